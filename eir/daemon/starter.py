@@ -121,8 +121,11 @@ class Starter:
         ChannelError if it cannot be started.
         """
         async with self._one:
-            starter = self._process or await self._begun()
-            ours, theirs = pair()
+            try:
+                starter = self._process or await self._begun()
+                ours, theirs = pair()
+            except OSError as e:  # no descriptor, no memory, or no process more
+                raise ChannelError(f"no process can be started: {e}") from None
             call = pickle.dumps((main, arguments), pickle.HIGHEST_PROTOCOL)
             with theirs:
                 _adopt(True)

@@ -1,5 +1,6 @@
 """Processes: how they are started, end, start again, and are ended. Real ones, nothing of the register in them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -180,6 +181,21 @@ async def test_while_no_other_runs_one_is_started_again_soon(kept, monkeypatch):
     assert [fields["restart_in_s"] for _, fields in kept.told] == [3600.0]
     next(process for process in kept.started if process.name == "worker-1").kill()
     await until_async(lambda: len(kept.started) > 2)
+
+
+async def test_a_start_for_which_the_host_has_no_room_is_tried_again(kept, monkeypatch):
+    faults = [OSError(errno.ENOMEM, "no memory"), OSError(errno.EMFILE, "no descriptor")]
+
+    def scarce():
+        if faults:
+            raise faults.pop()
+        return pair()
+
+    monkeypatch.setattr(starter, "RESTART_S", 0.01)
+    monkeypatch.setattr(starter, "pair", scarce)
+    kept.keep("worker-0", waits, serves=True)
+    await until_async(lambda: kept.started)
+    assert [event for event, _ in kept.told] == ["start_failed", "process_ended"] * 2
 
 
 async def test_the_end_starts_none_again(kept):
