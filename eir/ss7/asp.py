@@ -196,7 +196,8 @@ class Association:
             raise M3uaFault(Error.UNEXPECTED_MESSAGE)
         if kind == Kind.ASPUP:
             was_active = self.state == State.ACTIVE
-            self._ends_at = None
+            if not self._leaving:  # who is sent away and comes up again has no longer for that
+                self._ends_at = None
             self._go(State.INACTIVE)
             self._out.append(m3ua.message(Kind.ASPUP_ACK))
             if was_active:

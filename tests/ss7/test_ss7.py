@@ -7,7 +7,7 @@ import m3ua_wire as wire
 import pytest
 
 from eir.ss7 import ber, m3ua, sccp, tcap
-from eir.ss7.asp import ACK_S, BEAT_S, TRIES_MAX, Association, State
+from eir.ss7.asp import ACK_S, BEAT_S, LEAVE_S, TRIES_MAX, Association, State
 from eir.ss7.m3ua import Error, Kind, Tag, parameter
 from eir.ss7.pointcode import point_code, point_code_text
 
@@ -223,6 +223,17 @@ def test_who_connects_and_says_nothing_is_sent_away():
     end = listening(active=False)
     end.timer(end.deadline())
     assert end.over == "cer_timeout"
+
+
+def test_who_is_sent_away_does_not_stay_by_coming_up_again():
+    end = listening()
+    end.leave(10.0)
+    up = m3ua.message(Kind.ASPIA_ACK) + m3ua.message(Kind.ASPUP) + m3ua.message(Kind.ASPAC)
+    for now in (10.5, 11.0, 11.5):
+        end.receive(up, now)
+    assert end.state == State.ACTIVE
+    end.timer(10.0 + LEAVE_S)
+    assert end.over == "left"
 
 
 # every order in which two ends can act: what tests/pairs.py does for Diameter
