@@ -49,7 +49,10 @@ OWN_POINT_CODE = "0-0-1"
 
 # Options of the commands that ask over the wire.
 Imsi = Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")]
-OriginHost = Annotated[str | None, typer.Option(metavar="HOST", help="Our Origin-Host; probe.REALM if not given.")]
+OriginHost = Annotated[
+    str | None,
+    typer.Option(metavar="HOST", help="Our Origin-Host, probe.REALM if not given; over gsup:// our ipa-name."),
+]
 OriginRealm = Annotated[
     str | None,
     typer.Option(
@@ -286,6 +289,8 @@ class Names(NamedTuple):
     origin_realm: str
     destination_host: str | None
     destination_realm: str | None
+    given_host: str | None = None
+    """Our Origin-Host where it was given."""
 
 
 def names_of(
@@ -301,7 +306,7 @@ def names_of(
         with suppress(*[ConfigError] * (config in {DEFAULT_CONFIG, SYSTEM_CONFIG})):
             own = load_identity(config).realm
     own = own or PROBE_REALM
-    return Names(origin_host or f"probe.{own}", own, destination_host, destination_realm)
+    return Names(origin_host or f"probe.{own}", own, destination_host, destination_realm, origin_host)
 
 
 class Calls(NamedTuple):
@@ -365,13 +370,14 @@ def _gsup_prober(wanted: Wanted) -> tuple[Any, Any]:
 
     if wanted.tls is not None:
         raise fail(f"{wanted.target}: GSUP knows no TLS; --ca, --cert and --key are for others", EXIT_USAGE)
-    return probe, probe.Target(*_host_and_port(wanted.target.partition("://")[2], PORT), wanted.timeout_s)
+    where = _host_and_port(wanted.target.partition("://")[2], PORT)
+    return probe, probe.Target(*where, wanted.timeout_s, wanted.names.given_host or probe.NAME)
 
 
 def _map_prober(wanted: Wanted) -> tuple[Any, Any]:
     from eir.map import probe  # noqa: PLC0415 - for this protocol alone
     from eir.map.settings import PORT  # noqa: PLC0415 - as above
-    from eir.ss7.pointcode import ITU, point_code  # noqa: PLC0415 - as above
+    from eir.ss7.pointcode import ITU, point_code, point_code_text  # noqa: PLC0415 - as above
 
     if wanted.tls is not None:
         raise fail(f"{wanted.target}: SIGTRAN knows no TLS; --ca, --cert and --key are for others", EXIT_USAGE)
@@ -384,7 +390,8 @@ def _map_prober(wanted: Wanted) -> tuple[Any, Any]:
     try:
         codes = point_code(calls.point_code, variant), point_code(str(eir), variant)
     except ValueError as e:
-        raise fail(f"{e} is no point code of the variant {variant}", EXIT_USAGE) from None
+        most = point_code_text(-1, variant)
+        raise fail(f"{e} is no point code of the variant {variant}: expected {most} at most", EXIT_USAGE) from None
     if calls.gt is not None and not is_digits(calls.gt):
         raise fail(f"--gt: expected digits, got {calls.gt}", EXIT_USAGE)
     *others, last = wanted.target.partition("://")[2].split(",")

@@ -38,6 +38,7 @@ from eir.commands.asking import (
 )
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say
+from eir.commands.sightings import write_down
 from eir.config import Config, load_to_ask
 from eir.sources.acknowledge import ENDS, listed_by
 
@@ -57,7 +58,7 @@ def audit(
     wanted: Annotated[Status | None, typer.Option(metavar="STATUS", help="What a listed device is to be answered; what the policy has for the list if not given, else blacklisted.", show_default=False)] = None,
     passive: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask nobody: look at a capture of S13 in clear, or of MAP over M3UA (pcap, pcapng).", show_default=False)] = None,
     port: Annotated[list[int] | None, typer.Option(metavar="N", help="With --passive: where the EIR listens for Diameter, if not at 3868; may be given several times.", show_default=False)] = None,
-    sightings: Annotated[bool, typer.Option("--sightings", help="Ask nobody: look at what this node has on record since the release was issued.")] = False,
+    sightings: Annotated[bool, typer.Option("--sightings", help="Ask nobody: look at what this node has on record since the release was issued; a running one writes first what it has just seen.")] = False,
     since: Annotated[str | None, typer.Option(metavar="7d", help="With --sightings: how far back to look instead.", show_default=False)] = None,
     mme: Annotated[list[str] | None, typer.Option(metavar="HOST", help="With --passive or --sightings: an MME that ought to ask, besides the peers that the configuration names; may be given several times.", show_default=False)] = None,
     imsi: Imsi = None,
@@ -169,6 +170,7 @@ def _captured(capture: Path, ports: list[int] | None, variant: str) -> tuple[lis
 def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:
     from eir.analysis.asked import asked  # noqa: PLC0415 - for this alone
 
+    write_down(config)
     return [Check(*row) for row in asked(config.state, since)], set(), set()
 
 
@@ -211,9 +213,9 @@ def _text(report: Report) -> str:
         lines.append(f"  {more:,} more; --json has all")
     for name, origin in (report.origins or {}).items():
         lines.append(
-            f"{name}: {origin.as_listed:,} of {origin.asked:,}"
+            f"{name or 'an unnamed origin'}: {origin.as_listed:,} of {origin.asked:,}"
             if origin.asked
-            else f"{name}: asked about no listed device"
+            else f"{name or 'an unnamed origin'}: asked about no listed device"
         )
     lines += [f"{name}: never asked" for name in report.never_asked]
     return "\n".join(lines)

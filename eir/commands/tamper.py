@@ -16,6 +16,7 @@ from eir.checks.identifier import BY_KEY
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, show_one
+from eir.commands.sightings import write_down
 from eir.config import Config, load_config
 from eir.device import device_key, key_text
 from eir.errors import EirError, IdentifierError
@@ -334,6 +335,7 @@ def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "A
         raise fail("--spark and --work go together", EXIT_USAGE)
     there: str | list[str] = where.record or []
     if not where.record:
+        write_down(config)
         days = ((begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3))
         there = [
             path

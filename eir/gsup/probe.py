@@ -20,7 +20,7 @@ from eir.peers.transport.stream import fault_text
 READ_BYTES: Final = 65_536
 LONGEST: Final = 1 << 17
 NAME: Final = "eir-probe"
-"""Our name to the EIR."""
+"""Our name to the EIR, unless another is given."""
 TEST_IMSI: Final = "001010000000000"
 """IMSI where none is given: without an IMSI there is no answer."""
 
@@ -32,6 +32,8 @@ class Target:
     host: str
     port: int
     timeout_s: float = 5.0
+    name: str = NAME
+    """Our name to the EIR (ipa-name)."""
 
 
 class _Client:
@@ -81,7 +83,7 @@ class _Client:
     def _take(self, frame: bytes) -> None:
         if frame[2] == CCM and len(frame) > HEADER_BYTES:
             if frame[HEADER_BYTES] == Ccm.ID_GET:
-                self._writer.write(ipa.id_resp(NAME) + ipa.ID_ACK)
+                self._writer.write(ipa.id_resp(self._target.name) + ipa.ID_ACK)
             elif frame[HEADER_BYTES] == Ccm.PING:
                 self._writer.write(ipa.PONG)
         elif frame[2:TYPE_AT] == bytes((OSMO, GSUP)) and frame[TYPE_AT : TYPE_AT + 1] in {

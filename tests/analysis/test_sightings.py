@@ -540,9 +540,14 @@ async def test_every_check_is_on_record_by_whichever_path_it_was_answered(site, 
     ]
     assert node.metrics()["eir_sightings_total"] == 7 + many
     assert frame["origin_realm"].unique().to_list() == [REALM]
+    await asked(mme, LISTED)  # whoever looks at the record finds what was asked just now
+    assert site.json("tamper", "show", LISTED)["subscribers"][0]["checks"] == 3 + many // 40
+    await asked(mme, LISTED)
+    audited = site.json("audit", site.folder / "releases" / "stolen-1.manifest.json", "--sightings")
+    assert (audited["asked"], audited["never_asked"]) == (4 + many // 40, [])
     await asked(mme, UNLISTED)
     node.end()  # what was not written yet is written at the end
-    assert pl.read_parquet(str(site.state / "sightings" / "*" / "*.parquet"))["checks"].sum() == 8 + many
+    assert pl.read_parquet(str(site.state / "sightings" / "*" / "*.parquet"))["checks"].sum() == 10 + many
 
 
 async def test_checks_of_a_probe_are_no_sightings_until_a_reload_makes_a_peer_of_it(site, connect):

@@ -309,7 +309,9 @@ async def test_the_probe_and_an_audit(site, hlr):
     said = iter([gsup(0x31, (1, tbcd("001010000000000")), (2, b"\x60")), b""])
     hlr.answer = lambda _: next(said)
     other = f"gsup://127.0.0.1:{hlr.port}"
-    assert "cause 96" in (await asyncio.to_thread(site.eir, "probe", other, LISTED)).stderr
+    named = ("probe", other, LISTED, "--origin-host", "MSC-1")
+    assert "cause 96" in (await asyncio.to_thread(site.eir, *named)).stderr
+    assert b"\0MSC-1\0" in hlr.names[-1]
     assert (
         "no answer within"
         in (await asyncio.to_thread(site.eir, "probe", other, LISTED, "--timeout", "0.3", status=1)).stderr

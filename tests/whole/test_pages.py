@@ -28,6 +28,7 @@ from eir.commands.app import command_line
 from eir.config import load_config
 from eir.operate.metrics import FAMILIES
 from eir.sources.feed_users import user_line
+from eir.ss7.pointcode import point_code
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -95,6 +96,11 @@ def options_of(command):
 
 BLOCKS = [(name, block) for name, page in PAGES.items() for block in blocks(page)]
 OURS = [words for _, block in BLOCKS for words in simple_commands(block)]
+
+
+def test_the_point_codes_that_commands_name_are_such():
+    named = re.findall(r"-point-code\s+([0-9-]+)", ALL)
+    assert len({point_code(each) for each in named}) > 1
 
 
 def test_each_page_is_looked_at():
