@@ -7,19 +7,23 @@ import time
 from made import until
 
 from eir.follow.follower import Follower
+from eir.follow.pauses import Pauses
 from eir.images.index import Index
+
+QUICK = Pauses(retry_s=0.02, unproved_s=0.02, unreadable_s=0.02)
+"""Nobody waits long for the next try."""
 
 
 class Node:
     """A follower with all that it is given, running."""
 
-    def __init__(self, store, kinds, *, now=time.time, **settings):
+    def __init__(self, store, kinds, *, now=time.time, pauses=QUICK, **settings):
         self.store = store
         self.index = Index(kinds, now)
         self.events, self.switched = [], []
         self.follower = Follower(
             store, self.index, report=lambda event, **fields: self.events.append((event, fields)),
-            on_switch=self._switched, **settings,
+            on_switch=self._switched, pauses=pauses, **settings,
         )  # fmt: skip
         self.on_switch = lambda: None
 

@@ -113,12 +113,17 @@ class Starter:
         self._thread.submit(int).result()  # a thread keeps what it began with
 
     async def start(
-        self, name: str, main: Callable[..., int], *arguments: Any, carrying: Sequence[HasDescriptor] = ()
+        self,
+        name: str,
+        main: Callable[..., int],
+        *arguments: Any,
+        carrying: Sequence[HasDescriptor] = (),
+        within_s: float = START_S,
     ) -> Process:
         """Start a process that is called eir-NAME in `ps` and `top`, and ends with what `main` returns.
 
         `main`, which can be pickled, gets its end of the channel, the arguments, and a descriptor for each of `carrying`. Raises
-        ChannelError if it cannot be started.
+        ChannelError if it cannot be started, or has not been `within_s`.
         """
         async with self._one:
             try:
@@ -131,7 +136,7 @@ class Starter:
                 _adopt(True)
                 try:
                     pid = await starter.channel.ask(
-                        "start", name, call, carrying=(theirs, *carrying), patience_s=START_S
+                        "start", name, call, carrying=(theirs, *carrying), patience_s=within_s
                     )
                 except BaseException as e:
                     ours.close()
@@ -175,8 +180,8 @@ class Starter:
 class Crew:
     """Keeps processes running: each is started again when it ends, after a pause, until all are to end."""
 
-    def __init__(self, *, report: Report) -> None:
-        self._report = report
+    def __init__(self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S) -> None:
+        self._report, self._restart_s, self._steady_s = report, restart_s, steady_s
         self._running: dict[Process, bool] = {}
         """Running processes, and whether somebody waits for each, unless others do the same."""
         self._alone = asyncio.Event()
@@ -229,7 +234,7 @@ class Crew:
         *,
         serves: bool,
     ) -> None:
-        task, pause_s = cast("asyncio.Task[None]", asyncio.current_task()), RESTART_S
+        task, pause_s = cast("asyncio.Task[None]", asyncio.current_task()), self._restart_s
         while not self._is_stopping():
             self._idle.add(task)
             began, status = time.monotonic(), None
@@ -244,7 +249,7 @@ class Crew:
             if self._is_stopping():
                 return
             ran_s = time.monotonic() - began
-            pause_s = RESTART_S if ran_s > STEADY_S else pause_s
+            pause_s = self._restart_s if ran_s > self._steady_s else pause_s
             self._report(
                 "process_ended", level="error", process=name, status=status, ran_s=round(ran_s), restart_in_s=pause_s
             )

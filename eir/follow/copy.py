@@ -17,13 +17,10 @@ from enum import Enum, auto
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.follow.history import give_back
+from eir.follow.pauses import PAUSES, Pauses
 from eir.pages.pages import Page, amended_digest, digest_text
 from eir.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.stores.write import one_batch
-
-RETRY_S = 1.0
-FULL_RETRY_S = 60.0
-"""Pause before a list for which the disk had no room is copied again: each try writes until it finds that."""
 
 
 class Relation(Enum):
@@ -83,14 +80,21 @@ class CopyKeeper:
     """
 
     def __init__(
-        self, store: ListStore, copy: ListStore, report: Report, failed: Callable[[str, Exception, str], None], who: str
+        self,
+        store: ListStore,
+        copy: ListStore,
+        report: Report,
+        failed: Callable[[str, Exception, str], None],
+        who: str,
+        *,
+        pauses: Pauses = PAUSES,
     ) -> None:
         self.store, self.copy = store, copy
         self.faults: dict[str, str] = {}
         """Lists whose copy could not be read, written or written back when that was last tried, and why."""
         self._told = 0
         """Faults so far."""
-        self._report, self._failed, self._who = report, failed, who
+        self._report, self._failed, self._who, self._pauses = report, failed, who, pauses
         self._wanted: dict[str, _Keep | _Heal] = {}
         self._something = asyncio.Event()
 
@@ -122,7 +126,7 @@ class CopyKeeper:
                     if self._wanted.get(name) is wanted:
                         del self._wanted[name]
                 else:
-                    pause_s = min(pause_s, left_s if left_s > 0 else RETRY_S)
+                    pause_s = min(pause_s, left_s if left_s > 0 else self._pauses.retry_s)
             if pause_s < math.inf:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
@@ -162,7 +166,7 @@ class CopyKeeper:
         except StoreError as error:
             self.fail(name, f"{what}_{error.cause}", error)
             if error.cause == "full" and isinstance(wanted, _Keep) and self._wanted.get(name) is wanted:
-                self._wanted[name] = replace(wanted, due=time.monotonic() + FULL_RETRY_S)
+                self._wanted[name] = replace(wanted, due=time.monotonic() + self._pauses.full_s)
             return not keeps
         except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
             self.fail(name, "copy_internal", error)

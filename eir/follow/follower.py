@@ -14,6 +14,7 @@ from functools import partial
 
 from eir.errors import Report, StoreChanged, StoreError
 from eir.follow.copy import CopyKeeper, Relation, relation
+from eir.follow.pauses import PAUSES, Pauses
 from eir.follow.proof import PROOF_MASK, Proof
 from eir.images.chunks import Chunk
 from eir.images.image import Image
@@ -21,12 +22,9 @@ from eir.images.imaging import chunks_of, image_with
 from eir.images.index import DeviceList, Index
 from eir.images.making import make
 from eir.pages.pages import Page, digest_text
-from eir.record.patience import STOOD_STILL, STORE_TIMEOUT_S, in_time
+from eir.record.patience import STOOD_STILL, in_time
 from eir.record.store import NO_LIST, ListState, ListStore
 
-WAIT_S = 1.0
-"""The states are read at least this often, whatever the store tells by itself."""
-RETRY_S = 1.0
 REST_TIMES, REST_MAX_S = 10, 0.1
 """After taking over changes, the follower rests this many times as long as that took, up to the maximum (s). So changes
 that come in quick succession, as from a register, are taken over together, and the processor is free for checks."""
@@ -37,10 +35,6 @@ READ_AGAIN_MAX = 5
 """Times that a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})
 """Causes that concern one list, not the store: its pages, or a lack of room for its image."""
-UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
-"""Pause before a list that could not be taken over is read again; it doubles."""
-UNREADABLE_RETRY_S = 5.0
-"""Pause before a state that is damaged is read again: it may be long."""
 SOME_PAGES = 500
 """Touched pages that are read at a time."""
 AMENDED_PAGES_MAX = 20_000
@@ -59,7 +53,7 @@ class Follower:
 
     def __init__(
         self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState, Image, Image | None], None],
-        copy: ListStore | None = None, heal: bool = True, who: str = "eir",
+        copy: ListStore | None = None, heal: bool = True, who: str = "eir", pauses: Pauses = PAUSES,
     ) -> None:  # fmt: skip
         self.up = False
         """The store answered when it was last asked."""
@@ -70,7 +64,8 @@ class Follower:
         self.from_copy: set[str] = set()
         """Lists in force that came from the last good copy and that the store has not shown since."""
         self._store, self._index, self._report, self._on_switch = store, index, report, on_switch
-        self._keeper = None if copy is None else CopyKeeper(store, copy, report, self._copy_failed, who)
+        self._keeper = None if copy is None else CopyKeeper(store, copy, report, self._copy_failed, who, pauses=pauses)
+        self._pauses = pauses
         self._heals = heal
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
@@ -84,7 +79,7 @@ class Follower:
         self._rest_s = 0.0
         """Seconds of rest after the pass in progress."""
         self.in_step_at = time.monotonic()
-        """The last time (time.monotonic) at which the lists in force were certainly those in the store; up to WAIT_S
+        """The last time (time.monotonic) at which the lists in force were certainly those in the store; up to `wait_s`
         ago is normal."""
 
     @property
@@ -141,12 +136,13 @@ class Follower:
 
     async def _follow_store(self) -> None:
         while True:
-            pause_s = RETRY_S
+            pause_s = self._pauses.retry_s
             with self._faults_told():
                 self._rest_s = 0.0
                 await self._pass(await self._states())
                 await asyncio.sleep(self._rest_s)
-                await in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
+                wait_s = self._pauses.wait_s
+                await in_time(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
 
@@ -164,7 +160,7 @@ class Follower:
         states: dict[str, ListState] = {}
         for name, state in zip(names, found, strict=True):
             if isinstance(state, StoreError) and state.cause == "corrupt":
-                self._unreadable[name] = began + UNREADABLE_RETRY_S
+                self._unreadable[name] = began + self._pauses.unreadable_s
                 self._failed("corrupt", state, name)
             elif isinstance(state, BaseException):
                 raise state
@@ -175,7 +171,7 @@ class Follower:
         return states
 
     async def _state(self, name: str) -> ListState | None:
-        return await in_time(self._store.state(name))
+        return await in_time(self._store.state(name), self._pauses.answer_s)
 
     async def _pass(self, states: Mapping[str, ListState]) -> None:
         if not self.up and self.errors:
@@ -210,7 +206,7 @@ class Follower:
                 if self._keeper is not None and self._heals:
                     self._keeper.heal(name, held, stored)
                 return False
-        not_before, pause_s = self._unproved.get(name, (0.0, UNPROVED_RETRY_S))
+        not_before, pause_s = self._unproved.get(name, (0.0, self._pauses.unproved_s))
         if time.monotonic() < not_before:
             return False
         began = time.monotonic()
@@ -221,7 +217,7 @@ class Follower:
         except StoreError as error:
             if error.cause not in UNPROVED:
                 raise
-            self._unproved[name] = (time.monotonic() + pause_s, min(2 * pause_s, UNPROVED_RETRY_MAX_S))
+            self._unproved[name] = (time.monotonic() + pause_s, min(2 * pause_s, self._pauses.unproved_max_s))
             self._failed(error.cause, error, name)
             return False
         now = time.monotonic()
@@ -249,7 +245,7 @@ class Follower:
         """Read a list whole, prove it, and put it in force. Nothing happens if the source does not have it."""
         read: ListState | None = None
         proof, total, chunks = Proof(), 0, list[Chunk]()
-        async with aclosing(_batches(source, name)) as batches:
+        async with aclosing(_batches(source, name, self._pauses.answer_s)) as batches:
             async for read, batch in batches:  # noqa: B007  # the last one is what was read
                 digests = [page.digest() for page in batch]
                 total += sum(digests)
@@ -275,7 +271,7 @@ class Follower:
         if proof is None or image is None or stored.generation < held.generation:
             return False
         try:
-            steps = await in_time(self._store.changes(name, held.generation)) or ()
+            steps = await in_time(self._store.changes(name, held.generation), self._pauses.answer_s) or ()
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
@@ -303,7 +299,8 @@ class Follower:
         """Numbered pages as of a generation, empty ones for those that are not there. Raises StoreChanged."""
         state, there = NO_LIST, dict[int, Page]()
         for at in range(0, len(numbers), SOME_PAGES):
-            found, pages = await in_time(self._store.some_pages(name, numbers[at : at + SOME_PAGES]))
+            part = numbers[at : at + SOME_PAGES]
+            found, pages = await in_time(self._store.some_pages(name, part), self._pauses.answer_s)
             if found is None or found.generation != generation:
                 raise StoreChanged(f"list {name} changed while its touched pages were read")
             state = found
@@ -374,12 +371,14 @@ class Follower:
         return True
 
 
-async def _batches(source: ListStore, name: str) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
+async def _batches(
+    source: ListStore, name: str, answer_s: float
+) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
     """The source's batches, each within the time that an answer may take."""
     async with aclosing(source.pages(name)) as batches:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
-                yield await in_time(anext(batches))
+                yield await in_time(anext(batches), answer_s)
             except StopAsyncIteration:
                 return
 

@@ -22,8 +22,13 @@ STOOD_STILL = "stood_still"
 may have given up without looking. To be tried again."""
 
 
-async def in_time(answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S) -> T:
-    """The store's answer. Raises StoreError: what the answer raises, `timeout` if the loop ran for `timeout_s` without it, or STOOD_STILL."""
+async def in_time(
+    answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S, *, tick_s: float = TICK_S, stopped_s: float = STILL_S
+) -> T:
+    """The store's answer. Raises StoreError: what the answer raises, `timeout` if the loop ran for `timeout_s` without it, or STOOD_STILL.
+
+    Time is counted in pieces of `tick_s`; one that lasts longer by `stopped_s` shows that the process did not run.
+    """
     loop = asyncio.get_running_loop()
     ticking: asyncio.TimerHandle | None = None
     still_s = 0.0
@@ -37,7 +42,7 @@ async def in_time(answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S) -> T
         nonlocal ticking
         look()
         if left_s > 0:
-            ticking = loop.call_later(min(TICK_S, left_s), tick, left_s - TICK_S)
+            ticking = loop.call_later(min(tick_s, left_s), tick, left_s - tick_s)
         else:
             limit.reschedule(loop.time())
 
@@ -53,6 +58,6 @@ async def in_time(answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S) -> T
     except TimeoutError:
         raise StoreError("timeout", f"the store did not answer within {timeout_s:g} s") from None
     except StoreError as e:
-        if still_s < STILL_S:
+        if still_s < stopped_s:
             raise
         raise StoreError(STOOD_STILL, f"this process did not run for {still_s:.0f} s; meanwhile: {e}") from e

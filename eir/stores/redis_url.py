@@ -47,10 +47,10 @@ OPTIONS = {
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
-"""Longer than any read that waits for a change (eir.follow.follower.WAIT_S)."""
+"""Longer than any read that waits for a change (`wait_s` of eir.follow.pauses)."""
 GUIDE_TIMEOUT_S = 1.5
 """Seconds for a sentinel or cluster node, which only says where to go. Others can be asked, and the time of one answer
-(eir.follow.follower.STORE_TIMEOUT_S) has to be enough although two of them hang."""
+(eir.record.patience.STORE_TIMEOUT_S) has to be enough although two of them hang."""
 RETRIES = 2
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.5
 

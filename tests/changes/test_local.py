@@ -16,8 +16,8 @@ from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, NothingToRollBack
-from eir.follow import follower
 from eir.follow.follower import Follower
+from eir.follow.pauses import Pauses
 from eir.images.index import Index
 from eir.pages.pages import PAGE_KEYS, content_digest
 from eir.pages.roaring import decode_keys
@@ -391,7 +391,9 @@ async def test_a_list_that_never_stands_still_is_given_up(store, monkeypatch):
 async def following(store, kinds):
     """A worker's index that follows the store; yields it and waits for a condition on it."""
     index = Index(kinds)
-    filling = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None)
+    filling = Follower(
+        store, index, report=lambda *_, **__: None, on_switch=lambda *_: None, pauses=Pauses(wait_s=3600.0)
+    )
     await filling.start()
     task = asyncio.create_task(filling.run())
 
@@ -409,7 +411,6 @@ async def following(store, kinds):
 
 async def test_an_entry_reaches_a_worker_within_a_tenth_of_a_second(tmp_path, store, monkeypatch):
     """The follower's own look is an hour away: the store tells of it, and pauses a tenth of a second at most between two looks."""
-    monkeypatch.setattr(follower, "WAIT_S", 3600.0)
     pauses, sleep = [], asyncio.sleep
 
     async def noted(delay, *result):

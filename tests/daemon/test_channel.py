@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from node import until_async
 
-from eir.daemon import channel
 from eir.daemon.channel import Channel, ChannelError, pair
 from eir.errors import EirError
 
@@ -141,12 +140,10 @@ async def test_what_is_done_for_an_end_that_is_gone_is_given_up():
         await until_async(lambda: given_up)
 
 
-async def test_no_answer_in_time(monkeypatch):
+async def test_no_answer_in_time():
     async with ends() as (here, there), serving(here):
-        monkeypatch.setattr(channel, "ANSWER_S", 0.05)
         with pytest.raises(ChannelError, match=r"no answer to double in 0\.05 s"):
-            await here.ask("double", 1)
-        monkeypatch.setattr(channel, "ANSWER_S", 5)
+            await here.ask("double", 1, patience_s=0.05)
         asked = asyncio.create_task(here.ask("double", 2))
         async with serving(
             there, double=lambda value: value * 2

@@ -98,29 +98,26 @@ async def test_a_starter_that_was_killed_is_missed_by_nobody(begun):
     told = []
     begun.report = lambda event, **fields: told.append((event, fields["process"], fields["status"]))
     before = await begun.start("one", waits)
-    killed = begun._process
-    killed.kill()
-    assert await killed.ended() == -signal.SIGKILL
+    killed = starter_of_ours()
+    os.kill(killed, signal.SIGKILL)
     await until_async(lambda: told)
     after = await begun.start("two", waits)
     await until_async(lambda: {"one", "two", "starter"} <= children(os.getpid()).keys())
-    assert begun._process.pid != killed.pid
+    assert starter_of_ours() != killed
     for process in (before, after):
         process.channel.close()
         assert await process.ended() == 0
     assert told == [("process_ended", "starter", -signal.SIGKILL)]
 
 
-async def test_a_starter_that_hangs_is_replaced(begun, monkeypatch):
+async def test_a_starter_that_hangs_is_replaced(begun):
+    told = []
+    begun.report = lambda event, **fields: told.append((event, fields["status"]))
     process = await begun.start("one", waits)
-    hung = begun._process
-    hung.kill(signal.SIGSTOP)
-    monkeypatch.setattr(starter, "START_S", 0.1)
+    os.kill(starter_of_ours(), signal.SIGSTOP)
     with pytest.raises(ChannelError, match="no answer to start"):
-        await begun.start("two", waits)
-    assert await hung.ended() == -signal.SIGKILL
-    monkeypatch.setattr(starter, "START_S", 60)
-    await until_async(lambda: begun._process is None)
+        await begun.start("two", waits, within_s=0.1)
+    await until_async(lambda: told == [("process_ended", -signal.SIGKILL)])
     last = await begun.start("three", waits)
     for each in (process, last):
         each.channel.close()
@@ -128,15 +125,23 @@ async def test_a_starter_that_hangs_is_replaced(begun, monkeypatch):
     assert "two" not in children(os.getpid())
 
 
+def starter_of_ours():
+    return children(os.getpid())["starter"]
+
+
 class Kept:
     """A crew, what it tells, and how its processes are seen to."""
 
     def __init__(self, begun):
         self.told = []
-        self.crew = Crew(report=lambda event, **fields: self.told.append((event, fields)))
+        self.renew()
         self.starter = begun
         self.started = []
         self.heard = []
+
+    def renew(self, restart_s=0.01, **times):
+        """Another crew, with these times."""
+        self.crew = Crew(report=lambda event, **fields: self.told.append((event, fields)), restart_s=restart_s, **times)
 
     def keep(self, name, main, *arguments, **how):
         async def start():
@@ -155,26 +160,26 @@ async def kept(begun):
     await made.crew.end(10)
 
 
-async def test_the_pause_before_a_restart_doubles_until_a_process_runs_steadily(kept, monkeypatch):
-    monkeypatch.setattr(starter, "RESTART_S", 0.01)
-    kept.keep("worker-0", ends, 1, serves=True)
-    await until_async(lambda: kept.crew.restarts >= 3)
-    monkeypatch.setattr(starter, "STEADY_S", -1.0)
-    await until_async(lambda: [fields["restart_in_s"] for _, fields in kept.told].count(0.01) >= 2)
-    pauses = [(event, fields["process"], fields["status"], fields["restart_in_s"]) for event, fields in kept.told]
-    assert pauses[:3] == [("process_ended", "worker-0", 1, pause) for pause in (0.01, 0.02, 0.04)]
+async def test_the_pause_before_a_restart_doubles_until_a_process_runs_steadily(kept):
+    for steady_s, pauses in ((60.0, (0.01, 0.02, 0.04)), (-1.0, (0.01, 0.01, 0.01))):
+        kept.renew(steady_s=steady_s)
+        kept.keep("worker-0", ends, 1, serves=True)
+        await until_async(lambda: kept.crew.restarts >= 3)
+        assert await kept.crew.end(60)
+        told = [(event, fields["process"], fields["status"], fields["restart_in_s"]) for event, fields in kept.told]
+        assert told[:3] == [("process_ended", "worker-0", 1, pause) for pause in pauses]
+        kept.told.clear()
 
 
-async def test_restarts_of_what_serves_nobody_are_not_counted(kept, monkeypatch):
-    monkeypatch.setattr(starter, "RESTART_S", 0.01)
+async def test_restarts_of_what_serves_nobody_are_not_counted(kept):
     kept.keep("follower", ends, 1)
     await until_async(lambda: len(kept.started) == 2)
     assert kept.crew.restarts == 0
 
 
-async def test_while_no_other_runs_one_is_started_again_soon(kept, monkeypatch):
+async def test_while_no_other_runs_one_is_started_again_soon(kept):
     """However often they died: the pauses of two that die again and again never leave nobody for longer than that."""
-    monkeypatch.setattr(starter, "RESTART_S", 3600.0)
+    kept.renew(restart_s=3600.0)
     kept.keep("worker-0", ends, 1, serves=True)
     kept.keep("worker-1", waits, serves=True)
     await until_async(lambda: kept.told and len(kept.started) == 2)
@@ -191,7 +196,6 @@ async def test_a_start_for_which_the_host_has_no_room_is_tried_again(kept, monke
             raise faults.pop()
         return pair()
 
-    monkeypatch.setattr(starter, "RESTART_S", 0.01)
     monkeypatch.setattr(starter, "pair", scarce)
     kept.keep("worker-0", waits, serves=True)
     await until_async(lambda: kept.started)
@@ -219,8 +223,7 @@ async def test_a_process_that_outlives_its_time_is_killed(kept):
     assert is_gone(pid)
 
 
-async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept, monkeypatch):
-    monkeypatch.setattr(starter, "RESTART_S", 0.01)
+async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept):
     attended = []
 
     async def start():

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from followed import Node
+from followed import QUICK, Node
 from groups import Cluster, Watched
 from made import event, page, pages_of, state, until
 from servers import Server
@@ -122,6 +123,7 @@ async def nothing():
         yield batch
 
 
+OFTEN = replace(QUICK, wait_s=0.05)
 PATIENCE_S = 3
 """For what a missing right keeps from coming; a busy host has more where nothing is missing."""
 
@@ -129,10 +131,10 @@ PATIENCE_S = 3
 async def heal(server, folder, store):
     copy = SqliteStore(folder / "copy.sqlite")
     try:
-        async with Node(store, {"a": "devices"}, copy=copy) as node:
+        async with Node(store, {"a": "devices"}, copy=copy, pauses=OFTEN) as node:
             await until(lambda: is_there(copy), PATIENCE_S)
             server.command("DEL", "eir:{a}:state")
-            await comes(node, lambda: node.follower.lost)
+            await comes(node, lambda: node.follower.errors["lost_data"])
             await comes(node, lambda: not node.follower.lost)
     finally:
         await copy.close()
@@ -159,7 +161,7 @@ async def follow(server, _, user=WORKER):
         await admin.replace("a", state(A), A, seen=0)
         await admin.record(event("a"))
         async with opened(server, user) as store:
-            async with Node(store, {"a": "devices"}) as node:
+            async with Node(store, {"a": "devices"}, pauses=OFTEN) as node:
                 assert node.index.lists["a"].holds(1)
                 await admin.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
                 await comes(node, lambda: node.generation() == 2)
@@ -192,7 +194,8 @@ def works(server, user, folder):
         server.replica.pause()
     try:
         asyncio.run(WORK[user](server, folder))
-    except (StoreError, AssertionError, TimeoutError):
+    except (StoreError, AssertionError, TimeoutError) as error:
+        print(repr(error))
         return False
     finally:
         server.replica.resume()
@@ -202,8 +205,6 @@ def works(server, user, folder):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(writing, "REPLICA_WAIT_MS", 20)
-    monkeypatch.setattr("eir.follow.follower.RETRY_S", 0.02)
-    monkeypatch.setattr("eir.follow.follower.WAIT_S", 0.05)
 
 
 @pytest.mark.parametrize("user", [LOADER, HEALER, WORKER])

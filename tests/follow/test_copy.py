@@ -5,13 +5,11 @@ import contextlib
 from dataclasses import replace
 
 import pytest
-from followed import Node
+from followed import QUICK, Node
 from made import page, pages_of, state, until
 from test_follow import Faulty
 
 from eir.errors import StoreError
-from eir.follow import copy as copy_module
-from eir.follow import follower as follow
 from eir.pages.pages import PAGE_KEYS
 from eir.stores.open import open_copy
 from eir.stores.sqlite import SqliteStore
@@ -21,10 +19,15 @@ B = [page(0, [3], reasons=b"\x00"), *pages_of([7 * PAGE_KEYS])]
 A_KEYS, B_KEYS = [1, 2, 5 * PAGE_KEYS], [3, 7 * PAGE_KEYS]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    for module, name in ((follow, "RETRY_S"), (copy_module, "RETRY_S")):
-        monkeypatch.setattr(module, name, 0.02)
+class Meddled(SqliteStore):
+    """A copy for which a test says what comes `before` a list is written to it."""
+
+    before = None
+
+    async def restore(self, name, *details, **more):
+        if self.before is not None:
+            await self.before(name)
+        return await super().restore(name, *details, **more)
 
 
 @pytest.fixture
@@ -32,8 +35,8 @@ async def stores(tmp_path):
     """The store that is elsewhere, and the folder of a node's copy."""
     async with contextlib.AsyncExitStack() as stack:
 
-        def open_one(name):
-            opened = SqliteStore(tmp_path / f"{name}.sqlite")
+        def open_one(name, kind=SqliteStore):
+            opened = kind(tmp_path / f"{name}.sqlite")
             stack.push_async_callback(opened.close)
             return opened
 
@@ -104,27 +107,24 @@ async def test_a_delta_is_copied_by_its_pages(stores):
         assert store.read_whole == 0
 
 
-async def test_a_list_without_room_is_not_tried_again_at_once(stores, monkeypatch):
-    store, copy, tried = stores("store"), stores("copy"), []
+async def test_a_list_without_room_is_not_tried_again_at_once(stores):
+    store, copy, tried = stores("store"), stores("copy", Meddled), []
     await store.replace("a", state(A), A, seen=0)
     await store.replace("b", state(B), B, seen=0)
-    restore = copy.restore
 
-    async def full(name, *details, **more):
+    async def full(name):
         tried.append(name)
         if name == "a":
             raise StoreError("full", "no room")
-        await restore(name, *details, **more)
 
-    monkeypatch.setattr(copy, "restore", full)
+    copy.before = full
     async with Node(store, {"a": "devices", "b": "devices"}, copy=copy) as node:
         await until(lambda: is_level(copy, node, "b"))
         await store.replace("b", state(A, serial=2), A, seen=1)
         await until(lambda: is_level(copy, node, "b"))
-        await asyncio.sleep(10 * copy_module.RETRY_S)
+        await asyncio.sleep(10 * QUICK.retry_s)
         assert tried.count("a") == 1
-        monkeypatch.setattr(copy_module, "FULL_RETRY_S", 0.02)
-        await store.replace("a", state(B, serial=2), B, seen=1)
+    async with Node(store, {"a": "devices"}, copy=copy, pauses=replace(QUICK, full_s=0.02)):
         await until(lambda: tried.count("a") > 3)
 
 
@@ -286,16 +286,11 @@ class TestHealing:
             await until(lambda: not node.follower.lost and node.generation() == 1)
             await until(lambda: is_level(copy, node))
 
-    async def test_another_node_heals_what_was_not_yet_copied_here(self, stores, monkeypatch):
+    async def test_another_node_heals_what_was_not_yet_copied_here(self, stores):
         """And then it is copied here too."""
-        store, behind, ahead = stores("store"), stores("behind"), stores("ahead")
-        restore, room = behind.restore, asyncio.Event()
-
-        async def slowly(*details, **more):
-            await room.wait()
-            await restore(*details, **more)
-
-        monkeypatch.setattr(behind, "restore", slowly)
+        store, behind, ahead = stores("store"), stores("behind", Meddled), stores("ahead")
+        room = asyncio.Event()
+        behind.before = lambda _: room.wait()
         await store.replace("a", state(A), A, seen=0)
         async with (
             Node(store, {"a": "devices"}, copy=behind) as late,
@@ -310,15 +305,15 @@ class TestHealing:
             await until(lambda: is_level(behind, late))
             assert await read(behind) == A
 
-    async def test_a_fault_of_our_own_does_not_end_the_following(self, stores, monkeypatch):
-        store, copy = stores("store"), stores("copy")
+    async def test_a_fault_of_our_own_does_not_end_the_following(self, stores):
+        store, copy = stores("store"), stores("copy", Meddled)
         await store.replace("a", state(A), A, seen=0)
         async with Node(store, {"a": "devices"}, copy=copy) as node:
             await until(lambda: is_level(copy, node))
-            monkeypatch.setattr(copy, "restore", None)
+            copy.before = lambda _: 1 / 0
             await store.replace("a", state(B, serial=2), B, seen=1)
             await until(lambda: node.follower.errors["copy_internal"] > 1)
             await store.replace("a", state(A, serial=3), A, seen=2)
             await node.reaches(3)
-            monkeypatch.undo()
+            copy.before = None
             await until(lambda: is_level(copy, node))

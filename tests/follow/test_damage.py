@@ -10,7 +10,6 @@ from followed import Node
 from made import page, pages_of, state, until
 from servers import Server, programs
 
-from eir.follow import follower as follow
 from eir.pages.pages import PAGE_KEYS
 from eir.stores import sqlite
 from eir.stores.redis import RedisStore, bounded
@@ -112,8 +111,6 @@ def bounds(monkeypatch):
     monkeypatch.setattr(bounded, "VALUE_BYTES_MAX", 1 << 20)
     monkeypatch.setitem(sqlite.BOUND, "most", 1 << 20)
     monkeypatch.setattr(sqlite.writing, "VALUE_BYTES_MAX", 1 << 20)
-    for name in ("RETRY_S", "UNPROVED_RETRY_S", "UNREADABLE_RETRY_S"):
-        monkeypatch.setattr(follow, name, 0.02)
 
 
 @pytest.fixture(scope="module")

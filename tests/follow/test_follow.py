@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from followed import Node
+from followed import QUICK, Node
 from made import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
@@ -72,12 +72,6 @@ async def faulty(store):
     return Faulty(store)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    for name in ("RETRY_S", "UNPROVED_RETRY_S"):
-        monkeypatch.setattr(follow, name, 0.02)
-
-
 def shown(generation, highest, digest="00", resets=0) -> ListState:
     return replace(state(generation=generation), highest_serial=highest, content_digest=digest, serial_resets=resets)
 
@@ -119,9 +113,8 @@ async def test_start_fills_all_lists_that_are_configured(store):
     assert node.events == []
 
 
-async def test_a_load_is_followed_as_soon_as_the_store_tells_of_it(store, monkeypatch):
-    monkeypatch.setattr(follow, "WAIT_S", 3600.0)
-    async with Node(store, {"a": "devices"}) as node:
+async def test_a_load_is_followed_as_soon_as_the_store_tells_of_it(store):
+    async with Node(store, {"a": "devices"}, pauses=replace(QUICK, wait_s=3600.0)) as node:
         await store.replace("a", state(A), A, seen=0)
         await node.reaches(1)
         await store.replace("a", state(B, serial=2), B, seen=1)
@@ -219,11 +212,9 @@ async def test_a_start_without_the_store_ends(faulty):
     assert node.follower.errors == {"refused": 1}
 
 
-async def test_a_store_that_hangs_is_given_up_in_time(store, faulty, monkeypatch):
-    monkeypatch.setattr(follow, "WAIT_S", 0.0)
-    monkeypatch.setattr(follow.in_time, "__defaults__", (0.05,))
+async def test_a_store_that_hangs_is_given_up_in_time(store, faulty):
     await store.replace("a", state(A), A, seen=0)
-    async with Node(faulty, {"a": "devices"}) as node:
+    async with Node(faulty, {"a": "devices"}, pauses=replace(QUICK, wait_s=0.0, answer_s=0.2)) as node:
         faulty.hang = asyncio.Event()
         await until(lambda: node.follower.errors["timeout"] > 1)
         assert node.keys() == [1, 2, 5 * PAGE_KEYS]

@@ -80,6 +80,11 @@ DRAWN = {
 """Parts that have a picture, and what is in it as text."""
 
 
+def part_of(test):
+    """The part that a test is named for."""
+    return test.removeprefix("test_").replace("_", "-")
+
+
 def shown(value):
     """How many digits of it stand behind the point."""
     return 0 if value >= 100 else 1 if value >= 10 else 2
@@ -92,21 +97,22 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def running(pictures, pytestconfig):
-    """All parts in their shortest form, side by side: no time is of interest here."""
+def running(pictures, request):
+    """All parts whose tests run, in their shortest form, side by side: no time is of interest here."""
+    tried = {part_of(item.originalname) for item in request.session.items if item.path == request.path}
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     parts = {
         part: (*more, "--svg", pictures / f"{part}.svg") if part in DRAWN else more for part, more in PARTS.items()
     }
     parts |= dict.fromkeys(APART, ())
-    if pytestconfig.getoption("--long") and (has_sctp() or shutil.which("linux.uml")):
+    if has_sctp() or shutil.which("linux.uml"):
         parts["ecr-over-sctp"] = ("--transport", "sctp", "--windows", "8", "--only")
     started = {
         part: subprocess.Popen(
             [sys.executable, SCRIPTS / "bench", part.partition("-over-")[0], *more, "--quick", "--json"], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
-        for part, more in parts.items()
+        for part, more in parts.items() if part in tried
     }  # fmt: skip
     yield started
     for process in started.values():
@@ -117,7 +123,7 @@ def running(pictures, pytestconfig):
 @pytest.fixture
 def printed(running, request):
     """The document of the part that the test is named for."""
-    if (name := request.function.__name__.removeprefix("test_").replace("_", "-")) not in running:
+    if (name := part_of(request.function.__name__)) not in running:
         pytest.skip("no SCTP in this kernel, and no user-mode-linux to run it in")
     process = running[name]
     out, said = process.communicate(timeout=250)
@@ -128,7 +134,7 @@ def printed(running, request):
 @pytest.fixture
 def found(printed, request, pictures):
     """The same, where it has what most parts have."""
-    part, document = request.function.__name__.removeprefix("test_").replace("_", "-"), printed
+    part, document = part_of(request.function.__name__), printed
     assert document["part"] == part
     assert document["quick"] is True
     assert document["machine"]["processors"] == os.cpu_count()

@@ -17,9 +17,9 @@ from followed import Node
 from made import event, page, pages_of, state, until
 
 from eir.errors import NothingToRollBack, StoreError
-from eir.follow import follower as follow
 from eir.pages.pages import PAGE_KEYS, Page
 from eir.record.history import broken
+from eir.record.patience import STORE_TIMEOUT_S
 from eir.record.store import ACCEPTED, REFUSED
 from eir.stores import redis as redis_store
 from eir.stores import redis_url
@@ -827,7 +827,7 @@ class TestOneOfSeveralHangs:
     """A host that was switched off answers nothing at all; who asks it where to go gives up early enough to ask the next."""
 
     async def in_time(self, url):
-        async with opened(url) as store, asyncio.timeout(follow.STORE_TIMEOUT_S):
+        async with opened(url) as store, asyncio.timeout(STORE_TIMEOUT_S):
             assert "a" in await store.states()
 
     async def test_a_sentinel(self, redis_of):
