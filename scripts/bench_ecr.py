@@ -31,13 +31,12 @@ from benchmark.measure import (
     wrong_answers,
 )
 from benchmark.plot import Rows, Series
-from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
-from benchmark.site import Site
+from benchmark.site import loaded
 
 from eir.commands.table import table
 
-ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
+QUESTIONS = 500_000
 CONNECTIONS, WINDOWS = (1, 4, 16), (1, 16, 256)
 RATES = (5_000.0, 20_000.0)
 STEADY = Load(4, 4096, 20_000.0)
@@ -73,16 +72,14 @@ def main(arguments: Sequence[str]) -> int:
     on, how = cores(), times(options)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
-        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
-        site.load(site.release(listed.keys))
-        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        site, _, questions = loaded(folder, options, questions=QUESTIONS)
         with (
             site.server("eir", free_port(), cores=on.server) as eir,
             floor(free_port(), log=folder / "floor.log", cores=on.server) as bare,
             start_echo(free_port(), log=folder / "echo.log", cores=on.server) as fast,
         ):
             servers = [eir] if options.only else [eir, bare, fast]
-            results = in_turns(servers, loads, folder / "questions", how, on.generator)
+            results = in_turns(servers, loads, questions, how, on.generator)
     targets = []
     ratios = {}
     if not options.only:

@@ -17,14 +17,13 @@ from benchmark import feeder, network
 from benchmark.beside import DIAMETER, Clients, p99_beside_us, p99_us
 from benchmark.build import program
 from benchmark.measure import Target, add_options, at_least, at_most, cores, finish, say, times
-from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port
-from benchmark.site import LIST, Site
+from benchmark.site import LIST, loaded
 
 from eir.commands.table import table
 from eir.sources.feed_users import user_line
 
-ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 100_000
+QUESTIONS = 100_000
 CONNECTIONS, RATE = 256, 5000.0
 P99_TIMES = 1.5
 
@@ -41,9 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     on, how = cores(), times(options)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
-        site, listed, questions = Site(folder / "site"), scattered(ENTRIES, TACS), folder / "questions"
-        release = site.release(listed.keys)
-        write_questions(questions, listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        site, release, questions = loaded(folder, options, questions=QUESTIONS)
         (site.folder / "users").write_text(user_line(feeder.USER, feeder.PASSWORD))
         fed: list[dict[str, Any]] = []
         alone, beside = [], []

@@ -18,9 +18,8 @@ from benchmark import network
 from benchmark.beside import DIAMETER, Clients, p99_beside_us, p99_us
 from benchmark.build import program
 from benchmark.measure import add_options, at_most, cores, finish, say, times
-from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port
-from benchmark.site import Site
+from benchmark.site import loaded
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from joserfc import jwk, jws
@@ -28,7 +27,7 @@ from joserfc import jwk, jws
 from eir.commands.table import table
 from eir.sources.fraud_settings import SCOPE
 
-ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 100_000
+QUESTIONS = 100_000
 CONNECTIONS, AUDIENCE, LASTS_S = 64, "eir", 3600
 P99_TIMES = 2.0
 """As beside N5g-eir."""
@@ -46,9 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     on, how = cores(), times(options)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
-        site, listed, questions = Site(folder / "site"), scattered(ENTRIES, TACS), folder / "questions"
-        site.load(site.release(listed.keys))
-        write_questions(questions, listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        site, _, questions = loaded(folder, options, questions=QUESTIONS)
         token, key = _token()
         (site.folder / "gateway.pem").write_bytes(key)
         (folder / "token").write_text(token)

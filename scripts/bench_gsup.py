@@ -179,7 +179,7 @@ def _ask(
     refusals = [sum((is_listed or ())[at : at + window]) for at in range(0, len(questions) - window + 1, window)]
     frames, done, wrong, end, at = Frames(1 << 17), 0, 0, time.monotonic() + seconds, 0
     with socket.create_connection(("127.0.0.1", port)) as there:
-        while time.monotonic() < end:
+        while not done or time.monotonic() < end:
             there.sendall(chunks[at % len(chunks)])
             answers: list[bytes] = []
             while len(answers) < window:

@@ -28,13 +28,12 @@ from benchmark.measure import (
     say,
     times,
 )
-from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import Server, free_port, on_cores
-from benchmark.site import LIST, Site
+from benchmark.site import LIST, loaded
 
 from eir.commands.table import table
 
-ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 100_000
+QUESTIONS = 100_000
 OF_BARE, OF_APPLICATION = 0.5, 10.0
 P99_TIMES = 2.0
 DIAMETER = Load(4, 4096, 2_000.0)
@@ -62,10 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     on, how = cores(), times(options)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, ExitStack() as running:
         folder = Path(made)
-        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
-        site.load(site.release(listed.keys))
-        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
-        paths = http2.questions(folder / "paths", folder / "questions")
+        site, _, questions = loaded(folder, options, questions=QUESTIONS)
+        paths = http2.questions(folder / "paths", questions)
         http_port = free_port()
         eir = site.server("eir", free_port(), cores=on.server, n5g={"listen": [f"http://127.0.0.1:{http_port}"]})
         bare = http2.bare(free_port(), log=folder / "bare.log", cores=on.server)
@@ -82,11 +79,11 @@ def main(arguments: Sequence[str]) -> int:
             for name, port in ports.items():
                 rates[name].append(http2.answers_per_s(port, paths, how, on.generator))
                 say(f"turn {turn + 1}: {name} {rates[name][-1]:,.0f}/s")
-        alone = [_p99_us(eir, folder / "questions", how, on.generator) for _ in range(how.turns)]
+        alone = [_p99_us(eir, questions, how, on.generator) for _ in range(how.turns)]
         words = http2.command(
             http_port, paths, connections=4, streams=100, seconds=how.seconds + how.warmup + 2, warmup=0.0
         )
-        beside = [_beside(eir, words, folder / "questions", how, on.generator) for _ in range(how.turns)]
+        beside = [_beside(eir, words, questions, how, on.generator) for _ in range(how.turns)]
     medians = {name: statistics.median(found) for name, found in rates.items()}
     ratios = {
         name: round(statistics.median(ours / theirs for ours, theirs in zip(rates["eir"], found, strict=True)), 2)

@@ -32,15 +32,14 @@ from benchmark.measure import (
     times,
     wrong_answers,
 )
-from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import REALM, free_port
-from benchmark.site import Site
+from benchmark.site import loaded
 
 from eir.commands.table import table
 from eir.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.diameter.message import encode_message
 
-ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 200_000
+QUESTIONS = 200_000
 GOOD = Load(64, 32, rate=20_000, on_wire=True)
 ODD_HOST, ODD_RATE_MAX, ODD_RATE, PAUSE_S = f"odd.{REALM}", 1_000, 1_100, 0.01
 """The odd peer asks a little faster than it may, so that it is at its limit all the time."""
@@ -61,22 +60,20 @@ def main(arguments: Sequence[str]) -> int:
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
-        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
-        site.load(site.release(listed.keys))
-        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        site, _, questions = loaded(folder, options, questions=QUESTIONS)
         peers = [
             {"name": "odd", "host": ODD_HOST, "realm": REALM, "rate_max": ODD_RATE_MAX},
             {"name": "mme", "realm": REALM},
         ]
         with site.server("eir", free_port(), cores=on.server, peers=peers) as server:
             for turn in range(how.turns):
-                alone = ask(server, GOOD, folder / "questions", how, on.generator)
+                alone = ask(server, GOOD, questions, how, on.generator)
                 odd = multiprocessing.get_context("spawn").Process(
                     target=_ask_oddly, args=(server.port, on.generator), daemon=True
                 )
                 odd.start()
                 time.sleep(0.5)
-                beside = ask(server, GOOD, folder / "questions", how, on.generator)
+                beside = ask(server, GOOD, questions, how, on.generator)
                 if not odd.is_alive():
                     raise RuntimeError("the odd peer was thrown out")
                 odd.terminate()

@@ -18,9 +18,8 @@ from typing import NamedTuple
 from benchmark import network
 from benchmark.build import ROOT, program, python
 from benchmark.measure import Load, Results, add_options, ask, cores, finish, say, times, wrong_answers
-from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import floor, free_port
-from benchmark.site import Site
+from benchmark.site import loaded
 
 from eir.commands.table import table
 
@@ -100,16 +99,14 @@ def main(arguments: Sequence[str]) -> int:
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
-        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
-        site.load(site.release(listed.keys))
-        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        site, _, questions = loaded(folder, options, entries=ENTRIES, tacs=TACS, questions=QUESTIONS)
         with (
             site.server("eir", free_port(), cores=on.server) as eir,
             floor(free_port(), log=folder / "floor.log", cores=on.server) as bare,
         ):
             for turn in range(how.turns):
                 for server in (eir, bare):
-                    found = ask(server, LOAD, folder / "questions", how, on.generator)
+                    found = ask(server, LOAD, questions, how, on.generator)
                     results.setdefault((server.name, str(LOAD)), []).append(found)
                 stacks = folder / f"stacks-{turn}"
                 command = [
@@ -127,7 +124,7 @@ def main(arguments: Sequence[str]) -> int:
                 with Popen([*command, "--duration", str(look_s)], stdout=PIPE, stderr=PIPE, text=True) as profiler:
                     # It takes a moment to find its way through the process; the questions go on for longer than it looks.
                     longer = how._replace(warmup=1, seconds=look_s + 1)
-                    found = ask(eir, LOAD, folder / "questions", longer, on.generator)
+                    found = ask(eir, LOAD, questions, longer, on.generator)
                     _, said = profiler.communicate()
                 if profiler.returncode:
                     say(f"py-spy failed: {said.strip()}")

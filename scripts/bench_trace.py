@@ -36,14 +36,13 @@ from benchmark.measure import (
     times,
     wrong_answers,
 )
-from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import PATIENCE_S, REALM, free_port, on_cores
-from benchmark.site import EIR, Site
+from benchmark.site import EIR, loaded
 
 from eir.commands.table import table
 from eir.s13.probe import Target, asking
 
-ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
+QUESTIONS = 500_000
 FULL = Load(4, 256)
 STEADY = Load(4, 4096, 50_000.0, on_wire=True)
 WITH, WITHOUT = "with a trace", "without"
@@ -65,16 +64,14 @@ def main(arguments: Sequence[str]) -> int:
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
-        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
-        site.load(site.release(listed.keys))
-        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        site, _, questions = loaded(folder, options, questions=QUESTIONS)
         told = folder / "told"
         with site.server("eir", free_port(), cores=on.server) as server, _phone(server.port, on.generator):
             for load in (FULL, STEADY):
                 for turn in range(how.turns):
-                    without = ask(server, load, folder / "questions", how, on.generator)
+                    without = ask(server, load, questions, how, on.generator)
                     with _trace(site.folder / f"eir-{server.port}.yaml", told, on.generator):
-                        traced = ask(server, load, folder / "questions", how, on.generator)
+                        traced = ask(server, load, questions, how, on.generator)
                     for name, found in ((WITHOUT, without), (WITH, traced)):
                         results.setdefault((name, str(load)), []).append(found)
                         say(

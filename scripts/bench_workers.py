@@ -29,9 +29,8 @@ from benchmark.measure import (
     times,
     wrong_answers,
 )
-from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port
-from benchmark.site import Site
+from benchmark.site import loaded
 
 from eir.commands.table import table
 from eir.operate.control import ask as control
@@ -61,9 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     spread: dict[str, list[int]] = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
-        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
-        site.load(site.release(listed.keys))
-        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        site, _, questions = loaded(folder, options, entries=ENTRIES, tacs=TACS, questions=QUESTIONS)
         for turn in range(how.turns):
             for number in numbers:
                 # The generator keeps the last core for itself as long as the workers leave it one.
@@ -71,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
                 with site.server(f"workers: {number}", free_port(), cores=on, workers=number) as server:
                     load = Load(max(LOAD.connections, 2 * number), LOAD.window)
                     look = partial(_look, site.state, load.connections, spread.setdefault(server.name, []))
-                    found = ask(server, load, folder / "questions", how, {ours[-1]}, meanwhile=look)
+                    found = ask(server, load, questions, how, {ours[-1]}, meanwhile=look)
                     results.setdefault((server.name, str(load)), []).append(found)
                     say(
                         f"turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, {found['server_us_per_answer']:.2f} us an answer"

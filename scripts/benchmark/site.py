@@ -1,5 +1,6 @@
 """A host with an EIR of its own: a folder with a publisher's key, releases, configuration and state; its node as a server."""
 
+import argparse
 import asyncio
 import json
 import os
@@ -9,7 +10,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -17,10 +18,12 @@ from eir.record.settings import DEVICES, PAIRS
 from eir.releases.publish import publish
 from eir.stores.open import SQLITE, open_copy, open_store
 
-from .questions import Keys, write_list
+from .questions import QUICK_QUESTIONS, Keys, scattered, write_list, write_questions
 from .servers import REALM, Server, on_cores
 
 LIST = "stolen"
+ENTRIES, TACS = 100_000, 20_000
+"""Devices of the list that most parts have, and TACs over which they are scattered."""
 REST_S, LOOK_S = 120, 0.1
 EIR = [sys.executable, "-m", "eir"]
 
@@ -120,6 +123,28 @@ class Site:
             stdout=subprocess.PIPE,
         )
         return json.loads(done.stdout)
+
+
+class Loaded(NamedTuple):
+    """A host whose list is in force, and questions about it."""
+
+    site: Site
+    release: Path
+    """The manifest of the list's release."""
+    questions: Path
+    """A file of questions of which one in a hundred is about a listed device."""
+
+
+def loaded(
+    folder: Path, options: argparse.Namespace, *, entries: int = ENTRIES, tacs: int = TACS, questions: int
+) -> Loaded:
+    """Make them in a folder: what most parts begin with."""
+    site, listed = Site(folder / "site"), scattered(entries, tacs)
+    release = site.release(listed.keys)
+    site.load(release)
+    asked = folder / "questions"
+    write_questions(asked, listed, count=QUICK_QUESTIONS if options.quick else questions, hits=0.01)
+    return Loaded(site, release, asked)
 
 
 async def at_rest(store: str, state: Path, name: str = LIST) -> None:
