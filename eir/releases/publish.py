@@ -92,7 +92,7 @@ def publish(
     `more_keys` sign after it, for lists that want several signatures. `replace` False: a release of this serial that is there with
     other data stays. Rows are read as a load reads them: more than `bad_rows_max` that are wrong refuse the release, fewer are named
     to `warn`, as is what an EIR would take and nobody may have meant. `progress` hears of the stages `extract` and `measure`, in
-    bytes. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature then.
+    bytes. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature then, nor what is refused in `out`.
     """
     from eir.rows.reader import Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
@@ -105,27 +105,32 @@ def publish(
         raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
     folder = out or files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    placed = [name for file in files for name in _place(file, folder, kind, report)]
-    if len(set(placed)) < len(placed):
-        raise ReleaseRefused("file_name", "two data files have the same name")
-    tally = Tally(
-        bad_rows_max=ROWS_MAX, range_tacs_max=ROWS_MAX, check_digits=True, dates=True, complaints_max=BAD_ROWS_NAMED_MAX
-    )
-    said: list[str] = []
-    entries, rows = _described(
-        folder, placed, kind, layout, declared or {}, tally=tally, say=said.append, report=report
-    )
-    if tally.bad > bad_rows_max:
-        more = f"{tally.bad} bad rows; {bad_rows_max} may be bad (--bad-rows-max)"
-        raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
-    manifest = {
-        "format": release.FORMAT, "list": list_name, "kind": kind, "serial": serial, **({} if base is None else {"base": base}),
-        "issued": utc_text(issued), "expires": utc_text(expires), "files": [asdict(entry) for entry in entries],
-    }  # fmt: skip
-    path = folder / f"{list_name}-{serial}.manifest.json"
-    if not replace and _other_data(path, manifest):
-        advice = "give this one a higher serial, or --force"
-        raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
+    with _undone() as made:
+        placed = [name for file in files for name in _place(file, folder, kind, report, made)]
+        if len(set(placed)) < len(placed):
+            raise ReleaseRefused("file_name", "two data files have the same name")
+        tally = Tally(
+            bad_rows_max=ROWS_MAX,
+            range_tacs_max=ROWS_MAX,
+            check_digits=True,
+            dates=True,
+            complaints_max=BAD_ROWS_NAMED_MAX,
+        )
+        said: list[str] = []
+        entries, rows = _described(
+            folder, placed, kind, layout, declared or {}, tally=tally, say=said.append, report=report
+        )
+        if tally.bad > bad_rows_max:
+            more = f"{tally.bad} bad rows; {bad_rows_max} may be bad (--bad-rows-max)"
+            raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
+        manifest = {
+            "format": release.FORMAT, "list": list_name, "kind": kind, "serial": serial, **({} if base is None else {"base": base}),
+            "issued": utc_text(issued), "expires": utc_text(expires), "files": [asdict(entry) for entry in entries],
+        }  # fmt: skip
+        path = folder / f"{list_name}-{serial}.manifest.json"
+        if not replace and _other_data(path, manifest):
+            advice = "give this one a higher serial, or --force"
+            raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
     repeats = [each.repeats() for each in rows.values()]
     published = Published(
         manifest=path, rows=sum(entry.rows for entry in entries), entries={role: build_pages(each).entries for role, each in rows.items()},
@@ -177,10 +182,22 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
         raise ReleaseRefused("manifest", "a release expires after it is issued")
 
 
-def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[str]:
-    """Put this file's data files into the release's folder, and return their names."""
+@contextlib.contextmanager
+def _undone() -> Iterator[list[Path]]:
+    """A list for files that are made; they go again if what is done with them fails, so that the next try does not meet them."""
+    made: list[Path] = []
+    try:
+        yield made
+    except BaseException:
+        for each in made:
+            each.unlink(missing_ok=True)
+        raise
+
+
+def _place(file: Path, folder: Path, kind: str, report: Progress, made: list[Path]) -> Sequence[str]:
+    """Put this file's data files into the release's folder, and return their names; those that are new are appended to `made`."""
     if file.suffix.lower() == ".zip":
-        return _extract(file, folder, kind, report)
+        return _extract(file, folder, kind, report, made)
     if not is_plain_name(file.name):
         raise ReleaseRefused("file_name", f"{file.name!r} is not a plain file name")
     if file.resolve().parent != folder.resolve():
@@ -189,11 +206,11 @@ def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[st
         except OSError as error:
             raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
         with source:
-            _put(source, folder / file.name, os.fstat(source.fileno()).st_size)
+            _put(source, folder / file.name, os.fstat(source.fileno()).st_size, made)
     return (file.name,)
 
 
-def _extract(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[str]:
+def _extract(file: Path, folder: Path, kind: str, report: Progress, made: list[Path]) -> Sequence[str]:
     """The CSVs of a zip that a release of this kind is made of, extracted."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -205,7 +222,7 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[
                         "expanded", f"{file.name}: {name} is packed more than {EXPANDED_RATIO_MAX} times"
                     )
                 with archive.open(member) as source:
-                    _put(source, folder / name, member.file_size)
+                    _put(source, folder / name, member.file_size, made)
                 done(member.file_size)
     except OSError as error:
         raise ReleaseRefused("file_missing", f"{file}: {error.strerror or error}") from None
@@ -245,7 +262,7 @@ def _chosen(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mappi
     return found
 
 
-def _put(source: IO[bytes], target: Path, size: int) -> None:
+def _put(source: IO[bytes], target: Path, size: int, made: list[Path]) -> None:
     """Write `size` bytes under a new name; what is there already is left alone if it is the same, and refused if not."""
     with _temporary(target) as temporary:
         with temporary.open("wb") as file:
@@ -257,6 +274,7 @@ def _put(source: IO[bytes], target: Path, size: int) -> None:
                 file.write(data)
         if not os.path.lexists(target):
             temporary.replace(target)
+            made.append(target)
         elif target.is_symlink() or not target.is_file() or not filecmp.cmp(target, temporary, shallow=False):
             raise ReleaseRefused("file_exists", f"{target} is there already and differs; remove it first")
 

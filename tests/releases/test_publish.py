@@ -240,6 +240,20 @@ async def test_another_folder(agency, store):
     assert refusal(agency, source, put(agency.drop, "a.csv", b"imei\n"), out=out / "x").reason == "file_exists"
 
 
+def test_what_is_refused_is_not_in_the_way_of_the_next_try(agency):
+    out = agency.folder / "out"
+    out.mkdir()
+    kept = put(out, "b.csv", b"imei\n35123456789012\n")
+    both = [put(agency.folder, "a.csv", b"imei\nabc\n"), put(agency.folder, "b.csv", kept.read_bytes())]
+    assert refusal(agency, *both, out=out).reason == "bad_rows"
+    assert list(out.iterdir()) == [kept]
+    both[0].write_bytes(b"imei\n35123456789020\n")
+    make(agency, *both, out=out)
+    both[0].write_bytes(b"imei\n")
+    assert refusal(agency, *both, out=out).reason == "file_exists"
+    assert (out / "a.csv").read_bytes() == b"imei\n35123456789020\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "arguments", "reason"),
     [
