@@ -93,7 +93,16 @@ def offer(
         raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
     declared = load_layouts(config) if config.exists() else None
     now = datetime.now(UTC).replace(microsecond=0)
-    index = offer_release(to, manifest, key=key, now=now, holds=holds, keep=kept, declared=declared)
+    index = offer_release(
+        to,
+        manifest,
+        key=key,
+        now=now,
+        holds=holds,
+        keep=kept,
+        declared=declared,
+        warn=lambda text: say(f"warning: {text}"),
+    )
     text = f"{to} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
     document = {
         "list": index.list,

@@ -29,7 +29,7 @@ from eir.releases.publish import Published, publish
 from eir.releases.release import Release, parse_manifest, signature_names
 from eir.releases.signed import BEGINS, signed
 from eir.rows.export import export
-from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, without, written
+from eir.sources.folder import AHEAD_MAX, INDEX, Index, Offer, in_order, read, steps, without, written
 from eir.stores.sqlite import SqliteStore
 
 KEEP = timedelta(days=7)
@@ -37,6 +37,8 @@ KEEP = timedelta(days=7)
 DELTAS_MAX = 100
 """Deltas after a full release, after which it is time for another one."""
 MODE = 0o644
+ROOM = ".eir-publish-"
+"""Begin of the names of folders in which releases are made."""
 MEMORY_MAX = 1 << 44
 
 
@@ -66,7 +68,7 @@ def publish_into(
         before = index_in(folder)
         kind = holds or (DEVICES if before is None else before.holds)
         _check(before, folder, list_name=list_name, serial=serial, base=base, holds=kind)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".eir-publish-") as name:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as name:
             staged = Path(name) / str(serial)
             published = publish(
                 files, list_name=list_name, serial=serial, base=base, issued=issued, expires=expires, key=key, out=staged, layout=layout,
@@ -81,7 +83,8 @@ def publish_into(
             )
             offer = replace(offer, content=state.content_digest)
             made = [_put(offer, staged, folder)]
-            index = Index(list=list_name, holds=kind, written=issued, releases=in_order([*offers, *made]))
+            time = _time(before, issued, warn)
+            index = Index(list=list_name, holds=kind, written=time, releases=in_order([*offers, *made]))
             if folds := base is not None and _is_time(index, issued - keep):
                 full = here.folded(state, pages, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys))
                 made.append(_put(full, Path(name) / full.folder, folder))
@@ -95,7 +98,7 @@ def publish_into(
 
 def offer_release(
     folder: Path, manifest: Path, *, key: Path, now: datetime, holds: str | None = None, keep: timedelta = KEEP,
-    declared: Mapping[str, Layout] | None = None,
+    declared: Mapping[str, Layout] | None = None, warn: Callable[[str], None] = lambda _: None,
 ) -> Index:  # fmt: skip
     """Put a release that is signed already into the folder, with all its signatures; return the index, which `key` signs.
 
@@ -106,7 +109,7 @@ def offer_release(
         before = index_in(folder)
         kind = holds or (DEVICES if before is None else before.holds)
         _check(before, folder, list_name=said.list, serial=said.serial, base=said.base, holds=kind)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".eir-publish-") as name:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as name:
             staged = Path(name) / str(said.serial)
             staged.mkdir()
             for each in (manifest.name, *_signatures(manifest), *(file.name for file in said.files)):
@@ -117,7 +120,8 @@ def offer_release(
             state, _ = asyncio.run(here.loaded(manifests))
             offer = replace(_offer(staged / manifest.name), content=state.content_digest)
             offers = [] if before is None else before.releases
-            index = Index(list=said.list, holds=kind, written=now, releases=in_order([*offers, offer]))
+            time = _time(before, now, warn)
+            index = Index(list=said.list, holds=kind, written=time, releases=in_order([*offers, offer]))
             if len([each for each in index.releases if each.serial > index.full.serial]) > DELTAS_MAX:
                 detail = f"{DELTAS_MAX} deltas stand behind serial {index.full.serial}: a full release is needed now"
                 raise ReleaseRefused("base", detail)
@@ -165,6 +169,17 @@ def _check(before: Index | None, folder: Path, *, list_name: str, serial: int, b
         raise ReleaseRefused(
             "base", f"the delta builds on serial {base}, and {before.serial} is the newest in {folder}"
         )
+
+
+def _time(before: Index | None, now: datetime, warn: Callable[[str], None]) -> datetime:
+    """The time of the next index: readers take none that is older than one before it, by a clock that was set back a little either."""
+    if before is None or now >= before.written:
+        return now
+    if before.written <= now + AHEAD_MAX:
+        return before.written
+    late = f"it is {utc_text(now)} here, and {INDEX} was written {utc_text(before.written)}"
+    warn(f"{late}: who has seen that takes no older one; is the clock of this host right?")
+    return now
 
 
 def _is_time(index: Index, until: datetime) -> bool:
@@ -276,8 +291,19 @@ def _put(offer: Offer, staged: Path, folder: Path) -> Offer:
         with file.open("rb") as content:
             os.fsync(content.fileno())
         file.chmod(MODE)
+    _sync(staged)
     staged.rename(place)
+    _sync(folder)
     return offer
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -321,4 +347,9 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise EirError(f"somebody else publishes into {folder} just now") from None
+        for left in (*folder.glob(f"{ROOM}*"), *folder.glob(f".{INDEX}.*")):  # by one that was cut off
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         yield

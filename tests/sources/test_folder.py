@@ -84,6 +84,32 @@ async def _content(keeper, offers, room, kind, terms):
     return state.content_digest
 
 
+def test_what_a_run_leaves_that_was_killed_is_gone_after_the_next_one(keeper, tmp_path):
+    """Killed before its index was in place: its releases are there, but nobody is told of them, and the serial is free."""
+    keeper.publish(full=ROWS[:10])
+    before = {path.name for path in keeper.folder.iterdir()}
+    for left in (".eir-publish-abc/2", "2", "2-full", "7"):
+        (keeper.folder / left).mkdir(parents=True)
+        (keeper.folder / left / f"{NAME}-2.manifest.json").write_text("half a man")
+    (keeper.folder / f".{INDEX}.4711").write_text("half an index")
+    assert [offer.serial for offer in keeper.index().releases] == [1]
+    keeper.publish(added=ROWS[10:11])
+    assert {path.name for path in keeper.folder.iterdir()} == {*before, "2"}
+    (tmp_path / "room").mkdir()
+    assert content(keeper, keeper.index().releases, tmp_path / "room") == keeper.index().content_of(2)
+
+
+def test_an_index_is_no_older_than_the_one_before_though_the_clock_went_back(keeper):
+    said = []
+    keeper.publish(full=ROWS[:10], warn=said.append)
+    seen = keeper.index().written
+    keeper.publish(added=ROWS[10:11], minutes=-2, warn=said.append)
+    assert (keeper.index().written, keeper.index().serial, said) == (seen, 2, [])
+    keeper.publish(added=ROWS[11:12], minutes=-10, warn=said.append)
+    assert keeper.index().written < seen
+    assert "is the clock of this host right" in said[0]
+
+
 def test_a_folder_of_releases(keeper):
     keeper.publish(full=ROWS[:10])
     for row in ROWS[10:13]:
