@@ -82,14 +82,23 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
 
 @contextmanager
 def written_to(out: Path | None) -> Iterator[TextIO]:
-    """The file to write to, which comes into its place once it is whole; or standard output."""
+    """The file to write to, which comes into its place once it is whole; or standard output. A device or a pipe is written to as it is."""
     if out is None:
         yield sys.stdout
         return
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    if out.exists() and not out.is_file():
+        with out.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        return
+    place = out.resolve() if out.is_symlink() else out
+    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         with unfinished.open("x", encoding="utf-8", newline="") as file:
             yield file
-        unfinished.replace(out)
+        unfinished.replace(place)
+    except OSError as e:
+        if e.filename == str(unfinished):
+            e.filename = str(out)
+        raise
     finally:
         unfinished.unlink(missing_ok=True)

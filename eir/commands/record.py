@@ -71,7 +71,7 @@ def history(
         _tell(with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True), as_json=as_json)
     if export is not None:
         whole = with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True)
-        _export(whole, export, list_name, begin)
+        _export(whole, export, list_name, begin, as_json=as_json)
     if verify or export is not None:
         return
 
@@ -223,7 +223,7 @@ def _tell(whole: _Whole, *, as_json: bool) -> None:
         raise fail("the history does not hold") if not as_json else typer.Exit(EXIT_NO)
 
 
-def _export(whole: _Whole, file: Path, list_name: str | None, since: str | None) -> None:
+def _export(whole: _Whole, file: Path, list_name: str | None, since: str | None, *, as_json: bool) -> None:
     """Write records and refusals as they are stored; `since`: from the first one of that time on, without a gap."""
     events = {record.number: read_record(record) for record in whole.records}
     start = next(
@@ -236,4 +236,7 @@ def _export(whole: _Whole, file: Path, list_name: str | None, since: str | None)
             texts.append(fold.text)
     with written_to(file) as out:
         out.writelines(f"{text}\n" for text in texts)
-    say(f"{file}: {len(texts):,} lines; SHA-256 of the newest record: {whole.ledger.digest}")
+    if as_json:
+        print_json({"file": str(file), "lines": len(texts), "digest": whole.ledger.digest})
+    else:
+        say(f"{file}: {len(texts):,} lines; SHA-256 of the newest record: {whole.ledger.digest}")

@@ -21,6 +21,7 @@ from typer.main import get_command
 from wire import EIR, HOST, REALM
 
 from eir.commands.app import command_line, main
+from eir.commands.output import written_to
 
 COMMANDS = get_command(command_line()).commands
 IMSI = "001010123456789"
@@ -789,6 +790,21 @@ class TestEndings:
             1,
             "eir: the output: No space left on device\n",
         )
+
+    def test_a_device_and_a_link_are_written_to_and_not_replaced(self, tmp_path):
+        """`--out /dev/stdout` by root takes nothing away."""
+        device, link, data = (tmp_path / name for name in ("device", "link", "data"))
+        device.symlink_to(os.devnull)
+        data.write_text("old")
+        link.symlink_to(data)
+        for each in (device, link):
+            with written_to(each) as out:
+                out.write("new")
+            assert each.is_symlink()
+        assert data.read_text() == "new"
+        with pytest.raises(FileNotFoundError) as caught, written_to(tmp_path / "nothing" / "x"):
+            pass
+        assert caught.value.filename == str(tmp_path / "nothing" / "x")
 
     def test_ctrl_c_is_130(self, host):
         with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -601,8 +601,9 @@ class TestCommand:
         assert "expected 2026-11-01" in site.eir("history", "--since", "yesterday", status=2).stderr
 
     def test_an_export_can_be_checked_by_hand(self, site):
-        site.eir("history", "--export", site.folder / "record.jsonl")
+        said = site.json("history", "--export", site.folder / "record.jsonl")
         lines = (site.folder / "record.jsonl").read_text().splitlines()
+        assert (said["lines"], said["digest"]) == (3, hashlib.sha256(lines[1].encode()).hexdigest())
         first, second, refused = map(json.loads, lines)
         assert (first["number"], second["number"], refused["count"]) == (1, 2, 3)
         assert second["before"] == hashlib.sha256(lines[0].encode()).hexdigest()
