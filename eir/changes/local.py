@@ -223,7 +223,8 @@ def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], 
             for text in named.removeprefix(TACS).split(", "):
                 identifier, _, imsi = text.partition("+")
                 with suppress(IdentifierError):
-                    entry = parse_entries(kind, [identifier], imsis=[imsi] if imsi else (), tacs=tacs)[0]
+                    sims, anything = [imsi] if imsi else (), not tacs and kind != SUBSCRIBERS
+                    entry = parse_entries(kind, [identifier], imsis=sims, tacs=tacs, verbatim=anything)[0]
                     found[entry[1:]] = event
     return found
 

@@ -69,7 +69,13 @@ def show_list(
     shown = list(islice(entries, skip, skip + limit))
     added = added_by(found.events, found.state.kind)
     rows = [_row(entry, found, added.get(entry[:3])) for entry in shown]
-    left = (len(entries) if isinstance(entries, list) else found.state.entries) - skip - len(rows)
+    if isinstance(entries, list):
+        total = len(entries)
+    elif found.state.kind == PAIRS:  # a state counts devices, and each may have several rows
+        total = sum(1 for _ in entries_of(found.pages))
+    else:
+        total = found.state.entries
+    left = total - skip - len(rows)
     if as_json:
         state = found.state
         print_json({

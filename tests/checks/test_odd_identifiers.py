@@ -72,6 +72,9 @@ async def test_they_are_listed_and_answered(site, connect):
     client = await connect(node)
     until(lambda: "greylisted" in site.eir("check", WORD).stdout)
     assert await ask(client, WORD) == GREY
+    put = {row["reason"]: row["time"] for row in site.json("show", "own")["entries"]}
+    assert put == {event["detail"].partition(":")[0]: event["time"] for event in site.json("history", "own")}
+    assert {row["who"] for row in site.json("show", "own")["entries"]} == {site.json("history", "own")[0]["who"]}
     await run(site, "remove", "own", WORD, "--verbatim", "--reason", "tried")
     assert [row["imei"] for row in site.json("seen", TWELVE)["sightings"]] == [TWELVE]
     refused = await run(site, "add", "own", TWELVE, "--reason", "a slip of the pen", status=2)

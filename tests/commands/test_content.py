@@ -45,6 +45,7 @@ def test_a_list_page_by_page(host):
     said = host.eir("show", "stolen", "-n", 2)
     assert said.stdout.splitlines()[0].split() == ["entry", "reason", "until", "who", "time"]
     assert said.stderr == "from the store, no node answers here\n1 more: --skip 2, or eir export stolen\n"
+    assert host.json("show", "bound", "-n", 1)["total"] == 2, "pairs of one device are rows of their own"
 
 
 def test_one_device_and_a_tac(host):
