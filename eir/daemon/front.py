@@ -400,14 +400,14 @@ class Front:
     # ---- the 5G core ----
 
     async def _register(self) -> None:
-        """Be registered with an NRF, by the configuration in force."""
+        """Be registered with an NRF, by the configuration in force, if AMFs can ask: a listener of a reload is not open before a restart."""
         settings = self._config.n5g.nrf
-        if settings is None or self._status.stopping:
+        open_now = [url for url in self._status.listening if is_http(url)]
+        if settings is None or self._status.stopping or self._registered is not None or not open_now:
             return
-        endpoints = settings.endpoints or [url for url in self._status.listening if is_http(url)]
         registering = Registering(
-            settings, instance_of(self._config), endpoints, lambda: self._standing, tokens=self._config.n5g.tokens is not None, tls=self._tls,
-            report=self._log.report,
+            settings, instance_of(self._config), settings.endpoints or open_now, lambda: self._standing,
+            tokens=self._config.n5g.tokens is not None, tls=self._tls, report=self._log.report,
         )  # fmt: skip
         self._status.nrf = registering.status
         self._registered = registering, asyncio.get_running_loop().create_task(registering.run())
