@@ -4,12 +4,14 @@ import base64
 import hashlib
 import hmac
 import json
+import warnings
 from functools import cache
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from joserfc import jwk, jws
+from joserfc.errors import SecurityWarning
 
 AMF = "6fd0a5d1-7a0b-4a8e-9b7e-00000000a3f1"
 NRF = "6fd0a5d1-7a0b-4a8e-9b7e-0000000000f0"
@@ -22,7 +24,7 @@ CURVES = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1, "ES512": ec.SECP521R1}
 def _key(algorithm: str) -> tuple[str, Any]:
     if algorithm in CURVES:
         return "EC", ec.generate_private_key(CURVES[algorithm]())
-    return ("OKP", ed25519.Ed25519PrivateKey.generate()) if algorithm == "Ed25519" else ("RSA", _rsa())
+    return ("OKP", ed25519.Ed25519PrivateKey.generate()) if algorithm in {"Ed25519", "EdDSA"} else ("RSA", _rsa())
 
 
 @cache
@@ -53,9 +55,10 @@ class Issuer:
         head = {"alg": self.algorithm, "typ": "JWT", **({"kid": self.kid} if self.kid else {}), **(header or {})}
         payload = json.dumps({name: value for name, value in said.items() if value is not None})
         registry = jws.JWSRegistry(algorithms=[self.algorithm], strict_check_header=False)
-        return jws.serialize_compact(
-            {name: value for name, value in head.items() if value is not None}, payload, self.key, registry=registry
-        )
+        with warnings.catch_warnings(action="ignore", category=SecurityWarning):
+            return jws.serialize_compact(
+                {name: value for name, value in head.items() if value is not None}, payload, self.key, registry=registry
+            )
 
 
 def jwks(*issuers: Issuer) -> bytes:

@@ -21,8 +21,21 @@ from eir.errors import FileError
 from eir.web.denials import LASTING, Denied, TokenSettings, denials
 from eir.web.http2_calm import Allowance, Purse
 
-ALGORITHMS: Final = ("ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "Ed25519")
-"""Signatures only (RFC 7518 3.1, RFC 9864): `none` proves nothing, and whoever can check an HMAC can make one."""
+ALGORITHMS: Final = (
+    "ES256",
+    "ES384",
+    "ES512",
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "Ed25519",
+    "EdDSA",
+)
+"""Signatures only (RFC 7518 3.1, RFC 9864): `none` proves nothing, and whoever can check an HMAC can make one. By the older name `EdDSA`
+(RFC 8037) it has to be Ed25519 as well."""
 TOKEN_BYTES_MAX: Final = 8192
 FILE_BYTES_MAX: Final = 1 << 20
 KEYS_MAX: Final = 16
@@ -236,7 +249,8 @@ def _time(value: object) -> float | None:
 
 def _signed_by(signed: jws.CompactSignature, key: jwk.Key) -> bool:
     try:
-        return jws.validate_compact(signed, key, registry=_REGISTRY)
+        with warnings.catch_warnings(action="ignore", category=SecurityWarning):  # of the name EdDSA
+            return jws.validate_compact(signed, key, registry=_REGISTRY)
     except (JoseError, ValueError, TypeError):
         return False
 
@@ -300,6 +314,6 @@ def _usable(key: jwk.Key, name: str | None) -> VerifyKey:
     if isinstance(key, jwk.RSAKey) and key.public_key.key_size < RSA_BITS_MIN:
         raise _Unusable(f"an RSA key of {key.public_key.key_size} bits; expected {RSA_BITS_MIN} at least")
     algorithms = frozenset(each.name for each in jws.JWSRegistry.filter_algorithms(key, list(ALGORITHMS)))
-    if not algorithms:
+    if not algorithms - {"EdDSA"}:  # a key of another curve
         raise _Unusable(f"a key that no token can be signed with in one of these ways: {', '.join(ALGORITHMS)}")
     return VerifyKey(name, key, algorithms, key.thumbprint())

@@ -119,7 +119,7 @@ def test_claims(tmp_path, issuer, claims, status, reason):
     assert (result == AMF) if not status else (result.status, result.reason) == (status, reason)
 
 
-@pytest.mark.parametrize("algorithm", tokens.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", sorted({*tokens.ALGORITHMS, "Ed25519", "EdDSA"}))
 def test_each_algorithm(tmp_path, algorithm):
     issuer = Issuer(algorithm)
     assert checker(tmp_path, issuer).subject(bearer(issuer.token(NOW))) == AMF
@@ -362,6 +362,13 @@ def test_keys_that_nothing_can_be_checked_with(tmp_path, issuer, kind, content, 
     with pytest.raises(KeysError, match=said) as e:
         load_keys(read_keys(settings))
     assert e.value.key == ("jwks" if kind == "sets" else "keys")
+
+
+def test_a_key_of_a_curve_that_is_not_taken_under_the_name_of_one_that_is(tmp_path):
+    """EdDSA may be Ed448 as well (RFC 8037 3.1)."""
+    key = {"kty": "OKP", "crv": "Ed448", "x": "A" * 76, "alg": "EdDSA"}
+    with pytest.raises(KeysError, match="no token can be signed with"):
+        load_keys(read_keys(settings_of(tmp_path, sets=[json.dumps({"keys": [key]}).encode()])))
 
 
 def test_a_weak_key_and_a_file_that_is_not_there(tmp_path):
