@@ -113,7 +113,12 @@ def needs_restart(old: Config, new: Config) -> list[str]:
 
 
 def take_over(old: Config, new: Config) -> Config:
-    """Return the configuration of a node that runs by `old` after a reload: `new`, but for what takes a restart."""
+    """Return the configuration of a node that runs by `old` after a reload: `new`, but for what takes a restart.
+
+    A listener that `new` has no more stays open until then, and goes on asking for tokens.
+    """
+    if not new.n5g.listen:
+        new = _with(new, "n5g.tokens", old.n5g.tokens)
     for path in TAKES_RESTART:
         new = _with(new, path, attrgetter(path)(old))
     return new

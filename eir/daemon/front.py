@@ -644,7 +644,7 @@ class Front:
         try:
             new = load_config(self._config.path)
             tls = self._read_tls(new)
-            keys = read_token_keys(new)
+            keys = read_token_keys(new) if new.n5g.listen else self._keys
         except (EirError, OSError) as e:
             self._reload_failed = True
             for problem in e.problems if isinstance(e, ConfigError) else (e,):

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import yaml
 from amf import Amf
 from certificates import Authority
 from issuer import AMF, Issuer, jwks
@@ -285,6 +286,10 @@ async def test_a_reload_that_begins_to_ask_for_tokens(site, amf):
     os.truncate(site.folder / "jwks", 0)
     with pytest.raises(ControlError, match="not a JWK set"):
         ask(site.state, "reload")
-    assert (await one.ask(IMEI, issuer.token(time.time(), aud=[instance]))).status == 200
+    good = issuer.token(time.time(), aud=[instance])
+    assert (await one.ask(IMEI, good)).status == 200
+    site.path.write_text(yaml.safe_dump({name: each for name, each in site.settings.items() if name != "n5g"}))
+    assert "n5g.listen" in ask(site.state, "reload")  # it stays open until a restart, and to no others than before
+    assert [(await one.ask(IMEI, token)).status for token in (None, good)] == [401, 200]
     reload(site, {})
     assert (await one.ask(IMEI)).status == 200
