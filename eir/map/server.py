@@ -86,7 +86,12 @@ class MapServer(Server[Link]):
         return Link(self, self.loop)
 
     def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
-        """The entry that an association comes by: the gateway's own, or by its address the first that wants no name, else any."""
+        """The entry that an association comes by: the gateway's own, or by its address the first that wants no name, else any.
+
+        None for all where the section `ss7` is gone: its listener is open until a restart, and nobody is to ask in vain.
+        """
+        if self._point_code is None:
+            return None
         gateway = link.gateway
         if gateway is not None:
             settings = PeerSettings(label=gateway.label, connect=gateway.connect)
@@ -223,7 +228,7 @@ class MapServer(Server[Link]):
         now = self.loop.time()
         refusal = (
             "draining"
-            if self.draining
+            if self.draining or self._point_code is None
             else None
             if self.identify(link)
             else "disabled"

@@ -17,8 +17,14 @@ from eir.device import device_key
 from eir.images.index import Index
 from eir.map import capture
 from eir.map import checkimei as codec
+from eir.map.link import Link
+from eir.map.server import MapServer
 from eir.map.service import MapService
+from eir.map.settings import Ss7Settings
+from eir.peers.counts import Counts
+from eir.peers.rate import RateLimits
 from eir.peers.requester import Requester
+from eir.peers.settings import Limits, PeerSettings
 from eir.ss7 import m3ua, sccp, tcap
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
@@ -236,6 +242,23 @@ def test_above_a_limit():
         _, _, (outcome,) = read(of.overloaded(bytes.fromhex(wire.V3), status))
         assert outcome.error == (34 if wanted is None else None)
     assert of.checker.checks().total() == 0
+
+
+async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
+    """The section is gone and the listener open until a restart: nobody asks in vain meanwhile."""
+    peers, limits, refused = (PeerSettings(label="near"),), Limits(), []
+    server = MapServer(
+        service(), peers, limits, Ss7Settings(point_code="1-1-2"), PolicySettings(), counts=Counts(),
+        rates=RateLimits(peers, limits, None), report=lambda event, *, reason, **_: refused.append((event, reason)),
+    )  # fmt: skip
+    link, late = (Link(server, server.loop) for _ in range(2))
+    association = link.association = server.accept(link)
+    association.receive(m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC), 0.0)
+    association.take()
+    server.reconfigure(peers, limits, Ss7Settings(), PolicySettings())
+    assert [m3ua.kind_of(each) for each in association.take()] == [m3ua.Kind.ASPIA]
+    assert server.accept(late) is None
+    assert refused == [("peer_refused", "draining")]
 
 
 def test_several_invocations_each_get_an_answer():
