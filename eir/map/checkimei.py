@@ -19,7 +19,7 @@ IMSI_TAGS: Final = frozenset({0x00, 0x04})
 """Tags of an IMSI behind the IMEI: 00 is Huawei's, 04 an octet string."""
 _OCTETS, _BITS, _SEQUENCE = 0x04, 0x03, 0x30
 _NESTED_MAX = 4
-_FULL_IMSI_OCTETS = 8
+_FULL_IMSI_DIGITS = 15
 _SWAPPED = bytes((octet & 0x0F) << 4 | octet >> 4 for octet in range(256))
 
 
@@ -49,9 +49,8 @@ def version_of(context: bytes) -> int | None:
 
 
 def digits(octets: bytes) -> str:
-    """The digits of a TBCD-STRING (17.7.8) without a filler at its end; what is no digit is a letter."""
-    text = octets.translate(_SWAPPED).hex()
-    return text.removesuffix("f")
+    """The digits of a TBCD-STRING (17.7.8) without the fillers at its end; what is no digit is a letter."""
+    return octets.translate(_SWAPPED).hex().rstrip("f")
 
 
 def packed(text: str) -> bytes:
@@ -106,12 +105,7 @@ def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Col
     for each in among:
         part = octets[each.start : each.stop]
         if each.tag in tags and (found := imsi_of(part)):
-            if (
-                depth == 0
-                or each.tag in named
-                or each.tag != _OCTETS
-                or (len(part) == _FULL_IMSI_OCTETS and part[-1] >> 4 == 0xF)
-            ):
+            if depth == 0 or each.tag in named or each.tag != _OCTETS or len(found) == _FULL_IMSI_DIGITS:
                 return found
         elif _first(each.tag) & CONSTRUCTED and depth < _NESTED_MAX:
             try:

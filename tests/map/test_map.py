@@ -127,6 +127,8 @@ REQUESTS = [
     ("listed, v2", begin(2, invoke(imei(LISTED + "0"))), 2, "black", "A8.7"),
     ("listed, v3", begin(3, invoke(v3(imei(LISTED + "0"), INFO))), 3, "black", "A8.7"),
     ("14 digits", begin(2, invoke(imei(LISTED))), 2, "black", "A17.7.8"),
+    ("14 digits and fillers up to 8 octets", begin(2, invoke(el(4, codec.packed(LISTED) + b"\xff"))), 2, "black", "A17.7.8"),
+    ("an IMSI of 14 digits, likewise", begin(2, invoke(imei() + el(0, codec.packed(TEST_IMSI[:14]) + b"\xff"))), 2, "grey", "A17.7.8"),
     ("IMEISV", begin(2, invoke(imei(LISTED + "77"))), 2, "black", "A17.7.8"),
     ("free", begin(3, invoke(v3(imei(), INFO))), 3, "white", "A8.7"),
     ("the context of version 1 in a dialogue", begin(1, invoke(), context=codec.context_of(1)), 0, "white", "A17.3.3"),
