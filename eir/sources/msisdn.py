@@ -3,6 +3,7 @@
 A file of two columns, `msisdn,imsi`, with or without that line before them; two arrays in memory, of 16 bytes for each subscriber.
 """
 
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +67,7 @@ NO_NUMBERS = Numbers(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
 def read_numbers(path: Path) -> Numbers:
     """Read the table. Raises NumbersError, with the line that is wrong: half of a table would leave subscribers out."""
-    numbers, imsis = [], []
+    numbers, imsis = array("Q"), array("Q")
     try:
         with path.open("rb") as stream:
             for at, line in enumerate(stream, 1):
@@ -82,10 +83,12 @@ def read_numbers(path: Path) -> Numbers:
         raise NumbersError(
             f"{path}:{at}: {'not ASCII' if isinstance(e, UnicodeDecodeError) else e}; expected MSISDN,IMSI"
         ) from None
-    keys = np.array(numbers, np.uint64)
+    if not numbers:
+        raise NumbersError(f"{path} has no number: was it cut off?")
+    keys = np.frombuffer(numbers, np.uint64)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     if len(again := np.flatnonzero(keys[1:] == keys[:-1])):
         first, second = order[again[0] : again[0] + 2] + 1
         raise NumbersError(f"{path}: rows {first} and {second} have the same number")
-    return Numbers(keys, np.array(imsis, np.uint64)[order])
+    return Numbers(keys, np.frombuffer(imsis, np.uint64)[order])

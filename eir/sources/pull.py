@@ -102,6 +102,8 @@ class _Note:
     """A note about a source, kept between pulls."""
 
     etag: str | None = None
+    sha256: str | None = None
+    """SHA-256 of the index that is kept; one that a fault of the disk has changed is fetched again."""
     written: str | None = None
     """The time of the newest index that was believed."""
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -190,16 +192,18 @@ class _Pull:
     def _index(self, server: Server) -> Index:
         """The index, believed; the one of before if it has not changed. Raises Unreached, ReleaseRefused."""
         settings, kept, now = self.terms.settings, self.terms.room / INDEX, self.terms.clock()
-        found = server.small(INDEX, INDEX_BYTES_MAX, self.note.etag if kept.exists() else None)
-        content = kept.read_bytes() if found is None else found.octets
         if settings.signers is None:
             raise ReleaseRefused("signers_file", f"list {settings.name} has no signers")
+        is_kept = self.note.etag is not None and _sha256_if(kept) == self.note.sha256
+        found = server.small(INDEX, INDEX_BYTES_MAX, self.note.etag if is_kept else None)
+        content = kept.read_bytes() if found is None else found.octets
         document, _ = document_in(content, INDEX, settings.signers, now, revoked=settings.revoked)
         index = folder.read(document)
         before = datetime.fromisoformat(self.note.written) if self.note.written else None
         folder.check(index, settings.name, settings.kind, now, before)
         if found is not None:
-            self.note = replace(self.note, etag=found.etag, written=index.written.isoformat())
+            sha256 = hashlib.sha256(content).hexdigest()
+            self.note = replace(self.note, etag=found.etag, sha256=sha256, written=index.written.isoformat())
             _keep(kept, content)
             self._write_note()
         return index
@@ -246,7 +250,12 @@ class _Pull:
                 "mixed",
                 f"{offer.manifest} is {manifest.kind} {manifest.serial}; {INDEX} calls it {offer.kind} {offer.serial}",
             )
-        parts = [(file, place / f"{file.name}.part") for file in manifest.files if not (place / file.name).exists()]
+        # What an earlier pull left is whole, unless the host failed before it was on the disk.
+        parts = [
+            (file, place / f"{file.name}.part")
+            for file in manifest.files
+            if _sha256_if(place / file.name) != file.sha256
+        ]
         free = shutil.disk_usage(place).free
         if (needed := sum(file.bytes - _size(part) for file, part in parts)) > free - NO_ROOM_BYTES:
             raise OSError(f"{needed} bytes are to be fetched, and the disk of {place} has {free} bytes free")
@@ -277,6 +286,10 @@ class _Pull:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _sha256_if(path: Path) -> str | None:
+    return _sha256(path) if path.exists() else None
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from register import DATE, basic, device, path, request
 
 from eir.changes.local import ADD, REMOVE, Entry
+from eir.daemon.interfaces import Watched
 from eir.device import device_key
 from eir.errors import StoreError
 from eir.record.settings import ListSettings
@@ -25,6 +26,19 @@ from eir.web.http1 import Conversation, Response, plain_request
 ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})
 IMEI, SEEN, IMSI = "35209900176148", "352099001761481", "001010000000001"
 PASSWORD = "correct horse battery"
+
+
+def test_a_file_that_is_being_written_is_read_once_it_is_whole(tmp_path):
+    path = tmp_path / "numbers"
+    path.write_text("85512345678,001010000000009\n")
+    watched = Watched(path)
+    assert [watched.changed(), watched.changed()] == [True, False]
+    for written in ("85512345678,0010100000", "85512345678,001010000000009\n8"):
+        path.write_text(written)
+        assert not watched.changed()
+    assert [watched.changed(), watched.changed()] == [True, False]
+    path.unlink()
+    assert not watched.changed()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +181,7 @@ class TestNumbers:
         ("text", "says"),
         [
             ("1,2", ":1: an MSISDN has 5"), ("85512345678,1\n", ":1: an IMSI has"), ("85512345678,001010000000009\nx,y", ":2: an MSISDN"),
-            ("85512345678,001010000000009\n0085512345678,001010000000008", ": rows 1 and 2 have the same number"), ("85512345678", ":1: an IMSI"),
+            ("85512345678,001010000000009\n0085512345678,001010000000008", ": rows 1 and 2 have the same number"), ("msisdn,imsi\n", " has no number: was it cut off?"), ("85512345678", ":1: an IMSI"),
             ("\u0663,1", ":1: not ASCII"),
         ],
     )  # fmt: skip

@@ -88,6 +88,21 @@ async def test_a_list_follows_its_folder(register, node):
     assert [path.name for path in node.room.iterdir() if path.is_dir()] == []
 
 
+async def test_what_a_failing_disk_left_of_an_earlier_pull_is_fetched_again(register, node):
+    """The index that is kept, and a data file: neither is a reason to refuse the publisher's own."""
+    register.publish(ROWS[:20])
+    await node.pull()
+    (node.room / INDEX).write_bytes(b"")
+    assert await node.pull() == ("unchanged", "")
+    register.publish(added=[ROWS[20]])
+    register.web.fault = lambda path: "error" if path.endswith(".csv") else None
+    assert await node.pull() == ("unreached", "status_503")
+    (node.room / "2" / "x-added.csv").write_bytes(b"")
+    register.web.fault = lambda _: None
+    assert await node.pull() == ("loaded", "")
+    assert await node.serial() == 2
+
+
 def _document(register):
     content = (register.folder / INDEX).read_bytes()
     return content[: content.rfind(b"-----BEGIN")]
