@@ -148,9 +148,10 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
     Faults in values are gathered in `problems`. Raises ConfigError if it cannot be read as YAML at all.
     """
     document = Document(str(path))
-    document.values, document.shown = _Reader(document, path.absolute().parent).mapping(
-        _compose(path, octets), root, ()
-    )
+    folder = path.absolute().parent
+    if ".." in folder.parts:  # so that a file has the same paths by whichever way it is named
+        folder = folder.resolve()
+    document.values, document.shown = _Reader(document, folder).mapping(_compose(path, octets), root, ())
     return document
 
 

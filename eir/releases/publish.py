@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from eir.errors import ReleaseRefused
-from eir.record.reasons import Reasons
+from eir.record.reasons import OTHER_REASON, REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.record.settings import KINDS, Layout, is_list_name
 from eir.record.store import utc_text
 from eir.releases import release
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ROWS_MAX = 10**10
 ZIP_MEMBERS_MAX = 1000
 BAD_ROWS_NAMED_MAX = 20
+REPLACED = "\ufffd"
+"""Stands for octets that are no UTF-8."""
 
 # D_blacklist.csv, D_notifications_{operator}.csv, D_exceptions_{operator}.csv and their deltas, D being YYYYmmdd_HHMMSS.
 _DIRBS_NAME = re.compile(
@@ -324,7 +326,19 @@ def _described(
             for column in strange_columns(header, dialect):
                 say(f"{name}: no EIR reads the column {column}")
     actions.into(next(iter(rows.values())), rows.get(REMOVED))
+    for text in _of_reasons(reasons.texts):
+        say(text)
     return entries, rows
+
+
+def _of_reasons(texts: Sequence[str]) -> Iterator[str]:
+    """What becomes of reasons that nobody may have meant."""
+    if (garbled := next((text for text in texts if REPLACED in text), None)) is not None:
+        yield f"reasons are not in UTF-8, such as '{garbled}': save the file so, or declare its encoding (layouts)"
+    if (cut := next((text for text in texts if len(text) == REASON_CHARS_MAX), None)) is not None:
+        yield f"an EIR keeps {REASON_CHARS_MAX} characters of a reason, as of '{cut[:20]}…'"
+    if len(texts) > REASONS_MAX:
+        yield f"an EIR keeps the first {REASONS_MAX - 1} different reasons; all others become '{OTHER_REASON}'"
 
 
 class _Begin(NamedTuple):

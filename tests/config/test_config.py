@@ -84,6 +84,13 @@ def test_shortest_configuration_has_every_default(write, tmp_path):
     assert load_config(write(GOOD)).lists == {"stolen": ListSettings(name="stolen", signers=tmp_path / "signers")}
 
 
+def test_a_file_has_the_same_paths_by_whichever_way_it_is_named(write, tmp_path):
+    """Or what a node goes by would not be what the file says."""
+    (tmp_path / "beside").mkdir()
+    path = write(GOOD)
+    assert load_config(tmp_path / "beside" / ".." / path.name).shown == load_config(path).shown
+
+
 def test_everything_set(write, tmp_path):
     (tmp_path / "revoked").write_text("ssh-ed25519 AAAA\n")
     config = load_config(write("""

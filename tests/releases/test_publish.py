@@ -358,6 +358,20 @@ def test_what_an_eir_does_not_read_and_may_be_meant_is_named(agency):
     assert (made.rows, made.bad_rows, made.wrong_dates) == (4, 0, 2)
 
 
+def test_reasons_that_an_eir_does_not_keep_as_they_are_are_named(agency):
+    def told(*reasons):
+        said = []
+        rows = b"".join(b"%014d,%s\n" % (10_000_000 + number, reason) for number, reason in enumerate(reasons))
+        published(agency, put(agency.drop, "a.csv", b"imei,reason\n" + rows), warn=said.append)
+        return said
+
+    cases = [b"case %d" % number for number in range(254)]
+    assert told(*cases, b"x" * 199, b"M\xc3\xbcller")[0].startswith("an EIR keeps the first 254 different reasons")
+    assert told(*cases[1:], b"M\xc3\xbcller") == []
+    assert "such as 'M\ufffdller'" in told(b"M\xfcller")[0]
+    assert told(b"x" * 201) == [f"an EIR keeps 200 characters of a reason, as of '{'x' * 20}…'"]
+
+
 def test_files_for_lists_of_different_kinds_are_no_release(agency):
     files = {
         "a.csv": b"imei\n",
