@@ -332,7 +332,7 @@ def _described(
 
 
 def _of_reasons(texts: Sequence[str]) -> Iterator[str]:
-    """What becomes of reasons that nobody may have meant."""
+    """Warnings of reasons that a list does not keep as they are."""
     if (garbled := next((text for text in texts if REPLACED in text), None)) is not None:
         yield f"reasons are not in UTF-8, such as '{garbled}': save the file so, or declare its encoding (layouts)"
     if (cut := next((text for text in texts if len(text) == REASON_CHARS_MAX), None)) is not None:
