@@ -73,8 +73,8 @@ def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
 
 
-def _origin(*, name: str, place: tuple[float, float]) -> Place:  # noqa: ARG001 - the section's key
-    return Place(*place)
+def _origin(*, name: str, place: tuple[float, float] | None) -> Place:  # noqa: ARG001 - the section's key
+    return Place(*(place or (0.0, 0.0)))  # without one the fault is told already
 
 
 def _layout(
