@@ -134,12 +134,18 @@ class Front:
     """Puts the parts of the front together, starts them in order, and takes them down in order."""
 
     def __init__(
-        self, config: Config, starter: Starter, origin_state_id: int = 0, *, reload_on_change: bool = False
+        self,
+        config: Config,
+        starter: Starter,
+        origin_state_id: int = 0,
+        *,
+        reload_on_change: bool = False,
+        hold_s: float = HOLD_S,
     ) -> None:
         self._config = config
         self._starter = starter
         self._origin_state_id = origin_state_id
-        self._reload_on_change = reload_on_change
+        self._reload_on_change, self._hold_s = reload_on_change, hold_s
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
         self._stop = asyncio.Event()
@@ -355,7 +361,7 @@ class Front:
         async def attend(process: Process) -> None:
             await self._workers.attend(number, process)
             if not self._status.stopping:
-                self._acceptor.hold(HOLD_S)
+                self._acceptor.hold(self._hold_s)
 
         start = self._starter.start
         self._crew.keep(

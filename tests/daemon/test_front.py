@@ -16,6 +16,7 @@ from eir.daemon.channel import Channel, pair
 from eir.daemon.front import Front
 from eir.daemon.starter import Starter
 from eir.errors import EirError
+from eir.operate.control import ask
 from eir.operate.status import WorkerReport
 
 REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
@@ -137,8 +138,20 @@ class Node:
 
     @property
     def address(self):
-        host, _, port = self.front._status.listening[0].partition("://")[2].rpartition(":")
+        host, _, port = self.listening[0].partition("://")[2].rpartition(":")
         return host, int(port)
+
+    async def ask(self, what, **arguments):
+        """As a command asks."""
+        return await asyncio.to_thread(ask, self.site.state, what, **arguments)
+
+    async def has_lost(self, workers):
+        """Wait until it has noticed the end of so many workers."""
+
+        async def noticed():
+            return (await self.ask("status"))["workers"] == len(self.workers) - workers
+
+        await until_async(noticed)
 
     async def come(self, host=None):
         """A client's connection."""
@@ -147,7 +160,7 @@ class Node:
 
     async def successor(self, number, **how):
         """Another worker in the place of one that has ended."""
-        await until_async(lambda: not self.front._workers.all_started)
+        await self.has_lost(1)
         self.workers[number] = Played(number)
         await self.workers[number].start(self.starter, **how)
         return self.workers[number]
@@ -172,23 +185,28 @@ async def node(site, lines):
 
 
 @asynccontextmanager
-async def serving(site, **changes):
+async def serving(site, *, hold_s=60, **changes):
     site.configure(**{"workers": 2, "http": "off", "lists": {}, "policy": {}} | changes)
     site.state.mkdir()
     starter = PlayedStarter()
-    made = Front(load_config(site.path), starter)
+    made = Front(load_config(site.path), starter, hold_s=hold_s)
     task = asyncio.create_task(made.serve())
     players = [Played(0), Played(1)]
     try:
         for player in players:
             await player.start(starter)
-        await until_async(lambda: made._status.listening or task.done())
         node = Node(site, starter, made, players)
+
+        async def listens():
+            return task.done() or (await node.ask("status"))["listening"]
+
+        node.listening = await until_async(listens)
         yield node
         for _, writer in node.clients:
             writer.close()
     finally:
-        made._begin_stop("the test is over")
+        if not task.done():
+            await asyncio.to_thread(ask, site.state, "drain")
         for player in players:
             await player.end()
         await task
@@ -203,27 +221,27 @@ async def test_workers_get_connections_in_turn_and_the_first_one_dials(node):
     assert [player.configured[0].dials for player in node.workers] == [False, False]
 
 
-async def test_a_connection_that_arrives_while_no_worker_is_ready(node, lines, monkeypatch):
-    """It waits for a worker to come back, and is refused, counted and told of when none does."""
-    monkeypatch.setattr(front, "HOLD_S", 0.3)
+async def test_a_connection_that_arrives_while_no_worker_is_ready(site, lines):
+    """It is refused, counted and told of when no worker comes back within a time."""
+    async with serving(site, hold_s=0.1) as node:
+        for player in node.workers:
+            await player.end()
+        await node.has_lost(2)
+        reader = await node.come()
+        assert await asyncio.wait_for(reader.read(), 60) == b""
+        refused = [(event, reason) for event, reason, _ in lines if event == "peer_refused"]
+        assert refused == [("peer_refused", "no_worker")]
+        assert (await node.front.snapshot())["eir_peers_refused_total"] == {("no_worker",): 1}
+
+
+async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node):
     for player in node.workers:
         await player.end()
-    await until_async(lambda: node.front._workers.none_left)
-    reader = await node.come()
-    with pytest.raises(TimeoutError):  # it waits
-        await asyncio.wait_for(reader.read(), 0.1)
-    assert await asyncio.wait_for(reader.read(), 5) == b""
-    assert [(event, reason) for event, reason, _ in lines if event == "peer_refused"] == [("peer_refused", "no_worker")]
-    assert (await node.front.snapshot())["eir_peers_refused_total"] == {("no_worker",): 1}
-
-
-async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node, monkeypatch):
-    monkeypatch.setattr(front, "HOLD_S", 60)
-    await node.workers[1].end()
-    await until_async(lambda: not node.front._workers.all_started)
+    await node.has_lost(2)
     await node.come()
-    await node.successor(1)
-    await until_async(lambda: sum(len(player.connections) for player in node.workers) == 1)
+    node.workers[1] = Played(1)
+    await node.workers[1].start(node.starter)
+    await until_async(lambda: len(node.workers[1].connections) == 1)
 
 
 @pytest.mark.parametrize("how", ["it says nothing", "it says no"])
@@ -237,13 +255,12 @@ async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, mo
         bad.hang()
     node.site.configure(policy={"default": "greylisted"})
     with pytest.raises(EirError, match="1 of 2 workers did not take it over, so none did"):
-        await node.front._reload("who asked")
+        await node.ask("reload")
     assert [configured.config.policy.default for configured in other.configured] == ["whitelisted"]
     assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "prepare")] == [
         0
     ]
     assert (await node.front.snapshot())["eir_config_last_reload_successful"] == {(): 0.0}
-    assert node.front._config.policy.default == "whitelisted"
     await bad.end()
     successor = await node.successor(0)
     ((config, disabled, *_, dials, _),) = successor.configured
@@ -254,7 +271,7 @@ async def test_a_worker_that_fails_where_all_have_said_yes_is_ended_and_begins_b
     bad, other = node.workers
     bad.refuses.add("take_over")
     node.site.configure(policy={"default": "greylisted"})
-    assert await node.front._reload("who asked") == "reloaded"
+    assert await node.ask("reload") == "reloaded"
     assert other.configured[-1].config.policy.default == "greylisted"
     assert (bad.process.killed, other.process.killed) == ([9], [])
     await bad.end()
@@ -264,7 +281,7 @@ async def test_a_worker_that_fails_where_all_have_said_yes_is_ended_and_begins_b
 async def test_two_reloads_in_one_moment_are_taken_one_after_the_other(node):
     """Every worker takes over both, and none is ended for either."""
     node.site.configure(policy={"default": "greylisted"})
-    assert await asyncio.gather(node.front._reload("one"), node.front._reload("another")) == ["reloaded"] * 2
+    assert await asyncio.gather(node.ask("reload"), node.ask("reload")) == ["reloaded"] * 2
     for player in node.workers:
         assert [each.config.policy.default for each in player.configured] == ["whitelisted", "greylisted", "greylisted"]
         assert player.process.killed == []
@@ -282,7 +299,7 @@ async def test_a_worker_that_comes_while_others_take_over_stays(node):
 
     slow.handlers["take_over"] = take_over
     node.site.configure(policy={"default": "greylisted"})
-    reload = asyncio.create_task(node.front._reload("who asked"))
+    reload = asyncio.create_task(node.ask("reload"))
     await asked.wait()
     await dying.end()
     successor = await node.successor(0)
@@ -301,15 +318,19 @@ async def test_a_reload_goes_on_when_who_asked_waits_no_longer(node):
         await goes_on.wait()
 
     slow.handlers["take_over"] = take_over
-    node.site.configure(policy={"default": "greylisted"}, limits={"connections_max": 7})
+    node.site.configure(policy={"default": "greylisted"})
     command = asyncio.create_task(node.front._reload_by_command())
     await asked.wait()
     command.cancel()
     with pytest.raises(asyncio.CancelledError):
         await command
     goes_on.set()
-    await until_async(lambda: not node.front._reload_failed)
-    await until_async(lambda: node.front._acceptor._limits.connections_max == 7)
+
+    async def reloaded():
+        return (await node.front.snapshot())["eir_config_last_reload_successful"] == {(): 1.0}
+
+    await until_async(reloaded)
+    assert node.workers[1].configured[-1].config.policy.default == "greylisted"
 
 
 async def test_a_reload_registers_nothing_that_a_restart_has_to_open_first(node):
@@ -321,9 +342,11 @@ async def test_a_reload_registers_nothing_that_a_restart_has_to_open_first(node)
 
 
 async def test_no_reload_begins_once_the_node_stops(node):
-    node.front._begin_stop("drain")
+    for player in node.workers:
+        player.handlers["end"] = lambda: None  # they take their time
+    await node.ask("drain")
     with pytest.raises(EirError, match="stopping"):
-        await node.front._reload("who asked")
+        await node.ask("reload")
 
 
 async def test_a_worker_gets_what_the_front_read_whatever_the_file_says_by_then(node):
@@ -339,7 +362,7 @@ async def test_a_reload_that_comes_while_a_worker_reads_its_lists(node):
     await node.workers[1].end()
     late = await node.successor(1, started=False)
     node.site.configure(policy={"default": "greylisted"})
-    assert await node.front._reload("who asked") == "reloaded"
+    assert await node.ask("reload") == "reloaded"
     await until_async(lambda: len(late.configured) == 2)
     assert late.configured[-1].config.policy.default == "greylisted"
 
@@ -357,17 +380,17 @@ async def test_what_a_worker_has_counted_outlives_it(node):
     node.workers[0].checks, node.workers[1].checks = 3, 4
     assert (await node.front.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
     await node.workers[1].end()
-    await until_async(lambda: not node.front._workers.all_started)
+    await node.has_lost(1)
     assert (await node.front.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
 
 
 async def test_a_peer_out_of_service_is_so_for_workers_to_come(node):
-    assert "out of service" in await node.front._set_peer({"name": "mme"}, enabled=False)
+    assert "out of service" in await node.ask("peer_disable", name="mme")
     assert [player.told[-1] for player in node.workers] == [("mme", False)] * 2
     await node.workers[1].end()
     assert (await node.successor(1)).configured[0].disabled == ["mme"]
     with pytest.raises(EirError, match="no peer nobody; there are: mme"):
-        await node.front._set_peer({"name": "nobody"}, enabled=True)
+        await node.ask("peer_enable", name="nobody")
 
 
 async def test_a_host_name_is_listened_on_at_all_its_addresses(site, monkeypatch):
