@@ -17,12 +17,16 @@ def read_tacs(path: Path) -> list[tuple[int, date | None, int]]:
             raise ValueError(
                 f"{path}: expected a header with TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type, a bar between two columns"
             )
-        at = {name: number for number, name in enumerate(names)}
-        for line in stream:
+        at = {name: place for place, name in enumerate(names)}
+        for number, line in enumerate(stream, 2):
             fields = line.rstrip("\r\n").split("|")
+            if len(fields) <= at["tac"]:
+                if line.strip():
+                    raise ValueError(f"{path}:{number}: expected the {len(names)} columns of the header")
+                continue
             tac = fields[at["tac"]].strip()
             if re.fullmatch(r"[0-9]{8}", tac):
-                of = {name: fields[number].strip() for name, number in at.items() if number < len(fields)}
+                of = {name: fields[place].strip() for name, place in at.items() if place < len(fields)}
                 found.append(
                     (
                         int(tac),

@@ -123,6 +123,9 @@ def test_tacs(judge_rows, tmp_path):
     )  # for tests, and not of an unknown body
     with pytest.raises(SetupFault, match=r"tamper\.tac_db: .*none"):
         judge_rows(rows, tac_db=tmp_path / "none")
+    listed.write_text("Bands|TAC|Device_Type\n900|35209900|Smartphone\n\n900\n")
+    with pytest.raises(SetupFault, match=r"tamper\.tac_db: .*:4: expected the 3 columns of the header"):
+        judge_rows(rows, tac_db=listed)
 
 
 @pytest.mark.parametrize(("newest", "sure"), [("28-Sep-2026", True), ("25-Sep-2026", False)])
