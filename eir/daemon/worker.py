@@ -264,6 +264,7 @@ class Worker:
         following = [asyncio.create_task(each) for each in (self._take_lists(), self._give_back(), self._tick())]
         await stop.wait()
         self.ending = True
+        self.channel.tell("leaving")
         await asyncio.gather(*(server.drain(DRAIN_S) for server in self.every))
         if self.sightings is not None:
             self.sightings.flush()

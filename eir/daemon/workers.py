@@ -43,6 +43,8 @@ class _Worker:
     process: Process
     started: bool = False
     """The worker has its lists and takes connections."""
+    leaving: bool = False
+    """It takes none any more: somebody has told it to end."""
     connections: set[int] = field(default_factory=set)
     """Numbers of those that were handed to it and are not gone."""
     named: set[tuple[int, int]] = field(default_factory=set)
@@ -129,7 +131,7 @@ class Workers:
 
     def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
         """Give a connection to the worker that has the fewest; False if no worker takes it."""
-        ready = [worker for worker in self._workers.values() if worker.started]
+        ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
         for worker in sorted(ready, key=lambda worker: (len(worker.connections), worker.number)):
             if worker.channel.hand("connection", listener, number, carrying=connection):
                 worker.connections.add(number)
@@ -153,6 +155,9 @@ class Workers:
             worker.started = True
             self._changed()
 
+        def leaving() -> None:
+            worker.leaving = True
+
         def gone(number: int) -> None:
             worker.connections.discard(number)
             self._connection_gone(number)
@@ -171,7 +176,7 @@ class Workers:
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
         return {
-            "started": started, "gone": gone, "reported": reported, "arrived": arrived,
+            "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
             "may_dial": lambda host: not self._admission.is_open(host), "traced": self._traced,
         }  # fmt: skip
 

@@ -61,7 +61,7 @@ def looks(site, *arguments, prefix=(), **changes):
     [
         ("check", LISTED, "--json"), ("check", UNLISTED), ("show", "stolen"), ("show", "stolen", UNLISTED), ("history", "--verify"), ("peers", "--json"),
         ("history", "stolen", "-n", "1", "--json"), ("seen", UNLISTED, "--json"), ("seen", LISTED), ("seen", "12345"), ("show", "nothing"),
-        ("history", "--since=3000d"), ("check", "--help"),
+        ("history", "--since=3000d"), ("check", "--help"), ("check", LISTED, "--imsi"),
     ],
 )  # fmt: skip
 def test_who_looks_is_told_what_the_operator_is_told(watched, command):
