@@ -251,6 +251,9 @@ def probe(
     names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
     calls = Calls(gt, point_code, eir_point_code, routing_context, config)
     prober = prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls)
+    for each in imeis:
+        if (plain := typed(each)) != each:
+            say(f"note: '{each}' is sent as typed; without blanks and dashes it would be {plain}")
     if count is not None:
         summary = asyncio.run(
             prober.ask_many(imeis, count=count, rate=rate, imsi=imsi, software_version=software_version)

@@ -164,7 +164,13 @@ def _captured(capture: Path, ports: list[int] | None, variant: str) -> tuple[lis
             checks.append(Check(identifier, device_key(identifier), origin, got, count))
         except IdentifierError:
             continue  # no list holds it
-    return checks, found.asking | by_map.asking, found.known
+    asking = found.asking | by_map.asking
+    if not asking | found.known:
+        where = ", ".join(map(str, ports or (PORT,)))
+        say(
+            f"warning: {capture} shows nobody over Diameter at port {where}, nor over MAP; --port says where the EIR listens"
+        )
+    return checks, asking, found.known
 
 
 def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:

@@ -270,6 +270,9 @@ def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_pa
     ], port)  # fmt: skip
     site.configure(peers=[{"host": "mme1"}, {"host": "mme4"}, {"host": "probe", "expected": False}])
     more = () if port == 3868 else ("--port", port)
+    if more:
+        said = found(site, site.release([LISTED]), "--passive", path, status=1)[1]
+        assert "shows nobody over Diameter at port 3868" in said
     document, _ = found(
         site, site.release([LISTED]), "--passive", path, *more, "--mme", "mme3", "--mme", "mme5", "--at-least", "0.4"
     )

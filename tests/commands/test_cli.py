@@ -378,6 +378,16 @@ class TestCheck:
         assert status == 2
         assert f"eir: {imei.replace('-', '') or imei}: an IMEI has 14 or 15 digits" in err
 
+    def test_a_probe_of_what_stands_on_the_box_says_that_it_is_another_question(self, eir):
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            done = eir("probe", f"127.0.0.1:{closed.getsockname()[1]}", "35 209900 176148 1", LISTED)
+        assert (
+            done[2].splitlines()[0]
+            == "note: '35 209900 176148 1' is sent as typed; without blanks and dashes it would be 352099001761481"
+        )
+        assert done[2].count("note: ") == 1
+
     def test_none_at_all_gets_what_the_policy_says(self, eir):
         found = document(eir("check", "", "--json"))
         assert [found[key] for key in ("imei", "status", "rule", "list")] == ["", "greylisted", "no_identity", None]
