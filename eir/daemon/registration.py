@@ -33,11 +33,11 @@ class Registering:
 
     def __init__(
         self, settings: NrfSettings, instance: str, endpoints: Sequence[str], standing: Callable[[], Standing], *, tokens: bool,
-        tls: TlsFiles | None, report: Report,
+        tls: TlsFiles | None, report: Report, ask_s: float = ASK_S,
     ) -> None:  # fmt: skip
         """`standing`: how the node is; `tls`: with what to prove itself to an NRF whose URI is https; otherwise as in profile_of."""
         self._settings = settings
-        self._standing = standing
+        self._standing, self._ask_s = standing, ask_s
         self.use(tls)
         self._clock = time.monotonic
         profile = profile_of(
@@ -60,7 +60,7 @@ class Registering:
         registration = self._registration
         while True:
             await asyncio.sleep(max(0.0, registration.due - self._clock()))
-            await self._make(registration.step(self._clock(), self._standing()), ASK_S)
+            await self._make(registration.step(self._clock(), self._standing()), self._ask_s)
 
     async def leave(self) -> None:
         """Tell the NRF that the node ends; to be called once `run` is cancelled."""

@@ -34,13 +34,13 @@ def prepare(folder: Path) -> None:
         raise SetupFault(f"the state folder {folder} is not writable for user {os.getuid()}")
 
 
-def hold(folder: Path) -> int:
+def hold(folder: Path, ending_s: float = ENDING_S) -> int:
     """Take the folder for this node, by a lock that lasts as long as any of its processes; returns the descriptor that holds it.
 
-    A node there that is ending, which answers its peers until they close, is waited for. Raises EirError if one runs.
+    A node there that is ending, which answers its peers until they close, is waited for, `ending_s` at most. Raises EirError if one runs.
     """
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-    give_up = time.monotonic() + ENDING_S
+    give_up = time.monotonic() + ending_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

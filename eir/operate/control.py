@@ -51,12 +51,20 @@ class ControlServer:
     """Answers commands (name → callable of the request's arguments) on a socket in the folder."""
 
     def __init__(
-        self, folder: Path, commands: Mapping[str, Command], *, name: str = SOCKET_NAME, report: Report
+        self,
+        folder: Path,
+        commands: Mapping[str, Command],
+        *,
+        name: str = SOCKET_NAME,
+        report: Report,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
+        """`timeout_s`: the time for a request and its answer."""
         self._folder = folder
         self._name = name
         self._commands = commands
         self._report = report
+        self._timeout_s = timeout_s
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -85,7 +93,7 @@ class ControlServer:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 _asker.set(_uid_of(writer.get_extra_info("socket")))
                 answer = await self._answer(await reader.readline())
                 writer.write(json.dumps(answer).encode() + b"\n")

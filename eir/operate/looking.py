@@ -48,8 +48,9 @@ def refusal(arguments: Sequence[str]) -> str | None:
 class Looking:
     """Runs such commands, a few at a time."""
 
-    def __init__(self, config: Path) -> None:
-        self._config = config
+    def __init__(self, config: Path, *, time_s: float = TIME_S, out_bytes_max: int = OUT_BYTES_MAX) -> None:
+        """`time_s`, `out_bytes_max`: a command that takes longer, or writes more, is ended."""
+        self._config, self._time_s, self._out_bytes_max = config, time_s, out_bytes_max
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def run(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,11 +64,12 @@ class Looking:
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
             try:
-                async with asyncio.timeout(TIME_S):
-                    out, err = await asyncio.gather(*(_bounded(stream) for stream in (process.stdout, process.stderr)))
+                async with asyncio.timeout(self._time_s):
+                    both = (process.stdout, process.stderr)
+                    out, err = await asyncio.gather(*(_bounded(stream, self._out_bytes_max) for stream in both))
                     return {"status": await process.wait(), "out": out, "err": err}
             except TimeoutError:
-                raise EirError(f"{arguments[0]}: no answer in {TIME_S:g} s") from None
+                raise EirError(f"{arguments[0]}: no answer in {self._time_s:g} s") from None
             finally:
                 with suppress(ProcessLookupError):
                     process.kill()
@@ -84,10 +86,10 @@ class Looking:
         return str(said["out"] or said["err"]).strip()
 
 
-async def _bounded(stream: asyncio.StreamReader | None) -> str:
+async def _bounded(stream: asyncio.StreamReader | None, most: int) -> str:
     octets = b""
     while stream is not None and (piece := await stream.read(1 << 16)):
         octets += piece
-        if len(octets) > OUT_BYTES_MAX:
-            raise EirError(f"more than {OUT_BYTES_MAX >> 20} MiB: ask for less, such as with -n")
+        if len(octets) > most:
+            raise EirError(f"more than {most >> 20} MiB: ask for less, such as with -n")
     return octets.decode("utf-8", "replace")

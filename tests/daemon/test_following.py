@@ -126,21 +126,20 @@ class TestFront:
             hand_over(follower.channel, *listed("b", 1))
             await until_async(lambda: names(node.workers[0]) == [("b", 1)])
 
-    async def test_a_follower_in_the_place_of_another_gets_what_is_in_force_and_goes_on_counting(self, site):
+    async def test_a_follower_in_the_place_of_another_gets_what_is_in_force_and_goes_on_counting(self, site, heard):
         async with self.followed(site) as (node, follower):
             hand_over(follower.channel, *listed("a", 1))
             follower.channel.tell("complete")
             await until_async(lambda: len(names(node.workers[0])) == 2)
             await until_async(lambda: _errors(node, 3))
             await follower.end()
-            await until_async(lambda: node.front._followed._channel is None)
+            await until_async(lambda: any(event == "process_ended" for event, *_ in heard))
             found = await node.front.snapshot()
             assert found["eir_store_errors_total"] == {("timeout",): 3.0}
             assert (found["eir_store_up"], found["eir_store_lost_data"]) == ({(): 1.0}, {("a",): 0.0})
             again = await PlayedFollower().start(node.starter)
             try:
                 assert [what.name for what in again.given if isinstance(what, Listed)] == ["a"]
-                await until_async(lambda: node.front._followed._channel is not None)
                 await until_async(lambda: _errors(node, 6))
             finally:
                 await again.end()

@@ -10,7 +10,6 @@ from made import until
 from nrf_server import Nrf
 from test_nrf import GOOD, INSTANCE, settings_of
 
-from eir.daemon import registration
 from eir.daemon.registration import Registering
 from eir.n5g.nrf import Standing
 from eir.peers.settings import TlsSettings
@@ -31,11 +30,12 @@ def nrfs():
 
 
 @contextlib.asynccontextmanager
-async def registering(*uri, standing=lambda: GOOD, tls=None, **more):
+async def registering(*uri, standing=lambda: GOOD, tls=None, ask_s=3.0, **more):
     settings = settings_of(*uri, heartbeat_s=1, **more)
     it = Registering(
-        settings, INSTANCE, ["http://127.0.0.1:7777"], standing, tokens=False, tls=tls, report=lambda *_, **__: None
-    )
+        settings, INSTANCE, ["http://127.0.0.1:7777"], standing, tokens=False, tls=tls,
+        report=lambda *_, **__: None, ask_s=ask_s,
+    )  # fmt: skip
     task = asyncio.create_task(it.run())
     yield it
     assert not task.done()
@@ -63,10 +63,9 @@ async def test_a_life_with_an_nrf(nrfs):
     assert not nrf.asked[0][1].startswith("//")
 
 
-async def test_an_nrf_goes_and_another_is_there(nrfs, monkeypatch):
-    monkeypatch.setattr(registration, "ASK_S", 0.5)
+async def test_an_nrf_goes_and_another_is_there(nrfs):
     one, two = nrfs(), nrfs()
-    async with registering(one.uri, two.uri) as it:
+    async with registering(one.uri, two.uri, ask_s=0.5) as it:
         await until(lambda: INSTANCE in one.profiles)
         one.silent = True  # it takes connections, and does nothing
         await until(lambda: INSTANCE in two.profiles)

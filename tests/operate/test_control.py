@@ -129,21 +129,19 @@ class TestAsking:
         assert stat.S_IMODE(mode) == 0o660
 
 
-async def test_a_silent_client_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(control, "TIMEOUT_S", 0.05)
-    server = ControlServer(tmp_path, COMMANDS, report=silent)
+async def test_a_silent_client_is_dropped(tmp_path):
+    server = ControlServer(tmp_path, COMMANDS, report=silent, timeout_s=0.05)
     await server.listen()
     assert await raw(tmp_path, b'{"command"', eof=False) == b""
     await server.close()
 
 
-async def test_a_node_that_does_not_answer_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(control, "TIMEOUT_S", 0.05)
+async def test_a_node_that_does_not_answer_is_named(tmp_path):
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / SOCKET_NAME))
         silent.listen()
         with pytest.raises(ControlError, match="does not answer"):
-            await asyncio.to_thread(ask, tmp_path, "ping")
+            await asyncio.to_thread(ask, tmp_path, "ping", timeout_s=0.05)
 
 
 async def test_a_socket_that_a_killed_node_left_is_replaced(tmp_path):

@@ -13,7 +13,6 @@ from wire import REALM
 
 from eir.commands.app import command_line
 from eir.errors import EirError
-from eir.operate import looking
 from eir.operate.control import ControlError, ask
 from eir.operate.looking import LOOKS, Looking, refusal
 
@@ -154,11 +153,9 @@ def test_it_is_gone_with_the_node_and_takes_no_files_place(site, tmp_path):
     assert not (place / "socket").exists()
 
 
-async def test_what_takes_too_long_or_says_too_much_is_ended(site, monkeypatch):
+async def test_what_takes_too_long_or_says_too_much_is_ended(site):
     site.load([LISTED])
-    monkeypatch.setattr(looking, "OUT_BYTES_MAX", 10)
     with pytest.raises(EirError, match="ask for less"):
-        await Looking(site.path).run({"arguments": ["show", "stolen"]})
-    monkeypatch.setattr(looking, "TIME_S", 0.001)
+        await Looking(site.path, out_bytes_max=10).run({"arguments": ["show", "stolen"]})
     with pytest.raises(EirError, match=r"status: no answer in 0.001 s"):
-        await Looking(site.path).run({"arguments": ["status"]})
+        await Looking(site.path, time_s=0.001).run({"arguments": ["status"]})
