@@ -149,7 +149,7 @@ async def edit_what_differs(
 ) -> frozenset[Entry]:
     """Make the change of those entries that are not there already (add) or are there (remove), and return these; raises as `edit_list`.
 
-    For who feeds a list row by row: nothing is kept of what was there before, since rows come by the thousand.
+    One that is there and ends before it is to end is not there already. For who feeds a list row by row: nothing is kept of what was there before, since rows come by the thousand.
     """
     _, changed = await _edit(edit, replace(settings, keep=0), store, who, now, lenient=True)
     return frozenset(changed)
@@ -172,9 +172,7 @@ async def _edit(
             raise EntryRefused(f"{kinds}; give the new kind a list of another name")
         there = _there(every.entries, before, now)
         if lenient:
-            edit = replace(
-                every, entries=[entry for entry in every.entries if (entry[1:] in there) == (every.what == REMOVE)]
-            )
+            edit = replace(every, entries=[entry for entry in every.entries if _differs(every, there.get(entry[1:]))])
         else:
             _refuse_what_changes_nothing(edit, settings.name, there)
         try:
@@ -247,15 +245,22 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
         raise EntryRefused(f"the end is over: it is {utc_text(now)}")
 
 
-def _there(entries: Sequence[Entry], pages: Sequence[Page], now: datetime) -> set[tuple[int, int, bool]]:
-    """Return which of these are there, and their whole TACs; ended entries are not.
+def _differs(edit: Edit, end: int | None) -> bool:
+    """True if the edit changes an entry that is there until `end` (0: for good; None: it is not there)."""
+    if edit.what == REMOVE:
+        return end is not None
+    return end is None or (end > 0 and not 0 < edit.until <= end)
+
+
+def _there(entries: Sequence[Entry], pages: Sequence[Page], now: datetime) -> dict[tuple[int, int, bool], int]:
+    """Return which of these are there, and their whole TACs, each with its end (0: none); ended entries are not.
 
     Raises StoreError for a damaged page. Only the wanted entries are looked up: a page may have a million.
     """
     wanted: dict[int, list[Entry]] = {}
     for entry in entries:
         wanted.setdefault(entry.key // PAGE_KEYS, []).append(entry)
-    found = set[tuple[int, int, bool]]()
+    found = dict[tuple[int, int, bool], int]()
     for page in pages:
         try:
             found.update(_found_in(page, wanted[page.number], now.timestamp()))
@@ -264,24 +269,24 @@ def _there(entries: Sequence[Entry], pages: Sequence[Page], now: datetime) -> se
     return found
 
 
-def _found_in(page: Page, entries: Sequence[Entry], now: float) -> Iterator[tuple[int, int, bool]]:
+def _found_in(page: Page, entries: Sequence[Entry], now: float) -> Iterator[tuple[tuple[int, int, bool], int]]:
     first, tac = page.number * PAGE_KEYS, page.tac
     if tac is not None and (not tac.until or tac.until > now):
-        yield first, 0, True
+        yield (first, 0, True), tac.until
     if has_pairs(page):
         pairs = decode_pairs(page)
         for entry in entries:
             paired = pairs.get(entry.key - first)
             end = None if paired is None else paired.imsis.get(entry.imsi)
             if end is not None and (not end or end > now):
-                yield entry[1:]
+                yield entry[1:], end
         return
     content = decode(page)
     singles = [entry for entry in entries if not entry.whole_tac]
     lows = np.array([entry.key - first for entry in singles], content.low.dtype)
     for entry, low, at in zip(singles, lows, np.searchsorted(content.low, lows), strict=True):
         if at < len(content.low) and content.low[at] == low and (not content.until[at] or content.until[at] > now):
-            yield entry[1:]
+            yield entry[1:], int(content.until[at])
 
 
 def _refuse_what_changes_nothing(edit: Edit, name: str, there: Container[tuple[int, int, bool]]) -> None:

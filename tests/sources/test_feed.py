@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from register import DATE, basic, device, path, request
 
-from eir.changes.local import ADD, REMOVE, Entry
+from eir.changes.local import ADD, REMOVE, Edit, Entry, edit_list
 from eir.daemon.interfaces import Watched
-from eir.device import device_key
+from eir.device import device_key, imsi_key
 from eir.errors import StoreError
+from eir.record.entries import entries_of, read_pages
 from eir.record.settings import ListSettings
 from eir.sources import feed_writer
 from eir.sources.feed_rows import Refused, Row, read_row
@@ -247,6 +248,31 @@ async def test_what_comes_together_is_one_transaction(writing):
         ("add", "register at x"), ("remove", "register at x"), ("add", "second"),
     ]  # fmt: skip
     assert (await writing.store.state("blocked")).entries == 41
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry"),
+    [
+        ("devices", Entry("x", device_key(IMEI))), ("devices", Entry("x", 101002 * 10**6, whole_tac=True)), ("subscribers", Entry("x", imsi_key(IMSI))),
+        ("pairs", Entry("x", device_key(IMEI), imsi_key(IMSI))),
+    ],
+)  # fmt: skip
+async def test_what_was_to_end_does_not_once_a_register_sends_it(writing, kind, entry):
+    settings = ListSettings(name=kind, kind=kind, local=True, change_min=10**7)
+    end = int(datetime.now(UTC).timestamp()) + 3600
+    edit = Edit(what=ADD, entries=[entry], reason="for an hour", until=end)
+    await edit_list(edit, settings, writing.store, who="x", now=datetime.now(UTC))
+    writing.writer.lists = {kind: settings}
+
+    async def put(what):
+        answer = asyncio.get_running_loop().create_future()
+        writing.writer.put(what, entry, name=kind, who="x", reason="fed by x", done=answer.set_result)
+        return await answer
+
+    assert [await put(ADD), await put(ADD)] == [201, 208]
+    (found,) = entries_of((await read_pages(writing.store, kind))[1])
+    assert found.until == 0
+    assert [await put(REMOVE), await put(REMOVE)] == [202, 204]
 
 
 async def test_rows_about_one_entry_keep_their_order(writing):
