@@ -71,10 +71,10 @@ class Buffer:
 
     def __init__(
         self, send: Callable[[bytes], bool], later: Callable[[float, Callable[[], None]], object], *, rate_max: float,
-        now: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic, waiting_bytes_max: int = WAITING_BYTES_MAX,
     ) -> None:  # fmt: skip
         self._send, self._later, self._now, self._monotonic = send, later, now, monotonic
-        self._rate_max = rate_max
+        self._rate_max, self._waiting_bytes_max = rate_max, waiting_bytes_max
         self._room = self._room_then = rate_max
         self._room_at = monotonic()
         self._share: Final[Counter[str]] = Counter()
@@ -152,7 +152,7 @@ class Buffer:
         waiting = self._waiting
         while waiting and self._send(waiting[0]):
             self._waiting_bytes -= len(waiting.popleft())
-        while self._waiting_bytes > WAITING_BYTES_MAX:
+        while self._waiting_bytes > self._waiting_bytes_max:
             message = waiting.popleft()
             self._waiting_bytes -= len(message)
             self.dropped[NOT_TAKEN] += HEAD.unpack_from(message)[1]

@@ -45,9 +45,16 @@ class NotTaken(EirError):
 
 
 class Delivery:
-    """Events for one receiver. `counted` is told: `sent`, `queue` or `refused`, and how many events."""
+    """Events for one receiver. `counted` is told: `sent`, `queue` or `refused`, and how many events.
 
-    def __init__(self, to: str, send: Send, counted: Callable[[str, int], None], *, report: Report) -> None:
+    `waiting_max`: events that wait at most. `again_s`: the first pause before what was not delivered comes again, and the longest one.
+    """
+
+    def __init__(
+        self, to: str, send: Send, counted: Callable[[str, int], None], *, report: Report, waiting_max: int = WAITING_MAX,
+        again_s: tuple[float, float] = (AGAIN_S, AGAIN_MAX_S),
+    ) -> None:  # fmt: skip
+        self._waiting_max, self._again_s = waiting_max, again_s
         self._to, self._send, self._counted, self._report = to, send, counted, report
         self._waiting: deque[Event] = deque()
         self._under_way = 0
@@ -57,7 +64,7 @@ class Delivery:
     def put(self, events: Sequence[Event]) -> None:
         """Have events delivered."""
         self._waiting.extend(events)
-        too_many = len(self._waiting) - WAITING_MAX
+        too_many = len(self._waiting) - self._waiting_max
         if too_many > 0:
             for _ in range(too_many):
                 self._waiting.popleft()
@@ -80,7 +87,8 @@ class Delivery:
 
     async def run(self) -> None:
         """Deliver, until cancelled."""
-        pause_s = AGAIN_S
+        again_s, again_max_s = self._again_s
+        pause_s = again_s
         while True:
             await self._there.wait()
             batch = [self._waiting[at] for at in range(min(BATCH_MAX, len(self._waiting)))]
@@ -97,14 +105,14 @@ class Delivery:
                     detail=str(e),
                 )
                 await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, AGAIN_MAX_S)
+                pause_s = min(2 * pause_s, again_max_s)
                 continue
             except NotTaken as e:
                 self._report("events_refused", reason=self._to, level="error", detail=str(e))
                 self._counted("refused", self._under_way)
             else:
                 self._counted("sent", self._under_way)
-            pause_s = AGAIN_S
+            pause_s = again_s
             for _ in range(
                 self._under_way
             ):  # fewer than were sent, if the oldest went meanwhile: those are counted as lost
@@ -114,8 +122,11 @@ class Delivery:
                 self._there.clear()
 
 
-def webhook(url: str, key: bytes, now: Callable[[], float] = time.time) -> Send:
-    """Posts events to a URL: `{"events": [...]}`, with the time, and an HMAC-SHA256 over time, a dot and the body in headers."""
+def webhook(url: str, key: bytes, now: Callable[[], float] = time.time, post_s: float = POST_S) -> Send:
+    """Posts events to a URL: `{"events": [...]}`, with the time, and an HMAC-SHA256 over time, a dot and the body in headers.
+
+    The receiver has `post_s` for it.
+    """
 
     async def send(events: Sequence[Event]) -> None:
         body = json.dumps({"events": list(events)}).encode()
@@ -124,12 +135,12 @@ def webhook(url: str, key: bytes, now: Callable[[], float] = time.time) -> Send:
             "Content-Type": "application/json", TIME_HEADER: stamp, ID_HEADER: events[0]["id"],
             SIGNATURE_HEADER: f"sha256={signature(key, stamp, body)}",
         }  # fmt: skip
-        exchange = _Exchange(url)
+        exchange = _Exchange(url, post_s)
         try:
-            async with asyncio.timeout(POST_S):
+            async with asyncio.timeout(post_s):
                 await asyncio.to_thread(exchange.post, body, headers)
         except TimeoutError:
-            raise Undelivered(f"{exchange.where}: no answer in {POST_S:g} s") from None
+            raise Undelivered(f"{exchange.where}: no answer in {post_s:g} s") from None
         finally:
             exchange.end()
 
@@ -144,15 +155,15 @@ def signature(key: bytes, stamp: str, body: bytes) -> str:
 class _Exchange:
     """One POST, in a thread, which another thread can end at any time: a receiver may drip its answer byte by byte."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float) -> None:
         parts = urlsplit(url)
         self.where = f"{parts.scheme}://{parts.netloc}"
         self._target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
         host, port = parts.hostname or "", parts.port
         self._link = (
-            http.client.HTTPSConnection(host, port, timeout=POST_S, context=ssl.create_default_context())
+            http.client.HTTPSConnection(host, port, timeout=timeout_s, context=ssl.create_default_context())
             if parts.scheme == "https"
-            else http.client.HTTPConnection(host, port, timeout=POST_S)
+            else http.client.HTTPConnection(host, port, timeout=timeout_s)
         )
         self._ended = False
 

@@ -55,7 +55,9 @@ class FeedWriter:
         *,
         now: Callable[[], datetime],
         failed: Callable[[Exception], None],
+        waiting_max: int = WAITING_MAX,
     ) -> None:
+        self._waiting_max = waiting_max
         self.lists = lists
         self._store, self._now, self._failed = store, now, failed
         self._waiting: deque[Waiting] = deque()
@@ -67,7 +69,7 @@ class FeedWriter:
         self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | Refused], None]
     ) -> None:
         """Have a row written; `done` is called with the status of the answer. Raises Refused if too many wait."""
-        if len(self._waiting) >= WAITING_MAX:
+        if len(self._waiting) >= self._waiting_max:
             raise Refused(503, BUSY, "too many rows wait")
         self._waiting.append(Waiting(what, entry, name, who, reason, done))
         self._came.set()

@@ -148,12 +148,11 @@ class Receiver:
 
 
 @pytest.fixture
-async def receiver(monkeypatch):
-    monkeypatch.setattr(deliver, "AGAIN_S", 0.001)
-    monkeypatch.setattr(deliver, "AGAIN_MAX_S", 0.002)
-    monkeypatch.setattr(deliver, "WAITING_MAX", 1000)
+async def receiver():
     found = Receiver()
-    found.delivery = Delivery("webhook", found.send, found.count, report=silent)
+    found.delivery = Delivery(
+        "webhook", found.send, found.count, report=silent, waiting_max=1000, again_s=(0.001, 0.002)
+    )
     running = asyncio.create_task(found.delivery.run())
     yield found
     running.cancel()
@@ -269,11 +268,10 @@ def dripping():
             listener.shutdown(socket.SHUT_RDWR)
 
 
-async def test_a_webhook_that_drips_its_answer_has_one_deadline(monkeypatch):
-    monkeypatch.setattr(deliver, "POST_S", 0.3)
+async def test_a_webhook_that_drips_its_answer_has_one_deadline():
     with dripping() as (url, _):
         with pytest.raises(Undelivered, match=r"no answer in 0\.3 s"):
-            await deliver.webhook(url, b"key")(numbered(1))
+            await deliver.webhook(url, b"key", post_s=0.3)(numbered(1))
         # Its thread ends too: a loop that is closed waits for it.
         await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 30)
 

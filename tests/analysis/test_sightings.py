@@ -38,7 +38,7 @@ def each(*identifiers, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, o
 class Handed:
     """A buffer, and what came of it; its clock and its timers are the test's."""
 
-    def __init__(self, rate_max=1e6, *, takes=True):
+    def __init__(self, rate_max=1e6, *, takes=True, **limits):
         self.now, self.takes, self.messages, self.timers = NOON, takes, [], []
         self.buffer = Buffer(
             self.send,
@@ -46,6 +46,7 @@ class Handed:
             rate_max=rate_max,
             now=lambda: self.now,
             monotonic=lambda: self.now,
+            **limits,
         )
 
     def send(self, message):
@@ -194,16 +195,15 @@ def test_a_flood_of_one_peer_leaves_the_others_their_room_and_comes_to_the_whole
     assert both["loud"] == pytest.approx(200 * 6, rel=0.1)
 
 
-def test_while_nobody_takes_anything_the_oldest_go_and_are_counted(monkeypatch):
-    monkeypatch.setattr(buffer, "WAITING_BYTES_MAX", 1 << 20)
-    handed, count = Handed(takes=False), 0
+def test_while_nobody_takes_anything_the_oldest_go_and_are_counted():
+    handed, count = Handed(takes=False, waiting_bytes_max=1 << 20), 0
     while not handed.buffer.dropped:
         handed.add(*(each(f"{number:014d}") for number in range(count, count + 5000)))
         count += 5000
         handed.flush()
-    assert handed.buffer._waiting_bytes <= 1 << 20
     handed.takes = True
     handed.flush()
+    assert sum(map(len, handed.messages)) <= 1 << 20
     kept = handed.frame()["device"]
     assert handed.buffer.dropped.total() + len(kept) == count
     assert kept.max() == count - 1

@@ -16,7 +16,6 @@ from eir.device import device_key, imsi_key
 from eir.errors import StoreError
 from eir.record.entries import entries_of, read_pages
 from eir.record.settings import ListSettings
-from eir.sources import feed_writer
 from eir.sources.feed_rows import Refused, Row, read_row
 from eir.sources.feed_users import BAD_ONES, Users, UsersError, read_users, user_line
 from eir.sources.feed_writer import FeedWriter
@@ -202,9 +201,9 @@ LISTS = {
 class Writing:
     """A writer over a store of its own; `put` gives what a row is answered."""
 
-    def __init__(self, store):
+    def __init__(self, store, **limits):
         self.failed = []
-        self.writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append)
+        self.writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append, **limits)
         self.store = store
 
     def put(self, what, imei, name="blocked", who="register at x"):
@@ -303,13 +302,15 @@ async def test_a_store_that_fails_is_said_and_the_next_row_is_written(writing, m
     assert await writing.all((ADD, imei(1)), (ADD, imei(1), "gone")) == [201, 503]
 
 
-async def test_too_many_that_wait_are_turned_away(writing, monkeypatch):
-    monkeypatch.setattr(feed_writer, "WAITING_MAX", 3)
-    answers = [writing.put(ADD, imei(number)) for number in range(3)]
+async def test_too_many_that_wait_are_turned_away(writing):
+    limited = Writing(writing.store, waiting_max=3)
+    answers = [limited.put(ADD, imei(number)) for number in range(3)]
     with pytest.raises(Refused) as caught:
-        writing.put(ADD, imei(3))
+        limited.put(ADD, imei(3))
     assert (caught.value.status, caught.value.reason) == (503, "busy")
+    task = asyncio.create_task(limited.writer.run())
     assert await asyncio.gather(*answers) == [201] * 3
+    task.cancel()
 
 
 PLAIN = [
