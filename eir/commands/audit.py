@@ -38,7 +38,7 @@ from eir.commands.asking import (
 )
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say
-from eir.commands.sightings import write_down
+from eir.commands.sightings import recorded
 from eir.config import Config, load_to_ask
 from eir.sources.acknowledge import ENDS, listed_by
 
@@ -176,8 +176,7 @@ def _captured(capture: Path, ports: list[int] | None, variant: str) -> tuple[lis
 def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:
     from eir.analysis.asked import asked  # noqa: PLC0415 - for this alone
 
-    write_down(config)
-    return [Check(*row) for row in asked(config.state, since)], set(), set()
+    return [Check(*row) for row in asked(recorded(config).state, since)], set(), set()
 
 
 def _answer(config: Config, name: str) -> Status:

@@ -49,8 +49,7 @@ def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_js
     }  # fmt: skip
     size = f"{document['files']:,} files, {document['bytes']:,} bytes"
     span = f", from {minute(document['first_hour'])} to {minute(document['last_hour'])}" if there else ""
-    off = "" if checked.sightings else f"; nothing more is kept: {checked.path} has no section 'sightings'"
-    show_one(document, f"{size}{span}{off}", as_json=as_json)
+    show_one(document, f"{size}{span}{not_kept(checked)}", as_json=as_json)
 
 
 def seen(
@@ -85,7 +84,7 @@ def seen(
     elif rows:
         show(rows, SEEN_COLUMNS, as_json=False)
     if not rows:
-        raise fail(f"{identifier} is not on record{f' since {since}' if since else ''}")
+        raise fail(f"{identifier} is not on record{f' since {since}' if since else ''}{not_kept(checked)}")
 
 
 def forget(
@@ -186,8 +185,7 @@ def export(
         which = date.fromisoformat(day) if day else (datetime.now(UTC) - timedelta(days=1)).date()
     except ValueError:
         raise fail(f"--day {day}: expected a day such as 2026-11-27", EXIT_USAGE) from None
-    checked = opened(load_config(config))
-    write_down(checked)
+    checked = recorded(opened(load_config(config)))
     if checked.sightings is not None and checked.sightings.subscribers != FULL:
         say(f"warning: no row has an IMSI: sightings.subscribers is {checked.sightings.subscribers}")
     operator = operator or checked.identity.realm
@@ -197,6 +195,19 @@ def export(
         csv.writer(stream, lineterminator="\n").writerows(
             rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers))
         )
+
+
+def recorded(checked: Config) -> Config:
+    """The configuration of a node that has a record, with what it has just seen. Raises EirError where nothing was ever kept."""
+    write_down(checked)
+    if checked.sightings is None and not files.found(checked.state):
+        raise EirError(f"no check is on record in {checked.state}{not_kept(checked)}")
+    return checked
+
+
+def not_kept(checked: Config) -> str:
+    """The reason why there may be less on record than was asked, to end a sentence with; empty where checks are kept."""
+    return "" if checked.sightings else f"; nothing more is kept: {checked.path} has no section 'sightings'"
 
 
 def write_down(checked: Config) -> None:

@@ -12,7 +12,7 @@ from eir.checks.explain import Explanation, explain, question_of, wrong_option
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, opened, with_store
 from eir.commands.forms import second
 from eir.commands.output import EXIT_USAGE, fail, show_one
-from eir.commands.sightings import moment, write_down
+from eir.commands.sightings import moment, not_kept, write_down
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, typed
 from eir.errors import IdentifierError
@@ -90,7 +90,9 @@ def why(
     }  # fmt: skip
     show_one(document, _sheet(imei, asked, rows, lists, found), as_json=as_json)
     if not rows:
-        raise fail(f"no check of {imei}{f' with {imsi}' if imsi else ''} is on record up to {_text(asked)}")
+        raise fail(
+            f"no check of {imei}{f' with {imsi}' if imsi else ''} is on record up to {_text(asked)}{not_kept(checked)}"
+        )
 
 
 async def _look(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> _Found:

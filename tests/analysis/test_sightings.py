@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import stat
 from datetime import UTC, datetime
 
@@ -477,6 +478,16 @@ def test_what_is_asked_for_is_checked(kept):
     assert kept.json("seen", UNLISTED, "--since", "7d", status=1)["sightings"] == []
     assert kept.json("sightings", "forget", "--imsi", IMSI) == {"rows": 1}
     kept.eir("seen", UNLISTED, status=1)
+
+
+def test_where_nothing_is_kept_nobody_is_told_that_nothing_was_asked(kept, site):
+    site.load([LISTED])
+    site.configure(sightings=None)
+    manifest = site.folder / "releases" / "stolen-1.manifest.json"
+    for command in ("seen", UNLISTED), ("why", UNLISTED), ("sightings", "export"), ("audit", manifest, "--sightings"):
+        said = kept.eir(*command, status=1)
+        assert "has no section 'sightings'" in said.err
+        assert not re.search("never asked|msisdn", said.out)
 
 
 # A node
