@@ -93,12 +93,12 @@ class PairRows:
         other = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
         return int(same.sum()), int((same & other).sum())
 
-    def slabs(self) -> Iterator[Pairs]:
-        """All of them in order, some pages' at a time."""
+    def slabs(self, most: int = SLAB_PAIRS) -> Iterator[Pairs]:
+        """All of them in order, some pages' at a time: about `most`."""
         devices, imsis, reasons, until = self.in_order()
         first = 0
         while first < len(devices):
-            highest = devices[min(first + SLAB_PAIRS, len(devices)) - 1]
+            highest = devices[min(first + most, len(devices)) - 1]
             last = int(np.searchsorted(devices, (highest // _PAGE + np.uint64(1)) * _PAGE))
             yield devices[first:last], imsis[first:last], reasons[first:last], until[first:last]
             first = last

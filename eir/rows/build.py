@@ -15,7 +15,7 @@ from eir.device import MEID_BASE, ODD_BASE
 from eir.errors import ReleaseRefused
 from eir.pages.content import Content, Keys, ReasonIndexes, Seconds, decode, encode, endless, extras, split
 from eir.pages.pages import PAGE_KEYS, Page, TacEntry, amended_digest
-from eir.pages.pairs import PairRows, amended_pairs, has_pairs, pair_pages
+from eir.pages.pairs import SLAB_PAIRS, PairRows, amended_pairs, has_pairs, pair_pages
 from eir.pages.roaring import decode_keys, encode_many, is_fresh
 from eir.rows.turnover import differences
 
@@ -129,8 +129,14 @@ class Rows:
     counts before a single row, whatever its reason, where both end at the same time.
     """
 
-    def __init__(self, expected: int = 0) -> None:
-        """`expected`: how many single identifiers may come; more are taken too, with some copying."""
+    def __init__(
+        self, expected: int = 0, *, span_pages_max: int = SPAN_PAGES_MAX, span_keys_max: int = SPAN_KEYS_MAX
+    ) -> None:
+        """`expected`: how many single identifiers may come; more are taken too, with some copying.
+
+        `span_pages_max`, `span_keys_max`: how far all ranges together may reach, in TACs and in identifiers of TACs that they do not cover.
+        """
+        self._span_pages_max, self._span_keys_max = span_pages_max, span_keys_max
         self.singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0), ODD_BASE: _Singles(0)}
         """Less what they are listed under here, so that a key and a reason fit in 64 bits."""
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
@@ -154,11 +160,11 @@ class Rows:
     ) -> None:
         """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest.
 
-        Raises ReleaseRefused (`range`) as soon as all of them together reach into more than SPAN_PAGES_MAX TACs.
+        Raises ReleaseRefused (`range`) as soon as all of them together reach into more than `span_pages_max` TACs.
         """
         self._span_pages += int((last // _PAGE - first // _PAGE).sum()) + len(first)
-        if self._span_pages > SPAN_PAGES_MAX:
-            detail = f"its ranges and TACs reach into {self._span_pages} TACs or more; {SPAN_PAGES_MAX} is the most for one release"
+        if self._span_pages > self._span_pages_max:
+            detail = f"its ranges and TACs reach into {self._span_pages} TACs or more; {self._span_pages_max} is the most for one release"
             raise ReleaseRefused("range", f"{detail}: split it, with deltas for what is left")
         self._spans.append((first, last, reasons, until))
 
@@ -209,10 +215,8 @@ class Rows:
                     span = Span(max(low - start, 0), min(high - start, PAGE_KEYS - 1), reason, end)
                     by_page.setdefault(number, []).append(span)
         walked = sum(last - first for first, last in map(_reach, map(_parts, by_page.values())))
-        if walked > SPAN_KEYS_MAX:
-            detail = (
-                f"its ranges that do not cover their TACs reach over {walked} identifiers; {SPAN_KEYS_MAX} is the most"
-            )
+        if walked > self._span_keys_max:
+            detail = f"its ranges that do not cover their TACs reach over {walked} identifiers; {self._span_keys_max} is the most"
             raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
         return by_page
 
@@ -231,12 +235,21 @@ def _repeats(names: Sequence[NDArray[Any]], says: Sequence[NDArray[Any]]) -> tup
     return int(repeated.sum()), int((repeated & ~same(says)).sum())
 
 
-def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) -> Built:
-    """The pages of a full list. `progress` gets keys done and keys in all. Raises as Rows.spans."""
+def build_pages(
+    rows: Rows,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    slab_keys: int = SLAB_KEYS,
+    slab_pairs: int = SLAB_PAIRS,
+) -> Built:
+    """The pages of a full list. `progress` gets keys done and keys in all. Raises as Rows.spans.
+
+    `slab_keys`, `slab_pairs`: how many are made into pages at a time, more or less.
+    """
     built = Built()
     if rows.pairs:
         pairs, rows.pairs = rows.pairs, PairRows()  # let go at the end of this function
-        built.pages = [page for some in pairs.slabs() for page in pair_pages(some)]
+        built.pages = [page for some in pairs.slabs(slab_pairs) for page in pair_pages(some)]
         for page in built.pages:
             built.count(page)
         return built
@@ -244,7 +257,7 @@ def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) 
     pages: list[Page] = []
     for base, singles in rows.singles.items():
         packed, until = singles.take()  # they are let go there, so that they exist once
-        for first, last in _slabs(packed):
+        for first, last in _slabs(packed, slab_keys):
             if progress is not None:
                 progress(first, len(packed))
             some, entries = _encode_slab(packed[first:last], None if until is None else until[first:last], base)
@@ -345,11 +358,11 @@ def _amended(old: Page, gone: Page, new: Page) -> Page:
     return encode(old.number, Content(low[order], reasons, until, tac))
 
 
-def _slabs(packed: Keys) -> Iterator[tuple[int, int]]:
-    """Bounds of slices of about SLAB_KEYS that end where a page ends."""
+def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
+    """Bounds of slices of about `most` keys that end where a page ends."""
     first = 0
     while first < len(packed):
-        key = int(packed[min(first + SLAB_KEYS, len(packed)) - 1] >> _REASON_BITS)
+        key = int(packed[min(first + most, len(packed)) - 1] >> _REASON_BITS)
         next_page = (key // PAGE_KEYS + 1) * PAGE_KEYS << 8
         last = int(np.searchsorted(packed, np.uint64(next_page))) if next_page < 1 << 64 else len(packed)
         yield first, last

@@ -259,10 +259,11 @@ def decide_undo(
     return replace(write, after=after, dropped=_dropped(stored, after))
 
 
-def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
+def decide(stored: Stored[S] | None, wanted: Wanted, own: S, change_pages_max: int = CHANGE_PAGES_MAX) -> Write[S]:
     """The write that puts `wanted` in force.
 
-    `own`: the set with the whole list that is wanted; else an empty one, for the pages to be kept.
+    `own`: the set with the whole list that is wanted; else an empty one, for the pages to be kept. `change_pages_max`: a change of more
+    pages is logged as one of all.
     """
     state, whole, seen = wanted.state, wanted.whole or stored is None, 0
     event = None if wanted.event is None else replace(wanted.event, content=content_of(state))
@@ -281,7 +282,7 @@ def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
             last = Kept(stored.state, stored.page_set if aside is None else aside, whole, stored.made)
             kept = (last, *stored.kept)[: wanted.keep]
     after = Stored(state, own if stored is None or whole else stored.page_set, kept, made)
-    touched = None if whole or len(wanted.pages) > CHANGE_PAGES_MAX else tuple(page.number for page in wanted.pages)
+    touched = None if whole or len(wanted.pages) > change_pages_max else tuple(page.number for page in wanted.pages)
     return Write(
         after, wanted.pages, aside, _dropped(stored, after),
         change=Change(seen, state.generation, touched) if state.generation > seen else None,

@@ -11,11 +11,9 @@ from pyroaring import BitMap
 
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
-from eir.pages import pairs
 from eir.pages.content import split
 from eir.pages.pages import EMPTY_DIGEST, PAGE_KEYS, Page, decode_sections
 from eir.pages.roaring import decode_keys, encode_keys
-from eir.rows import build
 from eir.rows.build import Rows, amend_pages, build_pages
 from eir.rows.turnover import differences
 
@@ -29,9 +27,9 @@ def u64(values):
     return np.array(list(values), np.uint64)
 
 
-def rows_of(entries):
+def rows_of(entries, **limits):
     """`entries`: (first key, last key, reason, until), one identifier where first and last are equal."""
-    rows = Rows()
+    rows = Rows(**limits)
     for first, last, reason, until in entries:
         extras = (np.array([reason], np.uint8), np.array([until], np.int64))
         if first != last:
@@ -143,13 +141,12 @@ def test_any_set_gives_the_canonical_bytes(keys):
     assert set(content_of(pages)) == keys
 
 
-def test_slabs_end_at_page_boundaries(monkeypatch):
-    monkeypatch.setattr(build, "SLAB_KEYS", 64)
+def test_slabs_end_at_page_boundaries():
     keys = np.random.default_rng(3).integers(0, 40 * PAGE_KEYS, 5000).astype(np.uint64)
     rows = Rows()
     rows.add(keys)
     done = []
-    built = build_pages(rows, lambda at, of: done.append((at, of)))
+    built = build_pages(rows, lambda at, of: done.append((at, of)), slab_keys=64)
     assert set(content_of(built.pages)) == set(keys.tolist())
     assert len({page.number for page in built.pages}) == len(built.pages) == 40
     assert len(done) > 30
@@ -297,16 +294,15 @@ def test_ranges_past_memory_are_refused():
     assert caught.value.reason == "range"
 
 
-def test_ranges_are_refused_when_together_they_reach_too_far(monkeypatch):
+def test_ranges_are_refused_when_together_they_reach_too_far():
     """Before anything is made of them: many long ranges took minutes, and many short ones walk through whole TACs."""
-    monkeypatch.setattr(build, "SPAN_PAGES_MAX", 10)
-    monkeypatch.setattr(build, "SPAN_KEYS_MAX", 1000)
+    limits = {"span_pages_max": 10, "span_keys_max": 1000}
     with pytest.raises(ReleaseRefused, match="reach into 12 TACs or more; 10 is the most"):
-        rows_of([(PAGE_KEYS * n, PAGE_KEYS * (n + 4) - 1, 0, 0) for n in (0, 20, 40)])
+        rows_of([(PAGE_KEYS * n, PAGE_KEYS * (n + 4) - 1, 0, 0) for n in (0, 20, 40)], **limits)
     apart = [(first, first + 4, 0, 0) for page in range(4) for first in (page * PAGE_KEYS, page * PAGE_KEYS + 245)]
-    assert build_pages(rows_of(apart)).entries == 40
+    assert build_pages(rows_of(apart, **limits)).entries == 40
     with pytest.raises(ReleaseRefused, match="reach over 1245 identifiers; 1000 is the most"):
-        build_pages(rows_of([*apart, (9 * PAGE_KEYS, 9 * PAGE_KEYS + 244, 0, 0)]))
+        build_pages(rows_of([*apart, (9 * PAGE_KEYS, 9 * PAGE_KEYS + 244, 0, 0)], **limits))
 
 
 def test_nothing_gives_no_pages():
@@ -380,9 +376,7 @@ def test_pairs_come_in_pieces_and_are_cut_into_slabs(one, other, slab):
         for key, imsi, *_ in entries
     }
     assert rows.repeats() == (len(entries) - len(says), sum(len(said) - 1 for said in says.values()))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "SLAB_PAIRS", slab)
-        built = build_pages(rows)
+    built = build_pages(rows, slab_pairs=slab)
     assert pair_content_of(built.pages) == pair_truth_of(entries)
     assert (built.devices, len(rows.pairs)) == (len({key for key, *_ in entries}), 0)
     assert [page.number for page in built.pages] == sorted({key // PAGE_KEYS for key, *_ in entries})

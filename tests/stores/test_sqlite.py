@@ -16,7 +16,7 @@ from made import event, page, pages_of, state, until
 from eir.errors import StoreError
 from eir.stores import sqlite
 from eir.stores.open import open_store
-from eir.stores.sqlite import SqliteStore, file, writing
+from eir.stores.sqlite import SqliteStore, file
 from eir.stores.write import one_batch
 
 A = pages_of([1, 2, 5_000_000])
@@ -239,17 +239,20 @@ async def test_sets_that_nobody_points_to_are_collected_by_a_later_load(store):
     assert sets() == (3, 3 * len(A))
 
 
-async def test_a_load_that_others_left_unfinished_is_not_touched_while_it_is_young(store, monkeypatch):
-    async def with_another_load(pages, other):
+async def test_a_load_that_others_left_unfinished_is_not_touched_while_it_is_young(store):
+    async def with_another_load(pages, other, *, old=False):
         """What is restored is staged, and before it is put in force another list is loaded, which collects what looks dead."""
         yield pages
+        if old:
+            with directly(store) as db:
+                db.execute("UPDATE sets SET keep_until = 1 WHERE keep_until IS NOT NULL")
         await store.replace("b", state(B), B, seen=other)
 
     await store.restore("a", state(A, generation=1), with_another_load(A, 0), seen=0)
     assert await keys_in(store) == A
 
-    monkeypatch.setattr(writing, "SET_IDLE_S", -1)
-    assert await cause_of(store.restore("a", state(B, generation=2), with_another_load(B, 1), seen=1)) == "staging_lost"
+    late = with_another_load(B, 1, old=True)
+    assert await cause_of(store.restore("a", state(B, generation=2), late, seen=1)) == "staging_lost"
     assert await keys_in(store) == A
 
 

@@ -134,9 +134,8 @@ def test_a_write_is_on_the_generation_that_was_seen(stored, generation):
             check_generation("a", stored, other)
 
 
-def test_a_change_of_many_pages_is_logged_as_one_of_all(monkeypatch):
-    monkeypatch.setattr(write, "CHANGE_PAGES_MAX", 1)
-    found = decide(PLAIN, DELTA, "own")
+def test_a_change_of_many_pages_is_logged_as_one_of_all():
+    found = decide(PLAIN, DELTA, "own", change_pages_max=1)
     assert found.change == ALL
     assert found.put == TOUCHED
 
