@@ -221,6 +221,17 @@ async def test_workers_get_connections_in_turn_and_the_first_one_dials(node):
     assert [player.configured[0].dials for player in node.workers] == [False, False]
 
 
+async def test_a_worker_that_sends_its_peers_away_gets_none_of_them_back(node):
+    """It has the fewest connections then, and would close each at once."""
+    leaving, other = node.workers
+    leaving.process.there.tell("leaving")
+    await leaving.process.there.ask("may_dial", "mme.example.org")  # answered in order, so that the front knows
+    for count in range(1, 5):
+        await node.come()
+        await until_async(lambda n=count: len(other.connections) == n)
+    assert leaving.connections == []
+
+
 async def test_a_connection_that_arrives_while_no_worker_is_ready(site, lines):
     """It is refused, counted and told of when no worker comes back within a time."""
     async with serving(site, hold_s=0.1) as node:
