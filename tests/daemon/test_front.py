@@ -348,7 +348,7 @@ async def test_a_reload_registers_nothing_that_a_restart_has_to_open_first(node)
     """No NRF sends AMFs where nobody listens yet."""
     nrf = {"uri": "http://127.0.0.1:1", "endpoints": ["http://192.0.2.1:7777"], "plmns": ["00101"]}
     node.site.configure(n5g={"listen": "http://127.0.0.1:7777", "nrf": nrf})
-    assert "n5g.listen" in await node.front._reload("who asked")
+    assert "n5g.listen" in await node.ask("reload")
     assert "eir_nrf_registered" not in await node.front.snapshot()
 
 
