@@ -114,3 +114,14 @@ async def until(condition, timeout_s: float = 10) -> None:
 def fill(index, name, pages, *, amend=False, **fields):
     """Put a list of an index in force, made of pages, with a state that fits them."""
     put(index, name, state(pages, kind=index.lists[name].kind, **fields), pages, amend=amend)
+
+
+class Altered:
+    """A store with some methods of the test's own: `Altered(store, record=fails)`."""
+
+    def __init__(self, store, **methods):
+        self._store = store
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)

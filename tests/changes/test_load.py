@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import pytest
 import zstandard
-from made import devices_of, tacs_of
+from made import Altered, devices_of, tacs_of
 from releases import NAME, NOW, Agency, make_key, public, sign, text
 
 from eir.changes import load
@@ -492,14 +492,13 @@ async def test_rows_that_end_go_and_rows_that_have_ended_come(agency, store):
     assert "143 devices come, 0 go" in (await refused(agency, agency.release(IMEIS, serial=4), store)).detail
 
 
-async def test_a_damaged_list_can_be_replaced(agency, store, monkeypatch):
+async def test_a_damaged_list_can_be_replaced(agency, store):
     await agency.load(agency.release(IMEIS), store)
 
     async def damaged(name):
         yield await store.state(name), [Page(35_123_456, b"junk"), Page(99, b"", b"T\x09"), Page(100, b"", b"R\x09")]
 
-    monkeypatch.setattr(store, "pages", damaged)
-    report = await agency.load(agency.release(IMEIS[:100]), store)
+    report = await agency.load(agency.release(IMEIS[:100]), Altered(store, pages=damaged))
     assert (report.entries, report.come, report.gone) == (100, 100, 0)
 
 
@@ -640,15 +639,15 @@ async def test_of_two_loaders_one_wins(agency, store, tmp_path):
     await other.close()
 
 
-async def test_a_history_that_cannot_be_written_leaves_the_refusal_as_it_was(agency, store, monkeypatch):
+async def test_a_history_that_cannot_be_written_leaves_the_refusal_as_it_was(agency, store):
     async def fail(_event):
         raise StoreError("full", "no space left")
 
     manifest = agency.release(IMEIS)
-    monkeypatch.setattr(store, "record", fail)
-    await agency.load(manifest, store)
+    full = Altered(store, record=fail)
+    await agency.load(manifest, full)
     with pytest.raises(ReleaseRefused) as caught:
-        await agency.load(manifest, store)
+        await agency.load(manifest, full)
     assert caught.value.reason == "serial"
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import devices_of, put, tacs_of
+from made import Altered, devices_of, put, tacs_of
 
 from eir.changes.local import ADD, ENTRIES_MAX, REMOVE, Edit, edit_list, parse_entries
 from eir.changes.rollback import roll_back
@@ -377,13 +377,12 @@ async def test_operators_at_once_do_not_undo_each_other(store, tmp_path):
         await other.close()
 
 
-async def test_a_list_that_never_stands_still_is_given_up(store, monkeypatch):
+async def test_a_list_that_never_stands_still_is_given_up(store):
     async def overtaken(*_args, **_kwargs):
         raise GenerationConflict("someone was faster")
 
-    monkeypatch.setattr(store, "amend", overtaken)
     with pytest.raises(GenerationConflict, match="try again"):
-        await change(store, "own", ADD, IMEI)
+        await change(Altered(store, amend=overtaken), "own", ADD, IMEI)
     assert await store.history() == []
 
 

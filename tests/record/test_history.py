@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import servers
-from made import event, pages_of, state
+from made import Altered, event, pages_of, state
 from node import LISTED, UNLISTED, Publisher, Site, until
 
 from eir.commands import record
@@ -364,30 +364,30 @@ def test_a_record_that_is_json_and_no_object_is_a_fault_of_the_history(text):
     assert caught.value.cause == "corrupt"
 
 
-async def test_the_history_is_trimmed_each_hour(node, store, monkeypatch):
+async def test_the_history_is_trimmed_each_hour(node, store):
     trimmed, trim = [], store.trim_history
 
     async def counted(*arguments):
         trimmed.append(node.clock)
         return await trim(*arguments)
 
-    monkeypatch.setattr(store, "trim_history", counted)
+    node.store = Altered(store, trim_history=counted)
     for hours, count in ((0, 1), (0.9, 1), (0.2, 2), (0.9, 2), (2, 3)):
         node.clock += 3600 * hours
         await node.look()
         assert len(trimmed) == count
 
 
-async def test_events_wait_for_a_store_that_is_away(node, store, monkeypatch):
+async def test_events_wait_for_a_store_that_is_away(node, store):
     async def away(_event):
         raise StoreError("refused", "away")
 
     node.keeper.add(event(detail="first", time=NOW))
     node.keeper.add(event(detail="second", time=NOW))
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "record", away)
-        with pytest.raises(StoreError):
-            await node.look()
+    node.store = Altered(store, record=away)
+    with pytest.raises(StoreError):
+        await node.look()
+    node.store = store
     await node.look()
     assert await details(store) == ["first", "second"]
 
