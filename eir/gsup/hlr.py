@@ -82,6 +82,8 @@ class Hlr(asyncio.Protocol):
         """The HLR wants to know who is there, and does not know yet."""
         self._frames = Frames(0)
         self._heard_at = self._pinged_at = 0.0
+        self._closing: asyncio.TimerHandle | None = None
+        """Once it is closed: when it is aborted, whatever is unsent."""
         self._gone: asyncio.Future[str] = self._loop.create_future()
         self._why = ""
         self._task = self._loop.create_task(self._stay())
@@ -139,7 +141,7 @@ class Hlr(asyncio.Protocol):
         if self._unread is not None:
             self._unread.cancel()
         if self._transport is not None:
-            self._loop.call_later(self._limits().stalled_write_s, self._transport.abort)
+            self._closing = self._loop.call_later(self._limits().stalled_write_s, self._transport.abort)
             self._transport.close()
         held, self._held, self._held_bytes = self._held, [], 0
         if held:
@@ -175,6 +177,8 @@ class Hlr(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Have another one."""
         self._transport = None
+        if self._closing is not None:
+            self._closing.cancel()
         if not self._gone.done():
             self._gone.set_result(
                 self._why or (fault_text(exc, secure=False) if exc is not None else "it closed the connection")
