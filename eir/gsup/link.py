@@ -228,7 +228,7 @@ class Link(link.Link):
         """Requests get an error; a check is answered without the HLR."""
         self._owner.not_passed(self, len(messages), reason)
         for message in messages:
-            if message[2] != OSMO or len(message) <= TYPE_AT:
+            if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or len(message) <= TYPE_AT:
                 continue
             if message[TYPE_AT] == CHECK_IMEI:
                 self._settle(elements(message)[1], permitted=True)

@@ -161,13 +161,13 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """The transport is gone, for any reason."""
+        if not self.closed.done():
+            self.closed.set_result(None)  # first: whatever goes wrong below, who waits for it learns of it
         for timer in (self._closing, self.stalled):
             if timer is not None:
                 timer.cancel()
         self.owner.lost(self)
         self.ended()
-        if not self.closed.done():
-            self.closed.set_result(None)
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading from it, and give it a while."""

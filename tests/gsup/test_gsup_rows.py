@@ -73,6 +73,7 @@ ROWS = {
     "27 P: a result or an error gets none": (gsup(0x12, ME) + gsup(0x11, ME, (2, b"\x11")), b""),
     "28 P: a request without an IMSI": (gsup(0x04, NO_CARE), b""),
     "29 P: another stream, another protocol on the stream": (ipa(0xFD, b"x") + ipa(0xEE, b"\0x") + ipa(0xEE, b"\5"), b""),
+    "30 P: another protocol on the stream whose octets look like GSUP": (ipa(0xEE, b"\0\x30") + ipa(0xEE, b"\0" + CHECK[4:]) + ipa(0xEE, b"\0" + update_location()[4:]), b""),
 }  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def shared(tmp_path_factory, publisher):
 
 @pytest.mark.parametrize("row", ROWS)
 async def test_row(shared, row):
-    """The answer comes, and nothing else beside that of a check behind it."""
+    """The answer comes, and nothing else beside that of a check behind it; and the connection goes on."""
     sent, wanted = ROWS[row]
     port = int(shared.node.status()["listening"][-1].rpartition(":")[2])
     client = await End.to(port)
@@ -101,6 +102,7 @@ async def test_row(shared, row):
         expected, _ = frames(wanted)
         assert await client.until(lambda found: last in found and len(found) > len(expected) + 1)
         assert sorted(client.found) == sorted([ID_GET, *expected, last])
+        assert await client.send(PING).until(lambda found: len(found) > len(expected) + 2)
     finally:
         client.close()
         await client.reader.read()
