@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import sctp_wire
@@ -41,9 +42,9 @@ async def connected(node):
 
 
 @contextlib.asynccontextmanager
-async def visiting(node):
+async def visiting(opened):
     """A connection that either end may end at any time, and that is gone afterwards."""
-    reader, writer = await connected(node)
+    reader, writer = await opened()
     try:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             yield reader, writer
@@ -75,52 +76,84 @@ class Lateness:
 
 
 @dataclass
-class Steady:
-    """A peer that asks all the time, and holds every answer to its question."""
+class Asking:
+    """A client that asks all the time, and holds every answer to its question; of which protocol, a class of it says."""
 
-    host: str = STEADY
     answers: int = 0
     wrong: list = field(default_factory=list)
     answer_s: list = field(default_factory=list)
-    watchdog_s: list = field(default_factory=list)
     waited_s: float = 0.0
     """The longest wait for an answer to a check, less how late this loop itself was meanwhile: attackers share it."""
 
-    async def ask(self, node, over):
+    async def opened(self, where):
+        """A connection, on which questions are asked."""
+        raise NotImplementedError
+
+    async def check(self, connection, number, imei, *, listed):
+        """Ask one question; what is wrong with the answer, or None."""
+        raise NotImplementedError
+
+    async def besides(self, connection, number):
+        """Do what else such a client does now and then."""
+
+    async def closed(self, connection):
+        """Leave."""
+        await connection.close()
+
+    async def ask(self, where, over):
         """Ask until `over` is set."""
-        connection = Connection(*await connected(node))
-        await connection.open(cer(self.host))
+        connection = await self.opened(where)
         for number in itertools.count():
             if over.is_set():
                 break
-            await self._check(connection, number)
-            if number % WATCHDOG_EVERY == 0:
-                began = time.perf_counter()
-                answer = await connection.ask(dwr(self.host, ids=(number, ~number & 0xFFFFFFFF)))
-                self.watchdog_s.append(time.perf_counter() - began)
-                if (answer.command, answer.hop_by_hop, answer.result) != (280, number, 2001):
-                    self.wrong.append(f"DWA to {number}: {answer.octets.hex()}")
+            imei, listed = ((LISTED, True), (UNLISTED, False))[number % 2]
+            began = time.perf_counter()
+            with Lateness() as lateness:
+                fault = await self.check(connection, number, imei, listed=listed)
+            self.answer_s.append(time.perf_counter() - began)
+            self.waited_s = max(self.waited_s, self.answer_s[-1] - lateness.most_s)
+            self.answers += 1
+            if fault is not None:
+                self.wrong.append(f"{number} about {imei}: {fault}")
+            await self.besides(connection, number)
             await asyncio.sleep(PAUSE_S)
-        await connection.close()
-
-    async def _check(self, connection, number):
-        imei, status = ((LISTED, 1), (UNLISTED, 0))[number % 2]
-        ids, session = (number, ~number & 0xFFFFFFFF), f"{self.host};{number}"
-        began = time.perf_counter()
-        with Lateness() as lateness:
-            answer = await connection.ask(ecr(imei, host=avp(264, self.host), session=avp(263, session), ids=ids))
-        self.answer_s.append(time.perf_counter() - began)
-        self.waited_s = max(self.waited_s, self.answer_s[-1] - lateness.most_s)
-        self.answers += 1
-        found = (answer.command, answer.hop_by_hop, answer.end_to_end, answer.data(263), answer.number(1445, TGPP))
-        if found != (324, *ids, session.encode(), status):
-            self.wrong.append(f"{number} about {imei}: {answer.octets.hex()}")
+        await self.closed(connection)
 
     def lines(self):
         """For people."""
         worst, p99 = max(self.answer_s) * 1000, sorted(self.answer_s)[int(len(self.answer_s) * 0.99)] * 1000
-        yield f"steady peer: {self.answers:,} answers, {len(self.wrong)} wrong; p99 {p99:.1f} ms, worst {worst:.0f} ms"
-        yield f"             {len(self.watchdog_s)} watchdogs, worst after {max(self.watchdog_s) * 1000:.0f} ms"
+        yield f"steady client: {self.answers:,} answers, {len(self.wrong)} wrong; p99 {p99:.1f} ms, worst {worst:.0f} ms"
+
+
+@dataclass
+class Steady(Asking):
+    """The one of S13, with its watchdogs."""
+
+    host: str = STEADY
+    watchdog_s: list = field(default_factory=list)
+
+    async def opened(self, where):
+        connection = Connection(*await connected(where))
+        await connection.open(cer(self.host))
+        return connection
+
+    async def check(self, connection, number, imei, *, listed):
+        ids, session = (number, ~number & 0xFFFFFFFF), f"{self.host};{number}"
+        answer = await connection.ask(ecr(imei, host=avp(264, self.host), session=avp(263, session), ids=ids))
+        found = (answer.command, answer.hop_by_hop, answer.end_to_end, answer.data(263), answer.number(1445, TGPP))
+        return None if found == (324, *ids, session.encode(), int(listed)) else answer.octets.hex()
+
+    async def besides(self, connection, number):
+        if number % WATCHDOG_EVERY == 0:
+            began = time.perf_counter()
+            answer = await connection.ask(dwr(self.host, ids=(number, ~number & 0xFFFFFFFF)))
+            self.watchdog_s.append(time.perf_counter() - began)
+            if (answer.command, answer.hop_by_hop, answer.result) != (280, number, 2001):
+                self.wrong.append(f"DWA to {number}: {answer.octets.hex()}")
+
+    def lines(self):
+        yield from super().lines()
+        yield f"               {len(self.watchdog_s)} watchdogs, worst after {max(self.watchdog_s) * 1000:.0f} ms"
 
 
 @contextlib.asynccontextmanager
@@ -149,73 +182,111 @@ class Fuzzed:
     connections: int = 0
 
 
-async def fuzz_messages(node, count, seed, found, *, connections=4):
+class OctetMutator:
+    """Changes octets without regard to what they mean. By seed, nothing else."""
+
+    OCTETS = (0, 1, 2, 3, 4, 7, 8, 0x0B, 0x1F, 0x30, 0x40, 0x7F, 0x80, 0x81, 0x84, 0xA1, 0xBF, 0xFE, 0xFF)
+    """Those that mean something."""
+
+    def __init__(self, seed):
+        self.random = random.Random(f"{seed}")
+
+    def mutated(self, octets):
+        """Some octets changed, left out, doubled or put in."""
+        chance, found = self.random, bytearray(octets)
+        for _ in range(chance.choice((1, 1, 1, 2, 4))):
+            at = chance.randrange(len(found) + 1)
+            way = chance.randrange(6)
+            if way == 0 and at < len(found):
+                found[at] ^= 1 << chance.randrange(8)
+            elif way == 1 and at < len(found):
+                found[at] = chance.choice(self.OCTETS)
+            elif way == 2:
+                del found[at : at + chance.choice((1, 1, 2, 8))]
+            elif way == 3:
+                found[at:at] = found[at : at + chance.choice((1, 2, 8, 32))]
+            elif way == 4:
+                found[at:at] = bytes(chance.choices(self.OCTETS, k=chance.choice((1, 2, 4))))
+            else:
+                del found[at:]
+        return bytes(found)
+
+
+class Fuzzer:
+    """What is fuzzed: clients of one protocol at a node. A class of it for each protocol says how such a client begins and ends."""
+
+    node = where = None
+    """The node, and the place that a steady client asks at."""
+    goodbye = good = b""
+    """The end of a connection in good order, and a good message."""
+    pieces = staticmethod(lambda octets, _: [octets])
+    """How octets are cut for the transport."""
+
+    async def connected(self):
+        """A reader and a writer."""
+        return await asyncio.open_connection(*self.where)
+
+    def mutator(self, seed, **more):
+        """Makes the messages: `message()`, `stream()` (what a session may send) and `random`."""
+        raise NotImplementedError
+
+    def first(self, number):
+        """The octets with which a connection begins."""
+        raise NotImplementedError
+
+    def last(self, number, sent):
+        """The octets behind a batch, whose answer says that all before it was read."""
+        raise NotImplementedError
+
+    async def look(self, reader, sent, found):
+        """Read up to that answer; count the others, and hold them to their form."""
+        raise NotImplementedError
+
+
+async def fuzz_messages(fuzzer, count, seed, found, *, connections=4):
     """Send `count` fuzzed messages over a few connections, each of which is opened again when it is lost."""
     share = -(-count // connections)
-    await asyncio.gather(*(_fuzz_connection(node, number, share, seed, found) for number in range(connections)))
+    await asyncio.gather(*(_fuzz_connection(fuzzer, number, share, seed, found) for number in range(connections)))
 
 
-async def _fuzz_connection(node, number, count, seed, found):
-    mutator, host, sent = Mutator(f"{seed}/{number}", survives=SURVIVES), f"fuzz{number}.localdomain", 0
+async def _fuzz_connection(fuzzer, number, count, seed, found):
+    mutator, sent = fuzzer.mutator(f"{seed}/{number}", survives=SURVIVES), 0
     while sent < count:
-        reader, writer = await connected(node)
+        reader, writer = await fuzzer.connected()
         found.connections += 1
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
-            writer.write(cer(host, state_id=u32(278, time.time_ns() >> 20 & 0xFFFFFFFF)))
+            writer.write(fuzzer.first(number))
             while sent < count:
                 batch = [mutator.message() for _ in range(min(BATCH, count - sent))]
                 sent += len(batch)
                 found.messages += len(batch)
-                # Its DWA says that all before it was read; without that, most would be lost with a connection that ends.
-                octets = b"".join(batch) + dwr(host, ids=(sent, SYNCHRONOUS))
-                for piece in cuts(octets, mutator.random) if isinstance(writer, sctp_wire.Writer) else [octets]:
+                # Without what is behind them, most would be lost with a connection that ends.
+                for piece in fuzzer.pieces(b"".join(batch) + fuzzer.last(number, sent), mutator.random):
                     writer.write(piece)
                 async with asyncio.timeout(LOST_S):
                     await writer.drain()
-                    await _look(reader, sent, found)
+                    await fuzzer.look(reader, sent, found)
         writer.transport.abort()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
 
 
-def cuts(octets, chance):
-    """The bytes in pieces cut anywhere, each of which is a message of SCTP."""
-    places = sorted(chance.sample(range(len(octets)), chance.choice((0, 1, 5, 50))))
-    return [octets[begin:end] for begin, end in itertools.pairwise([0, *places, len(octets)]) if begin < end]
-
-
-async def _look(reader, awaited, found):
-    """Read up to the DWA that is awaited; some of the answers are held to the format."""
-    while True:
-        head = await reader.readexactly(4)
-        octets = head + await reader.readexactly(int.from_bytes(head[1:]) - 4)
-        found.answers += 1
-        if found.answers % LOOKED_AT == 0:
-            Message(octets)
-        if octets[12:20] == awaited.to_bytes(4) + SYNCHRONOUS.to_bytes(4):
-            return
-
-
-async def fuzz_sessions(node, count, seed, found, *, at_once=16):
+async def fuzz_sessions(fuzzer, count, seed, found, *, at_once=16):
     """Run `count` fuzzed sessions: streams of messages good and bad, in pieces, that end in every way."""
     numbers = iter(range(count))
 
     async def one_after_the_other():
         for number in numbers:
-            await _fuzz_session(node, Mutator(f"{seed}/session/{number}"))
+            with contextlib.suppress(OSError):
+                await _fuzz_session(fuzzer, fuzzer.mutator(f"{seed}/session/{number}"))
             found.sessions += 1
 
     await asyncio.gather(*(one_after_the_other() for _ in range(at_once)))
 
 
-async def _fuzz_session(node, mutator):
+async def _fuzz_session(fuzzer, mutator):
     chance = mutator.random
-    with contextlib.suppress(OSError):
-        await _fuzzed(node, mutator, chance)
-
-
-async def _fuzzed(node, mutator, chance):
-    async with visiting(node) as (reader, writer):
+    async with visiting(fuzzer.connected) as (reader, writer):
         octets = mutator.stream()
         while octets and not writer.transport.is_closing():
             size = chance.choice((1, 7, 100, 1000, 100_000))
@@ -225,10 +296,48 @@ async def _fuzzed(node, mutator, chance):
             octets = octets[size:] if size > 7 or chance.random() < 0.9 else octets[size + 4 :]
             if chance.random() < 0.3:
                 await asyncio.sleep(0)
-        await _leave(reader, writer, chance)
+        await _leave(reader, writer, chance, fuzzer)
 
 
-async def _leave(reader, writer, chance):
+class S13Fuzzer(Fuzzer):
+    """Peers over Diameter."""
+
+    goodbye, good = dpr(), ecr()
+
+    def __init__(self, node):
+        self.node = self.where = node
+        self.pieces = cuts if node.status()["listening"][0].startswith("sctp") else Fuzzer.pieces
+
+    async def connected(self):
+        return await connected(self.node)
+
+    def mutator(self, seed, **more):
+        return Mutator(seed, **more)
+
+    def first(self, number):
+        return cer(f"fuzz{number}.localdomain", state_id=u32(278, time.time_ns() >> 20 & 0xFFFFFFFF))
+
+    def last(self, number, sent):
+        return dwr(f"fuzz{number}.localdomain", ids=(sent, SYNCHRONOUS))
+
+    async def look(self, reader, sent, found):
+        while True:
+            head = await reader.readexactly(4)
+            octets = head + await reader.readexactly(int.from_bytes(head[1:]) - 4)
+            found.answers += 1
+            if found.answers % LOOKED_AT == 0:
+                Message(octets)
+            if octets[12:20] == sent.to_bytes(4) + SYNCHRONOUS.to_bytes(4):
+                return
+
+
+def cuts(octets, chance):
+    """The bytes in pieces cut anywhere, each of which is a message of SCTP."""
+    places = sorted(chance.sample(range(len(octets)), chance.choice((0, 1, 5, 50))))
+    return [octets[begin:end] for begin, end in itertools.pairwise([0, *places, len(octets)]) if begin < end]
+
+
+async def _leave(reader, writer, chance, fuzzer):
     """End a connection in one of the ways that connections end."""
     way = chance.randrange(5)
     if way == 0:
@@ -237,10 +346,10 @@ async def _leave(reader, writer, chance):
         writer.write_eof()
         await _drained(reader)
     elif way == 2:
-        writer.write(dpr())
+        writer.write(fuzzer.goodbye)
         await _drained(reader)
     elif way == 3:
-        writer.write(ecr()[: chance.randrange(1, 100)])
+        writer.write(fuzzer.good[: chance.randrange(1, 100)])
     if way in {0, 4}:
         writer.transport.abort()
     else:
@@ -269,7 +378,7 @@ async def flap(node, hosts, seconds, seed, *, arrivals=0):
         chance = random.Random(f"{seed}/{number}")
         while time.monotonic() < end or came < arrivals:
             with contextlib.suppress(OSError):  # it may not be let in
-                async with visiting(node) as (reader, writer):
+                async with visiting(partial(connected, node)) as (reader, writer):
                     came += 1
                     host = f"flap{number}.localdomain"
                     connection = Connection(reader, writer)
@@ -278,7 +387,7 @@ async def flap(node, hosts, seconds, seed, *, arrivals=0):
                         if chance.random() < 0.8:
                             await connection.read()
                         await connection.send(*[ecr(host=avp(264, host))] * chance.choice((0, 1, 1, 20)))
-                    await _leave(reader, writer, chance)
+                    await _leave(reader, writer, chance, S13Fuzzer)
             await asyncio.sleep(chance.random() * 0.1)
 
     await asyncio.gather(*(peer(number) for number in range(hosts)))

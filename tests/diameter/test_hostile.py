@@ -43,8 +43,9 @@ class TestSoak:
         assert "6,000 fuzzed messages" in said
         assert "150 fuzzed sessions" in said
 
-    def test_fuzz_map(self):
-        said = soak("fuzz-map", "--messages", 3000, "--sessions", 50, "--seed", 5)
+    @pytest.mark.parametrize("protocol", ["map", "gsup"])
+    def test_fuzz_of_2g_and_3g(self, protocol):
+        said = soak("fuzz", "--protocol", protocol, "--messages", 3000, "--sessions", 50, "--seed", 5)
         assert said.startswith("seed 5\n3,000 fuzzed messages")
         assert "50 fuzzed sessions" in said
 
