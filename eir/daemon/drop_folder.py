@@ -190,6 +190,11 @@ class DropFolder:
         """True if the folder can be read and the last pass over it did not fail."""
         return self._readable and not self._failures
 
+    def troubles(self) -> list[str]:
+        """Texts about what someone should look at."""
+        unusable = self._config.inbox is not None and not self.usable
+        return [f"the drop folder {self._config.inbox} cannot be used (eir inbox)"] if unusable else []
+
     def configure(self, config: Config) -> None:
         """Load by another configuration from the next pass on; where the folder is takes a restart."""
         self._config = config

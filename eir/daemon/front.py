@@ -196,7 +196,6 @@ class Front:
         self._reloading = asyncio.Lock()  # what a worker has prepared is one configuration
         self._file = ConfigFile(config.path, config.digest)
         self._expiry = ExpiryReminder()
-        self._certificate_ends: datetime | None = None
         self._tls = self._read_tls(config)
         self._keys = read_token_keys(config)
         self._keys_fault: str | None = None
@@ -347,7 +346,8 @@ class Front:
 
     async def _start_interfaces(self) -> None:
         """Open what is beside the checks, and keep its processes running. Raises EirError if a listener cannot be had."""
-        self._status.troubles = lambda: [trouble for each in self._interfaces for trouble in each.troubles()]
+        beside = (self._drop_folder.troubles, *(each.troubles for each in self._interfaces))
+        self._status.troubles = lambda: [text for troubles in beside for text in troubles()]
         for each in self._interfaces:
             self._status.interfaces[each.name] = await each.open(interfaces.Configured(self._config, self._tls))
             self._crew.keep(
@@ -492,7 +492,7 @@ class Front:
         # release that is offered for it is refused.
         local = {name for name, settings in self._config.lists.items() if settings.local}
         counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
-        waiting, failures, ends = self._drop_folder.waiting, self._acceptor.failures, self._certificate_ends
+        waiting, failures, ends = self._drop_folder.waiting, self._acceptor.failures, self._status.certificate_ends
         ours: metrics.Snapshot = {
             "eir_peers_refused_total": metrics.by_label(self._acceptor.refused),
             "eir_diameter_errors_total": {("accept_failed",): failures} if failures else {},
@@ -692,9 +692,9 @@ class Front:
         if config.tls is None:
             return None
         files = read_tls(config.tls)
-        names, _, self._certificate_ends = load_tls(files).certificate
-        ends = self._certificate_ends.isoformat()
-        self._log.report("certificate", names=",".join(names), expires=ends, file=config.tls.certificate)
+        names, _, ends = load_tls(files).certificate
+        self._status.certificate_ends = ends
+        self._log.report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
         return files
 
 

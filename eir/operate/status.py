@@ -22,6 +22,8 @@ PEERLESS_S = 60.0
 """Time after the start within which an absent peer is no warning: peers come back within their Tc, usually 30 s."""
 AWAY_SHOWN = 10
 """Peers without a connection that are named."""
+CERTIFICATE_S = 14 * 86400.0
+"""Time before its end from which on the node's own certificate is a warning, as it is an alert."""
 REFUSED_S = 300.0
 """Time for which the refusal of one peer of a label is a warning while others of that label are connected."""
 REMIND_S = 3600.0
@@ -118,6 +120,8 @@ class Status:
         """Reason why nothing is changed in the store, if its data have the form of a newer eir."""
         self.config_fault: str | None = None
         """The fault of the configuration on disk; the one in force is an earlier one."""
+        self.certificate_ends: datetime | None = None
+        """End of the node's own certificate; None without TLS."""
         self.history_differs = ""
         """Reason why the store's history does not continue this node's copy of it."""
         self.unrecorded: Sequence[str] = ()
@@ -210,6 +214,8 @@ class Status:
             warnings.append(
                 f"the configuration on disk has a fault, and the one in force is an earlier one: {self.config_fault}"
             )
+        if (ends := self.certificate_ends) is not None and ends.timestamp() - self._now() < CERTIFICATE_S:
+            warnings.append(f"the node's certificate ends at {ends:%Y-%m-%dT%H:%M:%SZ}")
         if self.history_differs:
             warnings.append("the store's history does not continue this node's copy (eir history --verify)")
         warnings += [

@@ -831,6 +831,17 @@ async def test_releases_that_wait_are_counted(site, configured, start):
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_folder_of_no_use_is_a_trouble_of_the_node(site, configured, start):
+    folder = DropFolder(configured, start, report=Reports())
+    task = asyncio.create_task(folder.run())
+    shutil.rmtree(site.drop)
+    await until(lambda: folder.troubles() == [f"the drop folder {site.drop} cannot be used (eir inbox)"])
+    site.drop.mkdir()
+    await until(lambda: folder.troubles() == [])
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
     shutil.rmtree(site.drop)
     await watching.until("inbox_unusable")

@@ -3,6 +3,7 @@
 import getpass
 import socket
 from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
@@ -88,6 +89,13 @@ def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw
 def test_a_lost_path_is_a_warning(node):
     found = node.document(reports(lost_paths={"mme": ["10.30.1.1"]}))
     assert (found["code"], "mme is not reached at 10.30.1.1 (SCTP)" in found["summary"]) == (1, True)
+
+
+def test_a_certificate_that_ends_soon_is_a_warning(node):
+    now = datetime.now(UTC)
+    for ends, told in ((None, False), (now + timedelta(days=15), False), (now + timedelta(days=13), True), (now, True)):
+        node.certificate_ends = ends
+        assert any("the node's certificate ends at" in each for each in node.document(reports())["troubles"]) is told
 
 
 async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(node, report, told):
