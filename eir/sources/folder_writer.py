@@ -85,7 +85,7 @@ def publish_into(
             made = [_put(offer, staged, folder)]
             time = _time(before, issued, warn)
             index = Index(list=list_name, holds=kind, written=time, releases=in_order([*offers, *made]))
-            if folds := base is not None and _is_time(index, issued - keep):
+            if folds := base is not None and _is_time(index, folder, issued - keep, issued + (expires - issued) / 2):
                 full = here.folded(state, pages, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys))
                 made.append(_put(full, Path(name) / full.folder, folder))
                 index = replace(index, releases=in_order([*offers, *made]))
@@ -182,11 +182,14 @@ def _time(before: Index | None, now: datetime, warn: Callable[[str], None]) -> d
     return now
 
 
-def _is_time(index: Index, until: datetime) -> bool:
+def _is_time(index: Index, folder: Path, until: datetime, ends: datetime) -> bool:
     """True if the deltas behind the newest full release are to be folded.
 
-    They are if there are many, or if the first is older than the time that deltas are kept.
+    They are if there are many, if the first is older than the time that deltas are kept (`until`), or if the full release expires before
+    `ends`: whoever begins with it takes none that has expired.
     """
+    if parse_manifest((folder / index.full.folder / index.full.manifest).read_bytes()).expires < ends:
+        return True
     behind = [offer for offer in index.releases if offer.serial > index.full.serial]
     return len(behind) >= DELTAS_MAX or any(datetime.fromisoformat(offer.issued) < until for offer in behind)
 

@@ -108,6 +108,8 @@ class _Note:
     """The time of the newest index that was believed."""
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
     """SHA-256 of manifests that were refused for good → reason and detail: they are fetched once."""
+    settings: str | None = None
+    """Digest of the list's settings by which they were."""
 
 
 async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
@@ -155,6 +157,8 @@ class _Pull:
         """Raises Unreached, ReleaseRefused, StoreError, OSError."""
         self.terms.room.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         self.note = _read_note(self.terms.room / NOTE)
+        if (settings := _digest(self.terms.settings)) != self.note.settings:  # by others they may be good
+            self.note = replace(self.note, refused={}, settings=settings)
         self.server = server = await asyncio.to_thread(Server, self.source, self.until)
         index = await asyncio.to_thread(self._index, server)
         self.reached, self.serial = True, index.serial
@@ -282,6 +286,18 @@ class _Pull:
 
     def _write_note(self) -> None:
         _keep(self.terms.room / NOTE, json.dumps(asdict(self.note)).encode())
+
+
+def _digest(settings: ListSettings) -> str:
+    """A digest of settings, and of the files that they name."""
+    said = asdict(replace(settings, source=None))
+    digest = hashlib.sha256(
+        json.dumps(said, default=lambda each: sorted(each) if isinstance(each, frozenset) else str(each)).encode()
+    )
+    for path in filter(None, (settings.signers, settings.revoked)):
+        with suppress(OSError):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _size(path: Path) -> int:

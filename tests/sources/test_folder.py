@@ -84,6 +84,16 @@ async def _content(keeper, offers, room, kind, terms):
     return state.content_digest
 
 
+def test_a_reader_that_begins_finds_a_full_release_that_has_not_expired(keeper, tmp_path):
+    """Though the publisher sends deltas alone, and each release lasts for a shorter time than deltas are kept."""
+    lasts, pause = timedelta(days=1), timedelta(hours=8)
+    keeper.publish(full=ROWS[:10], expires=keeper.now + lasts)
+    for row in ROWS[10:18]:
+        keeper.publish(added=[row], minutes=pause.total_seconds() / 60, expires=keeper.now + pause + lasts)
+        (room := tmp_path / row).mkdir()
+        assert content(keeper, steps(keeper.index(), None, 0), room) == keeper.index().releases[-1].content
+
+
 def test_what_a_run_leaves_that_was_killed_is_gone_after_the_next_one(keeper, tmp_path):
     """Killed before its index was in place: its releases are there, but nobody is told of them, and the serial is free."""
     keeper.publish(full=ROWS[:10])

@@ -10,7 +10,7 @@ import pytest
 from certificates import Authority
 from node import Site, children, is_gone, until
 from publisher_folder import NAME, ROWS, Register
-from releases import make_key
+from releases import make_key, public
 from servers import Server
 from web_folder import tls
 
@@ -213,6 +213,25 @@ async def test_what_passes_a_limit_is_fetched_once_and_by_force(register, node):
     )
     assert await node.pull(force=True) == ("loaded", "")
     assert await node.serial() == 2
+
+
+async def test_what_was_refused_is_tried_again_by_other_settings(register, node, tmp_path):
+    """A limit that was raised, and a key that was added: no force is needed, which would lift all limits."""
+    register.publish(ROWS[:20])
+    node.settings = replace(node.settings, change_min=0)
+    await node.pull()
+    register.publish(added=ROWS[20:40])
+    assert await node.pull() == ("refused", "growth")
+    node.settings = replace(node.settings, growth_max=1.0)
+    assert await node.pull() == ("loaded", "")
+    other = make_key(tmp_path, "other")
+    register.publish(added=ROWS[:1], key=other)
+    (register.folder / INDEX).write_bytes(signed(_document(register), register.key))
+    assert await node.pull() == ("refused", "untrusted_signer")
+    assert await node.pull() == ("refused", "untrusted_signer")
+    register.signers.write_text(f"{register.signers.read_text()}\nother {public(other)}")
+    assert await node.pull() == ("loaded", "")
+    assert node.loads == [1, 2, 2, 3]
 
 
 async def test_where_a_delta_is_refused_a_full_release_may_lead_on(register, node):
