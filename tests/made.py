@@ -2,7 +2,9 @@
 
 import asyncio
 import inspect
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 
 from pyroaring import BitMap
 
@@ -125,3 +127,8 @@ class Altered:
 
     def __getattr__(self, name):
         return getattr(self._store, name)
+
+
+def directly(store):
+    """A connection to the file of an SQLite store, beside that store."""
+    return closing(sqlite3.connect(store.path, isolation_level=None))

@@ -250,17 +250,17 @@ def thawed(frozen):
     """An Admission that holds this."""
     opened, probed, dialing, waiting, failed = frozen
     admission = Admission()
-    admission._open = {host: OrderedDict(each) for host, each in opened}
-    admission._hosts = {name: host for host, each in opened for name, _ in each}
-    admission._probed, admission._dialing = OrderedDict(probed), dict(dialing)
-    admission._waiting, admission._failed = dict(waiting), OrderedDict.fromkeys(failed, True)
+    admission.connections = {host: OrderedDict(each) for host, each in opened}
+    admission.hosts = {name: host for host, each in opened for name, _ in each}
+    admission.probed, admission.attempts = OrderedDict(probed), dict(dialing)
+    admission.waiting, admission.failed = dict(waiting), OrderedDict.fromkeys(failed, True)
     return admission
 
 
 def frozen(admission):
     return (
-        tuple((host, tuple(each.items())) for host, each in admission._open.items()), tuple(admission._probed.items()),
-        tuple(admission._dialing.items()), tuple(admission._waiting.items()), tuple(admission._failed),
+        tuple((host, tuple(each.items())) for host, each in admission.connections.items()), tuple(admission.probed.items()),
+        tuple(admission.attempts.items()), tuple(admission.waiting.items()), tuple(admission.failed),
     )  # fmt: skip
 
 

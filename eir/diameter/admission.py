@@ -112,23 +112,23 @@ class Admission:
     """The open connections of every peer, and those that wait to be. Each call returns what is to be done."""
 
     def __init__(self) -> None:
-        self._open: dict[str, OrderedDict[Name, int]] = {}
+        self.connections: dict[str, OrderedDict[Name, int]] = {}
         """Host in lower case → connections, the oldest first, each with the Origin-State-Id of its CER."""
-        self._hosts: dict[Name, str] = {}
+        self.hosts: dict[Name, str] = {}
         """The host of each open connection."""
-        self._probed: dict[Name, Claim] = {}
+        self.probed: dict[Name, Claim] = {}
         """Oldest connections that were asked for a sign of life → the one that waits for their place."""
-        self._dialing: dict[str, Attempt] = {}
+        self.attempts: dict[str, Attempt] = {}
         """Peers that we are connecting to, by host."""
-        self._waiting: dict[Name, Claim] = {}
+        self.waiting: dict[Name, Claim] = {}
         """Connections that wait for the end of an election."""
         self._ours: set[Name] = set()
         """Open connections that we made."""
-        self._failed: OrderedDict[str, bool] = OrderedDict()
+        self.failed: OrderedDict[str, bool] = OrderedDict()
 
     def is_open(self, host: str) -> bool:
         """True if the peer has an open connection."""
-        return bool(self._open.get(host.lower()))
+        return bool(self.connections.get(host.lower()))
 
     async def may_dial(self, host: str) -> bool:
         """See AdmissionControl.may_dial."""
@@ -137,27 +137,27 @@ class Admission:
     def arrived(self, claim: Claim) -> list[Order]:
         """A good CER came."""
         host = claim.host.lower()
-        attempt = self._dialing.get(host)
+        attempt = self.attempts.get(host)
         if attempt is None:
             return self._weigh(claim)
         # 5.6.4: we connect to it while it connects to us, and have not heard its CEA yet.
         if attempt.our_host.lower() > host:
             # Win-Election: I-Disc, R-Snd-CEA.
-            del self._dialing[host]
+            del self.attempts[host]
             return [Drop(attempt.connection, "election"), *self._weigh(claim)]
-        self._waiting[claim.connection] = claim
+        self.waiting[claim.connection] = claim
         return []
 
     def dialing(self, connection: Name, host: str, our_host: str) -> list[Order]:
         """We are connecting to this peer; until `opened` or `closed`."""
-        self._dialing[host.lower()] = Attempt(connection, our_host)
+        self.attempts[host.lower()] = Attempt(connection, our_host)
         return []
 
     def opened(self, connection: Name, host: str, origin_state_id: int) -> list[Order]:
         """A connection that we made is open: it has won, and the peer's own attempts go (R-Disc)."""
         host = host.lower()
-        self._dialing.pop(host, None)
-        self._failed.pop(host, None)
+        self.attempts.pop(host, None)
+        self.failed.pop(host, None)
         self._add(connection, host, origin_state_id)
         self._ours.add(connection)
         lost = (claim.connection for claim in self._end_election(host))
@@ -165,69 +165,69 @@ class Admission:
 
     def alive(self, connection: Name) -> list[Order]:
         """A probed connection answered its DWR: the one that waits for its place does not get it."""
-        claim = self._probed.pop(connection, None)
+        claim = self.probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 
     def closed(self, connection: Name, reason: str = "") -> list[Order]:
         """A connection is gone, or an attempt failed. The `reason` `watchdog` is a failure by RFC 3539."""
-        self._waiting.pop(connection, None)
+        self.waiting.pop(connection, None)
         self._ours.discard(connection)
-        self._probed = {oldest: claim for oldest, claim in self._probed.items() if claim.connection != connection}
+        self.probed = {oldest: claim for oldest, claim in self.probed.items() if claim.connection != connection}
         orders: list[Order] = []
-        host = self._hosts.pop(connection, None)
+        host = self.hosts.pop(connection, None)
         if host is not None:
-            connections = self._open[host]
+            connections = self.connections[host]
             del connections[connection]
             if not connections:
-                del self._open[host]
+                del self.connections[host]
             if reason == "watchdog":
-                self._failed[host] = True
-                if len(self._failed) > FAILED_MAX:
-                    self._failed.popitem(last=False)
-        waiting = self._probed.pop(connection, None)
+                self.failed[host] = True
+                if len(self.failed) > FAILED_MAX:
+                    self.failed.popitem(last=False)
+        waiting = self.probed.pop(connection, None)
         if waiting is not None:
             orders += self._weigh(waiting)
-        for dialed, attempt in list(self._dialing.items()):
+        for dialed, attempt in list(self.attempts.items()):
             if attempt.connection == connection:
                 # Our attempt came to nothing: the peer's own connection, if it waits, is weighed (I-Peer-Disc).
-                del self._dialing[dialed]
+                del self.attempts[dialed]
                 orders += [order for claim in self._end_election(dialed) for order in self._weigh(claim)]
         return orders
 
     def _end_election(self, host: str) -> list[Claim]:
         """Release and return the claims that waited for the end of the election with this peer."""
-        ended = [claim for claim in self._waiting.values() if claim.host.lower() == host]
+        ended = [claim for claim in self.waiting.values() if claim.host.lower() == host]
         for claim in ended:
-            del self._waiting[claim.connection]
+            del self.waiting[claim.connection]
         return ended
 
     def _weigh(self, claim: Claim) -> list[Order]:
         """One connection too many: one that we made makes room, or else the oldest does unless it proves that it lives."""
-        there = self._open.get(claim.host.lower()) or OrderedDict()
+        there = self.connections.get(claim.host.lower()) or OrderedDict()
         if len(there) < claim.connections_max:
             return self._admit(claim)
         oldest, known = next(iter(there.items()))
         if claim.origin_state_id > known > 0:
             # RFC 6733 8.16: the peer has restarted since, and knows nothing of its old connection, nor of one that waits.
-            waiting = self._probed.pop(oldest, None)
+            waiting = self.probed.pop(oldest, None)
             refused = [_one_too_many(waiting.connection)] if waiting is not None else []
             return [*refused, *self.closed(oldest), Drop(oldest, "restarted"), *self._admit(claim)]
         if (ours := next((name for name in there if name in self._ours), None)) is not None:
             # Some peers take the refusal of their own attempt for our death, whatever stands beside it.
             return [*self.closed(ours), *self._admit(claim), Yield(ours)]
-        if oldest in self._probed:
+        if oldest in self.probed:
             return [_one_too_many(claim.connection)]
-        self._probed[oldest] = claim
+        self.probed[oldest] = claim
         return [Probe(oldest)]
 
     def _admit(self, claim: Claim) -> list[Order]:
         host = claim.host.lower()
         self._add(claim.connection, host, claim.origin_state_id)
-        return [Admit(claim.connection, self._failed.pop(host, False))]
+        return [Admit(claim.connection, self.failed.pop(host, False))]
 
     def _add(self, connection: Name, host: str, origin_state_id: int) -> None:
-        self._open.setdefault(host, OrderedDict())[connection] = origin_state_id
-        self._hosts[connection] = host
+        self.connections.setdefault(host, OrderedDict())[connection] = origin_state_id
+        self.hosts[connection] = host
 
 
 def _one_too_many(connection: Name) -> Refuse:

@@ -85,12 +85,12 @@ class Association:
         self._mode = mode
         self._identifier = asp_identifier
         self._longest = longest
-        self._leaving = False
-        self._tries = 0
-        self._asked_at: float | None = None
+        self.leaving = False
+        self.tries = 0
+        self.asked_at: float | None = None
         """Time at which the request that waits for its acknowledgement went out."""
         self._heard_at = self._beat_at = now
-        self._ends_at: float | None = None if dials else now + up_s
+        self.ends_at: float | None = None if dials else now + up_s
         """Until when the other end has to say who it is, or to acknowledge that we leave."""
         self._rest = b""
         self._out: list[bytes] = []
@@ -161,11 +161,11 @@ class Association:
         return found
 
     def _acknowledged(self, state: State, now: float) -> None:
-        if not self._dials and not self._leaving:
+        if not self._dials and not self.leaving:
             self.dropped["unexpected_message"] += 1
             return
         self._go(state)
-        self._tries = 0
+        self.tries = 0
         self._ask(now)
 
     def _notified(self, found: dict[int, bytes], now: float) -> None:
@@ -174,7 +174,7 @@ class Association:
             raise M3uaFault(Error.MISSING_PARAMETER if not status else Error.PARAMETER_FIELD)
         kind, information = struct.unpack(">HH", status)
         self._happened("m3ua_notified", NOTIFIED.get((kind, information), "other"))
-        if not self._dials or self._leaving:
+        if not self._dials or self.leaving:
             return
         if (kind, information) == ALTERNATE_ACTIVE and self.state == State.ACTIVE:
             self._go(State.STANDBY)  # 4.3.4.3: another one has overridden us
@@ -196,8 +196,8 @@ class Association:
             raise M3uaFault(Error.UNEXPECTED_MESSAGE)
         if kind == Kind.ASPUP:
             was_active = self.state == State.ACTIVE
-            if not self._leaving:  # who is sent away and comes up again has no longer for that
-                self._ends_at = None
+            if not self.leaving:  # who is sent away and comes up again has no longer for that
+                self.ends_at = None
             self._go(State.INACTIVE)
             self._out.append(m3ua.message(Kind.ASPUP_ACK))
             if was_active:
@@ -237,11 +237,11 @@ class Association:
 
     def leave(self, now: float) -> None:
         """Tell the other end that no more comes from us, and close."""
-        if self.over or self._leaving:
+        if self.over or self.leaving:
             return
-        self._leaving = True
-        self._ends_at = now + LEAVE_S
-        self._tries = 0
+        self.leaving = True
+        self.ends_at = now + LEAVE_S
+        self.tries = 0
         self._ask(now)
 
     def lost(self) -> None:
@@ -255,19 +255,19 @@ class Association:
         if self.over:
             return None
         due = [self._beat_due()]
-        if self._asked_at is not None:
-            due.append(self._asked_at + ACK_S)
-        if self._ends_at is not None:
-            due.append(self._ends_at)
+        if self.asked_at is not None:
+            due.append(self.asked_at + ACK_S)
+        if self.ends_at is not None:
+            due.append(self.ends_at)
         return min(due)
 
     def timer(self, now: float) -> None:
         """Do what is due at this time."""
         if self.over:
             return
-        if self._ends_at is not None and now >= self._ends_at:
-            self._end("left" if self._leaving else "cer_timeout")
-        elif self._asked_at is not None and now >= self._asked_at + ACK_S:
+        if self.ends_at is not None and now >= self.ends_at:
+            self._end("left" if self.leaving else "cer_timeout")
+        elif self.asked_at is not None and now >= self.asked_at + ACK_S:
             self._ask(now)
         elif now >= self._beat_due():
             if self._beat_at > self._heard_at:
@@ -283,18 +283,18 @@ class Association:
 
     def _ask(self, now: float) -> None:
         """Ask for the next state on the way to where we are to be; nothing, where we are there, or where the other end asks."""
-        self._asked_at = None
-        if self._leaving and self.state == State.DOWN:
+        self.asked_at = None
+        if self.leaving and self.state == State.DOWN:
             self._end("left")
             return
-        kind = LEAVING[self.state] if self._leaving else WANTED.get(self.state) if self._dials else None
+        kind = LEAVING[self.state] if self.leaving else WANTED.get(self.state) if self._dials else None
         if kind is None:
             return
-        if self._tries >= TRIES_MAX:
+        if self.tries >= TRIES_MAX:
             self._end("no_acknowledgement")
             return
-        self._tries += 1
-        self._asked_at = now
+        self.tries += 1
+        self.asked_at = now
         said = []
         if kind == Kind.ASPUP and self._identifier is not None:
             said.append(parameter(Tag.ASP_IDENTIFIER, struct.pack(">I", self._identifier)))
@@ -312,7 +312,7 @@ class Association:
     def _end(self, why: str) -> None:
         if not self.over:
             self.over = why
-            self._asked_at = self._ends_at = None
+            self.asked_at = self.ends_at = None
             self._go(State.DOWN)
 
     def _happened(self, event: str, reason: str, **fields: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from node import COMMAND, LISTED, is_gone, until_async
+from node import COMMAND, LISTED, children, is_gone, until_async
 from releases import sign
 
 from eir.daemon.apart import OOM_SCORE, done_apart, load_apart
@@ -134,15 +134,16 @@ async def test_a_load_ends_with_those_who_asked_for_it(loads, job):
 
 
 ASKS = """
-import asyncio, sys
+import asyncio, os, sys
 sys.path[:0] = {folders!r}
+from node import children
 from test_apart import Loads, Starter
 
 async def ask():
     loads = Loads(Starter("test_apart"))
     asking = asyncio.create_task(loads.make({job!r}))
     await loads.is_at_work()
-    print(loads.started[0].pid, loads.starter._process.pid, flush=True)
+    print(loads.started[0].pid, children(os.getpid())['starter'], flush=True)
     await asking
 
 asyncio.run(ask())
@@ -164,9 +165,9 @@ async def test_where_the_starter_was_killed(loads):
     """What it has started goes on, and there is another one for the next."""
     task = asyncio.create_task(loads.make("sleep"))
     await loads.is_at_work()
-    before = loads.starter._process
-    before.kill()
-    assert await before.ended() == -signal.SIGKILL
+    before = children(os.getpid())["starter"]
+    os.kill(before, signal.SIGKILL)
+    await until_async(lambda: is_gone(before))
     assert (await loads.make("result"))["pid"] == loads.started[1].pid
     assert not is_gone(loads.started[0].pid)
     loads.started[0].kill(signal.SIGTERM)

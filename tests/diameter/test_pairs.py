@@ -29,10 +29,10 @@ def check(world, path):
             end = link.ends[side]
             if end is not None and end.state is State.WAIT_ADMISSION:
                 # It waits for another connection: for its sign of life, or for the CEA on ours. Both have a timer.
-                probed = [oldest for oldest, claim in admission._probed.items() if claim.connection == slot]
-                attempts = [each.connection for each in admission._dialing.values()]
+                probed = [oldest for oldest, claim in admission.probed.items() if claim.connection == slot]
+                attempts = [each.connection for each in admission.attempts.values()]
                 waits = (
-                    slot in admission._waiting
+                    slot in admission.waiting
                     and all(world.links[each].ends[side] is not None for each in attempts)
                     and attempts
                 )
@@ -42,7 +42,7 @@ def check(world, path):
                     slot,
                     path(world),
                 )
-        for host, there in admission._open.items():
+        for host, there in admission.connections.items():
             for slot in there:
                 end = world.links[slot].ends[side]
                 assert end is not None, ("a table of ghosts", host, path(world))

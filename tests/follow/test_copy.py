@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from followed import QUICK, Node
-from made import page, pages_of, state, until
+from made import directly, page, pages_of, state, until
 from test_follow import Faulty
 
 from eir.errors import StoreError
@@ -186,7 +186,8 @@ class TestHealing:
             await until(lambda: is_level(copy, node))
         found = await store.state("a")
         if lost == "all":
-            await store._file.call(lambda db: db.execute("DELETE FROM lists"))
+            with directly(store) as db:
+                db.execute("DELETE FROM lists")
         elif lost == "the last release":
             await store.restore("a", state(A, generation=1), batches(A), seen=2)
         else:
@@ -220,7 +221,8 @@ class TestHealing:
         store, copy, _ = await self.lose(stores, "all")
         async with Node(store, {"a": "devices"}, copy=copy, heal=False) as node:
             damaged = page(0, [3, 4]).keys
-            await copy._file.call(lambda db: db.execute("UPDATE pages SET keys = ? WHERE id & 0xffff = 0", (damaged,)))
+            with directly(copy) as db:
+                db.execute("UPDATE pages SET keys = ? WHERE id & 0xffff = 0", (damaged,))
             node.follower._heals = True
             await until(lambda: node.follower.errors["heal_digest"])
             assert await store.state("a") is None
@@ -298,7 +300,8 @@ class TestHealing:
         ):
             await until(lambda: is_level(ahead, early))
             assert await behind.state("a") is None
-            await store._file.call(lambda db: db.execute("DELETE FROM lists"))
+            with directly(store) as db:
+                db.execute("DELETE FROM lists")
             await until(lambda: "store_healed" in early.said())
             await until(lambda: late.follower.up and not late.follower.lost)
             room.set()

@@ -8,6 +8,7 @@ from time import monotonic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import Altered
 from register import DATE, basic, device, path, request
 
 from eir.changes.local import ADD, REMOVE, Edit, Entry, edit_list
@@ -291,15 +292,18 @@ async def test_a_limit_is_one_of_each_row(writing):
     assert "change_min 50" in refused.detail
 
 
-async def test_a_store_that_fails_is_said_and_the_next_row_is_written(writing, monkeypatch):
+async def test_a_store_that_fails_is_said_and_the_next_row_is_written(writing):
     async def fails(*_, **__):
         raise StoreError("full", "no room")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(writing.store, "some_pages", fails)
-        assert await writing.all((ADD, imei(1)), (ADD, imei(2))) == [503, 503]
-    assert [fault.cause for fault in writing.failed] == ["full"]
-    assert await writing.all((ADD, imei(1)), (ADD, imei(1), "gone")) == [201, 503]
+    store = Altered(writing.store, some_pages=fails)
+    failing = Writing(store)
+    task = asyncio.create_task(failing.writer.run())
+    assert await failing.all((ADD, imei(1)), (ADD, imei(2))) == [503, 503]
+    assert [fault.cause for fault in failing.failed] == ["full"]
+    store.some_pages = writing.store.some_pages
+    assert await failing.all((ADD, imei(1)), (ADD, imei(1), "gone")) == [201, 503]
+    task.cancel()
 
 
 async def test_too_many_that_wait_are_turned_away(writing):

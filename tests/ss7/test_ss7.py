@@ -243,10 +243,10 @@ def looks(end):
     return (
         end.state,
         end.over,
-        end._leaving,
-        end._tries,
-        end._asked_at is not None,
-        end._ends_at is not None,
+        end.leaving,
+        end.tries,
+        end.asked_at is not None,
+        end.ends_at is not None,
         end.context,
     )
 
@@ -264,7 +264,7 @@ def test_every_order_of_events_between_two_ends():  # noqa: C901
     settled = 0
     while waiting:
         ends, wires = waiting.pop()
-        if not any(wires) and not any(end.over or end._leaving for end in ends) and ends[0]._asked_at is None:
+        if not any(wires) and not any(end.over or end.leaving for end in ends) and ends[0].asked_at is None:
             settled += 1
             assert [end.state for end in ends] == [State.ACTIVE, State.ACTIVE]
         inputs = [(side, "message") for side in (0, 1) if wires[1 - side]]
@@ -278,15 +278,15 @@ def test_every_order_of_events_between_two_ends():  # noqa: C901
                 end.receive(there[1 - side].pop(0), 0.0)
             elif what == "timer":
                 # Time has no measure here: whichever timer there is, but the heartbeat's, may run out at any moment.
-                if end._asked_at is None and end._ends_at is None:
+                if end.asked_at is None and end.ends_at is None:
                     continue
-                end.timer(end._asked_at + ACK_S if end._asked_at is not None else end._ends_at)
+                end.timer(end.asked_at + ACK_S if end.asked_at is not None else end.ends_at)
             else:
                 end.leave(0.0)
-            if end._asked_at is not None:
-                end._asked_at = 0.0
-            if end._ends_at is not None:
-                end._ends_at = 1e6 if end._asked_at is not None else 0.0
+            if end.asked_at is not None:
+                end.asked_at = 0.0
+            if end.ends_at is not None:
+                end.ends_at = 1e6 if end.asked_at is not None else 0.0
             there[side] = (there[side] + end.take())[-3:]
             after = (tuple(new), tuple(map(tuple, there)))
             if len(there[0]) < 3 and len(there[1]) < 3 and key(*after) not in seen:

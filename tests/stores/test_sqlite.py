@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from made import event, page, pages_of, state, until
+from made import directly, event, page, pages_of, state, until
 
 from eir.errors import StoreError
 from eir.stores import sqlite
@@ -29,10 +29,6 @@ async def store(tmp_path):
     opened = SqliteStore(tmp_path / "var" / "lists.sqlite")
     yield opened
     await opened.close()
-
-
-def directly(store):
-    return closing(sqlite3.connect(store.path, isolation_level=None))
 
 
 async def cause_of(awaitable):

@@ -135,7 +135,7 @@ async def read_pages(
     names = " ".join(map(str, numbers) if plain else [f"{number} {number}+" for number in numbers]).encode().split()
     found, (change,) = await link.do_all(("HMGET", page_set.key, *names), ("HMGET", key(row.name, "state"), "change"))
     row.check(change)
-    return _pages(numbers, found, plain=plain)
+    return pages_in(numbers, found, plain=plain)
 
 
 async def read_each(link: Link, row: Row, page_set: PageSet, numbers: Sequence[int]) -> list[Page]:
@@ -167,7 +167,7 @@ async def read_in_set(link: Link, row: Row, page_set: PageSet, numbers: Sequence
     ]
 
 
-def _pages(numbers: Sequence[int], found: Sequence[bytes | None], *, plain: bool) -> list[Page]:
+def pages_in(numbers: Sequence[int], found: Sequence[bytes | None], *, plain: bool) -> list[Page]:
     """The pages that HMGET found: their keys and, unless `plain`, the `extra` behind each."""
     if plain:
         return [Page(number, keys) for number, keys in zip(numbers, found, strict=True) if keys]
