@@ -16,7 +16,7 @@ from eir.errors import StoreError
 from eir.follow.history import HistoryKeeper
 from eir.pages.pages import PAGE_KEYS
 from eir.record.settings import HistorySettings
-from eir.stores.redis import RedisStore, writing
+from eir.stores.redis import RedisStore
 from eir.stores.sqlite import SqliteStore
 
 PAGE = Path(__file__).parents[2] / "config" / "LISTS.md"
@@ -57,7 +57,8 @@ def allow(server, user, without=()):
 @contextlib.asynccontextmanager
 async def opened(server, user):
     said = []
-    store = RedisStore(server.url.replace("//", f"//{user}:secret@"), report=lambda event, **_: said.append(event))
+    url = server.url.replace("//", f"//{user}:secret@")
+    store = RedisStore(url, report=lambda event, **_: said.append(event), replica_wait_ms=20)
     store.said = said
     try:
         yield store
@@ -200,11 +201,6 @@ def works(server, user, folder):
     finally:
         server.replica.resume()
     return server.command("ACL", "LOG") == b"*0\r\n"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(writing, "REPLICA_WAIT_MS", 20)
 
 
 @pytest.mark.parametrize("user", [LOADER, HEALER, WORKER])

@@ -32,7 +32,7 @@ from eir.pages.pages import Page
 from eir.record.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
 from eir.stores.records import decode_change
 from eir.stores.redis import history, reading, writing
-from eir.stores.redis.link import Link
+from eir.stores.redis.link import REPLICA_WAIT_MS, Link
 from eir.stores.redis_url import parse_url
 from eir.stores.write import Batches, PageSetStore, Stored, Undo, Wanted, without_gap
 
@@ -50,8 +50,10 @@ class RedisStore(PageSetStore):
     Raises StoreError (`url`) for a URL that is not one of eir.stores.redis_url, see there also for `check`.
     """
 
-    def __init__(self, url: str, *, report: Report = silent, check: bool = True) -> None:
-        self._link = Link(parse_url(url, check=check), report)
+    def __init__(
+        self, url: str, *, report: Report = silent, check: bool = True, replica_wait_ms: int = REPLICA_WAIT_MS
+    ) -> None:
+        self._link = Link(parse_url(url, check=check), report, replica_wait_ms)
         self._told: list[Any] = []
         """The result of the last wait."""
 

@@ -53,12 +53,14 @@ WORDS = {"WRONGPASS": "noauth", "WRONGTYPE": "corrupt", **{word: word.lower() fo
 """Error replies by their first word, where redis has no class of its own or wraps them in another."""
 AWAY = (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, OSError)
 """After these it is asked again which server has a key."""
+REPLICA_WAIT_MS = 1_000
 
 
 class Link:
-    """A store's connection for its commands. `report` hears of anything that is not an error."""
+    """A store's connection for its commands. `report` hears of anything that is not an error; `replica_wait_ms`: a replica's time for a write."""
 
-    def __init__(self, address: Address, report: Report) -> None:
+    def __init__(self, address: Address, report: Report, replica_wait_ms: int = REPLICA_WAIT_MS) -> None:
+        self.replica_wait_ms = replica_wait_ms
         self.where = str(address)
         self.clustered = address.form == CLUSTER
         """One command must stay in one slot."""

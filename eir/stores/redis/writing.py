@@ -37,7 +37,6 @@ STAGING_S = 600
 CHANGES_MAX = 100
 PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
 """Most pages and bytes that one command of a load writes: meanwhile Redis answers nobody else."""
-REPLICA_WAIT_MS = 1_000
 FIELD_BYTES, ROUNDED_UP = 100, 1.2
 """Memory of a hash field: bytes besides its value, and bytes for each byte of the value."""
 AMENDED_TIMES = 2
@@ -246,9 +245,9 @@ async def _replicate(link: Link, client: Any, name: str) -> None:
         if not int(replication.get("connected_slaves", 0)):
             return
         async with client.client() as one:
-            await one.execute_command("SET", key(name, "written"), "1", "PX", 10 * REPLICA_WAIT_MS)
-            if not await one.execute_command("WAIT", 1, REPLICA_WAIT_MS):
+            await one.execute_command("SET", key(name, "written"), "1", "PX", 10 * link.replica_wait_ms)
+            if not await one.execute_command("WAIT", 1, link.replica_wait_ms):
                 link.report(
                     "store_not_replicated", level="warning",
-                    detail=f"no replica had the change within {REPLICA_WAIT_MS} ms; a failover now would lose it",
+                    detail=f"no replica had the change within {link.replica_wait_ms} ms; a failover now would lose it",
                 )  # fmt: skip
