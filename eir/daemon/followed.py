@@ -50,7 +50,13 @@ class Followed:
         channel.tell("complete")
         # It tells what it has counted by itself; that it answers at all is what is watched.
         watching = asyncio.create_task(watch(process, lambda _: None, self._report, process="follower"))
-        handlers: Handlers = {"following": self._told, "put_in_force": self._handed, "complete": self._completed}
+
+        def handed(what: Listed, memory: int | None) -> None:
+            if (fault := self._handed(what, memory)) is not None:
+                self._report("image_failed", level="error", list=what.name, detail=fault)
+                process.kill()  # it takes the list for in force; its successor finds that it is not, and hands it in again
+
+        handlers: Handlers = {"following": self._told, "put_in_force": handed, "complete": self._completed}
         try:
             await channel.serve(handlers, failed=call_failed(self._report))
         finally:
@@ -104,17 +110,15 @@ class Followed:
         self._complete = True
         self._all_there()
 
-    def _handed(self, what: Listed, memory: int | None) -> None:
+    def _handed(self, what: Listed, memory: int | None) -> str | None:
+        """Take over a list; returns what keeps it from that."""
         if memory is None:
-            self._report(
-                "image_failed", level="error", list=what.name, detail="the front has no descriptor left for it"
-            )
-            return
+            return "the front has no descriptor left for it"
         try:
             image = Image.map(memory)
         except (ImageError, OSError) as e:
-            self._report("image_failed", level="error", list=what.name, detail=str(e))
-            return
+            return str(e)
         if kinds_of(self._config).get(what.name) == what.kind:
             self._lists[what.name] = what, image
             self._changed(what, image)
+        return None

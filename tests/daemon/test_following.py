@@ -126,6 +126,21 @@ class TestFront:
             hand_over(follower.channel, *listed("b", 1))
             await until_async(lambda: names(node.workers[0]) == [("b", 1)])
 
+    async def test_a_list_that_the_front_cannot_take_over_is_handed_in_again(self, site, heard):
+        """By a successor of the follower, which takes it for in force: nobody answers by the list before for long."""
+        async with self.followed(site) as (node, follower):
+            one, other = pair()
+            with one, other:
+                follower.channel.tell("put_in_force", listed("a", 1)[0], carrying=[one])  # which is no memory
+                await until_async(lambda: follower.process.killed)
+            assert "image_failed" in {event for event, *_ in heard}
+            await follower.end()
+            successor = await PlayedFollower().start(node.starter)
+            assert successor.given == ["complete"]
+            hand_over(successor.channel, *listed("a", 1))
+            await until_async(lambda: names(node.workers[0]) == [("a", 1)])
+            await successor.end()
+
     async def test_a_follower_in_the_place_of_another_gets_what_is_in_force_and_goes_on_counting(self, site, heard):
         async with self.followed(site) as (node, follower):
             hand_over(follower.channel, *listed("a", 1))
