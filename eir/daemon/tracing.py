@@ -33,10 +33,17 @@ class Tracing:
     """The trace that is on, if one is."""
 
     def __init__(
-        self, seek: Callable[[Sought | None], Awaitable[None]], record: Callable[[Event], None], report: Report
+        self,
+        seek: Callable[[Sought | None], Awaitable[None]],
+        record: Callable[[Event], None],
+        report: Report,
+        idle_s: float = IDLE_S,
     ) -> None:
-        """`seek` has all workers tell of these checks from now on (None: of none), `record` puts an event into the history."""
-        self._seek, self._record, self._report = seek, record, report
+        """`seek` has all workers tell of these checks from now on (None: of none), `record` puts an event into the history.
+
+        A trace that nobody has read for `idle_s` ends.
+        """
+        self._seek, self._record, self._report, self._idle_s = seek, record, report, idle_s
         self.sought: Sought | None = None
         self._number = 0
         """The number of the last trace that began. Who reads or ends says which: it may be over, and another one on."""
@@ -129,7 +136,7 @@ class Tracing:
 
     async def look(self) -> None:
         """End the trace when its time is over or its reader is gone. To be called each second."""
-        await self._end(lambda: time.time() >= self._until or time.monotonic() - self._read_at > IDLE_S)
+        await self._end(lambda: time.time() >= self._until or time.monotonic() - self._read_at > self._idle_s)
 
     async def _end(self, is_due: Callable[[], bool]) -> None:
         if self.sought is None or not is_due():

@@ -9,6 +9,7 @@ from eir.diameter.application import Application
 from eir.diameter.avp import encode_text
 from eir.diameter.dictionary import ORIGIN_HOST, ORIGIN_REALM
 from eir.diameter.result import TOO_BUSY
+from eir.diameter.watchdog import WATCHDOG_LEAST_S
 from eir.errors import Report
 from eir.peers.counts import Counts
 from eir.peers.settings import Identity, Limits
@@ -30,6 +31,7 @@ class NodeContext:
     application's."""
     jitter: Callable[[], float]
     """Seconds of jitter for the watchdog, between -2 and 2."""
+    watchdog_least_s: float = WATCHDOG_LEAST_S
 
 
 class LocalNames(NamedTuple):

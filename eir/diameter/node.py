@@ -10,7 +10,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,14 +20,14 @@ from eir.diameter.answer import Reply
 from eir.diameter.application import Application
 from eir.diameter.capabilities import CEA_REFUSED, Capabilities, certificate_fits, find_peer, has_common, nearest_miss
 from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
-from eir.diameter.dialer import Dialer
+from eir.diameter.dialer import STAY_AWAY_S, Dialer
 from eir.diameter.events import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened
 from eir.diameter.link import Link
 from eir.diameter.peer import Peer
 from eir.diameter.result import UNKNOWN_PEER
 from eir.diameter.states import State
 from eir.diameter.status import Failure, PeerStatus, newest, peer_rows
-from eir.diameter.watchdog import JITTER_S
+from eir.diameter.watchdog import JITTER_S, WATCHDOG_LEAST_S
 from eir.errors import DiameterError, EirError, Report
 from eir.peers.addresses import may_connect
 from eir.peers.counts import Counts
@@ -55,14 +55,16 @@ class Node:
         self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
         counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
         dials: bool = True, tls: Tls | None = None, grants: Grants | None = None, sctp: SctpSettings | None = None,
+        stay_away_s: float = STAY_AWAY_S, watchdog_least_s: float = WATCHDOG_LEAST_S, jitter: Callable[[], float] = _jitter,
     ) -> None:  # fmt: skip
         """`dials` False: nobody is connected to until `dial`, or `connect` of peers is another worker's business.
 
-        `tls` is for `tls://` both ways; None: there is no TLS. `sctp` is for `sctp://`; None: its defaults.
+        `tls` is for `tls://` both ways; None: there is no TLS. `sctp` is for `sctp://`; None: its defaults. `stay_away_s`: how long a peer that
+        refuses us, or may, is left alone. `watchdog_least_s`, `jitter`: the lowest Tw, and what is added to each (RFC 3539 3.4.1).
         """
         self.context = NodeContext(
             identity=identity, limits=limits, application=application, counts=counts, report=report, overload=replace(overload),
-            jitter=_jitter,
+            jitter=jitter, watchdog_least_s=watchdog_least_s,
         )  # fmt: skip
         self._peers = tuple(peers)
         self._tls = tls
@@ -84,7 +86,7 @@ class Node:
         """The time when a connection last began or ended, by label of configured peers."""
         self._listeners: list[Listener] = []
         self._draining = False
-        self._dialer = Dialer(self, self._is_wanted, self._connect_failed)
+        self._dialer = Dialer(self, self._is_wanted, self._connect_failed, stay_away_s)
         self._dials = dials
         self._dial_all()
 

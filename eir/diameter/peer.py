@@ -467,7 +467,9 @@ class Peer:
         self._wait_until = None
         self._framer.open_lane(self.settings)
         tw_s = self.settings.watchdog_s if self.settings else 0.0
-        self.watchdog = Watchdog(tw_s, occasion.now, self._context.jitter, occasion.status)
+        self.watchdog = Watchdog(
+            tw_s, occasion.now, self._context.jitter, occasion.status, least_s=self._context.watchdog_least_s
+        )
         self._watch(self.watchdog.handle(watchdog.Event.CONNECTED, occasion.now), occasion.now)
         self.events.append(Opened())
 

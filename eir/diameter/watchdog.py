@@ -113,11 +113,20 @@ TABLE = {(status, event): step for status, events, step in _ROWS for event in ev
 class Watchdog:
     """The watchdog's state: `status`, whether a DWR is pending, and when its timer runs out."""
 
-    __slots__ = ("_interval_s", "_jitter", "_num_dwa", "_tw_s", "deadline", "pending", "status")
+    __slots__ = ("_interval_s", "_jitter", "_least_s", "_num_dwa", "_tw_s", "deadline", "pending", "status")
 
-    def __init__(self, tw_s: float, now: float, jitter: Callable[[], float], status: Status = Status.INITIAL) -> None:
-        """`jitter` returns a number of seconds between -JITTER_S and +JITTER_S."""
-        self._tw_s = max(tw_s, WATCHDOG_LEAST_S)
+    def __init__(
+        self,
+        tw_s: float,
+        now: float,
+        jitter: Callable[[], float],
+        status: Status = Status.INITIAL,
+        *,
+        least_s: float = WATCHDOG_LEAST_S,
+    ) -> None:
+        """`jitter` returns a number of seconds between -JITTER_S and +JITTER_S; `least_s`: the lowest Tw."""
+        self._least_s = least_s
+        self._tw_s = max(tw_s, least_s)
         self._jitter = jitter
         self._interval_s = self._tw_s + jitter()
         self._num_dwa = 0
@@ -156,8 +165,8 @@ class Watchdog:
 
     def retime(self, tw_s: float, now: float) -> None:
         """Take over another Tw; the timer that runs starts over with it."""
-        if max(tw_s, WATCHDOG_LEAST_S) != self._tw_s:
-            self._tw_s = max(tw_s, WATCHDOG_LEAST_S)
+        if max(tw_s, self._least_s) != self._tw_s:
+            self._tw_s = max(tw_s, self._least_s)
             self._interval_s = self._tw_s + self._jitter()
             self.deadline = now + self._interval_s
 

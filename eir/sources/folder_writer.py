@@ -98,7 +98,7 @@ def publish_into(
 
 def offer_release(
     folder: Path, manifest: Path, *, key: Path, now: datetime, holds: str | None = None, keep: timedelta = KEEP,
-    declared: Mapping[str, Layout] | None = None, warn: Callable[[str], None] = lambda _: None,
+    declared: Mapping[str, Layout] | None = None, warn: Callable[[str], None] = lambda _: None, deltas_max: int = DELTAS_MAX,
 ) -> Index:  # fmt: skip
     """Put a release that is signed already into the folder, with all its signatures; return the index, which `key` signs.
 
@@ -122,8 +122,8 @@ def offer_release(
             offers = [] if before is None else before.releases
             time = _time(before, now, warn)
             index = Index(list=said.list, holds=kind, written=time, releases=in_order([*offers, offer]))
-            if len([each for each in index.releases if each.serial > index.full.serial]) > DELTAS_MAX:
-                detail = f"{DELTAS_MAX} deltas stand behind serial {index.full.serial}: a full release is needed now"
+            if len([each for each in index.releases if each.serial > index.full.serial]) > deltas_max:
+                detail = f"{deltas_max} deltas stand behind serial {index.full.serial}: a full release is needed now"
                 raise ReleaseRefused("base", detail)
             _put(offer, staged, folder)
         index = without(index, now - keep)

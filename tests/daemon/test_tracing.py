@@ -22,7 +22,11 @@ class Played:
         self.answers.set()
         self.under_way = None
         """What workers tell of the trace that is over before they answer."""
-        self.tracing = Tracing(self._seek, self.recorded.append, lambda event, **_: self.lines.append(event))
+        self.renew()
+
+    def renew(self, **times):
+        """Another one, with these times."""
+        self.tracing = Tracing(self._seek, self.recorded.append, lambda event, **_: self.lines.append(event), **times)
 
     async def _seek(self, sought):
         self.sought.append(sought)
@@ -85,9 +89,9 @@ async def test_what_workers_still_tell_of_a_trace_that_was_ended_is_not_shown_in
     assert await played.read(second) == {"records": [{"kind": "another"}], "over": False}
 
 
-async def test_a_reader_that_is_gone(played, monkeypatch):
+async def test_a_reader_that_is_gone(played):
     """The trace ends, whether the reader went after it had begun or before it heard that it had."""
-    monkeypatch.setattr(tracing, "IDLE_S", -1.0)
+    played.renew(idle_s=-1.0)
     await played.begin()
     await played.tracing.look()
     assert (played.sought[-1], played.lines) == (None, ["traced", "trace_ended"])

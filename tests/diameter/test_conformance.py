@@ -190,6 +190,7 @@ async def running(
     tls=None,
     overload=TOO_BUSY_REPLY,
     sctp=None,
+    timing=None,
     **policy,
 ):
     """A node on a free port. At the end: nothing pending, no task left, counters equal to the messages on the wire."""
@@ -199,7 +200,7 @@ async def running(
     counts, reports = Counts(), Reports()
     node = Node(
         identity, peers, limits or Limits(), replace(S13, answer=application or service(**policy).answer), counts=counts,
-        report=reports, tls=tls, overload=overload, sctp=sctp,
+        report=reports, tls=tls, overload=overload, sctp=sctp, **(timing or {}),
     )  # fmt: skip
     host, port = await node.listen(f"{'tls' if tls else OVER.scheme}://127.0.0.1:0")
     setup = Setup(node, host, port, counts, reports)
@@ -1088,32 +1089,30 @@ async def _():
 
 @row(44, "SUSPECT, DOWN and REOPEN as a peer sees them", ["tcp"])
 async def _():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eir.diameter.watchdog.WATCHDOG_LEAST_S", 0.1)
-        patch.setattr("eir.diameter.node._jitter", lambda: 0.0)
-        async with running(peers=(replace(PEER, watchdog_s=0.8),)) as setup:
+    timing = {"watchdog_least_s": 0.1, "jitter": lambda: 0.0}
+    async with running(peers=(replace(PEER, watchdog_s=0.8),), timing=timing) as setup:
 
-            def watchdog():
-                return [row.watchdog for row in setup.node.status()]
+        def watchdog():
+            return [row.watchdog for row in setup.node.status()]
 
-            silent = await setup.open()
-            assert (await silent.read()).command == 280
-            await until(lambda: watchdog() == ["suspect"])
-            assert (await silent.ask(ecr(LISTED))).number(1445, TGPP) == 1
-            assert watchdog() == ["okay"]  # any message is a sign of life
-            await until(lambda: watchdog() == ["suspect"])
-            assert (await silent.ask(dwr())).result == 2001
-            assert await silent.end() == []
-            assert setup.counts.errors == {"watchdog": 1}
-            back = await setup.open()
-            for answered in range(3):
-                asked = await back.read()
-                assert (asked.command, asked.is_request, watchdog()) == (280, True, ["reopen"])
-                assert (await back.ask(ecr(LISTED))).number(1445, TGPP) == 1
-                assert (await back.ask(dwr())).result == 2001
-                assert watchdog() == ["reopen"]
-                await back.answer(asked)
-                await until(lambda answered=answered: watchdog() == ["okay" if answered == 2 else "reopen"])
+        silent = await setup.open()
+        assert (await silent.read()).command == 280
+        await until(lambda: watchdog() == ["suspect"])
+        assert (await silent.ask(ecr(LISTED))).number(1445, TGPP) == 1
+        assert watchdog() == ["okay"]  # any message is a sign of life
+        await until(lambda: watchdog() == ["suspect"])
+        assert (await silent.ask(dwr())).result == 2001
+        assert await silent.end() == []
+        assert setup.counts.errors == {"watchdog": 1}
+        back = await setup.open()
+        for answered in range(3):
+            asked = await back.read()
+            assert (asked.command, asked.is_request, watchdog()) == (280, True, ["reopen"])
+            assert (await back.ask(ecr(LISTED))).number(1445, TGPP) == 1
+            assert (await back.ask(dwr())).result == 2001
+            assert watchdog() == ["reopen"]
+            await back.answer(asked)
+            await until(lambda answered=answered: watchdog() == ["okay" if answered == 2 else "reopen"])
 
 
 @row(44, "a silent peer is asked by DWR, then closed")

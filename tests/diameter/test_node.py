@@ -16,7 +16,6 @@ import wire
 from hostile import Lateness
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
-from eir.diameter import dialer
 from eir.diameter.admission import Admission
 from eir.diameter.answer import Reply
 from eir.diameter.link import Link
@@ -313,7 +312,7 @@ async def test_attempts_that_fail_are_repeated():
         await until(lambda: "Connect" in (setup.node.status()[0].last_error or ""))
 
 
-async def test_after_a_cea_that_refuses_us_its_own_connection_has_its_time(monkeypatch):
+async def test_after_a_cea_that_refuses_us_its_own_connection_has_its_time():
     async with Listener() as listener:
         peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=0.02)
         async with running(peer) as setup:
@@ -334,10 +333,9 @@ async def test_after_a_cea_that_refuses_us_its_own_connection_has_its_time(monke
             await setup.open()  # its own, meanwhile
             (row,) = setup.node.status()
             assert row.direction == "in"
-    monkeypatch.setattr(dialer, "STAY_AWAY_S", 0.3)
     async with Listener() as listener:
         peer = replace(peer, connect=f"tcp://127.0.0.1:{listener.port}")
-        async with running(peer):
+        async with running(peer, stay_away_s=0.3):
             refused = await listener.accept()
             await refused.answer(await refused.read(), code=5010)
             await refused.close()
@@ -346,26 +344,20 @@ async def test_after_a_cea_that_refuses_us_its_own_connection_has_its_time(monke
             assert time.monotonic() - begun > 0.2
 
 
-async def test_a_peer_that_would_refuse_us_is_left_to_connect_by_itself(monkeypatch):
+async def test_a_peer_that_would_refuse_us_is_left_to_connect_by_itself():
     """It shows no S13 in its CER: our own CER would get 5010, after which freeDiameter gives us up."""
     async with Listener() as listener:
-        port = listener.port
-    peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{port}", lenient=frozenset({"applications"}))
-    monkeypatch.setattr(dialer, "STAY_AWAY_S", 0.0)
-    async with running(peer) as setup:
-        await until(lambda: setup.reported)
-        await setup.open(cer(app=b""))
-        monkeypatch.setattr(dialer, "STAY_AWAY_S", 120.0)
-        async with Listener() as listener:
-            monkeypatch.setattr(setup.node._dialer, "_attempt", lambda _: listener.waiting.put("an attempt"))
+        connect = f"tcp://127.0.0.1:{listener.port}"
+        async with running(replace(MME, host=wire.HOST, connect=connect, lenient=frozenset({"applications"}))) as setup:
+            await setup.open(cer(app=b""))
             setup.node.disable("mme")
             request = await setup.made[-1].read()
             await setup.made[-1].answer(request)
             assert await setup.made[-1].end() == []
             setup.node.enable("mme")
             await asyncio.sleep(0.2)
-            assert listener.waiting.empty()
-        await setup.open(cer(app=b""))
+            assert listener.made == []
+            await setup.open(cer(app=b""))
 
 
 async def test_every_refusal_is_the_last_error_of_its_entry():

@@ -237,8 +237,7 @@ def test_a_release_that_two_signed_on_their_own_hosts_is_offered(keeper, tmp_pat
     assert keeper.index() == before
 
 
-def test_only_so_many_deltas_are_offered_that_nobody_folds(keeper, tmp_path, monkeypatch):
-    monkeypatch.setattr("eir.sources.folder_writer.DELTAS_MAX", 1)
+def test_only_so_many_deltas_are_offered_that_nobody_folds(keeper, tmp_path):
     out = tmp_path / "out"
     for serial, rows in enumerate((ROWS[:3], ROWS[3:4], ROWS[4:5]), 1):
         file = tmp_path / f"x{serial}-added.csv"
@@ -255,9 +254,9 @@ def test_only_so_many_deltas_are_offered_that_nobody_folds(keeper, tmp_path, mon
             expires=NOW + timedelta(days=14),
         ).manifest
         if serial < 3:
-            offer_release(keeper.folder, manifest, key=keeper.key, now=NOW)
+            offer_release(keeper.folder, manifest, key=keeper.key, now=NOW, deltas_max=1)
     with pytest.raises(ReleaseRefused, match="a full release is needed now"):
-        offer_release(keeper.folder, manifest, key=keeper.key, now=NOW)
+        offer_release(keeper.folder, manifest, key=keeper.key, now=NOW, deltas_max=1)
     assert keeper.index().serial == 2
     assert not (keeper.folder / "3").exists()
 
