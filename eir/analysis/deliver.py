@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from eir.errors import EirError, Report
+from eir.errors import EirError, Report, place_of
 
 WAITING_MAX = 10_000
 """Events."""
@@ -95,21 +95,21 @@ class Delivery:
             self._under_way = len(batch)
             try:
                 await self._send(batch)
-            except Undelivered as e:
+            except NotTaken as e:
+                self._report("events_refused", reason=self._to, level="error", detail=str(e))
+                self._counted("refused", self._under_way)
+            except Exception as e:  # noqa: BLE001 - Undelivered; or a fault: the outermost loop of this task, without which no event goes out any more
                 self._report(
                     "events_undelivered",
                     reason=self._to,
                     level="warning",
                     waiting=len(self._waiting),
                     again_in_s=pause_s,
-                    detail=str(e),
+                    detail=str(e) if isinstance(e, Undelivered) else place_of(e),
                 )
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, again_max_s)
                 continue
-            except NotTaken as e:
-                self._report("events_refused", reason=self._to, level="error", detail=str(e))
-                self._counted("refused", self._under_way)
             else:
                 self._counted("sent", self._under_way)
             pause_s = again_s
@@ -175,8 +175,8 @@ class _Exchange:
                 return
             self._link.request("POST", self._target, body, headers)
             status = self._link.getresponse().status
-        except (OSError, http.client.HTTPException) as e:
-            raise Undelivered(f"{self.where}: {e or type(e).__name__}") from None
+        except (OSError, http.client.HTTPException, ValueError) as e:  # the last one of a header that email cannot read
+            raise Undelivered(f"{self.where}: {str(e) or type(e).__name__}") from None
         finally:
             self._link.close()
         if status in range(200, 300):

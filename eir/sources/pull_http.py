@@ -153,7 +153,7 @@ class Server:
                 yield answer
         except urllib.error.URLError as e:
             raise _unreached(at, e.reason) from None
-        except (OSError, http.client.HTTPException) as e:
+        except (OSError, http.client.HTTPException, ValueError) as e:
             raise _unreached(at, e) from None
 
     def _pieces(self, answer: Any, name: str) -> Iterator[bytes]:
@@ -213,7 +213,7 @@ def _unreached(at: str, fault: Any) -> Unreached:
         return Unreached("timeout", f"{at}: nothing came for {STALL_S:g} s")
     if isinstance(fault, ssl.SSLError):
         return Unreached("tls", f"{at}: {fault.reason or fault}")
-    if isinstance(fault, http.client.HTTPException):
+    if isinstance(fault, http.client.HTTPException | ValueError):  # of a header that urllib or email cannot read
         return Unreached("answer", f"{at}: what the server sends is no answer: {type(fault).__name__}")
     return Unreached(
         "connection",

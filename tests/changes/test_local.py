@@ -165,6 +165,8 @@ async def test_a_tac_and_a_device_under_it_are_entries_of_their_own(store):
     assert [await reason(store, "own", imei, now=end) for imei in (stolen, other)] == ["stolen", None]
     assert await refused(store, "own", REMOVE, other, now=end) == f"nothing was changed: 1 of 1 are not in own: {other}"
     await roll_back("own", store, who="tester@host", now=NOW)
+    undone = (await store.history("own"))[-1]
+    assert (undone.what, undone.serial, undone.digest) == ("rollback", None, None), "a local list has no releases"
     assert [await reason(store, "own", imei) for imei in (stolen, other)] == ["stolen", None]
 
 

@@ -587,7 +587,7 @@ class TestCommand:
         assert "3 times since 20" in site.eir("history").stdout
 
     def test_since(self, site):
-        for since in ("1d", "2020-01-01T07:00:00Z"):
+        for since in ("1d", "2020-01-01T07:00:00Z", "2020-01-01 07:00:00Z"):
             assert len(site.json("history", "--since", since)) == 3
         assert len(site.json("history", "--since", f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%d}")) == 3
         assert site.json("history", "--since", "2100-01-01T00:00:00Z") == []
