@@ -325,10 +325,10 @@ def _document(body: bytes) -> Mapping[str, Any]:
 
 
 def _problem(body: bytes) -> str:
-    """Return the content of a problem document, for people."""
+    """Return the content of a problem document, for people; halves of characters, which no page can carry, are question marks."""
     found = _document(body)
     said = [str(found[name])[:200] for name in ("cause", "detail", "title") if isinstance(found.get(name), str)]
-    return f" ({', '.join(said)})" if said else ""
+    return f" ({', '.join(said)})".encode(errors="replace").decode() if said else ""
 
 
 def _seconds(text: str | None) -> float:

@@ -210,12 +210,14 @@ def test_a_round_over_both_comes_before_a_pause():
 
 
 @pytest.mark.parametrize("status", [303, 400, 403, 500, 503])
-def test_an_nrf_that_refuses_is_quoted(status):
+@pytest.mark.parametrize(("title", "quoted"), [("No", "No"), ("\\ud800!", "?!")])
+def test_an_nrf_that_refuses_is_quoted(status, title, quoted):
+    """Half a character, by its number in JSON, is one that no page for people and no terminal could show."""
     play = Play(ONE)
     play.asks()
-    play.answers(status, b'{"title": "No", "cause": "SOME_CAUSE"}')
+    play.answers(status, f'{{"title": "{title}", "cause": "SOME_CAUSE"}}'.encode())
     assert play.registration.where is None
-    assert play.registration.last_error == f"{ONE}: status {status} (SOME_CAUSE, No)"
+    assert play.registration.last_error == f"{ONE}: status {status} (SOME_CAUSE, {quoted})"
 
 
 @pytest.mark.parametrize(
