@@ -40,8 +40,8 @@ class Item(NamedTuple):
 Listing = Mapping[str, Item]
 
 
-def look(folder: Path | int) -> dict[str, Item]:
-    """The names in the folder (or its descriptor) that may belong to releases: no folders, nothing hidden. Raises OSError."""
+def look(folder: Path | int, most: int = ITEMS_MAX) -> dict[str, Item]:
+    """The names in the folder (or its descriptor) that may belong to releases, `most` of them: no folders, nothing hidden. Raises OSError."""
     found: dict[str, Item] = {}
     with os.scandir(folder) as entries:
         for entry in (each for each in entries if not each.name.startswith(".")):
@@ -49,7 +49,7 @@ def look(folder: Path | int) -> dict[str, Item]:
                 status = entry.stat(follow_symlinks=False)
                 if not stat.S_ISDIR(status.st_mode):
                     found[entry.name] = Item(status.st_size, status.st_ctime)
-            if len(found) >= ITEMS_MAX:
+            if len(found) >= most:
                 break
     return found
 
@@ -142,12 +142,12 @@ class Rooms:
             with suppress(FileNotFoundError):  # the publisher took it back
                 os.rename(name, place, src_dir_fd=self.drop, dst_dir_fd=self.rooms[room])
 
-    def prune(self) -> None:
+    def prune(self, files_max: int, bytes_max: int) -> None:
         """Delete the oldest refused files past what is kept of them."""
         files = size = 0
         for name, item in sorted(look(self.rooms[REFUSED]).items(), key=lambda named: named[1].changed, reverse=True):
             files, size = files + 1, size + item.size
-            if name not in self.moved and (files > REFUSED_FILES_MAX or size > REFUSED_BYTES_MAX):
+            if name not in self.moved and (files > files_max or size > bytes_max):
                 with suppress(OSError):
                     os.unlink(name, dir_fd=self.rooms[REFUSED])
 

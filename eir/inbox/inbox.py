@@ -21,7 +21,19 @@ from typing import NamedTuple
 from eir.changes.load import KEPT_BYTES_MAX, Loader, LoadReport
 from eir.errors import ReleaseRefused, StoreError, refused_by, shown
 from eir.inbox.delivery import Delivery, in_turn, to_look_at, verified
-from eir.inbox.drop_folder import AGAIN_S, ITEMS_MAX, SETTLED_S, Rooms, lacking, look, open_rooms, printable, settled
+from eir.inbox.drop_folder import (
+    AGAIN_S,
+    ITEMS_MAX,
+    REFUSED_BYTES_MAX,
+    REFUSED_FILES_MAX,
+    SETTLED_S,
+    Rooms,
+    lacking,
+    look,
+    open_rooms,
+    printable,
+    settled,
+)
 from eir.record.settings import ListSettings
 from eir.record.store import ACCEPTED, REFUSED, ListStore, Mark, utc_text
 from eir.releases.openssh import SIGNATURE_BYTES_MAX, UNSIGNED
@@ -165,19 +177,26 @@ class PassSettings:
     """Asked before each load: whether the right to load is still held."""
     load: Callable[[Release, Path], Awaitable[LoadReport]] | None = None
     """Loads a release whose data lie in a folder, as Loader.load does; None: that, in this process."""
+    in_vain_s: float = IN_VAIN_S
+    verify_s: float = VERIFY_S
+    pass_s: float = PASS_S
+    items_max: int = ITEMS_MAX
+    """Files that a pass looks at."""
+    refused_max: tuple[int, int] = REFUSED_FILES_MAX, REFUSED_BYTES_MAX
+    """Refused files that are kept, and their bytes."""
 
 
 async def take_in(terms: PassSettings) -> Pass:
     """Load each whole release, by serial, and move those that are finished. Raises EirError if the folder cannot be used.
 
     Whatever one of them brings about, the others have their turn. A list whose store fails, and a release for which there is no
-    room, stay where they are. A pass ends after PASS_S; what is left then is the next one's.
+    room, stay where they are. A pass ends after `pass_s`; what is left then is the next one's.
     """
     with open_rooms(terms.folder) as rooms:
         turn = _Turn(terms, rooms)
         await turn.make()
         with suppress(OSError):
-            rooms.prune()
+            rooms.prune(*terms.refused_max)
         return Pass(taken=tuple(turn.taken), again_s=min(turn.again, default=None), strays=tuple(turn.strays))
 
 
@@ -190,7 +209,7 @@ class _Turn:
         self.again: list[float] = []
         self.strays: list[str] = []
         self._rooms = rooms
-        self._listing = look(rooms.drop)
+        self._listing = look(rooms.drop, terms.items_max)
         self._looked = terms.clock().timestamp()
         """The time of the look, so that of two releases the later one does not settle before the earlier one during the
         pass."""
@@ -204,12 +223,12 @@ class _Turn:
 
     async def make(self) -> None:
         """Each release, then what belongs to none."""
-        if len(self._listing) >= ITEMS_MAX:
+        if len(self._listing) >= self.terms.items_max:
             self.again.append(SETTLED_S)
         likely, unlikely = await asyncio.to_thread(
             to_look_at, self._listing, self._rooms.drop, self.terms.lists.values()
         )
-        pending = [delivery async for delivery in self._verified(likely, VERIFY_S, IN_VAIN_S)]
+        pending = [delivery async for delivery in self._verified(likely, self.terms.verify_s, self.terms.in_vain_s)]
         self._began = time.monotonic()
         waits = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
         left = {delivery.name: delivery for delivery in pending}
@@ -217,12 +236,12 @@ class _Turn:
             if not self.terms.ours():
                 self.again.append(AGAIN_S)
                 return
-            if number and self._spent(PASS_S):
+            if number and self._spent(self.terms.pass_s):
                 return
             del left[delivery.name]
             others = {name for other in left.values() for name in other.data}
             await self._handled(delivery, others)
-        async for delivery in self._verified(unlikely, PASS_S, PASS_S):
+        async for delivery in self._verified(unlikely, self.terms.pass_s, self.terms.pass_s):
             waits |= {delivery.name, *delivery.signatures, *delivery.data}
             await self._handled(delivery, set())
             pending.append(delivery)
@@ -419,7 +438,7 @@ class _Turn:
             if (left := self._patience_left((name,))) > 0:
                 self.again.append(left)
                 self.strays.append(printable(name))
-            elif not self._spent(PASS_S):
+            elif not self._spent(self.terms.pass_s):
                 self._put_away(
                     [name], name, Taken(manifest=printable(name), outcome=REFUSED, reason="stray", detail=detail)
                 )

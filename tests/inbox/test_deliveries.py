@@ -13,7 +13,7 @@ from releases import sign
 
 from eir.changes.load import Loader
 from eir.errors import EirError, ReleaseRefused, StoreError
-from eir.inbox import delivery, inbox
+from eir.inbox import delivery
 from eir.inbox.delivery import Delivery, in_turn, to_look_at
 from eir.inbox.drop_folder import look
 from eir.inbox.inbox import WAITING
@@ -272,19 +272,17 @@ async def test_what_nobody_trusted_has_signed_comes_last(site, monkeypatch):
     for serial in (1, 2, 3):
         site.deliver(site.publish(serial))
     site.deliver(site.publish(9, name="other"))
-    with monkeypatch.context() as patched:
-        patched.setattr(inbox, "PASS_S", 0.0)
-        assert list(await site.turn()) == ["other-9.manifest.json", "stolen-1.manifest.json"]
-        assert site.again_s == 0
-        assert set(verified) == {"other-9", "stolen-1", "stolen-2", "stolen-3"}
-        assert list(await site.turn()) == ["stolen-2.manifest.json"]
-        assert list(await site.turn()) == ["stolen-3.manifest.json"]
-        assert await site.turn() == {}
+    assert list(await site.turn(pass_s=0.0)) == ["other-9.manifest.json", "stolen-1.manifest.json"]
+    assert site.again_s == 0
+    assert set(verified) == {"other-9", "stolen-1", "stolen-2", "stolen-3"}
+    assert list(await site.turn(pass_s=0.0)) == ["stolen-2.manifest.json"]
+    assert list(await site.turn(pass_s=0.0)) == ["stolen-3.manifest.json"]
+    assert await site.turn(pass_s=0.0) == {}
     assert set((await site.turn()).values()) == {(REFUSED, "untrusted_signer")}
     assert len(site.lying()) == 5  # their data
 
 
-async def test_a_flood_that_claims_a_trusted_key_delays_nobody_who_comes_before_or_after(site, monkeypatch):
+async def test_a_flood_that_claims_a_trusted_key_delays_nobody_who_comes_before_or_after(site):
     old = site.publish(1, name="other")
     site.deliver(old)
     signature = old[2].read_bytes()
@@ -293,12 +291,13 @@ async def test_a_flood_that_claims_a_trusted_key_delays_nobody_who_comes_before_
         (site.drop / name).write_text("{}")
         (site.drop / f"{name}.sig").write_bytes(signature)  # a good key, over other bytes
     site.deliver(site.publish(40))
+    changed = {}
     for at, name in enumerate(
         sorted(look(site.drop), key=lambda name: (name.startswith("stolen") * (2 - name.startswith("stolen-40")), name))
     ):
         when = {"o": 1, "s": 2}[name[0]] if not name.startswith("stolen-40") else 3
-        monkeypatch.setitem(CHANGED, name, when + at / 1000)
-    listing = {name: item._replace(changed=CHANGED[name]) for name, item in look(site.drop).items()}
+        changed[name] = when + at / 1000
+    listing = {name: item._replace(changed=changed[name]) for name, item in look(site.drop).items()}
     drop = os.open(site.drop, os.O_RDONLY)
     likely, others = to_look_at(listing, drop, site.lists.values())
     os.close(drop)
@@ -312,10 +311,6 @@ async def test_a_flood_that_claims_a_trusted_key_delays_nobody_who_comes_before_
         assert more
         taken |= more
     assert all(taken[name] == (REFUSED, "bad_signature") for name in flood)
-
-
-CHANGED = {}
-"""When files of the last test were changed."""
 
 
 def test_lists_take_turns():

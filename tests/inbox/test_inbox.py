@@ -29,7 +29,7 @@ from eir.daemon.drop_folder import ATTEMPTS_FILE, CLAIM, CLAIM_S, DropFolder, lo
 from eir.daemon.starter import Starter
 from eir.device import device_key
 from eir.errors import EirError, ReleaseRefused, StoreError
-from eir.inbox import delivery, drop_folder, inbox
+from eir.inbox import delivery, inbox
 from eir.inbox.drop_folder import Item, Watch, delivered, lacking, look, settled
 from eir.inbox.inbox import ATTEMPTS_MAX, KILLED, WAITING
 from eir.record.store import ACCEPTED, REFUSED
@@ -479,16 +479,14 @@ async def test_a_drop_folder_that_is_not_there(site):
         await site.turn()
 
 
-async def test_refused_files_are_bounded(site, monkeypatch):
-    monkeypatch.setattr(drop_folder, "REFUSED_FILES_MAX", 6)
+async def test_refused_files_are_bounded(site):
     for serial in range(1, 5):
         site.deliver(site.publish(serial, key=2, data="same.csv"))
-        await site.turn()
+        await site.turn(refused_max=(6, 1 << 30))
         assert f"stolen-{serial}.manifest.json.txt" in site.lying(REFUSED)
     assert len(site.lying(REFUSED)) == 6
-    monkeypatch.setattr(drop_folder, "REFUSED_BYTES_MAX", 1)
     site.deliver(site.publish(5, key=2))
-    await site.turn()
+    await site.turn(refused_max=(6, 1))
     assert site.lying(REFUSED) == [
         f"stolen-5.manifest.json{end}" for end in ("", ".sig", ".txt")
     ]  # the latest, whatever its size
@@ -609,15 +607,13 @@ async def test_the_right_to_load_may_be_lost_on_the_way(site):
     assert site.again_s == 30
 
 
-async def test_a_folder_with_more_files_than_one_pass_looks_at(site, monkeypatch):
-    for module in (drop_folder, inbox):
-        monkeypatch.setattr(module, "ITEMS_MAX", 4)
+async def test_a_folder_with_more_files_than_one_pass_looks_at(site):
     for serial in range(1, 5):
         site.deliver(site.publish(serial, key=2))
     site.ahead_s = PATIENCE_S + 1
     for _ in range(12):
         assert site.lying()
-        await site.turn()
+        await site.turn(items_max=4)
         if not site.lying():
             break
         assert site.again_s == 1
