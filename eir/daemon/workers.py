@@ -45,6 +45,8 @@ class _Worker:
     """The worker has its lists and takes connections."""
     leaving: bool = False
     """It takes none any more: somebody has told it to end."""
+    late: bool = False
+    """It has left the last question unanswered: others take connections before it does."""
     connections: set[int] = field(default_factory=set)
     """Numbers of those that were handed to it and are not gone."""
     named: set[tuple[int, int]] = field(default_factory=set)
@@ -109,9 +111,14 @@ class Workers:
         self._lists.hand_all(process.channel)
 
         def take(figures: metrics.Snapshot) -> None:
-            worker.figures = worker.figures | figures
+            worker.figures, worker.late = worker.figures | figures, False
 
-        keeping = asyncio.create_task(watch(process, take, self._report, worker=number, ready=lambda: worker.started))
+        def missed() -> None:
+            worker.late = True
+
+        keeping = asyncio.create_task(
+            watch(process, take, self._report, missed=missed, worker=number, ready=lambda: worker.started)
+        )
         try:
             await process.channel.serve(self._handlers(worker), failed=call_failed(self._report, of_worker=number))
         finally:
@@ -130,9 +137,9 @@ class Workers:
             worker.channel.tell("end")
 
     def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
-        """Give a connection to the worker that has the fewest; False if no worker takes it."""
+        """Give a connection to the worker that has the fewest, of those that are well if there are any; False if no worker takes it."""
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
-        for worker in sorted(ready, key=lambda worker: (len(worker.connections), worker.number)):
+        for worker in sorted(ready, key=lambda worker: (worker.late, len(worker.connections), worker.number)):
             if worker.channel.hand("connection", listener, number, carrying=connection):
                 worker.connections.add(number)
                 return True
@@ -293,10 +300,14 @@ async def watch(
     take: Callable[[metrics.Snapshot], None],
     report: Report,
     *,
+    missed: Callable[[], None] = lambda: None,
     ready: Callable[[], bool] = lambda: True,
     **who: Any,
 ) -> None:
-    """Take what a process has counted again and again, once it is ready, and kill it if it answers no more. `who`: as the log says it."""
+    """Take what a process has counted again and again, once it is ready, and kill it if it answers no more.
+
+    `missed` is called for each question without an answer. `who`: as the log says it.
+    """
     unanswered = 0
     while unanswered < HUNG_QUESTIONS:
         await asyncio.sleep(FIGURES_S)
@@ -307,6 +318,7 @@ async def watch(
             unanswered = 0
         except Unanswered:
             unanswered += 1
+            missed()
         except ChannelError as e:
             report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
     report("worker_hung", level="error", unanswered=unanswered, **who)

@@ -378,13 +378,16 @@ async def test_a_reload_that_comes_while_a_worker_reads_its_lists(node):
     assert late.configured[-1].config.policy.default == "greylisted"
 
 
-async def test_a_worker_that_answers_nothing_is_ended(node, lines, monkeypatch):
+async def test_a_worker_that_answers_nothing_gets_no_connection_and_is_ended(node, lines, monkeypatch):
     monkeypatch.setattr(channel, "ANSWER_S", 0.05)
     monkeypatch.setattr(workers, "FIGURES_S", 0.05)
     node.workers[1].hang()
     await until_async(lambda: node.workers[1].process.killed)
     assert node.workers[0].process.killed == []
     assert [fields["worker"] for event, _, fields in lines if event == "worker_hung"] == [1]
+    for _ in range(4):
+        await node.come()
+    await until_async(lambda: len(node.workers[0].connections) == 4)
 
 
 async def test_what_a_worker_has_counted_outlives_it(node):
