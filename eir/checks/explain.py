@@ -186,7 +186,7 @@ async def _read(
         else:
             wanted = _wanted(settings.kind, key, question.imsi)
             state, pages = await store.some_pages(name, [] if wanted is None else [wanted // SNR_KEYS])
-        if state is not None:
+        if state is not None and state.kind == settings.kind:  # else no node has it in force
             index.switch(name, state, image_of(pages))
 
 

@@ -126,7 +126,7 @@ def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dic
         **{column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")},
         "signers": list(state.signers) if state else [],
         "loaded": state and state.loaded_at, "digest": state and state.content_digest,
-        "state": "never loaded" if found is None else "damaged" if state is None else "expired" if expired else "in force",
+        "state": "never loaded" if found is None else "damaged" if state is None else f"configured as {kind}" if kind not in {"", state.kind} else "expired" if expired else "in force",
     }  # fmt: skip
 
 

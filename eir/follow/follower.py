@@ -35,6 +35,8 @@ READ_AGAIN_MAX = 5
 """Times that a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})
 """Causes that concern one list, not the store: its pages, or a lack of room for its image."""
+KIND = "kind"
+"""Cause of a list that is of another kind than the configuration says."""
 SOME_PAGES = 500
 """Touched pages that are read at a time."""
 AMENDED_PAGES_MAX = 20_000
@@ -123,6 +125,8 @@ class Follower:
                 copied = await copy.state(name)
                 if copied is None or (stored is not None and relation(copied, stored.get(name)) is Relation.NEWER):
                     continue
+                if self._is_of_other_kind(name, entries, copied):
+                    continue
                 if relation(entries.state, copied) is Relation.NEWER:
                     await self._take_all(copy, name, entries)
                 self.from_copy.add(name)
@@ -207,7 +211,7 @@ class Follower:
                     self._keeper.heal(name, held, stored)
                 return False
         not_before, pause_s = self._unproved.get(name, (0.0, self._pauses.unproved_s))
-        if time.monotonic() < not_before:
+        if time.monotonic() < not_before or self._is_of_other_kind(name, entries, stored):
             return False
         began = time.monotonic()
         many, last = self._lately.get(name, (0, began))
@@ -226,6 +230,15 @@ class Follower:
         self._unproved.pop(name, None)
         self.lost.pop(name, None)
         self.from_copy.discard(name)
+        return True
+
+    def _is_of_other_kind(self, name: str, entries: DeviceList, found: ListState | None) -> bool:
+        """True if a list is not of the kind that the configuration says: its entries would mean something else."""
+        if found is None or found.kind == entries.kind:
+            return False
+        kinds = f"{name} is a list of {found.kind} in the store, and of {entries.kind} in the configuration"
+        advice = f"load a full release of {entries.kind}, or put the configuration right"
+        self._failed(KIND, StoreError(KIND, f"{kinds}: {advice}"), name)
         return True
 
     async def _take_over(self, name: str, entries: DeviceList, stored: ListState | None) -> None:

@@ -89,6 +89,14 @@ async def test_the_answer_and_its_reasons(question, expected):
     assert found.not_loaded == ("never",)
 
 
+async def test_a_list_of_another_kind_than_configured_is_not_in_force():
+    store = Store()
+    store.states["stolen"] = state(store.content["stolen"], kind="pairs", reasons=("", "theft"), generation=3)
+    found = await explain(Question(STOLEN), BY_LIST, LISTS, store, now=NOW)
+    assert "stolen" in found.not_loaded
+    assert found.list != "stolen"
+
+
 @pytest.mark.parametrize("question", [Question(STOLEN), Question(FREE, imsi=IMSI), Question("x")])
 async def test_what_a_node_tells_by_way_of_json_is_what_it_found(question):
     found = await explained(question, settings(*BY_LIST.rules, bad_identity=None))

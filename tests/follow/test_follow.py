@@ -100,6 +100,23 @@ def test_relation(held, stored, expected):
     assert relation(held, stored) is expected
 
 
+async def test_a_list_of_another_kind_than_configured_is_not_in_force(store, tmp_path):
+    """Its entries would mean something else: devices of pairs that are blocked with every SIM, or devices that no SIM has."""
+    await store.replace("a", state(A, kind="pairs"), A, seen=0)
+    copy = SqliteStore(tmp_path / "copy.sqlite")
+    await copy.replace("a", state(A, kind="pairs"), A, seen=0)
+    async with Node(store, {"a": "devices"}, copy=copy) as node:
+        assert (node.switched, node.follower.missing) == ([], ("a",))
+        assert node.follower.errors["kind"] >= 1
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        await node.reaches(2)
+        await until(lambda: not node.follower.errors.pop("kind", 0))
+        await store.replace("a", state(A, kind="pairs", serial=3), A, seen=2)
+        await until(lambda: node.follower.errors["kind"])
+        assert node.keys() == [3, 7 * PAGE_KEYS]  # what was in force stays
+    await copy.close()
+
+
 async def test_start_fills_all_lists_that_are_configured(store):
     await store.replace("a", state(A), A, seen=0)
     await store.replace("b", state(B), B, seen=0)
