@@ -24,7 +24,7 @@ async def roll_back(
     if dry_run:
         return replace(target, highest_serial=before.highest_serial)
     event = Event(
-        time=utc_text(now), who=who, what="rollback", list=name, serial=target.serial, digest=target.release_digest, outcome=ROLLED_BACK,
+        time=utc_text(now), who=who, what="rollback", list=name, serial=target.serial or None, digest=target.release_digest or None, outcome=ROLLED_BACK,
         detail=f"{_undone(undone)}; {target.entries} entries",
     )  # fmt: skip
     try:

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,7 +19,6 @@ from eir.operate import control
 from eir.record.history import about, broken, linked, read_record, record_digest
 from eir.record.reasons import check_reason
 from eir.record.store import ACCEPTED, Event, Fold, Ledger, ListStore, Record, utc_text
-from eir.rows.layout import until_seconds
 from eir.stores.open import COPY_FILE, open_copy
 
 KEYS = ("time", "who", "what", "list", "serial", "digest", "detail", "number", "count", "first")
@@ -144,14 +143,12 @@ def _begin(since: str) -> str | None:
         return None
     try:
         ago = duration(since)
-        moment = datetime.now(UTC) - ago if ago is not None else datetime.fromtimestamp(until_seconds(since), UTC)
+        moment = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(since)
     except (ValueError, OverflowError):
         raise fail(
             f"--since {since}: expected 2026-11-01, 2026-11-01T12:00:00Z, or a time until now such as 30d", EXIT_USAGE
         ) from None
-    if ago is None and len(since) <= len("2026-11-01"):
-        moment -= timedelta(days=1)  # a day that is an end is over at midnight
-    return utc_text(moment)
+    return utc_text(moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _times(row: dict[str, Any]) -> str:
