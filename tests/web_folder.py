@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from urllib.parse import unquote
 
-FAULTS = ("drop", "cut", "stall", "corrupt", "redirect", "error", "repeat", "endless", "garbage")
+FAULTS = ("drop", "cut", "stall", "corrupt", "redirect", "error", "repeat", "endless", "garbage", "riddle", "nowhere")
 
 
 class Web:
@@ -68,7 +68,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = web.fault(path) if callable(web.fault) else web.fault
         if web.needs is not None and self.headers.get("Authorization") != web.needs:
             self._say(401)
-        elif fault in {"drop", "redirect", "error", "endless", "garbage"}:
+        elif fault in {"drop", "redirect", "error", "endless", "garbage", "riddle", "nowhere"}:
             getattr(self, f"_{fault}")(path)
         elif path.startswith("moved/"):
             self._say(302, Location=f"{web.url}{path.removeprefix('moved/')}")
@@ -90,6 +90,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _redirect(self, path):
         self._say(302, Location=f"{self.web.elsewhere}{path}")
+
+    def _nowhere(self, _):
+        self._say(302, Location="http://[::1/")
+
+    def _riddle(self, _):
+        self._say(200, Content_Type="multipart/mixed; boundary*=undefined''x")
 
     def _error(self, _):
         self._say(503)

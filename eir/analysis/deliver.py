@@ -98,7 +98,7 @@ class Delivery:
             except NotTaken as e:
                 self._report("events_refused", reason=self._to, level="error", detail=str(e))
                 self._counted("refused", self._under_way)
-            except Exception as e:  # noqa: BLE001 - Undelivered; or a fault: the outermost loop of this task, without which no event goes out any more
+            except Exception as e:  # noqa: BLE001 - Undelivered, or a fault: the outermost loop of this task says so, and tries again
                 self._report(
                     "events_undelivered",
                     reason=self._to,

@@ -194,6 +194,15 @@ async def test_what_a_receiver_will_never_take_does_not_stop_the_rest(receiver):
     assert (receiver.got, receiver.counted) == (["3"], {"refused": 2, "sent": 1})
 
 
+async def test_a_fault_of_the_program_ends_no_delivery(receiver):
+    receiver.fault = UnicodeError("label empty or too long")
+    receiver.delivery.put(numbered(1))
+    await asyncio.sleep(0.01)
+    receiver.fault = None
+    await until_async(lambda: receiver.delivery.is_idle)
+    assert (receiver.got, receiver.counted) == (["1"], {"sent": 1})
+
+
 @contextmanager
 def desk(port=0):
     """A fraud desk: takes what is posted, or answers by its `status`."""
@@ -205,13 +214,14 @@ def desk(port=0):
             if server.status == 200:
                 got.append((dict(self.headers), body))
             self.send_response(server.status)
+            self.send_header("Content-Type", server.content_type)
             self.end_headers()
 
         def log_message(self, *_):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.status, server.got = 200, got
+    server.status, server.content_type, server.got = 200, "text/plain", got
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
@@ -233,6 +243,14 @@ async def test_a_webhook_by_what_it_answers(status, fault):
         else:
             with pytest.raises(fault, match=f"answered {status}"):
                 await send(numbered(1))
+
+
+@pytest.mark.parametrize("odd", ["boundary*=undefined''x", f"boundary*{'9' * 5000}*=x"])
+async def test_a_webhook_whose_answer_cannot_be_read(odd):
+    with desk() as server:
+        server.content_type = f"multipart/mixed; {odd}"
+        with pytest.raises(Undelivered, match=r"127\.0\.0\.1"):
+            await deliver.webhook(f"http://127.0.0.1:{server.server_port}/", b"key")(numbered(1))
 
 
 async def test_a_webhook_that_is_not_there():

@@ -145,6 +145,12 @@ async def test_what_a_network_does_keeps_nothing_out_once_it_is_over(register, n
     assert [event for event in await node.store.history() if event.what == "refuse"] == []
 
 
+@pytest.mark.parametrize("fault", ["riddle", "nowhere"])
+async def test_a_header_that_cannot_be_read_is_no_answer(register, node, fault):
+    register.web.fault = fault
+    assert await node.pull() == ("unreached", "answer")
+
+
 async def test_a_download_that_broke_goes_on_where_it_ended(register, node):
     register.publish([f"{100_000_000_000_00 + n}" for n in range(30_000)])
     register.web.fault = lambda path: "cut" if path.endswith(".csv") else None
