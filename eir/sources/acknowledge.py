@@ -23,7 +23,7 @@ from eir.record.settings import ListSettings, is_list_name
 from eir.record.store import utc_text
 from eir.releases.release import SERIAL_MAX, member, parse_manifest, verify_release
 from eir.releases.signed import document_in, signed
-from eir.sources.folder import Index, Offer, is_digest, steps
+from eir.sources.folder import AHEAD_MAX, Index, Offer, is_digest, steps
 from eir.sources.folder_writer import Contents, index_in
 
 FORMAT, NAMESPACE = "eir-acknowledgement/1", "eir-acknowledgement"
@@ -113,6 +113,8 @@ def read(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgeme
         raise ReleaseRefused(
             "acknowledgement", f"{name} is signed by {', '.join(signature.principals)}, and speaks for {found.node}"
         )
+    if datetime.fromisoformat(found.made) > now + AHEAD_MAX:  # it would never be old
+        raise ReleaseRefused("acknowledgement", f"{name} was made {found.made}, and it is {utc_text(now)}")
     return found
 
 

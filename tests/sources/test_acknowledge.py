@@ -98,6 +98,7 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
         content.replace(b"eir.one", b"eir.two"),
         content[:-40],
         signed(b'{"format": "x"}\n', keys[0], NAMESPACE),
+        acknowledged(said(made=text(NOW + HOUR)), keys[0]),
         signed(content.split(b"-----")[0], keys[0]),
     ):
         with pytest.raises(ReleaseRefused):
