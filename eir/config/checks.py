@@ -20,6 +20,7 @@ from eir.n5g.settings import is_loopback, is_secure, listening_at
 from eir.pages.pages import PAGE_KEYS
 from eir.peers.addresses import holds
 from eir.peers.settings import APPLICATIONS, PeerSettings
+from eir.peers.transport.endpoint import endpoint
 from eir.peers.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.peers.transport.tls import TlsError, load_tls, read_tls
 from eir.record.settings import DEVICES, PAIRS, TYPES, is_list_name
@@ -30,6 +31,7 @@ from eir.sources.feed_users import UsersError, read_users
 from eir.ss7.pointcode import BITS, point_code
 from eir.stores.open import SQLITE
 
+ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what listens at all addresses is found by it
 CERTIFICATE_SOON = timedelta(days=14)
 """Remaining life of a certificate at which a warning begins."""
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
@@ -97,6 +99,18 @@ def _check_ss7(config: Config, document: Document) -> Findings:
             same = f"metrics and commands would call this gateway '{gateway.label}', like the entry in line {labels[gateway.label]}"
             yield f"{same}; expected a 'name' of its own", (*spot, "name")
         labels[gateway.label] = document.line(*spot)
+
+
+def _check_gsup(config: Config, document: Document) -> Findings:
+    """Each message would go round in connections of the node to itself, until there are no more."""
+    if config.gsup.hlr is None or document.faulty("gsup"):
+        return
+    hlr = endpoint(config.gsup.hlr)
+    for url in config.gsup.listen:
+        ours = endpoint(url)
+        to_itself = hlr.hosts == ours.hosts or (ours.hosts[0] in ANY and is_loopback(config.gsup.hlr))
+        if hlr.port == ours.port and to_itself:
+            yield f"the node itself listens at {url}; expected the OsmoHLR's own address", ("gsup", "hlr")
 
 
 def _check_listen(config: Config, _: Document) -> Findings:
@@ -235,7 +249,7 @@ def _check_nrf(config: Config, document: Document) -> Findings:
     if not config.n5g.listen:
         yield "there is nothing to register with an NRF; expected n5g.listen", ("n5g", "nrf")
     for url in config.n5g.listen if not nrf.endpoints else ():
-        if listening_at(url).hosts[0] in {"0.0.0.0", "::"}:  # noqa: S104 - it is what is refused here
+        if listening_at(url).hosts[0] in ANY:
             yield (
                 f"AMFs cannot be told to ask at {url}; expected n5g.nrf.endpoints with an address of this host",
                 ("n5g", "nrf"),
@@ -493,7 +507,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 CHECKS: tuple[Check, ...] = (
-    _check_peers, _check_ss7, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_feed, _check_feed_lists, _check_numbers, _check_sctp, _check_store, _check_lists,
+    _check_peers, _check_ss7, _check_gsup, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_feed, _check_feed_lists, _check_numbers, _check_sctp, _check_store, _check_lists,
     _check_sources, check_layouts, _check_rules, _check_sightings,
 )  # fmt: skip
 """Checks whose findings make a configuration unusable."""

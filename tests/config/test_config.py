@@ -1057,3 +1057,15 @@ def test_ss7(write):
 ])  # fmt: skip
 def test_faults_of_ss7(write, text, says):
     assert any(re.search(says, said) for _, said in problems_of(write(SS7 + text)))
+
+
+@pytest.mark.parametrize(("listen", "hlr", "is_itself"), [
+    ("127.0.0.1:4222", "127.0.0.1:4222", True), ("0.0.0.0:4222", "127.0.0.1:4222", True), ("[::]:4222", "localhost:4222", True),
+    ("127.0.0.1:4222", "127.0.0.1:4223", False), ("127.0.0.1:4222", "127.0.0.2:4222", False), ("0.0.0.0:4222", "192.0.2.1:4222", False),
+])  # fmt: skip
+def test_an_hlr_that_is_the_node_itself(write, listen, hlr, is_itself):
+    text = f"{GOOD}gsup: {{listen: 'tcp://{listen}', hlr: 'tcp://{hlr}'}}\n"
+    if is_itself:
+        assert "expected the OsmoHLR's own address" in str(problems_of(write(text)))
+    else:
+        load_config(write(text))
