@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, NamedTuple
 
 import typer
@@ -75,7 +76,7 @@ def init(
         files[Path("signers") / list_name] = signers
     _check(files)
     _write(folder, files)
-    named = f" -c {folder / 'eir.yaml'}" if folder.absolute() != SYSTEM_CONFIG.parent else ""
+    named = f" -c {quote(str(folder / 'eir.yaml'))}" if folder.absolute() != SYSTEM_CONFIG.parent else ""
     load = (
         f"eir load{named} {list_name}-1.manifest.json" if signers else f"eir add{named} blocked-here IMEI --reason TEXT"
     )
@@ -189,14 +190,23 @@ def _y(value: object) -> str:
 def unit(folder: Path, state: str) -> str:
     """The unit for systemd: the program that runs now, with the configuration in this folder."""
     program = Path(sys.executable).with_name("eir")
-    text = UNIT.read_text(encoding="utf-8").replace(str(SYSTEM_CONFIG), str(folder / "eir.yaml"))
+    text = UNIT.read_text(encoding="utf-8").replace(
+        f"EIR_CONFIG={SYSTEM_CONFIG}", _word(f"EIR_CONFIG={folder / 'eir.yaml'}")
+    )
+    text = text.replace(str(SYSTEM_CONFIG), str(folder / "eir.yaml"))
     if program.exists() and not Path("/opt/eir/bin/eir").exists():
-        text = text.replace("/opt/eir/bin/eir", str(program))
+        text = text.replace("/opt/eir/bin/eir", _word(str(program)))
     if state == SYSTEM_STATE:
         return text
     return text.replace(
-        "StateDirectory=eir\nStateDirectoryMode=0750\n", f"ReadWritePaths={(folder / state).absolute()}\n"
+        "StateDirectory=eir\nStateDirectoryMode=0750\n", f"ReadWritePaths={_word(str((folder / state).absolute()))}\n"
     )
+
+
+def _word(text: str) -> str:
+    """A text as one word of a unit (systemd.syntax, systemd.unit: specifiers)."""
+    text = text.replace("%", "%%")
+    return f'"{text}"' if " " in text else text
 
 
 def _check(files: Mapping[Path, str]) -> None:

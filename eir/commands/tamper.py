@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
@@ -184,7 +185,7 @@ def export(
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows(rows(chosen, layout, found.until, map(key_text, sorted(others))))
     say(
-        f"{len(chosen) + len(others):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {out or 'FILE'}"
+        f"{len(chosen) + len(others):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {quote(str(out or 'FILE'))}"
     )
 
 

@@ -81,6 +81,15 @@ def test_without_a_key_there_is_a_list_that_is_changed_by_hand(tmp_path):
     assert config.state == tmp_path / "x" / "var"
 
 
+def test_a_folder_with_a_blank_in_its_name(tmp_path, key):
+    folder = tmp_path / "a node"
+    done = init(folder, "--realm", REALM, "--peer", "127.0.0.1", "--key", key)
+    assert f"eir serve -c '{folder}/eir.yaml'" in done.stdout
+    unit = (folder / "eir.service").read_text()
+    assert f'\nEnvironment="EIR_CONFIG={folder}/eir.yaml"\n' in unit
+    assert f'\nReadWritePaths="{folder}/var"\n' in unit
+
+
 def test_it_writes_over_nothing(tmp_path, key):
     (tmp_path / "signers").mkdir()
     (tmp_path / "signers" / "stolen").write_text("mine\n")
