@@ -7,6 +7,7 @@ from pathlib import Path
 
 from releases import public
 
+from eir.changes.load import Loader
 from eir.inbox.inbox import Attempts, PassSettings, take_in
 from eir.record.settings import ListSettings
 from eir.releases.publish import publish
@@ -67,6 +68,11 @@ class Site:
             "attempts": self.attempts, **UNHURRIED,
         }  # fmt: skip
         return PassSettings(**(given | changes))
+
+    def loader(self):
+        """What a pass loads with, if nothing else is said."""
+        terms = self.terms()
+        return Loader(terms.lists, terms.store, terms.who, terms.clock(), {})
 
     async def turn(self, **changes):
         """One pass: {manifest: (outcome, reason)}."""

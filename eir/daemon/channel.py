@@ -108,6 +108,8 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         """`end`: it is the channel's from now on."""
         end.setblocking(False)
+        self.answer_s = ANSWER_S
+        """Seconds that the other end has to answer, unless a question says otherwise."""
         self._end = end
         self._receiver = Receiver(end)
         self._waiting: dict[object, tuple[Message, Sequence[HasDescriptor]]] = {}
@@ -148,9 +150,9 @@ class Channel:
     ) -> Any:
         """Call a handler of the other side and return its result. Raises ChannelError, with what the other end says if it says no.
 
-        `patience_s`: how long the answer may take, instead of ANSWER_S; None: as long as the other end is there.
+        `patience_s`: how long the answer may take, instead of `answer_s`; None: as long as the other end is there.
         """
-        patience_s = patience_s if patience_s is None else patience_s or ANSWER_S
+        patience_s = patience_s if patience_s is None else patience_s or self.answer_s
         if self.gone.is_set():
             raise ChannelError("the other end is gone")
         number = next(self._numbers)

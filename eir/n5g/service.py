@@ -5,6 +5,7 @@ Translates and nothing else: what is answered about a device, eir.checks says. S
 
 import re
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -69,8 +70,8 @@ class Refused(Exception):
 class N5gService:
     """Answers requests by what the checker says."""
 
-    def __init__(self, checker: Checker) -> None:
-        self._checker = checker
+    def __init__(self, checker: Checker, now: Callable[[], float] = time.time) -> None:
+        self._checker, self._now = checker, now
         self._replies: dict[str, dict[Status, Status]] = {}
 
     def configure(self, answers: dict[str, dict[Status, Status]]) -> None:
@@ -88,7 +89,7 @@ class N5gService:
                 peer=asks.label,
             ))  # fmt: skip
         try:
-            return self._status(question_of(request, asks))
+            return self._status(question_of(request, asks, self._now()))
         except Refused as e:
             return Reply(problem(e.cause, str(e), invalid=e.invalid), e.cause.result)
 
@@ -106,12 +107,12 @@ SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})
 """Headers by which a request gets another answer than without."""
 
 
-def question_of(request: Request, asks: Requester) -> Question:
-    """Return what a request asks, held to TS 29.500 5.2.7 and TS 29.511 6.1.3.2. Raises Refused."""
+def question_of(request: Request, asks: Requester, now: float | None = None) -> Question:
+    """Return what a request asks, `now` if not at another time, held to TS 29.500 5.2.7 and TS 29.511 6.1.3.2. Raises Refused."""
     _check_resource(request)
     found = parameters(request.path.partition(b"?")[2])
     _check_parameters(found)
-    if sbi.is_too_late(request.headers, time.time()):
+    if sbi.is_too_late(request.headers, time.time() if now is None else now):
         raise Refused(problems.TIMED_OUT, "3gpp-Sbi-Max-Rsp-Time is over")
     supi = found.get("supi", [""])[0]
     return question_about(found["pei"][0], supi.removeprefix("imsi-") if supi.startswith("imsi-") else "", asks)

@@ -11,7 +11,7 @@ import pytest
 from node import until_async
 
 from eir.config import load_config
-from eir.daemon import channel, front, workers
+from eir.daemon import front
 from eir.daemon.channel import Channel, pair
 from eir.daemon.front import Front
 from eir.daemon.starter import Starter
@@ -256,13 +256,13 @@ async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node):
 
 
 @pytest.mark.parametrize("how", ["it says nothing", "it says no"])
-async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, monkeypatch, how):
+async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, how):
     """The other one does not either, the caller is told, and the worker that comes in its place goes by what was in force."""
     bad, other = node.workers
     if how == "it says no":
         bad.refuses.add("prepare")
     else:
-        monkeypatch.setattr(channel, "ANSWER_S", 0.2)
+        bad.process.channel.answer_s = 0.2
         bad.hang()
     node.site.configure(policy={"default": "greylisted"})
     with pytest.raises(EirError, match="1 of 2 workers did not take it over, so none did"):
@@ -378,9 +378,8 @@ async def test_a_reload_that_comes_while_a_worker_reads_its_lists(node):
     assert late.configured[-1].config.policy.default == "greylisted"
 
 
-async def test_a_worker_that_answers_nothing_gets_no_connection_and_is_ended(node, lines, monkeypatch):
-    monkeypatch.setattr(channel, "ANSWER_S", 0.05)
-    monkeypatch.setattr(workers, "FIGURES_S", 0.05)
+async def test_a_worker_that_answers_nothing_gets_no_connection_and_is_ended(node, lines):
+    node.workers[1].process.channel.answer_s = 0.05
     node.workers[1].hang()
     await until_async(lambda: node.workers[1].process.killed)
     assert node.workers[0].process.killed == []

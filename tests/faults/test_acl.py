@@ -125,29 +125,29 @@ async def nothing():
 
 
 OFTEN = replace(QUICK, wait_s=0.05)
-PATIENCE_S = 3
-"""For what a missing right keeps from coming; a busy host has more where nothing is missing."""
+PATIENCE_S, LESS_S = 60, 3
+"""The second one for what a missing right keeps from coming."""
 
 
 async def heal(server, folder, store):
     copy = SqliteStore(folder / "copy.sqlite")
     try:
         async with Node(store, {"a": "devices"}, copy=copy, pauses=OFTEN) as node:
-            await until(lambda: is_there(copy), PATIENCE_S)
+            await until(lambda: is_there(copy), server.patience_s)
             server.command("DEL", "eir:{a}:state")
-            await comes(node, lambda: node.follower.errors["lost_data"])
-            await comes(node, lambda: not node.follower.lost)
+            await comes(server, node, lambda: node.follower.errors["lost_data"])
+            await comes(server, node, lambda: not node.follower.lost)
     finally:
         await copy.close()
 
 
-async def comes(node, condition):
+async def comes(server, node, condition):
     """Wait for something that does not come where Redis denied the node what it takes."""
 
     def denied():
         return any("noperm" in cause for cause in node.follower.errors)
 
-    await until(lambda: condition() or denied(), PATIENCE_S)
+    await until(lambda: condition() or denied(), server.patience_s)
     assert not denied()
 
 
@@ -165,9 +165,9 @@ async def follow(server, _, user=WORKER):
             async with Node(store, {"a": "devices"}, pauses=OFTEN) as node:
                 assert node.index.lists["a"].holds(1)
                 await admin.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
-                await comes(node, lambda: node.generation() == 2)
+                await comes(server, node, lambda: node.generation() == 2)
                 await admin.replace("a", state(B, serial=3), B, seen=2)
-                await comes(node, lambda: node.generation() == 3)
+                await comes(server, node, lambda: node.generation() == 3)
                 assert not node.follower.errors
             assert (await store.states()).keys() == {"a"}  # `eir lists`
             assert (await store.outcomes())[0].count == 1
@@ -184,12 +184,13 @@ async def follow(server, _, user=WORKER):
 WORK = {LOADER: load, HEALER: mend, WORKER: follow}
 
 
-def works(server, user, folder):
+def works(server, user, folder, patience_s=PATIENCE_S):
     """Whether all that the user is for works, and nothing was tried that it may not do.
 
     A replica that is asleep makes a loader wait, and say so.
     """
     server.command("FLUSHALL")
+    server.patience_s = patience_s
     folder.mkdir()
     if user != WORKER:
         server.replica.pause()
@@ -204,8 +205,7 @@ def works(server, user, folder):
 
 
 @pytest.mark.parametrize("user", [LOADER, HEALER, WORKER])
-def test_with_these_rights_all_works(server, user, tmp_path, monkeypatch):
-    monkeypatch.setitem(globals(), "PATIENCE_S", 60)
+def test_with_these_rights_all_works(server, user, tmp_path):
     allow(server, user)
     assert works(server, user, tmp_path / "all")
 
@@ -215,7 +215,7 @@ def test_with_these_rights_all_works(server, user, tmp_path, monkeypatch):
 )
 def test_without_one_it_does_not(server, user, right, tmp_path):
     allow(server, user, without=(right,))
-    assert not works(server, user, tmp_path / "less")
+    assert not works(server, user, tmp_path / "less", LESS_S)
 
 
 async def test_a_worker_changes_nothing(server):

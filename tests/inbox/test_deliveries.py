@@ -11,7 +11,6 @@ import pytest
 from drop import PATIENCE_S
 from releases import sign
 
-from eir.changes.load import Loader
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.inbox import delivery
 from eir.inbox.delivery import Delivery, in_turn, to_look_at
@@ -103,27 +102,26 @@ async def test_rows_that_hold_nothing(site, kind, content, outcome):
 @pytest.mark.parametrize("where", ["load", "verify", "name"])
 async def test_a_fault_of_the_program_is_a_refusal_of_that_delivery(site, monkeypatch, where):
     site.deliver(site.publish(1) + site.publish(1, name="other") + site.publish(2))
-    real_load, real_verify = Loader.load, delivery.verify_release
+    real_verify = delivery.verify_release
 
     def fails():
         if where == "name":
             raise OSError(errno.ENAMETOOLONG, "File name too long")
         raise KeyError("35209900176148")
 
-    async def load(loader, release, folder):
+    async def load(release, folder):
         if where != "verify" and (release.manifest.list, release.manifest.serial) == ("stolen", 1):
             fails()
-        return await real_load(loader, release, folder)
+        return await site.loader().load(release, folder)
 
     def verify(manifest, *args, **kwargs):
         if where == "verify" and manifest.name == "stolen-1.manifest.json":
             fails()
         return real_verify(manifest, *args, **kwargs)
 
-    monkeypatch.setattr(Loader, "load", load)
     monkeypatch.setattr(delivery, "verify_release", verify)
     expected = {"stolen-1.manifest.json": (REFUSED, "fault"), "stolen-2.manifest.json": (ACCEPTED, "")}
-    assert await site.turn() == GOOD | expected
+    assert await site.turn(load=load) == GOOD | expected
     assert site.again_s is None or site.again_s > 60
     said = site.said["stolen-1.manifest.json"]
     assert f"{'OSError' if where == 'name' else 'KeyError'} at eir/inbox/" in said
@@ -151,17 +149,16 @@ async def test_a_store_that_fails_for_one_list_leaves_the_others_their_turn(site
     assert [outcome for outcome, _ in (await site.turn()).values()] == [ACCEPTED, ACCEPTED, REFUSED]
 
 
-async def test_data_that_cannot_be_read_is_waited_for_and_not_for_ever(site, monkeypatch):
+async def test_data_that_cannot_be_read_is_waited_for_and_not_for_ever(site):
     site.deliver(site.publish(1))
 
     async def denied(*_args):
         raise ReleaseRefused("file_missing", "stolen-1.csv: Permission denied")
 
-    monkeypatch.setattr(Loader, "load", denied)
-    assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "file_missing")}
+    assert await site.turn(load=denied) == {"stolen-1.manifest.json": (WAITING, "file_missing")}
     assert site.again_s == 30
     site.ahead_s = PATIENCE_S + 1
-    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "file_missing")}
+    assert await site.turn(load=denied) == {"stolen-1.manifest.json": (REFUSED, "file_missing")}
 
 
 # ---- what belongs to another delivery ----

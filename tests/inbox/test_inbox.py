@@ -382,27 +382,25 @@ async def test_a_data_file_that_is_a_link(site, tmp_path, same_size):
 
 
 @pytest.mark.parametrize("swap", ["link", "gone", "longer"])
-async def test_a_data_file_that_is_swapped_during_the_load(site, monkeypatch, swap):
+async def test_a_data_file_that_is_swapped_during_the_load(site, swap):
     files = site.publish(1)
     site.deliver(files)
-    real, target = Loader.load, site.drop / files[0].name
+    target = site.drop / files[0].name
 
-    async def swapped(*args, **kwargs):
+    async def swapped(release, folder):
         target.unlink()
         if swap == "link":
             target.symlink_to("/etc/hostname")
         elif swap == "longer":
             target.write_bytes(files[0].read_bytes() + b"1\n")
-        return await real(*args, **kwargs)
+        return await site.loader().load(release, folder)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Loader, "load", swapped)
-        outcome = {
-            "link": (REFUSED, "not_a_file"),
-            "gone": (WAITING, "file_missing"),
-            "longer": (WAITING, "file_size"),
-        }[swap]
-        assert await site.turn() == {"stolen-1.manifest.json": outcome}
+    outcome = {
+        "link": (REFUSED, "not_a_file"),
+        "gone": (WAITING, "file_missing"),
+        "longer": (WAITING, "file_size"),
+    }[swap]
+    assert await site.turn(load=swapped) == {"stolen-1.manifest.json": outcome}
     assert await site.serial() is None
     if swap != "link":
         target.write_bytes(files[0].read_bytes())
@@ -426,18 +424,16 @@ async def test_each_release_is_verified_once(site, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["stolen-1.csv", "stolen-1.manifest.json", "stolen-1.manifest.json.sig"])
-async def test_what_was_verified_is_what_is_loaded(site, monkeypatch, name):
+async def test_what_was_verified_is_what_is_loaded(site, name):
     """Another release, as whole and as well signed, is put in the place of the verified one before that is loaded."""
     site.deliver(site.publish(1, IMEIS[:3]))
     other = {file.name: file.read_bytes() for file in site.publish(1, IMEIS)}
-    real = Loader.load
 
-    async def swapped(*args, **kwargs):
+    async def swapped(release, folder):
         (site.drop / name).write_bytes(other[name])
-        return await real(*args, **kwargs)
+        return await site.loader().load(release, folder)
 
-    monkeypatch.setattr(Loader, "load", swapped)
-    taken = await site.turn()
+    taken = await site.turn(load=swapped)
     if name.endswith(".csv"):
         assert taken == {"stolen-1.manifest.json": (WAITING, "file_size")}
         assert await site.serial() is None

@@ -14,7 +14,7 @@ import redis.exceptions as fault
 import servers
 import trustme
 from followed import Node
-from made import event, page, pages_of, state, until
+from made import Altered, event, page, pages_of, state, until
 
 from eir.errors import NothingToRollBack, StoreError
 from eir.pages.pages import PAGE_KEYS, Page
@@ -521,9 +521,8 @@ class TestNodes:
                 waits.append((seen["a"], timeout_s))
                 await wait(seen, timeout_s)
 
-            monkeypatch.setattr(one, "wait", noted)
             monkeypatch.setattr(writing, "_log_change", lambda pipe, stream, _: pipe.execute_command("UNLINK", stream))
-            async with Node(one, {"a": "devices"}) as node:
+            async with Node(Altered(one, wait=noted), {"a": "devices"}) as node:
                 await until(lambda: waits)
                 await store.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
                 begun = len(waits)
