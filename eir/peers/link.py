@@ -99,6 +99,8 @@ class Link(asyncio.Protocol):
         self.rates = NO_LIMITS
         self.stalled: asyncio.TimerHandle | None = None
         """While the client leaves unread what was written: when that ends."""
+        self.unread = False
+        """The connection ended because the client did so for too long."""
         self.closed: asyncio.Future[None] = loop.create_future()
         """Done when the connection is gone."""
         self._closing: asyncio.TimerHandle | None = None
@@ -171,7 +173,7 @@ class Link(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading from it, and give it a while."""
-        self.stalled = self.loop.call_later(self.owner.limits.stalled_write_s, self.abort)
+        self.stalled = self.loop.call_later(self.owner.limits.stalled_write_s, self._give_up)
         self.set_reading()
 
     def resume_writing(self) -> None:
@@ -195,6 +197,10 @@ class Link(asyncio.Protocol):
         """Close at once, even if something is unsent."""
         if self.transport is not None:
             self.transport.abort()
+
+    def _give_up(self) -> None:
+        self.unread = True
+        self.abort()
 
     def set_reading(self) -> None:
         """Read from the client, or not, as there is room."""

@@ -24,7 +24,7 @@ TICK_S = 0.5
 """Seconds between checks for what takes too long."""
 ENDED = "ended"
 """The state of connections that are over, in `eir peers`."""
-PEER_CLOSED = "peer_closed"
+PEER_CLOSED, STALLED_WRITE = "peer_closed", "stalled_write"
 GOOD_ENDS = frozenset({"left", "drained", PEER_CLOSED})
 
 
@@ -217,7 +217,7 @@ class Server(Generic[L]):
         ended.connections += 1
         ended.requests += requests
         ended.answers += answers
-        why = link.end or PEER_CLOSED
+        why = STALLED_WRITE if link.unread else link.end or PEER_CLOSED
         if why in GOOD_ENDS:
             self.report(
                 "peer_closed", peer=link.requester.label, protocol=self.protocol, reason=why, address=link.address

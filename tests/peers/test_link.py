@@ -5,7 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from eir.peers.counts import Counts
 from eir.peers.link import Link
+from eir.peers.rate import RateLimits
+from eir.peers.server import Server
+from eir.peers.settings import Limits, PeerSettings
 
 
 async def test_a_connection_whose_end_goes_wrong_is_gone_all_the_same():
@@ -19,3 +23,34 @@ async def test_a_connection_whose_end_goes_wrong_is_gone_all_the_same():
     with pytest.raises(ZeroDivisionError):
         link.connection_lost(None)
     assert link.closed.done()
+
+
+async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_told_of():
+    told = []
+    server = Server(
+        "any",
+        counts=Counts(),
+        rates=RateLimits((), Limits(), None),
+        report=lambda event, **fields: told.append((event, fields["reason"])),
+    )
+    server.use((), Limits(stalled_write_s=0))
+
+    class Asking(Link):
+        tally, end = (2, 1), ""
+
+        def ended(self):
+            pass
+
+        def wants_bytes(self):
+            return True
+
+    link = Asking(server, server.loop)
+    link.settings = PeerSettings(label="slow")
+    link.transport = SimpleNamespace(
+        is_closing=lambda: False, pause_reading=lambda: None, abort=lambda: link.connection_lost(None)
+    )
+    server.links.add(link)
+    link.pause_writing()
+    await asyncio.wait_for(link.closed, 30)
+    assert told == [("connection_fault", "stalled_write")]
+    assert server.errors == {"stalled_write": 1}
