@@ -81,8 +81,11 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 @contextmanager
-def written_to(out: Path | None) -> Iterator[TextIO]:
-    """The file to write to, which comes into its place once it is whole; or standard output. A device or a pipe is written to as it is."""
+def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
+    """The file to write to, which comes into its place once it is whole; or standard output. A device or a pipe is written to as it is.
+
+    `private`: only its owner may read it.
+    """
     if out is None:
         yield sys.stdout
         return
@@ -94,6 +97,8 @@ def written_to(out: Path | None) -> Iterator[TextIO]:
     unfinished = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         with unfinished.open("x", encoding="utf-8", newline="") as file:
+            if private:
+                unfinished.chmod(0o600)
             yield file
         unfinished.replace(place)
     except OSError as e:

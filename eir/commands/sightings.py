@@ -191,7 +191,7 @@ def export(
     operator = operator or checked.identity.realm
     numbers = NO_NUMBERS if checked.numbers is None else read_numbers(checked.numbers)
     name = f"{operator}_EIR_{which:%Y%m%d}.csv" if out is None else out.name
-    with written_to(out) as stream:
+    with written_to(out, private=True) as stream:
         csv.writer(stream, lineterminator="\n").writerows(
             rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers))
         )

@@ -1,11 +1,12 @@
 """The command for a trouble that happens now: each check of one subscriber or one device on a running node, as it is decided."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
@@ -55,7 +56,7 @@ def trace(
         raise fail(f"--for {lasts}: expected a time such as 10m", EXIT_USAGE)
     checked = load_config(config)
     with ExitStack() as stack:
-        out = None if pcap is None else stack.enter_context(pcap.open("xb", buffering=0))
+        out = None if pcap is None else stack.enter_context(_made(pcap))
         if out is not None:
             out.write(begin_capture())
         number = control.ask(
@@ -81,6 +82,12 @@ def _ended(config: Config, number: int) -> Iterator[None]:
     finally:
         with suppress(EirError):
             control.ask(config.state, "trace_end", number=number)
+
+
+def _made(pcap: Path) -> BinaryIO:
+    """A new file that only its owner may read: it names a subscriber."""
+    descriptor = os.open(pcap, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    return os.fdopen(descriptor, "wb", buffering=0)
 
 
 def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:

@@ -463,6 +463,7 @@ def test_a_day_as_a_register_takes_it(kept, site, tmp_path):
     assert made.out.splitlines()[0] == "imei,imsi,msisdn,timestamp,protocol,source,file_name,event_time,operator"
     kept.eir("sightings", "export", "--day", "2026-11-25", "--out", tmp_path / "day.csv")
     assert (tmp_path / "day.csv").read_text().count("\n") == 2
+    assert stat.S_IMODE((tmp_path / "day.csv").stat().st_mode) == 0o600
     assert len(kept.eir("sightings", "export", "--day", "2020-01-01").out.splitlines()) == 1
     kept.eir("sightings", "export", "--day", "x", status=2)
     kept.eir("sightings", "export", "--layout", "x", status=2)

@@ -117,6 +117,7 @@ def test_each_check_of_a_subscriber_over_all_protocols_and_of_nobody_else(site):
     assert checks[0]["reason"] == "stolen in transit"
     assert "list stolen (serial 1)" in checks[0]["text"]
     assert [each["result"] for each in wire] == ["2001", "2001", "2001", "5004"]
+    assert pcap.stat().st_mode & 0o777 == 0o600
     shown = subprocess.run(
         [
             "tshark",
