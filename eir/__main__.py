@@ -12,10 +12,12 @@ from eir.daemon.signals import block
 
 TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 """Environment variable of the GNU C library (2.35 and later; others do not know it), and the setting."""
+OTHERS_WRITE = 0o002
 
 
 def main() -> None:
-    """Run the command line; see eir.commands.app."""
+    """Run the command line; see eir.commands.app. No file that it makes can be written by everyone, whatever the umask is."""
+    os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)
     word = _first_word(sys.argv[1:])
     if word == "serve":
         block()

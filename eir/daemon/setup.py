@@ -20,7 +20,7 @@ from eir.web.denials import TokenSettings
 if TYPE_CHECKING:
     from eir.web.tokens import KeyFiles, Tokens
 
-OPEN_FILES_BESIDES = 256
+OPEN_FILES_BESIDES = 512
 """Open files of a process besides its connections: store, log, pages, commands, releases that are being read."""
 DIGEST_SHOWN = 12
 """Digits of a list's digest in a line of the log: enough to compare with `eir lists --json`."""

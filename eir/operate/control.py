@@ -24,6 +24,8 @@ from eir.errors import EirError, Report
 SOCKET_NAME = "control.sock"
 REQUEST_MAX_BYTES = 64 * 1024
 TIMEOUT_S = 30.0
+LINKS_MAX = 128
+"""Connections to a socket at once; for a further one the oldest that has not asked yet is closed, or else that one."""
 
 PING, RUNNING, STOPPING = "ping", "running", "stopping"
 """A command that each node has, and its two answers."""
@@ -58,13 +60,16 @@ class ControlServer:
         name: str = SOCKET_NAME,
         report: Report,
         timeout_s: float = TIMEOUT_S,
+        links_max: int = LINKS_MAX,
     ) -> None:
-        """`timeout_s`: the time for a request and its answer."""
+        """`timeout_s`: the time for a request and its answer; `links_max`: connections at once."""
         self._folder = folder
         self._name = name
         self._commands = commands
         self._report = report
-        self._timeout_s = timeout_s
+        self._timeout_s, self._links_max = timeout_s, links_max
+        self._links: dict[asyncio.StreamWriter, bool] = {}
+        """Connections, the oldest first, and whether each has asked."""
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -92,15 +97,23 @@ class ControlServer:
             (self._folder / self._name).unlink(missing_ok=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._links) >= self._links_max:  # who holds connections open takes no files from peers
+            oldest = next((each for each, has_asked in self._links.items() if not has_asked), writer)
+            self._links.pop(oldest, None)  # it is closed in a moment, and many may come in this one
+            oldest.transport.abort()
+        self._links[writer] = False
         try:
             async with asyncio.timeout(self._timeout_s):
                 _asker.set(_uid_of(writer.get_extra_info("socket")))
-                answer = await self._answer(await reader.readline())
+                line = await reader.readline()
+                self._links[writer] = True
+                answer = await self._answer(line)
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError, ValueError):
             pass  # the client is gone or sends no line
         finally:
+            self._links.pop(writer, None)
             writer.close()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Looking:
             raise EirError(reason)
         async with self._turns:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "eir", *arguments, "-c", str(self._config), stdin=asyncio.subprocess.DEVNULL,
+                sys.executable, "-m", "eir", "-c", str(self._config), *arguments, stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
             try:

@@ -983,3 +983,13 @@ def test_inbox_says_what_waits(host, tmp_path):
         "stolen-1.manifest.json: waiting: incomplete: stolen-1-0.csv is not there\nreadme.txt: waiting: no release that is here names it\n"
         in site.eir("inbox").stderr
     )
+
+
+def test_no_file_can_be_written_by_everyone(tmp_path, publisher):
+    data = tmp_path / "new.csv"
+    data.write_text(f"imei\n{LISTED}\n")
+    command = [*COMMAND, *PUBLISH, data, "--key", publisher.key]
+    subprocess.run([*map(str, command)], check=True, capture_output=True, umask=0)
+    made = [path for path in tmp_path.iterdir() if path.name.startswith(("stolen", "x"))]
+    assert made
+    assert not [path for path in made if path.stat().st_mode & 0o002]

@@ -9,6 +9,7 @@ import stat
 import threading
 
 import pytest
+from node import until_async
 
 from eir.errors import EirError, silent
 from eir.operate import control
@@ -133,6 +134,17 @@ async def test_a_silent_client_is_dropped(tmp_path):
     server = ControlServer(tmp_path, COMMANDS, report=silent, timeout_s=0.05)
     await server.listen()
     assert await raw(tmp_path, b'{"command"', eof=False) == b""
+    await server.close()
+
+
+async def test_who_holds_connections_open_keeps_nobody_out_and_takes_no_more_files(tmp_path):
+    server = ControlServer(tmp_path, COMMANDS, report=silent, timeout_s=3600, links_max=3)
+    await server.listen()
+    held = await asyncio.gather(*(asyncio.open_unix_connection(tmp_path / SOCKET_NAME) for _ in range(30)))
+    assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
+    await until_async(lambda: sum(reader.at_eof() or reader.exception() is not None for reader, _ in held) >= 27)
+    for _, writer in held:
+        writer.transport.abort()
     await server.close()
 
 
