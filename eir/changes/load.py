@@ -314,7 +314,7 @@ def read_release(
         with stage(READ, total) as done:
             for entry, file in opened:
                 chunks = file.chunks(entry.rows, entry.sha256, done)
-                check_role(entry, layout_named(entry.name, entry.layout, settings.layouts))
+                check_role(entry, layout_named(entry.name, entry.layout, settings.layouts), settings.kind)
                 found = read_rows(
                     chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows.get(entry.role), reasons=reasons, tally=tally,
                     rows_max=entry.rows, declared=settings.layouts, actions=actions,

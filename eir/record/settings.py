@@ -63,6 +63,8 @@ class Layout:
     """Reasons by the code that stands for them."""
     junk: bool = False
     """Networks report texts that are not identifiers, and here they are normal: skipped and counted."""
+    by_pair: bool = False
+    """A device has a row for each of its SIMs, also where it is read for itself."""
     underscores: bool = False
     """In the names of columns a space is as good as an underscore."""
     answers: bool = False

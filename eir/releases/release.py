@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from eir.errors import ReleaseRefused
-from eir.record.settings import Layout, ListSettings, is_list_name
+from eir.record.settings import DEVICES, Layout, ListSettings, is_list_name
 from eir.record.store import utc_text
 from eir.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, nearest
 from eir.releases.persons import distinct_signers
@@ -144,8 +144,11 @@ def about(manifest: Manifest) -> Iterator[None]:
         raise
 
 
-def check_role(entry: FileEntry, layout: Layout) -> None:
-    """Refuse a file whose role does not fit its layout. Raises ReleaseRefused (`layout`)."""
+def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
+    """Refuse a file whose role does not fit its layout, or a list of this kind. Raises ReleaseRefused (`layout`)."""
+    if layout.by_pair and entry.role == REMOVED and holds == DEVICES:
+        detail = f"layout {layout.name} has a row for each device with one of its SIMs: who goes with one may be there with another"
+        raise ReleaseRefused("layout", f"{entry.name}: {detail}; a list of {DEVICES} takes full releases of it alone")
     if layout.added and entry.role in (ADDED, REMOVED):
         detail = (
             f"each row of layout {layout.name} says whether it is added or removed: in a delta its role is {CHANGES}"

@@ -57,7 +57,7 @@ LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
     Layout(name="eir", columns={name: name for name in (*_KEY_OF, REASON, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
     Layout(name="imei", columns={"imei": 1}, names=False, separator=_NO_SEPARATOR, subjects={DEVICES: (BY_IMEI,)}),
     Layout(name="dirbs-blacklist", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,)}, junk=True),
-    Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True),
+    Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True, by_pair=True),
     # An exception is for one SIM in one device: as a device's alone it would exempt the device from everything.
     Layout(name="dirbs-exceptions", columns={"imei": "imei", "imsi": "imsi"}, subjects={PAIRS: (BY_PAIR,)}, junk=True),
     # A case that is pending is not to be blocked yet, and a case without a status is as one that is closed (DIRBS-Core, StolenListSchema).

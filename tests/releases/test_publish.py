@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import zipfile
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -170,6 +171,26 @@ def test_other_dirbs_files(agency):
         ("added", "dirbs-exceptions"),
         ("removed", "dirbs-exceptions"),
     ]
+
+
+async def test_a_device_that_is_notified_with_two_sims_does_not_go_with_one(agency, store, tmp_path):
+    header = "imei,imsi,msisdn,block_date,reasons"
+    rows = [f"35111111111111,00101000000000{sim},,20261201,duplicate" for sim in (1, 2)]
+    full, gone = (
+        put(agency.drop, f"{RUN}_notifications_op1{change}.csv", "\r\n".join([header, *some, ""]).encode())
+        for change, some in (("", rows), ("_delta_1_2_resolved", rows[:1]))
+    )
+    releases = make(agency, full), make(agency, gone, serial=2, base=1)
+    await agency.load(releases[0], store)
+    with pytest.raises(ReleaseRefused, match="may be there with another") as caught:
+        await agency.load(releases[1], store)
+    assert caught.value.reason == "layout"
+    assert await held(store) == {35111111111111}
+    pairs = SqliteStore(tmp_path / "pairs.sqlite")
+    agency.lists = {NAME: replace(agency.lists[NAME], kind="pairs", change_min=10)}
+    for release, entries in zip(releases, (1, 1), strict=True):
+        assert (await agency.load(release, pairs)).entries == entries
+    await pairs.close()
 
 
 @pytest.mark.parametrize(
