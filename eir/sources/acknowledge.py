@@ -23,6 +23,7 @@ from eir.record.settings import ListSettings, is_list_name
 from eir.record.store import utc_text
 from eir.releases.release import SERIAL_MAX, member, parse_manifest, verify_release
 from eir.releases.signed import document_in, signed
+from eir.rows.delivered import open_folder, read_small
 from eir.sources.folder import AHEAD_MAX, Index, Offer, is_digest, steps
 from eir.sources.folder_writer import Contents, index_in
 
@@ -246,8 +247,9 @@ def _named(signers: str) -> Iterator[str]:
 
 
 def _content(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(BYTES_MAX)
+    """The content of a file that a node has put there, or somebody else: no pipe holds the reader, and no link leads elsewhere."""
+    with open_folder(file.parent) as folder:
+        return read_small(file.name, folder, BYTES_MAX)
 
 
 def _is_time(text: str) -> bool:

@@ -1,6 +1,7 @@
 """What a node says that it has in force: signed, compared with what the releases make, and held against the node."""
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -82,6 +83,7 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
     (room / "eir.one.stolen.ack").write_bytes(acknowledged(said(serial=3, content=third), keys[0]))
     (room / "eir.two.stolen.ack").write_bytes(acknowledged(said(node="eir.two", serial=3, content=third), keys[0]))
     (room / "eir.four.stolen.ack").write_bytes(b"{}\n")
+    os.mkfifo(room / "eir.five.stolen.ack")
     (room / "x.ack").write_bytes(
         acknowledged(said(serial=2, made=text(NOW - HOUR)), keys[0])
     )  # an older one of the first
@@ -92,6 +94,7 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
         "eir.two": ("unproven", 3),
         "eir.three": ("never", 3),
         "eir.four": ("unproven", 3),
+        "eir.five": ("unproven", 3),
     }
     content = acknowledged(said(), keys[0])
     for damaged in (
