@@ -9,7 +9,7 @@ from eir.errors import Report, place_of
 
 def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
     """Return what reports a fault of ours in a call of another process (Channel.serve). `who`: as the log names it."""
-    return lambda what, fault: report("fault", reason=what, level="error", detail=repr(fault), **who)
+    return lambda what, fault: report("fault", reason=what, level="error", detail=place_of(fault), **who)
 
 
 def report_faults(report: Report) -> None:

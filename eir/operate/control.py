@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from eir.errors import EirError, Report
+from eir.errors import EirError, Report, place_of
 
 SOCKET_NAME = "control.sock"
 REQUEST_MAX_BYTES = 64 * 1024
@@ -129,7 +129,7 @@ class ControlServer:
         except (EirError, OSError) as e:
             return {"ok": False, "error": str(e)}
         except Exception as e:  # noqa: BLE001 - whatever it is: the client hears of it, and the socket goes on
-            self._report("fault", reason=name, level="error", detail=repr(e))
+            self._report("fault", reason=name, level="error", detail=place_of(e))
             return {"ok": False, "error": f"{name} failed ({type(e).__name__}); the log says more (fault)"}
 
 

@@ -11,6 +11,7 @@ import threading
 import pytest
 from node import until_async
 
+from eir.daemon.faults import call_failed
 from eir.errors import EirError, silent
 from eir.operate import control
 from eir.operate.control import SOCKET_NAME, ControlError, ControlServer, ask, asker
@@ -134,6 +135,22 @@ async def test_a_silent_client_is_dropped(tmp_path):
     server = ControlServer(tmp_path, COMMANDS, report=silent, timeout_s=0.05)
     await server.listen()
     assert await raw(tmp_path, b'{"command"', eof=False) == b""
+    await server.close()
+
+
+async def test_no_identifier_that_was_asked_about_comes_into_the_log_with_a_fault(tmp_path):
+    told = []
+    server = ControlServer(
+        tmp_path,
+        {"check": lambda asked: asked["imei"].encode()},
+        report=lambda _, **fields: told.append(fields["detail"]),
+    )
+    await server.listen()
+    with pytest.raises(ControlError):
+        await asyncio.to_thread(ask, tmp_path, "check", imei="00101001000001\ud800")
+    call_failed(lambda _, **fields: told.append(fields["detail"]))("explain", ValueError("00101001000001"))
+    assert "UnicodeEncodeError at " in told[0]
+    assert not [detail for detail in told if "00101001000001" in detail]
     await server.close()
 
 
