@@ -140,16 +140,16 @@ def look(socket: Path, arguments: Sequence[str]) -> int:
     return int(said["status"])
 
 
-def main(word: str | None = None) -> None:
-    """Run the command line, where its first word is known with that command alone.
+def main(word: str | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, where its first word is known with that command alone. `arguments`: instead of this process's own.
 
     Errors become a message on standard error and an exit status.
     """
     try:
         try:
             if word in LOOKS and (at := os.environ.get(ENVIRONMENT)):
-                sys.exit(look(Path(at), sys.argv[1:]))
-            command_line(word)(prog_name="eir")
+                sys.exit(look(Path(at), sys.argv[1:] if arguments is None else arguments))
+            command_line(word)(arguments, prog_name="eir")
         finally:
             sys.stdout.flush()
     except EirError as e:

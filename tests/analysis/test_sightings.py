@@ -369,14 +369,13 @@ def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
 class Kept:
     """A host without a node, with a record; its commands run in this process."""
 
-    def __init__(self, site, capsys, monkeypatch):
-        self.folder, self.state, self._capsys, self._monkeypatch = site.folder, site.state, capsys, monkeypatch
+    def __init__(self, site, capsys):
+        self.folder, self.state, self._capsys = site.folder, site.state, capsys
 
     def eir(self, *arguments, status=0):
-        self._monkeypatch.setattr("sys.argv", ["eir", *map(str, arguments)])
         self._capsys.readouterr()
         try:
-            main()
+            main(arguments=[*map(str, arguments)])
             ended = 0
         except SystemExit as end:
             ended = end.code or 0
@@ -398,7 +397,7 @@ def kept(site, capsys, monkeypatch):
     site.state.mkdir()
     monkeypatch.setenv("EIR_CONFIG", str(site.path))
     monkeypatch.chdir(site.folder)
-    return Kept(site, capsys, monkeypatch)
+    return Kept(site, capsys)
 
 
 def test_the_log_of_another_eir_is_taken_in(kept):

@@ -58,10 +58,9 @@ def eir(host, monkeypatch, capsys):
     monkeypatch.chdir(host.folder)
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["eir", *map(str, arguments)])
         capsys.readouterr()
         try:
-            main()
+            main(arguments=[*map(str, arguments)])
             status = 0
         except SystemExit as ended:
             status = ended.code or 0

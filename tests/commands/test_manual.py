@@ -4,7 +4,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 from node import COMMAND
@@ -103,10 +102,9 @@ def test_the_commands_print_them():
 
 
 @pytest.mark.parametrize("names", [names for names, _ in LEAVES], ids=" ".join)
-def test_help_says_units_and_no_types(names, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["eir", *names, "--help"])
+def test_help_says_units_and_no_types(names, capsys):
     with pytest.raises(SystemExit):
-        main()
+        main(arguments=[*names, "--help"])
     assert not re.search(
         r"<\w+(\[\w+\])?>|\b(INTEGER|FLOAT|TEXT|PATH|BOOLEAN)\b(?! for )",
         shown := capsys.readouterr().out.replace("--reason TEXT", ""),
@@ -131,8 +129,7 @@ def test_which_configuration_is_read(there, arguments, variable, read, tmp_path,
     for name in there:
         (tmp_path / ("config/eir.yaml" if name == "config" else name)).write_text("nonsense: 1\n")
     monkeypatch.setenv("EIR_CONFIG", variable) if variable else monkeypatch.delenv("EIR_CONFIG", raising=False)
-    monkeypatch.setattr(sys, "argv", ["eir", "config", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main()
+        main(arguments=["config", *arguments])
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[0].split(":")[0].endswith(read)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import sys
 import time
 
 import pytest
@@ -197,14 +196,13 @@ def test_the_probe_and_the_audit_bring_a_token(site, tmp_path):
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
-def test_a_token_that_cannot_be_sent_is_no_token(tmp_path, capsys, monkeypatch, target, content, said):
+def test_a_token_that_cannot_be_sent_is_no_token(tmp_path, capsys, target, content, said):
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
     for command in (["probe", target, LISTED], ["audit", "x.manifest.json", target]):
-        monkeypatch.setattr(sys, "argv", ["eir", *command, "--token", str(file)])
         with pytest.raises(SystemExit) as ended:
-            main()
+            main(arguments=[*command, "--token", str(file)])
         assert ended.value.code == 2
         told = capsys.readouterr().err
         assert said in told

@@ -16,7 +16,7 @@ from made import directly, event, page, pages_of, state, until
 from eir.errors import StoreError
 from eir.stores import sqlite
 from eir.stores.open import open_store
-from eir.stores.sqlite import SqliteStore, file
+from eir.stores.sqlite import SqliteStore
 from eir.stores.write import one_batch
 
 A = pages_of([1, 2, 5_000_000])
@@ -119,10 +119,9 @@ async def test_a_folder_that_cannot_be_made(tmp_path):
     await store.close()
 
 
-async def test_a_lock_that_stays_is_busy_and_reading_goes_on(store, monkeypatch):
+async def test_a_lock_that_stays_is_busy_and_reading_goes_on(store):
     await store.replace("a", state(A), A, seen=0)
-    monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.1)
-    second = SqliteStore(store.path)
+    second = SqliteStore(store.path, busy_s=0.1)
     with directly(store) as db:
         db.execute("BEGIN IMMEDIATE")
         assert await cause_of(second.record(event())) == "busy"
@@ -172,12 +171,11 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_file_that_nobody_has_open_is_read_on_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(file, "STILL_S", 0.05)
+async def test_a_file_that_nobody_has_open_is_read_on_a_full_disk(tmp_path):
     first = SqliteStore(tmp_path / "lists.sqlite")
     stored = await first.replace("a", state(MANY), MANY, seen=0)
     await first.close()
-    late = SqliteStore(first.path)
+    late = SqliteStore(first.path, still_s=0.05)
     with full_disk():
         assert await late.state("a") == stored
         assert await keys_in(late) == MANY

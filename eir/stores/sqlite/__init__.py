@@ -68,10 +68,10 @@ DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :no
 class SqliteStore(PageSetStore):
     """Implements eir.record.store.ListStore over one file, which is made if it is not there and opened when first asked."""
 
-    def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent) -> None:
-        """`upgrades`: bring a file of an older form to this one, and tell `report` before; else it is read as it is."""
+    def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent, **times: float) -> None:
+        """`upgrades`: bring a file of an older form to this one, and tell `report` before; else it is read as it is. `times`: as of a File."""
         self.path = path
-        self._file = File(path, history.upgrade, upgrades=upgrades, report=report)
+        self._file = File(path, history.upgrade, upgrades=upgrades, report=report, **times)
 
     async def _stored(self, name: str) -> Stored[int] | None:
         return await self._file.call(writing.stored, name)

@@ -115,10 +115,15 @@ class File:
         *,
         upgrades: bool = True,
         report: Report = silent,
+        busy_s: float = BUSY_TIMEOUT_S,
+        still_s: float = STILL_S,
     ) -> None:
-        self.path = path
+        self.path, self._still_s = path, still_s
         self._open = partial(
-            _opened, path, partial(_prepare, path=path, upgrade=upgrade, upgrades=upgrades, report=report)
+            _opened,
+            path,
+            partial(_prepare, path=path, upgrade=upgrade, upgrades=upgrades, report=report),
+            busy_s=busy_s,
         )
         """`upgrade` does what SQL cannot where the file is of another version of the schema, in the transaction that brings it to this one."""
         self._db: sqlite3.Connection | None = None
@@ -190,7 +195,7 @@ class File:
             if _cause(error) not in NO_ROOM:
                 raise
             db = self._open(still=error)
-            self._still = time.monotonic() + STILL_S, str(error)
+            self._still = time.monotonic() + self._still_s, str(error)
         found = self.path.stat()
         self._db, self._inode = db, (found.st_dev, found.st_ino)
         return db
@@ -218,9 +223,9 @@ def _cause(error: sqlite3.Error) -> str:
 
 
 def _opened(
-    path: Path, prepare: Callable[[sqlite3.Connection, int], None], *, still: sqlite3.Error | None = None
+    path: Path, prepare: Callable[[sqlite3.Connection, int], None], *, busy_s: float, still: sqlite3.Error | None = None
 ) -> sqlite3.Connection:
-    """A connection to the file; `still`: why it cannot be opened as always, which is raised if it is empty.
+    """A connection to the file, which waits `busy_s` for a lock; `still`: why it cannot be opened as always, which is raised if it is empty.
 
     Then it is read as it is on the disk, without lock, shared memory and what the write-ahead log may have on top: a node
     that starts on a full disk has its lists from it. Nobody writes meanwhile, since a process that has it open for writing
@@ -228,7 +233,7 @@ def _opened(
     """
     uri = f"{path.absolute().as_uri()}?{'mode=rwc' if still is None else 'mode=ro&immutable=1'}"
     # One thread at a time uses it: the store's own, or the one that closes it.
-    db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(uri, uri=True, timeout=busy_s, isolation_level=None, check_same_thread=False)
     try:
         version = _version(db, path)
         if still is None:
@@ -337,9 +342,10 @@ def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -
 
 def checkpoint(db: sqlite3.Connection) -> None:
     """Empty the write-ahead log if no reader is in the way; a later write does it otherwise."""
+    ((before_ms,),) = db.execute("PRAGMA busy_timeout").fetchall()
     db.execute("PRAGMA busy_timeout = 0")
     try:
         with suppress(sqlite3.OperationalError):
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     finally:
-        db.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        db.execute(f"PRAGMA busy_timeout = {before_ms}")
