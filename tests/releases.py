@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 
-from eir.changes.load import load_release
+from eir.changes.load import Loader, load_release
 from eir.record.settings import ListSettings
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -95,5 +95,8 @@ class Agency:
         if sign_it:
             sign(manifest, key or self.key)
 
-    async def load(self, manifest, store, **arguments):
+    async def load(self, manifest, store, *, kept_max=None, **arguments):
+        if kept_max is not None:
+            loader = Loader(self.lists, store, "tester@host", NOW, kept_max=kept_max, **arguments)
+            return await loader.verify_and_load(manifest)
         return await load_release(manifest, self.lists, store, who="tester@host", **{"now": NOW, **arguments})

@@ -132,6 +132,8 @@ class Loader:
     progress: Progress = lambda *_: None
     memory_max: int = LOAD_MEMORY
     """Bytes; a release whose rows alone would take more is refused before one is read."""
+    kept_max: int = KEPT_BYTES_MAX
+    """Bytes; data files of a release are kept in memory from their digest to their rows if all of them together have no more."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -194,7 +196,16 @@ class Loader:
         tally = Tally(
             bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run
         )
-        rows = read_release(manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max)
+        rows = read_release(
+            manifest,
+            folder,
+            settings,
+            reasons,
+            tally,
+            stage=self.stage,
+            memory_max=self.memory_max,
+            kept_max=self.kept_max,
+        )
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
@@ -286,6 +297,7 @@ def read_release(
     *,
     stage: Stage,
     memory_max: int = LOAD_MEMORY,
+    kept_max: int = KEPT_BYTES_MAX,
 ) -> Iterable[Rows]:
     """The rows of all files for each role, once the size and digest of every file hold; those that are added before those that are removed.
 
@@ -309,7 +321,7 @@ def read_release(
                 )
         with stage(DIGEST, total) as done:
             for entry, file in opened:
-                if file.sha256(done, keep=total <= KEPT_BYTES_MAX) != entry.sha256:
+                if file.sha256(done, keep=total <= kept_max) != entry.sha256:
                     raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
         with stage(READ, total) as done:
             for entry, file in opened:

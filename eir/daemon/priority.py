@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -46,12 +46,18 @@ def take_part(policies: Mapping[int, int] = MappingProxyType({})) -> None:
             os.sched_setscheduler(thread, policies.get(thread, os.SCHED_OTHER), os.sched_param(0))
 
 
-async def stay_aside(*threads: int, look_s: float = LOOK_S, again_s: float = AGAIN_S) -> None:
+async def stay_aside(
+    *threads: int,
+    look_s: float = LOOK_S,
+    again_s: float = AGAIN_S,
+    counted: Callable[[Iterable[int]], tuple[int, int]] | None = None,
+) -> None:
     """Have threads of this process run only where nobody else wants the processor, for as long as this task goes on.
 
     `threads`: those that do the work; none: all that there are. Where that leaves them nothing, seen each `look_s` seconds, they take
     part for the rest of `again_s` seconds. Those that could not come back (without privilege a limit decides: RLIMIT_NICE, in a unit
-    LimitNICE=) go on as they are, unless they are named: these stand back for good.
+    LimitNICE=) go on as they are, unless they are named: these stand back for good. `counted`: how long threads ran and waited (ns), by
+    another count than the kernel's.
     """
     with ThreadPoolExecutor(1) as trial:
         if not trial.submit(_comes_back).result():
@@ -67,19 +73,21 @@ async def stay_aside(*threads: int, look_s: float = LOOK_S, again_s: float = AGA
                 with suppress(OSError):  # it has ended
                     policies[thread] = os.sched_getscheduler(thread)
                 stand_back(thread)
-            await _nothing_left(chosen, look_s, ends)
+            await _nothing_left(chosen, look_s, ends, counted or ran_and_waited)
         finally:
             take_part(policies)
         await asyncio.sleep(max(0.0, ends - time.monotonic()))
 
 
-async def _nothing_left(threads: Sequence[int], look_s: float, ends: float) -> None:
+async def _nothing_left(
+    threads: Sequence[int], look_s: float, ends: float, counted: Callable[[Iterable[int]], tuple[int, int]]
+) -> None:
     """Return once these threads got next to nothing of the processor while they waited for it, at the latest when the time `ends`."""
-    ran, waited = _ran_and_waited(threads)
+    ran, waited = counted(threads)
     while time.monotonic() < ends:
         await asyncio.sleep(look_s)
         before_ran, before_waited = ran, waited
-        ran, waited = _ran_and_waited(threads)
+        ran, waited = counted(threads)
         got = ran - before_ran
         if got < SHARE * (got + waited - before_waited):
             return
@@ -100,7 +108,7 @@ def _threads() -> list[int]:
     return [int(each.name) for each in TASKS.iterdir()]
 
 
-def _ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
+def ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
     """Return how long these threads ran, and how long they waited for a processor (ns)."""
     found = list(map(_schedstat, threads))
     return sum(ran for ran, _ in found), sum(waited for _, waited in found)

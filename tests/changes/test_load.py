@@ -16,7 +16,6 @@ import zstandard
 from made import Altered, devices_of, tacs_of
 from releases import NAME, NOW, Agency, make_key, public, sign, text
 
-from eir.changes import load
 from eir.changes.load import STAGES, load_release
 from eir.changes.rollback import roll_back
 from eir.changes.serials import reset_serial
@@ -217,8 +216,8 @@ async def test_a_file_that_is_swapped_or_changed_during_the_load(agency, store, 
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_a_file_that_is_written_to_during_the_load(agency, store, kept, monkeypatch):
-    monkeypatch.setattr(load, "KEPT_BYTES_MAX", (1 << 20) * kept)
+async def test_a_file_that_is_written_to_during_the_load(agency, store, kept):
+    how = {"kept_max": (1 << 20) * kept}
     manifest = agency.release(IMEIS)
     data = agency.drop / "data-1.csv"
 
@@ -227,10 +226,10 @@ async def test_a_file_that_is_written_to_during_the_load(agency, store, kept, mo
             data.write_bytes(data.read_bytes().replace(b"35123456000007", b"99999999000007"))
 
     if kept:
-        await agency.load(manifest, store, progress=write)
+        await agency.load(manifest, store, progress=write, **how)
         assert set((await held(store))[1]) == {device_key(text) for text in IMEIS}
     else:
-        assert (await refused(agency, manifest, store, progress=write)).reason == "changed"
+        assert (await refused(agency, manifest, store, progress=write, **how)).reason == "changed"
 
 
 @pytest.mark.parametrize("length", [-1, +1])
@@ -272,8 +271,7 @@ async def test_data_that_does_not_expand_as_it_should(agency, store, name, conte
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_several_members_and_frames_in_one_file(agency, store, kept, monkeypatch):
-    monkeypatch.setattr(load, "KEPT_BYTES_MAX", (1 << 20) * kept)
+async def test_several_members_and_frames_in_one_file(agency, store, kept):
     parts = [b"imei\n35123456000001\n3512", b"3456000002\n", b"35123456000003\n"]
     files = {
         "a.csv.gz": ("entries", "eir", b"".join(map(gzip.compress, parts))),
@@ -284,7 +282,7 @@ async def test_several_members_and_frames_in_one_file(agency, store, kept, monke
     for entry in document["files"]:
         entry["rows"] = 3
     agency.rewrite(manifest, document)
-    assert (await agency.load(manifest, store)).entries == 3
+    assert (await agency.load(manifest, store, kept_max=(1 << 20) * kept)).entries == 3
 
 
 async def test_serials_are_never_used_again(agency, store):

@@ -67,17 +67,15 @@ class TestStayAside:
         await ended(task)
         assert policies() == TAKES_PART
 
-    async def test_who_gets_on_stays_aside(self, aside, monkeypatch):
+    async def test_who_gets_on_stays_aside(self, aside):
         looked = iter(range(1000))
-        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (50 * (n := next(looked)), 50 * n))
-        aside(look_s=0.001)
+        aside(look_s=0.001, counted=lambda _threads: (50 * (n := next(looked)), 50 * n))
         await until_async(lambda: next(looked) > 100 or not COMES_BACK)
         assert policies() == ASIDE
 
-    async def test_who_gets_nowhere_takes_part_and_stands_back_again_later(self, aside, monkeypatch):
+    async def test_who_gets_nowhere_takes_part_and_stands_back_again_later(self, aside):
         looked = iter(range(100_000))
-        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (n := next(looked), 99 * n))
-        aside(look_s=0.01, again_s=0.1)
+        aside(look_s=0.01, again_s=0.1, counted=lambda _threads: (n := next(looked), 99 * n))
         for wanted in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
             await reached(wanted)
 
@@ -101,13 +99,13 @@ class TestStayAside:
 
 
 async def test_the_processor_is_counted_of_all_threads():
-    ran, waited = priority._ran_and_waited(priority._threads())
+    ran, waited = priority.ran_and_waited([int(task.name) for task in TASKS.iterdir()])
 
     def spin():
         sum(range(3_000_000))
 
     await asyncio.gather(asyncio.to_thread(spin), asyncio.to_thread(spin))
-    now_ran, now_waited = priority._ran_and_waited(priority._threads())
+    now_ran, now_waited = priority.ran_and_waited([int(task.name) for task in TASKS.iterdir()])
     assert now_ran - ran > 10_000_000
     assert now_waited >= waited
 
