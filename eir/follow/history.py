@@ -11,7 +11,17 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from eir.errors import GenerationConflict, Report, StoreError
-from eir.record.history import FOLDS_MAX, appended, broken, is_of, linked, newest_change, readable, record_digest
+from eir.record.history import (
+    FOLDS_MAX,
+    appended,
+    broken,
+    is_of,
+    linked,
+    newest_change,
+    read_record,
+    readable,
+    record_digest,
+)  # fmt: skip
 from eir.record.patience import in_time
 from eir.record.settings import HistorySettings
 from eir.record.store import ACCEPTED, Event, Ledger, ListState, ListStore, Record, utc_text
@@ -272,7 +282,10 @@ async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
     for limit in (NEWEST, FOLDS_MAX + NEWEST):  # there may be as many refusals behind it
         if (newest := newest_change(await store.history(name, limit=limit))) is not None:
             return is_of(newest, state)
-    return False
+    # A long history loses its oldest records: one of before those that are left is no longer there, and no fault.
+    ledger = await store.ledger()
+    oldest = await _first(store, ledger.first - 1) if ledger.first > 1 else None
+    return oldest is not None and state.loaded_at is not None and state.loaded_at < read_record(oldest).time
 
 
 async def _first(store: ListStore, after: int) -> Record | None:

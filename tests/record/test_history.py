@@ -332,6 +332,19 @@ async def test_a_list_without_its_record_is_told(node, store):
     assert node.keeper.unrecorded == []
 
 
+async def test_a_list_whose_record_was_forgotten_is_not_told(node, store):
+    """As after a hundred million rows of a register, which push out all records of before."""
+    before, content = "2020-01-01T00:00:00Z", state(pages_of([1]))
+    await store.replace("a", replace(content, loaded_at=before), pages_of([1]), seen=0, event=event("a", time=before))
+    await store.replace("b", replace(content, loaded_at=LATER), pages_of([1]), seen=0)
+    await recorded(store, "rows of a register")
+    await store.trim_history("2021-01-01T00:00:00Z", 1 << 20, event(None, what="trim", detail="x", time=NOW))
+    for _ in range(2):
+        await node.look(lists=["a", "b"])
+        node.clock += 20
+    assert node.keeper.unrecorded == ["b"]
+
+
 async def test_a_flood_of_refusals_hides_no_record(node, store):
     await store.replace("a", state(pages_of([1])), pages_of([1]), seen=0, event=event("a"))
     for number in range(40):
