@@ -82,7 +82,7 @@ def end_of(side, boots, dialed, peer):
     watchdog, said = peer.watchdog, peer.capabilities
     return End(
         side, boots, dialed, peer.state,
-        (watchdog.status, watchdog.pending, max(-1, min(watchdog._num_dwa, 3))) if watchdog is not None else None,
+        (watchdog.status, watchdog.pending, max(-1, min(watchdog.num_dwa, 3))) if watchdog is not None else None,
         bool(peer._asked), bool(peer._dwr_ids), (peer._wait_until is not None, peer._close_at is not None),
         (said.host, said.origin_state_id) if said is not None else None, peer._opening_ids,
     )  # fmt: skip

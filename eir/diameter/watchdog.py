@@ -113,7 +113,7 @@ TABLE = {(status, event): step for status, events, step in _ROWS for event in ev
 class Watchdog:
     """The watchdog's state: `status`, whether a DWR is pending, and when its timer runs out."""
 
-    __slots__ = ("_interval_s", "_jitter", "_least_s", "_num_dwa", "_tw_s", "deadline", "pending", "status")
+    __slots__ = ("_interval_s", "_jitter", "_least_s", "_tw_s", "deadline", "num_dwa", "pending", "status")
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Watchdog:
         self._tw_s = max(tw_s, least_s)
         self._jitter = jitter
         self._interval_s = self._tw_s + jitter()
-        self._num_dwa = 0
+        self.num_dwa = 0
         self.status = status
         self.pending = False
         """A DWR of ours has no answer yet."""
@@ -145,8 +145,8 @@ class Watchdog:
         if event is Event.DWA:
             self.pending = False
             # Appendix A: NumDWA counts the DWAs in REOPEN; one that came late set it to -1, and starts again.
-            self._num_dwa += 1
-            if self._num_dwa >= REOPEN_ANSWERS:
+            self.num_dwa += 1
+            if self.num_dwa >= REOPEN_ANSWERS:
                 event = Event.DWA_ENOUGH
         elif event in {Event.CONNECTED, Event.DISCONNECTED}:
             self.pending = False
@@ -156,7 +156,7 @@ class Watchdog:
         """Tw ran out; `now` is at or after `deadline`."""
         if not self.pending:
             return self._step(Event.TIMER, now)
-        return self._step(Event.TIMER_AGAIN if self._num_dwa < 0 else Event.TIMER_PENDING, now)
+        return self._step(Event.TIMER_AGAIN if self.num_dwa < 0 else Event.TIMER_PENDING, now)
 
     def ask(self, now: float) -> None:
         """The owner sends a DWR by its own choice: it becomes pending as if the table had asked for it."""
@@ -174,7 +174,7 @@ class Watchdog:
         step = TABLE[self.status, event]
         self.status = step.status
         if step.num_dwa is not None:
-            self._num_dwa = step.num_dwa
+            self.num_dwa = step.num_dwa
         if step.action is Action.SEND:
             self.pending = True
         if step.set_timer:

@@ -149,7 +149,7 @@ def test_a_reader_that_sleeps_gets_every_answer_for_itself():
                     await loop.sock_sendall(made, ecr(LISTED, ids=(number, number)))
 
             asking = asyncio.create_task(ask())
-            (link,) = setup.node._links.values()
+            (link,) = links(setup)
             await until(
                 lambda: link._stalled is not None
             )  # its answers fill the kernel's room and ours: we read no more of it
@@ -212,8 +212,8 @@ def test_what_is_configured_is_what_the_kernel_does():
     async def case():
         async with running(exact=False, sctp=settings) as setup:
             made, _ = await opened(setup.port)
-            (link,) = setup.node._links.values()
-            accepted = link._transport.get_extra_info("socket")
+            (link,) = links(setup)
+            accepted = socket_of(link)
             assert struct.unpack("=4xIII", accepted.getsockopt(SCTP, RTOINFO, 16)) == (700, 1400, 350)
             assert struct.unpack_from("=4xH", accepted.getsockopt(SCTP, ASSOCINFO, 20)) == (6,)
             assert struct.unpack_from("=132xIH", parameters(accepted)) == (2500, 3)
@@ -223,13 +223,22 @@ def test_what_is_configured_is_what_the_kernel_does():
             # A reload changes what is accepted from then on.
             setup.node.reconfigure((PEER,), sctp=replace(settings, heartbeat_s=9))
             again = await connected(setup.port)
-            await until(lambda: len(setup.node._links) == 2)
-            link = list(setup.node._links.values())[-1]
-            assert struct.unpack_from("=132xI", parameters(link._transport.get_extra_info("socket"))) == (9000,)
+            await until(lambda: len(links(setup)) == 2)
+            *_, link = links(setup)
+            assert struct.unpack_from("=132xI", parameters(socket_of(link))) == (9000,)
             again.close()
             made.close()
 
     run(case())
+
+
+def links(setup):
+    """The node's end of each connection, the oldest first."""
+    return list(setup.node._links.values())
+
+
+def socket_of(link):
+    return link._transport.get_extra_info("socket")
 
 
 def parameters(accepted):

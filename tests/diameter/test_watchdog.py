@@ -13,7 +13,7 @@ TW = 30.0
 def watchdog(status, *, pending=False, num_dwa=0, jitter=lambda: 0.0):
     made = Watchdog(TW, 0.0, jitter, status)
     made.pending = pending
-    made._num_dwa = num_dwa
+    made.num_dwa = num_dwa
     return made
 
 
