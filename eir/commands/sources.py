@@ -4,7 +4,7 @@ import asyncio
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +13,14 @@ from eir.commands.forms import duration
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, say, show
 from eir.commands.releases import starting
 from eir.config import Config, load_config
+from eir.errors import EirError
 from eir.operate import control
 from eir.operate.owner import as_owner_of
 from eir.record.store import utc_text
 from eir.sources.pull import LOADED, UNCHANGED, Pulled
+
+if TYPE_CHECKING:
+    from eir.sources.acknowledge import Acknowledgement
 
 
 def pull(
@@ -78,7 +82,6 @@ def acknowledge(
 
     With the digest of its content and since when. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
     """
-    from eir.daemon.acknowledging import give  # noqa: PLC0415 - for this command alone
     from eir.sources.acknowledge import Acknowledgement, acknowledged, key_of, signer_line  # noqa: PLC0415 - as above
 
     checked = opened(load_config(config))
@@ -92,8 +95,12 @@ def acknowledge(
     said = control.ask(checked.state, "lists")
     if not said["in_step"]:
         raise fail("the workers of the node have not all taken over the same lists yet: ask again in a moment")
-    names = list(said["since"]) if list_name is None else [list_settings(checked, list_name).name]
-    now = utc_text(datetime.now(UTC))
+    having = {name for name, settings in checked.lists.items() if settings.source is not None}
+    told = [name for name in said["since"] if out is not None or name in having]
+    names = told if list_name is None else [list_settings(checked, list_name).name]
+    if not names:
+        raise fail("no list in force here has a source to be told; --out FOLDER writes what can go another way")
+    now, given = utc_text(datetime.now(UTC)), list[bool]()
     for name in names:
         if name not in said["since"]:
             raise fail(f"list {name} is not in force on the node")
@@ -107,9 +114,23 @@ def acknowledge(
             out.mkdir(parents=True, exist_ok=True)
             (out / what.name).write_bytes(content)
             say(f"{out / what.name}: {name} {what.serial} since {what.since}")
-        elif list_name is not None or checked.lists[name].source is not None:
-            give(checked, what)
-            say(f"{name} {what.serial} since {what.since}: given to its source")
+        else:
+            given.append(_given(checked, what))
+    if not all(given):
+        raise fail("what was not given can go another way: eir acknowledge --out FOLDER")
+
+
+def _given(checked: Config, what: "Acknowledgement") -> bool:
+    """True if the source of the list has taken it; says so, or why not."""
+    from eir.daemon.acknowledging import give  # noqa: PLC0415 - for this command alone
+
+    try:
+        give(checked, what)
+    except EirError as e:
+        say(f"eir: {e}")
+        return False
+    say(f"{what.list} {what.serial} since {what.since}: given to its source")
+    return True
 
 
 def show_acknowledged(

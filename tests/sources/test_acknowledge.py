@@ -11,6 +11,7 @@ import pytest
 from node import until
 from publisher_folder import ROWS, Register
 from releases import make_key
+from servers import free_port
 
 from eir.errors import ReleaseRefused
 from eir.releases.signed import signed
@@ -115,7 +116,11 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
     with register.web:
         register.publish(ROWS[:20])
         source = {"url": register.web.url, "every": "1s", "acknowledge": True}
-        site.configure(lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}})
+        away = {"url": f"http://127.0.0.1:{free_port()}/", "every": "1h"}
+        site.configure(lists={
+            "tracked": {"signers": "signers", "source": away}, "stolen": {"signers": "signers", "source": source},
+        })  # fmt: skip
+        site.load(ROWS[:1], list_name="tracked")
         node = site.start(ready=False)
         host = site.settings["identity"]["host"]
         name = f"acknowledgements/{host}.stolen.ack"
@@ -143,7 +148,11 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
             "localdomain",
         )
         assert (audit["serial"], audit["asked"], audit["as_listed"]) == (2, 22, 22)
-        site.eir("acknowledge", "--out", tmp_path / "files")
+        by_hand = site.eir("acknowledge", status=1).stderr
+        assert "Connection refused" in by_hand
+        assert "given to its source" in by_hand, "a source that is away stops no other"
+        assert "eir acknowledge --out FOLDER" in by_hand
+        site.eir("acknowledge", "stolen", "--out", tmp_path / "files")
         assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{host}.stolen.ack"]
         since = [
             json.loads(content.split(b"-----")[0])["since"]
