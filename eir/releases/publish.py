@@ -14,6 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from eir.errors import ReleaseRefused
+from eir.pages.pages import Page
+from eir.pages.pairs import has_pairs
+from eir.pages.roaring import decode_keys
 from eir.record.reasons import OTHER_REASON, REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.record.settings import KINDS, Layout, is_list_name
 from eir.record.store import utc_text
@@ -134,8 +137,11 @@ def publish(
             advice = "give this one a higher serial, or --force"
             raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
     repeats = [each.repeats() for each in rows.values()]
+    built = {role: build_pages(each) for role, each in rows.items()}
+    if kind == DELTA and (both := _in_both(built[ADDED].pages, built[REMOVED].pages)):
+        said.append(f"{both:,} identifiers are both added and removed: they are in the list then")
     published = Published(
-        manifest=path, rows=sum(entry.rows for entry in entries), entries={role: build_pages(each).entries for role, each in rows.items()},
+        manifest=path, rows=sum(entry.rows for entry in entries), entries={role: each.entries for role, each in built.items()},
         duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(other for _, other in repeats),
         bad_rows=tally.bad, skipped=tally.skipped, wrong_dates=tally.wrong_dates, wrong_check_digits=tally.wrong_check_digits,
     )  # fmt: skip
@@ -150,6 +156,13 @@ def publish(
     for text in (*said, *_warnings(entries, tally)):
         warn(text)
     return published
+
+
+def _in_both(added: Sequence[Page], removed: Sequence[Page]) -> int:
+    """The number of identifiers that are listed on their own in both; pairs do not count."""
+    there = {page.number: page.keys for page in removed if page.keys and not has_pairs(page)}
+    both = [(page.keys, there[page.number]) for page in added if page.keys and page.number in there]
+    return sum(decode_keys(one).intersection_cardinality(decode_keys(other)) for one, other in both)
 
 
 def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:

@@ -173,6 +173,19 @@ def test_other_dirbs_files(agency):
     ]
 
 
+async def test_a_device_that_a_delta_both_adds_and_removes_is_said(agency, store):
+    await agency.load(make(agency, put(agency.drop, "all.csv", b"imei\n35000000000001\n")), store)
+    told = []
+    files = [
+        put(agency.drop, f"{what}.csv", f"imei\n{rows}\n".encode())
+        for what, rows in (("added", "35000000000001\n35000000000002"), ("removed", "35000000000001\n35000000000003"))
+    ]
+    delta = make(agency, *files, serial=2, base=1, warn=told.append)
+    assert told == ["1 identifiers are both added and removed: they are in the list then"]
+    await agency.load(delta, store)
+    assert await held(store) == {35000000000001, 35000000000002}
+
+
 async def test_a_device_that_is_notified_with_two_sims_does_not_go_with_one(agency, store, tmp_path):
     header = "imei,imsi,msisdn,block_date,reasons"
     rows = [f"35111111111111,00101000000000{sim},,20261201,duplicate" for sim in (1, 2)]
