@@ -84,7 +84,8 @@ def show_list(
         })  # fmt: skip
     else:
         columns = ("entry", "imsi") if found.state.kind == PAIRS else ("entry",)
-        show(rows, (*columns, "reason", "until", "who", "time"), as_json=False)
+        told = [row | {"until": f"{row['until']}, ended"} if row["ended"] else row for row in rows]
+        show(told, (*columns, "reason", "until", "who", "time"), as_json=False)
         if left > 0:
             say(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
     if not rows and found.keys.start >= ODD_BASE and found.state.kind != SUBSCRIBERS:

@@ -12,6 +12,7 @@ LISTS = {
     "own": {"kind": "devices", "local": True},
     "bound": {"kind": "pairs", "signers": "signers"},
     "sims": {"kind": "subscribers", "local": True},
+    "ended": {"signers": "signers"},
 }
 
 
@@ -20,6 +21,7 @@ def host(tmp_path_factory, publisher):
     with Site(tmp_path_factory.mktemp("content") / "site", publisher) as site:
         site.configure(lists=LISTS, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
         site.load(REASONS)
+        site.load([*REASONS[:2], "00101001000002,lost,2026-01-31"], list_name="ended")
         site.load(
             ["imei,imsi,until", "00101001000001,001010000000001,", "00101001000001,001010000000002,2031-01-01"],
             list_name="bound",
@@ -57,6 +59,12 @@ def test_one_device_and_a_tac(host):
         ("00101001000001", "001010000000001"), ("00101001000001", "001010000000002"),
     ]  # fmt: skip
     assert entries(host, "sims", "001010000000009") == [("001010000000009", "box")]
+
+
+def test_an_entry_that_has_ended_is_said_to_have(host):
+    lasting, ended = host.eir("show", "ended").stdout.splitlines()[1:]
+    assert "  2026-02-01T00:00:00Z, ended  " in ended
+    assert "ended" not in lasting
 
 
 def test_who_added_an_operators_entry(host):

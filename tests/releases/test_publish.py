@@ -274,6 +274,10 @@ async def test_another_folder(agency, store):
     assert refusal(agency, source, put(agency.drop, "a.csv", b"imei\n"), out=out / "x").reason == "file_exists"
 
 
+def test_an_empty_file_is_called_that(agency):
+    assert refusal(agency, put(agency.drop, "a.csv", b"")).detail.startswith("a.csv: the file is empty; ")
+
+
 def test_what_is_refused_is_not_in_the_way_of_the_next_try(agency):
     out = agency.folder / "out"
     out.mkdir()
