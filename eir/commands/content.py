@@ -126,8 +126,9 @@ def export_list(
 ) -> None:
     """Write a list that is in force as a data file.
 
-    `eir publish` makes a release of it that has the same content: the same `digest` in `eir lists --json`. A file that is there
-    already is replaced once the new one is whole.
+    `eir publish` makes a release of it that has the same content: the same `digest` in `eir lists --json`. For that a reason that no entry
+    has any more keeps its place, by a row with an end in 1970 that decides nothing. A file that is there already is replaced once the
+    new one is whole.
     """
     for option, given, known in (("layout", layout, EXPORTS), ("only", only, ("imei", "tac", ""))):
         if given not in known:

@@ -126,7 +126,7 @@ def take_in(
     """Take the log of another EIR into the record.
 
     Columns by name: time, imei, and where there are such software_version, imsi, origin_host, status. Bad rows are left out and named
-    by file and line. What is taken in is kept as long as what is seen today. Exit status 1 if there were bad rows.
+    by file and line. What is taken in is kept as long as what is seen today; a file that is taken in twice counts twice. Exit status 1 if there were bad rows.
     """
     from eir.analysis.intake import take_in as take  # noqa: PLC0415 - polars, for those that need it
 
