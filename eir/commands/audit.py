@@ -37,7 +37,7 @@ from eir.commands.asking import (
     tls_of,
 )
 from eir.commands.forms import duration
-from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say
+from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, progress, say, show_one
 from eir.commands.sightings import recorded
 from eir.config import Config, load_to_ask
 from eir.sources.acknowledge import ENDS, listed_by
@@ -186,10 +186,7 @@ def _answer(config: Config, name: str) -> Status:
 
 def _tell(report: Report, floor: float | None, *, as_json: bool) -> None:
     low, _ = report.interval
-    if as_json:
-        print_json(report.as_json())
-    else:
-        print(_text(report))
+    show_one(report.as_json(), _text(report), as_json=as_json)
     if report.fault:
         say(f"eir: {report.fault}")
     if report.share is None:

@@ -42,7 +42,15 @@ def print_json(document: object) -> None:
 
 def show_one(document: object, text: str, *, as_json: bool) -> None:
     """Print one result as a JSON document, or as text for people."""
-    print(json.dumps(document, indent=2) if as_json else text)
+    if as_json:
+        print_json(document)
+    else:
+        put(text)
+
+
+def put(text: str) -> None:
+    """Print text to standard output; reasons of lists and names from the wire and from files cannot steer the terminal."""
+    print(printable(text, but="\n\t"))
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from eir.analysis.cases import CLEARED, CONFIRMED, cases, decide, decided
 from eir.checks.identifier import BY_KEY
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
 from eir.commands.forms import duration
-from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, show_one
+from eir.commands.output import EXIT_USAGE, fail, print_json, progress, put, say, show, show_one
 from eir.commands.sightings import write_down
 from eir.config import Config, load_config
 from eir.device import device_key, key_text
@@ -218,17 +218,17 @@ def show_one_device(
         print_json(made)
         return
     finding = made["finding"]
-    print(
+    put(
         f"{made['imei']}: {finding['score']:.3f}, {finding['sure']}"
         if finding
         else f"{made['imei']}: nothing speaks against it, or it was cleared"
     )
     show(made["says"], ("condition", "log_odds", "evidence"), as_json=False)
     for text in made["against"]:
-        print(f"for an honest explanation: {text}")
+        put(f"for an honest explanation: {text}")
     show(made["subscribers"], ("subscriber", "home", "checks", "days", "first_seen", "last_seen"), as_json=False)
     for each in made["decisions"]:
-        print(f"{each['time']} {each['verdict']} by {each['who']}: {each['reason']}")
+        put(f"{each['time']} {each['verdict']} by {each['who']}: {each['reason']}")
 
 
 def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:

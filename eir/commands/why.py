@@ -10,7 +10,7 @@ from eir.analysis.subscribers import forms
 from eir.changes.local import added_by
 from eir.checks.explain import Explanation, explain, question_of, wrong_option
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, opened, with_store
-from eir.commands.forms import second
+from eir.commands.forms import printable, second
 from eir.commands.output import EXIT_USAGE, fail, show_one
 from eir.commands.sightings import moment, not_kept, write_down
 from eir.config import Config, load_config
@@ -179,7 +179,8 @@ def _sheet(
         for event in each["since"]
     ]
     first, *more = found.now.as_text().splitlines()
-    return "\n".join([*lines, f"  now, by file and store: {first.partition(': ')[2]}", *(f"  {line}" for line in more)])
+    lines += [f"  now, by file and store: {first.partition(': ')[2]}", *(f"  {line}" for line in more)]
+    return "\n".join(map(printable, lines))  # a name from the wire is not to look like a line of ours
 
 
 def _of_list(each: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,8 @@ from wire import HOST, REALM
 from eir.s13 import probe
 
 IMSI = "001010123456789"
+TRICKY = "00101009000009"
+"""Its reason holds what would clear a terminal."""
 
 
 def ask(node, *imeis, imsi=None):
@@ -48,7 +50,7 @@ def told(shared):
         next_second()
         times["blocked"] = now()
         next_second()
-        shared.load(["imei,reason", f"{UNLISTED},lost", "00101009000009,lost"], serial=2)
+        shared.load(["imei,reason", f"{UNLISTED},lost", f"{TRICKY},lost \x1b[2J"], serial=2)
         until(lambda: node.status()["lists"]["stolen"]["serial"] == 2)
         assert ask(node, LISTED, imsi=IMSI) == ["whitelisted"]
         shared.configure(policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
@@ -78,6 +80,13 @@ def test_what_was_answered_then_and_what_stood_behind_it(told):
     assert [(each["what"], each["serial"]) for each in stolen["since"]] == [("load", 2)]
     assert [each["detail"] for each in said["reloads"]] == ["changed: policy"]
     assert said["now"]["status"] == "whitelisted"
+
+
+def test_no_reason_steers_the_terminal(told):
+    site, _ = told
+    shown = site.eir("check", TRICKY, "--store").stdout
+    assert "lost \\x1b[2J" in shown
+    assert "\x1b" not in shown
 
 
 def test_the_sheet_says_it_in_words(told):
