@@ -15,8 +15,11 @@ from eir.ss7 import m3ua
 from eir.ss7.asp import Association, Happened, State
 from eir.ss7.m3ua import Kind, Transfer
 
-AHEAD_MAX = 1024
-"""Transfers that wait for their turn; nothing more is read meanwhile."""
+AHEAD_BYTES = 1 << 16
+"""Bytes that may wait for their turn; nothing more is read meanwhile."""
+PIECE_BYTES = 1024
+"""Bytes that are taken apart between two looks at the clock: the smallest messages are 8, and what is about the association costs no
+less than a question."""
 _DATA = Kind.DATA.to_bytes(2)
 
 
@@ -67,6 +70,8 @@ class Link(link.Link):
         super().__init__(owner, loop)
         self._owner = owner
         self._waiting: deque[Transfer] = deque()
+        self._unread, self._at = b"", 0
+        """Bytes that have come, and how far they were handed to the association."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._read_at = 0.0
@@ -101,14 +106,13 @@ class Link(link.Link):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Hand the bytes over."""
+        """Take bytes."""
         if self.association is None:
             return
         self._read_at = time.perf_counter()
-        self._waiting.extend(self.association.receive(data, self.loop.time()))
-        if self._waiting:
-            self.owner.turns.come(self)
-        if self.waits or not self._waiting:
+        self._unread, self._at = self._unread[self._at :] + data, 0
+        self.owner.turns.come(self)
+        if self.waits:
             self.flush()
 
     def eof_received(self) -> bool:
@@ -117,7 +121,7 @@ class Link(link.Link):
 
     def ended(self) -> None:
         """Nothing more is answered."""
-        self._waiting.clear()
+        self._forget()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -126,12 +130,15 @@ class Link(link.Link):
             self._tell(self.association)
 
     def has_work(self) -> bool:
-        """True if transfers wait."""
-        return bool(self._waiting)
+        """True if something waits."""
+        association = self.association
+        return bool(self._waiting) or (
+            self._at < len(self._unread) and association is not None and not association.over
+        )
 
     def wants_bytes(self) -> bool:
         """True if there is room for more."""
-        return len(self._waiting) < AHEAD_MAX
+        return len(self._unread) - self._at < AHEAD_BYTES
 
     def leave(self) -> None:
         """ASPIA and ASPDN, in that order."""
@@ -155,19 +162,26 @@ class Link(link.Link):
         if association is None or self.stalled is not None:
             return False
         answered = 0
-        while waiting:
-            answer = self._owner.transferred(self, waiting.popleft())
-            self._requests += 1
-            if answer is not None:
-                association.send(answer)
-                answered += 1
+        while self.has_work():
+            if not waiting:
+                piece = self._unread[self._at : self._at + PIECE_BYTES]
+                self._at += len(piece)
+                waiting.extend(association.receive(piece, self.loop.time()))
+            else:
+                answer = self._owner.transferred(self, waiting.popleft())
+                self._requests += 1
+                if answer is not None:
+                    association.send(answer)
+                    answered += 1
             if enough():
                 break
+        if self._at == len(self._unread):
+            self._unread, self._at = b"", 0  # an end that is silent now pins no memory
         self._answers += answered
         self.flush()
         if answered:
             self._owner.answered(self, answered, time.perf_counter() - self._read_at)
-        return bool(waiting) and self.stalled is None
+        return self.has_work() and self.stalled is None
 
     def flush(self) -> None:
         """Send what the association has to say, tell what happened, close if it is over, and set the timer."""
@@ -187,7 +201,7 @@ class Link(link.Link):
 
     def restarted(self) -> None:
         """The other end has restarted the association: the end that connects brings it up again (RFC 4666 4.2.1)."""
-        self._waiting.clear()
+        self._forget()
         if self.gateway is not None or self.association is None:
             self.abort()
             return
@@ -204,6 +218,10 @@ class Link(link.Link):
         ))  # fmt: skip
 
     # inside
+
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._unread, self._at = b"", 0
 
     def _tell(self, association: Association) -> None:
         events, association.events = association.events, []

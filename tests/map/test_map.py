@@ -5,6 +5,7 @@ Clauses: A is TS 29.002, Q is Q.773 and Q.774, P is this project's policy where 
 
 import asyncio
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import m3ua_wire as wire
 import pytest
@@ -17,7 +18,7 @@ from eir.device import device_key
 from eir.images.index import Index
 from eir.map import capture
 from eir.map import checkimei as codec
-from eir.map.link import Link
+from eir.map.link import PIECE_BYTES, Link
 from eir.map.server import MapServer
 from eir.map.service import MapService
 from eir.map.settings import Ss7Settings
@@ -260,6 +261,33 @@ async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
     assert [m3ua.kind_of(each) for each in association.take()] == [m3ua.Kind.ASPIA]
     assert server.accept(late) is None
     assert refused == [("peer_refused", "draining")]
+
+
+async def test_what_is_about_the_association_has_its_turns_as_questions_have():
+    """A flood of it on one connection holds up no other: a piece of what has come is taken apart, and then others have their turn."""
+    peers, limits, out = (PeerSettings(label="near"),), Limits(), []
+    server = MapServer(
+        service(), peers, limits, Ss7Settings(point_code="1-1-2"), PolicySettings(), counts=Counts(),
+        rates=RateLimits(peers, limits, None), report=lambda *_, **__: None,
+    )  # fmt: skip
+    server.turns = SimpleNamespace(come=lambda _: None)
+    link = Link(server, server.loop)
+    link.transport = SimpleNamespace(
+        write=out.append, is_closing=lambda: False, pause_reading=lambda: None, resume_reading=lambda: None
+    )
+    link.association = server.accept(link)
+    beat, question = m3ua.message(m3ua.Kind.BEAT), wire.data(wire.udt(bytes.fromhex(wire.V3)))
+    sent = m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC) + beat * 1000 + question
+    link.data_received(sent)
+    turns = 1
+    while link.work(lambda: True):
+        turns += 1
+        assert len(b"".join(out)) <= turns * PIECE_BYTES
+    assert turns >= len(sent) // PIECE_BYTES
+    assert b"".join(out).count(m3ua.message(m3ua.Kind.BEAT_ACK)) == 1000
+    assert link.tally == (1, 1)
+    link.association.lost()
+    link.ended()
 
 
 def test_several_invocations_each_get_an_answer():
