@@ -26,6 +26,12 @@ class Node:
             on_switch=self._switched, pauses=pauses, **settings,
         )  # fmt: skip
         self.on_switch = lambda: None
+        self.aside = []  # generations that heavy work began from
+
+    @contextlib.contextmanager
+    def heavy(self):
+        self.aside.append(self.generation())
+        yield
 
     def _switched(self, name, found, image, before):
         assert (self.index.lists[name].state, self.index.lists[name].image) == (found, image)
@@ -35,7 +41,7 @@ class Node:
 
     async def __aenter__(self):
         await self.follower.start()
-        self.task = asyncio.create_task(self.follower.run())
+        self.task = asyncio.create_task(self.follower.run(self.heavy))
         return self
 
     async def __aexit__(self, *_):

@@ -19,7 +19,7 @@ from eir.config import Config
 from eir.daemon.channel import Channel
 from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.listed import Listed, hand_over
-from eir.daemon.priority import BESIDE_NICE, give_way, stay_aside
+from eir.daemon.priority import BESIDE_NICE, Aside, give_way
 from eir.daemon.setup import kinds_of, tell_in_force
 from eir.errors import place_of
 from eir.follow.follower import Follower
@@ -99,8 +99,7 @@ class _Process:
         self._channel.tell("complete")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tell_again())
-            tasks.create_task(self._follower.run())
-            tasks.create_task(stay_aside())
+            tasks.create_task(self._follower.run(Aside()))
 
     def _tell(self) -> None:
         follower = self._follower

@@ -21,7 +21,7 @@ from eir.config import Config
 from eir.daemon.accept import cannot_listen
 from eir.daemon.channel import Channel
 from eir.daemon.faults import call_failed, report_faults
-from eir.daemon.priority import BESIDE_NICE, give_way, stay_aside
+from eir.daemon.priority import BESIDE_NICE, Aside, give_way, stay_aside
 from eir.daemon.starter import Process
 from eir.daemon.workers import watch
 from eir.errors import EirError, Report, place_of
@@ -244,7 +244,7 @@ class _Process:
             self.failed()
             return
         self._links = HttpLinks(self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost)
-        for work in (self._service.work(), self._look_again(), stay_aside()):
+        for work in (self._service.work(), self._look_again(), stay_aside(Aside())):
             self._spawn(work)
 
     def _listen(self, url: str, descriptor: int | None) -> None:

@@ -3,21 +3,21 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
-LOOK_S = 1.0
-"""Interval at which it is looked whether those who stand back get anything done."""
+LOOK_S = 2.0
+"""Interval at which a process that stands back looks whether it makes progress."""
 SHARE = 0.1
-"""They take part again if they got less than this part of the time in which they could have run."""
+"""The process takes part again if it got less than this part of the time in which it could have run."""
 BESIDE_NICE = 5
 """Nice value of front and follower: where they share a processor with checks, a scrape, a delivery and the takeover of
 a list wait for the checks, and not the other way round."""
 AGAIN_S = 10.0
-"""Interval between two tries to stand back, for a process that had to take part meanwhile."""
+"""A process whose work all stands back tries it again so long after it had to take part."""
 TASKS = Path("/proc/self/task")
 
 
@@ -46,51 +46,69 @@ def take_part(policies: Mapping[int, int] = MappingProxyType({})) -> None:
             os.sched_setscheduler(thread, policies.get(thread, os.SCHED_OTHER), os.sched_param(0))
 
 
-async def stay_aside(
-    *threads: int,
-    look_s: float = LOOK_S,
-    again_s: float = AGAIN_S,
-    counted: Callable[[Iterable[int]], tuple[int, int]] | None = None,
-) -> None:
-    """Have threads of this process run only where nobody else wants the processor, for as long as this task goes on.
+class Aside:
+    """Has this process stand back while it does heavy work, and take part again where other programs leave it nothing.
 
-    `threads`: those that do the work; none: all that there are. Where that leaves them nothing, seen each `look_s` seconds, they take
-    part for the rest of `again_s` seconds. Those that could not come back (without privilege a limit decides: RLIMIT_NICE, in a unit
-    LimitNICE=) go on as they are, unless they are named: these stand back for good. `counted`: how long threads ran and waited (ns), by
-    another count than the kernel's.
+    Nothing happens where it could not come back: without privilege a limit decides (RLIMIT_NICE, in a unit LimitNICE=).
     """
-    with ThreadPoolExecutor(1) as trial:
-        if not trial.submit(_comes_back).result():
-            for thread in threads:
+
+    def __init__(self, *threads: int) -> None:
+        """`threads`: those that do the work; none: all that there are when it begins."""
+        self._chosen = threads
+        self._depth = 0
+        self._policies: dict[int, int] = {}
+        """Scheduling policies of the threads before they stood back."""
+        self._timer: asyncio.TimerHandle | None = None
+        with ThreadPoolExecutor(1) as thread:
+            self.permitted = thread.submit(_comes_back).result()
+            """True if the process could come back."""
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Stand back for the time of a `with`; parts of the work may overlap."""
+        self._depth += 1
+        if self._depth == 1 and self.permitted:
+            for thread in self._threads():
+                with suppress(OSError):  # it has ended
+                    self._policies[thread] = os.sched_getscheduler(thread)
                 stand_back(thread)
-            return
+            self._look_later()
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._take_part()
+
+    def _threads(self) -> Sequence[int]:
+        return self._chosen or _threads()
+
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look, *_ran_and_waited(self._threads()))
+
+    def _look(self, ran: int, waited: int) -> None:
+        now_ran, now_waited = _ran_and_waited(self._threads())
+        if now_ran - ran < SHARE * (now_ran - ran + now_waited - waited):
+            self._take_part()
+        else:
+            self._look_later()
+
+    def _take_part(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            take_part(self._policies)
+            self._policies.clear()
+
+
+async def stay_aside(aside: Aside, again_s: float = AGAIN_S) -> None:
+    """Stand back for as long as this task goes on; where that leaves the process nothing, it takes part for the rest of `again_s`."""
     while True:
         ends = time.monotonic() + again_s
-        policies: dict[int, int] = {}
-        chosen = threads or _threads()
-        try:
-            for thread in chosen:
-                with suppress(OSError):  # it has ended
-                    policies[thread] = os.sched_getscheduler(thread)
-                stand_back(thread)
-            await _nothing_left(chosen, look_s, ends, counted or ran_and_waited)
-        finally:
-            take_part(policies)
-        await asyncio.sleep(max(0.0, ends - time.monotonic()))
-
-
-async def _nothing_left(
-    threads: Sequence[int], look_s: float, ends: float, counted: Callable[[Iterable[int]], tuple[int, int]]
-) -> None:
-    """Return once these threads got next to nothing of the processor while they waited for it, at the latest when the time `ends`."""
-    ran, waited = counted(threads)
-    while time.monotonic() < ends:
-        await asyncio.sleep(look_s)
-        before_ran, before_waited = ran, waited
-        ran, waited = counted(threads)
-        got = ran - before_ran
-        if got < SHARE * (got + waited - before_waited):
-            return
+        with aside():
+            await asyncio.sleep(again_s)
+        if time.monotonic() - ends > again_s:  # it did not even come to look: it takes part for as long
+            await asyncio.sleep(again_s)
 
 
 def _comes_back() -> bool:
@@ -108,7 +126,7 @@ def _threads() -> list[int]:
     return [int(each.name) for each in TASKS.iterdir()]
 
 
-def ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
+def _ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
     """Return how long these threads ran, and how long they waited for a processor (ns)."""
     found = list(map(_schedstat, threads))
     return sum(ran for ran, _ in found), sum(waited for _, waited in found)

@@ -30,7 +30,7 @@ from eir.analysis.subscribers import Subscribers, subscribers
 from eir.config import Config
 from eir.daemon.channel import Channel
 from eir.daemon.faults import call_failed, report_faults
-from eir.daemon.priority import give_way, stay_aside, take_part
+from eir.daemon.priority import Aside, give_way, stand_back, take_part
 from eir.errors import EirError, Report, StoreError
 from eir.operate.log import Log
 from eir.record.settings import SUBSCRIBERS
@@ -121,7 +121,10 @@ class _Recorder:
         self._asked: list[asyncio.Future[None]] = []
         """Somebody waits for what there is to be written."""
         self._disk = ThreadPoolExecutor(1, "disk")
-        self._disk_thread = self._disk.submit(threading.get_native_id).result()
+        disk = self._disk.submit(threading.get_native_id).result()
+        self._behind = Aside(disk)
+        if not self._behind.permitted:
+            stand_back(disk)  # for good
         self._pruned = float("-inf")
         self._subscribers = Subscribers("")
         """Until the key is there."""
@@ -143,24 +146,21 @@ class _Recorder:
         loop.add_reader(self._receiver, self._take)
         tasks = [
             asyncio.create_task(work)
-            for work in (
-                self._write_again_and_again(), self._send_events(), self._end_alone(), stay_aside(self._disk_thread),
-                *(each.run() for each in self._deliveries.values()),
-            )
+            for work in (self._write_again_and_again(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
         ]  # fmt: skip
         await self._ended.wait()
         loop.remove_reader(self._receiver)
-        self._take(all_of_it=True)
-        for task in tasks[:4]:
-            task.cancel()
-        await asyncio.gather(*tasks[:4], return_exceptions=True)
         take_part()  # nobody is answered any more who could wait for it, and the node waits for this process
+        self._take(all_of_it=True)
+        for task in tasks[:3]:
+            task.cancel()
+        await asyncio.gather(*tasks[:3], return_exceptions=True)
         self._put_events()
         await _soon(lambda: all(delivery.is_idle for delivery in self._deliveries.values()), END_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(END_S):
                 await self._write()
-        for task in tasks[4:]:
+        for task in tasks[3:]:
             task.cancel()
 
     async def write_now(self) -> None:
@@ -266,7 +266,8 @@ class _Recorder:
         return True
 
     async def _aside(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+        with self._behind():
+            return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
     def _written(self, messages: deque[bytes], size: int) -> int:
         """Write these, in the thread of the disk; returns the size of the record then, which was `size` before."""

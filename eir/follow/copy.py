@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
+from eir.follow.heavy import Heavy, while_large
 from eir.follow.history import give_back
 from eir.follow.pauses import PAUSES, Pauses
 from eir.pages.pages import Page, amended_digest, digest_text
@@ -114,7 +115,7 @@ class CopyKeeper:
             self._wanted[name] = _Heal(held, stored)
             self._something.set()
 
-    async def run(self) -> None:
+    async def run(self, heavy: Heavy) -> None:
         """Work until cancelled."""
         while True:
             await self._something.wait()
@@ -122,7 +123,7 @@ class CopyKeeper:
             pause_s = math.inf
             for name, wanted in tuple(self._wanted.items()):
                 left_s = wanted.due - time.monotonic() if isinstance(wanted, _Keep) else 0.0
-                if left_s <= 0 and await self._tried(name, wanted):
+                if left_s <= 0 and await self._tried(name, wanted, heavy):
                     if self._wanted.get(name) is wanted:
                         del self._wanted[name]
                 else:
@@ -139,15 +140,15 @@ class CopyKeeper:
         self._told += 1
         self._failed(cause, error, name)
 
-    async def _tried(self, name: str, wanted: _Keep | _Heal) -> bool:
+    async def _tried(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
         """As _is_done; an earlier fault is over once it was done without another one."""
         before = self._told
-        is_done = await self._is_done(name, wanted)
+        is_done = await self._is_done(name, wanted, heavy)
         if is_done and self._told == before:
             self.faults.pop(name, None)
         return is_done
 
-    async def _is_done(self, name: str, wanted: _Keep | _Heal) -> bool:
+    async def _is_done(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
         """Do it; False if it should be tried again. The follower asks again for a list that the store still shows less of."""
         keeps = isinstance(wanted, _Keep)
         what = "copy" if keeps else "heal"
@@ -155,10 +156,11 @@ class CopyKeeper:
             copied = await self.copy.state(name)
             if not self._is_called_for(name, wanted, copied):
                 return True
-            if isinstance(wanted, _Keep):
-                await self._write_copy(name, wanted, copied)
-            elif copied is not None:
-                await self._write_back(name, copied, wanted.stored)
+            with while_large(heavy, copied, wanted.state if isinstance(wanted, _Keep) else wanted.held):
+                if isinstance(wanted, _Keep):
+                    await self._write_copy(name, wanted, copied)
+                elif copied is not None:
+                    await self._write_back(name, copied, wanted.stored)
         except StoreChanged:
             pass  # the store went on, and so will the follower
         except GenerationConflict:

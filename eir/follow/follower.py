@@ -9,11 +9,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from functools import partial
 
 from eir.errors import Report, StoreChanged, StoreError
 from eir.follow.copy import CopyKeeper, Relation, relation
+from eir.follow.heavy import Heavy, while_large
 from eir.follow.pauses import PAUSES, Pauses
 from eir.follow.proof import PROOF_MASK, Proof
 from eir.images.chunks import Chunk
@@ -28,8 +29,10 @@ from eir.record.store import NO_LIST, ListState, ListStore
 REST_TIMES, REST_MAX_S = 10, 0.1
 """After taking over changes, the follower rests this many times as long as that took, up to the maximum (s). So changes
 that come in quick succession, as from a register, are taken over together, and the processor is free for checks."""
-FED_S, FED, REST_FED_S = 1.0, 30, 0.5
-"""After this many changes in a row, each within `FED_S` of the one before, the follower rests for this time (s): a list is fed like that, and not changed by hand. With it the 99th
+OFTEN_S, OFTEN = 1.0, 5
+"""A list is fed like that if this many changes in a row came within this time (s) of each other."""
+FED, REST_FED_S = 30, 0.5
+"""After this many changes in a row, which are more than people make by hand, the follower rests for this time (s): with it the 99th
 percentile of checks beside 5,000 rows a second is 0.7 ms, and 1.9 ms without (scripts/bench feed)."""
 READ_AGAIN_MAX = 5
 """Times that a list is read again at once because it changed while it was read."""
@@ -69,6 +72,7 @@ class Follower:
         self._keeper = None if copy is None else CopyKeeper(store, copy, report, self._copy_failed, who, pauses=pauses)
         self._pauses = pauses
         self._heals = heal
+        self._heavy: Heavy = nullcontext
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
         self._unreadable: dict[str, float] = {}
@@ -76,7 +80,7 @@ class Follower:
         self._unproved: dict[str, tuple[float, float]] = {}
         self._said: dict[tuple[str, str], float] = {}
         self._lately: dict[str, tuple[int, float]] = {}
-        """For each list, how many changes in a row came within FED_S of each other, and when the last was taken over
+        """For each list, how many changes in a row came within OFTEN_S of each other, and when the last was taken over
         (monotonic)."""
         self._rest_s = 0.0
         """Seconds of rest after the pass in progress."""
@@ -131,12 +135,13 @@ class Follower:
                     await self._take_all(copy, name, entries)
                 self.from_copy.add(name)
 
-    async def run(self) -> None:
+    async def run(self, heavy: Heavy = nullcontext) -> None:
         """Follow until cancelled."""
+        self._heavy = heavy
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_store())
             if self._keeper is not None:
-                tasks.create_task(self._keeper.run())
+                tasks.create_task(self._keeper.run(heavy))
 
     async def _follow_store(self) -> None:
         while True:
@@ -215,9 +220,10 @@ class Follower:
             return False
         began = time.monotonic()
         many, last = self._lately.get(name, (0, began))
-        many = many + 1 if began - last < FED_S else 1
+        many = many + 1 if began - last < OFTEN_S else 1
         try:
-            await self._take_over(name, entries, stored)
+            with while_large(self._heavy, held, stored, often=many > OFTEN):
+                await self._take_over(name, entries, stored)
         except StoreError as error:
             if error.cause not in UNPROVED:
                 raise

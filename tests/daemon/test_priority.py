@@ -1,4 +1,4 @@
-"""Work that answers nobody stands back behind checks, and comes back (eir/daemon/priority.py)."""
+"""Heavy work of the follower stands back behind checks, and comes back (eir/daemon/priority.py)."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ import pytest
 from node import until_async
 
 from eir.daemon import priority
-from eir.daemon.priority import TASKS, stay_aside
+from eir.daemon.priority import TASKS, Aside, stay_aside
 
 COMES_BACK = priority._comes_back()
 """Without privilege RLIMIT_NICE decides; then nothing stands back."""
@@ -35,77 +35,75 @@ def another_thread():
     thread.join()
 
 
-@pytest.fixture
-async def aside():
-    """Begins tasks of stay_aside, and ends them."""
-    tasks = []
-
-    def begin(*threads, **times):
-        tasks.append(asyncio.create_task(stay_aside(*threads, **times)))
-        return tasks[-1]
-
-    yield begin
-    await ended(*tasks)
-
-
-async def ended(*tasks):
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def reached(wanted):
-    await until_async(lambda: policies() == wanted)
-
-
 @pytest.mark.usefixtures("another_thread")
-class TestStayAside:
-    async def test_all_threads_stand_back_as_long_as_the_task_goes_on(self, aside):
+class TestAside:
+    async def test_all_threads_stand_back_for_the_time_of_the_work(self):
+        aside = Aside()
         assert policies() == TAKES_PART
-        task = aside()
-        await reached(ASIDE)
-        await ended(task)
+        with aside():
+            assert policies() == ASIDE
         assert policies() == TAKES_PART
 
-    async def test_who_gets_on_stays_aside(self, aside):
+    async def test_parts_of_the_work_overlap(self):
+        aside = Aside()
+        with aside():
+            with aside():
+                pass
+            assert policies() == ASIDE
+        assert policies() == TAKES_PART
+
+    async def test_work_that_fails_ends_it_too(self):
+        aside = Aside()
+        with pytest.raises(ValueError, match="none"), aside():
+            int("none")
+        assert policies() == TAKES_PART
+
+    @pytest.mark.parametrize(("ran", "waited", "then"), [(1, 99, TAKES_PART), (50, 50, ASIDE), (0, 0, ASIDE)])
+    async def test_who_gets_nowhere_takes_part_again(self, monkeypatch, ran, waited, then):
         looked = iter(range(1000))
-        aside(look_s=0.001, counted=lambda _threads: (50 * (n := next(looked)), 50 * n))
-        await until_async(lambda: next(looked) > 100 or not COMES_BACK)
-        assert policies() == ASIDE
-
-    async def test_who_gets_nowhere_takes_part_and_stands_back_again_later(self, aside):
-        looked = iter(range(100_000))
-        aside(look_s=0.01, again_s=0.1, counted=lambda _threads: (n := next(looked), 99 * n))
-        for wanted in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
-            await reached(wanted)
-
-    async def test_of_threads_that_are_named_only_those_stand_back(self, aside):
-        with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(threading.get_native_id).result()
-            task = aside(other)
-            await until_async(lambda: os.sched_getscheduler(other) == os.SCHED_IDLE)
-            assert os.sched_getscheduler(0) == os.SCHED_OTHER
-            await ended(task)
-            assert policies() == (TAKES_PART if COMES_BACK else {*TAKES_PART, os.SCHED_IDLE})
-
-    async def test_only_those_that_are_named_stand_back_if_they_could_not_come_back(self, aside, monkeypatch):
-        monkeypatch.setattr(priority, "_comes_back", lambda: False)
-        await aside()
+        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(
+            priority, "_ran_and_waited", lambda _threads: (ran * (number := next(looked)), waited * number)
+        )
+        with Aside()():
+            await until_async(lambda: next(looked) > 100 or (COMES_BACK and policies() == TAKES_PART))
+            assert policies() == then if COMES_BACK else TAKES_PART
         assert policies() == TAKES_PART
+
+    async def test_who_stands_back_always_does_so_again_after_it_took_part(self, monkeypatch):
+        looked = iter(range(1000))
+        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, next(looked)))
+        task = asyncio.create_task(stay_aside(Aside(), again_s=0.05))
+        for found in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
+            await until_async(lambda found=found: policies() == found)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert policies() == TAKES_PART
+
+    async def test_of_threads_that_are_named_only_those_stand_back(self):
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(threading.get_native_id).result()
-            await aside(other)
-            assert os.sched_getscheduler(other) == os.SCHED_IDLE
+            with Aside(other)():
+                assert {os.sched_getscheduler(other)} == ASIDE
+                assert os.sched_getscheduler(0) == os.SCHED_OTHER
+            assert policies() == TAKES_PART
+
+    async def test_nothing_stands_back_that_could_not_come_back(self, monkeypatch):
+        monkeypatch.setattr(priority, "_comes_back", lambda: False)
+        with Aside()():
+            assert policies() == TAKES_PART
 
 
 async def test_the_processor_is_counted_of_all_threads():
-    ran, waited = priority.ran_and_waited([int(task.name) for task in TASKS.iterdir()])
+    ran, waited = priority._ran_and_waited(priority._threads())
 
     def spin():
         sum(range(3_000_000))
 
     await asyncio.gather(asyncio.to_thread(spin), asyncio.to_thread(spin))
-    now_ran, now_waited = priority.ran_and_waited([int(task.name) for task in TASKS.iterdir()])
+    now_ran, now_waited = priority._ran_and_waited(priority._threads())
     assert now_ran - ran > 10_000_000
     assert now_waited >= waited
 

@@ -11,6 +11,7 @@ from made import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
 from eir.follow import follower as follow
+from eir.follow import heavy
 from eir.follow.copy import Relation, relation
 from eir.pages.pages import PAGE_KEYS, content_digest
 from eir.record.store import ListState
@@ -143,7 +144,20 @@ async def test_a_load_is_followed_as_soon_as_the_store_tells_of_it(store):
         assert node.keys() == [1, 2, 5 * PAGE_KEYS]
 
 
-async def test_many_changes_of_a_list_that_is_fed_are_taken_over_together(store):
+async def test_a_large_list_is_made_aside_but_at_the_start(store, monkeypatch):
+    monkeypatch.setattr(heavy, "LARGE_ENTRIES", 3)
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(store, {"a": "devices"}) as node:
+        assert node.aside == []  # nobody is answered yet
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        await node.reaches(2)
+        assert node.aside == [1]
+        await store.replace("a", state(B, serial=3), B, seen=2)
+        await node.reaches(3)
+        assert node.aside == [1]  # neither is large
+
+
+async def test_a_list_that_is_fed_is_made_aside_and_many_changes_are_taken_over_together(store):
     async with Node(store, {"a": "devices"}) as node:
         await store.replace("a", state(A), A, seen=0)
         await node.reaches(1)
@@ -152,6 +166,8 @@ async def test_many_changes_of_a_list_that_is_fed_are_taken_over_together(store)
         await node.reaches(100)
         passes = [generation for _, generation in node.switched]
         assert len(passes) < 60
+        assert set(node.aside) <= set(passes[follow.OFTEN - 1 :])
+        assert len(node.aside) >= len(passes) - follow.OFTEN - 1
         assert node.keys() == [1, 2, 5 * PAGE_KEYS + 99]
 
 
