@@ -3,6 +3,8 @@
 Kept in the state folder, one line for each decision; the last one counts.
 """
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -32,10 +34,16 @@ def cases(state: Path) -> dict[int, bool]:
 
 
 def decide(state: Path, decision: dict[str, Any]) -> Path:
-    """Write a decision down; returns the file. Raises OSError."""
-    descriptor = os.open(state / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "a", encoding="utf-8") as out:  # noqa: PTH123 - of a descriptor, for its mode
-        out.write(json.dumps(decision) + "\n")
-        out.flush()
+    """Write a decision down; returns the file. Raises OSError, and leaves no part of a line: all of the file would be unreadable."""
+    line, file = f"{json.dumps(decision)}\n".encode(), state / FILE
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, line) < len(line):
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         os.fsync(descriptor)
-    return state / FILE
+    finally:
+        os.close(descriptor)
+    return file
