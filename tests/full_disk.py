@@ -1,7 +1,8 @@
-"""A small disk, which a test can fill: a tmpfs in a mount namespace of its own."""
+"""A small disk, which a test can fill: a tmpfs in a mount namespace of its own; and files that cannot grow."""
 
 import ctypes
 import os
+import resource
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,3 +67,14 @@ def is_possible(folder):
     script = f"mount -t tmpfs none {folder}"
     made = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, check=False)
     return os.geteuid() == 0 and made.returncode == 0
+
+
+@contextmanager
+def no_file_above(size):
+    """As where a disk has so much room: of a longer write a part comes to the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

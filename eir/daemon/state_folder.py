@@ -134,5 +134,8 @@ def keep_clock(clock: TrustedClock, folder: Path) -> None:
 def _keep(file: Path, text: str) -> None:
     fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
     with suppress(OSError):
-        fresh.write_text(text)
-        fresh.replace(file)
+        try:
+            fresh.write_text(text)
+            fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)

@@ -319,8 +319,11 @@ def _sha256(path: Path) -> str:
 def _keep(path: Path, content: bytes) -> None:
     """The file, wholly or not at all."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content)
-    fresh.replace(path)
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)  # of a disk that is full the rest stays free
 
 
 def _read_note(path: Path) -> _Note:

@@ -1,9 +1,7 @@
 """Decisions about findings on disk: each whole, or not there."""
 
-import resource
-from contextlib import contextmanager
-
 import pytest
+from full_disk import no_file_above
 
 from eir.analysis.cases import CLEARED, CONFIRMED, FILE, cases, decide, decided
 
@@ -12,17 +10,6 @@ IMEI, OTHER = "00101001000001", "00101001000002"
 
 def decision(imei, verdict):
     return {"time": "2026-11-20T10:00:00Z", "who": "x@y", "imei": imei, "verdict": verdict, "reason": "seen on a desk"}
-
-
-@contextmanager
-def no_file_above(size):
-    """As where a disk has so much room: of a longer write a part comes to the disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_decision_that_found_no_room_damages_none_before_it_and_none_after(tmp_path):

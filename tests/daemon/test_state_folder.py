@@ -7,6 +7,7 @@ import time
 import uuid
 
 import pytest
+from full_disk import no_file_above
 from node import LISTED, until
 from typer.main import get_command
 
@@ -136,6 +137,14 @@ def test_the_origin_state_id_rises_at_each_start_whatever_the_clock_says(tmp_pat
     assert [state_folder.next_origin_state_id(tmp_path) for _ in range(2)] == [ahead + 1, ahead + 2]
     (tmp_path / "origin-state-id").write_text("junk")
     assert now <= state_folder.next_origin_state_id(tmp_path) < ahead
+
+
+def test_a_disk_without_room_costs_no_file(tmp_path):
+    first = state_folder.next_origin_state_id(tmp_path)
+    with no_file_above(3):
+        assert state_folder.next_origin_state_id(tmp_path) > first
+    assert [path.name for path in tmp_path.iterdir()] == [state_folder.ORIGIN_STATE_ID_FILE]
+    assert (tmp_path / state_folder.ORIGIN_STATE_ID_FILE).read_text() == f"{first}\n"
 
 
 def test_a_node_that_stands_still_keeps_its_folder(site):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
+from full_disk import no_file_above
 from node import Site, children, is_gone, until
 from publisher_folder import NAME, ROWS, Register
 from releases import make_key, public
@@ -101,6 +102,16 @@ async def test_what_a_failing_disk_left_of_an_earlier_pull_is_fetched_again(regi
     register.web.fault = lambda _: None
     assert await node.pull() == ("loaded", "")
     assert await node.serial() == 2
+
+
+async def test_a_disk_without_room_is_not_left_with_parts_of_files(register, node):
+    register.publish(ROWS[:20])
+    await node.pull()
+    register.publish(added=ROWS[20:23])
+    with no_file_above((register.folder / INDEX).stat().st_size - 1):
+        assert await node.pull() == ("waiting", "disk")
+    assert [path.name for path in node.room.iterdir() if path.name.startswith(".")] == []
+    assert await node.pull() == ("loaded", "")
 
 
 def _document(register):
