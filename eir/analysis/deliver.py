@@ -175,8 +175,13 @@ class _Exchange:
                 return
             self._link.request("POST", self._target, body, headers)
             status = self._link.getresponse().status
-        except (OSError, http.client.HTTPException, ValueError) as e:  # the last one of a header that email cannot read
+        except OSError as e:
             raise Undelivered(f"{self.where}: {str(e) or type(e).__name__}") from None
+        except (
+            http.client.HTTPException,
+            ValueError,
+        ) as e:  # without its text, in which the receiver may repeat an event
+            raise Undelivered(f"{self.where}: what it sends is no answer: {type(e).__name__}") from None
         finally:
             self._link.close()
         if status in range(200, 300):

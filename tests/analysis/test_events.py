@@ -253,6 +253,21 @@ async def test_a_webhook_whose_answer_cannot_be_read(odd):
             await deliver.webhook(f"http://127.0.0.1:{server.server_port}/", b"key")(numbered(1))
 
 
+async def test_a_webhook_that_repeats_an_event_puts_no_identifier_into_the_log():
+    def repeat(listener):
+        link, _ = listener.accept()
+        with link:
+            asked = b""
+            while not asked.endswith(b"]}"):
+                asked += link.recv(1 << 16)
+            link.sendall(b'{"imei": "00101001000001"}\r\n\r\n')
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=repeat, args=(listener,)).start()
+        with pytest.raises(Undelivered, match=r"no answer: BadStatusLine$"):
+            await deliver.webhook(f"http://127.0.0.1:{listener.getsockname()[1]}/", b"key")(numbered(1))
+
+
 async def test_a_webhook_that_is_not_there():
     with desk() as server:
         url = f"http://127.0.0.1:{server.server_port}/"
