@@ -10,6 +10,7 @@ import pytest
 from followed import QUICK, Node
 from groups import Cluster, Watched
 from made import event, page, pages_of, state, until
+from node import until as wait_until
 from servers import Server
 
 from eir.errors import StoreError
@@ -193,6 +194,8 @@ def works(server, user, folder, patience_s=PATIENCE_S):
     server.patience_s = patience_s
     folder.mkdir()
     if user != WORKER:
+        # Only a replica that is there makes a writer wait; one that was asleep for long has to come back first.
+        wait_until(lambda: b"state=online" in server.command("INFO", "replication"))
         server.replica.pause()
     try:
         asyncio.run(WORK[user](server, folder))

@@ -103,7 +103,7 @@ async def test_a_history_that_was_destroyed_is_given_back_and_loads_go_on(site, 
 async def test_after_a_flush_the_history_is_there_before_the_first_new_record(site, redis):
     site.load([LISTED])
     node = site.start()
-    until(lambda: copied(site) == 1)
+    until(lambda: copied(site) == 1 and site.is_copied())
     redis.flush()
     until(lambda: node.lines("store_healed"))
     until(lambda: [row["what"] for row in site.json("history")][:1] == ["load"])
