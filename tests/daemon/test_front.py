@@ -246,13 +246,12 @@ async def test_a_connection_that_arrives_while_no_worker_is_ready(site, lines):
 
 
 async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node):
-    for player in node.workers:
-        await player.end()
-    await node.has_lost(2)
+    await node.workers[1].end()
+    await node.has_lost(1)
     await node.come()
-    node.workers[1] = Played(1)
-    await node.workers[1].start(node.starter)
-    await until_async(lambda: len(node.workers[1].connections) == 1)
+    assert node.workers[0].connections == []
+    await node.successor(1)
+    await until_async(lambda: sum(len(player.connections) for player in node.workers) == 1)
 
 
 @pytest.mark.parametrize("how", ["it says nothing", "it says no"])
