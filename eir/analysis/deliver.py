@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -122,13 +123,17 @@ class Delivery:
                 self._there.clear()
 
 
-def webhook(url: str, key: bytes, now: Callable[[], float] = time.time, post_s: float = POST_S) -> Send:
+def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post_s: float = POST_S) -> Send:
     """Posts events to a URL: `{"events": [...]}`, with the time, and an HMAC-SHA256 over time, a dot and the body in headers.
 
-    The receiver has `post_s` for it.
+    The key is read for each delivery: it may change, and come back, while the node runs. The receiver has `post_s` for it.
     """
 
     async def send(events: Sequence[Event]) -> None:
+        try:
+            key = (await asyncio.to_thread(key_file.read_bytes)).strip()
+        except OSError as e:
+            raise Undelivered(f"{key_file}: {e.strerror}") from None
         body = json.dumps({"events": list(events)}).encode()
         stamp = str(int(now()))
         headers = {

@@ -291,7 +291,7 @@ class _Recorder:
     def _made_deliveries(self) -> "list[tuple[str, deliver.Delivery]]":
         made: list[tuple[str, deliver.Send]] = []
         if (hook := self._settings.webhook) is not None:
-            made.append(("webhook", deliver.webhook(hook.url, hook.key_file.read_bytes().strip())))
+            made.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
         if self._settings.stream is not None and self._config.store != SQLITE:
             made.append(("stream", _stream(self._config.store, self._settings.stream, self._report)))
         return [(to, deliver.Delivery(to, send, partial(self._sent, to), report=self._report)) for to, send in made]

@@ -230,14 +230,32 @@ def desk(port=0):
         server.server_close()
 
 
+@pytest.fixture
+def key_file(tmp_path):
+    """Of the signatures; a blank at its end is not the key's."""
+    file = tmp_path / "webhook.key"
+    file.write_bytes(b"key\n")
+    return file
+
+
+async def test_a_webhook_without_its_key_is_tried_again(key_file):
+    with desk() as server:
+        send = deliver.webhook(f"http://127.0.0.1:{server.server_port}/", key_file)
+        gone = key_file.rename(key_file.with_name("gone"))
+        with pytest.raises(Undelivered, match=r"webhook\.key: No such file"):
+            await send(numbered(1))
+        gone.rename(key_file)
+        await send(numbered(1))
+
+
 @pytest.mark.parametrize(
     ("status", "fault"),
     [(200, None), (204, None), (500, Undelivered), (429, Undelivered), (400, NotTaken), (302, NotTaken)],
 )
-async def test_a_webhook_by_what_it_answers(status, fault):
+async def test_a_webhook_by_what_it_answers(status, fault, key_file):
     with desk() as server:
         server.status = status
-        send = deliver.webhook(f"http://127.0.0.1:{server.server_port}/a?b=c", b"key", now=lambda: NOON)
+        send = deliver.webhook(f"http://127.0.0.1:{server.server_port}/a?b=c", key_file, now=lambda: NOON)
         if fault is None:
             await send(numbered(1))
         else:
@@ -246,14 +264,14 @@ async def test_a_webhook_by_what_it_answers(status, fault):
 
 
 @pytest.mark.parametrize("odd", ["boundary*=undefined''x", f"boundary*{'9' * 5000}*=x"])
-async def test_a_webhook_whose_answer_cannot_be_read(odd):
+async def test_a_webhook_whose_answer_cannot_be_read(odd, key_file):
     with desk() as server:
         server.content_type = f"multipart/mixed; {odd}"
         with pytest.raises(Undelivered, match=r"127\.0\.0\.1"):
-            await deliver.webhook(f"http://127.0.0.1:{server.server_port}/", b"key")(numbered(1))
+            await deliver.webhook(f"http://127.0.0.1:{server.server_port}/", key_file)(numbered(1))
 
 
-async def test_a_webhook_that_repeats_an_event_puts_no_identifier_into_the_log():
+async def test_a_webhook_that_repeats_an_event_puts_no_identifier_into_the_log(key_file):
     def repeat(listener):
         link, _ = listener.accept()
         with link:
@@ -265,14 +283,14 @@ async def test_a_webhook_that_repeats_an_event_puts_no_identifier_into_the_log()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=repeat, args=(listener,)).start()
         with pytest.raises(Undelivered, match=r"no answer: BadStatusLine$"):
-            await deliver.webhook(f"http://127.0.0.1:{listener.getsockname()[1]}/", b"key")(numbered(1))
+            await deliver.webhook(f"http://127.0.0.1:{listener.getsockname()[1]}/", key_file)(numbered(1))
 
 
-async def test_a_webhook_that_is_not_there():
+async def test_a_webhook_that_is_not_there(key_file):
     with desk() as server:
         url = f"http://127.0.0.1:{server.server_port}/"
     with pytest.raises(Undelivered, match=r"127\.0\.0\.1"):
-        await deliver.webhook(url, b"key")(numbered(1))
+        await deliver.webhook(url, key_file)(numbered(1))
 
 
 @contextmanager
@@ -301,10 +319,10 @@ def dripping():
             listener.shutdown(socket.SHUT_RDWR)
 
 
-async def test_a_webhook_that_drips_its_answer_has_one_deadline():
+async def test_a_webhook_that_drips_its_answer_has_one_deadline(key_file):
     with dripping() as (url, _):
         with pytest.raises(Undelivered, match=r"no answer in 0\.3 s"):
-            await deliver.webhook(url, b"key", post_s=0.3)(numbered(1))
+            await deliver.webhook(url, key_file, post_s=0.3)(numbered(1))
         # Its thread ends too: a loop that is closed waits for it.
         await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 30)
 
