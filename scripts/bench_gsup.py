@@ -41,7 +41,7 @@ from eir.peers.rate import RateLimits
 from eir.peers.settings import Limits, PeerSettings
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 20_000
-OF_ECHO = 0.15
+OF_ECHO = 0.5
 """An echo neither looks anything up nor counts; past one question under way it has nearly no cost at all, so that no ratio is held there."""
 WINDOWS = (1, 64)
 READ_BYTES = 1 << 16
