@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.analysis.schema import FILES, FOLDER
+from eir.disk import sync
 
 if TYPE_CHECKING:
     import polars as pl
@@ -84,7 +85,7 @@ def _write(path: Path, rows: "pl.DataFrame", *, written: float | None = None) ->
                 os.utime(descriptor, (written, written))
             size = os.fstat(descriptor).st_size
         unfinished.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException as e:
         unfinished.unlink(missing_ok=True)
         if isinstance(e, OSError) or not isinstance(e, Exception):
@@ -200,11 +201,3 @@ def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], ob
 def _folder(path: Path) -> Path:
     path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     return path
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

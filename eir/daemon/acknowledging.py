@@ -16,6 +16,7 @@ from pathlib import Path
 from eir.config import Config
 from eir.daemon.apart import Start, done_apart
 from eir.daemon.channel import Channel
+from eir.disk import put
 from eir.errors import EirError, Report, place_of
 from eir.operate import metrics
 from eir.operate.owner import as_owner_of
@@ -81,9 +82,7 @@ class Acknowledging:
                 changed = True
         if changed:
             with suppress(OSError):
-                fresh = self._file.with_suffix(".new")
-                fresh.write_text(json.dumps(self._in_force))
-                fresh.replace(self._file)
+                put(self._file, json.dumps(self._in_force).encode())
         for name in reports[0].lists:
             if self._is_due(name):
                 self._tasks[name] = asyncio.get_running_loop().create_task(self._tell(name, self._in_force[name]))

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from eir import __version__
+from eir.disk import put
 from eir.errors import EirError, Report, SetupFault
 from eir.operate.control import PING, RUNNING, ControlError, ask
 from eir.record.clock import TrustedClock
@@ -132,10 +133,5 @@ def keep_clock(clock: TrustedClock, folder: Path) -> None:
 
 
 def _keep(file: Path, text: str) -> None:
-    fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
     with suppress(OSError):
-        try:
-            fresh.write_text(text)
-            fresh.replace(file)
-        finally:
-            fresh.unlink(missing_ok=True)
+        put(file, text.encode())

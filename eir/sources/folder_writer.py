@@ -21,6 +21,7 @@ from pathlib import Path
 import zstandard
 
 from eir.changes.load import Loader
+from eir.disk import put, sync
 from eir.errors import EirError, ReleaseRefused
 from eir.pages.pages import Page
 from eir.record.settings import DEVICES, Layout, ListSettings
@@ -90,7 +91,7 @@ def publish_into(
                 made.append(_put(full, Path(name) / full.folder, folder))
                 index = replace(index, releases=in_order([*offers, *made]))
         index = without(index, issued - keep)
-        _write(folder / INDEX, signed(written(index), key))
+        put(folder / INDEX, signed(written(index), key), mode=MODE, durable=True)  # after all that it names
         _clear(folder, before, index)
     manifest = folder / made[0].folder / made[0].manifest
     return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
@@ -127,7 +128,7 @@ def offer_release(
                 raise ReleaseRefused("base", detail)
             _put(offer, staged, folder)
         index = without(index, now - keep)
-        _write(folder / INDEX, signed(written(index), key))
+        put(folder / INDEX, signed(written(index), key), mode=MODE, durable=True)  # after all that it names
         _clear(folder, before, index)
     return index
 
@@ -186,7 +187,7 @@ def _is_time(index: Index, folder: Path, until: datetime, ends: datetime) -> boo
     """True if the deltas behind the newest full release are to be folded.
 
     They are if there are many, if the first is older than the time that deltas are kept (`until`), or if the full release expires before
-    `ends`: whoever begins with it takes none that has expired.
+    `ends`: a node that begins with it takes none that has expired.
     """
     if parse_manifest((folder / index.full.folder / index.full.manifest).read_bytes()).expires < ends:
         return True
@@ -294,30 +295,10 @@ def _put(offer: Offer, staged: Path, folder: Path) -> Offer:
         with file.open("rb") as content:
             os.fsync(content.fileno())
         file.chmod(MODE)
-    _sync(staged)
+    sync(staged)
     staged.rename(place)
-    _sync(folder)
+    sync(folder)
     return offer
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The file, wholly or not at all, and after all that it names."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.chmod(MODE)
-    fresh.replace(path)
 
 
 def index_in(folder: Path) -> Index | None:

@@ -8,7 +8,6 @@ on one store one fetches and loads, and the others find it done.
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from eir.changes.load import Loader, LoadReport
+from eir.disk import put
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.inbox.inbox import KILLED, OURS, PATIENT, UNRECORDED
 from eir.record.settings import ListSettings, Source
@@ -208,7 +208,7 @@ class _Pull:
         if found is not None:
             sha256 = hashlib.sha256(content).hexdigest()
             self.note = replace(self.note, etag=found.etag, sha256=sha256, written=index.written.isoformat())
-            _keep(kept, content)
+            put(kept, content)
             self._write_note()
         return index
 
@@ -244,9 +244,9 @@ class _Pull:
         """A release that is whole and verified, in a folder. Raises Unreached, ReleaseRefused, OSError."""
         place.mkdir(mode=FOLDER_MODE, exist_ok=True)
         settings = self.terms.settings
-        _keep(place / offer.manifest, self._small(server, offer, offer.manifest, offer.sha256, MANIFEST_BYTES_MAX))
+        put(place / offer.manifest, self._small(server, offer, offer.manifest, offer.sha256, MANIFEST_BYTES_MAX))
         for name, digest in zip(signature_names(offer.manifest), offer.signatures, strict=False):
-            _keep(place / name, self._small(server, offer, name, digest, SIGNATURE_BYTES_MAX))
+            put(place / name, self._small(server, offer, name, digest, SIGNATURE_BYTES_MAX))
         release = verify_release(place / offer.manifest, {settings.name: settings}, now=self.terms.clock())
         manifest = release.manifest
         if (manifest.serial, manifest.kind, manifest.base) != (offer.serial, offer.kind, offer.base):
@@ -285,7 +285,7 @@ class _Pull:
         return found.octets
 
     def _write_note(self) -> None:
-        _keep(self.terms.room / NOTE, json.dumps(asdict(self.note)).encode())
+        put(self.terms.room / NOTE, json.dumps(asdict(self.note)).encode())
 
 
 def _digest(settings: ListSettings) -> str:
@@ -314,16 +314,6 @@ def _sha256(path: Path) -> str:
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _keep(path: Path, content: bytes) -> None:
-    """The file, wholly or not at all."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(content)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)  # of a disk that is full the rest stays free
 
 
 def _read_note(path: Path) -> _Note:
