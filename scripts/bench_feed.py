@@ -4,7 +4,6 @@ The node has one worker and its feed on one core, over SQLite on the disk of the
 devices beside the one that is fed. Each row is about another device, over 10,000 TACs, and 201 says that it is durable.
 """
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -13,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark import feeder, network
+from benchmark import feeder
 from benchmark.beside import DIAMETER, Clients, p99_beside_us, p99_us
-from benchmark.build import program
-from benchmark.measure import Target, add_options, at_least, at_most, cores, finish, say, times
+from benchmark.measure import Target, at_least, at_most, begin, finish, say
 from benchmark.servers import free_port
 from benchmark.site import LIST, loaded
 
@@ -30,14 +28,7 @@ P99_TIMES = 1.5
 
 def main(arguments: Sequence[str]) -> int:
     """The part `feed` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench feed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_options(parser, seconds=5, turns=3)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
-    on, how = cores(), times(options)
+    options, on, how = begin("feed", __doc__, arguments, seconds=5, turns=3)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
         site, release, questions = loaded(folder, options, questions=QUESTIONS)

@@ -4,7 +4,6 @@ The node has one worker and IMEI Fraud Check on one core, over SQLite, and a lis
 device, over 10,000 TACs, with one access token, and is answered from the store.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -14,10 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark import network
 from benchmark.beside import DIAMETER, Clients, p99_beside_us, p99_us
-from benchmark.build import program
-from benchmark.measure import add_options, at_most, cores, finish, say, times
+from benchmark.measure import at_most, begin, finish, say
 from benchmark.servers import free_port
 from benchmark.site import loaded
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -35,14 +32,7 @@ P99_TIMES = 2.0
 
 def main(arguments: Sequence[str]) -> int:
     """The part `fraud-check` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench fraud-check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_options(parser, seconds=5, turns=3)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
-    on, how = cores(), times(options)
+    options, on, how = begin("fraud-check", __doc__, arguments, seconds=5, turns=3)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
         site, _, questions = loaded(folder, options, questions=QUESTIONS)

@@ -4,7 +4,6 @@ Odd requests are those that the express lane leaves to the general path, which t
 from when a request has come to the server's socket until its answer has come back, so that the generator's own lateness does not count.
 """
 
-import argparse
 import multiprocessing
 import os
 import socket
@@ -15,21 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark import network
-from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Load,
     Results,
-    add_options,
     ask,
     at_most,
-    cores,
+    begin,
     finish,
     percentile,
     rows,
     say,
-    times,
     wrong_answers,
 )
 from benchmark.servers import REALM, free_port
@@ -49,14 +44,7 @@ VENDOR_3GPP, S13, STRANGER = 10415, 16777252, key_of(99, 9999)
 
 def main(arguments: Sequence[str]) -> int:
     """The part `odd` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench odd", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
-    on, how = cores(), times(options)
+    options, on, how = begin("odd", __doc__, arguments)
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)

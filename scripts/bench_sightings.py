@@ -4,28 +4,23 @@ Two nodes of one worker with the same list answer the same questions in turns. T
 that answers, which is the worst case: on a larger machine it has another one. Whatever is not written is counted, and shown.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
-from benchmark import network
-from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Load,
-    add_options,
     answers_per_s,
     at_least,
     at_most,
-    cores,
+    begin,
     finish,
     in_turns,
     percentile,
     ratio,
     rows,
-    times,
     wrong_answers,
 )
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
@@ -44,14 +39,7 @@ THROUGHPUT_MIN, P99_MAX = 0.9, 1.2
 
 def main(arguments: Sequence[str]) -> int:
     """The part `sightings` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench sightings", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_options(parser, seconds=3, turns=5)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
-    on, how = cores(), times(options)
+    options, on, how = begin("sightings", __doc__, arguments)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder, listed = Path(made), scattered(ENTRIES, TACS)
         sites = {name: Site(folder / name.split()[0]) for name in (WITH, WITHOUT)}

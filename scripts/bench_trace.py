@@ -3,7 +3,6 @@
 The subscriber's phone is asked about ten times a second in both cases. `eir trace` reads as an operator's does, on the generator's core.
 """
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -16,24 +15,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmark import network
-from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Load,
     Results,
-    add_options,
     answers_per_s,
     ask,
     at_least,
     at_most,
-    cores,
+    begin,
     finish,
     percentile,
     ratio,
     rows,
     say,
-    times,
     wrong_answers,
 )
 from benchmark.servers import PATIENCE_S, REALM, free_port, on_cores
@@ -53,14 +48,7 @@ IMEI, IMSI, PAUSE_S = "00101007000009", "999990000000001", 0.1
 
 def main(arguments: Sequence[str]) -> int:
     """The part `trace` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench trace", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
-    on, how = cores(), times(options)
+    options, on, how = begin("trace", __doc__, arguments)
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from eir.commands.table import table
 
+from . import network
 from .build import Missing, program, tools
 from .plot import Panel, svg
 from .servers import REALM, Server, on_cores
@@ -89,6 +90,20 @@ def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: i
     parser.add_argument("--json", action="store_true", help="one document instead of a table")
     if picture:
         parser.add_argument("--svg", type=_drawable, metavar="FILE", help="also draw the results into this file")
+
+
+def begin(
+    name: str, doc: str | None, arguments: Sequence[str], *, seconds: float = 3, turns: int = 5
+) -> tuple[argparse.Namespace, Cores, Times]:
+    """The options, cores and times of a part without options of its own, in a network of its own; the generator is built by then."""
+    parser = argparse.ArgumentParser(
+        prog=f"bench {name}", description=doc, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_options(parser, seconds=seconds, turns=turns)
+    options = parser.parse_args(arguments)
+    program("load")
+    network.enter()
+    return options, cores(), times(options)
 
 
 def _drawable(file: str) -> Path:
