@@ -70,7 +70,7 @@ class Site:
         return PassSettings(**(given | changes))
 
     def loader(self):
-        """What a pass loads with, if nothing else is said."""
+        """The function by which a pass loads, unless the settings name another."""
         terms = self.terms()
         return Loader(terms.lists, terms.store, terms.who, terms.clock(), {})
 

@@ -213,7 +213,7 @@ class OctetMutator:
 
 
 class Fuzzer:
-    """What is fuzzed: clients of one protocol at a node. A class of it for each protocol says how such a client begins and ends."""
+    """Fuzzes a node as clients of one protocol do. A class derived from it for each protocol says how such a client begins and ends."""
 
     node = where = None
     """The node, and the place that a steady client asks at."""

@@ -89,7 +89,7 @@ def read_rows(
     """Read one file's rows into `rows` (None: only to count them); returns how many there are, bad and skipped ones included.
 
     Where the layout has codes for rows that are removed, these go to `removed` (None: they are only counted); `actions` gathers rows with
-    codes instead, for whoever reads several files of which the last row counts. `declared`: layouts of the configuration. `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header
+    codes instead, for a caller that reads several files and wants the last row of all of them to count. `declared`: layouts of the configuration. `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header
     that does not fit, `rows` where a record of the file promises another count, or as soon as there are more than `rows_max`,
     `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far, `range` as Rows.add_spans.
     """

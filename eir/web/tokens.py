@@ -34,7 +34,7 @@ ALGORITHMS: Final = (
     "Ed25519",
     "EdDSA",
 )
-"""Signatures only (RFC 7518 3.1, RFC 9864): `none` proves nothing, and whoever can check an HMAC can make one. By the older name `EdDSA`
+"""Signatures only (RFC 7518 3.1, RFC 9864): `none` proves nothing, and everybody who can check an HMAC can make one. By the older name `EdDSA`
 (RFC 8037) it has to be Ed25519 as well."""
 TOKEN_BYTES_MAX: Final = 8192
 FILE_BYTES_MAX: Final = 1 << 20

@@ -232,7 +232,7 @@ def desk(port=0):
 
 @pytest.fixture
 def key_file(tmp_path):
-    """Of the signatures; a blank at its end is not the key's."""
+    """A file with the key of the signatures; a blank at its end is no part of the key."""
     file = tmp_path / "webhook.key"
     file.write_bytes(b"key\n")
     return file

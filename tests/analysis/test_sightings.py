@@ -551,7 +551,7 @@ async def test_every_check_is_on_record_by_whichever_path_it_was_answered(site, 
     ]
     assert node.metrics()["eir_sightings_total"] == 7 + many
     assert frame["origin_realm"].unique().to_list() == [REALM]
-    await asked(mme, LISTED)  # whoever looks at the record finds what was asked just now
+    await asked(mme, LISTED)  # the record that anybody looks at has what was asked just now
     assert site.json("tamper", "show", LISTED)["subscribers"][0]["checks"] == 3 + many // 40
     await asked(mme, LISTED)
     audited = site.json("audit", site.folder / "releases" / "stolen-1.manifest.json", "--sightings")

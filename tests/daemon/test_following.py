@@ -127,7 +127,7 @@ class TestFront:
             await until_async(lambda: names(node.workers[0]) == [("b", 1)])
 
     async def test_a_list_that_the_front_cannot_take_over_is_handed_in_again(self, site, heard):
-        """By a successor of the follower, which takes it for in force: nobody answers by the list before for long."""
+        """A new follower hands the list in again, so that nobody answers by the list before for long."""
         async with self.followed(site) as (node, follower):
             one, other = pair()
             with one, other:

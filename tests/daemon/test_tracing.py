@@ -21,7 +21,7 @@ class Played:
         self.answers = asyncio.Event()
         self.answers.set()
         self.under_way = None
-        """What workers tell of the trace that is over before they answer."""
+        """Records of the trace that is over, which workers send before they answer."""
         self.renew()
 
     def renew(self, **times):

@@ -49,7 +49,7 @@ def test_a_phone_attaches_or_is_refused(site, tmp_path, mode):
 @pytest.mark.sctp
 @pytest.mark.timeout(400)
 def test_a_phone_attaches_or_is_refused_over_sctp(site, tmp_path):
-    """By the kernel's SCTP between MSC, STP and BSC, and without what makes TCP of it."""
+    """MSC, STP and BSC speak over the kernel's SCTP, and nothing turns it into TCP."""
     name = "test_a_phone_attaches_or_is_refused_over_sctp"
     if REPORTS not in os.environ and agent.in_a_network_of_its_own(f"{__file__}::{name}", always=True):
         return
