@@ -60,7 +60,7 @@ class MapServer(Server[Link]):
         self._all_rates = rates
         self.results: Counter[tuple[str, str]] = Counter()
         """(peer label, status or what was wrong)."""
-        self._askers: dict[tuple[bytes, int, str], Asker] = {}
+        self._askers: dict[tuple[object, ...], Asker] = {}
         self._dials = False
         self._dialing: dict[GatewaySettings, asyncio.Task[None]] = {}
         self._failures: dict[str, tuple[float, str]] = {}
@@ -335,8 +335,8 @@ class MapServer(Server[Link]):
         )
 
     def _asker(self, link: Link, calling: Address, opc: int) -> Asker:
-        """Return who asks, by the title and the point code of the calling address."""
-        key = (calling.octets, opc, link.requester.label)
+        """Return who asks, by the title and the point code of the calling address, and by where the association comes from."""
+        key = calling.octets, opc, link.requester.label, link.source
         found = self._askers.get(key)
         if found is None:
             if len(self._askers) >= ASKERS_MAX:

@@ -5,6 +5,7 @@ Clauses: A is TS 29.002, Q is Q.773 and Q.774, P is this project's policy where 
 
 import asyncio
 from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import m3ua_wire as wire
@@ -288,6 +289,24 @@ async def test_what_is_about_the_association_has_its_turns_as_questions_have():
     assert link.tally == (1, 1)
     link.association.lost()
     link.ended()
+
+
+async def test_a_calling_title_is_an_mscs_only_from_where_its_entry_says():
+    """A title is whatever its sender writes: from another address it is nobody's, whoever asked with it before."""
+    all_of_them = PeerSettings(label="all", gt="1", sources=(ip_network("10.0.0.0/8"),))
+    msc = PeerSettings(label="msc", gt=wire.TITLE[:6], sources=(ip_network("10.1.0.0/16"),))
+    peers, limits = (all_of_them, msc), Limits()
+    server = MapServer(
+        service(), peers, limits, Ss7Settings(point_code="1-1-2"), PolicySettings(), counts=Counts(),
+        rates=RateLimits(peers, limits, None), report=lambda *_, **__: None,
+    )  # fmt: skip
+    question = m3ua.transfer(m3ua.parameters(wire.data(wire.udt(bytes.fromhex(wire.V3)))))
+    for source in ("10.2.0.7", "10.1.0.7", "10.2.0.7"):
+        link = Link(server, server.loop)
+        link.source = ip_address(source)
+        link.association = server.accept(link)
+        assert server.transferred(link, question) is not None
+    assert server.results == {("all", "blacklisted"): 2, ("msc", "blacklisted"): 1}
 
 
 def test_several_invocations_each_get_an_answer():
