@@ -110,6 +110,8 @@ class _Note:
     """SHA-256 of manifests that were refused for good → reason and detail: they are fetched once."""
     settings: str | None = None
     """Digest of the list's settings by which they were."""
+    url: str | None = None
+    """The source that `etag`, `sha256` and `written` are of: another one may be another publisher's."""
 
 
 async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
@@ -159,6 +161,8 @@ class _Pull:
         self.note = _read_note(self.terms.room / NOTE)
         if (settings := _digest(self.terms.settings)) != self.note.settings:  # by others they may be good
             self.note = replace(self.note, refused={}, settings=settings)
+        if self.source.url != self.note.url:
+            self.note = replace(self.note, etag=None, sha256=None, written=None, url=self.source.url)
         self.server = server = await asyncio.to_thread(Server, self.source, self.until)
         index = await asyncio.to_thread(self._index, server)
         self.reached, self.serial = True, index.serial

@@ -45,6 +45,9 @@ OPTIONS = {
     *TLS_FILES,
 }
 
+ESCAPED = " (in a password / is written %2F, ? %3F, and # %23)"
+"""Ends a message about a part of a URL, which is not quoted: one of these signs makes the rest of a password that part."""
+
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
 """Longer than any read that waits for a change (`wait_s` of eir.follow.pauses)."""
@@ -120,7 +123,7 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
             )
         service = path.pop(0)
     if len(path) > (form != CLUSTER) or not all(step.isdecimal() for step in path):
-        raise StoreError("url", f"what follows the host in the store's URL is a database number; got {parts.path!r}")
+        raise StoreError("url", f"what follows the host in the store's URL is a database number{ESCAPED}")
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, secret = map(unquote, login.partition(":"))
     common: dict[str, Any] = {"socket_keepalive": True, "protocol": 2}
@@ -192,7 +195,7 @@ def _host(text: str, port: int) -> tuple[str, int]:
         parts = urlsplit(f"//{text}")
         found = parts.port or port
     except ValueError:
-        raise StoreError("url", f"the store's URL has a bad port: {text!r}") from None
+        raise StoreError("url", f"the store's URL has a bad port{ESCAPED}") from None
     if not parts.hostname:
         raise StoreError("url", "the store's URL names no host")
     return parts.hostname, found

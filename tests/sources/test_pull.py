@@ -452,3 +452,21 @@ def test_two_nodes_on_one_redis_fetch_once(tmp_path, publisher):
             for line in node.lines()
             if line["event"] in {"source_refused", "source_unreached", "fault"}
         ] == []
+
+
+async def test_another_publishers_index_is_not_held_to_the_time_of_the_one_before(register, node, tmp_path, keys):
+    register.publish(ROWS[:20])
+    assert await node.pull() == ("loaded", "")
+    other = Register(tmp_path / "other", keys[1])
+    with other.web:
+        other.serial = 1
+        other.publish(ROWS[:21], ahead_s=-3600)
+        node.source = replace(node.source, url=other.web.url)
+        node.settings = replace(node.settings, signers=other.signers)
+        assert await node.pull() == ("loaded", "")
+        assert await node.serial() == 2
+        other.web.remember()
+        other.publish(added=[ROWS[22]])
+        assert await node.pull() == ("loaded", "")
+        other.web.fault = "repeat"
+        assert await node.pull() == ("refused", "replayed")

@@ -649,6 +649,10 @@ class TestUrls:
             ("redis+cluster://h/1", "database number"),
             ("redis+sentinel://h", "/SERVICE"),
             ("redis://h:99999", "bad port"),
+            ("redis://:se/cret@h", "database number (in a password / is written %2F"),
+            ("redis+sentinel://u:x/sec/ret@h/s", "database number"),
+            ("redis://u:se#cret@h:6379", "bad port"),
+            ("redis://u:se?cret@h", "bad port"),
             ("redis://h?pasword_file=x", "unknown option 'pasword_file'"),
             (
                 "redis://h?password_file=/nowhere/at/all",
@@ -664,6 +668,7 @@ class TestUrls:
         with pytest.raises(StoreError, match=re.escape(says)) as caught:
             parse_url(url, {})
         assert caught.value.cause == "url"
+        assert "cret" not in str(caught.value)
 
 
 class TestTls:
