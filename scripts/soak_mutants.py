@@ -47,6 +47,7 @@ OUTSIDE = {
     "eir/follow": ("test_follow", "test_copy"),
     "eir/gsup": ("test_gsup", "test_gsup_rows", "test_gsup_node"),
     "eir/n5g": ("test_n5g", "test_n5g_node", "test_n5g_access"),
+    "eir/map": ("test_map", "test_map_node"),
     "eir/operate": ("test_status", "test_metrics", "test_control"),
     "eir/images": ("test_index", "test_image"),
     "eir/inbox": ("test_inbox", "test_deliveries"),
@@ -57,6 +58,8 @@ OUTSIDE = {
     "eir/releases": ("test_release", "test_publish"),
     "eir/rows": ("test_layout", "test_build", "test_load"),
     "eir/s13": ("test_express", "test_service", "test_lane", "test_conformance"),
+    "eir/sources": ("test_pull", "test_folder", "test_acknowledge", "test_feed", "test_fraud_check", "test_feed_node"),
+    "eir/ss7": ("test_ss7", "test_map", "test_map_node"),
     "eir/stores": ("test_store_contract", "test_sqlite", "test_redis"),
     "eir/web": ("test_http", "test_http2", "test_hpack_lane"),
 }

@@ -89,8 +89,12 @@ def read(reply):
     return message, dialogue, [] if message.components is None else tcap.outcomes(reply.octets, message.components)
 
 
+BY = {"a305a103020102": "refused: context", "a305a203020102": "refused: version", "6403800100": "ended here", "6403800101": "not understood"}  # fmt: skip
+"""The last octets of an Abort with a dialogue portion (Q.773 4.2.3): the diagnostic of a refusal, and who ends a dialogue."""
+
+
 def said(octets, version, of=None, asks=MSC):  # noqa: PLR0911
-    """The status, `error N`, `reject KIND.CODE`, `abort CAUSE`, `refused`, or None."""
+    """The status, `error N`, `reject KIND.CODE`, `abort CAUSE`, one of BY (a refusal with the version that it names), or None."""
     reply = (of or service()).answer(octets, asks)
     message, dialogue, found = read(reply)
     if message is None:
@@ -98,7 +102,8 @@ def said(octets, version, of=None, asks=MSC):  # noqa: PLR0911
     if message.kind == tcap.ABORT:
         if message.cause is not None:
             return f"abort {message.cause}"
-        return "refused" if dialogue is not None and dialogue.kind == tcap.AARE else "aborted"
+        (by,) = [by for last, by in BY.items() if reply.octets.hex().endswith(last)]
+        return f"{by}, {codec.version_of(dialogue.context)}" if dialogue.kind == tcap.AARE else by
     (outcome,) = found or [None]
     if outcome is None:
         return "empty"
@@ -168,11 +173,11 @@ REQUESTS = [
     ("a result nobody waits for", begin(2, el(0xA2, el(2, b"\1"))), 2, "reject 2.0", "Q3.3"),
     ("an error nobody waits for", begin(2, el(0xA3, el(2, b"\1"), el(2, b"\1"))), 2, "reject 3.0", "Q3.3"),
     ("a reject", begin(2, el(0xA4, el(2, b"\1"), el(0x80, b"\0"))), 2, "empty", "Q3.2.2"),
-    ("no component", begin(3), 3, "aborted", "Q: no transaction is kept"),
-    ("another context", begin(3, invoke(), context=bytes.fromhex("04000001000003")), 3, "refused", "Q4.2.3"),
-    ("version 4", begin(3, invoke(), context=codec.CONTEXT + b"\4"), 3, "refused", "A25.6.1"),
-    ("another protocol version", begin(3, invoke()).replace(b"\x80\2\7\x80", b"\x80\2\7\0", 1), 3, "refused", "Q4.2.3"),
-    ("a dialogue that is none", tcap.begin(b"\1", el(0x6B, el(0x28, el(6, b"\0\x11"), el(0xA0))), el(0x6C, invoke())), 3, "aborted", "Q3.2.1"),
+    ("no component", begin(3), 3, "ended here", "Q: no transaction is kept"),
+    ("another context", begin(3, invoke(), context=bytes.fromhex("04000001000003")), 3, "refused: context, None", "Q4.2.3"),
+    ("version 4", begin(3, invoke(), context=codec.CONTEXT + b"\4"), 3, "refused: context, 3", "A25.6.1"),
+    ("another protocol version", begin(3, invoke()).replace(b"\x80\2\7\x80", b"\x80\2\7\0", 1), 3, "refused: version, 3", "Q4.2.3"),
+    ("a dialogue that is none", tcap.begin(b"\1", el(0x6B, el(0x28, el(6, b"\0\x11"), el(0xA0))), el(0x6C, invoke())), 3, "not understood", "Q3.2.1"),
     ("Continue", el(0x65, el(0x48, b"\1"), el(0x49, b"\2")), 2, "abort 1", "Q3.3.3"),
     ("End", el(0x64, el(0x49, b"\2")), 2, None, "Q3.3.3"),
     ("Abort", el(0x67, el(0x49, b"\2")), 2, None, "Q3.3.3"),

@@ -364,10 +364,12 @@ def test_lengths_of_all_forms():
         ber.elements(bytes.fromhex("0401aa 048101bb 04820001cc 3080 0401dd 0000".replace(" ", "")), 0, 19)[-1].tag
         == 0x30
     )
-    for wrong in ("04", "0402aa", "0485000000000104", "0480aa0000", "3080", "3080" * 12 + "0000" * 12, "1f80808080"):
+    for wrong in ("04", "0402aa", "0485000000000104", "0480aa0000", "3080", "3080" * 9 + "0000" * 9, "1f8080800000"):
         octets = bytes.fromhex(wrong)
         with pytest.raises(ber.BerError):
             ber.elements(octets, 0, len(octets))
+    longest = "3080" * 8 + "1f80800000" + "0000" * 8
+    assert ber.elements(bytes.fromhex(longest), 0, len(longest) // 2)[0].tag == 0x30
     assert ber.encoded(4, bytes(200))[:3] == b"\4\x81\xc8"
 
 
