@@ -104,9 +104,10 @@ def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
     place = out.resolve() if out.is_symlink() else out
     unfinished = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        with unfinished.open("x", encoding="utf-8", newline="") as file:
-            if private:
-                unfinished.chmod(0o600)
+        mode = 0o600 if private else 0o666
+        with open(
+            unfinished, "x", encoding="utf-8", newline="", opener=lambda path, flags: os.open(path, flags, mode)
+        ) as file:
             yield file
         unfinished.replace(place)
     except OSError as e:

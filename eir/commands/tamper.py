@@ -1,9 +1,6 @@
 """Commands that judge what checks have shown: phones whose identity was tampered with, for people, for scripts and as rows of a list."""
 
 import csv
-import os
-import sys
-from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +13,7 @@ from eir.analysis.cases import CLEARED, CONFIRMED, cases, decide, decided
 from eir.checks.identifier import BY_KEY
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
 from eir.commands.forms import duration
-from eir.commands.output import EXIT_USAGE, fail, print_json, progress, put, say, show, show_one
+from eir.commands.output import EXIT_USAGE, fail, print_json, progress, put, say, show, show_one, written_to
 from eir.commands.sightings import write_down
 from eir.config import Config, load_config
 from eir.device import device_key, key_text
@@ -24,6 +21,8 @@ from eir.errors import EirError, IdentifierError
 from eir.record.store import Event, utc_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from eir.analysis.engine import Engine
     from eir.analysis.judge import Finding, Judgement
 
@@ -105,14 +104,14 @@ def report(
     """
     found = _judged(opened(load_config(config)), since, until, min_score, _Where(record, on_spark, work))
     if csv_file is not None:
-        with _written(csv_file) as out:
+        with written_to(csv_file, private=True) as out:
             _write_csv(found.findings, out)
     if html_file is not None or public_file is not None:
         from eir.analysis.page import page, public_page  # noqa: PLC0415 - for those who want one
 
         for path, make in ((html_file, page), (public_file, public_page)):
             if path is not None:
-                with _written(path) as out:
+                with written_to(path, private=True) as out:
                     out.write(make(found))
     rows = [finding.as_json() for finding in found.findings]
     if as_json:
@@ -181,7 +180,7 @@ def export(
     chosen, others = [finding for finding in chosen if finding.device not in for_tests], others - for_tests
     if not chosen and not others:
         raise fail("nothing found; nothing is written")
-    with _written(out) as stream:
+    with written_to(out, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows(rows(chosen, layout, found.until, map(key_text, sorted(others))))
     say(
@@ -212,7 +211,7 @@ def show_one_device(
     if not made["subscribers"]:
         raise fail(f"{identifier} is not on record from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")
     if html_file is not None:
-        with _written(html_file) as out:
+        with written_to(html_file, private=True) as out:
             out.write(sheet_page(made))
     if as_json:
         print_json(made)
@@ -367,14 +366,3 @@ def _write_csv(findings: "Iterable[Finding]", out: TextIO) -> None:
             columns = list(row)
             writer.writerow(columns)
         writer.writerow(row[column] for column in columns)
-
-
-@contextmanager
-def _written(path: Path | None) -> Iterator[TextIO]:
-    """A file that only its owner may read, since it holds identifiers; standard output for None."""
-    if path is None:
-        yield sys.stdout
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8", newline="") as out:  # noqa: PTH123 - of a descriptor, for its mode
-        yield out

@@ -146,6 +146,7 @@ UNTIL_DAY = ("--until", f"{UNTIL:%Y-%m-%d}")
 def test_the_report(operator, tmp_path):
     out, public = tmp_path / "report.html", tmp_path / "public.html"
     sheet = tmp_path / "report.csv"
+    sheet.touch(mode=0o644)
     rows = operator.json("tamper", "report", *UNTIL_DAY, "--csv", sheet, "--html", out, "--public", public)
     assert len(rows) == 12 + 8 + 1
     assert list(rows[0])[:7] == ["imei", "score", "conditions", "subscribers", "first_seen", "last_seen", "evidence"]
