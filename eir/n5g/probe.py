@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import ConnectionTerminated, DataReceived, Event, ResponseReceived, StreamEnded, StreamReset
+from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 
 from eir.checks.finding import Finding, Probe
@@ -22,6 +22,7 @@ from eir.n5g.redirect import REDIRECTS
 from eir.n5g.service import RESOURCE
 from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.stream import fault_text
+from eir.web.http2_client import BODY_BYTES_MAX, GoAway, Incoming
 
 READ_BYTES = 65_536
 STATUS_DIGITS = 3
@@ -114,10 +115,11 @@ class _Client:
 
     async def listen(self) -> None:
         """Take what comes, until the connection ends."""
+        incoming = Incoming(self._h2)
         try:
             while data := await self._reader.read(READ_BYTES):
-                for event in self._h2.receive_data(data):
-                    self._happened(event)
+                for event in incoming.events(data):
+                    self._sent_away(event) if isinstance(event, GoAway) else self._happened(event)
                 self._send()
             self._over("the other end has closed the connection")
         except ProtocolError as e:
@@ -126,9 +128,8 @@ class _Client:
             self._over(fault_text(e, secure=self._target.tls is not None))
 
     def _happened(self, event: Event) -> None:
-        if isinstance(event, ConnectionTerminated):
-            self._over(f"it was sent away (GOAWAY, error {event.error_code})")
-            return
+        if isinstance(event, DataReceived):  # of an answer that came too late, too: the window is that of all
+            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         answer = self._answers.get(getattr(event, "stream_id", None) or 0)
         if answer is None or answer.done.done():
             return
@@ -140,7 +141,8 @@ class _Client:
                 answer.location = headers[b"location"].decode("latin-1") if b"location" in headers else None
             case DataReceived():
                 answer.body += event.data
-                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if len(answer.body) > BODY_BYTES_MAX:
+                    answer.done.set_exception(EirError(f"it is longer than {BODY_BYTES_MAX} bytes"))
             case StreamEnded():
                 answer.done.set_result(None)
             case StreamReset():
@@ -148,10 +150,15 @@ class _Client:
             case _:
                 pass
 
-    def _over(self, why: str) -> None:
+    def _sent_away(self, said: GoAway) -> None:
+        """Ask nothing more; what is under way is still answered, unless the server says that it is not."""
+        self._over(f"it was sent away (GOAWAY, error {said.error})", after=0 if said.error else said.last)
+
+    def _over(self, why: str, after: int = 0) -> None:
+        """The connection is over, or the server answers no stream after this one."""
         self.closed_by = self.closed_by or why
-        for answer in self._answers.values():
-            if not answer.done.done():
+        for stream, answer in self._answers.items():
+            if stream > after and not answer.done.done():
                 answer.done.set_exception(EirError(why))
 
     def _send(self) -> None:
@@ -189,7 +196,7 @@ def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float)
     """An answer as it came (TS 29.511 6.1.3.2.3.1). `result_code` is the HTTP status."""
     try:
         document = json.loads(answer.body.decode()) if answer.body else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         document = {}
     said = document if isinstance(document, dict) else {}
     status = fault = error = None

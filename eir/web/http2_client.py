@@ -34,6 +34,40 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class GoAway(NamedTuple):
+    """The server takes no further request (RFC 9113 6.8)."""
+
+    last: int
+    """The last stream that is still answered."""
+    error: int
+
+
+class Incoming:
+    """Bytes of a server as events of h2, which is shown no GOAWAY: after one it would refuse the answers that still come (RFC 9113 6.8)."""
+
+    def __init__(self, h2: H2Connection) -> None:
+        self._h2, self._unread = h2, b""
+
+    def events(self, data: bytes) -> Iterator[Event | GoAway]:
+        """Take bytes, and give what the whole frames in them say, one after the other. Raises ProtocolError."""
+        data, at = self._unread + data, 0
+        try:
+            while len(data) - at >= HEAD_BYTES:
+                length, kind = int.from_bytes(data[at : at + 3]), data[at + 3]
+                # Of a frame that is too long h2 has enough with its beginning.
+                end = at + HEAD_BYTES + min(length, self._h2.max_inbound_frame_size)
+                if len(data) < end:
+                    return
+                frame, at = data[at:end], end
+                if kind != GOAWAY or length < 8:
+                    yield from self._h2.receive_data(frame)
+                else:
+                    last, error = (int.from_bytes(frame[of : of + 4]) for of in (HEAD_BYTES, HEAD_BYTES + 4))
+                    yield GoAway(last & 0x7FFFFFFF, error)
+        finally:
+            self._unread = data[at:]
+
+
 class Exchange:
     """The connection. `headers`: the request's, pseudo-headers first. `answer`: what came, once it has."""
 
@@ -46,7 +80,7 @@ class Exchange:
         self._status = 0
         self._headers: dict[str, str] = {}
         self._body = b""
-        self._unread = b""
+        self._incoming = Incoming(self._h2)
         self.answer: Answer | None = None
         self._send_rest()
 
@@ -59,8 +93,10 @@ class Exchange:
         if not data:
             raise NoAnswer("the connection was closed before the answer")
         try:
-            for event in self._events(data):
-                if isinstance(event, ResponseReceived):
+            for event in self._incoming.events(data):
+                if isinstance(event, GoAway):
+                    self._sent_away(event)
+                elif isinstance(event, ResponseReceived):
                     self._headers = {str(name): str(value) for name, value in event.headers}
                     self._status = int(self._headers.get(":status", "0"))
                 elif isinstance(event, DataReceived):
@@ -78,26 +114,11 @@ class Exchange:
         except (ProtocolError, UnicodeDecodeError, ValueError) as e:
             raise NoAnswer(f"it does not speak HTTP/2 ({type(e).__name__})") from None
 
-    def _events(self, data: bytes) -> Iterator[Event]:
-        """Take whole frames, one by one. Raises NoAnswer for a GOAWAY that leaves the request out.
-
-        Another one only says that no further request is taken: the answer comes, which h2 would refuse after it (RFC 9113 6.8).
-        """
-        self._unread += data
-        while len(self._unread) >= HEAD_BYTES:
-            length, kind = int.from_bytes(self._unread[:3]), self._unread[3]
-            end = HEAD_BYTES + min(
-                length, self._h2.max_inbound_frame_size
-            )  # of a longer one h2 has enough with its beginning
-            if len(self._unread) < end:
-                return
-            frame, self._unread = self._unread[:end], self._unread[end:]
-            if kind != GOAWAY or length < 8:
-                yield from self._h2.receive_data(frame)
-                continue
-            last, error = (int.from_bytes(frame[at : at + 4]) for at in (HEAD_BYTES, HEAD_BYTES + 4))
-            if error or last & 0x7FFFFFFF < STREAM:
-                raise NoAnswer(f"the connection was ended (error {error})")
+    @staticmethod
+    def _sent_away(said: GoAway) -> None:
+        """Go on where the request is still answered. Raises NoAnswer."""
+        if said.error or said.last < STREAM:
+            raise NoAnswer(f"the connection was ended (error {said.error})")
 
     def _send_rest(self) -> None:
         """Send of the body what the server has left a window for."""

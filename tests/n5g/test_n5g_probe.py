@@ -11,7 +11,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
 from luhn import check_digit
-from node import LISTED, UNLISTED
+from node import LISTED, UNLISTED, until_async
 
 from eir.errors import EirError
 from eir.n5g.probe import Target, ask, ask_many, asking
@@ -83,6 +83,7 @@ ANSWERS = [
     (answers(200), None, 200, NOT_KNOWN, None),
     (answers(200, ["BLACKLISTED"]), None, 200, NOT_KNOWN, None),
     (answers(200, body=b"\xff{"), None, 200, NOT_KNOWN, None),
+    (answers(200, body=b"[" * 10_000), None, 200, NOT_KNOWN, None),
     (answers(204), None, 204, None, "204"),
     (answers("x"), None, None, "no status in the answer", None),
     (answers(404, UNKNOWN), "unknown", 404, None, None),
@@ -110,9 +111,46 @@ async def test_an_answer_is_reported_as_it_came(respond, status, result, fault, 
     assert (len(other.asked), other.connections) == (1, 1)  # nothing is followed, nothing repeated
 
 
+def sends_away_first(h2, stream):
+    """As a server that shuts down (RFC 9113 6.8): it takes no further request, and answers this one."""
+    away = wire.frame(wire.GOAWAY, 0, 0, struct.pack(">II", stream, 0))
+    settings = h2.data_to_send()
+    answers(200, {"status": "BLACKLISTED"})(h2, stream)
+    return settings + away + h2.data_to_send()
+
+
+async def test_what_is_under_way_is_answered_after_a_goaway_and_nothing_more_is_asked():
+    async with eir(sends_away_first) as other:
+        found = await ask(other.target, [LISTED, UNLISTED])
+    assert [each.status for each in found] == ["blacklisted", None]
+    assert found[1].fault == "no answer: it was sent away (GOAWAY, error 0)"
+    assert len(other.asked) == 1
+
+
+async def test_answers_that_nobody_waits_for_leave_the_others_their_window():
+    """65,535 octets for all streams together (RFC 9113 6.9.1), of which none is left unless those that came too late give theirs back."""
+    streams, long = [], {"status": "WHITELISTED", "more": "x" * 16_000}
+
+    def respond(h2, stream):
+        streams.append(stream)
+        for each in {1: [], 2: [], 3: streams}.get(len(streams), [stream]):
+            answers(200, long)(h2, each)
+
+    async with eir(respond, timeout_s=60) as other, asking(other.target) as about:
+        gone = [asyncio.create_task(about(LISTED)) for _ in range(2)]
+        await until_async(lambda: len(streams) == 2)
+        for each in gone:
+            each.cancel()
+        assert [await about(UNLISTED) for _ in range(4)] == ["whitelisted"] * 4
+
+
 NO_ANSWERS = [
     (resets, "no answer: the request was reset (error 7)"),
     (goes_away, "no answer: it was sent away (GOAWAY, error 11)"),
+    (
+        lambda _, stream: wire.frame(wire.GOAWAY, 0, 0, struct.pack(">II", stream - 1, 0)),
+        "no answer: it was sent away (GOAWAY, error 0)",
+    ),
     (lambda *_: None, "no answer within 0.3 s"),
     (lambda *_: b"\0" * 100_000, "no answer: what comes is not HTTP/2"),
     (lambda *_: wire.frame(wire.WINDOW_UPDATE, 0, 0, struct.pack(">I", 0)), "no answer: what comes is not HTTP/2"),
