@@ -268,9 +268,11 @@ class _Copy:
             sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *deselected, *tests,
         ]  # fmt: skip
         status, said = self._run(command, limit_s)
-        for test in tests if status == 0 and not but else ():
-            self._took[test] = sum(map(float, re.findall(rf"^([0-9.]+)s \w+ +{re.escape(test)}::", said, re.MULTILINE)))
         found = re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::.*?)?)(?: - .*)?$", said, re.MULTILINE)
+        failed = found[1].partition("::")[0] if found is not None else ""
+        whole = tests[: tests.index(failed)] if failed in tests else tests if status == 0 else []
+        for test in whole if not but else ():
+            self._took[test] = sum(map(float, re.findall(rf"^([0-9.]+)s \w+ +{re.escape(test)}::", said, re.MULTILINE)))
         if found is not None:
             return found[1]
         # 0: all passed; 5: nothing was left to run. Else the run as a whole came to nothing, as when an import ends the process.
