@@ -207,7 +207,12 @@ class Link(link.Link):
             return
         self.association.lost()
         self._tell(self.association)
-        self.association = self._owner.accept(self)
+        again = self._owner.accept(self)
+        if again is None:
+            self.abort()
+            return
+        again.dropped = self.association.dropped  # counters only grow
+        self.association = again
         self.flush()
 
     def path_changed(self, address: str, *, up: bool) -> None:

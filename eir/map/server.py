@@ -217,7 +217,7 @@ class MapServer(Server[Link]):
 
     def lost(self, link: Link) -> None:
         """Forget a connection, and say why it ended."""
-        if link.association is not None and link in self.links:
+        if link.association is not None:
             self.errors.update(link.association.dropped)
         super().lost(link)
 

@@ -5,7 +5,6 @@ Clauses: A is TS 29.002, Q is Q.773 and Q.774, P is this project's policy where 
 
 import asyncio
 from datetime import UTC, datetime
-from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import m3ua_wire as wire
@@ -28,6 +27,7 @@ from eir.peers.rate import RateLimits
 from eir.peers.requester import Requester
 from eir.peers.settings import Limits, PeerSettings
 from eir.ss7 import m3ua, sccp, tcap
+from eir.ss7.asp import State
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 LISTED, FREE, TEST_IMSI = "00101001000001", "00101003000003", "001010000000001"
@@ -252,18 +252,37 @@ def test_above_a_limit():
     assert of.checker.checks().total() == 0
 
 
-async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
-    """The section is gone and the listener open until a restart: nobody asks in vain meanwhile."""
-    peers, limits, refused = (PeerSettings(label="near"),), Limits(), []
+def map_server(report=lambda *_, **__: None, **limits):
+    """The SIGTRAN side of a worker, with one peer."""
+    peers, limits = (PeerSettings(label="near"),), Limits(**limits)
     server = MapServer(
         service(), peers, limits, Ss7Settings(point_code="1-1-2"), PolicySettings(), counts=Counts(),
-        rates=RateLimits(peers, limits, None), report=lambda event, *, reason, **_: refused.append((event, reason)),
+        rates=RateLimits(peers, limits, None), report=report,
     )  # fmt: skip
+    server.turns = SimpleNamespace(come=lambda _: None)
+    return server
+
+
+def stands(server):
+    """A connection, and what it writes; `aborted` is in it when it is ended."""
+    link, out = Link(server, server.loop), []
+    link.transport = SimpleNamespace(
+        write=out.append, is_closing=lambda: False, pause_reading=lambda: None, resume_reading=lambda: None,
+        abort=lambda: out.append("aborted"),
+    )  # fmt: skip
+    link.association = server.accept(link)
+    return link, out
+
+
+async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
+    """The section is gone and the listener open until a restart: nobody asks in vain meanwhile."""
+    refused = []
+    server = map_server(lambda event, *, reason, **_: refused.append((event, reason)))
     link, late = (Link(server, server.loop) for _ in range(2))
     association = link.association = server.accept(link)
     association.receive(m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC), 0.0)
     association.take()
-    server.reconfigure(peers, limits, Ss7Settings(), PolicySettings())
+    server.reconfigure(server.peers, server.limits, Ss7Settings(), PolicySettings())
     assert [m3ua.kind_of(each) for each in association.take()] == [m3ua.Kind.ASPIA]
     assert server.accept(late) is None
     assert refused == [("peer_refused", "draining")]
@@ -271,17 +290,7 @@ async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
 
 async def test_what_is_about_the_association_has_its_turns_as_questions_have():
     """A flood of it on one connection holds up no other: a piece of what has come is taken apart, and then others have their turn."""
-    peers, limits, out = (PeerSettings(label="near"),), Limits(), []
-    server = MapServer(
-        service(), peers, limits, Ss7Settings(point_code="1-1-2"), PolicySettings(), counts=Counts(),
-        rates=RateLimits(peers, limits, None), report=lambda *_, **__: None,
-    )  # fmt: skip
-    server.turns = SimpleNamespace(come=lambda _: None)
-    link = Link(server, server.loop)
-    link.transport = SimpleNamespace(
-        write=out.append, is_closing=lambda: False, pause_reading=lambda: None, resume_reading=lambda: None
-    )
-    link.association = server.accept(link)
+    link, out = stands(map_server())
     beat, question = m3ua.message(m3ua.Kind.BEAT), wire.data(wire.udt(bytes.fromhex(wire.V3)))
     sent = m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC) + beat * 1000 + question
     link.data_received(sent)
@@ -292,26 +301,36 @@ async def test_what_is_about_the_association_has_its_turns_as_questions_have():
     assert turns >= len(sent) // PIECE_BYTES
     assert b"".join(out).count(m3ua.message(m3ua.Kind.BEAT_ACK)) == 1000
     assert link.tally == (1, 1)
-    link.association.lost()
-    link.ended()
+    link.connection_lost(None)
 
 
-async def test_a_calling_title_is_an_mscs_only_from_where_its_entry_says():
-    """A title is whatever its sender writes: from another address it is nobody's, whoever asked with it before."""
-    all_of_them = PeerSettings(label="all", gt="1", sources=(ip_network("10.0.0.0/8"),))
-    msc = PeerSettings(label="msc", gt=wire.TITLE[:6], sources=(ip_network("10.1.0.0/16"),))
-    peers, limits = (all_of_them, msc), Limits()
-    server = MapServer(
-        service(), peers, limits, Ss7Settings(point_code="1-1-2"), PolicySettings(), counts=Counts(),
-        rates=RateLimits(peers, limits, None), report=lambda *_, **__: None,
-    )  # fmt: skip
-    question = m3ua.transfer(m3ua.parameters(wire.data(wire.udt(bytes.fromhex(wire.V3)))))
-    for source in ("10.2.0.7", "10.1.0.7", "10.2.0.7"):
-        link = Link(server, server.loop)
-        link.source = ip_address(source)
-        link.association = server.accept(link)
-        assert server.transferred(link, question) is not None
-    assert server.results == {("all", "blacklisted"): 2, ("msc", "blacklisted"): 1}
+async def test_an_association_that_is_restarted_begins_again_and_its_counters_go_on():
+    server = map_server()
+    link, out = stands(server)
+    for times in (1, 2):
+        link.data_received(m3ua.message(m3ua.Kind.ASPUP) + wire.data(b""))
+        link.work(lambda: False)
+        assert out.pop(0).startswith(m3ua.message(m3ua.Kind.ASPUP_ACK))
+        assert server.counters()["eir_sigtran_errors_total"] == {("not_active",): times}
+        link.restarted()
+        assert link.association.state == State.DOWN
+    server.draining = True
+    link.restarted()
+    link.connection_lost(None)
+    assert out[-1] == "aborted"
+    assert not server.links
+    assert server.counters()["eir_sigtran_errors_total"] == {("not_active",): 2}
+
+
+async def test_an_msc_that_does_not_say_who_it_is_is_let_go():
+    told = []
+    server = map_server(lambda event, *, reason, **_: told.append((event, reason)), cer_timeout_s=0.01)
+    listener = await server.loop.create_server(lambda: Link(server, server.loop), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+    assert await asyncio.wait_for(reader.read(), 60) == b""
+    writer.close()
+    listener.close()
+    assert told == [("connection_fault", "cer_timeout")]
 
 
 def test_several_invocations_each_get_an_answer():
