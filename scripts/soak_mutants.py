@@ -31,8 +31,8 @@ from faults import SUFFIXES, Fault, changes_nothing, faults_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ASIDE = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "figures")
-FILES_MAX = 8
-"""Files of tests that are found by what they import; those of OUTSIDE come behind them."""
+FILES_MAX = 4
+"""Files of tests of other rooms that are found by what they import."""
 TEST_LIMIT_S = 60
 FIRST_GUESS_S = 5.0
 """Seconds that a file of tests is assumed to need until it was run; the quick ones are asked first."""
@@ -147,9 +147,9 @@ def draw(root: Path, where: Path, seed: int) -> list[Fault]:
 
 
 def concerned(root: Path, file: str) -> list[str]:
-    """Files of tests that concern a file, the nearest first: by name, by what they import, by OUTSIDE."""
-    nearest, near = _named(file), _importers(root).get(file, {})
-    found = sorted(near, key=lambda test: (Path(test).name != nearest, near[test], test))[:FILES_MAX]
+    """Files of tests that concern a file, the nearest first: of its name, of its room, of OUTSIDE, and some of other rooms that import it."""
+    named, near, room = f"{_room(file)}{_named(file)}", _importers(root).get(file, {}), _room(file)
+    found = sorted(near, key=lambda test: (Path(test).name != _named(file), near[test], test))
     folder = file.rpartition("/")[0]
     while folder and folder not in OUTSIDE:
         folder = folder.rpartition("/")[0]
@@ -158,7 +158,9 @@ def concerned(root: Path, file: str) -> list[str]:
         for name in OUTSIDE.get(folder, ())
         for path in (root / "tests").rglob(f"{name}.py")
     ]
-    return list(dict.fromkeys([*found, *outside]))
+    of_room = [test for test in found if test.startswith(room)]
+    others = [test for test in found if not test.startswith((room, "tests/deploy/"))][:FILES_MAX]
+    return list(dict.fromkeys([*([named] if (root / named).exists() else ()), *of_room, *outside, *others]))
 
 
 def try_faults(
@@ -229,7 +231,8 @@ class _Copy:
         if changes_nothing(fault, text):
             return None
         tests = concerned(self.root, fault.file)
-        tests[1:] = sorted(tests[1:], key=lambda test: self._took.get(test, FIRST_GUESS_S))
+        room = _room(fault.file)
+        tests[1:] = sorted(tests[1:], key=lambda test: (not test.startswith(room), self._took.get(test, FIRST_GUESS_S)))
         tried = Tried(fault, fault.diff(text), tests)
         try:
             path.write_text(fault.applied(text))
@@ -313,6 +316,11 @@ def _end(process: subprocess.Popen[str] | None) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _room(file: str) -> str:
+    """The folder of the tests that are about a file's own folder."""
+    return f"tests/{file.split('/')[1]}/"
 
 
 def _named(file: str) -> str:
