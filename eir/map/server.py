@@ -288,6 +288,9 @@ class MapServer(Server[Link]):
             return None
         variant = self._ss7.variant
         unit = sccp.unitdata(transfer.payload, variant)
+        if (tested := sccp.allowed(unit, transfer.dpc, (SSN_EIR, sccp.MANAGEMENT), variant)) is not None:
+            available = link.requester.label not in self._disabled
+            return self._back(link, transfer, unit.calling, tested) if available else None
         cause = (
             Cause.NO_REASSEMBLY if unit.segmented else Cause.UNEQUIPPED_USER if not _is_for_us(unit.called) else None
         )

@@ -1,9 +1,10 @@
 """SCCP connectionless (Q.713, ANSI T1.112): unitdata in, unitdata or its return out. Addresses as they come, and what they say.
 
-UDT and XUDT that is not segmented; UDTS and XUDTS where return on error is asked for. No I/O. Imports eir.ss7.pointcode.
+UDT and XUDT that is not segmented; UDTS and XUDTS where return on error is asked for; of the management of SCCP the test of a subsystem. No I/O. Imports eir.ss7.pointcode.
 """
 
 import struct
+from collections.abc import Collection
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,6 +18,10 @@ ADDRESSES_MAX = 4096
 """Addresses that are remembered with what they say: an MSC calls from the same one each time."""
 PART_MAX = 255
 """The most that a pointer, or the length of a variable part, can say (Q.713 1.7)."""
+MANAGEMENT = 1
+"""Subsystem of SCCP's management (Q.713 3.4.2.2)."""
+_ALLOWED, _TEST = b"\x01", b"\x03"
+"""SSA and SST (Q.713 5.1.1)."""
 HOPS = 15
 """Hop counter of what the node sends as XUDT (Q.713 3.18)."""
 _SEGMENTATION = 0x10
@@ -208,6 +213,19 @@ def returned(unit: Unitdata, cause: Cause) -> bytes:
     extended = unit.kind == XUDT
     head = bytes((XUDTS, cause, HOPS)) if extended else bytes((UDTS, cause))
     return _pointed(head, unit.calling.octets, unit.called.octets, unit.data, optional=extended)
+
+
+def allowed(unit: Unitdata, pc: int, subsystems: Collection[int], variant: str) -> bytes | None:
+    """The answer to a test of one of these subsystems at this point code (SST): that it is allowed (SSA, Q.714 5.3.4).
+
+    None: the unitdata is no such test. Raises SccpFault as `encoded`.
+    """
+    at = pc.to_bytes(3 if variant == ANSI else 2, "little")
+    if unit.called.ssn != MANAGEMENT or len(unit.data) != 3 + len(at) or unit.data[:1] != _TEST:
+        return None
+    if unit.data[1] not in subsystems or unit.data[2:-1] != at:
+        return None
+    return encoded(UDT, 0, unit.calling.octets, unit.called.octets, _ALLOWED + unit.data[1:])
 
 
 def _pointed(head: bytes, called: bytes, calling: bytes, data: bytes, *, optional: bool) -> bytes:

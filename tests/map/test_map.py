@@ -333,6 +333,40 @@ async def test_an_msc_that_does_not_say_who_it_is_is_let_go():
     assert told == [("connection_fault", "cer_timeout")]
 
 
+@pytest.mark.parametrize(("variant", "code", "ours"), [("itu", "1-1-2", "0a08"), ("ansi", "1-1-2", "020101")])
+async def test_who_tests_whether_the_subsystem_is_there_hears_that_it_is(variant, code, ours):
+    """Q.714 5.3.4 (SST, SSA): a gateway that had lost us sends no more questions before that."""
+    peers, limits = (PeerSettings(label="near"),), Limits()
+    server = MapServer(
+        service(), peers, limits, Ss7Settings(point_code=code, variant=variant), PolicySettings(), counts=Counts(),
+        rates=RateLimits(peers, limits, None), report=lambda *_, **__: None,
+    )  # fmt: skip
+    link = Link(server, server.loop)
+    link.association = server.accept(link)
+    management = wire.address(ssn=1, variant=variant)
+
+    def said(octets, at=ours):
+        payload = wire.udt(bytes.fromhex(octets[:4] + at + octets[4:]), called=management, calling=management)
+        answer = server.transferred(link, m3ua.Transfer(wire.MSC, server._point_code, 0, payload))
+        return answer and (answer.opc, answer.dpc, sccp.unitdata(answer.payload, variant))
+
+    for subsystem in ("09", "01"):  # ours, and SCCP itself (5.2.3)
+        opc, dpc, unit = said(f"03{subsystem}00")
+        assert (opc, dpc, unit.called.octets, unit.calling.octets) == (
+            server._point_code,
+            wire.MSC,
+            management,
+            management,
+        )
+        assert unit.data == bytes.fromhex(f"01{subsystem}{ours}00")
+    assert said("030800") is None  # another subsystem
+    assert said("030900", at="0b08" if variant == "itu" else "030101") is None  # another point code
+    assert said("010900") is None
+    assert said("0309") is None
+    server.disable("near")
+    assert said("030900") is None
+
+
 def test_several_invocations_each_get_an_answer():
     reply = service().answer(
         begin(2, invoke(number=b"\1"), invoke(imei(LISTED), number=b"\2"), invoke(number=b"\2")), MSC
