@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import time
 
 import pytest
 from node import LISTED, TRACKED, UNLISTED, children, until, until_async
@@ -291,12 +292,15 @@ async def test_the_probe_and_an_audit(site, hlr):
     node = serve(site, hlr)
     target = f"gsup://127.0.0.1:{port_of(node)}"
     ask = ("probe", target, LISTED, f"{UNLISTED}0", f"{TRACKED}42", "--imsi", IMSI, "--json")
-    found = await asyncio.to_thread(site.eir, *ask)
-    assert [(each["status"], each["imsi"]) for each in json.loads(found.stdout)] == [
+    began = time.perf_counter()
+    found = json.loads((await asyncio.to_thread(site.eir, *ask)).stdout)
+    took_ms = (time.perf_counter() - began) * 1000
+    assert [(each["status"], each["imsi"]) for each in found] == [
         ("blacklisted", IMSI),
         ("whitelisted", IMSI),
         ("whitelisted", IMSI),
     ]
+    assert all(0 < each["round_trip_ms"] < took_ms for each in found)
     found = await asyncio.to_thread(
         site.eir, "probe", target, "--count", "200", "--rate", "2000", LISTED, UNLISTED, "--json"
     )

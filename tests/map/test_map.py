@@ -4,6 +4,7 @@ Clauses: A is TS 29.002, Q is Q.773 and Q.774, P is this project's policy where 
 """
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -485,7 +486,10 @@ async def test_the_probe_falls_back():
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     target = probe.Target(("127.0.0.1",), port, (1, wire.EIR), gt=wire.TITLE)
+    began = time.perf_counter()
     found = await probe.ask(target, [LISTED, FREE], imsi="262010000000001")
+    took_ms = (time.perf_counter() - began) * 1000
+    assert all(0 < each.round_trip_ms < took_ms for each in found)
     assert [each.status for each in found] == ["blacklisted", "unknown"]
     assert asked == [3, 2, 1, 1]
     await gone.wait()
