@@ -5,6 +5,7 @@ import json
 import threading
 from collections import Counter
 
+from accepting import accepting
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
@@ -44,17 +45,11 @@ class Nrf:
 
     async def _run(self, port):
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._writers = set()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self._ssl)
-        self.port = server.sockets[0].getsockname()[1]
-        self._started.set()
-        await self._stop.wait()
-        server.close()
-        for writer in self._writers:
-            writer.transport.abort()
+        async with accepting(self._serve, port=port, tls=self._ssl) as (_, self.port):
+            self._started.set()
+            await self._stop.wait()
 
     async def _serve(self, reader, writer):
-        self._writers.add(writer)
         h2, requests = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8")), {}
         h2.initiate_connection()
         try:
@@ -73,10 +68,9 @@ class Nrf:
                         if body:
                             h2.send_data(event.stream_id, body, end_stream=True)
                 writer.write(h2.data_to_send())
-        except (OSError, ProtocolError, asyncio.CancelledError):
+        except (OSError, ProtocolError):
             pass
         finally:
-            self._writers.discard(writer)
             writer.close()
 
     def _answer(self, headers, body):

@@ -3,6 +3,8 @@
 import asyncio
 import struct
 
+from accepting import accepting
+
 ID_GET = bytes.fromhex("0011fe0401080107010201030104010501010100")
 ID_RESP = bytes.fromhex(
     "004efe05000708302f302f300000130730303a30303a30303a30303a30303a303000000202000002030000020400"
@@ -113,17 +115,16 @@ class Hlr:
     def __init__(self, answer=lambda _: b"", *, asks=True):
         self.answer, self.asks = answer, asks
         self.ends, self.messages, self.names = [], [], []
-        self.port, self._server, self._tasks = 0, None, set()
+        self.port, self._server = 0, None
 
     async def start(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = accepting(self._serve, port=self.port)
+        _, self.port = await self._server.__aenter__()
         return self
 
     async def _serve(self, reader, writer):
         end = End(reader, writer)
         self.ends.append(end)
-        self._tasks.add(asyncio.current_task())
         if self.asks:
             end.send(ID_GET)
         while await end.read():
@@ -141,9 +142,5 @@ class Hlr:
 
     async def stop(self):
         """Be gone, as one that was killed."""
-        self._server.close()
-        for end in self.ends:
-            end.close()
         self.ends.clear()
-        await asyncio.gather(*self._tasks)
-        await self._server.wait_closed()
+        await self._server.__aexit__(None, None, None)

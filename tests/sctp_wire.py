@@ -43,23 +43,25 @@ async def connected(port, *hosts, **bound):
 
 
 class Server:
-    """As asyncio.start_server gives it."""
+    """A listener as `accepting` gives it; who made it closes its connections."""
 
     def __init__(self, made, host):
-        self.sockets = [sctp_socket(host)]
-        self._made = made
-        self.sockets[0].listen(16)
-        asyncio.get_running_loop().add_reader(self.sockets[0], self._accept)
+        self._socket, self._made = sctp_socket(host), made
+
+    async def __aenter__(self):
+        self._socket.listen(16)
+        asyncio.get_running_loop().add_reader(self._socket, self._accept)
+        return self._socket.getsockname()[:2]
 
     def _accept(self):
-        accepted, _ = self.sockets[0].accept()
+        accepted, _ = self._socket.accept()
         accepted.setblocking(False)
         accepted.setsockopt(SCTP, NODELAY, 1)
         self._made(*streams(accepted))
 
-    def close(self):
-        asyncio.get_running_loop().remove_reader(self.sockets[0])
-        self.sockets[0].close()
+    async def __aexit__(self, *_):
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
 
 
 async def open_connection(host, port):

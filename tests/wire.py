@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sctp_wire
+from accepting import accepting
 
 APP = 16777252
 TGPP = 10415
@@ -217,14 +218,14 @@ class Listener:
         if self._scheme == "sctp":
             self._server = sctp_wire.Server(self._made, self.host)
         else:
-            self._server = await asyncio.start_server(self._made, self.host, 0, ssl=self._tls)
-        self.port = self._server.sockets[0].getsockname()[1]
+            self._server = accepting(self._made, self.host, tls=self._tls)
+        _, self.port = await self._server.__aenter__()
         return self
 
     async def __aexit__(self, *_):
-        self._server.close()
         for connection in self.made:
             await connection.close()
+        await self._server.__aexit__(None, None, None)
 
     def _made(self, reader, writer):
         connection = Connection(reader, writer)

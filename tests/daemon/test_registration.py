@@ -6,6 +6,7 @@ import ssl
 
 import pytest
 import trustme
+from accepting import accepting
 from made import until
 from nrf_server import Nrf
 from test_nrf import GOOD, INSTANCE, settings_of
@@ -154,10 +155,7 @@ async def test_a_server_that_is_no_nrf(said):
             writer.write(h2.data_to_send())
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    uri = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with registering(uri) as it:
+    async with accepting(serve) as (_, port), registering(uri := f"http://127.0.0.1:{port}") as it:
         await until(lambda: it.status()["last_error"])
         assert it.status()["registered"] is None
         assert it.numbers()["eir_nrf_requests_total"] == {(uri, "register", "no_answer"): 1.0}
-    server.close()

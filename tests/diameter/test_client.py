@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 import trustme
 import wire
+from accepting import accepting
 
 from eir.diameter.answer import Reply
 from eir.diameter.client import connect
@@ -51,9 +52,8 @@ async def stranger(respond):
         except asyncio.IncompleteReadError:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()
+    async with accepting(serve) as address:
+        yield address
 
 
 def courteous(answers):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 import wire
+from accepting import accepting
 from hostile import Lateness
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
@@ -496,18 +497,14 @@ async def test_a_listener_without_mutual_authentication_takes_nobody():
 async def test_we_connect_over_tls():
     server, _, _ = contexts()
     made = asyncio.Queue()
-    listener = await asyncio.start_server(
-        lambda *ends: made.put_nowait(Connection(*ends)), "127.0.0.1", 0, ssl=server.accepting
-    )
-    port = listener.sockets[0].getsockname()[1]
-    peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}", tls_names=("127.0.0.1",))
-    async with listener, running(peer, tls=server) as setup:
-        connection = await made.get()
-        await connection.answer(await connection.read(), extra=wire.VSAI)
-        # The listener's certificate is for an IP address, and no DNS name of it is the peer's.
-        assert await connection.end() == []
-        assert setup.counts.peers_refused == {"tls_name": 1}
-        await connection.close()
+    async with accepting(lambda *ends: made.put_nowait(Connection(*ends)), tls=server.accepting) as (_, port):
+        peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}", tls_names=("127.0.0.1",))
+        async with running(peer, tls=server) as setup:
+            connection = await made.get()
+            await connection.answer(await connection.read(), extra=wire.VSAI)
+            # The listener's certificate is for an IP address, and no DNS name of it is the peer's.
+            assert await connection.end() == []
+            assert setup.counts.peers_refused == {"tls_name": 1}
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -519,31 +516,30 @@ async def test_a_handshake_that_the_other_end_ends_is_told_so_both_ways(version)
     stranger.issue_cert(wire.HOST).configure_cert(theirs)
     stranger.configure_trust(ours.connecting)
     ours.connecting.check_hostname = False
-    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=theirs)
-    port = listener.sockets[0].getsockname()[1]
-    peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}")
-    async with listener, running(peer, url="tls://127.0.0.1:0", tls=ours) as setup:
-        await until(lambda: setup.node.status()[0].last_error)
-        (event, told) = setup.reported.pop()
-        assert (event, told["peer"], told["address"].removeprefix("tls://")) == (
-            "connect_failed",
-            "mme",
-            f"127.0.0.1:{port}",
-        )
-        assert told["detail"] == setup.node.status()[0].last_error
-        assert told["detail"].startswith("the other end ended the TLS handshake")
-        distrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        distrusting.maximum_version = version
-        with pytest.raises(ssl.SSLError):
-            await setup.connect(ssl=distrusting)
-        await until(lambda: setup.reported)
-        ((event, told),) = setup.reported
-        assert (event, told["reason"], told["address"].partition(":")[0]) == (
-            "peer_refused",
-            "tls_handshake",
-            "127.0.0.1",
-        )
-        assert told["detail"].startswith("the other end ended the TLS handshake")
+    async with accepting(lambda *_: None, tls=theirs) as (_, port):
+        peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}")
+        async with running(peer, url="tls://127.0.0.1:0", tls=ours) as setup:
+            await until(lambda: setup.node.status()[0].last_error)
+            (event, told) = setup.reported.pop()
+            assert (event, told["peer"], told["address"].removeprefix("tls://")) == (
+                "connect_failed",
+                "mme",
+                f"127.0.0.1:{port}",
+            )
+            assert told["detail"] == setup.node.status()[0].last_error
+            assert told["detail"].startswith("the other end ended the TLS handshake")
+            distrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            distrusting.maximum_version = version
+            with pytest.raises(ssl.SSLError):
+                await setup.connect(ssl=distrusting)
+            await until(lambda: setup.reported)
+            ((event, told),) = setup.reported
+            assert (event, told["reason"], told["address"].partition(":")[0]) == (
+                "peer_refused",
+                "tls_handshake",
+                "127.0.0.1",
+            )
+            assert told["detail"].startswith("the other end ended the TLS handshake")
 
 
 def test_what_openssl_says_of_a_handshake():

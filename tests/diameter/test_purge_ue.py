@@ -12,6 +12,7 @@ from queue import SimpleQueue
 
 import pytest
 import wire
+from accepting import accepting
 from diameter.message.avp.grouped import ExperimentalResult, VendorSpecificApplicationId
 from diameter.message.commands.purge_ue import PurgeUeRequest
 from diameter.node import Node as OtherNode
@@ -87,9 +88,8 @@ async def stranger(respond):
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname(), asked
+    async with accepting(serve) as address:
+        yield address, asked
 
 
 def by_code(code):
@@ -123,10 +123,8 @@ def test_both_sides_as_programs(script):
 
 
 async def test_a_server_that_is_away_is_passed_over_and_asked_last_from_then_on(page):
-    gone = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    away = gone.sockets[0].getsockname()
-    gone.close()
-    await gone.wait_closed()
+    async with accepting(lambda *_: None) as away:
+        pass
     async with hss(page, IMSI, OTHER) as there, asking(page, away, there) as servers:
         assert await page["purge"](servers, IMSI) == "purged"
         assert servers.counts.messages["server", "Purge-UE", "request", "out"] == 1

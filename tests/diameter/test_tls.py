@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from accepting import accepting
 from certificates import VERSIONS, Authority, days
 from hostile import processes
 from hypothesis import given
@@ -308,11 +309,9 @@ class Listener:
 
     def __init__(self):
         self.waiting = asyncio.Queue()
-        self.made = []
 
     def __call__(self, *ends):
-        self.made.append(Connection(*ends))
-        self.waiting.put_nowait(self.made[-1])
+        self.waiting.put_nowait(Connection(*ends))
 
     async def accept(self):
         async with asyncio.timeout(60):
@@ -327,13 +326,8 @@ async def listening(authority, *names, issuer=None):
     authority.ca.configure_trust(context)
     context.verify_mode = ssl.CERT_REQUIRED
     listener = Listener()
-    server = await asyncio.start_server(listener, "127.0.0.1", 0, ssl=context)
-    try:
-        yield listener, server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for connection in listener.made:
-            connection.writer.transport.abort()
+    async with accepting(listener, tls=context) as (_, port):
+        yield listener, port
 
 
 async def test_the_node_connects_over_tls(secure, authority):

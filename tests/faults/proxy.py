@@ -7,6 +7,8 @@ import asyncio
 import threading
 from contextlib import suppress
 
+from accepting import accepting
+
 CHUNK = 1 << 16
 
 
@@ -77,19 +79,11 @@ class Proxy:
 
     async def _serve(self):
         self._end = asyncio.Event()
-        self._tasks = set()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        await self._end.wait()
-        server.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        async with accepting(self._connected) as (_, self.port):
+            self._ready.set()
+            await self._end.wait()
 
     async def _connected(self, reader, writer):
-        self._tasks.add(asyncio.current_task())
-        asyncio.current_task().add_done_callback(self._tasks.discard)
         self.accepted += 1
         there = None
         self._open.add(writer)

@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+from accepting import accepting
 from node import LISTED, TRACKED, UNLISTED, children, until, until_async
 from osmo_wire import (
     ACK,
@@ -200,18 +201,14 @@ async def test_an_hlr_that_is_killed_and_comes_back(site, hlr, to):
 
 
 async def test_an_hlr_that_reads_nothing_keeps_no_check_waiting(site, to):
-    over = asyncio.Event()
 
-    async def deaf(_reader, writer):
+    def deaf(_reader, writer):
         writer.transport.pause_reading()
-        await over.wait()
-        writer.transport.abort()
 
-    server = await asyncio.start_server(deaf, "127.0.0.1", 0)
-    try:
+    async with accepting(deaf) as (_, port):
         site.configure(limits={"stalled_write_s": 1, "write_buffer_bytes": 65536})
         hlr = Hlr()
-        hlr.port = server.sockets[0].getsockname()[1]
+        hlr.port = port
         node = serve(site, hlr)
         msc, big = await to(node), gsup(0x04, ME, *((0x77, bytes(250)) for _ in range(40)))
         for _ in range(100):
@@ -223,10 +220,6 @@ async def test_an_hlr_that_reads_nothing_keeps_no_check_waiting(site, to):
         assert await asked(msc, UNLISTED)
         assert node.metrics()["eir_gsup_not_passed_total{peer=msc,reason=hlr_slow}"] > 0
         await until_async(lambda: [line["detail"] for line in node.lines("hlr_away")] == ["it reads nothing"])
-    finally:
-        over.set()
-        server.close()
-        await server.wait_closed()
 
 
 async def test_the_hlr_may_say_no_where_it_stores(site, to):

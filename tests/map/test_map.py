@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import m3ua_wire as wire
 import pytest
+from accepting import accepting
 from made import fill, pages_of
 from pycrate_asn1dir import TCAP_MAPv2v3
 
@@ -478,22 +479,15 @@ async def test_the_probe_falls_back():
                     )
                 )
             writer.write(b"".join(end.take()))
-        writer.close()
-        await writer.wait_closed()
-        gone.set()
 
-    gone = asyncio.Event()
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    target = probe.Target(("127.0.0.1",), port, (1, wire.EIR), gt=wire.TITLE)
-    began = time.perf_counter()
-    found = await probe.ask(target, [LISTED, FREE], imsi="262010000000001")
-    took_ms = (time.perf_counter() - began) * 1000
-    assert all(0 < each.round_trip_ms < took_ms for each in found)
-    assert [each.status for each in found] == ["blacklisted", "unknown"]
-    assert asked == [3, 2, 1, 1]
-    await gone.wait()
-    server.close()
+    async with accepting(serve) as address:
+        target = probe.Target(address[:1], address[1], (1, wire.EIR), gt=wire.TITLE)
+        began = time.perf_counter()
+        found = await probe.ask(target, [LISTED, FREE], imsi="262010000000001")
+        took_ms = (time.perf_counter() - began) * 1000
+        assert all(0 < each.round_trip_ms < took_ms for each in found)
+        assert [each.status for each in found] == ["blacklisted", "unknown"]
+        assert asked == [3, 2, 1, 1]
 
 
 # what a capture shows

@@ -11,6 +11,7 @@ import subprocess
 import m3ua_wire as wire
 import pytest
 import sctp_wire
+from accepting import accepting
 from far import LINKS, OURS, THEIRS, far, linked, switch
 from msc import Msc
 from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
@@ -386,7 +387,6 @@ async def test_two_gateways(site, stps, mode):
 @contextlib.asynccontextmanager
 async def relay(port, local):
     """Where connections go on to a port, from this address."""
-    carrying, writers = [], []
 
     async def carry(reader, writer):
         with contextlib.suppress(OSError):
@@ -395,16 +395,14 @@ async def relay(port, local):
         writer.close()
 
     async def accept(*ours):
-        carrying.append(asyncio.current_task())
         theirs = await asyncio.open_connection("127.0.0.1", port, local_addr=(local, 0))
-        writers.extend((ours[1], theirs[1]))
-        await asyncio.gather(carry(ours[0], theirs[1]), carry(theirs[0], ours[1]))
+        try:
+            await asyncio.gather(carry(ours[0], theirs[1]), carry(theirs[0], ours[1]))
+        finally:
+            theirs[1].transport.abort()
 
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
-        for writer in writers:
-            writer.close()
-        await asyncio.gather(*carrying)
+    async with accepting(accept) as (_, here):
+        yield here
 
 
 async def test_two_nodes_in_one_application_server(tmp_path, publisher, site, stps):

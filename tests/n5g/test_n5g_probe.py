@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import http2_wire as wire
 import pytest
+from accepting import accepting
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
@@ -48,9 +49,8 @@ class Eir:
 @asynccontextmanager
 async def eir(respond, **more):
     made = Eir(respond)
-    server = await asyncio.start_server(made, "127.0.0.1", 0)
-    async with server:
-        made.target = Target(*server.sockets[0].getsockname(), **{"timeout_s": 0.3, **more})
+    async with accepting(made) as address:
+        made.target = Target(*address, **{"timeout_s": 0.3, **more})
         yield made
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import wire
+from accepting import accepting
 from node import LISTED, UNLISTED
 from wire import APP, EIR, REALM, TGPP, VSAI, answer_to, avp, u32, walk
 
@@ -60,9 +61,8 @@ class Fake:
 @asynccontextmanager
 async def fake(respond, cea=None):
     made = Fake(respond, cea)
-    server = await asyncio.start_server(made, "127.0.0.1", 0)
-    async with server:
-        made.target = Target(*server.sockets[0].getsockname(), wire.HOST, REALM, timeout_s=0.3)
+    async with accepting(made) as address:
+        made.target = Target(*address, wire.HOST, REALM, timeout_s=0.3)
         yield made
 
 

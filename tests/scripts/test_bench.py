@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from accepting import accepting
 from hostile import processes
 from in_kernel import has_sctp
 from node import is_gone, until
@@ -458,8 +459,7 @@ async def test_the_generator_sees_every_fault(benchmark, tmp_path, fault):
         writer.close()
         await writer.wait_closed()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with accepting(serve) as (_, port):
         process = await asyncio.create_subprocess_exec(
             benchmark.build.program("load"), f"port={port}", f"questions={tmp_path / 'questions'}", f"realm={REALM}",
             "window=4", "warmup=0", "seconds=0.2", f"patience={0.05 if 'unanswered' in expected else 20}", stdout=asyncio.subprocess.PIPE,
@@ -482,9 +482,9 @@ async def test_a_server_that_ends_the_connection(benchmark, tmp_path):
         writer.close()
         await writer.wait_closed()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+    async with accepting(serve) as (_, port):
         process = await asyncio.create_subprocess_exec(
-            benchmark.build.program("load"), f"port={server.sockets[0].getsockname()[1]}", f"questions={tmp_path / 'questions'}",
+            benchmark.build.program("load"), f"port={port}", f"questions={tmp_path / 'questions'}",
             "patience=0.05", stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         out, _ = await process.communicate()

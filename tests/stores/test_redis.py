@@ -13,6 +13,7 @@ import redis.asyncio
 import redis.exceptions as fault
 import servers
 import trustme
+from accepting import accepting
 from followed import Node
 from made import Altered, event, page, pages_of, state, until
 
@@ -618,8 +619,8 @@ class TestUrls:
             pauses.append(seconds)
             return await pause(0, *result)
 
-        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listener:
-            url = f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        async with accepting(hang_up) as (_, port):
+            url = f"redis://127.0.0.1:{port}"
             monkeypatch.setattr("redis.asyncio.retry.sleep", sleep)
             for _ in range(20):
                 async with opened(url) as store:
