@@ -164,8 +164,8 @@ class Front:
         )  # fmt: skip
         copy = open_copy(config.store, config.state)
         self._history = HistoryKeeper(
-            copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report
-        )
+            copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report, clock=state_folder.read_clock(config.state)
+        )  # fmt: skip
         self._tracing = Tracing(self._workers.trace, self._history.add, report)
         self._status = Status(
             workers=config.workers, pid=os.getpid(), following=lambda: self._followed.how, report=report

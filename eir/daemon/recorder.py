@@ -28,6 +28,7 @@ from eir.analysis.events import DEVICE_CHANGED, SIM_CHANGED, Events
 from eir.analysis.settings import SightingsSettings
 from eir.analysis.subscribers import Subscribers, subscribers
 from eir.config import Config
+from eir.daemon import state_folder
 from eir.daemon.channel import Channel
 from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.priority import Aside, give_way, stand_back, take_part
@@ -126,6 +127,7 @@ class _Recorder:
         if not self._behind.permitted:
             stand_back(disk)  # for good
         self._pruned = float("-inf")
+        self._clock = state_folder.read_clock(config.state)
         self._subscribers = Subscribers("")
         """Until the key is there."""
         kinds = {
@@ -274,7 +276,10 @@ class _Recorder:
         settings, state = self._settings, self._config.state
         if self._pruned == float("-inf"):
             files.clean(state)
-        self._subscribers = subscribers(state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s)
+        now = self._clock.now(time.time(), time.monotonic())  # nothing goes because a clock has jumped
+        self._subscribers = subscribers(
+            state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s, now=lambda: now
+        )
         if messages:
             from eir.analysis import batches  # noqa: PLC0415 - it is there already; other processes do without
 
@@ -282,7 +287,7 @@ class _Recorder:
             if self._settings.watch:
                 watched.write(state, self._events.seen.copy())
         if time.monotonic() - self._pruned > PRUNE_S or size > settings.max_bytes:
-            size = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=time.time())
+            size = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=now)
             self._pruned = time.monotonic()
         return size
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from eir.errors import GenerationConflict, Report, StoreError
+from eir.record.clock import TrustedClock
 from eir.record.history import (
     FOLDS_MAX,
     appended,
@@ -42,7 +43,7 @@ class HistoryKeeper:
     """A node's work on the history, again and again.
 
     `copy`: the node's own, where the store is elsewhere. `writes`: it may write the store's. `who` is this node, in the history. `now` is
-    the monotonic clock.
+    the monotonic clock, `clock` the one by which records are too old: a clock that has jumped takes none away.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class HistoryKeeper:
         who: str,
         report: Report,
         now: Callable[[], float] = time.monotonic,
+        clock: TrustedClock | None = None,
     ) -> None:
         self._copy, self._writes, self._who, self._report, self._now = copy, writes, who, report, now
         self._waiting: deque[Event] = deque(maxlen=WAITING_MAX)
+        self._clock = clock or TrustedClock()
         self._trimmed_at: float | None = None
         self._refusals = ""
         """The refusals of the store that were last taken over."""
@@ -124,10 +127,14 @@ class HistoryKeeper:
     async def _trim(self, store: ListStore, settings: HistorySettings) -> None:
         if self._trimmed_at is not None and self._now() - self._trimmed_at < TRIM_S:
             return
-        now = datetime.now(UTC)
+        now = datetime.fromtimestamp(self._clock.now(time.time(), self._now()), UTC)
         until = utc_text(now - timedelta(days=settings.keep))
         event = Event(
-            time=utc_text(now), who=self._who, what="trim", outcome=ACCEPTED, detail="history.keep, history.max_bytes"
+            time=utc_text(datetime.now(UTC)),
+            who=self._who,
+            what="trim",
+            outcome=ACCEPTED,
+            detail="history.keep, history.max_bytes",
         )
         await in_time(store.trim_history(until, settings.max_bytes, event), COPY_TIMEOUT_S)
         if self._copy is not None and not self.differs:

@@ -108,6 +108,8 @@ class _Note:
     """The time of the newest index that was believed."""
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
     """SHA-256 of manifests that were refused for good → reason and detail: they are fetched once."""
+    refused_at: float = 0.0
+    """Unix seconds of the last of these refusals: a clock that is behind that now was wrong then."""
     settings: str | None = None
     """Digest of the list's settings by which they were."""
     url: str | None = None
@@ -159,8 +161,9 @@ class _Pull:
         """Raises Unreached, ReleaseRefused, StoreError, OSError."""
         self.terms.room.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         self.note = _read_note(self.terms.room / NOTE)
-        if (settings := _digest(self.terms.settings)) != self.note.settings:  # by others they may be good
-            self.note = replace(self.note, refused={}, settings=settings)
+        settings = _digest(self.terms.settings)
+        if settings != self.note.settings or self.terms.clock().timestamp() < self.note.refused_at:  # they may be good
+            self.note = replace(self.note, refused={}, refused_at=0.0, settings=settings)
         if self.source.url != self.note.url:
             self.note = replace(self.note, etag=None, sha256=None, written=None, url=self.source.url)
         self.server = server = await asyncio.to_thread(Server, self.source, self.until)
@@ -236,7 +239,8 @@ class _Pull:
                 await loader.record(refused, release.digest if release is not None else None)
             if refused.reason not in AGAIN:
                 others = list(self.note.refused.items())[1 - REMEMBERED_MAX :]
-                self.note = replace(self.note, refused=dict(others) | {offer.sha256: (refused.reason, refused.detail)})
+                known = dict(others) | {offer.sha256: (refused.reason, refused.detail)}
+                self.note = replace(self.note, refused=known, refused_at=self.terms.clock().timestamp())
                 self._write_note()
                 shutil.rmtree(place, ignore_errors=True)
             raise

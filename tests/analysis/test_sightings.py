@@ -5,6 +5,7 @@ import os
 import random
 import re
 import stat
+import time
 from datetime import UTC, datetime
 
 import polars as pl
@@ -519,6 +520,10 @@ async def test_every_check_is_on_record_by_whichever_path_it_was_answered(site, 
     site.configure(sightings={"window_s": 3600, "subscribers": "full"}, policy=RULES | {"rules": RULES["rules"][:2]})
     site.load([LISTED])
     site.load([TRACKED], list_name="tracked")
+    # A clock that is a year ahead of what the node saw last takes nothing off the record.
+    (site.state / "clock").write_text(f"{time.time() - 365 * DAY:.0f}")
+    (kept,) = files.write(site.state, frame_of(each(UNLISTED)))
+    os.utime(kept.path, (time.time() - 365 * DAY, time.time() - 365 * DAY))
     node = site.start()
     mme = await connect(node)
     await asked(mme, UNLISTED, LISTED, TRACKED, UNLISTED, LISTED, None, "nonsense")
@@ -539,6 +544,7 @@ async def test_every_check_is_on_record_by_whichever_path_it_was_answered(site, 
         "default",
         "2=greylisted@tracked",
     )
+    kept.path.unlink()
     frame = pl.read_parquet(str(site.state / "sightings" / "*" / "*.parquet"))
     assert frame["checks"].sum() == 7 + many
     assert (

@@ -16,6 +16,7 @@ from node import LISTED, UNLISTED, Publisher, Site, until
 
 from eir.errors import StoreError
 from eir.follow.history import HistoryKeeper, adopt
+from eir.record.clock import TrustedClock
 from eir.record.history import appended, broken, events_of, linked, read_record, record_digest
 from eir.record.settings import HistorySettings
 from eir.record.store import Ledger, Record, utc_text
@@ -373,6 +374,20 @@ def test_a_record_that_is_json_and_no_object_is_a_fault_of_the_history(text):
     with pytest.raises(StoreError, match="not a JSON object") as caught:
         read_record(changed[1])
     assert caught.value.cause == "corrupt"
+
+
+async def test_a_clock_that_jumped_takes_nothing_from_the_history_until_it_is_believed(store):
+    """What was written in 2020, a day before this node's clock was last seen, and which is to be kept for ten days."""
+    now, seen = [5.0], datetime(2020, 1, 2, tzinfo=UTC).timestamp()
+    keeper = HistoryKeeper(
+        None, writes=True, who="node", report=lambda *_, **__: None, now=lambda: now[0], clock=TrustedClock(seen)
+    )
+    for detail in ("old", "last"):
+        await store.record(event(detail=detail, time="2020-01-01T00:00:00Z"))
+    for hours in (0, 1):
+        now[0] += 3600 * hours
+        await keeper.look(store, HistorySettings(keep=10))
+        assert ("old" in await details(store)) is (not hours)
 
 
 async def test_the_history_is_trimmed_each_hour(node, store):

@@ -251,6 +251,15 @@ async def test_what_was_refused_is_tried_again_by_other_settings(register, node,
     assert node.loads == [1, 2, 2, 3]
 
 
+async def test_what_a_clock_was_wrong_about_is_tried_again_once_it_is_right(register, node):
+    register.publish(ROWS[:20])
+    ahead = datetime.now(UTC) + timedelta(days=400)
+    for _ in range(2):
+        assert await node.pull(clock=lambda: ahead) == ("refused", "expired")
+    assert register.web.paths().count("/1/stolen-1.manifest.json") == 1
+    assert await node.pull() == ("loaded", "")
+
+
 async def test_where_a_delta_is_refused_a_full_release_may_lead_on(register, node):
     node.settings = replace(node.settings, change_min=0)
     register.publish(ROWS[:20])

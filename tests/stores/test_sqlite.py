@@ -132,6 +132,17 @@ async def test_a_lock_that_stays_is_busy_and_reading_goes_on(store):
     await second.close()
 
 
+async def test_a_claim_made_by_a_clock_that_went_back_since_holds_nobody_up(store):
+    assert await store.claim("load", "one", 30)
+    with closing(sqlite3.connect(store.path)) as db:
+        db.execute("UPDATE claims SET until = until + 3500")
+        db.commit()
+        assert not await store.claim("load", "two", 30)
+        db.execute("UPDATE claims SET until = until + 3600")
+        db.commit()
+    assert await store.claim("load", "two", 30)
+
+
 async def test_a_claim_is_given_back_by_one_who_is_told_to_end(store):
     assert await store.claim("copy", "one", 60)
     busy = threading.Event()

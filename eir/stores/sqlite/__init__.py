@@ -61,8 +61,9 @@ ON list = name AND after > :after AND after <= generation WHERE name = :name ORD
 """
 CLAIM = """
 INSERT INTO claims VALUES (:what, :who, :now + :ttl_s) ON CONFLICT (what)
-DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :now
+DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :now OR until > :now + 3600
 """
+"""A claim that ends in more than an hour was made by a clock that went back since, and holds nobody up."""
 
 
 class SqliteStore(PageSetStore):
