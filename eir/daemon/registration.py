@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from eir.errors import Report
 from eir.n5g.nrf import Ask, Registration, Standing, profile_of
 from eir.n5g.settings import NrfSettings
-from eir.peers.transport.stream import fault_text
+from eir.peers.transport.stream import connected, fault_text
 from eir.peers.transport.tls import TlsFiles, load_tls
 from eir.web.http2_client import Answer, Exchange, NoAnswer
 
@@ -25,6 +25,8 @@ ASK_S = 3.0
 """Time that an NRF has for a connection and an answer."""
 LEAVE_S = 0.8
 """The same at the node's end, which waits for it before clients are sent away."""
+NRF_EACH_S = 1.0
+"""The part of it after which the next address of an NRF's name is tried."""
 READ_BYTES = 65_536
 
 
@@ -89,7 +91,7 @@ class Registering:
         if secure and self._tls is None:
             raise NoAnswer("https needs the section 'tls'")
         reader, writer = await asyncio.open_connection(
-            at.hostname, at.port or (443 if secure else 80), ssl=self._tls if secure else None, server_hostname=at.hostname if secure else None
+            sock=await connected(at.hostname or "", at.port or (443 if secure else 80), NRF_EACH_S), ssl=self._tls if secure else None, server_hostname=at.hostname if secure else None
         )  # fmt: skip
         try:
             path = f"{at.path or '/'}?{at.query}" if at.query else at.path or "/"

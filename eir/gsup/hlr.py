@@ -14,7 +14,7 @@ from eir.gsup import ipa
 from eir.gsup.ipa import CCM, HEADER_BYTES, Ccm, Frames, FrameTooLong
 from eir.peers.settings import Limits
 from eir.peers.transport.endpoint import endpoint
-from eir.peers.transport.stream import fault_text
+from eir.peers.transport.stream import connect, fault_text
 
 HOLD_S: Final = 1.0
 """Time that messages wait for a connection, or for an HLR that does not read; and pause before the next attempt to
@@ -205,7 +205,7 @@ class Hlr(asyncio.Protocol):
                 self._wait(HOLD_S, self._away, "there is no connection yet")
             try:
                 async with asyncio.timeout(DIAL_S):
-                    await self._loop.create_connection(lambda: self, self._to.hosts[0], self._to.port)
+                    await connect(self, self._to.hosts[0], self._to.port)
                 why = await self._gone
             except TimeoutError:
                 why = f"no connection within {DIAL_S:g} s"

@@ -15,7 +15,7 @@ from eir.gsup import ipa
 from eir.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong
 from eir.gsup.message import CHECK_IMEI_ERROR, CHECK_IMEI_RESULT, TYPE_AT, Ie, check_imei, digits, elements, says_no
 from eir.peers.transport.endpoint import address_text
-from eir.peers.transport.stream import fault_text
+from eir.peers.transport.stream import connected, fault_text
 
 READ_BYTES: Final = 65_536
 LONGEST: Final = 1 << 17
@@ -108,7 +108,7 @@ class _Client:
 async def _connected(target: Target) -> AsyncIterator[_Client]:
     try:
         async with asyncio.timeout(target.timeout_s):
-            reader, writer = await asyncio.open_connection(target.host, target.port)
+            reader, writer = await asyncio.open_connection(sock=await connected(target.host, target.port))
     except (OSError, TimeoutError) as e:
         why = (
             fault_text(e, secure=False)

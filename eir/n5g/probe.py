@@ -21,7 +21,7 @@ from eir.n5g.bearer import authorization
 from eir.n5g.redirect import REDIRECTS
 from eir.n5g.service import RESOURCE
 from eir.peers.transport.endpoint import address_text
-from eir.peers.transport.stream import fault_text
+from eir.peers.transport.stream import connected, fault_text
 from eir.web.http2_client import BODY_BYTES_MAX, GoAway, Incoming
 
 READ_BYTES = 65_536
@@ -170,7 +170,9 @@ async def _connected(target: Target) -> AsyncIterator[_Client]:
     try:
         async with asyncio.timeout(target.timeout_s):
             reader, writer = await asyncio.open_connection(
-                target.host, target.port, ssl=target.tls, server_hostname=target.host if target.tls else None
+                sock=await connected(target.host, target.port),
+                ssl=target.tls,
+                server_hostname=target.host if target.tls else None,
             )
     except (OSError, TimeoutError) as e:
         why = (

@@ -6,6 +6,7 @@ Another transport is a file like this one. Imports certificate.
 """
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -20,6 +21,8 @@ NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
 ENDED = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
 """Errors after which the other end has closed the connection and says no more."""
 
+EACH_S = 2.0
+"""Time that an address has to answer before the next one of the same name is tried."""
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
 
@@ -39,7 +42,39 @@ async def accept(
 
 async def connect(protocol: asyncio.Protocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
     """Connect, with a handshake where `tls` is given. Raises OSError."""
-    await asyncio.get_running_loop().create_connection(lambda: protocol, host, port, ssl=tls)
+    connection = await connected(host, port)
+    await asyncio.get_running_loop().create_connection(
+        lambda: protocol, sock=connection, ssl=tls, server_hostname=host if tls else None
+    )
+
+
+async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.socket:
+    """A socket that is connected to the first of a name's addresses that answers. Raises OSError.
+
+    `each_s`: how long one may leave it open before the next is tried, as behind a firewall, or over IPv6 that leads nowhere.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    fault: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
+    for at, (family, kind, protocol, _, address) in enumerate(found, 1):
+        try:
+            connection = socket.socket(family, kind, protocol)
+        except OSError as e:  # IPv6 may be switched off
+            fault = e
+            continue
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(each_s if at < len(found) else None):
+                await loop.sock_connect(connection, address)
+        except OSError as e:
+            connection.close()
+            fault = e
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise fault
 
 
 def fault_text(fault: Exception, *, secure: bool) -> str:

@@ -1,0 +1,61 @@
+"""Connections over TCP that the node makes (eir/peers/transport/stream.py), to a name with several addresses."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from eir.peers.transport import stream
+
+
+@pytest.fixture
+def silent():
+    """An address that answers no SYN: whoever listens there accepts nobody, and his queue is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """Gives the name `peer` these addresses."""
+
+    def name(*addresses):
+        async def found(_host, _port, **_):
+            return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", each) for each in addresses]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+
+    return name
+
+
+async def test_an_address_that_never_answers_keeps_nobody_from_the_next(silent, named):
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    there = server.sockets[0].getsockname()
+    named(silent, there)
+    async with server, asyncio.timeout(60):
+        with await stream.connected("peer", 3868, 0.01) as connection:
+            assert connection.getpeername() == there
+
+
+async def test_the_last_fault_is_told(silent, named):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    named(silent, nobody)
+    with pytest.raises(ConnectionRefusedError):
+        await stream.connected("peer", 3868, 0.01)
+    named()
+    with pytest.raises(OSError, match="no address"):
+        await stream.connected("peer", 3868)
+
+
+async def test_who_gives_up_waiting_leaves_no_socket(silent, named):
+    named(silent)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await stream.connected("peer", 3868)
