@@ -28,7 +28,7 @@ from eir.errors import EirError, Report, place_of
 from eir.n5g.settings import is_secure, listening_at
 from eir.operate import metrics
 from eir.operate.log import Log
-from eir.peers.addresses import source_address
+from eir.peers.addresses import is_from, source_address
 from eir.peers.settings import PeerSettings
 from eir.peers.transport import stream
 from eir.peers.transport.endpoint import address_text
@@ -233,6 +233,9 @@ class _Process:
         self._tls = None if tls is None else load_tls(tls).passwords
         if self._service is not None:
             self._service.configure(config)
+            for link in list(self._links.links) if self._links is not None else ():
+                if not self._admits(link.address):
+                    link.leave()
             return
         try:
             self._service = self._make(config, self._log.report)
@@ -259,23 +262,22 @@ class _Process:
         ))  # fmt: skip
 
     def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
-        service, links = self._service, self._links
+        links = self._links
         try:
             host = str(connection.getpeername()[0])
-            source = source_address(host)
         except OSError:
             connection.close()
             return
-        if (
-            service is None
-            or links is None
-            or (service.peers.sources and not any(source in network for network in service.peers.sources))
-        ):
+        if links is None or not self._admits(host):
             self._refused(connection, host, "source")
         elif secure and (self._tls is None or self._handshakes >= HANDSHAKES_MAX):
             self._refused(connection, host, "handshakes")
         else:
             self._spawn(self._take(links, connection, host, secure=secure))
+
+    def _admits(self, host: str) -> bool:
+        """True if clients at this address may connect."""
+        return self._service is not None and is_from(self._service.peers, source_address(host))
 
     async def _take(self, links: HttpLinks, connection: socket.socket, host: str, *, secure: bool) -> None:
         self._handshakes += secure

@@ -190,9 +190,10 @@ async def test_who_may_send_rows(site, client, tmp_path):
 
     await until_async(gone)
     assert (await register.ask("POST", row, Authorization=basic("second"))).status == 208
-    # A reload closes the door to an address.
+    # A reload closes the door to an address, and the connections that are open from there.
     site.configure(feed={**site.settings["feed"], "from": "192.0.2.0/24"})
     ask(site.state, "reload")
+    assert await register.ended() == b""
 
     async def closed():
         try:
