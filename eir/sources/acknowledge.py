@@ -165,6 +165,7 @@ def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | N
             continue
         if found.list == index.list and (found.node not in newest or found.made > newest[found.node].made):
             newest[found.node] = found
+    index = index_in(folder) or index  # a release that came meanwhile may be in force already
     rows = [standing(index, newest[node], now, within) for node in known if node in newest]
     rows += [
         _without(index, node, unproven.get(node)) for node in dict.fromkeys([*known, *unproven]) if node not in newest
@@ -178,7 +179,9 @@ def standing(index: Index, said: Acknowledgement, now: datetime, within: timedel
     late = now - datetime.fromisoformat(missed[0][1]) if missed else timedelta(0)
     content = index.content_of(said.serial)
     state, detail = IN_STEP, ""
-    if content is not None and content != said.content:
+    if said.serial > index.serial:
+        state, detail = DIFFERS, f"it has serial {said.serial}, and {index.serial} is the newest in the folder"
+    elif content is not None and content != said.content:
         state, detail = (
             DIFFERS,
             f"it has {said.content[:12]} for serial {said.serial}, and the release makes {content[:12]}",

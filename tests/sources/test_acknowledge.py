@@ -67,7 +67,7 @@ def test_how_nodes_stand(register):
     for what, state, behind in (
         (said(serial=3, content=third), IN_STEP, 0), (said(serial=2, content=second), LATE, 1), (said(serial=1, content=first), BEHIND, 2),
         (said(serial=3, content=second), DIFFERS, 0), (said(serial=3, content=third, made=text(NOW - timedelta(days=3))), OLD, 0),
-        (said(serial=4, content=first), IN_STEP, 0), (said(serial=0), BEHIND, 3),
+        (said(serial=4, content=first), DIFFERS, 0), (said(serial=0), BEHIND, 3),
     ):  # fmt: skip
         found = standing(index, what, NOW, HOUR)
         assert (found.state, found.behind) == (state, behind), what
