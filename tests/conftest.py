@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import clock
 import drop
 import in_kernel
 import long_runs
@@ -36,6 +37,11 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not long_runs.is_long(item)]
         config.hook.pytest_deselected(items=left)
     items.sort(key=long_runs.place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories():
+    return {"counted": clock.Loop}
 
 
 @pytest.hookimpl(tryfirst=True)

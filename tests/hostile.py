@@ -56,7 +56,7 @@ class Lateness:
     """The greatest lateness of this loop after a timer while a block ran."""
 
     def __enter__(self):
-        self._loop, self.most_s = asyncio.get_running_loop(), 0.0
+        self.most_s = 0.0
         self._next()
         return self
 
@@ -65,14 +65,15 @@ class Lateness:
         self._timer.cancel()
 
     def _next(self):
-        self._timer = self._loop.call_later(PAUSE_S, self._due)
+        self._due_at = time.monotonic() + PAUSE_S
+        self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._due)
 
     def _due(self):
         self._look()
         self._next()
 
     def _look(self):
-        self.most_s = max(self.most_s, self._loop.time() - self._timer.when())
+        self.most_s = max(self.most_s, time.monotonic() - self._due_at)
 
 
 @dataclass

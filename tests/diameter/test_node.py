@@ -14,7 +14,6 @@ import pytest
 import trustme
 import wire
 from accepting import accepting
-from hostile import Lateness
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
 from eir.diameter.admission import Admission
@@ -560,12 +559,10 @@ def test_what_openssl_says_of_a_handshake():
 
 
 async def test_drain_does_not_wait_for_ever():
-    async with running() as setup:
+    async with running(limits=Limits(close_after_dpa_s=3600)) as setup:
         await setup.open()
-        began = time.monotonic()
-        with Lateness() as lateness:
+        async with asyncio.timeout(60):
             await setup.node.drain(0.1)
-        assert time.monotonic() - began - lateness.most_s < 1
         assert [row.state for row in setup.node.status()] == ["down"]
         await setup.node.drain(0.1)
 
