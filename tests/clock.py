@@ -38,6 +38,12 @@ class Loop(asyncio.SelectorEventLoop):
         return self._turns.counted_s
 
 
+def counted(test):
+    """Run a coroutine on such a loop, where pytest does not."""
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        return runner.run(test)
+
+
 class Clock:
     """The running loop's time as a test wants it: ahead of what it was by what the test says, so that no limit has to be short."""
 

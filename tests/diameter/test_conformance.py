@@ -21,7 +21,7 @@ import pytest
 import sctp_wire
 import uvloop
 from certificates import Authority
-from clock import Clock
+from clock import Clock, counted
 from made import pages_of, put
 from wire import (
     APP,
@@ -225,8 +225,8 @@ async def running(
 @asynccontextmanager
 async def no_time():
     """What a limit on requests a second grants is then no matter of the host's speed."""
-    with Clock().standing():
-        yield
+    with Clock().standing() as clock:
+        yield clock
 
 
 def by_direction(counts, direction):
@@ -426,7 +426,7 @@ ROWS = []
 
 
 def row(number, what, over=TRANSPORTS, *, run=uvloop.run):
-    """A case of a row of the table; `over`: the transports that it is about. `run`: asyncio.run for one that moves its clock."""
+    """A case of a row of the table; `over`: the transports that it is about. `run`: `counted` for one that moves its clock."""
 
     def register(case):
         ROWS.extend(params(lambda: run(case()), f"{number}-{what}", over))
@@ -615,7 +615,7 @@ async def _():
             assert (await connection.ask(dwr())).result == 2001
 
 
-@row(33, "the load limit", run=asyncio.run)
+@row(33, "the load limit", run=counted)
 async def _():
     async with running(peers=(replace(PEER, rate_max=8.0),)) as setup, no_time():
         connection = await setup.open()
@@ -634,7 +634,7 @@ async def _():
         assert (await connection.read()).command == 282
 
 
-@row(33, "the load limit: lower priorities go first", run=asyncio.run)
+@row(33, "the load limit: lower priorities go first", run=counted)
 async def _():
     async with running(peers=(replace(PEER, rate_max=80.0),)) as setup, no_time():
         connection = await setup.open()
@@ -651,7 +651,7 @@ async def _():
         assert setup.counts.shed == {("mme", "rate_max"): 60 - passed.total()}
 
 
-@row(33, "the load limit, with a status for an answer", run=asyncio.run)
+@row(33, "the load limit, with a status for an answer", run=counted)
 async def _():
     async with running(peers=(replace(PEER, rate_max=8.0),), overload=REPLIES[Status.GREYLISTED]) as setup, no_time():
         connection = await setup.open()
@@ -684,13 +684,13 @@ async def _():
         assert setup.counts.peers_refused == {"source": 1}
 
 
-@row("34a", "64 peers of one network in the same moment, each with its CER at once or a round trip later")
+@row("34a", "64 peers of one network in the same moment, each with its CER at once or a round trip later", run=counted)
 async def _():
     names = [f"mme{number}.localdomain" for number in range(64)]
     for pause_s in (0, 0.1):
-        async with running() as setup:
+        async with running() as setup, no_time() as clock:
             made = await asyncio.gather(*(setup.connect() for _ in names))
-            await asyncio.sleep(pause_s)
+            clock.forward(pause_s)
             opened = await asyncio.gather(*(one.open(cer(name)) for one, name in zip(made, names, strict=True)))
             assert [cea.result for cea in opened] == [2001] * 64
             assert setup.node.connected() == {"mme": 64}
@@ -764,7 +764,7 @@ async def _():
             assert setup.counts.peers_refused == {"not_cer": 1}
 
 
-@row(35, "no CER in time", run=asyncio.run)
+@row(35, "no CER in time", run=counted)
 async def _():
     async with running() as setup:
         clock = Clock()
@@ -1097,7 +1097,7 @@ async def _():
         assert out.count(struct.pack(">II", 268, 0x40 << 24 | 12) + struct.pack(">I", 2001)) == 2
 
 
-@row(44, "SUSPECT, DOWN and REOPEN as a peer sees them", ["tcp"], run=asyncio.run)
+@row(44, "SUSPECT, DOWN and REOPEN as a peer sees them", ["tcp"], run=counted)
 async def _():
     async with running(timing={"jitter": lambda: 0.0}) as setup:
         clock = Clock()
@@ -1148,7 +1148,7 @@ async def _():
         assert (int.from_bytes(out[5:8]) if out else None, peer.state) == (sent, state)
 
 
-@row(45, "DPR with requests in flight", run=asyncio.run)
+@row(45, "DPR with requests in flight", run=counted)
 async def _():
     for cause in (0, 1, 2, 9, None):
         async with running(limits=Limits(close_after_dpa_s=30)) as setup:
@@ -1164,7 +1164,7 @@ async def _():
             assert await connection.end() == []
 
 
-@row(46, "drain", run=asyncio.run)
+@row(46, "drain", run=counted)
 async def _():
     async with running() as setup:
         clock = Clock()
