@@ -38,7 +38,7 @@ def looked_at(folder, pages, *, frames=(("light", 1200), ("dark", 1200), ("light
     dom = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}",
          "--virtual-time-budget=60000", "--dump-dom", (folder / "frames.html").as_uri()],
-        check=True, capture_output=True, text=True, timeout=100,
+        check=True, capture_output=True, text=True, timeout=600,
     ).stdout  # fmt: skip
     found = [json.loads(unescape(each)) for each in re.findall(r'data-found="([^"]*)"', dom)]
     assert len(found) == len(outer), dom

@@ -27,7 +27,7 @@ WHOLE_MAX = 2
 FULL, DELTA, SINGLE, ROLLBACK = "full", "delta", "single", "rollback"
 WEIGHTS = {FULL: 1, DELTA: 6, SINGLE: 12, ROLLBACK: 1}
 FAULT_EVERY = 20
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from servers import Server, free_port
 
 CLUSTER_NODES, SENTINELS = 3, 3
 SLOTS = 16384
-PATIENCE_S = 80
+PATIENCE_S = 180
 
 
 def until(condition):

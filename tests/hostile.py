@@ -460,7 +460,7 @@ def _most(node):
     return [max(each) for each in zip(*files, strict=True)], max(tasks), max(connections)
 
 
-async def settled(node, before, *, patience_s=60):
+async def settled(node, before, *, patience_s=180):
     """Wait until the node has no more than it had."""
     end = time.monotonic() + patience_s
     while True:

@@ -10,7 +10,7 @@ from eir.map import checkimei as codec
 from eir.ss7 import m3ua, sccp
 from eir.ss7.m3ua import Kind, Tag, parameter
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 CONTEXT = (0, 4, 0, 0, 1, 0, 13)
 DIALOGUE_AS = (0, 0, 17, 773, 1, 1, 1)
 PDU = TCAP_MAPv2v3.TCAP_MAP_Messages.TCAP_MAP_Message

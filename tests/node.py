@@ -31,7 +31,7 @@ from eir.releases.publish import publish
 from eir.stores.open import open_store
 
 COMMAND = [sys.executable, "-m", "eir"]
-PATIENCE_S = 60
+PATIENCE_S = 180
 """On a host where other programs want every processor; nothing is decided by it."""
 
 LISTED = "35209900176148"  # its Luhn digit is 1
@@ -164,7 +164,7 @@ class Site:
         """Run a command to its end and hold it to its exit status (None: any)."""
         done = subprocess.run(
             [*prefix, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=self.environment(), check=False,
-            stdin=subprocess.DEVNULL, **{"cwd": self.folder, "timeout": 60, **options},
+            stdin=subprocess.DEVNULL, **{"cwd": self.folder, "timeout": PATIENCE_S, **options},
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         assert status is None or done.returncode == status, f"{shlex.join(map(str, arguments))}: {done}"

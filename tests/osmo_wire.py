@@ -80,7 +80,7 @@ class End:
         self.ended = not data
         return bool(data)
 
-    async def until(self, condition, *, patience_s=60):
+    async def until(self, condition, *, patience_s=180):
         """Read until it holds of the frames that came; False if the connection ended first."""
         async with asyncio.timeout(patience_s):
             while not condition(self.found):

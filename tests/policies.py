@@ -45,7 +45,7 @@ VERSIONS = ("00", "34", "99")
 STATUSES = {"whitelisted": 0, "blacklisted": 1, "greylisted": 2, "unknown": f"{TGPP}:5422"}
 BATCH = 100
 """Questions that are under way together; a row that ends meanwhile may count or not."""
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 @dataclass

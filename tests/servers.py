@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -26,17 +27,26 @@ def programs():
 
 BUS = 10_000
 """A cluster's nodes speak to each other on a port so much higher."""
+PORTS = range(10_000, 22_000)
+"""These, and those so much higher, are below the ones that Linux gives to connections (ip_local_port_range)."""
 
 
 def free_port():
-    """A port that is free, and the one on which a cluster's node would speak to others too."""
+    """A port that nobody else is given as long as this process runs; the one on which a cluster's node speaks to others is free too."""
     while True:
-        with contextlib.closing(socket.socket()) as one, contextlib.closing(socket.socket()) as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                other.bind(("127.0.0.1", port + BUS))
-                return port
+        port = random.choice(PORTS)
+        with contextlib.ExitStack() as tried:
+            try:
+                for each in (port, port + BUS):
+                    tried.enter_context(socket.socket()).bind(("127.0.0.1", each))
+                claims = [tried.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)]
+                for claim, each in zip(claims, (port, port + BUS), strict=True):
+                    claim.bind(f"\0eir-test-port-{each}")
+            except OSError:
+                continue
+            for claim in claims:
+                claim.detach()  # it ends with the process
+            return port
 
 
 def _said(words):

@@ -14,7 +14,7 @@ TGPP = 10415
 HOST, REALM = "mme.localdomain", "localdomain"
 EIR = "eir.localdomain"
 VECTORS = Path(__file__).parent / "vectors"
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 def vector(name):

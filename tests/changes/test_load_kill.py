@@ -126,7 +126,7 @@ def each_step(level, kind, folder):
 def test_every_step(kind, level, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"import test_load_kill; test_load_kill.each_step({level!r}, {kind!r}, {str(tmp_path)!r})"],
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, timeout=110, check=False,
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     old, new, steps = map(int, done.stdout.split())

@@ -860,7 +860,7 @@ class TestEndings:
             assert found[0]["status"] == "blacklisted"
         finally:
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(180) == 0
 
 
 class TestProbe:

@@ -137,7 +137,7 @@ class Prometheus:
 
     def __exit__(self, *_):
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(180)
 
     def get(self, path, **parameters):
         """The `data` of an answer of Prometheus' API; None while it does not answer yet."""
@@ -230,7 +230,7 @@ async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, conne
             assert not traffic.done(), traffic.exception()
             return await asyncio.to_thread(unanswered) == quiet
 
-        await until_async(only_the_quiet_are_empty, patience_s=60)
+        await until_async(only_the_quiet_are_empty, patience_s=180)
 
         def rules():
             found = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
@@ -300,7 +300,7 @@ async def test_alerts_fire_for_what_really_happens(site, connect, tmp_path, publ
                 return await asyncio.to_thread(firing) >= PROVOKED
 
             try:
-                await until_async(all_fire, patience_s=90)
+                await until_async(all_fire, patience_s=180)
             except TimeoutError:
                 raise AssertionError(f"missing: {PROVOKED - firing()}") from None
             finally:

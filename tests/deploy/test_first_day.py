@@ -55,7 +55,6 @@ def folder():
     shutil.rmtree(made)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
 def test_the_lines_of_the_page_do_what_it_says(folder):
     shutil.copytree(ROOT / "config", folder / "config")
@@ -74,7 +73,7 @@ def test_the_lines_of_the_page_do_what_it_says(folder):
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        out, _ = shell.communicate(timeout=280)
+        out, _ = shell.communicate(timeout=600)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)

@@ -23,7 +23,7 @@ def alone(lines, folder):
     environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "LANG": "C.UTF-8"}
     done = subprocess.run(
         [*ALONE, "sh", "-euc", lines.replace("/opt/", f"{folder}/opt/")], cwd=folder / "clone", env=environment,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=240,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600,
     )  # fmt: skip
     return done.returncode, done.stdout
 

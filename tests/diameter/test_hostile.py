@@ -29,7 +29,7 @@ def soak(*arguments):
     """A part of scripts/soak in its short form; what it printed."""
     done = subprocess.run(
         [sys.executable, SCRIPTS / "soak", *map(str, arguments)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        timeout=250, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=600, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

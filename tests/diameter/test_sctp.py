@@ -24,7 +24,7 @@ from wire import TGPP, VSAI, Connection, Message, cer, dwr, ecr, u32, until
 from eir.peers.settings import Limits, SctpSettings
 from eir.peers.transport.sctp_options import Option, settings_layout
 
-pytestmark = [pytest.mark.sctp, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.sctp
 
 SNDINFO, RTOINFO, ASSOCINFO, PEER_ADDR_PARAMS, INITMSG = 2, 0, 1, 9, 2
 UNORDERED = 1

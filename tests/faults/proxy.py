@@ -46,7 +46,7 @@ class Proxy:
         self._stopped.clear()
         self._word, self._left = word, times
 
-    def wait_until_stopped(self, patience_s=60):
+    def wait_until_stopped(self, patience_s=180):
         assert self._stopped.wait(patience_s), f"no client said {self._word}"
 
     def hold(self):

@@ -126,7 +126,7 @@ async def nothing():
 
 
 OFTEN = replace(QUICK, wait_s=0.05)
-PATIENCE_S, LESS_S = 60, 3
+PATIENCE_S, LESS_S = 180, 3
 """The second one for what a missing right keeps from coming."""
 
 

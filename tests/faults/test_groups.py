@@ -37,7 +37,7 @@ def test_a_failover_to_a_replica_that_lags(redis_program, tmp_path, publisher):
             fleet.settle()
             group.master.kill()
             until(lambda: fleet.degraded("the store is away"))
-            until(group.promoted, patience_s=30)
+            until(group.promoted, patience_s=180)
             until(lambda: fleet.noticed("lost_data", before))
             fleet.settle()
             witness.goes_on()

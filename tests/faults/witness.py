@@ -17,7 +17,7 @@ WHITE, BLACK = 0, 1
 ANSWER_S = 30.0
 """An answer that takes longer counts as none."""
 PAUSE_S = 0.002
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 class Truth:

@@ -1,12 +1,12 @@
 """freeDiameter as an agent: how it is configured, started and ended, for the tests that put it before nodes."""
 
 import os
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
 
 from node import until
+from servers import free_port
 from wire import REALM
 
 DRA, DRA_REALM, EIR_REALM = "dra.dra.test", "dra.test", "eir.test"
@@ -17,12 +17,6 @@ def has_an_address():
     """freeDiameter does not start on a host whose only addresses are loopback's."""
     found = subprocess.run(["ip", "-o", "addr", "show", "scope", "global"], capture_output=True, text=True, check=True)
     return bool(found.stdout)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def in_a_network_of_its_own(test, *, always=False):
@@ -87,7 +81,7 @@ def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, s
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(180)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

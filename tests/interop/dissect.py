@@ -105,7 +105,7 @@ def capturing(path, *ports, last=(282, False), secure=(), keys=None, sctp=()):
         until(lambda: path.stat().st_size and _ends_with(capture, last))
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.wait(180)
 
 
 def _ends_with(capture, last):

@@ -208,7 +208,7 @@ class Bsc:
                     self._udt(bytes.fromhex("000131"))
         raise AssertionError("the MSC acknowledges no reset")
 
-    def location_update(self, imsi, imei, *, patience_s=30):
+    def location_update(self, imsi, imei, *, patience_s=180):
         """A phone's location update: what it is answered last, the accept (5, 2) or the reject and its cause (5, 4, cause)."""
         self._reference += 1
         mine = self._reference.to_bytes(3)

@@ -113,11 +113,11 @@ def main(folder, ebin):
             )
             found["workers"] = sorted(children(node.pid))
             found["peers"], found["listening"] = control(site.state, "peers"), node.status()["listening"]
-            found["metrics"] = until(lambda: watched(node.metrics()), patience_s=60)
+            found["metrics"] = until(lambda: watched(node.metrics()), patience_s=180)
         for mme in mmes.values():
             mme.stdin.close()
             mme.stdin = None
-        found["ends"] = {label: mme.wait(20) for label, mme in mmes.items()}
+        found["ends"] = {label: mme.wait(180) for label, mme in mmes.items()}
         until(lambda: not any(node.status()["peers"].values()))
         until(lambda: len(set(DPA.findall(capture.read_bytes()))) >= len(OTP) + len(AGENTS) + 1)  # and the probe
     (folder / "found.json").write_text(json.dumps(found))

@@ -20,7 +20,6 @@ ASKING = 4
 # python-diameter's threads raise, at a socket that was closed under them for one; that is theirs to mend.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-    pytest.mark.timeout(180),
 ]
 
 

@@ -14,7 +14,6 @@ QUESTIONS = 50
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-    pytest.mark.timeout(180),
 ]
 
 

@@ -47,7 +47,6 @@ def test_a_phone_attaches_or_is_refused(site, tmp_path, mode):
 
 @INSTALLED
 @pytest.mark.sctp
-@pytest.mark.timeout(400)
 def test_a_phone_attaches_or_is_refused_over_sctp(site, tmp_path):
     """MSC, STP and BSC speak over the kernel's SCTP, and nothing turns it into TCP."""
     name = "test_a_phone_attaches_or_is_refused_over_sctp"

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agent import free_port
 from dissect import capturing
 from node import LISTED, TRACKED, UNLISTED, until
+from servers import free_port
 from wire import REALM
 
 from eir.operate.control import ask as control
@@ -68,7 +68,7 @@ def asking(ebin, node, **environment):
         yield ask_about
     finally:
         process.stdin.close()
-        process.wait(20)
+        process.wait(180)
         process.stdout.close()
 
 

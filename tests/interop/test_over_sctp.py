@@ -37,7 +37,7 @@ def folder(tmp_path_factory, ebin):  # noqa: F811 - the fixture
         [*kernel, "sh", "-c", f'{NETWORK} && exec "$@"', "sh", *run],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -179,7 +179,6 @@ def test_the_probe_and_the_audit_ask_as_an_msc(site):
 
 
 @pytest.mark.sctp
-@pytest.mark.timeout(300)
 async def test_over_sctp_with_two_addresses(site):
     """The probe's association has both addresses of the node; DATA goes over a stream of its own."""
     port = free_port()
@@ -194,7 +193,6 @@ async def test_over_sctp_with_two_addresses(site):
 
 
 @pytest.mark.sctp
-@pytest.mark.timeout(300)
 async def test_one_of_two_paths_is_cut_and_comes_back(site):
     """Each question is answered meanwhile, over the path that is left; the node tells of both."""
     with linked():
@@ -352,7 +350,6 @@ async def test_a_gateway_that_is_restarted(site, stps):
 
 
 @pytest.mark.sctp
-@pytest.mark.timeout(300)
 async def test_through_a_gateway_over_sctp(site, stps):
     """By the kernel's SCTP on both sides, and again when the gateway has been restarted."""
     stp = stps("stp1", transport="sctp")

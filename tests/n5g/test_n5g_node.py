@@ -61,7 +61,7 @@ class Client:
         self.writer.write(octets)
         return self
 
-    async def until(self, condition, *, patience_s=60):
+    async def until(self, condition, *, patience_s=180):
         """Read until it holds; False if the connection ended first."""
         async with asyncio.timeout(patience_s):
             while not condition(self.found):

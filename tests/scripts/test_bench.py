@@ -116,7 +116,7 @@ def running(pictures, request):
         command = [SCRIPTS / "bench", part.partition("-over-")[0], *parts[part], "--quick", "--json"]
         return subprocess.run(
             [sys.executable, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment,
-            check=False, timeout=250,
+            check=False, timeout=600,
         )  # fmt: skip
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -243,7 +243,7 @@ def test_sizes_of_pairs():
 def finished(part, *more):
     """The document of a part that runs on its own."""
     command = [sys.executable, SCRIPTS / "bench", part, *more, "--quick", "--json"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

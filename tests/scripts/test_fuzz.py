@@ -74,7 +74,7 @@ def test_harnesses_of_atheris(harness, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=600,
     )
     if importlib.util.find_spec("atheris"):
         assert done.returncode == 0, done.stderr[-2000:]

@@ -156,7 +156,7 @@ def each_step(kind, folder, stride):
 def test_each_row_that_was_answered_is_there(kind, stride, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"import test_feed_kill; test_feed_kill.each_step({kind!r}, {str(tmp_path)!r}, {stride})"],
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, timeout=110, check=False,
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answered = [*map(int, done.stdout.split())]
