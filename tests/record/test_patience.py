@@ -1,9 +1,10 @@
 """How long the store is waited for: a process that was stopped finds its answers late, and that is not the store's fault."""
 
 import asyncio
+import time
 
 import pytest
-from clock import Clock
+from clock import TURN_S, Clock
 
 from eir.errors import StoreError
 from eir.record.patience import in_time
@@ -16,6 +17,14 @@ async def test_a_store_that_does_not_answer_is_given_up():
         await in_time(asyncio.sleep(60), 0.1, tick_s=0.02)
     assert raised.value.cause == "timeout"
     assert loop.time() - began > 0.09
+
+
+async def test_a_host_that_stands_still_takes_no_time_from_a_test():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    time.sleep(10 * TURN_S)  # noqa: ASYNC251
+    await asyncio.sleep(0)
+    assert loop.time() - began <= 2 * TURN_S
 
 
 async def test_while_the_process_stands_still_no_time_passes():
