@@ -18,13 +18,32 @@ from wire import HOST, REALM, Connection, cer
 sys.path += [str(path) for path in Path(__file__).parent.iterdir() if path.is_dir()]
 """A test may use what another one has, in whichever folder."""
 elsewhere = in_kernel.Elsewhere()
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no fault of a test: nothing in hypothesis goes by the clock."""
-settings.load_profile("untimed")
+settings.register_profile("same", settings.get_profile("long"), derandomize=True)
+"""The same examples each time: who changes one thing is told of that alone. Others are for `--long`."""
+settings.load_profile("same")
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also those tests that take long (tests/long_runs.py)")
+
+
+class _Reports:
+    """Inside a kernel of scripts/sctp: keeps reports for the one who started it."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def pytest_runtest_logreport(self, report):
+        in_kernel.write_report(self.config, report)
+
+
+def pytest_configure(config):
+    if config.getoption("--long"):
+        settings.load_profile("long")
+    if in_kernel.REPORTS in os.environ:
+        config.pluginmanager.register(_Reports(config))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -47,19 +66,6 @@ def pytest_asyncio_loop_factories():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
     return elsewhere.run(item, nextitem) or None
-
-
-if in_kernel.REPORTS in os.environ:
-
-    class _Reports:
-        def __init__(self, config):
-            self.config = config
-
-        def pytest_runtest_logreport(self, report):
-            in_kernel.write_report(self.config, report)
-
-    def pytest_configure(config):
-        config.pluginmanager.register(_Reports(config))
 
 
 @pytest.fixture(scope="session")
