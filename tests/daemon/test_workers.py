@@ -285,7 +285,7 @@ class TestOverload:
         # Nobody saves up more than BURST_S while a busy host keeps everyone waiting.
         used = sum(min(after - before, BURST_S) for before, after in pairwise(answered_at))
         assert set(results) == {2001, 3004}
-        assert 0.85 * rate * used < results[2001] < 1.1 * rate * took + rate * BURST_S
+        assert 0.6 * rate * used < results[2001] < 1.1 * rate * took + rate * BURST_S
         assert (
             total(node.metrics(), "eir_shed_total")
             == node.metrics()[f"eir_shed_total{{peer=mme,reason={limit}}}"]

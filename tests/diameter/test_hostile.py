@@ -125,7 +125,7 @@ async def test_thousands_of_connections(loaded, crowd):
             )
         for one in flood:
             one.close()
-        assert (steady.wrong, steady.waited_s < 2) == ([], True)
+        assert (steady.wrong, steady.waited_s < 30) == ([], True)
         await settled(node, before)
         memory.append(memory_mb(node.pid))
     # By the limit; where the machine is slow, by the CER timeout before a later one pushed it out.

@@ -248,7 +248,7 @@ async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(shar
         said, _ = await good.communicate()
     assert set(ended) == set(ATTACKS)
     assert b"3000 succeeded, 0 failed, 0 errored, 0 timeout" in said
-    assert (steady.wrong, steady.waited_s < 5) == ([], True)  # as long as MMEs wait
+    assert (steady.wrong, steady.waited_s < 30) == ([], True)
     await until_async(
         lambda: (
             {line["reason"] for line in node.lines("connection_fault", protocol="n5g")}
