@@ -32,7 +32,7 @@ def loaded(shared):
 @pytest.fixture
 def crew(site, loaded):
     """A host whose node has two workers, with one device listed; not serving yet."""
-    site.configure(workers=2, policy={"rules": [ROW]}, limits={"close_after_dpa_s": 2, "duplicate_probe_s": 0.5})
+    site.configure(workers=2, policy={"rules": [ROW]}, limits={"close_after_dpa_s": 2, "duplicate_probe_s": 60})
     shutil.copytree(loaded, site.state)
     return site
 
@@ -153,6 +153,7 @@ class TestAdmission:
         assert node.metrics()["eir_peers_refused_total{reason=duplicate}"] == 1
 
     async def test_a_first_that_is_silent_is_replaced(self, crew, connect):
+        crew.configure(limits={"duplicate_probe_s": 0.5})
         _, first, second = await self.second(crew, connect)
         await second.send(cer(state_id=u32(278, 100)))  # again, as go-diameter does after a second: it is the same CER
         assert (await second.read()).result == 2001
@@ -167,7 +168,6 @@ class TestAdmission:
         assert serving(crew) == {HOST: 1}
 
     async def test_a_first_whose_worker_dies_makes_room(self, crew, connect):
-        crew.configure(limits={"duplicate_probe_s": 60})
         node, first, second = await self.second(crew, connect)
         assert (await first.read()).command == 280
         os.kill(children(node.pid)["worker-0"], signal.SIGKILL)

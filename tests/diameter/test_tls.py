@@ -270,7 +270,7 @@ async def test_revoked_certificates(single, authority, call):
 
 
 async def test_half_handshakes_hold_nothing_up(single, authority, call):
-    single.configure(limits={"cer_timeout_s": 1, "source_unidentified_max": 8, "close_after_dpa_s": 1})
+    single.configure(limits={"cer_timeout_s": 5, "source_unidentified_max": 8, "close_after_dpa_s": 1})
     node = single.start()
     good = await call(node, authority.peer(HOST))
     silent = [Connection(*await asyncio.open_connection(*node.address)) for _ in range(40)]
