@@ -50,6 +50,10 @@ _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from eir.daem
 """Program of a fresh starter: it runs with the modules of this process, wherever they were found."""
 
 
+class _StarterGone(ChannelError):
+    """The starter ended before it answered."""
+
+
 class Process:
     """A process that was started, and the channel to it."""
 
@@ -125,27 +129,36 @@ class Starter:
         `main`, which can be pickled, gets its end of the channel, the arguments, and a descriptor for each of `carrying`. Raises
         ChannelError if it cannot be started, or has not been `within_s`.
         """
+        call = pickle.dumps((main, arguments), pickle.HIGHEST_PROTOCOL)
         async with self._one:
             try:
-                starter = self._process or await self._begun()
-                ours, theirs = pair()
-            except OSError as e:  # no descriptor, no memory, or no process more
-                raise ChannelError(f"no process can be started: {e}") from None
-            call = pickle.dumps((main, arguments), pickle.HIGHEST_PROTOCOL)
-            with theirs:
-                _adopt(True)
-                try:
-                    pid = await starter.channel.ask(
-                        "start", name, call, carrying=(theirs, *carrying), patience_s=within_s
-                    )
-                except BaseException as e:
-                    ours.close()
-                    if isinstance(e, Unanswered):
-                        starter.kill()
-                    raise
-                finally:
-                    _adopt(False)
-            return Process(name, pid, Channel(ours))
+                return await self._started(name, call, carrying, within_s)
+            except _StarterGone:  # killed before it answered: what it may have started ends with its channel
+                return await self._started(name, call, carrying, within_s)
+
+    async def _started(self, name: str, call: bytes, carrying: Sequence[HasDescriptor], within_s: float) -> Process:
+        """Have a starter that runs start it. Raises as `start`, _StarterGone if that starter is gone before it answers."""
+        try:
+            starter = self._process
+            if starter is None or starter.channel.gone.is_set():
+                starter = await self._begun()
+            ours, theirs = pair()
+        except OSError as e:  # no descriptor, no memory, or no process more
+            raise ChannelError(f"no process can be started: {e}") from None
+        with theirs:
+            _adopt(True)
+            try:
+                pid = await starter.channel.ask("start", name, call, carrying=(theirs, *carrying), patience_s=within_s)
+            except BaseException as e:
+                ours.close()
+                if isinstance(e, Unanswered):
+                    starter.kill()
+                elif isinstance(e, ChannelError) and starter.channel.gone.is_set():
+                    raise _StarterGone(str(e)) from None
+                raise
+            finally:
+                _adopt(False)
+        return Process(name, pid, Channel(ours))
 
     async def close(self) -> None:
         """Have the starter end; what it has started goes on."""
@@ -170,7 +183,8 @@ class Starter:
 
     async def _attend(self, process: Process) -> None:
         await process.channel.serve({}, failed=lambda *_: None)
-        self._process = None
+        if self._process is process:
+            self._process = None
         process.channel.close()
         status = await process.ended()
         if self._attending is not None:

@@ -1,5 +1,6 @@
 """Processes: how they are started, end, start again, and are ended. Real ones, nothing of the register in them."""
 
+import asyncio
 import errno
 import os
 import signal
@@ -108,6 +109,18 @@ async def test_a_starter_that_was_killed_is_missed_by_nobody(begun):
         process.channel.close()
         assert await process.ended() == 0
     assert told == [("process_ended", "starter", -signal.SIGKILL)]
+
+
+async def test_a_start_that_a_killed_starter_does_not_answer_is_another_ones(begun):
+    first = await begun.start("one", waits)
+    killed = starter_of_ours()
+    os.kill(killed, signal.SIGSTOP)
+    starting = asyncio.create_task(begun.start("two", waits))
+    await asyncio.sleep(0)  # it has asked
+    os.kill(killed, signal.SIGKILL)
+    for process in (first, await starting):
+        process.channel.close()
+        assert await process.ended() == 0
 
 
 async def test_a_starter_that_hangs_is_replaced(begun):
