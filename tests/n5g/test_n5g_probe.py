@@ -12,6 +12,7 @@ from accepting import accepting
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
+from h2.exceptions import ProtocolError
 from luhn import check_digit
 from node import LISTED, UNLISTED, until_async
 
@@ -40,7 +41,7 @@ class Eir:
                         raw = self._respond(h2, event.stream_id) or b""
                         writer.write(h2.data_to_send() + raw)
                 writer.write(h2.data_to_send())
-        except ConnectionError:
+        except (ConnectionError, ProtocolError):  # it is gone, or says more after a GOAWAY of ours
             pass
         finally:
             writer.close()
