@@ -34,8 +34,8 @@ ASIDE = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "figu
 FILES_MAX = 4
 """Files of tests of other rooms that are found by what they import."""
 TEST_LIMIT_S = 60
-FIRST_GUESS_S = 5.0
-"""Seconds that a file of tests is assumed to need until it was run; the quick ones are asked first."""
+FIRST_GUESS_S, NODE_GUESS_S = 5.0, 40.0
+"""Seconds that a file of tests is assumed to need until it was run, and one that starts nodes; the quick ones are asked first."""
 OUTSIDE = {
     "eir/analysis": ("test_tamper", "test_sightings"),
     "eir/checks": ("test_policy", "test_checker", "test_explain"),
@@ -230,9 +230,7 @@ class _Copy:
         text = path.read_text()
         if changes_nothing(fault, text):
             return None
-        tests = concerned(self.root, fault.file)
-        room = _room(fault.file)
-        tests[1:] = sorted(tests[1:], key=lambda test: (not test.startswith(room), self._took.get(test, FIRST_GUESS_S)))
+        tests = self._quick_first(_room(fault.file), concerned(self.root, fault.file))
         tried = Tried(fault, fault.diff(text), tests)
         try:
             path.write_text(fault.applied(text))
@@ -257,6 +255,12 @@ class _Copy:
             self._built(path)
         tried.seconds = round(time.monotonic() - began, 1)
         return tried
+
+    def _quick_first(self, room: str, tests: list[str]) -> list[str]:
+        """The order in which tests are run: those of the room first."""
+        text = {test: (self.root / test).read_text() for test in tests}
+        guess = {test: NODE_GUESS_S if re.search(r"\b[Ss]ite\b", text[test]) else FIRST_GUESS_S for test in tests}
+        return sorted(tests, key=lambda test: (not test.startswith(room), self._took.get(test, guess[test])))
 
     def stop(self) -> None:
         """End what runs, and start nothing more."""
