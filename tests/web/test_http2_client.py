@@ -5,6 +5,7 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
+from h2.events import DataReceived
 
 from eir.web.http2_client import BODY_BYTES_MAX, Exchange, NoAnswer
 
@@ -23,7 +24,7 @@ class Server:
         self.exchange = Exchange(HEADERS, body)
         self.h2 = H2Connection(H2Configuration(client_side=False))
         self.h2.initiate_connection()
-        self.h2.receive_data(self.exchange.take())
+        self.come = self.h2.receive_data(self.exchange.take())
 
     def answer(self, body=b"{}", status="200"):
         self.h2.send_headers(1, [(":status", status)])
@@ -59,6 +60,30 @@ def test_once_it_is_answered_the_client_says_goodbye():
     (last,) = [frame for frame in frames if frame[0] == GOAWAY]
     assert frames[-1] is last
     assert int.from_bytes(last[-1][4:8]) == ErrorCodes.NO_ERROR
+
+
+def test_a_long_body_goes_as_the_server_opens_its_window():
+    server, body = Server(bytes(range(250)) * 600), b""
+    while server.come:
+        for event in server.come:
+            if isinstance(event, DataReceived):
+                body += event.data
+                server.h2.acknowledge_received_data(event.flow_controlled_length, 1)
+        server.exchange.receive(server.h2.data_to_send())
+        server.come = server.h2.receive_data(server.exchange.take())
+    assert body == bytes(range(250)) * 600
+    server.exchange.receive(server.answer())
+    assert server.exchange.answer.status == 200
+
+
+def test_the_longest_answer_is_taken():
+    server = Server()
+    server.h2.send_headers(1, [(":status", "200")])
+    for at in range(0, BODY_BYTES_MAX, 16384):
+        server.h2.send_data(1, bytes(16384), end_stream=at + 16384 == BODY_BYTES_MAX)
+        server.exchange.receive(server.h2.data_to_send())
+        server.h2.receive_data(server.exchange.take())
+    assert len(server.exchange.answer.body) == BODY_BYTES_MAX
 
 
 def test_an_answer_that_is_too_long_and_one_that_is_cut_off_are_none():
