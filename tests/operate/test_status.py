@@ -10,6 +10,7 @@ import pytest
 from node import LISTED, TRACKED, UNLISTED, until
 from wire import ecr
 
+from eir import __version__
 from eir.diameter.status import Failure
 from eir.errors import EirError
 from eir.operate import status
@@ -18,6 +19,7 @@ from eir.operate.http import pages
 from eir.operate.metrics import FAMILIES
 from eir.operate.status import Following, Status, WorkerReport
 from eir.record.store import ListState
+from eir.s13.lane import COMPILED, LANE
 from eir.web.http1 import Request
 
 HEALTHY = {
@@ -84,6 +86,26 @@ def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw
     assert "it offers no S13" in summary(now - 100, now - 200)  # another one of that label is connected
     assert "it offers no S13" not in summary(now - 5000, now - 9000)
     assert "it offers no S13" not in summary(now - 200, now - 100)
+
+
+def test_the_first_line_has_version_and_lane_and_others_only_what_changed(following):
+    lines = []
+    node = Status(workers=1, pid=1, following=lambda: following[0], report=lambda *event, **more: lines.append((event, more)))  # fmt: skip
+    node.tell(reports())
+    node.listening.append("tcp://127.0.0.1:3868")
+    node.tell(reports())
+    node.tell(reports())
+    following[0] = replace(FOLLOWING, store_up=False)
+    node.tell(reports())
+    node.stopping = True
+    node.tell([])
+    nothing = {"version": None, "lane": None, "detail": None}
+    slow = None if COMPILED else "no compiled lane: a check costs many times as much"
+    assert lines == [
+        (("serving",), {"level": "warning", "reason": "not listening yet", "workers": 1, "version": __version__, "lane": LANE, "detail": slow}),
+        (("ready",), {"level": "info", "reason": None, "workers": 1} | nothing),
+        (("degraded",), {"level": "warning", "reason": "the store is away; answers go on from memory", "workers": 1} | nothing),
+    ]  # fmt: skip
 
 
 def test_a_lost_path_is_a_warning(node):

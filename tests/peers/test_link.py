@@ -54,3 +54,12 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_to
     await asyncio.wait_for(link.closed, 30)
     assert told == [("connection_fault", "stalled_write")]
     assert server.errors == {"stalled_write": 1}
+
+
+@pytest.mark.parametrize("name", [None, ()])
+async def test_a_client_that_is_gone_before_the_loop_comes_to_it_is_let_go(name):
+    """Its socket has no name any more (ENOTCONN); nobody else would close it."""
+    gone = []
+    link = Link(SimpleNamespace(), asyncio.get_running_loop())
+    link.connection_made(SimpleNamespace(get_extra_info=lambda _: name, abort=lambda: gone.append(link)))
+    assert gone == [link]
