@@ -107,6 +107,13 @@ def test_indexes_of_two_and_three_octets():
     assert in_step([fill, index(1 << 20, 0x0F, 0) + b"\x02ok"])[-1] == "fault"
 
 
+def test_another_size_of_the_table_before_what_could_be_its_text():
+    """RFC 7541 6.3: the same octets behind it would be the name and the value of a literal, and fields of their own."""
+    for size in range(31):
+        (given,) = in_step([bytes((0x20 | size,)) + b"\x00\x01a\x01b" + b"\x82" * ord("b")])
+        assert given == [(b"a", b"b")] + [(b":method", b"GET")] * ord("b")
+
+
 def test_long_texts_that_are_never_the_same_leave_nothing_behind():
     chance = random.Random(26)
 
