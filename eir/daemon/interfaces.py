@@ -39,7 +39,7 @@ from eir.web.http1_server import Answer, HttpLimits, HttpLinks
 
 LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512, request_body_max=4096)
 HANDSHAKES_MAX = 64
-"""TLS handshakes at once; what comes meanwhile is closed."""
+"""TLS handshakes at once; for a further one the oldest of the address that has most of them is ended."""
 LOOK_S = 1.0
 """Interval between two looks at files that the configuration names."""
 PROCESS, FILES = "process", "files"
@@ -203,7 +203,8 @@ class _Process:
         self._tls: Any = None
         self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._handshakes = 0
+        self._handshakes: dict[socket.socket, str] = {}
+        """Connections in their TLS handshake, the oldest first, and whose each is, by address."""
         self._said: Mapping[str, str] | None = None
         """The faults that the front was told of last."""
         self._ended: Counter[str] = Counter()
@@ -270,8 +271,8 @@ class _Process:
             return
         if links is None or not self._admits(host):
             self._refused(connection, host, "source")
-        elif secure and (self._tls is None or self._handshakes >= HANDSHAKES_MAX):
-            self._refused(connection, host, "handshakes")
+        elif secure and self._tls is None:
+            self._refused(connection, host, "tls_handshake")
         else:
             self._spawn(self._take(links, connection, host, secure=secure))
 
@@ -280,14 +281,27 @@ class _Process:
         return self._service is not None and is_from(self._service.peers, source_address(host))
 
     async def _take(self, links: HttpLinks, connection: socket.socket, host: str, *, secure: bool) -> None:
-        self._handshakes += secure
+        if secure:
+            self._make_room()
+            self._handshakes[connection] = host
         try:
             await stream.accept(links.link(), connection, self._tls if secure else None, LIMITS.request_s)
         except OSError as e:
             connection.close()
-            self._lost(host, "tls_handshake", stream.fault_text(e, secure=secure))
+            if not secure or connection in self._handshakes:  # it was told why else
+                self._lost(host, "tls_handshake", stream.fault_text(e, secure=secure))
         finally:
-            self._handshakes -= secure
+            self._handshakes.pop(connection, None)
+
+    def _make_room(self) -> None:
+        """End a handshake for another one: holding them open keeps nobody out."""
+        if len(self._handshakes) >= HANDSHAKES_MAX:
+            ((most, _),) = Counter(self._handshakes.values()).most_common(1)
+            oldest = next(each for each, host in self._handshakes.items() if host == most)
+            del self._handshakes[oldest]
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+            self._lost(most, "handshakes")
 
     def _refused(self, connection: socket.socket, host: str, reason: str) -> None:
         connection.close()

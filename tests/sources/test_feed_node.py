@@ -15,6 +15,7 @@ from servers import Server, programs
 from wire import EIR
 
 from eir.config import load_config
+from eir.daemon import interfaces
 from eir.operate.control import ControlError, ask
 from eir.record.entries import entries_of, read_pages
 from eir.sources.feed_users import read_users, user_line
@@ -150,6 +151,14 @@ async def test_who_may_send_rows(site, client, tmp_path):
     now, row = time.time(), device(LISTED)
     register = await client(node, tls=authority.peer())
     assert (await register.ask("POST", row)).status == 201
+    # Who holds more handshakes open than there may be keeps nobody out.
+    host, _, port = at(node).removeprefix("https://").rpartition(":")
+    silent = [await asyncio.open_connection(host, int(port)) for _ in range(interfaces.HANDSHAKES_MAX + 10)]
+    assert (await (await client(node, tls=authority.peer())).ask("POST", row)).status == 208
+    assert await silent[0][0].read() == b""
+    await until_async(lambda: node.lines("client_refused", reason="handshakes", interface="feed"))
+    for _, writer in silent:
+        writer.close()
     token = issuer.token(now, aud="eir", scope="eir-feed", sub="ministry")
     assert (await register.ask("POST", device(UNLISTED), Authorization=f"Bearer {token}")).status == 201
     assert site.json("history", "blocked")[-1]["who"].startswith("ministry at 127.0.0.1 by the feed of ")
