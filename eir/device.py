@@ -6,6 +6,7 @@ decimal digits only shares that space; one with letters has a range of its own a
 What phones send that is neither (`0`, twelve digits, a word) has keys above these, from `ODD_BASE` on, so that it can be listed.
 """
 
+import re
 from hashlib import sha256
 from string import hexdigits
 
@@ -23,6 +24,8 @@ ODD_OCTETS_MAX = 20
 """An identifier that is longer has no key."""
 _ODD_DIGITS_MAX, _HASHED, _HASH_DIGITS = 13, 1 << 54, 14
 HEX_DIGITS = frozenset(hexdigits)
+ROUNDED = re.compile(r"[0-9][.,]?[0-9]*E\+?[0-9]+", re.ASCII | re.IGNORECASE)
+"""A number as spreadsheets show one of more than eleven digits."""
 DASHES = "-\u2010\u2011\u2012\u2013\u2014"
 
 IMEI_LENGTHS = (14, 15, 16)
@@ -71,8 +74,23 @@ def device_key(text: str) -> int:
     try:
         return imei_key(text) if is_digits(text) else meid_key(text)
     except IdentifierError:
-        found = f"{len(text)} characters" if text else "nothing"
-        raise IdentifierError(f"no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got {found}") from None
+        raise IdentifierError(
+            f"no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got {_instead(text)}"
+        ) from None
+
+
+def _instead(text: str) -> str:
+    """Return what stands in the place of an identifier, in words that show no digit of it."""
+    if not text:
+        return "nothing"
+    if ROUNDED.fullmatch(text):
+        return "a number that a spreadsheet has rounded: make it text there, and take it from its source again"
+    if typed(text) != text:
+        return f"{len(text)} characters, blanks or dashes among them"
+    if len(text) == TAC_DIGITS and is_digits(text):
+        return f"{TAC_DIGITS} digits, which are a TAC"
+    wrong = len(text) in IMEI_LENGTHS and not HEX_DIGITS.issuperset(text)
+    return f"{len(text)} characters" + (", not all of them digits" if wrong else "")
 
 
 def odd_key(text: str) -> int:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, TypeVar
 
 import typer
@@ -106,7 +107,9 @@ def acting_in(state: Path) -> Iterator[None]:
             yield
     finally:
         if not there and os.geteuid() == 0 and state.is_dir() and state.stat().st_uid == 0:
-            say(f"warning: {state} was created and belongs to root; if the node runs as USER: chown -R USER {state}")
+            say(
+                f"warning: {state} was created and belongs to root; if the node runs as USER: chown -R USER {quote(str(state))}"
+            )
 
 
 def who() -> str:

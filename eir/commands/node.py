@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, config_with_warnings, whereabouts
-from eir.commands.output import show, show_one
+from eir.commands.output import say, show, show_one
 from eir.config import load_config, load_whereabouts, render
 from eir.errors import ConfigError, EirError
 from eir.operate import control
@@ -108,4 +108,11 @@ def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = Fals
         show_one(rows(), reference_page().rstrip(), as_json=as_json)
         return
     checked = config_with_warnings(config)
+    if checked.numbers is not None:
+        from eir.sources.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - a node reads them by itself
+
+        try:
+            read_numbers(checked.numbers)
+        except NumbersError as e:
+            say(f"warning: numbers: {e}")
     show_one(checked.shown, render(checked).rstrip(), as_json=as_json)

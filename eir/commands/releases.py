@@ -46,7 +46,7 @@ def load(
     given here and in `eir history`.
     """
     checked = opened(load_config(config))
-    loaded: dict[str, int] = {}
+    loaded: dict[str, str] = {}
     try:
         reports = with_store(
             checked, lambda store: _load_all(store, checked, manifests, loaded, dry_run=dry_run, force=force)
@@ -67,19 +67,19 @@ async def _load_all(
     store: ListStore,
     config: Config,
     manifests: list[Path],
-    loaded: dict[str, int],
+    loaded: dict[str, str],
     *,
     dry_run: bool,
     force: bool,
 ) -> list[dict[str, Any]]:
-    """Load one after the other; a refused one does not stop the next. `loaded` takes the generation of each list that was loaded."""
+    """Load one after the other; a refused one does not stop the next. `loaded` takes the content of each list that was loaded."""
     options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
     async with starting() as start:
         return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
 
 
 async def _loaded(
-    store: ListStore, config: Config, start: Start, manifest: Path, loaded: dict[str, int], options: dict[str, Any]
+    store: ListStore, config: Config, start: Start, manifest: Path, loaded: dict[str, str], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Load one; what came of it, said and as a document."""
     try:
@@ -95,7 +95,7 @@ async def _loaded(
         return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
     outcome = "would load" if options["dry_run"] else "loaded"
     if report.state is not None:
-        loaded[report.list] = report.state.generation
+        loaded[report.list] = report.state.content_digest
     say(f"{manifest}: {outcome}: {report.as_text()}")
     return {"manifest": str(manifest), "outcome": outcome, **report.as_json()}
 
@@ -130,8 +130,8 @@ async def starting() -> AsyncIterator[Start]:
         await starter.close()
 
 
-def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
-    """Say whether the node on this state folder answers by what was loaded (list → generation).
+def _taken_over(state: Path, loaded: Mapping[str, str]) -> str:
+    """Say whether the node on this state folder answers by what was loaded (list → digest of its content).
 
     Waits a little for it.
     """
@@ -139,9 +139,7 @@ def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
     try:
         while True:
             report = control.ask(state, "status")
-            behind = [
-                name for name, of in loaded.items() if report["lists"].get(name, {"generation": 0})["generation"] < of
-            ]
+            behind = [name for name, digest in loaded.items() if report["lists"].get(name, {}).get("digest") != digest]
             node = f"the node on this host (process {report['pid']})"
             if not behind:
                 return f"{node} has taken over {', '.join(loaded)}"

@@ -55,8 +55,10 @@ class Acknowledging:
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config, self._start, self._report = config, start, report
         self._file = config.state / FILE
-        self._in_force: dict[str, tuple[int, str, str]] = _kept(self._file)
+        self._in_force: dict[str, tuple[int, str, str]] = kept(config.state)
         """List → serial, content, since when."""
+        self.gone: Sequence[str] = ()
+        """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
         self._given: dict[str, tuple[tuple[int, str, str], float]] = {}
         """List → what was said last, and when (time.monotonic)."""
         self._next: dict[str, float] = {}
@@ -72,6 +74,9 @@ class Acknowledging:
         """See what is in force now; tell those who are to be told."""
         if not reports:
             return
+        known = self._config.lists
+        there = [name for name in self._in_force if name in known and known[name].local]
+        self.gone = [name for name in there if not any(name in report.lists for report in reports)]
         changed = False
         for name, state in reports[0].lists.items():
             if all(report.lists.get(name) == state for report in reports) and self._in_force.get(name, (None, None))[
@@ -144,10 +149,11 @@ class Acknowledging:
         self._report("acknowledgement_given", list=name, serial=serial)
 
 
-def _kept(file: Path) -> dict[str, tuple[int, str, str]]:
+def kept(state: Path) -> dict[str, tuple[int, str, str]]:
+    """Read from a state folder what was in force last on its node: of each list serial, content, since when."""
     with suppress(OSError, ValueError, TypeError):
         return {
             str(name): (int(serial), str(content), str(since))
-            for name, (serial, content, since) in json.loads(file.read_text()).items()
+            for name, (serial, content, since) in json.loads((state / FILE).read_text()).items()
         }
     return {}

@@ -39,7 +39,7 @@ from eir.daemon.pulling import Pulling
 from eir.daemon.recorded import Recorded
 from eir.daemon.registration import Registering
 from eir.daemon.rhythms import Rhythms
-from eir.daemon.setup import allow_open_files, instance_of, read_token_keys, report_warnings
+from eir.daemon.setup import allow_open_files, changed_lists, instance_of, read_token_keys, report_warnings
 from eir.daemon.signals import deliver
 from eir.daemon.starter import END_S, Crew, Process, Starter, call_itself
 from eir.daemon.tracing import Tracing
@@ -188,6 +188,7 @@ class Front:
         self._pulling = Pulling(config, starter.start, report=report)
         self._acknowledging = Acknowledging(config, starter.start, report=report)
         self._status.unreached = lambda: self._pulling.overdue(time.time())
+        self._status.gone = lambda: self._acknowledging.gone
         self._outcomes: tuple[Outcome, ...] = ()
         self._events: Sequence[Event] = ()
         """The newest of the history, for the page."""
@@ -506,6 +507,7 @@ class Front:
             "eir_history_last_record": {(): self._history.newest.number},
             "eir_history_last_digest": {(): int(self._history.newest.digest[:12], 16)},
             "eir_history_differs": {(): float(bool(self._history.differs))},
+            "eir_store_lost_data": dict.fromkeys(((name,) for name in self._acknowledging.gone), 1.0),
             "eir_list_unrecorded": {(name,): float(name in self._history.unrecorded) for name in self._config.lists},
             **self._rhythms.snapshot(),
             **self._pulling.numbers(),
@@ -631,9 +633,9 @@ class Front:
 
     async def _reload_by_command(self) -> str:
         # Who asks waits so long and no longer; a reload that has begun is not left half done for that.
+        before = await self._workers.reports()
         said: str = await asyncio.shield(self._spawn(self._reload(await asker())))
-        missing = dict.fromkeys(name for report in await self._workers.reports() for name in report.missing)
-        return "; ".join([said, *(f"list {name} has never been loaded: load it first" for name in missing)])
+        return "; ".join([said, *changed_lists(self._config, before, await self._workers.reports())])
 
     async def _reload(self, who: str) -> str:
         """Read the configuration file and have every worker take it over; a bad one changes nothing.

@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from eir.daemon import state_folder
 from eir.diameter.answer import Reply
 from eir.diameter.context import TOO_BUSY_REPLY
 from eir.errors import Report
+from eir.operate.status import WorkerReport
 from eir.peers.settings import Limits
 from eir.record.store import ListState
 from eir.s13.service import REPLIES
@@ -80,6 +81,16 @@ def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
     """Lists that rules in force look into and that have never been loaded; a local one may well have no entry yet."""
     used = dict.fromkeys(name for rule in config.policy.rules if not rule.observe for name in rule.lists)
     return [name for name in used if name not in states and not config.lists[name].local]
+
+
+def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[WorkerReport]) -> list[str]:
+    """In words, what a reload to this configuration leaves to do about lists, by what workers reported before it and report now."""
+    missing = dict.fromkeys(name for report in now for name in report.missing)
+    left = dict.fromkeys(name for report in before for name in report.lists if name not in config.lists)
+    return [f"list {name} has never been loaded: load it first" for name in missing] + [
+        f"list {name} is no longer configured: it answers nothing, the store keeps it (eir show {name})"
+        for name in left
+    ]
 
 
 def limits_of(config: Config) -> Limits:

@@ -114,6 +114,8 @@ class Status:
         registered."""
         self.unreached: Callable[[], Sequence[str]] = tuple
         """Lists whose source has not been reached for too long."""
+        self.gone: Callable[[], Sequence[str]] = tuple
+        """Local lists that were in force before, and of which the store holds nothing."""
         self.troubles: Callable[[], Sequence[str]] = tuple
         """Faults of the interfaces besides the checks."""
         self.store_newer: str | None = None
@@ -158,6 +160,9 @@ class Status:
         degraded += [
             f"the store lost list {name} (it shows {shown}); the memory stays in force"
             for name, shown in how.lost.items()
+        ]
+        degraded += [
+            f"the store lost list {name}, which was in force here before: restore a backup" for name in self.gone()
         ]
         degraded += [f"list {name} is this node's last good copy" for name in how.from_copy]
         degraded += [f"the last good copy of list {name} is not kept ({why})" for name, why in how.copy_faults.items()]

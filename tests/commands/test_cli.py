@@ -510,6 +510,31 @@ class TestLists:
             assert [row["serial"] for row in site.json("lists")] == [0]
             assert site.json("check", LISTED)["serial"] == 0
 
+    def test_a_local_list_that_its_store_lost_does_not_begin_again_unnoticed(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            mistyped = site.eir("add", "own", f"{LISTED}9", "--reason", "a case").stderr
+            assert f"warning: {LISTED}9: its check digit would be 1; was it typed wrong?\n" in mistyped
+            assert "check digit" not in site.eir("add", "own", UNLISTED, "--reason", "a case").stderr
+            node = site.start()
+            until((site.state / "in-force.json").exists)
+            lost = "the store lost list own, which was in force here before: restore a backup"
+            site.configure(lists={"other": {"local": True}}, policy={"rules": []})
+            assert "list own is no longer configured: it answers nothing" in site.eir("reload").stdout
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            assert site.eir("reload").stdout == "reloaded\n"
+            node.end()
+            for file in site.state.glob("lists.sqlite*"):
+                file.unlink()
+            refused = site.eir("add", "own", TRACKED, "--reason", "a case", status=1).stderr
+            assert "nothing was changed: the store lost own, which was in force here; restore a backup" in refused
+            node = site.start()
+            assert lost in until(lambda: node.status()["troubles"])
+            assert node.metrics()["eir_store_lost_data{list=own}"] == 1
+            (site.state / "in-force.json").unlink()
+            site.eir("add", "own", TRACKED, "--reason", "begun again")
+            until(lambda: not node.status()["troubles"])
+
     def test_a_whole_tac_takes_force_and_a_dry_run_says_its_size(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})

@@ -320,7 +320,7 @@ async def test_a_bad_row_is_named_before_anything_is_signed(agency, store):
         put(agency.drop, "b.csv", b"tac\n3512345\n"),
     ]
     said = [
-        "a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters",
+        "a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters, not all of them digits",
         "b.csv:2: a TAC has 8 digits; got 7 characters",
     ]
     for most in (0, 1):

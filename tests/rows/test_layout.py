@@ -131,13 +131,28 @@ def test_bad_rows_are_named_by_line_without_the_identifier():
         ('"35123456789013', "one row a line, quotes closed, is expected"),
         ('still quoted"', "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"),
         ("35123456789014,lost", None),
-        ("G1234567890123", "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters"),
-        ("+35123456789012", "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 15 characters"),
+        (
+            "G1234567890123",
+            "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters, not all of them digits",
+        ),
+        (
+            "+35123456789012",
+            "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 15 characters, not all of them digits",
+        ),
+        (
+            "3.51235E+14",
+            "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got a number that a spreadsheet has rounded: make it text there, and take it from its source again",
+        ),
+        ("35123456", "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 8 digits, which are a TAC"),
+        (
+            "35-123456 789012",
+            "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 16 characters, blanks or dashes among them",
+        ),
     ]
     content = ("imei,reason,until\n" + "".join(text + "\n" for text, _ in rows)).encode()
     keys, tally, count, _, _ = read(content)
     assert keys == keys_of("35123456789012", "35123456789014")
-    assert count == 9
+    assert count == len(rows) - 1
     wrong = [(line, what) for line, (_, what) in enumerate(rows, 2) if what]
     assert tally.bad == len(wrong)
     for complaint, (line, what) in zip(tally.complaints, wrong, strict=True):

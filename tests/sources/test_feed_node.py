@@ -116,6 +116,8 @@ async def test_each_row_that_a_register_sends(site, client):
 async def test_a_file_that_is_broken_at_the_start_is_named_and_silences_nothing_else(site, client):
     (site.folder / "numbers").write_text("85512345678,none\n")
     node = serve(site, numbers="numbers")
+    assert "warning: numbers: " in (said := site.eir("config").stderr)
+    assert f"{site.folder / 'numbers'}:1: " in said
     register, by_number = await client(node), device("NULL", "NULL", "85512345678")
     assert (await register.ask("POST", device(LISTED))).status == 201
     answer = await register.ask("POST", by_number)
