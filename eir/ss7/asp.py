@@ -4,6 +4,7 @@ There is the end that connects, an ASP towards a gateway, and the one that is co
 acknowledgement said; where it is to go, is what is asked for until that is acknowledged. Imports eir.ss7.m3ua.
 """
 
+import math
 import struct
 from collections import Counter
 from enum import StrEnum
@@ -50,6 +51,7 @@ ACKNOWLEDGED = {
 WANTED = {State.DOWN: Kind.ASPUP, State.INACTIVE: Kind.ASPAC}
 LEAVING = {State.ACTIVE: Kind.ASPIA, State.INACTIVE: Kind.ASPDN, State.STANDBY: Kind.ASPDN}
 """The next request in each state, on the way in and on the way out."""
+_RANKS = {State.DOWN: 0, State.INACTIVE: 1, State.STANDBY: 1, State.ACTIVE: 2}
 ALTERNATE_ACTIVE, ASP_FAILURE = (2, 2), (2, 3)
 AS_STATES = {(1, 2): "as_inactive", (1, 3): "as_active", (1, 4): "as_pending"}
 NOTIFIED = AS_STATES | {
@@ -89,6 +91,8 @@ class Association:
         self.tries = 0
         self.asked_at: float | None = None
         """Time at which the request that waits for its acknowledgement went out."""
+        self._back_at = -math.inf
+        """The last time that we asked at once after an acknowledgement that put us back."""
         self._heard_at = self._beat_at = now
         self.ends_at: float | None = None if dials else now + up_s
         """Until when the other end has to say who it is, or to acknowledge that we leave."""
@@ -164,9 +168,18 @@ class Association:
         if not self._dials and not self.leaving:
             self.dropped["unexpected_message"] += 1
             return
+        before, after = _RANKS[self.state], _RANKS[state]
         self._go(state)
-        self.tries = 0
-        self._ask(now)
+        if after < before if self.leaving else after > before:
+            self.tries = 0
+            self._ask(now)
+        elif self.asked_at is None:
+            # Asking at once each time would go on without end, as with a gateway that says ASPDN_ACK to each ASPUP while an operator
+            # keeps us out (RFC 3332 4.3.4.1): so it is done once, and then at T(ack).
+            self.asked_at = now
+            if now >= self._back_at + ACK_S:
+                self._back_at = now
+                self._ask(now)
 
     def _notified(self, found: dict[int, bytes], now: float) -> None:
         status = found.get(Tag.STATUS, b"")

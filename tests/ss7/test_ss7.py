@@ -86,6 +86,31 @@ def test_an_unexpected_acknowledgement_is_believed_and_the_way_back_is_taken(kin
     assert kinds(end.take()) == asked
 
 
+@pytest.mark.parametrize(("up", "answers"), [
+    ([], {Kind.ASPUP: [Kind.ASPDN_ACK]}),
+    ([Kind.ASPUP_ACK], {Kind.ASPAC: [Kind.ASPIA_ACK], Kind.ASPUP: [Kind.ASPUP_ACK]}),
+    ([Kind.ASPUP_ACK], {Kind.ASPAC: [Kind.ASPDN_ACK], Kind.ASPUP: [Kind.ASPUP_ACK]}),
+    ([Kind.ASPUP_ACK, Kind.ASPAC_ACK, Kind.ASPIA_ACK], {Kind.ASPAC: [Kind.ASPAC_ACK, Kind.ASPIA_ACK]}),
+])  # fmt: skip
+def test_a_gateway_that_puts_us_back_again_and_again_is_asked_once_in_a_while(up, answers):
+    """RFC 3332 4.3.4.1: as one does that an operator has told to keep us out, or that gives our place to another one each time."""
+    end, now, sent = gateway(up=False), 0.0, []
+    for kind in up:
+        end.receive(m3ua.message(kind), now)
+    for _ in range(20):
+        while came := kinds(end.take()):
+            sent += came
+            assert len(sent) <= 3 * (1 + now / ACK_S) + 2
+            for kind in came:
+                for answer in answers.get(kind, []):
+                    end.receive(m3ua.message(answer), now)
+        if end.over:
+            break
+        now = end.deadline()
+        end.timer(now)
+    assert now >= TRIES_MAX * ACK_S
+
+
 def notify(kind, information):
     return m3ua.message(Kind.NTFY, parameter(Tag.STATUS, bytes((0, kind, 0, information))))
 
