@@ -31,7 +31,7 @@ from eir.device import device_key
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.inbox import delivery, inbox
 from eir.inbox.drop_folder import Item, Watch, delivered, lacking, look, settled
-from eir.inbox.inbox import ATTEMPTS_MAX, KILLED, WAITING
+from eir.inbox.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
 from eir.record.store import ACCEPTED, REFUSED
 from eir.releases.release import parse_manifest
 from eir.stores.sqlite import SqliteStore
@@ -867,6 +867,32 @@ async def test_a_node_that_stops_ends_the_pass_too(site, configured, start):
     assert {process.name for process in started} <= {"inbox", "load"}
     assert all(is_gone(process.pid) for process in started)
     assert not (site.state / ATTEMPTS_FILE).exists()
+
+
+def test_each_release_has_its_own_count_of_loads_that_were_killed(tmp_path):
+    attempts = Attempts(tmp_path / "attempt")
+
+    def load(digest, reason=None):
+        with attempts.one(digest):
+            if reason is not None:
+                raise ReleaseRefused(reason, "")
+
+    def count():
+        return [attempts.of(digest) for digest in "abc"]
+
+    for digest, counts in (("a", [1, 0, 0]), ("b", [1, 1, 0]), ("b", [1, 2, 0]), ("c", [1, 2, 1])):
+        with pytest.raises(ReleaseRefused):
+            load(digest, KILLED)
+        assert count() == counts
+    load("c")
+    assert count() == [1, 2, 0]
+    with pytest.raises(ReleaseRefused):
+        load("a", "turnover")
+    assert count() == [0, 2, 0]
+    for reason, counts in (("killed", [0, ATTEMPTS_MAX, 0]), ("crash", [0, 0, 0])):
+        with pytest.raises(ReleaseRefused) as refused:
+            load("b", KILLED)
+        assert (refused.value.reason, count()) == (reason, counts)
 
 
 def test_signals_end_a_pass_and_are_no_failed_attempt(tmp_path):

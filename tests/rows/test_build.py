@@ -1,6 +1,7 @@
 """Rows to pages: the same bytes as CRoaring writes, and the same content as a plain dictionary holds."""
 
 import array
+import hashlib
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pyroaring import BitMap
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
 from eir.pages.content import split
-from eir.pages.pages import EMPTY_DIGEST, PAGE_KEYS, Page, decode_sections
+from eir.pages.pages import EMPTY_DIGEST, PAGE_KEYS, Page, content_digest, decode_sections
 from eir.pages.roaring import decode_keys, encode_keys
 from eir.rows.build import Rows, amend_pages, build_pages
 from eir.rows.turnover import differences
@@ -401,3 +402,13 @@ def test_pairs_and_their_deltas(first, deltas):
         pages |= {page.number: page for page in after}
         pages = {number: page for number, page in pages.items() if page.keys}
         assert pair_content_of(pages.values()) == truth
+
+
+def test_the_digest_of_a_list_is_that_of_number_keys_and_extra_of_its_pages():
+    """Stores and other nodes hold it: it is the same in each version."""
+    pages = [Page(10, b"keys", b"extra"), Page(11, b"k", b"")]
+    total = sum(
+        int.from_bytes(hashlib.sha256(each).digest()) for each in (bytes(7) + b"\x0akeysextra", bytes(7) + b"\x0bk")
+    )
+    assert content_digest(pages) == f"{total % (1 << 256):064x}"
+    assert content_digest([*pages, Page(12, b"", b"")]) == content_digest(pages)
