@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 
 import pytest
@@ -59,3 +60,17 @@ async def test_who_gives_up_waiting_leaves_no_socket(silent, named):
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await stream.connected("peer", 3868)
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (OSError("no addresses left"), "no addresses left"),
+        (OSError(errno.ECONNREFUSED, "whatever the loop says"), "Connection refused"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "Connection reset by peer"),
+        (ConnectionResetError(), "ConnectionResetError"),
+    ],
+)
+def test_why_a_connection_failed(fault, text):
+    assert stream.fault_text(fault, secure=False) == text
