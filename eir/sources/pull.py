@@ -187,10 +187,15 @@ class _Pull:
         return self.pulled(UNCHANGED)
 
     async def _steps(self, index: Index) -> Sequence[Offer]:
-        """The releases to load. If a delta among them was refused, the full release instead, if one leads on."""
+        """The releases to load: deltas if they lead on from what is in force, else a full release.
+
+        If a delta among them was refused, or what is in force is not what the folder has at that serial (of another publisher, say), the
+        full release, if one leads on.
+        """
         state, highest = await self._before()
         found = folder.steps(index, None if state is NO_LIST else state.serial, highest)
-        if any(offer.sha256 in self.note.refused for offer in found) and not self.terms.force:
+        refused = any(offer.sha256 in self.note.refused for offer in found) and not self.terms.force
+        if refused or index.content_of(state.serial) not in {None, state.content_digest}:
             return folder.steps(index, None, highest) or found
         return found
 

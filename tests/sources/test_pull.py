@@ -264,6 +264,20 @@ async def test_where_a_delta_is_refused_a_full_release_may_lead_on(register, nod
     assert await node.serial() == 3
 
 
+async def test_deltas_are_not_put_on_another_publishers_list(register, node, tmp_path):
+    register.publish(ROWS[30:50])
+    register.publish(added=[ROWS[50]])
+    assert await node.pull() == ("loaded", "")
+    other, soon = Register(tmp_path / "other", register.key), datetime.now(UTC) + timedelta(days=1)
+    with other.web:
+        other.publish(ROWS[:20], expires=soon)
+        other.publish(added=[ROWS[20]], expires=soon)
+        other.publish(added=[ROWS[21]])  # and a full release, since the one before ends soon
+        node.source = replace(node.source, url=other.web.url)
+        assert await node.pull() == ("loaded", "")
+        assert (await node.store.state(NAME)).content_digest == read(_document(other)).content_of(3)
+
+
 async def test_after_a_rollback_nothing_is_loaded_that_was_undone(register, node):
     register.publish(ROWS[:20])
     register.publish(added=ROWS[20:22])
