@@ -12,13 +12,13 @@ FAULTS = ("drop", "cut", "stall", "corrupt", "redirect", "error", "repeat", "end
 class Web:
     """Serves `folder` at `url`. `fault`: what befalls each answer, or a function that says so for a path."""
 
-    def __init__(self, folder, *, context=None, methods=("GET",), needs=None):
-        self.folder, self.fault, self.methods, self.needs = Path(folder), None, methods, needs
+    def __init__(self, folder, *, context=None, stall_s=None, methods=("GET",), needs=None):
+        self.folder, self.fault, self.stall_s, self.methods, self.needs = Path(folder), None, stall_s, methods, needs
         self.asked, self.given, self.lock, self.elsewhere = [], {}, threading.Lock(), "https://elsewhere.example/"
         self.old = {}
         """Old contents that are repeated: of a path, as it was when `remember` was called."""
         self.over = threading.Event()
-        """An answer that stalls comes then."""
+        """An answer that stalls comes then, or after `stall_s`."""
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"web": self}))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None
@@ -82,7 +82,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 at = len(content) // 2
                 content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
             if fault == "stall":
-                web.over.wait()
+                web.over.wait(web.stall_s)
             self._file(content, cut=fault == "cut")
         else:
             self._say(404)

@@ -534,7 +534,7 @@ class TestShown:
 
     def test_an_expired_list_is_a_warning_and_stays_in_force(self, loaded):
         issued = datetime.now(UTC).replace(microsecond=0)
-        loaded.load([LISTED], serial=2, issued=issued, expires_in=timedelta(seconds=2))
+        loaded.load([LISTED], serial=2, issued=issued, expires_in=timedelta(seconds=2), now=issued)
         until(lambda: datetime.now(UTC) > issued + timedelta(seconds=2))
         node = loaded.start()
         assert "list stolen is past its expiry" in loaded.eir("status", status=1).stdout
@@ -713,7 +713,7 @@ class TestOverrideAndObserve:
             return await ask(client, LISTED) == BLACK
 
         await until_async(ended)
-        assert node.metrics()["eir_override_active"] == 0
+        until(lambda: node.metrics()["eir_override_active"] == 0)
         until(lambda: node.lines("override_ended"))
         assert loaded.json("status")["state"] == "OK"
 

@@ -330,7 +330,8 @@ class TestCrash:
         assert samples["eir_checks_total{list=stolen,protocol=s13,rule=1,status=blacklisted}"] == 8
         assert samples["eir_check_duration_seconds_count"] == 8
         assert samples["eir_peer_up{peer=mme}"] == 1
-        assert [line["status"] for line in node.lines("process_ended", process="worker-1")] == ["-9"]
+        lines = await until_async(lambda: node.lines("process_ended", process="worker-1"))
+        assert [line["status"] for line in lines] == ["-9"]
 
     async def test_one_that_connects_to_a_peer_does_so_again(self, crew):
         async with Listener() as listener:
@@ -364,11 +365,8 @@ class TestCrash:
         for restarts in range(1, 4):
             os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
             until(lambda n=restarts: node.metrics()["eir_worker_restarts_total"] == n and node.status()["workers"] == 2)
-        assert [line["restart_in_s"] for line in node.lines("process_ended", process="worker-0")] == [
-            "0.1",
-            "0.2",
-            "0.4",
-        ]
+        lines = until(lambda: len(found := node.lines("process_ended", process="worker-0")) >= 3 and found)
+        assert [line["restart_in_s"] for line in lines] == ["0.1", "0.2", "0.4"]
 
     async def test_the_origin_state_id_stays(self, crew, connect):
         """RFC 6733 8.16: it says that the node has lost its state, and the node has not."""

@@ -233,7 +233,7 @@ async def test_strangers_by_the_thousand_take_nobodys_place(loaded, crowd, worke
     assert await loop.sock_recv(good, 4096)
     refused = {name: n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")}
     assert refused == {"eir_peers_refused_total{reason=source}": 1000}
-    assert node.lines("peer_refused")[0]["setting"] == "peers: from"
+    assert (await until_async(lambda: node.lines("peer_refused")))[0]["setting"] == "peers: from"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -246,7 +246,7 @@ async def test_more_connections_than_open_files(loaded, crowd, workers):
     }
     loaded.configure(limits=wide, workers=workers)
     node = loaded.start(prefix=["prlimit", "--nofile=200"])
-    assert node.lines("open_files")[0]["limit"] == "200"
+    assert (await until_async(lambda: node.lines("open_files")))[0]["limit"] == "200"
     before, steady = at_rest(node), Steady()
     async with beside(node, steady):
         flood = await crowd(node, 400 * workers)

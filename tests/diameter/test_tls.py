@@ -127,7 +127,8 @@ async def test_handshakes_that_must_fail(secure, authority, stranger, call):
         assert await status(good) == BLACK, what
     handshakes = "eir_peers_refused_total{reason=tls_handshake}"
     await until_async(lambda: node.metrics().get(handshakes) == len(REFUSED))
-    assert {line["level"] for line in node.lines("peer_refused", reason="tls_handshake")} == {"warning"}
+    lines = await until_async(lambda: node.lines("peer_refused", reason="tls_handshake"))
+    assert {line["level"] for line in lines} == {"warning"}
     await until_async(lambda: node.status()["peers"] == {"mme": 1})
 
 

@@ -160,7 +160,7 @@ def test_a_copy_that_cannot_be_kept_degrades_the_node(site):
     assert "the last good copy of list stolen is not kept" in said
     assert "written by a newer eir (form 99, this one knows 2)" in said
     assert node.status()["ready"] == "degraded"
-    assert node.lines("copy_failed")
+    until(lambda: node.lines("copy_failed"))
     node.end()
     (site.state / "copy.sqlite").unlink()
     node = site.start()

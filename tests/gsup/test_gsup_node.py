@@ -254,7 +254,7 @@ async def test_the_hlr_may_say_no_where_it_stores(site, to):
         assert len(hlr.messages) == 6  # what is listed does not go there
         hlr.ends[0].send(result(imsis["5"], permitted=False))
         assert await msc.send(update_location()).next() == ACCEPTED  # and nothing before it
-        assert len(node.lines("hlr_refused")) == 1
+        assert len(await until_async(lambda: node.lines("hlr_refused"))) == 1
         await hlr.stop()
         assert await asked(msc, UNLISTED, imsis["2"])
     finally:

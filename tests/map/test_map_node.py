@@ -185,7 +185,7 @@ async def test_over_sctp_with_two_addresses(site):
     node = serve(site, listen=[f"sctp://127.0.0.1,127.0.0.2:{port}"])
     found = site.json("probe", f"map://127.0.0.1,127.0.0.2:{port}", LISTED, TRACKED, UNLISTED, "--gt", "491700000001")
     assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted"]
-    assert node.lines("peer_open", protocol="map")
+    until(lambda: node.lines("peer_open", protocol="map"))
     target = probe.Target(("127.0.0.1", "127.0.0.2"), port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
     async with probe.asking(target) as ask:
         assert await ask(LISTED) == "blacklisted"
@@ -231,7 +231,7 @@ async def test_one_of_two_paths_is_cut_and_comes_back(site):
                 switch(link, up=True)
                 await paths(up=2, down=0)
     for event in ("path_down", "path_up"):
-        assert {line["address"] for line in node.lines(event, peer="near")} == set(THEIRS), event
+        until(lambda event=event: {line["address"] for line in node.lines(event, peer="near")} == set(THEIRS))
 
 
 # through a gateway

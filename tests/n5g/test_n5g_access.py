@@ -216,7 +216,7 @@ async def test_a_node_and_its_nrf(site, amf, nrf):
     assert profile["nfServices"][0]["ipEndPoints"] == [{"ipv4Address": "127.0.0.1", "transport": "TCP", "port": port}]
     assert (profile["nfStatus"], profile["nfServices"][0]["oauth2Required"]) == ("REGISTERED", False)
     assert 0 <= profile["load"] <= 100
-    assert node.lines("no_access_tokens")
+    until(lambda: node.lines("no_access_tokens"))
     instance = profile["nfInstanceId"]
     assert (site.state / "nf-instance-id").read_text().strip() == instance
     until(lambda: node.status()["nrf"]["registered"] == nrf.uri)

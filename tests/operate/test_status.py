@@ -279,7 +279,7 @@ def test_a_node_that_began_without_lists_says_when_it_is_ready(site):
     node = site.start()
     until(lambda: node.lines("serving", workers=2))
     missing = [f"list {name} has never been loaded" for name in ("stolen", "tracked")]
-    assert node.lines("serving")[0]["reason"] == "; ".join(missing)
+    assert node.lines("serving", workers=2)[0]["reason"] == "; ".join(missing)
     site.load([LISTED])
     until(lambda: node.lines("not_ready", reason=missing[1]))
     site.load([TRACKED], list_name="tracked")

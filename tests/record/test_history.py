@@ -607,7 +607,7 @@ def test_who_looks_upgrades_nothing_and_who_loads_says_so_before(tmp_path):
         assert [f"{file} has form 1, and is brought to form 2 now" in line for line in said].count(True) == 1
         make_older(file)
         node = site.start()
-        assert len(node.lines("store_upgraded")) == 1
+        assert len(until(lambda: node.lines("store_upgraded"))) == 1
 
 
 class TestCommand:

@@ -125,7 +125,8 @@ async def test_a_file_that_is_broken_at_the_start_is_named_and_silences_nothing_
     faulty = "eir_interface_faulty{interface=feed,part=numbers}"
     await until_async(lambda: node.metrics().get(faulty) == 1)
     assert "feed: numbers cannot be used" in node.status()["summary"]
-    assert len(node.lines("access_file_refused", interface="feed", file="numbers")) == 1
+    lines = await until_async(lambda: node.lines("access_file_refused", interface="feed", file="numbers"))
+    assert len(lines) == 1
     (site.folder / "numbers").write_text("85512345678,001010000000009\n")
     await until_async(lambda: faulty not in node.metrics())
     assert not node.status()["troubles"]

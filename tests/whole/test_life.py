@@ -437,11 +437,11 @@ def test_a_wall_clock_that_jumps_repeats_no_reminder():
 
 async def test_a_node_says_that_a_list_is_past_its_expiry_and_keeps_it(site, connect):
     listed = "35209900176148"
-    site.load([listed], expires_in=timedelta(seconds=3))
+    issued = datetime.now(UTC).replace(microsecond=0)
+    site.load([listed], issued=issued, expires_in=timedelta(seconds=3), now=issued)
     site.load([listed], list_name="tracked")
     node = site.start()
-    await until_async(lambda: node.lines("list_expired"))
-    (line,) = node.lines("list_expired")
+    (line,) = await until_async(lambda: node.lines("list_expired"))
     assert (line["list"], line["level"], line["detail"]) == ("stolen", "warning", "it stays in force")
     assert node.metrics()["eir_list_expires_timestamp_seconds{list=stolen}"] < datetime.now(UTC).timestamp()
     assert node.status()["state"] == "WARNING"

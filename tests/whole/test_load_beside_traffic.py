@@ -1,5 +1,6 @@
 """A load beside traffic: no wrong answer, nobody turned away, every watchdog answered. How long it all takes: `scripts/soak load`."""
 
+from node import until
 from traffic import lists_of, load_beside_traffic, write_list
 
 ENTRIES = 1_000_000
@@ -21,4 +22,4 @@ async def test_a_load_while_a_client_keeps_asking(site, capsys):
     assert figures.refused == []
     assert figures.connections > 5
     assert figures.watchdog_s
-    assert [line["serial"] for line in node.lines("list_in_force")] == ["1", "2"]
+    until(lambda: [line["serial"] for line in node.lines("list_in_force")] == ["1", "2"])
