@@ -161,6 +161,7 @@ def test_a_manifest_of_over_a_mebibyte(agency):
     manifest = agency.release(IMEIS, note="x" * (1 << 20))
     assert refusal(agency, manifest).reason == "too_large"
     assert refusal(agency, manifest.with_name("nothing") / manifest.name).reason == "file_missing"
+    assert refusal(agency, manifest.with_name("x" * 300)).reason == "file_missing"
 
 
 def test_another_namespace(agency):
@@ -230,6 +231,8 @@ def test_a_revoked_key(agency):
     assert refusal(agency, manifest).reason == "signer_revoked"
     agency.settings(revoked=agency.trust("revoked", public(make_key(agency.folder, "other"))))
     assert verify(agency, manifest).manifest.serial == 1
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    assert refusal(agency, manifest).reason == "bad_signature"
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])
