@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from eir.s13.lane import COMPILED, CONSTANTS
+
 ROOT = Path(__file__).parents[2]
 SOURCES, HARNESS = ROOT / "eir" / "s13", ROOT / "tests" / "fuzz" / "lane.py"
 FLAGS = [
@@ -22,6 +24,13 @@ FLAGS = [
 ]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
 SECONDS = os.environ.get("EIR_FUZZ_SECONDS", "2")
+
+
+def test_the_lane_and_the_program_have_the_same_constants():
+    """Else the lane stands aside, and so do its tests."""
+    compiled = pytest.importorskip("eir.s13._lane", reason="no C compiler was there")
+    assert {name: getattr(compiled, name, None) for name in CONSTANTS} == CONSTANTS
+    assert COMPILED
 
 
 @pytest.fixture(scope="module")
