@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eir.errors import EntryRefused, GenerationConflict, StoreError
+from eir.errors import EntryRefused, StoreError
 from eir.pages.content import decode
 from eir.pages.pages import PAGE_KEYS, decode_sections
 from eir.record.store import ListState, ListStore
@@ -52,15 +52,13 @@ async def reason_byte(text: str, state: ListState, store: ListStore, name: str) 
     """The byte for one more reason of a list, and the texts of the list's bytes then.
 
     A full release brings all its reasons, but operators' reasons pile up over the years: so the byte of a reason that no
-    entry has any more is used again. Raises GenerationConflict, StoreError.
+    entry has any more is used again. A list that is changed meanwhile refuses the change that this is for. Raises StoreError.
     """
     known = Reasons(state.reasons)
     if (byte := known.index(text)) < REASONS_MAX:
         return byte, known.texts
     used = {0, REASONS_MAX}
-    async for found, batch in store.pages(name):
-        if found.generation != state.generation:
-            raise GenerationConflict(f"{name} was changed while its reasons were read")
+    async for _, batch in store.pages(name):
         for page in batch:
             used.update(decode_sections(page.extra).reasons)
             if page.tac is not None:
