@@ -192,7 +192,7 @@ class _Exchange:
         if status in range(200, 300):
             return
         said = f"{self.where} answered {status}"
-        raise Undelivered(said) if status >= 500 or status in TAKES_LATER else NotTaken(said)
+        raise Undelivered(said) if status < 200 or status >= 500 or status in TAKES_LATER else NotTaken(said)
 
     def end(self) -> None:
         """Whatever it waits for, it ends."""

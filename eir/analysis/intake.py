@@ -5,6 +5,7 @@ and named by file and line, never with its identifiers. Times are ISO 8601 (UTC 
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ STATUS_WORDS = {
 PROTOCOL = "import"
 PIECE_BYTES, PIECE_ROWS = 32 << 20, 500_000
 COMPLAINTS_MAX = 10
+AHEAD_S = 300
+"""Time by which another EIR's clock may be ahead."""
 YEAR_US = 365 * 86400 * 10**6
 EARLIEST_US, LATEST_US = 20 * YEAR_US, 200 * YEAR_US
 """The years 1990 to 2170: a number outside of them is not a time."""
@@ -89,6 +92,7 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
     piece = piece.with_columns(word.replace(STATUS_WORDS).alias("status"), pl.int_range(pl.len()).alias("at"))
     wrong = (
         pl.when(pl.col("time").is_null()).then(pl.lit("'time' is no time; expected 2026-11-25T06:00:00Z or Unix seconds"))
+        .when(pl.col("time") > (time.time() + AHEAD_S) * 1e6).then(pl.lit("'time' is in the future; a time without a zone is UTC"))
         .when(pl.col("imei") == "").then(pl.lit("'imei' is empty"))
         .when(~pl.col("imsi").str.contains("^(?:[0-9]{6,15})?$")).then(pl.lit("'imsi' is not an IMSI; expected 6 to 15 digits, or nothing"))
         .when(~pl.col("status").is_in(["", *STATUSES])).then(pl.lit(f"'status' is not one of {', '.join(STATUSES)}"))

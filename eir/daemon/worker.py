@@ -502,9 +502,15 @@ class Worker:
         return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
-        """All connections, and the entries of the peer table that have none."""
+        """All connections, and the entries of the peer table that have none: of these nobody knows which protocol they will speak."""
         return [
-            *({**asdict(peer), "protocol": PROTOCOL, "connections": int(peer.address is not None)} for peer in self.node.status()),
+            *(
+                {
+                    **asdict(peer), "connections": int(peer.address is not None),
+                    "protocol": PROTOCOL if peer.address is not None or peer.direction == "out" else None,
+                }
+                for peer in self.node.status()
+            ),
             *(dict(row) for server in self.servers.values() for row in server.status()),
         ]  # fmt: skip
 

@@ -32,6 +32,13 @@ from eir.peers.transport.stream import fault_text
 if TYPE_CHECKING:
     from eir.diameter.capabilities import Capabilities
 
+UNOPENED = {
+    **dict.fromkeys(
+        ("message_length", "message_too_long", "version"), "what answers at this port does not speak Diameter"
+    ),
+    "peer_closed": "no CEA came; is this the port for Diameter, and may our address connect there?",
+}
+"""Advice by the reason for which a connection ended before it was open."""
 SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
 
 
@@ -164,7 +171,8 @@ class Client:
     def _over(self, why: str) -> None:
         self.closed_by = self.closed_by or why
         if not self._opened.done():
-            self._opened.set_exception(EirError(f"the connection was not accepted: {self.closed_by}"))
+            advice = f" ({UNOPENED[why]})" if why in UNOPENED else ""
+            self._opened.set_exception(EirError(f"the connection was not accepted: {why}{advice}"))
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(EirError(f"the connection was closed before the answer: {self.closed_by}"))

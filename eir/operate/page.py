@@ -202,7 +202,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _peers(shown: Shown) -> str:
     rows = [
-        (str(each["label"]), f"{each['protocol']} {each['state']}", str(each["address"] or ""), f"{each['requests']:,}", _ago(shown.now, each["last_seen"]), str(each["last_error"] or ""))
+        (str(each["label"]), f"{each['protocol'] or ''} {each['state']}".lstrip(), str(each["address"] or ""), f"{each['requests']:,}", _ago(shown.now, each["last_seen"]), str(each["last_error"] or ""))
         for each in shown.peers[:ROWS_MAX]
     ]  # fmt: skip
     return (

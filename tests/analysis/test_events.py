@@ -250,7 +250,15 @@ async def test_a_webhook_without_its_key_is_tried_again(key_file):
 
 @pytest.mark.parametrize(
     ("status", "fault"),
-    [(200, None), (204, None), (500, Undelivered), (429, Undelivered), (400, NotTaken), (302, NotTaken)],
+    [
+        (200, None),
+        (204, None),
+        (103, Undelivered),
+        (500, Undelivered),
+        (429, Undelivered),
+        (400, NotTaken),
+        (302, NotTaken),
+    ],
 )
 async def test_a_webhook_by_what_it_answers(status, fault, key_file):
     with desk() as server:

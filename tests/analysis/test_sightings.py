@@ -6,7 +6,7 @@ import random
 import re
 import stat
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
@@ -411,11 +411,13 @@ not a time,,{LISTED},x,,
 2025-11-20T10:00:00Z,,,x,,
 2025-11-20T10:00:00Z,12a,{LISTED},x,,
 2025-11-20T10:00:00Z,,{LISTED},x,pink,
+{datetime.now(UTC) + timedelta(hours=1):%Y-%m-%d %H:%M:%S},,{LISTED},x,,
 """
     done = kept.taken(text, "--json", status=1)
     said = json.loads(done.out)
-    assert (said["rows"], said["bad_rows"]) == (4, 4)
-    assert [each.partition(": ")[0] for each in said["complaints"]] == [f"log.csv:{line}" for line in (6, 7, 8, 9)]
+    assert (said["rows"], said["bad_rows"]) == (4, 5)
+    assert [each.partition(": ")[0] for each in said["complaints"]] == [f"log.csv:{line}" for line in (6, 7, 8, 9, 10)]
+    assert said["complaints"][-1] == "log.csv:10: 'time' is in the future; a time without a zone is UTC"
     assert UNLISTED not in done.err
     assert LISTED not in done.err
     found = kept.json("seen", UNLISTED)

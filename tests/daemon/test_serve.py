@@ -554,6 +554,7 @@ class TestShown:
         }  # fmt: skip
         assert there["address"] == "{}:{}".format(*client.writer.get_extra_info("sockname"))
         assert (absent["label"], absent["state"], absent["address"]) == ("absent", "down", None)
+        assert absent["protocol"] is None
         shown = loaded.eir("peers").stdout
         assert HOST in shown
         assert "mme9.example.org" in shown

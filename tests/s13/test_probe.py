@@ -225,9 +225,9 @@ async def test_an_error_is_named(respond, error):
             "3010 DIAMETER_UNKNOWN_PEER: .*--origin-realm.*under its `peers`",
         ),
         (lambda m: answer_to(m, 5010, host=EIR), "5010 DIAMETER_NO_COMMON_APPLICATION$"),
-        (lambda _: b"", "not accepted"),
+        (lambda _: b"", r"peer_closed \(no CEA came"),
         (lambda _: None, "did not answer within 0.3 s"),
-        (lambda _: b"\0" * 40, "not accepted"),
+        (lambda _: b"\0" * 40, "does not speak Diameter"),
     ],
     ids=["3010", "5010", "hangs up", "silence", "no Diameter"],
 )
