@@ -487,11 +487,15 @@ def as_in_a_pod(site):
 @pytest.fixture
 def site(publisher):
     """A host in a folder that other users may enter."""
+    mask = os.umask(0o022)
     folder = Path(tempfile.mkdtemp(prefix="eir-pod-"))
     folder.chmod(0o755)
-    with Site(folder / "site", publisher) as made:
-        yield made
-    shutil.rmtree(folder)
+    try:
+        with Site(folder / "site", publisher) as made:
+            yield made
+    finally:
+        os.umask(mask)
+        shutil.rmtree(folder)
 
 
 def test_a_node_takes_over_what_the_kubelet_puts_there(site):

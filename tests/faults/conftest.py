@@ -39,9 +39,11 @@ class Calm:
 
     def close(self):
         if self.fleet is not None:
-            self.fleet.__exit__(None, None, None)
-            self.server.stop()
-            self.fleet = None
+            fleet, self.fleet = self.fleet, None
+            try:
+                fleet.__exit__(None, None, None)
+            finally:
+                self.server.stop()
 
 
 @pytest.fixture(scope="module")
