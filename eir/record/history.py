@@ -63,8 +63,8 @@ def folded(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledg
     """The fold that a refusal makes of the one before it (None: there was none), and the ledger after it."""
     count, first = 0, event.time
     if before is not None:
-        was = _read(before)
-        count, first = int(was["count"]), str(was["first"])
+        was = _read_fold(before)
+        count, first = was["count"], was["first"]
     text = _json({"at": ledger.refused + 1, "after": ledger.number, "count": count + 1, "first": first, **_said(event)})
     total = int(ledger.refusals, 16) + _number(text) - (0 if before is None else _number(before))
     return Fold(fold_key(event), text), replace(ledger, refused=ledger.refused + 1, refusals=digest_text(total))
@@ -74,13 +74,13 @@ def left_out(folds: Sequence[Fold]) -> Sequence[Fold]:
     """The folds to drop if there are too many."""
     if len(folds) <= FOLDS_MAX:
         return ()
-    return sorted(folds, key=lambda fold: int(_read(fold.text)["at"]))[: len(folds) - FOLDS_MAX + FOLDS_MAX // 10]
+    return sorted(folds, key=lambda fold: int(_read_fold(fold.text)["at"]))[: len(folds) - FOLDS_MAX + FOLDS_MAX // 10]
 
 
 def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
     """The ledger with these folds added, or taken out (`times` -1)."""
     texts = [fold.text for fold in folds]
-    refused = max([ledger.refused, *(int(_read(text)["at"]) for text in texts)])
+    refused = max([ledger.refused, *(_read_fold(text)["at"] for text in texts)])
     return replace(
         ledger, refused=refused, refusals=digest_text(int(ledger.refusals, 16) + times * sum(map(_number, texts)))
     )
@@ -150,10 +150,9 @@ def events_of(
     """
     found = [((record.number, 0), read_record(record)) for record in records]
     for fold in folds:
-        said = _read(fold.text)
-        count = int(said["count"])
-        event = _event(said, count=count, first=str(said["first"]) if count > 1 else None)
-        found.append(((int(said["after"]), int(said["at"])), event))
+        said = _read_fold(fold.text)
+        event = _event(said, count=said["count"], first=said["first"] if said["count"] > 1 else None)
+        found.append(((said["after"], said["at"]), event))
     kept = [
         each for each in found if (name is None or about(each[1]) == name) and (since is None or each[1].time >= since)
     ]
@@ -256,7 +255,7 @@ def _json(said: dict[str, Any]) -> str:
 
 
 def _count(fold: Fold) -> int:
-    return int(_read(fold.text)["count"])
+    return int(_read_fold(fold.text)["count"])
 
 
 def _number(text: str) -> int:
@@ -270,6 +269,13 @@ def _read(text: str) -> dict[str, Any]:
         raise StoreError("corrupt", f"a record of the history is not JSON: {error}") from error
     if not isinstance(said, dict):
         raise StoreError("corrupt", "a record of the history is not a JSON object")
+    return said
+
+
+def _read_fold(text: str) -> dict[str, Any]:
+    said = _read(text)
+    if any(type(said.get(name)) is not int for name in ("count", "at", "after")) or type(said.get("first")) is not str:
+        raise StoreError("corrupt", "a refusal of the history is not whole")
     return said
 
 

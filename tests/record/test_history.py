@@ -19,7 +19,7 @@ from eir.follow.history import HistoryKeeper, adopt
 from eir.record.clock import TrustedClock
 from eir.record.history import appended, broken, events_of, linked, read_record, record_digest
 from eir.record.settings import HistorySettings
-from eir.record.store import Ledger, Record, utc_text
+from eir.record.store import Fold, Ledger, Record, utc_text
 from eir.stores.redis import RedisStore
 from eir.stores.redis import history as redis_history
 from eir.stores.sqlite import SqliteStore
@@ -373,6 +373,16 @@ def test_a_record_that_is_json_and_no_object_is_a_fault_of_the_history(text):
     assert not linked(changed, None)
     with pytest.raises(StoreError, match="not a JSON object") as caught:
         read_record(changed[1])
+    assert caught.value.cause == "corrupt"
+
+
+@pytest.mark.parametrize("change", [{"count": None}, {"count": "1"}, {"at": 1.5}, {"after": True}, {"first": 1}])
+def test_a_refusal_that_is_not_whole_is_damage(change):
+    whole = {"time": NOW, "who": "x", "what": "refuse", "list": None, "outcome": "refused"}
+    whole |= {"count": 1, "at": 1, "after": 0, "first": NOW}
+    assert len(events_of((), [Fold("k", json.dumps(whole))])) == 1
+    with pytest.raises(StoreError, match="not whole") as caught:
+        events_of((), [Fold("k", json.dumps(whole | change))])
     assert caught.value.cause == "corrupt"
 
 
