@@ -138,7 +138,7 @@ class N5gServer(Server[Link]):
             elif self.tokens is None:
                 response, result = self._service.answer(request, link.requester)
             else:
-                response, result = self._by_token(self.tokens, request, link.requester, link.address)
+                response, result = self._by_token(self.tokens, request, link)
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
             self.errors["internal"] += 1
             self.report("fault", peer=label, reason="internal", level="error", detail=place_of(e))
@@ -153,13 +153,17 @@ class N5gServer(Server[Link]):
 
     # inside
 
-    def _by_token(self, tokens: "Tokens", request: Request, asks: Requester, address: str) -> Reply:
-        """The reply to a request by whom its access token names, or the refusal of one that has no good one (TS 33.501 13.4.1.1)."""
-        subject = tokens.subject(request.headers.get(b"authorization"), asks.label)
+    def _by_token(self, tokens: "Tokens", request: Request, link: Link) -> Reply:
+        """The reply to a request by whom its access token names, or the refusal of one that has no good one (TS 33.501 13.4.1.1).
+
+        Bad tokens count against the address that they come from: an entry may be that of all AMFs.
+        """
+        asks = link.requester
+        subject = tokens.subject(request.headers.get(b"authorization"), str(link.source))
         if isinstance(subject, str):
             return self._service.answer(request, asks._replace(host=subject))
         self.report(
-            "token_refused", peer=asks.label, protocol=PROTOCOL, reason=subject.reason, level="warning", address=address,
+            "token_refused", peer=asks.label, protocol=PROTOCOL, reason=subject.reason, level="warning", address=link.address,
             detail=subject.detail, setting=token_setting("n5g.tokens", subject.reason),
         )  # fmt: skip
         return _DENIALS[subject.reason]

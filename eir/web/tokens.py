@@ -141,7 +141,7 @@ class Tokens:
     def subject(self, authorization: bytes | None, peer: str) -> str | Denied:
         """The subject of the token in an Authorization header (its `sub`: the NF instance that asks), or the refusal.
 
-        `peer`: label or address of the one that sends it.
+        `peer`: address of the one that sends it.
         """
         if authorization is None:
             return self._denied["no_token"]

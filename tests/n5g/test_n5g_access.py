@@ -4,18 +4,33 @@ import asyncio
 import json
 import os
 import time
+from datetime import UTC, datetime
+from ipaddress import ip_address
 
 import pytest
 import yaml
-from amf import Amf
+from amf import RESOURCE, Amf
 from certificates import Authority
 from issuer import AMF, Issuer, jwks
 from node import LISTED, UNLISTED, until, until_async
 from nrf_server import Nrf
 from wire import EIR, REALM
 
+from eir.checks.checker import Checker
+from eir.checks.settings import PolicySettings
 from eir.commands.app import main
+from eir.images.index import Index
+from eir.n5g.link import Link
+from eir.n5g.server import N5gServer
+from eir.n5g.service import N5gService
+from eir.n5g.settings import SERVICE
 from eir.operate.control import ControlError, ask
+from eir.peers.counts import Counts
+from eir.peers.rate import RateLimits
+from eir.peers.settings import Limits, PeerSettings
+from eir.web.denials import TokenSettings
+from eir.web.http2_message import Request
+from eir.web.tokens import Tokens, load_keys, read_keys
 
 PEERS = [
     {"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "expected": False},
@@ -144,6 +159,29 @@ async def test_access_tokens_and_a_change_of_keys_under_load(site, amf):
     await asyncio.gather(*load)
     assert (await asks[0].ask(IMEI, before)).status == 401  # its key has gone, and with it what was known of it
     assert node.metrics()["eir_worker_restarts_total"] == 0
+
+
+async def test_bad_tokens_of_one_amf_keep_no_other_of_its_entry_out(tmp_path):
+    issuer, peers = Issuer(), (PeerSettings(label="amf"),)
+    (tmp_path / "jwks").write_bytes(jwks(issuer))
+    settings = TokenSettings(jwks=(tmp_path / "jwks",), keys=(), issuer=(), audience=("5G_EIR",))
+    tokens = Tokens(settings, load_keys(read_keys(settings)), scope=SERVICE, now=time.time, ticks=lambda: 0.0)
+    server = N5gServer(
+        N5gService(Checker(PolicySettings(), Index({}), now=datetime.now(UTC))), peers, Limits(), counts=Counts(),
+        rates=RateLimits(peers, Limits(), None), report=lambda *_, **__: None, tokens=tokens,
+    )  # fmt: skip
+    one, another = Link(server, server.loop), Link(server, server.loop)
+    for link, source in ((one, "10.20.0.1"), (another, "10.20.0.2")):
+        link.source = ip_address(source)
+        assert server.identify(link)
+    now = time.time()
+
+    def status(link, **claims):
+        headers = {b"authorization": f"Bearer {issuer.token(now, **claims)}".encode()}
+        return server.respond(link, Request("GET", f"{RESOURCE}?pei=imei-{IMEI}".encode(), headers)).status
+
+    assert {status(one, aud="AMF", jti=number) for number in range(150)} == {401, 429}
+    assert (status(one), status(another)) == (429, 200)
 
 
 def test_the_probe_and_the_audit_bring_a_token(site, tmp_path):
