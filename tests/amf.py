@@ -44,7 +44,7 @@ class Amf:
         self._h2.send_headers(stream, list(said.items()), end_stream=True)
         self._writer.write(self._h2.data_to_send())
         found, body = {}, b""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 data = await self._reader.read(65536)
                 assert data, "the node closed the connection"

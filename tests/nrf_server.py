@@ -27,7 +27,7 @@ class Nrf:
         self._ssl, self._started = ssl, threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(port)), daemon=True)
         self._thread.start()
-        assert self._started.wait(60)
+        assert self._started.wait(180)
 
     @property
     def uri(self):
@@ -37,7 +37,7 @@ class Nrf:
         """As if its process ended; what it knew is gone with it."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(60)
+        self._thread.join(180)
         assert not self._thread.is_alive()
 
     def forget(self):

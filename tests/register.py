@@ -64,7 +64,7 @@ class Client:
         return await self.answer()
 
     async def answer(self):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             status, *lines = head.rstrip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -73,7 +73,7 @@ class Client:
 
     async def ended(self):
         """The bytes that still come before the other side closes."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             try:
                 return await self.reader.read()
             except ConnectionError:

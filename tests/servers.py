@@ -107,7 +107,7 @@ class Server:
 
     def command(self, *words, then=()):
         """The raw reply to one command (its first 64 KiB), or to a second one after it."""
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=30)) as one:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=600)) as one:
             for said in filter(None, (words, then)):
                 one.sendall(_said(said))
                 reply = one.recv(1 << 16)
@@ -170,7 +170,7 @@ class Protected(Server):
         return f"redis://{user}:{self.PASSWORD}@127.0.0.1:{self.port}"
 
     def command(self, *words, then=()):
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=30)) as one:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=600)) as one:
             for said in filter(None, (("AUTH", "admin", self.PASSWORD), words, then)):
                 one.sendall(_said(said))
                 reply = one.recv(1 << 16)

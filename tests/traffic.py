@@ -169,7 +169,7 @@ async def load_beside_traffic(site, node, manifest, old, new):
         _, said = await process.communicate()
         assert process.returncode == 0, said.decode()
         ended = time.monotonic()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await traffic.switched.wait()
         await asyncio.sleep(AFTER_S)
         traffic.over.set()

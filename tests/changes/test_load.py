@@ -194,7 +194,7 @@ async def test_data_that_is_no_regular_file(agency, store, put):
     data = agency.drop / "data-1.csv"
     data.rename(agency.drop / "elsewhere.csv")
     {"link": lambda: data.symlink_to("elsewhere.csv"), "pipe": lambda: os.mkfifo(data), "folder": data.mkdir}[put]()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         assert (await refused(agency, manifest, store)).reason == "not_a_file"
 
 

@@ -399,7 +399,7 @@ async def following(store, kinds):
     task = asyncio.create_task(filling.run())
 
     async def until(condition):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while not condition():  # noqa: ASYNC110  # what is waited for is in the index, which tells nobody
                 await asyncio.sleep(0.002)
 

@@ -61,7 +61,7 @@ class Trace:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        self.process.wait(60)
+        self.process.wait(180)
 
     def records(self, kind):
         return [record for record in map(json.loads, self.out.read_text().splitlines()) if record["kind"] == kind]

@@ -852,7 +852,7 @@ class TestEndings:
             with connection:
                 connection.recv(1)
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=60)
+                out, err = process.communicate(timeout=600)
         assert process.returncode == 130
         assert out == ""
         assert "Traceback" not in err

@@ -136,7 +136,7 @@ def test_on_a_terminal_it_asks(tmp_path, key):
         while piece := os.read(leader, 4096):
             said += piece
     os.close(leader)
-    assert process.wait(60) == 0, said
+    assert process.wait(180) == 0, said
     config = load_config(tmp_path / "asked" / "eir.yaml")
     assert config.identity.host == f"eir1.{REALM}"
     assert list(config.listen) == ["tcp://127.0.0.1:3868"]

@@ -239,7 +239,7 @@ async def test_a_connection_that_arrives_while_no_worker_is_ready(site, lines):
             await player.end()
         await node.has_lost(2)
         reader = await node.come()
-        assert await asyncio.wait_for(reader.read(), 60) == b""
+        assert await asyncio.wait_for(reader.read(), 180) == b""
         refused = [(event, reason) for event, reason, _ in lines if event == "peer_refused"]
         assert refused == [("peer_refused", "no_worker")]
         assert (await node.front.snapshot())["eir_peers_refused_total"] == {("no_worker",): 1}

@@ -111,7 +111,7 @@ class TestOneNode:
     async def test_a_load_reaches_both_workers(self, crew, connect):
         clients = await four(crew.start(), connect)
         await run(crew, "load", "--force", crew.release([LISTED, UNLISTED], serial=2))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             for host, client in clients.items():
                 while await ask(client, UNLISTED, host) != BLACK:
                     pass

@@ -97,7 +97,7 @@ def helm(command, values, *arguments):
     full = {"identity": {"realm": REALM}} | values
     return subprocess.run(
         [HELM, command, *arguments, "-f", "-"],
-        input=json.dumps(full), capture_output=True, text=True, check=False, timeout=60,
+        input=json.dumps(full), capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
 
 
@@ -519,7 +519,7 @@ def test_a_node_takes_over_what_the_kubelet_puts_there(site):
     mounted(folder, site, "v3")
     until(lambda: "event=reload_refused" in node.text())
     site.eir(*container({})["lifecycle"]["preStop"]["exec"]["command"][1:], prefix=user)
-    assert node.process.wait(30) == 0
+    assert node.process.wait(180) == 0
     assert {line.split()[2] for line in node.text().splitlines() if "who=file" in line} == {
         "event=reloaded",
         "event=reload_refused",

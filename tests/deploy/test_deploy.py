@@ -46,7 +46,7 @@ SERIES = {family.name for family in FAMILIES} | {
 def run(*command, **options):
     """A command's output; it has to exit with 0."""
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=60, **options
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=600, **options
     )
     assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
@@ -144,7 +144,7 @@ class Prometheus:
         assert self.process.poll() is None, self.log.read_text()
         try:
             with urllib.request.urlopen(
-                f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60
+                f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=600
             ) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:

@@ -29,7 +29,7 @@ def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
     gone.parent.mkdir(parents=True)
     gone.write_text("")
     build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
-    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, timeout=600)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("eir/")}
@@ -55,7 +55,7 @@ def test_without_a_compiler_the_installation_goes_through(tmp_path):
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         env={**os.environ, "CC": "/bin/false"},
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
@@ -126,6 +126,6 @@ def test_what_the_tests_run_fetches_nothing_after_setup_for_tests(what):
         "https_proxy": "http://127.0.0.1:9",
     }
     done = subprocess.run(
-        [ROOT / "scripts" / "setup", *what], env=away, capture_output=True, text=True, check=False, timeout=120
+        [ROOT / "scripts" / "setup", *what], env=away, capture_output=True, text=True, check=False, timeout=600
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -13,7 +13,7 @@ def manager(tmp_path):
     """A service manager's socket; `told` gives what came, as lines, up to one that begins so."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
         link.bind(str(tmp_path / "notify"))
-        link.settimeout(60)
+        link.settimeout(180)
 
         def told(begins):
             lines = []
@@ -44,7 +44,7 @@ def test_a_start_ends_when_the_node_answers_and_a_stop_is_told(site, manager):
     socket.create_connection((host, int(port))).close()
     site.eir("drain")
     assert "READY=1" not in told("STOPPING=1")
-    assert node.wait(60) == 0
+    assert node.wait(180) == 0
 
 
 def test_one_that_cannot_start_never_says_that_it_has(site, manager):
@@ -52,7 +52,7 @@ def test_one_that_cannot_start_never_says_that_it_has(site, manager):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         site.configure(listen=[f"tcp://127.0.0.1:{taken.getsockname()[1]}"], boot_without_lists="serve")
         node = serve(site, address)
-        assert node.wait(60) != 0
+        assert node.wait(180) != 0
     log = (site.folder / "serve.log").read_text()
     assert "Address already in use" in log, log
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
@@ -68,7 +68,7 @@ def test_one_that_waits_for_a_release_holds_nobody_back_who_is_to_load_it(site, 
         line.startswith("STATUS=opens no listener before these lists are loaded: stolen") for line in told("READY=1")
     )
     node.terminate()
-    assert node.wait(60) == 0
+    assert node.wait(180) == 0
 
 
 def test_an_address_in_the_abstract_namespace(monkeypatch):

@@ -476,7 +476,7 @@ async def test_plain_text_at_a_tls_listener():
         connection = await setup.connect()
         await connection.send(uncounted=cer())
         connection.writer.write_eof()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await connection.reader.read()
         assert setup.node.status()[0].state == "down"
         ((event, told),) = setup.reported
@@ -561,7 +561,7 @@ def test_what_openssl_says_of_a_handshake():
 async def test_drain_does_not_wait_for_ever():
     async with running(limits=Limits(close_after_dpa_s=3600)) as setup:
         await setup.open()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await setup.node.drain(0.1)
         assert [row.state for row in setup.node.status()] == ["down"]
         await setup.node.drain(0.1)

@@ -138,7 +138,7 @@ async def test_what_is_no_tls_at_a_tls_listener_and_tls_at_one_for_tcp(secure, a
     for octets in (cer(), b"GET / HTTP/1.1\r\n\r\n", bytes(100)):
         plain = Connection(*await asyncio.open_connection(*node.address))
         await plain.send(uncounted=octets)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             answer = await plain.reader.read()
         assert answer[:1] in {b"", b"\x15"}  # at most a TLS alert
         await plain.close()
@@ -315,7 +315,7 @@ class Listener:
         self.waiting.put_nowait(Connection(*ends))
 
     async def accept(self):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             return await self.waiting.get()
 
 

@@ -33,12 +33,12 @@ class Proxy:
 
     def __enter__(self):
         self._thread.start()
-        assert self._ready.wait(60)
+        assert self._ready.wait(180)
         return self
 
     def __exit__(self, *_):
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(60)
+        self._thread.join(180)
         assert not self._thread.is_alive()
 
     def stop_before(self, word, times=1):

@@ -30,7 +30,7 @@ def test_a_failover_to_a_replica_that_lags(redis_program, tmp_path, publisher):
             with subprocess.Popen(
                 [*COMMAND, "load", str(manifest)], env=site.environment(), stderr=subprocess.PIPE, text=True
             ) as load:
-                said = load.communicate(timeout=60)[1]
+                said = load.communicate(timeout=600)[1]
             assert load.returncode == 0, said
             assert "no replica had the change" in said
             fleet.serial += 1

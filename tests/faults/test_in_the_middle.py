@@ -35,7 +35,7 @@ def a_load_that_stops(fleet, proxy, word, times=1):
             yield load
         finally:
             proxy.go()
-            load.said = load.communicate(timeout=60)[1]
+            load.said = load.communicate(timeout=600)[1]
 
 
 def fails(fleet, load, *why):

@@ -113,7 +113,7 @@ def test_two_loaders_with_the_same_serial(fleet):
             )
             for site, manifest in releases
         ]
-        said = [command.communicate(timeout=60)[1] for command in commands]
+        said = [command.communicate(timeout=600)[1] for command in commands]
         fleet.serial += 1
         assert sorted(command.returncode for command in commands) == [0, 1], said
         lost = said[[command.returncode for command in commands].index(1)]

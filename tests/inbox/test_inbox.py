@@ -713,7 +713,7 @@ async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, c
 
     assert await made() == {"taken": [], "again_s": CLAIM_S / 3}
     assert await site.store.claim(CLAIM, "a node that is at it", 0.05)  # and dies
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not (taken := (await made())["taken"]):
             pass
     assert taken[0]["outcome"] == ACCEPTED
@@ -767,7 +767,7 @@ async def test_a_process_killed_at_any_moment_leaves_the_old_list_or_the_new_one
 
 
 async def until(condition):
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not condition():  # noqa: ASYNC110  # what is waited for are files, processes and a list of events
             await asyncio.sleep(0.01)
 
@@ -847,7 +847,7 @@ async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
 
 async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
     none = replace(configured, inbox=None)
-    await asyncio.wait_for(DropFolder(none, start, report=Reports()).run(), 60)
+    await asyncio.wait_for(DropFolder(none, start, report=Reports()).run(), 180)
     with pytest.raises(EirError, match="names no drop folder"):
         await make_pass(none, "tester", loading(start, none, "tester"))
 

@@ -47,7 +47,7 @@ def ask(ebin, node, *imeis, realm=REALM):
         REALM,
         *imeis,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     return done.returncode, [tuple(line.split(" ", 2)) for line in done.stdout.splitlines()], done
 
 

@@ -208,7 +208,7 @@ async def test_one_of_two_paths_is_cut_and_comes_back(site):
                 ask = await stack.enter_async_context(probe.asking(target))
 
             async def paths(*, up, down):
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(180):
                     while True:
                         for imei, status in (
                             (LISTED, "blacklisted"),
@@ -277,7 +277,7 @@ class Stp:
     def stop(self):
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(60)
+            self.process.wait(180)
             self.process = None
 
     def gateway(self, **more):
@@ -290,7 +290,7 @@ class Stp:
         } | more
 
     async def msc(self):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 with contextlib.suppress(OSError):
                     if self.transport == "tcp":

@@ -52,7 +52,7 @@ async def raw(folder, octets, *, eof=True):
     writer.write(octets)
     if eof:
         writer.write_eof()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         try:
             return await reader.read()
         except ConnectionError:

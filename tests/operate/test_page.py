@@ -179,7 +179,7 @@ def get(url, password=None):
         else {"Authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

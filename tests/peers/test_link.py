@@ -51,7 +51,7 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_to
     )
     server.links.add(link)
     link.pause_writing()
-    await asyncio.wait_for(link.closed, 30)
+    await asyncio.wait_for(link.closed, 180)
     assert told == [("connection_fault", "stalled_write")]
     assert server.errors == {"stalled_write": 1}
 

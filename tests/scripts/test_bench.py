@@ -365,7 +365,7 @@ def test_a_part_that_is_told_to_end_leaves_nothing_behind(tmp_path):
             serving = until(lambda: [pid for pid in processes(process.pid) if b"serve" in command_line(pid)])
         finally:
             process.terminate()
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.wait(180) == 128 + signal.SIGTERM
     assert all(until(lambda pid=pid: is_gone(pid)) for pid in serving)
     assert list(tmp_path.iterdir()) == []
 

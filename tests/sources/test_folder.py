@@ -448,7 +448,7 @@ def test_two_signers_on_their_own_hosts_make_a_release_that_is_offered(site):
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert "offers stolen-national 44" in done.stdout
     (report,) = site.json("load", folder / "www/stolen-national/44/stolen-national-44.manifest.json")

@@ -202,7 +202,7 @@ def test_the_document_by_schemathesis(site):
     node = serve(site, issuer)
     base = node.status()["interfaces"]["fraud-check"][0]
     document = f"{base}/imei-fraud-check/vwip/openapi.json"
-    with urllib.request.urlopen(document, timeout=60) as answer:
+    with urllib.request.urlopen(document, timeout=600) as answer:
         assert json.load(answer)["paths"].keys() == {"/check-status"}
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", document, "--url", f"{base}/imei-fraud-check/vwip", "--max-examples", "10",

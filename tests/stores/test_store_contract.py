@@ -428,12 +428,12 @@ async def test_wait_returns_on_a_change_and_not_before(store, other):
     done, _ = await asyncio.wait([waiting], timeout=0.3)
     assert not done
     await store.replace("stolen", state(B, serial=2), B, seen=1)
-    await asyncio.wait_for(waiting, 60)
+    await asyncio.wait_for(waiting, 180)
     waiting = asyncio.create_task(other.wait({"stolen": 2, "later": 0}, 3600))
     await store.replace("later", state(B), B, seen=0)
-    await asyncio.wait_for(waiting, 60)
-    await asyncio.wait_for(other.wait({"stolen": 1}, 3600), 60)
-    await asyncio.wait_for(other.wait({"stolen": 2, "later": 1}, 0.2), 60)
+    await asyncio.wait_for(waiting, 180)
+    await asyncio.wait_for(other.wait({"stolen": 1}, 3600), 180)
+    await asyncio.wait_for(other.wait({"stolen": 2, "later": 1}, 0.2), 180)
 
 
 async def test_a_claim_is_one_holders_until_it_ends(store, other):

@@ -68,7 +68,7 @@ class Client:
         return int(status.split()[1]), headers, body
 
     async def ended(self):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             try:
                 return await self.reader.read()
             except ConnectionError:
@@ -112,7 +112,7 @@ async def test_a_plain_client(server):
     url = "http://{}:{}/page".format(*server.address)
 
     def get():
-        with urllib.request.urlopen(url, timeout=60) as answer:
+        with urllib.request.urlopen(url, timeout=600) as answer:
             return answer.read()
 
     assert await asyncio.to_thread(get) == PAGE.body
@@ -192,7 +192,7 @@ async def test_a_request_that_never_ends_is_dropped(connect, begins):
     client = await connect()
     client.writer.write(begins)
     ended = asyncio.create_task(client.ended())
-    while not ended.done():  # `ended` gives up after a minute
+    while not ended.done():  # `ended` gives up in the end
         client.writer.write(b"x")
         await asyncio.sleep(0.05)
     assert await ended == b""
@@ -229,7 +229,7 @@ async def test_any_number_of_connections_at_once(connect):
 async def test_close_does_not_wait_for_clients(connect, server):
     client = await connect()
     await client.ask(GET)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await server.close()
     assert await client.ended() == b""
     with pytest.raises(ConnectionRefusedError):
