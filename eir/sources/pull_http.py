@@ -191,7 +191,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if _origin(newurl) != self._origin or self.followed > REDIRECTS_MAX or req.get_method() != "GET":
             raise Unreached(
                 "redirect",
-                f"{req.full_url}: the server sends us to {newurl}, and only its own places are followed, {REDIRECTS_MAX} times at most",
+                f"{req.full_url}: the server sends us to {newurl.partition('?')[0]}, and only its own places are followed, {REDIRECTS_MAX} times at most",
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -342,6 +342,9 @@ async def test_a_token_and_a_redirect_on_the_same_server(tmp_path, keys):
         assert await node.pull() == ("unreached", "status_401")
         node.source = replace(node.source, token=tmp_path / "token", url=f"{register.web.url}moved/")
         assert await node.pull() == ("loaded", "")
+        register.web.fault, register.web.elsewhere = "redirect", "https://elsewhere.example/x?signature=secret-2&y="
+        assert await node.pull() == ("unreached", "redirect")
+        assert "to https://elsewhere.example/x, and" in node.said.detail
         await node.store.close()
 
 
