@@ -24,7 +24,8 @@ PAGE = Path(__file__).parents[2] / "eir" / "README.md"
 def node(crew, kind):  # noqa: F811  # a fixture
     """A host whose node has two workers, and a record where that is about to lose its process; not serving yet."""
     record = {"sightings": {"window_s": 0.2}} if kind == "sightings" else {}
-    crew.configure(policy={"rules": [ROW, {"list": "tracked", "answer": "greylisted"}]}, **record)
+    quick = {"close_after_dpa_s": 2, "duplicate_probe_s": 0.5}
+    crew.configure(policy={"rules": [ROW, {"list": "tracked", "answer": "greylisted"}]}, limits=quick, **record)
     return crew
 
 

@@ -70,6 +70,10 @@ LISTED = "35209900176148"  # its Luhn digit is 1
 UNLISTED = "35123456789012"
 IDENTITY = Identity(host=EIR, realm=REALM, aliases=("hss.localdomain",), realms=("second.realm",), origin_state_id=77)
 PEER = PeerSettings(label="mme", realm=REALM, sources=(ipaddress.ip_network("127.0.0.0/8"),))
+QUICK = Limits(
+    cer_timeout_s=0.2, partial_message_timeout_s=0.2, close_after_dpa_s=0.2, duplicate_probe_s=0.2, stalled_write_s=0.3
+)
+"""For tests of whatever ends a connection; here each row has a short limit, or its clock goes on, for that alone which it is about."""
 
 
 def checker(**policy) -> Checker:
@@ -770,6 +774,7 @@ async def _():
         clock = Clock()
         silent, slow = await setup.connect(), await setup.connect()
         await slow.send(uncounted=cer()[:50])
+        await until(lambda: setup.counts_of("wait_cer") == 2)
         clock.forward(Limits().cer_timeout_s)
         assert await silent.end() == await slow.end() == []
         assert setup.counts.peers_refused == {"cer_timeout": 2}
@@ -1128,7 +1133,8 @@ async def _():
             assert (await back.ask(dwr())).result == 2001
             assert watchdog() == ["reopen"]
             await back.answer(asked)
-            await until(lambda answered=answered: watchdog() == ["okay" if answered == 2 else "reopen"])
+            await until(lambda answered=answered: by_direction(setup.counts, "in")["answer"] == answered + 1)
+            assert watchdog() == ["okay" if answered == 2 else "reopen"]
 
 
 @row(44, "a silent peer is asked by DWR, then closed")
