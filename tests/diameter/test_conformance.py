@@ -1121,6 +1121,8 @@ async def _():
         await until(lambda: watchdog() == ["suspect"])
         assert (await silent.ask(dwr())).result == 2001
         clock.forward(PEER.watchdog_s)
+        await until(lambda: watchdog() == ["suspect"])
+        clock.forward(PEER.watchdog_s)
         assert await silent.end() == []
         assert setup.counts.errors == {"watchdog": 1}
         back = await setup.open()
