@@ -23,6 +23,7 @@ from eir.inbox.inbox import UNRECORDED, WAITING, Pass
 from eir.operate import control
 from eir.operate.owner import as_owner_of
 from eir.record.store import REFUSED, ListStore
+from eir.releases.release import MANIFEST_ENDS
 from eir.stores.open import open_store, serial_marks
 
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
@@ -188,7 +189,8 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     for taken in made.taken:
         say(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
     for name in made.strays:
-        say(f"{name}: {WAITING}: no release that is here names it")
+        unsigned = f"its signature {name}.sig is not there" if name.endswith(MANIFEST_ENDS) else ""
+        say(f"{name}: {WAITING}: {unsigned or 'no release that is here names it'}")
     if made.elsewhere:
         say("another process makes a pass over the drop folder just now; see eir history, or ask again in a moment")
     elif not made.taken and not made.strays:

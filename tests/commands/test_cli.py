@@ -1002,11 +1002,13 @@ def test_inbox_says_what_waits(host, tmp_path):
         if file.suffix != ".csv":
             (inbox / file.name).write_bytes(file.read_bytes())
     (inbox / "readme.txt").write_text("x")
+    (inbox / "stolen-2.manifest.json").write_text("{}")
     until(lambda: "stolen-1-0.csv is not there" in site.eir("inbox").stderr)
     assert (
         "stolen-1.manifest.json: waiting: incomplete: stolen-1-0.csv is not there\nreadme.txt: waiting: no release that is here names it\n"
-        in site.eir("inbox").stderr
+        in (said := site.eir("inbox").stderr)
     )
+    assert "stolen-2.manifest.json: waiting: its signature stolen-2.manifest.json.sig is not there\n" in said
 
 
 def test_no_file_can_be_written_by_everyone(tmp_path, publisher):
