@@ -61,6 +61,9 @@ class Redis:
     def deep_past(self):
         self._set("past", DEEP)
 
+    def no_log(self):
+        self.server.command("SET", "eir:{a}:changes", "no stream")
+
 
 class Sqlite:
     """The same in SQLite."""
@@ -163,6 +166,19 @@ async def test_a_page_number_that_cannot_be(damaged):
         await until(lambda: node.follower.errors["corrupt"])
         await other_is_followed(node, damaged.store, 2)
         assert not node.follower.errors["internal"]
+
+
+@pytest.mark.parametrize("damaged", ["Redis"], indirect=True)  # SQLite's log is a table
+async def test_a_log_of_changes_that_is_none_holds_up_nobody_and_is_begun_anew(damaged):
+    async with Node(damaged.store, {"a": "devices", "b": "devices"}) as node:
+        damaged.no_log()
+        await other_is_followed(node, damaged.store, 2)
+        assert node.follower.up
+        assert not node.follower.errors
+        for serial in (2, 3):
+            await damaged.store.replace("a", state(B, serial=serial), B, seen=serial - 1)
+            await node.reaches(serial)
+        assert [step.after for step in await damaged.store.changes("a", 2)] == [3]
 
 
 async def test_the_count_of_entries_costs_no_memory(damaged):

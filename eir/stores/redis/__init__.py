@@ -143,6 +143,13 @@ class RedisStore(PageSetStore):
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             told = [task.result() for task in done]
+        except StoreError as error:
+            if error.cause != "corrupt":
+                raise
+            told = []
+            await asyncio.sleep(
+                timeout_s
+            )  # one list's log is damaged, which tells nothing of the others: whoever waits looks at states
         finally:
             await _end(tasks)
         if any(told) and told == self._told:  # an entry without the state that belongs to it

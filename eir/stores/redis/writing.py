@@ -175,6 +175,11 @@ async def commit(
             if now != change:
                 overtaken = isinstance(error, fault.WatchError) or now not in {None, before}
                 raise (_overtaken(name, before, now) if overtaken else away) from error
+        except fault.ResponseError:
+            # In an EXEC one command may fail while the others are done: the log, if another program has written in its place.
+            if await read_change(link, name) != change:
+                raise
+            await link.do("UNLINK", key(name, "changes"))
     await _replicate(link, client, name)
     return change
 
