@@ -6,7 +6,7 @@ A client gets neither the loop nor the memory of the front for itself: `eir/web/
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from eir.errors import Report
+from eir.errors import Report, place_of
 from eir.operate import metrics
 from eir.operate.status import NOT_READY, Status, WorkerReport
 from eir.web.http1 import Request, Response
@@ -51,7 +51,7 @@ class HttpServer:
             made = page(request)
             response = made if isinstance(made, Response) else await made
         except Exception as e:  # noqa: BLE001 - whatever it is: a scrape that sees a closed connection learns nothing
-            return self._failed(request.path, f"{type(e).__name__}: {e}")
+            return self._failed(request.path, place_of(e))  # its text may hold the identifier that was asked about
         if len(response.body) > self._limits.body_bytes_max:
             return self._failed(request.path, f"it has {len(response.body)} bytes")
         return response
