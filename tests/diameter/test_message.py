@@ -110,6 +110,7 @@ def test_results():
         (DICTIONARY.example(264), wire.avp(264, b"\0")),
         (DICTIONARY.example(257), wire.avp(257, bytes(6))),
         (DICTIONARY.example(IMEI), wire.avp(1402, b"\0", 10415)),
+        (DICTIONARY.example(260), wire.avp(260, b"")),  # a group: its members are for its application to choose
         (DICTIONARY.corrected(277, 0x40), wire.u32(277, 0)),
         (DICTIONARY.corrected(IMEI, 0xC0), wire.avp(1402, b"", 10415)),
         (DICTIONARY.corrected(EQUIPMENT_STATUS, 0x80), wire.u32(1445, 0, 10415, 0)),
