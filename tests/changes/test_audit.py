@@ -332,6 +332,7 @@ def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
     pl.DataFrame([
         row(LISTED, "mme1", "blacklisted", 3), row(LISTED, "mme1", "whitelisted", 1), row(LISTED, "mme1", "whitelisted", 90, timedelta(days=2)),
         row(UNLISTED, "mme2", "whitelisted", 5), row("nonsense", "mme1", "error"),
+        *(row(imei, "mme1", "whitelisted", 1, timedelta(days=5)) for imei in IMEIS[:12]),
     ]).write_parquet(path)  # fmt: skip
     site.configure(peers=[{"host": "mme1"}, {"host": "MME2"}, {"host": "mme4"}])
     manifest = site.release([LISTED], issued=datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1))
@@ -350,3 +351,6 @@ def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
         "mme2: asked about no listed device",
         "mme4: never asked",
     ]
+    text = site.eir("audit", site.release(IMEIS[:12], serial=2), "--sightings", "--since", "6d").stdout.splitlines()
+    assert [line.partition(": whitelisted")[0].strip() for line in text[1:11]] == IMEIS[:10]
+    assert text[11] == "  2 more; --json has all"
