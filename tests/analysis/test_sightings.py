@@ -291,6 +291,12 @@ def test_a_subscriber_as_the_configuration_says(tmp_path, how, kept):
     assert not (tmp_path / KEY_FILE).exists()
 
 
+def test_a_key_made_by_a_clock_that_was_ahead_gives_way(tmp_path):
+    made = [subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda at=at: at) for at in (NOON + DAY, NOON)]
+    assert [each.key.number for each in made] == [0, 1]
+    assert made[1] == subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON - 1)
+
+
 def test_a_key_file_that_is_damaged_is_not_replaced(tmp_path):
     (tmp_path / KEY_FILE).write_text("rubbish\n")
     with pytest.raises(EirError, match="put it back from a backup"):
