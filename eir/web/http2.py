@@ -436,13 +436,13 @@ class Connection:
         response, self._ready = self._ready, None
         if response is None:
             response = self._respond(opened.request)
-        if opened.request.method == "HEAD":
-            response = response.without_body()
-        self._h2.send_headers(stream_id, list(response.all_headers), end_stream=not response.body)
+        # RFC 9110 9.3.2: of HEAD the headers, with the length that the body would have.
+        body = b"" if opened.request.method == "HEAD" else response.body
+        self._h2.send_headers(stream_id, list(response.all_headers), end_stream=not body)
         self._resized = False
         self.answers += 1
-        if response.body:
-            self._unsent[stream_id] = response.body, now
+        if body:
+            self._unsent[stream_id] = body, now
             self._send_rest()
         if opened.request.fault:
             self._cut_off(stream_id, ErrorCodes.NO_ERROR)

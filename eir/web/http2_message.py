@@ -69,10 +69,6 @@ class Response:
         stream = stream_id.to_bytes(4)
         return begin + stream + block + stream + body if body else begin + stream + block
 
-    def without_body(self) -> "Response":
-        """The answer to HEAD (RFC 9110 9.3.2)."""
-        return Response(self.status, self.headers)
-
 
 Answer = Callable[[Request], Response]
 """Answers a request, at once."""

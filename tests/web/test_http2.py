@@ -8,6 +8,7 @@ from collections import Counter
 
 import http2_wire as wire
 import pytest
+from hpack import Decoder
 from http2_wire import ATTACKS, END_HEADERS, END_STREAM, HELLO, bodies, frame, frames, get, goaways, statuses
 
 from eir.web.http2 import Connection
@@ -126,6 +127,10 @@ def test_values_that_come_twice_are_joined():
 def test_head_has_no_body():
     peer = Peer().send(HELLO + get(1, "/", method="HEAD"))
     assert (statuses(peer.found), bodies(peer.found)) == ({1: 200}, {})
+    (block,) = [payload for kind, _, _, payload in peer.found if kind == wire.HEADERS]
+    assert (b"content-length", b"4") in Decoder().decode(
+        block, raw=True
+    )  # RFC 9110 8.6: that of the body to GET, or none
 
 
 @pytest.mark.parametrize("first", [b"", get(1, "/")])
