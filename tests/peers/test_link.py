@@ -63,3 +63,31 @@ async def test_a_client_that_is_gone_before_the_loop_comes_to_it_is_let_go(name)
     link = Link(SimpleNamespace(), asyncio.get_running_loop())
     link.connection_made(SimpleNamespace(get_extra_info=lambda _: name, abort=lambda: gone.append(link)))
     assert gone == [link]
+
+
+async def test_a_client_is_read_from_as_long_as_there_is_room_and_it_takes_its_answers():
+    done, room = [], [True]
+
+    class Asking(Link):
+        def wants_bytes(self):
+            return room[0]
+
+        def has_work(self):
+            return False
+
+    link = Asking(SimpleNamespace(limits=Limits()), asyncio.get_running_loop())
+    link.set_reading()  # before there is a transport
+    closing = [False]
+    link.transport = SimpleNamespace(
+        is_closing=lambda: closing[0], pause_reading=lambda: done.append("pause"), resume_reading=lambda: done.append("resume")
+    )  # fmt: skip
+    for wants, step, told in (
+        (True, link.set_reading, []), (False, link.set_reading, ["pause"]), (False, link.set_reading, []), (True, link.set_reading, ["resume"]),
+        (True, link.pause_writing, ["pause"]), (True, link.set_reading, []), (True, link.resume_writing, ["resume"]),
+    ):  # fmt: skip
+        room[0], done[:] = wants, []
+        step()
+        assert done == told
+    closing[0], room[0] = True, False
+    link.set_reading()
+    assert done == ["resume"]

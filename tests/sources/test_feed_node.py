@@ -122,6 +122,8 @@ async def test_a_file_that_is_broken_at_the_start_is_named_and_silences_nothing_
     assert (await register.ask("POST", device(LISTED))).status == 201
     answer = await register.ask("POST", by_number)
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    answer = await register.ask("PUT", device(LISTED))
+    assert (answer.status, answer.headers["allow"]) == (405, "POST, DELETE")
     faulty = "eir_interface_faulty{interface=feed,part=numbers}"
     await until_async(lambda: node.metrics().get(faulty) == 1)
     assert "feed: numbers cannot be used" in node.status()["summary"]
