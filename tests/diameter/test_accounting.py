@@ -18,16 +18,19 @@ from hostile import accounts, at_rest, settled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from node import LISTED
-from test_conformance import QUICK, checker
+from test_conformance import checker
 from wire import EIR, REALM, Connection, cer, dpr, dwr, ecr, u32, until
 
-from eir.diameter.node import Identity, Node, PeerSettings
+from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.peers.counts import Counts
 from eir.s13.application import s13_application
 from eir.s13.lane import COMPILED, ExpressLane, ExpressLanes
 from eir.s13.service import S13Service
 
 IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=77)
+QUICK = Limits(
+    cer_timeout_s=0.2, partial_message_timeout_s=0.2, close_after_dpa_s=0.2, duplicate_probe_s=0.2, stalled_write_s=0.3
+)
 ENDS = ("half-closed", "closed", "aborted", "DPR", "left open")
 GARBAGE = (
     b"",

@@ -18,7 +18,7 @@ import sctp_wire
 import uvloop
 from far import OURS, THEIRS, far, linked, switch
 from sctp_wire import SCTP, connected, receive, sctp_socket
-from test_conformance import LISTED, OVER, PEER, QUICK, running
+from test_conformance import LISTED, OVER, PEER, running
 from wire import TGPP, VSAI, Connection, Message, cer, dwr, ecr, u32, until
 
 from eir.peers.settings import Limits, SctpSettings
@@ -166,7 +166,7 @@ def test_a_reader_that_sleeps_gets_every_answer_for_itself():
 
 def test_one_that_never_reads_is_dropped():
     async def case():
-        async with running(limits=replace(QUICK, write_buffer_bytes=16384), exact=False) as setup:
+        async with running(limits=Limits(stalled_write_s=0.3, write_buffer_bytes=16384), exact=False) as setup:
             made, _ = await opened(setup.port)
             loop = asyncio.get_running_loop()
             with pytest.raises(OSError):  # noqa: PT011, PT012 - how often it may ask is the kernel's matter; an ABORT is a reset or a broken pipe
