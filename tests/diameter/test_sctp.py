@@ -387,9 +387,11 @@ def test_one_of_two_paths_fails_and_comes_back(paths):
 
 
 def test_both_paths_fail_and_come_back(paths):
+    patient = SctpSettings(heartbeat_s=0.5, path_retransmissions=30, association_retransmissions=60)
+
     async def case():
-        async with multihomed(sctp=SctpSettings(heartbeat_s=0.5)) as (setup, port):
-            made = await far_connected(port, SctpSettings(heartbeat_s=0.5))
+        async with multihomed(sctp=patient) as (setup, port):
+            made = await far_connected(port, patient)
             await send(made, cer())
             await receive(made)
             flow = Flow(made)
