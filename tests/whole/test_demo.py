@@ -11,7 +11,7 @@ import pytest
 from servers import programs
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 180
+PATIENCE_S = 600
 DEVICE = "001010070000003"
 
 pytestmark = pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")

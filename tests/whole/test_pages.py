@@ -46,7 +46,7 @@ CONFIG = "\n".join(page for name, page in PAGES.items() if re.fullmatch(r"config
 ALL = "\n".join(PAGES.values())
 COMMANDS = typer.main.get_command(command_line())
 SEPARATORS = {"&&", "||", ";", "|", "(", ")", "&", ">", "<", "<<"}
-PATIENCE_S = 180
+PATIENCE_S = 600
 """A block is many commands."""
 
 
