@@ -138,6 +138,7 @@ async def heal(server, folder, store):
             server.command("DEL", "eir:{a}:state")
             await comes(server, node, lambda: node.follower.errors["lost_data"])
             await comes(server, node, lambda: not node.follower.lost)
+            await until(lambda: is_there(store), server.patience_s)  # healed, and not yet to be found lost
     finally:
         await copy.close()
 
