@@ -140,8 +140,8 @@ def test_a_list_of_tacs_knows_no_models_newer_than_itself(judge_rows, tmp_path, 
     assert {finding.imei for finding in found.findings} == {"12209977000000", *(["35209977000000"] if sure else [])}
 
 
-@pytest.mark.parametrize(("others", "sure"), [(3, True), (4, False)])
-def test_five_devices_of_an_unknown_tac_are_rather_a_new_model(judge_rows, tmp_path, others, sure):
+@pytest.mark.parametrize(("others", "sure"), [(1, True), (2, False)])
+def test_three_devices_of_an_unknown_tac_are_rather_a_new_model(judge_rows, tmp_path, others, sure):
     (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n")
     rows = [(1, f"352099770000{number:02d}", f"c{number}", "mme1", None) for number in range(others + 1)]
     assert bool(judge_rows(rows, tac_db=tmp_path / "tac-db.txt").findings) is sure
@@ -342,6 +342,32 @@ def test_a_new_model_comes_by_more_than_one_peer(judge_rows, tmp_path, elsewhere
         for number in range(6)
     ]
     assert bool(judge_rows(rows, tac_db=tmp_path / "tac-db.txt").findings) is not new
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_device_that_two_peers_show_is_nobody_s_invention(judge_rows, tmp_path, new):
+    (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n")
+    rows = [(1, f"352099770000{number:02d}", f"c{number}", "mme1", None) for number in range(3)]
+    elsewhere = [(9, imei, who, "mme2", None) for _, imei, who, *_ in rows[: 3 if new else 1]]
+    assert bool(judge_rows([*rows, *elsewhere], tac_db=tmp_path / "tac-db.txt").findings) is not new
+
+
+def test_a_peer_that_sends_next_to_nothing_makes_no_new_model_doubtful(judge_rows, tmp_path):
+    (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n")
+    rows = [(at, f"352099770000{number:02d}", f"c{number}", "mme1", None) for number in range(6) for at in range(10)]
+    assert judge_rows([*rows, (1, IMEI, "a", "mme2", None)], tac_db=tmp_path / "tac-db.txt").findings == ()
+
+
+@pytest.mark.parametrize(("minutes", "said"), [(9, True), (200, False)])
+def test_a_sim_that_soon_follows_the_other_speaks_for_one_phone(judge_rows, minutes, said):
+    """A router whose second SIM stands in for minutes, seven times a day; and two phones of which each comes as soon after the other."""
+    rows = [
+        (turn * 6.7 + late, IMEI, who, "mme1", None)
+        for turn in range(90)
+        for who, late in (("a", 0), ("b", 6.7 - minutes / 60))
+    ]
+    (finding,) = (each for each in judge_rows([*rows, *OTHERS], report_min=0).findings if each.imei == IMEI)
+    assert ("sooner than the other way round" in finding.honest) is said
 
 
 def test_a_laboratory_and_a_refurbisher_are_no_box(judge_rows):

@@ -1,7 +1,7 @@
 -- Subscribers whose checks follow one another as those of several phones do, at random, and not in blocks or together as one phone's.
 SELECT
   evidence.device,
-  {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {a_day} * a_day + {crowd} * crowd + {members} * members + {homes} * homes
+  {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {uneven} * uneven + {a_day} * a_day + {crowd} * crowd + {members} * members + {homes} * homes
     + {switches} * switches + {together} * together + {busy} * busy + {placeless} * placeless + {versionless} * versionless AS says,
   CONCAT(
     'subscribers who came back: ', CAST(devices.regulars AS VARCHAR),

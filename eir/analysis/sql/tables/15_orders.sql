@@ -1,20 +1,23 @@
 -- The two busiest subscribers of each shared device while both were there: in how many runs their checks come (Wald and Wolfowitz). Two
 -- phones give a random order, so that the runs lie within two deviations or so of what is expected; one phone's SIMs come in blocks (fewer
--- runs) or together (more). Of checks of a SIM within half an hour the first counts: they come in twos and threes.
+-- runs) or together (more). Of checks of a SIM within half an hour the first counts: they come in twos and threes. slant: how much sooner one
+-- of the two follows the other than the other way round, in deviations: of two phones each comes as soon after the other, whatever each sends.
 SELECT
-  device, a, b, runs, expected, SQRT(GREATEST((expected - 1) * (expected - 2) / GREATEST(a + b - 1, 1), 0.25)) AS deviation, days
+  device, a, b, runs, expected, SQRT(GREATEST((expected - 1) * (expected - 2) / GREATEST(a + b - 1, 1), 0.25)) AS deviation,
+  ABS(LN(GREATEST(there_s, 1) / GREATEST(back_s, 1))) * SQRT((runs - 1) / 4) AS slant
 FROM (
-  SELECT device, a, b, runs, days, 1 + 2 * a * b / (a + b) AS expected
+  SELECT device, a, b, runs, there_s, back_s, 1 + 2 * a * b / (a + b) AS expected
   FROM (
     SELECT
       device, CAST(SUM(CASE WHEN subscriber = 1 THEN 1 ELSE 0 END) AS DOUBLE) AS a, CAST(SUM(CASE WHEN subscriber = 2 THEN 1 ELSE 0 END) AS DOUBLE) AS b,
       CAST(SUM(CASE WHEN subscriber = before_subscriber THEN 0 ELSE 1 END) AS DOUBLE) AS runs,
-      CAST(COUNT(DISTINCT day) AS DOUBLE) AS days
+      AVG(CASE WHEN subscriber > before_subscriber THEN gap_s END) AS there_s, AVG(CASE WHEN subscriber < before_subscriber THEN gap_s END) AS back_s
     FROM (
-      SELECT device, subscriber, day, COALESCE(LAG(subscriber) OVER (PARTITION BY device ORDER BY time, subscriber), 0) AS before_subscriber
+      SELECT
+        device, subscriber, COALESCE(LAG(subscriber) OVER trail, 0) AS before_subscriber, instant_s - LAG(instant_s) OVER trail AS gap_s
       FROM (
         SELECT
-          device, subscriber, day, time, instant_s - COALESCE(LAG(instant_s) OVER (PARTITION BY device, subscriber ORDER BY instant_s), 0) AS since_s,
+          device, subscriber, time, instant_s, instant_s - COALESCE(LAG(instant_s) OVER (PARTITION BY device, subscriber ORDER BY instant_s), 0) AS since_s,
           MIN(CASE WHEN subscriber = 1 THEN time END) OVER everything AS one_from, MIN(CASE WHEN subscriber = 2 THEN time END) OVER everything AS other_from,
           MAX(CASE WHEN subscriber = 1 THEN time END) OVER everything AS one_until, MAX(CASE WHEN subscriber = 2 THEN time END) OVER everything AS other_until
         FROM steps
@@ -22,6 +25,7 @@ FROM (
         WINDOW everything AS (PARTITION BY device)
       ) AS two
       WHERE since_s >= 1800 AND time >= GREATEST(one_from, other_from) AND time <= LEAST(one_until, other_until)
+      WINDOW trail AS (PARTITION BY device ORDER BY time, subscriber)
     ) AS of_two
     GROUP BY device
   ) AS counted

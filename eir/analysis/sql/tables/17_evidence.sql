@@ -1,5 +1,5 @@
 -- What is known of each shared device, as numbers that the model weighs. apart: the runs' distance from what two phones give, in deviations;
--- half a one more is usual. beside: and so at the same moment, as two SIMs of one phone are. placeless, versionless: there was nothing to see of that.
+-- half a one more is usual. uneven: their slant beyond what chance gives. beside: and so at the same moment, as two SIMs of one phone are. placeless, versionless: there was nothing to see of that.
 SELECT
   encounters.device,
   LN(1 + LEAST(encounters.conflict_days, 10)) AS conflicts,
@@ -12,6 +12,7 @@ SELECT
   LEAST(GREATEST(-COALESCE((orders.runs - orders.expected) / orders.deviation - 0.5, -0.5), 0), 6) AS blocks,
   CASE WHEN encounters.conflict_days < 3 THEN LEAST(GREATEST(COALESCE((orders.runs - orders.expected) / orders.deviation - 0.5, -0.5), 0), 6) ELSE 0.0 END AS lockstep,
   LEAST(GREATEST(COALESCE((orders.runs - orders.expected) / orders.deviation - 0.5, -0.5), 0), 6) * LEAST(3.0 * encounters.together / encounters.switches, 1) AS beside,
+  CASE WHEN encounters.conflict_days < 3 THEN LEAST(GREATEST(COALESCE(orders.slant, 0) - 1, 0), 6) ELSE 0.0 END AS uneven,
   LEAST(who.a_day, 3) AS a_day,
   LEAST(GREATEST(who.a_day - 2.05, 0), 4) AS crowd,
   LEAST(who.members, 6) - 2.0 AS members,
