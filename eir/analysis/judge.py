@@ -203,8 +203,11 @@ def _look(
     """,
     )
     engine.define("marks", f"SELECT * FROM ({marks}) AS told WHERE NOT device IN (SELECT batches.device FROM batches)")
+    # Ports of a box are one body each, so that what speaks for one body, or what a list says of a number, is weighed by itself.
+    alone = "MAX(CASE WHEN name IN ('sim_box', 'tac', 'placeholder') THEN says ELSE -30 END)"
     engine.define(
-        "summed", f"SELECT device, {math.log(PRIOR / (1 - PRIOR))} + SUM(says) AS odds FROM marks GROUP BY device"
+        "summed",
+        f"SELECT device, {math.log(PRIOR / (1 - PRIOR))} + GREATEST(SUM(says), {alone}) AS odds FROM marks GROUP BY device",
     )
 
 

@@ -370,6 +370,44 @@ def test_a_sim_that_soon_follows_the_other_speaks_for_one_phone(judge_rows, minu
     assert ("sooner than the other way round" in finding.honest) is said
 
 
+@pytest.mark.parametrize(("days", "found"), [(1, True), (2, False)])
+def test_where_a_sim_itself_is_at_both_places_they_meet(judge_rows, days, found):
+    rows = [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2), *([("b", "mme1", 0.3)] if at < days * DAY else []))
+    ]
+    findings = judge_rows([*rows, *OTHERS], report_min=0).findings
+    assert any(each.imei == IMEI and "conflict" in each.conditions for each in findings) is found
+
+
+@pytest.mark.parametrize(("others", "found"), [("00", False), ("07", True)])
+def test_an_origin_that_sends_one_version_of_all_phones_says_nothing(judge_rows, others, found):
+    rows = [
+        (day * DAY + late, IMEI, who, mme, version)
+        for day in range(20)
+        for who, mme, version, late in (("a", "mme1", "05", 8), ("b", "mme2", "00", 18))
+    ]
+    family = [
+        (day * DAY + late, "35209950000019", who, mme, others if mme == "mme2" else "09")
+        for day in range(0, 20, 4)
+        for who, mme, late in (("c", "mme1", 7), ("d", "mme2", 21))
+    ]
+    findings = judge_rows([*rows, *family], report_min=0).findings
+    assert any(each.imei == IMEI and "version_alternates" in each.conditions for each in findings) is found
+
+
+def test_a_courier_with_two_sims_in_one_slot_is_not_reported(judge_rows):
+    """Thirty checks a day, two or three changes: whoever sends more than others has no second phone for that."""
+    rows = [
+        (day * DAY + 6 + turn * 5.5 + check / 2, IMEI, "ab"[(turn + day) % 2], "mme1", None)
+        for day in range(30)
+        for turn in range(3)
+        for check in range(10)
+    ]
+    assert judge_rows([*rows, *OTHERS]).findings == ()
+
+
 def test_a_laboratory_and_a_refurbisher_are_no_box(judge_rows):
     laboratory = [
         (at * 30 + number / 2, f"3520991111{at:04d}", f"card{number}", "mme1", "01")

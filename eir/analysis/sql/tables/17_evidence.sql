@@ -1,5 +1,6 @@
 -- What is known of each shared device, as numbers that the model weighs. apart: the runs' distance from what two phones give, in deviations;
--- half a one more is usual. uneven: their slant beyond what chance gives. beside: and so at the same moment, as two SIMs of one phone are. placeless, versionless: there was nothing to see of that.
+-- half a one more is usual. uneven: their slant beyond what chance gives. busy: two phones
+-- send twice what one does; more than that is no more evidence, since a courier's phone sends ten times as much. beside: and so at the same moment, as two SIMs of one phone are. placeless, versionless: there was nothing to see of that.
 SELECT
   encounters.device,
   LN(1 + LEAST(encounters.conflict_days, 10)) AS conflicts,
@@ -19,7 +20,7 @@ SELECT
   CASE WHEN who.homes > 1 THEN 1.0 ELSE 0.0 END AS homes,
   LN(1 + CAST(encounters.switches AS DOUBLE) / who.days) AS switches,
   CAST(encounters.together AS DOUBLE) / encounters.switches AS together,
-  COALESCE(LN(who.checks / who.days / network.usual), 0) AS busy,
+  LEAST(COALESCE(LN(who.checks / who.days / network.usual), 0), 0.8) AS busy,
   encounters.conflict_days, encounters.conflicts AS conflict_times, encounters.return_days, encounters.switches AS switch_count, encounters.together AS together_count,
   firmware.back_days, firmware.lowest, firmware.highest, firmware.compared, firmware.differing,
   orders.runs, orders.expected, orders.deviation, who.members AS member_count, who.homes AS home_count
