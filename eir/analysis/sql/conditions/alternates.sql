@@ -1,8 +1,12 @@
--- Subscribers whose checks follow one another as those of several phones do, at random, and not in blocks or together as one phone's.
+-- Subscribers whose checks follow one another as those of several phones do, at random, and not in blocks or together as one phone's. Of two this
+-- alone is never enough to block: two SIMs of one phone may be checked each by itself.
 SELECT
   evidence.device,
-  {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {uneven} * uneven + {a_day} * a_day + {crowd} * crowd + {members} * members + {homes} * homes
-    + {switches} * switches + {together} * together + {busy} * busy + {placeless} * placeless + {versionless} * versionless AS says,
+  LEAST(
+    {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {uneven} * uneven + {a_day} * a_day + {crowd} * crowd + {members} * members + {homes} * homes
+    + {switches} * switches + {together} * together + {busy} * busy + {placeless} * placeless + {versionless} * versionless,
+    CASE WHEN member_count = 2 THEN {pair_most} ELSE 30.0 END
+  ) AS says,
   CONCAT(
     'subscribers who came back: ', CAST(devices.regulars AS VARCHAR),
     CASE WHEN devices.regulars > member_count THEN CONCAT(', of whom the busiest ', CAST(member_count AS VARCHAR), ' are looked at') ELSE '' END,
