@@ -118,6 +118,16 @@ async def test_a_list_of_another_kind_than_configured_is_not_in_force(store, tmp
     await copy.close()
 
 
+async def test_each_list_with_a_fault_is_told_of(store, tmp_path):
+    for name in ("a", "b"):
+        await store.replace(name, state(A, kind="pairs"), A, seen=0)
+    copy = SqliteStore(tmp_path / "copy.sqlite")
+    async with Node(store, {"a": "devices", "b": "devices"}, copy=copy) as node:
+        await until(lambda: node.said().count("store_failed") == 2)
+        assert "copy_failed" not in node.said()
+    await copy.close()
+
+
 async def test_start_fills_all_lists_that_are_configured(store):
     await store.replace("a", state(A), A, seen=0)
     await store.replace("b", state(B), B, seen=0)
