@@ -18,13 +18,14 @@ subscribers that are not the busiest of their device, likely or not."""
 
 def not_believed(engine: Engine) -> list[str]:
     """The peers that an engine's record gives reason not to believe, in order; their checks are to be left out of the next look."""
-    # A box is at one place, with dozens of devices: of those only the checks count.
+    # A box is at one place, with dozens of devices: of those only the checks count. Log odds of -2 are a chance of one in eight: what a liar says
+    # makes some of its victims likely and the others nearly so, and all of them tell of it.
     alone = engine.rows("""
         SELECT device, peer, SUM(checks) AS checks, MAX(is_copied) AS is_copied
         FROM (
           SELECT steps.device, MIN(steps.peer) AS peer, COUNT(*) AS checks, CASE WHEN steps.device IN (SELECT sim_box.device FROM sim_box) THEN 0 ELSE 1 END AS is_copied
           FROM steps JOIN summed ON steps.device = summed.device
-          WHERE summed.odds > 0
+          WHERE summed.odds > -2
           GROUP BY steps.device, steps.subscriber
           HAVING MIN(steps.peer) = MAX(steps.peer)
           UNION ALL
