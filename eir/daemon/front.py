@@ -39,7 +39,7 @@ from eir.daemon.pulling import Pulling
 from eir.daemon.recorded import Recorded
 from eir.daemon.registration import Registering
 from eir.daemon.rhythms import Rhythms
-from eir.daemon.setup import allow_open_files, changed_lists, instance_of, read_token_keys, report_warnings
+from eir.daemon.setup import changed_lists, instance_of, prepare, read_token_keys, report_warnings
 from eir.daemon.signals import deliver
 from eir.daemon.starter import END_S, Crew, Process, Starter, call_itself
 from eir.daemon.tracing import Tracing
@@ -100,7 +100,7 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
         state_folder.prepare(config.state)
         held = state_folder.hold(config.state)
         try:
-            _prepare(config)
+            prepare(config)
             starter = Starter(__name__, keeps=[held], owned=config.state)
             starter.fork()
             starter.stay()
@@ -112,22 +112,6 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
             return uvloop.run(front.serve())
         finally:
             os.close(held)
-
-
-def _prepare(config: Config) -> None:
-    """Have at hand what all processes share. Raises SetupFault for a store that cannot be one."""
-    log = Log(time.monotonic, level=config.log_level, in_background=False)
-    report_warnings(config, log.report)
-    allow_open_files(config, log.report)
-    if config.n5g.listen:
-        # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings n5g.tokens.
-        import eir.web.tokens  # noqa: F401, PLC0415 - so that it is there
-    try:
-        state_folder.take_form(config.state, log.report)
-        open_store(config.store, config.state)
-        open_copy(config.store, config.state)
-    except EirError as e:
-        raise SetupFault(str(e)) from None
 
 
 class Front:

@@ -11,11 +11,13 @@ from eir.config import Config
 from eir.daemon import state_folder
 from eir.diameter.answer import Reply
 from eir.diameter.context import TOO_BUSY_REPLY
-from eir.errors import Report
+from eir.errors import EirError, Report, SetupFault
+from eir.operate.log import Log
 from eir.operate.status import WorkerReport
 from eir.peers.settings import Limits
 from eir.record.store import ListState
 from eir.s13.service import REPLIES
+from eir.stores.open import open_copy, open_store
 from eir.web.denials import TokenSettings
 
 if TYPE_CHECKING:
@@ -25,6 +27,22 @@ OPEN_FILES_BESIDES = 512
 """Open files of a process besides its connections: store, log, pages, commands, releases that are being read."""
 DIGEST_SHOWN = 12
 """Digits of a list's digest in a line of the log: enough to compare with `eir lists --json`."""
+
+
+def prepare(config: Config) -> None:
+    """Have at hand what all processes share. Raises SetupFault for a store that cannot be one."""
+    log = Log(time.monotonic, level=config.log_level, in_background=False)
+    report_warnings(config, log.report)
+    allow_open_files(config, log.report)
+    if config.n5g.listen:
+        # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings n5g.tokens.
+        import eir.web.tokens  # noqa: F401, PLC0415 - so that it is there
+    try:
+        state_folder.take_form(config.state, log.report)
+        open_store(config.store, config.state)
+        open_copy(config.store, config.state)
+    except EirError as e:
+        raise SetupFault(str(e)) from None
 
 
 def kinds_of(config: Config) -> dict[str, str]:
