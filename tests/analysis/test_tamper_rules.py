@@ -382,7 +382,7 @@ def test_where_a_sim_itself_is_at_both_places_they_meet(judge_rows, days, found)
 
 
 @pytest.mark.parametrize(("others", "found"), [("00", False), ("07", True)])
-def test_an_origin_that_sends_one_version_of_all_phones_says_nothing(judge_rows, others, found):
+def test_an_origin_that_sends_version_00_of_all_phones_says_nothing(judge_rows, others, found):
     rows = [
         (day * DAY + late, IMEI, who, mme, version)
         for day in range(20)

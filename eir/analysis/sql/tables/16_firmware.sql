@@ -1,5 +1,5 @@
 -- Each shared device: days on which another subscriber comes with an older software version than the one before; how many versions there are.
--- An origin that sends one version of all phones, such as 00, says nothing.
+-- An origin that sends 00 of all phones says nothing.
 SELECT
   device, CAST(COUNT(DISTINCT CASE WHEN version < before_version AND subscriber <> before_subscriber THEN day END) AS BIGINT) AS back_days,
   SUM(CASE WHEN subscriber <> before_subscriber THEN 1 ELSE 0 END) AS compared,
@@ -8,7 +8,7 @@ SELECT
 FROM (
   SELECT device, day, version, subscriber, LAG(version) OVER trail AS before_version, LAG(subscriber) OVER trail AS before_subscriber
   FROM steps JOIN (
-    SELECT origin FROM steps WHERE NOT version IS NULL GROUP BY origin HAVING MIN(version) < MAX(version)
+    SELECT origin FROM steps WHERE NOT version IS NULL GROUP BY origin HAVING MAX(version) > '00'
   ) AS telling ON steps.origin = telling.origin
   WHERE NOT version IS NULL
   WINDOW trail AS (PARTITION BY device ORDER BY time, subscriber)
