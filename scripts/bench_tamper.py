@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         nargs="*",
         metavar="ROW",
         default=[*networks.ROWS, *HELD_OUT],
-        help=f"of: {'; '.join([*networks.ROWS, *HELD_OUT])}",
+        help="of: " + "; ".join([*networks.ROWS, *HELD_OUT]).replace("%", "%%"),
     )
     parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1)")
     parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"of the first ({JUDGED})")

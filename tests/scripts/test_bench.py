@@ -378,6 +378,24 @@ def test_every_part_has_a_short_form_that_is_run_here():
     }
 
 
+PRINT_HELP = """
+import contextlib, importlib, sys
+for part in sys.argv[1:]:
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(part).main(["--help"])
+"""
+
+
+def test_every_part_says_how_it_is_used():
+    """Of bench and soak, in one process; what a part takes is formatted only when somebody asks for it."""
+    parts = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem.startswith(("bench_", "soak_")))
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_HELP, *parts], cwd=SCRIPTS, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == len(parts)
+
+
 # ---- the questions ----
 
 
