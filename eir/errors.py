@@ -94,6 +94,11 @@ def place_of(fault: BaseException) -> str:
     return type(fault).__name__ + "".join(places[-1:])
 
 
+def detail_of(fault: BaseException) -> str:
+    """The text about a fault in the log: an error of this program's own says what is wrong, of any other the place is told."""
+    return str(fault) if isinstance(fault, EirError) else place_of(fault)
+
+
 def refused_by(fault: Exception) -> ReleaseRefused:
     """The refusal of a release that the program itself fails over (`fault`), with the place; the values at hand are left out."""
     frames = [

@@ -46,7 +46,7 @@ from eir.daemon.tracing import Tracing
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.device import typed
-from eir.errors import ConfigError, EirError, Report, SetupFault, StoreError, silent
+from eir.errors import ConfigError, EirError, Report, SetupFault, StoreError, detail_of, silent
 from eir.follow.history import HistoryKeeper
 from eir.images.image import Image
 from eir.n5g.nrf import Standing
@@ -300,7 +300,7 @@ class Front:
             try:
                 await look()
             except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
-                self._log.report("fault", reason=what, level="error", detail=repr(e))
+                self._log.report("fault", reason=what, level="error", detail=detail_of(e))
             await asyncio.sleep(pause_s)
 
     # ---- workers ----

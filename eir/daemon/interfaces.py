@@ -24,7 +24,7 @@ from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.priority import BESIDE_NICE, Aside, give_way, stay_aside
 from eir.daemon.starter import Process
 from eir.daemon.workers import watch
-from eir.errors import EirError, Report, place_of
+from eir.errors import EirError, Report, detail_of, place_of
 from eir.n5g.settings import is_secure, listening_at
 from eir.operate import metrics
 from eir.operate.log import Log
@@ -241,9 +241,7 @@ class _Process:
         try:
             self._service = self._make(config, self._log.report)
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
-            self._log.report(
-                "fault", reason=self._name, level="error", detail=str(e) if isinstance(e, EirError) else place_of(e)
-            )
+            self._log.report("fault", reason=self._name, level="error", detail=detail_of(e))
             self.fault = True
             self.failed()
             return

@@ -27,7 +27,7 @@ from typing import Any, NoReturn, cast
 
 from eir.daemon.channel import Channel, ChannelError, HasDescriptor, Message, Receiver, Unanswered, pair, parts_of
 from eir.daemon.signals import block, deliver
-from eir.errors import ConfigError, EirError, Report, SetupFault, silent
+from eir.errors import ConfigError, EirError, Report, SetupFault, detail_of, silent
 from eir.operate.owner import as_owner_of
 
 NAME = "starter"
@@ -281,7 +281,7 @@ class Crew:
             if not self._is_stopping():
                 await attend(process)
         except Exception as e:  # noqa: BLE001 - the outermost loop over processes: it says so, and starts another one
-            self._report("fault", reason=process.name, level="error", detail=repr(e))
+            self._report("fault", reason=process.name, level="error", detail=detail_of(e))
         process.channel.close()
         try:
             async with asyncio.timeout(END_S):

@@ -39,7 +39,7 @@ from eir.daemon.recorded import buffer_for
 from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of, tokens_of
 from eir.diameter.admission import Claim, Order
 from eir.diameter.node import Node
-from eir.errors import EirError
+from eir.errors import EirError, detail_of
 from eir.images.image import Image, ImageError
 from eir.images.index import Index
 from eir.n5g.server import N5gServer
@@ -313,7 +313,7 @@ class Worker:
                 try:
                     await self._put_in_force(*arrived)
                 except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and takes the next one
-                    self.log.report("fault", reason="lists", level="error", detail=repr(e))
+                    self.log.report("fault", reason="lists", level="error", detail=detail_of(e))
 
     async def _put_in_force(self, listed: Listed, image: Image) -> None:
         """Put a list in force, of which the front hands over the last version once more if it was not here yet."""
@@ -360,7 +360,7 @@ class Worker:
             try:
                 await self._look(tick)
             except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
-                self.log.report("fault", reason="tick", level="error", detail=repr(e))
+                self.log.report("fault", reason="tick", level="error", detail=detail_of(e))
             await asyncio.sleep(TICK_S)
 
     async def _look(self, tick: int) -> None:

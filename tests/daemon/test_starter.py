@@ -246,13 +246,14 @@ async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept):
     async def attend(process):
         attended.append(process)
         if len(attended) == 1:
-            raise ZeroDivisionError
+            raise ValueError("35123456789012")
         await process.channel.gone.wait()
 
     kept.crew.keep("worker-0", start, attend)
     await until_async(lambda: len(attended) == 2)
     assert is_gone(attended[0].pid)
     assert [event for event, _ in kept.told] == ["fault", "process_ended"]
+    assert kept.told[0][1]["detail"].startswith(f"ValueError at {__file__}:"), "the text may hold an identifier"
 
 
 def test_the_first_starter_shares_the_memory_of_the_process_that_forks_it(tmp_path):
