@@ -6,7 +6,7 @@ again. It is made wholly or not at all, and the history says who changed which e
 
 import asyncio
 import random
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -36,6 +36,9 @@ PAUSE_MAX_S = 0.05
 NAMED_MAX = 10  # entries that a refusal names
 TACS = "TACs "
 """Begins the entries of an event that are whole TACs."""
+
+Had = Callable[[], Collection[str]]
+"""Names of lists; asked for where one is not in the store."""
 
 
 class Entry(NamedTuple):
@@ -133,30 +136,32 @@ def parse_entries(
     return list(distinct.values())
 
 
-async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime) -> EditReport:
-    """Make the change, wholly or not at all.
+async def edit_list(
+    edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: Had = tuple
+) -> EditReport:
+    """Make the change, wholly or not at all. `had` names the lists that were in force on this host: none of them begins anew.
 
     Raises EntryRefused where the list is not local or is of another kind, where an entry is there already (add, unless
     `replace`) or is not (remove), where there is no valid reason or the end is past, or where more comes or goes than the
-    list's limits allow (unless `force`); StoreError.
+    list's limits allow (unless `force`); StoreError, with the cause `lost` where the store lost the list.
     """
-    report, _ = await _edit(edit, settings, store, who, now, lenient=False)
+    report, _ = await _edit(edit, settings, store, who, now, had=had, lenient=False)
     return report
 
 
 async def edit_what_differs(
-    edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime
+    edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: Had = tuple
 ) -> frozenset[Entry]:
     """Make the change of those entries that are not there already (add) or are there (remove), and return these; raises as `edit_list`.
 
     One that is there and ends before it is to end is not there already. For who feeds a list row by row: nothing is kept of what was there before, since rows come by the thousand.
     """
-    _, changed = await _edit(edit, replace(settings, keep=0), store, who, now, lenient=True)
+    _, changed = await _edit(edit, replace(settings, keep=0), store, who, now, had=had, lenient=True)
     return frozenset(changed)
 
 
 async def _edit(
-    edit: Edit, settings: ListSettings, store: ListStore, who: str, now: datetime, *, lenient: bool
+    edit: Edit, settings: ListSettings, store: ListStore, who: str, now: datetime, *, had: Had, lenient: bool
 ) -> tuple[EditReport, Sequence[Entry]]:
     """The change, and the entries that made one."""
     _check(edit, settings, now)
@@ -164,6 +169,12 @@ async def _edit(
     numbers = sorted({entry.key // PAGE_KEYS for entry in edit.entries})
     for _ in range(TRIES_MAX):
         found, before = await store.some_pages(settings.name, numbers)
+        if found is None and settings.name in had():  # a new one is not followed, or hides the loss
+            raise StoreError(
+                "lost",
+                f"nothing was changed: the store lost {settings.name}, which was in force here; restore a backup, or begin it "
+                "again as deploy/OPERATION.md says",
+            )
         state = found or NO_LIST
         if state.kind not in {"", settings.kind}:
             kinds = (

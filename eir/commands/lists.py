@@ -2,12 +2,13 @@
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eir.changes.local import ADD, REMOVE, Edit, EditReport, edit_list, parse_entries
+from eir.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.changes.rollback import roll_back
 from eir.changes.serials import reset_serial as reset_highest
 from eir.checks.identifier import is_wrong_digit
@@ -16,8 +17,9 @@ from eir.commands.forms import duration
 from eir.commands.in_force import FromStore, Stored, asked, states_of
 from eir.commands.output import EXIT_USAGE, fail, say, show, show_one
 from eir.config import Config, load_config
+from eir.daemon.state_folder import in_force_before
 from eir.device import KEY_DIGITS, check_digit, typed
-from eir.errors import EntryRefused, IdentifierError, StoreError
+from eir.errors import IdentifierError, StoreError
 from eir.record.settings import SUBSCRIBERS
 from eir.record.store import ListState, ListStore
 from eir.rows.layout import until_seconds
@@ -226,28 +228,15 @@ def _edit(
         raise fail(str(e), EXIT_USAGE) from None
     edit = Edit(what=what, entries=entries, **details)
 
-    async def made(store: ListStore) -> EditReport:
-        if await store.state(list_name) is None:
-            _refuse_what_was_lost(list_name, checked.state)
-        return await edit_list(edit, settings, store, who=who(), now=datetime.now(UTC))
-
-    report = with_store(checked, made)
+    had = partial(in_force_before, checked.state)
+    report = with_store(
+        checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC), had=had)
+    )
     for wrong in (
         () if what == REMOVE or settings.kind == SUBSCRIBERS else filter(is_wrong_digit, map(typed, identifiers))
     ):
         say(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; was it typed wrong?")
     show_one(asdict(report), report.as_text(), as_json=as_json)
-
-
-def _refuse_what_was_lost(list_name: str, state: Path) -> None:
-    """Raise EntryRefused for a list that is not in the store, and that the node here had: a new one is not followed, or hides the loss."""
-    from eir.daemon.acknowledging import FILE, kept  # noqa: PLC0415 - for a list that begins alone
-
-    if list_name in kept(state):
-        raise EntryRefused(
-            f"nothing was changed: the store lost {list_name}, which was in force here; restore a backup "
-            f"(deploy/OPERATION.md), or without one, delete {state / FILE} while the node is stopped"
-        )
 
 
 def _imsi(checked: Config, text: str) -> str:

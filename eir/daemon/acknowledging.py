@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from eir.config import Config
 from eir.daemon.apart import Start, done_apart
 from eir.daemon.channel import Channel
+from eir.daemon.state_folder import IN_FORCE_FILE, in_force_before
 from eir.disk import put
 from eir.errors import EirError, Report, place_of
 from eir.operate import metrics
@@ -26,8 +26,6 @@ from eir.sources.acknowledge import ROOM, Acknowledgement, acknowledged, key_of
 from eir.sources.pull_http import Server, Unreached
 
 PROCESS = "acknowledge"
-FILE = "in-force.json"
-"""File in the state folder that keeps what was in force since when across a restart."""
 POST_S = 60.0
 REPEAT_S = 86400.0
 """After this long it is said again, although nothing has changed."""
@@ -54,8 +52,8 @@ class Acknowledging:
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config, self._start, self._report = config, start, report
-        self._file = config.state / FILE
-        self._in_force: dict[str, tuple[int, str, str]] = kept(config.state)
+        self._file = config.state / IN_FORCE_FILE
+        self._in_force: dict[str, tuple[int, str, str]] = in_force_before(config.state)
         """List → serial, content, since when."""
         self.gone: Sequence[str] = ()
         """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
@@ -147,13 +145,3 @@ class Acknowledging:
         self._failures[name] = 0
         self._counts[name, "given"] += 1
         self._report("acknowledgement_given", list=name, serial=serial)
-
-
-def kept(state: Path) -> dict[str, tuple[int, str, str]]:
-    """Read from a state folder what was in force last on its node: of each list serial, content, since when."""
-    with suppress(OSError, ValueError, TypeError):
-        return {
-            str(name): (int(serial), str(content), str(since))
-            for name, (serial, content, since) in json.loads((state / FILE).read_text()).items()
-        }
-    return {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eir.config import Config
 from eir.daemon.interfaces import Watched
 from eir.daemon.setup import keys_of, tokens_of
+from eir.daemon.state_folder import in_force_before
 from eir.errors import EirError, Report, StoreError, place_of
 from eir.operate import metrics
 from eir.peers.settings import PeerSettings
@@ -36,7 +37,13 @@ class FeedService:
     def __init__(self, config: Config, report: Report) -> None:
         self._report = report
         self._store = open_store(config.store, config.state, report=report, check=False)
-        self._writer = FeedWriter(self._store, config.lists, now=lambda: datetime.now(UTC), failed=self._failed)
+        self._writer = FeedWriter(
+            self._store,
+            config.lists,
+            now=lambda: datetime.now(UTC),
+            failed=self._failed,
+            had=partial(in_force_before, config.state),
+        )
         self._feed = Feed(config.feed, self._writer, host=socket.gethostname(), report=report)
         self._keys: KeyFiles | None = None
         self.faults: Mapping[str, str] = {}

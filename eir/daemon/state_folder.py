@@ -1,6 +1,7 @@
-"""The state folder of a node: one node at a time, its form, its Origin-State-Id, its NF instance id, and the time of its clock."""
+"""The state folder of a node: one node at a time, its form, its Origin-State-Id, its NF instance id, the time of its clock, and what was in force."""
 
 import fcntl
+import json
 import os
 import time
 import uuid
@@ -14,6 +15,8 @@ from eir.operate.control import PING, RUNNING, ControlError, ask
 from eir.record.clock import TrustedClock
 
 LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE, NF_INSTANCE_FILE = "lock", "clock", "origin-state-id", "nf-instance-id"
+IN_FORCE_FILE = "in-force.json"
+"""Keeps what was in force since when across a restart."""
 FORM_FILE = "form"
 FORM = 1
 """The form of the folder as a whole; the files of SQLite in it have forms of their own (eir.stores.records)."""
@@ -135,3 +138,13 @@ def keep_clock(clock: TrustedClock, folder: Path) -> None:
 def _keep(file: Path, text: str) -> None:
     with suppress(OSError):
         put(file, text.encode())
+
+
+def in_force_before(folder: Path) -> dict[str, tuple[int, str, str]]:
+    """What was in force last on the folder's node: of each list serial, content, since when."""
+    with suppress(OSError, ValueError, TypeError):
+        return {
+            str(name): (int(serial), str(content), str(since))
+            for name, (serial, content, since) in json.loads((folder / IN_FORCE_FILE).read_text()).items()
+        }
+    return {}

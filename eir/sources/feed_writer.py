@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from eir.changes.local import Edit, Entry, edit_what_differs
+from eir.changes.local import Edit, Entry, Had, edit_what_differs
 from eir.errors import EntryRefused, StoreError
 from eir.record.settings import ListSettings
 from eir.record.store import ListStore
@@ -46,7 +46,7 @@ class Waiting(NamedTuple):
 
 
 class FeedWriter:
-    """Writes rows into local lists. `lists`: those of the configuration; `now`: the time."""
+    """Writes rows into local lists. `lists`: those of the configuration; `now`: the time; `had`: see edit_list."""
 
     def __init__(
         self,
@@ -55,11 +55,12 @@ class FeedWriter:
         *,
         now: Callable[[], datetime],
         failed: Callable[[Exception], None],
+        had: Had = tuple,
         waiting_max: int = WAITING_MAX,
     ) -> None:
         self._waiting_max = waiting_max
         self.lists = lists
-        self._store, self._now, self._failed = store, now, failed
+        self._store, self._now, self._failed, self.had = store, now, failed, had
         self._waiting: deque[Waiting] = deque()
         self._came = asyncio.Event()
         self.transactions = 0
@@ -123,7 +124,7 @@ class FeedWriter:
             return
         edit = Edit(what=what, entries=[row.entry for row in rows], reason=reason)
         try:
-            changed = await edit_what_differs(edit, settings, self._store, who=who, now=self._now())
+            changed = await edit_what_differs(edit, settings, self._store, who=who, now=self._now(), had=self.had)
         except EntryRefused as e:
             # The limits of a list are for each row: one that is past them keeps no other out.
             if len(rows) == 1:

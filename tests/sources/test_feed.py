@@ -235,6 +235,16 @@ def imei(number):
     return f"00101001{number:06d}"
 
 
+async def test_a_list_that_the_store_lost_takes_no_row(writing):
+    """A new one of the fed rows alone would not be followed, or would take the place of all that were blocked before."""
+    writing.writer.had = lambda: {"blocked"}
+    assert await writing.all((ADD, imei(1)), (ADD, imei(1), "other")) == [503, 201]
+    assert [str(fault).partition(";")[0] for fault in writing.failed] == [
+        "nothing was changed: the store lost blocked, which was in force here"
+    ]
+    assert await writing.store.state("blocked") is None
+
+
 async def test_what_comes_together_is_one_transaction(writing):
     assert await writing.all(*((ADD, imei(number)) for number in range(40))) == [201] * 40
     assert writing.writer.transactions == 1
