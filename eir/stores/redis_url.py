@@ -108,6 +108,8 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
         )
     form, tls = FORMS[parts.scheme]
     given = dict(parse_qsl(parts.query))
+    if "@" in parts.query:
+        raise StoreError("url", f"what follows ? in the store's URL are options{ESCAPED}")
     if unknown := given.keys() - OPTIONS:
         raise StoreError(
             "url", f"unknown option {min(unknown)!r} of the store; expected one of {', '.join(sorted(OPTIONS))}"

@@ -653,7 +653,8 @@ class TestUrls:
             ("redis://:se/cret@h", "database number (in a password / is written %2F"),
             ("redis+sentinel://u:x/sec/ret@h/s", "database number"),
             ("redis://u:se#cret@h:6379", "bad port"),
-            ("redis://u:se?cret@h", "bad port"),
+            ("redis://u:se?cret@h", "what follows ? in the store's URL are options (in a password"),
+            ("redis://u:6?s=cret@h", "are options (in a password / is written %2F, ? %3F"),
             ("redis://h?pasword_file=x", "unknown option 'pasword_file'"),
             (
                 "redis://h?password_file=/nowhere/at/all",
