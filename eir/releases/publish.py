@@ -374,7 +374,8 @@ def _begun(name: str, folder_fd: int, layout: str | None, declared: Mapping[str,
         found = layout or guess_layout(header)
         if found is None:
             advice = f"give one of {', '.join((*LAYOUTS, *declared))} (--layout)"
-            why = f"no layout fits its first line{separator_hint(header)}" if begin else "the file is empty"
+            hint = separator_hint(header) or " (none of its columns is named imei, nor as another layout has it)"
+            why = f"no layout fits its first line{hint}" if begin else "the file is empty"
             raise ReleaseRefused("layout", f"{name}: {why}; {advice}")
         dialect = layout_named(name, found, declared)
         header = next(iter(Frame(name, dialect).lines((begin,) if begin else ())), b"").partition(b"\n")[0]

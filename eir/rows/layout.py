@@ -7,6 +7,7 @@ module only the rows that need explaining.
 import csv
 import difflib
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -174,6 +175,8 @@ def strange_columns(header: bytes, layout: Layout) -> list[str]:
 
 def separator_hint(header: bytes, separator: str = ",") -> str:
     """A hint for a header as spreadsheets of some countries write it; empty for any other."""
+    if header.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return " (it is in UTF-16; save it as CSV in UTF-8)"
     for other, called in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
         if other in header and separator.encode() not in header:
             return f" (its columns are separated by {called}; " + (

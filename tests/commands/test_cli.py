@@ -622,6 +622,10 @@ class TestLists:
         status, _, err = eir(*command)
         assert status == 1
         assert "its columns are separated by semicolons; save it with commas" in err
+        data.write_text(f"serial number,reason\n{LISTED},lost\n")
+        assert "(none of its columns is named imei, nor as another layout has it)" in eir(*command)[2]
+        data.write_text(f"imei,reason\n{LISTED},lost\n", encoding="utf-16")
+        assert "(it is in UTF-16; save it as CSV in UTF-8)" in eir(*command)[2]
 
     def test_publish_names_a_bad_row_and_writes_nothing(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"
