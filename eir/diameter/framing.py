@@ -14,10 +14,10 @@ from eir.diameter.traffic import Traffic
 from eir.peers.rate import NO_LIMITS, allowed
 from eir.peers.settings import PeerSettings
 
-TURN_COST, TURN_BYTES = 64, 8
+TURN_COST, TURN_BYTES = 192, 4
 """The share of a turn that a message without a lane costs, measured against one that a lane answers: this many, and one
 more for each so many of its bytes. AVPs without data are the worst kind."""
-NO_LANE_SHARE = 8
+NO_LANE_SHARE = 12
 """Without a lane all messages are of that kind, and cost this part of it: a turn is then half a millisecond."""
 
 _OPEN, _CLOSED, _WAIT_ADMISSION = State.OPEN, State.CLOSED, State.WAIT_ADMISSION

@@ -26,7 +26,7 @@ from eir.peers.settings import PeerSettings
 from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.stream import certificate_names, reset
 
-REST_BYTES = 65_536
+REST_BYTES = 250_000
 """After a read of this size other connections have their turn: a loop may read one connection again and again."""
 
 

@@ -95,7 +95,7 @@ class Limits:
     """Seconds from the accept to a complete CER, and from our CER to the CEA."""
     partial_message_timeout_s: float = 10
     """Seconds from the first byte of a message to its last."""
-    turn_messages: int = 256
+    turn_messages: int = 512
     """Requests on one connection before other connections get their turn, as many as a lane answers. Anything else
     counts as several of them, according to the time it takes, so that any turn is about a millisecond or two."""
     write_buffer_bytes: int = 262_144

@@ -1,10 +1,13 @@
 """`eir serve` with two workers, from outside: they are one node, whatever ends or is told to. Real processes and sockets."""
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -554,3 +557,30 @@ class TestFaults:
 
 async def _is(answer, expected):
     return await answer == expected
+
+
+FAULTS = """
+import resource, sys
+from eir.daemon import worker
+if sys.argv[1] == "kept":
+    worker._keep_buffers()
+def windows(number):
+    for _ in range(number):
+        data, rest, answers = b"x" * 250_000, b"y" * 250_000, b"z" * 250_000
+        del data, rest, answers
+windows(3)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+windows(100)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no such option")
+def test_buffers_of_full_windows_take_no_new_pages():
+    """Each page is a fault, which costs as much as the answers to the checks on it."""
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("given back", "kept")
+    )
+    assert kept < 100
+    assert given_back > 10_000, "or this test shows nothing"
