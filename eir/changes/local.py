@@ -139,7 +139,7 @@ def parse_entries(
 async def edit_list(
     edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: Had = tuple
 ) -> EditReport:
-    """Make the change, wholly or not at all. `had` names the lists that were in force on this host: none of them begins anew.
+    """Make the change, wholly or not at all. `had` names the lists that were in force on this host: none of them begins again unnoticed.
 
     Raises EntryRefused where the list is not local or is of another kind, where an entry is there already (add, unless
     `replace`) or is not (remove), where there is no valid reason or the end is past, or where more comes or goes than the

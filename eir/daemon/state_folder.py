@@ -141,7 +141,7 @@ def _keep(file: Path, text: str) -> None:
 
 
 def in_force_before(folder: Path) -> dict[str, tuple[int, str, str]]:
-    """What was in force last on the folder's node: of each list serial, content, since when."""
+    """Read what was in force last on the node of the folder: of each list serial, content, since when."""
     with suppress(OSError, ValueError, TypeError):
         return {
             str(name): (int(serial), str(content), str(since))
