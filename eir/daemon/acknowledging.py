@@ -17,7 +17,7 @@ from eir.daemon.apart import Start, done_apart
 from eir.daemon.channel import Channel
 from eir.daemon.state_folder import IN_FORCE_FILE, in_force_before
 from eir.disk import put
-from eir.errors import EirError, Report, place_of
+from eir.errors import EirError, Report, detail_of
 from eir.operate import metrics
 from eir.operate.owner import as_owner_of
 from eir.operate.status import WorkerReport
@@ -136,7 +136,7 @@ class Acknowledging:
             self._failures[name] += 1
             pause_s = min(AGAIN_MAX_S, AGAIN_S * 2 ** min(self._failures[name] - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - a spread
             self._next[name] = time.monotonic() + pause_s
-            detail = str(e) if isinstance(e, EirError) else place_of(e)
+            detail = detail_of(e)
             self._report(
                 "acknowledgement_not_given", level="warning", reason=reason, list=name, serial=serial, detail=detail
             )

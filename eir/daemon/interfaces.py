@@ -24,7 +24,7 @@ from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.priority import BESIDE_NICE, Aside, give_way, stay_aside
 from eir.daemon.starter import Process
 from eir.daemon.workers import watch
-from eir.errors import EirError, Report, detail_of, place_of
+from eir.errors import Report, detail_of
 from eir.n5g.settings import is_secure, listening_at
 from eir.operate import metrics
 from eir.operate.log import Log
@@ -328,7 +328,7 @@ class _Process:
             try:
                 (await asyncio.to_thread(self._service.look))()
             except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
-                faults[FILES] = str(e) if isinstance(e, EirError) else place_of(e)
+                faults[FILES] = detail_of(e)
             faults |= self._service.faults
             for file, why in faults.items() - (self._said or {}).items():
                 self._log.report("access_file_refused", level="error", interface=self._name, file=file, detail=why)

@@ -398,7 +398,7 @@ def test_an_origin_that_sends_version_00_of_all_phones_says_nothing(judge_rows, 
 
 
 def test_a_courier_with_two_sims_in_one_slot_is_not_reported(judge_rows):
-    """Thirty checks a day, two or three changes: whoever sends more than others has no second phone for that."""
+    """Thirty checks a day and two or three changes of SIM: a phone that is checked more often than others is not two phones for that."""
     rows = [
         (day * DAY + 6 + turn * 5.5 + check / 2, IMEI, "ab"[(turn + day) % 2], "mme1", None)
         for day in range(30)

@@ -224,7 +224,7 @@ async def running(
 
 @asynccontextmanager
 async def no_time():
-    """What a limit on requests a second grants is then no matter of the host's speed."""
+    """Stop the clock, so that the requests that a limit grants do not depend on the speed of the host."""
     with Clock().standing() as clock:
         yield clock
 

@@ -179,7 +179,7 @@ REQUESTS = [
     ("another context", begin(3, invoke(), context=bytes.fromhex("04000001000003")), 3, "refused: context, None", "Q4.2.3"),
     ("version 4", begin(3, invoke(), context=codec.CONTEXT + b"\4"), 3, "refused: context, 3", "A25.6.1"),
     ("another protocol version", begin(3, invoke()).replace(b"\x80\2\7\x80", b"\x80\2\7\0", 1), 3, "refused: version, 3", "Q4.2.3"),
-    ("a dialogue that is none", tcap.begin(b"\1", el(0x6B, el(0x28, el(6, b"\0\x11"), el(0xA0))), el(0x6C, invoke())), 3, "not understood", "Q3.2.1"),
+    ("a dialogue portion without a dialogue PDU", tcap.begin(b"\1", el(0x6B, el(0x28, el(6, b"\0\x11"), el(0xA0))), el(0x6C, invoke())), 3, "not understood", "Q3.2.1"),
     ("Continue", el(0x65, el(0x48, b"\1"), el(0x49, b"\2")), 2, "abort 1", "Q3.3.3"),
     ("End", el(0x64, el(0x49, b"\2")), 2, None, "Q3.3.3"),
     ("Abort", el(0x67, el(0x49, b"\2")), 2, None, "Q3.3.3"),

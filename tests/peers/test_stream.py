@@ -12,7 +12,7 @@ from eir.peers.transport import stream
 
 @pytest.fixture
 def silent():
-    """An address that answers no SYN: whoever listens there accepts nobody, and his queue is full."""
+    """An address that answers no SYN: the program that listens there accepts no connection, and its queue is full."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
         for _ in range(4):

@@ -387,7 +387,7 @@ def test_a_refusal_that_is_not_whole_is_damage(change):
 
 
 async def test_a_clock_that_jumped_takes_nothing_from_the_history_until_it_is_believed(store):
-    """What was written in 2020, a day before this node's clock was last seen, and which is to be kept for ten days."""
+    """Records of 2020 that are to be kept for ten days, and were written one day before the clock of this node was last seen."""
     now, seen = [5.0], datetime(2020, 1, 2, tzinfo=UTC).timestamp()
     keeper = HistoryKeeper(
         None, writes=True, who="node", report=lambda *_, **__: None, now=lambda: now[0], clock=TrustedClock(seen)

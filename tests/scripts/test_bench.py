@@ -387,7 +387,7 @@ for part in sys.argv[1:]:
 
 
 def test_every_part_says_how_it_is_used():
-    """Of bench and soak, in one process; what a part takes is formatted only when somebody asks for it."""
+    """All parts of bench and soak, in one process: argparse formats the help of an option only when it prints it."""
     parts = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem.startswith(("bench_", "soak_")))
     done = subprocess.run(
         [sys.executable, "-c", PRINT_HELP, *parts], cwd=SCRIPTS, capture_output=True, text=True, check=False

@@ -146,10 +146,9 @@ class RedisStore(PageSetStore):
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
+            # The log of one list is damaged, which says nothing about the others: the caller looks at the states of all.
             told = []
-            await asyncio.sleep(
-                timeout_s
-            )  # one list's log is damaged, which tells nothing of the others: whoever waits looks at states
+            await asyncio.sleep(timeout_s)
         finally:
             await _end(tasks)
         if any(told) and told == self._told:  # an entry without the state that belongs to it
