@@ -129,12 +129,10 @@ def imei_is(*lengths: int) -> pl.Expr:
 def _device(identifiers: pl.Series) -> pl.Series:
     """Return the key (eir.device) of each identifier, from the first 14 digits or a MEID; null for any other."""
     frame = identifiers.alias("imei").to_frame()
-    digits = (
-        pl.when(imei_is(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64, strict=False)
-    )
+    digits = pl.when(imei_is(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64)
     meid = (
         pl.when(pl.col("imei").str.contains("^[0-9A-Fa-f]{14}$"))
         .then(pl.col("imei"))
-        .str.to_integer(base=16, dtype=pl.Int64, strict=False)
+        .str.to_integer(base=16, dtype=pl.Int64)
     )
     return frame.select(digits.fill_null(meid + MEID_BASE).alias("device"))["device"]

@@ -48,7 +48,7 @@ class Subscribers:
 
         if self.how == FULL:
             return imsis.alias("subscriber")
-        if self.how != HASHED or self.key is None:
+        if self.key is None:
             return pl.Series("subscriber", [None], dtype=pl.String).new_from_index(0, len(imsis))
         begun, number = _begun(self.key), _number(self.key)
         made: list[str | None] = []
@@ -60,9 +60,11 @@ class Subscribers:
 
     def one(self, imsi: str) -> str | None:
         """Return what is kept of one IMSI."""
-        if not imsi or self.how not in {FULL, HASHED}:
+        if not imsi:
             return None
-        return imsi if self.how == FULL or self.key is None else hashed(self.key, imsi)
+        if self.key is not None:
+            return hashed(self.key, imsi)
+        return imsi if self.how == FULL else None
 
 
 def hashed(key: Key, imsi: str) -> str:

@@ -264,7 +264,7 @@ def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json
     )
     if not checked.state.is_dir():
         raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
-    with_store(checked, lambda store: store.record(event), fresh=False)
+    with_store(checked, lambda store: store.record(event))
     with acting_in(checked.state):
         decide(checked.state, decision)
     show_one(decision, f"{decision['imei']} is {verdict}", as_json=as_json)

@@ -38,12 +38,13 @@ class Tracing:
         record: Callable[[Event], None],
         report: Report,
         idle_s: float = IDLE_S,
+        read_s: float = READ_S,
     ) -> None:
         """`seek` has all workers tell of these checks from now on (None: of none), `record` puts an event into the history.
 
-        A trace that nobody has read for `idle_s` ends.
+        A trace that nobody has read for `idle_s` ends; a reader waits for something for `read_s` at most.
         """
-        self._seek, self._record, self._report, self._idle_s = seek, record, report, idle_s
+        self._seek, self._record, self._report, self._idle_s, self._read_s = seek, record, report, idle_s, read_s
         self.sought: Sought | None = None
         self._number = 0
         """The number of the last trace that began. Who reads or ends says which: it may be over, and another one on."""
@@ -118,7 +119,7 @@ class Tracing:
         number, news = arguments.get("number", self._number), self._news
         if number == self._number:
             with suppress(TimeoutError):
-                async with asyncio.timeout(READ_S):
+                async with asyncio.timeout(self._read_s):
                     await news.wait()
             await self.look()
         if number != self._number:

@@ -108,31 +108,31 @@ class Follower:
         Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors`, `missing`, `from_copy`.
         """
         stored: Mapping[str, ListState] | None = None
-        with self._faults_told():  # a node that would not start answers nobody
+        with self._faults_told(self._failed):  # a node that would not start answers nobody
             stored = await self._states()
         if self._keeper is not None:
-            await self._start_from_copy(self._keeper.copy, stored)
+            await self._start_from_copy(self._keeper, stored)
         if stored is not None:
-            with self._faults_told():
+            with self._faults_told(self._failed):
                 await self._pass(stored)
         # A list may be in force that no copy was made of: the follower before this one ended, or the disk was full then.
         for name, entries in self._index.lists.items():
             self._keep_copy(name, entries.state, None)
 
-    async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
+    async def _start_from_copy(self, keeper: CopyKeeper, stored: Mapping[str, ListState] | None) -> None:
         """Take lists from the copy unless the store has newer ones.
 
         The copy is nearer, and is what this node knew last.
         """
         for name, entries in tuple(self._index.lists.items()):
-            with self._faults_told(name, of_copy=True):
-                copied = await copy.state(name)
+            with self._faults_told(partial(keeper.fail, name), name, of="copy_"):
+                copied = await keeper.copy.state(name)
                 if copied is None or (stored is not None and relation(copied, stored.get(name)) is Relation.NEWER):
                     continue
                 if self._is_of_other_kind(name, entries, copied):
                     continue
                 if relation(entries.state, copied) is Relation.NEWER:
-                    await self._take_all(copy, name, entries)
+                    await self._take_all(keeper.copy, name, entries)
                 self.from_copy.add(name)
 
     async def run(self, heavy: Heavy = nullcontext) -> None:
@@ -146,7 +146,7 @@ class Follower:
     async def _follow_store(self) -> None:
         while True:
             pause_s = self._pauses.retry_s
-            with self._faults_told():
+            with self._faults_told(self._failed):
                 self._rest_s = 0.0
                 await self._pass(await self._states())
                 await asyncio.sleep(self._rest_s)
@@ -340,24 +340,19 @@ class Follower:
     # What went wrong
 
     @contextmanager
-    def _faults_told(self, name: str | None = None, *, of_copy: bool = False) -> Iterator[None]:
-        """A context that a fault ends; the fault is counted and reported, and the task goes on."""
-
-        def fault(cause: str, error: Exception) -> None:
-            if of_copy and self._keeper is not None and name is not None:
-                self._keeper.fail(name, cause, error)
-            else:
-                self._failed(cause, error, name)
-
+    def _faults_told(
+        self, failed: Callable[[str, Exception], None], name: str | None = None, *, of: str = ""
+    ) -> Iterator[None]:
+        """A context that a fault ends; `failed` gets its cause, with `of` before it, and counts and reports it, and the task goes on."""
         try:
             yield
         except StoreError as error:
             if error.cause == STOOD_STILL:
                 self._report("stood_still", level="warning", list=name, detail=str(error))
             else:
-                fault(f"copy_{error.cause}" if of_copy else error.cause, error)
+                failed(f"{of}{error.cause}", error)
         except Exception as error:  # noqa: BLE001  # the outermost loop of each task
-            fault("copy_internal" if of_copy else "internal", error)
+            failed(f"{of}internal", error)
 
     def _lost(self, name: str, held: ListState, stored: ListState | None) -> None:
         shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"

@@ -309,6 +309,7 @@ def test_what_is_cleared_is_neither_reported_nor_exported_and_what_is_confirmed_
         assert reasons[confirmed] == reasons[unseen] == "tampered: confirmed"
         assert not {cleared, for_tests} & reasons.keys()
         assert "1 devices with a TAC for tests are left out" in done.stderr
+        assert f"{len(reasons)} devices are written" in done.stderr, "each once, if it was found or not"
     assert operator.json("tamper", "show", cleared, *UNTIL_DAY)["decisions"][0]["reason"] == "a mast at the border"
     events = [(event["what"], event["detail"]) for event in operator.json("history")]
     assert ("cleared", f"{cleared}: a mast at the border") in events

@@ -106,6 +106,7 @@ async def test_a_reader_that_is_gone(played):
 
 
 async def test_a_reader_that_waits_hears_at_once_that_it_is_over(played):
+    played.renew(read_s=float("inf"))
     number = await played.begin()
     reading = asyncio.create_task(played.read(number))
     await asyncio.sleep(0)

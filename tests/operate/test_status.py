@@ -17,7 +17,7 @@ from eir.operate import status
 from eir.operate.control import ask as control
 from eir.operate.http import pages
 from eir.operate.metrics import FAMILIES
-from eir.operate.status import Following, Status, WorkerReport
+from eir.operate.status import Following, Status, WorkerReport, merged_peers
 from eir.record.store import ListState
 from eir.s13.lane import COMPILED, LANE
 from eir.web.http1 import Request
@@ -229,6 +229,18 @@ async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, conne
     assert there["since"] <= there["last_seen"]
     assert (absent["label"], absent["direction"], absent["since"], absent["last_seen"]) == ("dra", "out", None, None)
     assert site.eir("peers").stdout.count(" out ") + site.eir("peers").stdout.count("out\n") >= 1
+
+
+def test_connections_that_are_over_are_one_row_whichever_workers_had_them():
+    nothing = dict.fromkeys(("since", "last_error", "last_error_at", "last_seen", "address"))
+    amf = nothing | {"label": "amf", "state": "ended", "connections": 2, "requests": 5, "answers": 4}
+    away = nothing | {"label": "mme", "state": "closed", "connections": 0}
+    there = nothing | {"label": "amf", "state": "open", "address": "127.0.0.1:1", "since": 7.0, "last_seen": 8.0}
+    shown = merged_peers([(0, [amf | {"last_seen": 3.0}, away]), (1, [there, amf | {"requests": 6}, away])])
+    assert [(row["label"], row["state"], row["worker"]) for row in shown] == [
+        ("amf", "open", 1), ("amf", "ended", 1), ("mme", "closed", 1),
+    ]  # fmt: skip
+    assert [shown[1][name] for name in ("connections", "requests", "answers", "last_seen")] == [4, 11, 8, 8.0]
 
 
 async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_started_without_does_not(node, told):

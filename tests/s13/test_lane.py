@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,20 @@ def test_the_lane_and_the_program_have_the_same_constants():
     compiled = pytest.importorskip("eir.s13._lane", reason="no C compiler was there")
     assert {name: getattr(compiled, name, None) for name in CONSTANTS} == CONSTANTS
     assert COMPILED
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "program", "is_one"),
+    [
+        (1, (0,), True), (1, (), False), (1, (1,), False), (1, (4 << 32,), False), (2, (1, 0, 0), True), (2, (2, 0, 0), False), (2, (1, 1, 0), False),
+        (2, (1, 2, 9, 0, 0), False), (2, (1, 2, 0, 0, 0), True),
+    ],
+)  # fmt: skip
+def test_a_program_that_cannot_be_one_is_refused(verdicts, program, is_one):
+    """Its last word is a verdict that there is; each rule has a verdict, and conditions that are known and end where it says."""
+    lane = pytest.importorskip("eir.s13._lane", reason="no C compiler was there")
+    with nullcontext() if is_one else pytest.raises(ValueError, match="not the program of a policy"):
+        lane.Lane(struct.pack(f"={len(program)}Q", *program), verdicts, (), False, b"", b"", 0, 0)
 
 
 @pytest.fixture(scope="module")

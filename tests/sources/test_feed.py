@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
 from time import monotonic
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,12 +18,14 @@ from eir.device import device_key, imsi_key
 from eir.errors import StoreError
 from eir.record.entries import entries_of, read_pages
 from eir.record.settings import ListSettings
+from eir.sources.feed import TOKEN_USERS_MAX, Feed
 from eir.sources.feed_rows import Refused, Row, read_row
+from eir.sources.feed_settings import FeedSettings
 from eir.sources.feed_users import BAD_ONES, Users, UsersError, read_users, user_line
 from eir.sources.feed_writer import FeedWriter
 from eir.sources.msisdn import NumbersError, number_key, number_of, read_numbers
 from eir.stores.sqlite import SqliteStore
-from eir.web.http1 import Conversation, Response, plain_request
+from eir.web.http1 import Conversation, Request, Response, plain_request
 
 ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})
 IMEI, SEEN, IMSI = "35209900176148", "352099001761481", "001010000000001"
@@ -159,6 +162,22 @@ class TestUsers:
     def test_what_makes_no_line(self, name, password):
         with pytest.raises(UsersError):
             user_line(name, password)
+
+
+async def test_metrics_tell_users_of_the_file_apart_and_so_many_holders_of_tokens(writing, tmp_path):
+    (tmp_path / "users").write_text(user_line("register", PASSWORD))
+    feed = Feed(
+        FeedSettings(), writing.writer, host="eir", report=lambda *_, **__: None,
+        users=Users(read_users(tmp_path / "users"), ticks=monotonic),
+        tokens=SimpleNamespace(subject=lambda authorization, _: authorization.decode().removeprefix("Bearer ")),
+    )  # fmt: skip
+    senders = [*(f"Bearer {number}" for number in range(TOKEN_USERS_MAX + 2)), "Bearer 0", basic(), "Digest x"]
+    for authorization in senders:
+        assert (await feed.respond(Request("POST", "/", headers={"authorization": authorization}))).status in {404, 401}
+    counted = {user: count for (user, *_), count in feed.answers.items()}
+    assert counted == {
+        **dict.fromkeys(map(str, range(TOKEN_USERS_MAX)), 1), "0": 2, "other": 2, "register": 1, "-": 1,
+    }  # fmt: skip
 
 
 class TestNumbers:

@@ -11,6 +11,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from certificates import Authority
@@ -22,8 +23,11 @@ from wire import EIR
 from eir.changes.local import ADD, Edit, edit_list, parse_entries
 from eir.config import load_config
 from eir.daemon.fraud_checking import rules_of
-from eir.sources.fraud_api import DOCUMENT, FAULTS, PATH, reason_word
+from eir.sources.fraud_api import ALLOWED, DOCUMENT, FAULTS, PATH, reason_word
+from eir.sources.fraud_check import CLIENTS_MAX, LABELS_MAX, Found, FraudCheck
+from eir.sources.fraud_settings import FraudSettings
 from eir.stores.open import open_store
+from eir.web.http1 import Request
 
 AUDIENCE, SCOPE = "eir", "imei-fraud-check:check-status"
 LISTS = {
@@ -173,6 +177,48 @@ async def test_what_a_device_is_and_who_may_ask(site, client, tmp_path):
     until(lambda: node.metrics().get("eir_fraud_checks_total{client=bank,result=prohibited}") == 6)
     assert LISTED not in node.text()
     assert not node.lines("fault")
+
+
+class Asked:
+    """The service without a node; its clock is the test's, and each token is its client's name."""
+
+    def __init__(self, rate_max):
+        self.now = 0.0
+        self.check = FraudCheck(
+            FraudSettings(rate_max=rate_max), self.look, ticks=lambda: self.now, report=lambda *_, **__: None,
+            tokens=SimpleNamespace(subject=lambda authorization, _: authorization.decode()),
+        )  # fmt: skip
+
+    async def look(self, _):
+        return Found(ALLOWED)
+
+    async def ask(self, client, times=1):
+        """Statuses of the answers."""
+        headers = {"authorization": client, "content-type": "application/json"}
+        asked = Request("POST", PATH, headers=headers, body=b'{"imei": "352099001761481"}')
+        return [(await self.check.respond(asked)).status for _ in range(times)]
+
+
+async def test_a_client_may_ask_at_its_rate_and_what_is_turned_away_takes_nothing():
+    service = Asked(rate_max=2.0)
+    for now, statuses in ((0.0, [200, 200, 429, 429]), (0.4, [429]), (0.6, [200, 429]), (100.0, [200, 200, 429])):
+        service.now = now
+        assert await service.ask("bank", len(statuses)) == statuses
+    for number in range(CLIENTS_MAX - 1):
+        assert await service.ask(f"shop {number}") == [200]
+    assert await service.ask("bank") == [429]  # it is known for as long as no more than so many others ask
+    assert await service.ask("shop of a last one") == [200]
+    assert await service.ask("bank") == [200]
+
+
+async def test_metrics_tell_so_many_clients_apart():
+    service = Asked(rate_max=100.0)
+    for number in range(LABELS_MAX + 2):
+        await service.ask(f"bank {number}")
+    await service.ask("bank 0")
+    assert service.check.answers == {
+        **{(f"bank {number}", ALLOWED): 1 + (number == 0) for number in range(LABELS_MAX)}, ("other", ALLOWED): 2,
+    }  # fmt: skip
 
 
 async def test_no_list_is_drawn_out_faster_than_the_limit(site, client):

@@ -109,8 +109,7 @@ class SctpTransport(asyncio.Transport):
         self._owed = _Owed(carried)
         self._readiness = Readiness(loop, connection, self._ready)
         protocol.connection_made(self)
-        if not self._closing:
-            self.resume_reading()
+        self.resume_reading()
 
     # asyncio.Transport
 
@@ -137,15 +136,13 @@ class SctpTransport(asyncio.Transport):
 
     def pause_reading(self) -> None:
         """Read nothing until `resume_reading`."""
-        if self._reading:
-            self._reading = False
-            self._watch()
+        self._reading = False
+        self._watch()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if not self._reading and not self._closing:
-            self._reading = True
-            self._watch()
+        self._reading = not self._closing
+        self._watch()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Above `high` bytes the protocol is paused, until a quarter of that is left."""
