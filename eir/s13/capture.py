@@ -4,6 +4,7 @@ A capture file can be written too, of single messages.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from struct import pack
 from typing import IO, TypeAlias
@@ -15,6 +16,7 @@ from eir.diameter.dictionary import CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG
 from eir.diameter.result import SUCCESS
 from eir.s13.dictionary import ERROR_EQUIPMENT_UNKNOWN, ME_IDENTITY_CHECK
 from eir.s13.probe import STATUS_OF
+from eir.s13.service import meid_text
 
 PORT = 3868
 Message: TypeAlias = Mapping[str, str]
@@ -97,7 +99,7 @@ def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
         elif is_request:
             carrying.add(ends)
             found.asking.add(origin)
-            waiting[ids] = (fields.get("diameter.IMEI") or fields.get("diameter.3GPP2-MEID") or "", origin)
+            waiting[ids] = (fields.get("diameter.IMEI") or _meid(fields), origin)
         else:
             eirs.add(origin)
             if (asked := waiting.pop(ids, None)) is not None:
@@ -107,6 +109,14 @@ def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
     found.asking |= {host for ends in carrying for host in hosts.get(ends, ())}
     found.known = {host for names in hosts.values() for host in names} - eirs
     return found
+
+
+def _meid(fields: Message) -> str:
+    """The MEID of an ECR, of which Wireshark shows the octets; empty if it has none."""
+    shown = fields.get("diameter.3GPP2-MEID", "")
+    with suppress(ValueError):
+        return meid_text(bytes.fromhex(shown.replace(":", "")))
+    return shown
 
 
 def _result(fields: Message) -> str:

@@ -19,7 +19,7 @@ from luhn import check_digit
 from made import page
 from node import LISTED, UNLISTED
 from servers import free_port
-from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, u32
+from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, terminal, u32
 
 from eir.analysis.schema import FOLDER
 from eir.changes.audit import UNDER_WAY_MAX, Listed, audit, forms, interval, sample_size
@@ -29,6 +29,7 @@ from eir.ss7 import tcap
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 IMEIS = [f"{35209900 + n // 40}{n * 7919 % 1000000:06d}" for n in range(1000)]
+MEID = "A0000000000001"
 MISSED = sorted(IMEIS[5::100])
 """1 % of the list."""
 ASKED = ("--origin-host", HOST, "--origin-realm", REALM, "--rate", "10000")
@@ -252,8 +253,8 @@ def eca(status, number):
     )
 
 
-def check(client, host, number, imei, status):
-    asked = ecr(imei, session=avp(263, f"{HOST};1;{number};test"), host=avp(264, host), ids=(number, number))
+def check(client, host, number, imei, status, **put):
+    asked = ecr(imei, session=avp(263, f"{HOST};1;{number};test"), host=avp(264, host), ids=(number, number), **put)
     return client, asked, b"" if status == "silent" else eca(status, number)
 
 
@@ -261,12 +262,14 @@ def check(client, host, number, imei, status):
 def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_path, port):
     cea = message(257, u32(268, 2001) + avp(264, EIR) + avp(296, REALM), 0, 0, (1, 1))
     both = [check(1001, "mme1", n, LISTED, 1) for n in (5, 6)]
+    by_meid = terminal(None, None, avp(1471, MEID, TGPP))
     path = capture(tmp_path / "s13.pcap", [
         (1001, cer("mme1"), cea), (1002, cer("mme2"), cea), (1003, cer("dra"), cea),
         check(1001, "mme1", 1, LISTED, 1), check(1001, "mme1", 2, UNLISTED, 0), check(1001, "mme1", 3, "nonsense", 0),
         check(1003, "mme3", 1, f"{LISTED}01", 0), check(1003, "mme3", 2, LISTED, None), check(1003, "mme3", 3, LISTED, "silent"),
         (1002, dwr("mme2"), b""),
         (1001, both[0][1] + both[1][1], both[1][2] + both[0][2]),  # several in one segment, answered in another order
+        check(1003, "mme6", 4, None, 1, terminal=by_meid), check(1003, "mme6", 5, None, 0, terminal=by_meid),
     ], port)  # fmt: skip
     site.configure(peers=[{"host": "mme1"}, {"host": "mme4"}, {"host": "probe", "expected": False}])
     more = () if port == 3868 else ("--port", port)
@@ -274,20 +277,32 @@ def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_pa
         said = found(site, site.release([LISTED]), "--passive", path, status=1)[1]
         assert "shows nobody over Diameter at port 3868" in said
     document, _ = found(
-        site, site.release([LISTED]), "--passive", path, *more, "--mme", "mme3", "--mme", "mme5", "--at-least", "0.4"
+        site,
+        site.release([LISTED, MEID]),
+        "--passive",
+        path,
+        *more,
+        "--mme",
+        "mme3",
+        "--mme",
+        "mme5",
+        "--at-least",
+        "0.4",
     )
     assert (document["asked"], document["as_listed"], document["share"], document["interval"]) == (
-        6,
-        3,
+        8,
+        4,
         0.5,
         [0.5, 0.5],
     )
     assert [tuple(mistake.values()) for mistake in document["exceptions"]] == [
         (LISTED, "blacklisted", "none"), (LISTED, "blacklisted", "unknown"), (f"{LISTED}01", "blacklisted", "whitelisted"),
+        (MEID, "blacklisted", "whitelisted"),
     ]  # fmt: skip
     assert {each["origin_host"]: (each["asked"], each["as_listed"]) for each in document["origins"]} == {
         "mme1": (3, 3),
         "mme3": (3, 0),
+        "mme6": (2, 1),
     }
     assert document["never_asked"] == ["mme2", "mme4", "mme5"]
 
