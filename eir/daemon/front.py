@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -86,6 +87,8 @@ EVENTS_MAX = 200
 """Most events of the history that the page looks through."""
 OUTCOMES_S = 5.0
 """Interval between two looks at the outcomes of releases."""
+STOP_S = 25.0
+"""Time that the end of the node may take, whatever hangs: systemd gives it 30 s (deploy/systemd/eir.service)."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
@@ -106,12 +109,26 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
             starter.stay()
             call_itself("front")
             give_way(BESIDE_NICE)
-            front = Front(
-                config, starter, state_folder.next_origin_state_id(config.state), reload_on_change=reload_on_change
-            )
+            state_id = state_folder.next_origin_state_id(config.state)
+            front = Front(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
             return uvloop.run(front.serve())
         finally:
             os.close(held)
+
+
+def end_within(stop_s: float = STOP_S) -> None:
+    """End this process after that time if it has not ended by then: by a thread, since a disk may hold up the loop and all other threads."""
+
+    def overdue() -> None:
+        detail = f"it did not end within {stop_s:g} s; what it waited for is left undone"
+        Log(time.monotonic, in_background=False).report(
+            "killed", level="error", reason="drain", process="front", pid=os.getpid(), detail=detail
+        )
+        os._exit(1)
+
+    timer = threading.Timer(stop_s, overdue)
+    timer.daemon = True
+    timer.start()
 
 
 class Front:
@@ -125,16 +142,18 @@ class Front:
         *,
         reload_on_change: bool = False,
         hold_s: float = HOLD_S,
+        end_s: float = END_S,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
+        """`hold_s`: see HOLD_S. `end_s`: time that the other processes have to end; `on_stop` is called when that begins."""
         self._config = config
         self._starter = starter
         self._origin_state_id = origin_state_id
-        self._reload_on_change, self._hold_s = reload_on_change, hold_s
+        self._reload_on_change, self._hold_s, self._end_s, self._on_stop = reload_on_change, hold_s, end_s, on_stop
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
-        self._stop = asyncio.Event()
-        self._changed = asyncio.Event()
-        """A worker came, started or went."""
+        self._stop, self._changed = asyncio.Event(), asyncio.Event()
+        """The second: a worker came, started or went."""
         self._acceptor = Acceptor(config.peers, config.limits, config.sctp, report=report)
         starter.report = report
         self._crew = Crew(report=report)
@@ -157,7 +176,9 @@ class Front:
         self._lately = Lately()
         self._looking = Looking(config.path)
         self._http = HttpServer(
-            {"/": self._page, **pages(self.snapshot, self._workers.reports, self._status, report=report)}, report=report
+            {"/": self._page, **pages(self.snapshot, self._workers.reports, self._status, report=report)},
+            report=report,
+            forms={"/"},
         )
         self._control = ControlServer(config.state, self._commands(), report=report)
         path = config.control_read
@@ -255,7 +276,7 @@ class Front:
             self._recorded.end()
         for each in self._interfaces:
             each.end()
-        return await self._crew.end(END_S)
+        return await self._crew.end(self._end_s)
 
     async def _open(self) -> None:
         """Open the control socket and that of who may only look, then the pages. Raises EirError."""
@@ -284,6 +305,7 @@ class Front:
         self._log.report("stopping", reason=cause)
         tell_service(ENDING)
         self._status.stopping = True
+        self._on_stop()
         self._crew.stop()
         self._stop.set()
         self._changed.set()
@@ -325,7 +347,12 @@ class Front:
                 recorded.attend,
                 spared=True,
             )  # it may wait for a receiver of events: systemd would start a drained node again
-        self._crew.keep("follower", lambda: start("follower", following.run, self._config), self._followed.attend)
+        self._crew.keep(
+            "follower",
+            lambda: start("follower", following.run, self._config),
+            self._followed.attend,
+            spared=True,
+        )  # it may be making a large list, or wait for a disk; it answers nobody, and what it leaves undone is done again
         for number in range(self._config.workers):
             self._start_worker(number)
 
@@ -516,7 +543,7 @@ class Front:
         self._lately.note(self._workers.figures())
 
     async def _page(self, request: Request) -> Response:
-        """The page, for those who may see it; with `?imei=` also what that device would be answered."""
+        """The page, for those who may see it; with an `imei`, in its form or behind its path, also what that device would be answered."""
         if (refused := refusal(request, self._config.page)) is not None:
             if "authorization" in request.headers:
                 await asyncio.sleep(WRONG_PASSWORD_S)
@@ -524,7 +551,8 @@ class Front:
         reports, events = await self._workers.reports(), self._events
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
-        asked = typed(parse_qs(request.query).get("imei", [""])[0])[:ASKED_MAX]
+        form = request.body.decode("latin-1") if request.method == "POST" else request.query
+        asked = typed(parse_qs(form).get("imei", [""])[0])[:ASKED_MAX]
         return page(Shown(
             host=self._config.identity.host, status=self._status.document(reports), peers=await self._workers.peers(), lists=lists,
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._lately.minutes(),

@@ -43,6 +43,8 @@ STEADY_S = 60.0
 """A process that ran this long starts again with the first pause."""
 END_S = 12.0
 """Time that a process has to end once its channel has: a worker's peers are given 8 s to close (eir.daemon.worker)."""
+KILLED_S = 3.0
+"""Time that the kernel has to end a process that was killed. One that waits for a disk ends later, and is not waited for."""
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2): be the parent of those descendants whose parent has ended."""
 
@@ -194,8 +196,10 @@ class Starter:
 class Crew:
     """Keeps processes running: each is started again when it ends, after a pause, until all are to end."""
 
-    def __init__(self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S) -> None:
-        self._report, self._restart_s, self._steady_s = report, restart_s, steady_s
+    def __init__(
+        self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S
+    ) -> None:
+        self._report, self._restart_s, self._steady_s, self._killed_s = report, restart_s, steady_s, killed_s
         self._running: dict[Process, bool] = {}
         """Running processes, and whether somebody waits for each, unless others do the same."""
         self._alone = asyncio.Event()
@@ -226,7 +230,10 @@ class Crew:
         self._stopping = True
 
     async def end(self, within_s: float) -> bool:
-        """The same, and wait until all have ended; those that take longer are killed. True if none had to be that counts."""
+        """The same, and wait until all have ended; those that take longer are killed, and left to the kernel if that takes long.
+
+        True if none had to be that counts.
+        """
         self.stop()
         for task in self._idle:
             task.cancel()
@@ -237,7 +244,7 @@ class Crew:
             self._report("killed", level="error", reason="drain", process=process.name, pid=process.pid, detail=detail)
             process.kill()
         if late:
-            await asyncio.wait(late)
+            await asyncio.wait(late, timeout=self._killed_s)
         return all(process.name in self._spared for process in killed)
 
     async def _keep(

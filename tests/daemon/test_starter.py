@@ -14,7 +14,7 @@ import pytest
 from node import children, is_gone, until_async
 
 from eir.daemon import starter
-from eir.daemon.channel import ChannelError, pair
+from eir.daemon.channel import Channel, ChannelError, pair
 from eir.daemon.starter import Crew, Starter
 from eir.errors import ConfigError, EirError, Problem, SetupFault
 
@@ -290,3 +290,47 @@ async def test_the_end_is_a_good_one_where_only_the_record_had_to_be_killed(kept
     await until_async(lambda: len(kept.started) == 1)
     assert await kept.crew.end(0.2)
     assert [event for event, _ in kept.told] == ["killed"]
+
+
+class WaitsForADisk:
+    """A process that no signal ends before its disk answers."""
+
+    name, pid = "follower", 1 << 22
+
+    def __init__(self):
+        ours, self.theirs = pair()
+        self.channel, self.disk, self.killed = Channel(ours), asyncio.Event(), []
+
+    async def ended(self):
+        await self.disk.wait()
+        return -signal.SIGKILL
+
+    def kill(self, number=signal.SIGKILL):
+        self.killed.append(number)
+
+
+async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
+    kept.renew(killed_s=0.01)
+    process = WaitsForADisk()
+
+    async def start():
+        kept.started.append(process)
+        return process
+
+    kept.crew.keep("follower", start, lambda process: process.channel.gone.wait(), spared=True)
+    await until_async(lambda: kept.started)
+    try:
+        async with asyncio.timeout(60):
+            assert await kept.crew.end(0.05)
+    finally:
+        process.disk.set()
+        process.theirs.close()
+    assert process.killed == [signal.SIGKILL]
+
+
+def test_a_node_whose_end_is_overdue_ends_whatever_hangs():
+    """In a process of its own: the thread that is to end it would end the tests."""
+    code = "import threading; from eir.daemon.front import end_within; end_within(0.01); threading.Event().wait()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 1
+    assert "event=killed reason=drain process=front" in done.stderr
