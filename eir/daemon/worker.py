@@ -569,10 +569,10 @@ class RemoteAdmission:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def may_dial(self, host: str) -> bool:
+    async def may_dial(self, host: str | None, label: str) -> bool:
         """True if no worker has a connection of the peer."""
         with suppress(ChannelError):
-            return bool(await self._channel.ask("may_dial", host))
+            return bool(await self._channel.ask("may_dial", host, label))
         return False
 
     def arrived(self, claim: Claim) -> Sequence[Order]:

@@ -116,9 +116,7 @@ class Workers:
         def missed() -> None:
             worker.late = True
 
-        keeping = asyncio.create_task(
-            watch(process, take, self._report, missed=missed, worker=number, ready=lambda: worker.started)
-        )
+        keeping = asyncio.create_task(watch(process, take, self._report, missed=missed, worker=number))
         try:
             await process.channel.serve(self._handlers(worker), failed=call_failed(self._report, of_worker=number))
         finally:
@@ -184,7 +182,7 @@ class Workers:
 
         return {
             "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
-            "may_dial": lambda host: not self._admission.is_open(host), "traced": self._traced,
+            "may_dial": self._admission.may_dial, "traced": self._traced,
         }  # fmt: skip
 
     def _order(self, orders: Sequence[Order]) -> None:
@@ -301,18 +299,15 @@ async def watch(
     report: Report,
     *,
     missed: Callable[[], None] = lambda: None,
-    ready: Callable[[], bool] = lambda: True,
     **who: Any,
 ) -> None:
-    """Take what a process has counted again and again, once it is ready, and kill it if it answers no more.
+    """Take what a process has counted again and again, and kill it if it answers no more.
 
     `missed` is called for each question without an answer. `who`: as the log says it.
     """
     unanswered = 0
     while unanswered < HUNG_QUESTIONS:
         await asyncio.sleep(FIGURES_S)
-        if not ready():
-            continue
         try:
             take(await of.channel.ask("counters"))
             unanswered = 0

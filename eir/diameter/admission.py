@@ -73,6 +73,8 @@ class Claim:
     connections_max: int
     origin_state_id: int
     """0 if the CER has no Origin-State-Id."""
+    label: str = ""
+    """The entry of the peer table that it is by."""
 
 
 class Attempt(NamedTuple):
@@ -92,8 +94,8 @@ class AdmissionControl(Protocol):
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""
 
-    async def may_dial(self, host: str) -> bool:
-        """True if the peer has no connection yet, anywhere in the node."""
+    async def may_dial(self, host: str | None, label: str) -> bool:
+        """True if the peer, or without a host any peer of the entry with this label, has no connection yet, anywhere in the node."""
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """See Admission.dialing."""
@@ -116,6 +118,8 @@ class Admission:
         """Host in lower case → connections, the oldest first, each with the Origin-State-Id of its CER."""
         self.hosts: dict[Name, str] = {}
         """The host of each open connection."""
+        self.labels: dict[Name, str] = {}
+        """The entry of the peer table of each that a peer made."""
         self.probed: dict[Name, Claim] = {}
         """Oldest connections that were asked for a sign of life → the one that waits for their place."""
         self.attempts: dict[str, Attempt] = {}
@@ -130,9 +134,9 @@ class Admission:
         """True if the peer has an open connection."""
         return bool(self.connections.get(host.lower()))
 
-    async def may_dial(self, host: str) -> bool:
+    async def may_dial(self, host: str | None, label: str) -> bool:
         """See AdmissionControl.may_dial."""
-        return not self.is_open(host)
+        return label not in self.labels.values() if host is None else not self.is_open(host)
 
     def arrived(self, claim: Claim) -> list[Order]:
         """A good CER came."""
@@ -175,6 +179,7 @@ class Admission:
         self.probed = {oldest: claim for oldest, claim in self.probed.items() if claim.connection != connection}
         orders: list[Order] = []
         host = self.hosts.pop(connection, None)
+        self.labels.pop(connection, None)
         if host is not None:
             connections = self.connections[host]
             del connections[connection]
@@ -223,6 +228,7 @@ class Admission:
     def _admit(self, claim: Claim) -> list[Order]:
         host = claim.host.lower()
         self._add(claim.connection, host, claim.origin_state_id)
+        self.labels[claim.connection] = claim.label
         return [Admit(claim.connection, self.failed.pop(host, False))]
 
     def _add(self, connection: Name, host: str, origin_state_id: int) -> None:

@@ -290,7 +290,7 @@ class Node:
         match event:
             case Arrived(said, settings):
                 self._gate.identified(link)
-                claim = Claim(link.number, said.host, settings.connections, said.origin_state_id or 0)
+                claim = Claim(link.number, said.host, settings.connections, said.origin_state_id or 0, settings.label)
                 self._follow(self._admission.arrived(claim))
             case Opened():
                 self._opened(link)
@@ -370,7 +370,7 @@ class Node:
         ]
         if any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers):
             return False
-        return settings.host is None or await self._admission.may_dial(settings.host)
+        return await self._admission.may_dial(settings.host, settings.label)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
         secure = settings.connect is not None and endpoint(settings.connect).scheme == TLS

@@ -38,7 +38,8 @@ class PlayedStarter(Starter):
 class PlayedProcess:
     """A process as the front sees it, and the other end of its channel."""
 
-    def __init__(self, name, pid, handlers):
+    def __init__(self, name, pid, handlers, *, ends=True):
+        """`ends`: with its channel."""
         self.name, self.pid = name, pid
         ours, theirs = pair()
         self.channel, self.there = Channel(ours), Channel(theirs)
@@ -47,7 +48,7 @@ class PlayedProcess:
         self.serving = asyncio.create_task(
             self.there.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}"))
         )
-        self.serving.add_done_callback(lambda task: None if task.cancelled() else self.over.set())
+        self.serving.add_done_callback(lambda task: self.over.set() if ends and not task.cancelled() else None)
 
     async def ended(self):
         await self.over.wait()
@@ -185,17 +186,18 @@ async def node(site, lines):
 
 
 @asynccontextmanager
-async def serving(site, *, hold_s=60, **changes):
+async def serving(site, *, hold_s=60, end_s=60, on_stop=lambda: None, **changes):
     site.configure(**{"workers": 2, "http": "off", "lists": {}, "policy": {}} | changes)
     site.state.mkdir()
     starter = PlayedStarter()
-    made = Front(load_config(site.path), starter, hold_s=hold_s)
+    made = Front(load_config(site.path), starter, hold_s=hold_s, end_s=end_s, on_stop=on_stop)
     task = asyncio.create_task(made.serve())
     players = [Played(0), Played(1)]
     try:
         for player in players:
             await player.start(starter)
         node = Node(site, starter, made, players)
+        node.task = task
 
         async def listens():
             return task.done() or (await node.ask("status"))["listening"]
@@ -225,7 +227,7 @@ async def test_a_worker_that_sends_its_peers_away_gets_none_of_them_back(node):
     """It has the fewest connections then, and would close each at once."""
     leaving, other = node.workers
     leaving.process.there.tell("leaving")
-    await leaving.process.there.ask("may_dial", "mme.example.org")  # answered in order, so that the front knows
+    await leaving.process.there.ask("may_dial", "mme.example.org", "mme")  # answered in order, so that the front knows
     for count in range(1, 5):
         await node.come()
         await until_async(lambda n=count: len(other.connections) == n)
@@ -388,6 +390,15 @@ async def test_a_worker_that_answers_nothing_gets_no_connection_and_is_ended(nod
     await until_async(lambda: len(node.workers[0].connections) == 4)
 
 
+async def test_a_worker_that_hangs_before_it_has_its_lists_is_ended(node, lines):
+    await node.workers[1].end()
+    late = await node.successor(1, started=False)
+    late.process.channel.answer_s = 0.05
+    late.hang()
+    await until_async(lambda: late.process.killed)
+    assert [fields["worker"] for event, _, fields in lines if event == "worker_hung"] == [1]
+
+
 async def test_what_a_worker_has_counted_outlives_it(node):
     node.workers[0].checks, node.workers[1].checks = 3, 4
     assert (await node.front.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
@@ -416,3 +427,22 @@ async def test_a_host_name_is_listened_on_at_all_its_addresses(site, monkeypatch
         for address in ("127.0.0.2", "127.0.0.3"):
             await node.come(address)
         await until_async(lambda: node.workers[0].connections and node.workers[1].connections)
+
+
+async def test_a_follower_that_does_not_end_in_time_is_no_fault_of_the_end(site, lines):
+    """It may be making a large list, and answers nobody: systemd would start a drained node again."""
+    stopped = []
+    async with serving(site, end_s=5, on_stop=lambda: stopped.append(True)) as node:
+        follower = PlayedProcess(
+            "follower", PID + 9, {"configure": lambda _: None, "complete": lambda: None}, ends=False
+        )
+        follower.kill = follower.over.set
+        node.starter.played["follower"].put_nowait(follower)
+        await until_async(
+            lambda: [name for name, queue in node.starter.played.items() if name == "follower" and queue.empty()]
+        )
+        await node.ask("drain")
+        assert await node.task == 0
+        follower.end()
+    assert [fields["process"] for event, _, fields in lines if event == "killed"] == ["follower"]
+    assert stopped == [True]

@@ -187,3 +187,14 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40)
+
+
+async def test_without_a_host_every_connection_of_the_entry_counts():
+    admission = Admission()
+    assert await admission.may_dial(None, "pool")
+    admission.arrived(Claim(1, PEER, 1, 0, "pool"))
+    assert not await admission.may_dial(None, "pool")
+    assert await admission.may_dial(None, "other")
+    assert not await admission.may_dial(PEER, "pool")
+    admission.closed(1)
+    assert await admission.may_dial(None, "pool")
