@@ -78,6 +78,8 @@ class Link(link.Link):
         """Since when a frame is not whole."""
         self._heard_at = loop.time()
         self._pinged_at: float | None = None
+        self._doubted = False
+        """Another connection has said its name: the client has a short time to show that it is there."""
         self._stored: dict[bytes, deque[asyncio.TimerHandle | None]] = {}
         """IMSI → checks that were passed on and wait for the HLR's word, in order; None: it was answered without that."""
         self._late = 0
@@ -100,7 +102,7 @@ class Link(link.Link):
     def data_received(self, data: bytes) -> None:
         """Take bytes."""
         self._read_at = time.perf_counter()
-        self._heard_at, self._pinged_at = self.loop.time(), None
+        self._heard_at, self._pinged_at, self._doubted = self.loop.time(), None, False
         self._frames.feed(data)
         self.owner.turns.come(self)
         if self.waits:
@@ -186,6 +188,8 @@ class Link(link.Link):
             and not self.waits
         ):
             self._fault("partial_message")
+        elif self._doubted and self._pinged_at is not None and now - self._pinged_at > limits.duplicate_probe_s:
+            self._fault("duplicate_silent")
         elif self._pinged_at is not None and now - self._pinged_at > watchdog_s:
             self._fault("watchdog")
         elif self._pinged_at is None and now - self._heard_at > watchdog_s:
@@ -193,6 +197,11 @@ class Link(link.Link):
             self.send(ipa.PING)
         if self._hlr is not None:
             self._hlr.tick(now)
+
+    def doubt(self) -> None:
+        """Ask whether the client is still there: another connection has said its name."""
+        self._pinged_at, self._doubted = self.loop.time(), True
+        self.send(ipa.PING)
 
     def renew_hlr(self) -> None:
         """Go to the HLR that the settings name now."""

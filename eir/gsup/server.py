@@ -109,6 +109,9 @@ class GsupServer(Server[Link]):
         """Find the entry of a client that has said its name."""
         link.settings = None
         if self.identify(link):
+            for other in self.links:
+                if other is not link and link.name and other.name.lower() == link.name.lower():
+                    other.doubt()  # where it is gone without a word, the HLR has two of that name, and may speak to the other
             return True
         refusal, setting = (
             ("disabled", None)

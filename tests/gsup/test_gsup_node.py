@@ -281,6 +281,22 @@ async def test_who_may_ask(site, hlr, to):
     assert line["host"] == "MSC-1"
 
 
+async def test_an_msc_that_comes_back_after_it_vanished_without_a_word_is_alone_with_its_name(site, hlr, to):
+    """Else its HLR has two connections of that name, and speaks to the one that leads nowhere."""
+    node = serve(site, hlr)
+    vanished = await to(node)
+    assert await vanished.send(PING).until(lambda found: PONG in found)
+    back = await to(node)
+    assert await back.send(update_location()).next() == ACCEPTED
+    (line,) = await until_async(lambda: node.lines("connection_fault", reason="duplicate_silent"))
+    assert line["peer"] == "msc"
+    assert not await vanished.until(lambda _: False)
+    third = await to(node)
+    assert await third.send(update_location()).next() == ACCEPTED
+    assert await back.until(lambda found: PING in found)
+    assert await asked(back, UNLISTED)
+
+
 async def test_the_probe_and_an_audit(site, hlr):
     node = serve(site, hlr)
     target = f"gsup://127.0.0.1:{port_of(node)}"
