@@ -21,6 +21,7 @@ from eir.changes.load import Loader, LoadReport
 from eir.config import Config
 from eir.daemon.apart import Outcome, Start, done_apart, load_apart, outcome_of, progress_over
 from eir.daemon.channel import Channel
+from eir.daemon.state_folder import read_clock
 from eir.errors import EirError, Report, StoreError, place_of
 from eir.inbox.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.inbox.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
@@ -70,7 +71,7 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
             return await take_in(
                 PassSettings(
                     folder=config.inbox, lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC), marks=marks,
-                    patience_s=config.inbox_patience_s, attempts=attempts, ours=lease.held,
+                    patience_s=config.inbox_patience_s, attempts=attempts, ours=lease.held, believed=not read_clock(config.state).jumped,
                     load=lambda release, folder: load(release, folder, marks),
                 )
             )  # fmt: skip

@@ -58,6 +58,8 @@ its turn; good ones have to be known before their list's turn, or a later serial
 
 OURS = frozenset({"openssh", "signers_file", "revoked_file"})
 """Refusals that say something about this host, not about the release: it stays until that is mended."""
+AGED = frozenset({"expired", "signer_expired"})
+"""Refusals of what is too old, by a clock that is believed."""
 PATIENT = frozenset({"threshold", "issued_in_future", "timeout"})
 """Refusals that time may mend: further signatures come, clocks come nearer."""
 MOVED_UNDER_US = PATIENT | {"conflict", "changed", "file_missing", "file_size", "signature_missing"}
@@ -172,6 +174,8 @@ class PassSettings:
     """Seconds after the last change of its files for which an incomplete release may wait, and a file that no release
     names may lie."""
     attempts: Attempts
+    believed: bool = True
+    """False while the clock is ahead by hours that it was not ahead by before: then nothing counts as too old."""
     marks: Mapping[str, Mark] | None = None  # as for load_release
     ours: Callable[[], bool] = lambda: True
     """Asked before each load: whether the right to load is still held."""
@@ -307,6 +311,11 @@ class _Turn:
         refused = delivery.refused if delivery.release is None else await self._load(delivery, delivery.release, others)
         if refused is None:
             return
+        if refused.reason in AGED and not self.terms.believed:
+            self._stays(
+                delivery, refused.reason, f"{refused.detail}; that clock is ahead by hours, and not believed yet"
+            )
+            return
         if (
             refused.reason in {"conflict", KILLED}
             or refused.reason in OURS
@@ -388,6 +397,8 @@ class _Turn:
 
     def _patience_left(self, names: Iterable[str]) -> float:
         """Seconds until files that do not change any more have waited long enough."""
+        if not self.terms.believed:
+            return self.terms.patience_s
         changed = max((self._listing[name].changed for name in names if name in self._listing), default=0.0)
         return changed + self.terms.patience_s - self.terms.clock().timestamp()
 

@@ -14,6 +14,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from drop import IMEIS, PATIENCE_S, Site
@@ -27,11 +28,13 @@ from eir.changes.rollback import roll_back
 from eir.config import load_config
 from eir.daemon.drop_folder import ATTEMPTS_FILE, CLAIM, CLAIM_S, DropFolder, loading, make_pass
 from eir.daemon.starter import Starter
+from eir.daemon.state_folder import keep_clock
 from eir.device import device_key
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.inbox import delivery, inbox
 from eir.inbox.drop_folder import Item, Watch, delivered, lacking, look, settled
 from eir.inbox.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
+from eir.record.clock import TrustedClock
 from eir.record.store import ACCEPTED, REFUSED
 from eir.releases.release import parse_manifest
 from eir.stores.sqlite import SqliteStore
@@ -904,3 +907,42 @@ def test_signals_end_a_pass_and_are_no_failed_attempt(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 128 + signal.SIGTERM
     assert not note.exists()
+
+
+# ---- a clock that jumped ----
+
+
+async def test_by_a_clock_that_is_ahead_nothing_is_too_old(site):
+    """A release in time, half of another, and a file of nobody: they wait until the clock is right again, or believed."""
+    site.deliver(site.publish(1))
+    site.deliver(site.publish(2, name="other")[1:])
+    (site.drop / "notes.txt").write_text("x")
+    lying, site.ahead_s = site.lying(), 20 * 86400.0
+    for _ in range(2):
+        taken = await site.turn(believed=False)
+        assert taken["stolen-1.manifest.json"] == (WAITING, "expired")
+        assert {outcome for outcome, _ in taken.values()} == {WAITING}
+        assert "not believed yet" in site.said["stolen-1.manifest.json"]
+        assert site.lying() == lying
+    site.ahead_s = 2.0
+    assert (await site.turn())["stolen-1.manifest.json"] == (ACCEPTED, "")
+    site.deliver(site.publish(2))
+    site.ahead_s = 20 * 86400.0
+    assert (await site.turn())["stolen-2.manifest.json"] == (REFUSED, "expired")
+
+
+async def test_a_pass_goes_by_the_time_that_its_node_saw_last(site, configured):
+    keep = partial(keep_clock, folder=configured.state)
+    seen = []
+
+    async def load(*_):
+        raise ReleaseRefused("expired", "it is over")
+
+    site.deliver(site.publish(1))
+    settle(site)
+    keep(TrustedClock(time.time() - 86400))
+    for _ in range(2):
+        made = await make_pass(configured, "tester", load)
+        seen.append([(taken.outcome, taken.reason) for taken in made.taken])
+        keep(TrustedClock(time.time()))
+    assert seen == [[(WAITING, "expired")], [(REFUSED, "expired")]]
