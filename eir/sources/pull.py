@@ -174,6 +174,8 @@ class _Pull:
             if index.serial <= highest:
                 return self.pulled(UNCHANGED)
             has = f"{INDEX} has no deltas from there, and no full release above"
+            if self._differs(index, state):
+                has = f"what is in force is not what {INDEX} says of serial {state.serial}, so that no delta fits; it has no full release above"
             return self.pulled(
                 WAITING, "base", f"serial {state.serial} is in force and {highest} is the highest accepted: {has}"
             )
@@ -189,15 +191,20 @@ class _Pull:
     async def _steps(self, index: Index) -> Sequence[Offer]:
         """The releases to load: deltas if they lead on from what is in force, else a full release.
 
-        If a delta among them was refused, or what is in force is not what the folder has at that serial (of another publisher, say), the
-        full release, if one leads on.
+        If a delta among them was refused, the full release, if one leads on. If what is in force is not what the folder has at that serial
+        (of another publisher, say), the full release or nothing: with a delta it would be a list that nobody has signed.
         """
         state, highest = await self._before()
+        if self._differs(index, state):
+            return folder.steps(index, None, highest)
         found = folder.steps(index, None if state is NO_LIST else state.serial, highest)
         refused = any(offer.sha256 in self.note.refused for offer in found) and not self.terms.force
-        if refused or index.content_of(state.serial) not in {None, state.content_digest}:
-            return folder.steps(index, None, highest) or found
-        return found
+        return (folder.steps(index, None, highest) or found) if refused else found
+
+    @staticmethod
+    def _differs(index: Index, state: ListState) -> bool:
+        """True if what is in force has another content than the folder has at its serial."""
+        return index.content_of(state.serial) not in {None, state.content_digest}
 
     async def _before(self) -> tuple[ListState, int]:
         """The state in force, and the highest serial ever accepted. Raises StoreError."""

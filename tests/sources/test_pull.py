@@ -278,6 +278,25 @@ async def test_deltas_are_not_put_on_another_publishers_list(register, node, tmp
         assert (await node.store.state(NAME)).content_digest == read(_document(other)).content_of(3)
 
 
+async def test_a_delta_waits_where_another_content_is_in_force_and_no_full_release_leads_on(register, node, tmp_path):
+    other = Register(tmp_path / "other", register.key)
+    with other.web:
+        other.publish(ROWS[30:50])
+        node.source = replace(node.source, url=other.web.url)
+        assert await node.pull() == ("loaded", "")
+    node.source = replace(node.source, url=register.web.url)
+    register.publish(ROWS[:20])
+    register.publish(added=[ROWS[20]])
+    held = (await node.store.state(NAME)).content_digest
+    assert await node.pull() == ("waiting", "base")
+    assert "is not what index.signed says of serial 1" in node.said.detail
+    assert (await node.store.state(NAME)).content_digest == held
+    register.publish(ROWS[:22])
+    node.settings = replace(node.settings, shrink_max=1, growth_max=10)
+    assert await node.pull() == ("loaded", "")
+    assert (await node.store.state(NAME)).content_digest == read(_document(register)).content_of(3)
+
+
 async def test_after_a_rollback_nothing_is_loaded_that_was_undone(register, node):
     register.publish(ROWS[:20])
     register.publish(added=ROWS[20:22])
