@@ -129,6 +129,8 @@ def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
 
 def decode_change(before: int, after: int, pages: bytes | None) -> Change:
     """The step from one generation to another, with page numbers as encoded above. Raises StoreError (corrupt)."""
+    if type(before) is not int or type(after) is not int:
+        raise StoreError("corrupt", f"a change in the store is from {before!r:.50} to {after!r:.50}")
     try:
         numbers = None if pages is None else tuple(array("Q", pages))
     except (TypeError, ValueError) as error:

@@ -112,6 +112,34 @@ async def test_a_damaged_file_is_corrupt(store):
     await again.close()
 
 
+@pytest.mark.parametrize("column", ["generation", "page_set"])
+@pytest.mark.parametrize("value", ["'x'", "1.5", "x'00'", "77"])
+async def test_a_row_that_another_program_wrote_is_corrupt(store, column, value):
+    """SQLite takes a text for a number, and a page_set of any number is somebody's."""
+    await store.replace("a", state(A), A, seen=0)
+    await store.amend("a", state(B), B, seen=1)
+    for table, name in (("kept", "list"), ("lists", "name")):
+        with directly(store) as db:
+            db.execute(f"UPDATE {table} SET {column} = {value} WHERE {name} = 'a'")
+            db.commit()
+        if (column, value) == ("page_set", "77"):
+            continue
+        if table == "lists":
+            assert await cause_of(store.state("a")) == "corrupt"
+        assert await cause_of(store.releases("a")) == "corrupt"
+        assert await cause_of(store.amend("a", state(A), A, seen=2)) == "corrupt"
+        assert await cause_of(store.rollback("a", seen=2)) == "corrupt"
+
+
+async def test_a_step_that_another_program_wrote_is_corrupt(store):
+    await store.replace("a", state(A), A, seen=0)
+    await store.amend("a", state(B), B, seen=1)
+    with directly(store) as db:
+        db.execute("UPDATE changes SET before = 'x'")
+        db.commit()
+    assert await cause_of(store.changes("a", 1)) == "corrupt"
+
+
 async def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     store = SqliteStore(tmp_path / "file" / "lists.sqlite")

@@ -36,10 +36,10 @@ CHANGES_MAX = 1_000
 
 # A value longer than any record of ours is not one of ours.
 READ_RECORD = """
-SELECT iif(length(state) > :most, '', state), page_set, iif(length(made) > :most, NULL, made) FROM lists WHERE name = :name
+SELECT generation, iif(length(state) > :most, '', state), page_set, iif(length(made) > :most, NULL, made) FROM lists WHERE name = :name
 """
 READ_KEPT = """
-SELECT iif(length(state) > :most, '', state), page_set, whole, iif(length(made) > :most, NULL, made) FROM kept WHERE list = :name
+SELECT generation, iif(length(state) > :most, '', state), page_set, whole, iif(length(made) > :most, NULL, made) FROM kept WHERE list = :name
 ORDER BY generation DESC
 """
 # Pages out of one blob, and a table of where each is: id, start and length of keys, start and length of extra.
@@ -65,22 +65,31 @@ DELETE_SOME = "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETW
 
 
 def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
-    """The record of a list."""
+    """The record of a list. Raises StoreError (corrupt)."""
     values = {"name": name, "most": VALUE_BYTES_MAX}
     found = db.execute(READ_RECORD, values).fetchone()
     if found is None:
         return None
-    state, page_set, made = found
     kept = tuple(
-        Kept(decode_state(was), its, bool(whole), _event(by)) for was, its, whole, by in db.execute(READ_KEPT, values)
+        Kept(_state(name, *row), row[2], bool(whole), _event(by)) for *row, whole, by in db.execute(READ_KEPT, values)
     )
-    return Stored(decode_state(state), page_set, kept, _event(made))
+    *row, made = found
+    return Stored(_state(name, *row), row[2], kept, _event(made))
 
 
 def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
-    """The state in force."""
+    """The state in force. Raises StoreError (corrupt)."""
     found = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
-    return None if found is None else decode_state(found[0])
+    return None if found is None else _state(name, *found[:3])
+
+
+def _state(name: str, generation: object, text: str, page_set: object) -> ListState:
+    """The state in a row. Raises StoreError (corrupt) for a row that another program wrote: SQLite takes a text for a number."""
+    state = decode_state(text)
+    if type(generation) is not int or generation != state.generation or type(page_set) is not int:
+        found = f"generation {generation!r:.50} and page_set {page_set!r:.50} beside a state of generation {state.generation}"
+        raise StoreError("corrupt", f"list {name} has a row that is not as EIR writes it: {found}")
+    return state
 
 
 def _event(text: str | None) -> Event | None:
