@@ -16,7 +16,8 @@ from eir.commands.output import EXIT_USAGE, fail, say, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
 from eir.config.kinds import did_you_mean
 from eir.daemon.state_folder import known_form
-from eir.errors import EirError, StoreError
+from eir.device import typed
+from eir.errors import EirError, IdentifierError, StoreError
 from eir.operate import control
 from eir.operate.owner import as_owner_of
 from eir.record.settings import ListSettings
@@ -119,6 +120,27 @@ def who() -> str:
     return (
         f"{behind} as {user}@{socket.gethostname()}" if behind and behind != user else f"{user}@{socket.gethostname()}"
     )
+
+
+def imsi_named(config: Config, text: str) -> str:
+    """The IMSI that a person names: its digits as they are, or that of +NUMBER by the table `numbers`.
+
+    Ends the command with a usage error where the table says none.
+    """
+    from eir.sources.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - numpy, for those that need it
+
+    if not text.startswith("+"):
+        return typed(text)
+    number = f"+{typed(text[1:])}"
+    if config.numbers is None:
+        raise fail(f"{number}: {config.path} names no table of `numbers`", EXIT_USAGE)
+    try:
+        imsi = read_numbers(config.numbers).imsi(number)
+    except (IdentifierError, NumbersError) as e:
+        raise fail(f"{number}: {e}", EXIT_USAGE) from None
+    if imsi is None:
+        raise fail(f"{number}: {config.numbers} has no IMSI of this number", EXIT_USAGE)
+    return imsi
 
 
 def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:

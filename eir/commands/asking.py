@@ -15,7 +15,7 @@ import typer
 from eir.checks.question import Question
 from eir.checks.settings import Status
 from eir.commands import in_force
-from eir.commands.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json, opened, with_store
+from eir.commands.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json, imsi_named, opened, with_store
 from eir.commands.in_force import FromStore
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
 from eir.config import Config, load_config, load_identity, load_whereabouts
@@ -107,7 +107,7 @@ Token = Annotated[
 
 def check(
     imei: Annotated[str, typer.Argument(metavar="IMEI", help="IMEI (14 or 15 digits), IMEISV (16) or MEID; '' asks without one.")],
-    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber who uses the device.")] = "",
+    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber who uses the device; +NUMBER by the table `numbers`.")] = "",
     software_version: Annotated[str, typer.Option(metavar="NN", help="Its software version, two digits.")] = "",
     origin_host: Annotated[str, typer.Option(metavar="HOST", help="Origin-Host of the request.")] = "",
     origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Origin-Realm of the request.")] = "",
@@ -123,7 +123,8 @@ def check(
     """
     from eir.checks import explain  # noqa: PLC0415 - for this command alone
 
-    imei, imsi = typed(imei), typed(imsi)
+    checked = opened(load_config(config))
+    imei, imsi = typed(imei), imsi_named(checked, imsi)
     if protocol is Protocol.N5G:
         question = _n5g_question(imei, imsi, software_version, origin_host, origin_realm)
     else:
@@ -132,7 +133,6 @@ def check(
         )
     if wrong := explain.wrong_option(question):
         raise fail(wrong, EXIT_USAGE)
-    checked = opened(load_config(config))
     now = datetime.now(UTC)
     node = in_force.asked(checked, "check", store_only=from_store, as_json=as_json, **question._asdict())
     if node is None:

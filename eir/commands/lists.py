@@ -12,18 +12,27 @@ from eir.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.changes.rollback import roll_back
 from eir.changes.serials import reset_serial as reset_highest
 from eir.checks.identifier import is_wrong_digit
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, opened, whereabouts, who, with_store
+from eir.commands.access import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Json,
+    imsi_named,
+    list_settings,
+    opened,
+    whereabouts,
+    who,
+    with_store,
+)
 from eir.commands.forms import duration
 from eir.commands.in_force import FromStore, Stored, asked, states_of
 from eir.commands.output import EXIT_USAGE, fail, say, show, show_one
-from eir.config import Config, load_config
+from eir.config import load_config
 from eir.daemon.state_folder import in_force_before
 from eir.device import KEY_DIGITS, check_digit, typed
 from eir.errors import IdentifierError, StoreError
 from eir.record.settings import SUBSCRIBERS
 from eir.record.store import ListState, ListStore
 from eir.rows.layout import until_seconds
-from eir.sources.msisdn import NumbersError, read_numbers
 
 Reason = Annotated[
     str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")
@@ -221,10 +230,10 @@ def _edit(
     checked = opened(load_config(config))
     settings = list_settings(checked, list_name)
     try:
-        sims = [_imsi(checked, each) for each in imsi or []]
-        named = [_imsi(checked, each) for each in identifiers] if settings.kind == SUBSCRIBERS else identifiers
+        sims = [imsi_named(checked, each) for each in imsi or []]
+        named = [imsi_named(checked, each) for each in identifiers] if settings.kind == SUBSCRIBERS else identifiers
         entries = parse_entries(settings.kind, named, imsis=sims, tacs=tac, verbatim=verbatim)
-    except (IdentifierError, NumbersError) as e:
+    except IdentifierError as e:
         raise fail(str(e), EXIT_USAGE) from None
     edit = Edit(what=what, entries=entries, **details)
 
@@ -237,15 +246,3 @@ def _edit(
     ):
         say(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; was it typed wrong?")
     show_one(asdict(report), report.as_text(), as_json=as_json)
-
-
-def _imsi(checked: Config, text: str) -> str:
-    """The IMSI that somebody names, by its digits or by +NUMBER. Raises IdentifierError, NumbersError."""
-    if not text.startswith("+"):
-        return text
-    if checked.numbers is None:
-        raise NumbersError(f"{text}: {checked.path} names no table of `numbers`")
-    imsi = read_numbers(checked.numbers).imsi(text)
-    if imsi is None:
-        raise NumbersError(f"{text}: {checked.numbers} has no IMSI of this number")
-    return imsi

@@ -11,12 +11,12 @@ import typer
 from eir.analysis import files, watched
 from eir.analysis.settings import FULL, SightingsSettings
 from eir.analysis.subscribers import forms, subscribers
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, opened
 from eir.commands.forms import duration, minute
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say, show, show_one, written_to
 from eir.config import Config, load_config
 from eir.daemon.state_folder import prepare
-from eir.device import imsi_key, key_text, typed
+from eir.device import imsi_key, key_text
 from eir.errors import EirError, IdentifierError
 from eir.operate import control
 from eir.sources.msisdn import NO_NUMBERS, number_of, read_numbers
@@ -53,7 +53,7 @@ def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_js
 
 
 def seen(
-    identifier: Annotated[str, typer.Argument(metavar="IMEI|IMSI", help="The device or the SIM; 15 digits may be either, and both are looked for.")],
+    identifier: Annotated[str, typer.Argument(metavar="IMEI|IMSI", help="The device or the SIM; 15 digits may be either, and both are looked for. +NUMBER is the SIM of that number by the table `numbers`.")],
     since: Annotated[str, typer.Option(metavar="TIME", help="From when on: 7d, 36h, or 2026-11-20.")] = "",
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -62,15 +62,15 @@ def seen(
     One row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM is shown as its hash. A running node
     writes first what it has just seen. Exit status 1 if there is nothing.
     """
+    from eir.analysis.seen import Sought, sought  # noqa: PLC0415 - as above
     from eir.analysis.seen import seen as look  # noqa: PLC0415 - polars, for those that need it
-    from eir.analysis.seen import sought  # noqa: PLC0415 - as above
 
+    checked = opened(load_config(config))
     try:
-        what = sought(identifier)
+        what = Sought(None, imsi_named(checked, identifier)) if identifier.startswith("+") else sought(identifier)
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
     begin = moment(since)
-    checked = opened(load_config(config))
     write_down(checked)
     rows = look(checked.state, what, forms(checked.state, what.imsi) if what.imsi else [], begin)
     if as_json:
@@ -88,19 +88,19 @@ def seen(
 
 
 def forget(
-    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber; +NUMBER by the table `numbers`.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Take a subscriber out of the record.
 
     Its rows go, under whichever key it was hashed, and what a watched list remembers of it. It is on record again when it is asked about again.
     Copies of the files, and events that went out, are elsewhere. Exit status 1 if a file is damaged, or a running node did not forget it: all else is done.
     """
-    imsi = typed(imsi)
+    checked = opened(load_config(config))
+    imsi = imsi_named(checked, imsi)
     try:
         imsi_key(imsi)
     except IdentifierError as e:
         raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
-    checked = opened(load_config(config))
     names, damaged, remembered = forms(checked.state, imsi), list[Path](), ""
     try:
         control.ask(checked.state, "forget", subscribers=names)

@@ -13,7 +13,7 @@ import typer
 from eir.checks.explain import Explanation
 from eir.checks.question import Question
 from eir.checks.trace import CHECK, WIRE
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, imsi_named
 from eir.commands.asking import with_reason
 from eir.commands.forms import duration, printable
 from eir.commands.output import EXIT_USAGE, fail, say
@@ -28,7 +28,7 @@ from eir.stores.records import decode_state
 
 def trace(
     imei: Annotated[str, typer.Option(metavar="IMEI", help="Checks of this device.")] = "",
-    imsi: Annotated[str, typer.Option(metavar="N", help="Checks with this subscriber's SIM; with --imei, of the two together.")] = "",
+    imsi: Annotated[str, typer.Option(metavar="N", help="Checks with this subscriber's SIM (+NUMBER by the table `numbers`); with --imei, of the two together.")] = "",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, such as the number of a complaint; it goes on record.", show_default=False)] = "",
     lasts: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 10m, 1h at most.")] = "10m",
     pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what went over Diameter into a new file, for Wireshark.")] = None,
@@ -40,7 +40,8 @@ def trace(
     With the whole reasoning, over all protocols. It shows what a person's phone does: so it takes a reason, is in the history with who
     asked, and ends by itself, or by Ctrl-C. One trace at a time; of more than ten checks a second not all are shown.
     """
-    imei, imsi, lasting = typed(imei), typed(imsi), duration(lasts)
+    checked = load_config(config)
+    imei, imsi, lasting = typed(imei), imsi_named(checked, imsi), duration(lasts)
     try:
         if not imei and not imsi:
             raise fail("whose checks? --imei IMEI or --imsi N", EXIT_USAGE)
@@ -54,7 +55,6 @@ def trace(
         raise fail(f"--reason: {e}", EXIT_USAGE) from None
     if not lasting:
         raise fail(f"--for {lasts}: expected a time such as 10m", EXIT_USAGE)
-    checked = load_config(config)
     with ExitStack() as stack:
         out = None if pcap is None else stack.enter_context(_made(pcap))
         if out is not None:

@@ -9,7 +9,7 @@ import typer
 from eir.analysis.subscribers import forms
 from eir.changes.local import added_by
 from eir.checks.explain import Explanation, explain, question_of, wrong_option
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, opened, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, imsi_named, opened, with_store
 from eir.commands.forms import printable, second
 from eir.commands.output import EXIT_USAGE, fail, show_one
 from eir.commands.sightings import moment, not_kept, write_down
@@ -53,7 +53,7 @@ class _Found(NamedTuple):
 
 def why(
     imei: Annotated[str, typer.Argument(metavar="IMEI", help="The device: IMEI (14 or 15 digits), IMEISV (16) or MEID.")],
-    imsi: Annotated[str, typer.Option(metavar="N", help="Only checks with this subscriber's SIM.")] = "",
+    imsi: Annotated[str, typer.Option(metavar="N", help="Only checks with this subscriber's SIM; +NUMBER by the table `numbers`.")] = "",
     at: Annotated[str, typer.Option(metavar="TIME", help="When it was: 2026-11-20T06:00:00Z, or 2h for two hours ago; now if not given.")] = "",
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -65,7 +65,8 @@ def why(
     """
     from eir.analysis.seen import answered  # noqa: PLC0415 - polars, for those that need it
 
-    imei, imsi = typed(imei), typed(imsi)
+    checked = opened(load_config(config))
+    imei, imsi = typed(imei), imsi_named(checked, imsi)
     question = question_of(imei, imsi=imsi, software_version="", origin_host="", origin_realm="")
     try:
         key = device_key(imei)
@@ -74,7 +75,6 @@ def why(
     if wrong := wrong_option(question):
         raise fail(wrong, EXIT_USAGE)
     asked = moment(at, "--at") or datetime.now(UTC)
-    checked = opened(load_config(config))
     write_down(checked)
     rows = [
         {name: row[name] for name in ANSWER}

@@ -477,6 +477,26 @@ def test_a_day_as_a_register_takes_it(kept, site, tmp_path):
     kept.eir("sightings", "export", "--layout", "x", status=2)
 
 
+def test_a_subscriber_by_the_number(kept, site):
+    (site.folder / "numbers").write_text(f"85512345678,{IMSI}\n")
+    site.configure(numbers="numbers")
+    kept.taken(f"time,imei,imsi\n2025-11-24T08:00:00Z,{LISTED}1,{IMSI}\n2025-11-24T09:00:00Z,{UNLISTED},{OTHER_IMSI}\n")
+    seen = kept.json("seen", "+855 12345678")
+    assert (seen["imsi"], seen["device"], seen["checks"]) == (IMSI, None, 1)
+    assert kept.json("check", UNLISTED, "--imsi", "+85512345678")["imsi"] == IMSI
+    assert kept.json("why", LISTED, "--imsi", "+85512345678")["imsi"] == IMSI
+    for command in (
+        ("seen", "+85512345679"),
+        ("check", LISTED, "--imsi", "+85512345679"),
+        ("why", LISTED, "--imsi", "+1"),
+    ):
+        assert kept.eir(*command, status=2).err.startswith(f"eir: {command[-1]}: ")
+    assert kept.json("sightings", "forget", "--imsi", "+85512345678") == {"rows": 1}
+    del site.settings["numbers"]
+    site.configure()
+    assert "names no table of `numbers`" in kept.eir("seen", "+85512345678", status=2).err
+
+
 def test_what_is_asked_for_is_checked(kept):
     kept.eir("seen", "12345", status=1)
     kept.eir("seen", "twelve", status=2)
