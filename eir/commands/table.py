@@ -1,7 +1,8 @@
 """Tables for people: rows of named values in columns, whole words always, however narrow the terminal.
 
 In a pipe a row is a line. On a terminal too narrow for that, heads are folded, then the last column, which goes on below if there is
-not room enough; where the others alone are too wide, each row becomes a record of `name  value` lines. rich does the layout; how wide
+not room enough; where the others alone are too wide, all columns are folded, and where that is not enough each row becomes a record of
+`name  value` lines. rich does the layout; how wide
 columns are is decided here, since rich may cut a word.
 """
 
@@ -21,6 +22,8 @@ GAP = 2
 """Blanks between columns."""
 FOLDED_MIN = 24
 """Width in characters that the last column must have to be folded beside the others, not below them."""
+FOLDS_MAX = 3
+"""Lines that a cell may take where all columns are folded; records are easier to read than more."""
 INDENT = "    "
 
 
@@ -38,11 +41,23 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, width: i
         sizes = [max(size, word) for size, word in zip(widest, words, strict=True)]
         room = width - sum(sizes[:-1]) - gaps
         longest = max((cell_len(word) for row in cells for word in row[-1].split()), default=0)
+        least = [
+            max([word, *(cell_len(part) for row in cells for part in row[at].split())]) for at, word in enumerate(words)
+        ]
         if room < words[-1] or longest > width - len(INDENT):
-            size = max(map(cell_len, heads)) + GAP
-            return "\n".join(
-                "".join(f"{head:<{size}}{each}\n" for head, each in zip(heads, row, strict=True)) for row in cells
+            spare = width - gaps - sum(least)
+            for at in sorted(range(len(sizes)), key=lambda at: sizes[at] - least[at]):
+                sizes[at] = min(sizes[at], least[at] + max(spare, 0))
+                spare -= sizes[at] - least[at]
+            folds = max(
+                (len(textwrap.wrap(row[at], size)) for row in cells for at, size in enumerate(sizes)), default=0
             )
+            if spare < 0 or folds > FOLDS_MAX:
+                size = max(map(cell_len, heads)) + GAP
+                return "\n".join(
+                    "".join(f"{head:<{size}}{each}\n" for head, each in zip(heads, row, strict=True)) for row in cells
+                )
+            room = sizes[-1]
         if sizes[-1] > room and max(longest, FOLDED_MIN) > room:
             below = [
                 textwrap.wrap(row[-1], width, initial_indent=INDENT, subsequent_indent=INDENT, break_on_hyphens=False)

@@ -58,6 +58,21 @@ def test_and_where_nothing_helps_rows_are_records():
     )
 
 
+def test_before_that_all_columns_are_folded():
+    row = {
+        "list": "tracked",
+        "issued": "2026-12-09T01:35:00Z",
+        "expires": "2026-12-10T01:35:00Z",
+        "signers": "a@publisher.example",
+        "state": "in force",
+    }
+    assert table([row], tuple(row), width=62) == (
+        "list     issued      expires     signers              state\n"
+        "tracked  2026-12-09  2026-12-10  a@publisher.example  in force\n"
+        "         01:35Z      01:35Z\n"
+    )
+
+
 def test_long_heads_are_folded_only_where_they_must_be():
     row = [{"imei": "35209900176148", "experimental_result_code": 5422, "ms": 0.5}]
     wide = table(row, tuple(row[0]), width=80)
