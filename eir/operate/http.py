@@ -4,24 +4,27 @@ A client gets neither the loop nor the memory of the front for itself: `eir/web/
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 
 from eir.errors import Report, place_of
 from eir.operate import metrics
 from eir.operate.status import NOT_READY, Status, WorkerReport
 from eir.web.http1 import Request, Response
-from eir.web.http1_server import DEFAULT, HttpLimits, HttpLinks
+from eir.web.http1_server import HttpLimits, HttpLinks
 
 TEXT = "text/plain; charset=utf-8"
+LIMITS = HttpLimits(request_body_max=4096)
 
 Page = Callable[[Request], Response | Awaitable[Response]]
 
 
 class HttpServer:
-    """Serves the pages (path → callable) until `close`."""
+    """Serves the pages (path → callable) until `close`. `forms`: paths of those that take a form, by POST."""
 
-    def __init__(self, pages: Mapping[str, Page], *, report: Report, limits: HttpLimits = DEFAULT) -> None:
-        self._pages = pages
+    def __init__(
+        self, pages: Mapping[str, Page], *, report: Report, limits: HttpLimits = LIMITS, forms: Container[str] = ()
+    ) -> None:
+        self._pages, self._forms = pages, forms
         self._limits = limits
         self._report = report
         self._server: asyncio.Server | None = None
@@ -43,7 +46,7 @@ class HttpServer:
 
     async def _answer(self, request: Request) -> Response:
         page = self._pages.get(request.path)
-        if request.method not in {"GET", "HEAD"}:
+        if request.method not in {"GET", "HEAD"} and (request.method != "POST" or request.path not in self._forms):
             return Response(405, TEXT, b"GET or HEAD only\n")
         if page is None:
             return Response(404, TEXT, f"not here; there are: {' '.join(self._pages)}\n".encode())

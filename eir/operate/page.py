@@ -64,7 +64,7 @@ a{color:var(--link)}
 @media (max-width:640px){thead{position:absolute;left:-9999px}tr{display:block;border-bottom:1px solid var(--line);padding:6px 0}
 td{display:flex;gap:8px;border:0;padding:2px 0}td::before{content:attr(data-is);flex:0 0 7.5em;color:var(--soft)}}
 """
-SCRIPT = f'setTimeout(()=>{{if(!document.querySelector("input").value)location.reload()}},{REFRESH_S * 1000})'
+SCRIPT = f'setTimeout(()=>{{if(!document.querySelector("input").value)location.replace("/")}},{REFRESH_S * 1000})'
 POLICY = (
     f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -133,7 +133,7 @@ def _troubles(troubles: Iterable[str]) -> str:
 def _ask(shown: Shown) -> str:
     answer = f"<pre>{escape(shown.answer)}</pre>" if shown.asked else ""
     return (
-        "<section><h2>What would a device be answered?</h2><form action=/ method=get><label>IMEI, IMEISV or MEID<br>"
+        "<section><h2>What would a device be answered?</h2><form action=/ method=post><label>IMEI, IMEISV or MEID<br>"
         f'<input name=imei inputmode=text autocomplete=off maxlength=40 value="{escape(shown.asked)}"></label><button>Check</button></form>{answer}</section>'
     )
 

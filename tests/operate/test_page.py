@@ -106,6 +106,10 @@ def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allo
         value for _, attributes in seen.tags for name, value in attributes.items() if name in {"src", "href", "action"}
     ] == ["/", "/metrics", "/ready"]
     assert [tag for tag, _ in seen.tags].count("script") == 1
+    (form,) = [attributes for tag, attributes in seen.tags if tag == "form"]
+    assert form["method"] == "post", (
+        "an identifier in a URL stays in the history of the browser and in the logs of proxies"
+    )
     headers = dict(answer.headers)
     assert "script-src 'sha256-" in headers["Content-Security-Policy"]
     assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -171,9 +175,10 @@ def test_who_may_see_it(tmp_path, address, host, authorization, status):
     assert (nobody and nobody.status) == (403 if status == 401 or authorization else None)
 
 
-def get(url, password=None):
+def get(url, password=None, asked=None):
     request = urllib.request.Request(
         url,
+        None if asked is None else f"imei={asked}".encode(),
         headers={}
         if password is None
         else {"Authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"},
@@ -201,10 +206,12 @@ def test_of_a_running_node(shared):
         assert status == 200
         assert "list tracked has never been loaded" in text
         assert "mme" in text
-        _, text = get(f"{url}?imei={LISTED[:8]}+{LISTED[8:]}", "secret")
+        _, text = get(url, "secret", f"{LISTED[:8]}+{LISTED[8:]}")
         assert f"{LISTED}: blacklisted" in text
         assert "reason: stolen in transit" in text
         assert "no identifier of a device" in get(f"{url}?imei=--store", "secret")[1]
+        assert get(url, "wrong", LISTED)[0] == 401
+        assert get(f"{url}ready", "secret", LISTED)[0] == 405
         shared.configure(page={"from": ["127.0.0.0/8"]})
         shared.eir("reload")
         assert get(url)[0] == 200
