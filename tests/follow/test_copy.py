@@ -225,6 +225,7 @@ class TestHealing:
                 db.execute("UPDATE pages SET keys = ? WHERE id & 0xffff = 0", (damaged,))
             node.follower._heals = True
             await until(lambda: node.follower.errors["heal_digest"])
+            assert "pages have the digest" in node.follower.copy_faults["a"]
             assert await store.state("a") is None
             assert node.keys() == B_KEYS
 
@@ -281,12 +282,14 @@ class TestHealing:
             node.follower._store = keeper.store = store
             node.follower._heals = True
             await until(lambda: node.follower.errors["heal_behind"] > 1)
+            assert "is older than what is in force" in node.follower.copy_faults["a"]
             assert node.keys() == A_KEYS
             assert node.follower.lost
             assert await store.state("a") is None
             await store.replace("a", state(A, serial=3), A, seen=0)
             await until(lambda: not node.follower.lost and node.generation() == 1)
             await until(lambda: is_level(copy, node))
+            await until(lambda: not node.follower.copy_faults)
 
     async def test_another_node_heals_what_was_not_yet_copied_here(self, stores):
         """And then it is copied here too."""

@@ -53,6 +53,11 @@ def test_a_priority_past_the_last_is_the_last():
     assert bucket.room(0.0, 99) == bucket.room(0.0, 15) < bucket.room(0.0, 14)
 
 
+@pytest.mark.parametrize("rate_max", [0.5, 1.0, 4.0, 8.0])
+def test_a_full_bucket_refuses_no_priority(rate_max):
+    assert Bucket(rate_max, 0.0).room(0.0, 15) >= 1
+
+
 def test_limits_are_apart():
     memory = shared(2)
     buckets = [

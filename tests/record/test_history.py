@@ -126,6 +126,14 @@ async def test_a_copy_is_kept_level(node, store):
     assert not node.said
 
 
+async def test_a_copy_that_is_let_go_is_one_file(tmp_path):
+    """SQLite puts what stands beside it into it, and that is a backup then."""
+    copy = SqliteStore(tmp_path / "copy.sqlite")
+    await recorded(copy, "a")
+    await Node(None, copy).keeper.close()
+    assert [each.name for each in tmp_path.iterdir()] == ["copy.sqlite"]
+
+
 @pytest.mark.parametrize("keep", [0, 1, 2])
 async def test_what_the_store_lost_is_given_back(node, store, keep):
     await recorded(store, "a", "b", "c")
