@@ -40,7 +40,7 @@ OUTSIDE = {
     "eir/analysis": ("test_tamper", "test_sightings"),
     "eir/checks": ("test_policy", "test_checker", "test_explain"),
     "eir/commands": ("test_cli", "test_content", "test_in_force"),
-    "eir/config": ("test_config",),
+    "eir/config": ("test_config", "test_reference", "test_interfaces"),
     "eir/daemon": ("test_workers", "test_serve", "test_following"),
     "eir/diameter": ("test_peer", "test_node", "test_conformance"),
     "eir/changes": ("test_load", "test_local", "test_audit"),
