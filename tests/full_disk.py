@@ -6,6 +6,7 @@ import resource
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
 
@@ -51,7 +52,7 @@ class SmallDisk:
 @contextmanager
 def small_disk(folder, megabytes):
     """A disk of this size."""
-    script = f"mount -t tmpfs -o size={megabytes}m none {folder} && echo ready && exec sleep infinity"
+    script = f"mount -t tmpfs -o size={megabytes}m none {quote(str(folder))} && echo ready && exec sleep infinity"
     with subprocess.Popen(
         ["unshare", "-rm", "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
     ) as holder:
@@ -64,7 +65,7 @@ def small_disk(folder, megabytes):
 
 def is_possible(folder):
     """True if this user may have one: some containers allow no namespaces, and a thread enters one as root only."""
-    script = f"mount -t tmpfs none {folder}"
+    script = f"mount -t tmpfs none {quote(str(folder))}"
     made = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, check=False)
     return os.geteuid() == 0 and made.returncode == 0
 

@@ -69,8 +69,8 @@ def test_it_writes_a_configuration_with_comments_the_key_and_a_unit(tmp_path, ke
     text = (folder / "eir.yaml").read_text()
     assert text.count("# ") > 10
     unit = (folder / "eir.service").read_text()
-    assert f"EIR_CONFIG={folder}/eir.yaml" in unit
-    assert f"ReadWritePaths={tmp_path}/state" in unit
+    assert f"EIR_CONFIG={folder}/eir.yaml" in unit.replace('"', "")
+    assert f"ReadWritePaths={tmp_path}/state" in unit.replace('"', "")
     assert all(path.stat().st_mode & 0o007 == 0 for path in folder.rglob("*"))
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import pytest
 from pages import ROOT, Installation
@@ -22,7 +23,7 @@ def alone(lines, folder):
     (folder / "bin" / "sudo").chmod(0o755)
     environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "LANG": "C.UTF-8"}
     done = subprocess.run(
-        [*ALONE, "sh", "-euc", lines.replace("/opt/", f"{folder}/opt/")], cwd=folder / "clone", env=environment,
+        [*ALONE, "sh", "-euc", lines.replace("/opt/", f"{quote(str(folder))}/opt/")], cwd=folder / "clone", env=environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600,
     )  # fmt: skip
     return done.returncode, done.stdout

@@ -713,7 +713,8 @@ class TestTls:
         _, port = guarded()
         watcher_port = servers.free_port()
         settings = {"sentinel monitor": f"lists 127.0.0.1 {port} 1", "tls-port": watcher_port, **tls}
-        (tmp_path / "sentinel.conf").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        lines = [f'{name} "{value}"' if "/" in str(value) else f"{name} {value}" for name, value in settings.items()]
+        (tmp_path / "sentinel.conf").write_text("\n".join([*lines, ""]))
         own(folder=tmp_path, sentinel=tmp_path / "sentinel.conf")
         return f"rediss+sentinel://127.0.0.1:{watcher_port}/lists"
 

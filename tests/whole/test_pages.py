@@ -624,6 +624,11 @@ def test_a_publishers_commands_make_a_list_and_a_delta(site):
 # ---- operation ----
 
 
+def escaped(path):
+    """A path as a word of a shell, whose quotes may be around it."""
+    return str(path).replace(" ", "\\ ")
+
+
 class Operator:
     """Follows the steps of a page on the host of a test: what systemd and an editor do there is done here."""
 
@@ -659,14 +664,14 @@ class Operator:
 
     def _run(self, line):
         for theirs, ours in (("/opt/eir/bin", self.bin), ("/var/lib/eir", self.site.state)):
-            line = line.replace(theirs, str(ours))
+            line = line.replace(theirs, escaped(ours))
         assert not re.search(
-            r"/(opt|var/lib|etc)/", line.replace(str(self.site.folder), "").replace(str(self.bin), "")
+            r"/(opt|var/lib|etc)/", line.replace(escaped(self.site.folder), "").replace(escaped(self.bin), "")
         ), line
         kept = self.bin / "variables"
         environment = self.site.environment(PATH=f"{self.bin}:{os.environ['PATH']}", **self.variables)
         done = subprocess.run(
-            ["sh", "-euc", f'{line}\nprintf %s "${{backup-}}" >{kept}'], env=environment, cwd=self.site.folder, text=True,
+            ["sh", "-euc", f'{line}\nprintf %s "${{backup-}}" >{escaped(kept)}'], env=environment, cwd=self.site.folder, text=True,
             capture_output=True, check=False, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 0, f"{line}: {done.stderr}"
