@@ -23,16 +23,17 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import yaml
 from benchmark import attacks, networks, world, world_other
 from benchmark.measure import Target, add_options, at_least, at_most, finish, say
+from benchmark.site import Site
 from benchmark.world import World
 
-from eir.analysis.conditions import PRIOR, WEIGHTS, TamperSettings
+from eir.analysis.conditions import PRIOR, WEIGHTS, Tac, TamperSettings
 from eir.analysis.duck import Duck, duck
 from eir.analysis.judge import judge
 from eir.analysis.schema import files
 from eir.commands.table import table
+from eir.record.settings import TYPES
 
 QUICK_SUBSCRIBERS = 1500
 FITTED, JUDGED = 100, 900
@@ -162,10 +163,10 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
 @contextmanager
 def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
     """The engine that judged a network, what it found at any score, and how long that took."""
-    settings = TamperSettings(tac_db=made.tac_db, report_min=0)
+    settings = TamperSettings(report_min=0)
     with duck(files(made.folder), since=made.since, until=made.until, memory=settings.memory, threads=1) as engine:
         begin = time.monotonic()
-        judged = judge(engine, settings, since=made.since, until=made.until)
+        judged = judge(engine, settings, since=made.since, until=made.until, tacs=made.tacs)
         yield engine, judged, time.monotonic() - begin
 
 
@@ -374,12 +375,15 @@ def _targets(every: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]) -
 
 def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
     """Judge a large record by the command itself, on two cores."""
-    made, total = _large(folder, rows, seed)
-    config = folder / "eir.yaml"
-    config.write_text(yaml.safe_dump({
-        "identity": {"host": "eir.example", "realm": "example"}, "peers": [{"realm": "example", "from": "127.0.0.0/8"}], "state": str(folder),
-        "tamper": {"tac_db": str(made.tac_db)},
-    }))  # fmt: skip
+    site = Site(folder / "site", kind=TYPES)
+    site.state.mkdir()
+    made, total = _large(site.state, rows, seed)
+    listed = site.folder / "tacs.csv"
+    with listed.open("w") as out:
+        out.write("tac,device_type,allocation_date\n")
+        out.writelines(f"{tac:08d},{kind},{allocated}\n" for tac, allocated, kind in made.tacs)
+    site.load(site.release(listed))
+    config = site.configure(0)
     say(f"judging {total:,} sightings")
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = [
@@ -413,13 +417,13 @@ def _large(folder: Path, rows: int, seed: int) -> tuple[World, int]:
     """A network, and copies of it whose devices and subscribers have numbers of their own; what they do stays the same. Returns the rows of all."""
     times = min(COPIES_MAX, max(1, round(rows / ROWS_EACH)))
     made = world.make(folder, max(800, round(rows / times / 150)), seed=seed)
-    tacs = made.tac_db.read_text().splitlines()
+    tacs = list(made.tacs)
     originals = sorted(folder.glob("sightings/*/*-made.parquet"))
-    with duckdb.connect() as connection, made.tac_db.open("a") as out:
+    with duckdb.connect() as connection:
         connection.execute("SET threads = 2; SET preserve_insertion_order = true")
         for number in range(1, times):
             others = [_other_body(body, number) for body in range(100)]
-            out.writelines(f"{others[int(line[:2])]:02d}{line[2:]}\n" for line in tacs[1:])
+            tacs += [Tac(others[tac // 10**6] * 10**6 + tac % 10**6, *more) for tac, *more in made.tacs]
             body = f"list_extract({others}, 1 + CAST(device // 1000000000000 AS INTEGER))"
             for path in originals:
                 connection.execute(f"""
@@ -429,7 +433,7 @@ def _large(folder: Path, rows: int, seed: int) -> tuple[World, int]:
                         '{number:02d}' || SUBSTRING(subscriber, 3) AS subscriber
                     ) FROM read_parquet('{path}')) TO '{path.with_name(f"{path.stem}{number}.parquet")}' (FORMAT parquet, COMPRESSION zstd)
                 """)  # noqa: S608 - names of ours
-    return made, made.rows * times
+    return replace(made, tacs=tuple(tacs)), made.rows * times
 
 
 def _other_body(body: int, number: int) -> int:

@@ -4,9 +4,10 @@ Each is a file of SQL, `sql/conditions/NAME.sql`, that gives devices, what that 
 logarithm), and its evidence in words. Data only; imports nothing of ours.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import date
 from typing import NamedTuple
 
 CONDITIONS: Mapping[str, str] = {
@@ -35,6 +36,18 @@ SAID = ((0.95, 0.97), (0.9, 0.9), (0.8, 0.8), (0.7, 0.75), (0.6, 0.6))
 """Score from which on, up to the one before → share of such devices that were tampered with, at least, in made networks that nothing was fitted to."""
 
 
+MODULES = re.compile(r"module|iot|m2m|modem|vehicle|router|dongle", re.IGNORECASE)
+"""Device types of which whole batches were given one IMEI, as registers have found."""
+
+
+class Tac(NamedTuple):
+    """A TAC that is allocated, as a list of device types has it."""
+
+    tac: int
+    allocated: date | None
+    device_type: str
+
+
 class Place(NamedTuple):
     """Place of an origin, in degrees."""
 
@@ -52,8 +65,6 @@ class TamperSettings:
     """Score from which it is exported."""
     memory: int = 3 << 30
     """Bytes that the engine may take; more is done on the disk."""
-    tac_db: Path | None = None
-    """TACs that are allocated: pipe separated, with the columns TAC, Allocation_Date and Device_Type."""
     barred_tacs: tuple[str, ...] = ()
     origins: Mapping[str, Place] = field(default_factory=dict)
     speed_max: float = 300

@@ -12,11 +12,19 @@ from datetime import datetime
 from typing import Any
 
 from eir.analysis.believed import not_believed
-from eir.analysis.conditions import CONDITIONS, HOLDS_FROM, PARAMETERS, PRIOR, SAID, WEIGHTS, TamperSettings
+from eir.analysis.conditions import (
+    CONDITIONS,
+    HOLDS_FROM,
+    MODULES,
+    PARAMETERS,
+    PRIOR,
+    SAID,
+    WEIGHTS,
+    Tac,
+    TamperSettings,
+)
 from eir.analysis.engine import SQL, TABLES, Engine, number
-from eir.analysis.tacs import read_tacs
 from eir.device import key_text
-from eir.errors import SetupFault
 
 SAMPLE_DEVICES = 60_000
 """Devices of one subscriber that show how fast phones move: so many, or one more than half of it, are looked at check by check."""
@@ -97,15 +105,15 @@ class Judgement:
 
 
 def judge(
-    engine: Engine, settings: TamperSettings, *, since: datetime, until: datetime, warn: Callable[[str], None] = lambda _: None,
+    engine: Engine, settings: TamperSettings, *, since: datetime, until: datetime, tacs: Iterable[Tac] = (), warn: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda *_: None, keep_users: bool = False, cases: Mapping[int, bool] = {},
 ) -> Judgement:  # fmt: skip
     """Judge the sightings of an engine.
 
-    `cases`: devices that an operator confirmed (True) or cleared. `warn` is told of peers that are left out; `keep_users`: findings name
-    the subscribers of their devices. Raises SetupFault for a list of TACs that cannot be read.
+    `tacs`: those that are allocated; none: what needs them is not looked for. `cases`: devices that an operator confirmed (True) or cleared.
+    `warn` is told of peers that are left out; `keep_users`: findings name the subscribers of their devices.
     """
-    prepare(engine, settings, until=until)
+    prepare(engine, settings, until=until, tacs=tacs)
     unbelieved: list[str] = []
     for last in (False, True):
         _look(engine, settings, unbelieved, progress)
@@ -155,12 +163,8 @@ def _reliability(
     )
 
 
-def prepare(engine: Engine, settings: TamperSettings, *, until: datetime) -> None:
-    """Make the small tables that the SQL knows beside the sightings: parameters, and lists from the configuration."""
-    try:
-        tacs = read_tacs(settings.tac_db) if settings.tac_db else []
-    except (OSError, ValueError) as e:
-        raise SetupFault(f"tamper.tac_db: {e}") from None
+def prepare(engine: Engine, settings: TamperSettings, *, until: datetime, tacs: Iterable[Tac]) -> None:
+    """Make the small tables that the SQL knows beside the sightings: parameters, places, and TACs."""
     engine.define(
         "settled",
         f"SELECT {', '.join(f'{float(getattr(settings, name))} AS {name}' for name in PARAMETERS)}, TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AS until",
@@ -172,7 +176,16 @@ def prepare(engine: Engine, settings: TamperSettings, *, until: datetime) -> Non
         [(origin, *place) for origin, place in settings.origins.items()],
     )
     engine.fill("barred", "tac BIGINT", [(int(tac),) for tac in settings.barred_tacs])
-    engine.fill("tac_db", "tac BIGINT, allocated DATE, is_module INTEGER", tacs)
+    engine.fill(
+        "allocations",
+        "tac BIGINT, allocated DATE, is_module INTEGER",
+        [(tac, allocated, int(bool(MODULES.search(kind)))) for tac, allocated, kind in tacs],
+    )
+    # A TAC may be in two lists, or have two types.
+    engine.define(
+        "tac_db",
+        "SELECT tac, MIN(allocated) AS allocated, MAX(is_module) AS is_module FROM allocations GROUP BY tac",
+    )
 
 
 def _look(

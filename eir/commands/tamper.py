@@ -3,6 +3,7 @@
 import csv
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
@@ -16,13 +17,17 @@ from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, put, say, show, show_one, written_to
 from eir.commands.sightings import write_down
 from eir.config import Config, load_config
-from eir.device import device_key, key_text
+from eir.device import SNR_KEYS, device_key, key_text
 from eir.errors import EirError, IdentifierError
+from eir.record.entries import entries_of, read_pages
+from eir.record.reasons import reason_text
+from eir.record.settings import TYPES
 from eir.record.store import Event, utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from eir.analysis.conditions import Tac
     from eir.analysis.engine import Engine
     from eir.analysis.judge import Finding, Judgement
 
@@ -306,9 +311,25 @@ def _judging(
     settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
     with progress() as advance, _engine(config, begin, end, where) as engine:
         yield engine, judge(
-            engine, settings, since=begin, until=end, warn=lambda text: say(f"warning: {text}"), progress=advance or (lambda *_: None),
+            engine, settings, since=begin, until=end, tacs=_tacs(config), warn=lambda text: say(f"warning: {text}"), progress=advance or (lambda *_: None),
             keep_users=keep_users, cases=cases(config.state),
         )  # fmt: skip
+
+
+def _tacs(config: Config) -> "Iterator[Tac]":
+    """The TACs in the lists of device types, as the store has them. Raises StoreError."""
+    from eir.analysis.conditions import Tac  # noqa: PLC0415 - for these commands alone
+
+    now = datetime.now(UTC).timestamp()
+    for name in (name for name, settings in config.lists.items() if settings.kind == TYPES):
+        state, pages = with_store(config, partial(read_pages, name=name), fresh=False, reads=True)
+        if state is None:
+            say(f"warning: list {name} was never loaded: nothing is known of TACs by it")
+            continue
+        for entry in entries_of(pages):
+            if not 0 < entry.until <= now:
+                day = datetime.fromtimestamp(entry.date, UTC).date() if entry.date else None
+                yield Tac(entry.key // SNR_KEYS, day, reason_text(state, entry.reason))
 
 
 def _window(since: str, until: str | None) -> tuple[datetime, datetime]:

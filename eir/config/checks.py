@@ -449,7 +449,7 @@ def _warn_sightings(config: Config, _: Document) -> Findings:
 
 
 def _warn_unused_lists(config: Config, _: Document) -> Findings:
-    by_type = any(rule.device_type for rule in config.policy.rules)
+    by_type = config.sightings is not None or any(rule.device_type for rule in config.policy.rules)
     for name, settings in config.lists.items():
         if not any(name in rule.lists for rule in config.policy.rules) and not (by_type and settings.kind == TYPES):
             yield f"no rule uses the list '{name}': it is loaded and answers nothing", ("lists", name)

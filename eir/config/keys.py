@@ -102,7 +102,7 @@ COLUMNS = {
     "imsi": "the column with an IMSI: with `imei` in a list of pairs, alone in a list of subscribers",
     "reason": "the column with the reason, or a code for it",
     "until": "the column with a row's end",
-    "date": "the column with a row's date, on which nothing depends",
+    "date": "the column with a row's date, on which nothing depends; in a list of device types the day on which the TAC was allocated",
     "action": "the column with the codes that `added` and `removed` name",
 }
 """Roles that a column of a data file may have."""
@@ -132,7 +132,13 @@ SECTIONS = (
     Section("layouts.*.columns", _given),
     Section("layouts.*.header", Record, optional=True),
     Section("layouts.*.trailer", Record, optional=True),
-    Section("tamper", TamperSettings),
+    Section(
+        "tamper",
+        TamperSettings,
+        gone={
+            "tac_db": "TACs come in a signed list now: under 'lists', tacs: {kind: device_types, signers: FILE}, to which `eir publish --list tacs` and `eir load` bring the file",
+        },
+    ),
     Section("tamper.origins.*", _origin),
     Section("page", PageSettings),
     Section("policy", PolicySettings),
@@ -324,7 +330,6 @@ TABLE = (
     Key("tamper.report_min", kinds.percentage(100), TAMPER.report_min, "score from which a device is reported"),
     Key("tamper.export_min", kinds.percentage(100), TAMPER.export_min, "score from which a device is exported"),
     Key("tamper.memory", kinds.byte_size(256 << 20, 1 << 44), TAMPER.memory, "memory that `eir tamper` may take; more is done on the disk, in the folder for temporary files"),
-    Key("tamper.tac_db", kinds.FILE, None, "list of allocated TACs, with bars between its columns (TAC, Allocation_Date, Device_Type); without it, what needs one is not looked for"),
     Key("tamper.barred_tacs", kinds.many(kinds.WHOLE_TAC), (), "TACs that are barred"),
     Key("tamper.origins.*.place", kinds.PLACE, REQUIRED, "where the Origin-Host that the entry is called by serves; how far apart two are is learned as well, and the sooner of both counts"),
     Key("tamper.speed_max", kinds.number(10, 2000, "km/h"), TAMPER.speed_max, "the highest speed at which a phone can travel"),

@@ -75,6 +75,8 @@ class Section:
     """A reload takes it over; otherwise it needs a restart, as a whole."""
     short: str = ""
     """The key that is meant where one value stands instead of the section."""
+    gone: Mapping[str, str] = field(default_factory=dict)
+    """Keys that earlier versions had, and what to write instead."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
 
     @property
@@ -221,7 +223,8 @@ class _Reader:
         line, found = self.visit(node), self.pairs(node, spot)
         for name in found or ():
             if name not in section.entries:
-                advice = did_you_mean(name, section.entries) or f"; known here: {', '.join(section.entries)}"
+                instead = f"; {section.gone[name]}" if name in section.gone else did_you_mean(name, section.entries)
+                advice = instead or f"; known here: {', '.join(section.entries)}"
                 self.wrong((*spot, name), self.document.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
         return self.made(section, spot, found or {}, None if found is None else line, **more)
 

@@ -32,7 +32,7 @@ class Content(NamedTuple):
 def decode(page: Page) -> Content:
     """The page unfolded. Raises ValueError if it is damaged."""
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
-    reasons, until, imsis = decode_sections(page.extra)
+    reasons, until, imsis, _ = decode_sections(page.extra)
     ends = each(b"" if imsis else until, np.int64, len(low))
     return Content(low, each(reasons, np.uint8, len(low)), ends, page.tac)
 
@@ -47,7 +47,7 @@ def encode(number: int, content: Content) -> Page:
 
 
 def sections(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
-    """Section R or U of each of many pages, whose rows have the values from each start on, as many as its size says.
+    """Section R, U or D of each of many pages, whose rows have the values from each start on, as many as its size says.
 
     A section has a value for each row, or one if all rows share it; it is empty if that is 0.
     """

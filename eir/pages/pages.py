@@ -9,6 +9,8 @@ said besides: tagged sections, each a tag of one byte, its length (4 bytes, litt
     U  until: for each key, in order, 8 bytes of Unix seconds, little-endian, 0 for "no end"; 8 bytes if all keys share it.
        In lists of pairs, for each pair, in the order of S
     S  subscribers (lists of pairs): for each key, in order, the number of its IMSIs (4 bytes), then all IMSI keys (8 bytes each)
+    D  dates (lists of device types): for each key, in order, the day on which its TAC was allocated, in 8 bytes as in U; 0 for none;
+       8 bytes if all keys share it
 
 An entry is a single identifier or a whole TAC; a page has both side by side, and neither says anything of the other: its
 `keys` are the identifiers that are listed on their own, and with T every identifier of the TAC is listed besides.
@@ -24,7 +26,7 @@ PAGE_KEYS = 1_000_000
 NUMBER_BITS = 37
 """Page numbers stay below 2^37 (eir.device: the highest key is below ODD_BASE + 2^55)."""
 DIGEST_MODULUS = 1 << 256
-_TAC_TAG, _TAGS = b"T", (b"R", b"U", b"S")
+_TAC_TAG, _TAGS = b"T", (b"R", b"U", b"S", b"D")
 TAC_HEAD, TAC_BYTES = 5, 14
 """Tag and length of section T; all of it. It comes first, so that its presence shows in the first byte of `extra`."""
 _TAC_BEGINS = _TAC_TAG + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
@@ -50,7 +52,7 @@ class Page(NamedTuple):
     keys: bytes
     """key % 10^6 of each, as a Roaring bitmap in the portable format, run-optimised; empty if none is listed on its own."""
     extra: bytes = b""
-    """Tagged sections, in the order T, R, U, S; empty where rows gave an identifier and nothing else."""
+    """Tagged sections, in the order T, R, U, S, D; empty where rows gave an identifier and nothing else."""
 
     @property
     def gone(self) -> bool:
@@ -101,11 +103,12 @@ EMPTY_DIGEST = digest_text(0)
 
 
 class Sections(NamedTuple):
-    """The parts of `extra` on single identifiers: the contents of R, U and S; a missing section is empty."""
+    """The parts of `extra` on single identifiers: the contents of R, U, S and D; a missing section is empty."""
 
     reasons: bytes = b""
     until: bytes = b""
     imsis: bytes = b""
+    dates: bytes = b""
 
     def encode(self) -> bytes:
         """`extra` of these."""
@@ -127,7 +130,7 @@ def decode_sections(extra: bytes) -> Sections:
             raise ValueError(f"section {tag!r} of a page is cut short")
         found[tag] = extra[begin:end]
         at = end
-    return Sections(found.get(b"R", b""), found.get(b"U", b""), found.get(b"S", b""))
+    return Sections(*(found.get(tag, b"") for tag in _TAGS))
 
 
 NO_SECTIONS = Sections()

@@ -1,4 +1,4 @@
-"""Pages of lists of pairs: a device has a reason, each SIM of it an end."""
+"""Pages of lists of pairs: a device has a reason and a date, each SIM of it an end."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -14,16 +14,17 @@ from eir.pages.roaring import Indexes, encode_many, is_fresh
 SLAB_PAIRS = 1 << 16
 """Pairs whose pages are made in one go: small arrays stay in the processor's cache."""
 
-Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds]
-"""Devices, IMSIs, and for each pair its reason and its end."""
+Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds, Keys]
+"""Devices, IMSIs, and for each pair its reason, its end, and the date of the device in Unix seconds, 0 for none."""
 _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Paired(NamedTuple):
-    """A device in a page of pairs: its reason, and its IMSIs, each with the end of its pair."""
+    """A device in a page of pairs: its reason, its IMSIs, each with the end of its pair, and its date."""
 
     reason: int
     imsis: dict[int, int]
+    date: int = 0
 
 
 class _Column:
@@ -67,7 +68,8 @@ class PairRows:
     def __init__(self) -> None:
         self._devices, self._imsis = _Column(np.uint64), _Column(np.uint64)
         self._reasons, self._until = _Column(np.uint8), _Column(np.int64)
-        self._all = self._devices, self._imsis, self._reasons, self._until
+        self._dates = _Column(np.uint64)
+        self._all = self._devices, self._imsis, self._reasons, self._until, self._dates
         self._rows = 0
         self._sorted = True
 
@@ -75,10 +77,15 @@ class PairRows:
         return self._rows
 
     def append(
-        self, devices: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
+        self,
+        devices: Keys,
+        imsis: Keys,
+        reasons: ReasonIndexes | None = None,
+        until: Seconds | None = None,
+        dates: Keys | None = None,
     ) -> None:
         """More of them."""
-        for column, values in zip(self._all, (devices, imsis, reasons, until), strict=True):
+        for column, values in zip(self._all, (devices, imsis, reasons, until, dates), strict=True):
             column.append(values, len(devices))
         self._rows += len(devices)
         self._sorted = False
@@ -88,19 +95,19 @@ class PairRows:
 
         As Rows.repeats in eir.rows.build.
         """
-        devices, imsis, reasons, until = self.in_order()
+        devices, imsis, reasons, until, _ = self.in_order()
         same = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
         other = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
         return int(same.sum()), int((same & other).sum())
 
     def slabs(self, most: int = SLAB_PAIRS) -> Iterator[Pairs]:
         """All of them in order, some pages' at a time: about `most`."""
-        devices, imsis, reasons, until = self.in_order()
+        devices, imsis, reasons, until, dates = self.in_order()
         first = 0
         while first < len(devices):
             highest = devices[min(first + most, len(devices)) - 1]
             last = int(np.searchsorted(devices, (highest // _PAGE + np.uint64(1)) * _PAGE))
-            yield devices[first:last], imsis[first:last], reasons[first:last], until[first:last]
+            yield devices[first:last], imsis[first:last], reasons[first:last], until[first:last], dates[first:last]
             first = last
 
     def in_order(self) -> Pairs:
@@ -111,20 +118,28 @@ class PairRows:
                 keys.insert(0, ~endless(self._until.whole()))
             if self._reasons.says:
                 keys.insert(0, self._reasons.whole())
+            if self._dates.says:
+                keys.insert(0, self._dates.whole())
             order = np.lexsort(keys)
             del keys
             for column in self._all:
                 column.arrange(order)
             self._sorted = True
-        return self._devices.whole(), self._imsis.whole(), self._reasons.whole(), self._until.whole()
+        return (
+            self._devices.whole(),
+            self._imsis.whole(),
+            self._reasons.whole(),
+            self._until.whole(),
+            self._dates.whole(),
+        )
 
 
 def pair_pages(pairs: Pairs) -> list[Page]:
     """The pages of these pairs, which come in order, of equal ones first the one that counts.
 
-    A device has the reason of its pair that ends last, of several the one with the lowest index.
+    A device has the reason of its pair that ends last, of several the one with the lowest index, and its earliest date.
     """
-    keys, imsis, reasons, until = pairs
+    keys, imsis, reasons, until, dates = pairs
     fresh = is_fresh(keys) | is_fresh(imsis)
     keys, imsis, reasons, until = keys[fresh], imsis[fresh], reasons[fresh], until[fresh]
 
@@ -140,7 +155,13 @@ def pair_pages(pairs: Pairs) -> list[Page]:
         counts[start:end].astype("<u4").tobytes() + imsis[pair:last].astype("<u8").tobytes()
         for start, end, pair, last in zip(*(column.tolist() for column in columns), strict=True)
     ]
-    extras = map(Sections, sections(reason, starts, sizes), sections(until, first_pairs, pairs_of), bound)
+    extras = map(
+        Sections,
+        sections(reason, starts, sizes),
+        sections(until, first_pairs, pairs_of),
+        bound,
+        sections(np.minimum.reduceat(dates[fresh], first), starts, sizes),
+    )
     return list(map(Page, numbers.tolist(), encode_many(low, starts, sizes), map(Sections.encode, extras)))
 
 
@@ -150,7 +171,7 @@ def has_pairs(page: Page) -> bool:
 
 
 def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
-    """The page after a delta: pairs in `gone` go, then those in `new` come, and their devices take the new reasons."""
+    """The page after a delta: pairs in `gone` go, then those in `new` come, and their devices take the new reasons and dates."""
     after = decode_pairs(old)
     for low, goes in decode_pairs(gone).items():
         had = after.pop(low, None)
@@ -161,16 +182,19 @@ def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
         after[low] = comes if had is None else comes._replace(imsis=had.imsis | comes.imsis)
     base = old.number * PAGE_KEYS
     rows = [
-        (base + low, imsi, paired.reason, end) for low, paired in after.items() for imsi, end in paired.imsis.items()
+        (base + low, imsi, paired.reason, end, paired.date)
+        for low, paired in after.items()
+        for imsi, end in paired.imsis.items()
     ]
     if not rows:
         return Page(old.number, b"")
-    keys, imsis, reasons, until = zip(*rows, strict=True)
+    keys, imsis, reasons, until, dates = zip(*rows, strict=True)
     arrays = (
         np.array(keys, np.uint64),
         np.array(imsis, np.uint64),
         np.array(reasons, np.uint8),
         np.array(until, np.int64),
+        np.array(dates, np.uint64),
     )
     pairs = PairRows()
     pairs.append(*arrays)
@@ -180,9 +204,9 @@ def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
 def decode_pairs(page: Page) -> dict[int, Paired]:
     """The content of a page of pairs, by device (its remainder)."""
     low, reasons, *_ = decode(page)
-    _, until, bound = decode_sections(page.extra)
+    _, until, bound, said = decode_sections(page.extra)
     counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()
     imsis = np.frombuffer(bound[4 * len(low) :], "<u8").tolist()
     ends = zip(imsis, each(until, np.int64, len(imsis)).tolist(), strict=True)
-    devices = zip(low.tolist(), reasons.tolist(), counts, strict=True)
-    return {device: Paired(reason, dict(islice(ends, count))) for device, reason, count in devices}
+    devices = zip(low.tolist(), reasons.tolist(), counts, each(said, np.int64, len(low)).tolist(), strict=True)
+    return {device: Paired(reason, dict(islice(ends, count)), date) for device, reason, count, date in devices}

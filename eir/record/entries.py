@@ -29,6 +29,8 @@ class Listed(NamedTuple):
     """The byte that stands for its text, see ListState.reasons."""
     until: int = 0
     """Unix seconds at which it ends; 0: it does not."""
+    date: int = 0
+    """Unix seconds of the day on which a TAC in a list of device types was allocated; 0: not known."""
 
     def text(self, kind: str) -> str:
         """The listed identifier or TAC, as a data file of this kind of list has it."""
@@ -76,7 +78,9 @@ def _entries_of(page: Page) -> Iterator[Listed]:
         yield Listed(first, 0, True, tac.reason, tac.until)
     if has_pairs(page):
         for low, paired in decode_pairs(page).items():
-            yield from (Listed(first + low, imsi, False, paired.reason, end) for imsi, end in paired.imsis.items())
+            yield from (
+                Listed(first + low, imsi, False, paired.reason, end, paired.date) for imsi, end in paired.imsis.items()
+            )
     else:
         content = decode(page)
         rows = zip(content.low.tolist(), content.reasons.tolist(), content.until.tolist(), strict=True)

@@ -169,10 +169,15 @@ class Rows:
         self._spans.append((first, last, reasons, until))
 
     def add_pairs(
-        self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
+        self,
+        keys: Keys,
+        imsis: Keys,
+        reasons: ReasonIndexes | None = None,
+        until: Seconds | None = None,
+        dates: Keys | None = None,
     ) -> None:
-        """Devices, each with a subscriber (an IMSI's key). The reason is kept for the device, not for the pair."""
-        self.pairs.append(keys, imsis, reasons, until)
+        """Devices, each with a subscriber (an IMSI's key). Reason and date are kept for the device, not for the pair."""
+        self.pairs.append(keys, imsis, reasons, until, dates)
 
     def repeats(self) -> tuple[int, int]:
         """Return how many rows name what an earlier row names, and how many of them contradict it.

@@ -16,7 +16,7 @@ from eir.record.entries import Listed, entries_of, imsi_text, until_text
 from eir.record.reasons import reason_text
 from eir.record.settings import DEVICES, PAIRS, TYPES
 from eir.record.store import ListState
-from eir.rows.layout import BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC, BY_TYPE
+from eir.rows.layout import ALLOCATED, BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC, BY_TYPE
 
 EIR, IMEI, DIRBS_BLACKLIST = EXPORTS = ("eir", "imei", "dirbs-blacklist")
 """The layouts that a list can be written in."""
@@ -50,6 +50,7 @@ def export(
     columns = [
         *subject,
         *(["reason"] if len(state.reasons) > 1 and subject != BY_TYPE else []),
+        *([ALLOCATED] if subject == BY_TYPE and any(decode_sections(page.extra).dates for page in pages) else []),
         *(["until"] if _has_ends(ahead, pages) else []),
     ]
     if layout != EIR:
@@ -63,6 +64,7 @@ def export(
         said = {
             "reason": reason_text(state, entry.reason),
             "until": until_text(entry.until),
+            ALLOCATED: until_text(entry.date)[: len("2026-12-31")],
             "imsi": imsi_text(entry.imsi or entry.key),
         }
         said[subject[0]] = entry.text(state.kind)

@@ -31,9 +31,9 @@ BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR, BY_TYPE = (
 """The subjects of rows, by the columns that identify them."""
 SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,), TYPES: (BY_TYPE,)}
 REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
-"""Columns that say why, when an entry ends, when it was made, and whether a row adds or removes it."""
-CHANGE, WHEN = "change", "when"
-"""A second column that says whether a row adds or removes; and one with the time, in Unix seconds, by which the latest row of a device counts."""
+"""Columns that say why, when an entry ends, when it was made (of a TAC with its type: allocated), and whether a row adds or removes it."""
+ALLOCATED, CHANGE, WHEN = "allocation_date", "change", "when"
+"""The date in a file of TACs; a second column that says whether a row adds or removes; and one with the time, in Unix seconds, by which the latest row of a device counts."""
 
 
 def tac_key(text: str) -> int:
@@ -52,6 +52,7 @@ COLUMNS = (*_KEY_OF, REASON, UNTIL, DATE, ACTION)
 """All columns that a file may have."""
 
 _DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
+_TACS = {"tac": "tac", "device_type": "device_type", DATE: ALLOCATED}
 _NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
 
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
@@ -66,8 +67,8 @@ LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
         name="lsds", columns={"imei": "imei", DATE: "reporting_date", ACTION: "status", CHANGE: "change_type"}, subjects={DEVICES: (BY_IMEI,)},
         added=frozenset({"", "blacklist", "add", "update"}), removed=frozenset({"pending", "recovered", "remove"}),
     ),
-    Layout(name="tacs", columns={"tac": "tac", "device_type": "device_type", UNTIL: UNTIL}, subjects={TYPES: (BY_TYPE,)}, underscores=True),
-    Layout(name="gsma-tacs", columns={"tac": "tac", "device_type": "device_type"}, subjects={TYPES: (BY_TYPE,)}, separator="|", underscores=True),
+    Layout(name="tacs", columns=_TACS | {UNTIL: UNTIL}, subjects={TYPES: (BY_TYPE,)}, underscores=True),
+    Layout(name="gsma-tacs", columns=_TACS, subjects={TYPES: (BY_TYPE,)}, separator="|", underscores=True, dates="DD-Mon-YYYY"),
     Layout(
         name="gsma-device-check", columns={"imei": 1, ACTION: 2, REASON: 3, WHEN: 4}, names=False, subjects={DEVICES: (BY_IMEI,)},
         added=frozenset({INSERT}), removed=frozenset({REMOVE}), answers=True,
@@ -79,8 +80,6 @@ _HEADERS = {
     "imei,imsi,msisdn,block_date,reasons": "dirbs-notifications",
     "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
     "imei,imsi,msisdn": "dirbs-exceptions",
-    "tac,device_type": "tacs",
-    "tac,device_type,until": "tacs",
     "imei,reporting_date,status": "lsds",
     "imei,reporting_date,status,change_type": "lsds",
 }
@@ -111,7 +110,7 @@ def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool =
 def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
     """The columns to read from a file with this header line.
 
-    `dates`: the column `date` too, which decides nothing.
+    `dates`: the column `date` too, which decides nothing but in a list of device types.
 
     Raises ReleaseRefused (`layout`).
     """
@@ -147,7 +146,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         )
     if subject == BY_TYPE:
         at[REASON] = at["device_type"]  # so that people are shown what they wrote
-    others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates else [])]
+    others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
     return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout)
 
 
@@ -190,10 +189,8 @@ def guess_layout(first_line: bytes) -> str | None:
     if looks_like_answer(first_line):
         return "gsma-device-check"
     names = _header_names(first_line, ",")
-    if (dirbs := _HEADERS.get(",".join(names))) is not None:
-        return dirbs
-    if {"tac", "device_type"} <= {name.replace(" ", "_") for name in _header_names(first_line, "|")}:
-        return "gsma-tacs"
+    if (known := _HEADERS.get(",".join(names)) or _layout_of_types(first_line)) is not None:
+        return known
     if _KEY_OF.keys() & set(names):
         return "eir"
     try:
@@ -201,6 +198,16 @@ def guess_layout(first_line: bytes) -> str | None:
     except IdentifierError:
         return None
     return "imei"
+
+
+def _layout_of_types(header: bytes) -> str | None:
+    """The layout of a file of TACs with their types; None if it is another file."""
+    by_comma, by_bar = (
+        {name.replace(" ", "_") for name in _header_names(header, separator)} for separator in (",", "|")
+    )
+    if {*BY_TYPE} <= by_comma <= {*BY_TYPE, ALLOCATED, UNTIL}:
+        return "tacs"
+    return "gsma-tacs" if {*BY_TYPE} <= by_bar else None
 
 
 _DATE_PARTS = {"YYYY": "%Y", "MM": "%m", "Mon": "%b", "DD": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}

@@ -47,7 +47,7 @@ from eir.rows.records import Frame
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
 
-COMPLAINTS_MAX = 10
+COMPLAINTS_MAX, DAY_S = 10, 86_400
 """Bad rows that are named: with file, line and expectation, never with the identifier. All are counted."""
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -67,7 +67,7 @@ class Tally:
     check_digits: bool = False
     """Look at check digits, which decide nothing and cost time."""
     dates: bool = False
-    """Look at the column `date`, which decides nothing either."""
+    """Look at the column `date`, which decides nothing either but in a list of device types."""
     complaints_max: int = COMPLAINTS_MAX
     bad: int = 0
     skipped: int = 0
@@ -154,7 +154,7 @@ def _read_chunk(
     if UNTIL in columns:
         until, readable = _ends(columns[UNTIL], layout.dates)
         good &= readable
-    odd = ~_ends(columns[DATE], layout.dates)[1] if DATE in columns else np.zeros(len(good), bool)
+    days, odd = _days(columns, layout)
     if ACTION in columns:
         goes, readable = _codes(columns, layout)
         good &= readable
@@ -167,6 +167,8 @@ def _read_chunk(
     why = None if REASON not in columns else _reason_indexes(_said(columns[REASON], layout), reasons)
     if plan.subject == BY_TAC:
         keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
+    if plan.subject == BY_TYPE:
+        keys.insert(1, days)
     keys, why, until = [_some(each, good) for each in keys], _some(why, good), _some(until, good)
     if goes is not None:
         when = columns[WHEN].cast(pl.Int64).to_numpy() if WHEN in columns else None
@@ -259,8 +261,8 @@ def _some(values: _Values, which: Mask) -> _Values:
 
 
 def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None, until: Seconds | None) -> None:
-    if plan.subject in {BY_PAIR, BY_TYPE}:
-        rows.add_pairs(keys[0], keys[1], why, until)
+    if plan.subject in {BY_PAIR, BY_TYPE}:  # between a TAC and its type stands the day of its allocation
+        rows.add_pairs(keys[0], keys[-1], why, until, *keys[1:-1])
         return
     if plan.may_be_open and (single := keys[0] == keys[1]).any():  # as ranges they would take long
         rows.add(_some(keys[0], single), _some(why, single), _some(until, single))
@@ -379,6 +381,15 @@ def _ends(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
             known[text] = until_seconds(text, form)
     seconds = texts.replace_strict(known, return_dtype=pl.Int64)
     return seconds.fill_null(0).to_numpy(), seconds.is_not_null().to_numpy()
+
+
+def _days(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Keys, Mask]:
+    """Unix seconds of each row's day, 0 for none, and the rows whose date cannot be read."""
+    if DATE not in columns:
+        rows = len(next(iter(columns.values())))
+        return np.zeros(rows, np.uint64), np.zeros(rows, bool)
+    ends, readable = _ends(columns[DATE], layout.dates)
+    return (np.maximum(ends - 1, 0) // DAY_S * DAY_S).astype(np.uint64), ~readable
 
 
 def _matches(texts: pl.Series, pattern: str) -> Mask:

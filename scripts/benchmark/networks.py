@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from eir.analysis.conditions import Tac
+
 from .world import COPIES, DAY_S, HOURS, START, World
 
 TRIPS = 4
 KMH = 100
-LISTED = "TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type\n"
 MEGA = 35_999_999_999_999
 
 
@@ -443,16 +444,14 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
     stints.add(zero, 0, zero, version=0)
     truth[0] = ("zero", 6)
 
-    with (folder / "tac-db.txt").open("w") as out:
-        out.write(LISTED)
-        kind_of = dict.fromkeys(modules.tolist(), "Module")
-        for tac, age in zip(tacs.tolist(), age_days.tolist(), strict=True):
-            if age >= max(network.tac_age_days, 25):
-                out.write(
-                    f"{tac:08d}|Maker|Model {tac}|LTE 3, NR n78|{(until - timedelta(days=age)).date():%d-%b-%Y}|{kind_of.get(tac, 'Smartphone')}\n"
-                )
-        newest: date = (until - timedelta(days=max(network.tac_age_days, 3))).date()
-        out.write(f"35899999|Maker|Model just allocated|LTE 3, NR n78|{newest:%d-%b-%Y}|Smartphone\n")
+    kind_of = dict.fromkeys(modules.tolist(), "Module")
+    listed = [
+        Tac(tac, (until - timedelta(days=age)).date(), kind_of.get(tac, "Smartphone"))
+        for tac, age in zip(tacs.tolist(), age_days.tolist(), strict=True)
+        if age >= max(network.tac_age_days, 25)
+    ]
+    newest: date = (until - timedelta(days=max(network.tac_age_days, 3))).date()
+    listed.append(Tac(35899999, newest, "Smartphone"))  # a model just allocated
     rows = _write(
         folder,
         stints.whole(),
@@ -466,7 +465,7 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
         seed=seed,
     )
     return World(
-        folder=folder, tac_db=folder / "tac-db.txt", since=START, until=until, rows=rows, truth=truth,
+        folder=folder, tacs=tuple(listed), since=START, until=until, rows=rows, truth=truth,
         hard={device: what for device, what in hard.items() if device not in truth},
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from eir.record.settings import DEVICES, PAIRS
+from eir.record.settings import DEVICES, PAIRS, TYPES
 from eir.releases.publish import publish
 from eir.stores.open import SQLITE, open_copy, open_store
 
@@ -22,6 +22,8 @@ from .questions import QUICK_QUESTIONS, Keys, scattered, write_list, write_quest
 from .servers import REALM, Server, on_cores
 
 LIST = "stolen"
+ASKED = {PAIRS: "device_bound_elsewhere", TYPES: "device_type"}
+"""The condition that asks a list of a kind, if it is not `list`. A device type is any word."""
 ENTRIES, TACS = 100_000, 20_000
 """Devices of the list that most parts have, and TACs over which they are scattered."""
 REST_S, LOOK_S = 120, 0.1
@@ -60,9 +62,7 @@ class Site:
             "listen": [f"tcp://127.0.0.1:{port}"],
             "peers": [{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"]}],
             "lists": {LIST: {"signers": "signers", "kind": self._kind}},
-            "policy": {
-                "rules": [{"device_bound_elsewhere" if self._kind == PAIRS else "list": LIST, "answer": "blacklisted"}]
-            },
+            "policy": {"rules": [{ASKED.get(self._kind, "list"): LIST, "answer": "blacklisted"}]},
             "http": "127.0.0.1:0",
             "workers": workers,
             "store": self.store,

@@ -22,12 +22,14 @@ Shares no code with the analysis and knows none of its thresholds. What is assum
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+
+from eir.analysis.conditions import Tac
 
 START = datetime(2026, 10, 27)  # noqa: DTZ001 - times in the files are UTC without saying so
 HOURS = np.array([1, 0.5, 0.3, 0.3, 0.5, 1.5, 4, 7, 8, 7, 6, 6, 7, 6, 6, 6, 7, 8, 8, 7, 6, 5, 3, 2], dtype=float)
@@ -44,7 +46,8 @@ class World:
 
     folder: Path
     """State folder of a node: its record is in it."""
-    tac_db: Path
+    tacs: tuple[Tac, ...]
+    """The list of TACs."""
     since: datetime
     until: datetime
     rows: int
@@ -331,13 +334,7 @@ def make(  # noqa: C901, PLR0915 - the list of what there is in a network
     truth[0] = truth[11111111111111] = ("zero", zeros)
     segments.add(sims(zeros), -1, version=-1)
 
-    with (folder / "tac-db.txt").open("w") as out:
-        out.write("TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type|Optional_Fields\n")
-        out.writelines(
-            f"{tac:08d}|Maker|Model {tac}|LTE 3, NR n78|01-Jan-2022|Smartphone|\n"
-            for tac in tacs.tolist()
-            if tac != unlisted
-        )
+    allocated = tuple(Tac(tac, date(2022, 1, 1), "Smartphone") for tac in tacs.tolist() if tac != unlisted)
     rows = _write(
         folder,
         segments.whole(),
@@ -352,7 +349,7 @@ def make(  # noqa: C901, PLR0915 - the list of what there is in a network
         seed=seed,
     )
     return World(
-        folder=folder, tac_db=folder / "tac-db.txt", since=START, until=START + timedelta(days=days), rows=rows, truth=truth,
+        folder=folder, tacs=allocated, since=START, until=START + timedelta(days=days), rows=rows, truth=truth,
         hard={device: what for device, what in hard.items() if device not in truth},
     )  # fmt: skip
 

@@ -5,11 +5,13 @@ in a province for days or weeks and then travel for hours, asked by nobody on th
 for some once a day and for others twenty times. Copies may be sold in one bazaar and stay in its province.
 """
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+
+from eir.analysis.conditions import Tac
 
 from .world import START, World
 
@@ -209,11 +211,8 @@ def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:
         "device": agent[of, 0].astype(np.int64), "version": np.where(quiet[province, mme], -1, version), "who": subscriber, "province": province, "mme": mme,
     }).sort("time")  # fmt: skip
     _write(folder, frame, names)
-    with (folder / "tac-db.txt").open("w") as out:
-        out.write("TAC|Manufacturer|Model_Name|Bands|Allocation_Date\n")
-        out.writelines(f"{tac}|Maker|Model|NR n1|2020-05-01\n" for tac in tacs)
     return World(
-        folder=folder, tac_db=folder / "tac-db.txt", since=START, until=START + timedelta(days=days), rows=len(frame), truth=truth,
+        folder=folder, tacs=tuple(Tac(tac, date(2020, 5, 1), "") for tac in tacs.tolist()), since=START, until=START + timedelta(days=days), rows=len(frame), truth=truth,
         hard={device: what for device, what in hard.items() if device not in truth},
     )  # fmt: skip
 

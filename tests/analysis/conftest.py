@@ -13,9 +13,9 @@ from eir.analysis.schema import files
 def judge_rows(tmp_path):
     """Judges a few sightings: (hours from the start, IMEI, subscriber, origin, software version)."""
 
-    def judged(rows, warn=lambda _: None, status="whitelisted", **settings):
+    def judged(rows, warn=lambda _: None, status="whitelisted", tacs=(), **settings):
         write(tmp_path, rows, status=status)
         with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
-            return judge(engine, TamperSettings(**settings), since=START, until=UNTIL, warn=warn)
+            return judge(engine, TamperSettings(**settings), since=START, until=UNTIL, tacs=tacs, warn=warn)
 
     return judged

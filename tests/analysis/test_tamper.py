@@ -45,9 +45,9 @@ def judged(worlds):
     """What is found in them."""
     found = []
     for made in worlds:
-        settings = TamperSettings(tac_db=made.tac_db)
+        settings = TamperSettings()
         with duck(files(made.folder), since=made.since, until=made.until, memory=settings.memory) as engine:
-            found.append(judge(engine, settings, since=made.since, until=made.until))
+            found.append(judge(engine, settings, since=made.since, until=made.until, tacs=made.tacs))
     return found
 
 
@@ -188,6 +188,21 @@ def test_the_table_for_people(operator):
     head, *rows = done.stdout.splitlines()
     assert head.split()[:3] == ["imei", "score", "sure"]
     assert len(rows) == 3
+
+
+def test_tacs_come_from_the_signed_list_that_rules_ask(operator):
+    lists = operator.settings["lists"] | {"tacs": {"kind": "device_types", "signers": "signers"}}
+    operator.configure(lists=lists, sightings={})
+    assert "no rule uses the list" not in operator.eir("config").stderr
+    assert "list tacs was never loaded" in operator.eir("tamper", "report", *UNTIL_DAY).stderr
+    listed = operator.folder / "tacs.txt"
+    listed.write_text(
+        "TAC|Manufacturer|Allocation Date|Device Type\n35209900|Maker|25-Nov-2026|Smartphone\n35209940|Maker|01-Jan-2020|Smartphone\n"
+    )
+    operator.load(listed, list_name="tacs")
+    rows = {row["imei"]: row["evidence"] for row in operator.json("tamper", "report", *UNTIL_DAY)}
+    assert "its TAC was allocated on 2026-11-25, after it was first seen" in rows["35209900880000"]
+    assert len(rows) == 12 + 8 + 1  # of the 300 honest ones, whose TAC is listed, there is none
 
 
 def test_wrong_use_and_no_record(site):

@@ -31,9 +31,9 @@ def network(tmp_path_factory):
 
 
 def judged(made):
-    settings = TamperSettings(tac_db=made.tac_db)
+    settings = TamperSettings()
     with duck(files(made.folder), since=made.since, until=made.until, memory=settings.memory, threads=1) as engine:
-        return judge(engine, settings, since=made.since, until=made.until)
+        return judge(engine, settings, since=made.since, until=made.until, tacs=made.tacs)
 
 
 def after(made, rows):

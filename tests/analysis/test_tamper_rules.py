@@ -1,15 +1,17 @@
 """What makes one device tampered with, and what does not: each condition at its threshold and one below."""
 
+from datetime import date
+
 import polars as pl
 import pytest
 from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, phones, write
 
-from eir.analysis.conditions import Place, TamperSettings
+from eir.analysis.conditions import Place, Tac, TamperSettings
 from eir.analysis.duck import duck
 from eir.analysis.judge import judge
 from eir.analysis.schema import files
-from eir.errors import SetupFault
 
+OLD = Tac(35209900, date(2020, 1, 1), "Phone")
 SALE = [(at, IMEI, "a" if at < 10 * DAY else "b", "mme1", "05") for at in range(0, 20 * DAY, 5)]
 
 
@@ -95,14 +97,8 @@ def test_origins_that_meet_are_learned_from_phones_with_one_sim(judge_rows):
     assert judge_rows([*border, *home, *pair]).findings == ()
 
 
-TACS = "TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type|Optional_Fields\n"
-
-
-def test_tacs(judge_rows, tmp_path):
-    listed = tmp_path / "tac-db.txt"
-    listed.write_text(
-        f"{TACS}35209900|M|N|LTE 3|01-Jan-2020|Phone|\n35209901|M|N|LTE 3, NR n78|25-Nov-2026|Phone|\n\nnonsense\n"
-    )
+def test_tacs(judge_rows):
+    listed = [OLD, Tac(35209901, date(2026, 11, 25), "Phone")]
     rows = [
         (1, IMEI, "a", "mme1", None),
         (1, "35209901000000", "b", "mme1", None),
@@ -111,7 +107,7 @@ def test_tacs(judge_rows, tmp_path):
     rows += [
         (1, f"352099880000{number:02d}", f"d{number}", "mme1", None) for number in range(20)
     ]  # a model that is new
-    found = {finding.imei: finding.evidence for finding in judge_rows(rows, tac_db=listed).findings}
+    found = {finding.imei: finding.evidence for finding in judge_rows(rows, tacs=listed).findings}
     assert found.keys() == {"35209901000000", "35209977000000"}
     assert "allocated on 2026-11-25, after" in found["35209901000000"]
     assert "whose newest is of 2026-11-25; devices that show it: 1" in found["35209977000000"]
@@ -121,38 +117,30 @@ def test_tacs(judge_rows, tmp_path):
     assert (
         judge_rows([(1, "00101009000001", "a", "mme1", None)]).findings == ()
     )  # for tests, and not of an unknown body
-    with pytest.raises(SetupFault, match=r"tamper\.tac_db: .*none"):
-        judge_rows(rows, tac_db=tmp_path / "none")
-    listed.write_text("Bands|TAC|Device_Type\n900|35209900|Smartphone\n\n900\n")
-    with pytest.raises(SetupFault, match=r"tamper\.tac_db: .*:4: expected the 3 columns of the header"):
-        judge_rows(rows, tac_db=listed)
+    # In two lists, or with two types, the earlier date counts, and a device is judged once.
+    twice = judge_rows(rows, tacs=[*listed, Tac(35209901, date(2020, 1, 1), "Smartphone")]).findings
+    assert [finding.imei for finding in twice] == ["35209977000000"]
 
 
-@pytest.mark.parametrize(("newest", "sure"), [("28-Sep-2026", True), ("25-Sep-2026", False)])
-def test_a_list_of_tacs_knows_no_models_newer_than_itself(judge_rows, tmp_path, newest, sure):
-    (tmp_path / "tac-db.txt").write_text(
-        f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n35209902|M|N|LTE|{newest}|Phone|\n"
-    )
+@pytest.mark.parametrize(("newest", "sure"), [(date(2026, 9, 28), True), (date(2026, 9, 25), False)])
+def test_a_list_of_tacs_knows_no_models_newer_than_itself(judge_rows, newest, sure):
     found = judge_rows(
         [(1, "35209977000000", "c", "mme1", None), (1, "12209977000000", "d", "mme1", None)],
-        tac_db=tmp_path / "tac-db.txt",
+        tacs=[OLD, Tac(35209902, newest, "Phone")],
     )
     assert {finding.imei for finding in found.findings} == {"12209977000000", *(["35209977000000"] if sure else [])}
 
 
 @pytest.mark.parametrize(("others", "sure"), [(1, True), (2, False)])
-def test_three_devices_of_an_unknown_tac_are_rather_a_new_model(judge_rows, tmp_path, others, sure):
-    (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n")
+def test_three_devices_of_an_unknown_tac_are_rather_a_new_model(judge_rows, others, sure):
     rows = [(1, f"352099770000{number:02d}", f"c{number}", "mme1", None) for number in range(others + 1)]
-    assert bool(judge_rows(rows, tac_db=tmp_path / "tac-db.txt").findings) is sure
+    assert bool(judge_rows(rows, tacs=[OLD]).findings) is sure
 
 
-def test_modules_with_one_number_are_counted_and_no_findings(judge_rows, tmp_path):
-    (tmp_path / "tac-db.txt").write_text(
-        f"{TACS}35209900|M|N|LTE|01-Jan-2020|IoT Module|\n35209950|M|N|LTE|01-Jan-2021|Smartphone|\n"
-    )
+def test_modules_with_one_number_are_counted_and_no_findings(judge_rows):
+    listed = [OLD._replace(device_type="IoT Module"), Tac(35209950, date(2021, 1, 1), "Smartphone")]
     rows = [*phones("abcdefgh"), *OTHERS]
-    found = judge_rows(rows, tac_db=tmp_path / "tac-db.txt")
+    found = judge_rows(rows, tacs=listed)
     assert (found.findings, found.batches) == ((), ((IMEI, 8),))
     assert judge_rows(rows).findings[0].imei == IMEI  # without a list that has types nobody can tell
 
@@ -335,27 +323,24 @@ def test_a_sim_s_own_phone_is_no_number_of_a_box(judge_rows, numbers, own, found
 
 
 @pytest.mark.parametrize(("elsewhere", "new"), [(2, True), (1, False)])
-def test_a_new_model_comes_by_more_than_one_peer(judge_rows, tmp_path, elsewhere, new):
-    (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n")
+def test_a_new_model_comes_by_more_than_one_peer(judge_rows, elsewhere, new):
     rows = [
         (1, f"352099770000{number:02d}", f"c{number}", "mme1" if number >= elsewhere else "mme2", None)
         for number in range(6)
     ]
-    assert bool(judge_rows(rows, tac_db=tmp_path / "tac-db.txt").findings) is not new
+    assert bool(judge_rows(rows, tacs=[OLD]).findings) is not new
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_a_device_that_two_peers_show_is_nobody_s_invention(judge_rows, tmp_path, new):
-    (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n")
+def test_a_device_that_two_peers_show_is_nobody_s_invention(judge_rows, new):
     rows = [(1, f"352099770000{number:02d}", f"c{number}", "mme1", None) for number in range(3)]
     elsewhere = [(9, imei, who, "mme2", None) for _, imei, who, *_ in rows[: 3 if new else 1]]
-    assert bool(judge_rows([*rows, *elsewhere], tac_db=tmp_path / "tac-db.txt").findings) is not new
+    assert bool(judge_rows([*rows, *elsewhere], tacs=[OLD]).findings) is not new
 
 
-def test_a_peer_that_sends_next_to_nothing_makes_no_new_model_doubtful(judge_rows, tmp_path):
-    (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n")
+def test_a_peer_that_sends_next_to_nothing_makes_no_new_model_doubtful(judge_rows):
     rows = [(at, f"352099770000{number:02d}", f"c{number}", "mme1", None) for number in range(6) for at in range(10)]
-    assert judge_rows([*rows, (1, IMEI, "a", "mme2", None)], tac_db=tmp_path / "tac-db.txt").findings == ()
+    assert judge_rows([*rows, (1, IMEI, "a", "mme2", None)], tacs=[OLD]).findings == ()
 
 
 @pytest.mark.parametrize(("minutes", "said"), [(9, True), (200, False)])

@@ -69,13 +69,31 @@ def test_a_node_follows_the_table_and_its_lane_answers_by_it(types):
 def test_what_is_exported_publishes_the_same_table(types):
     types.load(types.folder / "gsma.txt", list_name="tacs")
     text = types.eir("export", "tacs").stdout
-    rows = {row["tac"]: row["device_type"] for row in csv.DictReader(io.StringIO(text))}
-    assert rows == {"35209900": "Smartphone", "35209901": "IoT Device", "35209902": "WLAN Router", "35209903": ""}
+    rows = {row["tac"]: (row["device_type"], row["allocation_date"]) for row in csv.DictReader(io.StringIO(text))}
+    assert rows == {
+        "35209900": ("Smartphone", "2020-01-01"), "35209901": ("IoT Device", "2021-02-01"), "35209902": ("WLAN Router", "2021-02-01"),
+        "35209903": ("", "2021-02-01"),
+    }  # fmt: skip
     digest = types.json("show", "tacs")["digest"]
     again = types.folder / "again.csv"
     again.write_text(text)
     types.load(again, list_name="tacs", serial=2)
     assert types.json("show", "tacs")["digest"] == digest
+
+
+def test_a_delta_replaces_the_day_of_allocation(types):
+    types.load(types.folder / "gsma.txt", list_name="tacs")
+    changes = {
+        "d-removed.csv": f"tac,device_type\n{ROUTER[:8]},WLAN Router\n",
+        "d-added.csv": f"tac,device_type,allocation_date\n{PHONE[:8]},Smartphone,2019-05-06\n{MODULE[:8]},IoT Device,soon\n",
+    }
+    for name, text in changes.items():
+        (types.folder / name).write_text(text)
+    types.load(*(types.folder / name for name in changes), list_name="tacs", serial=2, base=1)
+    rows = csv.DictReader(io.StringIO(types.eir("export", "tacs").stdout))
+    assert {row["tac"]: row["allocation_date"] for row in rows} == {
+        PHONE[:8]: "2019-05-06", MODULE[:8]: "", NO_TYPE[:8]: "2021-02-01",
+    }  # fmt: skip
 
 
 def test_a_row_without_a_tac_is_bad_and_no_command_adds_types(types):
@@ -123,6 +141,7 @@ def test_names_of_types_are_compared_without_case_spaces_and_underscores():
         (b"TAC|Manufacturer|Device_Type\n", "gsma-tacs"),
         (b"tac|device type\n", "gsma-tacs"),
         (b"tac,device_type\n", "tacs"),
+        (b"TAC,Allocation Date,Device Type,until\n", "tacs"),
         (b"tac,device_type,reason\n", "eir"),  # a list of TACs that says more than a list of TACs needs
     ],
 )

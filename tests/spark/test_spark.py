@@ -91,14 +91,15 @@ def differing(one, other):
 
 def test_a_cluster_finds_row_by_row_what_one_machine_finds(standalone, world, tmp_path):
     places = {f"mme{number}.epc.mnc001.mcc001.3gppnetwork.org": Place(49.0 + number, 30.5) for number in range(3)}
-    settings = TamperSettings(tac_db=world.tac_db, origins=places, barred_tacs=("35209900",))
+    settings = TamperSettings(origins=places, barred_tacs=("35209900",))
     window = {"since": world.since, "until": world.until}
+    judging = window | {"tacs": world.tacs}
     with duck(files(world.folder), **window, memory=1 << 30) as engine:
         alone = Watched(engine)
-        by_one = judge(alone, settings, **window)
+        by_one = judge(alone, settings, **judging)
     with spark(files(world.folder), **window, master=standalone.master, work=str(tmp_path)) as engine:
         spread = Watched(engine)
-        by_many = judge(spread, settings, **window)
+        by_many = judge(spread, settings, **judging)
         addresses = standalone.listening()
     assert alone.tables.keys() == spread.tables.keys() == {*TABLES, *CONDITIONS, "box", "marks", "summed", "scores"}
     assert {name: pair for name in alone.tables if (pair := differing(alone.tables[name], spread.tables[name]))} == {}
@@ -112,7 +113,9 @@ def test_a_cluster_finds_row_by_row_what_one_machine_finds(standalone, world, tm
 
 
 def test_the_command_on_a_cluster(standalone, world, site, tmp_path):
-    site.configure(state=str(world.folder), tamper={"tac_db": str(world.tac_db)})
+    site.configure(state=str(world.folder), lists={"tacs": {"kind": "device_types", "signers": "signers"}}, policy={})
+    rows = [f"{tac:08d},{kind},{allocated}" for tac, allocated, kind in world.tacs]
+    site.load(["tac,device_type,allocation_date", *rows], list_name="tacs")
     day = world.since + timedelta(days=9)
     what = ("tamper", "report", "--until", f"{day:%Y-%m-%d}", "--since", "9d", "--json")
     on_spark = ("--spark", standalone.master, "--work", tmp_path / "work", "--record", files(world.folder))
