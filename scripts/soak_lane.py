@@ -28,7 +28,7 @@ POLICIES = (
     PolicySettings(
         rules=(
             Rule(answer=Status.BLACKLISTED, identifier=("check_digit", "test")), Rule(answer=Status.GREYLISTED, list="sims", observe=True),
-            Rule(answer=Status.UNKNOWN, not_list="stolen", imsi=("00102",)), Rule(answer=Status.BLACKLISTED, list="ending"), Rule(answer=Status.GREYLISTED, list="tacs"),
+            Rule(answer=Status.UNKNOWN, not_list="stolen", imsi=("00102",)), Rule(answer=Status.BLACKLISTED, list="ending"), Rule(answer=Status.GREYLISTED, device_type=("Module",)), Rule(answer=Status.GREYLISTED, list="tacs"),
         ),
         default=Status.WHITELISTED,
     ),

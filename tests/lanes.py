@@ -8,7 +8,7 @@ from made import fill, page, pages_of, pair_pages
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.device import imsi_key
+from eir.device import device_type_key, imsi_key
 from eir.diameter.application import LaneTerms
 from eir.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
@@ -223,6 +223,7 @@ def listed():
             "sims": "subscribers",
             "never": "devices",
             "ending": "devices",
+            "types": "device_types",
         },
         lambda: NOW,
     )
@@ -242,6 +243,16 @@ def listed():
     fill(index, "sims", pages_of([imsi_key("001020123456789"), imsi_key("001021")]))
     fill(index, "ending", [page(101009, [9, 10], until=[999, 1001])])
     fill(index, "bound", pair_pages({BOUND: [imsi_key("001010123456789")]}))
+    phone, module = map(device_type_key, ("Smartphone", "Module"))
+    said = {TRACKED_TAC: {module: 0}, 101006: {phone: 900}, 101007: {phone: 1100}, 101009: {phone: 0, module: 900}}
+    fill(
+        index,
+        "types",
+        [
+            page(tac, [0], imsis=[sorted(types)], until=[types[key] for key in sorted(types)])
+            for tac, types in said.items()
+        ],
+    )
     return index
 
 

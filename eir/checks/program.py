@@ -6,7 +6,7 @@ of its status in the upper half of the word. A condition that has no row
 here is asked of the general path. May import eir.checks.conditions and eir.images.index; knows no protocol.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -15,8 +15,8 @@ import numpy as np
 
 from eir.checks.identifier import STRETCHES
 from eir.checks.settings import Status
-from eir.device import IMSI_LENGTHS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
-from eir.images.index import DeviceList, Index
+from eir.device import IMSI_LENGTHS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key, device_type_key
+from eir.images.index import DeviceList, Index, TacsOfTypes
 from eir.record.settings import DEVICES
 
 ASK_INSTEAD: Final = (1 << 64) - 1
@@ -57,7 +57,7 @@ class Program:
     verdicts: tuple[Any, ...]
     verdict_words: Mapping[Any, int]
     """The word that stands for each verdict."""
-    lists: tuple[DeviceList, ...]
+    lists: tuple[DeviceList | TacsOfTypes, ...]
     index: Index
 
 
@@ -66,7 +66,7 @@ class _Words:
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.lists: dict[str, DeviceList] = {}
+        self.lists: dict[Hashable, DeviceList | TacsOfTypes] = {}
 
     def condition(self, name: str, value: Any) -> list[int]:
         """The words of one condition."""
@@ -76,9 +76,17 @@ class _Words:
 
     def listed(self, asked: Asked, name: str) -> tuple[Asked, list[int]]:
         """The words of a condition on a list."""
+        return self._looked_up(asked, name, self.index.lists[name])
+
+    def of_types(self, types: tuple[str, ...]) -> tuple[Asked, list[int]]:
+        """The words of a condition on device types: that a list of their TACs has the device."""
+        wanted = frozenset(map(device_type_key, types))
+        return self._looked_up(Asked.LISTED, wanted, TacsOfTypes(self.index, wanted))
+
+    def _looked_up(self, asked: Asked, name: Hashable, entries: DeviceList | TacsOfTypes) -> tuple[Asked, list[int]]:
         if name not in self.lists and len(self.lists) == LISTS_MAX:
             return Asked.OTHER, []
-        self.lists[name] = self.index.lists[name]
+        self.lists.setdefault(name, entries)
         return asked, [list(self.lists).index(name)]
 
     def not_list(self, name: str) -> tuple[Asked, list[int]]:
@@ -125,6 +133,7 @@ _WORDS: Mapping[str, Callable[[_Words, Any], tuple[Asked, list[int]]]] = {
     # A device that is not in the list is bound nowhere in it.
     "device_bound_elsewhere": lambda words, name: words.listed(Asked.LISTED, name),
     "not_list": _Words.not_list,
+    "device_type": _Words.of_types,
     "imei": _devices,
     "identifier": _identifiers,
     "tac": lambda _, prefixes: _prefixes(Field.DEVICE, prefixes, TAC_DIGITS, SNR_KEYS),

@@ -7,10 +7,12 @@ which a row that has ended could answer, however it came here: by a switch, an a
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, cast
 
 from eir.device import SNR_KEYS
 from eir.images.image import Image
-from eir.record.settings import BOUND
+from eir.images.making import tacs_bound
+from eir.record.settings import BOUND, DEVICES, TYPES
 from eir.record.store import ListState
 
 Clock = Callable[[], float]
@@ -84,6 +86,28 @@ class PairList(DeviceList):
         """True if the list has the SIM, but not with this device."""
         # Asked first: a row that ends in between does not count as one with another device.
         return not self.binds(device, imsi) and self.has_subscriber(imsi)
+
+
+class TacsOfTypes:
+    """The TACs that lists of device types have with one of some types (device_type_key), as a list of devices for a compiled look-up."""
+
+    __slots__ = ("_arrays", "_states", "_types", "tables")
+    kind: ClassVar[str] = DEVICES
+
+    def __init__(self, index: "Index", types: frozenset[int]) -> None:
+        self.tables = [cast("PairList", entries) for entries in index.lists.values() if entries.kind == TYPES]
+        """The lists that say of which type a device is."""
+        self._types = types
+        self._states: list[ListState | None] = []
+        self._arrays: tuple[memoryview, memoryview, memoryview] | None = None
+
+    @property
+    def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
+        """As DeviceList.arrays, of the lists as they are now."""
+        if (states := [table.state for table in self.tables]) != self._states:
+            images = [table.image for table in self.tables if table.image is not None]
+            self._states, self._arrays = states, tacs_bound(images, self._types) if images else None
+        return self._arrays
 
 
 class Index:

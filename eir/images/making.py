@@ -1,10 +1,10 @@
 """Images of lists (eir.images.image), as they are made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from eir.images.chunks import ENDS, WHOLE_UNTIL, Chunk, Numbers, begins, blocks_of, chunk_of, joined
+from eir.images.chunks import ENDS, WHOLE, WHOLE_UNTIL, Chunk, Numbers, begins, blocks_of, chunk_of, joined
 from eir.images.image import (
     ALIGNED,
     BODY_AT,
@@ -91,6 +91,27 @@ def _subscribers(of: Chunk) -> Chunk:
     return plain._replace(
         bits=plain.bits | np.where(some, ENDS, 0).astype(np.uint32), rows=rows[some], ends=ends[np.repeat(some, rows)]
     )
+
+
+def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
+    """Arrays as Image.lane_arrays, of the TACs that these images bind to one of some keys, each as a whole.
+
+    One that is bound by rows that end alone is whole until then, so that a compiled look-up leaves it to others.
+    """
+    found = [np.empty(0, np.uint64)]
+    for of in (image.chunk() for image in images):
+        rows, ends = _rows_of_pages(of), np.zeros(len(of.imsis), np.uint32)
+        ends[np.repeat(of.bits & ENDS != 0, rows)] = of.ends
+        bound = np.isin(of.imsis, np.fromiter(to, np.uint64))
+        found.append(np.repeat(of.numbers, rows)[bound] << np.uint64(1) | (ends[bound] != 0))
+    tacs = np.sort(
+        np.concatenate(found), kind="stable"
+    )  # quick where they are in order; of one TAC first the rows that do not end
+    numbers = tacs >> np.uint64(1)
+    first = is_fresh(numbers) if len(numbers) else np.empty(0, bool)
+    numbers, bits = numbers[first], np.where(tacs[first] % 2, WHOLE_UNTIL, WHOLE).astype(np.uint32)
+    no_blocks = np.zeros(len(numbers) + 1, np.uint32)
+    return _slots(numbers, no_blocks, bits).data, no_blocks[:1].data, np.empty(0, np.uint16).data
 
 
 def _rows_of_pages(of: Chunk) -> Numbers:

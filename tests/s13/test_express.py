@@ -31,10 +31,11 @@ from lanes import (
     sides,
 )
 from luhn import check_digit
-from made import fill, page, pages_of
+from made import fill, page, pages_of, pair_pages
 
 from eir.checks.program import VERDICTS_MAX, program_of
 from eir.checks.settings import Override, PolicySettings, Rule, Status
+from eir.device import device_type_key
 from eir.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.diameter.context import TOO_BUSY_REPLY
 from eir.images.index import Index
@@ -236,6 +237,14 @@ class TestConditions:
         (Rule(answer=Status.BLACKLISTED, imsi=("001010123456789",)), ecr(), ecr(imsi="001010123456788")),
         (Rule(answer=Status.BLACKLISTED, imsi=("0010",)), ecr(imsi="00102"), ecr(imsi="001")),
         (Rule(answer=Status.BLACKLISTED, imsi=("0",)), ecr(imsi="0" * 40), ecr(imsi=None)),
+        (Rule(answer=Status.BLACKLISTED, device_type=("Module",)), ecr("00101004999999"), ecr("00101003999999")),
+        (
+            Rule(answer=Status.BLACKLISTED, device_type=("Module", "Tablet")),
+            ecr("001010040000003"),
+            ecr("00101009000000"),
+        ),
+        (Rule(answer=Status.BLACKLISTED, device_type=("smartphone",)), ecr("00101007000001"), ecr("00101006000001")),
+        (Rule(answer=Status.BLACKLISTED, device_type=("Smartphone",)), ecr("0010100999999977"), ecr("00101008999999")),
         (Rule(answer=Status.BLACKLISTED, identifier=("zero",)), ecr("00000000000000"), ecr("00000000000001")),
         (Rule(answer=Status.BLACKLISTED, identifier=("repeated",)), ecr("333333333333333"), ecr("33333333333332")),
         (Rule(answer=Status.BLACKLISTED, identifier=("sequence",)), ecr("98765432109876"), ecr("98765432109877")),
@@ -304,6 +313,35 @@ class TestConditions:
                 assert answer == without.feed(message * window)
                 assert with_lane.state() == without.state()
             assert with_lane.by_lane == window * len({"0", str(check_digit(digits))})
+
+    @pytest.mark.parametrize("window", [1, 70])
+    @pytest.mark.parametrize("observe", [False, True])
+    def test_device_types_and_the_check_digit(self, index, observe, window):
+        """All ten digits, with the rule on types before the one on digits and behind it, for a type that it names and for none."""
+        by_type = Rule(answer=Status.GREYLISTED, device_type=("Module",), observe=observe)
+        by_digit = Rule(answer=Status.BLACKLISTED, identifier=("check_digit",))
+        for rules in ((by_type, by_digit), (by_digit, by_type)):
+            with_lane, without = sides(index, PolicySettings(rules=rules), sightings=True)
+            imeis = [f"{digits}{digit}" for digits in ("00101004000001", "00101003000001") for digit in range(10)]
+            both([ecr(imei) * window for imei in imeis], with_lane, without)
+            assert with_lane.by_lane == window * sum(len({"0", str(check_digit(imei[:14]))}) for imei in imeis[::10])
+
+    def test_device_types_that_come_and_change(self):
+        index = Index({"types": "device_types", "more": "device_types"})
+        with_lane, without = sides(
+            index, PolicySettings(rules=(Rule(answer=Status.BLACKLISTED, device_type=("Module",)),))
+        )
+        module, phone = device_type_key("Module"), device_type_key("Smartphone")
+        stream, blocked = b"".join(ecr(f"{tac:08d}000009") for tac in (101003, 101004, 101005)), []
+        for name, types in (
+            ("types", {}), ("types", {101003: [module], 101004: [phone]}), ("more", {101004: [phone, module], 101005: [module]}), ("types", {101003: [phone]}),
+        ):  # fmt: skip
+            both([stream], with_lane, without)
+            fill(index, name, pair_pages({tac * PAGE_KEYS: said for tac, said in types.items()}))
+            answer = with_lane.feed(stream)
+            assert answer == without.feed(stream)
+            blocked.append(answer.count(STATUS[Status.BLACKLISTED]))
+        assert blocked == [0, 1, 3, 2]
 
     def test_many_conditions_on_origins_lists_and_names(self):
         """More lists than the lane has room for are asked of the general path; of rules on origins there is no such number."""
@@ -488,7 +526,7 @@ CONDITIONS = st.fixed_dictionaries({}, optional={
     "identifier": st.sampled_from([("check_digit",), ("zero", "sequence"), ("test",), ("test", "repeated"), ("malformed", "check_digit", "zero")]),
     "imsi": st.sampled_from([("00102",), ("001010123456789", "2"), ("0",)]), "origin_host": st.sampled_from([("mme2.example",), ("MME.example",)]),
     "origin_realm": st.just(("example",)), "device_bound_elsewhere": st.just("bound"), "subscriber_bound_elsewhere": st.just("bound"),
-    "observe": st.booleans(),
+    "device_type": st.sampled_from([("Module",), ("Smartphone", "Tablet")]), "observe": st.booleans(),
 })  # fmt: skip
 RULES = st.lists(
     st.builds(
@@ -529,6 +567,7 @@ class TestManyAtOnce:
             (replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, not_list="stolen"))), 1),
             (replace(LISTED, rules=(Rule(answer=Status.BLACKLISTED, list="stolen", observe=True), *LISTED.rules)), 2),
             (PolicySettings(rules=(Rule(answer=Status.BLACKLISTED, identifier=("test", "zero")),)), 0),
+            (PolicySettings(rules=(Rule(answer=Status.BLACKLISTED, device_type=("Module", "Smartphone")),)), 0),
         ],
     )
     def test_only_what_it_cannot_decide_is_asked(self, index, policy, asked):
