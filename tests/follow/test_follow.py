@@ -339,6 +339,9 @@ async def test_pages_that_cannot_be_proved_are_not_taken_over(store, faulty, fau
         write = store.replace if whole else store.amend
         await write("a", state([touched[0]] if whole else [touched[0], A[1]], serial=2), touched, seen=1)
         await until(lambda: node.follower.errors[fault] > 1)
+        in_step_at = node.follower.in_step_at
+        await until(lambda: node.follower.errors[fault] > 2)
+        assert node.follower.in_step_at == in_step_at
         assert node.generation() == 1
         assert node.keys() == [1, 2, 5 * PAGE_KEYS]
         assert node.follower.up
