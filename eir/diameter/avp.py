@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-V_FLAG, M_FLAG, P_FLAG = 0x80, 0x40, 0x20
+V_FLAG, M_FLAG = 0x80, 0x40
 HEADER_BYTES, VENDOR_HEADER_BYTES = 8, 12
 LENGTH_MASK = 0xFFFFFF
 

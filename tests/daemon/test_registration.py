@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 
 import pytest
@@ -28,6 +29,14 @@ def nrfs():
     yield make
     for each in made:
         each.stop()
+
+
+def files_of(ca, folder):
+    """A certificate of ours by this authority, with its key."""
+    own = ca.issue_cert("eir.example.org")
+    for name, content in (("cert", own.cert_chain_pems[0]), ("key", own.private_key_pem), ("ca", ca.cert_pem)):
+        content.write_to_path(folder / name)
+    return read_tls(TlsSettings(certificate=folder / "cert", key=folder / "key", ca=folder / "ca"))
 
 
 @contextlib.asynccontextmanager
@@ -110,10 +119,7 @@ async def test_an_nrf_restarts_on_the_same_port(nrfs):
 
 async def test_a_base_path_and_an_nrf_over_tls(nrfs, tmp_path):
     ca, other = trustme.CA(), trustme.CA()
-    own = ca.issue_cert("eir.example.org")
-    for name, content in (("cert", own.cert_chain_pems[0]), ("key", own.private_key_pem), ("ca", ca.cert_pem)):
-        content.write_to_path(tmp_path / name)
-    tls = read_tls(TlsSettings(certificate=tmp_path / "cert", key=tmp_path / "key", ca=tmp_path / "ca"))
+    tls = files_of(ca, tmp_path)
 
     def context(authority, name):
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -134,6 +140,20 @@ async def test_a_base_path_and_an_nrf_over_tls(nrfs, tmp_path):
         assert not stranger.asked
         assert not misnamed.asked
         await until(lambda: it.status()["registered"] == f"{good.uri}/nrf/")
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+async def test_an_nrf_without_a_port_is_at_that_of_its_scheme(tmp_path, scheme, port):
+    try:
+        listening = socket.create_server(("127.0.0.9", port))
+    except OSError as e:  # these ports take a privilege, and another program may have them
+        pytest.skip(str(e))
+    tls = files_of(trustme.CA(), tmp_path)
+    with listening:
+        listening.setblocking(False)
+        async with registering(f"{scheme}://127.0.0.9", tls=tls):
+            connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+            connection.close()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from node import LISTED, TRACKED, UNLISTED, fields, until, until_async
 from wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
 
 from eir.__main__ import LARGE_PAGES, TUNABLES
+from eir.config import load_config
 from eir.operate.control import ControlError
+from eir.stores.open import open_store
 
 WHITE, BLACK, GREY = 0, 1, 2
 OTHER_HOST = "mme2.localdomain"
@@ -31,6 +34,15 @@ async def ask(client, imei=UNLISTED, host=HOST, **parts):
     status = answer.number(1445, TGPP)
     assert (status is None) == (answer.result != 2001)
     return answer.result if status is None else status
+
+
+async def _changed(site, serial):
+    """The list is in the store with another serial, and the same entries."""
+    config = load_config(site.path)
+    store = open_store(config.store, config.state)
+    found = await store.state("stolen")
+    await store.amend("stolen", replace(found, serial=serial), [], seen=found.generation)
+    await store.close()
 
 
 async def run(site, *arguments, status=0):
@@ -232,11 +244,16 @@ class TestReload:
         loaded.configure(log={"level": "error"})
         await run(loaded, "reload")
         await connect(node)
+        await _changed(loaded, 2)
+        await until_async(lambda: node.metrics()["eir_list_serial{list=stolen}"] == 2)
         loaded.configure(log={"level": "info"}, privacy={"identifiers": "full"})
         await run(loaded, "reload")
         client = await connect(node, OTHER_HOST)
         opened = await until_async(lambda: node.lines("peer_open"))
         assert [line["host"] for line in opened] == [OTHER_HOST]
+        await _changed(loaded, 3)
+        await until_async(lambda: node.lines("list_in_force", serial="3"))
+        assert not node.lines("list_in_force", serial="2")
         await ask(client, LISTED, OTHER_HOST)
         node.end()
         assert [line["imei"] for line in node.lines("checks")] == [LISTED]

@@ -205,6 +205,7 @@ def test_of_a_running_node(shared):
         status, text = until(lambda: found if "release of" in (found := get(url, "secret"))[1] else None)
         assert status == 200
         assert "list tracked has never been loaded" in text
+        assert " load by " in text, "who changed the list last"
         assert "mme" in text
         _, text = get(url, "secret", f"{LISTED[:8]}+{LISTED[8:]}")
         assert f"{LISTED}: blacklisted" in text

@@ -8,6 +8,7 @@ import pytest
 from eir.peers.counts import Counts
 from eir.peers.link import Link
 from eir.peers.rate import RateLimits
+from eir.peers.requester import Requester
 from eir.peers.server import Server
 from eir.peers.settings import Limits, PeerSettings
 
@@ -54,6 +55,25 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_to
     await asyncio.wait_for(link.closed, 180)
     assert told == [("connection_fault", "stalled_write")]
     assert server.errors == {"stalled_write": 1}
+
+
+async def test_a_peer_that_is_put_out_of_service_is_sent_away_and_no_other():
+    left = []
+
+    class Known(Link):
+        def leave(self):
+            left.append(self.requester.label)
+
+    server = Server("any", counts=Counts(), rates=RateLimits((), Limits(), None), report=lambda *_, **__: None)
+    for label in ("mme1", "mme2", "mme1"):
+        link = Known(server, server.loop)
+        link.requester = Requester(label)
+        server.links.add(link)
+    server.disable("mme1")
+    assert left == ["mme1", "mme1"]
+    assert set(server.disabled()) == {"mme1"}
+    server.enable("mme1")
+    assert not server.disabled()
 
 
 @pytest.mark.parametrize("name", [None, ()])
