@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from eir.config import Config
 from eir.daemon.apart import Start, done_apart
 from eir.daemon.channel import Channel
-from eir.daemon.state_folder import IN_FORCE_FILE, in_force_before
+from eir.daemon.state_folder import IN_FORCE_FILE, InForce, in_force_before
 from eir.disk import put
 from eir.errors import EirError, Report, detail_of
 from eir.operate import metrics
@@ -53,11 +53,12 @@ class Acknowledging:
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config, self._start, self._report = config, start, report
         self._file = config.state / IN_FORCE_FILE
-        self._in_force: dict[str, tuple[int, str, str]] = in_force_before(config.state)
-        """List → serial, content, since when."""
+        self._in_force = in_force_before(config.state)
         self.gone: Sequence[str] = ()
         """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
-        self._given: dict[str, tuple[tuple[int, str, str], float]] = {}
+        self.older: Mapping[str, tuple[int, int]] = {}
+        """Lists of which a higher serial was accepted here before than the store knows → its highest serial, and that one."""
+        self._given: dict[str, tuple[InForce, float]] = {}
         """List → what was said last, and when (time.monotonic)."""
         self._next: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
@@ -77,12 +78,22 @@ class Acknowledging:
         self.gone = [name for name in there if not any(name in report.lists for report in reports)]
         changed = False
         for name, state in reports[0].lists.items():
-            if all(report.lists.get(name) == state for report in reports) and self._in_force.get(name, (None, None))[
-                :2
-            ] != (state.serial, state.content_digest):
-                self._in_force[name] = state.serial, state.content_digest, utc_text(datetime.now(UTC))
+            if not all(report.lists.get(name) == state for report in reports):
+                continue
+            before = self._in_force.get(name)
+            mark = state.mark if before is None else max(before.mark, state.mark)
+            if before is None or before[:2] != (state.serial, state.content_digest):
+                self._in_force[name] = InForce(state.serial, state.content_digest, utc_text(datetime.now(UTC)), mark)
                 self._next.pop(name, None)
                 changed = True
+            elif before.mark != mark:
+                self._in_force[name] = before._replace(mark=mark)
+                changed = True
+        self.older = {
+            name: (state.highest_serial, self._in_force[name].mark[1])
+            for name, state in reports[0].lists.items()
+            if name in self._in_force and state.mark < self._in_force[name].mark
+        }
         if changed:
             with suppress(OSError):
                 put(self._file, json.dumps(self._in_force).encode())
@@ -93,7 +104,7 @@ class Acknowledging:
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
         """Since when lists in these states are in force."""
         return {
-            name: self._in_force[name][2]
+            name: self._in_force[name].since
             for name, state in states.items()
             if self._in_force.get(name, ())[:2] == (state.serial, state.content_digest)
         }
@@ -115,10 +126,11 @@ class Acknowledging:
         if (task := self._tasks.get(name)) is not None and not task.done():
             return False
         said, at = self._given.get(name, (None, 0.0))
-        return now >= self._next.get(name, 0.0) and (said != self._in_force[name] or now - at > REPEAT_S)
+        is_said = said is not None and said[:3] == self._in_force[name][:3]
+        return now >= self._next.get(name, 0.0) and (not is_said or now - at > REPEAT_S)
 
-    async def _tell(self, name: str, what: tuple[int, str, str]) -> None:
-        serial, content, since = what
+    async def _tell(self, name: str, what: InForce) -> None:
+        serial, content, since, _ = what
         made = Acknowledgement(
             node=self._config.identity.host,
             list=name,

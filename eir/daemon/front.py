@@ -193,7 +193,7 @@ class Front:
         self._pulling = Pulling(config, starter.start, report=report)
         self._acknowledging = Acknowledging(config, starter.start, report=report)
         self._status.unreached = lambda: self._pulling.overdue(time.time())
-        self._status.gone = lambda: self._acknowledging.gone
+        self._status.gone, self._status.older = lambda: self._acknowledging.gone, lambda: self._acknowledging.older
         self._outcomes: tuple[Outcome, ...] = ()
         self._events: Sequence[Event] = ()
         """The newest of the history, for the page."""
@@ -518,7 +518,9 @@ class Front:
             "eir_history_last_record": {(): self._history.newest.number},
             "eir_history_last_digest": {(): int(self._history.newest.digest[:12], 16)},
             "eir_history_differs": {(): float(bool(self._history.differs))},
-            "eir_store_lost_data": dict.fromkeys(((name,) for name in self._acknowledging.gone), 1.0),
+            "eir_store_lost_data": dict.fromkeys(
+                ((name,) for name in (*self._acknowledging.gone, *self._acknowledging.older)), 1.0
+            ),
             "eir_list_unrecorded": {(name,): float(name in self._history.unrecorded) for name in self._config.lists},
             **self._rhythms.snapshot(),
             **self._pulling.numbers(),

@@ -5,14 +5,17 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from eir import __version__
 from eir.disk import put
 from eir.errors import EirError, Report, SetupFault
 from eir.operate.control import PING, RUNNING, ControlError, ask
 from eir.record.clock import TrustedClock
+from eir.record.store import Mark
 
 LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE, NF_INSTANCE_FILE = "lock", "clock", "origin-state-id", "nf-instance-id"
 IN_FORCE_FILE = "in-force.json"
@@ -140,11 +143,27 @@ def _keep(file: Path, text: str) -> None:
         put(file, text.encode())
 
 
-def in_force_before(folder: Path) -> dict[str, tuple[int, str, str]]:
-    """Read what was in force last on the node of the folder: of each list serial, content, since when."""
+class InForce(NamedTuple):
+    """A list as it was in force last on the node of a folder."""
+
+    serial: int
+    content: str
+    since: str
+    """When that came into force."""
+    mark: Mark
+    """The highest of all states that were in force here (ListState.mark)."""
+
+
+def in_force_before(folder: Path) -> dict[str, InForce]:
+    """Read what was in force last on the node of the folder, by list."""
     with suppress(OSError, ValueError, TypeError):
         return {
-            str(name): (int(serial), str(content), str(since))
-            for name, (serial, content, since) in json.loads((folder / IN_FORCE_FILE).read_text()).items()
+            str(name): InForce(int(serial), str(content), str(since), _mark(*(mark or [(0, serial)])))
+            for name, (serial, content, since, *mark) in json.loads((folder / IN_FORCE_FILE).read_text()).items()
         }
     return {}
+
+
+def _mark(said: Sequence[Any]) -> Mark:
+    resets, highest = map(int, said)
+    return resets, highest

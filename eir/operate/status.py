@@ -116,6 +116,8 @@ class Status:
         """Lists whose source has not been reached for too long."""
         self.gone: Callable[[], Sequence[str]] = tuple
         """Local lists that were in force before, and of which the store holds nothing."""
+        self.older: Callable[[], Mapping[str, tuple[int, int]]] = dict
+        """Lists → the highest serial that the store knows of, and a higher one that was accepted here before."""
         self.troubles: Callable[[], Sequence[str]] = tuple
         """Faults of the interfaces besides the checks."""
         self.store_newer: str | None = None
@@ -163,6 +165,10 @@ class Status:
         ]
         degraded += [
             f"the store lost list {name}, which was in force here before: restore a backup" for name in self.gone()
+        ]
+        degraded += [
+            f"the store lost list {name} as it was: serial {highest} is the highest that it knows of, and {before} was accepted here before; load the newest release again"
+            for name, (highest, before) in self.older().items()
         ]
         degraded += [f"list {name} is this node's last good copy" for name in how.from_copy]
         degraded += [f"the last good copy of list {name} is not kept ({why})" for name, why in how.copy_faults.items()]

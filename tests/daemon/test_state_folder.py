@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 import uuid
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from full_disk import no_file_above
@@ -15,8 +17,16 @@ from eir import __version__
 from eir.commands.app import command_line
 from eir.commands.manual import _does, commands_of
 from eir.daemon import state_folder
-from eir.errors import EirError, SetupFault
+from eir.daemon.acknowledging import Acknowledging
+from eir.daemon.state_folder import IN_FORCE_FILE, in_force_before
+from eir.errors import EirError, SetupFault, silent
 from eir.operate.control import STOPPING
+from eir.operate.page import alert_of
+from eir.operate.status import Following, Status, WorkerReport
+from eir.record.store import NO_LIST
+
+REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
+FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
 
 
 def test_a_folder_is_made_with_its_parents_and_not_for_all_to_see(tmp_path):
@@ -165,3 +175,33 @@ def test_nf_instance_id_stays_that_of_the_folder(tmp_path):
     assert state_folder.nf_instance(tmp_path) == made
     (tmp_path / "nf-instance-id").write_text("cut o")
     assert state_folder.nf_instance(tmp_path) != made
+
+
+def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
+    """By an older backup of the SQLite file, say: what it does not list any more would pass without a word."""
+    config = SimpleNamespace(state=tmp_path, lists={"stolen": SimpleNamespace(local=False, source=None)})
+
+    def older(serial, highest, resets=0):
+        """As a node that starts sees a store with this list."""
+        state = replace(
+            NO_LIST, kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
+        )
+        node = Acknowledging(config, None, report=silent)
+        node.look([replace(REPORT, lists={"stolen": state})])
+        return node.older
+
+    assert older(3, 3) == {}
+    for _ in range(2):
+        assert older(1, 1) == {"stolen": (1, 3)}
+    assert older(1, 3) == {}, "a rollback"
+    assert older(2, 2) == {"stolen": (2, 3)}
+    assert older(1, 1, resets=1) == {}, "an operator has set the highest serial back"
+    assert older(4, 4, resets=1) == {}
+    (tmp_path / IN_FORCE_FILE).write_text('{"stolen": [7, "", "2026-11-20T00:00:00Z"]}')
+    assert in_force_before(tmp_path)["stolen"].mark == (0, 7), "as versions before wrote it"
+    assert older(6, 6) == {"stolen": (6, 7)}
+    status = Status(workers=1, pid=1, following=lambda: FOLLOWING, report=silent)
+    status.older = lambda: {"stolen": (6, 7)}
+    (said,) = [text for text in status.readiness([REPORT]).why if "stolen" in text]
+    assert "serial 6 is the highest that it knows of, and 7 was accepted here before" in said
+    assert alert_of(said) == "EirStoreLostData"
