@@ -18,7 +18,7 @@ from eir.map.service import PROTOCOL, MapService, Reply
 from eir.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
 from eir.peers.addresses import is_from
 from eir.peers.counts import Counts
-from eir.peers.rate import DEFAULT_PRIORITY, NO_LIMITS, Limit, RateLimits, refusing
+from eir.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
 from eir.peers.requester import Requester
 from eir.peers.server import ENDED, Server
 from eir.peers.settings import Limits, PeerSettings, SctpSettings
@@ -364,7 +364,7 @@ class MapServer(Server[Link]):
             settings = link.settings or PeerSettings(label=link.requester.label)
         host = calling.digits or point_code_text(code, variant)
         rates = self._all_rates.of(settings, self.loop.time()) if settings is not link.settings else link.rates
-        return Asker(Requester(settings.label, host), rates or NO_LIMITS, settings.label in self._disabled)
+        return Asker(Requester(settings.label, host), rates, settings.label in self._disabled)
 
     # gateways
 

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
 from eir.peers.addresses import source_address
-from eir.peers.rate import NO_LIMITS
+from eir.peers.rate import Limit
 from eir.peers.requester import Requester
 from eir.peers.settings import Limits, PeerSettings
 from eir.peers.transport.endpoint import address_text
@@ -83,6 +83,9 @@ class Owner(Protocol):
 class Link(asyncio.Protocol):
     """The connection. A protocol says what it begins with (`begin`), what it does with bytes (`data_received`) and in its turn (`work`)."""
 
+    rates: Sequence[Limit]
+    """The limits of its requests, once it is known whose it is."""
+
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self.owner = owner
         self.loop = loop
@@ -96,7 +99,6 @@ class Link(asyncio.Protocol):
         """The names in the other end's certificate; None without TLS."""
         self.settings: PeerSettings | None = None
         self.requester = Requester("")
-        self.rates = NO_LIMITS
         self.stalled: asyncio.TimerHandle | None = None
         """While the client leaves unread what was written: when that ends."""
         self.unread = False

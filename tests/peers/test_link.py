@@ -57,6 +57,17 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_to
     assert server.errors == {"stalled_write": 1}
 
 
+async def test_answers_are_counted_with_their_durations_and_when_the_last_one_was():
+    server = Server("any", counts=Counts(), rates=RateLimits((), Limits(), None), report=lambda *_, **__: None)
+    link = Link(server, server.loop)
+    link.requester = Requester("mme")
+    for count, seconds in ((3, 0.004), (2, 0.5)):
+        server.answered(link, count, seconds)
+    durations = server.node_counts.durations
+    assert (sum(durations.buckets), durations.total_s) == (5, pytest.approx(3 * 0.004 + 2 * 0.5))
+    assert server.node_counts.last_request["mme"] > 1_700_000_000
+
+
 async def test_a_peer_that_is_put_out_of_service_is_sent_away_and_no_other():
     left = []
 
