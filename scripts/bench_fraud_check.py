@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc import jwk, jws
 
 from eir.commands.table import table
-from eir.sources.fraud_settings import SCOPE
+from eir.sources.settings import SCOPE
 
 QUESTIONS = 100_000
 CONNECTIONS, AUDIENCE, LASTS_S = 64, "eir", 3600

@@ -32,8 +32,7 @@ from eir.commands.table import table
 from eir.gsup import ipa
 from eir.gsup.ipa import Frames
 from eir.gsup.message import check_imei, says_no
-from eir.gsup.server import GsupServer
-from eir.gsup.service import GsupService
+from eir.gsup.server import GsupServer, GsupService
 from eir.gsup.settings import GsupSettings
 from eir.images.index import Index
 from eir.peers.counts import Counts

@@ -27,7 +27,7 @@ from wire import HOST, TGPP, avp, ecr
 
 from eir.gsup import probe as gsup
 from eir.map import probe as msc
-from eir.ss7.pointcode import point_code
+from eir.ss7.sccp import point_code
 
 BATCH = 500
 ENTRIES = 100_000

@@ -6,8 +6,8 @@ import time
 
 from made import until
 
+from eir.follow.copy import Pauses
 from eir.follow.follower import Follower
-from eir.follow.pauses import Pauses
 from eir.images.index import Index
 
 QUICK = Pauses(retry_s=0.02, unproved_s=0.02, unreadable_s=0.02)

@@ -11,10 +11,9 @@ from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_type_key, imsi_key
 from eir.diameter.application import LaneTerms
 from eir.diameter.avp import encode, encode_text, encode_u32, key_of
-from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
-from eir.diameter.events import Arrived
 from eir.diameter.message import encode_message
-from eir.diameter.peer import Peer
+from eir.diameter.peer import Arrived, Peer
+from eir.diameter.serve import TOO_BUSY_REPLY, NodeContext
 from eir.images.index import Index
 from eir.pages.pages import PAGE_KEYS
 from eir.peers.counts import Counts

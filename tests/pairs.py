@@ -15,9 +15,8 @@ from wire import VSAI, Message, answer_to, avp, message, u32
 
 from eir.diameter.admission import Admission, Admit, Claim, Drop, Probe, Refuse
 from eir.diameter.capabilities import find_peer
-from eir.diameter.context import NodeContext
-from eir.diameter.events import Alive, Arrived, Closed, DisconnectCause, Leaving, Opened
-from eir.diameter.peer import Peer
+from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Leaving, Opened, Peer
+from eir.diameter.serve import NodeContext
 from eir.diameter.states import State
 from eir.errors import DiameterError, silent
 from eir.peers.counts import Counts

@@ -16,9 +16,8 @@ import numpy as np
 
 from eir.device import TAC_DIGITS, any_key, device_key, imsi_key, typed
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged, StoreError
-from eir.pages.content import decode
+from eir.pages.content import decode, decode_pairs, has_pairs
 from eir.pages.pages import PAGE_KEYS, Page
-from eir.pages.pairs import decode_pairs, has_pairs
 from eir.record.entries import until_text
 from eir.record.reasons import check_reason, reason_byte
 from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings

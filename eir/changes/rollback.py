@@ -1,11 +1,16 @@
-"""Undo the last changes of a list."""
+"""Ways back: undo the last changes of a list, or give back serials that were used up by one that was far too high.
+
+The highest serial ever accepted keeps releases from being played again, and never goes down by itself; whoever sets it back
+is on record, and nodes follow it because it is counted in the list's state.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from eir.errors import NothingToRollBack
-from eir.record.store import NO_LIST, ROLLED_BACK, Event, ListState, ListStore, Release, utc_text
+from eir.errors import EntryRefused, NothingToRollBack
+from eir.record.reasons import check_reason
+from eir.record.store import FORCED, NO_LIST, ROLLED_BACK, Event, ListState, ListStore, Release, utc_text
 
 
 async def roll_back(
@@ -75,3 +80,24 @@ def _instead(name: str, state: ListState) -> str:
     if not state.serial:
         return f"put the entries right by eir add and eir remove, see eir history {name}"
     return f"publish the good data again with a serial above {state.highest_serial} (eir publish), and load it"
+
+
+async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who: str, now: datetime) -> ListState:
+    """Set the highest serial of a list back to `to`, whatever is in force; returns the state as stored.
+
+    Raises EntryRefused where there is no such list, where `to` is not below its highest serial, or without a valid reason;
+    StoreError.
+    """
+    check_reason(reason)
+    before = await store.state(name)
+    if before is None:
+        raise EntryRefused(f"{name} has never been loaded, so no serial of it is used up")
+    if not 0 <= to < before.highest_serial:
+        raise EntryRefused(
+            f"the highest serial ever accepted for {name} is {before.highest_serial}; --to takes one below it"
+        )
+    event = Event(
+        time=utc_text(now), who=who, what="reset-serial", list=name, serial=before.serial, digest=before.release_digest, outcome=FORCED,
+        detail=f"{reason}: the highest serial is {to} again, and was {before.highest_serial}",
+    )  # fmt: skip
+    return await store.reset_serial(name, to, seen=before.generation, event=event)

@@ -9,11 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
-from eir.checks.identifier import NO_KEY, is_wrong_digit
-from eir.checks.policy import Policy, Verdict, compile_policy
-from eir.checks.question import Question
+from eir.checks.policy import Decision, Policy, SightingKind, Sightings, Verdict, compile_policy
+from eir.checks.question import NO_KEY, Question, is_wrong_digit
 from eir.checks.settings import NoDevice, PolicySettings, Status
-from eir.checks.sighting import Decision, SightingKind, Sightings
 from eir.device import key_text
 from eir.errors import IdentifierError, Report, silent
 from eir.images.index import Index

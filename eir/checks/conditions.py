@@ -6,7 +6,7 @@ A new condition is a row here and a field of `settings.Rule` with the same name.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from eir.checks.identifier import BY_KEY
+from eir.checks.question import BY_KEY
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, device_type_key, imsi_key
 from eir.errors import IdentifierError
 from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES

@@ -1,16 +1,20 @@
-"""Questions to an EIR and its answers, whichever protocol carried them: the results of probes, and the ways to ask.
+"""Questions to an EIR and its answers, whichever protocol carried them: the results of probes, the ways to ask, and captures.
 
-May import errors; knows no connection of its own.
+Captures show the checks of others; Wireshark's tshark reads them. May import errors; knows no connection of its own, and what a message
+of a protocol says, the protocol's own folder knows.
 """
 
 import asyncio
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Generic, Protocol, TypeVar
 
-from eir.errors import EirError
+from eir.errors import EirError, SetupFault
 
 NO_ANSWER = "none"
 """Stands for a status where no answer came."""
@@ -178,3 +182,37 @@ class Probe(Generic[Target]):
                 return (await client.ask(identifier, subscriber, None)).result
 
             yield ask_about
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Captured:
+    """The checks in a capture, and the nodes that it shows."""
+
+    checks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """(identifier as it was sent, who asked, status or result or `none`) → how many."""
+    asking: set[str] = field(default_factory=set)
+    """Nodes that asked, and nodes over whose connection some questions came: an agent carries those of others."""
+    known: set[str] = field(default_factory=set)
+    """Nodes that were there, and might have asked."""
+
+
+def by_tshark(capture: Path, arguments: Sequence[str], take: Callable[[IO[bytes]], T | None]) -> T:
+    """Return what `take` makes of tshark's output for a capture file (pcap, pcapng); None if that output is invalid.
+
+    Raises SetupFault without tshark, EirError if it cannot read the file.
+    """
+    if (tshark := shutil.which("tshark")) is None:
+        raise SetupFault("a capture is read by tshark, which is not installed: apt-get install tshark")
+    if not capture.is_file():
+        raise EirError(f"{capture}: no such file")
+    command = [tshark, "-n", "-r", str(capture), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # as they are asked for
+        found = take(process.stdout)
+        said = process.stderr.read().decode(errors="replace").strip()
+    if found is None or process.returncode:
+        raise EirError(f"tshark cannot read {capture}: {said.splitlines()[-1] if said else 'it gave no document'}")
+    return found

@@ -1,21 +1,73 @@
-"""Policy: an ordered list of rules, compiled once into the one function that answers every check.
+"""Policy: an ordered list of rules, compiled once into the one function that answers every check; and sightings.
 
 The first rule whose conditions all hold gives the status, `default` where none does. May import eir.checks.conditions and
 eir.images.index; knows neither the wire nor the configuration file, and neither the clock nor a log: time is an argument, and
 what observed rules would have answered goes to a callable that it is handed.
+
+Sightings are what decided checks leave for the record, and nobody waits for what becomes of them: the checker and a protocol's fast path
+hand them over, eir.daemon connects them to something (eir.analysis.buffer).
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple, Protocol
 
 from eir.checks.conditions import CONDITIONS, Holds
-from eir.checks.identifier import CHECK_DIGIT, MALFORMED
 from eir.checks.program import Program, program_of
+from eir.checks.question import CHECK_DIGIT, MALFORMED
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
-from eir.checks.sighting import Decision
 from eir.images.index import Index
 from eir.record.settings import SUBSCRIBERS
+
+
+class Decision(NamedTuple):
+    """A verdict in plain words."""
+
+    status: str
+    """As in Verdict; `error`: the protocol's own error for a request that names no device."""
+    rule: str
+    """The rule's number from 1, or `default`, `override`, `no_identity`, `bad_identity`."""
+    list: str | None
+    is_plain: bool
+    """Whitelisted, and not by an override: nobody needs to be told."""
+
+
+class SightingKind(NamedTuple):
+    """Properties that checks which are handed in together have in common."""
+
+    decision: Decision
+    protocol: str
+    peer: str
+    """Label of the peer that sent the request, which may be an agent: it is what the node knows, an Origin-Host is what a request claims."""
+    observed: str
+    """The rules under observation that held (eir.analysis.schema.COLUMNS)."""
+    early: bool = False
+    """The SIM was not authenticated before the check."""
+
+
+TEXTS = 5
+"""Number of texts of each check: Origin-Host, Origin-Realm, the identifier as it was sent, IMSI, software version;
+empty where absent."""
+
+
+class Sightings(Protocol):
+    """Takes what was answered; synchronous, and never in the way."""
+
+    @property
+    def full(self) -> Container[str]:
+        """Labels of peers whose plain checks are not taken now: they need not be handed in, but counted (`left_out`)."""
+
+    def left_out(self, count: int, peer: str) -> None:
+        """So many plain checks of a peer were answered for which there was no room."""
+
+    def add(self, kinds: Sequence[SightingKind], numbers: bytes, texts: bytes) -> None:
+        """Take checks of one peer that were answered just now; all of them are plain, or none.
+
+        `numbers`: for each check the place of its kind, as the machine has a uint16. `texts`: TEXTS lines for each check, each with a line
+        break behind it and none in it.
+        """
+
 
 OVERRIDE = "override"
 """Stands for the rule while an override is in force."""

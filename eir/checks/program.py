@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from eir.checks.identifier import STRETCHES
+from eir.checks.question import STRETCHES
 from eir.checks.settings import Status
 from eir.device import IMSI_LENGTHS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key, device_type_key
 from eir.images.index import DeviceList, Index, TacsOfTypes

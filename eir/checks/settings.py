@@ -63,7 +63,7 @@ class Rule:
     imsi: tuple[str, ...] = ()
     """First digits of the IMSI: MCC, MCC and MNC, or more."""
     identifier: tuple[str, ...] = ()
-    """Faults of the identifier (eir.checks.identifier)."""
+    """Faults of the identifier (eir.checks.question)."""
     origin_host: tuple[str, ...] = ()
     """Origin-Host of the request, whole, in either case."""
     origin_realm: tuple[str, ...] = ()

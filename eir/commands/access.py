@@ -15,11 +15,10 @@ import typer
 from eir.commands.output import EXIT_USAGE, fail, say, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
 from eir.config.kinds import did_you_mean
-from eir.daemon.state_folder import known_form
+from eir.daemon.state_folder import as_owner_of, known_form
 from eir.device import typed
 from eir.errors import EirError, IdentifierError, StoreError
 from eir.operate import control
-from eir.operate.owner import as_owner_of
 from eir.record.settings import ListSettings
 from eir.record.store import ListStore
 from eir.stores.open import SQLITE, open_store

@@ -380,7 +380,7 @@ def _gsup_prober(wanted: Wanted) -> tuple[Any, Any]:
 def _map_prober(wanted: Wanted) -> tuple[Any, Any]:
     from eir.map import probe  # noqa: PLC0415 - for this protocol alone
     from eir.map.settings import PORT  # noqa: PLC0415 - as above
-    from eir.ss7.pointcode import ITU, point_code, point_code_text  # noqa: PLC0415 - as above
+    from eir.ss7.sccp import ITU, point_code, point_code_text  # noqa: PLC0415 - as above
 
     if wanted.tls is not None:
         raise fail(f"{wanted.target}: SIGTRAN knows no TLS; --ca, --cert and --key are for others", EXIT_USAGE)
@@ -453,7 +453,7 @@ def _http_target(target: str, tls: Tls | None) -> tuple[str, int, ssl.SSLContext
 
 def _token_of(file: Path | None) -> str | None:
     """The access token that is to be sent."""
-    from eir.n5g.bearer import token_in  # noqa: PLC0415 - as above
+    from eir.web.denials import token_in  # noqa: PLC0415 - as above
 
     try:
         return None if file is None else token_in(file)

@@ -36,8 +36,7 @@ from eir.commands.asking import (
     prober_for,
     tls_of,
 )
-from eir.commands.forms import duration
-from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, progress, say, show_one
+from eir.commands.output import EXIT_NO, EXIT_USAGE, duration, fail, progress, say, show_one
 from eir.commands.sightings import recorded
 from eir.config import Config, load_to_ask
 from eir.sources.acknowledge import ENDS, listed_by

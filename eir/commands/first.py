@@ -1,4 +1,4 @@
-"""The command of the first hour: a configuration with comments, the folder of publishers' keys and a unit, from a few answers.
+"""The commands of the first hour: a configuration with comments, the folder of publishers' keys and a unit, from a few answers; a feed's user.
 
 Nothing that is there is written over. What was written has been read as `eir serve` will read it.
 """
@@ -6,6 +6,7 @@ Nothing that is there is written over. What was written has been read as `eir se
 import grp
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -19,10 +20,11 @@ from typing import Annotated, NamedTuple
 import typer
 
 from eir.commands.access import SYSTEM_CONFIG
-from eir.commands.output import EXIT_USAGE, fail
+from eir.commands.output import EXIT_USAGE, fail, say
 from eir.config import load_config
 from eir.errors import ConfigError
 from eir.releases.openssh import NAMESPACE, keys_of
+from eir.sources.feed_users import UsersError, check_name, user_line
 
 SYSTEM_STATE, STATE = "/var/lib/eir", "var"
 """State folder of a configuration in /etc/eir, and of any other."""
@@ -239,3 +241,36 @@ def _write(folder: Path, files: Mapping[Path, str]) -> None:
         if group is not None:
             for each in (path, *made):
                 shutil.chown(each, group=group)
+
+
+PASSWORD_BYTES = 24
+FILE_CHARS_MAX = 1024
+
+
+def user(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The user, as history and metrics call it.")],
+    password_file: Annotated[Path | None, typer.Option("--password-file", metavar="FILE", help="Holds the password, on its first line. One is made up and shown on standard error if left out.")] = None,
+) -> None:  # fmt: skip
+    """Print the line of a user for the file that `feed.users` names.
+
+    The line has a hash of the password, and not the password. A running node takes the file over within a second.
+    """
+    try:
+        check_name(name)
+        password = secrets.token_urlsafe(PASSWORD_BYTES) if password_file is None else _first_line(password_file)
+        line = user_line(name, password)
+    except UsersError as e:
+        raise fail(str(e), EXIT_USAGE) from None
+    if password_file is None:
+        say(f"the password of {name}: {password}")
+    sys.stdout.write(f"{line}\n")
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            return stream.readline(FILE_CHARS_MAX).rstrip("\r\n")
+    except OSError as e:
+        raise UsersError(f"{file} cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsersError(f"{file} is not UTF-8") from None

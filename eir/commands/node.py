@@ -102,8 +102,8 @@ def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = Fals
     Defaults are filled in, passwords are hidden.
     """
     if reference:
-        from eir.config.reference import reference as rows  # noqa: PLC0415 - no other command writes pages
-        from eir.config.reference import reference_page  # noqa: PLC0415
+        from eir.config.keys import reference as rows  # noqa: PLC0415 - no other command writes pages
+        from eir.config.keys import reference_page  # noqa: PLC0415
 
         show_one(rows(), reference_page().rstrip(), as_json=as_json)
         return

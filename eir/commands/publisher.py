@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
-from eir.commands.forms import duration
-from eir.commands.output import EXIT_USAGE, fail, progress, say, show_one
+from eir.commands.output import EXIT_USAGE, duration, fail, progress, say, show_one
 from eir.config import load_layouts
 from eir.record.settings import KINDS
 from eir.rows.layout import LAYOUTS

@@ -10,8 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, opened, whereabouts, who, with_store
-from eir.commands.forms import duration
-from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, say, show, written_to
+from eir.commands.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, say, show, written_to
 from eir.config import Whereabouts
 from eir.errors import EirError, StoreError
 from eir.follow.history import adopt

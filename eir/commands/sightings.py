@@ -12,8 +12,19 @@ from eir.analysis import files, watched
 from eir.analysis.settings import FULL, SightingsSettings
 from eir.analysis.subscribers import forms, subscribers
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, opened
-from eir.commands.forms import duration, minute
-from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say, show, show_one, written_to
+from eir.commands.output import (
+    EXIT_NO,
+    EXIT_USAGE,
+    duration,
+    fail,
+    minute,
+    print_json,
+    progress,
+    say,
+    show,
+    show_one,
+    written_to,
+)
 from eir.config import Config, load_config
 from eir.daemon.state_folder import prepare
 from eir.device import imsi_key, key_text

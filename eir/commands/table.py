@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eir.commands.forms import cell
+from eir.commands.output import cell
 
 GAP = 2
 """Blanks between columns."""

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 import typer
 
 from eir.analysis.cases import CLEARED, CONFIRMED, cases, decide, decided
-from eir.checks.identifier import BY_KEY
+from eir.checks.question import BY_KEY
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
-from eir.commands.forms import duration
-from eir.commands.output import EXIT_USAGE, fail, print_json, progress, put, say, show, show_one, written_to
+from eir.commands.output import EXIT_USAGE, duration, fail, print_json, progress, put, say, show, show_one, written_to
 from eir.commands.sightings import write_down
 from eir.config import Config, load_config
 from eir.device import SNR_KEYS, device_key, key_text

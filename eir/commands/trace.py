@@ -15,8 +15,7 @@ from eir.checks.question import Question
 from eir.checks.trace import CHECK, WIRE
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, imsi_named
 from eir.commands.asking import with_reason
-from eir.commands.forms import duration, printable
-from eir.commands.output import EXIT_USAGE, fail, say
+from eir.commands.output import EXIT_USAGE, duration, fail, printable, say
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, typed
 from eir.errors import EirError, IdentifierError

@@ -10,14 +10,12 @@ from eir.analysis.subscribers import forms
 from eir.changes.local import added_by
 from eir.checks.explain import Explanation, explain, question_of, wrong_option
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, imsi_named, opened, with_store
-from eir.commands.forms import printable, second
-from eir.commands.output import EXIT_USAGE, fail, show_one
+from eir.commands.output import EXIT_USAGE, fail, printable, second, show_one
 from eir.commands.sightings import moment, not_kept, write_down
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, typed
 from eir.errors import IdentifierError
-from eir.record.entries import imsi_text, until_text
-from eir.record.past import Past, past
+from eir.record.entries import Past, imsi_text, past, until_text
 from eir.record.reasons import reason_text
 from eir.record.settings import SUBSCRIBERS
 from eir.record.store import Event, ListStore

@@ -1,7 +1,7 @@
 """The configuration: one YAML file → frozen dataclasses that the parts define, or every fault with file and line.
 
-keys.py is the reference: a table of all keys. kinds.py knows how each kind of value is written, reader.py walks a file by the
-table, reference.py writes the table as a page, checks.py holds what no single value can tell, load.py puts them together, settings.py is what comes of it. Used by
+keys.py is the reference: a table of all keys, and the page that is made of it. kinds.py knows how each kind of value is written, reader.py walks a file by the
+table, checks.py holds what no single value can tell, load.py puts them together, settings.py is what comes of it. Used by
 commands, daemon and operate; what is below them is handed its settings and sees no file.
 """
 

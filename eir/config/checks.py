@@ -18,17 +18,16 @@ from eir.config.settings import Config
 from eir.errors import StoreError
 from eir.n5g.settings import is_loopback, is_secure, listening_at
 from eir.pages.pages import PAGE_KEYS
-from eir.peers.addresses import holds
-from eir.peers.settings import APPLICATIONS, PeerSettings
+from eir.peers.settings import APPLICATIONS, PeerSettings, holds
 from eir.peers.transport.endpoint import endpoint
 from eir.peers.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.peers.transport.tls import TlsError, load_tls, read_tls
 from eir.record.settings import DEVICES, PAIRS, TYPES, is_list_name
-from eir.releases.persons import distinct_signers
+from eir.releases.openssh import distinct_signers
 from eir.rows.layout import ACTION, LAYOUTS, SUBJECTS
-from eir.sources.feed_settings import TAC_ROLES
 from eir.sources.feed_users import UsersError, read_users
-from eir.ss7.pointcode import BITS, point_code
+from eir.sources.settings import TAC_ROLES
+from eir.ss7.sccp import BITS, point_code
 from eir.stores.open import SQLITE
 
 ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what listens at all addresses is found by it

@@ -1,16 +1,17 @@
 """The reference: each key of the configuration, its unit, its default, what it is for, and whether a reload takes it over.
 
 A new key is one row here, a field of that name in what its section builds, and a line in config/eir.yaml; config/REFERENCE.md is
-then made by `eir config --reference` (tests compare them). A new section is its keys, and a row in SECTIONS. Data only.
+then made by `eir config --reference` (tests compare them). A new section is its keys, and a row in SECTIONS.
 """
 
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from eir.analysis.conditions import Place, TamperSettings
 from eir.analysis.settings import FULL, HASHED, OFF, SightingsSettings, Webhook
-from eir.checks.identifier import SUSPECT
+from eir.checks.question import SUSPECT
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
@@ -31,11 +32,8 @@ from eir.record.settings import (
 )
 from eir.record.store import KEEP
 from eir.rows.layout import SUBJECTS
-from eir.sources.feed_settings import SCOPE as FEED_SCOPE
-from eir.sources.feed_settings import FeedLists, FeedSettings
-from eir.sources.fraud_settings import RATE_MAX, FraudSettings
-from eir.sources.fraud_settings import SCOPE as FRAUD_SCOPE
-from eir.ss7.pointcode import ANSI, ITU
+from eir.sources.settings import FEED_SCOPE, FRAUD_SCOPE, RATE_MAX, FeedLists, FeedSettings, FraudSettings
+from eir.ss7.sccp import ANSI, ITU
 from eir.stores.open import SQLITE
 from eir.web.access import LOOPBACK, PageSettings
 from eir.web.denials import TokenSettings
@@ -348,3 +346,57 @@ TABLE = (
 
 ROOT = tree(SECTIONS, TABLE)
 """The table as the reader walks it."""
+
+
+INTRODUCTION = """\
+# Every key of the configuration
+
+`eir config --reference` prints this page, and with `--json` the same as data; `eir config` prints the values in force. `[]` stands for each
+entry of a list, `*` for a name of your own. A reload does not take over a key that is marked "restart".
+[README.md](README.md) names the pages that have worked examples.
+"""
+
+
+def reference() -> list[dict[str, Any]]:
+    """One row for each key, in the order of the sample: key, what its value may be, default, what it is for, restart."""
+    whole = {section.path for section in SECTIONS if not section.live}
+    return [
+        {
+            "key": key.path, "value": key.kind.expected, "required": key.required, "default": _default(key), "says": key.says,
+            "restart": not key.live or key.path.partition(".")[0] in whole,
+        }
+        for key in TABLE
+    ]  # fmt: skip
+
+
+def reference_page() -> str:
+    """The reference in Markdown, one table for each section of the file."""
+    parts = [INTRODUCTION]
+    for name, rows in groupby(reference(), lambda row: row["key"].partition(".")[0].removesuffix("[]")):
+        parts += [f"## {name}\n", "| Key | Value | Default | What it is for |\n|---|---|---|---|"]
+        parts += [
+            f"| `{row['key']}` | {row['value']} | {_shown(row)} | {row['says']}{' (restart)' if row['restart'] else ''} |"
+            for row in rows
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _default(key: Key) -> Any:
+    """Return the default as the file would write it; None if it does not exist or the key is required."""
+    if key.default is REQUIRED or key.default is None or key.default == ():
+        return None
+    return list(map(key.kind.show, key.default)) if key.kind.many else key.kind.show(key.default)
+
+
+def _shown(row: dict[str, Any]) -> str:
+    if row["required"]:
+        return "required"
+    value = row["default"]
+    if value is None:
+        return "none"
+    words = [
+        str(each).lower() if isinstance(each, bool) else str(each)
+        for each in (value if isinstance(value, list) else [value])
+    ]
+    return f"`{', '.join(words)}`"

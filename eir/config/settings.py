@@ -17,8 +17,7 @@ from eir.map.settings import Ss7Settings
 from eir.n5g.settings import N5gSettings
 from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.record.settings import HistorySettings, Layout, ListSettings
-from eir.sources.feed_settings import FeedSettings
-from eir.sources.fraud_settings import FraudSettings
+from eir.sources.settings import FeedSettings, FraudSettings
 from eir.web.access import PageSettings
 
 

@@ -14,11 +14,10 @@ from functools import partial
 
 from eir.errors import EirError, Report
 from eir.n5g.settings import is_http, listening_at
-from eir.peers.addresses import source_address
 from eir.peers.gate import Address, Sources
-from eir.peers.settings import Limits, PeerSettings, SctpSettings, setting_for
+from eir.peers.settings import Limits, PeerSettings, SctpSettings, setting_for, source_address
+from eir.peers.transport.begin import Listener, open_listener
 from eir.peers.transport.endpoint import SCTP, address_text
-from eir.peers.transport.listen import Listener, open_listener
 from eir.peers.transport.sctp_options import LOAD_ADVICE, MISSING
 
 LISTEN_ADVICE = {

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from eir.daemon.channel import Channel, Handlers, Message, parts_of
-from eir.daemon.faults import call_failed
 from eir.daemon.starter import Process
 from eir.errors import EirError, ReleaseRefused, Report, refused_by, silent
 from eir.inbox.inbox import CRASH, KILLED
+from eir.operate.log import call_failed
 from eir.rows.delivered import Progress
 
 Work: TypeAlias = Callable[..., Awaitable[Any]]

@@ -21,11 +21,10 @@ from eir.changes.load import Loader, LoadReport
 from eir.config import Config
 from eir.daemon.apart import Outcome, Start, done_apart, load_apart, outcome_of, progress_over
 from eir.daemon.channel import Channel
-from eir.daemon.state_folder import read_clock
+from eir.daemon.state_folder import as_owner_of, read_clock
 from eir.errors import EirError, Report, StoreError, place_of
 from eir.inbox.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.inbox.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
-from eir.operate.owner import as_owner_of
 from eir.record.store import ACCEPTED, ListStore, Mark
 from eir.releases.release import Release
 from eir.stores.open import open_store, serial_marks

@@ -24,25 +24,29 @@ import uvloop
 from eir import __version__
 from eir.checks.question import Question
 from eir.config import Config, digests, load_config, needs_restart, take_over
-from eir.daemon import feeding, following, fraud_checking, interfaces, recorder, state_folder, worker
+from eir.daemon import following, interfaces, recorder, services, state_folder, worker
 from eir.daemon.accept import Acceptor, cannot_listen
-from eir.daemon.acknowledging import Acknowledging
-from eir.daemon.config_file import ConfigFile, reload_event
 from eir.daemon.drop_folder import DropFolder
-from eir.daemon.faults import report_faults
-from eir.daemon.feeding import FeedService
-from eir.daemon.followed import Followed
-from eir.daemon.fraud_checking import FraudService
+from eir.daemon.following import Followed
 from eir.daemon.interfaces import Interface
-from eir.daemon.listed import Listed
 from eir.daemon.priority import BESIDE_NICE, give_way
-from eir.daemon.pulling import Pulling
-from eir.daemon.recorded import Recorded
+from eir.daemon.pulling import Acknowledging, Pulling
+from eir.daemon.recorder import Recorded
 from eir.daemon.registration import Registering
-from eir.daemon.rhythms import Rhythms
-from eir.daemon.setup import changed_lists, instance_of, prepare, read_token_keys, report_warnings
+from eir.daemon.services import FeedService, FraudService
+from eir.daemon.setup import (
+    ConfigFile,
+    Listed,
+    changed_lists,
+    instance_of,
+    prepare,
+    read_token_keys,
+    reload_event,
+    report_warnings,
+)
 from eir.daemon.signals import deliver
 from eir.daemon.starter import END_S, Crew, Process, Starter, call_itself
+from eir.daemon.state_folder import as_owner_of
 from eir.daemon.tracing import Tracing
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
@@ -52,20 +56,17 @@ from eir.follow.history import HistoryKeeper
 from eir.images.image import Image
 from eir.n5g.nrf import Standing
 from eir.n5g.settings import is_http
-from eir.operate import metrics, processes
-from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
+from eir.operate import metrics
+from eir.operate.control import PING, RUN, RUNNING, STOPPING, ControlServer, Looking, asker
 from eir.operate.http import HttpServer, pages
-from eir.operate.lately import EVERY_S, Lately
-from eir.operate.log import Log
-from eir.operate.looking import RUN, Looking
-from eir.operate.owner import as_owner_of
+from eir.operate.lately import EVERY_S, Lately, Rhythms
+from eir.operate.log import ENDING, READY, Log, report_faults, tell_service
 from eir.operate.page import Shown, page
-from eir.operate.service import ENDING, READY, tell_service
 from eir.operate.status import NOT_READY, ExpiryReminder, Status
 from eir.peers.rate import memory_file
 from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.tls import TlsFiles, load_tls, read_tls
-from eir.record.patience import STOOD_STILL, in_time
+from eir.record.clock import STOOD_STILL, in_time
 from eir.record.store import FORCED, REFUSED, Event, Outcome
 from eir.s13.lane import LANE
 from eir.stores.open import SQLITE, open_copy, open_store
@@ -525,7 +526,7 @@ class Front:
             **self._rhythms.snapshot(),
             **self._pulling.numbers(),
             **self._acknowledging.numbers(),
-            **processes.snapshot(os.getpid()),
+            **metrics.of_processes(os.getpid()),
             "eir_inbox_usable": {} if waiting is None else {(): float(self._drop_folder.usable)},
             "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
             "eir_config_last_reload_successful": {(): float(not self._reload_failed)},
@@ -717,6 +718,6 @@ class Front:
 def _beside(report: Report) -> Sequence[Interface]:
     """All interfaces that there may be beside the checks."""
     return (
-        Interface(feeding.NAME, FeedService, lambda config: config.feed.listen, report=report),
-        Interface(fraud_checking.NAME, FraudService, lambda config: config.fraud_check.listen, report=report),
+        Interface(services.FEED, FeedService, lambda config: config.feed.listen, report=report),
+        Interface(services.FRAUD_CHECK, FraudService, lambda config: config.fraud_check.listen, report=report),
     )

@@ -20,19 +20,17 @@ import uvloop
 from eir.config import Config
 from eir.daemon.accept import cannot_listen
 from eir.daemon.channel import Channel
-from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.priority import BESIDE_NICE, Aside, give_way, stay_aside
 from eir.daemon.starter import Process
 from eir.daemon.workers import watch
 from eir.errors import Report, detail_of
 from eir.n5g.settings import is_secure, listening_at
 from eir.operate import metrics
-from eir.operate.log import Log
-from eir.peers.addresses import is_from, source_address
-from eir.peers.settings import PeerSettings
+from eir.operate.log import Log, call_failed, report_faults
+from eir.peers.settings import PeerSettings, is_from, source_address
 from eir.peers.transport import stream
+from eir.peers.transport.begin import Listener, listening_sockets
 from eir.peers.transport.endpoint import address_text
-from eir.peers.transport.listen import Listener, listening_sockets
 from eir.peers.transport.tls import TlsFiles, load_tls
 from eir.web.http1 import Request, Response
 from eir.web.http1_server import Answer, HttpLimits, HttpLinks

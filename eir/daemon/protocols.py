@@ -13,9 +13,8 @@ from eir.checks.checker import Checker
 from eir.config import Config
 from eir.daemon.setup import limits_of
 from eir.errors import Report
-from eir.gsup.server import GsupServer
-from eir.gsup.service import PROTOCOL as GSUP
-from eir.gsup.service import GsupService
+from eir.gsup.server import PROTOCOL as GSUP
+from eir.gsup.server import GsupServer, GsupService
 from eir.map.server import MapServer
 from eir.map.service import PROTOCOL as MAP
 from eir.map.service import MapService

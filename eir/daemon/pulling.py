@@ -1,18 +1,20 @@
 """Lists that are pulled: for each list with a source, a process of its own looks at the source again and again, never on the loop that answers.
 
 `pull_once` is what that process does, and `eir pull`. Of several nodes on one store, one fetches and loads what is new. `Pulling` is the
-front's part: when the next look is due, what came of the last ones, and one load at a time.
+front's part: when the next look is due, what came of the last ones, and one load at a time. `Acknowledging` tells the sources what the
+node has in force, and since when; such a process signs and posts it.
 """
 
 import asyncio
 import fcntl
+import json
 import os
 import random
 import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +24,17 @@ from eir.config import Config
 from eir.daemon.apart import Outcome, Start, done_apart, outcome_of
 from eir.daemon.channel import Channel
 from eir.daemon.drop_folder import CLAIM_S, NICE, Lease, Load, loading, node_user
-from eir.errors import EirError, Report, StoreError, place_of
+from eir.daemon.state_folder import IN_FORCE_FILE, InForce, as_owner_of, in_force_before
+from eir.disk import put
+from eir.errors import EirError, Report, StoreError, detail_of, place_of
 from eir.operate import metrics
-from eir.operate.owner import as_owner_of
+from eir.operate.status import WorkerReport
 from eir.record.settings import Source
-from eir.record.store import ListStore, Mark
+from eir.record.store import ListState, ListStore, Mark, utc_text
 from eir.releases.release import Release
+from eir.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, acknowledged, key_of
 from eir.sources.pull import ELSEWHERE, LOADED, PULL_S, REFUSED, UNCHANGED, UNREACHED, WAITING, Pulled, Terms, pull
+from eir.sources.pull_http import Server, Unreached
 from eir.stores.open import open_store, serial_marks
 
 ROOM = "pulled"
@@ -37,7 +43,7 @@ PROCESS = "pull"
 END_S = 30.0
 """Time beyond PULL_S after which the process of a pull is ended."""
 AGAIN_S = 2.0
-"""Pause after a look that failed; it doubles, up to the time between two looks."""
+"""Pause after a look that failed, or an acknowledgement that was not taken; it doubles, up to the time between two looks."""
 BESIDE_S = 5.0
 """Pause after a look that found another node at work."""
 SPREAD = 0.1
@@ -190,7 +196,7 @@ class Pulling:
             failures = 0 if made.outcome in {LOADED, UNCHANGED, ELSEWHERE} else failures + 1
             pause_s = BESIDE_S if made.outcome == ELSEWHERE else source.every_s
             if failures:
-                pause_s = min(pause_s, AGAIN_S * 2 ** min(failures - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - a spread
+                pause_s = _pause_s(failures, pause_s)
             await asyncio.sleep(pause_s * (1 + random.uniform(-SPREAD, SPREAD)))  # noqa: S311 - a spread
 
     async def _made(self, name: str) -> Pulled:
@@ -245,3 +251,141 @@ class Pulling:
             self._report("source_reached", list=name, serial=made.serial)
         if made.outcome != ELSEWHERE:
             self._said[name] = said
+
+
+TELLING = "acknowledge"
+POST_S = 60.0
+REPEAT_S = 86400.0
+"""After this long it is said again, although nothing has changed."""
+TELL_AGAIN_MAX_S = 300.0
+"""Longest pause after an acknowledgement that was not taken."""
+
+
+def give(config: Config, what: Acknowledgement) -> None:
+    """Sign an acknowledgement and post it to the list's source. Raises EirError (Unreached) or OSError."""
+    source = config.lists[what.list].source
+    if source is None:
+        raise EirError(f"list {what.list} has no source (lists.{what.list}.source)")
+    with as_owner_of(config.state):
+        content = acknowledged(what, key_of(config.state))
+    Server(source, time.monotonic() + POST_S).give(f"{ACKNOWLEDGED}/{what.name}", content)
+
+
+async def _give_of_node(config: Config, what: Acknowledgement, _: Channel) -> None:
+    await asyncio.to_thread(give, config, what)
+
+
+class Acknowledging:
+    """Notices what comes into force on all workers, and tells the sources that want to know."""
+
+    def __init__(self, config: Config, start: Start, *, report: Report) -> None:
+        self._config, self._start, self._report = config, start, report
+        self._file = config.state / IN_FORCE_FILE
+        self._in_force = in_force_before(config.state)
+        self.gone: Sequence[str] = ()
+        """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
+        self.older: Mapping[str, tuple[int, int]] = {}
+        """Lists of which a higher serial was accepted here before than the store knows → its highest serial, and that one."""
+        self._given: dict[str, tuple[InForce, float]] = {}
+        """List → what was said last, and when (time.monotonic)."""
+        self._next: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def configure(self, config: Config) -> None:
+        """Go by another configuration."""
+        self._config = config
+
+    def look(self, reports: Sequence[WorkerReport]) -> None:
+        """See what is in force now; tell those who are to be told."""
+        if not reports:
+            return
+        known = self._config.lists
+        there = [name for name in self._in_force if name in known and known[name].local]
+        self.gone = [name for name in there if not any(name in report.lists for report in reports)]
+        changed = False
+        for name, state in reports[0].lists.items():
+            if not all(report.lists.get(name) == state for report in reports):
+                continue
+            before = self._in_force.get(name)
+            mark = state.mark if before is None else max(before.mark, state.mark)
+            if before is None or before[:2] != (state.serial, state.content_digest):
+                self._in_force[name] = InForce(state.serial, state.content_digest, utc_text(datetime.now(UTC)), mark)
+                self._next.pop(name, None)
+                changed = True
+            elif before.mark != mark:
+                self._in_force[name] = before._replace(mark=mark)
+                changed = True
+        self.older = {
+            name: (state.highest_serial, self._in_force[name].mark[1])
+            for name, state in reports[0].lists.items()
+            if name in self._in_force and state.mark < self._in_force[name].mark
+        }
+        if changed:
+            with suppress(OSError):
+                put(self._file, json.dumps(self._in_force).encode())
+        for name in reports[0].lists:
+            if self._is_due(name):
+                self._tasks[name] = asyncio.get_running_loop().create_task(self._tell(name, self._in_force[name]))
+
+    def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
+        """Since when lists in these states are in force."""
+        return {
+            name: self._in_force[name].since
+            for name, state in states.items()
+            if self._in_force.get(name, ())[:2] == (state.serial, state.content_digest)
+        }
+
+    def numbers(self) -> metrics.Snapshot:
+        """Metrics by name and labels."""
+        return {"eir_source_acknowledgements_total": {labels: float(count) for labels, count in self._counts.items()}}
+
+    async def stop(self) -> None:
+        """Tell nobody any more."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _is_due(self, name: str) -> bool:
+        settings, now = self._config.lists.get(name), time.monotonic()
+        if settings is None or settings.source is None or not settings.source.acknowledge or name not in self._in_force:
+            return False
+        if (task := self._tasks.get(name)) is not None and not task.done():
+            return False
+        said, at = self._given.get(name, (None, 0.0))
+        is_said = said is not None and said[:3] == self._in_force[name][:3]
+        return now >= self._next.get(name, 0.0) and (not is_said or now - at > REPEAT_S)
+
+    async def _tell(self, name: str, what: InForce) -> None:
+        serial, content, since, _ = what
+        made = Acknowledgement(
+            node=self._config.identity.host,
+            list=name,
+            serial=serial,
+            content=content,
+            since=since,
+            made=utc_text(datetime.now(UTC)),
+        )
+        try:
+            async with asyncio.timeout(2 * POST_S):
+                await done_apart(self._start, TELLING, _give_of_node, self._config, made, report=self._report)
+        except (EirError, OSError, TimeoutError) as e:
+            reason = e.reason if isinstance(e, Unreached) else "process"
+            self._counts[name, "not_given"] += 1
+            self._failures[name] += 1
+            self._next[name] = time.monotonic() + _pause_s(self._failures[name], TELL_AGAIN_MAX_S)
+            detail = detail_of(e)
+            self._report(
+                "acknowledgement_not_given", level="warning", reason=reason, list=name, serial=serial, detail=detail
+            )
+            return
+        self._given[name] = what, time.monotonic()
+        self._failures[name] = 0
+        self._counts[name, "given"] += 1
+        self._report("acknowledgement_given", list=name, serial=serial)
+
+
+def _pause_s(failures: int, most_s: float) -> float:
+    """The pause after so many failures in a row, spread so that nodes do not all try again at once."""
+    return min(most_s, AGAIN_S * 2.0 ** min(failures - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - a spread

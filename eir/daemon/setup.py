@@ -1,21 +1,32 @@
-"""Objects that the processes of a node build from the configuration, each in the same way."""
+"""The configuration in the processes of a node: objects that each builds of it in the same way, and the file while the node runs.
 
+Of the file it says whether it was written since, whether it has a fault, and what the history says of a reload.
+"""
+
+import asyncio
+import hashlib
 import math
 import resource
+import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from eir.config import Config
+from eir.config import Config, load_config
 from eir.daemon import state_folder
-from eir.diameter.answer import Reply
-from eir.diameter.context import TOO_BUSY_REPLY
-from eir.errors import EirError, Report, SetupFault
+from eir.daemon.channel import Channel
+from eir.diameter.message import Reply
+from eir.diameter.serve import TOO_BUSY_REPLY
+from eir.errors import ConfigError, EirError, Report, SetupFault
+from eir.images.image import Image
 from eir.operate.log import Log
 from eir.operate.status import WorkerReport
 from eir.peers.settings import Limits
-from eir.record.store import ListState
+from eir.record.store import ACCEPTED, Event, ListState, utc_text
 from eir.s13.service import REPLIES
 from eir.stores.open import open_copy, open_store
 from eir.web.denials import TokenSettings
@@ -155,3 +166,75 @@ def tell_in_force(report: Report, name: str, state: ListState) -> None:
         "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
         digest=state.content_digest[:DIGEST_SHOWN], signers=",".join(state.signers) or None,
     )  # fmt: skip
+
+
+class Listed(NamedTuple):
+    """A list as it is to be in force."""
+
+    name: str
+    kind: str
+    """Kind of the list, by the configuration."""
+    state: ListState
+
+
+def hand_over(channel: Channel, listed: Listed, image: Image) -> None:
+    """Have the other side put a list in force; of several versions that wait, the last."""
+    channel.tell("put_in_force", listed, carrying=[image], latest=listed.name)
+
+
+class ConfigFile:
+    """Looks at a file again and again; `digest` is that of what the node started by (see Config.digest)."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self._path = path
+        self._digest = digest
+        self._seen: tuple[int, ...] | None = None
+        self.fault: str | None = None
+        """The first fault that it has: a restart would fail then."""
+
+    async def look(self) -> bool:
+        """Look again; returns True if there is another file than at the look before, or than the node started by."""
+        now = await asyncio.to_thread(_stamp, self._path)
+        if now == self._seen:
+            return False
+        is_first, self._seen = self._seen is None, now
+        self.fault = await asyncio.to_thread(_fault, self._path)
+        return now is not None and not (is_first and await asyncio.to_thread(_digest, self._path) == self._digest)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Numbers by which a file that is another one, or was written, differs; None if it is not there."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
+def _digest(path: Path) -> str | None:
+    with suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return None
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        load_config(path)
+    except ConfigError as e:
+        return str(e.problems[0])
+    return None
+
+
+def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
+    """Return the history's event for a reload.
+
+    It names who made it, what it changed, and the digest of the configuration then in force.
+    """
+    now, host = utc_text(datetime.now(UTC)), socket.gethostname()
+    return Event(
+        time=now,
+        who=f"{who}@{host}",
+        what="reload",
+        digest=digest,
+        outcome=ACCEPTED,
+        detail=f"changed: {', '.join(changed)}",
+    )

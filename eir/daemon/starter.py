@@ -27,8 +27,8 @@ from typing import Any, NoReturn, cast
 
 from eir.daemon.channel import Channel, ChannelError, HasDescriptor, Message, Receiver, Unanswered, pair, parts_of
 from eir.daemon.signals import block, deliver
+from eir.daemon.state_folder import as_owner_of
 from eir.errors import ConfigError, EirError, Report, SetupFault, detail_of, silent
-from eir.operate.owner import as_owner_of
 
 NAME = "starter"
 SETUP_STATUS = 2

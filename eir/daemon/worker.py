@@ -33,11 +33,9 @@ from eir.config import Config
 from eir.config.settings import Listener
 from eir.daemon import state_folder
 from eir.daemon.channel import Channel, ChannelError, Handlers
-from eir.daemon.faults import call_failed, report_faults
-from eir.daemon.listed import Listed
 from eir.daemon.protocols import PROTOCOLS, Parts, Server
-from eir.daemon.recorded import buffer_for
-from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of, tokens_of
+from eir.daemon.recorder import buffer_for
+from eir.daemon.setup import Listed, kinds_of, limits_of, missing_lists, overload_of, tokens_of
 from eir.diameter.admission import Claim, Order
 from eir.diameter.node import Node
 from eir.errors import EirError, detail_of
@@ -47,7 +45,7 @@ from eir.n5g.server import N5gServer
 from eir.n5g.service import PROTOCOL as N5G
 from eir.n5g.settings import SERVICE, is_secure
 from eir.operate import metrics
-from eir.operate.log import Log
+from eir.operate.log import Log, call_failed, report_faults
 from eir.operate.status import WorkerReport
 from eir.peers.counts import DURATION_BUCKETS_S, Counts
 from eir.peers.rate import Grants, shared_memory

@@ -14,14 +14,14 @@ from eir.checks.explain import Explanation
 from eir.checks.question import Question
 from eir.checks.trace import Sought
 from eir.daemon.channel import Channel, ChannelError, Handlers, Unanswered
-from eir.daemon.faults import call_failed
-from eir.daemon.listed import Listed, hand_over
+from eir.daemon.setup import Listed, hand_over
 from eir.daemon.starter import START_S, Process
 from eir.daemon.worker import Configured
 from eir.diameter.admission import Admission, Claim, Order
 from eir.errors import EirError, Report
 from eir.images.image import Image
 from eir.operate import metrics
+from eir.operate.log import call_failed
 from eir.operate.status import WorkerReport, merged_peers
 from eir.record.store import ListState
 
@@ -61,7 +61,7 @@ class _Worker:
 
 
 class Lists(Protocol):
-    """Source of the lists that workers get (eir.daemon.followed)."""
+    """Source of the lists that workers get (eir.daemon.following)."""
 
     def hand_all(self, channel: Channel) -> None:
         """Hand on what there is."""

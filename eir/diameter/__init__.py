@@ -3,27 +3,25 @@
 What is public is in `__all__`, and README.md beside this file has an application over it. Inside, in the order from socket to answer:
 link (bytes of one connection) → framing (messages) → peer (what is done in which of its states; the table is in states) → serve
 (what a request gets) → message and avp (the codec) → grammar (is it well formed?) → the application that the node was handed
-(application) → answer (bytes again), sent and counted by traffic.
+(application) → message (bytes again), sent and counted by traffic.
 
-`base` has the commands of the base protocol, `dictionary` the AVPs, `result` the Result-Codes. `node` holds listeners and the
+`application` has the commands of the base protocol too, `dictionary` the AVPs, `result` the Result-Codes. `node` holds listeners and the
 peer table; `admission` says which connections of a peer may be open, `dialer` makes those that we make, `status` tells of them.
-`watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side, and `servers` that with more than one
-to ask. Who may connect, limits and transports are eir.peers.
+`watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side, with one node
+to ask or several. Who may connect, limits and transports are eir.peers.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eir.diameter.answer import Reply
     from eir.diameter.application import Application, Command, application_id_avp
     from eir.diameter.avp import Avp, encode, encode_text, encode_u32, key_of, text, u32_or
-    from eir.diameter.client import Client, connect
+    from eir.diameter.client import Client, Servers, connect
     from eir.diameter.dictionary import BASE_DICTIONARY, Dictionary, read_avps
     from eir.diameter.grammar import Grammar, read_grammar
-    from eir.diameter.message import Answer, Request
+    from eir.diameter.message import Answer, Reply, Request
     from eir.diameter.node import Node
-    from eir.diameter.servers import Servers
     from eir.errors import DiameterError, EirError
     from eir.peers.counts import Counts
     from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
@@ -35,10 +33,10 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "answer": {"Reply"}, "application": {"Application", "Command", "application_id_avp"},
-    "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "connect"},
-    "dictionary": {"BASE_DICTIONARY", "Dictionary", "read_avps"}, "grammar": {"Grammar", "read_grammar"}, "message": {"Answer", "Request"},
-    "node": {"Node"}, "servers": {"Servers"}, "eir.peers.counts": {"Counts"},
+    "application": {"Application", "Command", "application_id_avp"},
+    "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "Servers", "connect"},
+    "dictionary": {"BASE_DICTIONARY", "Dictionary", "read_avps"}, "grammar": {"Grammar", "read_grammar"}, "message": {"Answer", "Reply", "Request"},
+    "node": {"Node"}, "eir.peers.counts": {"Counts"},
     "eir.peers.settings": {"Identity", "Limits", "PeerSettings", "SctpSettings", "TlsSettings"},
 }  # fmt: skip
 

@@ -1,14 +1,17 @@
-"""A Diameter application, for the node that it is handed to: its commands, its AVPs, and the function that answers."""
+"""A Diameter application, for the node that it is handed to: its commands, its AVPs, and the function that answers.
+
+The base application is one, too: the commands that every Diameter node answers, by their grammars (RFC 6733 5.3 to 5.5, 6.11).
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from eir.diameter.answer import Reply
+from eir.diameter import dictionary as base
 from eir.diameter.avp import encode, encode_u32
 from eir.diameter.dictionary import AUTH_APPLICATION_ID, VENDOR_ID, VENDOR_SPECIFIC_APPLICATION_ID, Dictionary
-from eir.diameter.grammar import Grammar
-from eir.diameter.message import Request
+from eir.diameter.grammar import Grammar, read_grammar
+from eir.diameter.message import Reply, Request
 from eir.diameter.result import COMMAND_UNSUPPORTED
 from eir.errors import DiameterError
 from eir.peers.settings import Limits
@@ -100,3 +103,61 @@ def application_id_avp(application: Application) -> bytes:
     if not application.vendor:
         return own
     return encode(VENDOR_SPECIFIC_APPLICATION_ID, encode_u32(VENDOR_ID, application.vendor) + own)
+
+
+APPLICATION_IDS = read_grammar(
+    """
+      { Vendor-Id }
+      [ Auth-Application-Id ]
+      [ Acct-Application-Id ]
+    """,
+    base.BASE_DICTIONARY,
+    either=(base.AUTH_APPLICATION_ID, base.ACCT_APPLICATION_ID),
+)
+"""The inside of a Vendor-Specific-Application-Id in an application's commands: exactly one of the two ids (RFC 6733 6.11)."""
+
+CER = read_grammar(
+    """
+      { Origin-Host }
+      { Origin-Realm }
+   1* { Host-IP-Address }
+      { Vendor-Id }
+      { Product-Name }
+      [ Origin-State-Id ]
+    * [ Supported-Vendor-Id ]
+    * [ Auth-Application-Id ]
+    * [ Inband-Security-Id ]
+    * [ Acct-Application-Id ]
+    * [ Vendor-Specific-Application-Id ]    ; not looked into: whether anything is common is all that matters here
+      [ Firmware-Revision ]
+    * [ AVP ]
+    """,
+    base.BASE_DICTIONARY,
+)  # RFC 6733 5.3.1
+
+DWR = read_grammar(
+    """
+      { Origin-Host }
+      { Origin-Realm }
+      [ Origin-State-Id ]
+    * [ AVP ]
+    """,
+    base.BASE_DICTIONARY,
+)  # RFC 6733 5.5.1
+
+DPR = read_grammar(
+    """
+      { Origin-Host }
+      { Origin-Realm }
+      [ Disconnect-Cause ]    ; required by 5.4.1, but a peer that leaves goes, whatever it forgets to say
+    * [ AVP ]
+    """,
+    base.BASE_DICTIONARY,
+)  # RFC 6733 5.4.1
+
+BASE_COMMANDS = {
+    base.CAPABILITIES_EXCHANGE: Command("Capabilities-Exchange", CER),
+    base.DEVICE_WATCHDOG: Command("Device-Watchdog", DWR),
+    base.DISCONNECT_PEER: Command("Disconnect-Peer", DPR),
+}
+"""The commands of the base protocol, by command code."""

@@ -9,15 +9,12 @@ from typing import NamedTuple
 
 from eir.diameter import dictionary as avps
 from eir.diameter import result
-from eir.diameter.application import Application, application_id_avp
+from eir.diameter.application import CER, Application, application_id_avp
 from eir.diameter.avp import Avp, encode_address, encode_text, encode_u32, u32_or
-from eir.diameter.base import CER
-from eir.diameter.context import NodeContext
 from eir.diameter.message import Answer, Message, Request
-from eir.diameter.serve import check_grammar, check_header_bits
+from eir.diameter.serve import NodeContext, check_grammar, check_header_bits
 from eir.errors import DiameterError
-from eir.peers.addresses import holds, is_from
-from eir.peers.settings import APPLICATIONS, Identity, PeerSettings
+from eir.peers.settings import APPLICATIONS, Identity, PeerSettings, holds, is_from
 
 NO_INBAND_SECURITY = 0
 """Inband-Security-Id (RFC 6733 6.10)."""

@@ -5,10 +5,10 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Collection
 
-from eir.diameter import begin
 from eir.diameter.link import Link, Owner
 from eir.errors import EirError
 from eir.peers.settings import APPLICATIONS, PeerSettings, SctpSettings
+from eir.peers.transport import begin
 from eir.peers.transport.endpoint import TLS, endpoint
 
 CONNECT_TIMEOUT_S = 10.0

@@ -6,9 +6,8 @@ What the application's lane takes is answered by it, everything else goes to the
 from struct import Struct
 from typing import Protocol
 
-from eir.diameter.answer import result_label
 from eir.diameter.application import Lane, LaneTerms
-from eir.diameter.message import HEADER_BYTES, VERSION
+from eir.diameter.message import HEADER_BYTES, VERSION, result_label
 from eir.diameter.states import State
 from eir.diameter.traffic import Traffic
 from eir.peers.rate import NO_LIMITS, allowed

@@ -17,12 +17,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
 from eir.diameter.capabilities import IdentifyPeer
-from eir.diameter.context import NodeContext
-from eir.diameter.events import Closed, Event
-from eir.diameter.peer import Peer
+from eir.diameter.peer import Closed, Event, Peer
+from eir.diameter.serve import NodeContext
 from eir.diameter.states import State
-from eir.peers.addresses import source_address
-from eir.peers.settings import PeerSettings
+from eir.peers.settings import PeerSettings, source_address
 from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.stream import certificate_names, reset
 

@@ -14,29 +14,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from eir.diameter import begin
 from eir.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse, Yield
-from eir.diameter.answer import Reply
 from eir.diameter.application import Application
 from eir.diameter.capabilities import CEA_REFUSED, Capabilities, certificate_fits, find_peer, has_common, nearest_miss
-from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
 from eir.diameter.dialer import STAY_AWAY_S, Dialer
-from eir.diameter.events import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened
 from eir.diameter.link import Link
-from eir.diameter.peer import Peer
+from eir.diameter.message import Reply
+from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
 from eir.diameter.result import UNKNOWN_PEER
+from eir.diameter.serve import TOO_BUSY_REPLY, NodeContext
 from eir.diameter.states import State
 from eir.diameter.status import Failure, PeerStatus, newest, peer_rows
 from eir.diameter.watchdog import JITTER_S, WATCHDOG_LEAST_S
 from eir.errors import DiameterError, EirError, Report
-from eir.peers.addresses import may_connect
 from eir.peers.counts import Counts
 from eir.peers.gate import Gate
 from eir.peers.rate import Grants, RateLimits
-from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, setting_for
-from eir.peers.transport import stream
+from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, may_connect, setting_for
+from eir.peers.transport import begin, stream
+from eir.peers.transport.begin import Listener, open_listener
 from eir.peers.transport.endpoint import TLS, endpoint
-from eir.peers.transport.listen import Listener, open_listener
 from eir.peers.transport.tls import Tls
 
 AT_ONCE_S = 1.0

@@ -1,33 +1,85 @@
 """One connection with a peer, without I/O (RFC 6733 5): bytes in, events out, bytes out; time is an argument.
 
-`states` says what is done when, here stands how. May import all of this package but transport, node and client; knows no
-socket, no event loop, no clock and no log format.
+`states` says what is done when, here stands how. Events go to the owner, the node or a client. May import all of this package but
+transport, node and client; knows no socket, no event loop, no clock and no log format.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from struct import Struct
 from typing import ClassVar, NamedTuple
 
 from eir.diameter import watchdog
-from eir.diameter.answer import Reply
-from eir.diameter.application import Command
+from eir.diameter.application import DPR, DWR, Command
 from eir.diameter.avp import encode_u32
-from eir.diameter.base import DPR, DWR
 from eir.diameter.capabilities import Capabilities, IdentifyPeer, judge_cea, judge_cer, read_capabilities
-from eir.diameter.context import NodeContext
 from eir.diameter.dictionary import BASE, CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG, DISCONNECT_CAUSE, DISCONNECT_PEER
-from eir.diameter.events import Alive, Answered, Arrived, Closed, DisconnectCause, Event, Leaving, Opened
 from eir.diameter.framing import Framer
 from eir.diameter.grammar import Grammar
-from eir.diameter.message import HEADER_BYTES, P_FLAG, R_FLAG, Answer, Request, frame_fault
+from eir.diameter.message import HEADER_BYTES, P_FLAG, R_FLAG, Answer, Reply, Request, frame_fault
 from eir.diameter.result import SUCCESS, UNABLE_TO_COMPLY
-from eir.diameter.serve import check_grammar, check_header_bits, reply_to
+from eir.diameter.serve import NodeContext, check_grammar, check_header_bits, reply_to
 from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State
 from eir.diameter.traffic import CER_COMMAND, Traffic
 from eir.diameter.watchdog import Watchdog
 from eir.errors import DiameterError
 from eir.peers.rate import Limit
 from eir.peers.settings import PeerSettings
+
+
+class DisconnectCause(IntEnum):
+    """RFC 6733 5.4.3."""
+
+    REBOOTING = 0
+    BUSY = 1
+    DO_NOT_WANT_TO_TALK_TO_YOU = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A good CER came; the owner calls `admit` or `refuse`, now or later."""
+
+    capabilities: Capabilities
+    settings: PeerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The capabilities are exchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A DPR went one way or the other: the connection still answers, but the peer may open another in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The peer answered a DWR of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The answer to a request that was sent by `ask`."""
+
+    hop_by_hop: int
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The connection is over: write what is left, then close the transport."""
+
+    reason: str
+    detail: str
+    reset: bool
+    """Do not wait for anything: the peer's bytes make no sense."""
+    entry: str | None = None
+    """The entry of the peer table by which, or nearly, the peer was refused."""
+
+
+Event = Arrived | Opened | Leaving | Alive | Answered | Closed
 
 
 class _Occasion(NamedTuple):

@@ -1,18 +1,65 @@
-"""The treatment of a request: routing, rate, grammar, then the application (RFC 6733 6.1, 7). Knows no connection."""
+"""The treatment of a request: routing, rate, grammar, then the application (RFC 6733 6.1, 7). Knows no connection.
 
-from collections.abc import Sequence
+All requests of a node are treated in one context, with the names that a peer knows us by.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from eir.diameter import result
-from eir.diameter.answer import Reply
-from eir.diameter.application import Command
-from eir.diameter.avp import u32_or
-from eir.diameter.context import LocalNames, NodeContext
-from eir.diameter.dictionary import BASE, DESTINATION_HOST, DESTINATION_REALM, DRMP
+from eir.diameter.application import Application, Command
+from eir.diameter.avp import encode_text, u32_or
+from eir.diameter.dictionary import BASE, DESTINATION_HOST, DESTINATION_REALM, DRMP, ORIGIN_HOST, ORIGIN_REALM
 from eir.diameter.grammar import Grammar, check
-from eir.diameter.message import E_FLAG, Request
-from eir.errors import DiameterError
+from eir.diameter.message import E_FLAG, Reply, Request
+from eir.diameter.result import TOO_BUSY
+from eir.diameter.watchdog import WATCHDOG_LEAST_S
+from eir.errors import DiameterError, Report
+from eir.peers.counts import Counts
 from eir.peers.rate import DEFAULT_PRIORITY, Limit, refusing
-from eir.peers.settings import DESTINATION, UNKNOWN_M, PeerSettings
+from eir.peers.settings import DESTINATION, UNKNOWN_M, Identity, Limits, PeerSettings
+
+TOO_BUSY_REPLY = Reply(result_code=TOO_BUSY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeContext:
+    """The context that all connections of a node share."""
+
+    identity: Identity
+    limits: Limits
+    application: Application
+    counts: Counts
+    report: Report
+    overload: Reply = TOO_BUSY_REPLY
+    """The answer to a request past a rate limit. An object of its own, so that it is never mistaken for the
+    application's."""
+    jitter: Callable[[], float]
+    """Seconds of jitter for the watchdog, between -2 and 2."""
+    watchdog_least_s: float = WATCHDOG_LEAST_S
+
+
+class LocalNames(NamedTuple):
+    """The names that a peer knows us by, and all that it may call us."""
+
+    host: str
+    realm: str
+    origin: bytes
+    """Origin-Host and Origin-Realm, encoded."""
+    hosts: frozenset[bytes]
+    """Names of this node in lower case, for Destination-Host."""
+    realms: frozenset[bytes]
+    """Realms served, in lower case, for Destination-Realm."""
+
+
+def local_names(identity: Identity, host: str, realm: str) -> LocalNames:
+    """The node's names for a peer that is shown this host and realm."""
+    return LocalNames(
+        host, realm, encode_text(ORIGIN_HOST, host) + encode_text(ORIGIN_REALM, realm),
+        frozenset(name.lower().encode() for name in (host, identity.host, *identity.aliases)),
+        frozenset(name.lower().encode() for name in (realm, identity.realm, *identity.realms)),
+    )  # fmt: skip
 
 
 def check_header_bits(request: Request) -> None:

@@ -5,15 +5,22 @@ Knows no state of the connection; may import what peer may.
 
 from collections.abc import Mapping
 
-from eir.diameter.answer import Reply, encode_answer, error_answer, result_avp, result_label
-from eir.diameter.application import Command
+from eir.diameter.application import BASE_COMMANDS, Command
 from eir.diameter.avp import encode_u32
-from eir.diameter.base import BASE_COMMANDS
 from eir.diameter.capabilities import capability_avps
-from eir.diameter.context import LocalNames, NodeContext, local_names
 from eir.diameter.dictionary import BASE, CAPABILITIES_EXCHANGE, ORIGIN_STATE_ID
-from eir.diameter.message import R_FLAG, Message, encode_message
+from eir.diameter.message import (
+    R_FLAG,
+    Message,
+    Reply,
+    encode_answer,
+    encode_message,
+    error_answer,
+    result_avp,
+    result_label,
+)
 from eir.diameter.result import is_protocol_error
+from eir.diameter.serve import LocalNames, NodeContext, local_names
 from eir.errors import DiameterError, place_of
 from eir.peers.counts import OTHER
 from eir.peers.settings import PeerSettings, setting_for

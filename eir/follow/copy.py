@@ -4,24 +4,67 @@ It is kept level with what is in force, serves a start without the store, and is
 Both ways the pages are proved by the content digest as they pass. Of several nodes that write back, the second finds the work
 done: the store's writes are conditional on the generation. Only what is in force is written back: a copy that was not yet level
 when the store lost its data would bring an older list to life.
+
+Here is also what the copy and the follower share: the times by which they wait and try again, and how they stand back while work on
+a large list keeps a processor busy.
 """
 
 import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
-from eir.follow.heavy import Heavy, while_large
 from eir.follow.history import give_back
-from eir.follow.pauses import PAUSES, Pauses
 from eir.pages.pages import Page, amended_digest, digest_text
+from eir.record.clock import STORE_TIMEOUT_S
 from eir.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.stores.write import one_batch
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """Seconds; the defaults are a node's."""
+
+    wait_s: float = 1.0
+    """The states are read at least this often, whatever the store tells by itself."""
+    answer_s: float = STORE_TIMEOUT_S
+    """One answer of the store may take so long."""
+    retry_s: float = 1.0
+    """Before the store, or a copy, is tried again after a fault."""
+    unproved_s: float = 1.0
+    """Before a list that could not be taken over is read again; it doubles."""
+    unproved_max_s: float = 60.0
+    unreadable_s: float = 5.0
+    """Before a state that is damaged is read again: it may be long."""
+    full_s: float = 60.0
+    """Before a list for which the disk had no room is copied again: each try writes until it finds that."""
+
+
+PAUSES = Pauses()
+
+
+LARGE_ENTRIES = 100_000
+"""A list with as many takes long enough to be made that checks could wait for it."""
+
+Heavy = Callable[[], AbstractContextManager[None]]
+"""Is entered for the time of such work."""
+
+
+def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
+    """The context for work on these states of a list.
+
+    `often`: this is one of many changes, which together are as much work.
+    """
+    return (
+        heavy()
+        if often or any(state is not None and state.entries >= LARGE_ENTRIES for state in states)
+        else nullcontext()
+    )
 
 
 class Relation(Enum):

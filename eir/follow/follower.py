@@ -7,24 +7,55 @@ cannot be proved is not taken over, and what is in force stays so, as it does wh
 import asyncio
 import math
 import time
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext, suppress
 from functools import partial
 
 from eir.errors import Report, StoreChanged, StoreError
-from eir.follow.copy import CopyKeeper, Relation, relation
-from eir.follow.heavy import Heavy, while_large
-from eir.follow.pauses import PAUSES, Pauses
-from eir.follow.proof import PROOF_MASK, Proof
+from eir.follow.copy import PAUSES, CopyKeeper, Heavy, Pauses, Relation, relation, while_large
 from eir.images.chunks import Chunk
 from eir.images.image import Image
-from eir.images.imaging import chunks_of, image_with
+from eir.images.imaging import chunks_of, image_with, make
 from eir.images.index import DeviceList, Index
-from eir.images.making import make
 from eir.pages.pages import Page, digest_text
-from eir.record.patience import STOOD_STILL, in_time
+from eir.record.clock import STOOD_STILL, in_time
 from eir.record.store import NO_LIST, ListState, ListStore
+
+PROOF_MASK = (1 << 64) - 1
+
+
+class Proof:
+    """The mark of each page in memory, the low 64 bits of its digest: 16 bytes a page. They prove a list's next state.
+
+    A sum modulo 2^256 is also one modulo 2^64: with 64 bits of each page's digest an amended list is proved against its content
+    digest, although the pages as they were are no longer at hand.
+    """
+
+    __slots__ = ("_amended", "_marks", "_numbers")
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+        self._marks = array("Q")
+        self._amended: dict[int, int] = {}
+
+    def extend(self, pages: Sequence[Page], marks: Sequence[int]) -> None:
+        """The next pages of a list that is read whole; numbers ascend."""
+        self._numbers.extend([page.number for page in pages])
+        self._marks.extend(marks)
+
+    def __getitem__(self, number: int) -> int:
+        if (mark := self._amended.get(number)) is not None:
+            return mark
+        at = bisect_left(self._numbers, number)
+        return self._marks[at] if at < len(self._numbers) and self._numbers[at] == number else 0
+
+    def amend(self, pages: Sequence[Page]) -> None:
+        """Take over pages that came into force."""
+        self._amended.update((page.number, page.digest() & PROOF_MASK) for page in pages)
+
 
 REST_TIMES, REST_MAX_S = 10, 0.1
 """After taking over changes, the follower rests this many times as long as that took, up to the maximum (s). So changes

@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from eir.errors import GenerationConflict, Report, StoreError
-from eir.record.clock import TrustedClock
+from eir.record.clock import TrustedClock, in_time
 from eir.record.history import (
     FOLDS_MAX,
     appended,
@@ -23,7 +23,6 @@ from eir.record.history import (
     readable,
     record_digest,
 )  # fmt: skip
-from eir.record.patience import in_time
 from eir.record.settings import HistorySettings
 from eir.record.store import ACCEPTED, Event, Ledger, ListState, ListStore, Record, utc_text
 

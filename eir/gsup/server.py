@@ -1,22 +1,67 @@
-"""The clients of a worker that ask over GSUP: who each is, limits, what is counted."""
+"""CHECK-IMEI in a worker: from a request to ACK or NACK, and the clients that ask: who each is, limits, what is counted.
+
+What is answered about a device, eir.checks says. A phone whose MSC gets an error instead takes itself for illegal until it is switched
+off, so there is no error here: where the policy wants one (`error`), and for a fault of ours, it is an ACK. Synchronous from request to
+answer.
+"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from eir.checks.settings import Status
+from eir.checks.checker import Checker
+from eir.checks.question import Question
+from eir.checks.settings import Asks, NoDevice, Status, answers_of
 from eir.errors import Report, place_of
 from eir.gsup.hlr import State
 from eir.gsup.link import Link
-from eir.gsup.message import read_check_imei
-from eir.gsup.service import PROTOCOL, GsupService, is_permitted
+from eir.gsup.message import CheckImei, read_check_imei
 from eir.gsup.settings import GsupSettings
-from eir.peers.addresses import is_from
 from eir.peers.counts import Counts
 from eir.peers.rate import DEFAULT_PRIORITY, RateLimits, refusing
 from eir.peers.requester import Requester
 from eir.peers.server import Server
-from eir.peers.settings import Limits, PeerSettings
+from eir.peers.settings import Limits, PeerSettings, is_from
+
+PROTOCOL: Final = "gsup"
+"""Name of this protocol in metrics."""
+
+
+class GsupService:
+    """Answers CHECK-IMEIs by what the checker says."""
+
+    def __init__(self, checker: Checker) -> None:
+        self._checker = checker
+        self._answers: dict[str, dict[Status, Status]] = {}
+        self._unproven: frozenset[str] = frozenset()
+
+    def configure(self, peers: Iterable[Asks], unproven: Iterable[str]) -> None:
+        """Take over what some peers are answered instead of a status, and which of them, by label, ask before they know whose the SIM is."""
+        self._answers, self._unproven = answers_of(peers), frozenset(unproven)
+
+    def permits(self, asked: CheckImei, asks: Requester) -> bool:
+        """True if the device may pass; `asks`: who asks."""
+        verdict = self._checker.check(Question(
+            imei=asked.imei, imsi=asked.subscriber, origin_host=asks.host, protocol=PROTOCOL, peer=asks.label,
+            unproven=asks.label in self._unproven,
+        ))  # fmt: skip
+        if isinstance(verdict, NoDevice):
+            return True
+        status = verdict.status
+        if asks.label in self._answers:
+            status = self._answers[asks.label].get(status, status)
+        return is_permitted(status)
+
+    def permits_after_fault(self) -> bool:
+        """True if a device passes that a fault of ours kept from a check, as one with a malformed identifier does."""
+        verdict = self._checker.policy.unidentified[NoDevice.MALFORMED]
+        return isinstance(verdict, NoDevice) or is_permitted(verdict.status)
+
+
+def is_permitted(status: Status) -> bool:
+    """True if a status is answered by an ACK; only a device on the black list gets a NACK."""
+    return status is not Status.BLACKLISTED
+
 
 ACK, NACK, NOBODY = "ack", "nack", "none"
 """Names of answers in metrics; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""

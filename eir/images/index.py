@@ -11,7 +11,7 @@ from typing import ClassVar, cast
 
 from eir.device import SNR_KEYS
 from eir.images.image import Image
-from eir.images.making import tacs_bound
+from eir.images.imaging import tacs_bound
 from eir.record.settings import BOUND, DEVICES, TYPES
 from eir.record.store import ListState
 

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from eir.checks.captured import Captured, by_tshark
-from eir.checks.finding import NO_ANSWER
+from eir.checks.finding import NO_ANSWER, Captured, by_tshark
 from eir.map import checkimei as codec
 from eir.map.probe import REFUSED, finding_of
 from eir.ss7 import sccp, tcap
 from eir.ss7.ber import BerError
-from eir.ss7.pointcode import ITU, point_code_text
-from eir.ss7.sccp import SccpFault
+from eir.ss7.sccp import ITU, SccpFault, point_code_text
 from eir.ss7.tcap import TcapFault
 
 ARGUMENTS = (

@@ -26,8 +26,7 @@ from eir.ss7 import sccp, tcap
 from eir.ss7.asp import Association, State
 from eir.ss7.ber import BerError
 from eir.ss7.m3ua import Transfer
-from eir.ss7.pointcode import ITU
-from eir.ss7.sccp import SccpFault
+from eir.ss7.sccp import ITU, SccpFault
 from eir.ss7.tcap import Message, Outcome, TcapFault
 
 SSN_MSC = 8

@@ -16,19 +16,17 @@ from eir.errors import Report, place_of
 from eir.map.link import CARRIED, Link
 from eir.map.service import PROTOCOL, MapService, Reply
 from eir.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
-from eir.peers.addresses import is_from
 from eir.peers.counts import Counts
 from eir.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
 from eir.peers.requester import Requester
 from eir.peers.server import ENDED, Server
-from eir.peers.settings import Limits, PeerSettings, SctpSettings
+from eir.peers.settings import Limits, PeerSettings, SctpSettings, is_from
 from eir.peers.transport import sctp, stream
 from eir.peers.transport.endpoint import SCTP, endpoint
 from eir.ss7 import m3ua, sccp
 from eir.ss7.asp import Association, Happened, State
 from eir.ss7.m3ua import Transfer
-from eir.ss7.pointcode import point_code, point_code_text
-from eir.ss7.sccp import Address, Cause, SccpFault
+from eir.ss7.sccp import Address, Cause, SccpFault, point_code, point_code_text
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_MAX_S = 30.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from eir.ss7.pointcode import ITU, point_code
+from eir.ss7.sccp import ITU, point_code
 
 PORT: Final = 2905
 """M3UA (RFC 4666 9.2)."""

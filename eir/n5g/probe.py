@@ -17,11 +17,11 @@ from h2.exceptions import ProtocolError
 from eir.checks.finding import Finding, Probe
 from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
 from eir.errors import EirError
-from eir.n5g.bearer import authorization
-from eir.n5g.redirect import REDIRECTS
+from eir.n5g.nrf import REDIRECTS
 from eir.n5g.service import RESOURCE
 from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.stream import connected, fault_text
+from eir.web.denials import authorization
 from eir.web.http2_client import BODY_BYTES_MAX, GoAway, Incoming
 
 READ_BYTES = 65_536

@@ -7,36 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 from eir.checks.settings import Status, answers_of
 from eir.errors import Report, place_of
-from eir.n5g import problem as problems
+from eir.n5g import sbi
 from eir.n5g.link import Link
-from eir.n5g.problem import problem
-from eir.n5g.sbi import carried_back, priority_of
+from eir.n5g.sbi import carried_back, priority_of, problem
 from eir.n5g.service import PROTOCOL, STATUSES, N5gService, Reply
 from eir.n5g.settings import SERVICE
-from eir.peers.addresses import may_connect
 from eir.peers.counts import OTHER, Counts
 from eir.peers.rate import RateLimits, refusing
 from eir.peers.requester import Requester, requester
 from eir.peers.server import Server
-from eir.peers.settings import Limits, PeerSettings
+from eir.peers.settings import Limits, PeerSettings, may_connect
 from eir.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.web.http2 import Connection
 from eir.web.http2_limits import Http2Limits
-from eir.web.http2_message import Request, Response
-from eir.web.http2_shapes import Shapes
+from eir.web.http2_message import Request, Response, Shapes
 
 if TYPE_CHECKING:
     from eir.web.tokens import Tokens
 
-BY_LIMIT = {"rate_max": problems.PEER_CONGESTION, "rate_max_all": problems.CONGESTION}
+BY_LIMIT = {"rate_max": sbi.PEER_CONGESTION, "rate_max_all": sbi.CONGESTION}
 """Answers to requests above a limit: 429 for the peer's own, 503 for that of all together (TS 29.500 6.4)."""
 _TURNED_AWAY = {reason: problem(cause, "above a rate limit") for reason, cause in BY_LIMIT.items()}
-_FAULT = problem(problems.FAULT)
-_STRANGER = problem(problems.DENIALS[403], "no entry of the peer table takes this client")
+_FAULT = problem(sbi.FAULT)
+_STRANGER = problem(sbi.DENIALS[403], "no entry of the peer table takes this client")
 _DENIALS = {
     reason: Reply(
-        problem(problems.PEER_CONGESTION, denied.detail) if denied.status == TOO_MANY_REQUESTS
-        else problem(problems.DENIALS[denied.status], denied.detail, headers=((b"www-authenticate", denied.challenge.encode()),)),
+        problem(sbi.PEER_CONGESTION, denied.detail) if denied.status == TOO_MANY_REQUESTS
+        else problem(sbi.DENIALS[denied.status], denied.detail, headers=((b"www-authenticate", denied.challenge.encode()),)),
         f"{denied.status}:{reason}",
     )
     for reason, denied in denials(SERVICE).items()
@@ -121,7 +118,7 @@ class N5gServer(Server[Link]):
     def respond(self, link: Link, request: Request) -> Response:
         """Answer a request, within the limits."""
         if link.settings is None:
-            self.responses[OTHER, problems.DENIALS[403].result] += 1
+            self.responses[OTHER, sbi.DENIALS[403].result] += 1
             self.loop.call_soon(link.leave)
             return carried_back(request.headers, _STRANGER)
         label = link.requester.label
@@ -142,7 +139,7 @@ class N5gServer(Server[Link]):
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
             self.errors["internal"] += 1
             self.report("fault", peer=label, reason="internal", level="error", detail=place_of(e))
-            response, result = _FAULT, problems.FAULT.result
+            response, result = _FAULT, sbi.FAULT.result
         self.responses[label, result] += 1
         return carried_back(request.headers, response)
 

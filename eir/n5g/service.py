@@ -12,9 +12,8 @@ from urllib.parse import unquote_to_bytes
 from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Status
-from eir.n5g import problem as problems
 from eir.n5g import sbi
-from eir.n5g.problem import Cause, problem
+from eir.n5g.sbi import Cause, problem
 from eir.peers.requester import Requester
 from eir.web.http2_message import HEADERS_TOO_LARGE, Request, Response
 
@@ -47,8 +46,8 @@ STATUSES: dict[Status, Response] = {
     if status != Status.UNKNOWN
 }
 """The response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
-STATUSES[Status.UNKNOWN] = problem(problems.EQUIPMENT_UNKNOWN, "The PEI is not known")
-_RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: problems.EQUIPMENT_UNKNOWN.result}
+STATUSES[Status.UNKNOWN] = problem(sbi.EQUIPMENT_UNKNOWN, "The PEI is not known")
+_RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: sbi.EQUIPMENT_UNKNOWN.result}
 
 
 class Reply(NamedTuple):
@@ -96,7 +95,7 @@ class N5gService:
     def _status(self, question: Question) -> Reply:
         verdict = self._checker.check(question)
         if isinstance(verdict, NoDevice):
-            raise Refused(problems.PEI_INCORRECT, "it names no device (policy.bad_identity: error)", "pei")
+            raise Refused(sbi.PEI_INCORRECT, "it names no device (policy.bad_identity: error)", "pei")
         status = verdict.status
         if question.peer in self._replies:
             status = self._replies[question.peer].get(status, status)
@@ -113,7 +112,7 @@ def question_of(request: Request, asks: Requester, now: float | None = None) -> 
     found = parameters(request.path.partition(b"?")[2])
     _check_parameters(found)
     if sbi.is_too_late(request.headers, time.time() if now is None else now):
-        raise Refused(problems.TIMED_OUT, "3gpp-Sbi-Max-Rsp-Time is over")
+        raise Refused(sbi.TIMED_OUT, "3gpp-Sbi-Max-Rsp-Time is over")
     supi = found.get("supi", [""])[0]
     return question_about(found["pei"][0], supi.removeprefix("imsi-") if supi.startswith("imsi-") else "", asks)
 
@@ -121,38 +120,36 @@ def question_of(request: Request, asks: Requester, now: float | None = None) -> 
 def _check_resource(request: Request) -> None:
     path = request.path.partition(b"?")[0]
     if len(request.path) > URI_BYTES_MAX:
-        raise Refused(problems.URI_TOO_LONG, f"more than {URI_BYTES_MAX} bytes")
+        raise Refused(sbi.URI_TOO_LONG, f"more than {URI_BYTES_MAX} bytes")
     if request.fault is not None:
         raise Refused(
-            problems.HEADERS_TOO_LARGE if request.fault == HEADERS_TOO_LARGE else problems.BODY_TOO_LARGE,
+            sbi.HEADERS_TOO_LARGE if request.fault == HEADERS_TOO_LARGE else sbi.BODY_TOO_LARGE,
             "more than is taken here",
         )
     if path != RESOURCE:
         if _OF_AN_API.match(path) and not path.startswith(b"/n5g-eir-eic/v1/"):
-            raise Refused(problems.INVALID_API, "n5g-eir-eic in version v1 is what is here")
-        raise Refused(problems.NOT_HERE, f"what is here is {RESOURCE.decode()}")
+            raise Refused(sbi.INVALID_API, "n5g-eir-eic in version v1 is what is here")
+        raise Refused(sbi.NOT_HERE, f"what is here is {RESOURCE.decode()}")
     if request.method != "GET":
-        raise Refused(problems.NOT_ALLOWED, "GET only")
+        raise Refused(sbi.NOT_ALLOWED, "GET only")
     if not sbi.accepts_json(request.headers.get(b"accept", b"")):
-        raise Refused(problems.NOT_ACCEPTABLE, "what there is, is application/json")
+        raise Refused(sbi.NOT_ACCEPTABLE, "what there is, is application/json")
 
 
 def _check_parameters(found: dict[str, list[str]]) -> None:
     if "pei" not in found:
-        raise Refused(problems.PEI_MISSING, "it is missing", "pei")
+        raise Refused(sbi.PEI_MISSING, "it is missing", "pei")
     for name, form in _FORMS.items():
         for value in found.get(name, ())[:2]:
             if form.fullmatch(value) is None or len(found[name]) > 1:
-                raise Refused(problems.OPTIONAL_INCORRECT, "it is not of the form that TS 29.571 gives", name)
+                raise Refused(sbi.OPTIONAL_INCORRECT, "it is not of the form that TS 29.571 gives", name)
     pei = found["pei"]
     if (
         len(pei) > 1
         or not pei[0]
         or (_KNOWN_FORM.match(pei[0]) and not (_IMEI.fullmatch(pei[0]) or _OTHER.fullmatch(pei[0])))
     ):
-        raise Refused(
-            problems.PEI_INCORRECT, "expected one of imei- and 15 digits, imeisv- and 16, mac- or eui-", "pei"
-        )
+        raise Refused(sbi.PEI_INCORRECT, "expected one of imei- and 15 digits, imeisv- and 16, mac- or eui-", "pei")
 
 
 def question_about(pei: str, imsi: str, asks: Requester) -> Question:
@@ -181,7 +178,7 @@ def parameters(query: bytes) -> dict[str, list[str]]:
         except UnicodeDecodeError:
             known = unquote_to_bytes(name).decode("latin-1")
             if known == "pei":
-                raise Refused(problems.PEI_INCORRECT, "it is not UTF-8", "pei") from None
+                raise Refused(sbi.PEI_INCORRECT, "it is not UTF-8", "pei") from None
             if known in _FORMS:
-                raise Refused(problems.OPTIONAL_INCORRECT, "it is not UTF-8", known) from None
+                raise Refused(sbi.OPTIONAL_INCORRECT, "it is not UTF-8", known) from None
     return found

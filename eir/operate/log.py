@@ -1,12 +1,15 @@
-"""Structured logs: one line an event, `key=value` pairs, limited in rate. Imports nothing of ours but device.
+"""Structured logs: one line an event, `key=value` pairs, limited in rate. Imports nothing of ours but device and errors.
 
 Parts are handed `Log.report` and know nothing else of logging. A line for each refused message could fill a disk as fast as
 a peer can send, so lines are limited for each (event, peer, reason, list, entry); what was left out is counted on the next line. Checks
-that end in `whitelisted` leave no line; the others are folded into one line for each status, list, rule and peer.
+that end in `whitelisted` leave no line; the others are folded into one line for each status, list, rule and peer. Faults of the event
+loop become such lines, and the service manager that started a node is told how it is.
 """
 
+import asyncio
 import os
 import queue
+import socket
 import sys
 import threading
 from collections import Counter
@@ -14,9 +17,33 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from eir.device import MCC_MNC_DIGITS, short
-from eir.operate.service import is_journal
+from eir.errors import Report, place_of
+
+NOTIFY_SOCKET, JOURNAL_STREAM = "NOTIFY_SOCKET", "JOURNAL_STREAM"
+READY, ENDING = "READY=1", "STOPPING=1"
+
+
+def tell_service(*lines: str) -> None:
+    """Send lines such as `READY=1` to the service manager, if there is one that waits for them."""
+    address = os.environ.get(NOTIFY_SOCKET)
+    if address:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+            link.connect(
+                f"\0{address[1:]}" if address.startswith("@") else address
+            )  # @: in the abstract namespace, unix(7)
+            link.send("\n".join(lines).encode())
+
+
+def is_journal() -> bool:
+    """True if standard error is the journal's, which gives each line a time (systemd.exec(5), JOURNAL_STREAM)."""
+    with suppress(OSError, ValueError):
+        found = os.fstat(sys.stderr.fileno())
+        return os.environ.get(JOURNAL_STREAM) == f"{found.st_dev}:{found.st_ino}"
+    return False
+
 
 BURST = 5
 """Lines of one kind that go out at once."""
@@ -230,3 +257,24 @@ def _write(descriptor: int, line: str) -> None:
     with suppress(OSError):  # nobody can read it any more
         while left:
             left = left[os.write(descriptor, left) :]
+
+
+def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
+    """Return what reports a fault of ours in a call of another process (Channel.serve). `who`: as the log names it."""
+    return lambda what, fault: report("fault", reason=what, level="error", detail=place_of(fault), **who)
+
+
+def report_faults(report: Report) -> None:
+    """Have the running loop report faults by `report`: event `fault`, with the place in the code.
+
+    Errors while a connection is closing are reported at debug level: the stores' TLS connections fail so when a node
+    ends.
+    """
+
+    def handle(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        fault = context.get("exception")
+        going = "transport" in context and isinstance(fault, OSError | RuntimeError)
+        detail = context["message"] if fault is None else f"{context['message']}: {place_of(fault)}"
+        report("fault", reason="loop", level="debug" if going else "error", detail=detail)
+
+    asyncio.get_running_loop().set_exception_handler(handle)

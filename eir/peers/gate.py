@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Generic, Protocol, TypeVar
 
-from eir.peers.addresses import may_connect
-from eir.peers.settings import Limits, PeerSettings
+from eir.peers.settings import Limits, PeerSettings, may_connect
 
 NETWORK_BITS = {4: 24, 6: 64}
 """Bits of an address that name its source network, by IP version."""

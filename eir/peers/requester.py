@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from eir.peers.addresses import holds, is_from
-from eir.peers.settings import PeerSettings
+from eir.peers.settings import PeerSettings, holds, is_from
 
 CORE = "5gc.mnc"
 """The beginning of the domain of an operator's 5G core (TS 23.003 28.2)."""

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from eir.errors import ReleaseRefused
+from eir.pages.content import has_pairs
 from eir.pages.pages import Page
-from eir.pages.pairs import has_pairs
 from eir.pages.roaring import decode_keys
 from eir.record.reasons import OTHER_REASON, REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.record.settings import KINDS, Layout, is_list_name

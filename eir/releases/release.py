@@ -20,8 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 from eir.errors import ReleaseRefused
 from eir.record.settings import DEVICES, Layout, ListSettings, is_list_name
 from eir.record.store import utc_text
-from eir.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, nearest
-from eir.releases.persons import distinct_signers
+from eir.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, distinct_signers, nearest
 from eir.rows.delivered import open_folder, read_small
 
 Value = TypeVar("Value")

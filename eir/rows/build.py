@@ -13,9 +13,23 @@ from numpy.typing import NDArray
 
 from eir.device import MEID_BASE, ODD_BASE
 from eir.errors import ReleaseRefused
-from eir.pages.content import Content, Keys, ReasonIndexes, Seconds, decode, encode, endless, extras, split
+from eir.pages.content import (
+    SLAB_PAIRS,
+    Content,
+    Keys,
+    PairRows,
+    ReasonIndexes,
+    Seconds,
+    amended_pairs,
+    decode,
+    encode,
+    endless,
+    extras,
+    has_pairs,
+    pair_pages,
+    split,
+)
 from eir.pages.pages import PAGE_KEYS, Page, TacEntry, amended_digest
-from eir.pages.pairs import SLAB_PAIRS, PairRows, amended_pairs, has_pairs, pair_pages
 from eir.pages.roaring import decode_keys, encode_many, is_fresh
 from eir.rows.turnover import differences
 

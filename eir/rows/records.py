@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from eir.errors import ReleaseRefused
 from eir.record.settings import Layout, Record
 from eir.rows.delivered import LINE_BYTES_MAX
-from eir.rows.device_check import rows_of
-from eir.rows.layout import BOM, USUAL_DATES, until_seconds
+from eir.rows.layout import BOM, USUAL_DATES, rows_of, until_seconds
 
 UTF_8 = "utf-8"
 

@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterable
 
 from pyroaring import BitMap
 
-from eir.pages.content import decode
+from eir.pages.content import decode, decode_pairs, has_pairs
 from eir.pages.pages import PAGE_KEYS, Page, TacEntry, decode_sections
-from eir.pages.pairs import decode_pairs, has_pairs
 from eir.pages.roaring import decode_keys
 from eir.record.settings import SUBSCRIBERS, ListSettings
 

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from eir.checks.trace import Tracer
-from eir.diameter.answer import result_label
 from eir.diameter.application import Application, Command, LaneFactory
-from eir.diameter.message import Answer, Request
+from eir.diameter.message import Answer, Request, result_label
 from eir.s13 import dictionary as s13
 from eir.s13.grammar import ECR
 from eir.s13.service import S13Service, question_of

@@ -10,8 +10,7 @@ from struct import pack
 from typing import IO, TypeAlias
 from xml.etree import ElementTree as ET
 
-from eir.checks.captured import Captured, by_tshark
-from eir.checks.finding import NO_ANSWER
+from eir.checks.finding import NO_ANSWER, Captured, by_tshark
 from eir.diameter.dictionary import CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG
 from eir.diameter.result import SUCCESS
 from eir.s13.dictionary import ERROR_EQUIPMENT_UNKNOWN, ME_IDENTITY_CHECK

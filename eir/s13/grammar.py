@@ -1,6 +1,6 @@
 """The grammar of an ECR as TS 29.272 7.2.19 writes it; where it is wider, the reason stands at the line."""
 
-from eir.diameter.base import APPLICATION_IDS
+from eir.diameter.application import APPLICATION_IDS
 from eir.diameter.dictionary import VENDOR_SPECIFIC_APPLICATION_ID
 from eir.diameter.grammar import read_grammar
 from eir.s13.dictionary import DICTIONARY, TERMINAL_INFORMATION

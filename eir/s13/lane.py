@@ -9,15 +9,13 @@ from struct import pack
 from typing import Final
 
 from eir.checks.checker import IDENTIFIER_MAX, Checker
-from eir.checks.policy import Verdict
+from eir.checks.policy import TEXTS, SightingKind, Verdict
 from eir.checks.program import LISTS_MAX, STATUSES, VERDICTS_MAX, WORD_BYTES, Asked, Field, Program, names_in_words
 from eir.checks.settings import Status
-from eir.checks.sighting import TEXTS, SightingKind
 from eir.checks.trace import NOBODY, Sought
 from eir.device import IMSI_LENGTHS, KEY_DIGITS, SNR_KEYS
-from eir.diameter.answer import Reply, result_avp, result_label
 from eir.diameter.application import LaneTerms
-from eir.diameter.message import E_FLAG
+from eir.diameter.message import E_FLAG, Reply, result_avp, result_label
 from eir.diameter.result import is_protocol_error
 from eir.peers.settings import DESTINATION, UNKNOWN_M
 from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS

@@ -17,7 +17,7 @@ from eir.diameter.client import SERVER, Client, connect
 from eir.diameter.message import Answer
 from eir.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
 from eir.errors import EirError
-from eir.peers.addresses import holds
+from eir.peers.settings import holds
 from eir.peers.transport.endpoint import TCP
 from eir.s13 import dictionary as s13
 from eir.s13.application import S13

@@ -10,10 +10,9 @@ from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Status, answers_of
 from eir.device import KEY_DIGITS
-from eir.diameter.answer import Reply
 from eir.diameter.avp import Avp, encode, encode_text, encode_u32
 from eir.diameter.dictionary import USER_NAME
-from eir.diameter.message import Request
+from eir.diameter.message import Reply, Request
 from eir.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
 from eir.errors import DiameterError
 from eir.peers.settings import PeerSettings

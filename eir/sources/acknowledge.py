@@ -21,8 +21,8 @@ from eir.changes.audit import Listed
 from eir.errors import EirError, ReleaseRefused
 from eir.record.settings import ListSettings, is_list_name
 from eir.record.store import utc_text
+from eir.releases.openssh import document_in, signed
 from eir.releases.release import SERIAL_MAX, member, parse_manifest, verify_release
-from eir.releases.signed import document_in, signed
 from eir.rows.delivered import open_folder, read_small
 from eir.sources.folder import AHEAD_MAX, Index, Offer, is_digest, steps
 from eir.sources.folder_writer import Contents, index_in
@@ -30,7 +30,7 @@ from eir.sources.folder_writer import Contents, index_in
 FORMAT, NAMESPACE = "eir-acknowledgement/1", "eir-acknowledgement"
 KEY = "acknowledgement.key"
 """A file in the state folder; made when it is first needed."""
-ROOM, ENDS, NODES = "acknowledgements", ".ack", "nodes"
+ACKNOWLEDGED, ENDS, NODES = "acknowledgements", ".ack", "nodes"
 """In a publisher's folder: the folder of acknowledgements, the end of their names, and the file with the nodes' public
 keys."""
 BYTES_MAX = 1 << 16
@@ -156,7 +156,7 @@ def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | N
         ) from None
     newest: dict[str, Acknowledgement] = {}
     unproven: dict[str, str] = {}
-    for file in sorted((folder / ROOM).glob(f"*{ENDS}")):
+    for file in sorted((folder / ACKNOWLEDGED).glob(f"*{ENDS}")):
         node = file.name.removesuffix(f".{index.list}{ENDS}")
         try:
             found = read(_content(file), file.name, keys, now)

@@ -13,10 +13,10 @@ from eir.errors import Report
 from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
 from eir.rows.layout import tac_key
 from eir.sources.feed_rows import Refused, Row, read_row
-from eir.sources.feed_settings import SCOPE, TAC_ROLES, FeedSettings
 from eir.sources.feed_users import TOO_MANY, Users
 from eir.sources.feed_writer import FeedWriter
 from eir.sources.msisdn import NO_NUMBERS, Numbers
+from eir.sources.settings import FEED_SCOPE, TAC_ROLES, FeedSettings
 from eir.web.denials import TOO_MANY_REQUESTS, denials
 from eir.web.http1 import Request, Response
 from eir.web.http1_server import Answer
@@ -33,7 +33,7 @@ FILES: Final = "files"
 """Reason for refusing everything: neither users nor the keys of tokens could be read."""
 RETRY_AFTER_S: Final = 5
 STATUSES: Final = {"no_password": 401, "wrong_password": 401, TOO_MANY: TOO_MANY_REQUESTS}
-CHALLENGE: Final = ("WWW-Authenticate", f'Basic realm="{SCOPE}", charset="UTF-8"')
+CHALLENGE: Final = ("WWW-Authenticate", f'Basic realm="{FEED_SCOPE}", charset="UTF-8"')
 SAID: Final = {
     "no_password": "a user and a password are needed", "wrong_password": "the user or the password is wrong",
     TOO_MANY: "too many wrong passwords from this address",
@@ -164,11 +164,11 @@ class Feed:
                 headers.append(
                     (
                         "WWW-Authenticate",
-                        denials(SCOPE)[why.reason if why.reason in denials(SCOPE) else "no_token"].challenge,
+                        denials(FEED_SCOPE)[why.reason if why.reason in denials(FEED_SCOPE) else "no_token"].challenge,
                     )
                 )
         if why.status == 403:
-            headers.append(("WWW-Authenticate", denials(SCOPE)["scope"].challenge))
+            headers.append(("WWW-Authenticate", denials(FEED_SCOPE)["scope"].challenge))
         if why.status == 405:
             headers.append(("Allow", "POST, DELETE"))
         if why.status in {503, TOO_MANY_REQUESTS}:

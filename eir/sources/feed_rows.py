@@ -14,8 +14,8 @@ from eir.changes.local import ADD, REMOVE
 from eir.device import device_key, imsi_key
 from eir.errors import IdentifierError
 from eir.rows.layout import tac_key
-from eir.sources.feed_settings import TAC_ROLES
 from eir.sources.msisdn import number_key
+from eir.sources.settings import TAC_ROLES
 
 ROOT: Final = "eir"
 NULL: Final = "NULL"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from eir.errors import EirError
-from eir.web.http2_calm import Allowance, Purse
+from eir.web.http2_limits import Allowance, Purse
 
 N, R, P = 1 << 14, 8, 1
 """16 MB and about 50 ms for one password."""

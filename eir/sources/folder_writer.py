@@ -26,9 +26,9 @@ from eir.errors import EirError, ReleaseRefused
 from eir.pages.pages import Page
 from eir.record.settings import DEVICES, Layout, ListSettings
 from eir.record.store import ListState, utc_text
+from eir.releases.openssh import BEGINS, signed
 from eir.releases.publish import Published, publish
 from eir.releases.release import Release, parse_manifest, signature_names
-from eir.releases.signed import BEGINS, signed
 from eir.rows.export import export
 from eir.sources.folder import AHEAD_MAX, INDEX, Index, Offer, in_order, read, steps, without, written
 from eir.stores.sqlite import SqliteStore

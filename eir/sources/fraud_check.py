@@ -1,25 +1,132 @@
 """IMEI Fraud Check (CAMARA): from a request to its answer. Who asks shows an access token of the operator's gateway.
 
-What the lists say of a device is a callable that it is handed. Imports eir.web and eir.sources.
+The interface is data: its path, its words, its errors, and the OpenAPI document that is served of it. What the lists say of a device is
+a callable that it is handed. Imports eir.web and eir.sources.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from eir.errors import Report, StoreError, place_of
-from eir.sources import fraud_api as api
-from eir.sources.fraud_settings import SCOPE, FraudSettings
+from eir.sources.settings import FRAUD_SCOPE, FraudSettings
 from eir.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.web.http1 import Request, Response
 from eir.web.http1_server import Answer
-from eir.web.http2_calm import Allowance, Purse
+from eir.web.http2_limits import Allowance, Purse
 
 if TYPE_CHECKING:
     from eir.web.tokens import Tokens
+
+BASE: Final = "/imei-fraud-check/vwip"
+PATH: Final = f"{BASE}/check-status"
+DOCUMENT_PATH: Final = f"{BASE}/openapi.json"
+CORRELATOR: Final = "x-correlator"
+CORRELATOR_FORM: Final = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
+IMEI_FORM: Final = r"^[0-9]{15}$"
+
+PROHIBITED, ALLOWED, TRACKED, UNKNOWN = "prohibited", "allowed", "tracked", "unknown"
+"""The states of a device; of several lists that have it, the word that stands first here counts."""
+BLACKLISTED: Final = "blacklisted"
+REASONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "stolen": ("stolen", "theft", "robbery"), "lost": ("lost",), "non-payment": ("non-payment", "nonpayment", "unpaid", "debt"),
+    "fraud": ("fraud", "tamper", "clone"), "regulatory": ("regulat", "customs", "tax", "type approval", "unregistered"), "blocked": ("block",),
+    BLACKLISTED: (),
+}  # fmt: skip
+"""Reasons for a prohibition, and the words in a list's reason that mean them. The first that fits counts, else
+BLACKLISTED."""
+
+
+class Fault(NamedTuple):
+    """An error."""
+
+    status: int
+    code: str
+    message: str
+
+
+FAULTS: Final = {
+    "argument": Fault(400, "INVALID_ARGUMENT", "Client specified an invalid argument, request body or query param."),
+    "unauthenticated": Fault(
+        401, "UNAUTHENTICATED", "Request not authenticated due to missing, invalid, or expired credentials."
+    ),
+    "denied": Fault(403, "PERMISSION_DENIED", "Client does not have sufficient permissions to perform this action."),
+    "path": Fault(404, "NOT_FOUND", "The specified resource is not found."),
+    "method": Fault(405, "METHOD_NOT_ALLOWED", "The requested method is not allowed on this resource."),
+    "body": Fault(413, "PAYLOAD_TOO_LARGE", "The request is larger than this server takes."),
+    "media": Fault(415, "UNSUPPORTED_MEDIA_TYPE", "The server takes application/json."),
+    "rate": Fault(429, "TOO_MANY_REQUESTS", "Rate limit reached."),
+    "internal": Fault(500, "INTERNAL", "Unknown server error."),
+    "store": Fault(503, "UNAVAILABLE", "Service Unavailable."),
+}
+"""The faults, by our words for them."""
+
+
+def reason_word(text: str | None) -> str:
+    """The word for the reason that a list gives."""
+    said = (text or "").casefold()
+    return next((word for word, parts in REASONS.items() if any(part in said for part in parts)), BLACKLISTED)
+
+
+def _error(*names: str) -> dict[str, Any]:
+    faults = [FAULTS[name] for name in names]
+    schema = {
+        "type": "object", "required": ["status", "code", "message"],
+        "properties": {
+            "status": {"type": "integer", "enum": [fault.status for fault in faults]}, "code": {"type": "string", "enum": [fault.code for fault in faults]},
+            "message": {"type": "string"},
+        },
+    }  # fmt: skip
+    headers = {CORRELATOR: {"schema": {"type": "string", "pattern": CORRELATOR_FORM}}}
+    return {"description": faults[0].message, "headers": headers, "content": {"application/json": {"schema": schema}}}
+
+
+_ANSWER: Final = {
+    "type": "object", "required": ["imei", "operationalStatus", "lastChecked"],
+    "properties": {
+        "imei": {"type": "string", "pattern": IMEI_FORM},
+        "operationalStatus": {"type": "string", "enum": [ALLOWED, PROHIBITED, TRACKED, UNKNOWN]},
+        "lastChecked": {"type": "string", "format": "date-time", "description": "When the lists were looked into."},
+        "prohibitedReason": {"type": "string", "enum": list(REASONS), "description": "Where operationalStatus is prohibited."},
+    },
+}  # fmt: skip
+
+DOCUMENT: Final[Mapping[str, Any]] = {
+    "openapi": "3.0.3",
+    "info": {
+        "title": "IMEI Fraud Check", "version": "wip",
+        "description": "Whether a device is in a list of this network's equipment identity register. A device that is in several lists is prohibited before it is allowed, and allowed before it is tracked.",
+    },
+    "servers": [{"url": BASE}],
+    "paths": {
+        "/check-status": {
+            "post": {
+                "operationId": "checkStatus", "summary": "What a device is",
+                "security": [{"openId": [FRAUD_SCOPE]}],
+                "parameters": [{"name": CORRELATOR, "in": "header", "required": False, "schema": {"type": "string", "pattern": CORRELATOR_FORM}}],
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {
+                        "type": "object", "required": ["imei"], "properties": {"imei": {"type": "string", "pattern": IMEI_FORM}},
+                    }}},
+                },
+                "responses": {
+                    "200": {
+                        "description": "What the lists say.",
+                        "headers": {CORRELATOR: {"schema": {"type": "string", "pattern": CORRELATOR_FORM}}},
+                        "content": {"application/json": {"schema": _ANSWER}},
+                    },
+                    **{str(FAULTS[name].status): _error(name) for name in ("argument", "unauthenticated", "denied", "path", "body", "media", "rate", "internal", "store")},
+                },
+            },
+        },
+    },
+    "components": {"securitySchemes": {"openId": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
+}  # fmt: skip
+"""The document that is served."""
 
 JSON: Final = "application/json"
 NOBODY: Final = "-"
@@ -27,8 +134,8 @@ CLIENTS_MAX: Final = 1000
 """Clients whose rates are known; for a further one the one that came first is forgotten."""
 LABELS_MAX: Final = 100
 """Clients that metrics tell apart; more are `other`."""
-_CORRELATOR, _IMEI = re.compile(api.CORRELATOR_FORM, re.ASCII), re.compile(api.IMEI_FORM, re.ASCII)
-_DOCUMENT: Final = Response(200, JSON, json.dumps(api.DOCUMENT).encode())
+_CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_FORM, re.ASCII)
+_DOCUMENT: Final = Response(200, JSON, json.dumps(DOCUMENT).encode())
 
 
 class Found(NamedTuple):
@@ -69,18 +176,18 @@ class FraudCheck:
 
     def respond(self, request: Request) -> Answer:
         """The answer to a request."""
-        if request.path == api.DOCUMENT_PATH and request.method in {"GET", "HEAD"}:
+        if request.path == DOCUMENT_PATH and request.method in {"GET", "HEAD"}:
             return _DOCUMENT
         return self._answered(request)
 
     async def _answered(self, request: Request) -> Response:
-        client, correlator = NOBODY, request.headers.get(api.CORRELATOR, "")
-        headers = ((api.CORRELATOR, correlator),) if correlator and _CORRELATOR.fullmatch(correlator) else ()
+        client, correlator = NOBODY, request.headers.get(CORRELATOR, "")
+        headers = ((CORRELATOR, correlator),) if correlator and _CORRELATOR.fullmatch(correlator) else ()
         try:
             client = self._client(request)
             self._hold(client)
             if correlator and not headers:
-                raise _Refused("argument", f"{api.CORRELATOR} is not of the form {api.CORRELATOR_FORM}")  # noqa: TRY301 - as what is below raises
+                raise _Refused("argument", f"{CORRELATOR} is not of the form {CORRELATOR_FORM}")  # noqa: TRY301 - as what is below raises
             imei = _imei(request)
             found = await self._look(imei)
         except _Refused as e:
@@ -97,8 +204,8 @@ class FraudCheck:
             "operationalStatus": found.word,
             "lastChecked": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
-        if found.word == api.PROHIBITED:
-            document["prohibitedReason"] = api.reason_word(found.reason)
+        if found.word == PROHIBITED:
+            document["prohibitedReason"] = reason_word(found.reason)
         return Response(200, JSON, json.dumps(document).encode(), headers)
 
     def _client(self, request: Request) -> str:
@@ -108,7 +215,9 @@ class FraudCheck:
         """
         authorization = request.headers.get("authorization")
         if self.tokens is None:
-            raise _Refused("unauthenticated", headers=(("WWW-Authenticate", denials(SCOPE)["no_token"].challenge),))
+            raise _Refused(
+                "unauthenticated", headers=(("WWW-Authenticate", denials(FRAUD_SCOPE)["no_token"].challenge),)
+            )
         said = self.tokens.subject(
             None if authorization is None else authorization.encode("latin-1", "replace"), request.address
         )
@@ -137,7 +246,7 @@ class FraudCheck:
             raise _Refused("rate", headers=(("Retry-After", "1"),))
 
     def _refused(self, why: _Refused, client: str, headers: tuple[tuple[str, str], ...], address: str) -> Response:
-        fault = api.FAULTS[why.what]
+        fault = FAULTS[why.what]
         self.answers[self._label(client), str(fault.status)] += 1
         if why.what == "rate":
             self._report(
@@ -159,7 +268,7 @@ class FraudCheck:
 
 def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """The answer for a fault of fraud_api.FAULTS."""
-    fault = api.FAULTS[what]
+    fault = FAULTS[what]
     document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
     return Response(fault.status, JSON, json.dumps(document).encode(), headers)
 
@@ -171,7 +280,7 @@ def no_request(status: int) -> Response:
 
 def _imei(request: Request) -> str:
     """The IMEI of a request. Raises _Refused."""
-    if request.path != api.PATH:
+    if request.path != PATH:
         raise _Refused("path")
     if request.method != "POST":
         raise _Refused("method", headers=(("Allow", "POST"),))

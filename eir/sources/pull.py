@@ -23,9 +23,8 @@ from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.inbox.inbox import KILLED, OURS, PATIENT, UNRECORDED
 from eir.record.settings import ListSettings, Source
 from eir.record.store import NO_LIST, ListState, ListStore, Mark
-from eir.releases.openssh import SIGNATURE_BYTES_MAX
+from eir.releases.openssh import SIGNATURE_BYTES_MAX, document_in
 from eir.releases.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
-from eir.releases.signed import document_in
 from eir.rows.delivered import CHUNK_BYTES
 from eir.sources import folder
 from eir.sources.folder import INDEX, INDEX_BYTES_MAX, Index, Offer

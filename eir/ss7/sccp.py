@@ -1,15 +1,42 @@
 """SCCP connectionless (Q.713, ANSI T1.112): unitdata in, unitdata or its return out. Addresses as they come, and what they say.
 
-UDT and XUDT that is not segmented; UDTS and XUDTS where return on error is asked for; of the management of SCCP the test of a subsystem. No I/O. Imports eir.ss7.pointcode.
+UDT and XUDT that is not segmented; UDTS and XUDTS where return on error is asked for; of the management of SCCP the test of a
+subsystem. Point codes stand as people write them. No I/O. Imports nothing of ours.
 """
 
 import struct
 from collections.abc import Collection
 from enum import IntEnum
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from eir.ss7.pointcode import ANSI
+ITU: Final = "itu"
+ANSI: Final = "ansi"
+BITS: dict[str, tuple[int, ...]] = {ITU: (3, 8, 3), ANSI: (8, 8, 8)}
+
+
+def point_code(text: str, variant: str = ITU) -> int:
+    """The number of a point code that is written as `1-2-3`, `1.2.3` or a number. Raises ValueError."""
+    parts = text.replace(".", "-").split("-")
+    bits = BITS[variant] if len(parts) > 1 else (sum(BITS[variant]),)
+    if len(parts) != len(bits) or not all(part.isascii() and part.isdigit() for part in parts):
+        raise ValueError(text)
+    number = 0
+    for part, width in zip(parts, bits, strict=True):
+        if int(part) >> width:
+            raise ValueError(text)
+        number = number << width | int(part)
+    return number
+
+
+def point_code_text(number: int, variant: str = ITU) -> str:
+    """A point code as people write it."""
+    parts = []
+    for width in reversed(BITS[variant]):
+        parts.append(str(number & (1 << width) - 1))
+        number >>= width
+    return "-".join(reversed(parts))
+
 
 UDT, UDTS, XUDT, XUDTS = 0x09, 0x0A, 0x11, 0x12
 RETURN_ON_ERROR = 0x80

@@ -50,7 +50,7 @@ ESCAPED = " (in a password / is written %2F, ? %3F, and # %23)"
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
-"""Longer than any read that waits for a change (`wait_s` of eir.follow.pauses)."""
+"""Longer than any read that waits for a change (`wait_s` of eir.follow.copy)."""
 GUIDE_TIMEOUT_S = 1.5
 """Seconds for a sentinel or cluster node, which only says where to go. Others can be asked, and the time of one answer
 (eir.record.patience.STORE_TIMEOUT_S) has to be enough although two of them hang."""

@@ -3,7 +3,7 @@
 A store keeps pages in sets. Its record of a list (`Stored`) says which set is in force and what a rollback brings back,
 step by step: another whole set, or only the pages that a delta touched, as they were before it. `decide` says what a write makes of that
 record and of the sets (`Write`), and does none of it. The store makes it so in one transaction or not at all, provided that
-its record is still the one on which this was decided.
+its record is still the one on which this was decided, and that it has room, less a reserve (`check_room`).
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, It
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
+from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged, StoreError
 from eir.pages.pages import Page
 from eir.record.history import content_of
 from eir.record.store import KEEP, Change, Event, ListState, Mark, Release
@@ -323,3 +323,17 @@ def portions(pages: Sequence[Page], pages_max: int, bytes_max: int) -> Iterator[
         size += len(page.keys) + len(page.extra)
     if start < len(pages):
         yield pages[start:]
+
+
+SMALL_BYTES = 1 << 20
+"""A write that needs no more may use the reserve: the history, an operator's entries, a rollback."""
+_MB = 1 << 20
+
+
+def check_room(cause: str, where: str, advice: str, *, needs: int, free: int, reserve: int) -> None:
+    """Refuse a write before it begins. Raises StoreError (`cause`) with the figures, all in bytes, and `advice` what to do."""
+    if needs > SMALL_BYTES and needs > free - reserve:
+        kept = f"{free // _MB:,} MB are free, of which {reserve // _MB:,} MB are kept for the history, removals and rollback"
+        raise StoreError(
+            cause, f"{where}: this needs about {-(-needs // _MB):,} MB, and {kept}; nothing was changed: {advice}"
+        )

@@ -6,11 +6,14 @@ for a tenth of the work. Everything else goes through h2. Knows nothing of what 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from struct import Struct
+from struct import Struct, iter_unpack, pack
+from typing import Any
 
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
@@ -23,13 +26,12 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import NoSuchStreamError, ProtocolError
-from h2.settings import SettingCodes
-from hpack import HPACKError, OversizedHeaderListError
+from h2.settings import SettingCodes, Settings
+from hpack import Encoder, HPACKError, OversizedHeaderListError
 
-from eir.web import http2_calm as calm
+from eir.web import http2_limits as floods
 from eir.web.hpack_lane import decoded
-from eir.web.http2_bounded import ServerConnection, known_settings
-from eir.web.http2_limits import Http2Limits
+from eir.web.http2_limits import SETTINGS, Http2Limits
 from eir.web.http2_message import (
     BODY_TOO_LARGE,
     END_HEADERS,
@@ -38,10 +40,69 @@ from eir.web.http2_message import (
     Answer,
     Request,
     Response,
+    Shape,
+    Shapes,
+    are_clean,
     frame,
     stateless,
 )
-from eir.web.http2_shapes import Shape, Shapes, are_clean
+
+ACK = 0x1
+KNOWN = frozenset(int(code) for code in SettingCodes)
+_HEADER_BYTES, _SETTING_BYTES = 9, 6
+_TABLE_OF_NOTHING = b"\x20"
+"""RFC 7541 6.3: the table of headers has the size 0 from now on."""
+
+
+class _NoTable(Encoder):
+    """Refers to no header that was sent before, whatever table the client allows."""
+
+    _resized = False
+
+    @property
+    def header_table_size(self) -> int:
+        """Always 0: the table that the client allows is not used."""
+        return 0
+
+    @header_table_size.setter
+    def header_table_size(self, _allowed: int) -> None:
+        self._resized = True
+
+    def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:  # noqa: ARG002 - as the library has it
+        """A header block. The first one after a change of the table says that no table is used (RFC 7541 4.2)."""
+        begin, self._resized = _TABLE_OF_NOTHING if self._resized else b"", False
+        return begin + stateless((name, value) for name, value, *_ in headers)
+
+
+class ServerConnection(H2Connection):
+    """h2's connection, which has said what it takes, so that a client decides over none of its memory.
+
+    Left to itself h2 keeps a table of headers as large as the client allows, and searches all of it for each response; it keeps each
+    setting that a client names, known or not; and it remembers streams that are over.
+    """
+
+    MAX_CLOSED_STREAMS = 512
+
+    def __init__(self, limits: Http2Limits) -> None:
+        super().__init__(H2Configuration(client_side=False, header_encoding=None))
+        settings = {
+            SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams_max, SettingCodes.MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
+            SettingCodes.ENABLE_PUSH: 0, SettingCodes.ENABLE_CONNECT_PROTOCOL: 0,
+        }  # fmt: skip
+        self.local_settings = Settings(client=False, initial_values=settings)
+        self.encoder = _NoTable()
+        self.decoder.max_header_list_size = limits.header_list_bytes_max
+        self.initiate_connection()
+
+
+def known_settings(flags: int, stream_id: int, octets: bytes) -> bytes:
+    """A SETTINGS frame without the settings that are not known, which are ignored (RFC 9113 6.5.2); a faulty frame stays as it is."""
+    payload = octets[_HEADER_BYTES:]
+    if flags & ACK or len(payload) % _SETTING_BYTES:
+        return octets
+    known = b"".join(pack(">HI", name, value) for name, value in iter_unpack(">HI", payload) if name in KNOWN)
+    return frame(SETTINGS, flags, stream_id, known)
+
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HTTP_1 = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ")
@@ -106,7 +167,7 @@ class Connection:
         """The request that h2 is about to get had more headers than these."""
         self._ready: Response | None = None
         """The answer to the request that h2 is about to get."""
-        self._control, self._updates = calm.Purse(calm.CONTROL, now), calm.Purse(calm.UPDATES, now)
+        self._control, self._updates = floods.Purse(floods.CONTROL, now), floods.Purse(floods.UPDATES, now)
         self._last_stream: int | None = None
         """The last stream that is still answered, once the drain has said so."""
         self._draining: float | None = None
@@ -157,7 +218,7 @@ class Connection:
                 break
             if end > size:
                 break
-            if kind == calm.HEADERS and self._settled and self._block is None:
+            if kind == floods.HEADERS and self._settled and self._block is None:
                 self._headers_frame(stream_id & STREAM_ID_MAX, flags, data[at + 9 : end], now)
             else:
                 self._other_frame(kind, flags, stream_id & STREAM_ID_MAX, data[at:end], now)
@@ -176,7 +237,7 @@ class Connection:
         if self._draining is None:
             self._draining = now
             self._goaway(STREAM_ID_MAX, ErrorCodes.NO_ERROR)
-            self._out.append(frame(calm.PING, 0, 0, _DRAIN_PING))
+            self._out.append(frame(floods.PING, 0, 0, _DRAIN_PING))
             if not self._begun:
                 self._second_goaway()
 
@@ -207,7 +268,7 @@ class Connection:
             self._end("silent", ErrorCodes.NO_ERROR)
         elif self._pinged is None and now - self._heard > limits.idle_s:
             self._pinged = now
-            self._out.append(frame(calm.PING, 0, 0, _ALIVE_PING))
+            self._out.append(frame(floods.PING, 0, 0, _ALIVE_PING))
 
     @property
     def _is_amid(self) -> bool:
@@ -248,23 +309,23 @@ class Connection:
             self._continue(kind, flags, stream_id, octets, now)
             return
         if not self._settled:
-            if kind != calm.SETTINGS:
+            if kind != floods.SETTINGS:
                 self._end("preface", ErrorCodes.PROTOCOL_ERROR)
                 return
             self._settled = True
-        if kind in {calm.WINDOW_UPDATE, calm.PRIORITY} or (kind == calm.DATA and len(octets) > 9):
+        if kind in {floods.WINDOW_UPDATE, floods.PRIORITY} or (kind == floods.DATA and len(octets) > 9):
             allowed = self._updates.take(now)
         else:
-            allowed = self._control.take(now, calm.size_weight(len(octets)))
+            allowed = self._control.take(now, floods.size_weight(len(octets)))
         if not allowed:
-            self._end(calm.REASONS.get(kind, calm.UNKNOWN), ErrorCodes.ENHANCE_YOUR_CALM)
-        elif kind == calm.GOAWAY:
+            self._end(floods.REASONS.get(kind, floods.UNKNOWN), ErrorCodes.ENHANCE_YOUR_CALM)
+        elif kind == floods.GOAWAY:
             self.leaving = True
-        elif kind == calm.SETTINGS:
+        elif kind == floods.SETTINGS:
             self._lib(known_settings(flags, stream_id, octets), now)
-        elif kind == calm.RST_STREAM and not self._serving and stream_id and len(octets) == 13:
+        elif kind == floods.RST_STREAM and not self._serving and stream_id and len(octets) == 13:
             pass  # h2 knows no stream yet
-        elif kind <= calm.CONTINUATION:
+        elif kind <= floods.CONTINUATION:
             self._lib(octets, now)
 
     def _continue(self, kind: int, flags: int, stream_id: int, octets: bytes, now: float) -> None:
@@ -272,12 +333,12 @@ class Connection:
         if self._block is None:
             return
         begun, end_stream, parts = self._block
-        if kind != calm.CONTINUATION or stream_id != begun:
+        if kind != floods.CONTINUATION or stream_id != begun:
             self._end("header_block", ErrorCodes.PROTOCOL_ERROR)
             return
         parts.append(octets[9:])
         if len(parts) > CONTINUATIONS_MAX or sum(map(len, parts)) > self._limits.header_list_bytes_max:
-            self._end(calm.REASONS[calm.CONTINUATION], ErrorCodes.ENHANCE_YOUR_CALM)
+            self._end(floods.REASONS[floods.CONTINUATION], ErrorCodes.ENHANCE_YOUR_CALM)
         elif flags & END_HEADERS:
             self._block = None
             self._headers(begun, end_stream, b"".join(parts), now)
@@ -292,8 +353,8 @@ class Connection:
         except (HPACKError, IndexError, TypeError, UnicodeDecodeError):
             self._end("compression", ErrorCodes.COMPRESSION_ERROR)
             return
-        if (weight := calm.weight(len(block), len(found))) and not self._control.take(now, weight):
-            self._end(calm.HEADER_FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
+        if (weight := floods.weight(len(block), len(found))) and not self._control.take(now, weight):
+            self._end(floods.HEADER_FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
             return
         is_new = stream_id > self._highest and stream_id & 1
         if is_new and self._last_stream is not None and stream_id > self._last_stream:
@@ -331,7 +392,7 @@ class Connection:
         room = len(response.body)
         if room > self._window or room > h2.outbound_flow_control_window:
             self._ready = response
-            self._lib(frame(calm.HEADERS, END_HEADERS | END_STREAM, stream_id, stateless(found)), now)
+            self._lib(frame(floods.HEADERS, END_HEADERS | END_STREAM, stream_id, stateless(found)), now)
             self._ready = None
             return
         h2.outbound_flow_control_window -= room
@@ -350,7 +411,7 @@ class Connection:
         """A header block through h2, which gets it in a form that its decoder, having seen it, does not mind."""
         if stream_id in self._reset:
             if not self._control.take(now):
-                self._end(calm.REASONS[calm.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
+                self._end(floods.REASONS[floods.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
             return
         is_new = stream_id > self._highest and stream_id & 1
         if is_new and self.under_way >= self._limits.streams_max:
@@ -366,7 +427,7 @@ class Connection:
         elif is_new:
             self._learning = names
         self._oversized = fault
-        self._lib(frame(calm.HEADERS, END_HEADERS | end_stream, stream_id, stateless(found)), now)
+        self._lib(frame(floods.HEADERS, END_HEADERS | end_stream, stream_id, stateless(found)), now)
         self._learning, self._oversized = None, False
         if fault and (opened := self._open.get(stream_id)) is not None:
             self._complete(stream_id, opened, now)
@@ -470,9 +531,9 @@ class Connection:
         """Answer a request, of which h2 never hears, by a RST_STREAM."""
         self._h2.highest_inbound_stream_id = self._highest = stream_id
         self._remember(stream_id)
-        self._out.append(frame(calm.RST_STREAM, 0, stream_id, int(code).to_bytes(4)))
+        self._out.append(frame(floods.RST_STREAM, 0, stream_id, int(code).to_bytes(4)))
         if not self._control.take(now):
-            self._end(calm.REASONS[calm.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
+            self._end(floods.REASONS[floods.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
 
     def _give_up(self, stream_id: int, now: float, reason: str) -> None:
         """End a request that takes too long or has too much; too many of those end the connection."""
@@ -501,7 +562,7 @@ class Connection:
             self._finish()
 
     def _goaway(self, last: int, code: ErrorCodes) -> None:
-        self._out.append(frame(calm.GOAWAY, 0, 0, last.to_bytes(4) + int(code).to_bytes(4)))
+        self._out.append(frame(floods.GOAWAY, 0, 0, last.to_bytes(4) + int(code).to_bytes(4)))
 
     def _finish(self) -> None:
         """End in good order once nothing is under way, where one side has said that it wants to."""

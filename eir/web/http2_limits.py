@@ -1,6 +1,11 @@
-"""Limits on an HTTP/2 client. Data only; imports nothing of ours."""
+"""Limits on an HTTP/2 client: on its connection, and on frames that bring no request forward: resets, pings, settings, window updates.
+
+Each such frame takes from an allowance that fills again over time, and with requests where honest clients send some for each.
+A client that has used one up is sent away. Time is an argument; imports nothing of ours.
+"""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +31,64 @@ class Http2Limits:
     """Silence after which the client is asked for a sign of life."""
     ping_s: float = 10.0
     """Seconds that it has for that."""
+
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+"""Types of frames (RFC 9113 6)."""
+REASONS = {
+    DATA: "data_flood", HEADERS: "stream_flood", PRIORITY: "priority_flood", RST_STREAM: "rapid_reset", SETTINGS: "settings_flood",
+    PING: "ping_flood", WINDOW_UPDATE: "window_update_flood", CONTINUATION: "continuation_flood",
+}  # fmt: skip
+"""Names in metrics and log for a client that sends too many frames of one type."""
+HEADER_FLOOD = "header_flood"
+UNKNOWN = "unknown_flood"
+
+
+class Allowance(NamedTuple):
+    """An allowance of frames."""
+
+    burst: float
+    """At once."""
+    a_second: float
+    a_request: float = 0.0
+
+
+CONTROL = Allowance(burst=500, a_second=50)
+"""Frames that a client has little reason to send."""
+UPDATES = Allowance(burst=2000, a_second=100, a_request=4)
+"""Frames that some clients send with each request: WINDOW_UPDATE for what they have read, PRIORITY."""
+
+
+HEAVY_BYTES, HEAVY_HEADERS = 8192, 64
+"""A header block above either takes long to read, and no honest client sends many of them."""
+
+
+def weight(size: int, headers: int) -> int:
+    """The weight of a header block of this size, in frames that a client has little reason to send."""
+    return (size >> 8 if size > HEAVY_BYTES else 0) + (headers >> 3 if headers > HEAVY_HEADERS else 0)
+
+
+def size_weight(size: int) -> int:
+    """The weight of a frame of this size that a client has little reason to send; those of honest clients are short."""
+    return 1 + (size >> 8)
+
+
+class Purse:
+    """The balance of one allowance."""
+
+    __slots__ = ("_allowance", "_at", "left")
+
+    def __init__(self, allowance: Allowance, now: float) -> None:
+        self._allowance = allowance
+        self._at = now
+        self.left = allowance.burst
+
+    def take(self, now: float, count: float = 1.0) -> bool:
+        """Count this many more, and return whether they were allowed."""
+        self.left = min(self._allowance.burst, self.left + (now - self._at) * self._allowance.a_second) - count
+        self._at = now
+        return self.left >= 0
+
+    def add_requests(self, count: int) -> None:
+        """Requests have come."""
+        self.left = min(self._allowance.burst, self.left + count * self._allowance.a_request)

@@ -19,7 +19,7 @@ from joserfc.jwk import JWKRegistry
 
 from eir.errors import FileError
 from eir.web.denials import LASTING, Denied, TokenSettings, denials
-from eir.web.http2_calm import Allowance, Purse
+from eir.web.http2_limits import Allowance, Purse
 
 ALGORITHMS: Final = (
     "ES256",

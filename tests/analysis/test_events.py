@@ -20,7 +20,7 @@ from eir.analysis.deliver import SIGNATURE_HEADER, TIME_HEADER, Delivery, NotTak
 from eir.analysis.events import CHECK, DEVICE_CHANGED, SIM_CHANGED, Events
 from eir.analysis.settings import FULL, HASHED
 from eir.analysis.subscribers import Key, Subscribers
-from eir.checks.sighting import Decision
+from eir.checks.policy import Decision
 from eir.errors import silent
 
 FULL_SUBSCRIBERS = Subscribers(FULL)

@@ -94,7 +94,7 @@ async def test_while_the_process_that_writes_stands_still_checks_go_on_and_what_
 ):
     small = "buffer.WAITING_BYTES_MAX = 20_000; recorded.SOCKET_BYTES = 1 << 15"
     altered(
-        f"import sys\nif sys.argv[1:] == ['serve']:\n    import eir.analysis.buffer as buffer, eir.daemon.recorded as recorded\n    {small}\n"
+        f"import sys\nif sys.argv[1:] == ['serve']:\n    import eir.analysis.buffer as buffer, eir.daemon.recorder as recorded\n    {small}\n"
     )
     site.configure(sightings=KEPT | {"rate_max": 1e7}, policy={"rules": []}, lists={})
     node = site.start()

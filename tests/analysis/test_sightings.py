@@ -20,7 +20,7 @@ from eir.analysis.schema import COLUMNS, SCHEMA
 from eir.analysis.seen import seen, sought
 from eir.analysis.settings import FULL, HASHED, OFF
 from eir.analysis.subscribers import KEY_FILE, Subscribers, forms, read_keys, subscribers
-from eir.checks.sighting import Decision, SightingKind
+from eir.checks.policy import Decision, SightingKind
 from eir.commands.app import main
 from eir.errors import EirError
 

@@ -17,8 +17,7 @@ from made import Altered, devices_of, tacs_of
 from releases import NAME, NOW, Agency, make_key, public, sign, text
 
 from eir.changes.load import STAGES, load_release
-from eir.changes.rollback import roll_back
-from eir.changes.serials import reset_serial
+from eir.changes.rollback import reset_serial, roll_back
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import EntryRefused, NothingToRollBack, ReleaseRefused, StoreError
 from eir.pages.pages import PAGE_KEYS, Page, content_digest, decode_sections

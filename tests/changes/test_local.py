@@ -16,8 +16,8 @@ from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, NothingToRollBack
+from eir.follow.copy import Pauses
 from eir.follow.follower import Follower
-from eir.follow.pauses import Pauses
 from eir.images.index import Index
 from eir.pages.pages import PAGE_KEYS, content_digest
 from eir.pages.roaring import decode_keys

@@ -5,7 +5,7 @@ import random
 import pytest
 from luhn import check_digit
 
-from eir.checks.identifier import BY_KEY, is_wrong_digit
+from eir.checks.question import BY_KEY, is_wrong_digit
 
 
 def some_imeis():

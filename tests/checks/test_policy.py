@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from made import pages_of, pair_pages
 
 from eir.checks import conditions
-from eir.checks.identifier import NO_KEY
 from eir.checks.policy import Policy, Verdict, compile_policy
+from eir.checks.question import NO_KEY
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
 from eir.images.imaging import image_of

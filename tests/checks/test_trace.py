@@ -18,7 +18,7 @@ from eir.gsup import probe as osmo
 from eir.map import probe as msc
 from eir.n5g import probe as n5g
 from eir.s13 import probe
-from eir.ss7.pointcode import point_code
+from eir.ss7.sccp import point_code
 
 IMSI, OTHER = "001010123456789", "001010987654321"
 

@@ -10,8 +10,7 @@ from node import COMMAND
 from typer.main import get_command
 
 from eir.commands import access
-from eir.commands.app import command_line, main
-from eir.commands.examples import EXAMPLES
+from eir.commands.app import EXAMPLES, command_line, main
 from eir.commands.manual import SHELLS, _does, bash, commands_of, fish, man_page
 
 ROOT = get_command(command_line())

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.commands.forms import minute
+from eir.commands.output import minute
 from eir.commands.table import table
 
 ROWS = [

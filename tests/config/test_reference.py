@@ -16,11 +16,10 @@ from configuration import GOOD, IDENTITY, SIGNER, files_of_tokens
 
 from eir.checks.settings import Status
 from eir.config import Config, load_config, needs_restart, render, take_over
-from eir.config.keys import TABLE
+from eir.config.keys import TABLE, reference_page
 from eir.config.kinds import mask_password
 from eir.config.load import TAKES_RESTART
 from eir.config.reader import REQUIRED
-from eir.config.reference import reference_page
 from eir.peers.settings import Limits
 from eir.sources.feed_users import user_line
 

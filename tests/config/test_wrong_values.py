@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from eir.config import load_config
-from eir.config.reference import reference
+from eir.config.keys import reference
 from eir.errors import ConfigError
 
 KEYS = [row["key"] for row in reference()]

@@ -14,7 +14,7 @@ from test_workers import BLACK, WHITE, ask, crew, loaded  # noqa: F401  # fixtur
 from wire import HOST
 
 from eir.daemon.channel import Channel, pair
-from eir.daemon.listed import Listed, hand_over
+from eir.daemon.setup import Listed, hand_over
 from eir.images.image import Image
 from eir.images.imaging import image_of
 from eir.operate.status import Following

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import uvloop
 
-from eir.daemon.faults import report_faults
+from eir.operate.log import report_faults
 
 
 def fail():

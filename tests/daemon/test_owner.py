@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from node import COMMAND, LISTED, UNLISTED
 
-from eir.operate.owner import as_owner_of
+from eir.daemon.state_folder import as_owner_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="as root, in a folder that is somebody else's")
 NOBODY = 65534

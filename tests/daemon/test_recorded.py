@@ -6,7 +6,7 @@ from node import until_async
 from test_front import PID, PlayedProcess
 
 from eir.analysis.settings import SightingsSettings
-from eir.daemon.recorded import Recorded
+from eir.daemon.recorder import Recorded
 
 
 async def test_what_a_recorder_has_counted_outlives_it_and_is_counted_once():

@@ -17,7 +17,7 @@ from eir import __version__
 from eir.commands.app import command_line
 from eir.commands.manual import _does, commands_of
 from eir.daemon import state_folder
-from eir.daemon.acknowledging import Acknowledging
+from eir.daemon.pulling import Acknowledging
 from eir.daemon.state_folder import IN_FORCE_FILE, in_force_before
 from eir.errors import EirError, SetupFault, silent
 from eir.operate.control import STOPPING

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 import pytest
 from wire import EIR, HOST, REALM, VSAI, Connection, avp, cer, message, u32, walk
 
-from eir.diameter.answer import Reply
 from eir.diameter.application import Application, Command
 from eir.diameter.avp import encode_u32, u32_or
 from eir.diameter.client import connect
 from eir.diameter.dictionary import BASE_DICTIONARY, read_avps
 from eir.diameter.grammar import read_grammar
+from eir.diameter.message import Reply
 from eir.diameter.node import Node
 from eir.errors import DiameterError
 from eir.peers.counts import Counts

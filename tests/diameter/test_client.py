@@ -11,13 +11,12 @@ import trustme
 import wire
 from accepting import accepting
 
-from eir.diameter.answer import Reply
 from eir.diameter.client import connect
+from eir.diameter.message import Reply
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.errors import EirError
 from eir.peers.counts import Counts
-from eir.peers.transport.certificate import Certificate
-from eir.peers.transport.tls import Tls
+from eir.peers.transport.tls import Certificate, Tls
 from eir.s13.application import S13
 
 WHITE = Reply(2001, avps=wire.u32(277, 1) + wire.u32(1445, 0, wire.TGPP))

@@ -49,11 +49,11 @@ from wire import (
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
-from eir.diameter.answer import Reply
 from eir.diameter.client import connect
-from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
+from eir.diameter.message import Reply
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.diameter.peer import Peer
+from eir.diameter.serve import TOO_BUSY_REPLY, NodeContext
 from eir.diameter.states import State
 from eir.diameter.watchdog import Status as Watch
 from eir.images.index import Index

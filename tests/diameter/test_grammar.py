@@ -5,7 +5,7 @@ import wire
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.diameter.base import CER, DPR, DWR
+from eir.diameter.application import CER, DPR, DWR
 from eir.diameter.dictionary import BASE_DICTIONARY, read_avps
 from eir.diameter.grammar import check, read_grammar
 from eir.diameter.message import Request

@@ -3,9 +3,17 @@
 import pytest
 import wire
 
-from eir.diameter.answer import Reply, encode_answer, error_answer, result_avp, result_label
 from eir.diameter.avp import encode_u32, key_of
-from eir.diameter.message import Answer, Request, encode_message
+from eir.diameter.message import (
+    Answer,
+    Reply,
+    Request,
+    encode_answer,
+    encode_message,
+    error_answer,
+    result_avp,
+    result_label,
+)
 from eir.errors import DiameterError
 from eir.s13.dictionary import DICTIONARY, EQUIPMENT_STATUS, IMEI, MEID, SOFTWARE_VERSION, TERMINAL_INFORMATION
 

@@ -17,14 +17,13 @@ from accepting import accepting
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
 from eir.diameter.admission import Admission
-from eir.diameter.answer import Reply
 from eir.diameter.link import Link
+from eir.diameter.message import Reply
 from eir.diameter.node import Identity, Limits, Node, PeerSettings, _jitter
 from eir.errors import EirError
 from eir.peers.counts import DURATION_BUCKETS_S, Counts
-from eir.peers.transport.certificate import Certificate
 from eir.peers.transport.stream import fault_text
-from eir.peers.transport.tls import Tls
+from eir.peers.transport.tls import Certificate, Tls
 from eir.s13.application import S13
 
 WHITE = Reply(2001, avps=wire.u32(277, 1) + wire.u32(1445, 0, wire.TGPP))

@@ -10,19 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from eir.diameter.answer import Reply
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer
-from eir.diameter.context import NodeContext
-from eir.diameter.events import Alive, Answered, Arrived, Closed, DisconnectCause, Leaving, Opened
 from eir.diameter.framing import NO_LANE_SHARE, TURN_BYTES, TURN_COST
-from eir.diameter.peer import Peer
+from eir.diameter.message import Reply
+from eir.diameter.peer import Alive, Answered, Arrived, Closed, DisconnectCause, Leaving, Opened, Peer
+from eir.diameter.serve import NodeContext
 from eir.diameter.states import TABLE, Action, Input, State
 from eir.diameter.watchdog import Status
 from eir.errors import DiameterError
-from eir.peers.addresses import may_connect, source_address
 from eir.peers.counts import OTHER, Counts
 from eir.peers.rate import Bucket, Limit, refusing
-from eir.peers.settings import Identity, Limits, PeerSettings
+from eir.peers.settings import Identity, Limits, PeerSettings, may_connect, source_address
 from eir.s13.application import S13
 
 IDENTITY = Identity(host=wire.EIR, realm=wire.REALM, origin_state_id=77)

@@ -25,7 +25,7 @@ from wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u
 
 from eir.diameter.capabilities import Capabilities, certificate_fits
 from eir.peers.settings import PeerSettings
-from eir.peers.transport.certificate import first_certificate, names_of_peer
+from eir.peers.transport.tls import first_certificate, names_of_peer
 
 BLACK = 1
 

@@ -12,7 +12,7 @@ from servers import Server, programs
 
 from eir.pages.pages import PAGE_KEYS
 from eir.stores import sqlite
-from eir.stores.redis import RedisStore, bounded
+from eir.stores.redis import RedisStore, link
 from eir.stores.sqlite import SqliteStore
 
 A, B = pages_of([1, 2, 5 * PAGE_KEYS]), pages_of([3])
@@ -111,7 +111,7 @@ DAMAGE = {
 
 @pytest.fixture(autouse=True)
 def bounds(monkeypatch):
-    monkeypatch.setattr(bounded, "VALUE_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(link, "VALUE_BYTES_MAX", 1 << 20)
     monkeypatch.setitem(sqlite.BOUND, "most", 1 << 20)
     monkeypatch.setattr(sqlite.writing, "VALUE_BYTES_MAX", 1 << 20)
 

@@ -10,8 +10,8 @@ from followed import QUICK, Node
 from made import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
+from eir.follow import copy
 from eir.follow import follower as follow
-from eir.follow import heavy
 from eir.follow.copy import Relation, relation
 from eir.pages.pages import PAGE_KEYS, content_digest
 from eir.record.store import ListState
@@ -155,7 +155,7 @@ async def test_a_load_is_followed_as_soon_as_the_store_tells_of_it(store):
 
 
 async def test_a_large_list_is_made_aside_but_at_the_start(store, monkeypatch):
-    monkeypatch.setattr(heavy, "LARGE_ENTRIES", 3)
+    monkeypatch.setattr(copy, "LARGE_ENTRIES", 3)
     await store.replace("a", state(A), A, seen=0)
     async with Node(store, {"a": "devices"}) as node:
         assert node.aside == []  # nobody is answered yet

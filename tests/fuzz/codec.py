@@ -2,12 +2,11 @@
 
 from wire import walk
 
-from eir.diameter.answer import encode_answer, error_answer, result_avp
+from eir.diameter.application import BASE_COMMANDS
 from eir.diameter.avp import encode, encode_text
-from eir.diameter.base import BASE_COMMANDS
 from eir.diameter.capabilities import read_capabilities
 from eir.diameter.grammar import check
-from eir.diameter.message import Answer, Request
+from eir.diameter.message import Answer, Request, encode_answer, error_answer, result_avp
 from eir.errors import DiameterError
 from eir.s13.application import S13
 

@@ -13,10 +13,9 @@ from wire import EIR, REALM, TGPP, Message
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.diameter.context import NodeContext
-from eir.diameter.events import Arrived
 from eir.diameter.node import Identity, Limits, PeerSettings
-from eir.diameter.peer import Peer
+from eir.diameter.peer import Arrived, Peer
+from eir.diameter.serve import NodeContext
 from eir.diameter.states import State
 from eir.images.index import Index
 from eir.peers.counts import Counts

@@ -29,7 +29,7 @@ from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
 from eir.gsup import ipa, message
 from eir.gsup.ipa import Frames, FrameTooLong
-from eir.gsup.service import GsupService
+from eir.gsup.server import GsupService
 from eir.images.index import Index
 from eir.peers.requester import Requester
 

@@ -18,9 +18,8 @@ from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import MEID_BASE, imsi_key
 from eir.images.chunks import PageRows, chunk_of
 from eir.images.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, _arrays
-from eir.images.imaging import image_of, image_with
+from eir.images.imaging import _written, image_of, image_with, make
 from eir.images.index import Index
-from eir.images.making import _written, make
 from eir.pages.pages import PAGE_KEYS
 from eir.record.entries import entries_of
 from eir.record.settings import DEVICES, PAIRS

@@ -12,9 +12,8 @@ from made import fill, page, pages_of, pair_pages, state
 from pyroaring import BitMap
 
 from eir.device import MEID_BASE
-from eir.images.imaging import chunks_of, image_of, rows_of
+from eir.images.imaging import chunks_of, image_of, make, rows_of
 from eir.images.index import Index
-from eir.images.making import make
 from eir.pages.pages import PAGE_KEYS, Page
 from eir.pages.roaring import ARRAY_KEYS, encode_keys
 

@@ -21,7 +21,7 @@ from eir.map import checkimei as codec
 from eir.map import probe
 from eir.ss7 import ber, m3ua, sccp
 from eir.ss7.m3ua import Kind
-from eir.ss7.pointcode import point_code
+from eir.ss7.sccp import point_code
 
 STP = shutil.which("osmo-stp") or "/usr/bin/osmo-stp"
 STATUSES = ((LISTED, "black"), (TRACKED, "grey"), (UNLISTED, "white"))

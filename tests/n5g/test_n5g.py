@@ -27,8 +27,7 @@ from eir.peers.requester import Requester, realm_of, requester
 from eir.peers.settings import PeerSettings
 from eir.web.http2 import Connection
 from eir.web.http2_limits import Http2Limits
-from eir.web.http2_message import Request
-from eir.web.http2_shapes import Shapes
+from eir.web.http2_message import Request, Shapes
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 BLACK, GREY, WHITE, UNKNOWN = Status.BLACKLISTED, Status.GREYLISTED, Status.WHITELISTED, Status.UNKNOWN

@@ -1,11 +1,10 @@
-"""The registration with an NRF (TS 29.510 5.2.2), by a clock of the test's own (eir/n5g/nrf.py, eir/n5g/redirect.py)."""
+"""The registration with an NRF (TS 29.510 5.2.2), by a clock of the test's own (eir/n5g/nrf.py, eir/n5g/nrf.py)."""
 
 import json
 
 import pytest
 
-from eir.n5g.nrf import HEARTBEAT_EARLY, PAUSE_S, PAUSE_S_MAX, PREFER_S, Registration, Standing, profile_of
-from eir.n5g.redirect import HOPS_MAX
+from eir.n5g.nrf import HEARTBEAT_EARLY, HOPS_MAX, PAUSE_S, PAUSE_S_MAX, PREFER_S, Registration, Standing, profile_of
 from eir.n5g.settings import NrfSettings
 
 INSTANCE = "0b8f1d3e-1111-4222-8333-0000000000e1"

@@ -11,10 +11,10 @@ import threading
 import pytest
 from node import until_async
 
-from eir.daemon.faults import call_failed
 from eir.errors import EirError, silent
 from eir.operate import control
 from eir.operate.control import SOCKET_NAME, ControlError, ControlServer, ask, asker
+from eir.operate.log import call_failed
 
 
 async def refuse(_):

@@ -13,8 +13,7 @@ from wire import REALM
 
 from eir.commands.app import command_line
 from eir.errors import EirError
-from eir.operate.control import ControlError, ask
-from eir.operate.looking import LOOKS, Looking, refusal
+from eir.operate.control import LOOKS, ControlError, Looking, ask, refusal
 
 HELP_DESK = 4242
 """A group."""

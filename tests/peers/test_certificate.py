@@ -2,7 +2,7 @@
 
 import pytest
 
-from eir.peers.transport.certificate import names_of_peer
+from eir.peers.transport.tls import names_of_peer
 
 SUBJECT = ((("countryName", "XX"),), (("organizationName", "Operator"), ("commonName", "mme1.example")))
 

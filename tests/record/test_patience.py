@@ -7,7 +7,7 @@ import pytest
 from clock import TURN_S, Clock
 
 from eir.errors import StoreError
-from eir.record.patience import in_time
+from eir.record.clock import in_time
 
 
 async def test_a_store_that_does_not_answer_is_given_up():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.releases.persons import distinct_signers, may_be_one
+from eir.releases.openssh import distinct_signers, may_be_one
 
 NAMES = ["".join(letters) for size in range(7) for letters in product("ab", repeat=size)]
 """Two patterns of four characters that have a name in common have one of these: with a star in each, it has six letters at most."""

@@ -16,8 +16,7 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 from eir.errors import ReleaseRefused
 from eir.releases import openssh
 from eir.releases import release as releases
-from eir.releases.openssh import keys_of, names_one_of
-from eir.releases.persons import distinct_signers
+from eir.releases.openssh import distinct_signers, keys_of, names_one_of
 from eir.releases.release import SERIAL_MAX, about, check_serial, is_plain_name, parse_manifest, verify_release
 
 IMEIS = ["35123456789012"]

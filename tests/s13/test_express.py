@@ -37,7 +37,7 @@ from eir.checks.program import VERDICTS_MAX, program_of
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.device import device_type_key
 from eir.diameter.avp import encode, encode_text, encode_u32, key_of
-from eir.diameter.context import TOO_BUSY_REPLY
+from eir.diameter.serve import TOO_BUSY_REPLY
 from eir.images.index import Index
 from eir.pages.pages import PAGE_KEYS
 from eir.peers.settings import Limits

@@ -14,7 +14,7 @@ from releases import make_key
 from servers import free_port
 
 from eir.errors import ReleaseRefused
-from eir.releases.signed import signed
+from eir.releases.openssh import signed
 from eir.sources.acknowledge import (
     BEHIND,
     DIFFERS,

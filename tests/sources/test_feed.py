@@ -20,10 +20,10 @@ from eir.record.entries import entries_of, read_pages
 from eir.record.settings import ListSettings
 from eir.sources.feed import TOKEN_USERS_MAX, Feed
 from eir.sources.feed_rows import Refused, Row, read_row
-from eir.sources.feed_settings import FeedSettings
 from eir.sources.feed_users import BAD_ONES, Users, UsersError, read_users, user_line
 from eir.sources.feed_writer import FeedWriter
 from eir.sources.msisdn import NumbersError, number_key, number_of, read_numbers
+from eir.sources.settings import FeedSettings
 from eir.stores.sqlite import SqliteStore
 from eir.web.http1 import Conversation, Request, Response, plain_request
 

@@ -17,8 +17,8 @@ from releases import make_key, public
 from eir.changes.load import load_release
 from eir.errors import EirError, ReleaseRefused
 from eir.record.settings import ListSettings
+from eir.releases.openssh import document_in
 from eir.releases.publish import publish
-from eir.releases.signed import document_in
 from eir.sources import folder as folders
 from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, without, written
 from eir.sources.folder_writer import offer_release, publish_into

@@ -22,10 +22,19 @@ from wire import EIR
 
 from eir.changes.local import ADD, Edit, edit_list, parse_entries
 from eir.config import load_config
-from eir.daemon.fraud_checking import rules_of
-from eir.sources.fraud_api import ALLOWED, DOCUMENT, FAULTS, PATH, reason_word
-from eir.sources.fraud_check import CLIENTS_MAX, LABELS_MAX, Found, FraudCheck
-from eir.sources.fraud_settings import FraudSettings
+from eir.daemon.services import rules_of
+from eir.sources.fraud_check import (
+    ALLOWED,
+    CLIENTS_MAX,
+    DOCUMENT,
+    FAULTS,
+    LABELS_MAX,
+    PATH,
+    Found,
+    FraudCheck,
+    reason_word,
+)
+from eir.sources.settings import FraudSettings
 from eir.stores.open import open_store
 from eir.web.http1 import Request
 

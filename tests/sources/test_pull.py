@@ -19,7 +19,7 @@ from eir.changes.load import Loader
 from eir.config import load_config
 from eir.errors import ConfigError
 from eir.record.settings import ListSettings, Source
-from eir.releases.signed import signed
+from eir.releases.openssh import signed
 from eir.sources import pull_http
 from eir.sources.folder import INDEX, read, written
 from eir.sources.pull import Terms, pull

@@ -9,7 +9,7 @@ import pytest
 from eir.ss7 import ber, m3ua, sccp, tcap
 from eir.ss7.asp import ACK_S, BEAT_S, LEAVE_S, TRIES_MAX, Association, State
 from eir.ss7.m3ua import Error, Kind, Tag, parameter
-from eir.ss7.pointcode import point_code, point_code_text
+from eir.ss7.sccp import point_code, point_code_text
 
 
 def kinds(messages):

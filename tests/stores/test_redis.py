@@ -19,8 +19,8 @@ from made import Altered, event, page, pages_of, state, until
 
 from eir.errors import NothingToRollBack, StoreError
 from eir.pages.pages import PAGE_KEYS, Page
+from eir.record.clock import STORE_TIMEOUT_S
 from eir.record.history import broken
-from eir.record.patience import STORE_TIMEOUT_S
 from eir.record.store import ACCEPTED, REFUSED
 from eir.stores import redis as redis_store
 from eir.stores import redis_url

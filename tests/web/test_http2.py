@@ -13,8 +13,7 @@ from http2_wire import ATTACKS, END_HEADERS, END_STREAM, HELLO, bodies, frame, f
 
 from eir.web.http2 import Connection
 from eir.web.http2_limits import Http2Limits
-from eir.web.http2_message import Response
-from eir.web.http2_shapes import Shapes
+from eir.web.http2_message import Response, Shapes
 
 LIMITS = Http2Limits()
 GOOD = Response(200, ((b"content-type", b"text/plain"),), b"good")

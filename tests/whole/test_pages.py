@@ -28,7 +28,7 @@ from eir.commands.app import command_line
 from eir.config import load_config
 from eir.operate.metrics import FAMILIES
 from eir.sources.feed_users import user_line
-from eir.ss7.pointcode import point_code
+from eir.ss7.sccp import point_code
 
 ROOT = Path(__file__).parents[2]
 PAGES = {

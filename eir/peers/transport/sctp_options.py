@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from eir.peers.addresses import source_address
-from eir.peers.settings import SctpSettings
+from eir.peers.settings import SctpSettings, source_address
 
 LEVEL = socket.IPPROTO_SCTP
 """SOL_SCTP."""

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 
-from eir.peers.transport.certificate import names_of_peer
+from eir.peers.transport.tls import names_of_peer
 
 NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
 """OpenSSL's reasons for bytes that are not TLS."""

@@ -1,7 +1,7 @@
 """Commands to the server that has a key, and their faults by cause. Knows no list.
 
 Clients connect when first used and again after a fault. Where Sentinel or a cluster says which server that is, it is asked
-again when a server is away.
+again when a server is away. A value longer than any of ours ends the connection.
 """
 
 import asyncio
@@ -15,11 +15,32 @@ from typing import Any, TypeVar
 import redis.exceptions as fault
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import DefaultParser
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.exceptions import RedisError
 
 from eir.errors import Report, StoreError
-from eir.stores.redis.bounded import BoundedParser, TooLong
+from eir.stores.records import VALUE_BYTES_MAX
 from eir.stores.redis_url import CLUSTER, SENTINEL, Address
+
+
+class TooLong(RedisError):
+    """A value in the server is longer than any page or record of ours."""
+
+
+class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]  # the one that redis chose, as it found hiredis
+    """Parses answers as redis does.
+
+    It holds no more of one value than VALUE_BYTES_MAX and the bytes that came with it.
+    """
+
+    async def read_from_socket(self) -> bool:
+        """Take some bytes more. Raises TooLong."""
+        await super().read_from_socket()
+        if self._reader.len() > VALUE_BYTES_MAX:
+            raise TooLong(f"a value is longer than {VALUE_BYTES_MAX >> 20} MB, as none of EIR is")
+        return True
+
 
 T = TypeVar("T")
 

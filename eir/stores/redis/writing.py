@@ -16,14 +16,15 @@ from eir.stores.records import FORM, check_form, encode, encode_numbers, say_upg
 from eir.stores.redis import history
 from eir.stores.redis.link import OUT_OF_MEMORY, POLICY_SAFE, Link
 from eir.stores.redis.reading import PageSet, Row, key, read_change, read_each, read_numbers, read_row
-from eir.stores.room import SMALL_BYTES, check_room
 from eir.stores.write import (
+    SMALL_BYTES,
     Batches,
     Kept,
     Undo,
     Wanted,
     Write,
     check_generation,
+    check_room,
     decide,
     decide_undo,
     portions,

@@ -14,10 +14,21 @@ from eir.errors import StoreError
 from eir.pages.pages import NUMBER_BITS, Page
 from eir.record.store import Event, ListState
 from eir.stores.records import VALUE_BYTES_MAX, decode_event, decode_state, encode, encode_numbers
-from eir.stores.room import SMALL_BYTES, check_room
 from eir.stores.sqlite.file import NUMBER_MASK, WAL_BYTES_MAX, checkpoint, transaction
 from eir.stores.sqlite.history import append
-from eir.stores.write import Kept, Stored, Undo, Wanted, Write, check_generation, decide, decide_undo, steps_back
+from eir.stores.write import (
+    SMALL_BYTES,
+    Kept,
+    Stored,
+    Undo,
+    Wanted,
+    Write,
+    check_generation,
+    check_room,
+    decide,
+    decide_undo,
+    steps_back,
+)
 
 PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
 """Most pages and bytes that one transaction of a load writes: it holds the write lock for about 70 ms."""

@@ -1,17 +1,20 @@
-"""Accepting connections over any transport, before anything is known of them.
+"""The beginning of a connection over any transport: listening, accepting, connecting. The one place that tells transports apart.
 
-The node is asked before anything is made of a connection, since a TLS handshake costs more than a message does. Knows no TLS
-and no peer.
+The node is asked before anything is made of a connection that came in, since a TLS handshake costs more than a message does. Knows no
+peer.
 """
 
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from eir.peers.settings import SctpSettings
-from eir.peers.transport import sctp, sctp_options
-from eir.peers.transport.endpoint import SCTP, Endpoint
+from eir.peers.transport import sctp, sctp_options, stream
+from eir.peers.transport.endpoint import SCTP, TLS, Endpoint
+from eir.peers.transport.sctp import DIAMETER, Carried, Receiver
 
 BACKLOG = 1024
 ACCEPTS_MAX = 64
@@ -127,3 +130,27 @@ async def listening_sockets(at: Endpoint) -> list[socket.socket]:
     for each in listening:
         each.close()
     raise fault or OSError(errno.EADDRNOTAVAIL, "no address")
+
+
+async def accept(
+    protocol: asyncio.Protocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None,
+    carried: Carried = DIAMETER,
+) -> None:  # fmt: skip
+    """Put an accepted connection on the loop; with `tls` a handshake comes first, in `timeout_s` at most. Raises OSError.
+
+    What takes connections over SCTP implements sctp.Receiver; `carried`: how SCTP carries its messages.
+    """
+    if connection.proto == socket.IPPROTO_SCTP:
+        sctp.SctpTransport(asyncio.get_running_loop(), connection, cast("Receiver", protocol), carried)
+    else:
+        await stream.accept(protocol, connection, tls, timeout_s)
+
+
+async def connect(
+    protocol: asyncio.Protocol, to: Endpoint, tls: ssl.SSLContext | None, sctp_settings: SctpSettings, carried: Carried = DIAMETER
+) -> None:  # fmt: skip
+    """Connect; `tls` is for an endpoint that wants a handshake. Otherwise as `accept`."""
+    if to.scheme == SCTP:
+        await sctp.connect(cast("Receiver", protocol), to, sctp_settings, carried)
+    else:
+        await stream.connect(protocol, to.hosts[0], to.port, tls if to.scheme == TLS else None)

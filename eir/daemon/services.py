@@ -1,12 +1,20 @@
-"""The feed as a process of a node serves it: its store, its files, and what it counts. Puts the parts of eir.sources together."""
+"""The feed, and IMEI Fraud Check, as processes of a node serve them (eir.daemon.interfaces): store, files, and what they count.
+
+To IMEI Fraud Check a device is what the rules say that need no more than its number, each status by itself: of a policy's order nothing
+counts but that. It is read from the store, or while that is away from the node's last good copy, and never from what answers checks.
+"""
 
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from eir.checks.explain import explain
+from eir.checks.question import Question
+from eir.checks.settings import PolicySettings, Rule, Status
 from eir.config import Config
 from eir.daemon.interfaces import Watched
 from eir.daemon.setup import keys_of, tokens_of
@@ -14,19 +22,22 @@ from eir.daemon.state_folder import in_force_before
 from eir.errors import EirError, Report, StoreError, place_of
 from eir.operate import metrics
 from eir.peers.settings import PeerSettings
+from eir.record.settings import DEVICES
+from eir.sources import fraud_check as api
 from eir.sources.feed import Feed, no_request
-from eir.sources.feed_settings import SCOPE
 from eir.sources.feed_users import Users, read_users
 from eir.sources.feed_writer import FeedWriter
+from eir.sources.fraud_check import Found, FraudCheck
 from eir.sources.msisdn import NO_NUMBERS, read_numbers
-from eir.stores.open import open_store
+from eir.sources.settings import FEED_SCOPE, FRAUD_SCOPE
+from eir.stores.open import open_copy, open_store
 from eir.web.http1 import Request, Response
 from eir.web.http1_server import Answer
 
 if TYPE_CHECKING:
     from eir.web.tokens import KeyFiles
 
-NAME = "feed"
+FEED = "feed"
 USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
 """Files that it goes by, as status and metrics call them."""
 
@@ -52,7 +63,7 @@ class FeedService:
 
     def configure(self, config: Config) -> None:
         """See Service. Files are looked at again, since others may be named."""
-        self.peers = PeerSettings(label=NAME, sources=config.feed.sources)
+        self.peers = PeerSettings(label=FEED, sources=config.feed.sources)
         self._watched = config.feed, Watched(config.feed.users), Watched(config.numbers)
         self.faults = {}
         self._writer.lists = config.lists
@@ -98,7 +109,7 @@ class FeedService:
         """Go by what was read of files that have changed."""
         feed, (_, users, numbers) = self._feed, self._watched
         if TOKENS in found and (keys := found[TOKENS]) != self._keys:
-            self._keys, feed.tokens = keys, tokens_of(keys, feed.tokens, SCOPE)
+            self._keys, feed.tokens = keys, tokens_of(keys, feed.tokens, FEED_SCOPE)
         if users.path is None:
             feed.users = None
         elif USERS in found:
@@ -126,4 +137,92 @@ class FeedService:
         if isinstance(fault, StoreError):
             self._report("feed_failed", level="error", reason=fault.cause, detail=str(fault))
         else:
-            self._report("fault", reason=NAME, level="error", detail=place_of(fault))
+            self._report("fault", reason=FEED, level="error", detail=place_of(fault))
+
+
+FRAUD_CHECK = "fraud-check"
+OF_DEVICES = frozenset({"list", "not_list", "imei", "tac", "device_type", "identifier"})
+"""Conditions that a device's number decides alone."""
+WORDS = {
+    Status.BLACKLISTED: api.PROHIBITED,
+    Status.WHITELISTED: api.ALLOWED,
+    Status.GREYLISTED: api.TRACKED,
+    Status.UNKNOWN: api.UNKNOWN,
+}
+"""Answers in order of precedence."""
+
+
+def rules_of(config: Config) -> PolicySettings:
+    """A policy that says of a device what counts first: the configured rules that are about devices alone, ordered by their answer."""
+
+    def is_of_device(rule: Rule) -> bool:
+        return rule.conditions.keys() <= OF_DEVICES and all(config.lists[name].kind == DEVICES for name in rule.lists)
+
+    rules = [
+        replace(rule, observe=False)
+        for status in WORDS
+        for rule in config.policy.rules
+        if rule.answer is status and not rule.observe and is_of_device(rule)
+    ]
+    return PolicySettings(rules=tuple(rules), default=Status.UNKNOWN)
+
+
+class FraudService:
+    """Implements eir.daemon.interfaces.Service."""
+
+    def __init__(self, config: Config, report: Report) -> None:
+        self._store = open_store(config.store, config.state, report=report, check=False)
+        self._copy = open_copy(config.store, config.state, report=report, upgrades=False)
+        self._check = FraudCheck(config.fraud_check, self._found, ticks=time.monotonic, report=report)
+        self._keys: KeyFiles | None = None
+        self.faults: Mapping[str, str] = {}
+        self.configure(config)
+        self.look()()
+
+    def configure(self, config: Config) -> None:
+        """See Service."""
+        self._config, self._policy = config, rules_of(config)
+        self._lists = {name: config.lists[name] for rule in self._policy.rules for name in rule.lists}
+        self.peers = PeerSettings(label=FRAUD_CHECK, sources=config.fraud_check.sources)
+        self._check.configure(config.fraud_check)
+
+    def respond(self, request: Request) -> Answer:
+        """See Service."""
+        return self._check.respond(request)
+
+    def refuse(self, status: int) -> Response:
+        """See Service."""
+        return api.no_request(status)
+
+    async def work(self) -> None:
+        """See Service: there is nothing beside the answers."""
+
+    def look(self) -> Callable[[], None]:
+        """See Service."""
+        keys = keys_of(self._config.fraud_check.tokens, self._keys)
+
+        def use() -> None:
+            if keys != self._keys:
+                self._keys, self._check.tokens = keys, tokens_of(keys, self._check.tokens, FRAUD_SCOPE)
+
+        return use
+
+    def counters(self) -> metrics.Snapshot:
+        """See Service."""
+        return {"eir_fraud_checks_total": self._check.answers}
+
+    async def close(self) -> None:
+        """See Service."""
+        for store in (self._store, self._copy):
+            if store is not None:
+                await store.close()
+
+    async def _found(self, imei: str) -> Found:
+        now, question = datetime.now(UTC), Question(imei)
+        try:
+            said = await explain(question, self._policy, self._lists, self._store, now=now)
+        except StoreError:
+            if self._copy is None:
+                raise
+            said = await explain(question, self._policy, self._lists, self._copy, now=now)
+        return Found(WORDS[said.status or Status.UNKNOWN], said.reason)
