@@ -357,6 +357,9 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
             command_line(word)(arguments, prog_name="eir")
         finally:
             sys.stdout.flush()
+    except UnicodeEncodeError:  # of an argument: all that is read elsewhere is decoded with care
+        say("eir: an argument has octets that are not UTF-8")
+        sys.exit(EXIT_USAGE)
     except EirError as e:
         begin = (
             ""

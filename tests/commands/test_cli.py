@@ -113,7 +113,7 @@ class TestUsage:
         "arguments",
         [
             "nonsense", "check", "check 1 --nonsense", "load", "rollback", "rollback nowhere", "publish x.csv", "lists --json=maybe",
-            "probe 127.0.0.1", "probe 127.0.0.1:0 1", "probe 127.0.0.1:99999 1", "probe [::1]:x 1", "history -n 0",
+            "probe 127.0.0.1", "probe 127.0.0.1:0 1", "probe 127.0.0.1:99999 1", "probe [::1]:x 1", "history -n 0", "show \udcff",
             "probe 127.0.0.1:1 1 --timeout 0", "peer", "peer enable", "add stolen", "lists surplus",
             "publish x.csv --list stolen --serial 0 --expires 14d --key k", "publish x.csv --list stolen --serial 1 --expires 14 --key k",
             "publish x.csv --list stolen --serial 1 --expires soon --key k",

@@ -31,6 +31,7 @@ def test_a_url_is_an_endpoint(url, found, shown):
     [
         "", "10.0.0.1:3868", "udp://10.0.0.1", "tcp://", "tcp://:3868", "tcp://a,b:1", "tls://a,b", "sctp://", "sctp://a,", "sctp://,a",
         "sctp://a:1,b:1", "tcp://a:99999", "tcp://a:x", "sctp://[::1",
+        "tcp://mme..example:3868", f"sctp://10.0.0.1,{'a' * 64}.example:3868",
     ],
 )  # fmt: skip
 def test_anything_else_is_not(url):

@@ -35,6 +35,12 @@ def named(monkeypatch):
     return name
 
 
+@pytest.mark.parametrize("host", ["mme..example", f"{'a' * 64}.example", "../x"])
+async def test_what_cannot_be_a_name_is_a_fault_as_any_other(host):
+    with pytest.raises(OSError, match="cannot be the name of a host"):
+        await stream.connected(host, 3868)
+
+
 async def test_an_address_that_never_answers_keeps_nobody_from_the_next(silent, named):
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     there = server.sockets[0].getsockname()

@@ -108,9 +108,7 @@ async def open_listener(
 
 async def listening_sockets(at: Endpoint) -> list[socket.socket]:
     """Sockets that listen over TCP at an address, or at all addresses of a name. Raises OSError if they cannot be had."""
-    found = await asyncio.get_running_loop().getaddrinfo(
-        at.hosts[0], at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    found = await stream.addresses(at.hosts[0], at.port, socket.AI_PASSIVE)
     listening: list[socket.socket] = []
     fault: OSError | None = None
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):

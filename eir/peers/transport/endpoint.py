@@ -38,6 +38,14 @@ def address_text(hosts: Sequence[str], port: int) -> str:
     return f"{','.join(f'[{host}]' if ':' in host else host for host in hosts)}:{port}"
 
 
+def _may_be_host(text: str) -> bool:
+    """False for what no host can be called, such as `mme..example`."""
+    try:
+        return bool(text.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def endpoint(url: str) -> Endpoint:
     """The endpoint that a URL names; without a port it is the transport's own. Raises EirError for another form."""
     scheme, _, rest = url.partition("://")
@@ -49,7 +57,7 @@ def endpoint(url: str) -> Endpoint:
         hosts, ports = (), []
     if (
         scheme not in PORTS
-        or not all(hosts)
+        or not all(map(_may_be_host, hosts))
         or any(ports[:-1])
         or len(hosts) != (1 if scheme != SCTP else max(len(hosts), 1))
     ):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from eir.peers.settings import SctpSettings, source_address
 from eir.peers.transport import sctp_options as sctp
+from eir.peers.transport import stream
 from eir.peers.transport.endpoint import Endpoint
 from eir.peers.transport.sctp_options import Change, Notification, Option
 
@@ -453,6 +454,5 @@ def _new_socket(addresses: Sequence[str], settings: SctpSettings) -> socket.sock
 
 async def _resolve(where: Endpoint) -> tuple[str, ...]:
     """The addresses of an endpoint, those of its names included. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    found = [await loop.getaddrinfo(host, where.port, type=socket.SOCK_STREAM) for host in where.hosts]
+    found = [await stream.addresses(host, where.port) for host in where.hosts]
     return tuple(dict.fromkeys(str(address[0]) for each in found for _, _, _, _, address in each))

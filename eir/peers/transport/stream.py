@@ -13,6 +13,7 @@ import ssl
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from eir.peers.transport.tls import names_of_peer
 
@@ -48,13 +49,21 @@ async def connect(protocol: asyncio.Protocol, host: str, port: int, tls: ssl.SSL
     )
 
 
+async def addresses(host: str, port: int, flags: int = 0) -> Sequence[tuple[int, int, int, str, Any]]:
+    """The addresses of a name, as `getaddrinfo` has them. Raises OSError, for what cannot be a name too."""
+    try:
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError:
+        raise socket.gaierror(socket.EAI_NONAME, f"{host:.100} cannot be the name of a host") from None
+
+
 async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.socket:
     """A socket that is connected to the first of a name's addresses that answers. Raises OSError.
 
     `each_s`: how long one may leave it open before the next is tried, as behind a firewall, or over IPv6 that leads nowhere.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await addresses(host, port)
     fault: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
     for at, (family, kind, protocol, _, address) in enumerate(found, 1):
         try:
