@@ -185,7 +185,8 @@ async def test_mutual_tls(shared, version, to):
 
 
 async def test_who_has_no_certificate_or_one_of_nobody_here_is_refused(shared, to):
-    for context in (shared.authority.peer(), Authority(shared.folder / "other").peer(AMF, trusts=shared.authority)):
+    other = Authority(shared.folder / "other")
+    for context in (shared.authority.peer(), other.peer(AMF, trusts=shared.authority), other.peer(AMF)):
         context.set_alpn_protocols(["h2"])
         with contextlib.suppress(OSError):
             assert not await (await to(shared.node, context)).send(HELLO).until(lambda found: found)
@@ -198,6 +199,8 @@ async def test_who_has_no_certificate_or_one_of_nobody_here_is_refused(shared, t
             {line["reason"] for line in shared.node.lines("peer_refused", protocol="n5g")} >= {"tls_handshake", "alpn"}
         )
     )
+    lines = shared.node.lines("peer_refused", protocol="n5g", reason="tls_handshake")
+    assert any("does it trust our certificate?" in line["detail"] for line in lines)
 
 
 def test_it_is_seen_and_counted_as_its_own_protocol(shared):
