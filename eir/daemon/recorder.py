@@ -34,7 +34,7 @@ from eir.daemon import state_folder
 from eir.daemon.channel import Channel, ChannelError
 from eir.daemon.priority import Aside, give_way, stand_back, take_part
 from eir.daemon.starter import Process
-from eir.errors import EirError, Report, StoreError
+from eir.errors import EirError, Report, StoreError, detail_of
 from eir.operate import metrics
 from eir.operate.log import Log, call_failed, report_faults
 from eir.record.settings import SUBSCRIBERS
@@ -153,13 +153,17 @@ class _Recorder:
             asyncio.create_task(work)
             for work in (self._write_again_and_again(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
         ]  # fmt: skip
+        for task in tasks[:3]:
+            task.add_done_callback(lambda _: self._ended.set())  # by a fault: another process goes on in its place
         await self._ended.wait()
         loop.remove_reader(self._receiver)
         take_part()  # nobody is answered any more who could wait for it, and the node waits for this process
         self._take(all_of_it=True)
         for task in tasks[:3]:
             task.cancel()
-        await asyncio.gather(*tasks[:3], return_exceptions=True)
+        for fault in await asyncio.gather(*tasks[:3], return_exceptions=True):
+            if isinstance(fault, Exception):
+                self._report("fault", reason="sightings", level="error", detail=detail_of(fault))
         self._put_events()
         await _soon(lambda: all(delivery.is_idle for delivery in self._deliveries.values()), END_S)
         with suppress(TimeoutError):

@@ -53,8 +53,21 @@ async def test_a_disk_that_is_full_or_read_only_costs_the_record_and_no_check(tm
         await until_async(lambda: node.metrics()["eir_sightings_total"] == 9)  # counted once it is written
 
 
-async def test_a_folder_that_cannot_be_written(site, connect):
+BROKEN = """
+import sys
+if sys.argv[1:] == ["serve"]:
+    import eir.analysis.files as files
+    write = files.write
+    def broken(state, rows):
+        return 1 / 0 if (state / "broken").exists() else write(state, rows)
+    files.write = broken
+"""
+"""Body of a sitecustomize.py by which the recorder has a fault of its own for as long as a file is there."""
+
+
+async def test_a_folder_that_cannot_be_written_and_a_fault_of_the_program(site, connect, altered):
     """Read-only, as a file system is after a fault; root may write anywhere, so a file stands where the folder should be."""
+    altered(BROKEN)
     site.configure(sightings=KEPT, policy={"rules": []}, lists={})
     site.state.mkdir()
     (site.state / FOLDER).write_text("in the way")
@@ -65,6 +78,12 @@ async def test_a_folder_that_cannot_be_written(site, connect):
     assert node.get("/ready")[0] == 200
     (site.state / FOLDER).unlink()
     await until_async(lambda: recorded(site.state) == 3)
+    (site.state / "broken").touch()
+    await asked(mme, UNLISTED)
+    await until_async(lambda: node.lines("fault", reason="sightings"))
+    (site.state / "broken").unlink()
+    await asked(mme, UNLISTED)
+    await until_async(lambda: recorded(site.state) > 3)
 
 
 async def test_killed_again_and_again_files_stay_readable_and_no_worker_notices(site, connect):
