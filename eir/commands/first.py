@@ -47,9 +47,9 @@ class Peer(NamedTuple):
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the configuration goes.")] = SYSTEM_CONFIG.parent,
     realm: Annotated[str, typer.Option(metavar="REALM", help="The node's Diameter realm, such as epc.mnc001.mcc001.3gppnetwork.org.")] = "",
-    host: Annotated[str, typer.Option(metavar="HOST", help="Its own name, as peers have it in their configuration; eir1.REALM if not given.")] = "",
+    host: Annotated[str, typer.Option(metavar="HOST", help="Its own name, as peers have it in their configuration; eir1.REALM if not given. One without a dot is one of REALM.")] = "",
     listen: Annotated[list[str] | None, typer.Option(metavar="URL", help="Where peers connect to: tcp://ADDRESS:PORT, or sctp://.", show_default=LISTEN)] = None,
-    peer: Annotated[list[str] | None, typer.Option(metavar="PEER", help="Who may ask: HOST@ADDRESS, HOST@NETWORK,NETWORK, or a NETWORK alone for all of the realm in it. May be given several times.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(metavar="PEER", help="Who may ask: HOST@ADDRESS, HOST@NETWORK,NETWORK, or a NETWORK alone for all of the realm in it. A HOST without a dot is one of REALM. May be given several times.")] = None,
     list_name: Annotated[str, typer.Option("--list", metavar="LIST", help="What the publisher's list is called.")] = "stolen",
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="The publisher's public key, as ssh-keygen writes it (.pub). Without one there is only a list that is changed by hand.")] = None,
     signer: Annotated[str, typer.Option(metavar="NAME", help="What to call who holds the key; the comment in it if not given.")] = "",
@@ -68,10 +68,10 @@ def init(
         key = key or _asked_key()
     if not realm or not peer:
         raise fail(f"which {'peers may ask (--peer)' if realm else 'realm is it (--realm)'}?", EXIT_USAGE)
-    peers = [_peer(text) for text in peer]
+    peers = [_peer(text, realm) for text in peer]
     signers = None if key is None else _signers(key, signer)
     where = state or (SYSTEM_STATE if folder.absolute() == SYSTEM_CONFIG.parent else STATE)
-    names = {"host": host or f"eir1.{realm}", "realm": realm}
+    names = {"host": _whole(host or "eir1", realm), "realm": realm}
     text = configuration(names, listen or [LISTEN], peers, None if signers is None else list_name, where)
     files = {Path("eir.yaml"): text, Path("eir.service"): unit(folder.absolute(), where)}
     if signers is not None:
@@ -105,7 +105,12 @@ def _asked_key() -> Path | None:
     return Path(text) if text else None
 
 
-def _peer(text: str) -> Peer:
+def _whole(host: str, realm: str) -> str:
+    """The name of a host, in full: one without a dot is a host of the realm (RFC 6733 4.3.1 wants a fully qualified name)."""
+    return host if "." in host else f"{host}.{realm}"
+
+
+def _peer(text: str, realm: str) -> Peer:
     host, at, networks = text.rpartition("@")
     named = [each.strip() for each in networks.split(",")]
     try:
@@ -117,7 +122,7 @@ def _peer(text: str) -> Peer:
         ) from None
     if at and not host:
         raise fail(f"--peer {text}: nothing stands before the @", EXIT_USAGE)
-    return Peer(host or None, named)
+    return Peer(_whole(host, realm) if host else None, named)
 
 
 def _signers(key: Path, signer: str) -> str:

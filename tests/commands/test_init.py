@@ -49,7 +49,7 @@ def init(*arguments, status=0, **options):
 
 def test_it_writes_a_configuration_with_comments_the_key_and_a_unit(tmp_path, key):
     folder = tmp_path / "eir"
-    peers = ("--peer", f"mme1.{REALM}@10.20.0.1,10.20.0.2", "--peer", "10.30.0.0/24")
+    peers = ("--peer", f"mme1.{REALM}@10.20.0.1,10.20.0.2", "--peer", "10.30.0.0/24", "--peer", "mme2@10.20.0.3")
     done = init(
         folder, "--realm", REALM, *peers, "--key", key, "--list", "stolen-national", "--state", tmp_path / "state"
     )
@@ -57,7 +57,7 @@ def test_it_writes_a_configuration_with_comments_the_key_and_a_unit(tmp_path, ke
     config = load_config(folder / "eir.yaml")
     assert (config.identity.host, config.identity.realm) == (f"eir1.{REALM}", REALM)
     assert [(peer.host, peer.realm, [str(each) for each in peer.sources]) for peer in config.peers] == [
-        (f"mme1.{REALM}", None, ["10.20.0.1/32", "10.20.0.2/32"]), (None, REALM, ["10.30.0.0/24"]),
+        (f"mme1.{REALM}", None, ["10.20.0.1/32", "10.20.0.2/32"]), (None, REALM, ["10.30.0.0/24"]), (f"mme2.{REALM}", None, ["10.20.0.3/32"]),
     ]  # fmt: skip
     assert not config.warnings
     assert config.state == tmp_path / "state"
