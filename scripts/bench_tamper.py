@@ -313,17 +313,7 @@ def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _columns() -> set[str]:
     """The weights that are fitted: they are columns of the table `evidence`, but for the first."""
-    by_hand = {
-        "pair_most",
-        "box",
-        "barred",
-        "no_body",
-        "not_allocated",
-        "allocated_later",
-        "newer_model",
-        "test_tac",
-        "placeholder",
-    }
+    by_hand = {"pair_most", "box", "box_few", "no_body", "not_allocated", "placeholder"}
     return WEIGHTS.keys() - by_hand
 
 

@@ -16,7 +16,6 @@ from eir.analysis.conditions import (
     CONDITIONS,
     HOLDS_FROM,
     MODULES,
-    PARAMETERS,
     PRIOR,
     SAID,
     WEIGHTS,
@@ -26,8 +25,6 @@ from eir.analysis.conditions import (
 from eir.analysis.engine import SQL, TABLES, Engine, number
 from eir.device import key_text
 
-SAMPLE_DEVICES = 60_000
-"""Devices of one subscriber that show how fast phones move: so many, or one more than half of it, are looked at check by check."""
 DAYS_MAX = 62
 """Days of one judgement: each is a bit of a 64-bit number."""
 SCORE_MAX = 0.999
@@ -113,10 +110,10 @@ def judge(
     `tacs`: those that are allocated; none: what needs them is not looked for. `cases`: devices that an operator confirmed (True) or cleared.
     `warn` is told of peers that are left out; `keep_users`: findings name the subscribers of their devices.
     """
-    prepare(engine, settings, until=until, tacs=tacs)
+    prepare(engine, settings, tacs)
     unbelieved: list[str] = []
     for last in (False, True):
-        _look(engine, settings, unbelieved, progress)
+        _look(engine, unbelieved, progress)
         lying = [] if last else not_believed(engine)
         if not lying:
             break
@@ -163,19 +160,13 @@ def _reliability(
     )
 
 
-def prepare(engine: Engine, settings: TamperSettings, *, until: datetime, tacs: Iterable[Tac]) -> None:
-    """Make the small tables that the SQL knows beside the sightings: parameters, places, and TACs."""
-    engine.define(
-        "settled",
-        f"SELECT {', '.join(f'{float(getattr(settings, name))} AS {name}' for name in PARAMETERS)}, TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AS until",
-    )
-    engine.define("parameters", "SELECT settled.*, 1 AS sample_one_of FROM settled")
+def prepare(engine: Engine, settings: TamperSettings, tacs: Iterable[Tac]) -> None:
+    """Make the small tables that the SQL knows beside the sightings: places and TACs."""
     engine.fill(
         "places",
         "origin VARCHAR, latitude DOUBLE, longitude DOUBLE",
         [(origin, *place) for origin, place in settings.origins.items()],
     )
-    engine.fill("barred", "tac BIGINT", [(int(tac),) for tac in settings.barred_tacs])
     engine.fill(
         "allocations",
         "tac BIGINT, allocated DATE, is_module INTEGER",
@@ -188,23 +179,16 @@ def prepare(engine: Engine, settings: TamperSettings, *, until: datetime, tacs: 
     )
 
 
-def _look(
-    engine: Engine, settings: TamperSettings, unbelieved: list[str], progress: Callable[[str, int, int], None]
-) -> None:
+def _look(engine: Engine, unbelieved: list[str], progress: Callable[[str, int, int], None]) -> None:
     """Make all tables, and of them what each condition says of each device (`marks`), and all together (`summed`)."""
     engine.fill("liars", "peer VARCHAR", [(peer,) for peer in unbelieved])
     stages = [*TABLES, *CONDITIONS]
     for done, name in enumerate(stages):
         progress("judging", done + 1, len(stages))
-        if name == "sampled":
-            one_of = max(1, number(engine, "SELECT COUNT(*) FROM devices") // SAMPLE_DEVICES)
-            engine.define("parameters", f"SELECT settled.*, {one_of} AS sample_one_of FROM settled")
         if name == "watched":
-            _make_box(engine, settings)
-        if name in TABLES:
-            engine.define(name, TABLES[name].read_text("utf-8"))
-        else:
-            engine.define(name, condition(name))
+            _make_box(engine)
+        path = TABLES.get(name, SQL / "conditions" / f"{name}.sql")
+        engine.define(name, path.read_text("utf-8").format_map(WEIGHTS))
     marks = " UNION ALL ".join(
         f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS
     )
@@ -224,11 +208,6 @@ def _look(
     )
 
 
-def condition(name: str) -> str:
-    """The SQL of a condition."""
-    return (SQL / "conditions" / f"{name}.sql").read_text("utf-8").format_map(WEIGHTS)
-
-
 def calibrated(odds: Iterable[tuple[int, float]], cases: Mapping[int, bool]) -> float:
     """Return how far log odds are shifted for operators' cases to be as many as the scores say.
 
@@ -243,33 +222,30 @@ def calibrated(odds: Iterable[tuple[int, float]], cases: Mapping[int, bool]) -> 
     return shift
 
 
-def _make_box(engine: Engine, settings: TamperSettings) -> None:
-    """The table `box`: devices with their subscribers, where both have partners enough, counting only those who have enough themselves."""
-    # Where two devices are enough, a try is not, and it takes three checks: a shop has two phones for its customers' SIMs.
-    kinds = ((settings.box_partners, settings.box_partners, 1), (2 * settings.box_partners, 2, 3))
-    for kind, (of_device, of_subscriber, checks) in enumerate(kinds):
-        engine.define(
-            "core",
-            f"SELECT device, subscriber, 0 AS subscriber_devices FROM usage WHERE subscriber IS NOT NULL AND checks >= {checks}",
-        )
-        left = -1
-        for _ in range(30):
-            engine.define("counted", """
-                SELECT device, subscriber, COUNT(*) OVER (PARTITION BY device) AS device_subscribers, COUNT(*) OVER (PARTITION BY subscriber) AS subscriber_devices
-                FROM core
-            """)  # fmt: skip
-            engine.define(
-                "core",
-                f"SELECT device, subscriber, subscriber_devices FROM counted WHERE device_subscribers >= {of_device} AND subscriber_devices >= {of_subscriber}",
-            )
-            before, left = left, number(engine, "SELECT COUNT(*) FROM core")
-            if left in {0, before}:
-                break
-        # Of one pair one row, though both kinds have it.
-        engine.define(
-            "box",
-            f"SELECT device, subscriber, MAX(subscriber_devices) AS subscriber_devices FROM ({'SELECT * FROM box UNION ALL ' if kind else ''}SELECT * FROM core) AS of_both GROUP BY device, subscriber",
-        )
+def _make_box(engine: Engine) -> None:
+    """The table `box`: the largest set of devices and SIMs that go round among one another, each device with four such SIMs, each SIM with two such devices.
+
+    They hold little else: four fifths of a device's checks, and half of a SIM's.
+    """
+    engine.define("box", """
+        SELECT usage.device, usage.subscriber, usage.checks, devices.checks AS device_checks, sims.checks AS sim_checks
+        FROM usage JOIN devices ON usage.device = devices.device
+        JOIN (SELECT subscriber, SUM(checks) AS checks FROM usage GROUP BY subscriber HAVING COUNT(*) >= 2) AS sims ON usage.subscriber = sims.subscriber
+        WHERE devices.subscribers >= 4
+    """)  # fmt: skip
+    before, left = -1, number(engine, "SELECT COUNT(*) FROM box")
+    while before != left:
+        engine.define("box", """
+            SELECT device, subscriber, checks, device_checks, sim_checks
+            FROM (
+              SELECT
+                box.*, COUNT(*) OVER by_device AS sims, COUNT(*) OVER by_sim AS devices, SUM(checks) OVER by_device AS of_device, SUM(checks) OVER by_sim AS of_sim
+              FROM box
+              WINDOW by_device AS (PARTITION BY device), by_sim AS (PARTITION BY subscriber)
+            ) AS counted
+            WHERE sims >= 4 AND devices >= 2 AND of_device * 3 >= device_checks * 2 AND of_sim * 2 >= sim_checks
+        """)  # fmt: skip
+        before, left = left, number(engine, "SELECT COUNT(*) FROM box")
 
 
 def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) -> Iterable[Finding]:

@@ -371,7 +371,6 @@ TAC = text(
     rf"([0-9]{{{TAC_DIGITS}}})|([0-9]{{1,{TAC_DIGITS - 1}}})\*", lambda match: match[1] or match[2],
     show=lambda tac: tac if len(tac) == TAC_DIGITS else f"{tac}*",
 )  # fmt: skip
-WHOLE_TAC = text("8 digits (a TAC)", rf"[0-9]{{{TAC_DIGITS}}}")
 DEVICE_TYPE = text("a device type such as Smartphone", r"[^\s,|\"](?:[^,|\"]{0,62}[^\s,|\"])?")
 SOFTWARE_VERSION = text("two digits", r"[0-9]{2}")
 IMSI_PREFIX = text("the first 1 to 15 digits of IMSIs", r"[0-9]{1,15}")

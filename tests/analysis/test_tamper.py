@@ -14,7 +14,7 @@ from luhn import check_digit
 from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, phones, write
 
 from eir.analysis import page
-from eir.analysis.conditions import CONDITIONS, PARAMETERS, PRIOR, WEIGHTS, TamperSettings
+from eir.analysis.conditions import CONDITIONS, PRIOR, WEIGHTS, TamperSettings
 from eir.analysis.duck import duck
 from eir.analysis.engine import SQL
 from eir.analysis.judge import calibrated, judge
@@ -120,7 +120,6 @@ def test_what_the_engine_cannot_do_is_said(tmp_path):
 def test_tables_of_conditions_are_the_files():
     assert {path.stem for path in (SQL / "conditions").glob("*.sql")} == CONDITIONS.keys()
     text = "".join(path.read_text() for path in SQL.rglob("*.sql"))
-    assert set(re.findall(r"parameters\.(\w+)", text)) <= {*PARAMETERS, "sample_one_of", "until"}
     assert set(re.findall(r"\{(\w+)\}", text)) == WEIGHTS.keys()
     page_text = (SQL.parent / "README.md").read_text()
     assert all(f"`{name}`" in page_text for name in CONDITIONS)
@@ -197,12 +196,12 @@ def test_tacs_come_from_the_signed_list_that_rules_ask(operator):
     assert "list tacs was never loaded" in operator.eir("tamper", "report", *UNTIL_DAY).stderr
     listed = operator.folder / "tacs.txt"
     listed.write_text(
-        "TAC|Manufacturer|Allocation Date|Device Type\n35209900|Maker|25-Nov-2026|Smartphone\n35209940|Maker|01-Jan-2020|Smartphone\n"
+        "TAC|Manufacturer|Allocation Date|Device Type\n86209900|Maker|25-Nov-2026|Smartphone\n86209940|Maker|01-Jan-2020|Smartphone\n"
     )
     operator.load(listed, list_name="tacs")
     rows = {row["imei"]: row["evidence"] for row in operator.json("tamper", "report", *UNTIL_DAY)}
-    assert "its TAC was allocated on 2026-11-25, after it was first seen" in rows["35209900880000"]
-    assert len(rows) == 12 + 8 + 1  # of the 300 honest ones, whose TAC is listed, there is none
+    assert "its TAC is not in the list, whose newest is of 2026-11-25" in rows["35209900880000"]
+    assert len(rows) == 12 + 8 + 1 + 300  # none is of a body that has a TAC in the list
 
 
 def test_wrong_use_and_no_record(site):

@@ -91,7 +91,7 @@ def differing(one, other):
 
 def test_a_cluster_finds_row_by_row_what_one_machine_finds(standalone, world, tmp_path):
     places = {f"mme{number}.epc.mnc001.mcc001.3gppnetwork.org": Place(49.0 + number, 30.5) for number in range(3)}
-    settings = TamperSettings(origins=places, barred_tacs=("35209900",))
+    settings = TamperSettings(origins=places)
     window = {"since": world.since, "until": world.until}
     judging = window | {"tacs": world.tacs}
     with duck(files(world.folder), **window, memory=1 << 30) as engine:
