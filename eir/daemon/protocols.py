@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 class Server(Protocol):
     """The clients of one protocol, in one worker."""
 
+    tell_name: Callable[[str], object]
+    """Called with the name that a client has said, where only one may have it."""
+
+    def doubt(self, name: str) -> None:
+        """A client of another worker has said this name."""
+
     async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
         """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
 

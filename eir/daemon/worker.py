@@ -200,6 +200,8 @@ def built(
     )  # fmt: skip
     parts = Parts(checker, counts, node.rates, log.report, tokens_of(configured.keys, None, SERVICE))
     servers: dict[str, Server] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
+    for name, server in servers.items():
+        server.tell_name = partial(channel.tell, "said_name", name)
     worker = Worker(
         config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
         servers=servers, tls=tls, sightings=sightings, tracer=tracer,
@@ -273,6 +275,7 @@ class Worker:
             "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.dial,
             "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
             "set_keys": self.set_keys, "explain": self.explain, "trace": self.trace,
+            "doubt": lambda protocol, name: self.servers[protocol].doubt(name),
         }  # fmt: skip
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -180,9 +180,16 @@ class Workers:
             worker.named.add(name)
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
+        def said_name(protocol: str, name: str) -> None:
+            """A client has said a name that only one may have."""
+            for other in self._workers.values():
+                if other is not worker:
+                    other.channel.tell("doubt", protocol, name)
+
         return {
             "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
             "may_dial": self._admission.may_dial, "traced": self._traced,
+            "said_name": said_name,
         }  # fmt: skip
 
     def _order(self, orders: Sequence[Order]) -> None:

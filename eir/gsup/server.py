@@ -137,6 +137,12 @@ class GsupServer(Server[Link]):
                 up[label] = min(up.get(label, 1.0), float(link.has_hlr))
         return {"eir_gsup_hlr_up": up}
 
+    def doubt(self, name: str, newest: Link | None = None) -> None:
+        """Ask other clients of this name whether they are there: with one that is gone without a word, the HLR has two of that name."""
+        for link in self.links:
+            if link is not newest and link.name.lower() == name.lower():
+                link.doubt()
+
     # link.Owner
 
     def accept(self, link: Link) -> bool:
@@ -154,9 +160,9 @@ class GsupServer(Server[Link]):
         """Find the entry of a client that has said its name."""
         link.settings = None
         if self.identify(link):
-            for other in self.links:
-                if other is not link and link.name and other.name.lower() == link.name.lower():
-                    other.doubt()  # where it is gone without a word, the HLR has two of that name, and may speak to the other
+            if link.name:
+                self.doubt(link.name, link)
+                self.tell_name(link.name)
             return True
         refusal, setting = (
             ("disabled", None)

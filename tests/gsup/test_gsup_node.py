@@ -282,8 +282,8 @@ async def test_who_may_ask(site, hlr, to):
 
 
 async def test_an_msc_that_comes_back_after_it_vanished_without_a_word_is_alone_with_its_name(site, hlr, to):
-    """Else its HLR has two connections of that name, and speaks to the one that leads nowhere."""
-    node = serve(site, hlr)
+    """Else its HLR has two connections of that name, and speaks to the one that leads nowhere. Whichever workers have them."""
+    node = serve(site, hlr, workers=2)
     vanished = await to(node)
     assert await vanished.send(PING).until(lambda found: PONG in found)
     back = await to(node)
