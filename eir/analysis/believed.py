@@ -23,11 +23,11 @@ def not_believed(engine: Engine) -> list[str]:
     alone = engine.rows("""
         SELECT device, peer, SUM(checks) AS checks, MAX(is_copied) AS is_copied
         FROM (
-          SELECT steps.device, MIN(steps.peer) AS peer, COUNT(*) AS checks, CASE WHEN steps.device IN (SELECT sim_box.device FROM sim_box) THEN 0 ELSE 1 END AS is_copied
-          FROM steps JOIN summed ON steps.device = summed.device
+          SELECT steps.device, MIN(claims.peer) AS peer, COUNT(*) AS checks, CASE WHEN steps.device IN (SELECT sim_box.device FROM sim_box) THEN 0 ELSE 1 END AS is_copied
+          FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
           WHERE summed.odds > -2
           GROUP BY steps.device, steps.subscriber
-          HAVING MIN(steps.peer) = MAX(steps.peer)
+          HAVING MIN(claims.peer) = MAX(claims.peer)
           UNION ALL
           SELECT witnessed.device, MIN(witnessed.peer) AS peer, SUM(witnessed.checks) AS checks, 0 AS is_copied
           FROM witnessed JOIN sim_box ON witnessed.device = sim_box.device
@@ -40,11 +40,11 @@ def not_believed(engine: Engine) -> list[str]:
     seconds = engine.rows("""
         SELECT peer, SUM(checks)
         FROM (
-          SELECT device, subscriber, MIN(peer) AS peer, COUNT(*) AS checks
-          FROM steps
-          WHERE subscriber > 1
-          GROUP BY device, subscriber
-          HAVING MIN(peer) = MAX(peer)
+          SELECT steps.device, steps.subscriber, MIN(claims.peer) AS peer, COUNT(*) AS checks
+          FROM steps JOIN claims ON steps.claim = claims.claim
+          WHERE steps.subscriber > 1
+          GROUP BY steps.device, steps.subscriber
+          HAVING MIN(claims.peer) = MAX(claims.peer)
         ) AS spoken
         GROUP BY peer
     """)

@@ -189,6 +189,8 @@ def _look(engine: Engine, unbelieved: list[str], progress: Callable[[str, int, i
             _make_box(engine)
         path = TABLES.get(name, SQL / "conditions" / f"{name}.sql")
         engine.define(name, path.read_text("utf-8").format_map(WEIGHTS))
+        if name == "pace":  # made of millions of moves, which nothing else needs
+            engine.fill("moves", "a INTEGER, b INTEGER, gap_s DOUBLE", [])
     marks = " UNION ALL ".join(
         f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS
     )

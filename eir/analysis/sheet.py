@@ -21,8 +21,8 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
         f"SELECT subscriber, home, checks, day_count, first_seen, last_seen FROM usage WHERE device = {device} ORDER BY 3 DESC, 1 LIMIT {SAMPLE}"
     )
     steps = engine.rows(f"""
-        SELECT steps.time, members.subscriber, located.origin, steps.peer, steps.version
-        FROM steps JOIN members ON steps.device = members.device AND steps.subscriber = members.number JOIN located ON steps.origin = located.number
+        SELECT steps.time, members.subscriber, claims.origin, claims.peer, steps.version
+        FROM steps JOIN members ON steps.device = members.device AND steps.subscriber = members.number JOIN claims ON steps.claim = claims.claim
         WHERE steps.device = {device} ORDER BY 1, 2 LIMIT {SAMPLE}
     """)
     conflicts = engine.rows(f"""

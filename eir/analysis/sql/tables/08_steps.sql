@@ -1,6 +1,6 @@
 -- From one check of a shared device to the next: who, where and how long after.
 SELECT
-  sightings.device, members.number AS subscriber, sightings.software_version AS version, claims.number AS origin, claims.peer, sightings.time, INSTANT_S(sightings.time) AS instant_s, sightings.day,
+  sightings.device, members.number AS subscriber, sightings.software_version AS version, claims.number AS origin, claims.claim, sightings.time, INSTANT_S(sightings.time) AS instant_s, sightings.day,
   LAG(members.number) OVER trail AS before_subscriber,
   LAG(members.number, 2) OVER trail AS before_that_subscriber,
   LAG(claims.number) OVER trail AS before_origin,
