@@ -350,6 +350,26 @@ def test_of_what_is_too_much_the_oldest_of_the_loudest_peer_goes_first(tmp_path)
     assert kept() == {"calm": [1], "loud": [5000]}
 
 
+@pytest.mark.parametrize(
+    ("rows", "first"),
+    [
+        ({"a": 301, "b": 300}, {"b": 300}), ({"a": 300, "b": 300}, {"a": 300, "b": 300}), ({"a": 300, "b": 200, "c": 200}, {"a": 300, "b": 200, "c": 200}),
+    ],
+)  # fmt: skip
+def test_a_peer_pushes_out_its_own_rows_while_it_has_more_than_half_of_all(tmp_path, rows, first):
+    for day in range(3):
+        parts = [
+            each(f"{number:014d}", imsi=f"{random.getrandbits(49):015d}", peer=peer)
+            for peer, count in rows.items()
+            for number in range(count)
+        ]
+        files.write(tmp_path, frame_of(*parts, at=NOON + day * DAY))
+    whole = files.found(tmp_path)
+    files.prune(tmp_path, keep_s=10**9, max_bytes=sum(file.bytes for file in whole) - 1, now=whole[-1].written)
+    left = [dict(pl.read_parquet(file.path)["peer"].value_counts().iter_rows()) for file in files.found(tmp_path)]
+    assert left == ([first] if first != rows else []) + [rows] * 2
+
+
 def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
     made = []
     for at in (NOON, NOON + 101):

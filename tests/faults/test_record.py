@@ -98,6 +98,10 @@ async def test_a_history_that_was_destroyed_is_given_back_and_loads_go_on(site, 
     site.eir("load", site.release([UNLISTED], serial=2))
     site.eir("history", "--verify")
     assert [row["what"] for row in site.json("history")] == ["load", "heal", "load"]
+    until(lambda: node.metrics()["eir_history_last_record"] == 3)  # and they are copied
+    node.end()
+    redis.flush()
+    assert "3 records that this node keeps are not in the store" in site.eir("history", "--verify", status=1).stderr
 
 
 async def test_after_a_flush_the_history_is_there_before_the_first_new_record(site, redis):
