@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from eir.daemon.channel import Channel, Handlers, Message, parts_of
 from eir.daemon.starter import Process
@@ -25,6 +25,8 @@ from eir.rows.delivered import Progress
 
 Work: TypeAlias = Callable[..., Awaitable[Any]]
 """Work to do: called with its arguments and, after them, the channel to the process that ordered it."""
+Start: TypeAlias = Callable[..., Awaitable[Process]]
+"""Starts a process, as Starter.start."""
 
 LOAD_S_MAX = 900
 """Longest time that a load may take: a hundred million rows take 10 s on a quiet machine."""
@@ -35,13 +37,6 @@ END_S = 5.0
 PROGRESS, OUTCOME = "progress", "outcome"
 LOAD = "load"
 """Name of such a process in `ps` and `top`."""
-
-
-class Start(Protocol):
-    """Starts a process, as Starter.start."""
-
-    async def __call__(self, name: str, main: Callable[..., int], *arguments: Any) -> Process:
-        """The process."""
 
 
 class Outcome(NamedTuple):

@@ -3,11 +3,10 @@
 A new protocol is a row here, and in eir.config.settings one of its listeners.
 """
 
-import socket
 import ssl
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eir.checks.checker import Checker
 from eir.config import Config
@@ -27,49 +26,6 @@ from eir.peers.transport.tls import Tls
 
 if TYPE_CHECKING:
     from eir.web.tokens import Tokens
-
-
-class Server(Protocol):
-    """The clients of one protocol, in one worker."""
-
-    tell_name: Callable[[str], object]
-    """Called with the name that a client has said, where only one may have it."""
-
-    def doubt(self, name: str) -> None:
-        """A client of another worker has said this name."""
-
-    async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
-        """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
-
-    async def drain(self, timeout_s: float) -> None:
-        """Send all clients away, and let go of everything, after `timeout_s` at most."""
-
-    def dial(self) -> None:
-        """Connect to whom the protocol connects to, from now on: this is the one worker that does."""
-
-    def enable(self, label: str) -> None:
-        """Take a peer again that was disabled."""
-
-    def disable(self, label: str) -> None:
-        """Turn a peer away until `enable`."""
-
-    def disabled(self) -> Collection[str]:
-        """Labels that are turned away."""
-
-    def connected(self) -> Mapping[str, int]:
-        """Connections by peer label."""
-
-    def paths(self) -> Sequence[tuple[str, str, bool]]:
-        """Return the paths of SCTP: peer label, address, and whether it is reached."""
-
-    def status(self) -> Sequence[Mapping[str, Any]]:
-        """Rows of `eir peers`."""
-
-    def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol alone: metric → labels → number."""
-
-    def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the gauges of this protocol alone, in the same form."""
 
 
 @dataclass(frozen=True, slots=True)

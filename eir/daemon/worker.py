@@ -33,7 +33,7 @@ from eir.config import Config
 from eir.config.settings import Listener
 from eir.daemon import state_folder
 from eir.daemon.channel import Channel, ChannelError, Handlers
-from eir.daemon.protocols import PROTOCOLS, Parts, Server
+from eir.daemon.protocols import PROTOCOLS, Parts
 from eir.daemon.recorder import buffer_for
 from eir.daemon.setup import Listed, kinds_of, limits_of, missing_lists, overload_of, tokens_of
 from eir.diameter.admission import Claim, Order
@@ -49,6 +49,7 @@ from eir.operate.log import Log, call_failed, report_faults
 from eir.operate.status import WorkerReport
 from eir.peers.counts import DURATION_BUCKETS_S, Counts
 from eir.peers.rate import Grants, shared_memory
+from eir.peers.server import Server
 from eir.peers.transport.tls import Tls, TlsFiles, load_tls
 from eir.record.clock import TrustedClock
 from eir.record.store import ListState
@@ -199,7 +200,7 @@ def built(
         tls=tls, grants=grants, sctp=config.sctp,
     )  # fmt: skip
     parts = Parts(checker, counts, node.rates, log.report, tokens_of(configured.keys, None, SERVICE))
-    servers: dict[str, Server] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
+    servers: dict[str, Server[Any]] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
     for name, server in servers.items():
         server.tell_name = partial(channel.tell, "said_name", name)
     worker = Worker(
@@ -240,7 +241,7 @@ class Worker:
     clock: TrustedClock
     service: S13Service
     node: Node
-    servers: Mapping[str, Server]
+    servers: Mapping[str, Server[Any]]
     """Servers of the protocols besides Diameter."""
     tls: Tls | None
     sightings: Buffer | None
@@ -264,7 +265,7 @@ class Worker:
     """Messages told of in that line."""
 
     @property
-    def every(self) -> "Sequence[Node | Server]":
+    def every(self) -> "Sequence[Node | Server[Any]]":
         """Return all that answer, of every protocol."""
         return (self.node, *self.servers.values())
 

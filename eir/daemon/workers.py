@@ -6,9 +6,9 @@ its orders. What a worker has counted outlives it here.
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from eir.checks.explain import Explanation
 from eir.checks.question import Question
@@ -23,9 +23,9 @@ from eir.images.image import Image
 from eir.operate import metrics
 from eir.operate.log import call_failed
 from eir.operate.status import WorkerReport, merged_peers
-from eir.record.store import ListState
 
 if TYPE_CHECKING:
+    from eir.daemon.following import Followed
     from eir.web.tokens import KeyFiles
 
 FIGURES_S = 1.0
@@ -60,16 +60,6 @@ class _Worker:
         return self.process.channel
 
 
-class Lists(Protocol):
-    """Source of the lists that workers get (eir.daemon.following)."""
-
-    def hand_all(self, channel: Channel) -> None:
-        """Hand on what there is."""
-
-    def hand_missing(self, channel: Channel, there: Mapping[str, ListState]) -> None:
-        """Hand on what a worker that has these states does not have."""
-
-
 class Workers:
     """All workers of the node.
 
@@ -78,7 +68,7 @@ class Workers:
     """
 
     def __init__(
-        self, wanted: int, configured: Callable[[int], Configured], lists: Lists, *, gone: Callable[[int], None], changed: Callable[[], None],
+        self, wanted: int, configured: Callable[[int], Configured], lists: "Followed", *, gone: Callable[[int], None], changed: Callable[[], None],
         traced: Callable[[dict[str, Any]], None], report: Report,
     ) -> None:  # fmt: skip
         self._wanted = wanted

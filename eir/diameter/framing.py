@@ -4,7 +4,7 @@ What the application's lane takes is answered by it, everything else goes to the
 """
 
 from struct import Struct
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from eir.diameter.application import Lane, LaneTerms
 from eir.diameter.message import HEADER_BYTES, VERSION, result_label
@@ -12,6 +12,9 @@ from eir.diameter.states import State
 from eir.diameter.traffic import Traffic
 from eir.peers.rate import NO_LIMITS, allowed
 from eir.peers.settings import PeerSettings
+
+if TYPE_CHECKING:
+    from eir.diameter.peer import Peer
 
 TURN_COST, TURN_BYTES = 192, 4
 """The share of a turn that a message without a lane costs, measured against one that a lane answers: this many, and one
@@ -25,27 +28,16 @@ _WORD = Struct("!I")
 _FIRST_WORD_BYTES = 4
 
 
-class Receiver(Protocol):
-    """The receiver of the messages."""
-
-    state: State
-    """The state. In WAIT_ADMISSION no message is handed over; in OPEN the lane comes first."""
-    more: bool
-    """Set when complete messages are left for another turn."""
-
-    def handle(self, message: bytes, now: float) -> None:
-        """Take one complete message."""
-
-    def refuse_frame(self, message: bytes, first_word: int) -> None:
-        """Take the beginning of something that cannot be a message, so that the stream is lost, and close."""
-
-
 class Framer:
-    """The bytes that have come, as far as they are not handled."""
+    """The bytes that have come, as far as they are not handled.
+
+    The receiver is handed each complete message (`handle`), none while it is in WAIT_ADMISSION; in OPEN the lane comes first.
+    Its `more` is set when complete messages are left for another turn.
+    """
 
     __slots__ = ("_lane", "_receiver", "_traffic", "buffered", "need", "partial_at", "rates")
 
-    def __init__(self, receiver: Receiver, traffic: Traffic) -> None:
+    def __init__(self, receiver: "Peer", traffic: Traffic) -> None:
         self._receiver = receiver
         self._traffic = traffic
         self._lane: Lane | None = None

@@ -8,13 +8,16 @@ for the HLR keeps no check waiting for longer.
 import asyncio
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from eir.gsup import ipa
 from eir.gsup.ipa import CCM, HEADER_BYTES, Ccm, Frames, FrameTooLong
 from eir.peers.settings import Limits
 from eir.peers.transport.endpoint import endpoint
 from eir.peers.transport.stream import connect, fault_text
+
+if TYPE_CHECKING:
+    from eir.gsup.link import Link
 
 HOLD_S: Final = 1.0
 """Time that messages wait for a connection, or for an HLR that does not read; and pause before the next attempt to
@@ -40,32 +43,10 @@ class State(Enum):
     AWAY = 2
 
 
-class Client(Protocol):
-    """The connection that this one goes with."""
-
-    identity: bytes | None
-    """The frame in which the client said its name; None: it has not."""
-
-    def deliver(self, messages: Sequence[bytes]) -> None:
-        """Messages of the HLR, whole and in order."""
-
-    def went(self, count: int) -> None:
-        """So many messages went to the HLR."""
-
-    def not_passed(self, messages: Sequence[bytes], reason: str) -> None:
-        """Messages that the HLR does not get."""
-
-    def hlr_is(self, state: State, detail: str) -> None:
-        """The HLR is there, or it is not."""
-
-    def set_reading(self) -> None:
-        """`full` may be another than before."""
-
-
 class Hlr(asyncio.Protocol):
     """The connection, again and again, until `close`."""
 
-    def __init__(self, client: Client, url: str, limits: Callable[[], Limits]) -> None:
+    def __init__(self, client: "Link", url: str, limits: Callable[[], Limits]) -> None:
         self._client, self._to, self._limits = client, endpoint(url), limits
         self._loop = asyncio.get_running_loop()
         self.state = State.COMING

@@ -7,15 +7,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from eir.gsup import ipa
 from eir.gsup.hlr import NO_HLR, Hlr, State
 from eir.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong, name_in
 from eir.gsup.message import CHECK_IMEI, CHECK_IMEI_ERROR, CHECK_IMEI_RESULT, TYPE_AT, elements, error, result, says_no
 from eir.peers import link
-from eir.peers.link import Turns
-from eir.peers.settings import Limits
+
+if TYPE_CHECKING:
+    from eir.gsup.server import GsupServer
 
 AHEAD_BYTES: Final = 1 << 16
 """Most bytes that a connection may have ready before its turn; no more is read from it then."""
@@ -27,49 +28,10 @@ LATE_MAX: Final = 4096
 """Answers that an HLR may owe; one that owes more is not taken for one that answers."""
 
 
-class Owner(Protocol):
-    """Services of a connection's owner."""
-
-    limits: Limits
-    turns: Turns
-    hlr: str | None
-    store: bool
-
-    def accept(self, link: "Link") -> bool:
-        """True if an established connection is wanted."""
-
-    def named(self, link: "Link") -> bool:
-        """A client has said its name: whether it is still wanted."""
-
-    def speaks(self, link: "Link") -> None:
-        """A client that is wanted has said its name, or something else before it."""
-
-    def permits(self, link: "Link", frame: bytes) -> tuple[bytes, bool] | None:
-        """Decide about a CHECK-IMEI: its IMSI, and whether the device may pass; None: it has no IMSI, so nobody waits for an answer."""
-
-    def decided(self, link: "Link", *, permitted: bool, by_hlr: bool = False) -> None:
-        """An answer goes out."""
-
-    def passed(self, link: "Link", direction: str, count: int) -> None:
-        """So many messages went through, `out` to the HLR or `in` from it."""
-
-    def not_passed(self, link: "Link", count: int, reason: str) -> None:
-        """So many messages did not go to the HLR."""
-
-    def hlr_is(self, link: "Link", state: State, detail: str) -> None:
-        """The HLR is there for this client, or it is not."""
-
-    def answered(self, link: "Link", count: int, seconds: float) -> None:
-        """So many checks were answered, each after this time."""
-
-    def lost(self, link: "Link") -> None:
-        """The connection is gone."""
-
-
 class Link(link.Link):
     """The connection."""
 
-    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: "GsupServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
         self._owner = owner
         self._frames = Frames(owner.limits.max_message_bytes)

@@ -157,7 +157,7 @@ class GsupServer(Server[Link]):
         return True
 
     def named(self, link: Link) -> bool:
-        """Find the entry of a client that has said its name."""
+        """Find the entry of a client that has said its name; True if the client is still wanted."""
         link.settings = None
         if self.identify(link):
             if link.name:
@@ -177,7 +177,7 @@ class GsupServer(Server[Link]):
         self.opened(link)
 
     def permits(self, link: Link, frame: bytes) -> tuple[bytes, bool] | None:
-        """Decide about a CHECK-IMEI, within the limits."""
+        """Decide about a CHECK-IMEI, within the limits: its IMSI, and whether the device may pass; None: it has no IMSI, so nobody waits for an answer."""
         label = link.requester.label
         asked = read_check_imei(frame)
         if asked.imsi is None:
@@ -200,7 +200,7 @@ class GsupServer(Server[Link]):
             self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)
 
     def passed(self, link: Link, direction: str, count: int) -> None:
-        """Count what went through."""
+        """Count messages that went through, `out` to the HLR or `in` from it."""
         self.through[link.requester.label, direction] += count
 
     def not_passed(self, link: Link, count: int, reason: str) -> None:

@@ -4,16 +4,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from eir.map.settings import GatewaySettings
 from eir.peers import link
-from eir.peers.link import Turns
-from eir.peers.settings import Limits
 from eir.peers.transport.sctp import Carried
 from eir.ss7 import m3ua
 from eir.ss7.asp import Association, Happened, State
 from eir.ss7.m3ua import Kind, Transfer
+
+if TYPE_CHECKING:
+    from eir.map.server import MapServer
 
 AHEAD_BYTES = 1 << 16
 """Bytes that may wait for their turn; nothing more is read meanwhile."""
@@ -41,32 +42,12 @@ CARRIED = Carried(
 """The way SCTP carries M3UA."""
 
 
-class Owner(Protocol):
-    """Services of a connection's owner."""
-
-    limits: Limits
-    turns: Turns
-
-    def accept(self, link: "Link") -> Association | None:
-        """A connection stands: what speaks on it, or None to close it at once."""
-
-    def transferred(self, link: "Link", transfer: Transfer) -> Transfer | None:
-        """Answer a message of the user part; None: there is no answer."""
-
-    def happened(self, link: "Link", what: Happened) -> None:
-        """Something happened to the association."""
-
-    def answered(self, link: "Link", count: int, seconds: float) -> None:
-        """So many requests were answered, each after this time."""
-
-    def lost(self, link: "Link") -> None:
-        """The connection is gone."""
-
-
 class Link(link.Link):
     """The connection."""
 
-    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, gateway: GatewaySettings | None = None) -> None:
+    def __init__(
+        self, owner: "MapServer", loop: asyncio.AbstractEventLoop, gateway: GatewaySettings | None = None
+    ) -> None:
         super().__init__(owner, loop)
         self._owner = owner
         self._waiting: deque[Transfer] = deque()

@@ -5,7 +5,6 @@ Puts the parts of this package on an event loop. Listeners are the front's; a co
 
 import asyncio
 import random
-import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,9 @@ from eir.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
 from eir.peers.requester import Requester
 from eir.peers.server import ENDED, Server
 from eir.peers.settings import Limits, PeerSettings, SctpSettings, is_from
-from eir.peers.transport import sctp, stream
-from eir.peers.transport.endpoint import SCTP, endpoint
+from eir.peers.transport import begin
+from eir.peers.transport.endpoint import endpoint
+from eir.peers.transport.stream import fault_text
 from eir.ss7 import m3ua, sccp
 from eir.ss7.asp import Association, Happened, State
 from eir.ss7.m3ua import Transfer
@@ -47,6 +47,8 @@ class Asker(NamedTuple):
 
 class MapServer(Server[Link]):
     """Answers MSCs and SGSNs over SIGTRAN. `rates` are the node's limits; `dials`: this worker connects to the gateways."""
+
+    carried = CARRIED
 
     def __init__(
         self, service: MapService, peers: Sequence[PeerSettings], limits: Limits, ss7: Ss7Settings, policy: PolicySettings, *,
@@ -98,19 +100,6 @@ class MapServer(Server[Link]):
         nameless = [each for each in there if each.host is None and each.realm is None]
         found = next(iter((*(each for each in nameless if each.is_titled), *nameless, *there)), None)
         return None if found is None else (found, Requester(found.label))
-
-    async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
-        """Serve a connection that was accepted, until it is gone."""
-        if connection.proto != socket.IPPROTO_SCTP:
-            await super().take(connection, secure=secure)
-            return
-        link = self.link()
-        try:
-            sctp.SctpTransport(self.loop, connection, link, CARRIED)
-        except OSError:
-            connection.close()
-            return
-        await link.closed
 
     async def drain(self, timeout_s: float) -> None:
         """Leave each association in order, and close, after `timeout_s` at most."""
@@ -381,9 +370,9 @@ class MapServer(Server[Link]):
             link = Link(self, self.loop, gateway)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    await self._connect(link, gateway)
+                    await begin.connect(link, endpoint(gateway.connect), None, self._sctp, CARRIED)
             except OSError as e:
-                why = stream.fault_text(e, secure=False)
+                why = fault_text(e, secure=False)
                 self._failures[gateway.label] = time.time(), why
                 self.report(
                     "connect_failed",
@@ -399,13 +388,6 @@ class MapServer(Server[Link]):
                     pause_s = gateway.reconnect_after_s
             await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
             pause_s = min(2 * pause_s, RECONNECT_MAX_S)
-
-    async def _connect(self, link: Link, gateway: GatewaySettings) -> None:
-        to = endpoint(gateway.connect)
-        if to.scheme == SCTP:
-            await sctp.connect(link, to, self._sctp, CARRIED)
-        else:
-            await stream.connect(link, to.hosts[0], to.port)
 
 
 def _is_for_us(called: Address) -> bool:

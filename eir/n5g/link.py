@@ -2,42 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from eir.peers import link
-from eir.peers.link import Turns
-from eir.peers.settings import Limits
-from eir.web.http2 import Connection
-from eir.web.http2_message import Request, Response
+
+if TYPE_CHECKING:
+    from eir.n5g.server import N5gServer
+    from eir.web.http2 import Connection
 
 AHEAD_BYTES = 1 << 16
 """Most bytes that a connection may have ready before its turn; no more is read from it then."""
 
 
-class Owner(Protocol):
-    """Services of a connection's owner."""
-
-    limits: Limits
-    turns: Turns
-
-    def accept(self, link: "Link", names: Sequence[str] | None, protocol: str | None) -> Connection | None:
-        """A connection stands, with these names in the other end's certificate: what speaks on it, or None to close it at once."""
-
-    def respond(self, link: "Link", request: Request) -> Response:
-        """Answer a request."""
-
-    def answered(self, link: "Link", count: int, seconds: float) -> None:
-        """So many requests were answered, each after this time."""
-
-    def lost(self, link: "Link") -> None:
-        """The connection is gone."""
-
-
 class Link(link.Link):
     """The connection."""
 
-    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: "N5gServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
         self._owner = owner
         self._read_at = 0.0

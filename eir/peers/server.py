@@ -18,7 +18,9 @@ from eir.peers.link import Link, Turns
 from eir.peers.rate import RateLimits
 from eir.peers.requester import Requester
 from eir.peers.settings import Limits, PeerSettings
-from eir.peers.transport import stream
+from eir.peers.transport import begin
+from eir.peers.transport.sctp import DIAMETER, Carried
+from eir.peers.transport.stream import fault_text
 
 TICK_S = 0.5
 """Seconds between checks for what takes too long."""
@@ -44,6 +46,9 @@ L = TypeVar("L", bound=Link)
 
 class Server(Generic[L]):
     """Answers clients over one protocol. `rates` are the node's limits, which all protocols draw from together."""
+
+    carried: Carried = DIAMETER
+    """The way SCTP carries the protocol, for one that goes over it."""
 
     def __init__(self, protocol: str, *, counts: Counts, rates: RateLimits, report: Report) -> None:
         self.protocol = protocol
@@ -116,11 +121,11 @@ class Server(Generic[L]):
             connection.close()
             return
         try:
-            await stream.accept(link, connection, self._tls if secure else None, self.limits.cer_timeout_s)
+            await begin.accept(link, connection, self._tls if secure else None, self.limits.cer_timeout_s, self.carried)
         except OSError as e:
             connection.close()
-            if not link.closed.done():
-                self.refused("tls_handshake", detail=stream.fault_text(e, secure=True))
+            if secure and not link.closed.done():
+                self.refused("tls_handshake", detail=fault_text(e, secure=True))
             return
         await link.closed
 
