@@ -1,20 +1,23 @@
 """Questions to an EIR and its answers, whichever protocol carried them: the results of probes, the ways to ask, and captures.
 
-Captures show the checks of others; Wireshark's tshark reads them. May import errors; knows no connection of its own, and what a message
-of a protocol says, the protocol's own folder knows.
+Captures show the checks of others; Wireshark's tshark reads them. May import errors and eir.peers; what a message of a protocol says, the
+protocol's own folder knows.
 """
 
 import asyncio
 import shutil
+import ssl
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeVar
 
 from eir.errors import EirError, SetupFault
+from eir.peers.transport.endpoint import address_text
+from eir.peers.transport.stream import connected, fault_text
 
 NO_ANSWER = "none"
 """Stands for a status where no answer came."""
@@ -137,6 +140,43 @@ class Client(Protocol):
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
         """Return the answer to one question."""
+
+
+class Listening(Client, Protocol):
+    """One that takes what comes by itself."""
+
+    async def listen(self) -> None:
+        """Take what comes, until the connection ends."""
+
+
+L = TypeVar("L", bound=Listening)
+
+
+@asynccontextmanager
+async def over_stream(
+    host: str, port: int, timeout_s: float, client: Callable[[asyncio.StreamReader, asyncio.StreamWriter], L], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[L]:  # fmt: skip
+    """A client on a connection over TCP, or TLS with `tls`. Raises EirError if there is none within the time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(
+                sock=await connected(host, port), ssl=tls, server_hostname=host if tls else None
+            )
+    except OSError as e:
+        late = isinstance(e, TimeoutError)
+        why = f"no connection within {timeout_s:g} s" if late else fault_text(e, secure=tls is not None)
+        raise EirError(f"cannot connect to {address_text([host], port)}: {why}") from None
+    made = client(reader, writer)
+    listening = asyncio.create_task(made.listen())
+    try:
+        yield made
+    finally:
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 Target = TypeVar("Target")

@@ -3,19 +3,18 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from eir.checks.finding import Finding, Probe
+from eir.checks.finding import Finding, Probe, over_stream
 from eir.device import KEY_DIGITS
 from eir.errors import EirError
 from eir.gsup import ipa
 from eir.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong
 from eir.gsup.message import CHECK_IMEI_ERROR, CHECK_IMEI_RESULT, TYPE_AT, Ie, check_imei, digits, elements, says_no
-from eir.peers.transport.endpoint import address_text
-from eir.peers.transport.stream import connected, fault_text
+from eir.peers.transport.stream import fault_text
 
 READ_BYTES: Final = 65_536
 LONGEST: Final = 1 << 17
@@ -104,29 +103,8 @@ class _Client:
             waiting.clear()
 
 
-@asynccontextmanager
-async def _connected(target: Target) -> AsyncIterator[_Client]:
-    try:
-        async with asyncio.timeout(target.timeout_s):
-            reader, writer = await asyncio.open_connection(sock=await connected(target.host, target.port))
-    except (OSError, TimeoutError) as e:
-        why = (
-            fault_text(e, secure=False)
-            if isinstance(e, OSError) and not isinstance(e, TimeoutError)
-            else f"no connection within {target.timeout_s:g} s"
-        )
-        raise EirError(f"cannot connect to {address_text([target.host], target.port)}: {why}") from None
-    client = _Client(target, reader, writer)
-    listening = asyncio.create_task(client.listen())
-    try:
-        yield client
-    finally:
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+def _connected(target: Target) -> AbstractAsyncContextManager[_Client]:
+    return over_stream(target.host, target.port, target.timeout_s, partial(_Client, target))
 
 
 def _finding(imei: str, imsi: str | None, said: bytes, round_trip_ms: float) -> Finding:

@@ -4,9 +4,9 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import quote
 
 from h2.config import H2Configuration
@@ -14,13 +14,13 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 
-from eir.checks.finding import Finding, Probe
+from eir.checks.finding import Finding, Probe, over_stream
 from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
 from eir.errors import EirError
 from eir.n5g.nrf import REDIRECTS
 from eir.n5g.service import RESOURCE
 from eir.peers.transport.endpoint import address_text
-from eir.peers.transport.stream import connected, fault_text
+from eir.peers.transport.stream import fault_text
 from eir.web.denials import authorization
 from eir.web.http2_client import BODY_BYTES_MAX, GoAway, Incoming
 
@@ -165,33 +165,8 @@ class _Client:
         self._writer.write(self._h2.data_to_send())
 
 
-@asynccontextmanager
-async def _connected(target: Target) -> AsyncIterator[_Client]:
-    try:
-        async with asyncio.timeout(target.timeout_s):
-            reader, writer = await asyncio.open_connection(
-                sock=await connected(target.host, target.port),
-                ssl=target.tls,
-                server_hostname=target.host if target.tls else None,
-            )
-    except (OSError, TimeoutError) as e:
-        why = (
-            fault_text(e, secure=target.tls is not None)
-            if isinstance(e, OSError)
-            else f"no connection within {target.timeout_s:g} s"
-        )
-        raise EirError(f"cannot connect to {address_text([target.host], target.port)}: {why}") from None
-    client = _Client(target, reader, writer)
-    listening = asyncio.create_task(client.listen())
-    try:
-        yield client
-    finally:
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
-        writer.close()
-        with suppress(OSError, ssl.SSLError):
-            await writer.wait_closed()
+def _connected(target: Target) -> AbstractAsyncContextManager[_Client]:
+    return over_stream(target.host, target.port, target.timeout_s, partial(_Client, target), target.tls)
 
 
 def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> Finding:
