@@ -36,7 +36,7 @@ from eir.commands.asking import (
     prober_for,
     tls_of,
 )
-from eir.commands.output import EXIT_NO, EXIT_USAGE, duration, fail, progress, say, show_one
+from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, lasting, progress, say, show_one
 from eir.commands.sightings import recorded
 from eir.config import Config, load_to_ask
 from eir.sources.acknowledge import ENDS, listed_by
@@ -87,9 +87,7 @@ def audit(
     floor, sure = _share("--at-least", at_least), _share("--confidence", confidence) or CONFIDENCE
     if not 0 < sure < 1:
         raise fail("--confidence: expected a share between 0 and 1, such as 95%", EXIT_USAGE)
-    back = duration(since) if since else None
-    if since and not back:
-        raise fail(f"--since {since}: expected a number and a unit: 30d, 36h or 90m", EXIT_USAGE)
+    back = lasting(since, "--since") if since else None
     names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
     calls = Calls(gt, point_code, eir_point_code, routing_context, config)
     asker = (

@@ -86,6 +86,28 @@ def fail(message: str, code: int = EXIT_NO) -> typer.Exit:
     return typer.Exit(code)
 
 
+def lasting(text: str, option: str) -> timedelta:
+    """The duration that an option gives; ends the command if it is not one, or nothing."""
+    found = duration(text)
+    if not found:
+        raise fail(f"{option} {text}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+    return found
+
+
+def moment(text: str, option: str = "--since") -> datetime | None:
+    """The time that an option gives, in UTC; None if it is not given. Ends the command if it is not one."""
+    if not text:
+        return None
+    try:
+        ago = duration(text)
+        meant = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text)
+        return meant.astimezone(UTC) if meant.tzinfo else meant.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise fail(
+            f"{option} {text}: expected a time from now such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z", EXIT_USAGE
+        ) from None
+
+
 def print_json(document: object) -> None:
     """Print one document for scripts."""
     print(json.dumps(document, indent=2))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
-from eir.commands.output import EXIT_USAGE, duration, fail, progress, say, show_one
+from eir.commands.output import EXIT_USAGE, fail, lasting, progress, say, show_one
 from eir.config import load_layouts
 from eir.record.settings import KINDS
 from eir.rows.layout import LAYOUTS
@@ -45,14 +45,10 @@ def publish(
     """  # noqa: D301 - for typer: the command is not to be wrapped
     from eir.releases.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
 
-    lasts = duration(expires)
-    if not lasts:
-        raise fail(f"--expires {expires}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+    lasts = lasting(expires, "--expires")
     now = datetime.now(UTC).replace(microsecond=0)
     if to is not None:
-        kept = duration(keep)
-        if not kept:
-            raise fail(f"--keep {keep}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+        kept = lasting(keep, "--keep")
         if holds not in {None, *KINDS}:
             raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
         if folder is not None or force:
@@ -86,9 +82,7 @@ def offer(
     """
     from eir.sources.folder_writer import offer_release  # noqa: PLC0415 - for this alone
 
-    kept = duration(keep)
-    if not kept:
-        raise fail(f"--keep {keep}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+    kept = lasting(keep, "--keep")
     if holds not in {None, *KINDS}:
         raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
     declared = load_layouts(config) if config.exists() else None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, opened, whereabouts, who, with_store
-from eir.commands.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, say, show, written_to
+from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, moment, print_json, say, show, written_to
 from eir.config import Whereabouts
 from eir.errors import EirError, StoreError
 from eir.follow.history import adopt
@@ -64,7 +64,7 @@ def history(
         return
     if reason:
         raise fail("--reason goes with `eir history adopt`", EXIT_USAGE)
-    begin = _begin(since)
+    begin = utc_text(from_then) if (from_then := moment(since)) else None
     if verify:
         _tell(with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True), as_json=as_json)
     if export is not None:
@@ -134,20 +134,6 @@ def _adopt(checked: Whereabouts, reason: str) -> None:
             await copy.close()
 
     print(with_store(checked, adopted, fresh=False))
-
-
-def _begin(since: str) -> str | None:
-    """The time that is meant, as events have theirs."""
-    if not since:
-        return None
-    try:
-        ago = duration(since)
-        moment = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(since)
-    except (ValueError, OverflowError):
-        raise fail(
-            f"--since {since}: expected 2026-11-01, 2026-11-01T12:00:00Z, or a time until now such as 30d", EXIT_USAGE
-        ) from None
-    return utc_text(moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _times(row: dict[str, Any]) -> str:

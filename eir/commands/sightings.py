@@ -15,9 +15,9 @@ from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, ims
 from eir.commands.output import (
     EXIT_NO,
     EXIT_USAGE,
-    duration,
     fail,
     minute,
+    moment,
     print_json,
     progress,
     say,
@@ -226,20 +226,6 @@ def write_down(checked: Config) -> None:
     if checked.sightings is not None:
         with suppress(control.ControlError):
             control.ask(checked.state, "record")
-
-
-def moment(text: str, option: str = "--since") -> datetime | None:
-    """The time that an option gives; None if it is not given."""
-    if not text:
-        return None
-    try:
-        ago = duration(text)
-        meant = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise fail(
-            f"{option} {text}: expected a time from now such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z", EXIT_USAGE
-        ) from None
-    return meant if meant.tzinfo else meant.replace(tzinfo=UTC)
 
 
 def _distinct(rows: list[dict[str, Any]], name: str) -> list[Any]:

@@ -10,8 +10,8 @@ from eir.analysis.subscribers import forms
 from eir.changes.local import added_by
 from eir.checks.explain import Explanation, explain, question_of, wrong_option
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, imsi_named, opened, with_store
-from eir.commands.output import EXIT_USAGE, fail, printable, second, show_one
-from eir.commands.sightings import moment, not_kept, write_down
+from eir.commands.output import EXIT_USAGE, fail, moment, printable, second, show_one
+from eir.commands.sightings import not_kept, write_down
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, typed
 from eir.errors import IdentifierError

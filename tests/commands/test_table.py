@@ -1,9 +1,13 @@
-"""Tables for people: nothing is cut, whatever the width."""
+"""Tables for people: nothing is cut, whatever the width; times as people type them."""
 
+from datetime import UTC, datetime
+
+import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.commands.output import minute
+from eir.commands.output import minute, moment
 from eir.commands.table import table
 
 ROWS = [
@@ -88,6 +92,15 @@ def test_no_rows_and_what_would_steer_a_terminal():
     assert "\\x1b[2J\\x0a" in table([{"host": "\x1b[2J\n"}], ("host",), width=80)
     assert minute(0) == "-"
     assert minute(1795570000.7) == "2026-11-25 01:26Z"
+
+
+def test_a_time_is_in_utc_and_one_beyond_the_calendar_is_a_usage_error():
+    assert moment("") is None
+    assert moment("2026-11-20") == datetime(2026, 11, 20, tzinfo=UTC)
+    assert moment("2026-11-20T06:00:00+02:00").isoformat() == "2026-11-20T04:00:00+00:00"
+    for text in ("soon", "999999d", "0001-01-01T00:00:00+14:00"):
+        with pytest.raises(typer.Exit):
+            moment(text)
 
 
 WORD = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=30)
