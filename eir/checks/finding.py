@@ -156,7 +156,7 @@ L = TypeVar("L", bound=Listening)
 async def over_stream(
     host: str, port: int, timeout_s: float, client: Callable[[asyncio.StreamReader, asyncio.StreamWriter], L], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[L]:  # fmt: skip
-    """A client on a connection over TCP, or TLS with `tls`. Raises EirError if there is none within the time."""
+    """A client on a connection over TCP, or TLS with `tls`. Raises EirError if nobody answers within the time."""
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(
