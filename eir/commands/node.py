@@ -55,10 +55,13 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 
 def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Show which peers are connected, and which are awaited."""
+    """Show which peers are connected, and which are awaited.
+
+    On a terminal that is too narrow for all columns there are fewer; --json has all.
+    """
     show(control.ask(whereabouts(config).state, "peers"), (
         "label", "protocol", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "connections", "requests", "answers", "last_error",
-    ), as_json=as_json)  # fmt: skip
+    ), as_json=as_json, short=("label", "state", "address", "last_seen", "requests", "last_error"))  # fmt: skip
 
 
 def peer_disable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:

@@ -126,15 +126,17 @@ def put(text: str) -> None:
     print(printable(text, but="\n\t"))
 
 
-def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
-    """Print rows as a JSON document, or as a table for people."""
+def show(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, short: Sequence[str] = ()
+) -> None:
+    """Print rows as a JSON document, or as a table for people; `short`: its columns where all are too wide for the terminal."""
     if as_json:
         print_json(rows)
     else:
         from eir.commands.table import table  # noqa: PLC0415 - rich takes longer to import than many commands take to run
 
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(table(rows, columns, width=width), end="")
+        print(table(rows, columns, width=width, short=short), end="")
 
 
 @contextmanager

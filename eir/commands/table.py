@@ -7,7 +7,7 @@ columns are is decided here, since rich may cut a word.
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
@@ -27,8 +27,10 @@ FOLDS_MAX = 3
 INDENT = "    "
 
 
-def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, width: int | None) -> str:
-    """The rows as text, each line ended; `width` is the terminal's, None for a pipe."""
+def table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, width: int | None, short: Sequence[str] = ()
+) -> str:
+    """The rows as text, each line ended; `width` is the terminal's, None for a pipe. `short`: columns to show before rows become records."""
     values = [[row.get(column) for column in columns] for row in rows]
     cells = [[cell(value, column) for value, column in zip(row, columns, strict=True)] for row in values]
     heads = [column.replace("_", " ") for column in columns]
@@ -52,6 +54,8 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, width: i
             folds = max(
                 (len(textwrap.wrap(row[at], size)) for row in cells for at, size in enumerate(sizes)), default=0
             )
+            if (spare < 0 or folds > FOLDS_MAX) and short:
+                return table(rows, short, width=width)
             if spare < 0 or folds > FOLDS_MAX:
                 size = max(map(cell_len, heads)) + GAP
                 return "\n".join(

@@ -77,6 +77,12 @@ def test_before_that_all_columns_are_folded():
     )
 
 
+def test_instead_of_records_there_may_be_fewer_columns():
+    row = {"label": "mme1", "host": f"mme1.{'epc' * 9}.example", "state": "open"}
+    assert table([row], tuple(row), width=30, short=("label", "state")) == "label  state\nmme1   open\n"
+    assert table([row], tuple(row), width=30).startswith("label  mme1\n")
+
+
 def test_long_heads_are_folded_only_where_they_must_be():
     row = [{"imei": "35209900176148", "experimental_result_code": 5422, "ms": 0.5}]
     wide = table(row, tuple(row[0]), width=80)
