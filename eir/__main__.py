@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from eir.daemon.signals import block
+from eir.daemon import block
 
 TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 """Environment variable of the GNU C library (2.35 and later; others do not know it), and the setting."""

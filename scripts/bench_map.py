@@ -25,8 +25,7 @@ from eir.map.service import MapService
 from eir.map.settings import Ss7Settings
 from eir.peers.counts import Counts
 from eir.peers.rate import NO_LIMITS, RateLimits
-from eir.peers.requester import Requester
-from eir.peers.settings import Limits, PeerSettings
+from eir.peers.settings import Limits, PeerSettings, Requester
 from eir.ss7 import m3ua, sccp, tcap
 from eir.ss7.asp import Association
 from eir.ss7.m3ua import Kind, Transfer

@@ -177,7 +177,7 @@ def _n5g_question(imei: str, imsi: str, software_version: str, origin_host: str,
     """Return the question that an AMF would ask, checked as its requests are."""
     from eir.n5g import probe as n5g  # noqa: PLC0415 - for this protocol alone
     from eir.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
-    from eir.peers.requester import Requester  # noqa: PLC0415 - as above
+    from eir.peers.settings import Requester  # noqa: PLC0415 - as above
     from eir.web.http2_message import Request  # noqa: PLC0415 - as above
 
     path = n5g.path_of(n5g.pei_of(imei, software_version or None), imsi).encode()

@@ -24,7 +24,7 @@ import uvloop
 from eir import __version__
 from eir.checks.question import Question
 from eir.config import Config, digests, load_config, needs_restart, take_over
-from eir.daemon import following, interfaces, recorder, services, state_folder, worker
+from eir.daemon import deliver, following, interfaces, recorder, services, state_folder, worker
 from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.following import Followed
@@ -44,7 +44,6 @@ from eir.daemon.setup import (
     reload_event,
     report_warnings,
 )
-from eir.daemon.signals import deliver
 from eir.daemon.starter import END_S, Crew, Process, Starter, call_itself
 from eir.daemon.state_folder import as_owner_of
 from eir.daemon.tracing import Tracing

@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from eir.daemon import block, deliver
 from eir.daemon.channel import Channel, ChannelError, HasDescriptor, Message, Receiver, Unanswered, pair, parts_of
-from eir.daemon.signals import block, deliver
 from eir.daemon.state_folder import as_owner_of
 from eir.errors import ConfigError, EirError, Report, SetupFault, detail_of, silent
 

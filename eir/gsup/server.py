@@ -19,9 +19,8 @@ from eir.gsup.message import CheckImei, read_check_imei
 from eir.gsup.settings import GsupSettings
 from eir.peers.counts import Counts
 from eir.peers.rate import DEFAULT_PRIORITY, RateLimits, refusing
-from eir.peers.requester import Requester
 from eir.peers.server import Server
-from eir.peers.settings import Limits, PeerSettings, is_from
+from eir.peers.settings import Limits, PeerSettings, Requester, is_from
 
 PROTOCOL: Final = "gsup"
 """Name of this protocol in metrics."""

@@ -17,9 +17,8 @@ from eir.map.service import PROTOCOL, MapService, Reply
 from eir.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
 from eir.peers.counts import Counts
 from eir.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
-from eir.peers.requester import Requester
 from eir.peers.server import ENDED, Server
-from eir.peers.settings import Limits, PeerSettings, SctpSettings, is_from
+from eir.peers.settings import Limits, PeerSettings, Requester, SctpSettings, is_from
 from eir.peers.transport import begin
 from eir.peers.transport.endpoint import endpoint
 from eir.peers.transport.stream import fault_text

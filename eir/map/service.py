@@ -12,7 +12,7 @@ from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Status
 from eir.map import checkimei as codec
-from eir.peers.requester import Requester
+from eir.peers.settings import Requester
 from eir.ss7 import tcap
 from eir.ss7.ber import BerError, encoded
 from eir.ss7.tcap import BEGIN, CONTINUE, Cause, Invoke, Message, Problem, TcapFault

@@ -14,9 +14,8 @@ from eir.n5g.service import PROTOCOL, STATUSES, N5gService, Reply
 from eir.n5g.settings import SERVICE
 from eir.peers.counts import OTHER, Counts
 from eir.peers.rate import RateLimits, refusing
-from eir.peers.requester import Requester, requester
 from eir.peers.server import Server
-from eir.peers.settings import Limits, PeerSettings, may_connect
+from eir.peers.settings import Limits, PeerSettings, Requester, may_connect, requester
 from eir.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.web.http2 import Connection
 from eir.web.http2_limits import Http2Limits

@@ -14,7 +14,7 @@ from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Status
 from eir.n5g import sbi
 from eir.n5g.sbi import Cause, problem
-from eir.peers.requester import Requester
+from eir.peers.settings import Requester
 from eir.web.http2_message import HEADERS_TOO_LARGE, Request, Response
 
 PROTOCOL = "n5g"

@@ -14,8 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
 from eir.peers.rate import Limit
-from eir.peers.requester import Requester
-from eir.peers.settings import Limits, PeerSettings, source_address
+from eir.peers.settings import Limits, PeerSettings, Requester, source_address
 from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.stream import certificate_names
 

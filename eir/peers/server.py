@@ -16,8 +16,7 @@ from eir.errors import Report
 from eir.peers.counts import Counts
 from eir.peers.link import Link, Turns
 from eir.peers.rate import RateLimits
-from eir.peers.requester import Requester
-from eir.peers.settings import Limits, PeerSettings
+from eir.peers.settings import Limits, PeerSettings, Requester
 from eir.peers.transport import begin
 from eir.peers.transport.sctp import DIAMETER, Carried
 from eir.peers.transport.stream import fault_text

@@ -31,7 +31,7 @@ from eir.gsup import ipa, message
 from eir.gsup.ipa import Frames, FrameTooLong
 from eir.gsup.server import GsupService
 from eir.images.index import Index
-from eir.peers.requester import Requester
+from eir.peers.settings import Requester
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 BLACK, GREY, WHITE, UNKNOWN = Status.BLACKLISTED, Status.GREYLISTED, Status.WHITELISTED, Status.UNKNOWN

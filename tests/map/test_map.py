@@ -26,8 +26,7 @@ from eir.map.service import MapService
 from eir.map.settings import Ss7Settings
 from eir.peers.counts import Counts
 from eir.peers.rate import RateLimits
-from eir.peers.requester import Requester
-from eir.peers.settings import Limits, PeerSettings
+from eir.peers.settings import Limits, PeerSettings, Requester
 from eir.ss7 import m3ua, sccp, tcap
 from eir.ss7.asp import State
 

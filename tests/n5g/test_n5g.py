@@ -23,8 +23,7 @@ from eir.n5g import sbi
 from eir.n5g.link import Link
 from eir.n5g.service import N5gService
 from eir.peers.link import Turns
-from eir.peers.requester import Requester, realm_of, requester
-from eir.peers.settings import PeerSettings
+from eir.peers.settings import PeerSettings, Requester, realm_of, requester
 from eir.web.http2 import Connection
 from eir.web.http2_limits import Http2Limits
 from eir.web.http2_message import Request, Shapes

@@ -8,9 +8,8 @@ import pytest
 from eir.peers.counts import Counts
 from eir.peers.link import Link
 from eir.peers.rate import RateLimits
-from eir.peers.requester import Requester
 from eir.peers.server import Server
-from eir.peers.settings import Limits, PeerSettings
+from eir.peers.settings import Limits, PeerSettings, Requester
 
 
 async def test_a_connection_whose_end_goes_wrong_is_gone_all_the_same():
