@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -28,6 +29,8 @@ STORE_S = 5.0
 """Time that the store has to answer, where the node has answered already."""
 LEVEL_S, LEVEL_EACH_S = 1.5, 0.1
 """Time that a node has to follow its store before a difference is named, and interval between two looks."""
+TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
+"""Time that a load or a rollback waits for the node on its host to follow, and interval between two looks."""
 
 FromStore = Annotated[bool, typer.Option("--store", help="Ask the store, and not the running node.")]
 
@@ -200,3 +203,25 @@ def read_as_held(
 
     with acting_in(config.state):
         return asyncio.run(read())
+
+
+def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
+    """Say whether the node on this state folder answers by what was put in force (list → digest of its content).
+
+    Waits a little for it.
+    """
+    end = time.monotonic() + TAKEN_OVER_S
+    try:
+        while True:
+            report = control.ask(state, "status")
+            behind = [name for name, digest in loaded.items() if report["lists"].get(name, {}).get("digest") != digest]
+            node = f"the node on this host (process {report['pid']})"
+            if not behind:
+                return f"{node} has taken over {', '.join(loaded)}"
+            if time.monotonic() > end:
+                return f"{node} has not taken over {', '.join(behind)} yet; see eir status"
+            time.sleep(TAKEN_OVER_EACH_S)
+    except control.ControlDenied as e:
+        return f"cannot tell whether a node has taken it over: {e}"
+    except control.ControlError as e:
+        return f"{e}; a node that starts later, or follows the same store elsewhere, takes it over by itself"

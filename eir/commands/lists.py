@@ -26,7 +26,7 @@ from eir.commands.access import (
     who,
     with_store,
 )
-from eir.commands.in_force import STORE_ITSELF, FromStore, Node, Stored, asked, read_as_held, states_of
+from eir.commands.in_force import STORE_ITSELF, FromStore, Node, Stored, asked, read_as_held, states_of, taken_over
 from eir.commands.output import EXIT_USAGE, duration, fail, print_json, progress, say, show, show_one, written_to
 from eir.config import Whereabouts, load_config
 from eir.daemon.state_folder import in_force_before
@@ -179,6 +179,8 @@ def rollback(
         said = f"serial {state.serial} is in force again with {state.entries:,} entries;\n"
         said += f"the next release needs a serial above {state.highest_serial}"
     show_one(_list_row(list_name, state.kind, state), f"{list_name}: {said}", as_json=as_json)
+    if not dry_run:
+        say(taken_over(checked.state, {list_name: state.content_digest}))
 
 
 def add(

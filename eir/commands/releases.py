@@ -2,8 +2,7 @@
 
 import asyncio
 import os
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from eir.changes.load import Loader, LoadReport
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, opened, who, with_store
+from eir.commands.in_force import taken_over
 from eir.commands.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, progress, say, show, warn
 from eir.config import Config, load_config
 from eir.daemon.apart import Start, load_apart, progress_over
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
 """Endings of the names of files that lie beside manifests."""
 MANIFESTS_NAMED_MAX = 3
-TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
-"""Time that a load waits for the node on its host to follow, and interval between two looks."""
 
 
 def load(
@@ -63,7 +61,7 @@ def load(
     if as_json:
         print_json(reports)
     if loaded:
-        say(_taken_over(checked.state, loaded))
+        say(taken_over(checked.state, loaded))
     if any(report["outcome"] == "refused" for report in reports):
         raise typer.Exit(EXIT_NO)
 
@@ -133,28 +131,6 @@ async def starting() -> AsyncIterator[Start]:
         yield starter.start
     finally:
         await starter.close()
-
-
-def _taken_over(state: Path, loaded: Mapping[str, str]) -> str:
-    """Say whether the node on this state folder answers by what was loaded (list → digest of its content).
-
-    Waits a little for it.
-    """
-    end = time.monotonic() + TAKEN_OVER_S
-    try:
-        while True:
-            report = control.ask(state, "status")
-            behind = [name for name, digest in loaded.items() if report["lists"].get(name, {}).get("digest") != digest]
-            node = f"the node on this host (process {report['pid']})"
-            if not behind:
-                return f"{node} has taken over {', '.join(loaded)}"
-            if time.monotonic() > end:
-                return f"{node} has not taken over {', '.join(behind)} yet; see eir status"
-            time.sleep(TAKEN_OVER_EACH_S)
-    except control.ControlDenied as e:
-        return f"cannot tell whether a node has taken it over: {e}"
-    except control.ControlError as e:
-        return f"{e}; a node that starts later, or follows the same store elsewhere, takes it over by itself"
 
 
 def _must_be_manifest(path: Path) -> None:

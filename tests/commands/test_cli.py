@@ -494,6 +494,9 @@ class TestLists:
             said = site.eir("load", site.release([UNLISTED], serial=2)).stderr.splitlines()[-1]
             assert said == f"the node on this host (process {node.pid}) has taken over stolen"
             assert node.status()["lists"]["stolen"]["serial"] == 2
+            assert site.eir("rollback", "stolen", "--dry-run").stderr == ""
+            assert site.eir("rollback", "stolen").stderr == f"{said}\n"
+            assert node.status()["lists"]["stolen"]["serial"] == 1
 
     def test_a_local_list_has_changes_instead_of_serials(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
