@@ -117,6 +117,22 @@ def test_what_the_engine_cannot_do_is_said(tmp_path):
         judge(engine, TamperSettings(), since=START, until=UNTIL)
 
 
+def test_moves_take_no_memory_once_the_pace_is_known(tmp_path):
+    """They are the largest table of a judgement, and all tables are in memory."""
+    write(
+        tmp_path,
+        [
+            (at, f"352099500000{number:02d}", f"s{number}", f"mme{1 + at % 2}", None)
+            for number in range(9)
+            for at in range(9)
+        ],
+    )
+    with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
+        judge(engine, TamperSettings(), since=START, until=UNTIL)
+        assert engine.rows("SELECT a, b, moves FROM pace") == [(1, 2, 72)]
+        assert engine.rows("SELECT * FROM moves") == []
+
+
 def test_tables_of_conditions_are_the_files():
     assert {path.stem for path in (SQL / "conditions").glob("*.sql")} == CONDITIONS.keys()
     text = "".join(path.read_text() for path in SQL.rglob("*.sql"))
