@@ -50,6 +50,11 @@ async def test_open_store_means_the_file_in_the_state_folder(tmp_path):
         open_store("mysql://user:secret@host", tmp_path)
 
 
+async def test_what_is_asked_at_once_is_done_one_after_another(store):
+    await asyncio.gather(*(store.record(event(detail=str(number))) for number in range(50)))
+    assert [each.detail for each in await store.history()] == list(map(str, range(50)))
+
+
 async def test_file_and_folder_are_for_owner_and_group_only(store):
     await store.replace("a", state(A), A, seen=0)
     assert store.path.parent.stat().st_mode & 0o777 == 0o750
