@@ -17,6 +17,7 @@ from eir.errors import StoreError
 from eir.stores import sqlite
 from eir.stores.open import open_store
 from eir.stores.sqlite import SqliteStore
+from eir.stores.sqlite.writing import CHANGES_MAX
 from eir.stores.write import one_batch
 
 A = pages_of([1, 2, 5_000_000])
@@ -53,6 +54,16 @@ async def test_open_store_means_the_file_in_the_state_folder(tmp_path):
 async def test_what_is_asked_at_once_is_done_one_after_another(store):
     await asyncio.gather(*(store.record(event(detail=str(number))) for number in range(50)))
     assert [each.detail for each in await store.history()] == list(map(str, range(50)))
+
+
+async def test_the_log_of_changes_is_bounded(store):
+    await store.restore("a", state(A, generation=5000), one_batch(A), seen=0)
+    steps = [(number, number + 1) for number in range(3500, 4999)]
+    with directly(store) as db:
+        db.executemany("INSERT INTO changes VALUES ('a', ?, ?, NULL)", steps)
+    await store.amend("a", state([*A, *B], serial=2), B, seen=5000)
+    with directly(store) as db:
+        assert db.execute("SELECT count(*), max(after) FROM changes").fetchall() == [(CHANGES_MAX, 5001)]
 
 
 async def test_file_and_folder_are_for_owner_and_group_only(store):
