@@ -17,7 +17,7 @@ from accepting import accepting
 from followed import Node
 from made import Altered, event, page, pages_of, state, until
 
-from eir.errors import NothingToRollBack, StoreError
+from eir.errors import GenerationConflict, NothingToRollBack, StoreError
 from eir.pages.pages import PAGE_KEYS, Page
 from eir.record.clock import STORE_TIMEOUT_S
 from eir.record.history import broken
@@ -378,9 +378,13 @@ class TestSwitch:
         assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "staging_lost"
         assert not {key for key in keys_of(server) if b"{a}" in key}
 
-    @pytest.mark.parametrize("done", [True, False])
-    async def test_an_exec_whose_answer_is_lost(self, store, monkeypatch, done):
+    @pytest.mark.parametrize(
+        ("meanwhile", "cause"),
+        [("done", None), ("nothing", "refused"), ("another write", "conflict"), ("a flush", "staging_lost")],
+    )
+    async def test_an_exec_whose_answer_is_lost(self, server, store, monkeypatch, meanwhile, cause):
         await store.replace("a", state(A), A, seen=0)
+        other, more = RedisStore(server.url), pages_of([7 * PAGE_KEYS])
         client = await store._link._client("eir:{a}:state")
         pipeline = client.pipeline
 
@@ -389,7 +393,11 @@ class TestSwitch:
             execute = pipe.execute
 
             async def lost():
-                if done:
+                if meanwhile == "another write":
+                    await other.amend("a", state([*A, *more], serial=2), more, seen=1)
+                elif meanwhile == "a flush":
+                    server.command("FLUSHALL")
+                if meanwhile in {"done", "a flush"}:
                     await execute()
                 raise ConnectionResetError("the answer is lost")
 
@@ -398,11 +406,16 @@ class TestSwitch:
             return pipe
 
         monkeypatch.setattr(client, "pipeline", breaking)
-        if done:
-            assert (await store.replace("a", state(B, serial=2), B, seen=1)).generation == 2
+        write = store.replace("a", state(B, serial=2), B, seen=1)
+        if cause == "conflict":
+            with pytest.raises(GenerationConflict):
+                await write
+        elif cause is not None:
+            assert await cause_of(write) == cause
         else:
-            assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "refused"
-        assert await read(store) == (B if done else A)
+            assert (await write).generation == 2
+        await other.close()
+        assert await read(store) == {"done": B, "nothing": A, "another write": [*A, *more], "a flush": []}[meanwhile]
 
     @pytest.mark.parametrize("refused", [False, True])
     async def test_a_history_whose_ledger_was_evicted_goes_on(self, server, store, refused):
