@@ -17,7 +17,7 @@ from eir.analysis import page
 from eir.analysis.conditions import CONDITIONS, PRIOR, WEIGHTS, TamperSettings
 from eir.analysis.duck import duck
 from eir.analysis.engine import SQL
-from eir.analysis.judge import calibrated, judge
+from eir.analysis.judge import Finding, calibrated, judge
 from eir.analysis.schema import files
 from eir.errors import EirError
 
@@ -99,6 +99,29 @@ def test_scores_are_shifted_by_cases():
     assert calibrated(odds, dict.fromkeys(range(100), False)) < -3
     assert calibrated(odds, {number: number < 88 for number in range(100)}) == pytest.approx(0, abs=0.05)
     assert PRIOR == 0.005
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (0.999, "97 of 100 like it"), (0.95, "97 of 100 like it"), (0.949, "90 of 100 like it"), (0.9, "90 of 100 like it"), (0.899, "80 of 100 like it"),
+        (0.8, "80 of 100 like it"), (0.799, "75 of 100 like it"), (0.7, "75 of 100 like it"), (0.699, "60 of 100 like it"), (0.6, "60 of 100 like it"),
+        (0.599, "less than even"),
+    ],
+)  # fmt: skip
+def test_a_score_in_words(score, words):
+    """By the bands of made networks (scripts/README.md), each with less than was found there."""
+    about = {
+        "conditions": (),
+        "subscribers": 2,
+        "copies": 0,
+        "first_seen": START,
+        "last_seen": UNTIL,
+        "evidence": "",
+        "honest": "",
+    }
+    assert Finding(device=1, score=score, **about).sure == words
+    assert Finding(device=1, score=score, **about, confirmed=True).sure == "confirmed"
 
 
 def test_what_the_engine_cannot_do_is_said(tmp_path):
