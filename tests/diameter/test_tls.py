@@ -24,8 +24,8 @@ from node import LISTED, children, until, until_async
 from wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u32
 
 from eir.diameter.capabilities import Capabilities, certificate_fits
-from eir.peers.settings import PeerSettings
-from eir.peers.transport.tls import first_certificate, names_of_peer
+from eir.peers.settings import PeerSettings, TlsSettings
+from eir.peers.transport.tls import first_certificate, load_tls, names_of_peer, read_tls
 
 BLACK = 1
 
@@ -404,6 +404,28 @@ def test_whose_certificate_it_is(names, host, realm, tls_names, fits):
 
 
 GOOD = ssl.PEM_cert_to_DER_cert(trustme.CA().issue_cert("a.example").cert_chain_pems[0].bytes().decode())
+
+
+def shaken(server, client, session=None):
+    """The client's end after a handshake without a network."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(down, up, session=session), server.wrap_bio(up, down, server_side=True)
+    for _ in range(5):
+        for end in ends:
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    ends[1].write(b"x")
+    assert ends[0].read(1) == b"x"  # behind any tickets
+    return ends[0]
+
+
+@pytest.mark.parametrize("version", [VERSIONS.TLSv1_2, VERSIONS.TLSv1_3])
+def test_no_session_is_taken_up_again(authority, version):
+    """Else a certificate that was revoked meanwhile would go on being good."""
+    tls = load_tls(read_tls(TlsSettings(**{name: Path(file) for name, file in authority.write(EIR).items()})))
+    client = authority.peer(HOST, lowest=version, highest=version)
+    for server in (tls.accepting, tls.http2, tls.passwords):
+        assert not shaken(server, client, shaken(server, client).session).session_reused
 
 
 class TestCertificate:
