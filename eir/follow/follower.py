@@ -104,6 +104,8 @@ class Follower:
         self._pauses = pauses
         self._heals = heal
         self._heavy: Heavy = nullcontext
+        self._others = asyncio.Event()
+        """The index has other lists than at the last look."""
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
         self._unreadable: dict[str, float] = {}
@@ -127,6 +129,10 @@ class Follower:
             if self._keeper is None
             else {name: why for name, why in self._keeper.faults.items() if name in self._index.lists}
         )
+
+    def look(self) -> None:
+        """Look at the store at once: the index has other lists, and policies go by them already."""
+        self._others.set()
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -179,12 +185,26 @@ class Follower:
             pause_s = self._pauses.retry_s
             with self._faults_told(self._failed):
                 self._rest_s = 0.0
+                self._others.clear()
                 await self._pass(await self._states())
                 await asyncio.sleep(self._rest_s)
-                wait_s = self._pauses.wait_s
-                await in_time(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
+                await self._wait()
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
+
+    async def _wait(self) -> None:
+        """Wait until a list may have changed, or there are others to follow. Raises StoreError."""
+        wait_s = self._pauses.wait_s
+        store = in_time(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
+        tasks = [asyncio.create_task(store), asyncio.create_task(self._others.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # One look at the store
 

@@ -101,6 +101,17 @@ def test_relation(held, stored, expected):
     assert relation(held, stored) is expected
 
 
+async def test_a_list_that_a_reload_brings_is_looked_for_at_once(store):
+    """Policies go by it already: until it is there, a rule that looks into it does not hold."""
+    await store.replace("a", state(A), A, seen=0)
+    await store.replace("b", state(B), B, seen=0)
+    async with Node(store, {"a": "devices"}, pauses=replace(QUICK, wait_s=3600.0, answer_s=3600.0)) as node:
+        await until(lambda: node.follower.up)
+        node.index.reconfigure({"a": "devices", "b": "devices"})
+        node.follower.look()
+        await until(lambda: node.index.lists["b"].state is not None)
+
+
 async def test_a_list_of_another_kind_than_configured_is_not_in_force(store, tmp_path):
     """Its entries would mean something else: devices of pairs that are blocked with every SIM, or devices that no SIM has."""
     await store.replace("a", state(A, kind="pairs"), A, seen=0)
