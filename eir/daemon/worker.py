@@ -541,8 +541,8 @@ class Worker:
 
     def paths(self) -> Counter[tuple[str, str]]:
         """Return how many paths of SCTP there are over all protocols, by peer label and `up` or `down`."""
-        found = self.node.paths()
-        for server in self.servers.values():
+        found: Counter[tuple[str, str]] = Counter()
+        for server in self.every:
             for label, _, up in server.paths():
                 found[label, "up"] += up
                 found[label, "down"] += not up
@@ -550,8 +550,8 @@ class Worker:
 
     def lost_paths(self) -> dict[str, list[str]]:
         """Return the addresses of connected peers, by label, that SCTP does not reach at present."""
-        found = self.node.lost_paths()
-        for server in self.servers.values():
+        found: dict[str, list[str]] = {}
+        for server in self.every:
             for label, address, up in server.paths():
                 if not up:
                     found.setdefault(label, []).append(address)

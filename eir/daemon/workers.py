@@ -89,11 +89,6 @@ class Workers:
         """Every worker that there should be takes connections."""
         return len(self._workers) == self._wanted and all(worker.started for worker in self._workers.values())
 
-    @property
-    def none_left(self) -> bool:
-        """No worker runs."""
-        return not self._workers
-
     async def attend(self, number: int, process: Process) -> None:
         """Hand a new worker its configuration, and listen to it until it is gone."""
         process.channel.tell("configure", self._configured(number))

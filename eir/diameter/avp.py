@@ -10,7 +10,6 @@ from typing import NamedTuple, TypeVar
 
 V_FLAG, M_FLAG = 0x80, 0x40
 HEADER_BYTES, VENDOR_HEADER_BYTES = 8, 12
-LENGTH_MASK = 0xFFFFFF
 
 L = TypeVar("L", int, None)
 

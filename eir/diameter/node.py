@@ -234,25 +234,14 @@ class Node:
             **Counter(peer.traffic.label for peer in peers),
         }
 
-    def paths(self) -> Counter[tuple[str, str]]:
-        """Paths of SCTP to peers that are connected: (peer label, `up` or `down`)."""
-        found: Counter[tuple[str, str]] = Counter()
-        for link in self._links.values():
-            if link.peer is not None and link.peer.state is State.OPEN:
-                for up in link.paths().values():
-                    found[link.peer.traffic.label, "up"] += up
-                    found[link.peer.traffic.label, "down"] += not up
-        return found
-
-    def lost_paths(self) -> dict[str, list[str]]:
-        """Addresses of connected peers, by label, that SCTP does not reach at present."""
-        found: dict[str, list[str]] = {}
-        for link in self._links.values():
-            if link.peer is not None and link.peer.state is State.OPEN:
-                for address, up in link.paths().items():
-                    if not up:
-                        found.setdefault(link.peer.traffic.label, []).append(address)
-        return found
+    def paths(self) -> list[tuple[str, str, bool]]:
+        """Paths of SCTP to peers that are connected: peer label, address, and whether it is reached."""
+        return [
+            (link.peer.traffic.label, *path)
+            for link in self._links.values()
+            if link.peer is not None and link.peer.state is State.OPEN
+            for path in link.paths().items()
+        ]
 
     def refused(self) -> dict[str, Failure]:
         """The last refusal, of the peer or by it, since a connection was opened; by label."""

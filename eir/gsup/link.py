@@ -257,7 +257,7 @@ class Link(link.Link):
     def _speak(self) -> None:
         if not self._spoken:
             self._spoken = True
-            self._owner.speaks(self)
+            self._owner.opened(self)
 
     def _pass_on(self, messages: list[bytes]) -> None:
         if not self._reach_hlr() or self._hlr is None:

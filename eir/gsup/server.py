@@ -171,10 +171,6 @@ class GsupServer(Server[Link]):
         self.refused(refusal, address=link.address, host=link.name, setting=setting)
         return False
 
-    def speaks(self, link: Link) -> None:
-        """Tell of a client, by the name that it has said or without one."""
-        self.opened(link)
-
     def permits(self, link: Link, frame: bytes) -> tuple[bytes, bool] | None:
         """Decide about a CHECK-IMEI, within the limits: its IMSI, and whether the device may pass; None: it has no IMSI, so nobody waits for an answer."""
         label = link.requester.label

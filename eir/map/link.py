@@ -96,10 +96,6 @@ class Link(link.Link):
         if self.waits:
             self.flush()
 
-    def eof_received(self) -> bool:
-        """The other end has closed; there is nobody to answer."""
-        return False
-
     def ended(self) -> None:
         """Nothing more is answered."""
         self._forget()

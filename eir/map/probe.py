@@ -88,10 +88,6 @@ class _Client(asyncio.Protocol):
                 self._take(each)
             self._flush()
 
-    def eof_received(self) -> bool:
-        """The other end is gone."""
-        return False
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The association is over."""
         self._over("the other end has closed the connection" if exc is None else fault_text(exc, secure=False))

@@ -90,7 +90,7 @@ class Receiver(Protocol):
         """See asyncio.Protocol, as for all but the last two."""
 
     def data_received(self, data: bytes) -> None: ...  # noqa: D102
-    def eof_received(self) -> bool: ...  # noqa: D102
+    def eof_received(self) -> bool | None: ...  # noqa: D102
     def connection_lost(self, exc: Exception | None) -> None: ...  # noqa: D102
     def pause_writing(self) -> None: ...  # noqa: D102
     def resume_writing(self) -> None: ...  # noqa: D102
