@@ -237,6 +237,7 @@ NO_ABBREVIATIONS = {
         "PUT",
         "DELETE",
         "GOAWAY",
+        "PING",
         "REBOOTING",
         "CHECK",
         "DATA",
