@@ -334,6 +334,7 @@ async def test_a_store_that_lost_data_is_not_followed(store, faulty, less):
         assert node.switched == [("a", 2)]
         lag = node.lag_s
         await until(lambda: node.lag_s > lag)
+        assert node.follower.errors["lost_data"] == 1, "however often it is looked at"
         faulty.shown = None
         await until(lambda: "store_mended" in node.said())
         assert not node.follower.lost
