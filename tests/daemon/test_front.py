@@ -8,7 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from certificates import Authority
 from node import until_async
+from nrf_server import Nrf
+from wire import EIR
 
 from eir.config import load_config
 from eir.daemon import front
@@ -351,6 +354,26 @@ async def test_a_reload_registers_nothing_that_a_restart_has_to_open_first(node)
     node.site.configure(n5g={"listen": "http://127.0.0.1:7777", "nrf": nrf})
     assert "n5g.listen" in await node.ask("reload")
     assert "eir_nrf_registered" not in await node.front.snapshot()
+
+
+async def test_an_nrf_sees_the_certificate_of_a_reload(site):
+    ours, other = Authority(site.folder / "ours"), Authority(site.folder / "other")
+    context = other.server("127.0.0.1")
+    ours.issue("127.0.0.1").configure_cert(context)  # the node trusts ours, and the NRF only the other one
+    context.set_alpn_protocols(["h2"])
+    nrf = Nrf(ssl=context)
+    n5g = {"listen": "http://127.0.0.1:0", "nrf": {"uri": nrf.uri, "plmns": ["00101"]}}
+    async with serving(site, tls=ours.write(EIR), n5g=n5g) as node:
+
+        async def refused():
+            return (await node.ask("status"))["nrf"]["last_error"]
+
+        await until_async(refused)
+        assert not nrf.profiles
+        other.write(EIR, folder=ours.folder)
+        await node.ask("reload")
+        await until_async(lambda: nrf.profiles)
+    nrf.stop()
 
 
 async def test_no_reload_begins_once_the_node_stops(node):
