@@ -313,7 +313,7 @@ def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _columns() -> set[str]:
     """The weights that are fitted: they are columns of the table `evidence`, but for the first."""
-    by_hand = {"pair_most", "box", "box_few", "no_body", "not_allocated", "placeholder"}
+    by_hand = {"certain", "likely", "no_body"}
     return WEIGHTS.keys() - by_hand
 
 

@@ -282,6 +282,15 @@ def test_a_sim_of_a_box_uses_up_five_devices(judge_rows, numbers, found):
     assert bool(judge_rows(rows).findings) is found
 
 
+def test_a_sim_of_a_box_may_come_by_any_mme_of_a_pool(judge_rows):
+    rows = [
+        (number * 50 + turn * 5, f"3520991234{number:04d}", "a", f"mme{turn}", "01")
+        for number in range(5)
+        for turn in range(4)
+    ]
+    assert len(judge_rows(rows).findings) == 5
+
+
 def numbers_of_one_sim(origin, *, first=0, count=6):
     """Numbers that a SIM uses up, two checks each, a day for each."""
     return [

@@ -5,7 +5,7 @@ SELECT
   LEAST(
     {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {uneven} * uneven + {a_day} * a_day + {crowd} * crowd + {members} * members + {homes} * homes
     + {switches} * switches + {together} * together + {busy} * busy + {placeless} * placeless + {versionless} * versionless,
-    CASE WHEN member_count = 2 THEN {pair_most} ELSE 30.0 END
+    CASE WHEN member_count = 2 THEN {likely} ELSE 30.0 END
   ) AS says,
   CONCAT(
     'subscribers who came back: ', CAST(devices.regulars AS VARCHAR),

@@ -31,7 +31,7 @@ modems AS (
 SELECT device, MAX(says) AS says, MAX(evidence) AS evidence
 FROM (
   SELECT
-    core.device, {box} AS says, CONCAT(CAST(core.sims AS VARCHAR), ' SIMs that go round through such devices') AS evidence
+    core.device, {certain} AS says, CONCAT(CAST(core.sims AS VARCHAR), ' SIMs that go round through such devices') AS evidence
   FROM devices JOIN (
     SELECT box.device, COUNT(DISTINCT box.subscriber) AS sims, SUM(witnessed.checks) AS checks, BIT_OR(witnessed.days) AS days
     FROM box JOIN witnessed ON box.device = witnessed.device AND box.subscriber = witnessed.subscriber
@@ -40,10 +40,15 @@ FROM (
   WHERE core.checks * 3 >= devices.checks * 2 AND BIT_COUNT(core.days) >= 4
   UNION ALL
   SELECT
-    own.device, CASE WHEN bodies.numbers >= 5 THEN {box} ELSE {box_few} END AS says,
-    CONCAT('one of ', CAST(own.used AS VARCHAR), ' devices that one SIM used in turn, and nobody else', CASE WHEN modems.version > '' THEN CONCAT(', of several models with one software version, ', modems.version) ELSE '' END) AS evidence
+    own.device, MAX(CASE WHEN bodies.numbers >= 5 THEN {certain} ELSE {likely} END) AS says,
+    CONCAT(
+      'one of ', CAST(MAX(own.used) AS VARCHAR), ' devices that one SIM used in turn, and nobody else',
+      MAX(CASE WHEN modems.version > '' THEN CONCAT(', of several models with one software version, ', modems.version) ELSE '' END)
+    ) AS evidence
   FROM own JOIN bodies ON own.subscriber = bodies.subscriber AND own.peer = bodies.peer
   LEFT JOIN modems ON bodies.peer = modems.peer AND bodies.version = modems.version AND (bodies.is_sure = 1 OR modems.version > '')
-  WHERE (bodies.numbers >= 5 OR NOT modems.version IS NULL) AND own.checks * 2 >= own.all_checks
+  WHERE bodies.numbers >= 5 OR NOT modems.version IS NULL
+  GROUP BY own.device
+  HAVING SUM(own.checks) * 2 >= MAX(own.all_checks)
 ) AS boxes
 GROUP BY device

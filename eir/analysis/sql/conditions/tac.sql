@@ -3,7 +3,7 @@
 -- Devices of peers that send less than a tenth of what each does on average do not count for that: a peer can invent its own. A list with
 -- one date for all has none.
 SELECT
-  devices.device, CASE WHEN bodies.body IS NULL THEN {no_body} ELSE {not_allocated} END AS says,
+  devices.device, CASE WHEN bodies.body IS NULL THEN {no_body} ELSE {likely} END AS says,
   CONCAT('its TAC is not in the list, whose newest is of ', COALESCE(CAST(listed.newest AS VARCHAR), 'no day')) AS evidence
 FROM devices
 JOIN (SELECT MAX(allocated) AS newest, MIN(allocated) AS oldest, COUNT(*) AS rows FROM tac_db) AS listed ON listed.rows > 0
