@@ -1,18 +1,28 @@
-"""Findings as one page for a browser: charts and a table in a single file that loads nothing, light or dark as the reader's system is.
+"""Findings for those who decide: a page for a browser, the sheet of one device, and the rows of a list that `eir publish` signs.
 
-`page` is for a fraud desk and names devices; `public_page` is for a yearly report and holds counts alone, none below ten. Knows
-neither files nor engine.
+A page has charts and a table in a single file that loads nothing, light or dark as the reader's system is. `page` is for a fraud desk and names devices;
+`public_page` is for a yearly report and holds counts alone, none below ten. `sheet` reads the tables of a judgement.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from html import escape
 from typing import Any, NamedTuple
 
-from eir.analysis.conditions import CONDITIONS, SAID
-from eir.analysis.judge import Finding, Judgement
+from eir.analysis.cases import CONFIRMED
+from eir.analysis.conditions import CONDITIONS, PRIOR, SAID
+from eir.analysis.engine import Engine
+from eir.analysis.judge import Finding, Judgement, as_text
+from eir.device import key_text
 
 ROWS_MAX = 2000
+RULES = "4"
+"""Version of the conditions and their weights."""
+EXAMPLES, SAMPLE = 20, 400
+EXPORTS = ("eir", "dirbs-notifications")
+REASON_CHARS_MAX = 60
+IMSI_DIGITS = range(14, 16)
 CERTAIN = SAID[0][0]
 SUPPRESSED_BELOW = 10
 FEW = f"fewer than {SUPPRESSED_BELOW}"
@@ -146,8 +156,47 @@ def public_page(found: Judgement) -> str:
     )
 
 
+def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """All that a finding rests on, check by check, for scripts and for the page; `engine` has judged it just now."""
+    finding = next((each for each in found.findings if each.device == device), None)
+    said = engine.rows(f"SELECT name, says, evidence FROM marks WHERE device = {device} ORDER BY 2 DESC")
+    users = engine.rows(
+        f"SELECT subscriber, home, checks, day_count, first_seen, last_seen FROM usage WHERE device = {device} ORDER BY 3 DESC, 1 LIMIT {SAMPLE}"
+    )
+    steps = engine.rows(f"""
+        SELECT steps.time, members.subscriber, claims.origin, claims.peer, steps.version
+        FROM steps JOIN members ON steps.device = members.device AND steps.subscriber = members.number JOIN claims ON steps.claim = claims.claim
+        WHERE steps.device = {device} ORDER BY 1, 2 LIMIT {SAMPLE}
+    """)
+    conflicts = engine.rows(f"""
+        SELECT switches.time, here.origin, there.origin, switches.gap_s, switches.fastest_s, switches.known
+        FROM switches JOIN located AS here ON switches.before_origin = here.number JOIN located AS there ON switches.origin = there.number
+        WHERE switches.device = {device} AND switches.is_conflict = 1 ORDER BY switches.fastest_s - switches.gap_s DESC, 1 LIMIT {EXAMPLES}
+    """)
+    orders = engine.rows(f"SELECT a, b, runs, expected, deviation FROM orders WHERE device = {device}")
+    return {
+        "imei": key_text(device), "since": as_text(found.since), "until": as_text(found.until), "rules": RULES, "base_rate": PRIOR,
+        "finding": finding.as_json() if finding else None,
+        "says": [{"condition": name, "means": CONDITIONS[name], "log_odds": round(says, 2), "evidence": evidence} for name, says, evidence in said],
+        "against": [*([finding.honest] if finding and finding.honest else []), *([] if found.places else ["all checks come from one place, so place says nothing"])],
+        "subscribers": [
+            {"subscriber": who, "home": home, "checks": checks, "days": days, "first_seen": as_text(first), "last_seen": as_text(last)}
+            for who, home, checks, days, first, last in users
+        ],
+        "order": [{"checks": [int(a), int(b)], "runs": int(runs), "expected": round(expected, 1), "deviation": round(deviation, 1)} for a, b, runs, expected, deviation in orders],
+        "too_soon": [
+            {"time": as_text(time), "from": here, "to": there, "gap_s": round(gap), "needed_s": round(needed), "known": known}
+            for time, here, there, gap, needed, known in conflicts
+        ],
+        "checks": [
+            {"time": as_text(time), "subscriber": who, "origin_host": origin, "peer": peer, "software_version": version} for time, who, origin, peer, version in steps
+        ],
+        "left_out": list(found.left_out), "decisions": [each for each in decisions if each["imei"][:14] == key_text(device)],
+    }  # fmt: skip
+
+
 def sheet_page(made: Mapping[str, Any]) -> str:
-    """The sheet of one device (eir.analysis.sheet), to be read by whoever decides about it."""
+    """The sheet of one device as a page, to be read by whoever decides about it."""
     finding = made["finding"]
     score = (
         f"<p><b>{finding['score']:.3f}</b>: {escape(finding['sure'])}. Of all devices {made['base_rate']:.1%} are tampered with before anything is seen.</p>"
@@ -166,6 +215,31 @@ def sheet_page(made: Mapping[str, Any]) -> str:
         f"{made['since'][:10]} to {made['until'][:10]}, rules {made['rules']}",
         f"{score}{against}{left}{tables}",
     )
+
+
+def listed(
+    findings: Iterable[Finding], layout: str, made: datetime, confirmed: Iterable[str] = ()
+) -> Iterator[Sequence[str]]:
+    """Findings as the rows of a list: the header, and a row for each device; in `dirbs-notifications` one for each copy that came back, where its IMSI is known.
+
+    `confirmed`: further devices, of which an operator's word is all there is. A reason is the condition that speaks loudest: lists hold 255 texts, and a device's own numbers would be as many as devices.
+    """
+    day = f"{made:%Y%m%d}"
+    if layout == "eir":
+        yield "imei", "reason", "date"
+    else:
+        yield "imei", "imsi", "msisdn", "block_date", "reasons"
+    for finding in findings:
+        reason = f"tampered: {(*finding.conditions, CONFIRMED)[0]}"[:REASON_CHARS_MAX]
+        if layout == "eir":
+            yield finding.imei, reason, day
+        else:
+            copies = [imsi for imsi in finding.users if imsi.isdigit() and len(imsi) in IMSI_DIGITS]
+            for imsi in copies or [""]:
+                yield finding.imei, imsi, "", day, reason
+    for imei in confirmed:
+        reason = f"tampered: {CONFIRMED}"
+        yield (imei, reason, day) if layout == "eir" else (imei, "", "", day, reason)
 
 
 def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:

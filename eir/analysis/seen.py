@@ -1,12 +1,12 @@
-"""The record of one device or one SIM: when, where, with which SIMs or in which devices. Imports polars.
+"""The record as people and registers read it: of one device or SIM, of all devices at once, and a day as a file. Imports polars.
 
-Files are sorted by device, so most of each is skipped.
+Files are sorted by device, so that most of each is skipped where one is looked for.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ ALIKE = (
     "observed",
 )
 """Columns that the sightings of one line have in common."""
+ASKED = ("device", "origin_host", "status")
+EDR_COLUMNS = ("imei", "imsi", "msisdn", "timestamp", "protocol", "source", "file_name", "event_time", "operator")
+NO_IMEI = "888888888888888"
+"""A register's own number for where no identifier came, or one that says nothing."""
 FILES_AT_ONCE = 500
 IMSI_DIGITS = 15
 
@@ -88,8 +92,7 @@ def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime 
     wanted = wanted.fill_null(value=False)
     if since is not None:
         wanted &= pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
-    there = [str(file.path) for file in found(state) if since is None or file.written >= since.timestamp()]
-    parts = [_read(there[at : at + FILES_AT_ONCE], wanted) for at in range(0, len(there), FILES_AT_ONCE)]
+    parts = _parts(state, since, lambda rows: rows.filter(wanted))
     if not parts:
         return []
     rows = (
@@ -114,9 +117,10 @@ def answered(state: Path, device: int, subscribers: Sequence[str], until: dateti
     hour = f"{last:%Y-%m-%d/%H}"
     there = [str(file.path) for file in found(state) if f"{file.path.parent.name}/{file.path.name[:2]}" <= hour]
     for end in range(len(there), 0, -FILES_AT_ONCE):
-        rows = _read(there[max(end - FILES_AT_ONCE, 0) : end], wanted.fill_null(value=False)).sort(
-            "last", "time", descending=True
+        rows = _read(
+            there[max(end - FILES_AT_ONCE, 0) : end], lambda frame: frame.filter(wanted.fill_null(value=False))
         )
+        rows = rows.sort("last", "time", descending=True)
         if len(rows):
             chosen = rows.filter(pl.col("last") >= last)
             return [
@@ -126,9 +130,40 @@ def answered(state: Path, device: int, subscribers: Sequence[str], until: dateti
     return []
 
 
-def _read(paths: list[str], wanted: pl.Expr) -> pl.DataFrame:
+def asked(state: Path, since: datetime) -> list[tuple[str, int, str, str, int]]:
+    """(identifier as it was sent, device, Origin-Host, status, checks) of the sightings from `since` on, one for each device, origin and status.
+
+    Raises EirError where a file cannot be read.
+    """
+    wanted = pl.col("device").is_not_null() & (pl.col("time") >= since.astimezone(UTC).replace(tzinfo=None))
+    origin = pl.col("origin_host").fill_null("")
+    parts = _parts(state, since, lambda rows: _summed(rows.filter(wanted).with_columns(origin)), None)
+    return _summed(pl.concat(parts).lazy()).collect().rows() if parts else []
+
+
+def _summed(rows: pl.LazyFrame) -> pl.LazyFrame:
+    said: list[Any] = [pl.col("imei").first(), pl.col("checks").cast(pl.Int64).sum()]
+    return rows.group_by(ASKED).agg(said).select("imei", *ASKED, "checks")
+
+
+def _parts(
+    state: Path,
+    since: datetime | None,
+    plan: Callable[[pl.LazyFrame], pl.LazyFrame],
+    form: Mapping[str, Any] | None = FRAME,
+) -> list[pl.DataFrame]:
+    """The rows of the files of a time, some files at once, as a plan chooses or sums them; `form`: None takes columns as the files have them."""
+    there = [str(file.path) for file in found(state) if since is None or file.written >= since.timestamp()]
+    return [_read(there[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(there), FILES_AT_ONCE)]
+
+
+def _read(
+    paths: list[str], plan: Callable[[pl.LazyFrame], pl.LazyFrame], form: Mapping[str, Any] | None = FRAME
+) -> pl.DataFrame:
     try:
-        return pl.scan_parquet(paths, glob=False, schema=FRAME, missing_columns="insert").filter(wanted).collect()
+        return plan(
+            pl.scan_parquet(paths, glob=False, schema=form, missing_columns="insert", extra_columns="ignore")
+        ).collect()
     except (pl.exceptions.PolarsError, OSError) as fault:
         said = str(fault).splitlines()[0]
         raise EirError(
@@ -144,3 +179,42 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
         for name in ("first", "last")
     }
     return {**times, "checks": row.pop("checks"), "device": None if device is None else key_text(device), **row}
+
+
+def daily_rows(
+    state: Path, day: date, *, operator: str, file_name: str, msisdn: Callable[[str], str]
+) -> Iterator[Sequence[str | int]]:
+    """The file that a national register takes each day: the header, and a row for each device and SIM of that day (UTC), in the order of devices.
+
+    `msisdn`: the number of an IMSI, empty for none.
+
+    A SIM that is kept as a hash has no IMSI here, and of one that is not kept at all nothing is known: those rows are the devices'.
+    Raises OSError, polars' errors for a file that cannot be read.
+    """
+    yield EDR_COLUMNS
+    paths = [file.path for file in found(state) if file.path.parent.name == day.isoformat()]
+    if not paths:
+        return
+    is_imsi = pl.col("subscriber").str.contains("^[0-9]{6,15}$")
+    frame = (
+        pl.scan_parquet(paths, glob=False)
+        .select("time", "imei", "subscriber", "protocol", "origin_host")
+        .with_columns(
+            imei=pl.col("imei").fill_null(NO_IMEI),
+            imsi=pl.when(is_imsi).then(pl.col("subscriber")).otherwise(pl.lit("")).fill_null(""),
+        )
+        .sort("time")
+        .group_by("imei", "imsi", maintain_order=True)
+        .agg(
+            pl.col("time").first(),
+            pl.col("protocol").first().fill_null(""),
+            pl.col("origin_host").first().fill_null(""),
+        )
+        .sort("imei", "imsi")
+        .collect()
+    )
+    for imei, imsi, time, protocol, origin in frame.iter_rows():
+        seen = time.replace(tzinfo=UTC)
+        yield (
+            imei, imsi, msisdn(imsi) if imsi else "", round(seen.timestamp() * 1000), protocol, origin, file_name, f"{seen:%Y-%m-%d %H:%M:%S}", operator,
+        )  # fmt: skip

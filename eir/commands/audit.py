@@ -171,7 +171,7 @@ def _captured(capture: Path, ports: list[int] | None, variant: str) -> tuple[lis
 
 
 def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:
-    from eir.analysis.asked import asked  # noqa: PLC0415 - for this alone
+    from eir.analysis.seen import asked  # noqa: PLC0415 - for this alone
 
     return [Check(*row) for row in asked(recorded(config).state, since)], set(), set()
 

@@ -188,7 +188,7 @@ def export(
     UTC), protocol, who asked, the file's name, the operator. A check without an IMEI has 888888888888888. IMSIs are on record only with
     `sightings.subscribers: full`. A running node writes first what it has just seen.
     """
-    from eir.analysis.edr import rows  # noqa: PLC0415 - polars, for those that need it
+    from eir.analysis.seen import daily_rows  # noqa: PLC0415 - polars, for those that need it
 
     if layout != EDR:
         raise fail(f"--layout {layout}: expected {EDR}", EXIT_USAGE)
@@ -204,7 +204,7 @@ def export(
     name = f"{operator}_EIR_{which:%Y%m%d}.csv" if out is None else out.name
     with written_to(out, private=True) as stream:
         csv.writer(stream, lineterminator="\n").writerows(
-            rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers))
+            daily_rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers))
         )
 
 

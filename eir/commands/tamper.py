@@ -162,7 +162,7 @@ def export(
     status 1 if there is nothing to write.
     """
     from eir.analysis.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
-    from eir.analysis.export import EXPORTS, rows  # noqa: PLC0415 - as above
+    from eir.analysis.page import EXPORTS, listed  # noqa: PLC0415 - as above
 
     if layout not in EXPORTS:
         raise fail(f"--as {layout}: expected {' or '.join(EXPORTS)}", EXIT_USAGE)
@@ -186,7 +186,7 @@ def export(
         raise fail("nothing found; nothing is written")
     with written_to(out, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows(rows(chosen, layout, found.until, map(key_text, sorted(others))))
+        writer.writerows(listed(chosen, layout, found.until, map(key_text, sorted(others))))
     say(
         f"{len(chosen) + len(others):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {quote(str(out or 'FILE'))}"
     )
@@ -204,8 +204,7 @@ def show_one_device(
     The sheet of one device: what each condition says, with its times, SIMs, places, software versions, what speaks for an honest explanation,
     and what was decided. Exit status 1 if the device is not on record in that time.
     """
-    from eir.analysis.page import sheet_page  # noqa: PLC0415 - for this command alone
-    from eir.analysis.sheet import sheet  # noqa: PLC0415 - as above
+    from eir.analysis.page import sheet, sheet_page  # noqa: PLC0415 - for this command alone
 
     device = _device(identifier)
     checked = opened(load_config(config))

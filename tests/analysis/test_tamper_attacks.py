@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eir.analysis.believed import liars
 from eir.analysis.conditions import TamperSettings
 from eir.analysis.duck import duck
-from eir.analysis.judge import judge
+from eir.analysis.judge import judge, liars
 from eir.analysis.schema import files
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
