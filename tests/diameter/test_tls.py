@@ -25,7 +25,7 @@ from wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u
 
 from eir.diameter.capabilities import Capabilities, certificate_fits
 from eir.peers.settings import PeerSettings, TlsSettings
-from eir.peers.transport.tls import first_certificate, load_tls, names_of_peer, read_tls
+from eir.peers.transport.tls import TlsError, first_certificate, load_tls, names_of_peer, read_tls
 
 BLACK = 1
 
@@ -404,6 +404,15 @@ def test_whose_certificate_it_is(names, host, realm, tls_names, fits):
 
 
 GOOD = ssl.PEM_cert_to_DER_cert(trustme.CA().issue_cert("a.example").cert_chain_pems[0].bytes().decode())
+
+
+def test_a_chain_that_is_damaged_behind_its_first_certificate_is_named(authority):
+    files = {name: Path(file) for name, file in authority.write(EIR).items()}
+    with files["certificate"].open("a") as chain:
+        chain.write("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    with pytest.raises(TlsError, match=r"eir\.pem and .*eir\.key: ") as caught:
+        load_tls(read_tls(TlsSettings(**files)))
+    assert caught.value.key == "certificate"
 
 
 def shaken(server, client, session=None):

@@ -27,7 +27,7 @@ class Faulty:
     def __init__(self, store):
         self.store = store
         self.fail = self.hang = self.shown = self.alter = None
-        self.read_whole = self.read_some = 0
+        self.read_whole = self.read_some = self.waited = 0
 
     async def _meddle(self):
         if self.hang is not None:
@@ -40,6 +40,7 @@ class Faulty:
         return await self.store.state(name) if self.shown is None else self.shown.get(name)
 
     async def wait(self, seen, timeout_s):
+        self.waited += 1
         await self._meddle()
         await self.store.wait(seen, min(timeout_s, 0.1))
 
@@ -314,6 +315,7 @@ async def test_what_is_in_force_already_is_not_read_again(store, faulty):
         await store.amend("a", state([*A, *new], serial=2), new, seen=1)
         await node.reaches(2)
         assert (node.keys()[-1], faulty.read_whole) == (9 * PAGE_KEYS + 4, 1)
+        assert faulty.waited, "the store is not asked again and again without a pause"
 
 
 @pytest.mark.parametrize("less", ["nothing", "an older copy", "another history", "a lower serial"])

@@ -8,6 +8,8 @@ import socket
 import pytest
 
 from eir.peers.transport import stream
+from eir.peers.transport.begin import listening_sockets
+from eir.peers.transport.endpoint import Endpoint
 
 
 @pytest.fixture
@@ -80,3 +82,12 @@ async def test_who_gives_up_waiting_leaves_no_socket(silent, named):
 )
 def test_why_a_connection_failed(fault, text):
     assert stream.fault_text(fault, secure=False) == text
+
+
+async def test_a_name_is_listened_on_at_all_its_addresses_or_at_none(named):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        named(("127.0.0.2", port), ("127.0.0.1", port))
+        with pytest.raises(OSError, match="in use"):
+            await listening_sockets(Endpoint("tcp", ("peer",), port))
+        socket.create_server(("127.0.0.2", port)).close()  # which is free again
