@@ -22,7 +22,7 @@ from eir.config import Config
 from eir.daemon.apart import Outcome, Start, done_apart, load_apart, outcome_of, progress_over
 from eir.daemon.channel import Channel
 from eir.daemon.state_folder import as_owner_of, read_clock
-from eir.errors import EirError, Report, StoreError, place_of
+from eir.errors import EirError, Report, SetupFault, StoreError, place_of
 from eir.inbox.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.inbox.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
 from eir.record.store import ACCEPTED, ListStore, Mark
@@ -54,7 +54,7 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
     the load with it: a store takes one that ends in the middle. Raises EirError if there is no drop folder or it cannot be used.
     """
     if config.inbox is None:
-        raise EirError(f"{config.path} names no drop folder (inbox)")
+        raise SetupFault(f"{config.path} names no drop folder (inbox)")
     attempts = Attempts(config.state / ATTEMPTS_FILE)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, leave, number, attempts)
