@@ -357,9 +357,12 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
             command_line(word)(arguments, prog_name="eir")
         finally:
             sys.stdout.flush()
-    except UnicodeEncodeError:  # of an argument: all that is read elsewhere is decoded with care
-        say("eir: an argument has octets that are not UTF-8")
-        sys.exit(EXIT_USAGE)
+    except UnicodeEncodeError as e:  # of an argument, or of the output: all that is read elsewhere is decoded with care
+        if e.encoding == "utf-8":
+            say("eir: an argument has octets that are not UTF-8")
+            sys.exit(EXIT_USAGE)
+        say(f"eir: the output is in {e.encoding}, which lacks some characters: set LANG=C.UTF-8")
+        sys.exit(EXIT_NO)
     except EirError as e:
         begin = (
             ""

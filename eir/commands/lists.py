@@ -27,7 +27,7 @@ from eir.commands.access import (
     with_store,
 )
 from eir.commands.in_force import STORE_ITSELF, FromStore, Node, Stored, asked, read_as_held, states_of, taken_over
-from eir.commands.output import EXIT_USAGE, duration, fail, print_json, progress, say, show, show_one, written_to
+from eir.commands.output import EXIT_USAGE, MANY, duration, fail, print_json, progress, say, show, show_one, written_to
 from eir.config import Whereabouts, load_config
 from eir.daemon.state_folder import in_force_before
 from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, typed
@@ -298,7 +298,7 @@ def show_list(
         if identifier
         else entries_of(found.pages)
     )
-    shown = list(islice(entries, skip, skip + limit))
+    shown = list(islice(entries, min(skip, MANY), min(skip + limit, MANY)))
     added = added_by(found.events, found.state.kind)
     rows = [_row(entry, found, added.get(entry[:3])) for entry in shown]
     if isinstance(entries, list):

@@ -68,6 +68,8 @@ FORMS: dict[str, Callable[[Any], str]] = {
 
 
 EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+MANY = 1 << 62
+"""More than there can be of anything; a larger number is typed for it."""
 
 
 def say(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, opened, whereabouts, who, with_store
-from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, moment, print_json, say, show, written_to
+from eir.commands.output import EXIT_NO, EXIT_USAGE, MANY, fail, moment, print_json, say, show, written_to
 from eir.config import Whereabouts
 from eir.errors import EirError, StoreError
 from eir.follow.history import adopt
@@ -73,8 +73,10 @@ def history(
     if verify or export is not None:
         return
 
+    most = min(limit, MANY) if limit else None if since else NEWEST
+
     async def found(store: ListStore) -> list[Event]:
-        events = await store.history(list_name, limit=limit or (None if since else NEWEST), since=begin)
+        events = await store.history(list_name, limit=most, since=begin)
         named = list_name is None or list_name in checked.lists or any(event.list for event in events)
         if list_name is not None and not named and await store.state(list_name) is None:
             raise no_list(list_name, checked.lists, checked.path)
@@ -83,7 +85,7 @@ def history(
     try:
         events = with_store(checked, found, fresh=False, reads=True)
     except StoreError as error:
-        events = _of_the_node(checked, list_name, limit or (None if since else NEWEST), begin, error)
+        events = _of_the_node(checked, list_name, most, begin, error)
     rows = [{key: getattr(event, key) for key in KEYS} for event in events]
     if not as_json:
         rows = [{**row, "detail": _times(row) + row["detail"].partition("\n")[0]} for row in rows]

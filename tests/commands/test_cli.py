@@ -710,6 +710,18 @@ class TestTables:
         assert tracked.startswith("tracked")
         assert len(eir("history")[1].splitlines()) == 4
 
+    def test_any_number_of_rows_may_be_wanted(self, eir):
+        for command in (f"history -n {10**30}", f"show stolen -n {10**30}", f"show stolen --skip {10**30}"):
+            status, _, err = eir(*command.split())
+            assert status == int("skip" in command), err
+
+    def test_what_the_terminal_cannot_show_is_told_in_a_line(self, host):
+        with Site(host.folder / "latin", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            site.eir("add", "own", LISTED, "--reason", "Ŝtelita")
+            done = site.eir("check", LISTED, status=1, prefix=["env", "PYTHONIOENCODING=latin-1"])
+            assert done.stderr.splitlines()[-1].startswith("eir: the output is in latin-1")
+
     def test_progress_is_for_terminals_only(self, host):
         manifest = host.release([LISTED, UNLISTED, TRACKED], serial=4)
         assert host.eir("load", "--dry-run", manifest).stderr.count("\n") == 1
