@@ -95,7 +95,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_source_bytes_total", "counter", ("list",), "Bytes that were fetched from the source"),
     Family("eir_store_up", "gauge", (), "1 while the store answers", "min"),
     Family("eir_store_errors_total", "counter", ("cause",), "Failures of the store by cause"),
-    Family("eir_store_lost_data", "gauge", ("list",), "1 while the store shows less of the list than is in force from memory", "max"),
+    Family("eir_store_lost_data", "gauge", ("list",), "1 while the store shows less of the list than is in force from memory, or was in force here before", "max"),
     Family("eir_copy_failed", "gauge", ("list",), "1 while the node's last good copy of the list cannot be read, written or written back", "max"),
     Family("eir_history_last_record", "gauge", (), "Number of the newest record of the history in the store", "max"),
     Family("eir_history_last_digest", "gauge", (), "First 48 bits of the SHA-256 of that record, as a number: equal where histories are equal", "max"),
