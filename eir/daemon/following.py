@@ -155,15 +155,14 @@ def _trim(_before: Image | None) -> None:
 
 
 class Followed:
-    """The lists that the follower has handed in.
+    """The lists that the follower has handed in."""
 
-    `changed` gets each of them; `complete` is called once all have come.
-    """
-
-    def __init__(
-        self, config: Config, *, changed: Callable[[Listed, Image], None], complete: Callable[[], None], report: Report
-    ) -> None:
-        self._config, self._changed, self._all_there, self._report = config, changed, complete, report
+    def __init__(self, config: Config, *, report: Report) -> None:
+        self._config, self._report = config, report
+        self.changed: Callable[[Listed, Image], None] = lambda *_: None
+        """Gets each list that is handed in."""
+        self.all_there: Callable[[], None] = lambda: None
+        """Called once all lists have come."""
         self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
         """The follower has handed in, at some time, all that it found at its start."""
@@ -241,7 +240,7 @@ class Followed:
 
     def _completed(self) -> None:
         self._complete = True
-        self._all_there()
+        self.all_there()
 
     def _handed(self, what: Listed, memory: int | None) -> str | None:
         """Take over a list; returns what keeps it from that."""
@@ -253,5 +252,5 @@ class Followed:
             return str(e)
         if kinds_of(self._config).get(what.name) == what.kind:
             self._lists[what.name] = what, image
-            self._changed(what, image)
+            self.changed(what, image)
         return None

@@ -28,15 +28,12 @@ from eir.daemon import deliver, following, interfaces, recorder, services, state
 from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.following import Followed
-from eir.daemon.interfaces import Interface
 from eir.daemon.priority import BESIDE_NICE, give_way
 from eir.daemon.pulling import Acknowledging, Pulling
 from eir.daemon.recorder import Recorded
 from eir.daemon.registration import Registering
-from eir.daemon.services import FeedService, FraudService
 from eir.daemon.setup import (
     ConfigFile,
-    Listed,
     changed_lists,
     instance_of,
     prepare,
@@ -50,9 +47,8 @@ from eir.daemon.tracing import Tracing
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.device import typed
-from eir.errors import ConfigError, EirError, Report, SetupFault, StoreError, detail_of, silent
+from eir.errors import ConfigError, EirError, SetupFault, StoreError, detail_of, silent
 from eir.follow.history import HistoryKeeper
-from eir.images.image import Image
 from eir.n5g.nrf import Standing
 from eir.n5g.settings import is_http
 from eir.operate import metrics
@@ -146,9 +142,7 @@ class Front:
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         """`hold_s`: see HOLD_S. `end_s`: time that the other processes have to end; `on_stop` is called when that begins."""
-        self._config = config
-        self._starter = starter
-        self._origin_state_id = origin_state_id
+        self._config, self._starter, self._origin_state_id = config, starter, origin_state_id
         self._reload_on_change, self._hold_s, self._end_s, self._on_stop = reload_on_change, hold_s, end_s, on_stop
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
@@ -159,12 +153,13 @@ class Front:
         self._crew = Crew(report=report)
         self._granted = memory_file(config.workers)
         """Over it the workers share the limits on requests a second."""
-        self._followed = Followed(config, changed=self._list_changed, complete=self._lists_complete, report=report)
+        self._followed = Followed(config, report=report)
         self._recorded = None if config.sightings is None else Recorded(config.sightings, report)
         self._workers = Workers(
             config.workers, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed, traced=self._traced,
             report=report,
         )  # fmt: skip
+        self._followed.changed, self._followed.all_there = self._workers.put_in_force, self._workers.complete
         copy = open_copy(config.store, config.state)
         self._history = HistoryKeeper(
             copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report, clock=state_folder.read_clock(config.state)
@@ -187,7 +182,7 @@ class Front:
             if path is None
             else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
         )
-        self._interfaces = [each for each in _beside(report) if each.urls(config)]
+        self._interfaces = [each for each in services.interfaces(report) if each.urls(config)]
         """Interfaces that the configuration names; a reload adds none."""
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._pulling = Pulling(config, starter.start, report=report)
@@ -328,13 +323,9 @@ class Front:
     # ---- workers ----
 
     def _configured(self, number: int) -> Configured:
+        dials = self._dialing and number == 0
         return Configured(
-            self._config,
-            sorted(self._disabled),
-            self._tls,
-            self._keys,
-            dials=self._dialing and number == 0,
-            sought=self._tracing.sought,
+            self._config, sorted(self._disabled), self._tls, self._keys, dials=dials, sought=self._tracing.sought
         )
 
     def _start(self) -> None:
@@ -382,12 +373,6 @@ class Front:
 
     def _traced(self, record: dict[str, Any]) -> None:
         self._tracing.take(record)
-
-    def _list_changed(self, listed: Listed, image: Image) -> None:
-        self._workers.put_in_force(listed, image)
-
-    def _lists_complete(self) -> None:
-        self._workers.complete()
 
     def _workers_changed(self) -> None:
         if self._workers.all_started:
@@ -712,11 +697,3 @@ class Front:
         self._status.certificate_ends = ends
         self._log.report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
         return files
-
-
-def _beside(report: Report) -> Sequence[Interface]:
-    """All interfaces that there may be beside the checks."""
-    return (
-        Interface(services.FEED, FeedService, lambda config: config.feed.listen, report=report),
-        Interface(services.FRAUD_CHECK, FraudService, lambda config: config.fraud_check.listen, report=report),
-    )

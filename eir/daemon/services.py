@@ -6,7 +6,7 @@ counts but that. It is read from the store, or while that is away from the node'
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,7 @@ from eir.checks.explain import explain
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.config import Config
-from eir.daemon.interfaces import Watched
+from eir.daemon.interfaces import Interface, Watched
 from eir.daemon.setup import keys_of, tokens_of
 from eir.daemon.state_folder import in_force_before
 from eir.errors import EirError, Report, StoreError, place_of
@@ -226,3 +226,11 @@ class FraudService:
                 raise
             said = await explain(question, self._policy, self._lists, self._copy, now=now)
         return Found(WORDS[said.status or Status.UNKNOWN], said.reason)
+
+
+def interfaces(report: Report) -> Sequence[Interface]:
+    """All interfaces that there may be beside the checks."""
+    return (
+        Interface(FEED, FeedService, lambda config: config.feed.listen, report=report),
+        Interface(FRAUD_CHECK, FraudService, lambda config: config.fraud_check.listen, report=report),
+    )

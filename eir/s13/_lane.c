@@ -53,7 +53,7 @@ static uint8_t *put_padded(uint8_t *at, const uint8_t *octets, uint32_t bytes) {
 	return at + padded(bytes);
 }
 
-/* The answer, as eir.diameter.answer.encode_answer makes it: ids, P bit, Session-Id and Proxy-Info are the request's. */
+/* The answer, as eir.diameter.message.encode_answer makes it: ids, P bit, Session-Id and Proxy-Info are the request's. */
 static int write_answer(Call *call, const Ecr *ecr, uint64_t reply) {
 	const Text session = ecr->session, tail = {call->replies[reply] + 8, call->terms->reply_bytes[reply]};
 	const uint8_t *first = ecr->message + HEADER, *end = ecr->message + ecr->length;

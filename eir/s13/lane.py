@@ -132,7 +132,7 @@ class ExpressLane:
 
 
 def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
-    """The terms of a peer for the C (Terms in _lane.h); an answer behind its Session-Id is as eir.diameter.answer.encode_answer makes it."""
+    """The terms of a peer for the C (Terms in _lane.h); an answer behind its Session-Id is as eir.diameter.message.encode_answer makes it."""
     hosts, realms, limits = names_in_words(terms.hosts), names_in_words(terms.realms), terms.limits
     tails = [result_avp(reply.result_code, reply.experimental) + terms.origin + reply.avps for reply in replies]
     flags = [E_FLAG if is_protocol_error(reply.result_code) else 0 for reply in replies]

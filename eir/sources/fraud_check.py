@@ -142,13 +142,13 @@ class Found(NamedTuple):
     """The result of looking up a device in the lists."""
 
     word: str
-    """One of fraud_api's."""
+    """PROHIBITED, ALLOWED, TRACKED or UNKNOWN."""
     reason: str | None = None
     """The reason that the list gives."""
 
 
 class _Refused(Exception):
-    """A fault: a key of fraud_api.FAULTS, more about it for the client, and headers."""
+    """A fault: a key of FAULTS, more about it for the client, and headers."""
 
     def __init__(self, what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(what)
@@ -267,7 +267,7 @@ class FraudCheck:
 
 
 def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> Response:
-    """The answer for a fault of fraud_api.FAULTS."""
+    """The answer for a fault of FAULTS."""
     fault = FAULTS[what]
     document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
     return Response(fault.status, JSON, json.dumps(document).encode(), headers)

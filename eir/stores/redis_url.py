@@ -53,7 +53,7 @@ ANSWER_TIMEOUT_S = 4.0
 """Longer than any read that waits for a change (`wait_s` of eir.follow.copy)."""
 GUIDE_TIMEOUT_S = 1.5
 """Seconds for a sentinel or cluster node, which only says where to go. Others can be asked, and the time of one answer
-(eir.record.patience.STORE_TIMEOUT_S) has to be enough although two of them hang."""
+(eir.record.clock.STORE_TIMEOUT_S) has to be enough although two of them hang."""
 RETRIES = 2
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.5
 
