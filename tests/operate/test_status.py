@@ -139,6 +139,14 @@ def test_a_node_has_no_metric_without_a_place(site):
     assert node.lines("metric_unknown") == []
 
 
+def test_a_copy_that_is_not_kept_and_an_override_are_troubles(node, following):
+    following[0] = replace(FOLLOWING, copy_faults={"stolen": "no room"})
+    said = node.document(reports(overridden=True))
+    assert said["troubles"] == [
+        "the last good copy of list stolen is not kept (no room)", "the policy's override answers everything alike",
+    ]  # fmt: skip
+
+
 def test_requests_that_are_turned_away_are_a_warning(node):
     assert node.document(reports())["state"] == "OK"
     said = node.document(reports(shedding=["mme"]))

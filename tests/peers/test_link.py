@@ -86,6 +86,14 @@ async def test_a_peer_that_is_put_out_of_service_is_sent_away_and_no_other():
     assert not server.disabled()
 
 
+async def test_a_server_that_is_drained_takes_nobody_any_more():
+    """Its protocol goes by that: a handshake may end while clients are sent away."""
+    server = Server("any", counts=Counts(), rates=RateLimits((), Limits(), None), report=lambda *_, **__: None)
+    assert not server.draining
+    await server.drain(180)
+    assert server.draining
+
+
 @pytest.mark.parametrize("name", [None, ()])
 async def test_a_client_that_is_gone_before_the_loop_comes_to_it_is_let_go(name):
     """Its socket has no name any more (ENOTCONN); nobody else would close it."""
