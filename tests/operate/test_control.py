@@ -207,3 +207,12 @@ def test_a_socket_that_one_may_not_open(tmp_path):
         (tmp_path / SOCKET_NAME).chmod(0)
         with pytest.raises(ControlError, match="does not answer"):
             ask(tmp_path, "ping")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to any group")
+async def test_a_socket_of_another_name_is_of_its_folders_group(tmp_path):
+    os.chown(tmp_path, -1, 65533)
+    server = ControlServer(tmp_path, {}, name="look", report=silent)
+    await server.listen()
+    assert os.stat(tmp_path / "look").st_gid == 65533  # noqa: PTH116 - as it stands there
+    await server.close()
