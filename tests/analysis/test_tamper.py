@@ -306,7 +306,7 @@ def test_the_sheet_of_a_device(operator, tmp_path):
     out = tmp_path / "sheet.html"
     made = operator.json("tamper", "show", "352099008800001", *UNTIL_DAY, "--html", out)
     assert (made["imei"], made["finding"]["conditions"][0]) == ("35209900880000", "conflict")
-    assert {each["condition"] for each in made["says"]} == {"conflict", "alternates", "version_alternates"}
+    assert {each["condition"] for each in made["says"]} == {"conflict", "alternates"}
     assert {each["subscriber"] for each in made["subscribers"]} == {"a0", "b0"}
     first = made["too_soon"][0]
     assert (first["from"], first["to"], first["gap_s"], first["needed_s"]) == ("mme1", "mme2", 720, 3600)
