@@ -517,6 +517,19 @@ def test_a_subscriber_by_the_number(kept, site):
     assert "names no table of `numbers`" in kept.eir("seen", "+85512345678", status=2).err
 
 
+def test_the_day_that_is_exported_is_yesterday_if_none_is_named(kept):
+    today = datetime.now(UTC).date()
+    rows = [
+        (today - timedelta(days=2), TRACKED),
+        (today - timedelta(days=1), LISTED),
+        (today, LISTED),
+    ]  # midnight may pass
+    kept.taken("time,imei\n" + "".join(f"{day}T00:00:00Z,{imei}0\n" for day, imei in rows))
+    out = kept.eir("sightings", "export").out
+    assert LISTED in out
+    assert TRACKED not in out
+
+
 def test_what_is_asked_for_is_checked(kept):
     kept.eir("seen", "12345", status=1)
     kept.eir("seen", "twelve", status=2)
