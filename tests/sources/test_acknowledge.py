@@ -13,7 +13,7 @@ from publisher_folder import ROWS, Register
 from releases import make_key
 from servers import free_port
 
-from eir.errors import ReleaseRefused
+from eir.errors import EirError, ReleaseRefused
 from eir.releases.openssh import signed
 from eir.sources.acknowledge import (
     BEHIND,
@@ -24,6 +24,7 @@ from eir.sources.acknowledge import (
     OLD,
     Acknowledgement,
     acknowledged,
+    key_of,
     read,
     signer_line,
     standing,
@@ -163,6 +164,14 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
         register.publish(added=ROWS[22:24], ahead_s=-7200)
         (row,) = json.loads(site.eir("acknowledged", register.folder, "--within", "1h", "--json", status=1).stdout)
         assert (row["state"], row["behind"], row["late_s"] >= 7200) == ("behind", 1, True)
+
+
+def test_a_folder_that_is_none_and_a_key_that_cannot_be_made_are_named(tmp_path):
+    (tmp_path / "nodes").touch()
+    with pytest.raises(EirError, match="is no folder of `eir publish --to`"):
+        standings(tmp_path, now=NOW, within=HOUR)
+    with pytest.raises(EirError, match=r"cannot be made: .*No such file or directory"):
+        key_of(tmp_path / "nowhere")
 
 
 def test_the_soak_in_its_short_form():
