@@ -29,9 +29,8 @@ DAYS_MAX = 62
 SCORE_MAX = 0.999
 LIES_MIN, LIES_TIMES = 20, 10
 """A peer is not believed that alone speaks for a subscriber of so many likely devices, for its checks so many times as often as others."""
-SMALL, LIES_SHARE, SECONDS_SHARE = 0.01, 0.2, 0.33
-"""A peer that sends less than this share of all checks is not believed either if this share of its own speaks so for likely devices, or this one for
-subscribers that are not the busiest of their device, likely or not."""
+SMALL, LIES_SHARE = 0.01, 0.2
+"""A peer that sends less than this share of all checks is not believed either if this share of its own speaks so for likely devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,20 +278,8 @@ def not_believed(engine: Engine) -> list[str]:
         ) AS spoken
         GROUP BY device, peer
     """)
-    seconds = engine.rows("""
-        SELECT peer, SUM(checks)
-        FROM (
-          SELECT steps.device, steps.subscriber, MIN(claims.peer) AS peer, COUNT(*) AS checks
-          FROM steps JOIN claims ON steps.claim = claims.claim
-          WHERE steps.subscriber > 1
-          GROUP BY steps.device, steps.subscriber
-          HAVING MIN(claims.peer) = MAX(claims.peer)
-        ) AS spoken
-        GROUP BY peer
-    """)
     sent = {peer: int(checks) for peer, checks in engine.rows("SELECT peer, SUM(checks) FROM claims GROUP BY peer")}
-    of_seconds = {peer for peer, checks in seconds if _is_small(peer, sent) and checks >= sent[peer] * SECONDS_SHARE}
-    return sorted({*liars(alone, sent), *of_seconds})
+    return liars(alone, sent)
 
 
 def liars(alone: Iterable[tuple[int, str, int, int]], sent: Mapping[str, int]) -> list[str]:
