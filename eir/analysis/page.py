@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from html import escape
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 
 from eir.analysis.cases import CONFIRMED
 from eir.analysis.conditions import CONDITIONS, PRIOR, SAID
@@ -21,8 +22,6 @@ RULES = "4"
 """Version of the conditions and their weights."""
 EXAMPLES, SAMPLE = 20, 400
 EXPORTS = ("eir", "dirbs-notifications")
-REASON_CHARS_MAX = 60
-IMSI_DIGITS = range(14, 16)
 CERTAIN = SAID[0][0]
 SUPPRESSED_BELOW = 10
 FEW = f"fewer than {SUPPRESSED_BELOW}"
@@ -72,21 +71,13 @@ SHEET = (
 )  # fmt: skip
 
 
-class Bar(NamedTuple):
-    """One line of a chart."""
-
-    label: str
-    value: int
-    shown: str
-
-
 def page(found: Judgement) -> str:
     """The page of a fraud desk: every device, its score, and what speaks against it."""
     findings = found.findings
     charts = [
         _bars("What was found", "devices for which each condition holds", _by_condition(findings)),
         _bars("How many phones share an identity", "devices by their regular subscribers", _by_copies(findings)),
-        _bars("Models", "reported devices by TAC, the ten with most", [Bar(tac, count, f"{count:,}") for tac, count in Counter(finding.imei[:8] for finding in findings).most_common(10)]),
+        _bars("Models", "reported devices by TAC, the ten with most", dict(Counter(finding.imei[:8] for finding in findings).most_common(10))),
     ]  # fmt: skip
     rows = "".join(map(_row, findings[:ROWS_MAX]))
     more = (
@@ -140,9 +131,9 @@ def page(found: Judgement) -> str:
 def public_page(found: Judgement) -> str:
     """The page of a yearly report: no identifier, no place, no day, and no count below ten."""
     findings = found.findings
-    copies = suppressed({bar.label: bar.value for bar in _by_copies(findings)})
-    bands = [Bar(label, count or 0, f"{count:,}" if count is not None else FEW) for label, count in copies.items()]
-    by_condition = [bar if bar.value >= SUPPRESSED_BELOW else Bar(bar.label, 0, FEW) for bar in _by_condition(findings)]
+    by_condition = {
+        label: count if count >= SUPPRESSED_BELOW else None for label, count in _by_condition(findings).items()
+    }
     figures = "".join(_figure(count, what) for count, what in (
         (len(findings), "devices with a tampered identity"), (found.devices, "devices seen"), (found.subscribers, "subscribers"), (found.sightings, "checks"),
     ))  # fmt: skip
@@ -151,7 +142,7 @@ def public_page(found: Judgement) -> str:
         found,
         f"""
 <div class=figures>{figures}</div>
-<div class=charts>{_bars("What was found", "devices for which each condition holds", by_condition)}{_bars("How many phones share an identity", "devices by their regular subscribers", bands)}</div>
+<div class=charts>{_bars("What was found", "devices for which each condition holds", by_condition)}{_bars("How many phones share an identity", "devices by their regular subscribers", suppressed(_by_copies(findings)))}</div>
 <p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""",
     )
 
@@ -159,37 +150,39 @@ def public_page(found: Judgement) -> str:
 def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """All that a finding rests on, check by check, for scripts and for the page; `engine` has judged it just now."""
     finding = next((each for each in found.findings if each.device == device), None)
-    said = engine.rows(f"SELECT name, says, evidence FROM marks WHERE device = {device} ORDER BY 2 DESC")
-    users = engine.rows(
-        f"SELECT subscriber, home, checks, day_count, first_seen, last_seen FROM usage WHERE device = {device} ORDER BY 3 DESC, 1 LIMIT {SAMPLE}"
-    )
-    steps = engine.rows(f"""
-        SELECT steps.time, members.subscriber, claims.origin, claims.peer, steps.version
-        FROM steps JOIN members ON steps.device = members.device AND steps.subscriber = members.number JOIN claims ON steps.claim = claims.claim
-        WHERE steps.device = {device} ORDER BY 1, 2 LIMIT {SAMPLE}
-    """)
-    conflicts = engine.rows(f"""
-        SELECT switches.time, here.origin, there.origin, switches.gap_s, switches.fastest_s, switches.known
-        FROM switches JOIN located AS here ON switches.before_origin = here.number JOIN located AS there ON switches.origin = there.number
-        WHERE switches.device = {device} AND switches.is_conflict = 1 ORDER BY switches.fastest_s - switches.gap_s DESC, 1 LIMIT {EXAMPLES}
-    """)
-    orders = engine.rows(f"SELECT a, b, runs, expected, deviation FROM orders WHERE device = {device}")
     return {
         "imei": key_text(device), "since": as_text(found.since), "until": as_text(found.until), "rules": RULES, "base_rate": PRIOR,
         "finding": finding.as_json() if finding else None,
-        "says": [{"condition": name, "means": CONDITIONS[name], "log_odds": round(says, 2), "evidence": evidence} for name, says, evidence in said],
+        "says": [
+            {"condition": name, "means": CONDITIONS[name], "log_odds": round(says, 2), "evidence": evidence}
+            for name, says, evidence in engine.rows(f"SELECT name, says, evidence FROM marks WHERE device = {device} ORDER BY 2 DESC")
+        ],
         "against": [*([finding.honest] if finding and finding.honest else []), *([] if found.places else ["all checks come from one place, so place says nothing"])],
         "subscribers": [
             {"subscriber": who, "home": home, "checks": checks, "days": days, "first_seen": as_text(first), "last_seen": as_text(last)}
-            for who, home, checks, days, first, last in users
+            for who, home, checks, days, first, last in engine.rows(f"""
+                SELECT subscriber, home, checks, day_count, first_seen, last_seen FROM usage WHERE device = {device} ORDER BY 3 DESC, 1 LIMIT {SAMPLE}
+            """)
         ],
-        "order": [{"checks": [int(a), int(b)], "runs": int(runs), "expected": round(expected, 1), "deviation": round(deviation, 1)} for a, b, runs, expected, deviation in orders],
+        "order": [
+            {"checks": [int(a), int(b)], "runs": int(runs), "expected": round(expected, 1), "deviation": round(deviation, 1)}
+            for a, b, runs, expected, deviation in engine.rows(f"SELECT a, b, runs, expected, deviation FROM orders WHERE device = {device}")
+        ],
         "too_soon": [
             {"time": as_text(time), "from": here, "to": there, "gap_s": round(gap), "needed_s": round(needed), "known": known}
-            for time, here, there, gap, needed, known in conflicts
+            for time, here, there, gap, needed, known in engine.rows(f"""
+                SELECT switches.time, here.origin, there.origin, switches.gap_s, switches.fastest_s, switches.known
+                FROM switches JOIN located AS here ON switches.before_origin = here.number JOIN located AS there ON switches.origin = there.number
+                WHERE switches.device = {device} AND switches.is_conflict = 1 ORDER BY switches.fastest_s - switches.gap_s DESC, 1 LIMIT {EXAMPLES}
+            """)
         ],
         "checks": [
-            {"time": as_text(time), "subscriber": who, "origin_host": origin, "peer": peer, "software_version": version} for time, who, origin, peer, version in steps
+            {"time": as_text(time), "subscriber": who, "origin_host": origin, "peer": peer, "software_version": version}
+            for time, who, origin, peer, version in engine.rows(f"""
+                SELECT steps.time, members.subscriber, claims.origin, claims.peer, steps.version
+                FROM steps JOIN members ON steps.device = members.device AND steps.subscriber = members.number JOIN claims ON steps.claim = claims.claim
+                WHERE steps.device = {device} ORDER BY 1, 2 LIMIT {SAMPLE}
+            """)
         ],
         "left_out": list(found.left_out), "decisions": [each for each in decisions if each["imei"][:14] == key_text(device)],
     }  # fmt: skip
@@ -225,21 +218,16 @@ def listed(
     `confirmed`: further devices, of which an operator's word is all there is. A reason is the condition that speaks loudest: lists hold 255 texts, and a device's own numbers would be as many as devices.
     """
     day = f"{made:%Y%m%d}"
-    if layout == "eir":
-        yield "imei", "reason", "date"
-    else:
-        yield "imei", "imsi", "msisdn", "block_date", "reasons"
-    for finding in findings:
-        reason = f"tampered: {(*finding.conditions, CONFIRMED)[0]}"[:REASON_CHARS_MAX]
-        if layout == "eir":
-            yield finding.imei, reason, day
-        else:
-            copies = [imsi for imsi in finding.users if imsi.isdigit() and len(imsi) in IMSI_DIGITS]
-            for imsi in copies or [""]:
-                yield finding.imei, imsi, "", day, reason
-    for imei in confirmed:
-        reason = f"tampered: {CONFIRMED}"
-        yield (imei, reason, day) if layout == "eir" else (imei, "", "", day, reason)
+    is_eir = layout == "eir"
+    yield ("imei", "reason", "date") if is_eir else ("imei", "imsi", "msisdn", "block_date", "reasons")
+    devices = chain(
+        ((finding.imei, finding.users, (*finding.conditions, CONFIRMED)[0]) for finding in findings),
+        ((imei, (), CONFIRMED) for imei in confirmed),
+    )
+    for imei, users, why in devices:
+        copies = [imsi for imsi in users if imsi.isdigit() and len(imsi) in (14, 15) and not is_eir]
+        for imsi in copies or [""]:
+            yield (imei, f"tampered: {why}", day) if is_eir else (imei, imsi, "", day, f"tampered: {why}")
 
 
 def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:
@@ -251,14 +239,13 @@ def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:
     return {name: None if name in hidden else count for name, count in counts.items()}
 
 
-def _by_condition(findings: Iterable[Finding]) -> list[Bar]:
+def _by_condition(findings: Iterable[Finding]) -> dict[str, int]:
     counted = Counter(name for finding in findings for name in finding.conditions)
-    return [Bar(CONDITIONS[name], count, f"{count:,}") for name, count in counted.most_common()]
+    return {CONDITIONS[name]: count for name, count in counted.most_common()}
 
 
-def _by_copies(findings: Sequence[Finding]) -> list[Bar]:
-    counts = ((label, sum(low <= max(finding.copies, 1) <= high for finding in findings)) for low, high, label in BANDS)
-    return [Bar(label, count, f"{count:,}") for label, count in counts]
+def _by_copies(findings: Sequence[Finding]) -> dict[str, int]:
+    return {label: sum(low <= max(finding.copies, 1) <= high for finding in findings) for low, high, label in BANDS}
 
 
 def _section(title: str, content: str) -> str:
@@ -271,22 +258,21 @@ def _figure(count: int, what: str) -> str:
     return f"<div><b>{shown}</b>{escape(what)}</div>"
 
 
-def _bars(title: str, says: str, bars: Sequence[Bar]) -> str:
-    """Lines with a bar each, drawn as an image that is read out as its title and a list."""
-    most = max((bar.value for bar in bars), default=0) or 1
-    room = WIDTH_PX - LABEL_PX - 90
+def _bars(title: str, says: str, counts: Mapping[str, int | None]) -> str:
+    """Lines with a bar each, drawn as an image that is read out as its title and a list; a count of None is one that is not given."""
+    most = max((count or 0 for count in counts.values()), default=0) or 1
+    shown = {label: FEW if count is None else f"{count:,}" for label, count in counts.items()}
     drawn = []
-    for number, bar in enumerate(bars):
+    for number, (label, count) in enumerate(counts.items()):
         top = number * (BAR_PX + GAP_PX)
-        label = bar.label if len(bar.label) <= 48 else f"{bar.label[:47]}…"
-        wide = bar.value / most * room
+        wide = (count or 0) / most * (WIDTH_PX - LABEL_PX - 90)
         drawn.append(
-            f'<text x="{LABEL_PX - 8}" y="{top + 14}" text-anchor="end">{escape(label)}<title>{escape(bar.label)}</title></text>'
+            f'<text x="{LABEL_PX - 8}" y="{top + 14}" text-anchor="end">{escape(label if len(label) <= 48 else f"{label[:47]}…")}<title>{escape(label)}</title></text>'
             f'<rect class="bar" x="{LABEL_PX}" y="{top}" width="{wide:.1f}" height="{BAR_PX}" rx="2"/>'
-            f'<text class="soft" x="{LABEL_PX + wide + 6:.1f}" y="{top + 14}">{escape(bar.shown)}</text>'
+            f'<text class="soft" x="{LABEL_PX + wide + 6:.1f}" y="{top + 14}">{escape(shown[label])}</text>'
         )
-    high = max(len(bars), 1) * (BAR_PX + GAP_PX)
-    read = "; ".join(f"{bar.label}: {bar.shown}" for bar in bars) or "nothing"
+    high = max(len(counts), 1) * (BAR_PX + GAP_PX)
+    read = "; ".join(f"{label}: {count}" for label, count in shown.items()) or "nothing"
     return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {high}" role="img" aria-label="{escape(f"{title}: {read}")}">{"".join(drawn)}</svg><figcaption>{escape(says)}</figcaption></figure>'
 
 
