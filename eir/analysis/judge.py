@@ -5,7 +5,7 @@ README.md argues that, and what it was fitted to. Runs the SQL on an engine that
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -113,15 +113,17 @@ def judge(
     `tacs`: those that are allocated; none: what needs them is not looked for. `cases`: devices that an operator confirmed (True) or cleared.
     `warn` is told of peers that are left out; `keep_users`: findings name the subscribers of their devices.
     """
-    prepare(engine, settings, tacs)
-    unbelieved: list[str] = []
-    for last in (False, True):
+    places = [(origin, *place) for origin, place in settings.origins.items()]
+    engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
+    allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
+    engine.fill("allocations", "tac BIGINT, allocated DATE, is_module INTEGER", allocated)
+    _look(engine, [], progress)
+    unbelieved = not_believed(engine)
+    if unbelieved:
+        warn(
+            f"{', '.join(unbelieved)}: too many devices would be tampered with by its word alone; what it says is left out"
+        )
         _look(engine, unbelieved, progress)
-        lying = [] if last else not_believed(engine)
-        if not lying:
-            break
-        unbelieved += lying
-        warn(f"{', '.join(lying)}: too many devices would be tampered with by its word alone; what it says is left out")
     engine.fill("confirmed", "device BIGINT", [(device,) for device, confirmed in cases.items() if confirmed])
     shift = calibrated(engine.rows("SELECT device, odds FROM summed"), cases)
     engine.define(
@@ -150,35 +152,19 @@ def judge(
 def _reliability(
     engine: Engine, cases: Mapping[int, bool], least_score: float
 ) -> tuple[tuple[float, float, int, int, int], ...]:
-    counted = {least: [0, 0, 0] for least, _ in SAID}
-    for device, score in engine.rows(f"SELECT device, score FROM scores WHERE score >= {least_score}"):
-        if (band := next((least for least, _ in SAID if score >= least), None)) is not None:
-            counted[band][0] += 1
-            if device in cases:
-                counted[band][1 if cases[device] else 2] += 1
+    rows = engine.rows(f"SELECT device, score FROM scores WHERE score >= {least_score}")
+    told = Counter(
+        (next((least for least, _ in SAID if score >= least), 0), cases.get(device)) for device, score in rows
+    )
     return tuple(
-        (least, said, devices, confirmed, cleared)
+        (
+            least,
+            said,
+            sum(told[least, verdict] for verdict in (None, True, False)),
+            told[least, True],
+            told[least, False],
+        )
         for least, said in SAID
-        for devices, confirmed, cleared in [counted[least]]
-    )
-
-
-def prepare(engine: Engine, settings: TamperSettings, tacs: Iterable[Tac]) -> None:
-    """Make the small tables that the SQL knows beside the sightings: places and TACs."""
-    engine.fill(
-        "places",
-        "origin VARCHAR, latitude DOUBLE, longitude DOUBLE",
-        [(origin, *place) for origin, place in settings.origins.items()],
-    )
-    engine.fill(
-        "allocations",
-        "tac BIGINT, allocated DATE, is_module INTEGER",
-        [(tac, allocated, int(bool(MODULES.search(kind)))) for tac, allocated, kind in tacs],
-    )
-    # A TAC may be in two lists, or have two types.
-    engine.define(
-        "tac_db",
-        "SELECT tac, MIN(allocated) AS allocated, MAX(is_module) AS is_module FROM allocations GROUP BY tac",
     )
 
 
@@ -196,13 +182,6 @@ def _look(engine: Engine, unbelieved: list[str], progress: Callable[[str, int, i
             engine.fill("moves", "a INTEGER, b INTEGER, gap_s DOUBLE", [])
     marks = " UNION ALL ".join(
         f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS
-    )
-    # A module's number is in many modules, if its maker was careless: that copies are there says nothing then. A list that has device types tells.
-    engine.define(
-        "batches",
-        """
-        SELECT devices.device, devices.subscribers FROM devices JOIN tac_db ON devices.tac = tac_db.tac WHERE tac_db.is_module = 1 AND devices.regulars > 2
-    """,
     )
     engine.define("marks", f"SELECT * FROM ({marks}) AS told WHERE NOT device IN (SELECT batches.device FROM batches)")
     # Ports of a box are one body each, so that what speaks for one body, or what a list says of a number, is weighed by itself.
@@ -301,19 +280,14 @@ def liars(alone: Iterable[tuple[int, str, int, int]], sent: Mapping[str, int]) -
             is_often = (
                 len(mine) >= LIES_MIN and len(mine) * (everything - sent[peer]) > LIES_TIMES * sent[peer] * others
             )
-            is_most = (
-                _is_small(peer, sent) and sum(checks for checks, _ in said[peer].values()) >= sent[peer] * LIES_SHARE
-            )
+            is_small = sent[peer] < SMALL * (everything - sent[peer])
+            is_most = is_small and sum(checks for checks, _ in said[peer].values()) >= sent[peer] * LIES_SHARE
             if everything > sent[peer] and (is_often or is_most):
                 found.append(peer)
                 told = [each for each in told if each[0] not in said[peer]]
                 break
         else:
             return sorted(found)
-
-
-def _is_small(peer: str, sent: Mapping[str, int]) -> bool:
-    return sent[peer] < SMALL * (sum(sent.values()) - sent[peer])
 
 
 def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) -> Iterable[Finding]:
@@ -323,14 +297,11 @@ def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) ->
     ):
         marks[device].append((-says, name, evidence))
     users: defaultdict[int, list[str]] = defaultdict(list)
-    for device, subscriber in (
-        engine.rows(
+    if keep_users:
+        for device, subscriber in engine.rows(
             "SELECT members.device, members.subscriber FROM members JOIN scores ON members.device = scores.device ORDER BY 1, 2"
-        )
-        if keep_users
-        else ()
-    ):
-        users[device].append(subscriber)
+        ):
+            users[device].append(subscriber)
     for device, score, subscribers, regulars, first, last, honest in engine.rows("""
         SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen, COALESCE(honest.words, '')
         FROM scores JOIN devices ON scores.device = devices.device LEFT JOIN honest ON scores.device = honest.device
