@@ -29,7 +29,7 @@ from benchmark.site import Site
 from benchmark.world import World
 
 from eir.analysis.conditions import PRIOR, WEIGHTS, Tac, TamperSettings
-from eir.analysis.duck import Duck, duck
+from eir.analysis.engine import Duck, duck
 from eir.analysis.judge import judge
 from eir.analysis.schema import files
 from eir.commands.table import table

@@ -9,10 +9,9 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from eir.analysis.engine import FUNCTIONS, window
+from eir.analysis.engine import window
 from eir.analysis.schema import SCHEMA
 from eir.errors import EirError, SetupFault
 
@@ -20,10 +19,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from sqlglot.expressions import Expression
 
-TYPES = {"VARCHAR": "STRING", "INTEGER": "INT", "UINTEGER": "BIGINT"}
+TYPES = {"VARCHAR": "STRING", "INTEGER": "INT", "UINTEGER": "BIGINT", "TIMESTAMP": "TIMESTAMP_NTZ"}
 """Types of DuckDB that have another name; Spark reads unsigned numbers as the next larger type."""
-OWN = {**FUNCTIONS, "instant_s": ("t", "CAST(UNIX_MICROS(t) AS DOUBLE) / 1000000")}
-"""Functions of ours, as Spark can have them."""
 SETTINGS = {
     "spark.app.name": "eir tamper",
     "spark.log.level": "ERROR",
@@ -43,7 +40,6 @@ class Spark:
     def __init__(self, session: "SparkSession", work: str) -> None:
         self._session = session
         self._work = work
-        self._made = 0
 
     def define(self, name: str, select: str) -> None:
         """As Engine.define."""
@@ -66,8 +62,7 @@ class Spark:
 
     def _keep(self, name: str, frame: "DataFrame") -> None:
         """Write a table down, so that what reads it does not make it again, and so that it may be replaced by what is made of it."""
-        self._made += 1
-        path = f"{self._work}/{self._made:04d}-{name}"
+        path = f"{self._work}/{name}-{secrets.token_hex(8)}"
         frame.write.parquet(path)
         # Told what is in it, Spark starts no job to find out.
         self._session.read.schema(frame.schema).parquet(path).createOrReplaceTempView(name)
@@ -75,7 +70,7 @@ class Spark:
 
 @contextmanager
 def spark(
-    files: str | Sequence[str], *, since: datetime, until: datetime, master: str, work: str, without: Sequence[str] = ()
+    files: str | list[str], *, since: datetime, until: datetime, master: str, work: str, without: Sequence[str] = ()
 ) -> Iterator[Spark]:
     """An engine with `sightings` from `since` to before `until` (both naive UTC), of the files that a pattern or a list names.
 
@@ -91,30 +86,25 @@ def spark(
         raise SetupFault(
             "the analysis on a cluster needs Spark and sqlglot: in the clone, pip install '.[spark]'; and a Java runtime"
         ) from None
-    builder = SparkSession.builder.master(master)
-    for name, value in SETTINGS.items():
-        builder = builder.config(name, value)
     try:
-        session = builder.getOrCreate()
+        session = SparkSession.builder.master(master).config(map=SETTINGS).getOrCreate()
     except (PySparkException, Py4JError, OSError) as e:
         raise EirError(f"Spark at {master} cannot be had: {_first(e)}") from None
     own = f"{work.rstrip('/')}/eir-tamper-{secrets.token_hex(8)}"
     try:
-        columns = ", ".join(f"{name} {TYPES.get(kind, kind)}" for name, kind in SCHEMA.items()).replace(
-            "TIMESTAMP", "TIMESTAMP_NTZ"
-        )
+        columns = ", ".join(f"{name} {TYPES.get(kind, kind)}" for name, kind in SCHEMA.items())
         session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files)).createOrReplaceTempView(
             "recorded"
         )
-        session.sql(translated(window(", ".join(SCHEMA), "recorded", since, until, without))).createOrReplaceTempView(
-            "sightings"
-        )
+        session.sql(translated(window("recorded", since, until, without))).createOrReplaceTempView("sightings")
         yield Spark(session, own)
     except (PySparkException, Py4JError) as e:
         raise EirError(f"the record cannot be judged on Spark at {master}: {_first(e)}") from None
     finally:
         with suppress(PySparkException, Py4JError, OSError):  # where Spark itself is gone, that has been said
-            _remove(session, own)
+            java = session._jvm  # noqa: SLF001 - Spark's own way to a file system of Hadoop's has no other name in Python
+            path = java.org.apache.hadoop.fs.Path(own)
+            path.getFileSystem(session._jsc.hadoopConfiguration()).delete(path, True)  # noqa: SLF001 - as above
             session.stop()
 
 
@@ -123,39 +113,19 @@ def translated(select: str) -> str:
     import sqlglot  # noqa: PLC0415 - where it is needed
 
     tree = sqlglot.parse_one(select, read="duckdb").transform(_changed)
-    text: str = tree.sql("spark", unsupported_level=sqlglot.ErrorLevel.RAISE, comments=False)
-    return text
+    return str(tree.sql("spark", unsupported_level=sqlglot.ErrorLevel.RAISE, comments=False))
 
 
 def _changed(node: "Expression") -> "Expression":
-    """Translate what sqlglot cannot know: functions of ours, and that decimal numbers stand for doubles."""
+    """Translate what sqlglot cannot know: `instant_s`, and that decimal numbers stand for doubles."""
     from sqlglot import exp  # noqa: PLC0415 - where it is needed
 
-    if isinstance(node, exp.Anonymous) and node.name.lower() in OWN:
-        argument, body = OWN[node.name.lower()]
-        given = node.expressions[0].transform(_changed)
-        return (
-            _body(body)
-            .copy()
-            .transform(lambda part: given.copy() if isinstance(part, exp.Column) and part.name == argument else part)
-        )
+    if isinstance(node, exp.Anonymous) and node.name.lower() == "instant_s":
+        moment = node.expressions[0].transform(_changed)
+        return exp.paren(exp.cast(exp.func("UNIX_MICROS", moment), "DOUBLE") / 1000000)
     if isinstance(node, exp.Literal) and not node.is_string and "." in node.name:
         return exp.cast(node.copy(), "DOUBLE")
     return node
-
-
-@cache
-def _body(text: str) -> "Expression":
-    import sqlglot  # noqa: PLC0415 - where it is needed
-
-    return sqlglot.exp.paren(sqlglot.parse_one(text, read="duckdb"))
-
-
-def _remove(session: "SparkSession", folder: str) -> None:
-    """Remove a folder, wherever it is."""
-    java = session._jvm  # noqa: SLF001 - Spark's own way to a file system of Hadoop's has no other name in Python
-    path = java.org.apache.hadoop.fs.Path(folder)
-    path.getFileSystem(session._jsc.hadoopConfiguration()).delete(path, True)  # noqa: SLF001 - as above
 
 
 def _first(fault: Exception) -> str:

@@ -370,7 +370,7 @@ def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "A
         from eir.analysis.spark import spark  # noqa: PLC0415 - for those who have a cluster
 
         return spark(there, since=begin, until=end, master=where.spark, work=where.work, without=without)
-    from eir.analysis.duck import duck  # noqa: PLC0415 - for those who have none
+    from eir.analysis.engine import duck  # noqa: PLC0415 - for those who have none
 
     return duck(there, since=begin, until=end, memory=config.tamper.memory, without=without)
 

@@ -4,7 +4,7 @@ import pytest
 from tampered import START, UNTIL, write
 
 from eir.analysis.conditions import TamperSettings
-from eir.analysis.duck import duck
+from eir.analysis.engine import duck
 from eir.analysis.judge import judge
 from eir.analysis.schema import files
 

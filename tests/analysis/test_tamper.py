@@ -15,8 +15,7 @@ from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, phones
 
 from eir.analysis import page
 from eir.analysis.conditions import CONDITIONS, PRIOR, WEIGHTS, TamperSettings
-from eir.analysis.duck import duck
-from eir.analysis.engine import SQL
+from eir.analysis.engine import SQL, duck
 from eir.analysis.judge import Finding, calibrated, judge
 from eir.analysis.schema import files
 from eir.errors import EirError

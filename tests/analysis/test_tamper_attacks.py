@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eir.analysis.conditions import TamperSettings
-from eir.analysis.duck import duck
+from eir.analysis.engine import duck
 from eir.analysis.judge import judge, liars
 from eir.analysis.schema import files
 

@@ -7,7 +7,7 @@ import pytest
 from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, phones, write
 
 from eir.analysis.conditions import Place, Tac, TamperSettings
-from eir.analysis.duck import duck
+from eir.analysis.engine import duck
 from eir.analysis.judge import judge
 from eir.analysis.schema import files
 

@@ -14,8 +14,7 @@ pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/test --
 from cluster import WORKERS, cluster  # it needs pyspark
 
 from eir.analysis.conditions import CONDITIONS, Place, TamperSettings
-from eir.analysis.duck import duck
-from eir.analysis.engine import TABLES
+from eir.analysis.engine import TABLES, duck
 from eir.analysis.judge import judge
 from eir.analysis.schema import files
 from eir.analysis.spark import spark, translated
