@@ -12,34 +12,19 @@ from typing import Any
 
 from eir.analysis.batches import FRAME
 from eir.analysis.files import found
-from eir.device import ODD_OCTETS_MAX, device_key, imsi_key, is_digits, key_text, typed
+from eir.device import IMSI_LENGTHS, ODD_OCTETS_MAX, device_key, is_digits, key_text, typed
 from eir.errors import EirError, IdentifierError
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
 
-ALIKE = (
-    "imei",
-    "software_version",
-    "subscriber",
-    "home",
-    "origin_host",
-    "peer",
-    "origin_realm",
-    "protocol",
-    "early",
-    "status",
-    "rule",
-    "list",
-    "observed",
-)
+ALIKE = tuple(name for name in FRAME if name not in {"time", "last", "checks", "device"})
 """Columns that the sightings of one line have in common."""
 ASKED = ("device", "origin_host", "status")
 EDR_COLUMNS = ("imei", "imsi", "msisdn", "timestamp", "protocol", "source", "file_name", "event_time", "operator")
 NO_IMEI = "888888888888888"
 """A register's own number for where no identifier came, or one that says nothing."""
 FILES_AT_ONCE = 500
-IMSI_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +44,15 @@ def sought(identifier: str) -> Sought:
     Raises IdentifierError for anything else.
     """
     identifier = typed(identifier)
-    device = imsi = odd = None
-    try:
-        device = device_key(identifier)
-    except IdentifierError as e:
-        wrong = e
-        if is_digits(identifier) and len(identifier) <= ODD_OCTETS_MAX:
-            odd = identifier
-    try:
-        imsi_key(identifier)
-        imsi = identifier
-    except IdentifierError:
-        pass
-    if device is None and imsi is None and odd is None:
-        raise wrong
+    is_number = is_digits(identifier)
     # Of fewer than 15 digits only an IMEI without its check digit, or an IMSI of a network with short ones: both are looked for.
-    return Sought(device, imsi, odd)
+    imsi = identifier if is_number and len(identifier) in IMSI_LENGTHS else None
+    try:
+        return Sought(device_key(identifier), imsi)
+    except IdentifierError:
+        if not is_number or len(identifier) > ODD_OCTETS_MAX:
+            raise
+        return Sought(None, imsi, odd=identifier)
 
 
 def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime | None) -> list[dict[str, Any]]:
@@ -82,14 +60,8 @@ def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime 
 
     `subscribers`: all that the record may call the SIM. Raises EirError where a file cannot be read.
     """
-    wanted = pl.lit(value=False)
-    if what.device is not None:
-        wanted |= pl.col("device") == what.device
-    if what.odd is not None:
-        wanted |= pl.col("imei") == what.odd
-    if subscribers:
-        wanted |= pl.col("subscriber").is_in(list(subscribers))
-    wanted = wanted.fill_null(value=False)
+    meant = [("device", what.device), ("imei", what.odd), *(("subscriber", each) for each in subscribers)]
+    wanted = pl.any_horizontal(False, *(pl.col(name) == value for name, value in meant if value is not None))
     if since is not None:
         wanted &= pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
     parts = _parts(state, since, lambda rows: rows.filter(wanted))
@@ -117,9 +89,7 @@ def answered(state: Path, device: int, subscribers: Sequence[str], until: dateti
     hour = f"{last:%Y-%m-%d/%H}"
     there = [str(file.path) for file in found(state) if f"{file.path.parent.name}/{file.path.name[:2]}" <= hour]
     for end in range(len(there), 0, -FILES_AT_ONCE):
-        rows = _read(
-            there[max(end - FILES_AT_ONCE, 0) : end], lambda frame: frame.filter(wanted.fill_null(value=False))
-        )
+        rows = _read(there[max(end - FILES_AT_ONCE, 0) : end], lambda frame: frame.filter(wanted))
         rows = rows.sort("last", "time", descending=True)
         if len(rows):
             chosen = rows.filter(pl.col("last") >= last)
@@ -142,8 +112,8 @@ def asked(state: Path, since: datetime) -> list[tuple[str, int, str, str, int]]:
 
 
 def _summed(rows: pl.LazyFrame) -> pl.LazyFrame:
-    said: list[Any] = [pl.col("imei").first(), pl.col("checks").cast(pl.Int64).sum()]
-    return rows.group_by(ASKED).agg(said).select("imei", *ASKED, "checks")
+    summed = rows.group_by(ASKED).agg(pl.col("imei").first(), pl.col("checks").cast(pl.Int64).sum())
+    return summed.select("imei", *ASKED, "checks")
 
 
 def _parts(
@@ -165,20 +135,18 @@ def _read(
             pl.scan_parquet(paths, glob=False, schema=form, missing_columns="insert", extra_columns="ignore")
         ).collect()
     except (pl.exceptions.PolarsError, OSError) as fault:
-        said = str(fault).splitlines()[0]
         raise EirError(
-            f"the record cannot be read: {said}; remove the file that is named, if it is damaged, and ask again"
+            f"the record cannot be read: {str(fault).splitlines()[0]}; remove the file that is named, if it is damaged, and ask again"
         ) from None
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    device = row.pop("device")
-    row.pop("time", None)
     times = {
-        name: f"{row.pop(name).replace(tzinfo=UTC).isoformat(timespec='milliseconds')}".replace("+00:00", "Z")
+        name: row[name].replace(tzinfo=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         for name in ("first", "last")
     }
-    return {**times, "checks": row.pop("checks"), "device": None if device is None else key_text(device), **row}
+    device = None if row["device"] is None else key_text(row["device"])
+    return {**times, "checks": row["checks"], "device": device, **{name: row[name] for name in ALIKE}}
 
 
 def daily_rows(
