@@ -1,27 +1,41 @@
 """Files that are there wholly or not at all, and names that outlive a power failure. Imports nothing of ours."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import IO
+
+UNFINISHED = ".tmp"
+"""Ending of a file that has not got its name yet."""
 
 
-def put(path: Path, content: bytes, *, mode: int | None = None, durable: bool = False) -> None:
-    """Put a file in its place, over one that may be there.
+@contextmanager
+def putting(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
+    """A file to be written, which takes its place, over one that may be there, once that is done.
 
-    `mode`: its permissions, if the umask's are not wanted; `durable`: it is on the disk before it has its name. Raises OSError, and leaves
-    no part of it then: of a disk that is full the rest stays free.
+    `mode`: its permissions, from the first byte on, if the umask's are not wanted; `durable`: it is on the disk before it has its name.
+    Raises OSError, and leaves no part of it then: of a disk that is full the rest stays free.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
-        with fresh.open("wb") as file:
-            file.write(content)
+        with open(fresh, "wb", opener=partial(os.open, mode=0o666 if mode is None else mode)) as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)  # whatever the umask is
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        if mode is not None:
-            fresh.chmod(mode)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def put(path: Path, content: bytes, *, mode: int | None = None, durable: bool = False) -> None:
+    """Put a file in its place, over one that may be there. Raises OSError; see `putting`."""
+    with putting(path, mode=mode, durable=durable) as file:
+        file.write(content)
 
 
 def sync(folder: Path) -> None:

@@ -5,7 +5,7 @@ device of a watched list came with another SIM, or a SIM of one in another devic
 their count. No I/O and no clock: the time is an argument.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from eir.analysis.buffer import checks_of
@@ -121,6 +121,15 @@ class Events:
             ):
                 found.append((kind, before))
         return found
+
+
+def without(seen: Mapping[str, str], subscribers: Collection[str]) -> dict[str, str]:
+    """All of it that is not about these subscribers."""
+    return {
+        who: other
+        for who, other in seen.items()
+        if (other if who.startswith(SIM_CHANGED) else who.partition(" ")[2]) not in subscribers
+    }
 
 
 def _device(identifier: str) -> str | None:

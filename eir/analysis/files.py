@@ -2,7 +2,9 @@
 
 A file gets its name once all of it is on the disk, so that whatever ends a process leaves files that can be read, and perhaps one
 with another ending, which the next start removes. Names are by the time of the first row and a random part: a clock that goes back
-makes no file take another's place. Imports polars where it writes.
+makes no file take another's place. Imports polars where it needs it.
+
+Beside them is `watched.json`: partners with which devices and SIMs of watched lists were last seen.
 """
 
 import json
@@ -10,19 +12,20 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from eir.analysis.events import without
 from eir.analysis.schema import FILES, FOLDER
-from eir.disk import sync
+from eir.disk import UNFINISHED, put, putting, sync
 
 if TYPE_CHECKING:
     import polars as pl
 
-UNFINISHED = ".tmp"
+WATCHED = "watched.json"
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 FREE_BYTES_MIN = 64 << 20
 """Space left on the disk for what matters more: lists, their history and the log."""
@@ -47,16 +50,13 @@ class File(NamedTuple):
 
 def write(state: Path, rows: "pl.DataFrame") -> list[File]:
     """Write rows (schema.COLUMNS) into files by day and hour; returns these. Raises OSError, and leaves nothing unfinished then."""
-    import polars as pl  # noqa: PLC0415 - the caller has it
-
     made: list[File] = []
     try:
-        for (hour,), part in rows.group_by(pl.col("time").dt.strftime("%Y-%m-%d %H"), maintain_order=True):
-            day, _, begin = str(hour).partition(" ")
-            first_us = part["time"].cast(pl.Int64).to_numpy().min()
-            made.append(
-                _write(_folder(state / FOLDER / day) / f"{begin}-{first_us}-{secrets.token_hex(4)}.parquet", part)
-            )
+        for (hour,), part in rows.group_by(rows["time"].dt.strftime("%Y-%m-%d/%H"), maintain_order=True):
+            first_us = part["time"].to_physical().to_numpy().min()
+            path = state / FOLDER / f"{hour}-{first_us}-{secrets.token_hex(4)}.parquet"
+            path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            made.append(_write(path, part, time.time()))
     except OSError:
         for file in made:  # so that who tries again does not write it twice
             file.path.unlink(missing_ok=True)
@@ -64,14 +64,12 @@ def write(state: Path, rows: "pl.DataFrame") -> list[File]:
     return made
 
 
-def _write(path: Path, rows: "pl.DataFrame", *, written: float | None = None) -> File:
+def _write(path: Path, rows: "pl.DataFrame", written: float) -> File:
     room = os.statvfs(path.parent)
     if room.f_bavail * room.f_frsize < min(FREE_BYTES_MIN, room.f_blocks * room.f_frsize // SMALL_DISK_SHARE):
         raise OSError(28, "the disk is nearly full; what is left is for lists and their history", str(path))
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
-        with open(descriptor, "wb") as stream:  # noqa: PTH123 - of a descriptor, for its mode
+        with putting(path, mode=FILE_MODE, durable=True) as stream:
             peers = (
                 rows["peer"].fill_null("") if "peer" in rows.columns else rows.clear().to_series(0)
             )  # files from before there were peers
@@ -80,18 +78,14 @@ def _write(path: Path, rows: "pl.DataFrame", *, written: float | None = None) ->
                 stream, compression="zstd", row_group_size=GROUP_ROWS, statistics=True, metadata={PEERS: counts}
             )
             stream.flush()
-            os.fsync(descriptor)
-            if written is not None:
-                os.utime(descriptor, (written, written))
-            size = os.fstat(descriptor).st_size
-        unfinished.replace(path)
+            os.utime(stream.fileno(), (written, written))
+            size = os.fstat(stream.fileno()).st_size
         sync(path.parent)
-    except BaseException as e:
-        unfinished.unlink(missing_ok=True)
-        if isinstance(e, OSError) or not isinstance(e, Exception):
-            raise
-        raise OSError(5, f"{type(e).__name__}: {e}", str(path)) from None  # polars has errors of its own for a disk's
-    return File(path, size, time.time() if written is None else written)
+    except OSError:
+        raise
+    except Exception as e:  # noqa: BLE001 - polars has errors of its own for a disk's
+        raise OSError(5, f"{type(e).__name__}: {e}", str(path)) from None
+    return File(path, size, written)
 
 
 def found(state: Path) -> list[File]:
@@ -124,25 +118,20 @@ def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
 
 def _shrink(there: Sequence[File], total: int, wanted: int) -> int:
     """Take from these files, the oldest first, until there are `wanted` bytes of `total`; returns how many there are then."""
-    rows = {file.path: _rows_of_peers(file.path) for file in there}
+    rows = {file: _rows_of_peers(file.path) for file in there}
     counts = sum(rows.values(), Counter[str]())
-    left: list[File] = []
-    for file in there:
+    left = {file.path: file.bytes for file in there}
+    for file, peers in rows.items():
         loud, count = max(counts.items(), key=itemgetter(1), default=("", 0))
-        smaller: File | None = file
-        if total > wanted and count * 2 > counts.total() and loud in rows[file.path]:
-            counts[loud] -= rows[file.path].pop(loud)
-            smaller = _without(file, loud) if rows[file.path] else None
-            if smaller is None:
-                file.path.unlink(missing_ok=True)
-            total -= file.bytes - (smaller.bytes if smaller else 0)
-        if smaller is not None:
-            left.append(smaller)
-    for file in left:
+        if total > wanted and count * 2 > counts.total() and loud in peers:
+            counts[loud] -= peers.pop(loud)
+            left[file.path] = _bytes_without(file, loud, others=bool(peers))
+            total -= file.bytes - left[file.path]
+    for path, size in left.items():
         if total <= wanted:
             break
-        file.path.unlink(missing_ok=True)
-        total -= file.bytes
+        path.unlink(missing_ok=True)
+        total -= size
     return total
 
 
@@ -155,29 +144,36 @@ def _rows_of_peers(path: Path) -> Counter[str]:
     return Counter()
 
 
-def _without(file: File, peer: str) -> File | None:
-    """The file written again without a peer's rows; None if that cannot be."""
+def _bytes_without(file: File, peer: str, *, others: bool) -> int:
+    """Write a file again without a peer's rows; returns its size. It goes where there are no others, or that cannot be."""
     import polars as pl  # noqa: PLC0415 - as above
 
     with suppress(OSError, pl.exceptions.PolarsError):  # a full disk
-        rows = pl.read_parquet(file.path, glob=False)
-        return _write(file.path, rows.filter(pl.col("peer").fill_null("") != peer), written=file.written)
-    return None
+        if others:
+            rows = pl.read_parquet(file.path, glob=False)
+            return _write(file.path, rows.filter(pl.col("peer").fill_null("") != peer), file.written).bytes
+    file.path.unlink(missing_ok=True)
+    return 0
 
 
 def clean(state: Path) -> None:
     """Make the folder, and remove what processes that have ended left unfinished. Raises OSError."""
-    for path in folder_of(state).glob(f"*/.*{UNFINISHED}"):
+    for path in folder_of(state).glob(f"**/.*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def folder_of(state: Path) -> Path:
     """The folder of the files, made if it is not there. Raises OSError."""
-    return _folder(state / FOLDER)
+    folder = state / FOLDER
+    folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+    return folder
 
 
 def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], object] = lambda _: None) -> int:
-    """Take every row of these subscribers out of the files; returns how many there were. `damaged` is told of files that cannot be read. Raises OSError."""
+    """Take every row of these subscribers out of the files, and what a watched list remembers of them; returns how many rows there were.
+
+    `damaged` is told of files that cannot be read. Raises OSError.
+    """
     import polars as pl  # noqa: PLC0415 - for this alone
 
     gone = 0
@@ -188,16 +184,26 @@ def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], ob
             damaged(file.path)
             continue
         kept = rows.filter(~pl.col("subscriber").is_in(list(subscribers)).fill_null(value=False))
-        if len(kept) == len(rows):
-            continue
         gone += len(rows) - len(kept)
-        if len(kept):
-            _write(file.path, kept, written=file.written)
-        else:
+        if kept.is_empty():
             file.path.unlink(missing_ok=True)
+        elif len(kept) < len(rows):
+            _write(file.path, kept, file.written)
+    seen = read_watched(state)
+    if len(left := without(seen, subscribers)) < len(seen):
+        write_watched(state, left)
     return gone
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-    return path
+def read_watched(state: Path) -> dict[str, str]:
+    """Return the partners on file (eir.analysis.events.Events.seen); nothing if the file is missing or damaged."""
+    try:
+        found = json.loads((state / FOLDER / WATCHED).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(who): str(other) for who, other in found.items()} if isinstance(found, dict) else {}
+
+
+def write_watched(state: Path, seen: Mapping[str, str]) -> None:
+    """Put these there instead. Raises OSError."""
+    put(state / FOLDER / WATCHED, json.dumps(seen).encode(), mode=FILE_MODE)

@@ -6,7 +6,6 @@ key stays until what was recorded under it is too old itself, so that `eir seen`
 """
 
 import hashlib
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.analysis.settings import FULL, HASHED
+from eir.disk import put
 from eir.errors import EirError
 
 if TYPE_CHECKING:
@@ -46,17 +46,7 @@ class Subscribers:
         """Return what is kept of each IMSI, null where it is missing (empty)."""
         import polars as pl  # noqa: PLC0415 - for those that have it already
 
-        if self.how == FULL:
-            return imsis.alias("subscriber")
-        if self.key is None:
-            return pl.Series("subscriber", [None], dtype=pl.String).new_from_index(0, len(imsis))
-        begun, number = _begun(self.key), _number(self.key)
-        made: list[str | None] = []
-        for imsi in imsis.to_list():
-            hasher = begun.copy()
-            hasher.update(imsi.encode())
-            made.append(number + hasher.hexdigest() if imsi else None)
-        return pl.Series("subscriber", made, dtype=pl.String)
+        return pl.Series("subscriber", [self.one(imsi) for imsi in imsis.to_list()], dtype=pl.String)
 
     def one(self, imsi: str) -> str | None:
         """Return what is kept of one IMSI."""
@@ -69,17 +59,8 @@ class Subscribers:
 
 def hashed(key: Key, imsi: str) -> str:
     """The hash of an IMSI under a key, as hexadecimal digits: the key's number, then 64 bits."""
-    hasher = _begun(key)
-    hasher.update(imsi.encode())
-    return _number(key) + hasher.hexdigest()
-
-
-def _begun(key: Key) -> "hashlib.blake2b":
-    return hashlib.blake2b(key=key.octets, digest_size=DIGEST_BYTES)
-
-
-def _number(key: Key) -> str:
-    return f"{key.number % KEYS_MAX:02x}"
+    digest = hashlib.blake2b(imsi.encode(), key=key.octets, digest_size=DIGEST_BYTES)
+    return f"{key.number % KEYS_MAX:02x}{digest.hexdigest()}"
 
 
 def read_keys(folder: Path) -> list[Key]:
@@ -115,20 +96,11 @@ def subscribers(
         keys.append(Key(number, int(now()), secrets.token_bytes(KEY_BYTES)))
         ended = [following.since for following in keys[1:]]
         kept = [key for key, end in zip(keys, [*ended, None], strict=True) if end is None or now() - end < keep_s]
-        _write(folder / KEY_FILE, kept)
+        lines = "".join(f"{key.number} {key.since} {key.octets.hex()}\n" for key in kept)
+        put(folder / KEY_FILE, lines.encode(), mode=0o600, durable=True)
     return Subscribers(how, keys[-1])
 
 
 def forms(folder: Path, imsi: str) -> list[str]:
     """All that the record may call a subscriber: the IMSI, and its hash under each key. Raises EirError."""
     return [imsi, *(hashed(key, imsi) for key in read_keys(folder))]
-
-
-def _write(file: Path, keys: list[Key]) -> None:
-    fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w") as stream:  # noqa: PTH123 - of a descriptor, for its mode
-        stream.writelines(f"{key.number} {key.since} {key.octets.hex()}\n" for key in keys)
-        stream.flush()
-        os.fsync(descriptor)
-    fresh.replace(file)

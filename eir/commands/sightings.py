@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eir.analysis import files, watched
+from eir.analysis import files
 from eir.analysis.settings import FULL, SightingsSettings
 from eir.analysis.subscribers import forms, subscribers
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, opened
@@ -121,7 +121,6 @@ def forget(
         remembered = str(e)
     with acting_in(checked.state):
         gone = files.forget(checked.state, names, damaged.append)
-        watched.forget(checked.state, names)
     show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
     if damaged:
         raise fail(

@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from eir.analysis import deliver, files, watched
+from eir.analysis import deliver, files
 from eir.analysis.buffer import EVENTS, HEAD, Buffer
-from eir.analysis.events import DEVICE_CHANGED, SIM_CHANGED, Events
+from eir.analysis.events import DEVICE_CHANGED, SIM_CHANGED, Events, without
 from eir.analysis.settings import SightingsSettings
 from eir.analysis.subscribers import Subscribers, subscribers
 from eir.config import Config
@@ -139,7 +139,7 @@ class _Recorder:
         self._events = Events(
             per_second_max=settings.events_max,
             watched=kinds,
-            seen=watched.read(config.state),
+            seen=files.read_watched(config.state),
             origin=f"{time.time_ns():x}",
         )
         self._deliveries = dict(self._made_deliveries())
@@ -184,11 +184,11 @@ class _Recorder:
         """Take subscribers out of what is remembered of them, and have the rest written, so that who asked finds all of it in the files."""
         self._take(all_of_it=True)
         self._put_events()
-        self._events.seen = watched.without(self._events.seen, subscribers)
+        self._events.seen = without(self._events.seen, subscribers)
         for delivery in self._deliveries.values():
             delivery.forget(subscribers)
         if self._settings.watch:
-            await self._aside(partial(watched.write, self._config.state, self._events.seen.copy()))
+            await self._aside(partial(files.write_watched, self._config.state, self._events.seen.copy()))
         await self.write_now()
 
     async def _end_alone(self) -> None:
@@ -292,7 +292,7 @@ class _Recorder:
 
             size += sum(file.bytes for file in files.write(state, batches.rows_of(messages).grouped(self._subscribers)))
             if self._settings.watch:
-                watched.write(state, self._events.seen.copy())
+                files.write_watched(state, self._events.seen.copy())
         if time.monotonic() - self._pruned > PRUNE_S or size > settings.max_bytes:
             size = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=now)
             self._pruned = time.monotonic()

@@ -57,7 +57,7 @@ def test_the_link_of_a_file_that_is_written_beside_another_is_not_followed(their
     """Its name is known to who knows the process: the shell has it, and makes the link just before."""
     environment = theirs.environment()
     subprocess.run(
-        ["sh", "-c", f'ln -s "{victim}/{target}" "{theirs.state}/sightings.key.$$.new"; exec "$@"', "sh", *COMMAND, "sightings", "import", "log.csv"],
+        ["sh", "-c", f'ln -s "{victim}/{target}" "{theirs.state}/.sightings.key.$$.tmp"; exec "$@"', "sh", *COMMAND, "sightings", "import", "log.csv"],
         cwd=theirs.folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert untouched(victim)
