@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc import jwk, jws
 
 from eir.commands.table import table
-from eir.sources.settings import SCOPE
+from eir.sources.settings import FRAUD_SCOPE
 
 QUESTIONS = 100_000
 CONNECTIONS, AUDIENCE, LASTS_S = 64, "eir", 3600
@@ -81,6 +81,6 @@ def _token() -> tuple[str, bytes]:
     """A token of the operator's gateway, and the public key that it is checked with, in PEM."""
     private = generate_private_key(SECP256R1())
     key = jwk.import_key(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), "EC")
-    claims = {"iss": "gateway", "sub": "bank", "aud": AUDIENCE, "scope": SCOPE, "exp": int(time.time()) + LASTS_S}
+    claims = {"iss": "gateway", "sub": "bank", "aud": AUDIENCE, "scope": FRAUD_SCOPE, "exp": int(time.time()) + LASTS_S}
     token = jws.serialize_compact({"alg": "ES256", "typ": "JWT"}, json.dumps(claims), key, algorithms=["ES256"])
     return token, private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -106,7 +106,8 @@ def moment(text: str, option: str = "--since") -> datetime | None:
         return meant.astimezone(UTC) if meant.tzinfo else meant.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise fail(
-            f"{option} {text}: expected a time from now such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z", EXIT_USAGE
+            f"{option} {text}: expected how long ago it was, such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z",
+            EXIT_USAGE,
         ) from None
 
 

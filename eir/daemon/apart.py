@@ -35,7 +35,7 @@ OOM_SCORE = 1000
 END_S = 5.0
 """Time that such a process has to end when nobody waits for its work any more."""
 PROGRESS, OUTCOME = "progress", "outcome"
-LOAD = "load"
+LOAD_PROCESS = "load"
 """Name of such a process in `ps` and `top`."""
 
 
@@ -128,7 +128,12 @@ async def load_apart(
     """
     try:
         return await done_apart(
-            start, LOAD, work, *arguments, memory_max=memory_max, handlers={PROGRESS: progress or (lambda *_: None)}
+            start,
+            LOAD_PROCESS,
+            work,
+            *arguments,
+            memory_max=memory_max,
+            handlers={PROGRESS: progress or (lambda *_: None)},
         )
     except SaidNothing as nothing:
         raise _end_of(nothing, memory_max) from None

@@ -33,7 +33,7 @@ POLL_S = 1.0
 CLAIM, CLAIM_S = "inbox", 30.0
 """The right to load from the drop folder, and how long it outlives a process that died."""
 ATTEMPTS_FILE = "inbox.attempt"
-PROCESS = "inbox"
+INBOX_PROCESS = "inbox"
 """Name of the process in `ps` and `top`."""
 NICE = 10
 """A node has this done beside it, and checks come first."""
@@ -241,7 +241,7 @@ class DropFolder:
         handlers = {"load": lambda *release: outcome_of(load(*release))}
         try:
             made: Pass = await done_apart(
-                self._start, PROCESS, _pass_of_node, config, who, handlers=handlers, report=self._report
+                self._start, INBOX_PROCESS, _pass_of_node, config, who, handlers=handlers, report=self._report
             )
         except EirError as error:
             self._report(

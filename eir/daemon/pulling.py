@@ -39,7 +39,7 @@ from eir.stores.open import open_store, serial_marks
 
 ROOM = "pulled"
 """Folder in the state folder, with one for each list."""
-PROCESS = "pull"
+PULL_PROCESS = "pull"
 END_S = 30.0
 """Time beyond PULL_S after which the process of a pull is ended."""
 AGAIN_S = 2.0
@@ -210,7 +210,14 @@ class Pulling:
         try:
             async with asyncio.timeout(PULL_S + END_S):
                 made: Pulled = await done_apart(
-                    self._start, PROCESS, _pull_of_node, config, name, who, handlers={"load": one}, report=self._report
+                    self._start,
+                    PULL_PROCESS,
+                    _pull_of_node,
+                    config,
+                    name,
+                    who,
+                    handlers={"load": one},
+                    report=self._report,
                 )
         except TimeoutError:
             return Pulled(
@@ -253,7 +260,7 @@ class Pulling:
             self._said[name] = said
 
 
-TELLING = "acknowledge"
+ACKNOWLEDGE_PROCESS = "acknowledge"
 POST_S = 60.0
 REPEAT_S = 86400.0
 """After this long it is said again, although nothing has changed."""
@@ -369,7 +376,9 @@ class Acknowledging:
         )
         try:
             async with asyncio.timeout(2 * POST_S):
-                await done_apart(self._start, TELLING, _give_of_node, self._config, made, report=self._report)
+                await done_apart(
+                    self._start, ACKNOWLEDGE_PROCESS, _give_of_node, self._config, made, report=self._report
+                )
         except (EirError, OSError, TimeoutError) as e:
             reason = e.reason if isinstance(e, Unreached) else "process"
             self._counts[name, "not_given"] += 1

@@ -37,7 +37,7 @@ from eir.web.http1_server import Answer
 if TYPE_CHECKING:
     from eir.web.tokens import KeyFiles
 
-FEED = "feed"
+FEED_PROCESS = "feed"
 USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
 """Files that it goes by, as status and metrics call them."""
 
@@ -63,7 +63,7 @@ class FeedService:
 
     def configure(self, config: Config) -> None:
         """See Service. Files are looked at again, since others may be named."""
-        self.peers = PeerSettings(label=FEED, sources=config.feed.sources)
+        self.peers = PeerSettings(label=FEED_PROCESS, sources=config.feed.sources)
         self._watched = config.feed, Watched(config.feed.users), Watched(config.numbers)
         self.faults = {}
         self._writer.lists = config.lists
@@ -137,10 +137,10 @@ class FeedService:
         if isinstance(fault, StoreError):
             self._report("feed_failed", level="error", reason=fault.cause, detail=str(fault))
         else:
-            self._report("fault", reason=FEED, level="error", detail=place_of(fault))
+            self._report("fault", reason=FEED_PROCESS, level="error", detail=place_of(fault))
 
 
-FRAUD_CHECK = "fraud-check"
+FRAUD_PROCESS = "fraud-check"
 OF_DEVICES = frozenset({"list", "not_list", "imei", "tac", "device_type", "identifier"})
 """Conditions that a device's number decides alone."""
 WORDS = {
@@ -183,7 +183,7 @@ class FraudService:
         """See Service."""
         self._config, self._policy = config, rules_of(config)
         self._lists = {name: config.lists[name] for rule in self._policy.rules for name in rule.lists}
-        self.peers = PeerSettings(label=FRAUD_CHECK, sources=config.fraud_check.sources)
+        self.peers = PeerSettings(label=FRAUD_PROCESS, sources=config.fraud_check.sources)
         self._check.configure(config.fraud_check)
 
     def respond(self, request: Request) -> Answer:
@@ -231,6 +231,6 @@ class FraudService:
 def interfaces(report: Report) -> Sequence[Interface]:
     """All interfaces that there may be beside the checks."""
     return (
-        Interface(FEED, FeedService, lambda config: config.feed.listen, report=report),
-        Interface(FRAUD_CHECK, FraudService, lambda config: config.fraud_check.listen, report=report),
+        Interface(FEED_PROCESS, FeedService, lambda config: config.feed.listen, report=report),
+        Interface(FRAUD_PROCESS, FraudService, lambda config: config.fraud_check.listen, report=report),
     )

@@ -142,13 +142,12 @@ def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
     started = set(re.findall(r'start\("([a-z]+)', code["front"])) | set(
         re.findall(r'name = f"([a-z]+)-', code["front"])
     )
-    apart = {name for text in code.values() for name in re.findall(r'^(?:PROCESS|LOAD) = "(\w+)"$', text, re.MULTILINE)}
-    interfaces = {
-        name.partition("-")[0]
-        for text in code.values()
-        for name in re.findall(r'^NAME = "([a-z-]+)"$', text, re.MULTILINE)
+    named = {
+        module: {name.partition("-")[0] for name in re.findall(r'^\w+_PROCESS = "([a-z-]+)"$', text, re.MULTILINE)}
+        for module, text in code.items()
     }
-    started |= interfaces - {"starter"}
+    started |= named.pop("services")
+    apart = set().union(*named.values())
     assert table.keys() == {"front", *started, *apart}
     assert len({re.findall(r"`eir/daemon/(\w+)\.py`", cells[1])[-1] for cells in table.values()}) == 6
     for name, cells in table.items():
@@ -164,7 +163,7 @@ def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
         for name, text in code.items()
         if re.search(r"\bsocketpair\(|\bmmap\.mmap\(|\bos\.pipe\(|\bsubprocess\.", text)
     }
-    assert made == {"channel", "recorded", "starter"}, "no other way to talk"
+    assert made == {"channel", "recorder", "starter"}, "no other way to talk"
 
 
 def _lines_of(heading):

@@ -166,7 +166,7 @@ def test_a_node_that_stands_still_keeps_its_folder(site):
         assert "a node already runs" in site.eir("serve", status=1).stderr
     finally:
         node.signal(signal.SIGCONT)
-    assert until(lambda: node.status()["ready"]) == "ready"
+    assert until(lambda: node.status()["ready"] == "ready")
 
 
 def test_nf_instance_id_stays_that_of_the_folder(tmp_path):
