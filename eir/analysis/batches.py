@@ -5,31 +5,17 @@ imported only in the process that writes and by commands that need it.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
-from eir.analysis.buffer import checks_of
+from eir.analysis.buffer import Kind, checks_of
 from eir.analysis.schema import COLUMNS, IDENTIFIER_CHARS_MAX
 from eir.analysis.subscribers import Subscribers
 from eir.device import MEID_BASE
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
-
-
-class Kind(NamedTuple):
-    """Properties that checks may have in common, by the columns of the record; None or empty where there is nothing."""
-
-    status: str | None
-    rule: str | None = None
-    list: str | None = None
-    origin_host: str | None = None
-    origin_realm: str | None = None
-    peer: str | None = None
-    protocol: str | None = None
-    observed: str | None = None
-    early: bool | None = None
-
 
 HOME_DIGITS = 6
 TYPES: Mapping[str, Any] = {
@@ -41,56 +27,25 @@ TYPES: Mapping[str, Any] = {
 }
 FRAME: Mapping[str, Any] = {column.name: TYPES[column.kind] for column in COLUMNS}
 """Name → type in polars."""
-_ROWS = {"time": pl.Int64, "imei": pl.String, "software_version": pl.String, "imsi": pl.String, "kind": pl.UInt32}
+ROWS = {"time": pl.Int64, "imei": pl.String, "software_version": pl.String, "imsi": pl.String, "kind": pl.UInt32}
+"""The same for rows that are not grouped yet."""
 
 
-class Rows:
-    """Checks as they come, each a row."""
+class Rows(NamedTuple):
+    """Checks, each a row."""
 
-    def __init__(self) -> None:
-        self._kinds: dict[Kind, int] = {}
-        self._frames: list[pl.DataFrame] = []
-
-    def kind(self, kind: Kind) -> int:
-        """The number that stands for a kind."""
-        return self._kinds.setdefault(kind, len(self._kinds))
-
-    def add(self, columns: Mapping[str, Any] | pl.DataFrame) -> None:
-        """Take rows: `time` in microseconds, `imei`, `software_version`, `imsi` (empty: none), `kind` by its number."""
-        self._frames.append(pl.DataFrame(columns, schema=_ROWS))
-
-    def take(self, messages: Iterable[bytes]) -> None:
-        """Take messages of workers."""
-        rows = [
-            (time_us, imei, version, imsi, kind, host, realm)
-            for message in messages
-            for time_us, kind, host, realm, imei, imsi, version in checks_of(message)
-        ]
-        known = {key: self.kind(_kind_of(*key)) for key in {row[4:] for row in rows}}
-        time, imei, version, imsi = ([row[at] for row in rows] for at in range(4))
-        self.add(
-            {
-                "time": time,
-                "imei": imei,
-                "software_version": version,
-                "imsi": imsi,
-                "kind": [known[row[4:]] for row in rows],
-            }
-        )
+    frame: pl.DataFrame
+    """Columns of ROWS: `time` in microseconds, `imei`, `software_version` and `imsi` (empty: absent), `kind` as an index of `kinds`."""
+    kinds: Sequence[Kind]
 
     def grouped(self, subscribers: Subscribers) -> pl.DataFrame:
         """A row for each group of checks that are alike within one hour, by schema.COLUMNS, in the order of devices."""
-        rows = pl.concat(self._frames) if self._frames else pl.DataFrame(schema=_ROWS)
-        groups = rows.group_by("imei", "software_version", "imsi", "kind", pl.col("time") // 3_600_000_000).agg(
+        groups = self.frame.group_by("imei", "software_version", "imsi", "kind", pl.col("time") // 3_600_000_000).agg(
             pl.col("time").min().alias("first"),
             pl.col("time").max().alias("last"),
             pl.len().cast(pl.UInt32).alias("checks"),
         )
-        kinds = pl.DataFrame(
-            [[said or None for said in kind] for kind in self._kinds],
-            schema={name: FRAME[name] for name in Kind._fields},
-            orient="row",
-        )
+        kinds = pl.DataFrame(self.kinds, schema={name: FRAME[name] for name in Kind._fields}, orient="row")
         imsis = groups["imsi"]
         made = groups.with_columns(
             pl.col("first").cast(pl.Datetime("us")).alias("time"), pl.col("last").cast(pl.Datetime("us")),
@@ -108,16 +63,13 @@ class Rows:
         return made.select(pl.col(name).cast(kind) for name, kind in FRAME.items()).sort("device", nulls_last=True)
 
 
-def _kind_of(kind: Any, host: str, realm: str) -> Kind:
-    decision, protocol, peer, observed, early = kind
-    return Kind(decision.status, decision.rule, decision.list, host, realm, peer, protocol, observed, early)
-
-
 def rows_of(messages: Iterable[bytes]) -> Rows:
-    """All checks of some messages."""
-    rows = Rows()
-    rows.take(messages)
-    return rows
+    """All checks of some messages of workers."""
+    checks: list[tuple[Any, ...]] = list(chain.from_iterable(map(checks_of, messages)))
+    times, said, imeis, imsis, versions = ([check[at] for check in checks] for at in range(5))
+    places = {kind: place for place, kind in enumerate(dict.fromkeys(said))}
+    columns = (times, imeis, versions, imsis, [places[kind] for kind in said])
+    return Rows(pl.DataFrame(dict(zip(ROWS, columns, strict=True)), schema=ROWS), [*places])
 
 
 def imei_is(*lengths: int) -> pl.Expr:

@@ -11,7 +11,7 @@ import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 FLUSH_S = 0.01
@@ -24,7 +24,7 @@ buffer."""
 PART_BYTES = 100
 """Size in a message of checks that were handed in together, besides their texts, about."""
 TEXTS, NUMBER = 5, struct.Struct("=H")
-"""Number of texts of each check (see eir.checks.sighting.Sightings.add), and form of a number."""
+"""Number of texts of each check (see eir.checks.policy.Sightings.add), and form of a number."""
 WAITING_BYTES_MAX = 16 << 20
 """Most bytes that wait for the other process."""
 PLAIN, EVENTS = b"p", b"e"
@@ -33,15 +33,31 @@ HEAD = struct.Struct("!cI")
 """First byte of a message, and its number of checks."""
 PEER_SHARE = 2
 """A peer takes one part in so many of the room at the last flush: alone it comes to the whole rate, since what it leaves is room at the next."""
+KINDS_MAX = 1024
+"""Kinds of checks that are remembered while messages are read."""
 OVER_RATE, NOT_TAKEN = "rate", "buffer"
 """Reasons of what is left out."""
+
+
+class Kind(NamedTuple):
+    """Properties that checks may have in common, by the columns of the record; None where there is nothing."""
+
+    origin_host: str | None = None
+    origin_realm: str | None = None
+    peer: str | None = None
+    protocol: str | None = None
+    status: str | None = None
+    rule: str | None = None
+    list: str | None = None
+    observed: str | None = None
+    early: bool | None = None
 
 
 class Part(NamedTuple):
     """Checks that were handed in together."""
 
     kinds: Sequence[Any]
-    """eir.checks.sighting.SightingKind"""
+    """eir.checks.policy.SightingKind"""
     numbers: bytes
     texts: bytes
 
@@ -49,11 +65,6 @@ class Part(NamedTuple):
     def checks(self) -> int:
         """Return the number of checks."""
         return len(self.numbers) // NUMBER.size
-
-    @property
-    def kind(self) -> Any:
-        """The kind of the first check. The others have the same peer, and either all are plain or none is."""
-        return self.kinds[NUMBER.unpack_from(self.numbers)[0]]
 
     def pieces(self) -> Iterator["Part"]:
         """The same in pieces that a message has room for."""
@@ -67,7 +78,7 @@ class Part(NamedTuple):
 
 
 class Buffer:
-    """See eir.checks.sighting.Sightings. `send` takes a message, or says False; `later` calls after so many seconds."""
+    """See eir.checks.policy.Sightings. `send` takes a message, or says False; `later` calls after so many seconds."""
 
     def __init__(
         self, send: Callable[[bytes], bool], later: Callable[[float, Callable[[], None]], object], *, rate_max: float,
@@ -79,9 +90,8 @@ class Buffer:
         self._room_at = monotonic()
         self._share: Final[Counter[str]] = Counter()
         """Peer → plain checks that were taken of it since the last flush."""
-        self._armed = False
-        self._began = 0.0
-        """Time at which the first of the checks was answered that are not handed over yet."""
+        self._began: float | None = None
+        """Time at which the first of the checks was answered that are not handed over yet; None: no flush is due."""
         self._parts: dict[bytes, list[Part]] = {EVENTS: [], PLAIN: []}
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -91,11 +101,10 @@ class Buffer:
         """See Sightings: a peer is in it from its first check for which there is no room until the next flush."""
 
     def add(self, kinds: Sequence[Any], numbers: bytes, texts: bytes) -> None:
-        """Checks that were answered just now; see eir.checks.sighting.Sightings."""
-        if not self._armed:
-            self._arm(FLUSH_S)
+        """Checks that were answered just now; see eir.checks.policy.Sightings."""
+        self._arm(FLUSH_S)
         part = Part(kinds, numbers, texts)
-        count, kind = part.checks, part.kind
+        count, kind = part.checks, kinds[NUMBER.unpack_from(numbers)[0]]
         is_plain = kind.decision.is_plain and not kind.observed
         if is_plain:
             taken = self._share[kind.peer] + count
@@ -108,45 +117,29 @@ class Buffer:
 
     def left_out(self, count: int, peer: str) -> None:
         """Plain checks of a peer for which there was no room."""
-        if not self._armed:
-            self._arm(FLUSH_S)
+        self._arm(FLUSH_S)
         self.dropped[OVER_RATE] += count
         self.full.add(peer)
 
     def flush(self) -> None:
         """Hand over what there is, as far as the other process takes it."""
-        self._armed = False
+        began_us, self._began = round((self._began or 0.0) * 1e6), None
         self.full.clear()
         self._share.clear()
         now = self._monotonic()
         self._room = self._room_then = min(self._rate_max, self._room + (now - self._room_at) * self._rate_max)
         self._room_at = now
-        began_us = round(self._began * 1e6)
-        parts, self._parts = self._parts, {kind: [] for kind in self._parts}
-        for kind, wanted in parts.items():
-            self._pack(kind, wanted, began_us)
+        for kind, parts in self._parts.items():
+            for message in _messages(kind, [piece for part in parts for piece in part.pieces()], began_us):
+                self._waiting.append(message)
+                self._waiting_bytes += len(message)
+            parts.clear()
         self._drain()
 
-    def _pack(self, kind: bytes, parts: Sequence[Part], began_us: int) -> None:
-        packed: list[tuple[Any, ...]] = []
-        size = count = 0
-        for part in chain.from_iterable(each.pieces() for each in parts):
-            if size and size + len(part.texts) > MESSAGE_BYTES:
-                self._put(_message(kind, count, packed))
-                packed, size, count = [], 0, 0
-            packed.append((began_us, *part))
-            size, count = size + len(part.texts) + len(part.numbers) + PART_BYTES, count + part.checks
-        if packed:
-            self._put(_message(kind, count, packed))
-
     def _arm(self, pause_s: float) -> None:
-        self._armed = True
-        self._began = self._now()
-        self._later(pause_s, self.flush)
-
-    def _put(self, message: bytes) -> None:
-        self._waiting.append(message)
-        self._waiting_bytes += len(message)
+        if self._began is None:
+            self._began = self._now()
+            self._later(pause_s, self.flush)
 
     def _drain(self) -> None:
         waiting = self._waiting
@@ -156,19 +149,38 @@ class Buffer:
             message = waiting.popleft()
             self._waiting_bytes -= len(message)
             self.dropped[NOT_TAKEN] += HEAD.unpack_from(message)[1]
-        if waiting and not self._armed:
+        if waiting:
             self._arm(AGAIN_S)
 
 
-def checks_of(message: bytes) -> Iterator[tuple[int, Any, str, str, str, str, str]]:
-    """The checks of a message: time in microseconds, kind (eir.checks.sighting.SightingKind), and the texts (TEXTS) of each."""
+def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[bytes]:
+    """Parts, each of which a message has room for, in as few messages as they fit into."""
+    packed: list[list[Part]] = []
+    size = MESSAGE_BYTES
+    for part in parts:
+        if size + len(part.texts) > MESSAGE_BYTES:
+            packed.append([])
+            size = 0
+        packed[-1].append(part)
+        size += len(part.texts) + len(part.numbers) + PART_BYTES
+    for each in packed:
+        count = sum(part.checks for part in each)
+        yield HEAD.pack(kind, count) + pickle.dumps([(began_us, *part) for part in each], pickle.HIGHEST_PROTOCOL)
+
+
+def checks_of(message: bytes) -> Iterator[tuple[int, Kind, str, str, str]]:
+    """The checks of a message: time in microseconds, kind, and identifier, IMSI and software version, empty where absent."""
     for time_us, kinds, numbers, octets in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
         texts = octets.decode("utf-8", "replace").split("\n")
-        for (number,), *said in zip(
+        for (number,), host, realm, *said in zip(
             NUMBER.iter_unpack(numbers), *(texts[at:-1:TEXTS] for at in range(TEXTS)), strict=True
         ):
-            yield time_us, kinds[number], *said
+            yield time_us, _kind_of(kinds[number], host, realm), *said
 
 
-def _message(kind: bytes, count: int, parts: Sequence[Any]) -> bytes:
-    return HEAD.pack(kind, count) + pickle.dumps(parts, pickle.HIGHEST_PROTOCOL)
+@lru_cache(KINDS_MAX)
+def _kind_of(kind: Any, host: str, realm: str) -> Kind:
+    """The same for equal ones, which are many: `kind` is eir.checks.policy.SightingKind."""
+    decision, protocol, peer, observed, early = kind
+    said = host, realm, peer, protocol, decision.status, decision.rule, decision.list, observed, early
+    return Kind._make(each or None for each in said)

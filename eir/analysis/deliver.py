@@ -12,7 +12,6 @@ import json
 import socket
 import ssl
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -57,18 +56,17 @@ class Delivery:
     ) -> None:  # fmt: skip
         self._waiting_max, self._again_s = waiting_max, again_s
         self._to, self._send, self._counted, self._report = to, send, counted, report
-        self._waiting: deque[Event] = deque()
+        self._waiting: list[Event] = []
         self._under_way = 0
         """Number of events at the head of those that wait which are being delivered."""
         self._there = asyncio.Event()
 
     def put(self, events: Sequence[Event]) -> None:
         """Have events delivered."""
-        self._waiting.extend(events)
+        self._waiting += events
         too_many = len(self._waiting) - self._waiting_max
         if too_many > 0:
-            for _ in range(too_many):
-                self._waiting.popleft()
+            del self._waiting[:too_many]
             self._under_way = max(0, self._under_way - too_many)
             self._counted("queue", too_many)
         if self._waiting:
@@ -88,17 +86,17 @@ class Delivery:
 
     async def run(self) -> None:
         """Deliver, until cancelled."""
-        again_s, again_max_s = self._again_s
-        pause_s = again_s
+        pause_s, again_max_s = self._again_s
         while True:
             await self._there.wait()
-            batch = [self._waiting[at] for at in range(min(BATCH_MAX, len(self._waiting)))]
+            batch = self._waiting[:BATCH_MAX]
             self._under_way = len(batch)
             try:
                 await self._send(batch)
+                outcome = "sent"
             except NotTaken as e:
                 self._report("events_refused", reason=self._to, level="error", detail=str(e))
-                self._counted("refused", self._under_way)
+                outcome = "refused"
             except Exception as e:  # noqa: BLE001 - Undelivered, or a fault: the outermost loop of this task says so, and tries again
                 self._report(
                     "events_undelivered",
@@ -111,14 +109,10 @@ class Delivery:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, again_max_s)
                 continue
-            else:
-                self._counted("sent", self._under_way)
-            pause_s = again_s
-            for _ in range(
-                self._under_way
-            ):  # fewer than were sent, if the oldest went meanwhile: those are counted as lost
-                self._waiting.popleft()
-            self._under_way = 0
+            # Fewer than were sent, if the oldest went meanwhile: those are counted as lost.
+            self._counted(outcome, self._under_way)
+            del self._waiting[: self._under_way]
+            pause_s = self._again_s[0]
             if not self._waiting:
                 self._there.clear()
 
@@ -189,10 +183,9 @@ class _Exchange:
             raise Undelivered(f"{self.where}: what it sends is no answer: {type(e).__name__}") from None
         finally:
             self._link.close()
-        if status in range(200, 300):
-            return
-        said = f"{self.where} answered {status}"
-        raise Undelivered(said) if status < 200 or status >= 500 or status in TAKES_LATER else NotTaken(said)
+        if not 200 <= status < 300:
+            later = status < 200 or status >= 500 or status in TAKES_LATER
+            raise (Undelivered if later else NotTaken)(f"{self.where} answered {status}")
 
     def end(self) -> None:
         """Whatever it waits for, it ends."""

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eir.analysis.batches import Kind, Rows
+from eir.analysis.batches import ROWS, Rows
+from eir.analysis.buffer import Kind
 from eir.analysis.files import write
 from eir.analysis.subscribers import Subscribers
 from eir.errors import EirError
@@ -61,35 +62,32 @@ def take_in(
     Where it fails, what had been taken in before stays out again.
     """
     taken, total = Taken(), file.stat().st_size
-    pieces = _parquet(file) if _is_parquet(file) else _csv(file)
+    with file.open("rb") as stream:
+        pieces = _parquet(file) if stream.read(4) == b"PAR1" else _csv(file)
     try:
         for piece, line, done in pieces:
             rows = _rows(piece, file, line, taken)
             taken.files += [made.path for made in write(state, rows.grouped(subscribers))]
             progress(done, total)
-    except pl.exceptions.PolarsError as e:
-        _leave_out(taken)
-        raise EirError(f"{file}: {str(e).splitlines()[0]}") from None
-    except BaseException:
-        _leave_out(taken)
+    except BaseException as e:
+        for path in taken.files:
+            path.unlink(missing_ok=True)
+        if isinstance(e, pl.exceptions.PolarsError):
+            raise EirError(f"{file}: {str(e).splitlines()[0]}") from None
         raise
     return taken
 
 
-def _leave_out(taken: Taken) -> None:
-    for path in taken.files:
-        path.unlink(missing_ok=True)
-
-
 def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
     """The good rows of a piece whose first row stands in `line`; the others are counted and named."""
-    piece = piece.with_columns(pl.lit("").alias(name) for name in OPTIONAL if name not in piece.columns)
-    piece = piece.select(
-        _time(piece.schema["time"]),
-        *(pl.col(name).cast(pl.String).fill_null("").str.strip_chars() for name in ("imei", *OPTIONAL)),
+    rows = (
+        piece.with_columns(pl.lit("").alias(name) for name in OPTIONAL if name not in piece.columns)
+        .select(
+            _time(piece.schema["time"]),
+            *(pl.col(name).cast(pl.String).fill_null("").str.strip_chars() for name in ("imei", *OPTIONAL)),
+        )
+        .with_columns(pl.col("status").str.to_lowercase().replace(STATUS_WORDS), at=pl.int_range(pl.len()))
     )
-    word = pl.col("status").str.to_lowercase()
-    piece = piece.with_columns(word.replace(STATUS_WORDS).alias("status"), pl.int_range(pl.len()).alias("at"))
     wrong = (
         pl.when(pl.col("time").is_null()).then(pl.lit("'time' is no time; expected 2026-11-25T06:00:00Z or Unix seconds"))
         .when(pl.col("time") > (time.time() + AHEAD_S) * 1e6).then(pl.lit("'time' is in the future; a time without a zone is UTC"))
@@ -97,54 +95,38 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
         .when(~pl.col("imsi").str.contains("^(?:[0-9]{6,15})?$")).then(pl.lit("'imsi' is not an IMSI; expected 6 to 15 digits, or nothing"))
         .when(~pl.col("status").is_in(["", *STATUSES])).then(pl.lit(f"'status' is not one of {', '.join(STATUSES)}"))
     )  # fmt: skip
-    piece = piece.with_columns(wrong.alias("wrong"))
-    bad = piece.filter(pl.col("wrong").is_not_null())
+    rows = rows.with_columns(wrong=wrong)
+    bad = rows.filter(pl.col("wrong").is_not_null()).select("at", "wrong")
     taken.bad += len(bad)
-    for at, said in bad.select("at", "wrong").head(COMPLAINTS_MAX - len(taken.complaints)).iter_rows():
-        taken.complaints.append(f"{file.name}:{line + at}: {said}")
-    good = piece.filter(pl.col("wrong").is_null())
+    named = bad.head(COMPLAINTS_MAX - len(taken.complaints))
+    taken.complaints += [f"{file.name}:{line + at}: {said}" for at, said in named.iter_rows()]
+    good = rows.filter(pl.col("wrong").is_null())
     taken.rows += len(good)
-    rows = Rows()
-    kinds = {
-        pair: rows.kind(Kind(pair[0], origin_host=pair[1], protocol=PROTOCOL))
-        for pair in good.select("status", "origin_host").unique().iter_rows()
-    }
-    numbers = pl.DataFrame(
-        [(*pair, number) for pair, number in kinds.items()], schema={"status": pl.String, "origin_host": pl.String, "kind": pl.UInt32}, orient="row"
-    )  # fmt: skip
-    good = good.join(numbers, on=["status", "origin_host"], how="left", maintain_order="left")
-    rows.add(good.select("time", "imei", "software_version", "imsi", "kind"))
-    return rows
+    kinds = good.select("status", "origin_host").unique().with_row_index("kind")
+    good = good.join(kinds, on=["status", "origin_host"], how="left", maintain_order="left")
+    return Rows(
+        good.select(*ROWS),
+        [Kind(host or None, status=status or None, protocol=PROTOCOL) for _, status, host in kinds.iter_rows()],
+    )
 
 
 def _time(kind: pl.DataType) -> pl.Expr:
     """Return the column `time` as microseconds, null where it is not a time."""
     column = pl.col("time")
     if isinstance(kind, pl.Datetime):
-        found = (column if kind.time_zone is None else column.dt.convert_time_zone("UTC")).dt.timestamp("us")
+        found = column.dt.timestamp("us")
     elif kind.is_numeric():
         found = (column.cast(pl.Float64) * 1e6).round().cast(pl.Int64, strict=False)
     else:
         text = column.cast(pl.String).str.strip_chars()
-        number = text.cast(pl.Float64, strict=False)
-        plain = text.str.replace(r"[Zz]$", "+00:00").str.replace(r"([0-9])$", "${1}")
+        plain = text.str.replace(r"[Zz]$", "+00:00")
         zoned = plain.str.contains(r"[+-][0-9]{2}:?[0-9]{2}$") & plain.str.contains(":")
-        plain = (
-            pl.when(zoned)
-            .then(plain)
-            .otherwise(pl.concat_str(plain, pl.lit("+00:00")))
-            .str.replace(" ", "T", literal=True)
-        )
-        iso = plain.str.to_datetime(
-            "%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False
-        ).dt.timestamp("us")
-        found = pl.coalesce(iso, (number * 1e6).round().cast(pl.Int64, strict=False))
+        iso = (
+            pl.when(zoned).then(plain).otherwise(plain + "+00:00").str.replace(" ", "T", literal=True)
+            .str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False).dt.timestamp("us")
+        )  # fmt: skip
+        found = pl.coalesce(iso, (text.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False))
     return pl.when((found >= EARLIEST_US) & (found < LATEST_US)).then(found).alias("time")
-
-
-def _is_parquet(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(4) == b"PAR1"
 
 
 def _parquet(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
@@ -160,11 +142,9 @@ def _parquet(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
 def _csv(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
     """Pieces of a CSV file, each with the line of its first row, and how much is read."""
     with file.open("rb") as stream:
-        head = stream.readline()
-        separator = max(",;\t|", key=head.decode("utf-8-sig", "replace").count)
-        columns = [
-            name.strip().strip('"').lower() for name in head.decode("utf-8-sig", "replace").strip().split(separator)
-        ]
+        head = stream.readline().decode("utf-8-sig", "replace")
+        separator = max(",;\t|", key=head.count)
+        columns = [name.strip().strip('"').lower() for name in head.strip().split(separator)]
         names = _named(file, columns)
         line = 2
         while octets := stream.read(PIECE_BYTES):
