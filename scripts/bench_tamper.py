@@ -31,7 +31,7 @@ from benchmark.world import World
 from eir.analysis.conditions import PRIOR, WEIGHTS, Tac, TamperSettings
 from eir.analysis.engine import Duck, duck
 from eir.analysis.judge import judge
-from eir.analysis.schema import files
+from eir.analysis.schema import FILES, FOLDER
 from eir.commands.table import table
 from eir.record.settings import TYPES
 
@@ -164,7 +164,9 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
 def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
     """The engine that judged a network, what it found at any score, and how long that took."""
     settings = TamperSettings(report_min=0)
-    with duck(files(made.folder), since=made.since, until=made.until, memory=settings.memory, threads=1) as engine:
+    with duck(
+        str(made.folder / FOLDER / FILES), since=made.since, until=made.until, memory=settings.memory, threads=1
+    ) as engine:
         begin = time.monotonic()
         judged = judge(engine, settings, since=made.since, until=made.until, tacs=made.tacs)
         yield engine, judged, time.monotonic() - begin

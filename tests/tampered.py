@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from eir.analysis.schema import SCHEMA
+from eir.analysis.schema import FILES, FOLDER, SCHEMA
 
 START = datetime(2026, 10, 27)  # noqa: DTZ001 - as in the files
 
@@ -30,6 +30,11 @@ def phones(who, *, a_day=5, days=30, imei=IMEI, places=None, versions=None, seed
         (day * DAY + drawn.uniform(6, 23), imei, each, (places or {}).get(each, "mme1"), (versions or {}).get(each))
         for each in who for day in range(days) for _ in range(drawn.choice((a_day - 2, a_day, a_day + 2)))
     )  # fmt: skip
+
+
+def files(state):
+    """The pattern of all files of a node, by its state folder."""
+    return str(state / FOLDER / FILES)
 
 
 OTHERS = [

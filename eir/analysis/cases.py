@@ -37,13 +37,11 @@ def decide(state: Path, decision: dict[str, Any]) -> Path:
     """Write a decision down; returns the file. Raises OSError, and leaves no part of a line: all of the file would be unreadable."""
     line, file = f"{json.dumps(decision)}\n".encode(), state / FILE
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with open(descriptor, "ab", buffering=0) as stream:  # noqa: PTH123 - of a descriptor, for its mode
+        fcntl.flock(stream, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
-        if os.write(descriptor, line) < len(line):
-            os.ftruncate(descriptor, size)
+        if stream.write(line) < len(line):
+            stream.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     return file

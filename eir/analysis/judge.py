@@ -282,7 +282,7 @@ def liars(alone: Iterable[tuple[int, str, int, int]], sent: Mapping[str, int]) -
             )
             is_small = sent[peer] < SMALL * (everything - sent[peer])
             is_most = is_small and sum(checks for checks, _ in said[peer].values()) >= sent[peer] * LIES_SHARE
-            if everything > sent[peer] and (is_often or is_most):
+            if is_often or is_most:
                 found.append(peer)
                 told = [each for each in told if each[0] not in said[peer]]
                 break

@@ -5,7 +5,6 @@ in `STATE/sightings/YYYY-MM-DD/HH-START-UNIQUE.parquet` (UTC; START: the first r
 An unfinished file has another ending. Data only; imports nothing of ours.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 
@@ -46,8 +45,3 @@ FOLDER = "sightings"
 FILES = "*/*.parquet"
 """Pattern of all files, from that folder."""
 IDENTIFIER_CHARS_MAX = 32
-
-
-def files(state: Path) -> str:
-    """The pattern of all files of a node, by its state folder."""
-    return str(state / FOLDER / FILES)

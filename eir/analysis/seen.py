@@ -64,11 +64,8 @@ def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime 
     wanted = pl.any_horizontal(False, *(pl.col(name) == value for name, value in meant if value is not None))
     if since is not None:
         wanted &= pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
-    parts = _parts(state, since, lambda rows: rows.filter(wanted))
-    if not parts:
-        return []
     rows = (
-        pl.concat(parts)
+        _rows(state, since, lambda rows: rows.filter(wanted))
         .group_by(ALIKE)
         .agg(
             pl.col("time").min().alias("first"), pl.col("last").max(), pl.col("checks").sum(), pl.col("device").first()
@@ -89,8 +86,10 @@ def answered(state: Path, device: int, subscribers: Sequence[str], until: dateti
     hour = f"{last:%Y-%m-%d/%H}"
     there = [str(file.path) for file in found(state) if f"{file.path.parent.name}/{file.path.name[:2]}" <= hour]
     for end in range(len(there), 0, -FILES_AT_ONCE):
-        rows = _read(there[max(end - FILES_AT_ONCE, 0) : end], lambda frame: frame.filter(wanted))
-        rows = rows.sort("last", "time", descending=True)
+        rows = _read(
+            there[max(end - FILES_AT_ONCE, 0) : end],
+            lambda frame: frame.filter(wanted).sort("last", "time", descending=True),
+        )
         if len(rows):
             chosen = rows.filter(pl.col("last") >= last)
             return [
@@ -107,8 +106,8 @@ def asked(state: Path, since: datetime) -> list[tuple[str, int, str, str, int]]:
     """
     wanted = pl.col("device").is_not_null() & (pl.col("time") >= since.astimezone(UTC).replace(tzinfo=None))
     origin = pl.col("origin_host").fill_null("")
-    parts = _parts(state, since, lambda rows: _summed(rows.filter(wanted).with_columns(origin)), None)
-    return _summed(pl.concat(parts).lazy()).collect().rows() if parts else []
+    rows = _rows(state, since, lambda rows: _summed(rows.filter(wanted).with_columns(origin)), None)
+    return _summed(rows.lazy()).collect().rows()
 
 
 def _summed(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -116,15 +115,16 @@ def _summed(rows: pl.LazyFrame) -> pl.LazyFrame:
     return summed.select("imei", *ASKED, "checks")
 
 
-def _parts(
+def _rows(
     state: Path,
     since: datetime | None,
     plan: Callable[[pl.LazyFrame], pl.LazyFrame],
     form: Mapping[str, Any] | None = FRAME,
-) -> list[pl.DataFrame]:
+) -> pl.DataFrame:
     """The rows of the files of a time, some files at once, as a plan chooses or sums them; `form`: None takes columns as the files have them."""
     there = [str(file.path) for file in found(state) if since is None or file.written >= since.timestamp()]
-    return [_read(there[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(there), FILES_AT_ONCE)]
+    parts = (_read(there[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(there), FILES_AT_ONCE))
+    return pl.concat([plan(pl.LazyFrame(schema=FRAME)).collect(), *parts])  # the first is empty: there may be no file
 
 
 def _read(

@@ -348,7 +348,7 @@ def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
 
 def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "AbstractContextManager[Engine]":
     """Return the engine that does the work, over the files of the time."""
-    from eir.analysis.schema import files  # noqa: PLC0415 - for these commands alone
+    from eir.analysis.schema import FOLDER  # noqa: PLC0415 - for these commands alone
 
     if (where.spark is None) != (where.work is None):
         raise fail("--spark and --work go together", EXIT_USAGE)
@@ -356,11 +356,7 @@ def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "A
     if not where.record:
         write_down(config)
         days = ((begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3))
-        there = [
-            path
-            for day in days
-            for path in sorted(map(str, Path(files(config.state)).parent.parent.glob(f"{day}/*.parquet")))
-        ]
+        there = [path for day in days for path in sorted(map(str, (config.state / FOLDER).glob(f"{day}/*.parquet")))]
     if not there:
         raise EirError(
             f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}: the section `sightings` of the configuration has a node keep them; --until looks at an earlier time"

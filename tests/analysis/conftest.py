@@ -1,12 +1,11 @@
 """What judges a few sightings."""
 
 import pytest
-from tampered import START, UNTIL, write
+from tampered import START, UNTIL, files, write
 
 from eir.analysis.conditions import TamperSettings
 from eir.analysis.engine import duck
 from eir.analysis.judge import judge
-from eir.analysis.schema import files
 
 
 @pytest.fixture

@@ -11,13 +11,12 @@ import polars as pl
 import pytest
 from browser import in_chromium, looked_at
 from luhn import check_digit
-from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, phones, write
+from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, files, phones, write
 
 from eir.analysis import page
 from eir.analysis.conditions import CONDITIONS, PRIOR, WEIGHTS, TamperSettings
 from eir.analysis.engine import SQL, duck
 from eir.analysis.judge import Finding, calibrated, judge
-from eir.analysis.schema import files
 from eir.errors import EirError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tampered import files
 
 from eir.analysis.conditions import TamperSettings
 from eir.analysis.engine import duck
 from eir.analysis.judge import judge, liars
-from eir.analysis.schema import files
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 try:

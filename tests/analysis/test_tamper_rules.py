@@ -4,12 +4,11 @@ from datetime import date
 
 import polars as pl
 import pytest
-from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, phones, write
+from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, files, phones, write
 
 from eir.analysis.conditions import Place, Tac, TamperSettings
 from eir.analysis.engine import duck
 from eir.analysis.judge import judge
-from eir.analysis.schema import files
 
 OLD = Tac(35209900, date(2020, 1, 1), "Phone")
 SALE = [(at, IMEI, "a" if at < 10 * DAY else "b", "mme1", "05") for at in range(0, 20 * DAY, 5)]

@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/test --spark brings it")
 
 from cluster import WORKERS, cluster  # it needs pyspark
+from tampered import files
 
 from eir.analysis.conditions import CONDITIONS, Place, TamperSettings
 from eir.analysis.engine import TABLES, duck
 from eir.analysis.judge import judge
-from eir.analysis.schema import files
 from eir.analysis.spark import spark, translated
 from eir.errors import EirError
 
