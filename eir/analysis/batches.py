@@ -10,14 +10,13 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from eir.analysis.buffer import Kind, checks_of
-from eir.analysis.schema import COLUMNS, IDENTIFIER_CHARS_MAX
+from eir.analysis.schema import COLUMNS, HOME_DIGITS, IDENTIFIER_CHARS_MAX
 from eir.analysis.subscribers import Subscribers
 from eir.device import MEID_BASE
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
 
-HOME_DIGITS = 6
 TYPES: Mapping[str, Any] = {
     "TIMESTAMP": pl.Datetime("us"),
     "UINTEGER": pl.UInt32,

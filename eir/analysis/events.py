@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from eir.analysis.buffer import Kind, checks_of
-from eir.analysis.schema import IDENTIFIER_CHARS_MAX
+from eir.analysis.schema import HOME_DIGITS, IDENTIFIER_CHARS_MAX
 from eir.analysis.subscribers import Subscribers
 from eir.device import device_key, key_text
 from eir.errors import IdentifierError
@@ -19,7 +19,6 @@ CHECK, SIM_CHANGED, DEVICE_CHANGED = "check", "sim_changed", "device_changed"
 """Kinds of event."""
 WATCHED_MAX = 100_000
 """Devices and SIMs that are remembered; past that the one that was seen longest ago is forgotten."""
-HOME_DIGITS = 6
 
 
 class Events:

@@ -189,7 +189,7 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
 
 
 def sheet_page(made: Mapping[str, Any]) -> str:
-    """The sheet of one device as a page, to be read by whoever decides about it."""
+    """The sheet of one device as a page, for the person who decides about the device."""
     finding = made["finding"]
     score = (
         f"<p><b>{finding['score']:.3f}</b>: {escape(finding['sure'])}. Of all devices {made['base_rate']:.1%} are tampered with before anything is seen.</p>"

@@ -7,6 +7,9 @@ An unfinished file has another ending. Data only; imports nothing of ours.
 
 from typing import NamedTuple
 
+HOME_DIGITS = 6
+"""Digits of an IMSI in the column `home`: MCC and MNC."""
+
 
 class Column(NamedTuple):
     """One column."""

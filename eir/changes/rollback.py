@@ -1,7 +1,7 @@
 """Ways back: undo the last changes of a list, or give back serials that were used up by one that was far too high.
 
-The highest serial ever accepted keeps releases from being played again, and never goes down by itself; whoever sets it back
-is on record, and nodes follow it because it is counted in the list's state.
+The highest serial ever accepted keeps old releases from being replayed. Only a person can lower it. That goes on record, and nodes
+follow it because the list's state counts how often it happened.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """One flat, immutable image of a list: sorted arrays in memory that many processes map.
 
-An image is made (eir.images.imaging) beside the one in force. It stands in a memory file that is sealed, so that whoever is handed
-the descriptor maps what can never change. Whether a row has ended is decided when the row is asked for: the time is an argument.
+An image is made (eir.images.imaging) beside the one in force. It is in a sealed memory file, so a process that is given
+the descriptor maps memory that can never change. Whether a row has ended is decided when the row is asked for: the time is an argument.
 
 The arrays, each in its own section (little-endian):
 

@@ -21,6 +21,7 @@ from urllib.parse import urldefrag, urlencode, urljoin, urlsplit
 
 from eir.errors import EirError, Report
 from eir.n5g.settings import NF_TYPE, SERVICE, NrfSettings
+from eir.peers.transport.endpoint import may_be_host
 from eir.web.denials import authorization, issued
 
 TEMPORARY, PERMANENT = 307, 308
@@ -38,7 +39,7 @@ class NotFollowed(EirError):
 def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | None = None) -> str:
     """The URL that the Location in the answer to a request for `url` names, after `hops` redirects before. Raises NotFollowed.
 
-    TS 29.500 6.10.9, RFC 9110 15.4. Only to these `hosts`, by name or address in lower case (None: any), so that nobody has the node ask whom he likes. Not from https to http: what was meant for the holder of a certificate would be told to whoever listens.
+    TS 29.500 6.10.9, RFC 9110 15.4. Only to these `hosts`, by name or address in lower case (None: any): otherwise an answer could send the node anywhere. Not from https to http: what was meant for the holder of a certificate would be told to whoever listens.
     """
     if not location:
         raise NotFollowed("no Location")
@@ -49,10 +50,9 @@ def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | N
     try:
         to = urlsplit(urldefrag(urljoin(url, location)).url)
         host, port = to.hostname or "", to.port
-        host.encode("idna")
     except ValueError:
         host = ""
-    if not host or port == 0 or to.scheme not in {"http", "https"} or "@" in to.netloc:
+    if not may_be_host(host) or port == 0 or to.scheme not in {"http", "https"} or "@" in to.netloc:
         raise NotFollowed(f"{location} is no URL of a server")
     if to.scheme == "http" and urlsplit(url).scheme == "https":
         raise NotFollowed(f"{location} is without TLS")

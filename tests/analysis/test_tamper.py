@@ -108,7 +108,7 @@ def test_scores_are_shifted_by_cases():
     ],
 )  # fmt: skip
 def test_a_score_in_words(score, words):
-    """By the bands of made networks (scripts/README.md), each with less than was found there."""
+    """The words promise less than was found in each band of made networks (scripts/README.md)."""
     about = {
         "conditions": (),
         "subscribers": 2,

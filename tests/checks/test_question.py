@@ -1,4 +1,4 @@
-"""Which device, subscriber and software version a question is about, and what is wrong with an identifier by itself."""
+"""A question names its device, subscriber and software version; an identifier can be wrong by itself."""
 
 import random
 

@@ -40,12 +40,7 @@ def test_what_is_printed_is_the_configuration_again(write, tmp_path):
     (tmp_path / "revoked" / "stolen-national").write_text("ssh-ed25519 AAAA\n")
     (tmp_path / "signers").unlink()
     shutil.copytree(SAMPLE.parent / "signers", tmp_path / "signers")
-    authority = Authority(tmp_path / "tls")
-    files_of_tokens(tmp_path / "tokens")
-    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
-    authority.revoke()
-    (tmp_path / "webhook.key").write_text("secret")
-    files_of_feed(tmp_path)
+    files_of_sample(tmp_path)
     for written in (text, all_keys(text)):
         config = load_config(write(written))
         again = load_config(write(render(config), "again.yaml"))
@@ -88,9 +83,19 @@ def all_keys(text: str) -> str:
 
 
 def files_of_feed(folder):
-    """What the section `feed` of the sample, and `numbers`, name."""
+    """Write the files that `feed` and `numbers` of the sample name."""
     (folder / "feed.users").write_text(user_line("register", "correct horse battery"))
     (folder / "numbers.csv").write_text("msisdn,imsi\n")
+
+
+def files_of_sample(folder):
+    """Write the files that the sample names, but for those about signers."""
+    authority = Authority(folder / "tls")
+    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
+    authority.revoke()
+    files_of_tokens(folder / "tokens")
+    files_of_feed(folder)
+    (folder / "webhook.key").write_text("secret")
 
 
 def paths_in(value, path="") -> set[str]:
@@ -111,12 +116,7 @@ def test_sample_says_each_default_as_it_is(tmp_path):
     for folder in ("signers", "revoked"):
         shutil.copytree(SAMPLE.parent / "signers", tmp_path / folder)
         (tmp_path / folder / "stolen-national").write_text(SIGNER)
-    authority = Authority(tmp_path / "tls")
-    files_of_tokens(tmp_path / "tokens")
-    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
-    authority.revoke()
-    (tmp_path / "webhook.key").write_text("secret")
-    files_of_feed(tmp_path)
+    files_of_sample(tmp_path)
     (tmp_path / "eir.yaml").write_text(all_keys(SAMPLE.read_text()))
     shown = load_config(tmp_path / "eir.yaml").shown
     examples = {"policy.rules[].observe"}
@@ -167,7 +167,7 @@ OTHERS = {
     "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n",
 }  # fmt: skip
-"""Of each key and section that takes a restart another value."""
+"""Another value for each key and section that takes a restart."""
 
 
 @pytest.mark.parametrize("path", TAKES_RESTART)

@@ -178,7 +178,7 @@ def test_nf_instance_id_stays_that_of_the_folder(tmp_path):
 
 
 def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
-    """By an older backup of the SQLite file, say: what it does not list any more would pass without a word."""
+    """An older backup of the SQLite file lacks newer rows, and the node would pass those devices without a warning."""
     config = SimpleNamespace(state=tmp_path, lists={"stolen": SimpleNamespace(local=False, source=None)})
 
     def older(serial, highest, resets=0):

@@ -38,7 +38,7 @@ def address_text(hosts: Sequence[str], port: int) -> str:
     return f"{','.join(f'[{host}]' if ':' in host else host for host in hosts)}:{port}"
 
 
-def _may_be_host(text: str) -> bool:
+def may_be_host(text: str) -> bool:
     """False for what no host can be called, such as `mme..example`."""
     try:
         return bool(text.encode("idna"))
@@ -57,7 +57,7 @@ def endpoint(url: str) -> Endpoint:
         hosts, ports = (), []
     if (
         scheme not in PORTS
-        or not all(map(_may_be_host, hosts))
+        or not all(map(may_be_host, hosts))
         or any(ports[:-1])
         or len(hosts) != (1 if scheme != SCTP else max(len(hosts), 1))
     ):
