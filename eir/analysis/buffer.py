@@ -25,8 +25,6 @@ PART_BYTES = 100
 """Size in a message of checks that were handed in together, besides their texts, about."""
 TEXTS, NUMBER = 5, struct.Struct("=H")
 """Number of texts of each check (see eir.checks.policy.Sightings.add), and form of a number."""
-WAITING_BYTES_MAX = 16 << 20
-"""Most bytes that wait for the other process."""
 PLAIN, EVENTS = b"p", b"e"
 """First byte of a message: whether somebody may want to know of its checks at once."""
 HEAD = struct.Struct("!cI")
@@ -78,11 +76,14 @@ class Part(NamedTuple):
 
 
 class Buffer:
-    """See eir.checks.policy.Sightings. `send` takes a message, or says False; `later` calls after so many seconds."""
+    """See eir.checks.policy.Sightings. `send` takes a message, or says False; `later` calls after so many seconds.
+
+    `waiting_bytes_max`: most bytes that wait for the other process.
+    """
 
     def __init__(
-        self, send: Callable[[bytes], bool], later: Callable[[float, Callable[[], None]], object], *, rate_max: float,
-        now: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic, waiting_bytes_max: int = WAITING_BYTES_MAX,
+        self, send: Callable[[bytes], bool], later: Callable[[float, Callable[[], None]], object], *, rate_max: float, waiting_bytes_max: int,
+        now: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._send, self._later, self._now, self._monotonic = send, later, now, monotonic
         self._rate_max, self._waiting_bytes_max = rate_max, waiting_bytes_max

@@ -43,8 +43,8 @@ from eir.stores.open import SQLITE
 MESSAGE_BYTES_MAX = 1 << 18
 TURN_MESSAGES = 200
 """Messages taken before others on the loop get their turn."""
-WAITING_BYTES_MAX = 64 << 20
-"""Most bytes that wait for the disk."""
+HANDED_BYTES_MAX, WAITING_BYTES_MAX = 16 << 20, 64 << 20
+"""Most bytes that wait in a worker for this process, and here for the disk."""
 WRITE_ROWS = 500_000
 """Checks at which a file is written before its time."""
 AGAIN_S = 5.0
@@ -428,4 +428,5 @@ def buffer_for(config: Config, sender: socket.socket | None) -> Buffer | None:
             return False
         return True
 
-    return Buffer(send, asyncio.get_running_loop().call_later, rate_max=config.sightings.rate_max / config.workers)
+    rate_max = config.sightings.rate_max / config.workers
+    return Buffer(send, asyncio.get_running_loop().call_later, rate_max=rate_max, waiting_bytes_max=HANDED_BYTES_MAX)

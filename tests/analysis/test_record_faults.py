@@ -111,10 +111,8 @@ async def test_killed_again_and_again_files_stay_readable_and_no_worker_notices(
 async def test_while_the_process_that_writes_stands_still_checks_go_on_and_what_is_lost_is_counted(
     site, connect, altered
 ):
-    small = "buffer.WAITING_BYTES_MAX = 20_000; recorded.SOCKET_BYTES = 1 << 15"
-    altered(
-        f"import sys\nif sys.argv[1:] == ['serve']:\n    import eir.analysis.buffer as buffer, eir.daemon.recorder as recorded\n    {small}\n"
-    )
+    small = "recorded.HANDED_BYTES_MAX = 20_000; recorded.SOCKET_BYTES = 1 << 15"
+    altered(f"import sys\nif sys.argv[1:] == ['serve']:\n    import eir.daemon.recorder as recorded\n    {small}\n")
     site.configure(sightings=KEPT | {"rate_max": 1e7}, policy={"rules": []}, lists={})
     node = site.start()
     mme = await connect(node)

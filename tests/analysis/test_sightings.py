@@ -40,7 +40,7 @@ def each(*identifiers, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, o
 class Handed:
     """A buffer, and what came of it; its clock and its timers are the test's."""
 
-    def __init__(self, rate_max=1e6, *, takes=True, **limits):
+    def __init__(self, rate_max=1e6, *, takes=True, waiting_bytes_max=16 << 20):
         self.now, self.takes, self.messages, self.timers = NOON, takes, [], []
         self.buffer = Buffer(
             self.send,
@@ -48,7 +48,7 @@ class Handed:
             rate_max=rate_max,
             now=lambda: self.now,
             monotonic=lambda: self.now,
-            **limits,
+            waiting_bytes_max=waiting_bytes_max,
         )
 
     def send(self, message):
