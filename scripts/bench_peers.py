@@ -40,7 +40,7 @@ from benchmark.peers import PEERS
 from benchmark.plot import Ratios
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
-from benchmark.site import Site
+from benchmark.site import Site, program_of
 
 from eir.commands.table import table
 
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--peer", choices=PEERS, action="append", help="one of them only; all if not given")
     parser.add_argument(
         "--beside",
-        type=Path,
+        type=_other,
         metavar="TREE",
         help="another checkout of this program that scripts/setup was run in, as one more peer",
     )
@@ -122,9 +122,7 @@ def main(arguments: Sequence[str]) -> int:
             *(start(free_port(), log=folder / f"{name}.log", cores=on.server) for name, start in starts.items()),
         ]
         if options.beside is not None:
-            other = Site(
-                folder / "other", program=[str(options.beside.absolute() / ".venv" / "bin" / "python"), "-m", "eir"]
-            )
+            other = Site(folder / "other", program=options.beside)
             other.load(other.release(listed.keys))
             servers.append(other.server("beside", free_port(), cores=on.server))
         loads = (BUSY, BUSY_WITH_HITS, ALONE, *([SHOWN] if options.quick else AGENTS))
@@ -181,6 +179,14 @@ def main(arguments: Sequence[str]) -> int:
             + "\n"
         )
     return finish("peers", measured, targets, options, text, picture=picture(measured))
+
+
+def _other(tree: str) -> Sequence[str]:
+    """The program of another checkout."""
+    try:
+        return program_of(Path(tree))
+    except Missing as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def _between(results: Results, load: Load, other: Load) -> float:

@@ -39,13 +39,15 @@ class Lane(Protocol):
     command: str
     """Name of the command whose requests it takes."""
 
-    def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
+    def take(
+        self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
+    ) -> tuple[int, Mapping[str, int]]:
         """Answer the messages at `position`, up to the first that is not for the lane; append the answers to `out`.
 
         Returns the position behind the last one answered, and how many answers of each result there were.
         """
 
-    def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
+    def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
         """Answer what `take` would, but with the overload answer only.
 
         Returns the position behind it, and the number of answers.

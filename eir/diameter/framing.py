@@ -49,8 +49,11 @@ class Framer:
         self.partial_at: float | None = None
         """The time when the rest of a message has to be there."""
 
-    def receive(self, data: bytes, now: float) -> int:
-        """Take bytes and hand over the complete messages in them, one turn's share at most; returns how many there were."""
+    def receive(self, data: bytes | memoryview, now: float) -> int:
+        """Take bytes and hand over the complete messages in them, one turn's share at most; returns how many there were.
+
+        What is left of them is copied.
+        """
         receiver = self._receiver
         if self.buffered:
             self.buffered += data
@@ -72,7 +75,7 @@ class Framer:
                 self.partial_at = now + self._traffic.context.limits.partial_message_timeout_s
         return messages
 
-    def _messages(self, data: bytes, now: float) -> tuple[int, int]:
+    def _messages(self, data: bytes | memoryview, now: float) -> tuple[int, int]:
         """Handle complete messages; return the offset of the rest, and the number of messages."""
         position = messages = 0
         size = len(data)
@@ -93,7 +96,7 @@ class Framer:
                 if HEADER_BYTES <= length <= limits.max_message_bytes and left < HEADER_BYTES:
                     self.need = HEADER_BYTES
                     break
-                receiver.refuse_frame(data[position : position + length], word)
+                receiver.refuse_frame(bytes(data[position : position + length]), word)
                 return size, messages
             if left < length:
                 self.need = length
@@ -102,7 +105,7 @@ class Framer:
                 # The rest waits until other connections have had their turn of the loop.
                 receiver.more, self.need = True, 0
                 break
-            message = data[position : position + length]
+            message = bytes(data[position : position + length])
             position += length
             messages += 1
             cost = TURN_COST + length // TURN_BYTES
@@ -128,7 +131,7 @@ class Framer:
         """The connection is over."""
         self._lane = None
 
-    def _express(self, lane: Lane, data: bytes, position: int, wanted: int, now: float) -> tuple[int, int]:
+    def _express(self, lane: Lane, data: bytes | memoryview, position: int, wanted: int, now: float) -> tuple[int, int]:
         """Answer up to `wanted` messages, as far as lane and limits allow; returns the position behind them, and their number."""
         traffic = self._traffic
         granted, reached = allowed(self.rates, now, wanted) if self.rates else (wanted, "")

@@ -26,6 +26,8 @@ from eir.peers.transport.stream import certificate_names, reset
 
 REST_BYTES = 250_000
 """After a read of this size other connections have their turn: a loop may read one connection again and again."""
+_BUFFER = memoryview(bytearray(262_144))
+"""All connections of a process are read into it, one at a time: what came is dealt with, or copied, before the next read."""
 
 
 class Owner(Protocol):
@@ -44,7 +46,7 @@ class Owner(Protocol):
         """The connection is gone; nothing more will come from it."""
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """The connection."""
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, dialed: PeerSettings | None = None) -> None:
@@ -81,7 +83,7 @@ class Link(asyncio.Protocol):
         self.closed: asyncio.Future[None] = loop.create_future()
         """Done when the connection is gone."""
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask the owner whether the connection is wanted."""
@@ -102,8 +104,16 @@ class Link(asyncio.Protocol):
             return
         self.pump()
 
-    def data_received(self, data: bytes) -> None:
-        """Hand the bytes to the peer, and send what it answers."""
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - it is always this one
+        """The place that the transport reads into."""
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes were read."""
+        self.data_received(_BUFFER[:nbytes])
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Hand the bytes to the peer, and send what it answers. They may change afterwards."""
         if (peer := self.peer) is None:
             return
         self._read_at = time.perf_counter()
@@ -275,7 +285,7 @@ class Link(asyncio.Protocol):
         self.source = source_address(host)
         self.address = address_text([host], port)
 
-    def _turn(self, peer: Peer, data: bytes) -> None:
+    def _turn(self, peer: Peer, data: bytes | memoryview) -> None:
         before = peer.traffic.answers
         peer.receive(data, self._loop.time())
         self.pump()

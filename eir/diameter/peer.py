@@ -137,7 +137,7 @@ class Peer:
 
     # What the owner calls
 
-    def receive(self, data: bytes, now: float) -> None:
+    def receive(self, data: bytes | memoryview, now: float) -> None:
         """Take bytes from the transport and answer the complete messages in them, one turn's share at most."""
         if self._framer.receive(data, now) and self.watchdog is not None:
             self.watchdog.handle(watchdog.OTHER, now)

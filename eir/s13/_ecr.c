@@ -27,12 +27,26 @@ static uint64_t place_of(const Dictionary *in, uint64_t key) {
 	return from < in->count && in->keys[from] == key ? from : in->count;
 }
 
+#define EACH(octet) (0x0101010101010101ull * (octet))
+
+/* The last octets of an AVP's data, 1 to 8 of them, the first one in the lowest byte, behind those of a filling. Eight are read at once:
+ * what stands before the data is the AVP's header. */
+static inline uint64_t last_of(Text text, uint32_t count, uint64_t filling) {
+	uint64_t unread = count < 8 ? UINT64_MAX >> 8 * count : 0;
+	return (eight_at(text.at + text.bytes - 8) & ~unread) | (filling & unread);
+}
+
+/* The highest bit of each of eight octets: set if that is printable ASCII and no blank. */
+static inline uint64_t printable(uint64_t eight) { return (eight + EACH(0x80 - '!')) & ~(eight + EACH(0x7F - '~')) & EACH(0x80); }
+
 /* True for a DiameterIdentity: 1 to 255 octets of printable ASCII (eir.diameter.dictionary). */
 static int is_name(Text text) {
-	uint8_t bad = !text.bytes || text.bytes > NAME_BYTES_MAX;
-	for (uint32_t i = 0; i < text.bytes; i++)
-		bad |= (uint8_t)(text.at[i] - '!') > '~' - '!';
-	return !bad;
+	if (!text.bytes || text.bytes > NAME_BYTES_MAX)
+		return 0;
+	uint64_t good = printable(last_of(text, text.bytes < 8 ? text.bytes : 8, EACH('!')));
+	for (uint32_t i = 0; i + 8 < text.bytes; i += 8)
+		good &= printable(eight_at(text.at + i));
+	return good == EACH(0x80);
 }
 
 /* True if a name is one of several in lower case: for each of them its length, then its octets, in words. */
@@ -58,57 +72,61 @@ int are_names(const uint64_t *names, uint64_t words) {
 
 static int is_number(Text text, uint32_t least, uint32_t most) { return text.bytes == 4 && word_at(text.at) >= least && word_at(text.at) <= most; }
 
-static inline int once(uint32_t *seen, uint32_t what) { return *seen & what ? 0 : (*seen |= what, 1); }
+typedef struct { uint32_t once, again; } Seen;	/* AVPs that have come, and those that have come again */
+
+static inline void see(Seen *seen, uint32_t what) { seen->again |= seen->once & what, seen->once |= what; }
 
 static int read_group(const Terms *terms, const Dictionary *dictionary, Text group, unsigned depth);
 
 /* Read the AVPs of one level. Returns how many there are, those inside of groups included; -1 if they are not what the grammar wants. Each
  * level gets a function of its own. */
-static inline __attribute__((always_inline)) int read_level(const Terms *terms, const Dictionary *dictionary, enum Level level, Text in, unsigned depth, Ecr *ecr, Aside *aside, uint32_t *seen) {
+static inline __attribute__((always_inline)) int read_level(const Terms *terms, const Dictionary *dictionary, enum Level level, Text in, unsigned depth, Ecr *ecr, Aside *aside, Seen *seen) {
 	uint32_t step;
-	int good = depth <= terms->depth_max, avps = 0, inside;
-	for (const uint8_t *at = in.at, *end = at + in.bytes; good && at < end; at += step, avps++) {
+	int bad = 0, avps = 0, inside;
+	if (depth > terms->depth_max)
+		return -1;
+	for (const uint8_t *at = in.at, *end = at + in.bytes; at < end; at += step, avps++) {
 		Avp avp;
 		if (!(step = read_avp(at, end, &avp)))
 			return -1;
 		const Text data = avp.data;
 		if (level == AT_TOP)
 			switch (avp.key) {
-			case SESSION_ID: ecr->session = data, good = once(seen, SESSION); continue;
-			case ORIGIN_HOST: ecr->host = data, good = once(seen, HOST) && is_name(data); continue;
-			case ORIGIN_REALM: ecr->realm = data, good = once(seen, REALM) && is_name(data); continue;
-			case USER_NAME: ecr->imsi = data, good = once(seen, USER); continue;
-			case AUTH_SESSION_STATE: good = once(seen, STATE) && is_number(data, 0, 1); continue;
-			case DESTINATION_HOST: aside->to_host = data, good = once(seen, TO_HOST) && is_name(data); continue;
-			case DESTINATION_REALM: aside->to_realm = data, good = once(seen, TO_REALM) && is_name(data); continue;
-			case OF_3GPP(TERMINAL_INFORMATION): aside->terminal = data, good = once(seen, TERMINAL); continue;
-			case VENDOR_SPECIFIC_APPLICATION_ID: aside->application = data, good = once(seen, APPLICATION_ID); continue;
-			case AUTH_APPLICATION_ID: good = once(seen, AUTH) && is_number(data, APPLICATION, APPLICATION); continue;
-			case ACCT_APPLICATION_ID: good = once(seen, ACCT) && is_number(data, APPLICATION, APPLICATION); continue;
-			case ROUTE_RECORD: good = is_name(data); continue;
+			case SESSION_ID: ecr->session = data, see(seen, SESSION); continue;
+			case ORIGIN_HOST: ecr->host = data, see(seen, HOST); continue;
+			case ORIGIN_REALM: ecr->realm = data, see(seen, REALM); continue;
+			case USER_NAME: ecr->imsi = data, see(seen, USER); continue;
+			case AUTH_SESSION_STATE: see(seen, STATE), bad |= !is_number(data, 0, 1); continue;
+			case DESTINATION_HOST: aside->to_host = data, see(seen, TO_HOST); continue;
+			case DESTINATION_REALM: aside->to_realm = data, see(seen, TO_REALM); continue;
+			case OF_3GPP(TERMINAL_INFORMATION): aside->terminal = data, see(seen, TERMINAL); continue;
+			case VENDOR_SPECIFIC_APPLICATION_ID: aside->application = data, see(seen, APPLICATION_ID); continue;
+			case AUTH_APPLICATION_ID: see(seen, AUTH), bad |= !is_number(data, APPLICATION, APPLICATION); continue;
+			case ACCT_APPLICATION_ID: see(seen, ACCT), bad |= !is_number(data, APPLICATION, APPLICATION); continue;
+			case ROUTE_RECORD: bad |= !is_name(data); continue;
 			case PROXY_INFO: ecr->has_proxies = 1; continue;	/* its inside is its proxy's (RFC 6733 6.7.2) */
 			case DRMP: return -1;	/* a priority, which limits go by (RFC 7944) */
 			}
 		else if (level == IN_TERMINAL_INFORMATION)
 			switch (avp.key) {
-			case OF_3GPP(IMEI): ecr->imei = data, good = once(seen, DEVICE_ID); continue;
-			case OF_3GPP(SOFTWARE_VERSION): ecr->version = data, good = once(seen, DEVICE_VERSION); continue;
-			case OF_3GPP(MEID): good = once(seen, OTHER_ID); continue;	/* beside a good IMEI it says nothing */
+			case OF_3GPP(IMEI): ecr->imei = data, see(seen, DEVICE_ID); continue;
+			case OF_3GPP(SOFTWARE_VERSION): ecr->version = data, see(seen, DEVICE_VERSION); continue;
+			case OF_3GPP(MEID): see(seen, OTHER_ID); continue;	/* beside a good IMEI it says nothing */
 			}
 		else if (level == IN_APPLICATION_ID)	/* a vendor and one application id, that of the header (RFC 6733 6.8, 6.11), and nothing else */
 			switch (avp.key) {
-			case VENDOR_ID: good = once(seen, VENDOR) && is_number(data, 0, UINT32_MAX); continue;
-			case AUTH_APPLICATION_ID: case ACCT_APPLICATION_ID: good = once(seen, ID) && is_number(data, APPLICATION, APPLICATION); continue;
+			case VENDOR_ID: see(seen, VENDOR), bad |= !is_number(data, 0, UINT32_MAX); continue;
+			case AUTH_APPLICATION_ID: case ACCT_APPLICATION_ID: see(seen, ID), bad |= !is_number(data, APPLICATION, APPLICATION); continue;
 			default: return -1;
 			}
 		/* What the grammar does not name here. With the M bit it has to be known, unless nothing is known of the level (RFC 6733 7.1.5, 5001). */
 		uint64_t place = place_of(dictionary, avp.key);
 		if (place < dictionary->count && dictionary->are_groups[place])
-			inside = avp.key == PROXY_INFO ? 0 : read_group(terms, dictionary, data, depth + 1), avps += inside, good = inside >= 0;
+			inside = avp.key == PROXY_INFO ? 0 : read_group(terms, dictionary, data, depth + 1), avps += inside, bad |= inside < 0;
 		else
-			good = level == IN_OTHER || !(avp.flags & M_FLAG) || terms->unknown_m || place < dictionary->count;
+			bad |= level != IN_OTHER && avp.flags & M_FLAG && !terms->unknown_m && place == dictionary->count;
 	}
-	return good ? avps : -1;
+	return bad ? -1 : avps;
 }
 
 static int read_group(const Terms *terms, const Dictionary *dictionary, Text group, unsigned depth) { return read_level(terms, dictionary, IN_OTHER, group, depth, NULL, NULL, NULL); }
@@ -122,15 +140,13 @@ static uint64_t number_of(uint64_t eight, int *good) {
 	return (eight & 0x0000FFFF0000FFFFull) * 42949672960001ull >> 32;
 }
 
-static int are_digits(Text text, uint64_t *number) {
+static inline __attribute__((always_inline)) int are_digits(Text text, uint64_t *number) {
 	static const uint64_t powers[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
 	int good = 1;
 	uint64_t value = 0;
-	if (text.bytes > 8 && text.bytes <= 16) {	/* as IMEI and IMSI have: the first eight, and those behind them after zeros */
-		uint64_t unread = UINT64_MAX << 8 * (16 - text.bytes), last = eight_at(text.at + text.bytes - 8);
-		value = number_of(eight_at(text.at), &good) * powers[text.bytes - 8];
-		value += number_of((last & unread) | (0x3030303030303030ull & ~unread), &good);
-	} else
+	if (text.bytes > 8 && text.bytes <= 16)	/* as IMEI and IMSI have */
+		value = number_of(eight_at(text.at), &good) * powers[text.bytes - 8], value += number_of(last_of(text, text.bytes - 8, EACH('0')), &good);
+	else
 		for (uint32_t i = 0; i < text.bytes; i++)
 			good &= text.at[i] >= '0' && text.at[i] <= '9', value = value * 10 + text.at[i] - '0';
 	*number = value;
@@ -172,16 +188,17 @@ uint32_t read_ecr(const Terms *terms, const Dictionary *dictionary, const uint8_
 		return 0;
 	ecr->message = at, ecr->length = length, ecr->has_proxies = 0, ecr->imsi = ecr->version = (Text){0};
 	Aside aside = {.application = {0}};
-	uint32_t seen = 0;
+	Seen seen = {0};
 	int avps = read_level(terms, dictionary, AT_TOP, (Text){at + HEADER, length - HEADER}, 0, ecr, &aside, &seen), inside = 0, ids = 0;
-	if (avps < 0 || !(seen & TERMINAL) || (inside = read_level(terms, dictionary, IN_TERMINAL_INFORMATION, aside.terminal, 1, ecr, &aside, &seen)) < 0)
+	if (avps < 0 || !(seen.once & TERMINAL) || (inside = read_level(terms, dictionary, IN_TERMINAL_INFORMATION, aside.terminal, 1, ecr, &aside, &seen)) < 0)
 		return 0;
-	if (seen & APPLICATION_ID && ((ids = read_level(terms, dictionary, IN_APPLICATION_ID, aside.application, 1, ecr, &aside, &seen)) < 0 || (~seen & APPLICATION_PARTS)))
+	if (seen.once & APPLICATION_ID && ((ids = read_level(terms, dictionary, IN_APPLICATION_ID, aside.application, 1, ecr, &aside, &seen)) < 0 || (~seen.once & APPLICATION_PARTS)))
 		return 0;
-	if ((~seen & REQUIRED) || (unsigned)(avps + inside + ids) > terms->avps_max || !read_numbers(ecr))
+	if (seen.again || (~seen.once & REQUIRED) || (unsigned)(avps + inside + ids) > terms->avps_max || !read_numbers(ecr) || !is_name(ecr->host) || !is_name(ecr->realm))
 		return 0;
-	/* RFC 6733 6.1.4, as eir.diameter.serve.check_route. */
-	int is_ours = seen & TO_HOST ? terms->any_host || is_one_of(aside.to_host, terms->words, terms->host_words)
-				    : is_one_of(aside.to_realm, terms->words + terms->host_words, terms->realm_words);
-	return is_ours ? length : 0;
+	/* RFC 6733 6.1.4, as eir.diameter.serve.check_route. Names of ours are names. */
+	if (!(seen.once & TO_HOST))
+		return is_one_of(aside.to_realm, terms->words + terms->host_words, terms->realm_words) ? length : 0;
+	int is_ours = terms->any_host ? is_name(aside.to_host) : is_one_of(aside.to_host, terms->words, terms->host_words);
+	return is_ours && is_name(aside.to_realm) ? length : 0;
 }

@@ -206,7 +206,8 @@ static PyObject *lane_take(Lane *lane, PyObject *arguments) {
 		call.telling = NULL;
 	call.at = (const uint8_t *)data.buf + position, call.end = (const uint8_t *)data.buf + data.len;
 	call.tallies = PyMem_Calloc(call.policy->verdict_count + 1, sizeof *call.tallies);
-	if (!call.tallies || position < 0 || position > data.len || !call.policy->words || !have_terms(&call, terms))
+	call.answers = (Buffer){PyMem_Malloc((size_t)data.len), 0, (size_t)data.len};	/* answers are mostly shorter than their requests */
+	if (!call.tallies || !call.answers.at || position < 0 || position > data.len || !call.policy->words || !have_terms(&call, terms))
 		PyErr_SetString(PyExc_ValueError, "no such position, or not the terms of a peer");
 	else if (take_groups(&call) && (counts = counted(&call)))
 		result = Py_BuildValue("ny#nN(y#y#)(y#y#)", (Py_ssize_t)(call.at - (const uint8_t *)data.buf), AS_TEXT(call.answers), call.answered, counts,

@@ -30,7 +30,7 @@ class Lane:
     def take(
         self,
         terms: bytes,
-        data: bytes,
+        data: bytes | memoryview,
         position: int,
         messages_max: int,
         decide: Callable[..., int] | None,

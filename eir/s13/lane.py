@@ -82,7 +82,9 @@ class ExpressLane:
         self._results = dict(zip(STATUSES, labels, strict=False))
         self._terms = _packed(terms, replies)
 
-    def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
+    def take(
+        self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
+    ) -> tuple[int, Mapping[str, int]]:
         """See eir.diameter.application.Lane.take; results are `2001` and `10415:5422`."""
         lanes = self._lanes.renew()
         program, lane, checker = lanes.program, lanes.lane, lanes.checker
@@ -115,7 +117,7 @@ class ExpressLane:
                 sightings.left_out(sum(count for number, count, *_ in counted if not telling[number]), self._label)
         return position, results
 
-    def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
+    def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
         """See eir.diameter.application.Lane.shed."""
         if (lane := self._lanes.renew().lane) is None:
             return position, 0

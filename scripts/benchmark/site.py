@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from eir.record.settings import DEVICES, PAIRS, TYPES
 from eir.releases.publish import publish
 from eir.stores.open import SQLITE, open_copy, open_store
 
+from .build import Missing, run
 from .questions import QUICK_QUESTIONS, Keys, scattered, write_list, write_questions
 from .servers import REALM, Server, on_cores
 
@@ -27,7 +29,16 @@ ASKED = {PAIRS: "device_bound_elsewhere", TYPES: "device_type"}
 ENTRIES, TACS = 100_000, 20_000
 """Devices of the list that most parts have, and TACs over which they are scattered."""
 REST_S, LOOK_S = 120, 0.1
-EIR = [sys.executable, "-m", "eir"]
+EIR = [sys.executable, "-P", "-m", "eir"]
+
+
+def program_of(tree: Path) -> Sequence[str]:
+    """The command that is another tree's `eir`, whatever folder it is run in. Raises Missing where that would be the `eir` of yet another one."""
+    python = tree.absolute() / ".venv" / "bin" / "python"
+    with suppress(Missing):
+        if Path(run([python, "-P", "-c", "import eir; print(eir.__file__)"])).is_relative_to(tree.resolve()):
+            return [str(python), *EIR[1:]]
+    raise Missing(f"{tree} has no environment of its own: run {tree / 'scripts' / 'setup'}")
 
 
 class Site:

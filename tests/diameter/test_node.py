@@ -616,6 +616,21 @@ async def test_a_peer_that_reads_a_little_at_the_end_is_not_waited_for_for_ever(
         link.connection_lost(None)
 
 
+async def test_connections_are_read_into_one_place_and_keep_what_is_theirs():
+    async with running() as setup:
+        links = [Link(setup.node, asyncio.get_running_loop()) for _ in range(2)]
+        for link in links:
+            link.connection_made(Transport())
+        halves = [(request[:50], request[50:]) for request in (cer(host="mme1.example"), cer(host="mme2.example"))]
+        for parts in zip(*halves, strict=True):
+            for link, part in zip(links, parts, strict=True):
+                link.get_buffer(-1)[: len(part)] = part
+                link.buffer_updated(len(part))
+        assert [link.peer.capabilities.host for link in links] == ["mme1.example", "mme2.example"]
+        for link in links:
+            link.connection_lost(None)
+
+
 async def test_what_waited_for_the_admission_is_answered_however_much_it_is():
     class Later(Admission):
         """Decides later, as that of another process does."""

@@ -1,6 +1,7 @@
 """The express lane against the general path: the same bytes, the same counts and the same record for whatever comes."""
 
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -171,6 +172,24 @@ def test_every_form_that_real_clients_send_is_taken(index):
         without,
     )
     assert with_lane.by_lane == 3
+
+
+def test_octets_of_names_and_digits_at_each_place():
+    """Words of eight octets are looked at together: each octet counts at each place, in names of any length, in IMEI and IMSI."""
+    odd = [*map(chr, (0x01, 0x20, 0x21, 0x40, 0x5B, 0x7E, 0x7F)), "\u0080", "\u00a1"]
+    names = ["m" * size for size in (*range(1, 18), 31, 255, 256)]
+    names += [text for name in names for text in _with_each(odd, name)]
+    numbers = [_with_each("/:09a\x10\u00b1", digits) for digits in ("00101009000001", "001010123456789")]
+    messages = [ecr(host=name) for name in names] + [ecr(origin_realm=name) for name in names]
+    side = both(messages + [ecr(text) for text in numbers[0]] + [ecr(imsi=text) for text in numbers[1]])
+    good = [name for name in names if re.fullmatch("[!-~]{1,255}", name)]
+    assert side.by_lane == 2 * len(good) + sum(text.isdecimal() for text in numbers[0]) + len(numbers[1])
+
+
+def _with_each(odd, text):
+    """The text with another character at each place, one at a time; of a long text at the last places."""
+    places = range(max(0, len(text) - 20), len(text))
+    return [text[:at] + each + text[at + 1 :] for at in places for each in odd]
 
 
 def test_the_lane_goes_by_the_limits_of_a_message():

@@ -131,7 +131,7 @@ async def listening_sockets(at: Endpoint) -> list[socket.socket]:
 
 
 async def accept(
-    protocol: asyncio.Protocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None,
+    protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None,
     carried: Carried = DIAMETER,
 ) -> None:  # fmt: skip
     """Put an accepted connection on the loop; with `tls` a handshake comes first, in `timeout_s` at most. Raises OSError.
@@ -145,7 +145,7 @@ async def accept(
 
 
 async def connect(
-    protocol: asyncio.Protocol, to: Endpoint, tls: ssl.SSLContext | None, sctp_settings: SctpSettings, carried: Carried = DIAMETER
+    protocol: asyncio.BaseProtocol, to: Endpoint, tls: ssl.SSLContext | None, sctp_settings: SctpSettings, carried: Carried = DIAMETER
 ) -> None:  # fmt: skip
     """Connect; `tls` is for an endpoint that wants a handshake. Otherwise as `accept`."""
     if to.scheme == SCTP:

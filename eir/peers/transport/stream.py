@@ -29,7 +29,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 async def accept(
-    protocol: asyncio.Protocol,
+    protocol: asyncio.BaseProtocol,
     connection: socket.socket,
     tls: ssl.SSLContext | None = None,
     timeout_s: float | None = None,
@@ -41,7 +41,7 @@ async def accept(
     )
 
 
-async def connect(protocol: asyncio.Protocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+async def connect(protocol: asyncio.BaseProtocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
     """Connect, with a handshake where `tls` is given. Raises OSError."""
     connection = await connected(host, port)
     await asyncio.get_running_loop().create_connection(
