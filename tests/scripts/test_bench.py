@@ -515,3 +515,34 @@ def test_what_it_is_told_wrongly(benchmark):
         done = subprocess.run([benchmark.build.program("load"), *words], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert done.stderr.startswith("load: ")
+
+
+class TestProgramOfAnotherTree:
+    @pytest.fixture(autouse=True)
+    def scripts(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def tree(self, folder, *, has_program):
+        """A tree whose Python is this one; with a program of its own, that is what this Python imports there."""
+        python = folder / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        if has_program:
+            (folder / "eir").mkdir()
+            (folder / "eir" / "__init__.py").touch()
+        return folder
+
+    def test_is_its_own(self, tmp_path):
+        from benchmark.site import program_of
+
+        python, *module = program_of(self.tree(tmp_path, has_program=True))
+        assert python == str(tmp_path / ".venv" / "bin" / "python")
+        assert module == ["-P", "-m", "eir"]
+
+    def test_is_missing_without_an_environment_of_its_own(self, tmp_path):
+        from benchmark.site import Missing, program_of
+
+        for tree in (tmp_path / "none", self.tree(tmp_path / "other", has_program=False)):
+            with pytest.raises(Missing, match="scripts/setup"):
+                program_of(tree)
