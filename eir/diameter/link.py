@@ -10,6 +10,7 @@ import fcntl
 import random
 import socket
 import termios
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,8 +27,20 @@ from eir.peers.transport.stream import certificate_names, reset
 
 REST_BYTES = 250_000
 """After a read of this size other connections have their turn: a loop may read one connection again and again."""
-_BUFFER = memoryview(bytearray(262_144))
-"""All connections of a process are read into it, one at a time: what came is dealt with, or copied, before the next read."""
+READ_BYTES = 262_144
+
+
+class _Place(threading.local):
+    """All connections of a thread are read into it, one at a time: what came is dealt with, or copied, before the next read.
+
+    Loops of two threads would overwrite each other's.
+    """
+
+    def __init__(self) -> None:
+        self.octets = memoryview(bytearray(READ_BYTES))
+
+
+_PLACE = _Place()
 
 
 class Owner(Protocol):
@@ -52,6 +65,7 @@ class Link(asyncio.BufferedProtocol):
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, dialed: PeerSettings | None = None) -> None:
         self._owner = owner
         self._loop = loop
+        self._place = _PLACE.octets
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -106,11 +120,11 @@ class Link(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - it is always this one
         """The place that the transport reads into."""
-        return _BUFFER
+        return self._place
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes were read."""
-        self.data_received(_BUFFER[:nbytes])
+        self.data_received(self._place[:nbytes])
 
     def data_received(self, data: bytes | memoryview) -> None:
         """Hand the bytes to the peer, and send what it answers. They may change afterwards."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trustme
@@ -629,6 +630,17 @@ async def test_connections_are_read_into_one_place_and_keep_what_is_theirs():
         assert [link.peer.capabilities.host for link in links] == ["mme1.example", "mme2.example"]
         for link in links:
             link.connection_lost(None)
+
+
+async def test_loops_of_two_threads_read_into_two_places():
+    """An application may run a node in one thread and clients in others."""
+
+    async def place():
+        return Link(SimpleNamespace(), asyncio.get_running_loop()).get_buffer(-1)
+
+    here, there = await place(), await asyncio.to_thread(asyncio.run, place())
+    here[:2], there[:2] = b"me", b"it"
+    assert (bytes(here[:2]), bytes(there[:2])) == (b"me", b"it")
 
 
 async def test_what_waited_for_the_admission_is_answered_however_much_it_is():
