@@ -59,7 +59,7 @@ class Framer:
             self.buffered += data
             if len(self.buffered) < self.need:
                 return 0
-            data = bytes(self.buffered)
+            data = memoryview(self.buffered)
             self.buffered = bytearray()
         elif receiver.state is _CLOSED:
             return 0
