@@ -498,17 +498,17 @@ def _write(  # noqa: PLR0915 - from who is where to files
         """Parts of a day, by how busy its hours are."""
         return (np.searchsorted(cumulated, rng.random(count)) + rng.random(count)) / 24
 
-    # Checks: at random while the SIM is in, and a fifth of them in twos
+    # Checks: at random while the SIM is in and as it comes, and a fifth of them in twos
     lasts = np.maximum(end - begin, 0)
     count = rng.poisson(rate[what["person"]] * what["rate"] * lasts / 1.2)
     of = np.repeat(np.arange(len(begin)), count)
     time = begin[of] + rng.random(len(of)) * lasts[of]
     long = lasts[of] > 0.5
     time = np.where(long, np.floor(time) + clock(len(of)), time)
-    twice = np.flatnonzero(rng.random(len(of)) < 0.2)
-    of, time = np.concatenate([of, of[twice]]), np.concatenate([time, time[twice] + rng.exponential(0.008, len(twice))])
     starts = np.flatnonzero(what["attach"] & (begin < days) & (lasts > 0))
     of, time = np.concatenate([of, starts]), np.concatenate([time, begin[starts] + 1e-4])
+    twice = np.flatnonzero(rng.random(len(of)) < 0.2)
+    of, time = np.concatenate([of, of[twice]]), np.concatenate([time, time[twice] + rng.exponential(0.008, len(twice))])
     kept = (time >= begin[of]) & (time < end[of])
     of, time = of[kept], time[kept]
     second = np.flatnonzero(what["echo"] >= 0)
