@@ -21,7 +21,7 @@ SELECT
   LN(1 + CAST(encounters.switches AS DOUBLE) / who.days) AS switches,
   CAST(encounters.together AS DOUBLE) / encounters.switches AS together,
   LEAST(COALESCE(LN(who.checks / who.days / network.usual), 0), 0.8) AS busy,
-  encounters.conflict_days, encounters.conflicts AS conflict_times, encounters.return_days, encounters.switches AS switch_count, encounters.together AS together_count,
+  encounters.conflict_days, encounters.conflicts AS conflict_times, encounters.switches AS switch_count,
   firmware.back_days, firmware.lowest, firmware.highest, firmware.compared, firmware.differing,
   orders.runs, orders.expected, orders.deviation, who.members AS member_count, who.homes AS home_count
 FROM encounters
