@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         default=[*networks.ROWS, *HELD_OUT],
         help="of: " + "; ".join([*networks.ROWS, *HELD_OUT]).replace("%", "%%"),
     )
-    parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1)")
+    parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1), judged together")
     parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"of the first ({JUDGED})")
     parser.add_argument("--fit", action="store_true", help=f"print weights by networks from seed {FITTED} on, and end")
     parser.add_argument("--attacks", action="store_true", help="also have one peer attack a network of the first row")
@@ -104,17 +104,19 @@ def main(arguments: Sequence[str]) -> int:
         print(table(fitted(options), ("weight", "value"), width=None))
         return 0
     every = [_judged(name, made) for name, made in _made(options)]
-    bands = reliability(every)
+    bands, together = reliability(every), precisions(every)
     rows = [row for each in every for row in each["kinds"]]
     document: dict[str, Any] = {
         "measured": rows,
         "networks": [{key: value for key, value in each.items() if key not in {"kinds", "told"}} for each in every],
         "reliability": bands,
-        "precision": {each["network"]: each["precision"] for each in every},
+        "precision": together,
     }
-    targets = _targets(every, bands)
+    targets = _targets(every, together, bands)
     text = table(rows, ("network", "kind", "planted", "found", "recall", "interval", *THEIRS), width=None) + "\n" + table(
-        document["networks"], ("network", "devices", "reported", "precision", "precision_rare", "honest_of_10000", *(f"{name}_precision" for name in THEIRS), "seconds", "wrongly"), width=None,
+        document["networks"], ("network", "devices", "reported", "found", "wrong", *(f"{name}_precision" for name in THEIRS), "seconds", "wrongly"), width=None,
+    ) + "\n" + table(
+        together, ("network", "networks", "precision", "precision_interval", "precision_least", "precision_rare", "honest_reported", "honest_of_10000", "honest_interval", "honest_most"), width=None,
     ) + "\n" + table(bands, ("score", "devices", "said", "was"), width=None)  # fmt: skip
     if options.attacks:
         options.rows = options.rows[:1]
@@ -194,9 +196,7 @@ def _judged(name: str, made: World) -> dict[str, Any]:
     wrong = ours - truth.keys()
     return {
         "network": name, "devices": judged.devices, "honest": honest, "clones": len(clones), "reported": len(ours), "seconds": round(seconds, 1),
-        "precision": _share(len(ours & clones), len(ours & clones) + len(wrong)),
-        "precision_rare": _share(len(ours & clones) / len(clones) * RARE * honest, len(ours & clones) / len(clones) * RARE * honest + len(wrong)),
-        "honest_of_10000": round(len(wrong) / honest * 10_000, 1), "wrongly": [f"{what} {count}" for what, count in Counter(made.hard.get(device, "plain") for device in wrong).most_common()],
+        "found": len(ours & clones), "wrong": len(wrong), "wrongly": [f"{what} {count}" for what, count in Counter(made.hard.get(device, "plain") for device in wrong).most_common()],
         **{f"{rule}_precision": _share(len(found & truth.keys()), len(found)) for rule, found in theirs.items()},
         "told": [
             (told.get(device, 0.0), device in truth, device in clones)
@@ -209,6 +209,23 @@ def _judged(name: str, made: World) -> dict[str, Any]:
             } for kind, planted in sorted(kinds.items())
         ],
     }  # fmt: skip
+
+
+def precisions(every: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row's networks together: precision and honest devices that were reported, and beside them the worst single network."""
+    together: list[dict[str, Any]] = []
+    for name in dict.fromkeys(each["network"] for each in every):
+        mine = [each for each in every if each["network"] == name]
+        honest, clones, found, wrong = (
+            sum(each[what] for each in mine) for what in ("honest", "clones", "found", "wrong")
+        )
+        rare = found / clones * RARE * honest
+        together.append({
+            "network": name, "networks": len(mine), "precision": _share(found, found + wrong), "precision_interval": wilson(found, found + wrong, digits=3),
+            "precision_least": min(_share(each["found"], each["found"] + each["wrong"]) for each in mine), "precision_rare": _share(rare, rare + wrong), "honest": honest, "honest_reported": wrong, "honest_of_10000": round(wrong / honest * 10_000, 1),
+            "honest_interval": wilson(wrong, honest, of=10_000, digits=1), "honest_most": round(max(each["wrong"] / each["honest"] for each in mine) * 10_000, 1),
+        })  # fmt: skip
+    return together
 
 
 def _attacked(name: str, made: World) -> list[dict[str, Any]]:
@@ -244,16 +261,16 @@ def _share(part: float, whole: float) -> float:
     return round(part / whole, 3) if whole else 1.0
 
 
-def wilson(part: int, whole: int, z: float = 1.96) -> str:
-    """Wilson's interval of a share, 95 %."""
+def wilson(part: int, whole: int, *, z: float = 1.96, of: int = 1, digits: int = 2) -> str:
+    """Wilson's interval of a share of so many, 95 %."""
     if not whole:
-        return "0 to 1"
+        return f"0 to {of}"
     share = part / whole
     middle, half = (
         (share + z * z / 2 / whole) / (1 + z * z / whole),
         z / (1 + z * z / whole) * sqrt(share * (1 - share) / whole + z * z / 4 / whole**2),
     )
-    return f"{max(middle - half, 0):.2f} to {min(middle + half, 1):.2f}"
+    return f"{max(middle - half, 0) * of:.{digits}f} to {min(middle + half, 1) * of:.{digits}f}"
 
 
 def reliability(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -319,8 +336,10 @@ def _columns() -> set[str]:
     return WEIGHTS.keys() - by_hand
 
 
-def _targets(every: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]) -> list[Target]:
-    """The targets, by row.
+def _targets(
+    every: Sequence[dict[str, Any]], together: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]
+) -> list[Target]:
+    """The targets, by row, its networks together.
 
     Recall of pairs, of four and more copies, and of boxes; precision; honest devices; and each tenth of the score.
     """
@@ -332,8 +351,9 @@ def _targets(every: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]) -
         right[kind] += row["found"]
     overall = {"clone, 2 copies": 0.7, "clone, 3 copies": 0.85, "clone, 4 and more copies": 0.95, "box": 0.95}
     found = [at_least(f"recall: {kind}", bound, _share(right[kind], planted[kind])) for kind, bound in overall.items()]
-    found += [at_least("precision", 0.95, round(sum(each["precision"] for each in every) / len(every), 3))]
-    for name in dict.fromkeys(each["network"] for each in every):
+    found += [at_least("precision", 0.95, round(sum(each["precision"] for each in together) / len(together), 3))]
+    for all_of_them in together:
+        name = all_of_them["network"]
         mine = [each for each in every if each["network"] == name]
         counted: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
         for row in (row for each in mine for row in each["kinds"]):
@@ -352,8 +372,8 @@ def _targets(every: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]) -
             if bound and kind in recall
         ]
         found += [
-            at_least(f"{name}: precision", 0.95, min(each["precision"] for each in mine)), at_least(f"{name}: precision at {RARE:.1%}", 0.9, min(each["precision_rare"] for each in mine)),
-            at_most(f"{name}: honest of 10,000", 3, max(each["honest_of_10000"] for each in mine)),
+            at_least(f"{name}: precision", 0.95, all_of_them["precision"]), at_least(f"{name}: precision at {RARE:.1%}", 0.9, all_of_them["precision_rare"]),
+            at_most(f"{name}: honest of 10,000", 3, all_of_them["honest_of_10000"]),
         ]  # fmt: skip
     return [
         *found,
