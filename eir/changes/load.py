@@ -18,7 +18,7 @@ from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.pages.pages import content_digest
 from eir.record.history import CLAIMS
 from eir.record.reasons import Reasons
-from eir.record.settings import BOUND, LOAD_MEMORY, ListSettings
+from eir.record.settings import BOUND, LOAD_MEMORY, TYPES, ListSettings
 from eir.record.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, recorded, utc_text
 from eir.releases.release import (
     CHANGES,
@@ -282,7 +282,9 @@ class Loader:
         found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
         if found is None or found.generation != state.generation:
             raise GenerationConflict(f"list {settings.name} is no longer at generation {state.generation}")
-        built = amend_pages(before, removed, added, state.content_digest, self.now.timestamp())
+        built = amend_pages(
+            before, removed, added, state.content_digest, self.now.timestamp(), one_each=settings.kind == TYPES
+        )
         built.entries += state.entries
         built.devices += state.devices
         return built

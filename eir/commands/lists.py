@@ -35,10 +35,10 @@ from eir.errors import IdentifierError, StoreError
 from eir.pages.pages import PAGE_KEYS, Page
 from eir.record.entries import Listed, entries_of, imsi_text, read_pages, until_text
 from eir.record.reasons import reason_text
-from eir.record.settings import PAIRS, SUBSCRIBERS
+from eir.record.settings import PAIRS, SUBSCRIBERS, TYPES
 from eir.record.store import Event, ListState, ListStore
 from eir.rows.export import EIR, EXPORTS, export
-from eir.rows.layout import tac_key, until_seconds
+from eir.rows.layout import ALLOCATED, tac_key, until_seconds
 
 Reason = Annotated[
     str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")
@@ -315,7 +315,7 @@ def show_list(
             "total": max(skip + len(rows) + left, 0), "skipped": skip, "entries": rows,
         })  # fmt: skip
     else:
-        columns = ("entry", "imsi") if found.state.kind == PAIRS else ("entry",)
+        columns = ("entry", *{PAIRS: ("imsi",), TYPES: (ALLOCATED,)}.get(found.state.kind, ()))
         told = [row | {"until": f"{row['until']}, ended"} if row["ended"] else row for row in rows]
         show(told, (*columns, "reason", "until", "who", "time"), as_json=False)
         if left > 0:
@@ -416,8 +416,9 @@ def _row(entry: Listed, found: _Found, added: Event | None) -> dict[str, Any]:
     event = added or loaded
     text = entry.text(state.kind)
     return {
-        "entry": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if entry.imsi else None,
+        "entry": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if state.kind == PAIRS else None,
         "whole_tac": entry.whole_tac, "reason": reason_text(state, entry.reason) or None, "until": until_text(entry.until) or None,
+        **({ALLOCATED: until_text(entry.date)[: len("2026-12-31")] or None} if state.kind == TYPES else {}),
         "ended": bool(entry.until and entry.until <= datetime.now(UTC).timestamp()),
         "who": event.who if event else None, "time": event.time if event else state.loaded_at, "signers": list(state.signers),
     }  # fmt: skip

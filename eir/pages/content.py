@@ -269,8 +269,11 @@ def has_pairs(page: Page) -> bool:
     return bool(decode_sections(page.extra).imsis)
 
 
-def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
-    """The page after a delta: pairs in `gone` go, then those in `new` come, and their devices take the new reasons and dates."""
+def amended_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
+    """The page after a delta: pairs in `gone` go, then those in `new` come, and their devices take the new reasons and dates.
+
+    `one_each`: a device is bound to one thing at a time, so that a new one takes the place of the one before.
+    """
     after = decode_pairs(old)
     for low, goes in decode_pairs(gone).items():
         had = after.pop(low, None)
@@ -278,7 +281,7 @@ def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
             after[low] = had._replace(imsis=stays)
     for low, comes in decode_pairs(new).items():
         had = after.get(low)
-        after[low] = comes if had is None else comes._replace(imsis=had.imsis | comes.imsis)
+        after[low] = comes if had is None or one_each else comes._replace(imsis=had.imsis | comes.imsis)
     base = old.number * PAGE_KEYS
     rows = [
         (base + low, imsi, paired.reason, end, paired.date)

@@ -298,14 +298,21 @@ def build_pages(
 
 
 def amend_pages(
-    before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page], content_digest: str, now: float = 0.0
+    before: Iterable[Page],
+    removed: Iterable[Page],
+    added: Iterable[Page],
+    content_digest: str,
+    now: float = 0.0,
+    *,
+    one_each: bool = False,
 ) -> Built:
     """Apply a delta to the pages that it touches.
 
     `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers, and
     `content_digest` that of the list. Identifiers in `removed` go, then those in `added` come; one that is in the list
     already takes the reason and the end of its new row. TACs do so too, on their own: a removed TAC leaves what is listed
-    singly under it, and a removed identifier that only its TAC covers is not there. `now`: as for `differences`.
+    singly under it, and a removed identifier that only its TAC covers is not there. `now`: as for `differences`; `one_each`: as
+    for `amended_pairs`.
     """
     old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
     amended = Built()
@@ -313,7 +320,7 @@ def amend_pages(
     for number in sorted(gone.keys() | new.keys()):
         empty = Page(number, b"")
         had, goes, comes = (pages.get(number, empty) for pages in (old, gone, new))
-        if (page := _amended(had, goes, comes)) != had:
+        if (page := _amended(had, goes, comes, one_each)) != had:
             amended.count(had, -1)
             amended.count(page)
             touched.append(had)
@@ -362,9 +369,9 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     return encode(page.number, Content(low, reasons, until, tac))
 
 
-def _amended(old: Page, gone: Page, new: Page) -> Page:
+def _amended(old: Page, gone: Page, new: Page, one_each: bool) -> Page:
     if any(map(has_pairs, (old, gone, new))):
-        return amended_pairs(old, gone, new)
+        return amended_pairs(old, gone, new, one_each=one_each)
     if old.gone:
         return new
     had, goes, comes = decode(old), decode(gone), decode(new)

@@ -46,7 +46,8 @@ def test_rules_ask_what_a_signed_table_says_of_the_device_s_tac(types):
     types.load([MODULE], serial=2)
     assert answers(types, PHONE, NO_TYPE) == {PHONE: ("greylisted", 3), NO_TYPE: ("whitelisted", "default")}
     (shown,) = types.json("show", "tacs", "35209901000000")["entries"]
-    assert shown["reason"] == "IoT Device"
+    assert (shown["reason"], shown["allocation_date"], shown["imsi"]) == ("IoT Device", "2021-02-01", None)
+    assert "2021-02-01" in types.eir("show", "tacs", "35209901000000").stdout
     changed = types.folder / "more.csv"
     changed.write_text(f"tac,device_type\n{NO_TAC[:8]},Module\n{PHONE[:8]},Module\n")
     types.load(changed, list_name="tacs", serial=2)
@@ -94,6 +95,15 @@ def test_a_delta_replaces_the_day_of_allocation(types):
     assert {row["tac"]: row["allocation_date"] for row in rows} == {
         PHONE[:8]: "2019-05-06", MODULE[:8]: "", NO_TYPE[:8]: "2021-02-01",
     }  # fmt: skip
+
+
+def test_a_delta_that_gives_a_tac_another_type_replaces_the_one_before(types):
+    types.load(types.folder / "gsma.txt", list_name="tacs")
+    (types.folder / "d-added.csv").write_text(f"tac,device_type\n{PHONE[:8]},Module\n")
+    types.load(types.folder / "d-added.csv", list_name="tacs", serial=2, base=1)
+    shown = types.json("show", "tacs")
+    assert [row["reason"] for row in shown["entries"] if row["entry"].startswith(PHONE[:8])] == ["Module"]
+    assert shown["total"] == 4
 
 
 def test_a_row_without_a_tac_is_bad_and_no_command_adds_types(types):
