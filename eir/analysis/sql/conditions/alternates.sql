@@ -3,8 +3,8 @@
 SELECT
   evidence.device,
   LEAST(
-    {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {uneven} * uneven + {a_day} * a_day + {crowd} * crowd + {members} * members + {homes} * homes
-    + {switches} * switches + {together} * together + {busy} * busy + {placeless} * placeless + {versionless} * versionless + {same_version} * same_version,
+    {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {uneven} * uneven + {a_day} * a_day + {members} * members + {homes} * homes
+    + {switches} * switches + {busy} * busy + {placeless} * placeless + {versionless} * versionless + {same_version} * same_version,
     CASE WHEN member_count = 2 THEN {likely} ELSE 30.0 END
   ) AS says,
   CONCAT(

@@ -1,6 +1,7 @@
 -- What is known of each shared device, as numbers that the model weighs. apart: the runs' distance from what two phones give, in deviations;
--- half a one more is usual. uneven: their slant beyond what chance gives. busy: two phones
--- send twice what one does; more than that is no more evidence, since a courier's phone sends ten times as much. beside: and so at the same moment, as two SIMs of one phone are. placeless, versionless: there was nothing to see of that.
+-- half a one more is usual. uneven: their slant beyond what chance gives. busy: two phones send twice what one does, and one that is checked
+-- at each change of its SIM so much more; beyond twice it is no more evidence, since a courier's phone sends ten times as much. beside: and so at
+-- the same moment, as two SIMs of one phone are. placeless, versionless: there was nothing to see of that.
 SELECT
   encounters.device,
   LN(1 + LEAST(encounters.conflict_days, 10)) AS conflicts,
@@ -15,12 +16,11 @@ SELECT
   LEAST(GREATEST(COALESCE((orders.runs - orders.expected) / orders.deviation - 0.5, -0.5), 0), 6) * LEAST(3.0 * encounters.together / encounters.switches, 1) AS beside,
   CASE WHEN encounters.conflict_days < 3 THEN LEAST(GREATEST(COALESCE(orders.slant, 0) - 1, 0), 6) ELSE 0.0 END AS uneven,
   LEAST(who.a_day, 3) AS a_day,
-  LEAST(GREATEST(who.a_day - 2.05, 0), 4) AS crowd,
   LEAST(who.members, 6) - 2.0 AS members,
   CASE WHEN who.homes > 1 THEN 1.0 ELSE 0.0 END AS homes,
   LN(1 + CAST(encounters.switches AS DOUBLE) / who.days) AS switches,
   CAST(encounters.together AS DOUBLE) / encounters.switches AS together,
-  LEAST(COALESCE(LN(who.checks / who.days / network.usual), 0), 0.8) AS busy,
+  LEAST(COALESCE(LN(who.checks / (who.days * network.usual + encounters.switches)), 0), 0.8) AS busy,
   encounters.conflict_days, encounters.conflicts AS conflict_times, encounters.switches AS switch_count,
   firmware.back_days, firmware.lowest, firmware.highest, firmware.compared, firmware.differing,
   orders.runs, orders.expected, orders.deviation, who.members AS member_count, who.homes AS home_count
