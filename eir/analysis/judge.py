@@ -27,9 +27,9 @@ from eir.device import key_text
 DAYS_MAX = 62
 """Days of one judgement: each is a bit of a 64-bit number."""
 SCORE_MAX = 0.999
-LIES_MIN, LIES_TIMES = 20, 10
-"""A peer is not believed that alone speaks for a subscriber of so many likely devices, for its checks so many times as often as others."""
-SMALL, LIES_SHARE = 0.01, 0.2
+LIES_MIN, LIES_TIMES, LIES_SHARE = 12, 10, 0.05
+"""A peer is not believed that alone speaks for a subscriber of so many likely devices, for its checks so many times as often as others, by this share of its checks."""
+SMALL, SMALL_SHARE = 0.01, 0.2
 """A peer that sends less than this share of all checks is not believed either if this share of its own speaks so for likely devices."""
 
 
@@ -238,14 +238,14 @@ def not_believed(engine: Engine) -> list[str]:
     What they say of others' devices is not what comes of serving phones: such a peer sends checks of all kinds, and one that is after somebody's device
     little but what makes it look like several phones.
     """
-    # A box is at one place, with dozens of devices: of those only the checks count. Log odds of -2 are a chance of one in eight: what a liar says
+    # A box is at one place, with dozens of devices: of those only the checks count. Log odds of -2.6 are a chance of one in fourteen: what a liar says
     # makes some of its victims likely and the others nearly so, and all of them tell of it.
     alone = engine.rows("""
         SELECT device, peer, SUM(checks) AS checks, MAX(is_copied) AS is_copied
         FROM (
           SELECT steps.device, MIN(claims.peer) AS peer, COUNT(*) AS checks, CASE WHEN steps.device IN (SELECT sim_box.device FROM sim_box) THEN 0 ELSE 1 END AS is_copied
           FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
-          WHERE summed.odds > -2
+          WHERE summed.odds > -2.6
           GROUP BY steps.device, steps.subscriber
           HAVING MIN(claims.peer) = MAX(claims.peer)
           UNION ALL
@@ -277,11 +277,13 @@ def liars(alone: Iterable[tuple[int, str, int, int]], sent: Mapping[str, int]) -
         for peer in sorted(said, key=lambda peer: (-len(said[peer]) / sent[peer], peer)):
             mine = {device for device, (_, is_copied) in said[peer].items() if is_copied}
             others = max(len(copied - mine), LIES_MIN / 2)
+            share = sum(checks for checks, _ in said[peer].values()) / sent[peer]
             is_often = (
-                len(mine) >= LIES_MIN and len(mine) * (everything - sent[peer]) > LIES_TIMES * sent[peer] * others
+                len(mine) >= LIES_MIN
+                and share >= LIES_SHARE
+                and len(mine) * (everything - sent[peer]) > LIES_TIMES * sent[peer] * others
             )
-            is_small = sent[peer] < SMALL * (everything - sent[peer])
-            is_most = is_small and sum(checks for checks, _ in said[peer].values()) >= sent[peer] * LIES_SHARE
+            is_most = sent[peer] < SMALL * (everything - sent[peer]) and share >= SMALL_SHARE
             if is_often or is_most:
                 found.append(peer)
                 told = [each for each in told if each[0] not in said[peer]]

@@ -103,7 +103,7 @@ def test_scores_are_shifted_by_cases():
     ("score", "words"),
     [
         (0.999, "97 of 100 like it"), (0.95, "97 of 100 like it"), (0.949, "90 of 100 like it"), (0.9, "90 of 100 like it"), (0.899, "80 of 100 like it"),
-        (0.8, "80 of 100 like it"), (0.799, "75 of 100 like it"), (0.7, "75 of 100 like it"), (0.699, "60 of 100 like it"), (0.6, "60 of 100 like it"),
+        (0.8, "80 of 100 like it"), (0.799, "75 of 100 like it"), (0.7, "75 of 100 like it"), (0.699, "55 of 100 like it"), (0.6, "55 of 100 like it"),
         (0.599, "less than even"),
     ],
 )  # fmt: skip
@@ -171,7 +171,7 @@ def operator(site):
         for at in range(0, 240, 24)
         for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
     ]
-    honest = [(number, f"3520994{number:07d}", f"s{number}", "mme1", "05") for number in range(300)]
+    honest = [(number, f"3520994{number:07d}", f"s{number}", f"mme{1 + number % 2}", "05") for number in range(300)]
     write(site.state, [*clones, *TAMPERED["sim_box"], *TAMPERED["placeholder"], *honest])
     return site
 

@@ -96,12 +96,11 @@ SENT = {"large": 1_000_000, "small": 1000}
         ([(device, "small", 20, 1) for device in range(10)], ["small"]),  # a fifth of what it sends
         ([(device, "small", 19, 1) for device in range(10)], []),
         ([(device, "large", 100_000, 1) for device in range(10)], []),  # there is nobody else who sends as much
-        (
-            [(device, "small", 1, 1) for device in range(20)],
-            ["small"],
-        ),  # twenty devices, and far more for its checks than others
-        ([(device, "small", 1, 1) for device in range(19)], []),
-        ([(device, "small", 1, 0) for device in range(20)], []),  # a box's numbers are many
+        # a dozen devices, far more for its checks than others, and by a twentieth of these
+        ([(device, "small", 5, 1) for device in range(12)], ["small"]),
+        ([(device, "small", 5, 1) for device in range(11)], []),
+        ([(device, "small", 4, 1) for device in range(12)], []),
+        ([(device, "small", 5, 0) for device in range(12)], []),  # a box's numbers are many
         (
             [(device, peer, 20, 1) for device in range(200) for peer in ("small", "large")],
             ["small"],

@@ -166,18 +166,36 @@ def test_pools_are_known_by_their_names(judge_rows):
     )
 
 
-def test_pools_in_which_a_sim_keeps_its_mme_are_learned_from_phones_with_two(judge_rows):
-    pair = [
-        (at + late, IMEI, who, mme, "05")
-        for at in EACH_DAY
-        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
-    ]
-    families = [
-        (day * DAY + late, f"3520994{number:07d}", f"{who}{number}", f"mme{1 + (number + (who == 'b') * (number % 4 < 2)) % 2}", "05")
+def families(*mmes, first=0):
+    """A dozen phones with two SIMs each, which keep their MMEs, one of these two: as many at one as between them."""
+    return [
+        (day * DAY + late, f"3520994{first + number:07d}", f"{who}{first + number}", mmes[(number + (who == "b") * (number % 4 < 2)) % 2], "05")
         for number in range(12) for day in range(0, 20, 3) for who, late in (("a", 0), ("a", 5), ("b", 5.5), ("a", 30))
     ]  # fmt: skip
-    assert judge_rows(pair).findings[0].conditions[0] == "conflict"
-    assert judge_rows([*pair, *families]).findings == ()
+
+
+def pair(*mmes):
+    """A phone with a SIM at one MME, and soon after with another one at the other."""
+    return [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in zip("ab", mmes, (0, 0.2), strict=True)
+    ]
+
+
+def test_pools_in_which_a_sim_keeps_its_mme_are_learned_from_phones_with_two(judge_rows):
+    both = "mme1", "mme2"
+    assert judge_rows(pair(*both)).findings[0].conditions[0] == "conflict"
+    assert judge_rows([*pair(*both), *families(*both)]).findings == ()
+
+
+@pytest.mark.parametrize(("others", "found"), [(3, 0), (2, 1)])
+def test_an_origin_that_is_near_to_most_others_is_near_to_one_between_which_nobody_is_seen(judge_rows, others, found):
+    near = [row for number in range(others) for row in families(f"mme{number}", "all", first=100 * number)]
+    far = [] if others == 3 else [(1, "35209950000000", "far", "mme9", "05")]
+    judged = judge_rows([*pair("mme5", "all"), *near, *far])
+    assert len({row[3] for row in (*pair("mme5", "all"), *near, *far)}) == 5
+    assert [finding.conditions[0] for finding in judged.findings] == ["conflict"] * found
 
 
 def test_what_one_peer_alone_says_of_many_is_not_believed(tmp_path):
