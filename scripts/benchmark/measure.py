@@ -19,7 +19,7 @@ from .build import Missing, program, tools
 from .plot import Panel, svg
 from .servers import REALM, Server, on_cores
 
-WHITELISTED = "0"
+WHITELISTED, TOO_BUSY = "0", 3004
 FEW_HITS = 0.01
 SETTLE_S = 0.2
 """OTP drops requests that come before it knows its peer."""
@@ -56,11 +56,22 @@ class Load(NamedTuple):
     """Session-Ids of each MME behind an agent have several lengths, as where they count."""
     on_wire: bool = False
     """With a rate: latency counts from when a request has come to the server's socket until its answer has come to the generator's."""
+    late_max_s: float | None = None
+    """With a rate: what the generator would send later than this is left out, so that what it missed does not come in one burst."""
+    odd: float = 0
+    """With a rate: requests a second of one more MME, whose requests no lane takes; the server may turn some of them away."""
+    odd_at_once: int = 1
+    """Of these so many come together."""
 
     def __str__(self) -> str:
         what = f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
         what += f" of {self.behind} MMEs" if self.behind else ""
         what += ", Session-Ids of several lengths" if self.vary else ""
+        what += (
+            f", {self.odd:g}/s odd" + (f", {self.odd_at_once} at once" if self.odd_at_once > 1 else "")
+            if self.odd
+            else ""
+        )
         return f"{what}, {self.hits:.0%} hits" if self.behind or self.hits != FEW_HITS else what
 
 
@@ -148,6 +159,10 @@ def ask(
         "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
         "constant": int(server.constant), "sctp": int(server.sctp), "always": "" if server.lists else WHITELISTED,
     }  # fmt: skip
+    if load.late_max_s is not None:
+        words["late_max"] = load.late_max_s
+    if load.odd:
+        words |= {"odd": load.odd, "at_once": load.odd_at_once, "shed": TOO_BUSY}
     command = [program("load"), *(f"{name}={value}" for name, value in words.items())]
     for _ in range(ATTEMPTS_OF_SHORT - 1 if how.seconds < SHORT_S else 0):
         if (found := _run(command, server, how, on, meanwhile))["answers_per_s"]:

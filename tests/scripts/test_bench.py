@@ -255,9 +255,9 @@ def test_switch(found):
 
 
 def test_odd(found):
-    load = "64 at 20000/s"
-    assert set(measured(found)) == {("alone", load), ("beside the odd peer", load)}
-    assert len(found["p99_times_alone"]) == 1
+    alone, evenly, at_once = "64 at 20000/s", "64 at 20000/s, 1100/s odd", "64 at 20000/s, 1100/s odd, 11 at once"
+    assert set(measured(found)) == {("eir", alone), ("eir", evenly), ("eir", at_once)}
+    assert [len(found["p99_times_alone"][load]) for load in (evenly, at_once)] == [1, 1]
     assert found["wrong_answers"] == 0
 
 
