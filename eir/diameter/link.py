@@ -278,7 +278,7 @@ class Link(asyncio.BufferedProtocol):
         self._set_timer(peer)
         self._set_reading()
         if peer.more and self._next_turn is None:
-            self._next_turn = self._loop.call_soon(self._go_on)
+            self._next_turn = self._loop.call_soon(self._after_others)
 
     def abort(self) -> None:
         """Close at once, even if something is unsent."""
@@ -316,7 +316,12 @@ class Link(asyncio.BufferedProtocol):
         """The next turn, unless the peer leaves answers unread: then when it has read them."""
         self._next_turn = None
         if self.peer is not None and self.peer.more and self._stalled is None:
+            self._next_turn = self._loop.call_soon(self._go_on)
             self._turn(self.peer, b"")
+
+    def _after_others(self) -> None:
+        """What a read calls soon, uvloop does before it polls: others have their turn between this and the next."""
+        self._next_turn = self._loop.call_soon(self._go_on)
 
     def _rested(self) -> None:
         self._resting = False
