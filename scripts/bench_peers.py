@@ -29,6 +29,7 @@ from benchmark.measure import (
     cores,
     finish,
     in_turns,
+    or_refused,
     percentile,
     ratio,
     rows,
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--peer", choices=PEERS, action="append", help="one of them only; all if not given")
     parser.add_argument(
         "--beside",
-        type=_other,
+        type=or_refused(lambda tree: program_of(Path(tree))),
         metavar="TREE",
         help="another checkout of this program that scripts/setup was run in, as one more peer",
     )
@@ -179,14 +180,6 @@ def main(arguments: Sequence[str]) -> int:
             + "\n"
         )
     return finish("peers", measured, targets, options, text, picture=picture(measured))
-
-
-def _other(tree: str) -> Sequence[str]:
-    """The program of another checkout."""
-    try:
-        return program_of(Path(tree))
-    except Missing as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def _between(results: Results, load: Load, other: Load) -> float:

@@ -29,6 +29,8 @@ DAYS_MAX = 62
 SCORE_MAX = 0.999
 LIES_MIN, LIES_TIMES, LIES_SHARE = 12, 10, 0.05
 """A peer is not believed that alone speaks for a subscriber of so many likely devices, for its checks so many times as often as others, by this share of its checks."""
+LIKELY_ODDS = -2.6
+"""Log odds from which a device counts there: a chance of one in fourteen. What a liar says makes some of its victims likely and the others nearly so, and all of them tell of it."""
 SMALL, SMALL_SHARE = 0.01, 0.2
 """A peer that sends less than this share of all checks is not believed either if this share of its own speaks so for likely devices."""
 
@@ -238,14 +240,13 @@ def not_believed(engine: Engine) -> list[str]:
     What they say of others' devices is not what comes of serving phones: such a peer sends checks of all kinds, and one that is after somebody's device
     little but what makes it look like several phones.
     """
-    # A box is at one place, with dozens of devices: of those only the checks count. Log odds of -2.6 are a chance of one in fourteen: what a liar says
-    # makes some of its victims likely and the others nearly so, and all of them tell of it.
-    alone = engine.rows("""
+    # A box is at one place, with dozens of devices: of those only the checks count.
+    alone = engine.rows(f"""
         SELECT device, peer, SUM(checks) AS checks, MAX(is_copied) AS is_copied
         FROM (
           SELECT steps.device, MIN(claims.peer) AS peer, COUNT(*) AS checks, CASE WHEN steps.device IN (SELECT sim_box.device FROM sim_box) THEN 0 ELSE 1 END AS is_copied
           FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
-          WHERE summed.odds > -2.6
+          WHERE summed.odds > {LIKELY_ODDS}
           GROUP BY steps.device, steps.subscriber
           HAVING MIN(claims.peer) = MAX(claims.peer)
           UNION ALL

@@ -28,12 +28,13 @@ from eir.peers.transport.stream import certificate_names, reset
 REST_BYTES = 250_000
 """After a read of this size other connections have their turn: a loop may read one connection again and again."""
 READ_BYTES = 262_144
+"""A read takes so much at most."""
 
 
 class _Place(threading.local):
     """All connections of a thread are read into it, one at a time: what came is dealt with, or copied, before the next read.
 
-    Loops of two threads would overwrite each other's.
+    Each thread has one of its own, so that loops in several threads do not overwrite each other's.
     """
 
     def __init__(self) -> None:
@@ -315,12 +316,16 @@ class Link(asyncio.BufferedProtocol):
     def _go_on(self) -> None:
         """The next turn, unless the peer leaves answers unread: then when it has read them."""
         self._next_turn = None
-        if self.peer is not None and self.peer.more and self._stalled is None:
-            self._next_turn = self._loop.call_soon(self._go_on)
-            self._turn(self.peer, b"")
+        if (peer := self.peer) is None or not peer.more or self._stalled is not None:
+            return
+        following = self._next_turn = self._loop.call_soon(self._go_on)  # what is read meanwhile comes before it
+        self._turn(peer, b"")
+        if not peer.more:
+            following.cancel()
+            self._next_turn = None
 
     def _after_others(self) -> None:
-        """What a read calls soon, uvloop does before it polls: others have their turn between this and the next."""
+        """Let others have their turn: what a read itself calls soon would come before the reads of the next poll."""
         self._next_turn = self._loop.call_soon(self._go_on)
 
     def _rested(self) -> None:

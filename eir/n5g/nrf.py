@@ -39,7 +39,8 @@ class NotFollowed(EirError):
 def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | None = None) -> str:
     """The URL that the Location in the answer to a request for `url` names, after `hops` redirects before. Raises NotFollowed.
 
-    TS 29.500 6.10.9, RFC 9110 15.4. Only to these `hosts`, by name or address in lower case (None: any): otherwise an answer could send the node anywhere. Not from https to http: what was meant for the holder of a certificate would be told to whoever listens.
+    TS 29.500 6.10.9, RFC 9110 15.4. A redirect is followed only to one of these `hosts`, by name or address in lower case (None: to any), since an
+    answer could otherwise send the node anywhere; and not from https to http, since what was meant for the holder of a certificate would then be told to whoever listens.
     """
     if not location:
         raise NotFollowed("no Location")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from eir.commands.table import table
 
@@ -37,6 +37,7 @@ COLUMNS = (
     "errors",
 )
 
+Read = TypeVar("Read")
 Results = dict[tuple[str, str], list[dict[str, Any]]]
 """(server, load) → what the generator found in each turn."""
 
@@ -61,7 +62,7 @@ class Load(NamedTuple):
     odd: float = 0
     """With a rate: requests a second of one more MME, whose requests no lane takes; the server may turn some of them away."""
     odd_at_once: int = 1
-    """Of these so many come together."""
+    """Requests of the odd MME that come together."""
 
     def __str__(self) -> str:
         what = f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
@@ -100,7 +101,9 @@ def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: i
     )
     parser.add_argument("--json", action="store_true", help="one document instead of a table")
     if picture:
-        parser.add_argument("--svg", type=_drawable, metavar="FILE", help="also draw the results into this file")
+        parser.add_argument(
+            "--svg", type=or_refused(_drawable), metavar="FILE", help="also draw the results into this file"
+        )
 
 
 def begin(
@@ -117,12 +120,21 @@ def begin(
     return options, cores(), times(options)
 
 
+def or_refused(read: Callable[[str], Read]) -> Callable[[str], Read]:
+    """A reader of an option's value that refuses the option where something is Missing."""
+
+    def read_or_refuse(value: str) -> Read:
+        try:
+            return read(value)
+        except Missing as e:
+            raise argparse.ArgumentTypeError(str(e)) from None
+
+    return read_or_refuse
+
+
 def _drawable(file: str) -> Path:
     """The path for a picture. The program that draws it is then there, before anything is measured."""
-    try:
-        tools(modules=["matplotlib"])
-    except Missing as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
+    tools(modules=["matplotlib"])
     return Path(file)
 
 

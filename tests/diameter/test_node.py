@@ -1,6 +1,7 @@
 """The node on real sockets: limits on connections, reconfiguration, peers in and out of service, elections, TLS, draining."""
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import trustme
+import uvloop
 import wire
 from accepting import accepting
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
@@ -705,3 +707,26 @@ async def test_the_loud_one_does_not_keep_others_waiting():
         await quiet.send(ecr())
         await asyncio.gather(read(loud, "loud", 2000), read(quiet, "quiet", 1))
         assert order.index("quiet") < 1900
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_who_asks_during_a_turn_is_answered_before_the_next_one(loop):
+    async def asked():
+        order = []
+
+        def answer(request):
+            order.append(request.hop_by_hop)
+            if len(order) == 1:
+                os.write(quiet.writer.get_extra_info("socket").fileno(), ecr(ids=(9, 9)))
+            return WHITE
+
+        async with running(limits=Limits(turn_messages=1), application=answer) as setup:
+            loud, quiet = await setup.open(), await setup.open(cer("quiet.localdomain"))
+            await loud.send(*[ecr(ids=(number, number)) for number in (1, 2, 3)])
+            await quiet.read()
+            for _ in range(3):
+                await loud.read()
+        return order
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(asked()) == [1, 9, 2, 3]

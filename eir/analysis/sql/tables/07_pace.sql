@@ -1,4 +1,5 @@
--- How soon a phone that one person carries was seen at one origin after another, either way: of a hundred such moves, the second shortest.
+-- How soon a phone that one person carries was seen at one origin after another, either way: of a hundred such moves, the second shortest. Known
+-- of origins between which there were twenty moves or more.
 -- Where soon after one another is as usual for such moves as for checks at one place, the two origins meet, and a phone needs no time.
 SELECT
   pairs.a, pairs.b, pairs.moves,
@@ -13,5 +14,6 @@ FROM (
     WHERE a <> b
   ) AS ranked
   GROUP BY a, b
+  HAVING COUNT(*) >= 20
 ) AS pairs
 JOIN (SELECT AVG(CASE WHEN gap_s < 900 THEN 1.0 ELSE 0.0 END) AS soon FROM moves WHERE a = b) AS usual ON TRUE

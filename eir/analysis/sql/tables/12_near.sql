@@ -4,9 +4,9 @@ SELECT near.origin
 FROM (
   SELECT a AS origin, b AS other FROM pools
   UNION
-  SELECT a AS origin, b AS other FROM pace WHERE moves >= 20 AND fastest_s < 300
+  SELECT a AS origin, b AS other FROM pace WHERE fastest_s < 300
   UNION
-  SELECT b AS origin, a AS other FROM pace WHERE moves >= 20 AND fastest_s < 300
+  SELECT b AS origin, a AS other FROM pace WHERE fastest_s < 300
 ) AS near
 JOIN (SELECT COUNT(*) AS origins FROM located) AS network ON TRUE
 GROUP BY near.origin, network.origins

@@ -1,10 +1,10 @@
--- How long a phone takes from one origin to another, in seconds: by configured places at 300 km/h, and by twenty moves or more that
--- were seen, the sooner of both; an hour where neither is known, and nothing to and from an origin that is near most others. 0: they are one place. By names, MMEs of one group are a pool (TS 23.003 19.4.2.4).
+-- How long a phone takes from one origin to another, in seconds: by configured places at 300 km/h, and by moves that were
+-- seen, the sooner of both; an hour where neither is known, and nothing to and from an origin that is near most others. 0: they are one place. By names, MMEs of one group are a pool (TS 23.003 19.4.2.4).
 SELECT
   ways.a, ways.b,
   CASE
     WHEN ways.here_pool = ways.there_pool THEN 0.0
-    WHEN pace.moves >= 20 THEN LEAST(pace.fastest_s, COALESCE(ways.apart_s, pace.fastest_s))
+    WHEN NOT pace.fastest_s IS NULL THEN LEAST(pace.fastest_s, COALESCE(ways.apart_s, pace.fastest_s))
     WHEN ways.is_pool = 1 THEN 0.0
     WHEN NOT ways.apart_s IS NULL THEN ways.apart_s
     WHEN ways.is_near = 1 THEN 0.0
@@ -12,8 +12,8 @@ SELECT
   END AS fastest_s,
   CASE
     WHEN ways.here_pool = ways.there_pool THEN 'of one pool by their names'
-    WHEN pace.moves >= 20 AND pace.fastest_s <= COALESCE(ways.apart_s, pace.fastest_s) THEN 'by how phones with one SIM move'
-    WHEN pace.moves >= 20 THEN 'by their configured places'
+    WHEN pace.fastest_s <= COALESCE(ways.apart_s, pace.fastest_s) THEN 'by how phones with one SIM move'
+    WHEN NOT pace.fastest_s IS NULL THEN 'by their configured places'
     WHEN ways.is_pool = 1 THEN 'of one place, as SIMs change between them'
     WHEN NOT ways.apart_s IS NULL THEN 'by their configured places'
     WHEN ways.is_near = 1 THEN 'by how near one of them is to most others'
