@@ -300,7 +300,8 @@ class Link(asyncio.BufferedProtocol):
         self.source = source_address(host)
         self.address = address_text([host], port)
 
-    def _turn(self, peer: Peer, data: bytes | memoryview) -> None:
+    def _turn(self, peer: Peer, data: bytes | memoryview) -> bool:
+        """Handle a turn's share of what came; returns whether more is left."""
         before = peer.traffic.answers
         peer.receive(data, self._loop.time())
         self.pump()
@@ -312,6 +313,7 @@ class Link(asyncio.BufferedProtocol):
         if self._ended and not peer.more:
             peer.end(self._loop.time())
             self.pump()
+        return peer.more
 
     def _go_on(self) -> None:
         """The next turn, unless the peer leaves answers unread: then when it has read them."""
@@ -319,8 +321,7 @@ class Link(asyncio.BufferedProtocol):
         if (peer := self.peer) is None or not peer.more or self._stalled is not None:
             return
         following = self._next_turn = self._loop.call_soon(self._go_on)  # what is read meanwhile comes before it
-        self._turn(peer, b"")
-        if not peer.more:
+        if not self._turn(peer, b""):
             following.cancel()
             self._next_turn = None
 
