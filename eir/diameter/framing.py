@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from eir.diameter.peer import Peer
 
 TURN_COST, TURN_BYTES = 384, 2
-"""The share of a turn that a message without a lane costs, measured against one that a lane answers: this many, and one
-more for each so many of its bytes. AVPs without data are the worst kind."""
+"""The share of a turn that a message without a lane costs: this many of those that a lane answers, and one more for each so
+many of its bytes. That is more than it takes: one or two of them are a turn, so that others wait for no more."""
 NO_LANE_SHARE = 24
 """Without a lane all messages are of that kind, and cost this part of it: a turn is then half a millisecond."""
 
@@ -82,7 +82,7 @@ class Framer:
         receiver, limits = self._receiver, self._traffic.context.limits
         turn = limits.turn_messages
         while receiver.state is not _WAIT_ADMISSION:
-            if self._lane is not None and receiver.state is _OPEN and turn > 0:
+            if self._lane is not None and receiver.state is _OPEN and turn > 0 and position < size:
                 position, answered = self._express(self._lane, data, position, turn, now)
                 messages += answered
                 turn -= answered
