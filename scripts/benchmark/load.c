@@ -11,7 +11,7 @@
  *   late_max=0.0001           with rate, a request that would be later than this is left out (not_sent): what the generator missed does
  *                             not come to the server in one burst
  *   odd=1100 at_once=11       with rate, one more MME asks so often a second, so many times at once, by requests with a priority and
- *                             twelve AVPs that nobody knows; its answers are held to them too, and its latency does not count
+ *                             twelve AVPs that nobody knows; its answers are checked like all others, and their latency does not count
  *   warmup= seconds=          how long before it counts, and how long it counts
  *   questions=                a file of 16 bytes for each question: 14 digits, then what is to be answered (0, 1, 2 as
  *                             Equipment-Status, u for 5422), then a newline; asked in order, over and over

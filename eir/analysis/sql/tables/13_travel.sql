@@ -1,5 +1,6 @@
--- How long a phone takes from one origin to another, in seconds: by configured places at 300 km/h, and by moves that were
--- seen, the sooner of both; an hour where neither is known, and nothing to and from an origin that is near most others. 0: they are one place. By names, MMEs of one group are a pool (TS 23.003 19.4.2.4).
+-- How long a phone takes from one origin to another, in seconds: by configured places at 300 km/h, and by moves that were seen, the sooner of both; an hour
+-- where neither is known, and nothing to and from an origin that is near most others. 0: they are one place. By names, MMEs of one group are a pool (TS
+-- 23.003 19.4.2.4).
 SELECT
   ways.a, ways.b,
   CASE
