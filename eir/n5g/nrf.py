@@ -39,8 +39,8 @@ class NotFollowed(EirError):
 def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | None = None) -> str:
     """The URL that the Location in the answer to a request for `url` names, after `hops` redirects before. Raises NotFollowed.
 
-    TS 29.500 6.10.9, RFC 9110 15.4. A redirect is followed only to one of these `hosts`, by name or address in lower case (None: to any), since an
-    answer could otherwise send the node anywhere; and not from https to http, since what was meant for the holder of a certificate would then be told to whoever listens.
+    TS 29.500 6.10.9, RFC 9110 15.4. The node follows a redirect only to one of these `hosts`, names or addresses in lower case (None: to any host), so that
+    no answer can send it elsewhere. It follows none from https to http: whoever listens there could read what only the holder of a certificate should.
     """
     if not location:
         raise NotFollowed("no Location")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -57,7 +58,7 @@ class Load(NamedTuple):
     """Session-Ids of each MME behind an agent have several lengths, as where they count."""
     on_wire: bool = False
     """With a rate: latency counts from when a request has come to the server's socket until its answer has come to the generator's."""
-    late_max_s: float | None = None
+    late_max_s: float = math.inf
     """With a rate: what the generator would send later than this is left out, so that what it missed does not come in one burst."""
     odd: float = 0
     """With a rate: requests a second of one more MME, whose requests no lane takes; the server may turn some of them away."""
@@ -68,11 +69,6 @@ class Load(NamedTuple):
         what = f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
         what += f" of {self.behind} MMEs" if self.behind else ""
         what += ", Session-Ids of several lengths" if self.vary else ""
-        what += (
-            f", {self.odd:g}/s odd" + (f", {self.odd_at_once} at once" if self.odd_at_once > 1 else "")
-            if self.odd
-            else ""
-        )
         return f"{what}, {self.hits:.0%} hits" if self.behind or self.hits != FEW_HITS else what
 
 
@@ -170,11 +166,8 @@ def ask(
         "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "on_wire": int(load.on_wire), "behind": load.behind, "vary": int(load.vary), "settle": SETTLE_S,
         "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
         "constant": int(server.constant), "sctp": int(server.sctp), "always": "" if server.lists else WHITELISTED,
+        "late_max": load.late_max_s, "odd": load.odd, "at_once": load.odd_at_once, "shed": TOO_BUSY if load.odd else 0,
     }  # fmt: skip
-    if load.late_max_s is not None:
-        words["late_max"] = load.late_max_s
-    if load.odd:
-        words |= {"odd": load.odd, "at_once": load.odd_at_once, "shed": TOO_BUSY}
     command = [program("load"), *(f"{name}={value}" for name, value in words.items())]
     for _ in range(ATTEMPTS_OF_SHORT - 1 if how.seconds < SHORT_S else 0):
         if (found := _run(command, server, how, on, meanwhile))["answers_per_s"]:

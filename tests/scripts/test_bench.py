@@ -255,9 +255,9 @@ def test_switch(found):
 
 
 def test_odd(found):
-    alone, evenly, at_once = "64 at 20000/s", "64 at 20000/s, 1100/s odd", "64 at 20000/s, 1100/s odd, 11 at once"
-    assert set(measured(found)) == {("eir", alone), ("eir", evenly), ("eir", at_once)}
-    assert [len(found["p99_times_alone"][load]) for load in (evenly, at_once)] == [1, 1]
+    beside = ["beside odd requests", "beside 11 odd requests at once"]
+    assert set(measured(found)) == {(name, "64 at 20000/s") for name in ("alone", *beside)}
+    assert [len(found["p99_times_alone"][name]["turns"]) for name in beside] == [1, 1]
     assert found["wrong_answers"] == 0
 
 
