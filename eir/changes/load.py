@@ -110,7 +110,7 @@ async def load_release(
     Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
     return await Loader(
-        lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None)
+        lists, store, who, now, marks or {}, force, dry_run, progress=progress or (lambda *_: None)
     ).verify_and_load(manifest)
 
 
@@ -129,6 +129,8 @@ class Loader:
     """Lift the limits on shrinking, growth and ranges, and nothing else."""
     dry_run: bool = False
     """Do all but the switch, and record nothing."""
+    keep_mark: Callable[[str, Mark], None] = lambda *_: None
+    """Stores the highest serial of a list on this host; called once the list is in force, before the load returns."""
     progress: Progress = lambda *_: None
     memory_max: int = LOAD_MEMORY
     """Bytes; a release whose rows alone would take more is refused before one is read."""
@@ -246,6 +248,7 @@ class Loader:
                 stored = await write(
                     manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event
                 )
+            self.keep_mark(manifest.list, stored.mark)
         return LoadReport(
             list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,

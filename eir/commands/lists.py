@@ -29,7 +29,7 @@ from eir.commands.access import (
 from eir.commands.in_force import STORE_ITSELF, FromStore, Node, Stored, asked, read_as_held, states_of, taken_over
 from eir.commands.output import EXIT_USAGE, MANY, duration, fail, print_json, progress, say, show, show_one, written_to
 from eir.config import Whereabouts, load_config
-from eir.daemon.state_folder import in_force_before
+from eir.daemon.state_folder import in_force_before, keep_mark
 from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, typed
 from eir.errors import IdentifierError, StoreError
 from eir.pages.pages import PAGE_KEYS, Page
@@ -124,7 +124,9 @@ def reset_serial(
     checked = opened(whereabouts(config))
 
     async def done(store: ListStore) -> ListState:
-        return await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
+        state = await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
+        keep_mark(checked.state, list_name, state.mark)
+        return state
 
     state = with_store(checked, done, fresh=False)
     said = f"{list_name}: the highest serial is {to} again; serial {state.serial} stays in force until a full release with one above {to}"

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from eir.config import Config, load_config
 from eir.daemon.apart import Start, load_apart, progress_over
 from eir.daemon.channel import Channel
 from eir.daemon.starter import Starter
-from eir.daemon.state_folder import as_owner_of
+from eir.daemon.state_folder import as_owner_of, keep_mark
 from eir.errors import EirError, ReleaseRefused
 from eir.inbox.inbox import UNRECORDED, WAITING, Pass
 from eir.operate import control
@@ -114,6 +115,7 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
                 store,
                 who(),
                 datetime.now(UTC),
+                keep_mark=partial(keep_mark, config.state),
                 progress=progress,
                 memory_max=config.load_memory,
                 **options,

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -21,7 +22,7 @@ from eir.changes.load import Loader, LoadReport
 from eir.config import Config
 from eir.daemon.apart import Outcome, Start, done_apart, load_apart, outcome_of, progress_over
 from eir.daemon.channel import Channel
-from eir.daemon.state_folder import as_owner_of, read_clock
+from eir.daemon.state_folder import as_owner_of, keep_mark, read_clock
 from eir.errors import EirError, Report, SetupFault, StoreError, place_of
 from eir.inbox.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.inbox.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
@@ -114,6 +115,7 @@ async def _load(
                 datetime.now(UTC),
                 marks,
                 force,
+                keep_mark=partial(keep_mark, config.state),
                 progress=progress,
                 memory_max=config.load_memory,
             )

@@ -7,7 +7,6 @@ node has in force, and since when; such a process signs and posts it.
 
 import asyncio
 import fcntl
-import json
 import os
 import random
 import signal
@@ -24,8 +23,7 @@ from eir.config import Config
 from eir.daemon.apart import Outcome, Start, done_apart, outcome_of
 from eir.daemon.channel import Channel
 from eir.daemon.drop_folder import CLAIM_S, NICE, Lease, Load, loading, node_user
-from eir.daemon.state_folder import IN_FORCE_FILE, InForce, as_owner_of, in_force_before
-from eir.disk import put
+from eir.daemon.state_folder import InForce, as_owner_of, in_force_before, save_in_force
 from eir.errors import EirError, Report, StoreError, detail_of, place_of
 from eir.operate import metrics
 from eir.operate.status import WorkerReport
@@ -287,7 +285,7 @@ class Acknowledging:
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config, self._start, self._report = config, start, report
-        self._file = config.state / IN_FORCE_FILE
+        self._folder = config.state
         self._in_force = in_force_before(config.state)
         self.gone: Sequence[str] = ()
         """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
@@ -331,7 +329,7 @@ class Acknowledging:
         }
         if changed:
             with suppress(OSError):
-                put(self._file, json.dumps(self._in_force).encode())
+                self._in_force = save_in_force(self._folder, self._in_force, {})
         for name in reports[0].lists:
             if self._is_due(name):
                 self._tasks[name] = asyncio.get_running_loop().create_task(self._tell(name, self._in_force[name]))

@@ -11,13 +11,13 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eir import __version__
-from eir.disk import put
+from eir.disk import put, sync
 from eir.errors import EirError, Report, SetupFault
 from eir.operate.control import PING, RUNNING, ControlError, as_owner, ask
 from eir.record.clock import TrustedClock
@@ -25,7 +25,7 @@ from eir.record.store import Mark
 
 LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE, NF_INSTANCE_FILE = "lock", "clock", "origin-state-id", "nf-instance-id"
 IN_FORCE_FILE = "in-force.json"
-"""Keeps what was in force since when across a restart."""
+"""Keeps what was in force since when, and the highest serial of each list, across a restart."""
 FORM_FILE = "form"
 FORM = 1
 """The form of the folder as a whole; the files of SQLite in it have forms of their own (eir.stores.records)."""
@@ -168,6 +168,39 @@ def in_force_before(folder: Path) -> dict[str, InForce]:
             for name, (serial, content, since, *mark) in json.loads((folder / IN_FORCE_FILE).read_text()).items()
         }
     return {}
+
+
+def save_in_force(
+    folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark], *, durable: bool = False
+) -> dict[str, InForce]:
+    """Store entries and higher marks, and return all that the folder holds then. Several processes of a host may call this at once.
+
+    A mark is never lowered. `durable`: the file survives a power failure. Raises OSError.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        stored = in_force_before(folder)
+        known = [*((name, entry.mark) for name, entry in stored.items()), *marks.items()]
+        stored |= entries
+        for name, mark in known:
+            entry = stored.get(name, InForce(0, "", "", mark))
+            stored[name] = entry._replace(mark=max(entry.mark, mark))
+        put(folder / IN_FORCE_FILE, json.dumps(stored).encode(), durable=durable)
+        if durable:
+            sync(folder)
+    finally:
+        os.close(descriptor)
+    return stored
+
+
+def keep_mark(folder: Path, name: str, mark: Mark) -> None:
+    """Store the highest serial of a list, before the change that raised the serial is reported as done.
+
+    A host without a state folder has no node and stores nothing. On a full disk nothing is stored here: the node stores the mark a second later.
+    """
+    with suppress(OSError):
+        save_in_force(folder, {}, {name: mark}, durable=True)
 
 
 def _mark(said: Sequence[Any]) -> Mark:

@@ -22,6 +22,7 @@ from wire import EIR, HOST, REALM
 
 from eir.commands.app import command_line, main
 from eir.commands.output import written_to
+from eir.daemon.state_folder import in_force_before
 
 COMMANDS = get_command(command_line()).commands
 IMSI = "001010123456789"
@@ -537,6 +538,28 @@ class TestLists:
             (site.state / "in-force.json").unlink()
             site.eir("add", "own", TRACKED, "--reason", "begun again")
             until(lambda: not node.status()["troubles"])
+
+    def test_the_highest_serial_outlives_a_stop_at_once_and_an_older_backup(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED], serial=6)
+            node = site.start()
+            until((site.state / "in-force.json").exists)
+            node.end()
+            backup = (site.state / "lists.sqlite").read_bytes()
+            site.eir("load", site.release([LISTED, UNLISTED], serial=7))
+            assert in_force_before(site.state)["stolen"].mark == (0, 7)
+            for file in site.state.glob("lists.sqlite*"):
+                file.unlink()
+            (site.state / "lists.sqlite").write_bytes(backup)
+            node = site.start()
+            lost = "serial 6 is the highest that it knows of, and 7 was accepted here before"
+            until(lambda: any(lost in said for said in node.status()["troubles"]))
+
+    def test_a_serial_that_is_set_back_is_stored_at_once(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED], serial=6)
+            site.eir("lists", "reset-serial", "stolen", "--to", "2", "--reason", "a mistake")
+            assert in_force_before(site.state)["stolen"].mark == (1, 2)
 
     def test_a_whole_tac_takes_force_and_a_dry_run_says_its_size(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:

@@ -18,7 +18,7 @@ from eir.commands.app import command_line
 from eir.commands.manual import _does, commands_of
 from eir.daemon import state_folder
 from eir.daemon.pulling import Acknowledging
-from eir.daemon.state_folder import IN_FORCE_FILE, in_force_before
+from eir.daemon.state_folder import IN_FORCE_FILE, in_force_before, keep_mark
 from eir.errors import EirError, SetupFault, silent
 from eir.operate.control import STOPPING
 from eir.operate.page import alert_of
@@ -205,3 +205,26 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
     (said,) = [text for text in status.readiness([REPORT]).why if "stolen" in text]
     assert "serial 6 is the highest that it knows of, and 7 was accepted here before" in said
     assert alert_of(said) == "EirStoreLostData"
+
+
+def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
+    """The load stores it before any worker has the release, and the node writes the same file meanwhile."""
+    config = SimpleNamespace(state=tmp_path, lists={})
+    node = Acknowledging(config, None, report=silent)
+
+    def look(**serials):
+        lists = {
+            name: replace(NO_LIST, kind="devices", serial=serial, generation=serial, highest_serial=serial)
+            for name, serial in serials.items()
+        }
+        node.look([replace(REPORT, lists=lists)])
+        return {name: entry.mark[1] for name, entry in in_force_before(tmp_path).items()}
+
+    assert look(stolen=6) == {"stolen": 6}
+    keep_mark(tmp_path, "stolen", (0, 7))
+    keep_mark(tmp_path, "other", (0, 3))
+    assert look(stolen=6, third=1) == {"stolen": 7, "other": 3, "third": 1}
+    keep_mark(tmp_path, "stolen", (0, 2))
+    assert in_force_before(tmp_path)["stolen"][:2] == (6, NO_LIST.content_digest)
+    assert look(stolen=7, other=3, third=1) == {"stolen": 7, "other": 3, "third": 1}
+    assert all(entry.since for entry in in_force_before(tmp_path).values())
