@@ -123,12 +123,15 @@ class Users:
         self._one = asyncio.Lock()
         self._bad_ones: dict[str, Purse] = {}
         """A purse for the bad passwords from each address."""
+        self._users: dict[str, Hashed] = {}
+        self._good: dict[bytes, str] = {}
+        """Users by the digest of a header that was verified."""
         self.renew(users)
 
     def renew(self, users: Mapping[str, Hashed]) -> None:
-        """Use these from now on. A password that was verified is verified again when it comes back."""
-        self._users = dict(users)
-        self._good: dict[bytes, str] = {}
+        """Use these users from now on. A verified password stays verified as long as the line of its user is the same."""
+        before, self._users = self._users, dict(users)
+        self._good = {digest: name for digest, name in self._good.items() if self._users.get(name) == before.get(name)}
         # Whoever is no user takes as long as one.
         self._nobody = Hashed(N, R, P, secrets.token_bytes(SALT_BYTES), secrets.token_bytes(HASH_BYTES))
 
@@ -146,15 +149,17 @@ class Users:
         name, password = _said(authorization)
         if not name:
             return "", NO_PASSWORD
-        users = self._users
         async with self._one:
             if digest not in self._good:
                 purse = self._bad_ones.get(address) or self._remembered(address)
                 if not purse.take(self._ticks()):
                     return "", TOO_MANY
-                hashed = users.get(name)
-                fits = await asyncio.to_thread((hashed or self._nobody).fits, password)
-                if not fits or hashed is None or users is not self._users:
+                while True:
+                    hashed = self._users.get(name)
+                    fits = await asyncio.to_thread((hashed or self._nobody).fits, password)
+                    if hashed == self._users.get(name):  # else the file was read again meanwhile: its new line decides
+                        break
+                if not fits or hashed is None:
                     return "", WRONG
                 purse.left += 1  # a good one takes nothing
                 if len(self._good) >= REMEMBERED_MAX:

@@ -142,6 +142,34 @@ class TestUsers:
         assert await users.user(basic(), "10.0.0.1") == ("", "wrong_password")
 
     @pytest.mark.parametrize(
+        ("before", "after", "sent", "answer"),
+        [
+            (PASSWORD, PASSWORD, PASSWORD, ("register", "")),
+            ("another password", PASSWORD, PASSWORD, ("register", "")),
+            (PASSWORD, "another password", PASSWORD, ("", "wrong_password")),
+        ],
+    )
+    async def test_a_file_that_is_read_meanwhile_decides(self, file, before, after, sent, answer):
+        """The users change while one request has its password hashed and others wait for theirs."""
+        users = Users(read_users(file(user_line("register", before))), ticks=monotonic)
+        requests = [asyncio.create_task(users.user(basic(password=sent), "10.0.0.1")) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert users._one.locked()
+        users.renew(read_users(file(user_line("register", after), user_line("second", PASSWORD))))
+        assert await asyncio.gather(*requests) == [answer] * 3
+        assert users.known(basic(password=sent)) == (answer[0] or None)
+
+    async def test_a_file_with_the_same_line_forgets_nobody(self, file):
+        """Wrong passwords from a register's own address do not shut the register out once the file is read again."""
+        users, line = Users({}, ticks=lambda: 0.0), user_line("register", PASSWORD)
+        users.renew(read_users(file(line)))
+        assert await users.user(basic(), "10.0.0.1") == ("register", "")
+        users._remembered("10.0.0.1").left = 0
+        users.renew(read_users(file(line, user_line("second", PASSWORD))))
+        assert users.known(basic()) == "register"
+        assert await users.user(basic(), "10.0.0.1") == ("register", "")
+
+    @pytest.mark.parametrize(
         ("lines", "says"),
         [
             (["# nobody"], "has no user"), (["register:secret"], ":1: expected a line"), (["a:scrypt:16384:8:1:AAAA"], ":1: expected a line"),
