@@ -544,7 +544,7 @@ class Front:
             host=self._config.identity.host, status=self._status.document(reports), peers=await self._workers.peers(), lists=lists,
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._lately.minutes(),
             asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),
-        ))  # fmt: skip
+        ))._replace(authenticated=True)  # fmt: skip
 
     # ---- commands ----
 

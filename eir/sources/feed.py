@@ -39,7 +39,7 @@ SAID: Final = {
     TOO_MANY: "too many wrong passwords from this address",
 }  # fmt: skip
 _DONE: Final = {
-    status: Response(status, TEXT, said)
+    status: Response(status, TEXT, said, authenticated=True)
     for status, said in ((201, b"added\n"), (202, b"removed\n"), (204, b""), (208, b"there already\n"))
 }
 
@@ -173,7 +173,8 @@ class Feed:
             headers.append(("Allow", "POST, DELETE"))
         if why.status in {503, TOO_MANY_REQUESTS}:
             headers.append(("Retry-After", str(RETRY_AFTER_S)))
-        return Response(why.status, TEXT, f"{why.reason}: {why.detail}\n".encode(), headers)
+        text = f"{why.reason}: {why.detail}\n".encode()
+        return Response(why.status, TEXT, text, headers, authenticated=user != NOBODY)
 
     def _label(self, user: str) -> str:
         """The user as metrics call it."""

@@ -206,7 +206,7 @@ class FraudCheck:
         }
         if found.word == PROHIBITED:
             document["prohibitedReason"] = reason_word(found.reason)
-        return Response(200, JSON, json.dumps(document).encode(), headers)
+        return Response(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
 
     def _client(self, request: Request) -> str:
         """The client that the token names.
@@ -257,7 +257,7 @@ class FraudCheck:
                 address=address,
                 setting="fraud_check.rate_max",
             )
-        return failed(why.what, why.detail, (*headers, *why.headers))
+        return failed(why.what, why.detail, (*headers, *why.headers))._replace(authenticated=client != NOBODY)
 
     def _label(self, client: str) -> str:
         if client == NOBODY or client in self._labels or len(self._labels) < LABELS_MAX:

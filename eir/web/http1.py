@@ -52,6 +52,8 @@ class Response(NamedTuple):
     body: bytes
     headers: Sequence[tuple[str, str]] = ()
     """Headers besides those of the body."""
+    authenticated: bool = False
+    """True if the client has shown that it may use the service."""
 
 
 class Conversation:

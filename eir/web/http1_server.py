@@ -5,6 +5,7 @@ connection others have their turn. Knows nothing of what it serves, and accepts 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ class HttpLimits:
     requests_max: int = 1000
     """Requests on one connection; the answer to the last one says that it closes."""
     connections_max: int = 100
-    """Connections at once. For a further one, the oldest that waits for no answer is closed, or else the oldest:
-    holding connections keeps nobody out."""
+    """Connections at once of clients that have not authenticated, and as many again of clients that have. For a further
+    one, a connection of the same kind is closed, if possible one that waits for no answer: the oldest of the address that
+    has most of these. So strangers close no connection of an authenticated client, and keep no new client out."""
     body_bytes_max: int = 64 << 20
     """Bytes of an answer."""
     request_body_max: int | None = None
@@ -69,10 +71,16 @@ class HttpLinks:
 
     def take(self, link: "Link") -> None:
         """One more connection stands."""
-        if len(self.links) >= self.limits.connections_max:
-            oldest = next((each for each in self.links if not each.answering), next(iter(self.links)))
-            oldest.end(TOO_MANY)
+        self.make_room(authenticated=False)
         self.links[link] = None
+
+    def make_room(self, *, authenticated: bool) -> None:
+        """Close a connection of this kind if there are as many as there may be, before one more becomes such."""
+        same = [link for link in self.links if link.authenticated == authenticated]
+        if len(same) >= self.limits.connections_max:
+            closable = [link for link in same if not link.answering] or same
+            ((most, _),) = Counter(link.address for link in closable).most_common(1)
+            next(link for link in closable if link.address == most).end(TOO_MANY)
 
     def lost(self, link: "Link") -> None:
         """A connection is gone."""
@@ -117,6 +125,8 @@ class Link(asyncio.Protocol):
         """Nothing has come since the last answer, and that is no fault."""
         self.answering = False
         """A request is being answered."""
+        self.authenticated = False
+        """The client has shown that it may use the service."""
         self.address = ""
         """The client's address, without the port."""
 
@@ -221,6 +231,9 @@ class Link(asyncio.Protocol):
         if self._transport is None:
             return
         self._transport.write(self._conversation.answer(response))
+        if response.authenticated and not self.authenticated:
+            self._owner.make_room(authenticated=True)
+            self.authenticated = True
         if self._conversation.over or self._leaving:
             self._finish()
             return

@@ -1,7 +1,10 @@
 """The page for people at / of the HTTP address: what it says, who may see it, and how a browser shows it."""
 
 import base64
+import contextlib
+import http.client
 import re
+import socket
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -14,6 +17,7 @@ from browser import in_chromium, looked_at
 from node import LISTED, until
 
 from eir.operate import page as pages
+from eir.operate.http import LIMITS
 from eir.operate.lately import Lately, Minute
 from eir.operate.page import STATUSES, Shown, alert_of, page
 from eir.record.store import Event, ListState
@@ -191,6 +195,15 @@ def get(url, password=None, asked=None):
             return error.code, error.read().decode()
 
 
+def page_status(connection, password):
+    """The status of the page over a connection that stays."""
+    credentials = base64.b64encode(f"x:{password}".encode()).decode()
+    connection.request("GET", "/", headers={"Authorization": f"Basic {credentials}"})
+    with connection.getresponse() as answer:
+        answer.read()
+        return answer.status
+
+
 def test_of_a_running_node(shared):
     shared.load(["imei,reason", f"{LISTED},stolen in transit"])
     shared.eir("load", shared.release([LISTED], list_name="other"), status=1)
@@ -213,6 +226,18 @@ def test_of_a_running_node(shared):
         assert "no identifier of a device" in get(f"{url}?imei=--store", "secret")[1]
         assert get(url, "wrong", LISTED)[0] == 401
         assert get(f"{url}ready", "secret", LISTED)[0] == 405
+        with contextlib.ExitStack() as held:
+            mine = held.enter_context(contextlib.closing(http.client.HTTPConnection(node.http, timeout=600)))
+            mine.auto_open = False
+            mine.connect()
+            assert page_status(mine, "secret") == 200
+            address = node.http.rpartition(":")
+            others = [
+                held.enter_context(socket.create_connection((address[0], int(address[2])), timeout=600))
+                for _ in range(LIMITS.connections_max + 1)
+            ]
+            assert others[0].recv(1) == b"", "strangers close a connection of their own"
+            assert page_status(mine, "secret") == 200
         shared.configure(page={"from": ["127.0.0.0/8"]})
         shared.eir("reload")
         assert get(url)[0] == 200

@@ -281,6 +281,8 @@ async def test_a_red_teams_list(site, client):
     assert (await (await client(node)).ask("POST", device(LISTED))).status == 208
     assert await held[0].ended() == b""
     assert (await held[-1].ask("POST", device(LISTED))).status == 208
+    # Nor do they close a connection that has sent a row before them.
+    assert (await good.ask("POST", device(LISTED))).status == 208
     # Passwords are not tried for long; who has the right one goes on.
     tries = [
         (await held[-1].ask("POST", device(LISTED), Authorization=basic(password=f"guess number {at}"))).status

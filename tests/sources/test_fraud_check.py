@@ -22,6 +22,7 @@ from wire import EIR
 
 from eir.changes.local import ADD, Edit, edit_list, parse_entries
 from eir.config import load_config
+from eir.daemon import interfaces
 from eir.daemon.services import rules_of
 from eir.sources.fraud_check import (
     ALLOWED,
@@ -184,6 +185,12 @@ async def test_what_a_device_is_and_who_may_ask(site, client, tmp_path):
     long = await bank.ask("POST", PATH, b"x" * 5000)
     assert (long.status, json.loads(long.body)["code"]) == (413, "PAYLOAD_TOO_LARGE")
     until(lambda: node.metrics().get("eir_fraud_checks_total{client=bank,result=prohibited}") == 6)
+    # Connections without a token close none of a client that has shown one.
+    bank = await client(node, token(issuer))
+    assert (await bank.ask("POST", "/x")).status == 404
+    strangers = [await client(node, "") for _ in range(interfaces.LIMITS.connections_max + 1)]
+    assert await strangers[0].ended() == b""
+    assert (await ask(bank, f"{LISTED}1"))[0] == 200
     assert LISTED not in node.text()
     assert not node.lines("fault")
 

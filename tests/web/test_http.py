@@ -43,7 +43,12 @@ def limits():
 
 @pytest.fixture
 def pages():
-    return {"/page": lambda _: PAGE, "/slow": slow_page, "/broken": broken_page}
+    return {
+        "/page": lambda _: PAGE,
+        "/slow": slow_page,
+        "/broken": broken_page,
+        "/mine": lambda _: PAGE._replace(authenticated=True),
+    }
 
 
 @pytest.fixture
@@ -79,8 +84,8 @@ class Client:
 async def connect(server):
     made = []
 
-    async def connect():
-        made.append(Client(*await asyncio.open_connection(*server.address)))
+    async def connect(address="127.0.0.1"):
+        made.append(Client(*await asyncio.open_connection(*server.address, local_addr=(address, 0))))
         return made[-1]
 
     yield connect
@@ -227,6 +232,39 @@ async def test_any_number_of_connections_at_once(connect):
     assert [await client.ended() for client in clients[:-3]] == [b""] * 47
     for client in clients[-3:]:
         assert (await client.ask(GET))[0] == 200
+
+
+MINE = GET.replace(b"/page", b"/mine")
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=2)])
+async def test_connections_of_strangers_close_none_that_has_authenticated(connect):
+    register = await connect()
+    assert (await register.ask(MINE))[0] == 200
+    strangers = [await connect() for _ in range(20)]
+    assert [await stranger.ended() for stranger in strangers[:-2]] == [b""] * 18
+    for client in (*strangers[-2:], register):
+        assert (await client.ask(GET))[0] == 200
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=2)])
+async def test_authenticated_connections_are_bounded_too(connect):
+    stranger, registers = await connect(), []
+    for _ in range(4):
+        registers.append(await connect())
+        assert (await registers[-1].ask(MINE))[0] == 200
+    assert [await register.ended() for register in registers[:-2]] == [b""] * 2
+    for client in (*registers[-2:], stranger):
+        assert (await client.ask(GET))[0] == 200
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=3)])
+async def test_the_address_with_most_connections_loses_one(connect):
+    """A register that has connected and not yet sent its password keeps its place beside a flood from another address."""
+    register = await connect("127.0.0.2")
+    flood = [await connect() for _ in range(10)]
+    assert [await each.ended() for each in flood[:-2]] == [b""] * 8
+    assert (await register.ask(MINE))[0] == 200
 
 
 async def test_close_does_not_wait_for_clients(connect, server):
