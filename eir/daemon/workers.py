@@ -117,6 +117,7 @@ class Workers:
     def end(self) -> None:
         """Have all of them send their peers away and end."""
         for worker in self._workers.values():
+            worker.leaving = True
             worker.channel.tell("end")
 
     def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
@@ -189,7 +190,7 @@ class Workers:
     async def _ask_all(
         self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None
     ) -> list[tuple[_Worker, Any]]:
-        """Every started worker's answer; of one that has none, or says no, the log says why.
+        """Return every started worker's answer; log the reason if a worker gives none, unless the worker was told to end.
 
         What has `arguments` changes something: a worker that is still at its start is asked too, and has as long as a start may take.
         """
@@ -207,10 +208,10 @@ class Workers:
         for worker, answer in zip(workers, answers, strict=True):
             if not isinstance(answer, BaseException):
                 given.append((worker, answer))
-            elif isinstance(answer, ChannelError):
-                self._report("worker_failed", level="warning", reason=what, worker=worker.number, detail=str(answer))
-            else:
+            elif not isinstance(answer, ChannelError):
                 raise answer
+            elif not (worker.leaving and worker.channel.gone.is_set()):  # the end cuts off a question
+                self._report("worker_failed", level="warning", reason=what, worker=worker.number, detail=str(answer))
         return given
 
     async def snapshot(self) -> metrics.Snapshot:
@@ -307,6 +308,8 @@ async def watch(
             unanswered += 1
             missed()
         except ChannelError as e:
+            if of.channel.gone.is_set():
+                return  # the process has ended, and the crew logs its end
             report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
     report("worker_hung", level="error", unanswered=unanswered, **who)
     of.kill()

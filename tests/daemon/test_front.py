@@ -51,7 +51,8 @@ class PlayedProcess:
         self.serving = asyncio.create_task(
             self.there.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}"))
         )
-        self.serving.add_done_callback(lambda task: self.over.set() if ends and not task.cancelled() else None)
+        self.ends = ends
+        self.serving.add_done_callback(lambda task: self.over.set() if self.ends and not task.cancelled() else None)
 
     async def ended(self):
         await self.over.wait()
@@ -382,6 +383,36 @@ async def test_no_reload_begins_once_the_node_stops(node):
     await node.ask("drain")
     with pytest.raises(EirError, match="stopping"):
         await node.ask("reload")
+
+
+async def test_a_question_that_the_end_of_a_worker_cuts_off_is_no_fault(site, lines):
+    """The node asks its workers each second, and one that has sent its peers away ends with the question unanswered."""
+    async with serving(site) as node:
+        asked = set()
+        for player in node.workers:
+
+            async def report(number=player.number):
+                asked.add(number)
+                await asyncio.Event().wait()
+
+            player.handlers["report"] = report
+            player.handlers["end"] = player.process.there.close
+            player.process.ends = False  # a process is there a while longer than its channel
+        await until_async(lambda: len(asked) == 2)
+        await node.ask("drain")
+        await node.has_lost(2)
+        for player in node.workers:
+            player.process.end()
+        assert await node.task == 0
+    assert [(event, reason) for event, reason, _ in lines if event == "worker_failed"] == []
+
+
+async def test_a_worker_that_dies_with_a_question_unanswered_is_told_of(node, lines):
+    dying = node.workers[0]
+    dying.handlers["set_peer"] = lambda *_: dying.process.end()
+    await node.ask("peer_disable", name="mme")
+    told = [(reason, fields["worker"]) for event, reason, fields in lines if event == "worker_failed"]
+    assert told == [("set_peer", 0)]
 
 
 async def test_a_worker_gets_what_the_front_read_whatever_the_file_says_by_then(node):
