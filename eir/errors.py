@@ -148,17 +148,20 @@ class DiameterError(EirError):
     """A fault in a Diameter message that its sender gets to know (RFC 6733 7).
 
     `result_code` is the Result-Code of the answer, `failed_avp` the encoded AVPs that its Failed-AVP holds (empty: none),
-    `reason` a short word for metrics and logs, `entry` the label of the entry of the peer table by which it was found (None: none).
+    `reason` a short word for metrics and logs, `entry` the label of the sender's entry in the peer table (None: none fits), `nearest`
+    the label of the entry that would fit but for one condition.
     """
 
     def __init__(
-        self, result_code: int, reason: str, detail: str = "", *, failed_avp: bytes = b"", entry: str | None = None
-    ) -> None:
+        self, result_code: int, reason: str, detail: str = "", *, failed_avp: bytes = b"", entry: str | None = None,
+        nearest: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(detail or reason)
         self.result_code = result_code
         self.reason = reason
         self.failed_avp = failed_avp
         self.entry = entry
+        self.nearest = nearest
 
 
 class ConnectionFault(DiameterError):

@@ -90,7 +90,10 @@ def judge_cer(
             raise found
         _check_common(said, found, context.application.id, secure=secure)
     except DiameterError as e:
-        e.entry = found.label if isinstance(found, PeerSettings) else found.entry
+        if isinstance(found, PeerSettings):
+            e.entry = found.label
+        else:
+            e.entry, e.nearest = found.entry, found.nearest
         raise
     return found
 

@@ -394,7 +394,7 @@ class Node:
             detail = f"no entry of the peer table fits {link.address}" + (
                 f"; {entry} would, but for its {but}" if entry else ""
             )
-            raise DiameterError(UNKNOWN_PEER, "unknown_peer", detail, entry=entry)
+            raise DiameterError(UNKNOWN_PEER, "unknown_peer", detail, nearest=entry)
         reason = detail = ""
         names = link.certificate_names()
         if said.host.lower() in {self.identity.host.lower(), (settings.as_host or "").lower()}:

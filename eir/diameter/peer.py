@@ -76,7 +76,7 @@ class Closed:
     reset: bool
     """Do not wait for anything: the peer's bytes make no sense."""
     entry: str | None = None
-    """The entry of the peer table by which, or nearly, the peer was refused."""
+    """Label of the peer's entry in the peer table, if the peer was refused or refused us; None: no entry fits."""
 
 
 Event = Arrived | Opened | Leaving | Alive | Answered | Closed
@@ -351,7 +351,7 @@ class Peer:
             result=result,
             host=said.host,
             realm=said.realm,
-            entry=fault.entry,
+            entry=fault.entry or fault.nearest,
         )
         return self._leave(fault.reason, detail, entry=fault.entry)
 

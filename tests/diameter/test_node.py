@@ -381,6 +381,20 @@ async def test_every_refusal_is_the_last_error_of_its_entry():
         assert errors()["mme"] is None
 
 
+@pytest.mark.parametrize("extra", [b"", wire.avp(9999)], ids=["well-formed", "malformed"])
+async def test_a_stranger_is_no_error_of_the_entry_that_comes_nearest(extra):
+    """The log names that entry; the peer itself has done nothing."""
+    near = replace(MME, label="near", host="near.example")
+    async with running(near) as setup:
+        stranger = await setup.connect()
+        await stranger.send(cer("near.example", "other.example", extra=extra))
+        await stranger.end()
+        event, told = setup.reported[-1]
+        assert (event, told["entry"]) == ("peer_refused", "near")
+        assert [(row.label, row.last_error) for row in setup.node.status()] == [("near", None)]
+        assert setup.node.refused() == {}
+
+
 async def test_every_peer_that_is_refused_is_told_with_its_address_and_entry():
     table = [
         replace(MME, label="mme1", host="mme1.example"), replace(MME, label="far", realm="far.example", sources=(ip_network("192.0.2.0/24"),)),
