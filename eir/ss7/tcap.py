@@ -15,7 +15,7 @@ _KINDS = frozenset({BEGIN, END, CONTINUE, ABORT, UNIDIRECTIONAL})
 _OTID, _DTID, _CAUSE, _DIALOGUE, _COMPONENTS = 0x48, 0x49, 0x4A, 0x6B, 0x6C
 _ORDER = {_OTID: 0, _DTID: 1, _CAUSE: 2, _DIALOGUE: 3, _COMPONENTS: 4}
 _INVOKE, _RESULT, _RESULT_NOT_LAST, _ERROR, _REJECT = 0xA1, 0xA2, 0xA7, 0xA3, 0xA4
-_INTEGER, _NULL, _OBJECT, _SEQUENCE, _LINKED = 0x02, 0x05, 0x06, 0x30, 0x80
+_INTEGER, _NULL, _OBJECT, _SEQUENCE, _LINKED, _NOT_LINKED = 0x02, 0x05, 0x06, 0x30, 0x80, 0x81
 AARQ, AARE, ABRT = 0x60, 0x61, 0x64
 _DIALOGUE_AS = bytes.fromhex("060700118605010101")
 """dialogue-as-id (Q.773 4.2.3), as an element."""
@@ -244,6 +244,8 @@ def _component(octets: bytes, tag: int, parts: list[Element], seen: set[bytes]) 
     if not parts or parts[0].tag != _INTEGER or parts[0].stop != parts[0].start + 1:
         return reject(None, MISTYPED_COMPONENT)
     number = octets[parts[0].start : parts[0].stop]
+    if tag == _INVOKE and len(parts) > 1 and parts[1].tag == _NOT_LINKED and parts[1].start == parts[1].stop:
+        del parts[1]  # linkedId absent [1] IMPLICIT NULL (X.880 in Q.773 06/97); OTC writes it into every Invoke
     problem: Problem | None = None
     if tag != _INVOKE:
         problem = ERROR_UNEXPECTED if tag == _ERROR else RESULT_UNEXPECTED

@@ -70,6 +70,11 @@ def invoke(parameter=None, *, operation=43, number=b"\1"):
     return tcap.invoke(number, operation, codec.argument(1, FREE + "0") if parameter is None else parameter)
 
 
+def linked(parameter, linked_id=b"\x81\0"):
+    """An invocation with a linkedId, by default the empty one that OTC's MAP stack writes."""
+    return el(0xA1, el(2, b"\1"), linked_id, el(2, b"\x2b"), parameter)
+
+
 def imei(text=FREE + "0"):
     return el(4, codec.packed(text))
 
@@ -167,6 +172,13 @@ REQUESTS = [
     ("another operation", begin(2, invoke(operation=44)), 2, "reject 1.1", "Q3.3"),
     ("a global operation", begin(2, el(0xA1, el(2, b"\1"), el(6, b"\x2a\3"))), 2, "reject 1.1", "Q3.3"),
     ("a link to nothing", begin(2, el(0xA1, el(2, b"\1"), el(0x80, b"\2"), el(2, b"\x2b"))), 2, "reject 1.5", "Q3.3"),
+    ("an empty linkedId, v1", begin(1, linked(imei(LISTED + "0"))), 1, "black", "X.880 in Q.773 (06/97)"),
+    ("an empty linkedId, v3", begin(3, linked(v3(imei(LISTED + "0"), INFO, el(4, imsi())))), 3, "black", "X.880 in Q.773 (06/97)"),
+    ("an empty linkedId and a listed subscriber, v2", begin(2, linked(imei() + el(0, imsi()))), 2, "grey", "X.880 in Q.773 (06/97)"),
+    ("an absent linkedId that is not empty", begin(2, linked(imei(), el(0x81, b"\2"))), 2, "reject 0.1", "X.880: NULL"),
+    ("an empty linkedId twice", begin(2, linked(imei(), el(0x81) * 2)), 2, "reject 0.1", "Q3.3"),
+    ("an empty linkedId behind the operation", begin(2, el(0xA1, el(2, b"\1"), el(2, b"\x2b"), el(0x81), imei())), 2, "reject 1.2", "Q3.3"),
+    ("an empty linkedId and no operation", begin(2, el(0xA1, el(2, b"\1"), el(0x81))), 2, "reject 0.1", "Q3.3"),
     ("no operation", begin(2, el(0xA1, el(2, b"\1"))), 2, "reject 0.1", "Q3.3"),
     ("no number", begin(2, el(0xA1, el(4, b"\1"))), 2, "reject 0.1", "Q3.3"),
     ("a component that is none", begin(2, el(0xB1, el(2, b"\1"))), 2, "reject 0.0", "Q3.3"),
