@@ -571,11 +571,15 @@ class RemoteAdmission:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def may_dial(self, host: str | None, label: str) -> bool:
-        """True if no worker has a connection of the peer."""
+    async def may_dial(self, host: str | None, label: str, now: float) -> bool:
+        """See AdmissionControl.may_dial."""
         with suppress(ChannelError):
-            return bool(await self._channel.ask("may_dial", host, label))
+            return bool(await self._channel.ask("may_dial", host, label, now))
         return False
+
+    def stay_away(self, label: str, until: float) -> None:
+        """See Admission.stay_away."""
+        self._channel.tell("stay_away", label, until)
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""

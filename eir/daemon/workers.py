@@ -174,7 +174,7 @@ class Workers:
 
         return {
             "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
-            "may_dial": self._admission.may_dial, "traced": self._traced,
+            "may_dial": self._admission.may_dial, "stay_away": self._admission.stay_away, "traced": self._traced,
             "said_name": said_name,
         }  # fmt: skip
 

@@ -94,8 +94,15 @@ class AdmissionControl(Protocol):
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""
 
-    async def may_dial(self, host: str | None, label: str) -> bool:
-        """True if the peer, or without a host any peer of the entry with this label, has no connection yet, anywhere in the node."""
+    async def may_dial(self, host: str | None, label: str, now: float) -> bool:
+        """Return whether the node may connect to a peer of the entry with this label.
+
+        The node may not while the peer (without a host: any peer of the entry) has a connection anywhere in the node, nor before
+        the time of `stay_away`.
+        """
+
+    def stay_away(self, label: str, until: float) -> None:
+        """See Admission.stay_away."""
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """See Admission.dialing."""
@@ -129,14 +136,25 @@ class Admission:
         self._ours: set[Name] = set()
         """Open connections that we made."""
         self.failed: OrderedDict[str, bool] = OrderedDict()
+        self._not_before: dict[str, float] = {}
+        """Label of each entry whose peer showed none of our applications → time before which the node does not connect to the peer."""
 
     def is_open(self, host: str) -> bool:
         """True if the peer has an open connection."""
         return bool(self.connections.get(host.lower()))
 
-    async def may_dial(self, host: str | None, label: str) -> bool:
+    async def may_dial(self, host: str | None, label: str, now: float) -> bool:
         """See AdmissionControl.may_dial."""
+        if now < self._not_before.get(label, now):
+            return False
         return label not in self.labels.values() if host is None else not self.is_open(host)
+
+    def stay_away(self, label: str, until: float) -> None:
+        """Keep the node from connecting to the peer of an entry: the peer would reject our CER as we rejected its own.
+
+        `until`: time on the monotonic clock of the host.
+        """
+        self._not_before[label] = until
 
     def arrived(self, claim: Claim) -> list[Order]:
         """A good CER came."""

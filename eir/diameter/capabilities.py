@@ -18,6 +18,8 @@ from eir.peers.settings import APPLICATIONS, Identity, PeerSettings, holds, is_f
 
 NO_INBAND_SECURITY = 0
 """Inband-Security-Id (RFC 6733 6.10)."""
+NO_APPLICATION = "no_common_application"
+"""Reason why a CER or CEA is rejected whose sender offers none of our applications."""
 CEA_REFUSED, CEA_NOT_NOW = "cea_result", "cea_not_now"
 """Reasons why a connection that we made is not opened: the peer refuses us, or refuses us for now."""
 SOON_OVER = frozenset({result.TOO_BUSY, result.ELECTION_LOST, result.UNABLE_TO_COMPLY})
@@ -131,7 +133,7 @@ def _check_common(said: Capabilities, settings: PeerSettings, application_id: in
     if not has_common(said, application_id) and APPLICATIONS not in settings.lenient:
         offered = sorted(said.applications) or "no application"
         text = f"it offers {offered}, not {application_id}"
-        raise DiameterError(result.NO_COMMON_APPLICATION, "no_common_application", text)
+        raise DiameterError(result.NO_COMMON_APPLICATION, NO_APPLICATION, text)
     # RFC 6733 6.10: an absent AVP means NO_INBAND_SECURITY; inside TLS there is nothing left to agree on.
     if not secure and said.inband_security and NO_INBAND_SECURITY not in said.inband_security:
         raise DiameterError(result.NO_COMMON_SECURITY, "no_common_security", "it wants TLS on a connection without it")

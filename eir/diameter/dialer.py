@@ -28,7 +28,7 @@ class Dialer:
         self, owner: Owner, is_wanted: Callable[[PeerSettings], Awaitable[bool]],
         failed: Callable[[PeerSettings, Exception], None], stay_away_s: float = STAY_AWAY_S,
     ) -> None:  # fmt: skip
-        self._owner, self._stay_away_s = owner, stay_away_s
+        self._owner, self.stay_away_s = owner, stay_away_s
         self._is_wanted = is_wanted
         self._failed = failed
         self._tasks: dict[PeerSettings, asyncio.Task[None]] = {}
@@ -55,7 +55,7 @@ class Dialer:
         """Leave the peer alone for `stay_away_s`, taken out and put back or not: it has refused us, or would."""
         now = asyncio.get_running_loop().time()
         held = {peer: until for peer, until in self._not_before.items() if until > now}
-        self._not_before = held | {settings: now + self._stay_away_s}
+        self._not_before = held | {settings: now + self.stay_away_s}
 
     async def close(self) -> None:
         """Connect to nobody any more."""

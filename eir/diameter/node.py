@@ -16,7 +16,15 @@ from functools import partial
 
 from eir.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse, Yield
 from eir.diameter.application import Application
-from eir.diameter.capabilities import CEA_REFUSED, Capabilities, certificate_fits, find_peer, has_common, nearest_miss
+from eir.diameter.capabilities import (
+    CEA_REFUSED,
+    NO_APPLICATION,
+    Capabilities,
+    certificate_fits,
+    find_peer,
+    has_common,
+    nearest_miss,
+)
 from eir.diameter.dialer import STAY_AWAY_S, Dialer
 from eir.diameter.link import Link
 from eir.diameter.message import Reply
@@ -356,7 +364,11 @@ class Node:
         ]
         if any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers):
             return False
-        return await self._admission.may_dial(settings.host, settings.label)
+        return await self._admission.may_dial(settings.host, settings.label, _now())
+
+    def _stay_away(self, label: str) -> None:
+        """Leave a peer that offers none of our applications to connect by itself: it would reject our CER."""
+        self._admission.stay_away(label, _now() + self._dialer.stay_away_s)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
         secure = settings.connect is not None and endpoint(settings.connect).scheme == TLS
@@ -459,11 +471,13 @@ class Node:
             self._failures[event.entry] = Failure(
                 time.time(), event.detail or event.reason, refusal=event.reason not in SETTLED
             )
+        if event.entry is not None and event.reason == NO_APPLICATION:
+            self._stay_away(event.entry)
         if link.dialed is not None and peer is not None and peer.settings is not None:
             self._dial_ended(link, peer, peer.settings, event)
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
             if peer.settings is not None and not has_common(peer.capabilities, self.context.application.id):
-                self._dialer.stay_away(peer.settings)  # It was forgiven that, and would not forgive us.
+                self._stay_away(peer.settings.label)  # It was forgiven that, and would not forgive us.
             label, now = peer.traffic.label, time.time()
             self._seen[label] = now
             about = {"peer": label, "reason": event.reason, "host": peer.capabilities.host, "address": link.address}

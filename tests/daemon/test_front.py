@@ -231,7 +231,8 @@ async def test_a_worker_that_sends_its_peers_away_gets_none_of_them_back(node):
     """It has the fewest connections then, and would close each at once."""
     leaving, other = node.workers
     leaving.process.there.tell("leaving")
-    await leaving.process.there.ask("may_dial", "mme.example.org", "mme")  # answered in order, so that the front knows
+    # Answered in order, so that the front knows.
+    await leaving.process.there.ask("may_dial", "mme.example.org", "mme", 0.0)
     for count in range(1, 5):
         await node.come()
         await until_async(lambda n=count: len(other.connections) == n)

@@ -62,6 +62,12 @@ async def four(node, connect):
     return {host: await connect(node, host) for host in HOSTS}
 
 
+async def later(listener):
+    """Answer the next attempt of the node in such a way that it tries again."""
+    attempt = await listener.accept()
+    await attempt.answer(await attempt.read(), code=4003)
+
+
 def total(samples, name):
     return sum(value for labelled, value in samples.items() if labelled.partition("{")[0] == name)
 
@@ -201,6 +207,27 @@ class TestAdmission:
             theirs = await connect(node, opened=False)
             await theirs.send(cer(host))
             yield ours, request, theirs
+
+    async def test_a_peer_that_shows_no_s13_to_one_worker_is_connected_to_by_none(self, crew, connect):
+        async with Listener() as listener, Listener() as other:
+            hosts = {HOST: listener, "beside.example": other}
+            dialed = [
+                {"name": host, "host": host, "connect": f"tcp://127.0.0.1:{at.port}", "reconnect_after_s": 1}
+                for host, at in hosts.items()
+            ]
+            crew.configure(peers=[*dialed, {"name": "first", "host": HOSTS[0]}])
+            node = crew.start()
+            await connect(node, HOSTS[0])  # has worker 0, so that the next one gets worker 1
+            await later(listener)
+            theirs = await connect(node, opened=False)
+            assert (await theirs.ask(cer(app=b""))).result == 5010
+            (line,) = await until_async(lambda: node.lines("peer_refused", reason="no_common_application"))
+            assert line["worker"] == "1"
+            control(crew.state, "peers")  # whose answers come after what the worker told
+            before = len(listener.made)
+            for _ in range(3):
+                await later(other)
+            assert len(listener.made) == before
 
     async def test_an_election_that_the_node_wins(self, crew, connect):
         async with self.election(crew, connect, "dra.localdomain") as (ours, _, theirs):

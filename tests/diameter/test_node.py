@@ -362,6 +362,39 @@ async def test_a_peer_that_would_refuse_us_is_left_to_connect_by_itself():
             await setup.open(cer(app=b""))
 
 
+async def test_a_peer_whose_cer_shows_no_s13_is_left_to_connect_by_itself():
+    """Its CER is rejected, so that it comes again; a CER of ours would get 5010, after which freeDiameter gives us up."""
+    async with Listener() as listener, Listener() as other:
+        connect, again = (f"tcp://127.0.0.1:{each.port}" for each in (listener, other))
+        peer = replace(MME, host=wire.HOST, connect=connect, reconnect_after_s=0.01)
+        beside = PeerSettings(label="beside", host="beside.example", connect=again, reconnect_after_s=0.01)
+        async with running(peer, beside, dials=False) as setup:
+            assert (await (await setup.connect()).ask(cer(app=b""))).result == 5010
+            setup.node.dial()
+            for _ in range(10):
+                attempt = await other.accept()
+                await attempt.answer(await attempt.read(), code=4003)
+            assert listener.made == []
+            setup.node.reconfigure([replace(peer, lenient=frozenset({"applications"})), beside])
+            await setup.open(cer(app=b""))
+            assert listener.made == []
+
+
+async def test_a_peer_whose_cea_shows_no_s13_is_left_to_connect_by_itself():
+    async with Listener() as listener, Listener() as other:
+        connect, again = (f"tcp://127.0.0.1:{each.port}" for each in (listener, other))
+        peer = replace(MME, host=wire.HOST, connect=connect, reconnect_after_s=0.01)
+        beside = PeerSettings(label="beside", host="beside.example", connect=again, reconnect_after_s=0.01)
+        async with running(peer, beside):
+            attempt = await listener.accept()
+            await attempt.answer(await attempt.read(), extra=b"")
+            assert await attempt.end() == []
+            for _ in range(10):
+                attempt = await other.accept()
+                await attempt.answer(await attempt.read(), code=4003)
+            assert len(listener.made) == 1
+
+
 async def test_every_refusal_is_the_last_error_of_its_entry():
     async with running(replace(MME, label="strict", host="strict.example", realm=None), MME) as setup:
 

@@ -126,3 +126,29 @@ def test_an_mme_that_refuses_our_connection_comes_in_by_its_own(eir, tmp_path):
         assert "5010" in line["detail"]
         assert "leave out connect" in line["setting"]
         assert (line["entry"], line["address"]) == ("dra", f"127.0.0.1:{port}")
+
+
+def test_an_mme_whose_cer_is_rejected_comes_again_until_the_entry_forgives_it(eir, tmp_path):
+    """It offers no S13. At a CER of ours it would give the node up until it is restarted."""
+    if in_a_network_of_its_own(
+        f"{Path(__file__)}::test_an_mme_whose_cer_is_rejected_comes_again_until_the_entry_forgives_it"
+    ):
+        return
+    port = free_port()
+    dialed = TABLE[0] | {"connect": f"tcp://127.0.0.1:{port}", "reconnect_after_s": 1}
+    eir.configure(peers=TABLE)
+    node = eir.start()
+
+    def rejected():
+        return len(node.lines("peer_refused", reason="no_common_application"))
+
+    with relay(tmp_path, {EIR: node}, tc_s=TC_S, port=port, relays=False, expect=0):
+        until(rejected)
+        eir.configure(peers=[dialed])
+        control(eir.state, "reload")
+        before = rejected()
+        until(lambda: rejected() > before + 1, patience_s=BACK_S)
+        eir.configure(peers=[dialed | {"lenient": ["applications"]}])
+        control(eir.state, "reload")
+        back(node, lambda: True)
+        assert node.lines("connect_failed") == node.lines("peer_refused", reason="cea_result") == []
