@@ -15,6 +15,10 @@ class Web:
     def __init__(self, folder, *, context=None, stall_s=None, methods=("GET",), needs=None):
         self.folder, self.fault, self.stall_s, self.methods, self.needs = Path(folder), None, stall_s, methods, needs
         self.asked, self.given, self.lock, self.elsewhere = [], {}, threading.Lock(), "https://elsewhere.example/"
+        self.tag, self.conditions, self.takes_conditions = None, [], True
+        """ETag of every file instead of one by its content; the If-None-Match of each request; False: 400 to such a request."""
+        self.ranges = "good"
+        """What a request for the rest of a file gets: that, `other part` than it wants, or `status_400`."""
         self.old = {}
         """Old contents that are repeated: of a path, as it was when `remember` was called."""
         self.over = threading.Event()
@@ -70,7 +74,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = web.fault(path) if callable(web.fault) else web.fault
         if web.needs is not None and self.headers.get("Authorization") != web.needs:
             self._say(401)
-        elif fault in {"drop", "redirect", "error", "endless", "garbage", "riddle", "nowhere"}:
+        elif not self._is_condition_good():
+            self._say(400)
+        elif fault in {"drop", "redirect", "error", "endless", "garbage", "riddle", "nowhere", "continue", "drip", "flood"}:
             getattr(self, f"_{fault}")(path)
         elif path.startswith("moved/"):
             self._say(302, Location=f"{web.url}{path.removeprefix('moved/')}")
@@ -115,14 +121,44 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"\x16\x03\x01 nonsense\r\n\r\n")
         self.close_connection = True
 
+    def _continue(self, _):
+        """Announce an answer for ever."""
+        while True:
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+    def _drip(self, _):
+        """Send one header after the other for ever, slowly."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while not self.web.over.wait(0.02):
+            self.wfile.write(b"x")
+
+    def _flood(self, path):
+        """Redirect to the file, in an answer whose body never ends."""
+        self.send_response(302)
+        self.send_header("Location", f"{self.web.url}./{path}")
+        self.end_headers()
+        while True:
+            self.wfile.write(b"x" * 65536)
+
+    def _is_condition_good(self):
+        """False as a strict server has it, such as nginx: a header that is too long or broken into lines is a bad request."""
+        condition = self.headers.get("If-None-Match")
+        if condition is not None:
+            with self.web.lock:
+                self.web.conditions.append(condition)
+        return condition is None or (self.web.takes_conditions and len(condition) < 8192 and "\n" not in condition)
+
     def _file(self, content, *, cut=False):
-        etag = f'"{hash(content) & 0xFFFFFFFF:x}"'
+        etag = self.web.tag or f'"{hash(content) & 0xFFFFFFFF:x}"'
         if self.headers.get("If-None-Match") == etag:
             self._say(304, ETag=etag)
             return
         begin, status, more = 0, 200, {}
         if (asked := self.headers.get("Range")) is not None:
-            begin = int(asked.removeprefix("bytes=").removesuffix("-"))
+            begin = int(asked.removeprefix("bytes=").removesuffix("-")) - (self.web.ranges == "other part")
+            if self.web.ranges == "status_400":
+                self._say(400)
+                return
             if begin >= len(content):
                 self._say(416)
                 return

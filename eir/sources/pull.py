@@ -216,8 +216,14 @@ class _Pull:
         settings, kept, now = self.terms.settings, self.terms.room / INDEX, self.terms.clock()
         if settings.signers is None:
             raise ReleaseRefused("signers_file", f"list {settings.name} has no signers")
-        is_kept = self.note.etag is not None and _sha256_if(kept) == self.note.sha256
-        found = server.small(INDEX, INDEX_BYTES_MAX, self.note.etag if is_kept else None)
+        etag = self.note.etag if _sha256_if(kept) == self.note.sha256 else None
+        try:
+            found = server.small(INDEX, INDEX_BYTES_MAX, etag)
+        except Unreached:
+            if etag is not None:  # the server may fail over the tag, and would each time
+                self.note = replace(self.note, etag=None)
+                self._write_note()
+            raise
         content = kept.read_bytes() if found is None else found.octets
         document, _ = document_in(content, INDEX, settings.signers, now, revoked=settings.revoked)
         index = folder.read(document)

@@ -5,13 +5,17 @@ Over https only, but for this host's own addresses; a redirect is followed on th
 """
 
 import http.client
+import io
 import os
+import re
+import socket
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
@@ -21,10 +25,16 @@ from eir.record.settings import Source
 
 STALL_S = 20.0
 """Seconds that a server may send nothing."""
+ANSWER_S = 60.0
+"""Seconds for a whole small file, or until the headers of a large file end; redirects and each `100 Continue` included."""
 PIECE_BYTES = 1 << 18
 REDIRECTS_MAX = 3
 TOKEN_BYTES_MAX = 1 << 16
 NOT_MODIFIED, PARTIAL = 304, 206
+RANGE_FAULTS = frozenset({"status_400", "status_416"})
+"""Reasons for which a download begins again: the file is shorter than the part that came, or the server takes no such request."""
+_TAG = re.compile(r'(?:W/)?"[!#-~]{0,200}"')
+"""An entity tag (RFC 9110 8.8.3) in ASCII that fits into any server's limit on headers."""
 
 
 class Unreached(EirError):
@@ -40,6 +50,7 @@ class Content(NamedTuple):
 
     octets: bytes
     etag: str | None
+    """None if the server sent no valid tag."""
 
 
 class Server:
@@ -48,6 +59,8 @@ class Server:
     def __init__(self, source: Source, until: float) -> None:
         """Raises Unreached (`setup`) if its files cannot be used."""
         self._base, self._until = source.url, until
+        self._answer_by = until
+        """Time by which the present answer has to come: the small file, or the headers of a large file."""
         self._redirects = _Redirects(source.url)
         self._headers = {"User-Agent": "eir", "Accept-Encoding": "identity"}
         self.bytes = 0
@@ -65,7 +78,7 @@ class Server:
         opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler({}) if local else urllib.request.ProxyHandler(), self._redirects, urllib.request.HTTPErrorProcessor(),
-            urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(context=context),
+            urllib.request.HTTPDefaultErrorHandler(), _Handler(context, self._left),
         ):  # fmt: skip
             opener.add_handler(handler)
         self._opener = opener
@@ -80,7 +93,8 @@ class Server:
                 octets += piece
                 if len(octets) > most:
                     raise Unreached("too_large", f"{self._at(name)} is larger than {most} bytes")
-            return Content(bytes(octets), answer.headers.get("ETag"))
+            tag = answer.headers.get("ETag", "")
+            return Content(bytes(octets), tag if _TAG.fullmatch(tag) else None)
 
     def into(self, name: str, part: Path, size: int) -> None:
         """Bring a file of `size` bytes up to its end, from where an earlier try was cut off. Raises Unreached; what came stays."""
@@ -90,15 +104,17 @@ class Server:
         try:
             self._on(name, part, there, size)
         except Unreached as e:
-            if e.reason == "status_416":  # the file there is shorter than what we have: start again
+            if there and e.reason in RANGE_FAULTS:
                 part.unlink()
             raise
 
     def _on(self, name: str, part: Path, there: int, size: int) -> None:
         with self._asked(name, {"Range": f"bytes={there}-"} if there else {}) as answer, part.open("ab") as file:
+            self._answer_by = self._until
             if answer is None or (
                 answer.status == PARTIAL and not answer.headers.get("Content-Range", "").startswith(f"bytes {there}-")
             ):
+                file.truncate(0)
                 raise Unreached(
                     "answer", f"{self._at(name)}: the server answered with another part than it was asked for"
                 )
@@ -137,9 +153,10 @@ class Server:
         at = self._at(name)
         request = urllib.request.Request(at, data=data, headers={**self._headers, **headers}, method=method)  # noqa: S310 - of a url that is https, or of this host
         self._redirects.followed = 0
+        self._answer_by = min(self._until, time.monotonic() + ANSWER_S)
         try:
             try:
-                answer = self._opener.open(request, timeout=self._left(at))
+                answer = self._opener.open(request, timeout=self._left())
             except urllib.error.HTTPError as e:
                 e.close()
                 if e.code == NOT_MODIFIED and "If-None-Match" in headers:
@@ -159,7 +176,6 @@ class Server:
     def _pieces(self, answer: Any, name: str) -> Iterator[bytes]:
         at = self._at(name)
         while True:
-            self._left(at)
             try:
                 piece: bytes = answer.read1(PIECE_BYTES)
             except (OSError, http.client.HTTPException) as e:
@@ -171,11 +187,66 @@ class Server:
         if answer.length:
             raise Unreached("cut_off", f"{at} ended {answer.length} bytes before its end")
 
-    def _left(self, at: str) -> float:
-        left_s = self._until - time.monotonic()
-        if left_s <= 0:
-            raise Unreached("timeout", f"{at}: the time for one pull is over")
-        return min(left_s, STALL_S)
+    def _left(self) -> float:
+        """Return the seconds for which the next bytes may be awaited. Raises Unreached (`timeout`) once the answer is late."""
+        left_s = self._answer_by - time.monotonic()
+        if left_s > 0:
+            return min(left_s, STALL_S)
+        if self._answer_by == self._until:
+            raise Unreached("timeout", f"{self._base}: the time for one pull is over")
+        raise Unreached("timeout", f"{self._base}: an answer took longer than {ANSWER_S:g} s")
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections that read each piece of an answer within `left()` seconds."""
+
+    def __init__(self, context: ssl.SSLContext, left: Callable[[], float]) -> None:
+        urllib.request.HTTPSHandler.__init__(self, context=context)
+        self._tls, self._left = context, left
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        """Send a request over TCP."""
+        return self.do_open(partial(self._connection, http.client.HTTPConnection), req)
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        """Send a request over TLS."""
+        connect = partial(self._connection, http.client.HTTPSConnection, context=self._tls)
+        return self.do_open(connect, req)
+
+    def _connection(self, kind: type[http.client.HTTPConnection], host: str, **how: Any) -> http.client.HTTPConnection:
+        connection = kind(host, **how)
+        connection.response_class = partial(_Response, left=self._left)  # type: ignore[assignment]  # for a proxy's answer too
+        return connection
+
+
+class _Response(http.client.HTTPResponse):
+    """Answer of which each piece is read within `left()` seconds."""
+
+    def __init__(self, sock: socket.socket, *how: Any, left: Callable[[], float], **more: Any) -> None:
+        super().__init__(sock, *how, **more)
+        self.fp = io.BufferedReader(_Pieces(sock, self.fp.detach(), left))
+
+
+class _Pieces(io.RawIOBase):
+    """Bytes of a socket, each piece with a timeout of its own."""
+
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase, left: Callable[[], float]) -> None:
+        self._sock, self._raw, self._left = sock, raw, left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(self._left())
+        try:
+            return self._raw.readinto(buffer)
+        except TimeoutError:
+            self._left()
+            raise
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -193,6 +264,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 "redirect",
                 f"{req.full_url}: the server sends us to {newurl.partition('?')[0]}, and only its own places are followed, {REDIRECTS_MAX} times at most",
             )
+        fp.close()  # or urllib reads its body, which may be endless
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

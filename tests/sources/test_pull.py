@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,6 +163,73 @@ async def test_what_a_network_does_keeps_nothing_out_once_it_is_over(register, n
 async def test_a_header_that_cannot_be_read_is_no_answer(register, node, fault):
     register.web.fault = fault
     assert await node.pull() == ("unreached", "answer")
+
+
+@pytest.mark.parametrize(
+    "tag", ['"' + 60_000 * "x" + '"', '"a\r\n b"', '"a b"', "a", '"a', '"\x80"', '"' + 201 * "x" + '"']
+)
+async def test_a_tag_that_is_none_is_not_sent_back(register, node, tag):
+    register.publish(ROWS[:20])
+    register.web.tag = tag
+    assert await node.pull() == ("loaded", "")
+    register.publish(added=ROWS[20:22])
+    assert await node.pull() == ("loaded", "")
+    assert register.web.conditions == []
+
+
+@pytest.mark.parametrize("tag", ['""', '"!#~"', 'W/"a"', '"' + 200 * "x" + '"'])
+async def test_a_tag_is_sent_back(register, node, tag):
+    register.publish(ROWS[:20])
+    register.web.tag = tag
+    assert await node.pull() == ("loaded", "")
+    assert await node.pull() == ("unchanged", "")
+    assert register.web.conditions == [tag]
+    assert register.web.asked[-1] == (f"/{INDEX}", 304)
+
+
+@pytest.mark.parametrize("fault", ["status_400", "drop"])
+async def test_a_tag_that_a_server_fails_over_is_forgotten(register, node, fault):
+    """The next request has no condition, so that no tag stops a pull for good; a tag of an earlier version neither."""
+    register.publish(ROWS[:20])
+    assert await node.pull() == ("loaded", "")
+    register.publish(added=ROWS[20:22])
+    register.web.takes_conditions = False
+    register.web.fault = "drop" if fault == "drop" else None
+    assert await node.pull() in {("unreached", "status_400"), ("unreached", "connection"), ("unreached", "answer")}
+    register.web.fault = None
+    assert await node.pull() == ("loaded", "")
+    assert await node.serial() == 2
+
+
+@pytest.mark.parametrize("fault", ["continue", "drip"])
+@pytest.mark.parametrize("where", [INDEX, ".manifest.json", ".csv"])
+async def test_an_answer_that_never_begins_does_not_hold_a_pull(register, node, fault, where, monkeypatch):
+    register.publish(ROWS[:20])
+    register.web.fault = lambda path: fault if path.endswith(where) else None
+    with monkeypatch.context() as hurried:
+        hurried.setattr(pull_http, "ANSWER_S", 1.0)
+        assert await node.pull() == ("unreached", "timeout")
+    assert "took longer than 1 s" in node.said.detail
+    assert await node.pull(until=time.monotonic() + 1.0) == ("unreached", "timeout")
+    assert "the time for one pull is over" in node.said.detail
+    register.web.fault = None
+    assert await node.pull() == ("loaded", "")
+
+
+async def test_the_body_of_a_redirect_is_not_read(register, node):
+    register.publish(ROWS[:20])
+    register.web.fault = lambda path: "flood" if path == INDEX else None
+    assert await node.pull(until=time.monotonic() + 10) == ("loaded", "")
+
+
+@pytest.mark.parametrize("fault", ["other part", "status_400"])
+async def test_a_download_that_a_server_cannot_go_on_with_is_started_again(register, node, fault):
+    register.publish([f"{100_000_000_000_00 + n}" for n in range(30_000)])
+    register.web.fault = lambda path: "cut" if path.endswith(".csv") else None
+    assert await node.pull() == ("unreached", "cut_off")
+    register.web.fault, register.web.ranges = None, fault
+    assert await node.pull() == ("unreached", "answer" if fault == "other part" else fault)
+    assert await node.pull() == ("loaded", "")
 
 
 async def test_a_download_that_broke_goes_on_where_it_ended(register, node):
