@@ -76,7 +76,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._say(401)
         elif not self._is_condition_good():
             self._say(400)
-        elif fault in {"drop", "redirect", "error", "endless", "garbage", "riddle", "nowhere", "continue", "drip", "flood"}:
+        elif fault in {
+            "drop",
+            "redirect",
+            "error",
+            "endless",
+            "garbage",
+            "riddle",
+            "nowhere",
+            "continue",
+            "drip",
+            "flood",
+        }:
             getattr(self, f"_{fault}")(path)
         elif path.startswith("moved/"):
             self._say(302, Location=f"{web.url}{path.removeprefix('moved/')}")

@@ -187,7 +187,7 @@ class Front:
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._pulling = Pulling(config, starter.start, report=report)
         self._acknowledging = Acknowledging(config, starter.start, report=report)
-        self._status.unreached = lambda: self._pulling.overdue(time.time())
+        self._status.sources = lambda: self._pulling.warnings(time.time())
         self._status.gone, self._status.older = lambda: self._acknowledging.gone, lambda: self._acknowledging.older
         self._outcomes: tuple[Outcome, ...] = ()
         self._events: Sequence[Event] = ()

@@ -136,6 +136,8 @@ class Pulling:
         """List → what was last said of it."""
         self._reached: dict[str, float] = {}
         self._serial: dict[str, int] = {}
+        self._behind: dict[str, float] = {}
+        """List → Unix time at which its source first offered a serial above the one in force."""
         self._pulls: Counter[tuple[str, str]] = Counter()
         self._faults: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -170,17 +172,25 @@ class Pulling:
                 (name,): self._reached[name] for name in sources if name in self._reached
             },
             "eir_source_patience_seconds": {(name,): source.patience_s for name, source in sources.items()},
+            "eir_source_ahead_timestamp_seconds": {
+                (name,): since for name, since in self._behind.items() if name in sources
+            },
             "eir_source_serial": {(name,): float(serial) for name, serial in self._serial.items() if name in sources},
             "eir_source_pulls_total": {labels: float(count) for labels, count in self._pulls.items()},
             "eir_source_faults_total": {labels: float(count) for labels, count in self._faults.items()},
             "eir_source_bytes_total": {(name,): float(count) for name, count in self._bytes.items()},
         }
 
-    def overdue(self, now: float) -> list[str]:
-        """Lists whose source has not been reached for too long. `now`: Unix seconds."""
-        return [
-            name for name, source in self._sources().items() if now - self._reached.get(name, now) > source.patience_s
-        ]
+    def warnings(self, now: float) -> list[str]:
+        """Warnings about sources for `eir status`. `now`: Unix seconds."""
+        warnings = []
+        for name, source in self._sources().items():
+            if now - self._reached.get(name, now) > source.patience_s:
+                warnings.append(f"the source of list {name} is not reached (eir pull {name})")
+            if now - (since := self._behind.get(name, now)) > source.patience_s:
+                time_text = utc_text(datetime.fromtimestamp(since, UTC))
+                warnings.append(f"list {name} has been behind its source since {time_text} (eir pull {name})")
+        return warnings
 
     def _sources(self) -> dict[str, Source]:
         return {name: settings.source for name, settings in self._config.lists.items() if settings.source is not None}
@@ -240,6 +250,10 @@ class Pulling:
             self._reached[name] = time.time()
         if made.serial is not None:
             self._serial[name] = made.serial
+        if made.behind_since is not None:
+            self._behind[name] = datetime.fromisoformat(made.behind_since).timestamp()
+        elif made.in_force is not None:
+            self._behind.pop(name, None)
         for serial in made.loaded:
             self._report("source_loaded", list=name, serial=serial)
         said = made.outcome, made.reason, made.detail

@@ -30,7 +30,7 @@ ALERTS = (
     ("the store lost list", "EirStoreLostData"), ("last good copy of list", "EirCopyFailed"), ("past its expiry", "EirListExpired"),
     ("configuration on disk", "EirReloadFailed"), ("history does not continue", "EirHistoryDiffers"), ("no record says who", "EirListUnrecorded"),
     ("override answers", "EirOverrideActive"), ("any NRF", "EirNotRegistered"), ("above a rate limit", "EirShedding"), ("was refused", "EirPeersRefused"),
-    ("the source of list", "EirSourceUnreached"), ("the drop folder", "EirInboxUnusable"), ("certificate ends", "EirCertificateExpires"),
+    ("the source of list", "EirSourceUnreached"), ("behind its source", "EirListBehind"), ("the drop folder", "EirInboxUnusable"), ("certificate ends", "EirCertificateExpires"),
     ("is not reached at", "EirPathLost"), ("peers connected", "EirNoPeers"), ("no connection of", "EirPeerLost"),
 )  # fmt: skip
 """Part of the text of a trouble in the status → the alert whose entry in the runbook says what to do."""

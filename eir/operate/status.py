@@ -112,8 +112,8 @@ class Status:
         self.nrf: Callable[[], Mapping[str, Any]] | None = None
         """State of the registration with an NRF (`registered`: where, or None); None: the node is not to be
         registered."""
-        self.unreached: Callable[[], Sequence[str]] = tuple
-        """Lists whose source has not been reached for too long."""
+        self.sources: Callable[[], Sequence[str]] = tuple
+        """Warnings about the sources of lists."""
         self.gone: Callable[[], Sequence[str]] = tuple
         """Local lists that were in force before, and of which the store holds nothing."""
         self.older: Callable[[], Mapping[str, tuple[int, int]]] = dict
@@ -232,7 +232,7 @@ class Status:
         warnings += [
             f"no record says who put list {name} into the store (eir history {name})" for name in self.unrecorded
         ]
-        warnings += [f"the source of list {name} is not reached (eir pull {name})" for name in self.unreached()]
+        warnings += self.sources()
         warnings += self.troubles()
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ from eir.disk import put
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.inbox.inbox import KILLED, OURS, PATIENT, UNRECORDED
 from eir.record.settings import ListSettings, Source
-from eir.record.store import NO_LIST, ListState, ListStore, Mark
+from eir.record.store import NO_LIST, ListState, ListStore, Mark, utc_text
 from eir.releases.openssh import SIGNATURE_BYTES_MAX, document_in
 from eir.releases.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
 from eir.rows.delivered import CHUNK_BYTES
@@ -43,6 +43,8 @@ LOADED, UNCHANGED, REFUSED, WAITING, UNREACHED, ELSEWHERE = OUTCOMES = (
 )
 """The outcomes of a pull: UNCHANGED has nothing newer, WAITING has but cannot load it yet; with ELSEWHERE another node
 is doing it."""
+OFFERS_MAX = 100
+"""Offered serials of which the time is kept; those that come later have the time of the last."""
 REMEMBERED_MAX = 20
 """Manifests that were refused."""
 NO_ROOM_BYTES = 64 << 20
@@ -72,6 +74,10 @@ class Pulled:
     """The index came, and was believed."""
     bytes: int = 0
     """Bytes that were fetched."""
+    in_force: int | None = None
+    """Serial in force in the store, 0 without a list; None if the store was not read."""
+    behind_since: str | None = None
+    """Time at which the source first offered a serial above `in_force`; None if it offers none."""
 
     def as_json(self) -> dict[str, Any]:
         """The result as a dictionary, for scripts."""
@@ -112,7 +118,9 @@ class _Note:
     settings: str | None = None
     """Digest of the list's settings by which they were."""
     url: str | None = None
-    """The source that `etag`, `sha256` and `written` are of: another one may be another publisher's."""
+    """The source that `etag`, `sha256`, `written` and `offers` are of: another one may be another publisher's."""
+    offers: list[tuple[int, float]] = field(default_factory=list)
+    """Serials above the one in force, each with the Unix seconds at which it was first offered."""
 
 
 async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
@@ -125,15 +133,21 @@ async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
         raise EirError(f"list {name} has no source (lists.{name}.source)")
     one = _Pull(terms, source, time.monotonic() + PULL_S if until is None else until)
     try:
-        return await one.make()
+        made = await one.make()
     except Unreached as e:
-        return one.pulled(UNREACHED, e.reason, str(e))
+        made = one.pulled(UNREACHED, e.reason, str(e))
     except ReleaseRefused as e:
-        return one.pulled(WAITING if one.reached and e.reason in AGAIN else REFUSED, e.reason, e.detail)
+        made = one.pulled(WAITING if one.reached and e.reason in AGAIN else REFUSED, e.reason, e.detail)
     except StoreError as e:
-        return one.pulled(WAITING, e.cause, f"the store: {e}")
+        made = one.pulled(WAITING, e.cause, f"the store: {e}")
     except OSError as e:
-        return one.pulled(WAITING, "disk", str(e))
+        made = one.pulled(WAITING, "disk", str(e))
+    with suppress(StoreError, OSError):
+        in_force = await one.compare()
+        offers = one.note.offers
+        behind_since = utc_text(datetime.fromtimestamp(offers[0][1], UTC)) if offers else None
+        return replace(made, in_force=in_force, behind_since=behind_since)
+    return made
 
 
 @dataclass(slots=True)
@@ -164,10 +178,11 @@ class _Pull:
         if settings != self.note.settings or self.terms.clock().timestamp() < self.note.refused_at:  # they may be good
             self.note = replace(self.note, refused={}, refused_at=0.0, settings=settings)
         if self.source.url != self.note.url:
-            self.note = replace(self.note, etag=None, sha256=None, written=None, url=self.source.url)
+            self.note = replace(self.note, etag=None, sha256=None, written=None, offers=[], url=self.source.url)
         self.server = server = await asyncio.to_thread(Server, self.source, self.until)
         index = await asyncio.to_thread(self._index, server)
         self.reached, self.serial = True, index.serial
+        await self.compare()  # before the downloads and loads, in which the process may be ended
         if not await self._steps(index):
             state, highest = await self._before()
             if index.serial <= highest:
@@ -186,6 +201,22 @@ class _Pull:
             await self._take(server, offer)
             self.loaded.append(offer.serial)
         return self.pulled(UNCHANGED)
+
+    async def compare(self) -> int:
+        """Note when the serials above the one in force were first offered; return the serial in force. Raises StoreError, OSError."""
+        state, _ = await self._before()
+        now = self.terms.clock().timestamp()
+        offers = [(serial, min(since, now)) for serial, since in self.note.offers]
+        if (newest := self.serial) is not None:
+            # A serial that is offered no more, such as one far too high, counts as the newest.
+            offers = [(min(serial, newest), since) for serial, since in offers]
+            if not offers or offers[-1][0] < newest:
+                offers.append((newest, now if len(offers) < OFFERS_MAX else offers.pop()[1]))
+        offers = [(serial, since) for serial, since in offers if serial > state.serial]
+        if offers != list(map(tuple, self.note.offers)):
+            self.note = replace(self.note, offers=offers)
+            self._write_note()
+        return state.serial
 
     async def _steps(self, index: Index) -> Sequence[Offer]:
         """The releases to load: deltas if they lead on from what is in force, else a full release.

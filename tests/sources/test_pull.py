@@ -1,6 +1,7 @@
 """Lists that are pulled: what becomes of a folder that is as it should be, and of every other one; with real servers and real TLS."""
 
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -378,6 +379,120 @@ async def test_after_a_rollback_nothing_is_loaded_that_was_undone(register, node
     assert await node.serial() == 4
 
 
+def at(minute):
+    return datetime(2100, 1, 1, 0, minute, tzinfo=UTC)
+
+
+class Late:
+    """A node, and the times at which it pulls."""
+
+    def __init__(self, node):
+        self.node = node
+
+    async def behind(self, minute, **how):
+        """Pull; return the minute since when the node has been behind the source."""
+        self.outcome = await self.node.pull(clock=lambda: at(minute), **how)
+        since = self.node.said.behind_since
+        return since and datetime.fromisoformat(since).minute
+
+
+@pytest.fixture
+def late(register, node):
+    """Releases do not expire before the minutes that a test counts."""
+    publish = register.publish
+    register.publish = lambda *rows, **how: publish(*rows, expires=at(59), **how)
+    return Late(node)
+
+
+async def test_a_withheld_release_counts_from_its_first_offer(register, node, late, tmp_path):
+    """Neither newer offers nor a restart begin it again, and a source that is away meanwhile does not end it."""
+    register.publish(ROWS[:20])
+    assert await late.behind(0) is None
+    assert (late.outcome, node.said.in_force) == (("loaded", ""), 1)
+    register.web.fault = lambda path: None if path == INDEX else "error"
+    for minute in (10, 20, 30):
+        register.publish(added=[ROWS[20 + minute // 10]])
+        assert await late.behind(minute) == 10
+        assert late.outcome == ("unreached", "status_503")
+        assert (node.said.reached, node.said.in_force) == (True, 1)
+    late.node = again = Node(tmp_path / "node", register)
+    register.web.fault = "error"
+    assert await late.behind(40) == 10
+    register.web.fault = None
+    assert await late.behind(50) is None
+    assert (late.outcome, again.said.in_force) == (("loaded", ""), 4)
+    await again.store.close()
+
+
+async def test_a_server_that_lets_through_one_release_at_a_time_is_behind(register, node, late):
+    """The time is that of the first offer above the serial in force, and no later one."""
+    register.publish(ROWS[:20])
+    assert await late.behind(0) is None
+    for minute, withheld, since in ((1, 2, 1), (2, 3, 2), (3, 3, 2), (4, 4, 3)):
+        register.publish(added=[ROWS[20 + minute]])
+        register.web.fault = lambda path, withheld=withheld: "error" if path.startswith(f"{withheld}/") else None
+        assert await late.behind(minute) == since
+    assert await node.serial() == 3
+    assert await late.behind(9) == 3
+    register.web.fault = None
+    assert await late.behind(10) is None
+
+
+async def test_what_waits_is_behind(register, node, late, tmp_path):
+    """A delta without its base after a rollback, one beside a fork, a lease that another node holds."""
+    register.publish(ROWS[:20])
+    register.publish(added=ROWS[20:22])
+    assert await late.behind(0) is None
+    await node.store.rollback(NAME, seen=(await node.store.state(NAME)).generation)
+    assert await late.behind(1) == 1
+    assert late.outcome == ("unchanged", "")
+    register.publish(added=ROWS[22:24])
+    assert await late.behind(2) == 1
+    assert late.outcome == ("waiting", "base")
+    register.publish(ROWS[:25])
+    node.is_alone = False
+    assert await late.behind(3) == 1
+    assert late.outcome == ("elsewhere", "")
+    node.is_alone = True
+    assert await late.behind(4) is None
+    fork = Register(tmp_path / "fork", register.key)
+    with fork.web:
+        fork.serial = 3
+        fork.publish(ROWS[30:50], expires=at(59))
+        node.source = replace(node.source, url=fork.web.url)
+        assert await late.behind(5) is None
+        fork.publish(added=[ROWS[51]], expires=at(59))
+        assert await late.behind(6) == 6
+        assert late.outcome == ("waiting", "base")
+    node.source = replace(node.source, url=register.web.url)
+    assert await late.behind(7) is None
+
+
+async def test_a_refused_release_is_behind_and_a_serial_that_is_offered_no_more_is_not(register, node, late):
+    node.settings = replace(node.settings, change_min=0)
+    register.publish(ROWS[:20])
+    assert await late.behind(0) is None
+    register.serial = 41
+    register.publish(ROWS[:40])
+    for minute in (1, 2):
+        assert await late.behind(minute) == 1
+        assert late.outcome == ("refused", "growth")
+    index = read(_document(register))
+    index = replace(
+        index, written=index.written + timedelta(seconds=1), releases=(replace(index.full, serial=1, folder="1"),)
+    )
+    (register.folder / INDEX).write_bytes(signed(written(index), register.key))
+    assert await late.behind(3) is None
+
+
+async def test_a_clock_that_was_ahead_is_no_time_to_wait_for(register, late):
+    register.publish(ROWS[:20])
+    register.web.fault = lambda path: None if path == INDEX else "error"
+    assert await late.behind(30) == 30
+    assert await late.behind(20) == 20
+    assert await late.behind(25) == 20
+
+
 async def test_of_two_nodes_on_one_store_one_fetches(register, node, tmp_path):
     other = Node(tmp_path / "other", register, node.store)
     register.publish(ROWS[:20])
@@ -520,6 +635,41 @@ def test_the_command_and_a_node(site, tmp_path, publisher):
         site.configure(lists={"stolen": {"signers": "signers"}, "tracked": {"signers": "signers"}})
         site.eir("reload")
         assert not any(name.startswith("eir_source_patience") for name in node.metrics())
+
+
+def test_a_node_that_is_behind_its_source_warns(site, tmp_path, publisher):
+    """The server gives the newest index and withholds the release: the source counts as reached."""
+    register = Register(tmp_path / "register", publisher.key)
+    with register.web:
+        source = {"url": register.web.url, "every": "1s", "patience": "2s"}
+        site.configure(
+            http="127.0.0.1:0",
+            lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}},
+        )
+        site.load(ROWS[:1], list_name="tracked")
+        register.publish(ROWS[:20])
+        site.eir("pull", "stolen")
+        node = site.start()
+        until(lambda: node.metrics().get("eir_source_serial{list=stolen}") == 1)
+        metric = "eir_source_ahead_timestamp_seconds{list=stolen}"
+        assert metric not in node.metrics()
+        register.web.fault = lambda path: None if path == INDEX else "error"
+        register.publish(added=ROWS[20:22])
+        until(lambda: "list stolen has been behind its source" in node.status()["summary"])
+        (trouble,) = [each for each in node.status()["troubles"] if "source" in each]
+        assert re.fullmatch(
+            r"list stolen has been behind its source since 20[-0-9]+T[:0-9]+Z \(eir pull stolen\)", trouble
+        )
+        assert site.eir("status", status=1).stdout.startswith("EIR WARNING")
+        assert f"{trouble} <span class=soft>(EirListBehind)</span>" in node.get("/")[1]
+        since = node.metrics()[metric]
+        register.publish(added=ROWS[22:24])
+        until(lambda: node.metrics().get("eir_source_serial{list=stolen}") == 3)
+        assert node.metrics()[metric] == since
+        register.web.fault = None
+        until(lambda: node.status()["lists"]["stolen"]["serial"] == 3)
+        until(lambda: metric not in node.metrics())
+        assert "source" not in node.status()["summary"]
 
 
 def test_two_nodes_on_one_redis_fetch_once(tmp_path, publisher):
