@@ -10,7 +10,7 @@ import itertools
 import os
 import pickle
 import socket
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,8 @@ ANSWER_S = 5.0
 """Time that the other end has to answer."""
 PART_BYTES = 1 << 16
 """A longer message goes in parts: the kernel takes a packet whole or not at all."""
+WAITING_MAX = 1 << 14
+"""Maximum number of messages that wait to be sent. If more come, the other end hangs, and the channel is given up."""
 DESCRIPTORS_MAX = 3
 TURN_MESSAGES = 100
 """Read before others on the loop get their turn."""
@@ -112,7 +114,7 @@ class Channel:
         """Seconds that the other end has to answer, unless a question says otherwise."""
         self._end = end
         self._receiver = Receiver(end)
-        self._waiting: dict[object, tuple[Message, Sequence[HasDescriptor]]] = {}
+        self._waiting: OrderedDict[object, tuple[Message, Sequence[HasDescriptor]]] = OrderedDict()
         """Messages still to be sent."""
         self._parts: deque[bytes] = deque()
         """Remaining parts of the message that is being sent."""
@@ -134,13 +136,16 @@ class Channel:
         """
         self._put(Message(what, arguments, None, len(carrying)), carrying, latest)
 
-    def hand(self, what: str, *arguments: Any, carrying: HasDescriptor) -> bool:
-        """Call a handler of the other side, if that can be sent at once."""
-        if self._waiting or self._parts:
+    def hand(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> bool:
+        """Call a handler of the other side if the kernel takes the call at once; return False otherwise.
+
+        The call never waits in memory: for calls that may be lost, and that a peer can cause at will.
+        """
+        if self.gone.is_set() or self._waiting or self._parts:
             return False
-        (part,) = parts_of(Message(what, arguments, None, 1))
+        (part,) = parts_of(Message(what, arguments, None, len(carrying)))
         try:
-            socket.send_fds(self._end, [part], [carrying.fileno()])
+            socket.send_fds(self._end, [part], [each.fileno() for each in carrying])
         except OSError:  # it is gone, or takes nothing
             return False
         return True
@@ -207,6 +212,9 @@ class Channel:
             return
         if latest is not None:
             self._waiting.pop(latest, None)  # what comes last stands last
+        if len(self._waiting) >= WAITING_MAX:
+            self._leave()
+            return
         self._waiting[object() if latest is None else latest] = message, carrying
         self._send()
 
@@ -215,7 +223,7 @@ class Channel:
         loop = asyncio.get_running_loop()
         while self._waiting or self._parts:
             if not self._parts:
-                message, self._carried = self._waiting.pop(next(iter(self._waiting)))
+                message, self._carried = self._waiting.popitem(last=False)[1]
                 self._parts.extend(parts_of(message))
             last = len(self._parts) == 1
             try:

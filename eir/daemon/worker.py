@@ -202,7 +202,7 @@ def built(
     parts = Parts(checker, counts, node.rates, log.report, tokens_of(configured.keys, None, SERVICE))
     servers: dict[str, Server[Any]] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
     for name, server in servers.items():
-        server.tell_name = partial(channel.tell, "said_name", name)
+        server.tell_name = partial(channel.hand, "said_name", name)
     worker = Worker(
         config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
         servers=servers, tls=tls, sightings=sightings, tracer=tracer,

@@ -124,7 +124,7 @@ class Workers:
         """Give a connection to the worker that has the fewest, of those that are well if there are any; False if no worker takes it."""
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
         for worker in sorted(ready, key=lambda worker: (worker.late, len(worker.connections), worker.number)):
-            if worker.channel.hand("connection", listener, number, carrying=connection):
+            if worker.channel.hand("connection", listener, number, carrying=[connection]):
                 worker.connections.add(number)
                 return True
         return False
@@ -170,7 +170,7 @@ class Workers:
             """A client has said a name that only one may have."""
             for other in self._workers.values():
                 if other is not worker:
-                    other.channel.tell("doubt", protocol, name)
+                    other.channel.hand("doubt", protocol, name)
 
         return {
             "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,

@@ -24,6 +24,8 @@ STRIDE: Final = 32
 """Frames between two looks at the clock."""
 STORE_S: Final = 2.0
 """Time that the HLR has to store an IMEI; its MSC waits 5 s for the answer."""
+NAMES_MAX: Final = 8
+"""Maximum number of names that a client may give on one connection; an OsmoMSC gives one."""
 LATE_MAX: Final = 4096
 """Answers that an HLR may owe; one that owes more is not taken for one that answers."""
 
@@ -41,7 +43,7 @@ class Link(link.Link):
         self._heard_at = loop.time()
         self._pinged_at: float | None = None
         self._doubted = False
-        """Another connection has said its name: the client has a short time to show that it is there."""
+        """Another connection gave the same name: the client has a short time to answer a PING."""
         self._stored: dict[bytes, deque[asyncio.TimerHandle | None]] = {}
         """IMSI → checks that were passed on and wait for the HLR's word, in order; None: it was answered without that."""
         self._late = 0
@@ -50,6 +52,8 @@ class Link(link.Link):
         self._spoken = False
         self.identity: bytes | None = None
         self.name = ""
+        self._names = 0
+        """Number of names that the client gave, one after the other."""
         self.requests = self.answers = 0
 
     # link.Link
@@ -67,8 +71,6 @@ class Link(link.Link):
         self._heard_at, self._pinged_at, self._doubted = self.loop.time(), None, False
         self._frames.feed(data)
         self.owner.turns.come(self)
-        if self.waits:
-            self.set_reading()
 
     def work(self, enough: Callable[[], bool]) -> bool:
         """Answer and pass on what has come, until it is enough; whether there is more to do now."""
@@ -81,7 +83,7 @@ class Link(link.Link):
             for frame in self._frames.whole():
                 self._take(frame, out, on)
                 frames += 1
-                if frames % STRIDE == 0 and enough():
+                if self._why or (frames % STRIDE == 0 and enough()):
                     more = True
                     break
         except FrameTooLong:
@@ -96,7 +98,6 @@ class Link(link.Link):
             self._partial_at = None
         elif frames or self._partial_at is None:
             self._partial_at = self._heard_at
-        self.set_reading()
         return more and self.stalled is None
 
     def wants_bytes(self) -> bool:
@@ -161,9 +162,10 @@ class Link(link.Link):
             self._hlr.tick(now)
 
     def doubt(self) -> None:
-        """Ask whether the client is still there: another connection has said its name."""
-        self._pinged_at, self._doubted = self.loop.time(), True
-        self.send(ipa.PING)
+        """Send a PING, because another connection gave the same name; while one waits for its answer, none is sent."""
+        if not self._doubted:
+            self._pinged_at, self._doubted = self.loop.time(), True
+            self.send(ipa.PING)
 
     def renew_hlr(self) -> None:
         """Go to the HLR that the settings name now."""
@@ -245,7 +247,11 @@ class Link(link.Link):
             out.append(ipa.PONG)
         elif kind == Ccm.ID_ACK:
             out.append(ipa.ID_ACK)
-        elif kind == Ccm.ID_RESP:
+        elif kind == Ccm.ID_RESP and frame != self.identity:
+            self._names += 1
+            if self._names > NAMES_MAX:
+                self._fault("names")
+                return
             self.identity, self.name = frame, name_in(frame)
             if not self._owner.named(self):
                 self.leave()

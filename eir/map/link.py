@@ -93,8 +93,6 @@ class Link(link.Link):
         self._read_at = time.perf_counter()
         self._unread, self._at = self._unread[self._at :] + data, 0
         self.owner.turns.come(self)
-        if self.waits:
-            self.flush()
 
     def ended(self) -> None:
         """Nothing more is answered."""

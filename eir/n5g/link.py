@@ -43,8 +43,6 @@ class Link(link.Link):
             self._read_at = time.perf_counter()
             self.http.receive(data, self.loop.time())
             self.owner.turns.come(self)
-            if self.waits:
-                self.set_reading()
 
     def eof_received(self) -> bool:
         """The client will send nothing more; what it asked before is answered, then the transport closes."""

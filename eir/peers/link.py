@@ -34,8 +34,9 @@ class Turns:
         self._next: asyncio.Handle | None = None
 
     def come(self, link: "Link") -> None:
-        """A connection has something to do: it does it now, or when its turn comes."""
+        """Have a connection work now or in its turn. Afterwards it reads on only if it has room (`Link.wants_bytes`)."""
         if link.waits:
+            link.set_reading()
             return
         now = time.perf_counter()
         if self._next is None:
@@ -49,10 +50,13 @@ class Turns:
     def _wait(self, link: "Link") -> None:
         link.waits = True
         self._waiting.append(link)
+        link.set_reading()
 
     def _run(self, link: "Link", until: float) -> None:
         if link.work(lambda: time.perf_counter() >= until):
             self._wait(link)
+        else:
+            link.set_reading()
 
     def _turn(self) -> None:
         """The next turn of the loop has come."""

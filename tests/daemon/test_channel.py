@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from node import until_async
 
-from eir.daemon.channel import Channel, ChannelError, pair
+from eir.daemon.channel import WAITING_MAX, Channel, ChannelError, pair
 from eir.errors import EirError
 
 
@@ -177,7 +177,7 @@ async def test_a_connection_changes_hands(connection):
     client, accepted = connection
     async with ends() as (here, there):
         taken = []
-        assert here.hand("take", "as said", carrying=accepted)
+        assert here.hand("take", "as said", carrying=[accepted])
         accepted.close()  # the copy on its way keeps it open
         client.sendall(b"early")
         async with serving(there, take=lambda *what: taken.append(what)):
@@ -207,17 +207,17 @@ async def test_descriptors_go_with_a_call_of_any_length(connection):
 async def test_nobody_to_hand_to(connection):
     async with ends() as (here, there):
         there.close()
-        assert not here.hand("take", carrying=connection[1])
+        assert not here.hand("take", carrying=[connection[1]])
 
 
 async def test_one_that_takes_nothing(connection):
     async with ends() as (here, there):
-        while here.hand("take", carrying=connection[1]):
+        while here.hand("take", carrying=[connection[1]]):
             pass
         here.tell("take")  # waits
         taken = []
         async with serving(there, take=taken.append):
-            assert not here.hand("take", carrying=connection[1]), "it would come before what waits"
+            assert not here.hand("take", carrying=[connection[1]]), "it would come before what waits"
 
 
 async def test_of_what_waits_under_one_name_the_last_is_sent():
@@ -231,6 +231,38 @@ async def test_of_what_waits_under_one_name_the_last_is_sent():
             await until_async(lambda: heard[-1:] == [("c", 0)])
         assert heard[-3:] == [("a", 9_999), ("b", 9_999), ("c", 0)]
         assert len(heard) < 19_000
+
+
+async def test_a_call_that_cannot_be_sent_at_once_takes_no_memory():
+    """So calls that a flood of a peer causes cannot fill the memory of either end."""
+    async with ends() as (here, there):
+        handed = 0
+        while here.hand("hear", handed):
+            handed += 1
+        here.tell("hear", "waits")
+        assert not any(here.hand("hear", handed) for _ in range(1000))
+        assert len(here._waiting) + len(here._parts) == 1
+        heard = []
+        async with serving(there, hear=heard.append):
+            await until_async(lambda: heard[-1:] == ["waits"])
+        assert heard == [*range(handed), "waits"]
+
+
+async def test_an_end_that_takes_nothing_is_given_up_before_it_fills_the_memory():
+    async with ends() as (here, there):
+        async with serving(here) as serving_here:
+            asked = asyncio.create_task(here.ask("hear", patience_s=None))
+            await asyncio.sleep(0)
+            most = 0
+            for number in range(2 * WAITING_MAX):
+                here.tell("hear", number)
+                most = max(most, len(here._waiting))
+            assert most == WAITING_MAX
+            assert here.gone.is_set()
+            with pytest.raises(ChannelError, match="gone"):
+                await asked
+            await serving_here
+        assert there.gone.is_set() is False
 
 
 async def test_no_descriptor_left_to_take_with(connection):
