@@ -296,10 +296,17 @@ class MapServer(Server[Link]):
         label = asker.requester.label
         if asker.refused:
             return self._service.turned_away(octets)
-        if asker.rates and (limit := refusing(asker.rates, self.loop.time(), DEFAULT_PRIORITY)) is not None:
+        if not asker.rates:
+            return self._service.answer(octets, asker.requester)
+
+        def above_limit(version: int) -> tuple[bytes, str] | None:
+            """Count one invocation; return its answer if it is above a limit."""
+            if (limit := refusing(asker.rates, self.loop.time(), DEFAULT_PRIORITY)) is None:
+                return None
             self.node_counts.shed[label, limit.reason] += 1
-            return self._service.overloaded(octets, self._overload)
-        return self._service.answer(octets, asker.requester)
+            return self._service.component_of(version, self._overload)
+
+        return self._service.answer(octets, asker.requester, above_limit)
 
     def _failed(self, fault: Exception) -> None:
         self.errors["internal"] += 1

@@ -34,8 +34,8 @@ class Reply(NamedTuple):
     result: str
 
 
-Instead = Callable[[int, Invoke], tuple[bytes, str]]
-"""(version, invocation) → component and result."""
+Instead = Callable[[int], tuple[bytes, str] | None]
+"""Called once for each invocation, with the version: component and result in place of a check; None: the device is checked."""
 
 
 class _Shape(NamedTuple):
@@ -91,13 +91,9 @@ class MapService:
         """
         self._replies, self._fallback, self._imsi_tags = answers, fallback, imsi_tags
 
-    def answer(self, octets: bytes, asks: Requester) -> Reply:
-        """The answer to a message of TCAP; `asks`: who sends it."""
-        return self.usual(octets, asks) or self.general(octets, asks)
-
-    def overloaded(self, octets: bytes, status: Status | None) -> Reply:
-        """The answer to a message past a limit: this status, or systemFailure; nobody is asked."""
-        return self.general(octets, Requester(""), lambda version, _: self._component_of(version, status))
+    def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
+        """The answer to a message of TCAP; `asks`: who sends it; `instead`: answers invocations above a limit."""
+        return self.usual(octets, asks, instead) or self.general(octets, asks, instead)
 
     @staticmethod
     def turned_away(octets: bytes) -> Reply:
@@ -108,8 +104,8 @@ class MapService:
             return Reply(e.answer, str(e))
         return Reply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
 
-    def usual(self, octets: bytes, asks: Requester) -> Reply | None:
-        """The answer to a request of a usual shape; None: it has another one."""
+    def usual(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply | None:
+        """The answer to a request of a usual shape; None: it has another one. `instead` as in `answer`."""
         length = len(octets)
         shape = _SHAPES.get((length, octets[3] if length > 3 else 0))
         if shape is None or octets[0] != BEGIN or octets[1] != length - 2 or octets[2] != 0x48:
@@ -125,14 +121,17 @@ class MapService:
                 return None
         elif rest != shape.tail:
             return None
-        component, result = self._checked(
-            shape.version, octets[number : number + 1], codec.digits(octets[imei : imei + 8]), imsi, asks
-        )
+        invoke_id = octets[number : number + 1]
+        if instead is not None and (given := instead(shape.version)) is not None:
+            component, result = _with_id(invoke_id, *given)
+        else:
+            device = codec.digits(octets[imei : imei + 8])
+            component, result = self._checked(shape.version, invoke_id, device, imsi, asks)
         head, between = _frame(shape.version, octets[3], len(component))
         return Reply(head + octets[4:behind] + between + component, result)
 
     def general(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
-        """The answer to any message; `instead` answers invocations of checkIMEI without asking the checker."""
+        """The answer to any message; `instead` as in `answer`."""
         try:
             message = tcap.read(octets)
             if message.kind == BEGIN:
@@ -162,6 +161,7 @@ class MapService:
     def _invoked(
         self, octets: bytes, version: int, invoke: Invoke, asks: Requester, instead: Instead | None
     ) -> tuple[bytes, str]:
+        given = None if instead is None else instead(version)
         if invoke.operation != codec.CHECK_IMEI:
             return tcap.reject(invoke.id, tcap.UNRECOGNIZED_OPERATION), "reject"
         try:
@@ -170,8 +170,8 @@ class MapService:
             return self._error(invoke.id, codec.DATA_MISSING)
         if isinstance(asked, Problem):
             return tcap.reject(invoke.id, asked), "reject"
-        if instead is not None:
-            return _with_id(invoke.id, *instead(version, invoke))
+        if given is not None:
+            return _with_id(invoke.id, *given)
         return self._checked(version, invoke.id, asked.imei, asked.imsi, asks, wants_status=asked.wants_status)
 
     def _checked(
@@ -184,7 +184,7 @@ class MapService:
             ))  # fmt: skip
         except Exception as e:  # noqa: BLE001 - whatever it is: the MSC gets an answer, and the association goes on
             self.failed(e)
-            return _with_id(number, *self._component_of(version, self._fallback))
+            return _with_id(number, *self.component_of(version, self._fallback))
         if isinstance(verdict, NoDevice):
             return self._error(number, codec.DATA_MISSING)
         status = verdict.status
@@ -192,9 +192,10 @@ class MapService:
             status = self._replies[asks.label].get(status, status)
         if not wants_status and status != Status.UNKNOWN:
             return tcap.result(number, codec.CHECK_IMEI, codec.result(version, None)), status.value
-        return _with_id(number, *self._component_of(version, status))
+        return _with_id(number, *self.component_of(version, status))
 
-    def _component_of(self, version: int, status: Status | None) -> tuple[bytes, str]:
+    @staticmethod
+    def component_of(version: int, status: Status | None) -> tuple[bytes, str]:
         """The component for a status (None: systemFailure), with 0 where the invocation's number stands, and its result."""
         return _COMPONENTS[version, status]
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import m3ua_wire as wire
 import pytest
 from accepting import accepting
+from clock import Clock
 from made import fill, pages_of
 from pycrate_asn1dir import TCAP_MAPv2v3
 
@@ -22,7 +23,7 @@ from eir.map import capture
 from eir.map import checkimei as codec
 from eir.map.link import PIECE_BYTES, Link
 from eir.map.server import MapServer
-from eir.map.service import MapService
+from eir.map.service import MapService, Reply
 from eir.map.settings import Ss7Settings
 from eir.peers.counts import Counts
 from eir.peers.rate import RateLimits
@@ -260,14 +261,33 @@ def test_a_fault_of_ours_gets_what_a_bad_identity_gets():
 def test_above_a_limit():
     of = service()
     for status, wanted in ((Status.GREYLISTED, 2), (None, None)):
-        _, _, (outcome,) = read(of.overloaded(bytes.fromhex(wire.V3), status))
+        reply = of.answer(bytes.fromhex(wire.V3), MSC, lambda version, status=status: of.component_of(version, status))
+        _, _, (outcome,) = read(reply)
         assert outcome.error == (34 if wanted is None else None)
     assert of.checker.checks().total() == 0
 
 
-def map_server(report=lambda *_, **__: None, **limits):
+async def test_a_limit_counts_invocations_and_not_messages():
+    server = map_server(rate_max=12)  # 2 at once
+    link, out = stands(server)
+    link.data_received(m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC))
+    link.work(lambda: False)
+    several = begin(2, *(invoke(imei(LISTED), number=bytes((number,))) for number in range(1, 9)))
+    with Clock().standing():
+        for wanted in ([None] * 2 + [34] * 6, [34] * 8, [34]):
+            link.data_received(wire.data(wire.udt(several if len(wanted) > 1 else bytes.fromhex(wire.V2))))
+            del out[:]
+            link.work(lambda: False)
+            (answer,), _ = m3ua.cut(b"".join(out), 65536)
+            unit = sccp.unitdata(m3ua.transfer(m3ua.parameters(answer)).payload, "itu")
+            assert [each.error for each in read(Reply(unit.data, ""))[2]] == wanted
+    assert server.node_counts.shed == {("near", "rate_max"): 15}
+    link.connection_lost(None)
+
+
+def map_server(report=lambda *_, **__: None, rate_max=None, **limits):
     """The SIGTRAN side of a worker, with one peer."""
-    peers, limits = (PeerSettings(label="near"),), Limits(**limits)
+    peers, limits = (PeerSettings(label="near", rate_max=rate_max),), Limits(**limits)
     server = MapServer(
         service(), peers, limits, Ss7Settings(point_code="1-1-2"), PolicySettings(), counts=Counts(),
         rates=RateLimits(peers, limits, None), report=report,
