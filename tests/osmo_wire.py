@@ -116,6 +116,9 @@ class Hlr:
         self.answer, self.asks = answer, asks
         self.ends, self.messages, self.names = [], [], []
         self.port, self._server = 0, None
+        self.runs = asyncio.Event()
+        """Cleared: it hangs, as one that was stopped by SIGSTOP. The kernel still accepts connections for it."""
+        self.runs.set()
 
     async def start(self):
         self._server = accepting(self._serve, port=self.port)
@@ -125,9 +128,11 @@ class Hlr:
     async def _serve(self, reader, writer):
         end = End(reader, writer)
         self.ends.append(end)
+        await self.runs.wait()
         if self.asks:
             end.send(ID_GET)
         while await end.read():
+            await self.runs.wait()
             for frame in end.found:
                 if frame == PING:
                     end.send(PONG)

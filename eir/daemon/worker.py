@@ -515,6 +515,7 @@ class Worker:
             checks=self.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
             shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.disabled(), load=self.load,
             refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.lost_paths(),
+            warnings={label: text for server in self.servers.values() for label, text in server.warnings().items()},
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:

@@ -8,6 +8,7 @@ for the HLR keeps no check waiting for longer.
 import asyncio
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from eir.gsup import ipa
@@ -26,7 +27,8 @@ HOLD_BYTES: Final = 4 << 20
 """Most bytes that wait; more are not read from the client."""
 DIAL_S: Final = 5.0
 UNASKED_S: Final = 0.5
-"""An HLR that has not asked by then who is there does not want to know."""
+"""An HLR that has not asked by then who is there does not want to know. One that was lost by silence has to
+ask, or to answer a PING."""
 PING_S: Final = 20.0
 """Interval between two PINGs, as in Osmocom's programs; an HLR that is silent until the next one is gone."""
 
@@ -46,8 +48,10 @@ class State(Enum):
 class Hlr(asyncio.Protocol):
     """The connection, again and again, until `close`."""
 
-    def __init__(self, client: "Link", url: str, limits: Callable[[], Limits]) -> None:
+    def __init__(self, client: "Link", url: str, limits: Callable[[], Limits], silent: set[str] | None = None) -> None:
+        """`silent`: URLs of HLRs that were lost by silence and have sent nothing since; all clients of a server share it."""
         self._client, self._to, self._limits = client, endpoint(url), limits
+        self._url, self._silent = url, set() if silent is None else silent
         self._loop = asyncio.get_running_loop()
         self.state = State.COMING
         self._transport: asyncio.Transport | None = None
@@ -104,14 +108,16 @@ class Hlr(asyncio.Protocol):
         if self._transport is None or now - self._pinged_at < PING_S:
             return
         if self._heard_at < self._pinged_at:
-            self.drop("no answer to a PING")
+            self.drop("no answer to a PING", silent=True)
         else:
             self._pinged_at = now
             self._transport.write(ipa.PING)
 
-    def drop(self, why: str) -> None:
-        """Close this connection, and have another."""
+    def drop(self, why: str, *, silent: bool = False) -> None:
+        """Close this connection, and open another. `silent`: until the HLR sends something, it counts as away."""
         self._why = self._why or why
+        if silent:
+            self._silent.add(self._url)
         if self._transport is not None:
             self._transport.abort()
 
@@ -137,11 +143,13 @@ class Hlr(asyncio.Protocol):
         self._frames = Frames(self._limits().max_message_bytes)
         self._heard_at = self._pinged_at = self._loop.time()
         self._transport.write(ipa.PING)
-        self._wait(UNASKED_S, self._ready)
+        if self._url not in self._silent:
+            self._wait(UNASKED_S, self._ready)
 
     def data_received(self, data: bytes) -> None:
         """Answer what concerns this connection, and deliver the rest."""
         self._heard_at = self._loop.time()
+        self._silent.discard(self._url)
         self._frames.feed(data)
         messages: list[bytes] = []
         try:
@@ -195,7 +203,7 @@ class Hlr(asyncio.Protocol):
             self._wait(None)
             self.resume_writing()
             self._asked = False
-            if self.state is State.READY and self._loop.time() - began > HOLD_S:
+            if self.state is State.READY and self._loop.time() - began > HOLD_S and self._url not in self._silent:
                 self.state = State.COMING
                 self._client.hlr_is(State.COMING, why)
             else:
@@ -204,7 +212,9 @@ class Hlr(asyncio.Protocol):
 
     def _is_slow(self) -> None:
         self._slow = True
-        self._unread = self._loop.call_later(self._limits().stalled_write_s, self.drop, "it reads nothing")
+        self._unread = self._loop.call_later(
+            self._limits().stalled_write_s, partial(self.drop, "it reads nothing", silent=True)
+        )
         self._client.set_reading()
 
     def _ccm(self, said: bytes) -> None:

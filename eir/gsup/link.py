@@ -274,7 +274,7 @@ class Link(link.Link):
     def _reach_hlr(self) -> bool:
         """True if there is an HLR to pass things on to; the connection begins when there is something to say."""
         if self._hlr is None and self._owner.hlr is not None and not self._why:
-            self._hlr = Hlr(self, self._owner.hlr, lambda: self._owner.limits)
+            self._hlr = Hlr(self, self._owner.hlr, lambda: self._owner.limits, self._owner.silent_hlrs)
         return self._hlr is not None
 
     def _end_hlr(self) -> None:

@@ -5,6 +5,7 @@ off, so there is no error here: where the policy wants one (`error`), and for a 
 answer.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -81,8 +82,10 @@ class GsupServer(Server[Link]):
         """Messages that were passed on: (peer label, `out` to the HLR or `in` from it)."""
         self.kept: Counter[tuple[str, str]] = Counter()
         """Messages that the HLR did not get: (peer label, why)."""
-        self._away: set[str] = set()
-        """Labels of clients whose HLR is away, as the log has it."""
+        self._away: dict[str, tuple[float, str]] = {}
+        """When and why the HLR was lost, by the label of the clients that it is away for, as the log has it."""
+        self.silent_hlrs: set[str] = set()
+        """URLs of HLRs that were lost by silence and have sent nothing since."""
         self.hlr: str | None = None
         self.store = False
         self.reconfigure(settings, peers, limits, overload=overload)
@@ -135,6 +138,23 @@ class GsupServer(Server[Link]):
                 label = (link.requester.label,)
                 up[label] = min(up.get(label, 1.0), float(link.has_hlr))
         return {"eir_gsup_hlr_up": up}
+
+    def warnings(self) -> Mapping[str, str]:
+        """Return a warning for each peer whose HLR is away."""
+        away = {link.requester.label for link in self.links if link.has_hlr is False}
+        return {
+            label: f"the HLR of {label} is away ({detail}): its phones cannot attach"
+            for label, (_, detail) in self._away.items()
+            if label in away
+        }
+
+    def standing(self, link: Link) -> Mapping[str, Any]:
+        """Return the state of a connection; while its HLR is away, that is its last error."""
+        label = link.requester.label
+        fault = self.warnings().get(label)
+        if fault is None:
+            return super().standing(link)
+        return {**super().standing(link), "last_error": fault, "last_error_at": max(self._away[label][0], link.since)}
 
     def doubt(self, name: str, newest: Link | None = None) -> None:
         """Ask other clients of this name whether they are there: with one that is gone without a word, the HLR has two of that name."""
@@ -206,8 +226,8 @@ class GsupServer(Server[Link]):
         """Tell of an HLR that is away, and of its coming back."""
         label = link.requester.label
         if state is not State.READY and label not in self._away:
-            self._away.add(label)
+            self._away[label] = time.time(), detail
             self.report("hlr_away", peer=label, protocol=PROTOCOL, level="warning", address=self.hlr, detail=detail)
         elif state is State.READY and label in self._away:
-            self._away.discard(label)
+            del self._away[label]
             self.report("hlr_back", peer=label, protocol=PROTOCOL, address=self.hlr)

@@ -71,6 +71,8 @@ class WorkerReport:
     """Unix time at which the newest open connection began, by peer label."""
     lost_paths: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Addresses of a peer that SCTP does not reach at present, by peer label."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """Warnings of the protocols besides Diameter, by peer label."""
 
 
 class Readiness(NamedTuple):
@@ -247,6 +249,7 @@ class Status:
         warnings += [
             f"{label} was refused, or refused the node: {text}" for label, text in self._refusals(reports).items()
         ]
+        warnings += {label: text for report in reports for label, text in (report.warnings or {}).items()}.values()
         paths = {label: addresses for report in reports for label, addresses in (report.lost_paths or {}).items()}
         warnings += [f"{label} is not reached at {', '.join(addresses)} (SCTP)" for label, addresses in paths.items()]
         away = [label for label, connections in peers.items() if not connections and label not in disabled]
@@ -298,7 +301,7 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
         errors = [
             (each["last_error_at"], each["last_error"])
             for each in same
-            if each["last_error"] and (each["last_error_at"] or 0.0) > newest
+            if each["last_error"] and (each["last_error_at"] or 0.0) >= newest
         ]
         row["last_error_at"], row["last_error"] = max(errors, default=(None, None))
     return shown

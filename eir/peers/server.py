@@ -94,6 +94,10 @@ class Server(Generic[L]):
         """Further fields of a connection for `eir peers`: at least its state."""
         return {"state": "open"}
 
+    def warnings(self) -> Mapping[str, str]:
+        """Return warnings for `eir status`, by peer label."""
+        return {}
+
     def paths(self) -> Sequence[tuple[str, str, bool]]:
         """Return the paths of SCTP: peer label, address, and whether it is reached."""
         return ()

@@ -25,13 +25,13 @@ READ_BYTES = 1 << 18
 
 
 @asynccontextmanager
-async def serving():
-    """A server, and a function that connects a client of it."""
+async def serving(report=lambda *_, **__: None, **settings):
+    """A server with these settings of GSUP, and a function that connects a client of it."""
     checker = Checker(PolicySettings(rules=()), Index({}), now=datetime.now(UTC))
     peers, limits = (PeerSettings(label="msc"),), Limits()
     server = GsupServer(
-        GsupService(checker), GsupSettings(), peers, limits, counts=Counts(), rates=RateLimits(peers, limits, None),
-        report=lambda *_, **__: None,
+        GsupService(checker), GsupSettings(**settings), peers, limits, counts=Counts(), rates=RateLimits(peers, limits, None),
+        report=report,
     )  # fmt: skip
     server.told = []
     server.tell_name = server.told.append

@@ -192,10 +192,18 @@ async def test_an_hlr_that_is_killed_and_comes_back(site, hlr, to):
         assert await msc.send(update_location()).next() == NET_FAIL
         assert [await asked(msc, imei) for imei in (LISTED, UNLISTED)] == [False, True]
     assert node.metrics()["eir_gsup_hlr_up{peer=msc}"] == 0
+    status = site.json("status", status=1)
+    (warning,) = [text for text in status["troubles"] if "HLR" in text]
+    assert status["state"] == "WARNING"
+    assert warning.startswith("the HLR of msc is away (")
+    (row,) = [row for row in site.json("peers") if row["protocol"] == "gsup"]
+    assert (row["state"], row["last_error"]) == ("open", warning)
     assert node.metrics()["eir_gsup_not_passed_total{peer=msc,reason=hlr_away}"] >= 3
     await hlr.start()
     await until_async(lambda: node.lines("hlr_back"))
     assert await msc.send(update_location()).next() == ACCEPTED
+    assert site.json("status")["state"] == "OK"
+    assert [row["last_error"] for row in site.json("peers")] == [None]
     assert hlr.names == [ID_RESP] * 2
     assert [line["peer"] for line in node.lines("hlr_away")] == ["msc"]
 
