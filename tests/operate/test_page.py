@@ -123,7 +123,10 @@ def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allo
 def test_each_trouble_leads_to_an_alert_of_the_runbook():
     runbook = (ROOT / "deploy" / "RUNBOOK.md").read_text()
     assert not [alert for _, alert in pages.ALERTS if f"`{alert}`" not in runbook]
-    texts = "\n".join((ROOT / "eir" / name).read_text() for name in ("operate/status.py", "daemon/drop_folder.py"))
+    texts = "\n".join(
+        (ROOT / "eir" / name).read_text()
+        for name in ("operate/status.py", "daemon/drop_folder.py", "daemon/pulling.py")
+    )
     assert not [said for said, _ in pages.ALERTS if said not in texts]
     assert alert_of("no connection of mme1") == "EirPeerLost"
     assert alert_of("peer x is disabled") is None
