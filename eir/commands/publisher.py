@@ -28,6 +28,7 @@ def publish(
     holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="With --to: what the list holds, devices, pairs, subscribers or device_types; as the folder says, else devices.", show_default=False)] = None,
     keep: Annotated[str, typer.Option(metavar="7d", help="With --to: how far behind a node may be and catch up by deltas. Older ones are folded into a full release.")] = "7d",
     bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
+    new_key: Annotated[bool, typer.Option("--new-key", help="With --to: sign with a key that has signed no release in FOLDER and is not in FOLDER/signers. Nodes have to trust it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -41,7 +42,8 @@ def publish(
     \b
     ssh-keygen -Y sign -n eir-release -f KEY MANIFEST
 
-    With --to the release goes into a folder of its own in FOLDER, and the index there names it: what nodes pull from.
+    With --to the release goes into a folder of its own in FOLDER, and the index there names it: what nodes pull from. A key that has signed
+    no release in FOLDER and is not in FOLDER/signers is refused, since nodes that do not trust it keep the release before.
     """  # noqa: D301 - for typer: the command is not to be wrapped
     from eir.releases.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
 
@@ -55,7 +57,7 @@ def publish(
             raise fail("--to takes neither --out nor --force: what stands in an index has been read", EXIT_USAGE)
         _publish_into(
             to, files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout, holds=holds,
-            keep=kept, declared=load_layouts(config) if layout and layout not in LAYOUTS else None, bad_rows_max=bad_rows_max, as_json=as_json,
+            keep=kept, declared=load_layouts(config) if layout and layout not in LAYOUTS else None, bad_rows_max=bad_rows_max, new_key=new_key, as_json=as_json,
         )  # fmt: skip
         return
     with progress() as advance:
@@ -73,6 +75,7 @@ def offer(
     key: Annotated[Path, typer.Option(metavar="KEY", help="The OpenSSH key that signs the index: one of the list's signers'; a .pub for one held by ssh-agent.")],
     holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="The kind of the list: devices, pairs or subscribers; as the folder says, else devices.", show_default=False)] = None,
     keep: Annotated[str, typer.Option(metavar="7d", help="How far behind a node may be and catch up by deltas.")] = "7d",
+    new_key: Annotated[bool, typer.Option("--new-key", help="Offer what a key signed that has signed no release in the folder and is not in its `signers`. Nodes have to trust it.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Offer a signed release in a folder that nodes pull from.
@@ -96,6 +99,7 @@ def offer(
         keep=kept,
         declared=declared,
         warn=lambda text: say(f"warning: {text}"),
+        new_key=new_key,
     )
     text = f"{to} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
     document = {

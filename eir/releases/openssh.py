@@ -164,17 +164,22 @@ def keys_of(signers: bytes) -> set[bytes]:
     return found
 
 
-def names_one_of(keys: Collection[bytes], signature: bytes) -> bool:
-    """True if a signature says that it is by one of these keys, or under a certificate that one of them signed.
-
-    It costs next to nothing and proves nothing: it tells which deliveries to look at first. PROTOCOL.sshsig, 3.
-    """
+def key_in(signature: bytes) -> bytes:
+    """Return the public key or certificate that a signature names, as SSH encodes it; empty if the signature is damaged. PROTOCOL.sshsig, 3."""
     try:
         blob = base64.b64decode(b"".join(line for line in signature.splitlines() if not line.startswith(b"-----")))
     except binascii.Error:
-        return False
+        return b""
     length = int.from_bytes(blob[_KEY_AT - 4 : _KEY_AT])
-    key = blob[_KEY_AT : _KEY_AT + length]
+    return blob[_KEY_AT : _KEY_AT + length]
+
+
+def names_one_of(keys: Collection[bytes], signature: bytes) -> bool:
+    """True if a signature says that it is by one of these keys, or under a certificate that one of them signed.
+
+    It costs next to nothing and proves nothing: it tells which deliveries to look at first.
+    """
+    key = key_in(signature)
     return key in keys or (b"-cert-v01@openssh.com" in key[:64] and any(authority in key for authority in keys))
 
 

@@ -6,6 +6,7 @@ into a store that lives as long as that takes.
 """
 
 import asyncio
+import base64
 import fcntl
 import hashlib
 import io
@@ -26,7 +27,7 @@ from eir.errors import EirError, ReleaseRefused
 from eir.pages.pages import Page
 from eir.record.settings import DEVICES, Layout, ListSettings
 from eir.record.store import ListState, utc_text
-from eir.releases.openssh import BEGINS, signed
+from eir.releases.openssh import BEGINS, key_in, keys_of, names_one_of, signed
 from eir.releases.publish import Published, publish
 from eir.releases.release import Release, parse_manifest, signature_names
 from eir.rows.export import export
@@ -41,6 +42,8 @@ MODE = 0o644
 ROOM = ".eir-publish-"
 """Begin of the names of folders in which releases are made."""
 MEMORY_MAX = 1 << 44
+SIGNERS = "signers"
+"""File in the folder with the keys that nodes trust, an allowed_signers file of the publisher's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +60,14 @@ def publish_into(
     folder: Path, files: Sequence[Path], *, list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime, key: Path,
     holds: str | None = None, keep: timedelta = KEEP, layout: str | None = None, declared: Mapping[str, Layout] | None = None,
     bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
-    more_keys: Sequence[Path] = (),
+    more_keys: Sequence[Path] = (), new_key: bool = False,
 ) -> Placed:  # fmt: skip
     """Make a signed release of data files, as lists.publish, and put it into the folder.
 
     `holds`: the list's kind; None: as the folder says already, devices in a new one. `keep`: how long deltas stay. `key` signs the index;
-    it and `more_keys` sign each release, and the full one that deltas are folded into. Raises ReleaseRefused, and
-    the index offers what it offered before then; EirError if somebody else publishes into the folder at this moment.
+    it and `more_keys` sign each release, and the full one that deltas are folded into. `new_key`: accept keys that the folder
+    does not know. Raises ReleaseRefused, and the index offers what it offered before then; EirError if somebody else publishes
+    into the folder at this moment.
     """
     with _alone(folder):
         before = index_in(folder)
@@ -75,6 +79,8 @@ def publish_into(
                 files, list_name=list_name, serial=serial, base=base, issued=issued, expires=expires, key=key, out=staged, layout=layout,
                 declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn, more_keys=more_keys,
             )  # fmt: skip
+            if not new_key:
+                _check_keys(folder, before, _signatures_of(published.manifest))
             here = Contents(folder, list_name, kind, declared or {}, Path(name))
             offers = list(before.releases) if before is not None else []
             chain = steps(before, None, 0) if before is not None and base is not None else ()
@@ -100,6 +106,7 @@ def publish_into(
 def offer_release(
     folder: Path, manifest: Path, *, key: Path, now: datetime, holds: str | None = None, keep: timedelta = KEEP,
     declared: Mapping[str, Layout] | None = None, warn: Callable[[str], None] = lambda _: None, deltas_max: int = DELTAS_MAX,
+    new_key: bool = False,
 ) -> Index:  # fmt: skip
     """Put a release that is signed already into the folder, with all its signatures; return the index, which `key` signs.
 
@@ -126,9 +133,13 @@ def offer_release(
             if len([each for each in index.releases if each.serial > index.full.serial]) > deltas_max:
                 detail = f"{deltas_max} deltas stand behind serial {index.full.serial}: a full release is needed now"
                 raise ReleaseRefused("base", detail)
+            index = without(index, now - keep)
+            content = signed(written(index), key)
+            if not new_key:
+                signatures = [*_signatures_of(staged / manifest.name), content[content.rfind(BEGINS) :]]
+                _check_keys(folder, before, signatures)
             _put(offer, staged, folder)
-        index = without(index, now - keep)
-        put(folder / INDEX, signed(written(index), key), mode=MODE, durable=True)  # after all that it names
+        put(folder / INDEX, content, mode=MODE, durable=True)  # after all that it names
         _clear(folder, before, index)
     return index
 
@@ -170,6 +181,35 @@ def _check(before: Index | None, folder: Path, *, list_name: str, serial: int, b
         raise ReleaseRefused(
             "base", f"the delta builds on serial {base}, and {before.serial} is the newest in {folder}"
         )
+
+
+def _signatures_of(manifest: Path) -> list[bytes]:
+    return [manifest.with_name(name).read_bytes() for name in _signatures(manifest)]
+
+
+def _check_keys(folder: Path, before: Index | None, signatures: Sequence[bytes]) -> None:
+    """Refuse signatures by a key that nodes may not trust: it has signed no release in the folder and is not in its `signers`.
+
+    The first release of a folder without `signers` may have any key. Raises ReleaseRefused (`untrusted_signer`).
+    """
+    file = folder / SIGNERS
+    try:
+        known = keys_of(file.read_bytes()) if file.exists() else set()
+    except OSError as e:
+        raise EirError(f"the keys that nodes trust {file} cannot be read: {e.strerror}") from None
+    if before is None and not known:
+        return
+    for offer in () if before is None else before.releases:
+        paths = [folder / offer.folder / name for name in signature_names(offer.manifest)]
+        known.update(key_in(path.read_bytes()) for path in paths if path.exists())
+    for signature in signatures:
+        if not names_one_of(known, signature):
+            fingerprint = base64.b64encode(hashlib.sha256(key_in(signature)).digest()).decode().rstrip("=")
+            raise ReleaseRefused(
+                "untrusted_signer",
+                f"the key SHA256:{fingerprint} has signed no release in {folder} and is not in {file}: nodes that do not trust it would"
+                " keep the release before. Sign with another key; if the nodes trust this one, add it to that file or give --new-key",
+            )
 
 
 def _time(before: Index | None, now: datetime, warn: Callable[[str], None]) -> datetime:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shlex
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -62,6 +63,11 @@ class Publisher:
 
     def index(self):
         return read(document_in((self.folder / INDEX).read_bytes(), INDEX, self.signers, self.now)[0])
+
+    def index_of(self, key):
+        """The index, which another key has signed."""
+        self.signers.write_text(f"agency {public(key)}")
+        return self.index()
 
 
 @pytest.fixture
@@ -278,6 +284,77 @@ def test_what_is_refused_leaves_the_folder_as_it_was(keeper, tmp_path):
     assert not (keeper.folder / INDEX).exists()
 
 
+def refusal(publish, *rows, **how):
+    with pytest.raises(ReleaseRefused) as caught:
+        publish(*rows, **how)
+    return caught.value.reason, caught.value.detail
+
+
+def test_a_key_that_has_signed_nothing_in_the_folder_is_refused(keeper, tmp_path):
+    """Each key of a release counts, and each of an index; nodes that do not trust one of them would freeze."""
+    other, third = make_key(tmp_path, "other"), make_key(tmp_path, "third")
+    keeper.publish(full=ROWS[:3])
+    before = keeper.index()
+    for how in ({"key": other}, {"more_keys": [other]}, {"key": other, "added": ROWS[3:4]}):
+        rows = {} if "added" in how else {"full": ROWS}
+        reason, detail = refusal(keeper.publish, **rows, **how)
+        assert reason == "untrusted_signer"
+        assert re.search(
+            rf"SHA256:\S+ has signed no release in {keeper.folder} and is not in {keeper.folder}/signers", detail
+        )
+        assert "--new-key" in detail
+        keeper.serial -= 1
+    assert keeper.index() == before
+    assert sorted(path.name for path in keeper.folder.iterdir()) == [".lock", "1", INDEX]
+    keeper.publish(full=ROWS[:4], key=other, new_key=True)
+    keeper.publish(added=ROWS[4:5], key=other)  # which has signed a release now
+    signers = keeper.folder / "signers"
+    signers.write_text(f'# of 2026\nthird namespaces="eir-release" {public(third)}\n')
+    keeper.publish(added=ROWS[5:6], key=third)
+    assert [offer.serial for offer in keeper.index_of(third).releases] == [2, 3, 4]
+
+
+def test_a_folder_without_a_release_takes_any_key_unless_it_has_signers(keeper, tmp_path):
+    other = make_key(tmp_path, "other")
+    keeper.folder.mkdir()
+    (keeper.folder / "signers").write_text(f"other {public(other)}\n")
+    assert refusal(keeper.publish, full=ROWS[:3])[0] == "untrusted_signer"
+    keeper.serial = 0
+    keeper.publish(full=ROWS[:3], key=other)
+
+
+def test_a_certificate_of_an_authority_in_the_signers_is_known(keeper, tmp_path):
+    authority = make_key(tmp_path, "authority")
+    keeper.publish(full=ROWS[:3])
+    (keeper.folder / "signers").write_text(f"*@agency cert-authority {public(authority)}\n")
+    staff = make_key(tmp_path, "staff")
+    assert refusal(keeper.publish, full=ROWS, key=staff)[0] == "untrusted_signer"
+    keeper.serial -= 1
+    subprocess.run(["ssh-keygen", "-q", "-s", authority, "-I", "x", "-n", "a@agency", f"{staff}.pub"], check=True)
+    keeper.publish(full=ROWS, key=tmp_path / "staff-cert.pub")
+
+
+def test_a_release_or_an_index_of_an_unknown_key_is_not_offered(keeper, tmp_path):
+    other = make_key(tmp_path, "other")
+    keeper.publish(full=ROWS[:3])
+
+    def made(key, more_keys=()):
+        (tmp_path / "all.csv").write_text("".join(f"{row}\n" for row in ("imei", *ROWS)))
+        times = {"issued": NOW, "expires": NOW + timedelta(days=14)}
+        how = {"list_name": NAME, "serial": 2, "key": key, "more_keys": more_keys, "out": tmp_path / "out"}
+        return publish([tmp_path / "all.csv"], **how, **times).manifest
+
+    def offered(manifest, key, **how):
+        return offer_release(keeper.folder, manifest, key=key, now=NOW + timedelta(hours=1), **how)
+
+    before = keeper.index()
+    for keys, key in (([other], keeper.key), ([keeper.key, other], keeper.key), ([keeper.key], other)):
+        assert refusal(offered, made(keys[0], keys[1:]), key)[0] == "untrusted_signer"
+    assert keeper.index() == before
+    assert not (keeper.folder / "2").exists()
+    assert offered(made(other), keeper.key, new_key=True).serial == 2
+
+
 def test_one_publishes_at_a_time(keeper, monkeypatch):
     keeper.publish(full=ROWS[:3])
 
@@ -408,7 +485,10 @@ def test_the_command(site, tmp_path):
     assert document["manifest"] == f"{tmp_path}/www/2/stolen-2.manifest.json"
     assert "2 is the newest" in site.eir(*publish, "--serial", 9, "--base", 1, added, status=1).stderr
     second = make_key(tmp_path, "second")
-    full = site.eir(*publish, "--key", second, "--serial", 3, data).stdout
+    refused = site.eir(*publish, "--key", second, "--serial", 3, data, status=1).stderr
+    assert "has signed no release in" in refused
+    assert refused.count("--new-key") == 1
+    full = site.eir(*publish, "--key", second, "--new-key", "--serial", 3, data).stdout
     assert "offers stolen 3" in full
     assert len(list((tmp_path / "www" / "3").glob("*.sig*"))) == 2
     out = (
@@ -425,7 +505,9 @@ def test_the_command(site, tmp_path):
         tmp_path / "out",
     )
     site.eir(*out, data)
-    offered = site.eir("offer", tmp_path / "out" / "stolen-4.manifest.json", "--to", tmp_path / "www", "--key", second)
+    manifest, third = tmp_path / "out" / "stolen-4.manifest.json", make_key(tmp_path, "third")
+    site.eir("offer", manifest, "--to", tmp_path / "www", "--key", third, status=1)
+    offered = site.eir("offer", manifest, "--to", tmp_path / "www", "--key", second)
     assert "offers stolen 4 (2 releases, the newest full one 4)" in offered.stdout
     for wrong in (["--force"], ["--keep", "soon"]):
         site.eir(*publish, "--serial", 5, *wrong, data, status=2)

@@ -313,7 +313,7 @@ async def test_what_was_refused_is_tried_again_by_other_settings(register, node,
     node.settings = replace(node.settings, growth_max=1.0)
     assert await node.pull() == ("loaded", "")
     other = make_key(tmp_path, "other")
-    register.publish(added=ROWS[:1], key=other)
+    register.publish(added=ROWS[:1], key=other, new_key=True)
     (register.folder / INDEX).write_bytes(signed(_document(register), register.key))
     assert await node.pull() == ("refused", "untrusted_signer")
     assert await node.pull() == ("refused", "untrusted_signer")
