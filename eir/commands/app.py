@@ -359,9 +359,9 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
             sys.stdout.flush()
     except UnicodeEncodeError as e:  # of an argument, or of the output: all that is read elsewhere is decoded with care
         if e.encoding == "utf-8":
-            say("eir: an argument has octets that are not UTF-8")
+            say("eir: an argument has octets that are not UTF-8", "error")
             sys.exit(EXIT_USAGE)
-        say(f"eir: the output is in {e.encoding}, which lacks some characters: set LANG=C.UTF-8")
+        say(f"eir: the output is in {e.encoding}, which lacks some characters: set LANG=C.UTF-8", "error")
         sys.exit(EXIT_NO)
     except EirError as e:
         begin = (
@@ -371,11 +371,11 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
             if isinstance(e, ReleaseRefused)
             else "eir: "
         )
-        say(f"{begin}{e}")
+        say(f"{begin}{e}", "error")
         sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault) else EXIT_NO)
     except OSError as e:
         if e.errno != errno.EPIPE:  # a reader that went away is not told
-            say(f"eir: {e.filename or 'the output'}: {e.strerror}")
+            say(f"eir: {e.filename or 'the output'}: {e.strerror}", "error")
         with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the interpreter writes what is left when it ends
         sys.exit(EXIT_NO)

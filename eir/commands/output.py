@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 import typer
 
+from eir.operate.log import with_priority
+
 NOTHING = "-"
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 DIGITS_MAX = 6
@@ -72,19 +74,22 @@ MANY = 1 << 62
 """More than there can be of anything; a larger number is typed for it."""
 
 
-def say(message: str) -> None:
-    """Print to standard error; names from the wire and from files cannot steer the terminal."""
-    print(printable(message, but="\n"), file=sys.stderr)
+def say(message: str, level: str = "warning") -> None:
+    """Print to standard error; names from the wire and from files cannot steer the terminal.
+
+    `level`: priority of the lines if standard error is the journal's.
+    """
+    print(with_priority(level, printable(message, but="\n")), file=sys.stderr)
 
 
 def warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:
     """Print what a part reports (an eir.errors.Report)."""
-    say(f"{level}: {fields.get('detail') or reason or event}")
+    say(f"{level}: {fields.get('detail') or reason or event}", level)
 
 
 def fail(message: str, code: int = EXIT_NO) -> typer.Exit:
     """Say what is wrong; returns the exception that ends the command."""
-    say(f"eir: {message}")
+    say(f"eir: {message}", "error")
     return typer.Exit(code)
 
 

@@ -29,6 +29,7 @@ from eir.daemon import block, deliver
 from eir.daemon.channel import Channel, ChannelError, HasDescriptor, Message, Receiver, Unanswered, pair, parts_of
 from eir.daemon.state_folder import as_owner_of
 from eir.errors import ConfigError, EirError, Report, SetupFault, detail_of, silent
+from eir.operate.log import with_priority
 
 NAME = "starter"
 SETUP_STATUS = 2
@@ -405,11 +406,11 @@ def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
         status = main(socket.socket(fileno=descriptors[0]), *arguments, *descriptors[1:])
     except (SetupFault, ConfigError) as e:
         status = SETUP_STATUS
-        print(f"eir: {e}", file=sys.stderr)
+        print(with_priority("error", f"eir: {e}"), file=sys.stderr)
     except EirError as e:
-        print(f"eir: {e}", file=sys.stderr)
+        print(with_priority("error", f"eir: {e}"), file=sys.stderr)
     except BaseException as e:  # noqa: BLE001 - the outermost frame of the process: say what it was and end
-        print(f"eir: the process {name} ends: {type(e).__name__}: {e}", file=sys.stderr)
+        print(with_priority("error", f"eir: the process {name} ends: {type(e).__name__}: {e}"), file=sys.stderr)
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -37,12 +37,21 @@ def tell_service(*lines: str) -> None:
             link.send("\n".join(lines).encode())
 
 
+PRIORITIES = {"error": "<3>", "warning": "<4>", "info": "<6>", "debug": "<7>"}
+"""Prefix by which the journal gives a line its priority, by level (sd-daemon(3))."""
+
+
 def is_journal() -> bool:
     """True if standard error is the journal's, which gives each line a time (systemd.exec(5), JOURNAL_STREAM)."""
     with suppress(OSError, ValueError):
         found = os.fstat(sys.stderr.fileno())
         return os.environ.get(JOURNAL_STREAM) == f"{found.st_dev}:{found.st_ino}"
     return False
+
+
+def with_priority(level: str, text: str) -> str:
+    """Return the text, each line with the priority of its level if standard error is the journal's."""
+    return "\n".join(PRIORITIES[level] + line for line in text.split("\n")) if is_journal() else text
 
 
 BURST = 5
@@ -158,7 +167,8 @@ class Log:
             return
         time = None if self._in_journal else datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         worker = {} if self._worker is None else {"worker": line.get("worker", self._worker)}
-        text = f"{logfmt({'time': time, 'level': level, **line, **worker})}\n"
+        priority = PRIORITIES[level] if self._in_journal else ""
+        text = f"{priority}{logfmt({'time': time, 'level': level, **line, **worker})}\n"
         if self._writer is None:
             _write(sys.stderr.fileno(), text)
         else:

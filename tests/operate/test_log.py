@@ -198,24 +198,28 @@ def test_without_a_thread_lines_are_written_at_once(capfd, clock):
 
 
 @pytest.mark.parametrize("in_background", [True, False])
-def test_the_journal_gives_each_line_a_time_and_no_other_file_does(in_background):
-    """By JOURNAL_STREAM, which says what standard error was when the service manager opened it."""
+def test_the_journal_gets_the_priority_of_each_line_and_no_time(in_background):
+    """JOURNAL_STREAM names standard error by device and inode; any other file gets a time and no priority."""
     script = f"""
 import os, sys, time
 if sys.argv[1] == "journal":
-    found = os.fstat(2)
-    os.environ["JOURNAL_STREAM"] = f"{{found.st_dev}}:{{found.st_ino}}"
+    opened = os.fstat(2)
+    os.environ["JOURNAL_STREAM"] = f"{{opened.st_dev}}:{{opened.st_ino}}"
 from eir.operate.log import Log
-log = Log(time.monotonic, in_background={in_background})
-log.report("ready")
+log = Log(time.monotonic, level="debug", in_background={in_background})
+for level in ("error", "warning", "info", "debug"):
+    log.report("ready", reason=level, level=level, detail="one\\ntwo")
 log.close()
 """
-    for where, begin in (("journal", "level=info event=ready"), ("file", "time=")):
+
+    def lines(where):
         done = subprocess.run(
-            [sys.executable, "-c", script, where],
-            capture_output=True,
-            text=True,
-            check=True,
+            [sys.executable, "-c", script, where], capture_output=True, text=True, check=True,
             env={**os.environ, "JOURNAL_STREAM": "1:2"},
-        )
-        assert done.stderr.startswith(begin)
+        )  # fmt: skip
+        return done.stderr.splitlines()
+
+    assert [line.partition(" ")[0] for line in lines("journal")] == [
+        "<3>level=error", "<4>level=warning", "<6>level=info", "<7>level=debug",
+    ]  # fmt: skip
+    assert [line[:5] for line in lines("file")] == ["time="] * 4
