@@ -184,6 +184,13 @@ def mask_password(url: str) -> str:
     return re.sub(r"(?<=://)([^/@\s:]*):\S*@", r"\1:***@", url)
 
 
+def mask_secrets(url: str) -> str:
+    """Return a URL with its password, query and fragment hidden; any other text unchanged."""
+    # A password that holds ? and a query that holds @ look alike: everything from there on is hidden.
+    whole = re.sub(r"(?<=://)([^/@\s:]*):\S*[?#]\S*@.*", r"\1:***", url, flags=re.DOTALL)
+    return re.sub(r"(://[^?#]*[?#]).*", r"\1***", mask_password(whole), flags=re.DOTALL)
+
+
 # Kinds that only this file has
 
 

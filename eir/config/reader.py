@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 from yaml.composer import ComposerError
 
-from eir.config.kinds import Kind, Unexpected, did_you_mean, mask_password
+from eir.config.kinds import Kind, Unexpected, did_you_mean, mask_secrets
 from eir.errors import ConfigError, Problem
 
 FILE_BYTES_MAX = 1 << 18
@@ -405,5 +405,5 @@ def _found(node: yaml.Node) -> str:
         return "a section with keys of its own"
     if node.tag == NULL_TAG:
         return "no value"
-    written = mask_password(str(node.value))
+    written = mask_secrets(str(node.value))
     return repr(written if len(written) <= SHOWN_MAX else written[: SHOWN_MAX - 1] + "…")

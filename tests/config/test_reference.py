@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 from certificates import Authority
-from configuration import GOOD, IDENTITY, SIGNER, files_of_tokens
+from configuration import GOOD, IDENTITY, ONE_PEER, SIGNER, files_of_tokens, problems_of
 
 from eir.checks.settings import Status
 from eir.config import Config, load_config, needs_restart, render, take_over
 from eir.config.keys import TABLE, reference_page
-from eir.config.kinds import mask_password
+from eir.config.kinds import mask_password, mask_secrets
 from eir.config.load import TAKES_RESTART
 from eir.config.reader import REQUIRED
 from eir.peers.settings import Limits
@@ -71,7 +71,33 @@ def test_what_is_printed_has_units_and_zeros_as_they_are_written(write):
     ],
 )
 def test_passwords_are_not_shown(url, shown):
-    assert mask_password(url) == shown
+    assert mask_password(url) == mask_secrets(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rediss://host/0?password_file=a b", "rediss://host/0?***"),
+        ("https://hooks.example/a?token=se/cret@x", "https://hooks.example/a?***"),
+        ("https://hooks.example:8443/a?token=x@y", "https://hooks.example:***"),
+        ("https://hooks.example?secret\nmore", "https://hooks.example?***"),
+        ("https://user:pw@hooks.example/a b?token=secret", "https://user:***@hooks.example/a b?***"),
+        ("https://hooks.example/a#secret", "https://hooks.example/a#***"),
+        ("which?", "which?"),
+    ],
+)
+def test_an_error_shows_no_query(url, shown):
+    assert mask_secrets(url) == shown
+
+
+def test_an_error_about_the_webhook_shows_neither_its_password_nor_its_query(write):
+    url = "https://user:pass@hooks.example/a?token=secret"
+    ((_, text),) = problems_of(
+        write(f"{IDENTITY}{ONE_PEER}sightings: {{webhook: {{url: '{url}', key_file: eir.yaml}}}}\n")
+    )
+    assert text.startswith(
+        "found 'https://user:***@hooks.example/a?***' for 'url' in sightings.webhook; expected http://"
+    )
 
 
 # The reference: table, sample and page say the same
