@@ -102,22 +102,28 @@ def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
     """Remove what is too old, and of what is too much the oldest; returns the bytes that are left. Raises OSError.
 
     While one peer has more than half of all rows, it is its oldest rows that go: a peer that floods the record pushes out its own.
+    The newest file stays. If it alone exceeds `max_bytes`, as many of the others stay as fit within `max_bytes`.
     """
     there = found(state)
     for file in [file for file in there if now - file.written > keep_s]:
         file.path.unlink(missing_ok=True)
         there.remove(file)
-    total = sum(file.bytes for file in there)
-    if total > max_bytes:
-        total = _shrink(there[:-1], total, int(max_bytes * PRUNED_SHARE))  # the newest stays, however large it is
+    newest = there[-1].bytes if there else 0
+    counted = newest if newest <= max_bytes else 0
+    older = sum(file.bytes for file in there[:-1])
+    if older + counted > max_bytes:
+        older = _shrink(there[:-1], older, int(max_bytes * PRUNED_SHARE) - counted)
     for day in (state / FOLDER).glob("*/"):
         with suppress(OSError):  # there is something in it
             day.rmdir()
-    return total
+    return older + newest
 
 
 def _shrink(there: Sequence[File], total: int, wanted: int) -> int:
-    """Take from these files, the oldest first, until there are `wanted` bytes of `total`; returns how many there are then."""
+    """Take from these files until there are `wanted` bytes of `total`; returns how many there are then.
+
+    A file that alone is larger than `wanted` goes first, then the oldest.
+    """
     rows = {file: _rows_of_peers(file.path) for file in there}
     counts = sum(rows.values(), Counter[str]())
     left = {file.path: file.bytes for file in there}
@@ -127,7 +133,7 @@ def _shrink(there: Sequence[File], total: int, wanted: int) -> int:
             counts[loud] -= peers.pop(loud)
             left[file.path] = _bytes_without(file, loud, others=bool(peers))
             total -= file.bytes - left[file.path]
-    for path, size in left.items():
+    for path, size in sorted(left.items(), key=lambda each: each[1] <= wanted):
         if total <= wanted:
             break
         path.unlink(missing_ok=True)

@@ -325,6 +325,37 @@ def test_the_newest_file_is_never_pruned_for_its_size(tmp_path):
     assert files.prune(tmp_path, keep_s=10, max_bytes=1, now=made.written + 11) == 0
 
 
+def files_of_rows(folder, *counts):
+    """Files of one day each with about so many rows, by several peers."""
+    for day, count in enumerate(counts):
+        parts = [
+            each(f"{number:014d}", imsi=f"{random.getrandbits(49):015d}", peer=f"p{number % 3}")
+            for number in range(count)
+        ]
+        files.write(folder, frame_of(*parts, at=NOON + day * DAY))
+    return files.found(folder)
+
+
+def test_the_newest_file_displaces_no_other_if_it_alone_exceeds_the_limit(tmp_path):
+    """Deleting the others could not bring the record below the limit; as many as fit within it stay."""
+    *older, newest = files_of_rows(tmp_path, 3000, 3000, 3000, 60_000)
+    limit = round(2.5 * older[0].bytes)
+    assert newest.bytes > limit
+    left = files.prune(tmp_path, keep_s=10**9, max_bytes=limit, now=newest.written)
+    assert files.found(tmp_path) == [*older[1:], newest]
+    assert left == sum(file.bytes for file in files.found(tmp_path))
+    assert files.prune(tmp_path, keep_s=10**9, max_bytes=limit, now=newest.written) == left
+
+
+def test_a_file_that_cannot_fit_goes_before_older_ones(tmp_path):
+    """Such as one that exceeded the limit while it was the newest."""
+    *older, large, newest = files_of_rows(tmp_path, 3000, 3000, 60_000, 3000)
+    limit = sum(file.bytes for file in (*older, newest)) * 11 // 10
+    left = files.prune(tmp_path, keep_s=10**9, max_bytes=limit, now=newest.written)
+    assert large.bytes > limit >= left
+    assert files.found(tmp_path) == [*older, newest]
+
+
 def test_of_what_is_too_much_the_oldest_of_the_loudest_peer_goes_first(tmp_path):
     for day in range(6):
         calm, loud = (
