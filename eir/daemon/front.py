@@ -52,7 +52,17 @@ from eir.follow.history import HistoryKeeper
 from eir.n5g.nrf import Standing
 from eir.n5g.settings import is_http
 from eir.operate import metrics
-from eir.operate.control import PING, RUN, RUNNING, STOPPING, ControlServer, Looking, asker
+from eir.operate.control import (
+    PING,
+    RUN,
+    RUN_ACCEPTS,
+    RUNNING,
+    STOPPING,
+    Arguments,
+    ControlServer,
+    Looking,
+    asker,
+)
 from eir.operate.http import HttpServer, pages
 from eir.operate.lately import EVERY_S, Lately, Rhythms
 from eir.operate.log import ENDING, READY, Log, report_faults, tell_service
@@ -81,10 +91,18 @@ WRONG_PASSWORD_S = 1.0
 """Delay of the answer to a wrong password."""
 EVENTS_MAX = 200
 """Most events of the history that the page looks through."""
+LIMIT_MAX = 1 << 62
+"""Largest number of events that a request for the history may name."""
 OUTCOMES_S = 5.0
 """Interval between two looks at the outcomes of releases."""
 STOP_S = 25.0
 """Time that the end of the node may take, whatever hangs: systemd gives it 30 s (deploy/systemd/eir.service)."""
+ACCEPTS: Mapping[str, Arguments] = {
+    "check": {**dict.fromkeys(Question._fields, str | None), "unproven": bool | None}, "history": {"list": str | None, "limit": int | None, "since": str | None},
+    "forget": {"subscribers": list}, "trace": {"imei": str | None, "imsi": str | None, "lasts_s": int | float, "reason": str | None},
+    "trace_read": {"number": int | None}, "trace_end": {"number": int | None}, "peer_disable": {"name": str}, "peer_enable": {"name": str},
+}  # fmt: skip
+"""Arguments of the commands of the control socket."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
@@ -175,12 +193,14 @@ class Front:
             report=report,
             forms={"/"},
         )
-        self._control = ControlServer(config.state, self._commands(), report=report)
+        self._control = ControlServer(config.state, self._commands(), accepts=ACCEPTS, report=report)
         path = config.control_read
         self._control_read = (
             None
             if path is None
-            else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
+            else ControlServer(
+                path.parent, {RUN: self._looking.run}, accepts=RUN_ACCEPTS, name=path.name, report=report
+            )
         )
         self._interfaces = [each for each in services.interfaces(report) if each.urls(config)]
         """Interfaces that the configuration names; a reload adds none."""
@@ -582,7 +602,7 @@ class Front:
         }  # fmt: skip
 
     async def _check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        question = Question(**{name: arguments[name] for name in Question._fields if name in arguments})
+        question = Question(**{name: value for name, value in arguments.items() if value is not None})
         answer = await self._workers.explain(question)
         return {**await self._in_force(), "answer": answer.as_fields()}
 
@@ -603,6 +623,8 @@ class Front:
             await self._recorded.forget([str(each) for each in arguments["subscribers"]])
         return self._recorded is not None
 
+        if limit is not None and not 0 <= limit <= LIMIT_MAX:
+            raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
     def _drain(self, _: Mapping[str, Any]) -> str:
         self._begin_stop("drain")
         return "draining: DPR to each peer, then the end"

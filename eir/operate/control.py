@@ -21,7 +21,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from eir.errors import EirError, Report, place_of
 
@@ -39,6 +40,8 @@ _asker: ContextVar[int | None] = ContextVar("asker", default=None)
 """The user id of the person who asked for the command that is being carried out."""
 
 Command = Callable[[dict[str, Any]], Any | Awaitable[Any]]
+Arguments = Mapping[str, type | UnionType]
+"""Arguments of a command, by name, with their types. An argument whose type includes None may be left out."""
 
 
 class ControlError(EirError):
@@ -54,13 +57,17 @@ class ControlDenied(ControlError):
 
 
 class ControlServer:
-    """Answers commands (name → callable of the request's arguments) on a socket in the folder."""
+    """Answers commands (name → callable of the request's arguments) on a socket in the folder.
+
+    `accepts`: arguments of those commands that have any. A request with others is answered with an error and not logged.
+    """
 
     def __init__(
         self,
         folder: Path,
         commands: Mapping[str, Command],
         *,
+        accepts: Mapping[str, Arguments] | None = None,
         name: str = SOCKET_NAME,
         report: Report,
         timeout_s: float = TIMEOUT_S,
@@ -69,7 +76,7 @@ class ControlServer:
         """`timeout_s`: the time for a request and its answer; `links_max`: connections at once."""
         self._folder = folder
         self._name = name
-        self._commands = commands
+        self._commands, self._accepts = commands, accepts or {}
         self._report = report
         self._timeout_s, self._links_max = timeout_s, links_max
         self._links: dict[asyncio.StreamWriter, bool] = {}
@@ -123,10 +130,13 @@ class ControlServer:
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
+            json.dumps(request, ensure_ascii=False).encode()  # a lone surrogate is no text
             name = request.pop("command")
             command = self._commands[name]
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return {"ok": False, "error": f"no such command; there are: {', '.join(self._commands)}"}
+        if wrong := _wrong_arguments(name, request, self._accepts.get(name, {})):
+            return {"ok": False, "error": wrong}
         try:
             result = command(request)
             return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
@@ -135,6 +145,21 @@ class ControlServer:
         except Exception as e:  # noqa: BLE001 - whatever it is: the client hears of it, and the socket goes on
             self._report("fault", reason=name, level="error", detail=place_of(e))
             return {"ok": False, "error": f"{name} failed ({type(e).__name__}); the log says more (fault)"}
+
+
+def _wrong_arguments(command: str, request: Mapping[str, Any], accepted: Arguments) -> str:
+    """Return why the command does not accept the arguments of a request; empty if it does."""
+    if surplus := [name for name in request if name not in accepted]:
+        return f"{command} takes {', '.join(accepted) or 'no argument'}; found: {', '.join(surplus)}"
+    for name, kind in accepted.items():
+        value = request.get(name)
+        is_switch = isinstance(value, bool) and bool not in (
+            kind,
+            *get_args(kind),
+        )  # which Python counts among the numbers
+        if not isinstance(value, kind) or is_switch:
+            return f"{command} needs {name} ({kind.__name__ if isinstance(kind, type) else kind})"
+    return ""
 
 
 async def asker() -> str:
@@ -216,6 +241,7 @@ ENVIRONMENT = "EIR_CONTROL"
 """The environment variable that names the socket to a command."""
 RUN = "run"
 """The one command of the socket."""
+RUN_ACCEPTS: Mapping[str, Arguments] = {RUN: {"arguments": list}}
 
 _ALL = {"--json", "--help", "-h"}
 LOOKS: Mapping[str, set[str]] = {
@@ -234,6 +260,8 @@ AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
 def refusal(arguments: Sequence[str]) -> str | None:
     """Return why a command line may not run; None if it may."""
     command, *rest = arguments or [""]
+    if any("\0" in argument for argument in arguments):
+        return "an argument holds a NUL character"
     if command not in LOOKS:
         return f"who may only look may say: {', '.join(LOOKS)}"
     for argument in rest:
@@ -253,7 +281,7 @@ class Looking:
 
     async def run(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Run the command line `arguments`; returns its exit status and what it wrote. Raises EirError for one that may not run."""
-        arguments = [str(argument) for argument in request.get("arguments") or ()]
+        arguments = [str(argument) for argument in request["arguments"]]
         if reason := refusal(arguments):
             raise EirError(reason)
         async with self._turns:

@@ -11,6 +11,7 @@ import threading
 import pytest
 from node import until_async
 
+from eir.checks.question import Question
 from eir.errors import EirError, silent
 from eir.operate import control
 from eir.operate.control import SOCKET_NAME, ControlError, ControlServer, ask, asker
@@ -34,13 +35,16 @@ COMMANDS = {
     "ping": lambda _: "pong", "echo": lambda asked: asked, "refuse": refuse, "nothing": lambda _: None, "cannot": cannot, "fail": fail,
     "who": lambda _: asker(),
 }  # fmt: skip
+ACCEPTS = {"echo": {"name": str, "number": int | None, "sure": bool | None}}
 TOLD = []
 """Events that the server reported, with their reasons."""
 
 
 @pytest.fixture
 async def server(tmp_path):
-    made = ControlServer(tmp_path, COMMANDS, report=lambda event, **fields: TOLD.append((event, fields["reason"])))
+    made = ControlServer(
+        tmp_path, COMMANDS, accepts=ACCEPTS, report=lambda event, **fields: TOLD.append((event, fields["reason"]))
+    )
     TOLD.clear()
     await made.listen()
     yield made
@@ -66,6 +70,7 @@ class TestAsking:
     async def test_commands(self, tmp_path):
         assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
         assert await asyncio.to_thread(ask, tmp_path, "echo", name="mme", number=3) == {"name": "mme", "number": 3}
+        assert await asyncio.to_thread(ask, tmp_path, "echo", name="mme", sure=True) == {"name": "mme", "sure": True}
         assert await asyncio.to_thread(ask, tmp_path, "nothing") is None
 
     @pytest.mark.parametrize(
@@ -117,12 +122,33 @@ class TestAsking:
         assert answer["ok"] is False
         assert "there are:" in answer["error"]
 
+    @pytest.mark.parametrize(
+        ("request_line", "says"),
+        [
+            (b'{"command": "ping", "name": "mme"}\n', "ping takes no argument; found: name"),
+            (b'{"command": "echo"}\n', "echo needs name (str)"),
+            (b'{"command": "echo", "name": null}\n', "echo needs name (str)"),
+            (b'{"command": "echo", "name": ["mme"]}\n', "echo needs name (str)"),
+            (b'{"command": "echo", "name": "mme", "number": "3"}\n', "echo needs number (int | None)"),
+            (b'{"command": "echo", "name": "mme", "number": true}\n', "echo needs number (int | None)"),
+            (b'{"command": "echo", "name": "mme", "other": 1}\n', "echo takes name, number, sure; found: other"),
+            (b'{"command": "echo", "name": "mme", "sure": 1}\n', "echo needs sure (bool | None)"),
+            (b'{"command": "echo", "name": "\\ud800"}\n', "no such command; there are:"),
+        ],
+    )
+    async def test_arguments_that_the_command_does_not_accept_are_an_answer_and_no_line_of_the_log(
+        self, tmp_path, request_line, says
+    ):
+        answer = json.loads(await raw(tmp_path, request_line))
+        assert (answer["ok"], answer["error"][: len(says)]) == (False, says)
+        assert TOLD == []
+
     async def test_a_line_without_end_is_bounded(self, tmp_path):
         assert await raw(tmp_path, b"x" * 10_000_000) == b""
         assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
 
     async def test_many_at_once(self, tmp_path):
-        asked = (asyncio.to_thread(ask, tmp_path, "echo", number=n) for n in range(50))
+        asked = (asyncio.to_thread(ask, tmp_path, "echo", name="mme", number=n) for n in range(50))
         assert [found["number"] for found in await asyncio.gather(*asked)] == list(range(50))
 
     async def test_the_group_may_use_it_and_nobody_else(self, tmp_path):
@@ -142,14 +168,15 @@ async def test_no_identifier_that_was_asked_about_comes_into_the_log_with_a_faul
     told = []
     server = ControlServer(
         tmp_path,
-        {"check": lambda asked: asked["imei"].encode()},
+        {"check": lambda asked: {}[asked["imei"]]},
+        accepts={"check": {"imei": str}},
         report=lambda _, **fields: told.append(fields["detail"]),
     )
     await server.listen()
     with pytest.raises(ControlError):
-        await asyncio.to_thread(ask, tmp_path, "check", imei="00101001000001\ud800")
+        await asyncio.to_thread(ask, tmp_path, "check", imei="00101001000001")
     call_failed(lambda _, **fields: told.append(fields["detail"]))("explain", ValueError("00101001000001"))
-    assert "UnicodeEncodeError at " in told[0]
+    assert "KeyError at " in told[0]
     assert not [detail for detail in told if "00101001000001" in detail]
     await server.close()
 
@@ -216,3 +243,39 @@ async def test_a_socket_of_another_name_is_of_its_folders_group(tmp_path):
     await server.listen()
     assert os.stat(tmp_path / "look").st_gid == 65533  # noqa: PTH116 - as it stands there
     await server.close()
+
+
+ODD = (None, True, -1, 0, 10**30, 1.5, float("nan"), float("inf"), "", "x", "\0", "\ud800", "9" * 300, "é\n", "2026-99-99", [], [None], ["\0"], ["check", "\0"], {}, {"a": []})  # fmt: skip
+
+
+async def test_no_malformed_request_is_an_error_in_the_log_of_a_node(site):
+    """Every command, with every argument set to every odd value; and with arguments that it does not have."""
+    site.configure(control_read="read/look.sock")
+    (site.folder / "read").mkdir()
+    site.load(["35209900176148"])
+    site.load(["35332811002233"], list_name="tracked")
+    node = await asyncio.to_thread(site.start)
+    front = {
+        "ping": (), "status": (), "lists": (), "peers": (), "record": (), "history": ("list", "limit", "since"), "forget": ("subscribers",),
+        "check": Question._fields, "trace": ("imei", "imsi", "lasts_s", "reason"), "trace_read": ("number",), "trace_end": ("number",),
+        "peer_disable": ("name",), "peer_enable": ("name",),
+    }  # fmt: skip
+    good = {
+        "check": {"imei": "35209900176148"}, "trace": {"imei": "35209900176148", "lasts_s": 1, "reason": "test"}, "forget": {"subscribers": []},
+        "peer_disable": {"name": "mme"}, "peer_enable": {"name": "mme"},
+    }  # fmt: skip
+    requests = [
+        (site.state, SOCKET_NAME, {"command": command, **good.get(command, {}), name: value})
+        for command, names in front.items()
+        for name in (*names, "surplus")
+        for value in ODD
+    ]
+    requests += [(site.state, SOCKET_NAME, {"command": command}) for command in front]
+    requests += [(site.folder / "read", "look.sock", {"command": "run", "arguments": value}) for value in ODD]
+    for folder, socket_name, asked in requests:
+        reader, writer = await asyncio.open_unix_connection(folder / socket_name)
+        writer.write(json.dumps(asked).encode() + b"\n")
+        assert "ok" in json.loads(await reader.read()), asked
+        writer.close()
+    await asyncio.to_thread(node.end)
+    assert [line for line in node.lines() if line["level"] == "error"] == []
