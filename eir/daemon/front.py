@@ -52,6 +52,7 @@ from eir.follow.history import HistoryKeeper
 from eir.n5g.nrf import Standing
 from eir.n5g.settings import is_http
 from eir.operate import metrics
+from eir.operate.alerts import Alerts
 from eir.operate.control import (
     PING,
     RUN,
@@ -67,7 +68,7 @@ from eir.operate.http import HttpServer, pages
 from eir.operate.lately import EVERY_S, Lately, Rhythms
 from eir.operate.log import ENDING, READY, Log, report_faults, tell_service
 from eir.operate.page import Shown, page
-from eir.operate.status import NOT_READY, ExpiryReminder, Status
+from eir.operate.status import NOT_READY, ExpiryReminder, Status, WorkerReport
 from eir.peers.rate import memory_file
 from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.tls import TlsFiles, load_tls, read_tls
@@ -75,7 +76,7 @@ from eir.record.clock import STOOD_STILL, in_time
 from eir.record.store import FORCED, REFUSED, Event, Outcome
 from eir.s13.lane import LANE
 from eir.stores.open import SQLITE, open_copy, open_store
-from eir.web.access import refusal
+from eir.web.access import PAGE, PageAccess
 from eir.web.http1 import Request, Response
 
 HOLD_S = 2.0
@@ -186,8 +187,8 @@ class Front:
         self._status = Status(
             workers=config.workers, pid=os.getpid(), following=lambda: self._followed.how, report=report
         )
-        self._lately = Lately()
-        self._looking = Looking(config.path)
+        self._lately, self._alerts, self._rhythms = Lately(), Alerts(), Rhythms()
+        self._looking, self._access = Looking(config.path), PageAccess(ticks=time.monotonic)
         self._http = HttpServer(
             {"/": self._page, **pages(self.snapshot, self._workers.reports, self._status, report=report)},
             report=report,
@@ -212,8 +213,9 @@ class Front:
         self._outcomes: tuple[Outcome, ...] = ()
         self._events: Sequence[Event] = ()
         """The newest of the history, for the page."""
-        self._rhythms = Rhythms()
         self._reload_failed = self._dialing = False
+        self._needs_restart: Sequence[str] = ()
+        """Keys whose values in the last file that was reloaded wait for a restart."""
         self._reloading = asyncio.Lock()  # what a worker has prepared is one configuration
         self._file = ConfigFile(config.path, config.digest)
         self._expiry = ExpiryReminder()
@@ -534,6 +536,8 @@ class Front:
             "eir_inbox_usable": {} if waiting is None else {(): float(self._drop_folder.usable)},
             "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
             "eir_config_last_reload_successful": {(): float(not self._reload_failed)},
+            "eir_clients_refused_total": {(PAGE, reason): count for reason, count in self._access.refused.items()},
+            "eir_config_needs_restart": {(key,): 1.0 for key in self._needs_restart},
             "eir_start_timestamp_seconds": {(): self._status.started},
             "eir_tls_certificate_expires_timestamp_seconds": {(): ends.timestamp()} if ends else {},
             "eir_worker_restarts_total": {(): float(self._crew.restarts)},
@@ -548,20 +552,25 @@ class Front:
 
     async def _note_minute(self) -> None:
         self._lately.note(self._workers.figures())
+        self._alerts.note(await self.snapshot(), time.time())
 
     async def _page(self, request: Request) -> Response:
         """The page, for those who may see it; with an `imei`, in its form or behind its path, also what that device would be answered."""
-        if (refused := refusal(request, self._config.page)) is not None:
-            if "authorization" in request.headers:
+
+        def report(reason: str) -> None:
+            self._log.report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)
+
+        if (refused := self._access.refusal(request, self._config.page, report)) is not None:
+            if refused.status == 401 and "authorization" in request.headers:
                 await asyncio.sleep(WRONG_PASSWORD_S)
             return refused
-        reports, events = await self._workers.reports(), self._events
+        (reports, status), events = await self._reports_and_status(), self._events
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
         form = request.body.decode("latin-1") if request.method == "POST" else request.query
         asked = typed(parse_qs(form).get("imei", [""])[0])[:ASKED_MAX]
         return page(Shown(
-            host=self._config.identity.host, status=self._status.document(reports), peers=await self._workers.peers(), lists=lists,
+            host=self._config.identity.host, status=status, peers=await self._workers.peers(), lists=lists,
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._lately.minutes(),
             asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),
         ))._replace(authenticated=True)  # fmt: skip
@@ -588,7 +597,12 @@ class Front:
         }
 
     async def _show_status(self) -> dict[str, Any]:
-        return self._status.document(await self._workers.reports())
+        return (await self._reports_and_status())[1]
+
+    async def _reports_and_status(self) -> tuple[Sequence[WorkerReport], dict[str, Any]]:
+        """Return the reports of the workers, and the document of `eir status` by them and by the node's metrics."""
+        reports, snapshot = await asyncio.gather(self._workers.reports(), self.snapshot())
+        return reports, self._status.document(reports, self._alerts.troubles(snapshot, time.time()))
 
     async def _in_force(self) -> dict[str, Any]:
         """Return the state that the node answers from, for commands that compare it with file and store."""
@@ -609,6 +623,8 @@ class Front:
     async def _show_history(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return records from this node's copy of the history, for when the store is away."""
         name, limit, since = (arguments.get(each) for each in ("list", "limit", "since"))
+        if limit is not None and not 0 <= limit <= LIMIT_MAX:
+            raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
         return [asdict(event) for event in await self._history.events(name, limit=limit, since=since)]
 
     async def _write_record(self) -> bool:
@@ -623,8 +639,6 @@ class Front:
             await self._recorded.forget([str(each) for each in arguments["subscribers"]])
         return self._recorded is not None
 
-        if limit is not None and not 0 <= limit <= LIMIT_MAX:
-            raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
     def _drain(self, _: Mapping[str, Any]) -> str:
         self._begin_stop("drain")
         return "draining: DPR to each peer, then the end"
@@ -687,7 +701,7 @@ class Front:
         await self._workers.prepare(lambda number: self._configured(number)._replace(config=now, tls=tls, keys=keys))
         self._config, self._tls, self._keys = now, tls, keys
         await self._workers.take_over()
-        self._reload_failed = False
+        self._reload_failed, self._needs_restart = False, waiting
         settings = [each.name for each in fields(Config) if each.compare and each.name != "warnings"]
         changed = [name for name in settings if getattr(before, name) != getattr(now, name)]
         self._acceptor.configure(now.peers, now.limits, now.sctp)
@@ -706,8 +720,9 @@ class Front:
         if changed:
             self._history.add(reload_event(new.digest, who, changed))
         self._log.report(
-            "reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None
-        )
+            "reloaded", level="warning" if waiting else "info", who=who, changed=",".join(changed) or "nothing",
+            needs_restart=",".join(waiting) or None,
+        )  # fmt: skip
         return "reloaded" + (f"; these need a restart: {', '.join(waiting)}" if waiting else "")
 
     def _read_tls(self, config: Config) -> TlsFiles | None:

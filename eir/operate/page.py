@@ -13,6 +13,7 @@ from hashlib import sha256
 from html import escape
 from typing import Any
 
+from eir.operate.alerts import alert_of
 from eir.operate.lately import MINUTES, Minute
 from eir.record.store import Event, ListState
 from eir.web.http1 import Response
@@ -25,15 +26,6 @@ BAR_W, HIGH = 10, 90
 FIRST = {
     "OK": "The node answers.", "WARNING": "The node answers, and someone should look:", "CRITICAL": "The node is not ready:",
 }  # fmt: skip
-ALERTS = (
-    ("never been loaded", "EirListMissing"), ("workers answer", "EirWorkerRestarted"), ("no worker answers", "EirDown"), ("the store is away", "EirStoreAway"),
-    ("the store lost list", "EirStoreLostData"), ("last good copy of list", "EirCopyFailed"), ("past its expiry", "EirListExpired"),
-    ("configuration on disk", "EirReloadFailed"), ("history does not continue", "EirHistoryDiffers"), ("no record says who", "EirListUnrecorded"),
-    ("override answers", "EirOverrideActive"), ("any NRF", "EirNotRegistered"), ("above a rate limit", "EirShedding"), ("was refused", "EirPeersRefused"),
-    ("the source of list", "EirSourceUnreached"), ("behind its source", "EirListBehind"), ("the drop folder", "EirInboxUnusable"), ("certificate ends", "EirCertificateExpires"),
-    ("is not reached at", "EirPathLost"), ("peers connected", "EirNoPeers"), ("no connection of", "EirPeerLost"),
-)  # fmt: skip
-"""Part of the text of a trouble in the status → the alert whose entry in the runbook says what to do."""
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1c1e21;--soft:#565c63;--line:#dcdfe3;--link:#1d5c9e;
@@ -114,11 +106,6 @@ def page(shown: Shown) -> Response:
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{escape(status['state'])}: {escape(shown.host)}</title>
 <style>{STYLE}</style></head><body><main>{body}</main><script>{SCRIPT}</script></body></html>
 """.encode(), HEADERS)  # fmt: skip
-
-
-def alert_of(trouble: str) -> str | None:
-    """The alert that has advice about a trouble of the status."""
-    return next((alert for said, alert in ALERTS if said in trouble), None)
 
 
 def _troubles(troubles: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from eir import __version__
 from eir.diameter.status import Failure
 from eir.errors import Report
+from eir.operate.alerts import Trouble, alert_of
 from eir.record.store import ListState
 from eir.s13.lane import COMPILED, LANE
 
@@ -192,8 +193,11 @@ class Status:
             detail="no compiled lane: a check costs many times as much" if first and not COMPILED else None,
         )  # fmt: skip
 
-    def document(self, reports: Sequence[WorkerReport]) -> dict[str, Any]:
-        """Return what `eir status` shows: a Nagios state with its code, one line, and the figures behind it."""
+    def document(self, reports: Sequence[WorkerReport], alerts: Sequence[Trouble] = ()) -> dict[str, Any]:
+        """Return what `eir status` shows: a Nagios state with its code, one line, and the figures behind it.
+
+        `alerts`: conditions of alerts that hold. A condition is left out if another text already leads to its alert.
+        """
         found = self.readiness(reports)
         lists: dict[str, ListState] = {}
         peers: dict[str, int] = {}
@@ -203,6 +207,8 @@ class Status:
             for label, number in report.connected.items():
                 peers[label] = peers.get(label, 0) + number
         warnings = [*found.why, *self._warnings(reports, lists, peers)]
+        named = {alert_of(text) for text in warnings}
+        warnings += [each.text for each in alerts if each.alert not in named]
         code, word = CRITICAL if found.word == NOT_READY else WARNING if warnings else OK
         checks = sum(report.checks for report in reports)
         entries = sum(state.entries for state in lists.values())

@@ -3,16 +3,31 @@
 import base64
 import binascii
 import hmac
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from typing import Final
 
 from eir.web.http1 import Request, Response
+from eir.web.http2_limits import Allowance, Purse
 
 TEXT = "text/plain; charset=utf-8"
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 PASSWORD_BYTES_MAX = 1024
+WRONG_MAX: Final = Allowance(burst=20, a_second=1 / 60)
+"""Wrong passwords of one address; beyond that, none of its passwords is compared."""
+ADDRESSES_MAX: Final = 4096
+PAGE: Final = "page"
+"""Label of the page as an interface, in metrics and log."""
+WRONG, LOCKED_OUT = "wrong_password", "locked_out"
+"""Reasons for which a password was refused."""
+CHALLENGE: Final = Response(
+    401, TEXT, b"a password is wanted\n", (("WWW-Authenticate", 'Basic realm="eir", charset="UTF-8"'),)
+)
+TOO_MANY: Final = Response(429, TEXT, b"too many wrong passwords from this address\n", (("Retry-After", "60"),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +40,67 @@ class PageSettings:
     """Holds the password of all others; None: they may not."""
 
 
-def refusal(request: Request, settings: PageSettings) -> Response | None:
-    """The response to a client that may not see the page; None: it may."""
-    if _is_at(request.address, settings) and _is_address(request.headers.get("host", "")):
-        return None
-    if settings.password_file is None:
-        return Response(403, TEXT, b"not from this address, or by this name: see page.from and page.password_file\n")
+class PageAccess:
+    """Decides who may see the page. `ticks`: seconds that never go back."""
+
+    def __init__(self, *, ticks: Callable[[], float]) -> None:
+        self._ticks = ticks
+        self._wrong: dict[str, Purse] = {}
+        """Balance of wrong passwords by address."""
+        self.refused: Counter[str] = Counter()
+        """Requests with a password that were refused, by reason."""
+
+    def refusal(
+        self, request: Request, settings: PageSettings, refused: Callable[[str], object] = lambda _: None
+    ) -> Response | None:
+        """Return the response to a client that may not see the page; None if it may.
+
+        `refused` is called with the reason if a password was refused.
+        """
+        if _is_at(request.address, settings) and _is_address(request.headers.get("host", "")):
+            return None
+        if settings.password_file is None:
+            return Response(
+                403, TEXT, b"not from this address, or by this name: see page.from and page.password_file\n"
+            )
+        authorization = request.headers.get("authorization")
+        if not authorization:
+            return CHALLENGE
+        purse, now = self._purse(request.address), self._ticks()
+        purse.take(now, 0)
+        if purse.left < 1:
+            reason, response = LOCKED_OUT, TOO_MANY
+        elif _is_password(authorization, settings.password_file):
+            return None
+        else:
+            purse.take(now)
+            reason, response = WRONG, CHALLENGE
+        self.refused[reason] += 1
+        refused(reason)
+        return response
+
+    def _purse(self, address: str) -> Purse:
+        """Return the balance of an address; all addresses of an IPv6 network of 64 bits have one."""
+        with suppress(ValueError):
+            at = ip_address(address.partition("%")[0])
+            if isinstance(at, IPv6Address):
+                address = str(at.ipv4_mapped or IPv6Network((at, 64), strict=False))
+        purse = self._wrong.get(address)
+        if purse is None:
+            if len(self._wrong) >= ADDRESSES_MAX:
+                del self._wrong[next(iter(self._wrong))]
+            purse = self._wrong[address] = Purse(WRONG_MAX, self._ticks())
+        return purse
+
+
+def _is_password(authorization: str, file: Path) -> bool:
+    """True if a header carries the password of a file; an empty file has none."""
     try:
-        with settings.password_file.open("rb") as file:
-            wanted = file.read(PASSWORD_BYTES_MAX).strip()
+        with file.open("rb") as stream:
+            wanted = stream.read(PASSWORD_BYTES_MAX).strip()
     except OSError:
-        wanted = b""
-    if wanted and hmac.compare_digest(_password(request.headers.get("authorization", "")), wanted):
-        return None
-    return Response(401, TEXT, b"a password is wanted\n", (("WWW-Authenticate", 'Basic realm="eir", charset="UTF-8"'),))
+        return False
+    return bool(wanted) and hmac.compare_digest(_password(authorization), wanted)
 
 
 def _is_at(address: str, settings: PageSettings) -> bool:

@@ -19,6 +19,8 @@ from wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, mes
 
 from eir.__main__ import LARGE_PAGES, TUNABLES
 from eir.config import load_config
+from eir.errors import EirError
+from eir.operate import control
 from eir.operate.control import ControlError
 from eir.stores.open import open_store
 
@@ -268,7 +270,30 @@ class TestReload:
         assert [before[key] for key in ("listening", "http", "pid")] == [
             after[key] for key in ("listening", "http", "pid")
         ]
-        assert until(lambda: node.lines("reloaded"))[0]["needs_restart"] == "listen,http"
+        (line,) = until(lambda: node.lines("reloaded"))
+        assert (line["needs_restart"], line["level"]) == ("listen,http", "warning")
+
+    async def test_keys_that_wait_for_a_restart_are_named_until_they_are_in_force(self, loaded):
+        """By `eir reload` each time, `eir status`, the page and a metric."""
+        node = loaded.start()
+        (loaded.folder / "new").mkdir()
+        loaded.configure(inbox="new", log={"level": "debug"})
+        for _ in range(2):
+            assert (await run(loaded, "reload")).stdout == "reloaded; these need a restart: inbox\n"
+        trouble = "a restart is needed for the new values of: inbox"
+        assert trouble in (await run(loaded, "status", status=1)).stdout
+        status, page = await asyncio.to_thread(node.get, "/")
+        assert (status, f"{trouble} <span class=soft>(EirRestartNeeded)</span>" in page) == (200, True)
+        assert (await asyncio.to_thread(node.metrics))["eir_config_needs_restart{key=inbox}"] == 1
+        loaded.configure(surplus=1)
+        with pytest.raises(EirError, match="surplus"):
+            control.ask(loaded.state, "reload")
+        assert trouble in node.status()["troubles"]  # a refused reload changes nothing
+        del loaded.settings["surplus"], loaded.settings["inbox"]
+        loaded.configure()
+        assert (await run(loaded, "reload")).stdout == "reloaded\n"
+        assert node.status()["troubles"] == []
+        assert "eir_config_needs_restart{key=inbox}" not in await asyncio.to_thread(node.metrics)
 
     async def test_a_file_that_is_gone_changes_nothing(self, loaded, connect):
         node = loaded.start()

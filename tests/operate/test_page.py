@@ -1,5 +1,6 @@
 """The page for people at / of the HTTP address: what it says, who may see it, and how a browser shows it."""
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -16,12 +17,14 @@ import pytest
 from browser import in_chromium, looked_at
 from node import LISTED, until
 
+from eir.operate import alerts
 from eir.operate import page as pages
+from eir.operate.alerts import alert_of
 from eir.operate.http import LIMITS
 from eir.operate.lately import Lately, Minute
-from eir.operate.page import STATUSES, Shown, alert_of, page
+from eir.operate.page import STATUSES, Shown, page
 from eir.record.store import Event, ListState
-from eir.web.access import PageSettings, refusal
+from eir.web.access import ADDRESSES_MAX, PageAccess, PageSettings
 from eir.web.http1 import Request
 
 ROOT = Path(__file__).parents[2]
@@ -122,12 +125,17 @@ def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allo
 
 def test_each_trouble_leads_to_an_alert_of_the_runbook():
     runbook = (ROOT / "deploy" / "RUNBOOK.md").read_text()
-    assert not [alert for _, alert in pages.ALERTS if f"`{alert}`" not in runbook]
-    texts = "\n".join(
-        (ROOT / "eir" / name).read_text()
-        for name in ("operate/status.py", "daemon/drop_folder.py", "daemon/pulling.py")
+    assert not [alert for _, alert in alerts.PARTS if f"`{alert}`" not in runbook]
+    files = (
+        "operate/status.py",
+        "operate/alerts.py",
+        "daemon/drop_folder.py",
+        "daemon/interfaces.py",
+        "daemon/pulling.py",
+        "gsup/server.py",
     )
-    assert not [said for said, _ in pages.ALERTS if said not in texts]
+    texts = "\n".join((ROOT / "eir" / name).read_text().partition("\nALERTS = ")[0] for name in files)
+    assert not [part for part, _ in alerts.PARTS if part not in texts]
     assert alert_of("no connection of mme1") == "EirPeerLost"
     assert alert_of("peer x is disabled") is None
 
@@ -173,13 +181,67 @@ def test_who_may_see_it(tmp_path, address, host, authorization, status):
     file = tmp_path / "password"
     file.write_text("secret\n")
     settings = PageSettings((ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8")), file)
-    request = Request("GET", "/", "", {"host": host, "authorization": authorization}, address)
-    refused = refusal(request, settings)
+    request = Request(
+        "GET", "/", "", {"host": host} | ({"authorization": authorization} if authorization else {}), address
+    )
+    access = PageAccess(ticks=lambda: 0.0)
+    refused = access.refusal(request, settings)
     assert (refused and refused.status) == status
     file.write_text("")
-    assert status is None or refusal(request, settings).status == 401
-    nobody = refusal(request, PageSettings(settings.sources, None))
+    assert status is None or access.refusal(request, settings).status == 401
+    nobody = access.refusal(request, PageSettings(settings.sources, None))
     assert (nobody and nobody.status) == (403 if status == 401 or authorization else None)
+
+
+class TestWrongPasswords:
+    """At most 20 at once and one a minute from an address; then no password of that address is compared."""
+
+    WRONG = f"Basic {base64.b64encode(b'any:wrong').decode()}"
+
+    @pytest.fixture
+    def answer(self, tmp_path):
+        (tmp_path / "password").write_text("secret\n")
+        settings, self.now = PageSettings((), tmp_path / "password"), 0.0
+        self.access = PageAccess(ticks=lambda: self.now)
+
+        def answer(address, authorization=self.WRONG):
+            headers = {} if authorization is None else {"authorization": authorization}
+            refused = self.access.refusal(Request("GET", "/", "", headers, address), settings)
+            return refused and refused.status
+
+        return answer
+
+    def test_a_guess_beyond_the_limit_is_answered_429_even_if_it_is_right(self, answer):
+        assert [answer("192.0.2.1") for _ in range(30)] == [401] * 20 + [429] * 10
+        assert answer("192.0.2.1", PASSWORD) == 429
+        assert answer("192.0.2.1", None) == 401  # no password, no guess
+        assert self.access.refused == {"wrong_password": 20, "locked_out": 11}
+
+    def test_one_more_is_compared_each_minute_however_many_came_meanwhile(self, answer):
+        for _ in range(1000):
+            answer("192.0.2.1")
+        self.now += 59
+        assert answer("192.0.2.1") == 429
+        self.now += 2
+        assert [answer("192.0.2.1"), answer("192.0.2.1")] == [401, 429]
+        self.now += 61
+        assert [answer("192.0.2.1", PASSWORD), answer("192.0.2.1", PASSWORD)] == [None, None]
+
+    def test_other_addresses_are_not_locked_out_and_right_passwords_count_for_nothing(self, answer):
+        assert [answer("192.0.2.2", PASSWORD) for _ in range(30)] == [None] * 30
+        assert {answer("192.0.2.1") for _ in range(30)} == {401, 429}
+        assert answer("192.0.2.2", PASSWORD) is None
+        assert answer("2001:db8::1", PASSWORD) is None
+
+    def test_an_ipv6_network_of_one_client_is_one_address(self, answer):
+        assert [answer(f"2001:db8::{number:x}") for number in range(1, 31)] == [401] * 20 + [429] * 10
+        assert [answer(f"::ffff:192.0.2.{number}") for number in range(1, 31)] == [401] * 30
+        assert answer("2001:db8:0:1::1", PASSWORD) is None
+
+    def test_what_is_remembered_of_addresses_is_bounded(self, answer):
+        for number in range(ADDRESSES_MAX + 10):
+            answer(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        assert len(self.access._wrong) == ADDRESSES_MAX
 
 
 def get(url, password=None, asked=None):
@@ -245,6 +307,36 @@ def test_of_a_running_node(shared):
         shared.eir("reload")
         assert get(url)[0] == 200
         assert get(f"http://{node.http}/ready")[0] == 503
+
+
+async def test_60_connections_guess_20_passwords_and_are_named(site):
+    """In the log by address, as a metric with an alert, and in the status; another address gets in meanwhile."""
+    (site.folder / "password").write_text("secret\n")
+    site.configure(page={"from": [], "password_file": "password"})
+    site.load([LISTED])
+    site.load([LISTED], list_name="tracked")
+    node = await asyncio.to_thread(site.start)
+    host, _, port = node.http.rpartition(":")
+
+    async def ask(authorization, source="127.0.0.1"):
+        reader, writer = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
+        writer.write(
+            f"GET / HTTP/1.1\r\nHost: eir.example\r\nAuthorization: {authorization}\r\nConnection: close\r\n\r\n".encode()
+        )
+        answer = await reader.read()
+        writer.close()
+        return int(answer.split()[1])
+
+    found = await asyncio.gather(*(ask(TestWrongPasswords.WRONG) for _ in range(60)))
+    assert (found.count(401), found.count(429)) == (20, 40)
+    assert (await ask(PASSWORD), await ask(PASSWORD, "127.0.0.2")) == (429, 200)
+    numbers = await asyncio.to_thread(node.metrics)
+    assert numbers["eir_clients_refused_total{interface=page,reason=wrong_password}"] == 20
+    assert numbers["eir_clients_refused_total{interface=page,reason=locked_out}"] == 41
+    (line, *_) = node.lines("client_refused", interface="page", reason="locked_out", level="warning")
+    assert line["address"] == "127.0.0.1"
+    troubles = (await asyncio.to_thread(node.status))["troubles"]
+    assert [alert_of(text) for text in troubles] == ["EirPasswordGuessed"]
 
 
 @in_chromium
