@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,6 +32,15 @@ ASK = "ask"
 CONFIDENCE = 0.95
 AT_LEAST = 0.999
 """Share that a sample is made to show, where no other is wanted."""
+SAMPLE_MAX = 30_000
+"""Devices that an audit asks about at most until the share is decided; at 100 questions per second they take 15 minutes."""
+LOOK_MIN = 100
+"""Devices between two looks at the share, or a tenth of those before if that is more."""
+PRIOR = 1.0, 0.1
+"""Parameters (a, b) of the beta-binomial prior of `interval`. They affect its width and not its validity. With these an audit
+in which all answers are right takes as many devices as one with a fixed sample size."""
+UNBOUNDED = 10**9
+"""Population that stands for an unlimited one: all checks that phones may ever cause."""
 UNDER_WAY_MAX = 256
 """Devices that are being asked about; more wait, whatever the rate."""
 
@@ -136,30 +144,76 @@ def listed_in(
 # How many, and how sure
 
 
-def sample_size(at_least: float, confidence: float = CONFIDENCE) -> int | None:
-    """Return the size of a sample whose `interval` lies above `at_least` if all answers are right.
+def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
+    """Return the size of the smallest sample of `of` entries whose `interval` lies above `at_least` if all answers are right.
 
-    None: ask about all.
+    All entries, if every one has to be right.
     """
-    z = _z(confidence)
-    return math.ceil(z * z * at_least / (1 - at_least)) or 1 if at_least < 1 else None
+    low, high = 1 if at_least < 1 else of, of
+    while low < high:
+        middle = (low + high) // 2
+        if interval(middle, middle, confidence, of=of)[0] >= at_least:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
-def interval(right: int, asked: int, confidence: float = CONFIDENCE, *, of: int | None = None) -> tuple[float, float]:
-    """Wilson's interval for a share of which `right` of `asked` are a random sample; `of` all there are: all of them leave no doubt."""
+def looks(first: int, most: int) -> Iterator[int]:
+    """Yield the numbers of devices after which an audit compares the share with the wanted one: `first`, …, `most`."""
+    size = min(first, most)
+    while size < most:
+        yield size
+        size = min(most, size + max(LOOK_MIN, size // 10))
+    yield size
+
+
+def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: int = UNBOUNDED) -> tuple[float, float]:
+    """Return an interval for the share of `of` entries that are right, if `right` of `asked` random ones are.
+
+    The intervals of a growing sample form a confidence sequence: with probability `confidence` every one of them holds the
+    true share, so that an audit may look at any time and stop at any look. Sampling is without replacement, and the interval
+    of all entries is a point. Source: I. Waudby-Smith, A. Ramdas, Confidence sequences for sampling without replacement,
+    NeurIPS 2020, section 2: a count of right entries is in the set as long as the ratio of its prior to its posterior
+    probability is below 1/(1 - confidence). The prior is beta-binomial, so the set is an interval.
+
+    An answer may be a fraction from 0 to 1 if the population is unbounded: the likelihood of its mean is convex in the answer,
+    so that the ratio stays a supermartingale.
+    """
     if not asked:
         return 0.0, 1.0
-    share = right / asked
-    if asked == of:
-        return share, share
-    z2 = _z(confidence) ** 2
-    middle = (share + z2 / (2 * asked)) / (1 + z2 / asked)
-    half = math.sqrt(z2 * (share * (1 - share) / asked + z2 / (4 * asked * asked))) / (1 + z2 / asked)
-    return (0.0 if not right else middle - half), (1.0 if right == asked else middle + half)
+    a, b = PRIOR
+    wrong = asked - right
+    smallest = math.log(1 - confidence) + _log_beta(a + right, b + wrong) - _log_beta(a, b)
+
+    def fits(count: int) -> bool:
+        """True if the answers are likely enough with this count of right entries, of all."""
+        return _log_choose(of - asked, count - right) - _log_choose(of, count) >= smallest
+
+    def bound(outside: int) -> int:
+        """The last count from the most likely one towards `outside` that fits; the likelihood has one maximum."""
+        if fits(outside):
+            return outside
+        inside = likeliest
+        while abs(inside - outside) > 1:
+            middle = (inside + outside) // 2
+            if fits(middle):
+                inside = middle
+            else:
+                outside = middle
+        return inside
+
+    fewest, most = math.ceil(right), math.floor(of - wrong)
+    likeliest = min(max(math.floor((of + 1) * right / asked), fewest), most)
+    return bound(fewest) / of, bound(most) / of
 
 
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _log_choose(n: float, k: float) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 # What came of it
@@ -176,7 +230,7 @@ class Mistake(NamedTuple):
 
 @dataclass(slots=True)
 class Origin:
-    """Answers to one MME about listed devices."""
+    """Answers to one MME about listed devices, or about one listed device."""
 
     asked: int = 0
     as_listed: int = 0
@@ -198,6 +252,8 @@ class Report:
     exceptions: Sequence[Mistake] = ()
     origins: Mapping[str, Origin] | None = None
     """Results by Origin-Host; None: it was we who asked."""
+    devices: Mapping[int, Origin] = field(default_factory=dict)
+    """Results by listed device, if `origins` is set."""
     never_asked: Sequence[str] = ()
     """MMEs that are known, and from which no check came."""
     fault: str | None = None
@@ -212,11 +268,20 @@ class Report:
     def interval(self) -> tuple[float, float]:
         """Return the bounds of the true share, with this confidence.
 
-        What was only looked at is all there was, and no sample.
+        If others asked, each listed device that they asked about is one draw from an unlimited number, and its answer is the
+        share of its checks that were answered as the list says: a hundred checks of one phone show no more of the network than one.
         """
-        return interval(
-            self.as_listed, self.asked, self.confidence, of=self.entries if self.origins is None else self.asked
-        )
+        if self.origins is None:
+            return interval(self.as_listed, self.asked, self.confidence, of=self.entries)
+        shares = sum(each.as_listed / each.asked for each in self.devices.values())
+        return interval(shares, len(self.devices), self.confidence)
+
+    def verdict(self, at_least: float) -> bool | None:
+        """Return whether the true share is at least this one, by the interval; None if the interval does not decide it."""
+        low, high = self.interval
+        if low >= at_least:
+            return True
+        return False if high < at_least else None
 
     def as_json(self) -> dict[str, Any]:
         """The report for scripts."""
@@ -234,6 +299,7 @@ class Report:
                 }
                 for name, each in self.origins.items()
             ]
+            shown["devices"] = len(self.devices)
             shown["never_asked"] = list(self.never_asked)
         return shown
 
@@ -254,8 +320,30 @@ class _Asking:
     wanted: str
     rate: float | None
     report: Report
-    done: Done
+    progress: Progress
+    size: int = 0
+    """Devices that are to be asked about before the next look."""
     mistakes: list[Mistake] = field(default_factory=list)
+
+    async def round(self, keys: Sequence[int], begun: int) -> None:
+        """Ask about these devices, after `begun` others; return when all answers have come or nothing can be asked any more."""
+        loop = asyncio.get_running_loop()
+        room, due = asyncio.Semaphore(UNDER_WAY_MAX), loop.time()
+        self.size = begun + len(keys)
+        self.progress(ASK, self.report.asked, self.size)
+        async with asyncio.TaskGroup() as tasks:
+            for turn, key in enumerate(keys, begun):
+                texts = forms(key, turn)
+                if self.rate is None:
+                    await self.about(texts, due)
+                else:
+                    await room.acquire()
+                    due = max(due, loop.time())
+                    await asyncio.sleep(due - loop.time())
+                    tasks.create_task(self.about(texts, due)).add_done_callback(lambda _: room.release())
+                    due += len(texts) / self.rate
+                if self.report.fault:
+                    break
 
     async def about(self, texts: Sequence[str], begins: float) -> None:
         """Ask about a device in all its forms, the first one at `begins` on the loop's clock."""
@@ -273,38 +361,31 @@ class _Asking:
         self.report.asked += 1
         self.report.as_listed += not wrong
         self.mistakes += wrong
-        self.done(1)
+        self.progress(ASK, self.report.asked, self.size)
 
 
 async def audit(
     listed: Listed, keys: Sequence[int], ask: Ask, *, wanted: str, rate: float | None, confidence: float = CONFIDENCE,
-    progress: Progress = lambda *_: None,
+    first: int | None = None, at_least: float | None = None, progress: Progress = lambda *_: None,
 ) -> Report:  # fmt: skip
-    """Ask about each key in all its forms until all is asked or nothing can be asked any more.
+    """Ask about each key in all its forms, until it is decided whether the share is `at_least`, or nothing can be asked any more.
 
-    `rate`: questions a second; None: the next one once one is answered.
+    `keys` are a random sample in random order. `rate`: questions per second; None: the next question follows the answer to the
+    one before. `first`: devices before the first look at the share; None: all. `at_least`: None: all devices are asked about.
     """
     report = Report(
         list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), confidence=confidence
     )
-    loop, asking = asyncio.get_running_loop(), _Asking(ask, wanted, rate, report, adding_up(progress, ASK, len(keys)))
-    room, due = asyncio.Semaphore(UNDER_WAY_MAX), loop.time()
-    async with asyncio.TaskGroup() as tasks:
-        for turn, key in enumerate(keys):
-            texts = forms(key, turn)
-            if rate is None:
-                await asking.about(texts, due)
-            else:
-                await room.acquire()
-                due = max(due, loop.time())
-                await asyncio.sleep(due - loop.time())
-                tasks.create_task(asking.about(texts, due)).add_done_callback(lambda _: room.release())
-                due += len(texts) / rate
-            if report.fault:
-                break
+    asking, begun = _Asking(ask, wanted, rate, report, progress), 0
+    for size in looks(len(keys) if first is None or at_least is None else first, len(keys)):
+        await asking.round(keys[begun:size], begun)
+        begun = size
+        if report.fault:
+            report.fault += f"; {report.asked:,} of {size:,} devices were asked about"
+            break
+        if at_least is not None and report.verdict(at_least) is not None:
+            break
     report.exceptions = sorted(asking.mistakes)
-    if report.fault:
-        report.fault += f"; {report.asked:,} of {len(keys):,} devices were asked about"
     return report
 
 
@@ -320,22 +401,27 @@ class Check(NamedTuple):
 
 
 def judge(
-    listed: Listed, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = ()
-) -> Report:
+    listed: Listed, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = (),
+    confidence: float = CONFIDENCE,
+) -> Report:  # fmt: skip
     """Hold what others were answered against the list.
 
     `known`: Origin-Hosts of MMEs that ought to ask; `asking`: of those that have asked, whatever about, besides those in `checks`.
     """
     found = list(checks)
     origins = {name: Origin() for name in sorted({check.origin for check in found})}
-    report = Report(list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), origins=origins)
+    devices: dict[int, Origin] = {}
+    report = Report(
+        list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), confidence=confidence,
+        origins=origins, devices=devices,
+    )  # fmt: skip
     mistakes = set()
     for check, is_listed in zip(
         found, listed.holds(np.array([check.device for check in found], np.uint64)).tolist(), strict=True
     ):
         if is_listed:
             right = check.checks if check.got == wanted else 0
-            for count in (report, origins[check.origin]):
+            for count in (report, origins[check.origin], devices.setdefault(check.device, Origin())):
                 count.asked += check.checks
                 count.as_listed += right
             if not right:

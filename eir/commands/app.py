@@ -1,7 +1,7 @@
 """The command line as a whole: which commands there are, examples for the help of each, and how each ends.
 
 A command reads its arguments, has a part do the work, and prints what came of it. Exit status: 0 done; 1 refused or answered "no",
-with the reason on standard error; 2 wrong usage or configuration.
+with the reason on standard error; 2 wrong usage or configuration; 3 unknown (`status`) or undecided (`audit`).
 """
 
 import errno

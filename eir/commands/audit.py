@@ -5,13 +5,14 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eir.changes.audit import AT_LEAST, CONFIDENCE, Check, Listed, Report, judge, listed_in, sample_size
+from eir.changes.audit import AT_LEAST, CONFIDENCE, SAMPLE_MAX, Check, Listed, Report, judge, listed_in, sample_size
 from eir.changes.audit import audit as ask_about
 from eir.checks.settings import Status
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, opened
@@ -36,7 +37,7 @@ from eir.commands.asking import (
     prober_for,
     tls_of,
 )
-from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, lasting, progress, say, show_one
+from eir.commands.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, fail, lasting, progress, say, show_one
 from eir.commands.sightings import recorded
 from eir.config import Config, load_to_ask
 from eir.sources.acknowledge import ENDS, listed_by
@@ -49,11 +50,12 @@ NAMED_MAX = 10
 def audit(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="LIST-SERIAL.manifest.json of the release that the EIR should have in force; or NODE.LIST.ack in a publisher's folder: what the node says it has.")],
     target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR, gsup:// for one on Osmocom, map:// for one over SIGTRAN.", show_default=False)] = None,
-    sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Ask about so many devices; as many as --at-least needs if not given.", show_default=False)] = None,
+    sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of devices to ask about. If not given: as many as --at-least needs if all answers are right, and more until it is decided.", show_default=False)] = None,
+    sample_max: Annotated[int | None, typer.Option(metavar="N", min=1, help=f"Largest number of devices to ask about until --at-least is decided. If not given: --sample, or else {SAMPLE_MAX}.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Ask about every entry.")] = False,
     rate: Annotated[float, typer.Option(metavar="N", min=0.001, help="Questions a second; each device takes three.")] = RATE,
-    at_least: Annotated[str | None, typer.Option(metavar="SHARE", help="Exit status 1 if a lower share is answered as listed: 0.999 or 99.9%.", show_default=False)] = None,
-    confidence: Annotated[str, typer.Option(metavar="SHARE", help="Confidence level of the interval, such as 95%.")] = f"{CONFIDENCE:.0%}",
+    at_least: Annotated[str | None, typer.Option(metavar="SHARE", help="Share to be answered as listed, such as 0.999 or 99.9%. Exit status 0 if the interval is at or above it, 1 if the interval is below it, 3 (undecided) if the interval holds it.", show_default=False)] = None,
+    confidence: Annotated[str, typer.Option(metavar="SHARE", help="Probability with which the interval holds the true share at every look, such as 95%.")] = f"{CONFIDENCE:.0%}",
     wanted: Annotated[Status | None, typer.Option(metavar="STATUS", help="What a listed device is to be answered; what the policy has for the list if not given, else blacklisted.", show_default=False)] = None,
     passive: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask nobody: look at a capture of S13 in clear, or of MAP over M3UA (pcap, pcapng).", show_default=False)] = None,
     port: Annotated[list[int] | None, typer.Option(metavar="N", help="With --passive: where the EIR listens for Diameter, if not at 3868; may be given several times.", show_default=False)] = None,
@@ -81,12 +83,20 @@ def audit(
     Does it answer as the list says? Verifies the release, draws a random sample of its devices, and asks about each in 14, 15 and 16 digits; a device counts as answered
     as listed if all three were. With --passive or --sightings nothing is asked: what counts are the checks of listed devices that
     others made, by who asked, and known MMEs that never ask are named. The configuration says who may sign the list.
+
+    The interval holds the true share with the given confidence at every size of a growing sample. So --at-least asks about more
+    devices until the interval lies on one side of the share. With --passive or --sightings there is one look, and the interval counts
+    each listed device once. If too few of them were seen, the exit status is 3.
     """
     if sum((target is not None, passive is not None, sightings)) != 1:
         raise fail("one of HOST, --passive FILE and --sightings is needed, and no more", EXIT_USAGE)
     floor, sure = _share("--at-least", at_least), _share("--confidence", confidence) or CONFIDENCE
     if not 0 < sure < 1:
         raise fail("--confidence: expected a share between 0 and 1, such as 95%", EXIT_USAGE)
+    if sample_max is not None and (target is None or floor is None or everything or sample_max < (sample or 0)):
+        raise fail(
+            "--sample-max goes with HOST and --at-least, not with --all, and is no smaller than --sample", EXIT_USAGE
+        )
     back = lasting(since, "--since") if since else None
     names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
     calls = Calls(gt, point_code, eir_point_code, routing_context, config)
@@ -104,23 +114,26 @@ def audit(
             listed = listed_in(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)
         answer = str(wanted or _answer(checked, listed.manifest.list))
         if asker is not None:
-            size = (
-                len(listed)
-                if everything
-                else sample or sample_size(floor if floor is not None else AT_LEAST, sure) or len(listed)
+            first, most = _sizes(len(listed), sample, sample_max, floor, sure, everything=everything)
+            asking = partial(
+                ask_about,
+                wanted=answer,
+                rate=rate,
+                confidence=sure,
+                first=first,
+                at_least=None if everything else floor,
+                progress=shown,
             )
-            report = asyncio.run(
-                _ask(asker, listed, size, partial(ask_about, wanted=answer, rate=rate, confidence=sure, progress=shown))
-            )
+            report = asyncio.run(_ask(asker, listed, most, asking))
         else:
             begin = now - back if back else listed.manifest.issued
-            checks, asking, seen = (
+            checks, present, seen = (
                 _captured(passive, port, checked.ss7.variant)
                 if passive is not None
                 else _recorded(opened(checked), begin)
             )
             known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe} | set(mme or ()) | seen
-            report = judge(listed, checks, wanted=answer, known=known, asking=asking)
+            report = judge(listed, checks, wanted=answer, known=known, asking=present, confidence=sure)
     _tell(report, floor, as_json=as_json)
 
 
@@ -129,12 +142,29 @@ def _share(option: str, text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
+        share = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))  # 999 of 1,000 are 99.9 %
+    except ArithmeticError:
         share = math.nan
     if not 0 <= share <= 1:
         raise fail(f"{option} {text}: expected a share such as 0.999 or 99.9%", EXIT_USAGE)
     return share
+
+
+def _sizes(
+    entries: int,
+    sample: int | None,
+    sample_max: int | None,
+    floor: float | None,
+    confidence: float,
+    *,
+    everything: bool,
+) -> tuple[int, int]:
+    """Return the number of devices before the first look at the share, and the largest number."""
+    if everything:
+        return entries, entries
+    first = sample or sample_size(AT_LEAST if floor is None else floor, confidence, of=entries)
+    most = sample_max or (first if sample or floor is None else max(first, SAMPLE_MAX))
+    return first, most
 
 
 async def _ask(
@@ -182,23 +212,32 @@ def _answer(config: Config, name: str) -> Status:
 
 
 def _tell(report: Report, floor: float | None, *, as_json: bool) -> None:
-    low, _ = report.interval
     show_one(report.as_json(), _text(report), as_json=as_json)
     if report.fault:
         say(f"eir: {report.fault}")
     if report.share is None:
         say("eir: nothing was asked about any device of the list")
-    elif floor is not None and report.share < floor:
-        say(f"eir: {report.share:.4%} are answered as listed, less than {floor:.4%}")
-    elif floor is not None and low < floor:
-        say(f"warning: the share may be as low as {low:.4%}: a larger --sample tells")
-    if report.fault or report.share is None or (floor is not None and report.share < floor):
-        raise typer.Exit(EXIT_NO)
+    if report.fault or floor is None:
+        if report.fault or report.share is None:
+            raise typer.Exit(EXIT_NO)
+        return
+    low, high = report.interval
+    verdict = report.verdict(floor)
+    if verdict is None:
+        more = "a larger --sample-max" if report.origins is None else "a longer capture or record"
+        raise fail(
+            f"undecided: between {low:.4%} and {high:.4%} are answered as listed, {floor:.4%} is wanted; {more} decides",
+            EXIT_UNDECIDED,
+        )
+    if not verdict:
+        raise fail(f"at most {high:.4%} are answered as listed, less than {floor:.4%}")
 
 
 def _text(report: Report) -> str:
     low, high = report.interval
-    what = "devices" if report.origins is None else "checks of listed devices"
+    what = (
+        "devices" if report.origins is None else f"checks of listed devices (different ones: {len(report.devices):,})"
+    )
     share = (
         ""
         if report.share is None

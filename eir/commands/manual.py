@@ -19,6 +19,7 @@ _STATUSES = {
     "0": "Done.",
     "1": 'Refused, or answered "no"; the reason is on standard error.',
     "2": "Wrong usage or configuration.",
+    "3": "Unknown (`eir status`) or undecided (`eir audit`).",
 }
 
 

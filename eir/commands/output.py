@@ -69,7 +69,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
 """Forms of columns that are not shown as the text of their values."""
 
 
-EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_NO, EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 1, 2, 3, 130
 MANY = 1 << 62
 """More than there can be of anything; a larger number is typed for it."""
 

@@ -4,8 +4,10 @@ import asyncio
 import json
 import logging
 import struct
+from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from types import SimpleNamespace
 
 import m3ua_wire
@@ -22,7 +24,7 @@ from servers import free_port
 from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, terminal, u32
 
 from eir.analysis.schema import FOLDER
-from eir.changes.audit import UNDER_WAY_MAX, Listed, audit, forms, interval, sample_size
+from eir.changes.audit import CONFIDENCE, UNDER_WAY_MAX, Listed, Report, audit, forms, interval, looks, sample_size
 from eir.device import MEID_BASE, device_key
 from eir.map import checkimei as codec
 from eir.ss7 import tcap
@@ -43,27 +45,84 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.mark.parametrize(
-    ("right", "asked", "wanted"),
+    ("right", "asked", "entries", "wanted"),
     [
-        (10, 10, (0.7225, 1)), (0, 10, (0, 0.2775)), (95, 100, (0.8883, 0.9785)), (990, 1000, (0.9817, 0.9946)),  # Wilson 1927, by R's prop.test
+        (0, 0, 100, (0, 1)), (990, 1000, 1000, (0.99, 0.99)), (844, 844, 1000, (0.999, 1)), (0, 1, 1, (0, 0)),
+        # Without a bound the ends are the roots of p^right (1-p)^wrong = 0.05 B(1+right, 0.1+wrong)/B(1, 0.1).
+        (10, 10, None, (0.720272, 1)), (0, 10, None, (0, 0.532841)), (96, 100, None, (0.861726, 0.995688)), (3.5, 4, None, (0.198142, 0.99999)),
     ],
 )  # fmt: skip
-def test_the_interval_is_wilsons(right, asked, wanted):
-    assert interval(right, asked) == pytest.approx(wanted, abs=0.0001)
+def test_the_interval_is_that_of_a_confidence_sequence(right, asked, entries, wanted):
+    bounds = interval(right, asked) if entries is None else interval(right, asked, of=entries)
+    assert bounds == pytest.approx(wanted, abs=0.000001)
 
 
-def test_whoever_has_asked_about_all_knows():
-    assert interval(990, 1000, of=1000) == (0.99, 0.99)
-    assert interval(0, 0) == (0, 1)
+@pytest.mark.parametrize("right", [0, 1, 30, 57, 59, 60])
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_whoever_looks_after_each_answer_is_wrong_no_more_often_than_stated(right, confidence):
+    """The probability that any of the intervals of an audit of 60 entries leaves out the true share, by all its paths."""
+    entries, missed, paths = 60, 0.0, {0: 1.0}
+    for asked in range(1, entries + 1):
+        after = {}
+        for count, probability in paths.items():
+            chance = (right - count) / (entries - asked + 1)
+            for more, weight in ((1, chance), (0, 1 - chance)):
+                if weight > 0:
+                    after[count + more] = after.get(count + more, 0.0) + probability * weight
+        paths = {}
+        for count, probability in after.items():
+            low, high = interval(count, asked, confidence, of=entries)
+            if low <= right / entries <= high:
+                paths[count] = probability
+            else:
+                missed += probability
+    assert missed <= 1 - confidence + 1e-9
+    assert sum(paths.values()) == pytest.approx(1 - missed)
+
+
+AUDITS = 1000
+
+
+@pytest.mark.parametrize(
+    ("right", "at_least", "most", "verdict"),
+    [
+        (9_600, 0.97, 10_000, False), (9_699, 0.97, 5_000, False), (9_700, 0.97, 5_000, True), (9_850, 0.97, 10_000, True),
+        (9_989, 0.999, 9_000, False), (9_990, 0.999, 9_000, True),
+    ],
+)  # fmt: skip
+def test_sequential_audits_are_wrong_no_more_often_than_stated(right, at_least, most, verdict):
+    """A thousand audits of 10,000 entries, of which `right` are answered as listed; the seed is fixed."""
+
+    @cache
+    def judged(as_listed, asked):
+        return Report(list="stolen", serial=1, entries=10_000, asked=asked, as_listed=as_listed).verdict(at_least)
+
+    answers, verdicts = np.arange(10_000) < right, Counter()
+    for seed in range(AUDITS):
+        counts = np.random.default_rng(seed).permutation(answers).cumsum()
+        sizes = looks(sample_size(at_least, of=10_000), most)
+        verdicts[
+            next((found for size in sizes if (found := judged(int(counts[size - 1]), size)) is not None), None)
+        ] += 1
+    assert verdicts[not verdict] <= AUDITS * (1 - CONFIDENCE)
+    if most == 10_000:
+        assert verdicts[verdict] > AUDITS * CONFIDENCE, "it decides, too"
 
 
 @pytest.mark.parametrize("at_least", [0.0, 0.5, 0.99, 0.999, 0.99999])
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
-def test_a_sample_is_as_large_as_it_has_to_be(at_least, confidence):
-    size = sample_size(at_least, confidence)
-    assert interval(size, size, confidence)[0] >= at_least - 1e-12
-    assert size == 1 or interval(size - 1, size - 1, confidence)[0] < at_least
-    assert sample_size(1, confidence) is None
+@pytest.mark.parametrize("entries", [1, 1000, 10**8])
+def test_a_sample_is_as_large_as_it_has_to_be(at_least, confidence, entries):
+    size = sample_size(at_least, confidence, of=entries)
+    assert interval(size, size, confidence, of=entries)[0] >= at_least
+    assert size == 1 or interval(size - 1, size - 1, confidence, of=entries)[0] < at_least
+    assert sample_size(1, confidence, of=entries) == entries
+
+
+def test_looks_come_after_each_tenth_more():
+    assert list(looks(10, 300)) == [10, 110, 210, 300]
+    assert list(looks(2000, 2450)) == [2000, 2200, 2420, 2450]
+    assert list(looks(500, 300)) == [300]
 
 
 def test_forms_are_those_of_mmes():
@@ -128,6 +187,24 @@ async def test_no_more_questions_are_under_way_than_the_bound():
     assert (most, asked, report.asked, report.share) == (UNDER_WAY_MAX, 3000, 1000, 1)
 
 
+@pytest.mark.parametrize(
+    ("every", "most", "asked", "verdict"), [(25, 9000, range(500, 8000), False), (25, 1000, [1000], None), (10**6, 9000, [116], True)]
+)  # fmt: skip
+async def test_more_devices_are_drawn_until_the_share_is_decided(every, most, asked, verdict):
+    """Of the devices, one in `every` is not answered as listed."""
+    of = listed(page(35209900, range(50_000)))
+    keys = [35209900_000000 + number for number in range(1, most + 1)]
+
+    async def ask(text):
+        return "blacklisted" if int(text[8:14]) % every else "whitelisted"
+
+    first = sample_size(0.97, of=len(of))
+    report = await audit(of, keys, ask, wanted="blacklisted", rate=1e6, first=first, at_least=0.97)
+    assert report.asked in asked
+    assert report.verdict(0.97) is verdict
+    assert len(report.exceptions) == 3 * (report.asked // every)
+
+
 def found(site, manifest, *more, status=0):
     done = site.eir("audit", manifest, *more, "--json", status=status)
     return json.loads(done.stdout), done.stderr
@@ -149,21 +226,22 @@ def test_an_eir_that_misses_one_in_a_hundred_is_found_and_one_that_misses_none_p
     assert (document["list"], document["serial"], document["asked"], document["as_listed"]) == ("stolen", 2, 1000, 990)
     assert (document["share"], document["interval"]) == (0.99, [0.99, 0.99])
     gap(document)
-    assert said == "eir: 99.0000% are answered as listed, less than 99.9000%\n"
+    assert said == "eir: at most 99.0000% are answered as listed, less than 99.9000%\n"
     # A sample of nine in ten misses all ten of them once in 10^10.
     document, _ = found(site, wanted, where, *ASKED, "--sample", "900", "--at-least", "0.999", status=1)
     assert document["asked"] == 900
     assert document["interval"][0] < document["share"] < document["interval"][1] < 0.9999
     site.eir("load", wanted)
     document, said = found(site, wanted, where, *ASKED, "--at-least", "0.999")
-    assert (document["asked"], document["share"], document["exceptions"], said) == (1000, 1, [], ""), (
-        "the sample would be larger than the list"
+    assert (document["asked"], document["share"], document["interval"], said) == (844, 1, [0.999, 1], "")
+    document, said = found(site, wanted, where, *ASKED, "--sample", "20", "--at-least", "0.999", status=3)
+    assert document["asked"] == 20
+    assert (
+        said
+        == "eir: undecided: between 84.8000% and 100.0000% are answered as listed, 99.9000% is wanted; a larger --sample-max decides\n"
     )
-    done = site.eir("audit", wanted, where, *ASKED, "--sample", "20", "--at-least", "0.999")
-    assert done.stdout.startswith(
-        "stolen 2, 1,000 entries: 20 of 20 devices answered as listed: 100.0000%, from 83.8875% to 100.0000% at 95% confidence"
-    )
-    assert "a larger --sample tells" in done.stderr
+    document, _ = found(site, wanted, where, *ASKED, "--sample", "20", "--sample-max", "1000", "--at-least", "0.999")
+    assert 844 <= document["asked"] <= 920
 
 
 class Eir(Application):
@@ -196,6 +274,9 @@ def test_an_eir_of_another_make(site):
     with python_diameter(IMEIS[:200]) as where:
         document, _ = found(site, wanted, where, *ASKED, "--at-least", "1")
         assert (document["asked"], document["share"], document["exceptions"]) == (200, 1, short)
+        document, said = found(site, wanted, where, *ASKED, "--sample", "20", "--at-least", "0.99", status=3)
+        assert (document["asked"], document["share"]) == (20, 1)
+        assert said.startswith("eir: undecided: between ")
     with python_diameter(imei for imei in IMEIS[:200] if imei not in MISSED) as where:
         document, _ = found(site, wanted, where, *ASKED, "--at-least", "1", status=1)
         assert document["as_listed"] == 198
@@ -204,7 +285,10 @@ def test_an_eir_of_another_make(site):
 
 def test_what_is_refused_and_what_is_wrong_usage(site):
     manifest = site.release([LISTED])
-    for arguments in (("127.0.0.1:1", "--sightings"), ("127.0.0.1:1", "--at-least", "2")):
+    for arguments in (
+        ("127.0.0.1:1", "--sightings"), ("127.0.0.1:1", "--at-least", "2"), ("127.0.0.1:1", "--sample-max", "9"), ("--sightings", "--at-least", "1", "--sample-max", "9"),
+        ("127.0.0.1:1", "--at-least", "1", "--all", "--sample-max", "9"), ("127.0.0.1:1", "--at-least", "1", "--sample", "10", "--sample-max", "9"),
+    ):  # fmt: skip
         assert site.eir("audit", manifest, *arguments, status=2).stderr
     assert "cannot connect" in site.eir("audit", manifest, f"127.0.0.1:{free_port()}", status=1).stderr
     (site.folder / "releases" / "stolen-1-0.csv").write_text("imei\n")
@@ -276,7 +360,7 @@ def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_pa
     if more:
         said = found(site, site.release([LISTED]), "--passive", path, status=1)[1]
         assert "shows nobody over Diameter at port 3868" in said
-    document, _ = found(
+    document, said = found(
         site,
         site.release([LISTED, MEID]),
         "--passive",
@@ -288,13 +372,11 @@ def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_pa
         "mme5",
         "--at-least",
         "0.4",
+        status=3,
     )
-    assert (document["asked"], document["as_listed"], document["share"], document["interval"]) == (
-        8,
-        4,
-        0.5,
-        [0.5, 0.5],
-    )
+    assert (document["asked"], document["as_listed"], document["share"], document["devices"]) == (8, 4, 0.5, 2)
+    assert document["interval"] == [round(bound, 6) for bound in interval(1, 2)], "each device is right by half"
+    assert "a longer capture or record decides" in said
     assert [tuple(mistake.values()) for mistake in document["exceptions"]] == [
         (LISTED, "blacklisted", "none"), (LISTED, "blacklisted", "unknown"), (f"{LISTED}01", "blacklisted", "whitelisted"),
         (MEID, "blacklisted", "whitelisted"),
@@ -351,13 +433,12 @@ def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
     ]).write_parquet(path)  # fmt: skip
     site.configure(peers=[{"host": "mme1"}, {"host": "MME2"}, {"host": "mme4"}])
     manifest = site.release([LISTED], issued=datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1))
-    document, said = found(site, manifest, "--sightings", "--at-least", "0.8", status=1)
-    assert (document["asked"], document["as_listed"], document["share"]) == (4, 3, 0.75)
+    document, _ = found(site, manifest, "--sightings", "--at-least", "0.8", status=3)
+    assert (document["asked"], document["as_listed"], document["share"], document["devices"]) == (4, 3, 0.75, 1)
     assert document["origins"] == [
         {"origin_host": "mme1", "asked": 4, "as_listed": 3, "share": 0.75}, {"origin_host": "mme2", "asked": 0, "as_listed": 0, "share": None},
     ]  # fmt: skip
     assert document["never_asked"] == ["mme4"]
-    assert "less than 80.0000%" in said
     assert found(site, manifest, "--sightings", "--since", "3d")[0]["asked"] == 94
     text = site.eir("audit", manifest, "--sightings").stdout.splitlines()
     assert text[1:] == [
@@ -366,6 +447,19 @@ def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
         "mme2: asked about no listed device",
         "mme4: never asked",
     ]
-    text = site.eir("audit", site.release(IMEIS[:12], serial=2), "--sightings", "--since", "6d").stdout.splitlines()
+    many = site.release(IMEIS[:12], serial=2)
+    for wanted, at_least, status in (
+        ("blacklisted", 0.5, 1),
+        ("blacklisted", 0.4, 3),
+        ("whitelisted", 0.7, 0),
+        ("whitelisted", 0.8, 3),
+    ):
+        more = ("--wanted", wanted, "--at-least", str(at_least))
+        _, said = found(site, many, "--sightings", "--since", "6d", *more, status=status)
+        assert ("less than 50.0000%" in said) == (status == 1)
+    unseen = site.release([IMEIS[20]], serial=3)
+    assert "nothing was asked" in found(site, unseen, "--sightings", "--since", "6d", status=1)[1]
+    assert "undecided" in found(site, unseen, "--sightings", "--since", "6d", "--at-least", "0.5", status=3)[1]
+    text = site.eir("audit", many, "--sightings", "--since", "6d").stdout.splitlines()
     assert [line.partition(": whitelisted")[0].strip() for line in text[1:11]] == IMEIS[:10]
     assert text[11] == "  2 more; --json has all"
