@@ -161,7 +161,41 @@ int is_wrong_digit(const uint8_t *imei) {
 	return last && (sum + last) % 10;
 }
 
-/* The numbers behind the texts (eir.checks.question). 0 if the IMEI has not 14 to 16 digits, or the software version not two. */
+static uint32_t digits_at(const uint8_t *at, uint32_t most) {
+	uint32_t count = 0;
+	while (count < most && at[count] >= '0' && at[count] <= '9')
+		count++;
+	return count;
+}
+
+#define IS_AT(at, text) (!memcmp(at, text, sizeof text - 1))
+
+/* The IMSI in a User-Name that is longer than one (eir.s13.service.user_name_imsi): a root NAI or a private identity (TS 23.003 19.3.2, 13.3)
+ * in the usual form. 0 if the User-Name has an @ and another form: the general path reads it. */
+static int read_nai(Text *name) {
+	enum { BEHIND_MNC = sizeof ".mcc001.3gppnetwork.org" - 1 };
+	const uint8_t *at = name->at, *mcc = NULL;
+	uint32_t digits = digits_at(at, name->bytes), left = name->bytes - digits;
+	if (left) {
+		if (!memchr(at, '@', name->bytes))
+			return 1;
+		const uint8_t *realm = at + digits + 1;
+		uint32_t before = left > sizeof "@ims.mnc" && IS_AT(realm, "ims.mnc") ? 7 : left > sizeof "@nai.epc.mnc" && IS_AT(realm, "nai.epc.mnc") ? 11 : 0;
+		uint32_t mnc = left - 1 - before - BEHIND_MNC;
+		if (digits < IMSI_MIN || digits > IMSI_MAX + 1 || at[digits] != '@' || !before || left < 1 + before + BEHIND_MNC || mnc < 2 || mnc > 3 || digits_at(realm + before, 4) != mnc)
+			return 0;
+		mcc = realm + before + mnc + sizeof ".mcc" - 1;
+		if (!IS_AT(mcc - 4, ".mcc") || digits_at(mcc, 4) != 3 || !IS_AT(mcc + 3, ".3gppnetwork.org"))
+			return 0;
+		name->bytes = digits;
+	}
+	if ((*at == '0' || *at == '6') && (digits == IMSI_MAX + 1 || (mcc && !memcmp(at + 1, mcc, 3))))
+		name->at++, name->bytes--;
+	return 1;
+}
+
+/* The numbers behind the texts (eir.checks.question). 0 if the IMEI has not 14 to 16 digits, the software version not two, or if the
+ * User-Name is an NAI of another form than the usual one. */
 static int read_numbers(Ecr *ecr) {
 	uint64_t *fields = ecr->fields;
 	Text imei = ecr->imei;
@@ -172,6 +206,8 @@ static int read_numbers(Ecr *ecr) {
 	if (!ecr->version.at && imei.bytes == KEY_DIGITS + 2)
 		ecr->version = (Text){imei.at + KEY_DIGITS, 2};
 	if (ecr->version.at ? ecr->version.bytes != 2 || !are_digits(ecr->version, fields + VERSION) : (fields[VERSION] = NOTHING, 0))
+		return 0;
+	if (ecr->imsi.bytes > IMSI_MAX && !read_nai(&ecr->imsi))
 		return 0;
 	if (!are_digits(ecr->imsi, &ecr->imsi_number))	/* a User-Name that is no number names no subscriber */
 		ecr->imsi.bytes = 0;

@@ -4,12 +4,13 @@ Translates and nothing else: what is a good identifier, and what is answered, ei
 against its grammar. Synchronous from request to reply.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Status, answers_of
-from eir.device import KEY_DIGITS
+from eir.device import IMSI_LENGTHS, KEY_DIGITS
 from eir.diameter.avp import Avp, encode, encode_text, encode_u32
 from eir.diameter.dictionary import USER_NAME
 from eir.diameter.message import Reply, Request
@@ -34,6 +35,12 @@ REPLIES[Status.UNKNOWN] = Reply(experimental=(s13.VENDOR_3GPP, s13.ERROR_EQUIPME
 
 _NO_IMEI = encode(s13.TERMINAL_INFORMATION, encode_text(s13.IMEI, "0" * KEY_DIGITS))
 """An example of the missing AVP: zeros of the least valid length (RFC 6733 7.1.5, TS 29.272 7.3.4)."""
+
+
+_ROOT_NAI = re.compile(
+    r"([0-9]{6,16})(?:@(?:[a-z0-9-]+\.)+mnc[0-9]{2,3}\.mcc([0-9]{3})\.3gppnetwork\.org)?", re.IGNORECASE
+)
+"""A User-Name by TS 23.003 19.3.2 or 13.3: digits, and the MCC of the realm."""
 
 
 class S13Service:
@@ -83,10 +90,24 @@ def _question(request: Request, inside: Mapping[int, Avp]) -> Question:
     return Question(
         imei=None if imei is None else _text(imei),
         meid=None if meid is None else meid_text(meid.data),
-        imsi=_text(request.first.get(USER_NAME)),
+        imsi=user_name_imsi(request.first[USER_NAME].data) if USER_NAME in request.first else "",
         software_version=_text(inside.get(s13.SOFTWARE_VERSION)),
         origin_host=request.origin_host, origin_realm=request.origin_realm, protocol=PROTOCOL, peer=request.peer,
     )  # fmt: skip
+
+
+def user_name_imsi(octets: bytes) -> str:
+    """Return the IMSI in a User-Name, which is digits, a root NAI or a private identity; any other text as it is.
+
+    A root NAI has 0 (EAP-AKA) or 6 (EAP-AKA') before the IMSI (TS 23.003 19.3.2). An IMSI may begin with either digit, so the digit is
+    removed only if 15 digits follow, or the MCC of the realm.
+    """
+    text = octets.decode("ascii", "replace")
+    if len(text) <= IMSI_LENGTHS[-1] or (found := _ROOT_NAI.fullmatch(text)) is None:
+        return text
+    digits, mcc = found.groups()
+    has_prefix = digits[0] in "06" and (len(digits) > IMSI_LENGTHS[-1] or digits[1:4] == mcc)
+    return digits[1:] if has_prefix else digits
 
 
 def meid_text(octets: bytes) -> str:

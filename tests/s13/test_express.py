@@ -19,6 +19,7 @@ from lanes import (
     LISTED,
     MME,
     MSISDN,
+    NAIS,
     NAMED,
     TRACKED_TAC,
     UNKNOWN,
@@ -67,6 +68,48 @@ def both(messages, *given_sides, **given):
         assert with_lane.feed(message) == without.feed(message), message.hex()
         assert with_lane.state() == without.state()
     return with_lane
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{"imsi": ("00102",)}, {"imsi": ("001020123456789",)}, {"list": "sims"}, {"not_list": "sims"}],
+    ids="-".join,
+)
+def test_a_root_nai_has_the_verdict_of_its_imsi(index, rule):
+    """TS 23.003 19.3.2, 13.3. The lane reads the usual forms; the general path reads all others."""
+    policy = PolicySettings(rules=(Rule(answer=Status.GREYLISTED, **rule),))
+    sim, realm = "001020123456789", "mnc002.mcc001.3gppnetwork.org"
+    usual = [
+        sim,
+        f"0{sim}",
+        f"6{sim}",
+        f"0{sim}@nai.epc.{realm}",
+        f"6{sim}@nai.epc.{realm}",
+        f"{sim}@ims.{realm}",
+        f"{sim}@ims.{realm}".replace("002", "02"),
+    ]
+    others = [f"0{sim}@NAI.epc.{realm}", f"{sim}@wlan.{realm}", f"{sim}@ims.{realm}".replace("org", "ORG")]
+    with_lane, without = sides(index, policy, sightings=True)
+    both([ecr(imsi=each) for each in (*usual, *others)], with_lane, without)
+    assert len({with_lane.feed(ecr(imsi=each)) for each in (*usual, *others)}) == 1
+    assert with_lane.by_lane == 2 * len(usual)
+    assert {row[-2] for row in with_lane.sightings.rows} == {sim}
+
+
+def test_user_names_that_are_nearly_a_root_nai_get_the_same_by_lane_and_general_path(index):
+    """Each octet is changed, each one is left out, and the text is cut at each place."""
+    policy = PolicySettings(rules=(Rule(answer=Status.GREYLISTED, imsi=("00102",)),))
+    names = {
+        name
+        for whole in NAIS
+        for at in range(len(whole))
+        for name in (
+            whole[:at],
+            whole[:at] + whole[at + 1 :],
+            *(whole[:at] + each + whole[at + 1 :] for each in "06@.mX\0"),
+        )
+    }
+    both([ecr(imsi=name) for name in sorted(names)], *sides(index, policy, sightings=True))
 
 
 class TestLevels:

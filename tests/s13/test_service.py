@@ -16,7 +16,7 @@ from eir.diameter.message import Request
 from eir.errors import DiameterError, IdentifierError
 from eir.images.index import Index
 from eir.peers.settings import PeerSettings
-from eir.s13.service import PROTOCOL, REPLIES, S13Service, meid_text
+from eir.s13.service import PROTOCOL, REPLIES, S13Service, meid_text, user_name_imsi
 
 LISTED = "35209900176148"
 MEID = "A0000012345678"
@@ -167,10 +167,31 @@ class TestConditions:
         [
             ("262011234567890", Status.UNKNOWN), ("262021234567890", Status.WHITELISTED), ("26201", Status.UNKNOWN), ("", Status.WHITELISTED),
             ("262011234567890@example.org", Status.WHITELISTED), (b"\xff262011234567", Status.WHITELISTED),
+            ("0262011234567890", Status.UNKNOWN), ("6262011234567890", Status.UNKNOWN),  # TS 23.003 19.3.2: EAP-AKA and EAP-AKA'
+            ("0262011234567890@nai.epc.mnc001.mcc262.3gppnetwork.org", Status.UNKNOWN),
+            ("6262011234567890@NAI.EPC.mnc001.MCC262.3gppnetwork.org", Status.UNKNOWN),
+            ("062620112345678@nai.epc.mnc001.mcc262.3gppnetwork.org", Status.WHITELISTED),  # 626 is not the MCC of the realm
+            ("026201123456789@nai.epc.mnc001.mcc262.3gppnetwork.org", Status.UNKNOWN),  # an IMSI of 14 digits
+            ("026201123456789", Status.WHITELISTED), ("1262011234567890", Status.WHITELISTED), ("00262011234567890", Status.WHITELISTED),
+            ("262011234567890@ims.mnc001.mcc262.3gppnetwork.org", Status.UNKNOWN),  # TS 23.003 13.3
+            ("262011234567890@ims.mnc001.mcc262.3gppnetwork.org.example", Status.WHITELISTED), ("262011234567890@", Status.WHITELISTED),
+            ("26201@ims.mnc001.mcc262.3gppnetwork.org", Status.WHITELISTED), ("x262011234567890@ims.mnc001.mcc262.3gppnetwork.org", Status.WHITELISTED),
+            ("262011234567890\n", Status.WHITELISTED), ("262011234567890@ims.mnc001.mcc262.3gppnetwork.org\n", Status.WHITELISTED),
         ],
     )  # fmt: skip
     def test_the_imsi(self, checks, user_name, status):
         assert checks.status(asked("35123456789012", user=avp(1, user_name))) is status
+
+    @pytest.mark.parametrize("imsi", ["001010000000001", "00101000000001", "601010000000001"])
+    @pytest.mark.parametrize(
+        "form",
+        ["{}", "0{}", "6{}", "{}@ims.{}", "0{}@nai.epc.{}", "6{}@nai.epc.{}", "{}@nai.epc.{}"],
+    )
+    def test_an_imsi_that_begins_as_a_root_nai_does(self, imsi, form):
+        """The first digit is removed only if 16 digits or the realm's MCC show a root NAI: test IMSIs begin with 001."""
+        user_name = form.format(imsi, f"mnc01.mcc{imsi[:3]}.3gppnetwork.org")
+        shown = imsi if len(imsi) == 15 or "@" in user_name or form == "{}" else user_name
+        assert user_name_imsi(user_name.encode()) == shown
 
     def test_no_user_name_is_no_error(self, checks):
         assert (
