@@ -11,6 +11,7 @@ LONG = frozenset({
     "faults/test_in_the_middle.py::test_the_staged_set_vanishes[flushed-\\r\\nHLEN\\r\\n-4]",
     "interop/test_upgrade.py::test_no_request_is_lost_there_and_back",
     "n5g/test_n5g_access.py::test_the_probe_and_the_audit_bring_a_token",
+    "n5g/test_n5g_node.py::test_an_idle_libcurl_is_sent_away_in_order_and_its_next_request_is_answered",
     *(f"scripts/test_bench.py::test_{part}" for part in ("n5g", "profile", "sightings", "sizes", "switch", "workers")),
     "faults/test_policies.py::test_each_answer_is_what_policy_and_rows_say[Redis]",
     "whole/test_demo.py::test_the_demo_goes_as_it_says",

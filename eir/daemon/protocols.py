@@ -47,7 +47,8 @@ class Asking(NamedTuple):
     reconfigure: Callable[[Any, Config, Tls | None], None]
     """Tells that server of another configuration; what clients it still allows stay."""
     stays: bool = True
-    """Its clients stay connected; otherwise they connect for each request, so that `expected: false` makes no probe of one."""
+    """Its clients stay connected. Otherwise they connect when they have a request: a client without a connection is not away, and
+    `expected: false` makes no probe of one."""
 
 
 def _n5g(parts: Parts, config: Config, tls: Tls | None) -> N5gServer:

@@ -368,8 +368,13 @@ class Worker:
         self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
 
     async def _serve(self, connection: socket.socket, number: int, listener: Listener) -> None:
+        secure = is_secure(listener.url)
         try:
-            await self.servers.get(listener.protocol, self.node).take(connection, secure=is_secure(listener.url))
+            if (server := self.servers.get(listener.protocol)) is None:
+                await self.node.take(connection, secure=secure)
+            elif (end := await server.take(connection, secure=secure)) is not None:
+                is_away = PROTOCOLS[listener.protocol].stays or not end.in_order
+                self.channel.tell("connection_ended", end.label, is_away)
         finally:
             self.channel.tell("gone", number)
 

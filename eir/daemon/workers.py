@@ -83,6 +83,8 @@ class Workers:
         self._admission = Admission()
         self._left: metrics.Snapshot = {}
         """Counters of workers that have ended."""
+        self._not_away: set[str] = set()
+        """Labels of peers whose last connection was that of a client that connects when it has a request, and ended in order."""
 
     @property
     def all_started(self) -> bool:
@@ -164,6 +166,7 @@ class Workers:
         def arrived(claim: Claim) -> None:
             name = worker.process.pid, cast("int", claim.connection)
             worker.named.add(name)
+            self._not_away.discard(claim.label)
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
         def said_name(protocol: str, name: str) -> None:
@@ -175,8 +178,15 @@ class Workers:
         return {
             "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
             "may_dial": self._admission.may_dial, "stay_away": self._admission.stay_away, "traced": self._traced,
-            "said_name": said_name,
+            "said_name": said_name, "connection_ended": self._note_end,
         }  # fmt: skip
+
+    def _note_end(self, label: str, is_away: bool) -> None:
+        """Remember whether a peer whose connection has ended counts as away without one."""
+        if is_away:
+            self._not_away.discard(label)
+        else:
+            self._not_away.add(label)
 
     def _order(self, orders: Sequence[Order]) -> None:
         """Send each order to the worker that has the connection."""
@@ -218,7 +228,12 @@ class Workers:
         """Return all numbers of all workers, including those that have ended."""
         for worker, answer in await self._ask_all("snapshot"):
             worker.figures = answer
-        return metrics.merge([self._left, *(worker.figures for worker in self._workers.values())])
+        merged = metrics.merge([self._left, *(worker.figures for worker in self._workers.values())])
+        if (up := merged.get("eir_peer_up")) is not None:
+            merged["eir_peer_up"] = {
+                labels: value for labels, value in up.items() if value or labels[0] not in self._not_away
+            }
+        return merged
 
     def figures(self) -> metrics.Snapshot:
         """Return the counters of all workers as they last told them, within a second or so; nobody is asked."""
@@ -229,7 +244,10 @@ class Workers:
         found = []
         for worker, report in await self._ask_all("report"):
             self._lists.hand_missing(worker.channel, report.lists)
-            found.append(report)
+            connected = {
+                label: count for label, count in report.connected.items() if count or label not in self._not_away
+            }
+            found.append(replace(report, connected=connected))
         return found
 
     async def explain(self, question: Question) -> Explanation:

@@ -61,7 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_sigtran_errors_total", "counter", ("reason",), "Messages of M3UA and SCCP that nothing was done about, and associations that were ended for a fault"),
     Family("eir_nrf_registered", "gauge", ("nrf",), "1 for the NRF that the node is registered with, 0 for the others", "max"),
     Family("eir_nrf_requests_total", "counter", ("nrf", "request", "result"), "Requests to NRFs (register, heartbeat, deregister, token), by HTTP status or no_answer"),
-    Family("eir_peer_up", "gauge", ("peer",), "Open connections of the peer: 0 none, 1 at least one", "max"),
+    Family("eir_peer_up", "gauge", ("peer",), "Open connections of the peer: 0 none, 1 at least one; absent while an AMF has none that closed its last one in order", "max"),
     Family("eir_peer_disabled", "gauge", ("peer",), "Out of service by `eir peer disable`: 0 no, 1 yes", "max"),
     Family("eir_peer_last_request_timestamp_seconds", "gauge", ("peer",), "When the peer last sent a request", "max"),
     Family("eir_peers_refused_total", "counter", ("reason",), "Connections and capabilities exchanges that were refused"),

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from eir.errors import Report
 from eir.peers.counts import Counts
@@ -26,7 +26,7 @@ TICK_S = 0.5
 ENDED = "ended"
 """The state of connections that are over, in `eir peers`."""
 PEER_CLOSED, STALLED_WRITE = "peer_closed", "stalled_write"
-GOOD_ENDS = frozenset({"left", "drained", PEER_CLOSED})
+GOOD_ENDS = frozenset({"left", "drained", "idle", PEER_CLOSED})
 
 
 @dataclass(slots=True)
@@ -38,6 +38,16 @@ class _Ended:
     connections: int = 0
     requests: int = 0
     answers: int = 0
+    in_order: bool = True
+    """Neither side was at fault at the end of the last one."""
+
+
+class End(NamedTuple):
+    """End of the last connection of a peer, of those that are over."""
+
+    label: str
+    in_order: bool
+    """Neither side was at fault."""
 
 
 L = TypeVar("L", bound=Link)
@@ -117,20 +127,25 @@ class Server(Generic[L]):
             if not self.identify(link):
                 link.leave()
 
-    async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
-        """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
+    async def take(self, connection: socket.socket, *, secure: bool = False) -> End | None:
+        """Serve a connection that was accepted, until it is gone, and return its end; None if no entry takes the client.
+
+        `secure`: the connection begins with a TLS handshake.
+        """
         link = self.link()
         if secure and self._tls is None:
             connection.close()
-            return
+            return None
         try:
             await begin.accept(link, connection, self._tls if secure else None, self.limits.cer_timeout_s, self.carried)
         except OSError as e:
             connection.close()
             if secure and not link.closed.done():
                 self.refused("tls_handshake", detail=fault_text(e, secure=True))
-            return
+            return None
         await link.closed
+        ended = self._ended.get(link.requester.label)
+        return None if link.settings is None or ended is None else End(link.requester.label, ended.in_order)
 
     async def drain(self, timeout_s: float) -> None:
         """Tell each client to go elsewhere, answer what is under way, and close, after `timeout_s` at most."""
@@ -231,7 +246,8 @@ class Server(Generic[L]):
         ended.requests += requests
         ended.answers += answers
         why = STALLED_WRITE if link.unread else link.end or PEER_CLOSED
-        if why in GOOD_ENDS:
+        ended.in_order = why in GOOD_ENDS
+        if ended.in_order:
             self.report(
                 "peer_closed", peer=link.requester.label, protocol=self.protocol, reason=why, address=link.address
             )

@@ -170,7 +170,8 @@ class Connection:
         self._control, self._updates = floods.Purse(floods.CONTROL, now), floods.Purse(floods.UPDATES, now)
         self._last_stream: int | None = None
         """The last stream that is still answered, once the drain has said so."""
-        self._draining: float | None = None
+        self._draining: tuple[float, str] | None = None
+        """Time when the drain began, and its reason."""
         self.over = ""
         self.leaving = False
         """The client has said that it will ask nothing more."""
@@ -232,10 +233,13 @@ class Connection:
         self._updates.add_requests(self.requests - before)
         self._finish()
 
-    def leave(self, now: float) -> None:
-        """Have the client go elsewhere: a GOAWAY that ends nothing, and when it has seen that, one that names the last request."""
+    def leave(self, now: float, reason: str = "drained") -> None:
+        """Have the client go elsewhere: a GOAWAY that ends nothing, and when it has seen that, one that names the last request.
+
+        `reason`: value of `over` at the end.
+        """
         if self._draining is None:
-            self._draining = now
+            self._draining = now, reason
             self._goaway(STREAM_ID_MAX, ErrorCodes.NO_ERROR)
             self._out.append(frame(floods.PING, 0, 0, _DRAIN_PING))
             if not self._begun:
@@ -258,14 +262,15 @@ class Connection:
             self._give_up(stream_id, now, "slow_body")
         if any(now - since > limits.answer_s for _, since in self._unsent.values()):
             self._end("no_window", ErrorCodes.ENHANCE_YOUR_CALM)
-        if self._draining is not None and self._last_stream is None and now - self._draining > 1:
+        if self._draining is not None and self._last_stream is None and now - self._draining[0] > 1:
             self._second_goaway()
-        self._ask_for_life(now)
+        self._end_if_idle(now)
 
-    def _ask_for_life(self, now: float) -> None:
+    def _end_if_idle(self, now: float) -> None:
+        """Ping a client that sends nothing; send it away if it does not answer. libcurl answers no PING while it is idle."""
         limits = self._limits
         if self._pinged is not None and now - self._pinged > limits.ping_s:
-            self._end("silent", ErrorCodes.NO_ERROR)
+            self.leave(now, "idle")
         elif self._pinged is None and now - self._heard > limits.idle_s:
             self._pinged = now
             self._out.append(frame(floods.PING, 0, 0, _ALIVE_PING))
@@ -567,8 +572,8 @@ class Connection:
     def _finish(self) -> None:
         """End in good order once nothing is under way, where one side has said that it wants to."""
         if not self.over and not self.under_way and not self.more:
-            if self._last_stream is not None:
-                self.over = "drained"
+            if self._last_stream is not None and self._draining is not None:
+                self.over = self._draining[1]
             elif self.leaving and self._at == len(self._in):
                 self.over = "left"
 

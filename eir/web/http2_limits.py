@@ -28,9 +28,9 @@ class Http2Limits:
     answer_s: float = 10.0
     """Seconds that a client may leave no window for an answer."""
     idle_s: float = 60.0
-    """Silence after which the client is asked for a sign of life."""
+    """Silence after which the server sends a PING."""
     ping_s: float = 10.0
-    """Seconds that it has for that."""
+    """Seconds that the client has to answer the PING; then the server sends the client away by a GOAWAY."""
 
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import socket
@@ -15,7 +16,7 @@ from certificates import VERSIONS, Authority
 from hostile import Steady, at_rest, beside, memory_mb, settled
 from http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
 from luhn import check_digit
-from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
+from node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
 from wire import EIR, REALM, TGPP, ecr
 
 from eir.operate.control import ask as control
@@ -24,6 +25,7 @@ AMF = "amf1.5gc.mnc001.mcc001.3gppnetwork.org"
 PEERS = [
     {"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"]}, {"name": "amf", "host": AMF}, {"name": "near", "from": ["127.0.0.0/8"], "expected": False},
 ]  # fmt: skip
+AMFS = [{"name": "mme", "host": "mme1.localdomain"}, {"name": "amf", "from": ["127.0.0.0/8"]}]
 WORDS = {"BLACKLISTED": 1, "GREYLISTED": 2, "WHITELISTED": 0}
 
 
@@ -421,6 +423,71 @@ def test_requests_and_connections_of_amfs_that_connect_for_each_are_counted(own,
     )
     assert row["last_seen"] is not None
     assert "near" in own.eir("peers").stdout
+
+
+def test_an_idle_libcurl_is_sent_away_in_order_and_its_next_request_is_answered(own):
+    """It answers no PING while it asks nothing, for longer here than the node waits; another --rate than this is a test of nothing."""
+    own.configure(peers=AMFS)
+    node = own.start()
+    url = f"{at(node)}{RESOURCE}?pei=imei-{LISTED}1"
+    assert (
+        curl(url, "--http2-prior-knowledge", "--max-time", "300", "--rate", "40/h", url)[-1].count("BLACKLISTED") == 2
+    )
+    (first, _) = until(lambda: found if len(found := node.lines("peer_closed", protocol="n5g")) == 2 else None)
+    assert (first["reason"], first["level"]) == ("idle", "info")
+    assert node.lines("connection_fault") == []
+    assert "eir_peer_up{peer=amf}" not in node.metrics()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_amf_without_a_connection_is_not_away(own, to, workers):
+    """It connects when it has something to ask. A peer that was never there is away, and so is an AMF that was ended for a fault."""
+    own.configure(workers=workers, peers=AMFS)
+    node = own.start()
+
+    def up():
+        return {label: node.metrics().get(f"eir_peer_up{{peer={label}}}") for label in ("amf", "mme")}
+
+    assert up() == {"amf": 0, "mme": 0}
+    clients = [(await to(node)).send(HELLO) for _ in range(2)]
+    for client in clients:
+        assert await client.ask(1, f"{LISTED}1") == "BLACKLISTED"
+    assert up() == {"amf": 1, "mme": 0}
+    clients[0].writer.close()
+    await until_async(lambda: node.status()["peers"] == {"amf": 1, "mme": 0})
+    assert up() == {"amf": 1, "mme": 0}
+    clients[1].writer.close()
+    await until_async(lambda: up() == {"amf": None, "mme": 0})
+    assert node.status()["peers"] == {"mme": 0}
+    for name, pid in children(node.pid).items():
+        if name.startswith("worker"):
+            os.kill(pid, signal.SIGKILL)
+    await until_async(
+        lambda: node.metrics()["eir_worker_restarts_total"] == workers and node.status()["workers"] == workers
+    )
+    assert up() == {"amf": None, "mme": 0}
+    bad = (await to(node)).send(HELLO + wire.frame(wire.DATA, 0, 0, b""))
+    assert await bad.until(lambda _: False) is False
+    await until_async(lambda: up() == {"amf": 0, "mme": 0})
+    good = (await to(node)).send(HELLO)
+    assert await good.ask(1, f"{LISTED}1") == "BLACKLISTED"
+    good.send(wire.frame(wire.GOAWAY, 0, 0, bytes(8)))
+    await until_async(lambda: up() == {"amf": None, "mme": 0})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_entry_whose_client_asks_over_diameter_too_is_away_without_it(own, to, connect, workers):
+    own.configure(workers=workers, peers=[{"name": "amf", "from": ["127.0.0.0/8"]}])
+    node = own.start()
+    amf = (await to(node)).send(HELLO)
+    assert await amf.ask(1, f"{LISTED}1") == "BLACKLISTED"
+    amf.writer.close()
+    await until_async(lambda: node.status()["peers"] == {})
+    mme = await connect(node)
+    assert node.status()["peers"] == {"amf": 1}
+    await mme.close()
+    await until_async(lambda: node.status()["peers"] == {"amf": 0})
+    assert node.metrics()["eir_peer_up{peer=amf}"] == 0
 
 
 async def test_a_client_that_reads_nothing_is_dropped(own):

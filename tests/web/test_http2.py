@@ -448,8 +448,26 @@ def test_a_silent_client_is_asked_for_a_sign_of_life():
     ping = next(payload for kind, _, _, payload in peer.found if kind == wire.PING)
     peer.send(frame(wire.PING, wire.ACK, 0, ping))
     assert peer.wait(30).connection.over == ""
-    peer.wait(LIMITS.idle_s)
-    assert peer.wait(LIMITS.ping_s + 1).connection.over == "silent"
+
+
+def test_a_client_that_is_idle_and_answers_no_ping_is_sent_away_in_order():
+    """libcurl reads nothing while it asks nothing. What it asks in the moment of the GOAWAY is answered."""
+    peer = Peer().send(HELLO + get(1, "/"))
+    peer.wait(LIMITS.idle_s + 1)
+    assert goaways(peer.found) == []
+    peer.wait(LIMITS.ping_s + 1)
+    assert (goaways(peer.found), peer.connection.over) == ([(2**31 - 1, 0)], "")
+    peer.send(get(3, "/"))
+    assert statuses(peer.found) == {1: 200, 3: 200}
+    peer.wait(1.5)
+    assert (goaways(peer.found), peer.connection.over) == ([(2**31 - 1, 0), (3, 0)], "idle")
+
+
+def test_a_client_that_never_asks_anything_is_sent_away_likewise():
+    peer = Peer().send(HELLO)
+    for seconds in (LIMITS.idle_s + 1, LIMITS.ping_s + 1, 1.5):
+        peer.wait(seconds)
+    assert (goaways(peer.found), peer.connection.over) == ([(2**31 - 1, 0), (0, 0)], "idle")
 
 
 def test_who_speaks_http_1_is_told_so():
