@@ -238,9 +238,9 @@ def acknowledge(
 ) -> None:  # fmt: skip
     """Say, signed, which release of each list is in force here.
 
-    With the digest of its content and since when. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
+    With the digest of its content, since when, and what the node rejected since then. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
     """
-    from eir.sources.acknowledge import Acknowledgement, acknowledged, key_of, signer_line  # noqa: PLC0415 - as above
+    from eir.sources.acknowledge import Acknowledgement, Rejection, acknowledged, key_of, signer_line  # noqa: PLC0415 - as above
 
     checked = opened(load_config(config))
     node = checked.identity.host
@@ -262,9 +262,10 @@ def acknowledge(
     for name in names:
         if name not in said["since"]:
             raise fail(f"list {name} is not in force on the node")
-        state = said["lists"][name]
+        state, rejected = said["lists"][name], said.get("rejected", {}).get(name)
         what = Acknowledgement(
             node=node, list=name, serial=state["serial"], content=state["content_digest"], since=said["since"][name], made=now,
+            rejected=None if rejected is None else Rejection(**rejected),
         )  # fmt: skip
         if out is not None:
             with as_owner_of(checked.state):
@@ -300,7 +301,8 @@ def show_acknowledged(
     """Show which nodes have what a folder offers, who is late.
 
     Each row rests on what the node has signed: serial and digest of the content in force, compared with what the releases make. Exit
-    status 1 if a node is behind for longer than --within, has other content, has not proved what it says, or says nothing.
+    status 1 if a node is behind for longer than --within, rejects what the folder offers, has other content, has not proved what it says,
+    or says nothing.
     """
     from eir.sources.acknowledge import IN_STEP, LATE, as_rows, standings  # noqa: PLC0415 - for this command alone
 

@@ -252,7 +252,7 @@ TABLE = (
     Key("lists.*.source.key", kinds.FILE, None, "the private key of that, without a passphrase"),
     Key("lists.*.source.token", kinds.FILE, None, "holds a token that it is sent (Authorization: Bearer)"),
     Key("lists.*.source.every", kinds.seconds(1, 86400), SOURCE.every_s, "time between two looks at its index; after a look that failed it is asked again sooner", field="every_s"),
-    Key("lists.*.source.acknowledge", kinds.FLAG, False, "post to it, signed with a key of the node's own, which serial and content of the list are in force since when (`eir acknowledge --key` says the public key)"),
+    Key("lists.*.source.acknowledge", kinds.FLAG, False, "post to it, signed with a key of the node's own, which serial and content of the list are in force since when, and the reason of a rejection (`eir acknowledge --key` says the public key)"),
     Key("lists.*.source.patience", kinds.seconds(1, 30 * 86400), SOURCE.patience_s, "how long the source may not be reached (`EirSourceUnreached`), or offer a serial above the one in force (`EirListBehind`), until that is an alert", field="patience_s"),
     Key("history.keep", kinds.days(1, 36500), HISTORY.keep, "how long the record of what was done is kept; a running node forgets what is older"),
     Key("history.max_bytes", kinds.byte_size(1 << 20, 1 << 40), HISTORY.max_bytes, "what that record may take; above, the oldest goes"),

@@ -474,7 +474,7 @@ class Front:
         await self._tracing.look()
         reports = await self._workers.reports()
         self._status.tell(reports)
-        self._acknowledging.look(reports)
+        self._acknowledging.look(reports, self._pulling.rejected)
         serving = self._status.readiness(reports).word != NOT_READY
         load = max((report.load for report in reports), default=0)
         self._standing = Standing(serving=serving, load=round(100 * load))
@@ -613,6 +613,7 @@ class Front:
             "pid": os.getpid(), "configuration": digests(self._config.shown),
             "in_step": all(report.lists == reports[0].lists for report in reports),
             "lists": {name: asdict(state) for name, state in reports[0].lists.items()}, "since": self._acknowledging.since(reports[0].lists),
+            "rejected": {name: asdict(each) for name, each in self._pulling.rejected.items()},
         }  # fmt: skip
 
     async def _check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

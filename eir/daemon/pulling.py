@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from eir.changes.load import LoadReport
 from eir.config import Config
@@ -28,9 +29,9 @@ from eir.errors import EirError, Report, StoreError, detail_of, place_of
 from eir.operate import metrics
 from eir.operate.status import WorkerReport
 from eir.record.settings import Source
-from eir.record.store import ListState, ListStore, Mark, utc_text
+from eir.record.store import NO_LIST, ListState, ListStore, Mark, utc_text
 from eir.releases.release import Release
-from eir.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, acknowledged, key_of
+from eir.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, Rejection, acknowledged, key_of
 from eir.sources.pull import ELSEWHERE, LOADED, PULL_S, REFUSED, UNCHANGED, UNREACHED, WAITING, Pulled, Terms, pull
 from eir.sources.pull_http import Server, Unreached
 from eir.stores.open import open_store, serial_marks
@@ -138,6 +139,8 @@ class Pulling:
         self._serial: dict[str, int] = {}
         self._behind: dict[str, float] = {}
         """List → Unix time at which its source first offered a serial above the one in force."""
+        self.rejected: dict[str, Rejection] = {}
+        """The last rejection of each list, until something else of its source is accepted."""
         self._pulls: Counter[tuple[str, str]] = Counter()
         self._faults: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -240,12 +243,9 @@ class Pulling:
             return Pulled(list=name, outcome=WAITING, reason="process", detail=place_of(error))
         return made
 
-    def _count(self, made: Pulled) -> None:
+    def _store(self, made: Pulled) -> None:
+        """Store the facts about a source that hold until the next pull."""
         name = made.list
-        self._pulls[name, made.outcome] += 1
-        self._bytes[name] += made.bytes
-        if made.reason:
-            self._faults[name, made.reason] += 1
         if made.reached:
             self._reached[name] = time.time()
         if made.serial is not None:
@@ -254,6 +254,20 @@ class Pulling:
             self._behind[name] = datetime.fromisoformat(made.behind_since).timestamp()
         elif made.in_force is not None:
             self._behind.pop(name, None)
+        if made.outcome == REFUSED:
+            before, time_text = self.rejected.get(name), utc_text(datetime.now(UTC))
+            if before is None or (before.serial, before.reason) != (made.rejected, made.reason):
+                self.rejected[name] = Rejection(reason=made.reason, at=time_text, serial=made.rejected)
+        elif made.outcome in {LOADED, UNCHANGED, WAITING}:
+            self.rejected.pop(name, None)
+
+    def _count(self, made: Pulled) -> None:
+        name = made.list
+        self._pulls[name, made.outcome] += 1
+        self._bytes[name] += made.bytes
+        if made.reason:
+            self._faults[name, made.reason] += 1
+        self._store(made)
         for serial in made.loaded:
             self._report("source_loaded", list=name, serial=serial)
         said = made.outcome, made.reason, made.detail
@@ -294,8 +308,17 @@ async def _give_of_node(config: Config, what: Acknowledgement, _: Channel) -> No
     await asyncio.to_thread(give, config, what)
 
 
+class _News(NamedTuple):
+    """The part of an acknowledgement that is sent again only when it changes."""
+
+    serial: int
+    content: str
+    since: str
+    rejected: Rejection | None
+
+
 class Acknowledging:
-    """Notices what comes into force on all workers, and tells the sources that want to know."""
+    """Notices what comes into force on all workers or is rejected, and sends it to the sources that want to know."""
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config, self._start, self._report = config, start, report
@@ -305,7 +328,8 @@ class Acknowledging:
         """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
         self.older: Mapping[str, tuple[int, int]] = {}
         """Lists of which a higher serial was accepted here before than the store knows → its highest serial, and that one."""
-        self._given: dict[str, tuple[InForce, float]] = {}
+        self._rejected: dict[str, Rejection] = {}
+        self._given: dict[str, tuple[_News, float]] = {}
         """List → what was said last, and when (time.monotonic)."""
         self._next: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
@@ -316,13 +340,24 @@ class Acknowledging:
         """Go by another configuration."""
         self._config = config
 
-    def look(self, reports: Sequence[WorkerReport]) -> None:
-        """See what is in force now; tell those who are to be told."""
+    def look(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
+        """Compare with what is in force and rejected now; start the acknowledgements that are due."""
         if not reports:
             return
         known = self._config.lists
         there = [name for name in self._in_force if name in known and known[name].local]
         self.gone = [name for name in there if not any(name in report.lists for report in reports)]
+        self._compare(reports)
+        before_rejected, self._rejected = self._rejected, dict(rejected or {})
+        for name in {*before_rejected, *self._rejected}:
+            if before_rejected.get(name) != self._rejected.get(name):
+                self._next.pop(name, None)
+        for name in dict.fromkeys((*reports[0].lists, *self._rejected)):
+            if (news := self._news(name, name in reports[0].lists)) is not None and self._is_due(name, news):
+                self._tasks[name] = asyncio.get_running_loop().create_task(self._tell(name, news))
+
+    def _compare(self, reports: Sequence[WorkerReport]) -> None:
+        """Store what all workers have in force."""
         changed = False
         for name, state in reports[0].lists.items():
             if not all(report.lists.get(name) == state for report in reports):
@@ -344,9 +379,13 @@ class Acknowledging:
         if changed:
             with suppress(OSError):
                 self._in_force = save_in_force(self._folder, self._in_force, {})
-        for name in reports[0].lists:
-            if self._is_due(name):
-                self._tasks[name] = asyncio.get_running_loop().create_task(self._tell(name, self._in_force[name]))
+
+    def _news(self, name: str, has_list: bool) -> "_News | None":
+        """Return what there is to acknowledge about a list."""
+        rejected, in_force = self._rejected.get(name), self._in_force.get(name)
+        if not has_list and rejected is not None:  # nothing is in force, since the rejection at the latest
+            return _News(0, NO_LIST.content_digest, rejected.at, rejected)
+        return _News(*in_force[:3], rejected) if in_force is not None and in_force.since else None
 
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
         """Since when lists in these states are in force."""
@@ -366,25 +405,19 @@ class Acknowledging:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def _is_due(self, name: str) -> bool:
+    def _is_due(self, name: str, news: "_News") -> bool:
         settings, now = self._config.lists.get(name), time.monotonic()
-        if settings is None or settings.source is None or not settings.source.acknowledge or name not in self._in_force:
+        if settings is None or settings.source is None or not settings.source.acknowledge:
             return False
         if (task := self._tasks.get(name)) is not None and not task.done():
             return False
         said, at = self._given.get(name, (None, 0.0))
-        is_said = said is not None and said[:3] == self._in_force[name][:3]
-        return now >= self._next.get(name, 0.0) and (not is_said or now - at > REPEAT_S)
+        return now >= self._next.get(name, 0.0) and (said != news or now - at > REPEAT_S)
 
-    async def _tell(self, name: str, what: InForce) -> None:
-        serial, content, since, _ = what
+    async def _tell(self, name: str, news: "_News") -> None:
+        serial = news.serial
         made = Acknowledgement(
-            node=self._config.identity.host,
-            list=name,
-            serial=serial,
-            content=content,
-            since=since,
-            made=utc_text(datetime.now(UTC)),
+            node=self._config.identity.host, list=name, made=utc_text(datetime.now(UTC)), **news._asdict()
         )
         try:
             async with asyncio.timeout(2 * POST_S):
@@ -401,7 +434,7 @@ class Acknowledging:
                 "acknowledgement_not_given", level="warning", reason=reason, list=name, serial=serial, detail=detail
             )
             return
-        self._given[name] = what, time.monotonic()
+        self._given[name] = news, time.monotonic()
         self._failures[name] = 0
         self._counts[name, "given"] += 1
         self._report("acknowledgement_given", list=name, serial=serial)

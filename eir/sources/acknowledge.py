@@ -1,6 +1,6 @@
 """Acknowledgements: a node's signed word on the content of a list that it has in force, and a publisher's view of it.
 
-A node signs with a key of its own, and says since when the content is in force.
+A node signs with a key of its own, and says since when the content is in force, and the release or index that it rejected last.
 
 The key is an OpenSSH one in the node's state folder, its signatures have a namespace of their own, and whoever wants proof has the public
 keys of all nodes in an allowed_signers file, each under the node's Origin-Host.
@@ -8,6 +8,7 @@ keys of all nodes in an allowed_signers file, each under the node's Origin-Host.
 
 import asyncio
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ keys."""
 BYTES_MAX = 1 << 16
 SILENT = timedelta(days=2)
 """A node says once a day what it has, whether that has changed or not."""
-IN_STEP, LATE, BEHIND, DIFFERS, UNPROVEN, OLD, NEVER = STATES = (
+IN_STEP, LATE, BEHIND, DIFFERS, UNPROVEN, OLD, NEVER, REJECTS = STATES = (
     "in step",
     "on its way",
     "behind",
@@ -44,8 +45,22 @@ IN_STEP, LATE, BEHIND, DIFFERS, UNPROVEN, OLD, NEVER = STATES = (
     "unproven",
     "silent",
     "never",
+    "rejects",
 )
+_REASON = re.compile(r"[a-z0-9_]{1,40}")
 _member = partial(member, reason="acknowledgement")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A release or an index of the source that a node rejected. Without its detail, which may hold rows and the node's paths."""
+
+    reason: str
+    """A short stable word, as ReleaseRefused has it."""
+    at: str
+    """Time of the first such rejection in a row, UTC with a Z."""
+    serial: int | None = None
+    """Serial of the release; None for an index, whose serials are not believed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +76,8 @@ class Acknowledgement:
     since: str
     """The time when the node put it in force."""
     made: str
+    rejected: Rejection | None = None
+    """The rejection after which nothing of the source was accepted; absent in the document if there is none."""
 
     @property
     def name(self) -> str:
@@ -92,7 +109,8 @@ def signer_line(key: Path, node: str) -> str:
 
 def acknowledged(what: Acknowledgement, key: Path) -> bytes:
     """The acknowledgement, signed. Raises ReleaseRefused as openssh.sign."""
-    return signed((json.dumps({"format": FORMAT, **asdict(what)}, indent=1) + "\n").encode(), key, NAMESPACE)
+    members = {name: value for name, value in asdict(what).items() if name != "rejected" or value is not None}
+    return signed((json.dumps({"format": FORMAT, **members}, indent=1) + "\n").encode(), key, NAMESPACE)
 
 
 def read(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgement:
@@ -109,6 +127,7 @@ def read(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgeme
         serial=_member(said, "serial", int, lambda serial: 0 <= serial <= SERIAL_MAX, "a serial"),
         content=_member(said, "content", str, is_digest, "64 hexadecimal digits"),
         since=_member(said, "since", str, _is_time, "a time"), made=_member(said, "made", str, _is_time, "a time"),
+        rejected=_rejection(said),
     )  # fmt: skip
     if found.node not in signature.principals:
         raise ReleaseRefused(
@@ -117,6 +136,21 @@ def read(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgeme
     if datetime.fromisoformat(found.made) > now + AHEAD_MAX:  # it would never be old
         raise ReleaseRefused("acknowledgement", f"{name} was made {found.made}, and it is {utc_text(now)}")
     return found
+
+
+def _rejection(said: Mapping[str, Any]) -> Rejection | None:
+    """Return the rejection in an acknowledgement, if there is one. Raises ReleaseRefused."""
+    if said.get("rejected") is None:
+        return None
+    rejected: dict[str, Any] = _member(said, "rejected", dict, bool, "an object")
+    serial = rejected.get("serial")
+    return Rejection(
+        reason=_member(rejected, "reason", str, _REASON.fullmatch, "a short word"),
+        at=_member(rejected, "at", str, _is_time, "a time"),
+        serial=None
+        if serial is None
+        else _member(rejected, "serial", int, lambda number: 1 <= number <= SERIAL_MAX, "a serial"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,23 +188,31 @@ def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | N
         raise EirError(
             f"the nodes' public keys {keys} cannot be read: {e.strerror}; `eir acknowledge --key` on a node says its line"
         ) from None
-    newest: dict[str, Acknowledgement] = {}
-    unproven: dict[str, str] = {}
-    for file in sorted((folder / ACKNOWLEDGED).glob(f"*{ENDS}")):
-        node = file.name.removesuffix(f".{index.list}{ENDS}")
+    room, end = folder / ACKNOWLEDGED, f".{index.list}{ENDS}"
+    posted = {path.name.removesuffix(end) for path in room.glob(f"*{end}")}
+    acknowledgements: dict[str, Acknowledgement] = {}
+    unproven = dict.fromkeys(sorted(posted.difference(known)), f"it has no key in {keys}")
+    for node in posted.intersection(known):  # files of others are not read: that takes time, and proves nothing
         try:
-            found = read(_content(file), file.name, keys, now)
+            acknowledgements[node] = _of_node(room / f"{node}{end}", node, index.list, keys, now)
         except (ReleaseRefused, OSError) as e:
             unproven[node] = str(e)
-            continue
-        if found.list == index.list and (found.node not in newest or found.made > newest[found.node].made):
-            newest[found.node] = found
     index = index_in(folder) or index  # a release that came meanwhile may be in force already
-    rows = [standing(index, newest[node], now, within) for node in known if node in newest]
+    rows = [standing(index, acknowledgements[node], now, within) for node in known if node in acknowledgements]
     rows += [
-        _without(index, node, unproven.get(node)) for node in dict.fromkeys([*known, *unproven]) if node not in newest
+        _without(index, node, unproven.get(node))
+        for node in dict.fromkeys([*known, *unproven])
+        if node not in acknowledgements
     ]
     return rows
+
+
+def _of_node(file: Path, node: str, list_name: str, keys: Path, now: datetime) -> Acknowledgement:
+    """Return a node's acknowledgement of a list. Raises ReleaseRefused, OSError."""
+    found = read(_content(file), file.name, keys, now)
+    if (found.node, found.list) != (node, list_name):
+        raise ReleaseRefused("acknowledgement", f"{file.name} is the acknowledgement of {found.node} for {found.list}")
+    return found
 
 
 def standing(index: Index, said: Acknowledgement, now: datetime, within: timedelta) -> Standing:
@@ -188,6 +230,9 @@ def standing(index: Index, said: Acknowledgement, now: datetime, within: timedel
         )
     elif now - datetime.fromisoformat(said.made) > SILENT:
         state, detail = OLD, "it has not said for long what it has"
+    elif (rejected := said.rejected) is not None and (rejected.serial is None or rejected.serial > said.serial):
+        what = "the index" if rejected.serial is None else f"serial {rejected.serial}"
+        state, detail = REJECTS, f"it rejected {what} at {rejected.at}: {rejected.reason}"
     elif missed:
         state = BEHIND if late > within else LATE
     return Standing(

@@ -74,6 +74,8 @@ class Pulled:
     """The index came, and was believed."""
     bytes: int = 0
     """Bytes that were fetched."""
+    rejected: int | None = None
+    """Serial of the release that was refused; None for an index."""
     in_force: int | None = None
     """Serial in force in the store, 0 without a list; None if the store was not read."""
     behind_since: str | None = None
@@ -157,6 +159,8 @@ class _Pull:
     until: float
     reached: bool = False
     serial: int | None = None
+    under_way: int | None = None
+    """Serial of the release that is fetched and loaded."""
     loaded: list[int] = field(default_factory=list)
     server: Server | None = None
     note: _Note = field(default_factory=_Note)
@@ -167,7 +171,7 @@ class _Pull:
         outcome = LOADED if self.loaded and outcome in {UNCHANGED, ELSEWHERE} else outcome
         return Pulled(
             list=self.terms.settings.name, outcome=outcome, reason=reason, detail=detail, loaded=tuple(self.loaded), serial=self.serial,
-            reached=self.reached, bytes=fetched,
+            reached=self.reached, bytes=fetched, rejected=self.under_way if outcome == REFUSED else None,
         )  # fmt: skip
 
     async def make(self) -> Pulled:
@@ -196,6 +200,7 @@ class _Pull:
         if not await self.terms.alone():
             return self.pulled(ELSEWHERE, detail="another node pulls it just now")
         for offer in await self._steps(index):  # once more, since another node may have pulled it before
+            self.under_way = offer.serial
             if not self.terms.force and (said := self.note.refused.get(offer.sha256)):
                 return self.pulled(REFUSED, *said)
             await self._take(server, offer)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,8 @@ from releases import make_key
 from servers import free_port
 
 from eir.errors import EirError, ReleaseRefused
-from eir.releases.openssh import signed
+from eir.releases.openssh import document_in, signed
+from eir.sources import acknowledge
 from eir.sources.acknowledge import (
     BEHIND,
     DIFFERS,
@@ -22,7 +24,9 @@ from eir.sources.acknowledge import (
     LATE,
     NAMESPACE,
     OLD,
+    REJECTS,
     Acknowledgement,
+    Rejection,
     acknowledged,
     key_of,
     read,
@@ -69,9 +73,19 @@ def test_how_nodes_stand(register):
         (said(serial=3, content=third), IN_STEP, 0), (said(serial=2, content=second), LATE, 1), (said(serial=1, content=first), BEHIND, 2),
         (said(serial=3, content=second), DIFFERS, 0), (said(serial=3, content=third, made=text(NOW - timedelta(days=3))), OLD, 0),
         (said(serial=4, content=first), DIFFERS, 0), (said(serial=0), BEHIND, 3),
+        (said(serial=2, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), REJECTS, 1),
+        (said(serial=3, content=third, rejected=Rejection(reason="untrusted_signer", at=text(NOW))), REJECTS, 0),
+        (said(serial=3, content=third, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), IN_STEP, 0),
+        (said(serial=3, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=4)), DIFFERS, 0),
     ):  # fmt: skip
         found = standing(index, what, NOW, HOUR)
         assert (found.state, found.behind) == (state, behind), what
+    assert standing(
+        index, said(serial=2, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), NOW, HOUR
+    ).detail == (f"it rejected serial 3 at {text(NOW)}: growth")
+    assert standing(
+        index, said(serial=2, content=second, rejected=Rejection(reason="index", at=text(NOW))), NOW, HOUR
+    ).detail == (f"it rejected the index at {text(NOW)}: index")
 
 
 def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
@@ -86,10 +100,11 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
     (room / "eir.two.stolen.ack").write_bytes(acknowledged(said(node="eir.two", serial=3, content=third), keys[0]))
     (room / "eir.four.stolen.ack").write_bytes(b"{}\n")
     os.mkfifo(room / "eir.five.stolen.ack")
-    (room / "x.ack").write_bytes(
-        acknowledged(said(serial=2, made=text(NOW - HOUR)), keys[0])
-    )  # an older one of the first
-    (room / "y.ack").write_bytes(acknowledged(said(list="other"), keys[0]))
+    (room / "eir.six.stolen.ack").write_bytes(acknowledged(said(serial=3, content=third), keys[0]))  # the first's own
+    (room / "eir.seven.stolen.ack").write_bytes(acknowledged(said(node="eir.seven", list="other"), keys[0]))
+    (room / "eir.one.other.ack").write_bytes(acknowledged(said(list="other"), keys[0]))
+    with nodes.open("a") as file:
+        file.write("".join(f"{signer_line(keys[0], f'eir.{name}')}\n" for name in ("six", "seven")))
     found = {each.node: (each.state, each.behind) for each in standings(register.folder, now=NOW, within=HOUR)}
     assert found == {
         "eir.one": ("in step", 0),
@@ -97,6 +112,8 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
         "eir.three": ("never", 3),
         "eir.four": ("unproven", 3),
         "eir.five": ("unproven", 3),
+        "eir.six": ("unproven", 3),
+        "eir.seven": ("unproven", 3),
     }
     content = acknowledged(said(), keys[0])
     for damaged in (
@@ -104,11 +121,91 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
         content[:-40],
         signed(b'{"format": "x"}\n', keys[0], NAMESPACE),
         acknowledged(said(made=text(NOW + HOUR)), keys[0]),
+        *(
+            acknowledged(said(rejected=Rejection(**{"reason": "growth", "at": text(NOW)} | wrong)), keys[0])
+            for wrong in (
+                {"reason": "no word"},
+                {"reason": "\x1b[2J"},
+                {"reason": 60 * "a"},
+                {"reason": None},
+                {"serial": 0},
+                {"serial": True},
+                {"at": "soon"},
+            )
+        ),
+        acknowledged(said(), keys[0]).replace(b'"made"', b'"rejected": 7, "made"'),
         signed(content.split(b"-----")[0], keys[0]),
     ):
         with pytest.raises(ReleaseRefused):
             read(damaged, "x", nodes, NOW)
     assert read(content, "x", nodes, NOW) == said()
+    assert b"rejected" not in content, "as before"
+    for rejected in (
+        Rejection(reason="growth", at=text(NOW), serial=3),
+        Rejection(reason="untrusted_signer", at=text(NOW)),
+    ):
+        assert read(acknowledged(said(rejected=rejected), keys[0]), "x", nodes, NOW) == said(rejected=rejected)
+
+
+def test_files_of_nodes_without_a_key_are_not_read(register, tmp_path, monkeypatch):
+    """Each check of a signature takes 50 ms, and anybody may be able to put files there."""
+    key, checked = make_key(tmp_path, "one"), []
+    (register.folder / "nodes").write_text(f"{signer_line(key, 'eir.one')}\n")
+    room = register.folder / "acknowledgements"
+    room.mkdir()
+    content = acknowledged(said(serial=3, content=index_in(register.folder).content_of(3)), key)
+    for name in ("one", *(f"stranger-{n}" for n in range(30))):
+        (room / f"eir.{name}.stolen.ack").write_bytes(content)
+    monkeypatch.setattr(acknowledge, "document_in", lambda *a, **k: checked.append(a[1]) or document_in(*a, **k))
+    found = standings(register.folder, now=NOW, within=HOUR)
+    assert checked == ["eir.one.stolen.ack"]
+    assert (found[0].node, found[0].state, len(found)) == ("eir.one", "in step", 31)
+    assert {(each.state, each.detail) for each in found[1:]} == {
+        ("unproven", f"it has no key in {register.folder / 'nodes'}")
+    }
+
+
+def test_a_node_acknowledges_what_it_rejects(site, tmp_path, publisher):
+    """A wrong key, before any release is in force and behind one: the publisher learns it and its reason."""
+    register, other = Register(tmp_path / "register", publisher.key, methods=("PUT",)), make_key(tmp_path, "other")
+    with register.web:
+        source = {"url": register.web.url, "every": "1s", "acknowledge": True}
+        site.configure(lists={"tracked": {"local": True}, "stolen": {"signers": "signers", "source": source}})
+        host = site.settings["identity"]["host"]
+        room, name = register.folder / "acknowledgements", f"acknowledgements/{host}.stolen.ack"
+        room.mkdir()
+
+        def given(status):
+            """The row about the node, as it was posted last."""
+            (room / f"{host}.stolen.ack").write_bytes(register.web.given.get(name, b""))
+            (row,) = json.loads(site.eir("acknowledged", register.folder, "--json", status=None).stdout)
+            return (row["state"], row["serial"], row["detail"].rpartition(": ")[2]) == status and row
+
+        register.publish(ROWS[:20], key=other)
+        node = site.start(ready=False)
+        (register.folder / "nodes").write_text(site.eir("acknowledge", "--key").stdout)
+        row = until(lambda: given(("rejects", 0, "untrusted_signer")))
+        assert re.fullmatch(r"it rejected the index at \S+: untrusted_signer", row["detail"])
+        assert "rejects" in site.eir("acknowledged", register.folder, "--within", "1h", status=1).stdout
+        register.publish(ROWS[:20], new_key=True)
+        until(lambda: given(("in step", 2, "")))
+        site.eir("acknowledged", register.folder)
+        register.publish(added=ROWS[20:22], key=other, new_key=True)
+        until(lambda: given(("rejects", 2, "untrusted_signer")))
+        content, pulls = register.web.given[name], "eir_source_pulls_total{list=stolen,outcome=refused}"
+        refused = node.metrics()[pulls]
+        until(lambda: node.metrics()[pulls] >= refused + 2)
+        assert register.web.given[name] == content, "the same rejection is given once"
+        site.eir("acknowledge", "--out", tmp_path / "files")
+        assert b'"reason": "untrusted_signer"' in (tmp_path / "files" / f"{host}.stolen.ack").read_bytes()
+        strict = {"shrink_max": "0%", "growth_max": "0%", "change_min": 0}
+        site.configure(lists={
+            "tracked": {"local": True}, "stolen": {"signers": "signers", "source": source, **strict},
+        })  # fmt: skip
+        site.eir("reload")
+        register.publish(["001010000000001", *ROWS[:19]])
+        row = until(lambda: given(("rejects", 2, "shrink")) or given(("rejects", 2, "growth")))
+        assert row["detail"].startswith("it rejected serial 4 at ")
 
 
 def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
