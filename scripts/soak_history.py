@@ -1,4 +1,8 @@
-"""A hundred thousand refusals and a busy year on record, on SQLite and on Redis: nothing of the record goes, and it stays small."""
+"""The history under floods, on SQLite and on Redis: nothing of the main chain goes, and it stays small.
+
+A busy year with 100,000 refusals, and a simulated year of a register that feeds 1,200 rows a second. The second one keeps the proportion of
+rows to the limit of the feed's chain, with an anchor each hour, and has a clock of its own.
+"""
 
 import argparse
 import asyncio
@@ -13,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "record"))
 
 import servers
+import test_feed_history
 import test_history
 from made import event
 
 from eir.record.history import appended, broken
-from eir.record.store import Ledger, ListStore, Record
+from eir.record.store import FEED, Ledger, ListStore, Record
 from eir.stores.redis import RedisStore
 from eir.stores.sqlite import SqliteStore
 
@@ -28,6 +33,7 @@ def main(arguments: list[str]) -> int:
     """The part `history` of scripts/soak."""
     parser = argparse.ArgumentParser(prog="soak history", description=__doc__)
     parser.add_argument("--refusals", type=int, default=100_000)
+    parser.add_argument("--days", type=int, default=365, help="days of the register that feeds 1,200 rows a second")
     options = parser.parse_args(arguments)
     test_history.PART = 1
     kept = True
@@ -40,7 +46,35 @@ def main(arguments: list[str]) -> int:
             with servers.Server(program) as server:
                 kept &= asyncio.run(_held(name, RedisStore(server.url), options.refusals))
                 kept &= _small(name, _used(server))
+    kept &= asyncio.run(_lived("SQLite", options.days, None))
+    for name, program in servers.programs().items():
+        with servers.Server(program) as server:
+            kept &= asyncio.run(_lived(name, options.days, server))
     return 0 if kept else 1
+
+
+async def _lived(name: str, days: int, server: servers.Server | None) -> bool:
+    """True if all loads, rollbacks and traces of a year are verifiable beside a register's feed, in the store and in a node's copy."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        store = SqliteStore(Path(folder) / "lists.sqlite") if server is None else RedisStore(server.url)
+        node = test_feed_history.Node(store, SqliteStore(Path(folder) / "copy.sqlite"))
+        try:
+            expected = await test_feed_history.simulated(node, days)
+            await test_feed_history.assert_lived(node, expected)
+            main, feed = await store.ledger(), await store.ledger(FEED)
+        except AssertionError as fault:
+            print(f"not kept: {name}: {fault}", file=sys.stderr)
+            return False
+        finally:
+            await store.close()
+            await node.copy.close()
+    print(
+        f"{name}: {days} days of a feed: {len(expected):,} loads, rollbacks and traces among {main.number:,} records in {main.bytes / 1e6:.1f} MB; "
+        f"{feed.number:,} records of the feed, {feed.number - feed.first + 1:,} of them kept; {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    return True
 
 
 async def _held(name: str, store: ListStore, refusals: int) -> bool:

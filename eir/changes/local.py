@@ -21,7 +21,7 @@ from eir.pages.pages import PAGE_KEYS, Page
 from eir.record.entries import until_text
 from eir.record.reasons import check_reason, reason_byte
 from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
-from eir.record.store import ACCEPTED, FORCED, NO_LIST, Event, ListState, ListStore, utc_text
+from eir.record.store import ACCEPTED, FEED, FORCED, MAIN, NO_LIST, Event, ListState, ListStore, utc_text
 from eir.rows.build import Built, Rows, amend_pages, build_pages
 from eir.rows.layout import tac_key
 from eir.rows.turnover import by_force, past_limits, turnover
@@ -153,7 +153,7 @@ async def edit_what_differs(
 ) -> frozenset[Entry]:
     """Make the change of those entries that are not there already (add) or are there (remove), and return these; raises as `edit_list`.
 
-    One that is there and ends before it is to end is not there already. For who feeds a list row by row: nothing is kept of what was there before, since rows come by the thousand.
+    One that is there and ends before it is to end is not there already. For who feeds a list row by row: nothing is kept of what was there before, and the history records them in the feed's chain, since rows come by the thousand.
     """
     _, changed = await _edit(edit, replace(settings, keep=0), store, who, now, had=had, lenient=True)
     return frozenset(changed)
@@ -194,6 +194,7 @@ async def _edit(
                 )
             if edit.entries and not edit.dry_run:
                 event = _event(edit, settings, who, now, lifted=by_force(passed), amended=amended)
+                event = replace(event, chain=FEED if lenient else MAIN)
                 following = await store.amend(
                     settings.name, following, amended.pages, seen=state.generation, keep=settings.keep, event=event
                 )

@@ -18,7 +18,7 @@ from eir.errors import IdentifierError
 from eir.record.entries import Past, imsi_text, past, until_text
 from eir.record.reasons import reason_text
 from eir.record.settings import SUBSCRIBERS
-from eir.record.store import Event, ListStore
+from eir.record.store import MAIN, Event, ListStore
 
 POLICY = ("policy", "peers")
 """Sections whose change may change an answer."""
@@ -129,7 +129,7 @@ def _list(name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: s
     ]  # fmt: skip
     return {
         "list": name, "decided": decided, "loaded": event is not None, "serial": event.serial if event else None, "digest": event.digest if event else None,
-        "record": event.number if event else None, "what": event.what if event else None, "who": event.who if event else None, "time": event.time if event else None,
+        "record": event.number if event else None, "chain": event.chain if event else None, "what": event.what if event else None, "who": event.who if event else None, "time": event.time if event else None,
         "loaded_by": loaded.who if loaded else None, "loaded_at": loaded.time if loaded else None,
         "signers": list(state.signers) if state else None, "issued": state.issued if state else None, "rows": rows,
         "since": [_event(each) for each in then.since],
@@ -137,7 +137,7 @@ def _list(name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: s
 
 
 def _event(event: Event) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in ("time", "who", "what", "list", "serial", "number")} | {
+    return {name: getattr(event, name) for name in ("time", "who", "what", "list", "serial", "number", "chain")} | {
         "detail": event.detail.partition("\n")[0]
     }
 
@@ -172,7 +172,7 @@ def _sheet(
         for event in found.reloads
     ]
     lines += [
-        f"  {second(event['time'])} {event['who']}: {event['what']} {each['list']} (record {event['number']})"
+        f"  {second(event['time'])} {event['who']}: {event['what']} {each['list']} ({_record(event['chain'], event['number'])})"
         for each in lists
         for event in each["since"]
     ]
@@ -181,12 +181,17 @@ def _sheet(
     return "\n".join(map(printable, lines))  # a name from the wire is not to look like a line of ours
 
 
+def _record(chain: str, number: int | None) -> str:
+    """Return the name of a record: the feed's chain has numbers of its own."""
+    return f"record {number}" if chain == MAIN else f"{chain} record {number}"
+
+
 def _of_list(each: Mapping[str, Any]) -> list[str]:
     if not each["loaded"]:
         return ["it had not been loaded, or the history does not reach back so far"]
     what = f"serial {each['serial']}" if each["serial"] else "changed by hand"
     lines = [
-        f"{what}, in force since {second(each['time'])} by {each['what']} of {each['who']} (record {each['record']})"
+        f"{what}, in force since {second(each['time'])} by {each['what']} of {each['who']} ({_record(each['chain'], each['record'])})"
     ]
     if each["loaded_at"] != each["time"]:
         lines.append(f"loaded {second(each['loaded_at'])} by {each['loaded_by']}")

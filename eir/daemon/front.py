@@ -73,7 +73,7 @@ from eir.peers.rate import memory_file
 from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.tls import TlsFiles, load_tls, read_tls
 from eir.record.clock import STOOD_STILL, in_time
-from eir.record.store import FORCED, REFUSED, Event, Outcome
+from eir.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, Outcome
 from eir.s13.lane import LANE
 from eir.stores.open import SQLITE, open_copy, open_store
 from eir.web.access import PAGE, PageAccess
@@ -494,7 +494,9 @@ class Front:
             self._status.history_differs, self._status.unrecorded = self._history.differs, self._history.unrecorded
             outcomes = tuple(await in_time(store.outcomes()))
             if outcomes != self._outcomes or not self._events:
-                self._events = await in_time(store.history(limit=EVENTS_MAX))
+                # The rows of a feed displace no load from the page.
+                events = [await in_time(store.history(limit=EVENTS_MAX, chain=chain)) for chain in CHAINS]
+                self._events = sorted((event for each in events for event in each), key=lambda event: event.time)
             self._outcomes = outcomes
             await self._rhythms.look(self._outcomes, store)
         except StoreError as e:
@@ -511,6 +513,7 @@ class Front:
         # release that is offered for it is refused.
         local = {name for name, settings in self._config.lists.items() if settings.local}
         counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
+        ledgers = self._history.ledgers
         waiting, failures, ends = self._drop_folder.waiting, self._acceptor.failures, self._status.certificate_ends
         ours: metrics.Snapshot = {
             "eir_peers_refused_total": metrics.by_label(self._acceptor.refused),
@@ -522,8 +525,13 @@ class Front:
                 )
                 for outcome in (FORCED, REFUSED)
             },
-            "eir_history_last_record": {(): self._history.newest.number},
-            "eir_history_last_digest": {(): int(self._history.newest.digest[:12], 16)},
+            "eir_history_last_record": {(): ledgers[MAIN].number},
+            "eir_history_last_digest": {(): int(ledgers[MAIN].digest[:12], 16)},
+            "eir_history_bytes": {(chain,): ledgers[chain].bytes for chain in CHAINS},
+            "eir_history_max_bytes": {
+                (MAIN,): self._config.history.max_bytes,
+                (FEED,): self._config.history.feed_max_bytes,
+            },
             "eir_history_differs": {(): float(bool(self._history.differs))},
             "eir_store_lost_data": dict.fromkeys(
                 ((name,) for name in (*self._acknowledging.gone, *self._acknowledging.older)), 1.0
@@ -623,10 +631,11 @@ class Front:
 
     async def _show_history(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return records from this node's copy of the history, for when the store is away."""
-        name, limit, since = (arguments.get(each) for each in ("list", "limit", "since"))
+        name, limit, since, chain = (arguments.get(each) for each in ("list", "limit", "since", "chain"))
         if limit is not None and not 0 <= limit <= LIMIT_MAX:
             raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
-        return [asdict(event) for event in await self._history.events(name, limit=limit, since=since)]
+        events = await self._history.events(name, limit=limit, since=since, chain=chain)
+        return [asdict(event) for event in events]
 
     async def _write_record(self) -> bool:
         """Have what was seen up to now written; whether there is a record."""

@@ -203,6 +203,13 @@ def _past_patience(name: str) -> Callable[[Figures], Iterable[str]]:
     return subjects
 
 
+def _history_full(figures: Figures) -> Iterable[str]:
+    size, limit = (
+        figures.values(name, "chain").get("main", 0.0) for name in ("eir_history_bytes", "eir_history_max_bytes")
+    )
+    return [""] if size > 0.8 * limit else []
+
+
 def _not_acknowledged(figures: Figures) -> Iterable[str]:
     given, not_given = (
         figures.rises("eir_source_acknowledgements_total", 30, "list", _equal("outcome", word))
@@ -262,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     Rule("EirStoreAway", "the store is away; answers go on from memory", _is("eir_store_up", value=0)),
     Rule("EirStoreLostData", "the store lost data of: {}", _is("eir_store_lost_data", "list")),
     Rule("EirHistoryDiffers", "the store's history does not continue this node's copy (eir history --verify)", _is("eir_history_differs")),
+    Rule("EirHistoryNearlyFull", "the history takes more than 80 % of history.max_bytes", _history_full),
     Rule("EirListUnrecorded", "no record says who put these lists into the store: {} (eir history)", _is("eir_list_unrecorded", "list")),
     Rule("EirCopyFailed", "the last good copy is not kept of: {} (event=copy_failed)", _is("eir_copy_failed", "list")),
     Rule("EirFollowLag", "the node has been behind its store for more than 30 s", lambda figures: [each for each, lag in figures.values("eir_follow_lag_seconds").items() if lag > 30]),

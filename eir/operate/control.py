@@ -248,7 +248,7 @@ LOOKS: Mapping[str, set[str]] = {
     "status": _ALL, "peers": _ALL,
     "check": _ALL | {"--imsi", "--software-version", "--origin-host", "--origin-realm", "--protocol", "--store"},
     "show": _ALL | {"-n", "--limit", "--skip", "--store"},
-    "history": _ALL | {"-n", "--limit", "--since", "--verify"},
+    "history": _ALL | {"-n", "--limit", "--since", "--chain", "--verify"},
     "seen": _ALL | {"--since"},
     "why": _ALL | {"--imsi", "--at"},
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from eir.operate import metrics
 from eir.operate.metrics import Labels, Snapshot
 from eir.record.clock import in_time
-from eir.record.store import ACCEPTED, FORCED, ListStore, Outcome
+from eir.record.store import ACCEPTED, FORCED, MAIN, ListStore, Outcome
 
 MINUTES = 60
 EVERY_S = 60.0
@@ -100,7 +100,7 @@ class Rhythms:
         for name, count in puts.items():
             if self._seen.get(name) == count:
                 continue
-            events = await in_time(store.history(name, limit=EVENTS))
+            events = await in_time(store.history(name, limit=EVENTS, chain=MAIN))
             loads = (event.time for event in events if event.what == "load" and event.outcome in PUT)
             if times := sorted(datetime.fromisoformat(time).timestamp() for time in loads)[-LOADS:]:
                 self._last[name] = times[-1]

@@ -100,6 +100,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_copy_failed", "gauge", ("list",), "1 while the node's last good copy of the list cannot be read, written or written back", "max"),
     Family("eir_history_last_record", "gauge", (), "Number of the newest record of the history in the store", "max"),
     Family("eir_history_last_digest", "gauge", (), "First 48 bits of the SHA-256 of that record, as a number: equal where histories are equal", "max"),
+    Family("eir_history_bytes", "gauge", ("chain",), "Size of the history in the store: main, and the rows of registers (feed)", "max"),
+    Family("eir_history_max_bytes", "gauge", ("chain",), "history.max_bytes (main), history.feed_max_bytes (feed)", "max"),
     Family("eir_history_differs", "gauge", (), "1 while the history in the store does not continue this node's copy of it", "max"),
     Family("eir_list_unrecorded", "gauge", ("list",), "1 while no record of the history says who put the list into the store", "max"),
     Family("eir_follow_lag_seconds", "gauge", (), "Time since the node last knew that it holds what the store holds", "max"),

@@ -1,7 +1,10 @@
-"""The history as a chain: each record holds the digest of the one before it, so that none can be changed, removed or moved unseen.
+"""The history as two chains: each record holds the digest of the one before it, so that none can be changed, removed or moved unseen.
 
-A record is a line of JSON with its number, `before` (the SHA-256 of the text of the record before it) and an event. Refusals are
-not in the chain, since anyone may cause any number of them: they are folded by day, reason, sender and list, the sum of their
+A record is a line of JSON with its number, `before` (the SHA-256 of the text of the record before it) and an event. Rows that a
+register feeds are in a chain of their own, FEED, which is limited in size. Each of its records holds as `after` the number of the record
+of MAIN that was the newest then, and anchors in MAIN hold its head, which proves FEED by MAIN.
+
+Refusals are in no chain, since anyone may cause any number of them: they are folded by day, reason, sender and list, the sum of their
 digests proves them, and the oldest folds go.
 """
 
@@ -15,7 +18,7 @@ from typing import Any
 
 from eir.errors import StoreError
 from eir.pages.pages import digest_text
-from eir.record.store import REFUSED, Event, Fold, Ledger, ListState, Record
+from eir.record.store import ANCHOR, FEED, MAIN, REFUSED, Event, Fold, Ledger, ListState, Record
 
 CLAIMS = " (claims {} {}, unverified)"
 """Ends the detail of a refusal whose manifest was never verified: the list and the serial that it names all the same."""
@@ -25,7 +28,7 @@ FOLDS_MAX = 1_000
 CONTENT_DIGITS = 32
 """Hexadecimal digits of the digest of a list's content, in the record of the event that made it."""
 _EVENT_FIELDS = tuple(field.name for field in fields(Event))
-_SAID = tuple(name for name in _EVENT_FIELDS if name not in {"number", "count", "first"})
+_SAID = tuple(name for name in _EVENT_FIELDS if name not in {"number", "count", "first", "chain"})
 _TEXTS = ("time", "who", "what", "outcome", "detail")
 
 
@@ -43,14 +46,24 @@ def about(event: Event) -> str | None:
 # Writing
 
 
-def appended(ledger: Ledger, events: Iterable[Event]) -> tuple[list[Record], Ledger]:
-    """The records that events become, and the ledger after them."""
+def appended(ledger: Ledger, events: Iterable[Event], after: int | None = None) -> tuple[list[Record], Ledger]:
+    """The records that events become, and the ledger after them. `after`: number of the newest record of MAIN, in records of FEED."""
     records, digest, size = [], ledger.digest, ledger.bytes
+    place = {} if after is None else {"after": after}
     for number, event in enumerate(events, ledger.number + 1):
-        text = _json({"number": number, "before": digest, **_said(event)})
+        text = _json({"number": number, "before": digest, **place, **_said(event)})
         records.append(Record(number, text))
         digest, size = record_digest(text), size + len(text)
     return records, replace(ledger, number=ledger.number + len(records), digest=digest, bytes=size)
+
+
+def completed(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
+    """Return an anchor with the head of the feed's chain, and the ledger of that chain after it.
+
+    The anchor is None if the last one holds the same head.
+    """
+    after = replace(feed, anchored=feed.number, anchored_at=anchor.time)
+    return None if feed.number == feed.anchored else replace(anchor, head=feed.number, digest=feed.digest), after
 
 
 def fold_key(event: Event) -> str:
@@ -106,12 +119,12 @@ def rewritten(ledger: Ledger, first: Record | None, last: Record | None, size: i
     )
 
 
-def overdue(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int) -> Sequence[Record]:
+def overdue(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int | None) -> Sequence[Record]:
     """The oldest records that are to go: those before a time, or while all take more than `bytes_max`.
 
     The newest one stays.
     """
-    too_much = ledger.bytes - bytes_max
+    too_much = 0 if bytes_max is None else ledger.bytes - bytes_max
     for at, record in enumerate(records):
         if record.number == ledger.number or (too_much <= 0 and read_record(record).time >= until):
             return records[:at]
@@ -119,22 +132,32 @@ def overdue(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: in
     return records
 
 
-def trimmed(ledger: Ledger, gone: Sequence[Record], event: Event | None) -> tuple[Sequence[Record], Ledger]:
-    """The record which tells that these are forgotten, if an event is to, and the ledger after it."""
+def trimmed(
+    ledger: Ledger, gone: Sequence[Record], event: Event | None, after: int | None = None
+) -> tuple[Sequence[Record], Ledger]:
+    """The record which tells that these are forgotten, if an event is to, and the ledger after it. `after`: as in `appended`."""
     first, last = gone[0].number, gone[-1].number
     ledger = replace(ledger, first=last + 1, bytes=ledger.bytes - sum(len(record.text) for record in gone))
     if event is None:
         return (), ledger
     detail = f"{event.detail}: records {first} to {last} are forgotten, the last of {read_record(gone[-1]).time}"
-    return appended(ledger, [replace(event, detail=detail)])
+    return appended(ledger, [replace(event, detail=detail)], after)
 
 
 # Reading
 
 
-def read_record(record: Record) -> Event:
+def read_record(record: Record, chain: str = MAIN) -> Event:
     """The event of a record. Raises StoreError (corrupt)."""
-    return _event(_read(record.text), number=record.number)
+    return _event(_read(record.text), number=record.number, chain=chain)
+
+
+def place_of(record: Record) -> int:
+    """Return the number of the record of MAIN after which a record of FEED was written. Raises StoreError (corrupt)."""
+    place = _read(record.text).get("after")
+    if type(place) is not int:
+        raise StoreError("corrupt", f"record {record.number} of the feed is not whole")
+    return place
 
 
 def events_of(
@@ -143,16 +166,30 @@ def events_of(
     name: str | None = None,
     since: str | None = None,
     limit: int | None = None,
+    *,
+    fed: Sequence[Record] = (),
 ) -> list[Event]:
     """The records and refusals asked for, in the order in which they happened: the newest `limit` events.
 
-    `name`: of the list that they are about; `since`: from that time on. Raises StoreError (corrupt).
+    `name`: of the list that they are about; `since`: from that time on; `fed`: records of FEED. Raises StoreError (corrupt).
     """
-    found = [((record.number, 0), read_record(record)) for record in records]
-    for fold in folds:
-        said = _read_fold(fold.text)
-        event = _event(said, count=said["count"], first=said["first"] if said["count"] > 1 else None)
-        found.append(((said["after"], said["at"]), event))
+    found = [((record.number, 0, "", 0), read_record(record)) for record in records]
+    texts = [(fold.text, _read_fold(fold.text)) for fold in folds]
+    refused = [
+        (
+            said["after"],
+            said["at"],
+            _event(said, count=said["count"], first=said["first"] if said["count"] > 1 else None),
+        )
+        for _, said in sorted(texts, key=lambda each: (each[1]["after"], each[1]["at"]))
+    ]
+    rows = [(place_of(record), record.number, read_record(record, FEED)) for record in sorted(fed)]
+    # Of what came after the same record, the order within refusals and within rows is known, and between them the time.
+    for sequence in (refused, rows):
+        latest = ""
+        for after, at, event in sequence:
+            latest = max(latest, event.time)
+            found.append(((after, 1, latest, at), event))
     kept = [
         each for each in found if (name is None or about(each[1]) == name) and (since is None or each[1].time >= since)
     ]
@@ -160,12 +197,12 @@ def events_of(
     return events if limit is None else events[-limit:]
 
 
-def readable(records: Iterable[Record]) -> list[Event]:
+def readable(records: Iterable[Record], chain: str = MAIN) -> list[Event]:
     """The events of those records that can be read."""
     found: list[Event] = []
     for record in records:
         with suppress(StoreError):
-            found.append(read_record(record))
+            found.append(read_record(record, chain))
     return found
 
 
@@ -217,6 +254,24 @@ def broken(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> 
         yield f"record {ledger.number}, the newest, was changed"
     if digest_text(sum(_number(fold.text) for fold in folds)) != ledger.refusals:
         yield "refusals were changed or removed"
+
+
+def unanchored(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger) -> Iterator[str]:
+    """The faults of the feed's chain by the anchors in MAIN, in words. `fed`, `ledger`: the feed's chain as it stands."""
+    anchors = {
+        event.head: (event.number, event.digest)
+        for event in readable(records)
+        if event.what == ANCHOR and event.head is not None
+    }
+    for number, text in fed:
+        anchor, digest = anchors.get(number, (None, None))
+        if anchor is not None and digest != record_digest(text):
+            yield f"record {number} of the feed is not the one that record {anchor} holds"
+    newest = max(anchors, default=0)
+    if newest > ledger.number:
+        yield f"records of the feed up to {newest} are missing: record {anchors[newest][0]} holds that one"
+    elif newest < ledger.first and ledger.first > 1:
+        yield f"records of the feed before {ledger.first} were removed: no record of the history holds one that came later"
 
 
 def _wrong_in(number: int, text: str, before: str | None) -> str:

@@ -83,6 +83,9 @@ class HistorySettings:
     keep: int = 3650
     """Days."""
     max_bytes: int = 256 << 20
+    """Size that the main chain may reach before `keep` without an alert."""
+    feed_max_bytes: int = 256 << 20
+    """Size of the feed's chain, above which its oldest records go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,12 @@ Mark: TypeAlias = tuple[int, int]
 ACCEPTED, FORCED, REFUSED, ROLLED_BACK = "accepted", "forced", "refused", "rolled_back"
 """Outcomes of releases, as `eir_releases_total` labels them. FORCED: put in force with a limit lifted by hand."""
 
+MAIN, FEED = "main", "feed"
+CHAINS = (MAIN, FEED)
+"""Chains of the history. FEED holds rows that registers feed and has a size limit of its own, so that rows displace no record of MAIN."""
+ANCHOR = "anchor"
+"""`what` of a record in MAIN that holds number and digest of the newest record in FEED."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListState:
@@ -80,12 +86,12 @@ class Event:
     who: str
     """User and host that did it."""
     what: str
-    """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt, trace."""
+    """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt, trace, anchor."""
     list: str | None = None
     """None where no verified manifest named a list."""
     serial: int | None = None
     digest: str | None = None
-    """Release digest (SHA-256 of the manifest); of a reload the SHA-256 of the configuration."""
+    """Release digest (SHA-256 of the manifest); of a reload the SHA-256 of the configuration; of an anchor that of the record `head`."""
     outcome: str
     detail: str = ""
     content: str | None = field(default=None, compare=False)
@@ -94,8 +100,12 @@ class Event:
     """Refusals that are folded into one; `time` and `detail` are the last one's."""
     first: str | None = None
     """The time of the first of several."""
+    head: int | None = None
+    """Number of the newest record in the feed's chain, in an anchor; the store sets it in the write."""
     number: int | None = field(default=None, compare=False)
-    """The record's number in the chain; None for a refusal, and for an event that is not written yet."""
+    """The record's number in its chain; None for a refusal, and for an event that is not written yet."""
+    chain: str = field(default=MAIN, compare=False)
+    """The chain that the event is recorded in."""
 
 
 class Record(NamedTuple):
@@ -119,7 +129,7 @@ class Fold(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """The ledger: the contents that a history must have to be whole."""
+    """The ledger of a chain: the contents that the chain must have to be whole. Refusals belong to MAIN, anchors are about FEED."""
 
     first: int = 1
     """Number of the oldest record that is kept."""
@@ -133,6 +143,10 @@ class Ledger:
     """All refusals that there ever were."""
     refusals: str = EMPTY_DIGEST
     """The sum of the SHA-256 of those that are kept, folded."""
+    anchored: int = 0
+    """Number of the record that the last anchor holds."""
+    anchored_at: str = ""
+    """Time of the last anchor, or of the last attempt that found nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,21 +262,24 @@ class ListStore(Protocol):
         """Take, or keep, the sole right to do `what` for a time; False while another has it. `ttl_s` 0 gives it back."""
 
     async def record(self, event: Event) -> None:
-        """Append to the history; a refusal is folded into others of its kind."""
+        """Append to the event's chain; a refusal is folded into others of its kind.
+
+        The store completes an anchor with the head of the feed's chain, and writes none if the last anchor holds the same head.
+        """
 
     async def settle(self) -> None:
         """Append what a writer that died in the middle left to be written."""
 
     async def history(
-        self, name: str | None = None, *, limit: int | None = None, since: str | None = None
+        self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        """The newest events, oldest first: about a list, from a time on."""
+        """The newest events, oldest first: about a list, from a time on, of one chain (None: of both). Refusals count to MAIN."""
 
-    async def ledger(self) -> Ledger:
-        """The ledger."""
+    async def ledger(self, chain: str = MAIN) -> Ledger:
+        """The ledger of a chain."""
 
-    def records(self, after: int = 0) -> AsyncIterator[Sequence[Record]]:
-        """The chain after a record, oldest first, in batches, as it stands: nothing of it is checked."""
+    def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
+        """The records of a chain after a number, oldest first, in batches, as they stand: nothing of them is checked."""
 
     async def folds(self) -> Sequence[Fold]:
         """Refusals, folded."""
@@ -275,17 +292,19 @@ class ListStore(Protocol):
         after: int,
         seen: Ledger | None,
         exact: bool = False,
+        chain: str = MAIN,
     ) -> None:
-        """Replace all records after number `after`, and add refusals (`exact`: and drop all others).
+        """Replace all records of a chain after number `after`, and add refusals to MAIN (`exact`: and drop all others).
 
-        For a node's copy of the history, and for giving it back to a store that lost it. Raises GenerationConflict if the ledger
-        is no longer `seen`. With `seen` None, of a history that is damaged nothing stays.
+        For a node's copy of the history, and for giving it back to a store that lost it. Raises GenerationConflict if the chain's ledger
+        is no longer `seen`. With `seen` None, of a chain that is damaged nothing stays.
         """
 
-    async def trim_history(self, until: str, bytes_max: int, event: Event | None) -> int:
-        """Forget records of before a time, and the oldest while all take more than that; returns how many.
+    async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
+        """Forget the records of a chain from before a time, and the oldest while all take more than that; returns how many.
 
-        If any goes, `event` is appended, with what went in its detail; None, for a copy on a node's own disk: nothing is.
+        `bytes_max` None: by time alone. If any goes, `event` is appended to the same chain, with what went in its detail; None, for a
+        copy on a node's own disk: nothing is.
         """
 
     async def outcomes(self) -> Sequence[Outcome]:

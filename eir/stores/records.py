@@ -15,8 +15,8 @@ from eir.errors import Report, StoreError
 from eir.pages.pages import NUMBER_BITS
 from eir.record.store import Change, Event, Ledger, ListState
 
-FORM = 2
-"""Version of what a store holds (1 had no chain of records). A program changes nothing in a store of a higher version
+FORM = 3
+"""Version of what a store holds (1 had no chain of records, 2 none for the rows of feeds). A program changes nothing in a store of a higher version
 than it knows."""
 VALUE_BYTES_MAX = 64 << 20
 """No page and no record of ours is longer: readers leave anything longer alone."""

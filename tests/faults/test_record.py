@@ -162,7 +162,7 @@ def test_a_copy_that_cannot_be_kept_degrades_the_node(site):
     until(lambda: node.metrics()["eir_copy_failed{list=stolen}"] == 1)
     said = site.eir("status", status=1).stdout
     assert "the last good copy of list stolen is not kept" in said
-    assert "written by a newer eir (form 99, this one knows 2)" in said
+    assert "written by a newer eir (form 99, this one knows 3)" in said
     assert node.status()["ready"] == "degraded"
     until(lambda: node.lines("copy_failed"))
     node.end()
@@ -176,7 +176,7 @@ def test_a_store_of_a_newer_form_is_followed_and_not_changed(site, redis):
     node = site.start()
     for key in ("eir:{history}:ledger", "eir:{stolen}:state"):
         redis.command("HSET", key, "form", 99)
-    until(lambda: "written by a newer eir (form 99, this one knows 2)" in site.eir("status", status=None).stdout)
+    until(lambda: "written by a newer eir (form 99, this one knows 3)" in site.eir("status", status=None).stdout)
     assert node.status()["ready"] == "degraded"
     before = site.json("history")
     for command in (
@@ -187,7 +187,7 @@ def test_a_store_of_a_newer_form_is_followed_and_not_changed(site, redis):
     assert site.json("history") == before
     assert site.json("check", LISTED)["status"] == "blacklisted"
     for key in ("eir:{history}:ledger", "eir:{stolen}:state"):
-        redis.command("HSET", key, "form", 2)
+        redis.command("HSET", key, "form", 3)
     site.eir("load", site.release([UNLISTED], serial=2))
     until(lambda: node.status()["lists"]["stolen"]["serial"] == 2)
     for key in ("eir:{history}:ledger", "eir:{stolen}:state"):
@@ -206,7 +206,7 @@ def test_an_sqlite_store_of_a_newer_form_is_followed_and_not_changed(tmp_path, p
         node = site.start()
         assert site.json("check", LISTED)["status"] == "blacklisted"
         until(lambda: node.status()["ready"] == "degraded")
-        assert "written by a newer eir (form 99, this one knows 2)" in site.eir("status", status=1).stdout
+        assert "written by a newer eir (form 99, this one knows 3)" in site.eir("status", status=1).stdout
         assert (
             "it is read, and nothing in it is changed"
             in site.eir("load", site.release([UNLISTED], serial=2), status=1).stderr

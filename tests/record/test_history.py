@@ -19,7 +19,7 @@ from eir.follow.history import HistoryKeeper, adopt
 from eir.record.clock import TrustedClock
 from eir.record.history import appended, broken, events_of, linked, read_record, record_digest
 from eir.record.settings import HistorySettings
-from eir.record.store import Fold, Ledger, Record, utc_text
+from eir.record.store import MAIN, Fold, Ledger, Record, utc_text
 from eir.stores.redis import RedisStore
 from eir.stores.redis import history as redis_history
 from eir.stores.sqlite import SqliteStore
@@ -312,7 +312,7 @@ async def test_the_newest_record_is_in_the_log_at_each_change(node, store):
         await recorded(store, *texts)
         await node.look()
         ledger = await store.ledger()
-        assert (node.keeper.newest.number, node.keeper.newest.digest) == (ledger.number, ledger.digest)
+        assert (node.keeper.ledgers[MAIN].number, node.keeper.ledgers[MAIN].digest) == (ledger.number, ledger.digest)
         assert node.anchors[-1] == (ledger.number, ledger.digest)
     assert [number for number, _ in node.anchors] == [1, 3]
 
@@ -544,8 +544,19 @@ async def test_a_year_takes_less_than_50_mb_and_holds(store, request, tmp_path):
     assert not list(broken(records, (), ledger))
 
 
+def make_form_2(path):
+    """Give a file form 2 of the schema, which had no chain of the rows of feeds."""
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for statement in (
+            "DROP INDEX feed_records_of_list", "DROP TABLE feed_records", "DELETE FROM ledger WHERE id = 2",
+            "UPDATE ledger SET text = json_remove(text, '$.anchored', '$.anchored_at')", "PRAGMA user_version = 2",
+        ):  # fmt: skip
+            db.execute(statement)
+
+
 def make_older(path):
     """Give a file of one list, with one release before the last, form 1 of the schema, and a history of its own."""
+    make_form_2(path)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         for statement in (
             "ALTER TABLE lists DROP COLUMN made", "ALTER TABLE lists ADD COLUMN before TEXT", "ALTER TABLE lists ADD COLUMN before_set INTEGER",
@@ -591,7 +602,7 @@ async def test_the_history_of_version_1_becomes_a_chain(tmp_path):
     assert await holds(store)
     ((event, detail),) = told
     assert event == "store_upgraded"
-    assert detail.startswith(f"{path} has form 1, and is brought to form 2 now")
+    assert detail.startswith(f"{path} has form 1, and is brought to form 3 now")
     assert (await store.rollback("a", seen=2)).content_digest == kept.content_digest
     await store.close()
 
@@ -622,7 +633,7 @@ def test_who_looks_upgrades_nothing_and_who_loads_says_so_before(tmp_path):
                 assert db.execute("PRAGMA user_version").fetchone() == (1,), command
         assert site.json("lists")[0]["entries"] == 2
         said = site.eir("load", site.release([LISTED], serial=3)).stderr.splitlines()
-        assert [f"{file} has form 1, and is brought to form 2 now" in line for line in said].count(True) == 1
+        assert [f"{file} has form 1, and is brought to form 3 now" in line for line in said].count(True) == 1
         make_older(file)
         node = site.start()
         assert len(until(lambda: node.lines("store_upgraded"))) == 1

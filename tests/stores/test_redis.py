@@ -148,7 +148,7 @@ class TestKeys:
             await store.replace("a", state(B, serial=2), B, seen=1, event=event("a"))
             assert [event for event, _ in said] == ["store_upgraded"] * 2
             assert said[0][1].startswith("list a in Redis (")
-            assert " has form 1, and is brought to form 2 now" in said[0][1]
+            assert " has form 1, and is brought to form 3 now" in said[0][1]
             assert said[1][1].startswith("the history in Redis (")
             await store.replace("a", state(A, serial=3), A, seen=2, event=event("a"))
             assert len(said) == 2

@@ -83,7 +83,7 @@ async def test_a_newer_form_is_read_and_not_changed(store):
         db.commit()
     before = store.path.read_bytes()
     newer = SqliteStore(store.path)
-    assert "written by a newer eir (form 99, this one knows 2)" in await newer.newer()
+    assert "written by a newer eir (form 99, this one knows 3)" in await newer.newer()
     assert (await newer.states())["a"].content_digest == state(A).content_digest
     assert len(await newer.history()) == 1
     for write in (

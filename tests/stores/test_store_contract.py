@@ -15,7 +15,7 @@ from made import event, page, pages_of, state, until
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
 from eir.pages.pages import PAGE_KEYS, amended_digest
 from eir.record import history
-from eir.record.store import Change, Ledger, Outcome, Record
+from eir.record.store import ANCHOR, FEED, MAIN, Change, Ledger, Outcome, Record
 from eir.stores.open import open_store
 
 KINDS = ["sqlite", *servers.programs(), *(["cluster", "sentinel"] if "redis" in servers.programs() else [])]
@@ -673,6 +673,156 @@ async def test_a_history_is_rewritten(store):
     assert await records_of(store) == [*records[:3], *changed]
     await store.record(event(detail="goes on"))
     assert await faults_of(store) == []
+
+
+def fed(number, **fields):
+    """One transaction of a register's feed."""
+    return event("own", what="add", detail=f"fed by register: {number}", chain=FEED, **fields)
+
+
+async def feed_of(store):
+    return [record async for batch in store.records(chain=FEED) for record in batch]
+
+
+async def faults_of_feed(store):
+    records, ledger = await feed_of(store), await store.ledger(FEED)
+    return [*history.broken(records, (), ledger), *history.unanchored(await records_of(store), records, ledger)]
+
+
+async def test_rows_of_a_feed_are_a_chain_beside_the_main_one(store, other):
+    await store.record(event(detail="first"))
+    await store.record(fed(1))
+    await store.record(fed(2, time="2026-11-24T00:00:01Z"))
+    await store.record(event("own", "refused", what="refuse", detail="expired: …", time="2026-11-24T00:00:02Z"))
+    await store.record(event("own", what="remove", detail="last"))
+    await store.record(fed(3))
+    events = await other.history()
+    assert [(each.chain, each.number) for each in events] == [
+        ("main", 1), ("feed", 1), ("feed", 2), ("main", None), ("main", 2), ("feed", 3),
+    ]  # fmt: skip
+    assert [each.detail for each in await other.history(chain=FEED)] == [f"fed by register: {n}" for n in (1, 2, 3)]
+    assert [each.number for each in await other.history(chain=MAIN)] == [1, None, 2]
+    assert [each.number for each in await other.history("own", limit=2)] == [2, 3]
+    assert [each.number for each in await other.history("own", limit=2, chain=MAIN)] == [None, 2]
+    assert len(await feed_of(other)) == 3
+    assert await faults_of(other) == await faults_of_feed(other) == []
+    assert sum(each.count for each in await other.outcomes() if each.list == "own") == 5
+
+
+async def test_rows_keep_their_order_where_the_clock_goes_back(store):
+    """The newest event of a list is compared with what is in force."""
+    for number, second in enumerate((5, 4, 6)):
+        await store.record(fed(number, time=f"2026-11-24T00:00:0{second}Z"))
+    assert [each.detail[-1] for each in await store.history("own")] == ["0", "1", "2"]
+
+
+async def test_the_events_of_many_rows_are_found_among_others(store, monkeypatch):
+    for module in ("sqlite", "redis"):
+        monkeypatch.setattr(f"eir.stores.{module}.history.BATCH", 3)
+    for number in range(20):
+        await store.record(fed(number))
+        if number % 5 == 0:
+            await store.record(event("own", detail=f"by hand {number}"))
+    for limit in (1, 2, 3, 7, 24, 30):
+        assert await store.history("own", limit=limit) == (await store.history("own"))[-limit:], limit
+    assert next(iter(await store.history("own", limit=5))).detail == "by hand 15"
+
+
+async def test_a_write_and_its_event_in_the_feed_are_one(store, other):
+    await store.replace("own", state(A), A, seen=0, event=event("own", detail="by hand"))
+    await store.amend("own", state(A, serial=2), [A[0]], seen=1, event=fed(1))
+    with pytest.raises(GenerationConflict):
+        await store.amend("own", state(A, serial=2), [A[0]], seen=1, event=fed(2))
+    await other.settle()
+    assert [(each.chain, each.detail) for each in await other.history("own")] == [
+        ("main", "by hand"), ("feed", "fed by register: 1"),
+    ]  # fmt: skip
+    assert (await store.releases("own"))[0].made.chain == FEED
+
+
+ANCHORING = event(None, what=ANCHOR, time="2026-11-25T00:00:00Z")
+
+
+async def test_an_anchor_holds_the_head_of_the_feed(store, other):
+    await store.record(ANCHORING)
+    assert await records_of(store) == [], "there is nothing to hold"
+    for number in range(3):
+        await store.record(fed(number))
+    await store.record(ANCHORING)
+    await store.record(ANCHORING)
+    (anchor,) = await other.history(chain=MAIN)
+    ledger = await other.ledger(FEED)
+    assert (anchor.head, anchor.digest, anchor.what) == (3, ledger.digest, "anchor")
+    assert (ledger.anchored, ledger.anchored_at) == (3, "2026-11-25T00:00:00Z")
+    await store.record(fed(3))
+    await store.record(ANCHORING)
+    assert [each.head for each in await other.history(chain=MAIN)] == [3, 4]
+    assert await faults_of(store) == await faults_of_feed(store) == []
+
+
+FORGED = {
+    "a record changed": (lambda events: [replace(events[0], detail="nothing"), *events[1:]], 0, "record 3 of the feed is not the one that record 1 holds"),
+    "the newest removed": (lambda events: events[:2], 0, "records of the feed up to 3 are missing: record 1 holds that one"),
+    "all removed": (lambda _: [], 0, "records of the feed up to 3 are missing"),
+    "another chain with higher numbers": (lambda events: events, 9, "records of the feed before 10 were removed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+async def test_a_feed_that_was_written_again_is_found_by_its_anchor(store, forgery):
+    """The chain holds in itself, as whoever may write the store can make it."""
+    change, number, says = FORGED[forgery]
+    for detail in range(3):
+        await store.record(fed(detail))
+    await store.record(ANCHORING)
+    events = history.readable(await feed_of(store), FEED)
+    forged, _ = history.appended(Ledger(first=number + 1, number=number), change(events), 0)
+    await store.rewrite_history(batches_of(forged), (), after=0, seen=await store.ledger(FEED), chain=FEED)
+    faults = await faults_of_feed(store)
+    assert faults
+    assert says in faults[0]
+    assert await faults_of(store) == []
+
+
+async def test_a_feed_is_trimmed_and_the_main_chain_is_not(store, monkeypatch):
+    for module in ("sqlite", "redis"):
+        monkeypatch.setattr(f"eir.stores.{module}.history.BATCH", 3)
+    await store.record(event(detail="a load"))
+    for number in range(20):
+        await store.record(fed(number))
+    await store.record(ANCHORING)
+    main, size = await records_of(store), (await store.ledger(FEED)).bytes
+    trim = event(None, what="trim", detail="history.feed_max_bytes", chain=FEED)
+    count = await store.trim_history("2026-11-01T00:00:00Z", size // 2, trim, FEED)
+    assert count > 8
+    ledger = await store.ledger(FEED)
+    assert (ledger.first, ledger.bytes < size * 0.7) == (count + 1, True)
+    assert await records_of(store) == main
+    assert (await store.history(chain=FEED))[-1].what == "trim"
+    assert await faults_of(store) == await faults_of_feed(store) == []
+    await store.record(fed(20))
+    assert await faults_of_feed(store) == []
+
+
+async def test_one_chain_is_rewritten_without_the_other(store):
+    await store.record(event(detail="a load"))
+    await store.record(event("own", "refused", what="refuse", detail="expired: …"))
+    for number in range(4):
+        await store.record(fed(number))
+    main, folds, rows = await records_of(store), await store.folds(), await feed_of(store)
+    for after in (0, 2, 4):
+        seen = await store.ledger(FEED)
+        await store.rewrite_history(batches_of(rows[after:]), (), after=after, seen=seen, exact=True, chain=FEED)
+        assert (await records_of(store), await store.folds(), await feed_of(store)) == (main, folds, rows)
+    size = (await store.ledger(FEED)).bytes
+    assert size == sum(len(text) for _, text in rows)
+    await store.rewrite_history(batches_of(main), folds, after=0, seen=None)
+    assert (await records_of(store), await feed_of(store)) == (main, rows)
+    assert (await store.ledger(FEED)).bytes == size
+    await store.rewrite_history(batches_of(rows[:2]), (), after=0, seen=None, chain=FEED)
+    assert (await records_of(store), await store.folds(), await feed_of(store)) == (main, folds, rows[:2])
+    await store.record(fed(9))
+    assert await faults_of(store) == await faults_of_feed(store) == []
 
 
 class TestRandomHistories:

@@ -29,7 +29,7 @@ from redis.exceptions import WatchError
 
 from eir.errors import Report, StoreChanged, StoreError, silent
 from eir.pages.pages import Page
-from eir.record.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
+from eir.record.store import MAIN, Change, Event, Fold, Ledger, ListState, Outcome, Record
 from eir.stores.records import decode_change
 from eir.stores.redis import history, reading, writing
 from eir.stores.redis.link import REPLICA_WAIT_MS, Link
@@ -183,20 +183,22 @@ class RedisStore(PageSetStore):
         return [row for row in rows if row is not None and row.event is not None and row.change != done[row.name]]
 
     async def history(
-        self, name: str | None = None, *, limit: int | None = None, since: str | None = None
+        self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
         """With what the history does not have yet behind it."""
         last = [
-            row.event for row in await self._unsettled() if row.event is not None and name in {None, row.event.list}
+            row.event
+            for row in await self._unsettled()
+            if row.event is not None and name in {None, row.event.list} and chain in {None, row.event.chain}
         ]
-        events = [*await history.read_history(self._link, name, since, limit), *last]
+        events = [*await history.read_history(self._link, name, since, limit, chain), *last]
         return events if limit is None else events[-limit:]
 
-    async def ledger(self) -> Ledger:
-        return (await history.read_ledger(self._link))[0]
+    async def ledger(self, chain: str = MAIN) -> Ledger:
+        return (await history.read_ledger(self._link, chain)).ledger
 
-    def records(self, after: int = 0) -> AsyncIterator[Sequence[Record]]:
-        return history.read_records(self._link, after)
+    def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
+        return history.read_records(self._link, after, chain)
 
     async def folds(self) -> Sequence[Fold]:
         return await history.read_folds(self._link)
@@ -209,15 +211,16 @@ class RedisStore(PageSetStore):
         after: int,
         seen: Ledger | None,
         exact: bool = False,
+        chain: str = MAIN,
     ) -> None:
         """Staged, where it is not only appended; one EXEC does the rest."""
-        await history.rewrite(self._link, batches, folds, after=after, seen=seen, exact=exact)
+        await history.rewrite(self._link, batches, folds, after=after, seen=seen, exact=exact, chain=chain)
 
-    async def trim_history(self, until: str, bytes_max: int, event: Event | None) -> int:
+    async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
         """With an event, always: the command that appends it also takes off the oldest, which takes a right of its own otherwise."""
         if event is None:
             raise StoreError("error", "the history in Redis forgets nothing without saying so")
-        return await history.trim(self._link, until, bytes_max, event)
+        return await history.trim(self._link, until, bytes_max, event, chain)
 
     async def outcomes(self) -> Sequence[Outcome]:
         return await history.read_outcomes(self._link)

@@ -1,8 +1,9 @@
-"""The history in Redis: the chain as a stream, refusals, and the ledger of both. All under one hash tag. Knows no list.
+"""The history in Redis: its chains as streams, refusals, and the ledgers. All under one hash tag. Knows no list.
 
-eir:{history}:ledger       hash: ledger (JSON: what both have to hold), stream (the name of the stream in force), form (of all that is here),
-done:LIST (the `change` of the last write of a list that the history has)
+eir:{history}:ledger       hash: ledger (JSON: what the main chain and refusals have to hold), stream (the name of the stream in force), feed and
+feed_stream (the same of the feed's chain), form (of all that is here), done:LIST (the `change` of the last write of a list that the history has)
 eir:{history}:records      stream, or eir:{history}:records:ID after a rewrite: entry NUMBER-0 with record
+eir:{history}:feed         stream of the feed's chain, or eir:{history}:feed:ID
 eir:{history}:refusals     hash: key → text, see eir.record.history
 eir:{history}:outcomes     hash: [list, outcome] → how often, and when last
 eir:{history}:events       stream of a version that had no chain; what it wrote, and still writes, becomes records
@@ -11,7 +12,8 @@ eir:{history}:events       stream of a version that had no chain; what it wrote,
 import json
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import redis.exceptions as fault
 
@@ -19,6 +21,7 @@ from eir.errors import GenerationConflict, StoreError
 from eir.record.history import (
     FOLDS_MAX,
     appended,
+    completed,
     events_of,
     exchanged,
     fold_key,
@@ -27,17 +30,23 @@ from eir.record.history import (
     is_refusal,
     left_out,
     overdue,
+    place_of,
+    read_record,
     readable,
     rewritten,
     trimmed,
     with_folds,
 )
-from eir.record.store import Event, Fold, Ledger, Outcome, Record
+from eir.record.store import ANCHOR, CHAINS, FEED, MAIN, Event, Fold, Ledger, Outcome, Record
 from eir.stores.records import FORM, check_form, decode_event, decode_ledger, encode, newer_form, say_upgrade
 from eir.stores.redis.link import Link
 
 LEDGER, RECORDS, REFUSALS = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals"
-OUTCOMES, EVENTS = "eir:{history}:outcomes", "eir:{history}:events"
+FED, OUTCOMES, EVENTS = "eir:{history}:feed", "eir:{history}:outcomes", "eir:{history}:events"
+FIELDS = {MAIN: ("ledger", "stream"), FEED: ("feed", "feed_stream")}
+"""Fields of the hash that hold each chain's ledger and the name of its stream."""
+STREAMS = {MAIN: RECORDS, FEED: FED}
+"""Name of each chain's stream, unless its field names another one."""
 BATCH = 500
 """Records that are read, written or forgotten at a time."""
 STAGING_S = 600
@@ -50,9 +59,20 @@ Do = Callable[..., Awaitable[Any]]
 """A function that carries out a command: the link's, or that of a transaction's connection."""
 
 
-async def read_ledger(link: Link) -> tuple[Ledger, str]:
-    """The ledger, and the stream that holds the chain."""
-    return await _whole(link, link.do, *_ledger(link, await link.do("HMGET", LEDGER, "ledger", "stream")))
+class Held(NamedTuple):
+    """A chain: what it has to hold, and the stream that holds it."""
+
+    ledger: Ledger
+    stream: str
+
+
+Chain = Callable[[str], Awaitable[Held]]
+"""A function that returns one of the chains as they were read."""
+
+
+async def read_ledger(link: Link, chain: str = MAIN) -> Held:
+    """Return a chain's ledger and stream."""
+    return await _whole(link, link.do, chain, _held(link, chain, await link.do("HMGET", LEDGER, *FIELDS[chain])))
 
 
 async def newer(link: Link) -> str | None:
@@ -72,7 +92,8 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
         return
     done = f"done:{about[0]}" if about else "done:"
 
-    async def write(pipe: Any, ledger: Ledger, stream: str, was_done: bytes | None) -> None:
+    async def write(pipe: Any, chain: Chain, was_done: bytes | None) -> None:
+        ledger, stream = await chain(event.chain)
         if about is not None and was_done is None and await _is_there(link, pipe, stream, event):
             pipe.multi()
             pipe.execute_command("HSET", LEDGER, done, about[1])
@@ -88,16 +109,24 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
                 gone = left_out([*_folds(await pipe.execute_command("HGETALL", REFUSALS)), fold])
                 commands.append(("HDEL", REFUSALS, *(fold.key for fold in gone)))
                 ledger = with_folds(ledger, gone, -1)
+        elif event.chain == FEED:
+            records, ledger = appended(ledger, [event], (await chain(MAIN)).ledger.number)
+            commands += [_adding(stream, record) for record in records]
         else:
+            events = [event]
+            if event.what == ANCHOR:
+                anchor, feed = completed(event, (await chain(FEED)).ledger)
+                commands.append(("HSET", LEDGER, FIELDS[FEED][0], encode(feed)))
+                events = [] if anchor is None else [anchor]
             earlier = await _of_no_chain(pipe)
-            records, ledger = appended(ledger, [*earlier, event])
+            records, ledger = appended(ledger, [*earlier, *events])
             commands += [_adding(stream, record) for record in records]
             if earlier:
                 commands.append(("UNLINK", EVENTS))
         outcome = json.dumps([event.list, event.outcome])
         pipe.multi()
         for command in (
-            *commands, ("HSET", LEDGER, "ledger", encode(ledger), "form", FORM, *((done, about[1]) if about else ())),
+            *commands, ("HSET", LEDGER, FIELDS[event.chain][0], encode(ledger), "form", FORM, *((done, about[1]) if about else ())),
             *((("HINCRBY", OUTCOMES, f"count:{outcome}", 1), ("HSET", OUTCOMES, f"last:{outcome}", event.time)) if is_counted(event) else ()),
         ):  # fmt: skip
             pipe.execute_command(*command)
@@ -112,21 +141,22 @@ async def _is_there(link: Link, pipe: Any, stream: str, event: Event) -> bool:
     return event in readable(newest)
 
 
-async def _whole(link: Link, do: Do, ledger: Ledger, stream: str) -> tuple[Ledger, str]:
-    """The ledger, made again of the records and refusals that are there if it knows of no record: they go on, and nothing of them is lost."""
-    if ledger.number:
-        return ledger, stream
+async def _whole(link: Link, do: Do, chain: str, held: Held) -> Held:
+    """Return the chain, its ledger made again of what is there if it knows of no record: they go on, and nothing of them is lost."""
+    if held.ledger.number:
+        return held
     first, last, size = None, None, 0
-    async for batch in _batches(link, do, stream, 0):
+    async for batch in _batches(link, do, held.stream, 0):
         first, last, size = first or batch[0], batch[-1], size + _size(batch)
     if last is None:
-        return ledger, stream
+        return held
     link.report(
         "history_ledger_lost",
         level="warning",
-        detail=f"Redis has dropped what the history has to hold; it goes on behind record {last.number}",
+        detail=f"Redis has dropped what the history has to hold; its {chain} chain goes on behind record {last.number}",
     )
-    return rewritten(with_folds(Ledger(), _folds(await do("HGETALL", REFUSALS))), first, last, size), stream
+    folds = _folds(await do("HGETALL", REFUSALS)) if chain == MAIN else ()
+    return held._replace(ledger=rewritten(with_folds(Ledger(), folds), first, last, size))
 
 
 async def _of_no_chain(pipe: Any) -> list[Event]:
@@ -134,9 +164,9 @@ async def _of_no_chain(pipe: Any) -> list[Event]:
     return [event for event in found if not is_refusal(event)]
 
 
-async def read_records(link: Link, after: int = 0) -> AsyncIterator[list[Record]]:
-    """The chain after a record, in batches, as it stands."""
-    _, stream = await read_ledger(link)
+async def read_records(link: Link, after: int = 0, chain: str = MAIN) -> AsyncIterator[list[Record]]:
+    """The records of a chain after a number, in batches, as they stand."""
+    _, stream = await read_ledger(link, chain)
     async for batch in _batches(link, link.do, stream, after):
         yield batch
 
@@ -155,25 +185,51 @@ async def read_folds(link: Link) -> list[Fold]:
         return _folds(await link.do("HGETALL", REFUSALS))
 
 
-async def read_history(link: Link, name: str | None, since: str | None, limit: int | None) -> list[Event]:
-    """The events asked for; the chain is read backwards from its end, as far as needed."""
-    _, stream = await read_ledger(link)
-    with link.as_written():
-        earlier = [decode_event(entry[b"event"]) for _, entry in await link.do("XRANGE", EVENTS, "-", "+")]
+async def read_history(
+    link: Link, name: str | None, since: str | None, limit: int | None, chain: str | None
+) -> list[Event]:
+    """The events asked for; each chain is read backwards from its end, as far as needed."""
+    earlier: list[Event] = []
+    records: list[Record] = []
+    folds: list[Fold] = []
+    fed: list[Record] = []
+    if chain != FEED:
+        with link.as_written():
+            earlier = [decode_event(entry[b"event"]) for _, entry in await link.do("XRANGE", EVENTS, "-", "+")]
+        records = await _newest_of(link, MAIN, name, since=since, limit=limit)
+        folds = await read_folds(link)
+    if chain != MAIN:
+        # Rows from before the oldest record that is shown are not shown, if there are as many records as wanted.
+        oldest = records[-1].number if limit is not None and len(records) >= limit else 0
+        fed = await _newest_of(link, FEED, name, since=since, limit=limit, after=oldest)
+    fitting = [event for event in earlier if name in {None, event.list} and (since is None or event.time >= since)]
+    events = [*events_of(records, folds, name, since, fed=fed), *fitting]
+    return events if limit is None else events[-limit:]
+
+
+async def _newest_of(
+    link: Link, chain: str, name: str | None, *, since: str | None, limit: int | None, after: int = 0
+) -> list[Record]:
+    """Return the newest `limit` records of a chain that fit, newest first. `after`: place in MAIN before which records of FEED are not needed."""
+    _, stream = await read_ledger(link, chain)
     found: list[Record] = []
-    count, end = 0, "+"
-    while limit is None or count < limit:
+    end = "+"
+    while limit is None or len(found) < limit:
         batch = _records(link, await link.do("XREVRANGE", stream, end, "-", "COUNT", min(BATCH, limit or BATCH)))
         if not batch:
             break
-        fitting = events_of(batch, (), name, since)
-        count, end = count + len(fitting), f"({batch[-1].number}-0"
-        found += batch
-        if since is not None and not events_of(batch, (), since=since):  # older ones are older still
+        events = [(record, read_record(record, chain)) for record in batch]
+        found += [
+            record
+            for record, event in events
+            if (name is None or event.list == name) and (since is None or event.time >= since)
+        ]
+        end = f"({batch[-1].number}-0"
+        if since is not None and all(event.time < since for _, event in events):  # older ones are older still
             break
-    fitting = [event for event in earlier if name in {None, event.list} and (since is None or event.time >= since)]
-    events = [*events_of(found, await read_folds(link), name, since), *fitting]
-    return events if limit is None else events[-limit:]
+        if after and place_of(batch[-1]) < after:
+            break
+    return found
 
 
 async def rewrite(
@@ -184,12 +240,13 @@ async def rewrite(
     after: int,
     seen: Ledger | None,
     exact: bool,
+    chain: str,
 ) -> None:
-    """Replace the records after a number: append if there are no such records, else write a new stream that comes into force."""
+    """Replace the records of a chain after a number: append if there are no such records, else write a new stream that comes into force."""
     if seen is None:
-        await link.do("UNLINK", LEDGER, RECORDS, REFUSALS, OUTCOMES, EVENTS)
+        await _clear(link, chain)
         seen = Ledger()
-    now, stream = await read_ledger(link)
+    now, stream = await read_ledger(link, chain)
     if now != seen:
         raise GenerationConflict(WRITTEN)
     commands: list[tuple[object, ...]]
@@ -199,24 +256,42 @@ async def rewrite(
         last = records[-1] if records else await _newest(link, stream)
         ledger = rewritten(now, None, last, now.bytes + _size(records))
     else:
-        new = f"{RECORDS}:{secrets.token_hex(8)}"
+        new = f"{STREAMS[chain]}:{secrets.token_hex(8)}"
         commands = [("PERSIST", new), ("UNLINK", stream)]
-        ledger, stream = await _staged(link, new, now, _spliced(read_records(link), after, batches)), new
+        ledger, stream = await _staged(link, new, now, _spliced(read_records(link, chain=chain), after, batches)), new
 
-    async def write(pipe: Any, current: Ledger, _stream: str, _done: bytes | None) -> None:
-        if current != seen:
+    async def write(pipe: Any, held: Chain, _done: bytes | None) -> None:
+        if (await held(chain)).ledger != seen:
             raise GenerationConflict(WRITTEN)
-        gone, come = exchanged(_folds(await pipe.execute_command("HGETALL", REFUSALS)), given, exact=exact)
+        gone: Sequence[Fold] = ()
+        come: Sequence[Fold] = ()
+        if chain == MAIN:
+            gone, come = exchanged(_folds(await pipe.execute_command("HGETALL", REFUSALS)), given, exact=exact)
         becomes = with_folds(with_folds(ledger, gone, -1), come)
         pipe.multi()
         for command in (
             *commands, *(("HDEL", REFUSALS, fold.key) for fold in gone), *(("HSET", REFUSALS, *fold) for fold in come),
-            ("HSET", LEDGER, "ledger", encode(becomes), "stream", stream, "form", FORM),
+            ("HSET", LEDGER, FIELDS[chain][0], encode(becomes), FIELDS[chain][1], stream, "form", FORM),
         ):  # fmt: skip
             pipe.execute_command(*command)
         await pipe.execute()
 
     await _watched(link, write, "done:")
+
+
+async def _clear(link: Link, chain: str) -> None:
+    """Delete a damaged chain. With MAIN the whole hash goes, since it may be of another type; the fields of FEED come back."""
+    if chain == FEED:
+        await link.do("HDEL", LEDGER, *FIELDS[FEED])
+        await link.do("UNLINK", FED)
+        return
+    fields: dict[str, bytes] = {}
+    with suppress(StoreError):
+        found = await link.do("HMGET", LEDGER, *FIELDS[FEED])
+        fields = {name: value for name, value in zip(FIELDS[FEED], found, strict=True) if value is not None}
+    await link.do("UNLINK", LEDGER, RECORDS, REFUSALS, OUTCOMES, EVENTS)
+    if fields:
+        await link.do("HSET", LEDGER, *(part for field in fields.items() for part in field), "form", FORM)
 
 
 async def _spliced(
@@ -249,21 +324,23 @@ def _size(records: Sequence[Record]) -> int:
     return sum(len(record.text) for record in records)
 
 
-async def trim(link: Link, until: str, bytes_max: int, event: Event) -> int:
+async def trim(link: Link, until: str, bytes_max: int | None, event: Event, chain: str) -> int:
     """Forget what is overdue, in portions; returns how many records that were."""
     count, portion = 0, BATCH
 
-    async def write(pipe: Any, ledger: Ledger, stream: str, _done: bytes | None) -> None:
+    async def write(pipe: Any, held: Chain, _done: bytes | None) -> None:
         nonlocal portion
+        ledger, stream = await held(chain)
         oldest = _records(link, await pipe.execute_command("XRANGE", stream, "-", "+", "COUNT", BATCH))
         gone = overdue(oldest, ledger, until, bytes_max)
         portion = len(gone)
         if not gone:
             return
-        (record, *_), ledger = trimmed(ledger, gone, event)
+        after = (await held(MAIN)).ledger.number if chain == FEED else None
+        (record, *_), ledger = trimmed(ledger, gone, event, after)
         pipe.multi()
         pipe.execute_command("XADD", stream, "MINID", f"{ledger.first}-0", f"{record.number}-0", "record", record.text)
-        pipe.execute_command("HSET", LEDGER, "ledger", encode(ledger), "form", FORM)
+        pipe.execute_command("HSET", LEDGER, FIELDS[chain][0], encode(ledger), "form", FORM)
         await pipe.execute()
 
     while portion == BATCH:
@@ -291,25 +368,30 @@ async def read_outcomes(link: Link) -> list[Outcome]:
 
 async def _watched(
     link: Link,
-    write: Callable[[Any, Ledger, str, bytes | None], Awaitable[None]],
+    write: Callable[[Any, Chain, bytes | None], Awaitable[None]],
     done: str,
     change: bytes | None = None,
 ) -> None:
-    """Have a write made on condition that the ledger stays as it was read; again if it does not. None is made if `change` is done already."""
+    """Have a write made on condition that the ledgers stay as they were read; again if they do not. None is made if `change` is done already."""
 
     async def tried(client: Any) -> bool:
         async with client.pipeline(transaction=True) as pipe:
             await pipe.watch(LEDGER, REFUSALS, EVENTS)
-            ledger, stream, was_done, form = await pipe.execute_command(
-                "HMGET", LEDGER, "ledger", "stream", done, "form"
-            )
+            fields = [field for chain in CHAINS for field in FIELDS[chain]]
+            *found, was_done, form = await pipe.execute_command("HMGET", LEDGER, *fields, done, "form")
             check_form(f"Redis ({link.where})", form)
             if change is not None and was_done == change:
                 return True
-            if ledger is not None:
+            if found[0] is not None:
                 say_upgrade(link.report, f"the history in Redis ({link.where})", form)
+            there = dict(zip(fields, found, strict=True))
+
+            async def held(chain: str) -> Held:
+                as_read = _held(link, chain, [there[field] for field in FIELDS[chain]])
+                return await _whole(link, pipe.execute_command, chain, as_read)
+
             try:
-                await write(pipe, *await _whole(link, pipe.execute_command, *_ledger(link, (ledger, stream))), was_done)
+                await write(pipe, held, was_done)
             except fault.WatchError:
                 return False
             return True
@@ -324,10 +406,12 @@ async def _newest(link: Link, stream: str) -> Record | None:
     return next(iter(_records(link, await link.do("XREVRANGE", stream, "+", "-", "COUNT", 1))), None)
 
 
-def _ledger(link: Link, found: Sequence[bytes | None]) -> tuple[Ledger, str]:
+def _held(link: Link, chain: str, found: Sequence[bytes | None]) -> Held:
     ledger, stream = found
     with link.as_written():
-        return Ledger() if ledger is None else decode_ledger(ledger), RECORDS if stream is None else stream.decode()
+        return Held(
+            Ledger() if ledger is None else decode_ledger(ledger), STREAMS[chain] if stream is None else stream.decode()
+        )
 
 
 def _records(link: Link, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Record]:

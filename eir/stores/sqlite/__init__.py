@@ -19,7 +19,7 @@ from pathlib import Path
 
 from eir.errors import Report, StoreChanged, silent
 from eir.pages.pages import NUMBER_BITS, Page
-from eir.record.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
+from eir.record.store import MAIN, Change, Event, Fold, Ledger, ListState, Outcome, Record
 from eir.stores.records import VALUE_BYTES_MAX, decode_change, decode_state, newer_form
 from eir.stores.sqlite import history, writing
 from eir.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find, form_of
@@ -170,15 +170,15 @@ class SqliteStore(PageSetStore):
         """Nothing: a write and its event are one transaction."""
 
     async def history(
-        self, name: str | None = None, *, limit: int | None = None, since: str | None = None
+        self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        return await self._file.call(history.history, name, since, limit)
+        return await self._file.call(history.history, name, since, limit, chain)
 
-    async def ledger(self) -> Ledger:
-        return await self._file.call(history.ledger)
+    async def ledger(self, chain: str = MAIN) -> Ledger:
+        return await self._file.call(history.ledger, chain)
 
-    async def records(self, after: int = 0) -> AsyncIterator[Sequence[Record]]:
-        while batch := await self._file.call(history.some_records, after):
+    async def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
+        while batch := await self._file.call(history.some_records, after, chain):
             yield batch
             after = batch[-1].number
 
@@ -193,13 +193,15 @@ class SqliteStore(PageSetStore):
         after: int,
         seen: Ledger | None,
         exact: bool = False,
+        chain: str = MAIN,
     ) -> None:
         """All of it in one transaction."""
         records = [record async for batch in batches for record in batch]
-        await self._file.call(partial(history.rewrite, exact=exact), records, folds, after, seen)
+        rewrite = partial(history.rewrite, exact=exact, chain=chain)
+        await self._file.call(rewrite, records, folds, after, seen)
 
-    async def trim_history(self, until: str, bytes_max: int, event: Event | None) -> int:
-        return await self._file.call(history.trim, until, bytes_max, event)
+    async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
+        return await self._file.call(history.trim, until, bytes_max, event, chain)
 
     async def outcomes(self) -> Sequence[Outcome]:
         rows = await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")

@@ -69,6 +69,11 @@ CREATE INDEX records_of_list ON records (list, number);
 CREATE TABLE refusals (key TEXT PRIMARY KEY, text TEXT NOT NULL);
 CREATE TABLE ledger (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
 """
+SINCE_3 = """
+CREATE TABLE feed_records (
+    number INTEGER PRIMARY KEY, text TEXT NOT NULL, list TEXT GENERATED ALWAYS AS (CASE WHEN json_valid(text) THEN json_extract(text, '$.list') END) VIRTUAL);
+CREATE INDEX feed_records_of_list ON feed_records (list, number);
+"""
 FROM_1 = """
 INSERT INTO kept SELECT name, json_extract(before, '$.generation'), before, before_set, before_whole, NULL FROM lists
 WHERE json_extract(before, '$.generation') IS NOT NULL AND before_set IS NOT NULL;
@@ -77,12 +82,21 @@ ALTER TABLE lists DROP COLUMN before_set;
 ALTER TABLE lists DROP COLUMN before_whole;
 ALTER TABLE lists ADD COLUMN made TEXT;
 """
-AS_2 = f"""
+
+
+def _temporary(schema: str) -> str:
+    return schema.replace("CREATE TABLE", "CREATE TEMP TABLE").replace("CREATE INDEX ", "CREATE INDEX temp.")
+
+
+STEPS = {
+    1: f"""
 CREATE TEMP TABLE lists AS SELECT * FROM main.lists;
 CREATE TEMP TABLE events AS SELECT * FROM main.events;
-{SINCE_2.replace("CREATE TABLE", "CREATE TEMP TABLE").replace("CREATE INDEX ", "CREATE INDEX temp.")}
-"""  # noqa: S608  # all parts are constants of this module
-"""For who only reads a file of form 1: what differs, in tables of the connection's own."""
+{_temporary(SINCE_2)}{FROM_1}{_temporary(SINCE_3)}
+""",  # noqa: S608  # all parts are constants of this module
+    2: _temporary(SINCE_3),
+}
+"""By the form of a file that is only read: what this program's form differs in, as tables of the connection's own."""
 NOW = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORM};
@@ -266,7 +280,7 @@ def _prepare(
 ) -> None:
     only_read = 0 < version < FORM and not upgrades
     if only_read:
-        for statement in (AS_2 + FROM_1).split(";\n"):
+        for statement in STEPS[version].split(";\n"):
             db.execute(statement)
         upgrade(db, version)
     if only_read or version > FORM:
@@ -282,7 +296,7 @@ def _prepare(
             if version < FORM:
                 if version:
                     say_upgrade(report, str(path), version)
-                steps = (SINCE_2, FROM_1) if version else (SCHEMA, SINCE_2)
+                steps = {0: (SCHEMA, SINCE_2, SINCE_3), 1: (SINCE_2, FROM_1, SINCE_3), 2: (SINCE_3,)}[version]
                 for statement in "".join((*steps, NOW)).split(";\n"):
                     db.execute(statement)
                 upgrade(db, version)
