@@ -251,7 +251,7 @@ RULES: tuple[Rule, ...] = (
     Rule("EirPeersRefused", "connections are refused again and again: {} (event=peer_refused)", _rose("eir_peers_refused_total", 10, "reason"), 540),
     Rule("EirErrorAnswers", "more than one answer in a hundred is an error: {}", _share("eir_diameter_answers_total", "peer", FINE[0]), 240),
     Rule("EirErrorResponses", "more than one response in a hundred is an error: {}", lambda figures: dict.fromkeys([*_share("eir_sbi_responses_total", "peer", FINE[1])(figures), *_share("eir_map_answers_total", "peer", FINE_MAP)(figures)]), 240),
-    Rule("EirHlrAway", "the HLR is away, so that phones cannot attach: {}", _hlr_away),
+    Rule("EirHlrAway", "the HLR is away, or was in the last 5 minutes, so that phones could not attach: {}", _hlr_away),
     Rule("EirShedding", "requests were above a rate limit and turned away in the last minutes: {}", _rose("eir_shed_total", 5, "peer")),
     Rule("EirCertificateExpires", "the node's certificate ends within 14 days", lambda figures: [each for each, ends in figures.values("eir_tls_certificate_expires_timestamp_seconds").items() if ends - figures.now < 14 * 86400]),
     Rule("EirIdentityErrors", "more than one request in a hundred has no usable IMEI: {}", _without_identity, 540),

@@ -921,8 +921,8 @@ class TestEndings:
         os.close(theirs)
         os.close(ours)
         try:
-            until(lambda: host.eir("status", status=None).returncode == 0)
-            listening = host.json("status")["listening"][0].partition("://")[2]
+            until(lambda: host.eir("status", status=None).returncode < 2)  # it is CRITICAL until it is ready
+            listening = host.json("status", status=None)["listening"][0].partition("://")[2]
             found = host.json("probe", listening, LISTED, "--origin-realm", REALM, "--origin-host", HOST)
             assert found[0]["status"] == "blacklisted"
         finally:
