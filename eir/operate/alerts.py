@@ -22,6 +22,7 @@ SUBJECTS_SHOWN = 10
 
 CHECKS, DURATIONS = "eir_checks_total", "eir_check_duration_seconds"
 _LABELS = {family.name: ("le",) if family.kind == "histogram" else family.labels for family in FAMILIES}
+MESSAGES, CHECK_REQUEST = "eir_diameter_messages_total", ("ME-Identity-Check", "request", "in")
 _COUNTERS = {family.name for family in FAMILIES if family.kind != "gauge"}
 
 Where: TypeAlias = Callable[[Mapping[str, str]], bool]
@@ -49,8 +50,11 @@ class Figures:
         """Blocked checks and all checks of each minute, without those of probes."""
 
     def update(self, snapshot: Snapshot, now: float) -> None:
-        """Replace the current metrics."""
-        self._metrics, self.now = snapshot, now
+        """Replace the current metrics. Of Diameter messages, which are the most numerous, only requests for checks are kept."""
+        requests = {
+            labels: count for labels, count in snapshot.get(MESSAGES, {}).items() if labels[1:] == CHECK_REQUEST
+        }
+        self._metrics, self.now = {**snapshot, MESSAGES: requests}, now
 
     def note(self) -> None:
         """Add the minute that ends now."""
@@ -164,14 +168,10 @@ def _lost(figures: Figures) -> Iterable[str]:
 
 
 def _without_identity(figures: Figures) -> Iterator[str]:
-    asked = figures.rises("eir_diameter_messages_total", 10, "peer", _is_check)
+    asked = figures.rises(MESSAGES, 10, "peer")
     for kind in ("none", "bad"):
         bad = figures.rises("eir_identity_errors_total", 10, "peer", _equal("kind", kind))
         yield from (peer for peer, count in bad.items() if peer in asked and count > 0.01 * asked[peer])
-
-
-def _is_check(labels: Mapping[str, str]) -> bool:
-    return (labels["command"], labels["kind"], labels["direction"]) == ("ME-Identity-Check", "request", "in")
 
 
 def _hlr_away(figures: Figures) -> Iterable[str]:
