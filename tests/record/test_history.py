@@ -20,7 +20,7 @@ from eir.record.clock import TrustedClock
 from eir.record.history import appended, broken, events_of, linked, read_record, record_digest
 from eir.record.settings import HistorySettings
 from eir.record.store import MAIN, Fold, Ledger, Record, utc_text
-from eir.stores.redis import RedisStore
+from eir.stores.redis import RedisStore, writing
 from eir.stores.redis import history as redis_history
 from eir.stores.sqlite import SqliteStore
 
@@ -198,6 +198,82 @@ async def test_a_damaged_history_keeps_loads_away_only_until_a_node_gives_it_bac
     await node.look()
     assert await records_of(node.copy) == await records_of(store)
     await store.close()
+
+
+REPLACED = (LEDGER, RECORDS)
+
+
+async def load(store, number):
+    """Make a load; the history has its letter."""
+    pages, text = pages_of([number]), "abcd"[number]
+    await store.replace("l", state(pages), pages, seen=number, event=event("l", detail=text, time=NOW))
+
+
+async def damaged(server, store, key, node=None):
+    """Make three loads, and put a value of another type into a key of the history; before the last load, if that does not need the key."""
+    for number in range(4):
+        if number == (3 if key == LEDGER else 2):
+            if node is not None:
+                await node.look()
+            server.command("DEL", key)
+            server.command("SET", key, "x")
+        if number < 3:
+            await load(store, number)
+
+
+@pytest.fixture
+async def redis(server):
+    server.flush()
+    store = RedisStore(server.url)
+    yield store
+    await store.close()
+
+
+@pytest.mark.parametrize("key", REPLACED)
+async def test_a_load_waits_for_the_node_that_gives_the_history_back(server, redis, opener, key, monkeypatch):
+    """And its record is there: it is not put into a history that cannot take it."""
+    node, waits = Node(redis, opener("copy")), []
+
+    async def heal(pause_s):
+        waits.append(pause_s)
+        await node.look()
+
+    await damaged(server, redis, key, node)
+    monkeypatch.setattr(writing, "sleep", heal)
+    await load(redis, 3)
+    assert len(waits) == 1
+    assert (await redis.state("l")).generation == 4
+    assert [each.detail for each in await redis.history("l")] == ["a", "b", "c", "d"]
+    assert await holds(redis)
+
+
+@pytest.mark.parametrize("key", REPLACED)
+async def test_a_load_that_no_node_helps_names_the_key_and_changes_nothing(server, redis, key, monkeypatch):
+    await damaged(server, redis, key)
+    monkeypatch.setattr(writing, "HEAL_S", 0.0)
+    with pytest.raises(StoreError) as caught:
+        await load(redis, 3)
+    assert caught.value.cause == "corrupt"
+    assert f"{LEDGER}, or a key beside it, is of another type than EIR writes there" in str(caught.value)
+    assert "WRONGTYPE" not in str(caught.value)
+    assert (await redis.state("l")).generation == 3
+
+
+@pytest.mark.parametrize("key", [OUTCOMES, "eir:{history}:events"])
+async def test_other_keys_of_another_type_do_not_hold_a_load(server, redis, key, monkeypatch):
+    await damaged(server, redis, key)
+    monkeypatch.setattr(writing, "HEAL_S", 0.0)
+    await load(redis, 3)
+    assert await details(redis) == ["a", "b", "c", "d"]
+    assert await holds(redis)
+
+
+async def test_an_outcome_that_is_not_counted_is_said(server, redis):
+    await damaged(server, redis, OUTCOMES)
+    with pytest.raises(StoreError) as caught:
+        await redis.record(event("l", "refused", time=NOW))
+    assert caught.value.cause == "corrupt"
+    assert "is of another type than EIR writes there" in str(caught.value)
 
 
 async def test_the_first_node_that_holds_a_history_gives_it_back_and_others_take_it(store, opener):

@@ -39,7 +39,7 @@ from eir.record.history import (
 )
 from eir.record.store import ANCHOR, CHAINS, FEED, MAIN, Event, Fold, Ledger, Outcome, Record
 from eir.stores.records import FORM, check_form, decode_event, decode_ledger, encode, newer_form, say_upgrade
-from eir.stores.redis.link import Link
+from eir.stores.redis.link import Link, is_wrong_type
 
 LEDGER, RECORDS, REFUSALS = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals"
 FED, OUTCOMES, EVENTS = "eir:{history}:feed", "eir:{history}:outcomes", "eir:{history}:events"
@@ -94,6 +94,8 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
 
     async def write(pipe: Any, chain: Chain, was_done: bytes | None) -> None:
         ledger, stream = await chain(event.chain)
+        # A stream of another type fails here; in EXEC the ledger would count a record that is not there.
+        await pipe.execute_command("XREVRANGE", stream, "+", "-", "COUNT", 1)
         if about is not None and was_done is None and await _is_there(link, pipe, stream, event):
             pipe.multi()
             pipe.execute_command("HSET", LEDGER, done, about[1])
@@ -118,7 +120,7 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
                 anchor, feed = completed(event, (await chain(FEED)).ledger)
                 commands.append(("HSET", LEDGER, FIELDS[FEED][0], encode(feed)))
                 events = [] if anchor is None else [anchor]
-            earlier = await _of_no_chain(pipe)
+            earlier = [each for each in await _of_no_chain(pipe.execute_command) if not is_refusal(each)]
             records, ledger = appended(ledger, [*earlier, *events])
             commands += [_adding(stream, record) for record in records]
             if earlier:
@@ -159,9 +161,15 @@ async def _whole(link: Link, do: Do, chain: str, held: Held) -> Held:
     return held._replace(ledger=rewritten(with_folds(Ledger(), folds), first, last, size))
 
 
-async def _of_no_chain(pipe: Any) -> list[Event]:
-    found = [decode_event(entry[b"event"]) for _, entry in await pipe.execute_command("XRANGE", EVENTS, "-", "+")]
-    return [event for event in found if not is_refusal(event)]
+async def _of_no_chain(do: Do) -> list[Event]:
+    """Return the events of a version that had no chain; none if another program wrote a key of another type there."""
+    try:
+        entries = await do("XRANGE", EVENTS, "-", "+")
+    except (fault.ResponseError, StoreError) as error:
+        if not is_wrong_type(error):
+            raise
+        return []
+    return [decode_event(entry[b"event"]) for _, entry in entries]
 
 
 async def read_records(link: Link, after: int = 0, chain: str = MAIN) -> AsyncIterator[list[Record]]:
@@ -195,7 +203,7 @@ async def read_history(
     fed: list[Record] = []
     if chain != FEED:
         with link.as_written():
-            earlier = [decode_event(entry[b"event"]) for _, entry in await link.do("XRANGE", EVENTS, "-", "+")]
+            earlier = await _of_no_chain(link.do)
         records = await _newest_of(link, MAIN, name, since=since, limit=limit)
         folds = await read_folds(link)
     if chain != MAIN:

@@ -72,6 +72,7 @@ OUT_OF_MEMORY = "raise maxmemory of Redis, or make room in it, and do it again"
 REPLIES = ("LOADING", "NOAUTH", "NOPERM", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
 WORDS = {"WRONGPASS": "noauth", "WRONGTYPE": "corrupt", **{word: word.lower() for word in REPLIES}}
 """Error replies by their first word, where redis has no class of its own or wraps them in another."""
+WRONG_TYPE = "is of another type than EIR writes there: another program wrote it"
 AWAY = (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, OSError)
 """After these it is asked again which server has a key."""
 REPLICA_WAIT_MS = 1_000
@@ -126,7 +127,8 @@ class Link:
                 self._cluster = None
             cause = _cause(error)
             advice = f"; nothing was changed: {OUT_OF_MEMORY}" if cause == "oom" else ""
-            raise StoreError(cause, f"Redis ({self.where}): {said(error)}{advice}") from error
+            fault_text = f"{key}, or a key beside it, {WRONG_TYPE}" if is_wrong_type(error) else said(error)
+            raise StoreError(cause, f"Redis ({self.where}): {fault_text}{advice}") from error
 
     async def _with_client(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
         client = await self._client(key)
@@ -316,8 +318,19 @@ def said(error: Exception) -> str:
     )
 
 
+def _reply(error: Exception) -> str:
+    """Return the first word of an error reply, also of one to a command of a transaction, before which redis puts the command."""
+    text = str(error)
+    _, is_of_transaction, reply = text.rpartition(" of pipeline caused error: ")
+    return re.split(r"\W+", reply.lstrip("('\"") if is_of_transaction else text, maxsplit=1)[0]
+
+
+def is_wrong_type(error: Exception) -> bool:
+    """Return whether a command met a key of another type, by the error of redis or by the StoreError that it became."""
+    return _reply(error) == "WRONGTYPE" or (isinstance(error, StoreError) and str(error).endswith(WRONG_TYPE))
+
+
 def _cause(error: Exception) -> str:
-    first = str(error).partition(" ")[0]
-    if first in WORDS:
-        return WORDS[first]
+    if (word := _reply(error)) in WORDS:
+        return WORDS[word]
     return next(cause for cause, kinds in CAUSES.items() if isinstance(error, kinds))

@@ -2,9 +2,11 @@
 
 import json
 import secrets
+from asyncio import sleep
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from time import monotonic
 from typing import Any, cast
 
 import redis.exceptions as fault
@@ -35,6 +37,8 @@ LISTS = "eir:lists"
 
 STAGING_S = 600
 """A set that is being filled expires when nothing was added for this long (s)."""
+HEAL_S, HEAL_PAUSE_S = 15.0, 0.5
+"""Seconds for which a write waits for a damaged history: each node looks at it every 5 s and gives its copy back. Pause between two tries."""
 CHANGES_MAX = 100
 PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
 """Most pages and bytes that one command of a load writes: meanwhile Redis answers nobody else."""
@@ -55,7 +59,7 @@ async def write(link: Link, name: str, seen: int, wanted: Wanted | Undo, batches
     check_generation(name, row, seen)
     if row is not None:
         say_upgrade(link.report, where, row.form)
-        await settle(link, row)
+        await _settle_once_healed(link, row)
     own = staged = PageSet(key(name, "kept" if batches is None else "set", secrets.token_hex(8)), 0)
     try:
         if batches is not None:
@@ -79,6 +83,18 @@ async def write(link: Link, name: str, seen: int, wanted: Wanted | Undo, batches
     with suppress(StoreError):  # whoever writes next, or reads the history, finds it in the list's record
         await history.append(link, decided.event, (name, change))
     return decided.after.state
+
+
+async def _settle_once_healed(link: Link, row: Row) -> None:
+    """Settle a list; wait up to HEAL_S for a node that gives a damaged history back. Raises StoreError."""
+    give_up = monotonic() + HEAL_S
+    while True:
+        try:
+            return await settle(link, row)
+        except StoreError as error:
+            if error.cause != "corrupt" or monotonic() > give_up:
+                raise
+        await sleep(HEAL_PAUSE_S)
 
 
 async def settle(link: Link, row: Row) -> None:
