@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ SHARE = 0.1
 BESIDE_NICE = 5
 """Nice value of front and follower: where they share a processor with checks, a scrape, a delivery and the takeover of
 a list wait for the checks, and not the other way round."""
-AGAIN_S = 10.0
+AGAIN_S = 60.0
 """A process whose work all stands back tries it again so long after it had to take part."""
 TASKS = Path("/proc/self/task")
 
@@ -46,6 +45,15 @@ def take_part(policies: Mapping[int, int] = MappingProxyType({})) -> None:
             os.sched_setscheduler(thread, policies.get(thread, os.SCHED_OTHER), os.sched_param(0))
 
 
+def bring_back(pid: int) -> None:
+    """Have the threads of another process stand back no longer, where that is permitted: it may get no time to do so itself."""
+    with suppress(OSError):  # it has ended
+        for thread in [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]:
+            with suppress(OSError):
+                if os.sched_getscheduler(thread) == os.SCHED_IDLE:
+                    os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
 class Aside:
     """Has this process stand back while it does heavy work, and take part again where other programs leave it nothing.
 
@@ -59,6 +67,8 @@ class Aside:
         self._policies: dict[int, int] = {}
         """Scheduling policies of the threads before they stood back."""
         self._timer: asyncio.TimerHandle | None = None
+        self.starved = asyncio.Event()
+        """Standing back left the process nothing, so that it takes part."""
         with ThreadPoolExecutor(1) as thread:
             self.permitted = thread.submit(_comes_back).result()
             """True if the process could come back."""
@@ -72,6 +82,7 @@ class Aside:
                 with suppress(OSError):  # it has ended
                     self._policies[thread] = os.sched_getscheduler(thread)
                 stand_back(thread)
+            self.starved.clear()
             self._look_later()
         try:
             yield
@@ -88,10 +99,17 @@ class Aside:
 
     def _look(self, ran: int, waited: int) -> None:
         now_ran, now_waited = _ran_and_waited(self._threads())
-        if now_ran - ran < SHARE * (now_ran - ran + now_waited - waited):
+        if now_ran - ran < SHARE * (now_ran - ran + now_waited - waited) or self._is_back():
+            self.starved.set()
             self._take_part()
         else:
             self._look_later()
+
+    def _is_back(self) -> bool:
+        """Return whether another process has brought this one back (`bring_back`)."""
+        with suppress(OSError):  # a thread has ended
+            return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in self._threads())
+        return False
 
     def _take_part(self) -> None:
         if self._timer is not None:
@@ -102,13 +120,11 @@ class Aside:
 
 
 async def stay_aside(aside: Aside, again_s: float = AGAIN_S) -> None:
-    """Stand back for as long as this task goes on; where that leaves the process nothing, it takes part for the rest of `again_s`."""
+    """Stand back for as long as this task goes on; each time that this leaves the process nothing, take part for `again_s`."""
     while True:
-        ends = time.monotonic() + again_s
         with aside():
-            await asyncio.sleep(again_s)
-        if time.monotonic() - ends > again_s:  # it did not even come to look: it takes part for as long
-            await asyncio.sleep(again_s)
+            await aside.starved.wait()
+        await asyncio.sleep(again_s)
 
 
 def _comes_back() -> bool:

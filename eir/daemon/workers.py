@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from eir.checks.explain import Explanation
 from eir.checks.question import Question
 from eir.checks.trace import Sought
+from eir.daemon import priority
 from eir.daemon.channel import Channel, ChannelError, Handlers, Unanswered
 from eir.daemon.setup import Listed, hand_over
 from eir.daemon.starter import START_S, Process
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 FIGURES_S = 1.0
 """Interval at which the counters of workers are collected, so that they survive a worker's end."""
+LATE_S = 1.0
+"""Time without an answer after which a process stands back behind checks no longer."""
 HUNG_QUESTIONS = 4
 """A process that leaves so many questions in a row without an answer is killed: a worker's peers find one that does. Not a time,
 since a host that stood still has every process late once."""
@@ -314,11 +317,12 @@ async def watch(
 ) -> None:
     """Take what a process has counted again and again, and kill it if it answers no more.
 
-    `missed` is called for each question without an answer. `who`: as the log says it.
+    A process that stands back is brought back if its answer is late: where workers want every processor, it got no time for one. `missed` is called for each question without an answer. `who`: as the log says it.
     """
     unanswered = 0
     while unanswered < HUNG_QUESTIONS:
         await asyncio.sleep(FIGURES_S)
+        late = asyncio.get_running_loop().call_later(LATE_S, priority.bring_back, of.pid)
         try:
             take(await of.channel.ask("counters"))
             unanswered = 0
@@ -329,5 +333,7 @@ async def watch(
             if of.channel.gone.is_set():
                 return  # the process has ended, and the crew logs its end
             report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
+        finally:
+            late.cancel()
     report("worker_hung", level="error", unanswered=unanswered, **who)
     of.kill()

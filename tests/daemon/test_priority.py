@@ -2,14 +2,17 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from node import until_async
 
-from eir.daemon import priority
+from eir.daemon import priority, workers
 from eir.daemon.priority import TASKS, Aside, stay_aside
 
 COMES_BACK = priority._comes_back()
@@ -82,6 +85,19 @@ class TestAside:
             await task
         assert policies() == TAKES_PART
 
+    @pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
+    async def test_who_was_brought_back_takes_part(self, monkeypatch):
+        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, 0))
+        aside = Aside()
+        with aside():
+            assert policies() == ASIDE
+            priority.bring_back(os.getpid())
+            await aside.starved.wait()
+            assert policies() == TAKES_PART
+        with aside():
+            assert not aside.starved.is_set()
+
     async def test_of_threads_that_are_named_only_those_stand_back(self):
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(threading.get_native_id).result()
@@ -117,3 +133,32 @@ def test_all_threads_take_part_again():
     assert policies() == {os.SCHED_IDLE}
     priority.take_part()
     assert policies() == TAKES_PART
+
+
+@pytest.fixture
+def standing_back():
+    """A process that runs only where nobody else wants the processor."""
+    program = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        yield process
+        process.communicate(b"\n")
+
+
+@pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
+async def test_a_process_that_stands_back_and_answers_late_takes_part(monkeypatch, standing_back):
+    """Where workers want every processor, it gets no time to notice that, and would be killed as one that hangs."""
+    monkeypatch.setattr(workers, "FIGURES_S", 0)
+    monkeypatch.setattr(workers, "LATE_S", 0)
+    found = asyncio.Queue()
+
+    async def ask(_what):
+        await until_async(lambda: os.sched_getscheduler(standing_back.pid) == os.SCHED_OTHER)
+        return {}
+
+    assert os.sched_getscheduler(standing_back.pid) == os.SCHED_IDLE
+    of = SimpleNamespace(pid=standing_back.pid, channel=SimpleNamespace(ask=ask), kill=standing_back.kill)
+    watching = asyncio.create_task(workers.watch(of, found.put_nowait, lambda *_, **__: None))
+    assert await found.get() == {}
+    assert standing_back.poll() is None
+    watching.cancel()
