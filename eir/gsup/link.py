@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 AHEAD_BYTES: Final = 1 << 16
 """Most bytes that a connection may have ready before its turn; no more is read from it then."""
-STRIDE: Final = 32
+STRIDE: Final = 8
 """Frames between two looks at the clock."""
 STORE_S: Final = 2.0
 """Time that the HLR has to store an IMEI; its MSC waits 5 s for the answer."""
-NAMES_MAX: Final = 8
+NAMES_MAX: Final = 4
 """Maximum number of names that a client may give on one connection; an OsmoMSC gives one."""
 LATE_MAX: Final = 4096
 """Answers that an HLR may owe; one that owes more is not taken for one that answers."""
