@@ -17,11 +17,11 @@ class _CleanBuild(build):
         super().run()
 
 
-_SOURCES = [f"eir/s13/{name}.c" for name in ("_lane", "_ecr", "_image", "_policy")]
+_SOURCES = [f"eir/interfaces/s13/{name}.c" for name in ("_lane", "_ecr", "_image", "_policy")]
 _LANE = Extension(
-    "eir.s13._lane",
+    "eir.interfaces.s13._lane",
     _SOURCES,
-    depends=["eir/s13/_lane.h"],
+    depends=["eir/interfaces/s13/_lane.h"],
     extra_compile_args=["-O3"],
     py_limited_api=True,
     optional=True,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from eir.daemon import block
+from eir.node.processes import block
 
 TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 """Environment variable of the GNU C library (2.35 and later; others do not know it), and the setting."""
@@ -16,13 +16,13 @@ OTHERS_WRITE = 0o002
 
 
 def main() -> None:
-    """Run the command line; see eir.commands.app. No file that it makes can be written by everyone, whatever the umask is."""
+    """Run the command line; see eir.cli.app. No file that it makes can be written by everyone, whatever the umask is."""
     os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)
     word = _first_word(sys.argv[1:])
     if word == "serve":
         block()
         _use_large_pages()
-    from eir.commands import app  # noqa: PLC0415 - takes a while, in which signals are blocked already
+    from eir.cli import app  # noqa: PLC0415 - takes a while, in which signals are blocked already
 
     app.main(word)
 

@@ -18,8 +18,8 @@ from benchmark.measure import Target, at_least, at_most, begin, finish, say
 from benchmark.servers import free_port
 from benchmark.site import LIST, loaded
 
-from eir.commands.table import table
-from eir.sources.feed_users import user_line
+from eir.cli.table import table
+from eir.interfaces.feed.feed_users import user_line
 
 QUESTIONS = 100_000
 CONNECTIONS, RATE = 256, 5000.0

@@ -30,11 +30,11 @@ from node import Publisher, Site
 from pyroaring import BitMap
 from servers import Server
 
-from eir.operate.control import ask
-from eir.pages.pages import Page, amended_digest, content_digest
-from eir.pages.roaring import encode_keys
-from eir.record.store import ListState
-from eir.stores.redis import RedisStore
+from eir.lists.pages.pages import Page, amended_digest, content_digest
+from eir.lists.pages.roaring import encode_keys
+from eir.lists.record.store import ListState
+from eir.lists.stores.redis import RedisStore
+from eir.node.observe.control import ask
 
 ENTRIES, TACS = 10_000_000, 250_000
 SWITCH_S_MAX, ENTRY_S_MAX = 2.0, 0.05

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from joserfc import jwk, jws
 
-from eir.commands.table import table
-from eir.sources.settings import FRAUD_SCOPE
+from eir.cli.table import table
+from eir.lists.sources.settings import FRAUD_SCOPE
 
 QUESTIONS = 100_000
 CONNECTIONS, AUDIENCE, LASTS_S = 64, "eir", 3600

@@ -28,16 +28,16 @@ from made import pages_of, put, state
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.commands.table import table
-from eir.gsup import ipa
-from eir.gsup.ipa import Frames
-from eir.gsup.message import check_imei, says_no
-from eir.gsup.server import GsupServer, GsupService
-from eir.gsup.settings import GsupSettings
-from eir.images.index import Index
-from eir.peers.counts import Counts
-from eir.peers.rate import RateLimits
-from eir.peers.settings import Limits, PeerSettings
+from eir.cli.table import table
+from eir.interfaces.gsup import ipa
+from eir.interfaces.gsup.ipa import Frames
+from eir.interfaces.gsup.message import check_imei, says_no
+from eir.interfaces.gsup.server import GsupServer, GsupService
+from eir.interfaces.gsup.settings import GsupSettings
+from eir.lists.images.index import Index
+from eir.wire.peers.counts import Counts
+from eir.wire.peers.rate import RateLimits
+from eir.wire.peers.settings import Limits, PeerSettings
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 20_000
 OF_ECHO = 0.5

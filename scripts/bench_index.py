@@ -20,13 +20,13 @@ from pathlib import Path
 import uvloop
 from pyroaring import BitMap
 
-from eir.follow.follower import Follower
-from eir.images.image import Image
-from eir.images.index import Index
-from eir.pages.pages import PAGE_KEYS, Page, content_digest
-from eir.pages.roaring import encode_keys
-from eir.record.store import ListState
-from eir.stores.open import open_store
+from eir.lists.follow.follower import Follower
+from eir.lists.images.image import Image
+from eir.lists.images.index import Index
+from eir.lists.pages.pages import PAGE_KEYS, Page, content_digest
+from eir.lists.pages.roaring import encode_keys
+from eir.lists.record.store import ListState
+from eir.lists.stores.open import open_store
 
 LIST = "bench"
 QUICK_ENTRIES, QUICK_TACS = 100_000, 1_000

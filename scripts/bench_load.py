@@ -177,7 +177,7 @@ def _csv(path: Path) -> None:
 
 
 def _publish(folder: Path) -> None:
-    from eir.releases.publish import publish  # noqa: PLC0415  # the csv process needs none of it
+    from eir.lists.releases.publish import publish  # noqa: PLC0415  # the csv process needs none of it
 
     now = datetime.now(UTC)
     times = {"issued": now - timedelta(seconds=1), "expires": now + timedelta(days=1)}
@@ -186,11 +186,11 @@ def _publish(folder: Path) -> None:
 
 
 def _load(folder: Path) -> None:
-    from eir.changes.load import load_release  # noqa: PLC0415  # as above
-    from eir.record.settings import ListSettings  # noqa: PLC0415  # as above
-    from eir.stores.sqlite import SqliteStore  # noqa: PLC0415  # as above
+    from eir.lists.changes.load import load_release  # noqa: PLC0415  # as above
+    from eir.lists.record.settings import ListSettings  # noqa: PLC0415  # as above
+    from eir.lists.stores.sqlite import SqliteStore  # noqa: PLC0415  # as above
 
-    importlib.import_module("eir.rows.reader")  # the csv process's clock does not see its imports either
+    importlib.import_module("eir.lists.rows.reader")  # the csv process's clock does not see its imports either
 
     async def load() -> dict[str, Any]:
         store = SqliteStore(folder / "state" / "lists.sqlite")

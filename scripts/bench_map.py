@@ -16,19 +16,19 @@ from benchmark.measure import add_options, at_least, finish, say
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.commands.table import table
+from eir.cli.table import table
 from eir.errors import silent
-from eir.images.index import Index
-from eir.map import checkimei as codec
-from eir.map.server import MapServer
-from eir.map.service import MapService
-from eir.map.settings import Ss7Settings
-from eir.peers.counts import Counts
-from eir.peers.rate import NO_LIMITS, RateLimits
-from eir.peers.settings import Limits, PeerSettings, Requester
-from eir.ss7 import m3ua, sccp, tcap
-from eir.ss7.asp import Association
-from eir.ss7.m3ua import Kind, Transfer
+from eir.interfaces.map import checkimei as codec
+from eir.interfaces.map.server import MapServer
+from eir.interfaces.map.service import MapService
+from eir.interfaces.map.settings import Ss7Settings
+from eir.lists.images.index import Index
+from eir.wire.peers.counts import Counts
+from eir.wire.peers.rate import NO_LIMITS, RateLimits
+from eir.wire.peers.settings import Limits, PeerSettings, Requester
+from eir.wire.ss7 import m3ua, sccp, tcap
+from eir.wire.ss7.asp import Association
+from eir.wire.ss7.m3ua import Kind, Transfer
 
 PYCRATE_TIMES, ECHO_SHARE = 20, 0.5
 BATCH = 100

@@ -21,7 +21,7 @@ from benchmark.measure import Load, Results, add_options, ask, cores, finish, sa
 from benchmark.servers import floor, free_port
 from benchmark.site import loaded
 
-from eir.commands.table import table
+from eir.cli.table import table
 
 ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
 LOAD = Load(4, 256)

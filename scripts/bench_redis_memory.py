@@ -17,8 +17,8 @@ from bench_index import LIST, made
 from benchmark.servers import redis as redis_server
 from redis.asyncio import Redis
 
-from eir.record.store import ListState
-from eir.stores.redis import RedisStore
+from eir.lists.record.store import ListState
+from eir.lists.stores.redis import RedisStore
 
 LIMIT_MB_PER_10_MILLION = 100
 QUICK_ENTRIES, QUICK_TACS = 20_000, 200

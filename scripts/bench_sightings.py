@@ -27,8 +27,8 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port
 from benchmark.site import Site
 
-from eir.commands.table import table
-from eir.operate.control import ask as control
+from eir.cli.table import table
+from eir.node.observe.control import ask as control
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
 LOADS = (Load(4, 256), Load(4, 16), Load(1, 1))

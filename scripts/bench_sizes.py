@@ -41,8 +41,8 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port, memory_mb
 from benchmark.site import Site, at_rest
 
-from eir.commands.table import table
-from eir.record.settings import DEVICES, PAIRS
+from eir.cli.table import table
+from eir.lists.record.settings import DEVICES, PAIRS
 
 SIZES = (1_000, 1_000_000, 10_000_000, 100_000_000)
 QUICK_SIZES = (1_000, 100_000)

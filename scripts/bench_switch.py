@@ -41,9 +41,9 @@ from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_lis
 from benchmark.servers import Server, free_port, memory_mb, redis
 from benchmark.site import LIST, Site, at_rest
 
-from eir.commands.table import table
-from eir.operate.control import ask as control
-from eir.stores.open import SQLITE, open_store
+from eir.cli.table import table
+from eir.lists.stores.open import SQLITE, open_store
+from eir.node.observe.control import ask as control
 
 ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000
 STEADY = Load(4, 4096, 20_000.0, on_wire=True)

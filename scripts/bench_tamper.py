@@ -2,7 +2,7 @@
 
 Each row of scripts/benchmark/networks.py is a network of 12,000 subscribers under one assumption; world.py and world_other.py are two
 more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that
-Cambodia's register uses: more than two SIMs within a minute. --fit prints the weights of eir/analysis/conditions.py by networks of
+Cambodia's register uses: more than two SIMs within a minute. --fit prints the weights of eir/sightings/conditions.py by networks of
 its own seeds. --attacks has one peer attack the first of the rows (scripts/benchmark/attacks.py). --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
 """
 
@@ -28,12 +28,12 @@ from benchmark.measure import Target, add_options, at_least, at_most, finish, sa
 from benchmark.site import Site
 from benchmark.world import World
 
-from eir.analysis.conditions import PRIOR, WEIGHTS, Tac, TamperSettings
-from eir.analysis.engine import Duck, duck
-from eir.analysis.judge import judge
-from eir.analysis.schema import FILES, FOLDER
-from eir.commands.table import table
-from eir.record.settings import TYPES
+from eir.cli.table import table
+from eir.lists.record.settings import TYPES
+from eir.sightings.conditions import PRIOR, WEIGHTS, Tac, TamperSettings
+from eir.sightings.engine import Duck, duck
+from eir.sightings.judge import judge
+from eir.sightings.schema import FILES, FOLDER
 
 QUICK_SUBSCRIBERS = 1500
 FITTED, JUDGED = 100, 900

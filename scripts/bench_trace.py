@@ -34,8 +34,8 @@ from benchmark.measure import (
 from benchmark.servers import PATIENCE_S, REALM, free_port, on_cores
 from benchmark.site import EIR, loaded
 
-from eir.commands.table import table
-from eir.s13.probe import Target, asking
+from eir.cli.table import table
+from eir.interfaces.s13.probe import Target, asking
 
 QUESTIONS = 500_000
 FULL = Load(4, 256)

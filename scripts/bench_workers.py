@@ -32,8 +32,8 @@ from benchmark.measure import (
 from benchmark.servers import free_port
 from benchmark.site import loaded
 
-from eir.commands.table import table
-from eir.operate.control import ask as control
+from eir.cli.table import table
+from eir.node.observe.control import ask as control
 
 ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
 LOAD = Load(4, 256)

@@ -331,7 +331,7 @@ def package(
     eir = (tree / PREFIX / "bin" / "python", "-m", "eir")
     python = run(eir[0], "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     architecture = run("dpkg", "--print-architecture").strip()
-    put(tree / "usr/lib/systemd/system/eir.service", (source / "eir/commands/eir.service").read_text())
+    put(tree / "usr/lib/systemd/system/eir.service", (source / "eir/cli/eir.service").read_text())
     put(tree / "usr/share/man/man1/eir.1.gz", gzip.compress(run(*eir, "manual").encode(), mtime=0))
     put(tree / "usr/share/bash-completion/completions/eir", run(*eir, "completion", "bash"))
     doc, made_at = tree / "usr/share/doc/eir", datetime.fromtimestamp(epoch, UTC)

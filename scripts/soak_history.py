@@ -21,10 +21,10 @@ import test_feed_history
 import test_history
 from made import event
 
-from eir.record.history import appended, broken
-from eir.record.store import FEED, Ledger, ListStore, Record
-from eir.stores.redis import RedisStore
-from eir.stores.sqlite import SqliteStore
+from eir.lists.record.history import appended, broken
+from eir.lists.record.store import FEED, Ledger, ListStore, Record
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 
 SENDERS, REASONS = 7, 11
 

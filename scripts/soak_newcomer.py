@@ -279,7 +279,10 @@ def _works(host: Host, promises: list[str]) -> None:
         list(answers.values()) == ["blacklisted", "whitelisted"],
         said,
     )
-    _holds("the compiled lane is there", "_lane.abi3.so" in host.does("ls /opt/eir/lib/python3*/site-packages/eir/s13"))
+    _holds(
+        "the compiled lane is there",
+        "_lane.abi3.so" in host.does("ls /opt/eir/lib/python3*/site-packages/eir/interfaces/s13"),
+    )
     said = host.does(Installation.alias + ANALYSES)
     _holds("the analysis judges what was imported", "Traceback" not in said, said)
     code, said = host.asks("systemd-analyze", "verify", "/etc/systemd/system/eir.service")

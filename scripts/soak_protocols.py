@@ -25,9 +25,9 @@ from servers import free_port
 from traffic import connect, lists_of, write_list
 from wire import HOST, TGPP, avp, ecr
 
-from eir.gsup import probe as gsup
-from eir.map import probe as msc
-from eir.ss7.sccp import point_code
+from eir.interfaces.gsup import probe as gsup
+from eir.interfaces.map import probe as msc
+from eir.wire.ss7.sccp import point_code
 
 BATCH = 500
 ENTRIES = 100_000

@@ -25,8 +25,8 @@ from publisher_folder import NAME, Register
 from web_folder import FAULTS, Web, tls
 
 from eir.errors import ReleaseRefused
-from eir.sources import acknowledge
-from eir.sources.folder_writer import index_in
+from eir.lists.sources import acknowledge
+from eir.lists.sources.folder_writer import index_in
 
 RECOVERED_S = 60.0
 """From the end of the faults until every node holds what the folder offers, and has said so."""

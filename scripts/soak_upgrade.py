@@ -27,10 +27,10 @@ from node import Site as PlainSite
 from servers import Server, free_port, programs
 from wire import HOST, REALM
 
-from eir.s13 import probe
+from eir.interfaces.s13 import probe
 
 ROOT = Path(__file__).resolve().parent.parent
-LANE = "eir/s13"
+LANE = "eir/interfaces/s13"
 EIRS = ("eir1.eir.test", "eir2.eir.test")
 ANSWERS = {LISTED: "blacklisted", TRACKED: "greylisted", UNLISTED: "whitelisted"}
 AT_ONCE = 32

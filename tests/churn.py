@@ -15,9 +15,9 @@ from followed import Node
 from made import page, state
 
 from eir.errors import StoreError
-from eir.pages.pages import PAGE_KEYS, amended_digest, content_digest
-from eir.stores.redis import RedisStore
-from eir.stores.sqlite import SqliteStore
+from eir.lists.pages.pages import PAGE_KEYS, amended_digest, content_digest
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 
 KINDS = {"devices": "devices", "pairs": "pairs", "subscribers": "subscribers"}
 PAGES = 400

@@ -15,7 +15,7 @@ from node import Publisher, Site
 from releases import make_key
 from wire import HOST, REALM, Connection, cer
 
-sys.path += [str(path) for path in Path(__file__).parent.iterdir() if path.is_dir()]
+sys.path += sorted({str(path.parent) for path in Path(__file__).parent.rglob("*.py")})
 """A test may use what another one has, in whichever folder."""
 elsewhere = in_kernel.Elsewhere()
 settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow])

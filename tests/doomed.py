@@ -12,10 +12,10 @@ from pathlib import Path
 import servers
 from redis.asyncio.connection import AbstractConnection
 
-from eir.stores.redis import RedisStore
-from eir.stores.redis import writing as redis_writing
-from eir.stores.sqlite import SqliteStore
-from eir.stores.sqlite import writing as sqlite_writing
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.redis import writing as redis_writing
+from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.stores.sqlite import writing as sqlite_writing
 
 
 class Die:

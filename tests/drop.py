@@ -7,11 +7,11 @@ from pathlib import Path
 
 from releases import public
 
-from eir.changes.load import Loader
-from eir.inbox.inbox import Attempts, PassSettings, take_in
-from eir.record.settings import ListSettings
-from eir.releases.publish import publish
-from eir.stores.sqlite import SqliteStore
+from eir.lists.changes.load import Loader
+from eir.lists.record.settings import ListSettings
+from eir.lists.releases.publish import publish
+from eir.lists.sources.inbox import Attempts, PassSettings, take_in
+from eir.lists.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600
 UNHURRIED = {"in_vain_s": 60.0, "verify_s": 60.0, "pass_s": 60.0}

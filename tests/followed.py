@@ -6,9 +6,9 @@ import time
 
 from made import until
 
-from eir.follow.copy import Pauses
-from eir.follow.follower import Follower
-from eir.images.index import Index
+from eir.lists.follow.copy import Pauses
+from eir.lists.follow.follower import Follower
+from eir.lists.images.index import Index
 
 QUICK = Pauses(retry_s=0.02, unproved_s=0.02, unreadable_s=0.02)
 """Nobody waits long for the next try."""

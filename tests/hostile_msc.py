@@ -7,8 +7,8 @@ import m3ua_wire as wire
 from hostile import Asking, Fuzzer, OctetMutator
 from msc import Msc
 
-from eir.ss7 import m3ua, sccp
-from eir.ss7.m3ua import Kind, Tag, parameter
+from eir.wire.ss7 import m3ua, sccp
+from eir.wire.ss7.m3ua import Kind, Tag, parameter
 
 LAYERS = ("m3ua", "sccp", "tcap")
 BEGINS = [bytes.fromhex(vector) for vector in wire.VECTORS.values()]

@@ -9,20 +9,20 @@ from made import fill, page, pages_of, pair_pages
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_type_key, imsi_key
-from eir.diameter.application import LaneTerms
-from eir.diameter.avp import encode, encode_text, encode_u32, key_of
-from eir.diameter.message import encode_message
-from eir.diameter.peer import Arrived, Peer
-from eir.diameter.serve import TOO_BUSY_REPLY, NodeContext
-from eir.images.index import Index
-from eir.pages.pages import PAGE_KEYS
-from eir.peers.counts import Counts
-from eir.peers.rate import Bucket, Limit
-from eir.peers.settings import Identity, Limits, PeerSettings
-from eir.s13.application import s13_application
-from eir.s13.dictionary import DICTIONARY
-from eir.s13.lane import ExpressLane, ExpressLanes
-from eir.s13.service import S13Service
+from eir.interfaces.s13.application import s13_application
+from eir.interfaces.s13.dictionary import DICTIONARY
+from eir.interfaces.s13.lane import ExpressLane, ExpressLanes
+from eir.interfaces.s13.service import S13Service
+from eir.lists.images.index import Index
+from eir.lists.pages.pages import PAGE_KEYS
+from eir.wire.diameter.application import LaneTerms
+from eir.wire.diameter.avp import encode, encode_text, encode_u32, key_of
+from eir.wire.diameter.message import encode_message
+from eir.wire.diameter.peer import Arrived, Peer
+from eir.wire.diameter.serve import TOO_BUSY_REPLY, NodeContext
+from eir.wire.peers.counts import Counts
+from eir.wire.peers.rate import Bucket, Limit
+from eir.wire.peers.settings import Identity, Limits, PeerSettings
 
 VENDOR = 10415
 MSISDN, UNKNOWN = key_of(701, VENDOR), key_of(9999, 99)

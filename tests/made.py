@@ -8,11 +8,11 @@ from contextlib import closing
 
 from pyroaring import BitMap
 
-from eir.images.imaging import image_of, image_with
-from eir.images.index import Index
-from eir.pages.pages import PAGE_KEYS, Page, Sections, content_digest
-from eir.pages.roaring import encode_keys
-from eir.record.store import Event, ListState
+from eir.lists.images.imaging import image_of, image_with
+from eir.lists.images.index import Index
+from eir.lists.pages.pages import PAGE_KEYS, Page, Sections, content_digest
+from eir.lists.pages.roaring import encode_keys
+from eir.lists.record.store import Event, ListState
 
 
 def page(

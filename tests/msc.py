@@ -6,9 +6,9 @@ import itertools
 import m3ua_wire as wire
 from pycrate_asn1dir import TCAP_MAPv2v3
 
-from eir.map import checkimei as codec
-from eir.ss7 import m3ua, sccp
-from eir.ss7.m3ua import Kind, Tag, parameter
+from eir.interfaces.map import checkimei as codec
+from eir.wire.ss7 import m3ua, sccp
+from eir.wire.ss7.m3ua import Kind, Tag, parameter
 
 PATIENCE_S = 180
 CONTEXT = (0, 4, 0, 0, 1, 0, 13)

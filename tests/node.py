@@ -24,11 +24,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from wire import EIR, REALM
 
-from eir.changes.load import load_release
 from eir.config import load_config
-from eir.operate.control import ControlError, ask
-from eir.releases.publish import publish
-from eir.stores.open import open_store
+from eir.lists.changes.load import load_release
+from eir.lists.releases.publish import publish
+from eir.lists.stores.open import open_store
+from eir.node.observe.control import ControlError, ask
 
 COMMAND = [sys.executable, "-m", "eir"]
 PATIENCE_S = 180

@@ -1,4 +1,4 @@
-"""Two nodes of ours, a wire between them, and every order in which things can happen: what tests/diameter/test_pairs.py explores.
+"""Two nodes of ours, a wire between them, and every order in which things can happen: what tests/wire/diameter/test_pairs.py explores.
 
 The code that runs is the product's: Peer for each end of a connection, Admission for each node. What stands between them in Node (events
 one way, orders the other) is repeated here in a few lines, without a loop. A step of one Peer depends on what that Peer has been through
@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 from wire import VSAI, Message, answer_to, avp, message, u32
 
-from eir.diameter.admission import Admission, Admit, Claim, Drop, Probe, Refuse
-from eir.diameter.capabilities import find_peer
-from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Leaving, Opened, Peer
-from eir.diameter.serve import NodeContext
-from eir.diameter.states import State
 from eir.errors import DiameterError, silent
-from eir.peers.counts import Counts
-from eir.peers.settings import Identity, Limits, PeerSettings
-from eir.s13.application import S13
+from eir.interfaces.s13.application import S13
+from eir.wire.diameter.admission import Admission, Admit, Claim, Drop, Probe, Refuse
+from eir.wire.diameter.capabilities import find_peer
+from eir.wire.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Leaving, Opened, Peer
+from eir.wire.diameter.serve import NodeContext
+from eir.wire.diameter.states import State
+from eir.wire.peers.counts import Counts
+from eir.wire.peers.settings import Identity, Limits, PeerSettings
 
 REALM = "example.org"
 HOSTS = ("a.example.org", "b.example.org")

@@ -15,13 +15,13 @@ from luhn import check_digit
 from node import until_async
 from wire import HOST, REALM, TGPP, Connection, avp, cer, ecr, terminal
 
-from eir.changes.load import load_release
-from eir.changes.local import Edit, edit_list, parse_entries
-from eir.changes.rollback import roll_back
 from eir.config import load_config
-from eir.operate.control import ask as control
-from eir.stores.open import COPY_FILE, open_store
-from eir.stores.sqlite import SqliteStore
+from eir.lists.changes.load import load_release
+from eir.lists.changes.local import Edit, edit_list, parse_entries
+from eir.lists.changes.rollback import roll_back
+from eir.lists.stores.open import COPY_FILE, open_store
+from eir.lists.stores.sqlite import SqliteStore
+from eir.node.observe.control import ask as control
 
 KINDS = {
     "stolen": "devices",

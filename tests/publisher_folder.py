@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from releases import public
 from web_folder import Web
 
-from eir.sources.folder_writer import publish_into
+from eir.lists.sources.folder_writer import publish_into
 
 NAME = "stolen"
 ROWS = [f"001010060000{n:02}" for n in range(60)]

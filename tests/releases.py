@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 
-from eir.changes.load import Loader, load_release
-from eir.record.settings import ListSettings
+from eir.lists.changes.load import Loader, load_release
+from eir.lists.record.settings import ListSettings
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "stolen-national"

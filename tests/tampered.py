@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from eir.analysis.schema import FILES, FOLDER, SCHEMA
+from eir.sightings.schema import FILES, FOLDER, SCHEMA
 
 START = datetime(2026, 10, 27)  # noqa: DTZ001 - as in the files
 

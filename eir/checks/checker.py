@@ -2,7 +2,7 @@
 
 A protocol's translator makes a Question of a request and an answer of what `check` returns. A fast path of a protocol asks the
 policy in force itself (`policy`), and hands in what it answered by the batch (`count`, `note`). Synchronous, without I/O: the time
-is an argument, and events go to callables. May import eir.checks, eir.images.index, eir.device and errors.
+is an argument, and events go to callables. May import eir.checks, eir.lists.images.index, eir.device and errors.
 """
 
 from collections import Counter, defaultdict
@@ -14,7 +14,7 @@ from eir.checks.question import NO_KEY, Question, is_wrong_digit
 from eir.checks.settings import NoDevice, PolicySettings, Status
 from eir.device import key_text
 from eir.errors import IdentifierError, Report, silent
-from eir.images.index import Index
+from eir.lists.images.index import Index
 
 Labels = tuple[str, ...]
 """Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`, `no_imei`), protocol,

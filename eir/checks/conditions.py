@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from eir.checks.question import BY_KEY
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, device_type_key, imsi_key
 from eir.errors import IdentifierError
-from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES
+from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES
 
 if TYPE_CHECKING:  # the configuration is checked without the lists
-    from eir.images.index import Index, PairList
+    from eir.lists.images.index import Index, PairList
 
 Holds = Callable[[int, str, str, str, str], bool]
 """(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → whether the condition holds; texts are empty where absent."""

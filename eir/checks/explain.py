@@ -17,13 +17,13 @@ from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, imsi_key, is_digits
 from eir.errors import IdentifierError
-from eir.images.imaging import image_of
-from eir.images.index import Index
-from eir.pages.pages import Page
-from eir.record.entries import read_pages
-from eir.record.reasons import reason_of
-from eir.record.settings import SUBSCRIBERS, ListSettings
-from eir.record.store import ListState, ListStore
+from eir.lists.images.imaging import image_of
+from eir.lists.images.index import Index
+from eir.lists.pages.pages import Page
+from eir.lists.record.entries import read_pages
+from eir.lists.record.reasons import reason_of
+from eir.lists.record.settings import SUBSCRIBERS, ListSettings
+from eir.lists.record.store import ListState, ListStore
 
 NAMED_MAX = 5
 """Values of a rule's condition that are named."""

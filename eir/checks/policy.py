@@ -1,11 +1,11 @@
 """Policy: an ordered list of rules, compiled once into the one function that answers every check; and sightings.
 
 The first rule whose conditions all hold gives the status, `default` where none does. May import eir.checks.conditions and
-eir.images.index; knows neither the wire nor the configuration file, and neither the clock nor a log: time is an argument, and
+eir.lists.images.index; knows neither the wire nor the configuration file, and neither the clock nor a log: time is an argument, and
 what observed rules would have answered goes to a callable that it is handed.
 
 Sightings are what decided checks leave for the record, and nobody waits for what becomes of them: the checker and a protocol's fast path
-hand them over, eir.daemon connects them to something (eir.analysis.buffer).
+hand them over, eir.node.processes connects them to something (eir.sightings.buffer).
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -17,8 +17,8 @@ from eir.checks.conditions import CONDITIONS, Holds
 from eir.checks.program import Program, program_of
 from eir.checks.question import CHECK_DIGIT, MALFORMED
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
-from eir.images.index import Index
-from eir.record.settings import SUBSCRIBERS
+from eir.lists.images.index import Index
+from eir.lists.record.settings import SUBSCRIBERS
 
 
 class Decision(NamedTuple):
@@ -41,7 +41,7 @@ class SightingKind(NamedTuple):
     peer: str
     """Label of the peer that sent the request, which may be an agent: it is what the node knows, an Origin-Host is what a request claims."""
     observed: str
-    """The rules under observation that held (eir.analysis.schema.COLUMNS)."""
+    """The rules under observation that held (eir.sightings.schema.COLUMNS)."""
     early: bool = False
     """The SIM was not authenticated before the check."""
 

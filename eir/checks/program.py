@@ -3,7 +3,7 @@
 For each rule: its verdict (ASK_INSTEAD under observation, since that is counted), how many words follow, and for each condition
 what it asks, how many words follow, and these. The last word is the verdict where no rule holds. A verdict is its number, and the place
 of its status in the upper half of the word. A condition that has no row
-here is asked of the general path. May import eir.checks.conditions and eir.images.index; knows no protocol.
+here is asked of the general path. May import eir.checks.conditions and eir.lists.images.index; knows no protocol.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -16,8 +16,8 @@ import numpy as np
 from eir.checks.question import STRETCHES
 from eir.checks.settings import Status
 from eir.device import IMSI_LENGTHS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key, device_type_key
-from eir.images.index import DeviceList, Index, TacsOfTypes
-from eir.record.settings import DEVICES
+from eir.lists.images.index import DeviceList, Index, TacsOfTypes
+from eir.lists.record.settings import DEVICES
 
 ASK_INSTEAD: Final = (1 << 64) - 1
 LISTS_MAX, VERDICTS_MAX = 16, 1024

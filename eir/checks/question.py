@@ -1,6 +1,6 @@
 """A question: a device, the subscriber that uses it and who asks; which identifiers are good (TS 23.003 6.2), and which are suspect.
 
-A translator (eir.s13.service is S13's) fills a Question with the texts that its protocol carried and judges none of them: what is
+A translator (eir.interfaces.s13.service is S13's) fills a Question with the texts that its protocol carried and judges none of them: what is
 missing or malformed is told apart here, in the same way for each protocol. An identifier may be suspect by itself, before anybody looks
 into a list: reprogrammed phones carry zeros, one digit over and over, runs of digits, identifiers of test equipment, or an IMEI whose
 check digit belongs to another one. Imports eir.device and errors; knows no policy.

@@ -16,19 +16,19 @@ from eir.config.kinds import did_you_mean
 from eir.config.reader import Document, Spot
 from eir.config.settings import Config
 from eir.errors import StoreError
-from eir.n5g.settings import is_loopback, is_secure, listening_at
-from eir.pages.pages import PAGE_KEYS
-from eir.peers.settings import APPLICATIONS, PeerSettings, holds
-from eir.peers.transport.endpoint import endpoint
-from eir.peers.transport.sctp_options import LOAD_ADVICE, is_supported
-from eir.peers.transport.tls import TlsError, load_tls, read_tls
-from eir.record.settings import DEVICES, PAIRS, TYPES, is_list_name
-from eir.releases.openssh import distinct_signers
-from eir.rows.layout import ACTION, LAYOUTS, SUBJECTS
-from eir.sources.feed_users import UsersError, read_users
-from eir.sources.settings import TAC_ROLES
-from eir.ss7.sccp import BITS, point_code
-from eir.stores.open import SQLITE
+from eir.interfaces.feed.feed_users import UsersError, read_users
+from eir.interfaces.n5g.settings import is_loopback, is_secure, listening_at
+from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.record.settings import DEVICES, PAIRS, TYPES, is_list_name
+from eir.lists.releases.openssh import distinct_signers
+from eir.lists.rows.layout import ACTION, LAYOUTS, SUBJECTS
+from eir.lists.sources.settings import TAC_ROLES
+from eir.lists.stores.open import SQLITE
+from eir.wire.peers.settings import APPLICATIONS, PeerSettings, holds
+from eir.wire.ss7.sccp import BITS, point_code
+from eir.wire.transport.endpoint import endpoint
+from eir.wire.transport.sctp_options import LOAD_ADVICE, is_supported
+from eir.wire.transport.tls import TlsError, load_tls, read_tls
 
 ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what listens at all addresses is found by it
 CERTIFICATE_SOON = timedelta(days=14)
@@ -176,7 +176,7 @@ def _check_tokens(config: Config, document: Document) -> Findings:
         if not (tokens.jwks or tokens.keys):
             yield "nothing to check access tokens with; expected jwks or keys", (section, "tokens")
             continue
-        from eir.web.tokens import KeysError, load_keys, read_keys  # noqa: PLC0415  # half a second that no other configuration costs
+        from eir.wire.web.tokens import KeysError, load_keys, read_keys  # noqa: PLC0415  # half a second that no other configuration costs
 
         try:
             load_keys(read_keys(tokens))
@@ -269,7 +269,7 @@ def _check_store(config: Config, document: Document) -> Findings:
 def _store_files(config: Config) -> Mapping[str, Path]:
     if config.store == SQLITE:
         return {}
-    from eir.stores.redis_url import files_of  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
+    from eir.lists.stores.redis_url import files_of  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
 
     return files_of(config.store)
 

@@ -9,18 +9,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from eir.analysis.conditions import Place, TamperSettings
-from eir.analysis.settings import FULL, HASHED, OFF, SightingsSettings, Webhook
 from eir.checks.question import SUSPECT
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
-from eir.gsup.settings import GsupSettings
-from eir.map.settings import GatewaySettings, Ss7Settings
-from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
-from eir.peers.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
-from eir.peers.transport.tls import VERSIONS
-from eir.record.settings import (
+from eir.interfaces.gsup.settings import GsupSettings
+from eir.interfaces.map.settings import GatewaySettings, Ss7Settings
+from eir.interfaces.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
+from eir.lists.record.settings import (
     DEVICES,
     KINDS,
     LOAD_MEMORY,
@@ -30,13 +26,17 @@ from eir.record.settings import (
     Record,
     Source,
 )
-from eir.record.store import KEEP
-from eir.rows.layout import SUBJECTS
-from eir.sources.settings import FEED_SCOPE, FRAUD_SCOPE, RATE_MAX, FeedLists, FeedSettings, FraudSettings
-from eir.ss7.sccp import ANSI, ITU
-from eir.stores.open import SQLITE
-from eir.web.access import LOOPBACK, PageSettings
-from eir.web.denials import TokenSettings
+from eir.lists.record.store import KEEP
+from eir.lists.rows.layout import SUBJECTS
+from eir.lists.sources.settings import FEED_SCOPE, FRAUD_SCOPE, RATE_MAX, FeedLists, FeedSettings, FraudSettings
+from eir.lists.stores.open import SQLITE
+from eir.sightings.conditions import Place, TamperSettings
+from eir.sightings.settings import FULL, HASHED, OFF, SightingsSettings, Webhook
+from eir.wire.peers.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+from eir.wire.ss7.sccp import ANSI, ITU
+from eir.wire.transport.tls import VERSIONS
+from eir.wire.web.access import LOOPBACK, PageSettings
+from eir.wire.web.denials import TokenSettings
 
 WATCHDOG_MIN_S = 6
 """RFC 3539 3.4.1: Tw must not be below 6 seconds."""

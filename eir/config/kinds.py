@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 from eir.checks.settings import Status
 from eir.device import TAC_DIGITS, device_key
 from eir.errors import IdentifierError, StoreError
-from eir.gsup.settings import PORT as GSUP_PORT
-from eir.map.settings import PORT as M3UA_PORT
-from eir.n5g.settings import PORTS as HTTP_PORTS
-from eir.peers.transport.endpoint import PORTS, SCTP
-from eir.rows.layout import is_date_form
-from eir.stores.open import SQLITE
+from eir.interfaces.gsup.settings import PORT as GSUP_PORT
+from eir.interfaces.map.settings import PORT as M3UA_PORT
+from eir.interfaces.n5g.settings import PORTS as HTTP_PORTS
+from eir.lists.rows.layout import is_date_form
+from eir.lists.stores.open import SQLITE
+from eir.wire.transport.endpoint import PORTS, SCTP
 
 LABEL_MAX, NAME_MAX = 63, 255
 """Octets in a label and in a whole domain name (RFC 1035 2.3.4)."""
@@ -265,7 +265,7 @@ def _store_url(written: str) -> str:
         return written
     if "://" not in written:
         raise ValueError
-    from eir.stores.redis_url import parse_url  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
+    from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
 
     try:
         parse_url(written, check=False)
@@ -277,7 +277,7 @@ def _store_url(written: str) -> str:
 def _with_files(store: str, folder: Path) -> str:
     if store == SQLITE:
         return store
-    from eir.stores.redis_url import with_files_in  # noqa: PLC0415  # as above
+    from eir.lists.stores.redis_url import with_files_in  # noqa: PLC0415  # as above
 
     return with_files_in(store, folder)
 

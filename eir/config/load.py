@@ -16,8 +16,8 @@ from eir.config.kinds import TOO_BUSY
 from eir.config.reader import Document, read_document, read_file
 from eir.config.settings import Config, Whereabouts
 from eir.errors import ConfigError, Problem
-from eir.peers.settings import Identity
-from eir.record.settings import Layout
+from eir.lists.record.settings import Layout
+from eir.wire.peers.settings import Identity
 
 TAKES_RESTART = [
     *(key.path for key in TABLE if not key.live),

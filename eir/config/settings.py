@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eir.analysis.conditions import TamperSettings
-from eir.analysis.settings import SightingsSettings
 from eir.checks.settings import PolicySettings, Status
 from eir.errors import Problem
-from eir.gsup.settings import GsupSettings
-from eir.map.settings import Ss7Settings
-from eir.n5g.settings import N5gSettings
-from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
-from eir.record.settings import HistorySettings, Layout, ListSettings
-from eir.sources.settings import FeedSettings, FraudSettings
-from eir.web.access import PageSettings
+from eir.interfaces.gsup.settings import GsupSettings
+from eir.interfaces.map.settings import Ss7Settings
+from eir.interfaces.n5g.settings import N5gSettings
+from eir.lists.record.settings import HistorySettings, Layout, ListSettings
+from eir.lists.sources.settings import FeedSettings, FraudSettings
+from eir.sightings.conditions import TamperSettings
+from eir.sightings.settings import SightingsSettings
+from eir.wire.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+from eir.wire.web.access import PageSettings
 
 
 class Listener(NamedTuple):
@@ -51,7 +51,7 @@ class Config:
     feed: FeedSettings
     fraud_check: FraudSettings
     numbers: Path | None
-    """The table of eir.sources.msisdn."""
+    """The table of eir.lists.rows.msisdn."""
     gsup: GsupSettings
     ss7: Ss7Settings
     limits: Limits
@@ -62,7 +62,7 @@ class Config:
     state: Path
     control_read: Path | None
     store: str
-    """`sqlite`, or a URL of eir.stores.redis_url; it may hold a password."""
+    """`sqlite`, or a URL of eir.lists.stores.redis_url; it may hold a password."""
     heal: bool
     boot_without_lists: str
     lists: Mapping[str, ListSettings]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from eir.commands.table import table
+from eir.cli.table import table
 
 from . import network
 from .build import Missing, program, tools

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from eir.analysis.conditions import Tac
+from eir.sightings.conditions import Tac
 
 from .world import COPIES, DAY_S, HOURS, START, World
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from eir.record.settings import DEVICES, PAIRS, TYPES
-from eir.releases.publish import publish
-from eir.stores.open import SQLITE, open_copy, open_store
+from eir.lists.record.settings import DEVICES, PAIRS, TYPES
+from eir.lists.releases.publish import publish
+from eir.lists.stores.open import SQLITE, open_copy, open_store
 
 from .build import Missing, run
 from .questions import QUICK_QUESTIONS, Keys, scattered, write_list, write_questions

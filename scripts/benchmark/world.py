@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from eir.analysis.conditions import Tac
+from eir.sightings.conditions import Tac
 
 START = datetime(2026, 10, 27)  # noqa: DTZ001 - times in the files are UTC without saying so
 HOURS = np.array([1, 0.5, 0.3, 0.3, 0.5, 1.5, 4, 7, 8, 7, 6, 6, 7, 6, 6, 6, 7, 8, 8, 7, 6, 5, 3, 2], dtype=float)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from eir.analysis.conditions import Tac
+from eir.sightings.conditions import Tac
 
 from .world import START, World
 

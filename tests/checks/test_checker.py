@@ -11,10 +11,10 @@ from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import device_key
-from eir.diameter.message import Request
 from eir.errors import DiameterError
-from eir.images.index import Index
-from eir.s13.service import REPLIES, S13Service
+from eir.interfaces.s13.service import REPLIES, S13Service
+from eir.lists.images.index import Index
+from eir.wire.diameter.message import Request
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 WHITE, BLACK, GREY, UNKNOWN = Status.WHITELISTED, Status.BLACKLISTED, Status.GREYLISTED, Status.UNKNOWN

@@ -12,9 +12,9 @@ from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import StoreChanged
-from eir.images.index import Index
-from eir.record.entries import READ_AGAIN_MAX
-from eir.record.settings import ListSettings
+from eir.lists.images.index import Index
+from eir.lists.record.entries import READ_AGAIN_MAX
+from eir.lists.record.settings import ListSettings
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 BLACK, GREY, WHITE = Status.BLACKLISTED, Status.GREYLISTED, Status.WHITELISTED

@@ -10,7 +10,7 @@ from test_serve import BLACK, GREY, WHITE, ask, run
 
 from eir.device import MEID_BASE, ODD_BASE, any_key, device_key, key_text, odd_key
 from eir.errors import IdentifierError, ReleaseRefused
-from eir.pages.pages import NUMBER_BITS, PAGE_KEYS
+from eir.lists.pages.pages import NUMBER_BITS, PAGE_KEYS
 
 TWELVE, NOBODY, WORD, LONG = "440015202000", "0", "nonsense", "x" * 20
 RULES = [{"list": "own", "answer": "greylisted"}, {"list": "stolen", "answer": "blacklisted"}]

@@ -13,9 +13,9 @@ from eir.checks.policy import Policy, Verdict, compile_policy
 from eir.checks.question import NO_KEY
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
-from eir.images.imaging import image_of
-from eir.images.index import Index
-from eir.record.store import ListState
+from eir.lists.images.imaging import image_of
+from eir.lists.images.index import Index
+from eir.lists.record.store import ListState
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 WHITE, BLACK, GREY, UNKNOWN = Status.WHITELISTED, Status.BLACKLISTED, Status.GREYLISTED, Status.UNKNOWN

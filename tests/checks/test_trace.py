@@ -14,11 +14,11 @@ from servers import free_port
 from wire import HOST, REALM, TGPP, Message, cer, ecr
 
 from eir.checks.trace import Sought
-from eir.gsup import probe as osmo
-from eir.map import probe as msc
-from eir.n5g import probe as n5g
-from eir.s13 import probe
-from eir.ss7.sccp import point_code
+from eir.interfaces.gsup import probe as osmo
+from eir.interfaces.map import probe as msc
+from eir.interfaces.n5g import probe as n5g
+from eir.interfaces.s13 import probe
+from eir.wire.ss7.sccp import point_code
 
 IMSI, OTHER = "001010123456789", "001010987654321"
 
@@ -171,7 +171,7 @@ def test_it_ends_by_itself_and_there_is_one_at_a_time(site):
         assert trace.records("limit") == []
         assert before
     assert site.eir("trace", "--imei", LISTED, "--reason", "a second", "--for", "0m", status=2)
-    from eir.operate.control import ask as command
+    from eir.node.observe.control import ask as command
 
     command(site.state, "trace", imei=LISTED, imsi="", lasts_s=0.2, reason="short")
     until(lambda: command(site.state, "trace_read")["over"])

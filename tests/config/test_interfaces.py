@@ -6,8 +6,8 @@ import pytest
 from configuration import GOOD, IDENTITY, ONE_PEER, files_of_tokens, problems_of
 
 from eir.config import load_config, render
-from eir.sources.feed_users import user_line
-from eir.web.denials import TokenSettings
+from eir.interfaces.feed.feed_users import user_line
+from eir.wire.web.denials import TokenSettings
 
 # The 5G core: access tokens and NRF
 

@@ -20,8 +20,8 @@ from eir.config.keys import TABLE, reference_page
 from eir.config.kinds import mask_password, mask_secrets
 from eir.config.load import TAKES_RESTART
 from eir.config.reader import REQUIRED
-from eir.peers.settings import Limits
-from eir.sources.feed_users import user_line
+from eir.interfaces.feed.feed_users import user_line
+from eir.wire.peers.settings import Limits
 
 SAMPLE = Path(__file__).parents[2] / "config" / "eir.yaml"
 PAGE = SAMPLE.parent / "REFERENCE.md"
@@ -267,9 +267,9 @@ def key(tmp_path):
 
 
 async def test_sample_lists_are_published_and_loaded(tmp_path, key):
-    from eir.changes.load import load_release
-    from eir.releases.publish import publish
-    from eir.stores.open import open_store
+    from eir.lists.changes.load import load_release
+    from eir.lists.releases.publish import publish
+    from eir.lists.stores.open import open_store
 
     shutil.copytree(SAMPLE.parent, tmp_path / "config", ignore=shutil.ignore_patterns("var"))
     lists, now = tmp_path / "config" / "lists", datetime.now(UTC)

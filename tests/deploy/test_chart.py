@@ -20,8 +20,8 @@ from wire import EIR
 
 from eir import __version__
 from eir.config import load_config
-from eir.daemon.worker import DRAIN_S
-from eir.peers.settings import PeerSettings
+from eir.node.processes.worker import DRAIN_S
+from eir.wire.peers.settings import PeerSettings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "chart"

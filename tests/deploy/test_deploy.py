@@ -25,9 +25,9 @@ from servers import Server, free_port
 from wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
 
 from eir.config import load_config
-from eir.daemon.worker import DRAIN_S
-from eir.operate.alerts import RULES, alert_of
-from eir.operate.metrics import FAMILIES
+from eir.node.observe.alerts import RULES, alert_of
+from eir.node.observe.metrics import FAMILIES
+from eir.node.processes.worker import DRAIN_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

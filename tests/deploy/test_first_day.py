@@ -31,7 +31,7 @@ def another_user(folder):
         *become,
         "sh",
         "-c",
-        f"{sys.executable} -c 'from eir.commands import app; app.command_line()'",
+        f"{sys.executable} -c 'from eir.cli import app; app.command_line()'",
     ]  # by a shell, which has lost what root may
     able = os.geteuid() == 0 and not subprocess.run(tried, capture_output=True, cwd=ROOT, check=False).returncode
     if able:

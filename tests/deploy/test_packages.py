@@ -69,8 +69,8 @@ def test_a_wheel_that_is_built_twice_is_the_same(source, monkeypatch):
     made = [releasing.wheel(folder) for folder in (source, second)]
     assert releasing.digest(made[0]) == releasing.digest(made[1])
     with zipfile.ZipFile(made[0]) as archive:
-        assert "eir/commands/eir.service" in archive.namelist()
-        lane = archive.read("eir/s13/_lane.abi3.so") if shutil.which("gcc") else b""
+        assert "eir/cli/eir.service" in archive.namelist()
+        lane = archive.read("eir/interfaces/s13/_lane.abi3.so") if shutil.which("gcc") else b""
     assert sysconfig.get_config_var("LIBDIR").encode() not in lane, "it would look for libraries where it was built"
 
 

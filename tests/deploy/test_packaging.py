@@ -38,7 +38,7 @@ def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
         for path in (tmp_path / "eir").rglob("*")
         if path.suffix in {".py", ".pyi", ".service", ".sql"} or path.name == "py.typed"
     }
-    compiled = {"eir/s13/_lane.abi3.so"} if shutil.which("gcc") else set()
+    compiled = {"eir/interfaces/s13/_lane.abi3.so"} if shutil.which("gcc") else set()
     assert names - there == compiled
     assert there <= names
     assert wheel.name.endswith("-cp311-abi3-linux_x86_64.whl") or not compiled
@@ -61,7 +61,7 @@ def test_without_a_compiler_the_installation_goes_through(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".so")]
-        assert "eir/s13/lane.py" in archive.namelist()
+        assert "eir/interfaces/s13/lane.py" in archive.namelist()
     assert "optional" in done.stdout + done.stderr or "failed" in done.stdout + done.stderr
 
 

@@ -9,9 +9,9 @@ from node import Site, until
 from witness import Truth, Witness
 
 from eir.errors import StoreError
-from eir.stores.open import COPY_FILE
-from eir.stores.redis import RedisStore
-from eir.stores.sqlite import SqliteStore
+from eir.lists.stores.open import COPY_FILE
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 
 LIST = "stolen"
 HELD = [f"{35_000_000 + n:08d}{n * 31:06d}" for n in range(2_500)]

@@ -14,11 +14,11 @@ from node import until as wait_until
 from servers import Server
 
 from eir.errors import StoreError
-from eir.follow.history import HistoryKeeper
-from eir.pages.pages import PAGE_KEYS
-from eir.record.settings import HistorySettings
-from eir.stores.redis import RedisStore
-from eir.stores.sqlite import SqliteStore
+from eir.lists.follow.history import HistoryKeeper
+from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.record.settings import HistorySettings
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 
 PAGE = Path(__file__).parents[2] / "config" / "LISTS.md"
 A = pages_of([1, 2, 5 * PAGE_KEYS])

@@ -7,9 +7,9 @@ from made import event, page, pages_of, state
 from servers import USER_FILE, Protected, programs
 
 from eir.errors import StoreError
-from eir.pages.pages import PAGE_KEYS
-from eir.record.history import broken
-from eir.stores.redis import RedisStore
+from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.record.history import broken
+from eir.lists.stores.redis import RedisStore
 
 A, B = pages_of([1, 2]), pages_of([3, 5 * PAGE_KEYS])
 

@@ -12,10 +12,10 @@ from node import LISTED, TRACKED, UNLISTED, Site, until
 from servers import Protected
 
 from eir.device import device_key
-from eir.follow import history as keeping
-from eir.record.history import appended
-from eir.record.store import Ledger
-from eir.stores.redis import RedisStore
+from eir.lists.follow import history as keeping
+from eir.lists.record.history import appended
+from eir.lists.record.store import Ledger
+from eir.lists.stores.redis import RedisStore
 
 LISTS, POLICY = (
     {"stolen": {"signers": "signers"}, "own": {"local": True}},

@@ -2,13 +2,13 @@
 
 from wire import walk
 
-from eir.diameter.application import BASE_COMMANDS
-from eir.diameter.avp import encode, encode_text
-from eir.diameter.capabilities import read_capabilities
-from eir.diameter.grammar import check
-from eir.diameter.message import Answer, Request, encode_answer, error_answer, result_avp
 from eir.errors import DiameterError
-from eir.s13.application import S13
+from eir.interfaces.s13.application import S13
+from eir.wire.diameter.application import BASE_COMMANDS
+from eir.wire.diameter.avp import encode, encode_text
+from eir.wire.diameter.capabilities import read_capabilities
+from eir.wire.diameter.grammar import check
+from eir.wire.diameter.message import Answer, Request, encode_answer, error_answer, result_avp
 
 AVPS_MAX, DEPTH_MAX = 64, 8
 ORIGIN = encode_text(264, "eir.localdomain") + encode_text(296, "localdomain")

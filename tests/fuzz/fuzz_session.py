@@ -7,7 +7,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-with atheris.instrument_imports(include=["eir.diameter", "eir.s13", "eir.device"]):
+with atheris.instrument_imports(include=["eir.wire.diameter", "eir.interfaces.s13", "eir.device"]):
     from fuzz import session
 
 if __name__ == "__main__":

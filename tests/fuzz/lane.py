@@ -1,4 +1,4 @@
-"""The compiled lane under fire, in a build that stops at the first byte it should not touch: tests/s13/test_lane.py makes and runs it.
+"""The compiled lane under fire, in a build that stops at the first byte it should not touch: tests/interfaces/s13/test_lane.py makes and runs it.
 
 Called with the extension's file, seconds and a seed. Messages are cut at every place, altered and mixed; policies, lists and a peer's
 terms are altered; what the lane answers is held to the general path. All memory is malloc's own, so that a byte too far is seen.
@@ -16,15 +16,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 if __name__ == "__main__":  # in place of the one that is installed
-    loader = importlib.machinery.ExtensionFileLoader("eir.s13._lane", sys.argv[1])
-    spec = importlib.util.spec_from_loader("eir.s13._lane", loader)
-    sys.modules["eir.s13._lane"] = importlib.util.module_from_spec(spec)
+    loader = importlib.machinery.ExtensionFileLoader("eir.interfaces.s13._lane", sys.argv[1])
+    spec = importlib.util.spec_from_loader("eir.interfaces.s13._lane", loader)
+    sys.modules["eir.interfaces.s13._lane"] = importlib.util.module_from_spec(spec)
 
 import lanes
 
 from eir.checks.program import WORD_BYTES
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.s13 import _lane, lane
+from eir.interfaces.s13 import _lane, lane
 
 RULES = (
     Rule(answer=Status.WHITELISTED, list="bound", imsi=("00102",)), Rule(answer=Status.BLACKLISTED, list="stolen"),
@@ -151,5 +151,5 @@ def main(seconds, seed):
 
 
 if __name__ == "__main__":
-    loader.exec_module(sys.modules["eir.s13._lane"])
+    loader.exec_module(sys.modules["eir.interfaces.s13._lane"])
     main(float(sys.argv[2]), int(sys.argv[3]))

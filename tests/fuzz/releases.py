@@ -9,13 +9,13 @@ import random
 from contextlib import suppress
 
 from eir.errors import ReleaseRefused
-from eir.pages.pages import EMPTY_DIGEST
-from eir.record.reasons import Reasons
-from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
-from eir.releases.release import parse_manifest
-from eir.rows.build import Rows, amend_pages, build_pages
-from eir.rows.layout import LAYOUTS
-from eir.rows.reader import Tally, read_rows
+from eir.lists.pages.pages import EMPTY_DIGEST
+from eir.lists.record.reasons import Reasons
+from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.lists.releases.release import parse_manifest
+from eir.lists.rows.build import Rows, amend_pages, build_pages
+from eir.lists.rows.layout import LAYOUTS
+from eir.lists.rows.reader import Tally, read_rows
 
 HEADERS = (
     "imei", "tac", "imei_from,imei_to", "imsi", "imei,imsi", "imei,reason", "imei,until", "imei,reason,until", "tac,reason,until",

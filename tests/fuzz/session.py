@@ -13,16 +13,16 @@ from wire import EIR, REALM, TGPP, Message
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.diameter.node import Identity, Limits, PeerSettings
-from eir.diameter.peer import Arrived, Peer
-from eir.diameter.serve import NodeContext
-from eir.diameter.states import State
-from eir.images.index import Index
-from eir.peers.counts import Counts
-from eir.peers.rate import Bucket, Limit
-from eir.s13.application import s13_application
-from eir.s13.lane import COMPILED, ExpressLane, ExpressLanes
-from eir.s13.service import S13Service
+from eir.interfaces.s13.application import s13_application
+from eir.interfaces.s13.lane import COMPILED, ExpressLane, ExpressLanes
+from eir.interfaces.s13.service import S13Service
+from eir.lists.images.index import Index
+from eir.wire.diameter.node import Identity, Limits, PeerSettings
+from eir.wire.diameter.peer import Arrived, Peer
+from eir.wire.diameter.serve import NodeContext
+from eir.wire.diameter.states import State
+from eir.wire.peers.counts import Counts
+from eir.wire.peers.rate import Bucket, Limit
 
 IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=7)
 MME = PeerSettings(label="mme", realm=REALM, sources=(ip_network("127.0.0.0/8"),))

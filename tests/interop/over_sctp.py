@@ -21,7 +21,7 @@ from far import OURS, THEIRS, far, linked
 from node import LISTED, TRACKED, UNLISTED, Publisher, Site, children, until
 from wire import EIR, HOST, REALM, TGPP, Connection, avp, cer, ecr
 
-from eir.operate.control import ask as control
+from eir.node.observe.control import ask as control
 
 PORT = 3868
 NEAR = ("127.0.0.1", "127.0.0.2")

@@ -10,7 +10,7 @@ from node import LISTED, UNLISTED, Site, until
 from pymme import connected
 from servers import free_port
 
-from eir.operate.control import ask as control
+from eir.node.observe.control import ask as control
 
 EIR = "eir1.eir.test"
 TABLE = [{"name": "dra", "host": DRA, "realm": DRA_REALM}]

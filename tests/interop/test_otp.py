@@ -11,7 +11,7 @@ from node import LISTED, TRACKED, UNLISTED, until
 from servers import free_port
 from wire import REALM
 
-from eir.operate.control import ask as control
+from eir.node.observe.control import ask as control
 
 HERE = Path(__file__).parent
 MME = "mme.otp.localdomain"

@@ -19,8 +19,8 @@ from in_kernel import has_sctp
 from node import is_gone, until
 from wire import TGPP, Message, avp, message, u32
 
-from eir.pages.pages import PAGE_KEYS
-from eir.s13.lane import COMPILED
+from eir.interfaces.s13.lane import COMPILED
+from eir.lists.pages.pages import PAGE_KEYS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 ENTRY = {

@@ -98,7 +98,7 @@ def test_every_file_of_the_program_has_tests_that_are_asked():
     ]
     assert len(files) > 100
     assert not unheard
-    assert concerned(ROOT, "eir/record/clock.py")[0] == "tests/record/test_clock.py"
+    assert concerned(ROOT, "eir/lists/record/clock.py")[0] == "tests/lists/record/test_clock.py"
 
 
 def test_the_seed_decides_the_draw():

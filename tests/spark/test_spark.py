@@ -14,11 +14,11 @@ pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/test --
 from cluster import WORKERS, cluster  # it needs pyspark
 from tampered import files
 
-from eir.analysis.conditions import CONDITIONS, Place, TamperSettings
-from eir.analysis.engine import TABLES, duck
-from eir.analysis.judge import judge
-from eir.analysis.spark import spark, translated
 from eir.errors import EirError
+from eir.sightings.conditions import CONDITIONS, Place, TamperSettings
+from eir.sightings.engine import TABLES, duck
+from eir.sightings.judge import judge
+from eir.sightings.spark import spark, translated
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 PEOPLE = 500

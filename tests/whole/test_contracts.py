@@ -27,9 +27,9 @@ from register import Client, basic, device
 from servers import Server, free_port, programs
 from wire import Message, ecr, vector
 
-from eir.commands.app import command_line
-from eir.operate.metrics import FAMILIES
-from eir.sources.feed_users import user_line
+from eir.cli.app import command_line
+from eir.interfaces.feed.feed_users import user_line
+from eir.node.observe.metrics import FAMILIES
 
 SNAPSHOT = Path(__file__).with_name("contracts.json")
 IMSI = "001010123456789"

@@ -16,27 +16,27 @@ from node import until, until_async
 from releases import NOW, Agency, text
 from wire import avp, ecr
 
-from eir.changes import load
-from eir.changes.load import load_release
-from eir.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
-from eir.changes.rollback import roll_back
 from eir.checks.explain import explain
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused
-from eir.follow import follower as follow
-from eir.images.index import Index
-from eir.operate.status import REMIND_S, ExpiryReminder, expired
-from eir.pages.pages import PAGE_KEYS, content_digest, decode_sections
-from eir.pages.roaring import decode_keys
-from eir.record.clock import TrustedClock
-from eir.record.settings import ListSettings
-from eir.record.store import KEEP, ListState
-from eir.releases.publish import publish
-from eir.releases.release import Release, parse_manifest
-from eir.stores.open import open_store
-from eir.stores.sqlite import SqliteStore
+from eir.lists.changes import load
+from eir.lists.changes.load import load_release
+from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
+from eir.lists.changes.rollback import roll_back
+from eir.lists.follow import follower as follow
+from eir.lists.images.index import Index
+from eir.lists.pages.pages import PAGE_KEYS, content_digest, decode_sections
+from eir.lists.pages.roaring import decode_keys
+from eir.lists.record.clock import TrustedClock
+from eir.lists.record.settings import ListSettings
+from eir.lists.record.store import KEEP, ListState
+from eir.lists.releases.publish import publish
+from eir.lists.releases.release import Release, parse_manifest
+from eir.lists.stores.open import open_store
+from eir.lists.stores.sqlite import SqliteStore
+from eir.node.observe.status import REMIND_S, ExpiryReminder, expired
 
 KINDS = ["sqlite", *servers.programs()]
 SIM, OTHER_SIM = "001010000000001", "001010000000002"
@@ -195,7 +195,7 @@ class Chain:
         assert f"a delta with base {self.current}, or a full release, is needed" in caught.value.detail
 
 
-def believed(manifest, _trusts, *, now):  # noqa: ARG001  # tests/releases/test_release.py and test_load.py are about signatures
+def believed(manifest, _trusts, *, now):  # noqa: ARG001  # tests/lists/releases/test_release.py and test_load.py are about signatures
     content = manifest.read_bytes()
     return Release(manifest=parse_manifest(content), digest=f"{len(content):064x}", signers=())
 

@@ -24,11 +24,11 @@ from pages import blocks, section
 from servers import Server, programs
 from wire import EIR, REALM
 
-from eir.commands.app import command_line
+from eir.cli.app import command_line
 from eir.config import load_config
-from eir.operate.metrics import FAMILIES
-from eir.sources.feed_users import user_line
-from eir.ss7.sccp import point_code
+from eir.interfaces.feed.feed_users import user_line
+from eir.node.observe.metrics import FAMILIES
+from eir.wire.ss7.sccp import point_code
 
 ROOT = Path(__file__).parents[2]
 PAGES = {

@@ -14,9 +14,9 @@ from wire import HOST, TGPP, avp, ecr
 from eir.checks.policy import compile_policy
 from eir.checks.settings import Status
 from eir.config import load_config
-from eir.follow.follower import Follower
-from eir.images.index import Index
-from eir.stores.open import open_store
+from eir.lists.follow.follower import Follower
+from eir.lists.images.index import Index
+from eir.lists.stores.open import open_store
 
 ENTRIES = 1_000_000
 ASKED_ON_THE_WIRE = 20_000

@@ -1,0 +1,156 @@
+"""Access of commands to the configuration, to the store and to the name of the person who runs them."""
+
+import asyncio
+import getpass
+import os
+import socket
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, TypeVar
+
+import typer
+
+from eir.cli.output import EXIT_USAGE, fail, say, warn
+from eir.config import Config, Whereabouts, load_config, load_whereabouts
+from eir.config.kinds import did_you_mean
+from eir.device import typed
+from eir.errors import EirError, IdentifierError, StoreError
+from eir.lists.record.settings import ListSettings
+from eir.lists.record.store import ListStore
+from eir.lists.stores.open import SQLITE, open_store
+from eir.node.observe import control
+from eir.node.processes.state_folder import as_owner_of, known_form
+
+DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
+DENIED = ("cannot_open", "readonly")
+"""Causes of store errors that may be for want of permission."""
+
+
+def _found(context: typer.Context, path: Path) -> Path:
+    """Return the file that is meant. If none was named, it is the system's where the folder has none."""
+    named = context.get_parameter_source("config")
+    is_named = named is not None and named.name != "DEFAULT"
+    return SYSTEM_CONFIG if not is_named and not path.exists() and SYSTEM_CONFIG.exists() else path
+
+
+ConfigFile = Annotated[Path, typer.Option(
+    "-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.", callback=_found, show_default=f"{DEFAULT_CONFIG}, or {SYSTEM_CONFIG}",
+)]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+
+T = TypeVar("T")
+C = TypeVar("C", Config, Whereabouts)
+
+
+def config_with_warnings(path: Path) -> Config:
+    """The configuration, for the person who has just written it: what is probably not meant goes to standard error."""
+    config = load_config(path)
+    for warning in config.warnings:
+        say(f"warning: {warning}")
+    if config.inbox is not None and not config.inbox.is_dir():
+        say(f"warning: the inbox {config.inbox} does not exist; create it, owned by the user that the node runs as")
+    return config
+
+
+def whereabouts(path: Path) -> Whereabouts:
+    """Return where node and store are.
+
+    Faults elsewhere in the file do not keep people from looking, or from steering the node.
+    """
+    found = load_whereabouts(path)
+    for problem in found.problems:
+        say(f"warning: {problem}")
+    return found
+
+
+def opened(config: C) -> C:
+    """The same configuration, for each command that opens its state folder. Raises EirError for a folder of a newer form."""
+    known_form(config.state)
+    return config
+
+
+def with_store(
+    config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False
+) -> T:
+    """Open the store, do the work, close it. If not `fresh`, the store must be there already. `reads`: whatever its form, it stays as it is."""
+    try:
+        there = config.state.is_dir()
+    except PermissionError as e:
+        raise EirError(f"the state folder {config.state}: {e.strerror}{control.as_owner(config.state)}") from None
+    if not fresh and config.store == SQLITE and not there:
+        raise EirError(f"the state folder {config.state} does not exist: no list was ever loaded (eir load creates it)")
+
+    async def run() -> T:
+        store = open_store(config.store, config.state, report=warn, upgrades=not reads)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    try:
+        with acting_in(config.state):
+            return asyncio.run(run())
+    except StoreError as e:
+        if e.cause not in DENIED or not there or os.access(config.state, os.W_OK | os.X_OK):
+            raise
+        raise EirError(f"{e}{control.as_owner(config.state)}") from None
+
+
+@contextmanager
+def acting_in(state: Path) -> Iterator[None]:
+    """Use the state folder as its owner would, and say so if it is root's, who has just made it."""
+    there = state.is_dir()
+    try:
+        with as_owner_of(state):
+            yield
+    finally:
+        if not there and os.geteuid() == 0 and state.is_dir() and state.stat().st_uid == 0:
+            say(
+                f"warning: {state} was created and belongs to root; if the node runs as USER: chown -R USER {quote(str(state))}"
+            )
+
+
+def who() -> str:
+    """The person who acts, for the history: the login behind sudo, and the host."""
+    user = getpass.getuser()
+    behind = os.environ.get("SUDO_USER")
+    return (
+        f"{behind} as {user}@{socket.gethostname()}" if behind and behind != user else f"{user}@{socket.gethostname()}"
+    )
+
+
+def imsi_named(config: Config, text: str) -> str:
+    """The IMSI that a person names: its digits as they are, or that of +NUMBER by the table `numbers`.
+
+    Ends the command with a usage error where the table says none.
+    """
+    from eir.lists.rows.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - numpy, for those that need it
+
+    if not text.startswith("+"):
+        return typed(text)
+    number = f"+{typed(text[1:])}"
+    if config.numbers is None:
+        raise fail(f"{number}: {config.path} names no table of `numbers`", EXIT_USAGE)
+    try:
+        imsi = read_numbers(config.numbers).imsi(number)
+    except (IdentifierError, NumbersError) as e:
+        raise fail(f"{number}: {e}", EXIT_USAGE) from None
+    if imsi is None:
+        raise fail(f"{number}: {config.numbers} has no IMSI of this number", EXIT_USAGE)
+    return imsi
+
+
+def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
+    """The list's part of the configuration; ends the command with a usage error if there is no such list."""
+    if name not in config.lists:
+        raise no_list(name, config.lists, config.path)
+    return config.lists[name]
+
+
+def no_list(name: str, known: Collection[str], path: Path) -> typer.Exit:
+    """The usage error for a list that is not there."""
+    return fail(
+        f"no list {name} in {path}; there are: {', '.join(known) or 'none'}{did_you_mean(name, known)}", EXIT_USAGE
+    )

@@ -1,0 +1,383 @@
+"""The command line as a whole: which commands there are, examples for the help of each, and how each ends.
+
+A command reads its arguments, has a part do the work, and prints what came of it. Exit status: 0 done; 1 refused or answered "no",
+with the reason on standard error; 2 wrong usage or configuration; 3 unknown (`status`) or undecided (`audit`).
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand
+
+from eir import __version__
+from eir.cli.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say, show_one
+from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault
+from eir.node.observe import control
+from eir.node.observe.control import ENVIRONMENT, LOOKS, RUN
+
+PHONE, SIM = "001010010000014", "001010123456789"
+BLOCKS, RELEASE = "blocked", "stolen-national-2.manifest.json"
+
+EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "init": (
+        ("a node whose peer is one MME", "eir init --realm epc.mnc001.mcc001.3gppnetwork.org --peer mme1@192.0.2.10"),
+        ("with the key of the agency that publishes the list", "eir init /etc/eir --key agency.pub --list stolen-national"),
+    ),
+    "serve": (
+        ("run a node in this terminal", "eir serve -c config/eir.yaml"),
+        ("take over the file whenever it changes", "eir serve --reload-on-change"),
+    ),
+    "status": (
+        ("for people, and for Nagios", "eir status"),
+        ("for scripts", "eir status --json"),
+    ),
+    "peers": (
+        ("who is connected, and who is awaited", "eir peers"),
+        ("for scripts", "eir peers --json"),
+    ),
+    "reload": (
+        ("look at the changed file first, then take it over", "eir config && eir reload"),
+        ("of a node with another file", "eir reload -c /etc/eir/eir.yaml"),
+    ),
+    "drain": (
+        ("end the node without losing a check", "eir drain"),
+        ("of a node with another file", "eir drain -c /etc/eir/eir.yaml"),
+    ),
+    "config": (
+        ("is the file right, and what is in force by it?", "eir config -c /etc/eir/eir.yaml"),
+        ("every key, as a page", "eir config --reference"),
+    ),
+    "check": (
+        ("what is this phone answered, and why?", f"eir check {PHONE}"),
+        ("in this SIM's hands, asked by this MME", f"eir check {PHONE} --imsi {SIM} --origin-host mme1.example"),
+        ("and what goes over the wire", f"eir check {PHONE} --protocol s13"),
+    ),
+    "why": (
+        ("what was this phone answered last?", f"eir why {PHONE}"),
+        ("that morning, with this SIM", f"eir why {PHONE} --imsi {SIM} --at 2026-11-20T06:00:00Z"),
+    ),
+    "trace": (
+        ("a customer's checks, as they happen", f'eir trace --imsi {SIM} --reason "complaint 17"'),
+        ("those of a phone for an hour, with a capture", f'eir trace --imei {PHONE} --for 1h --pcap phone.pcap --reason "complaint 17"'),
+    ),
+    "load": (
+        ("what would come and go?", f"eir load --dry-run {RELEASE}"),
+        ("put it in force", f"eir load {RELEASE}"),
+        ("the same where much goes on purpose", f"eir load --force {RELEASE}"),
+    ),
+    "inbox": (
+        ("load what has arrived, and say what waits", "eir inbox"),
+        ("for scripts", "eir inbox --json"),
+    ),
+    "pull": (
+        ("of every list that has a source", "eir pull"),
+        ("of one, and once more what was refused", "eir pull stolen-national --force"),
+    ),
+    "acknowledge": (
+        ("tell the publishers what is in force here", "eir acknowledge"),
+        ("as files, to be sent by mail", "eir acknowledge stolen-national --out acknowledgements"),
+        ("the line by which a publisher knows this node", "eir acknowledge --key"),
+    ),
+    "acknowledged": (
+        ("who has the newest release, and who is late?", "eir acknowledged /srv/www/stolen-national"),
+        ("where nodes have a day", "eir acknowledged /srv/www/stolen-national --within 24h"),
+    ),
+    "show": (
+        ("the first entries of a list", "eir show stolen-national -n 20"),
+        ("does it name this phone?", f"eir show stolen-national {PHONE}"),
+        ("all phones of a model that it names", "eir show stolen-national 00101001"),
+    ),
+    "export": (
+        ("the list as a data file", "eir export stolen-national -o stolen.csv"),
+        ("only the models that it names as a whole", "eir export stolen-national --only tac"),
+    ),
+    "history": (
+        ("the last month of a list", "eir history stolen-national --since 30d"),
+        ("was anything changed behind our back?", "eir history --verify"),
+        ("for an auditor", "eir history --export record.jsonl"),
+    ),
+    "rollback": (
+        ("what would be in force again?", "eir rollback stolen-national --dry-run"),
+        ("undo the last release", "eir rollback stolen-national"),
+        ("undo all after release 41", "eir rollback stolen-national --to 41"),
+    ),
+    "add": (
+        ("block a phone", f'eir add {BLOCKS} {PHONE} --reason "stolen, case 17"'),
+        ("for two weeks", f'eir add {BLOCKS} {PHONE} --until 14d --reason "case 17"'),
+        ("a whole model", f'eir add {BLOCKS} 00101001 --tac --reason "never approved"'),
+    ),
+    "remove": (
+        ("a phone was found again", f'eir remove {BLOCKS} {PHONE} --reason "found"'),
+        ("how many phones would that free?", f'eir remove {BLOCKS} 00101001 --tac --dry-run --reason "approved"'),
+    ),
+    "publish": (
+        ("a whole list", "eir publish --list stolen --serial 1 --expires 14d --key key stolen.csv"),
+        ("what comes and goes since release 1",
+         "eir publish --list stolen --serial 2 --base 1 --expires 14d --key key stolen-added.csv stolen-removed.csv"),
+        ("into a folder that nodes pull from", "eir publish --list stolen --serial 3 --expires 14d --key key --to /srv/www/stolen stolen.csv"),
+    ),
+    "offer": (
+        ("a release that two people have signed", f"eir offer {RELEASE} --to /srv/www/stolen-national --key key"),
+        ("keep the way open for nodes that were away a month", f"eir offer {RELEASE} --to /srv/www/stolen-national --key key --keep 30d"),
+    ),
+    "probe": (
+        ("as an MME", f"eir probe 192.0.2.1 {PHONE}"),
+        ("as an AMF, over TLS", f"eir probe https://eir.example:7777 {PHONE} --ca ca.pem"),
+        ("a hundred times, ten a second", f"eir probe 192.0.2.1 {PHONE} --count 100 --rate 10"),
+    ),
+    "audit": (
+        ("does an EIR block what the release lists?", f"eir audit {RELEASE} 192.0.2.1 --at-least 99.9%"),
+        ("by a capture, without asking", f"eir audit {RELEASE} --passive s13.pcap"),
+        ("by what this node has on record", f"eir audit {RELEASE} --sightings --since 7d"),
+    ),
+    "seen": (
+        ("when and with which SIMs was this phone there?", f"eir seen {PHONE}"),
+        ("this SIM's last week", f"eir seen {SIM} --since 7d"),
+    ),
+    "completion": (
+        ("for bash", "eir completion bash >~/.local/share/bash-completion/completions/eir"),
+        ("for fish", "eir completion fish >~/.config/fish/completions/eir.fish"),
+    ),
+    "manual": (
+        ("read it", "eir manual | man -l -"),
+        ("install it", "eir manual >/usr/local/share/man/man1/eir.1"),
+    ),
+    "lists": (
+        ("what is in force?", "eir lists"),
+        ("what does the store hold, whatever the node says?", "eir lists --store --json"),
+    ),
+    "lists reset-serial": (
+        ("a release came as number 20261129 by mistake, after 41", 'eir lists reset-serial stolen-national --to 41 --reason "typo of the agency"'),
+        ("what is next then", "eir load --dry-run stolen-national-42.manifest.json"),
+    ),
+    "peer disable": (
+        ("before an MME is worked on", "eir peer disable mme1"),
+        ("what it is called", "eir peers"),
+    ),
+    "peer enable": (
+        ("when the work is done", "eir peer enable mme1"),
+        ("is it back?", "eir peers"),
+    ),
+    "feed user": (
+        ("a register's user, with a password that is made up", "eir feed user register1 >>feed.users"),
+        ("with a password of its own", "eir feed user register1 --password-file password >>feed.users"),
+    ),
+    "sightings": (
+        ("how much is on record?", "eir sightings"),
+        ("for scripts", "eir sightings --json"),
+    ),
+    "sightings forget": (
+        ("a subscriber wants to be forgotten", f"eir sightings forget --imsi {SIM}"),
+        ("is nothing left?", f"eir seen {SIM}"),
+    ),
+    "sightings import": (
+        ("the log of the EIR that was here before", "eir sightings import old-eir.csv"),
+        ("for scripts", "eir sightings import old-eir.parquet --json"),
+    ),
+    "sightings export": (
+        ("yesterday's checks, for the register", "eir sightings export --out checks.csv"),
+        ("those of another day", "eir sightings export --day 2026-11-27 --operator example --out checks.csv"),
+    ),
+    "tamper report": (
+        ("the likeliest of the last month", "eir tamper report"),
+        ("as a page for the fraud desk", "eir tamper report --since 60d --html report.html"),
+        ("as a page for the public", "eir tamper report --public yearly.html"),
+    ),
+    "tamper show": (
+        ("what does a finding rest on?", f"eir tamper show {PHONE}"),
+        ("as a page for the file", f"eir tamper show {PHONE} --html case-17.html"),
+    ),
+    "tamper confirm": (
+        ("somebody held the phone in hand", f'eir tamper confirm {PHONE} --reason "seen at the customs office"'),
+        ("what is known of it", f"eir tamper show {PHONE}"),
+    ),
+    "tamper clear": (
+        ("it was an honest one", f'eir tamper clear {PHONE} --reason "a mast at the border"'),
+        ("what is known of it", f"eir tamper show {PHONE}"),
+    ),
+    "tamper export": (
+        ("rows that are nearly certain", "eir tamper export --out tampered.csv"),
+        ("sign them as a release",
+         "eir publish --list tampered --serial 1 --expires 14d --key key tampered.csv"),
+    ),
+}  # fmt: skip
+WIDE = 74
+"""Columns that a line of the help has for an example."""
+
+
+def shown(words: str) -> str:
+    """The examples of a command, as its help ends."""
+    lines = ["Examples:"]
+    for what, line in EXAMPLES[words]:
+        lines += [f"  # {what}", *_folded(f"  {line}")]
+    return "\b\n" + "\n".join(lines)
+
+
+def _folded(line: str) -> list[str]:
+    """A line that is too long goes on with its last option, after a backslash, as a shell reads it."""
+    if len(line) <= WIDE:
+        return [line]
+    at = line.rindex(" -", 0, WIDE - 2)
+    return [f"{line[:at]} \\", *_folded(f"      {line[at + 1 :]}")]
+
+
+HELP = "An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists."
+EPILOG = "Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, else /etc/eir/eir.yaml. 'eir COMMAND --help' says more."
+
+
+class Group(NamedTuple):
+    """A word that begins several commands."""
+
+    commands: Mapping[str, str]
+    """Second word → what runs."""
+    alone: str | None = None
+    """The command that runs without a second word."""
+    help: str | None = None
+    """Help text of a group that runs nothing without a second word."""
+
+
+COMMANDS: dict[str, str | Group] = {
+    "init": "first.init", "serve": "node.serve", "status": "node.status", "peers": "node.peers", "reload": "node.reload", "drain": "node.drain",
+    "config": "node.show_config", "check": "asking.check", "why": "why.why", "trace": "trace.trace", "load": "releases.load", "inbox": "releases.inbox", "pull": "releases.pull", "acknowledge": "releases.acknowledge", "acknowledged": "releases.show_acknowledged",
+    "show": "lists.show_list", "export": "lists.export_list", "history": "record.history", "rollback": "lists.rollback",
+    "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "offer": "publisher.offer", "probe": "asking.probe", "audit": "audit.audit",
+    "seen": "sightings.seen", "completion": "manual.completion", "manual": "manual.manual",
+    "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
+    "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
+    "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
+    "sightings": Group({"forget": "sightings.forget", "import": "sightings.take_in", "export": "sightings.export"}, alone="sightings.sightings"),
+    "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "export": "tamper.export"}, help="Find phones with a tampered identity."),
+}  # fmt: skip
+"""Word → what runs: a module of eir.cli and its function. In the order in which the help lists them, groups last."""
+ABOUT_ALL = {"completion", "manual"}
+"""Commands that are about all of them."""
+
+
+class _Command(TyperCommand):
+    """A command whose help calls arguments by what they are, and not by types of Python."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found = super().get_params(ctx)
+        for parameter in found:
+            if parameter.param_type_name == "argument":
+                vars(parameter)["display_type_rich"] = lambda **_: (
+                    None
+                )  # some versions of typer ask for it, others do not
+        return found
+
+
+def command_line(word: str | None = None) -> typer.Typer:
+    """The command line for what begins with `word`: that command alone, since the modules of all take a while to import.
+
+    All commands where there is no such word (then the help or a hint is wanted), or it is about all.
+    """
+    app = typer.Typer(
+        name="eir", help=HELP, epilog=EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    app.callback(invoke_without_command=True)(_root)
+    alone = word in COMMANDS and word not in ABOUT_ALL
+    for name, runs in COMMANDS.items():
+        if alone and name != word:
+            continue
+        if isinstance(runs, Group):
+            app.add_typer(_group(name, runs), name=name)
+        else:
+            app.command(name, cls=_Command, epilog=shown(name))(_function(runs))
+    return app
+
+
+def _group(word: str, of: Group) -> typer.Typer:
+    if of.alone:
+        group = typer.Typer(
+            invoke_without_command=True, subcommand_metavar="[COMMAND]", rich_markup_mode=None, epilog=shown(word)
+        )
+        group.callback()(_function(of.alone))
+    else:
+        group = typer.Typer(no_args_is_help=True, help=of.help, rich_markup_mode=None)
+    for name, runs in of.commands.items():
+        group.command(name, cls=_Command, epilog=shown(f"{word} {name}"))(_function(runs))
+    return group
+
+
+def _function(runs: str) -> Callable[..., None]:
+    module, _, name = runs.partition(".")
+    function: Callable[..., None] = getattr(import_module(f"eir.cli.{module}"), name)
+    return function
+
+
+def _root(
+    config: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", metavar="FILE", help="The configuration; may also stand behind COMMAND."),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if config is not None:
+        os.environ["EIR_CONFIG"] = str(config)  # where each command looks next if it has no -c of its own
+    if version:
+        print(f"eir {__version__}")
+        raise typer.Exit
+
+
+def look(socket: Path, arguments: Sequence[str]) -> int:
+    """Have the node run a command that only looks (`control_read`), and show what it says; returns the exit status."""
+    try:
+        said = control.ask(socket.absolute().parent, RUN, at=socket.name, arguments=list(arguments))
+    except control.ControlError as e:
+        if "status" not in arguments[:1]:
+            raise
+        unknown = isinstance(e, control.ControlDenied)  # what Nagios expects
+        show_one(
+            {"state": "UNKNOWN" if unknown else "CRITICAL", "code": 3 if unknown else 2, "summary": str(e)},
+            f"EIR {'UNKNOWN' if unknown else 'CRITICAL'} - {e}", as_json="--json" in arguments,
+        )  # fmt: skip
+        return 3 if unknown else 2
+    sys.stderr.write(said["err"])
+    sys.stdout.write(said["out"])
+    return int(said["status"])
+
+
+def main(word: str | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, where its first word is known with that command alone. `arguments`: instead of this process's own.
+
+    Errors become a message on standard error and an exit status.
+    """
+    try:
+        try:
+            if word in LOOKS and (at := os.environ.get(ENVIRONMENT)):
+                sys.exit(look(Path(at), sys.argv[1:] if arguments is None else arguments))
+            command_line(word)(arguments, prog_name="eir")
+        finally:
+            sys.stdout.flush()
+    except UnicodeEncodeError as e:  # of an argument, or of the output: all that is read elsewhere is decoded with care
+        if e.encoding == "utf-8":
+            say("eir: an argument has octets that are not UTF-8", "error")
+            sys.exit(EXIT_USAGE)
+        say(f"eir: the output is in {e.encoding}, which lacks some characters: set LANG=C.UTF-8", "error")
+        sys.exit(EXIT_NO)
+    except EirError as e:
+        begin = (
+            ""
+            if isinstance(e, ConfigError)
+            else f"refused ({e.reason}): "
+            if isinstance(e, ReleaseRefused)
+            else "eir: "
+        )
+        say(f"{begin}{e}", "error")
+        sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault) else EXIT_NO)
+    except OSError as e:
+        if e.errno != errno.EPIPE:  # a reader that went away is not told
+            say(f"eir: {e.filename or 'the output'}: {e.strerror}", "error")
+        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the interpreter writes what is left when it ends
+        sys.exit(EXIT_NO)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,269 @@
+"""The command that holds an EIR to a list: by asking it, by a capture of what others asked it, or by its own record."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eir.checks.settings import Status
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened
+from eir.cli.asking import (
+    OWN_POINT_CODE,
+    Ca,
+    Calls,
+    Cert,
+    DestinationHost,
+    DestinationRealm,
+    EirPointCode,
+    Gt,
+    Imsi,
+    OriginHost,
+    OriginRealm,
+    PointCode,
+    PrivateKey,
+    RoutingContext,
+    Timeout,
+    Token,
+    names_of,
+    prober_for,
+    tls_of,
+)
+from eir.cli.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, fail, lasting, progress, say, show_one
+from eir.cli.sightings import recorded
+from eir.config import Config, load_to_ask
+from eir.lists.changes.audit import (
+    AT_LEAST,
+    CONFIDENCE,
+    SAMPLE_MAX,
+    Check,
+    Listed,
+    Report,
+    judge,
+    listed_in,
+    sample_size,
+)
+from eir.lists.changes.audit import audit as ask_about
+from eir.lists.sources.acknowledge import ENDS, listed_by
+
+RATE = 100.0
+NAMED_MAX = 10
+"""Exceptions in the text; `--json` has all."""
+
+
+def audit(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="LIST-SERIAL.manifest.json of the release that the EIR should have in force; or NODE.LIST.ack in a publisher's folder: what the node says it has.")],
+    target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR, gsup:// for one on Osmocom, map:// for one over SIGTRAN.", show_default=False)] = None,
+    sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of devices to ask about. If not given: as many as --at-least needs if all answers are right, and more until it is decided.", show_default=False)] = None,
+    sample_max: Annotated[int | None, typer.Option(metavar="N", min=1, help=f"Largest number of devices to ask about until --at-least is decided. If not given: --sample, or else {SAMPLE_MAX}.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Ask about every entry.")] = False,
+    rate: Annotated[float, typer.Option(metavar="N", min=0.001, help="Questions a second; each device takes three.")] = RATE,
+    at_least: Annotated[str | None, typer.Option(metavar="SHARE", help="Share to be answered as listed, such as 0.999 or 99.9%. Exit status 0 if the interval is at or above it, 1 if the interval is below it, 3 (undecided) if the interval holds it.", show_default=False)] = None,
+    confidence: Annotated[str, typer.Option(metavar="SHARE", help="Probability with which the interval holds the true share at every look, such as 95%.")] = f"{CONFIDENCE:.0%}",
+    wanted: Annotated[Status | None, typer.Option(metavar="STATUS", help="What a listed device is to be answered; what the policy has for the list if not given, else blacklisted.", show_default=False)] = None,
+    passive: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask nobody: look at a capture of S13 in clear, or of MAP over M3UA (pcap, pcapng).", show_default=False)] = None,
+    port: Annotated[list[int] | None, typer.Option(metavar="N", help="With --passive: where the EIR listens for Diameter, if not at 3868; may be given several times.", show_default=False)] = None,
+    sightings: Annotated[bool, typer.Option("--sightings", help="Ask nobody: look at what this node has on record since the release was issued; a running one writes first what it has just seen.")] = False,
+    since: Annotated[str | None, typer.Option(metavar="7d", help="With --sightings: how far back to look instead.", show_default=False)] = None,
+    mme: Annotated[list[str] | None, typer.Option(metavar="HOST", help="With --passive or --sightings: an MME that ought to ask, besides the peers that the configuration names; may be given several times.", show_default=False)] = None,
+    imsi: Imsi = None,
+    origin_host: OriginHost = None,
+    origin_realm: OriginRealm = None,
+    destination_realm: DestinationRealm = None,
+    destination_host: DestinationHost = None,
+    timeout: Timeout = 5.0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: PrivateKey = None,
+    token: Token = None,
+    gt: Gt = None,
+    point_code: PointCode = OWN_POINT_CODE,
+    eir_point_code: EirPointCode = None,
+    routing_context: RoutingContext = None,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Hold an EIR of any vendor to a signed release.
+
+    Does it answer as the list says? Verifies the release, draws a random sample of its devices, and asks about each in 14, 15 and 16 digits; a device counts as answered
+    as listed if all three were. With --passive or --sightings nothing is asked: what counts are the checks of listed devices that
+    others made, by who asked, and known MMEs that never ask are named. The configuration says who may sign the list.
+
+    The interval holds the true share with the given confidence at every size of a growing sample. So --at-least asks about more
+    devices until the interval lies on one side of the share. With --passive or --sightings there is one look, and the interval counts
+    each listed device once. If too few of them were seen, the exit status is 3.
+    """
+    if sum((target is not None, passive is not None, sightings)) != 1:
+        raise fail("one of HOST, --passive FILE and --sightings is needed, and no more", EXIT_USAGE)
+    floor, sure = _share("--at-least", at_least), _share("--confidence", confidence) or CONFIDENCE
+    if not 0 < sure < 1:
+        raise fail("--confidence: expected a share between 0 and 1, such as 95%", EXIT_USAGE)
+    if sample_max is not None and (target is None or floor is None or everything or sample_max < (sample or 0)):
+        raise fail(
+            "--sample-max goes with HOST and --at-least, not with --all, and is no smaller than --sample", EXIT_USAGE
+        )
+    back = lasting(since, "--since") if since else None
+    names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
+    calls = Calls(gt, point_code, eir_point_code, routing_context, config)
+    asker = (
+        None
+        if target is None
+        else prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls).asking(imsi=imsi)
+    )
+    checked, now = load_to_ask(config), datetime.now(UTC)
+    with progress() as advance:
+        shown = advance or (lambda *_: None)
+        if release.name.endswith(ENDS):
+            listed = listed_by(release, checked.lists, now=now)
+        else:
+            listed = listed_in(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)
+        answer = str(wanted or _answer(checked, listed.manifest.list))
+        if asker is not None:
+            first, most = _sizes(len(listed), sample, sample_max, floor, sure, everything=everything)
+            asking = partial(
+                ask_about,
+                wanted=answer,
+                rate=rate,
+                confidence=sure,
+                first=first,
+                at_least=None if everything else floor,
+                progress=shown,
+            )
+            report = asyncio.run(_ask(asker, listed, most, asking))
+        else:
+            begin = now - back if back else listed.manifest.issued
+            checks, present, seen = (
+                _captured(passive, port, checked.ss7.variant)
+                if passive is not None
+                else _recorded(opened(checked), begin)
+            )
+            known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe} | set(mme or ()) | seen
+            report = judge(listed, checks, wanted=answer, known=known, asking=present, confidence=sure)
+    _tell(report, floor, as_json=as_json)
+
+
+def _share(option: str, text: str | None) -> float | None:
+    """0.999 or 99.9%."""
+    if text is None:
+        return None
+    try:
+        share = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))  # 999 of 1,000 are 99.9 %
+    except ArithmeticError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise fail(f"{option} {text}: expected a share such as 0.999 or 99.9%", EXIT_USAGE)
+    return share
+
+
+def _sizes(
+    entries: int,
+    sample: int | None,
+    sample_max: int | None,
+    floor: float | None,
+    confidence: float,
+    *,
+    everything: bool,
+) -> tuple[int, int]:
+    """Return the number of devices before the first look at the share, and the largest number."""
+    if everything:
+        return entries, entries
+    first = sample or sample_size(AT_LEAST if floor is None else floor, confidence, of=entries)
+    most = sample_max or (first if sample or floor is None else max(first, SAMPLE_MAX))
+    return first, most
+
+
+async def _ask(
+    asker: AbstractAsyncContextManager[Callable[[str], Awaitable[str]]],
+    listed: Listed,
+    size: int,
+    about: Callable[..., Awaitable[Report]],
+) -> Report:
+    keys = listed.sample(size)
+    async with asker as ask:
+        return await about(listed, keys, ask)
+
+
+def _captured(capture: Path, ports: list[int] | None, variant: str) -> tuple[list[Check], set[str], set[str]]:
+    """Checks over S13 and MAP, who asked, and who was there. `variant`: of point codes and addresses of SCCP."""
+    from eir.device import device_key  # noqa: PLC0415 - for this alone, as the next
+    from eir.errors import IdentifierError  # noqa: PLC0415 - as above
+    from eir.interfaces.map import capture as of_map  # noqa: PLC0415 - as above
+    from eir.interfaces.s13.capture import PORT, read  # noqa: PLC0415 - as above
+
+    found, by_map, checks = read(capture, ports or (PORT,)), of_map.read(capture, variant), []
+    for (identifier, origin, got), count in (found.checks + by_map.checks).items():
+        try:
+            checks.append(Check(identifier, device_key(identifier), origin, got, count))
+        except IdentifierError:
+            continue  # no list holds it
+    asking = found.asking | by_map.asking
+    if not asking | found.known:
+        where = ", ".join(map(str, ports or (PORT,)))
+        say(
+            f"warning: {capture} shows nobody over Diameter at port {where}, nor over MAP; --port says where the EIR listens"
+        )
+    return checks, asking, found.known
+
+
+def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:
+    from eir.sightings.seen import asked  # noqa: PLC0415 - for this alone
+
+    return [Check(*row) for row in asked(recorded(config).state, since)], set(), set()
+
+
+def _answer(config: Config, name: str) -> Status:
+    """Return the policy's answer for the list: that of the first rule that looks into it."""
+    return next((rule.answer for rule in config.policy.rules if rule.list == name), Status.BLACKLISTED)
+
+
+def _tell(report: Report, floor: float | None, *, as_json: bool) -> None:
+    show_one(report.as_json(), _text(report), as_json=as_json)
+    if report.fault:
+        say(f"eir: {report.fault}")
+    if report.share is None:
+        say("eir: nothing was asked about any device of the list")
+    if report.fault or floor is None:
+        if report.fault or report.share is None:
+            raise typer.Exit(EXIT_NO)
+        return
+    low, high = report.interval
+    verdict = report.verdict(floor)
+    if verdict is None:
+        more = "a larger --sample-max" if report.origins is None else "a longer capture or record"
+        raise fail(
+            f"undecided: between {low:.4%} and {high:.4%} are answered as listed, {floor:.4%} is wanted; {more} decides",
+            EXIT_UNDECIDED,
+        )
+    if not verdict:
+        raise fail(f"at most {high:.4%} are answered as listed, less than {floor:.4%}")
+
+
+def _text(report: Report) -> str:
+    low, high = report.interval
+    what = (
+        "devices" if report.origins is None else f"checks of listed devices (different ones: {len(report.devices):,})"
+    )
+    share = (
+        ""
+        if report.share is None
+        else f": {report.share:.4%}, from {low:.4%} to {high:.4%} at {report.confidence:.0%} confidence"
+    )
+    lines = [
+        f"{report.list} {report.serial}, {report.entries:,} entries: {report.as_listed:,} of {report.asked:,} {what} answered as listed{share}"
+    ]
+    lines += [f"  {each.imei}: {each.got} instead of {each.wanted}" for each in report.exceptions[:NAMED_MAX]]
+    if (more := len(report.exceptions) - NAMED_MAX) > 0:
+        lines.append(f"  {more:,} more; --json has all")
+    for name, origin in (report.origins or {}).items():
+        lines.append(
+            f"{name or 'an unnamed origin'}: {origin.as_listed:,} of {origin.asked:,}"
+            if origin.asked
+            else f"{name or 'an unnamed origin'}: asked about no listed device"
+        )
+    lines += [f"{name}: never asked" for name in report.never_asked]
+    return "\n".join(lines)

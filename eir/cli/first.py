@@ -1,0 +1,281 @@
+"""The commands of the first hour: a configuration with comments, the folder of publishers' keys and a unit, from a few answers; a feed's user.
+
+Nothing that is there is written over. What was written has been read as `eir serve` will read it.
+"""
+
+import grp
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from ipaddress import ip_network
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, NamedTuple
+
+import typer
+
+from eir.cli.access import SYSTEM_CONFIG
+from eir.cli.output import EXIT_USAGE, fail, say
+from eir.config import load_config
+from eir.errors import ConfigError
+from eir.interfaces.feed.feed_users import UsersError, check_name, user_line
+from eir.lists.releases.openssh import NAMESPACE, keys_of
+
+SYSTEM_STATE, STATE = "/var/lib/eir", "var"
+"""State folder of a configuration in /etc/eir, and of any other."""
+GROUP = "eir"
+"""Group of the service's system user, who reads the configuration."""
+LISTEN = "tcp://0.0.0.0:3868"
+KEY_BYTES_MAX = 64 << 10
+UNIT = Path(__file__).with_name("eir.service")
+
+
+class Peer(NamedTuple):
+    """A peer that may ask."""
+
+    host: str | None
+    """Its Origin-Host; None: any of our realm."""
+    networks: Sequence[str]
+    """Networks from which it connects."""
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the configuration goes.")] = SYSTEM_CONFIG.parent,
+    realm: Annotated[str, typer.Option(metavar="REALM", help="The node's Diameter realm, such as epc.mnc001.mcc001.3gppnetwork.org.")] = "",
+    host: Annotated[str, typer.Option(metavar="HOST", help="Its own name, as peers have it in their configuration; eir1.REALM if not given. One without a dot is one of REALM.")] = "",
+    listen: Annotated[list[str] | None, typer.Option(metavar="URL", help="Where peers connect to: tcp://ADDRESS:PORT, or sctp://.", show_default=LISTEN)] = None,
+    peer: Annotated[list[str] | None, typer.Option(metavar="PEER", help="Who may ask: HOST@ADDRESS, HOST@NETWORK,NETWORK, or a NETWORK alone for all of the realm in it. A HOST without a dot is one of REALM. May be given several times.")] = None,
+    list_name: Annotated[str, typer.Option("--list", metavar="LIST", help="What the publisher's list is called.")] = "stolen",
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The publisher's public key, as ssh-keygen writes it (.pub). Without one there is only a list that is changed by hand.")] = None,
+    signer: Annotated[str, typer.Option(metavar="NAME", help="What to call who holds the key; the comment in it if not given.")] = "",
+    state: Annotated[str, typer.Option(metavar="FOLDER", help="The state folder.", show_default=f"{SYSTEM_STATE} for a configuration in {SYSTEM_CONFIG.parent}, else {STATE} beside it")] = "",
+) -> None:  # fmt: skip
+    """Write a first configuration.
+
+    On a terminal it asks for what no option says. Into FOLDER go eir.yaml with comments, the publisher's key in signers/, and
+    eir.service, the unit for systemd. It writes over nothing: exit status 1 if one of them is there.
+    """
+    if sys.stdin.isatty():
+        realm = realm or typer.prompt("Realm of the node (epc.mncMNC.mccMCC.3gppnetwork.org)")
+        host = host or typer.prompt("Its host name", default=f"eir1.{realm}")
+        listen = listen or [typer.prompt("Where peers connect to", default=LISTEN)]
+        peer = peer or _asked_peers()
+        key = key or _asked_key()
+    if not realm or not peer:
+        raise fail(f"which {'peers may ask (--peer)' if realm else 'realm is it (--realm)'}?", EXIT_USAGE)
+    peers = [_peer(text, realm) for text in peer]
+    signers = None if key is None else _signers(key, signer)
+    where = state or (SYSTEM_STATE if folder.absolute() == SYSTEM_CONFIG.parent else STATE)
+    names = {"host": _whole(host or "eir1", realm), "realm": realm}
+    text = configuration(names, listen or [LISTEN], peers, None if signers is None else list_name, where)
+    files = {Path("eir.yaml"): text, Path("eir.service"): unit(folder.absolute(), where)}
+    if signers is not None:
+        files[Path("signers") / list_name] = signers
+    _check(files)
+    _write(folder, files)
+    named = f" -c {quote(str(folder / 'eir.yaml'))}" if folder.absolute() != SYSTEM_CONFIG.parent else ""
+    load = (
+        f"eir load{named} {list_name}-1.manifest.json" if signers else f"eir add{named} blocked-here IMEI --reason TEXT"
+    )
+    print("\n".join(f"{folder / name} is written" for name in files))
+    print(
+        f"next: eir config{named}; {load}; eir serve{named}, or install eir.service. What the peers have to say: deploy/CONNECT.md"
+    )
+
+
+def _asked_peers() -> list[str]:
+    """Peers as they are typed, until nothing is."""
+    found: list[str] = []
+    while text := typer.prompt(
+        "Who may ask (HOST@ADDRESS, or a network)" if not found else "Who else (nothing: nobody)",
+        default="" if found else None,
+        show_default=False,
+    ):
+        found.append(text)
+    return found
+
+
+def _asked_key() -> Path | None:
+    text = typer.prompt("File of the publisher's public key (nothing: none yet)", default="", show_default=False)
+    return Path(text) if text else None
+
+
+def _whole(host: str, realm: str) -> str:
+    """The name of a host, in full: one without a dot is a host of the realm (RFC 6733 4.3.1 wants a fully qualified name)."""
+    return host if "." in host else f"{host}.{realm}"
+
+
+def _peer(text: str, realm: str) -> Peer:
+    host, at, networks = text.rpartition("@")
+    named = [each.strip() for each in networks.split(",")]
+    try:
+        for each in named:
+            ip_network(each)
+    except ValueError as e:
+        raise fail(
+            f"--peer {text}: {e}; expected HOST@ADDRESS, or a network such as 10.20.0.0/24", EXIT_USAGE
+        ) from None
+    if at and not host:
+        raise fail(f"--peer {text}: nothing stands before the @", EXIT_USAGE)
+    return Peer(_whole(host, realm) if host else None, named)
+
+
+def _signers(key: Path, signer: str) -> str:
+    """The line of a signers file for the public key in a file."""
+    with key.open("rb") as file:
+        words = file.read(KEY_BYTES_MAX).decode("utf-8", "replace").split()
+    if len(words) < 2 or "PRIVATE" in words or not keys_of(words[1].encode()):
+        raise fail(
+            f"{key} is no public key of OpenSSH; expected the .pub that ssh-keygen writes beside a key", EXIT_USAGE
+        )
+    name = signer or (words[2] if len(words) > 2 else "publisher")
+    if not name.isascii() or set(name) & set(' "#,*?!'):
+        raise fail(f"--signer {name}: expected one name, such as register@agency.example", EXIT_USAGE)
+    return f'{name} namespaces="{NAMESPACE}" {words[0]} {words[1]}\n'
+
+
+def configuration(
+    names: Mapping[str, str], listen: Sequence[str], peers: Sequence[Peer], list_name: str | None, state: str
+) -> str:
+    """The text of a configuration. `names`: host and realm; `list_name`: of the list that a publisher signs."""
+    entries = "\n".join(
+        f"  - {{{f'host: {_y(peer.host)}' if peer.host else 'realm: ' + _y(names['realm'])}, from: {_y(list(peer.networks))}}}"
+        for peer in peers
+    )
+    signed = "" if list_name is None else f"  {_y(list_name)}: {{signers: {_y(f'signers/{list_name}')}}}\n"
+    rule = "" if list_name is None else f"    - {{list: {_y(list_name)}, answer: blacklisted}}\n"
+    return f"""# Configuration of an Equipment Identity Register, as `eir init` wrote it. `eir config` checks it and prints all that is in force;
+# `eir reload` has a running node take it over. `eir config --reference` prints every key, with its default and what it is for.
+# Relative paths start at this file's folder.
+
+# The node's own names: what peers have as the EIR's host and realm.
+identity:
+  host: {_y(names["host"])}
+  realm: {_y(names["realm"])}
+
+# Where peers connect to. Also tls://ADDRESS:5868 (with the section tls) and sctp://ADDRESS,ADDRESS:3868.
+listen: {_y(list(listen))}
+
+# Who may connect: the first entry that fits Origin-Host, Origin-Realm and address. The log names address and setting of who fits none.
+# `lenient: [applications, destination]` for an MME that shows S6a only, or names the HSS as Destination-Host.
+peers:
+{entries}
+
+# Lists, last good copies and the control socket. 0750: who is in the group of this folder may steer the node.
+state: {_y(state)}
+
+# Lists by the name that their releases carry. A signed list takes releases of the keys in its signers file alone; a local one is
+# changed by `eir add` and `eir remove`.
+lists:
+{signed}  blocked-here: {{local: true}}
+
+# How a check is answered: by the first rule that holds, else by `default`. A rule with `observe: true` only counts what it would have
+# answered: try a new list so before it blocks anyone.
+policy:
+  rules:
+    - {{list: blocked-here, answer: blacklisted}}
+{rule}  default: whitelisted
+
+# /metrics for Prometheus, /live and /ready.
+http: 127.0.0.1:9868
+
+# Half of the connections stay up if a worker dies.
+workers: 2
+"""
+
+
+def _y(value: object) -> str:
+    """A value as YAML in one line, which JSON is."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def unit(folder: Path, state: str) -> str:
+    """The unit for systemd: the program that runs now, with the configuration in this folder."""
+    program = Path(sys.executable).with_name("eir")
+    text = UNIT.read_text(encoding="utf-8").replace(
+        f"EIR_CONFIG={SYSTEM_CONFIG}", _word(f"EIR_CONFIG={folder / 'eir.yaml'}")
+    )
+    text = text.replace(str(SYSTEM_CONFIG), str(folder / "eir.yaml"))
+    if program.exists() and not Path("/opt/eir/bin/eir").exists():
+        text = text.replace("/opt/eir/bin/eir", _word(str(program)))
+    if state == SYSTEM_STATE:
+        return text
+    return text.replace(
+        "StateDirectory=eir\nStateDirectoryMode=0750\n", f"ReadWritePaths={_word(str((folder / state).absolute()))}\n"
+    )
+
+
+def _word(text: str) -> str:
+    """A text as one word of a unit (systemd.syntax, systemd.unit: specifiers)."""
+    text = text.replace("%", "%%")
+    return f'"{text}"' if " " in text else text
+
+
+def _check(files: Mapping[Path, str]) -> None:
+    """Read the configuration as a node would, before anything is in its place."""
+    with tempfile.TemporaryDirectory(prefix="eir-init-") as there:
+        for name, text in files.items():
+            (Path(there) / name).parent.mkdir(exist_ok=True)
+            (Path(there) / name).write_text(text, encoding="utf-8")
+        try:
+            load_config(Path(there) / "eir.yaml")
+        except ConfigError as e:
+            raise fail("; ".join(problem.text for problem in e.problems), EXIT_USAGE) from None
+
+
+def _write(folder: Path, files: Mapping[Path, str]) -> None:
+    """Write the files, all of them or none."""
+    if there := [str(folder / name) for name in files if os.path.lexists(folder / name)]:
+        raise fail(f"nothing is written: there is {', '.join(there)} already")
+    group = None
+    if os.geteuid() == 0:
+        with suppress(KeyError):
+            group = grp.getgrnam(GROUP).gr_gid
+    for name, text in files.items():
+        path = folder / name
+        made = [each for each in (path.parent, folder) if not each.exists()]
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        path.chmod(0o640)
+        if group is not None:
+            for each in (path, *made):
+                shutil.chown(each, group=group)
+
+
+PASSWORD_BYTES = 24
+FILE_CHARS_MAX = 1024
+
+
+def user(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The user, as history and metrics call it.")],
+    password_file: Annotated[Path | None, typer.Option("--password-file", metavar="FILE", help="Holds the password, on its first line. One is made up and shown on standard error if left out.")] = None,
+) -> None:  # fmt: skip
+    """Print the line of a user for the file that `feed.users` names.
+
+    The line has a hash of the password, and not the password. A running node takes the file over within a second.
+    """
+    try:
+        check_name(name)
+        password = secrets.token_urlsafe(PASSWORD_BYTES) if password_file is None else _first_line(password_file)
+        line = user_line(name, password)
+    except UsersError as e:
+        raise fail(str(e), EXIT_USAGE) from None
+    if password_file is None:
+        say(f"the password of {name}: {password}")
+    sys.stdout.write(f"{line}\n")
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            return stream.readline(FILE_CHARS_MAX).rstrip("\r\n")
+    except OSError as e:
+        raise UsersError(f"{file} cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsersError(f"{file} is not UTF-8") from None

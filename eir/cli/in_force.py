@@ -1,0 +1,227 @@
+"""The lists in force: the running node is asked first, and answers from memory.
+
+A difference from file or store is named. A node follows its store within a second, so a difference is checked again
+before it is named. What a node does not hold in memory (reasons, who and when) is read from the store, or from the
+node's last good copy, whichever has the lists that the node answers by.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from eir.cli.access import acting_in
+from eir.cli.output import say
+from eir.config import Config, Whereabouts, digests
+from eir.errors import EirError, StoreError
+from eir.lists.record.store import ListState, ListStore
+from eir.lists.stores.open import open_copy, open_store
+from eir.lists.stores.records import decode_state
+from eir.node.observe import control
+
+NODE_S = 5.0
+"""Time that the node has to answer."""
+STORE_S = 5.0
+"""Time that the store has to answer, where the node has answered already."""
+LEVEL_S, LEVEL_EACH_S = 1.5, 0.1
+"""Time that a node has to follow its store before a difference is named, and interval between two looks."""
+TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
+"""Time that a load or a rollback waits for the node on its host to follow, and interval between two looks."""
+
+FromStore = Annotated[bool, typer.Option("--store", help="Ask the store, and not the running node.")]
+
+STORE_ITSELF, LAST_COPY = "the store", "the node's last good copy"
+
+Stored = Mapping[str, ListState | StoreError | None]
+"""State of each list in a store, or why it cannot be read, or None."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The answer of a running node."""
+
+    pid: int
+    states: Mapping[str, ListState]
+    """States of the lists by which it answers."""
+    answer: Any
+    """Its answer to the command; None for a command that only asks for the lists."""
+    notes: tuple[str, ...]
+    """Differences between file, store and node, in words."""
+
+
+def asked(
+    config: Config | Whereabouts, command: str, *, store_only: bool, as_json: bool, **arguments: Any
+) -> Node | None:
+    """Ask the node that runs on the state folder, and say who was asked; None if it is the store that has to say.
+
+    Prints to standard error: who answers (not with `as_json`: scripts know what they asked), and each difference.
+    """
+    node = None if store_only else _node(config, command, arguments)
+    if not as_json:
+        why = "as --store says" if store_only else "no node answers here"
+        say(f"from the store, {why}" if node is None else f"from the running node (process {node.pid})")
+    for note in () if node is None else node.notes:
+        say(f"note: {note}")
+    return node
+
+
+def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, Any]) -> Node | None:
+    end = time.monotonic() + LEVEL_S
+    while True:
+        try:
+            said = control.ask(config.state, command, timeout_s=NODE_S, **arguments)
+        except control.ControlAway:
+            return None
+        except control.ControlError as e:
+            say(f"note: the running node was not asked: {e}")
+            return None
+        states = {name: decode_state(state) for name, state in said["lists"].items()}
+        stored = _stored(config, states)
+        if (
+            time.monotonic() > end
+            or isinstance(stored, EirError)
+            or (said["in_step"] and not any(_behind(states, stored)))
+        ):
+            break
+        time.sleep(LEVEL_EACH_S)
+    notes = [*_of_file(config, said["configuration"])]
+    if not said["in_step"]:
+        notes.append("the workers of the node do not all answer by the same lists; the first one was asked")
+    notes += (
+        [f"the node answers from memory, as its store does not: {stored}"]
+        if isinstance(stored, EirError)
+        else _behind(states, stored)
+    )
+    return Node(said["pid"], states, said.get("answer"), tuple(notes))
+
+
+def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
+    """Return what the store holds of the lists that file and node have; or its error, if it does not answer."""
+
+    async def found() -> Stored:
+        store = open_store(config.store, config.state, check=False, upgrades=False)
+        try:
+            async with asyncio.timeout(STORE_S):
+                return await states_of(store, dict.fromkeys([*config.lists, *states]))
+        finally:
+            await store.close()
+
+    try:
+        with acting_in(config.state):
+            return asyncio.run(found())
+    except EirError as e:
+        return e
+    except TimeoutError:
+        return EirError(f"no answer in {STORE_S:g} s")
+
+
+async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, ListState | StoreError | None]:
+    """Return what the store holds of these lists; a damaged one hides no other.
+
+    Raises StoreError where none can be read.
+    """
+    read: dict[str, ListState | StoreError | None] = {}
+    for name in names:
+        try:
+            read[name] = await store.state(name)
+        except StoreError as error:
+            if error.cause != "corrupt":
+                raise
+            read[name] = error
+    damaged = [state for state in read.values() if isinstance(state, StoreError)]
+    if damaged and len(damaged) == len(read):  # then it is the store
+        raise damaged[0]
+    return read
+
+
+def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]:
+    """Return the differences between the file and what the node goes by."""
+    if isinstance(config, Whereabouts) and config.problems:
+        return [f"{config.path} has errors (eir config), the node goes by the configuration that it took over before"]
+    file = digests(config.shown)
+    differ = [name for name in dict.fromkeys([*file, *node]) if file.get(name) != node.get(name)]
+    return (
+        [f"{config.path} says otherwise than the node in {', '.join(differ)}; eir reload has the node take it over"]
+        if differ
+        else []
+    )
+
+
+def _behind(states: Mapping[str, ListState], stored: Stored) -> list[str]:
+    """Return the differences between the store and what the node answers by."""
+    notes = []
+    for name, there in stored.items():
+        here = states.get(name)
+        if isinstance(there, StoreError):
+            notes.append(f"list {name} is damaged in the store ({there}); the node answers by {_called(here)}")
+        elif (there and (there.generation, there.content_digest)) != (here and (here.generation, here.content_digest)):
+            notes.append(f"the store holds {_called(there)} of {name}, the node answers by {_called(here)}")
+    return notes
+
+
+def _called(state: ListState | None) -> str:
+    if state is None:
+        return "no release"
+    return f"serial {state.serial} (generation {state.generation})" if state.serial else f"change {state.generation}"
+
+
+def read_as_held(
+    config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
+) -> tuple[T, str] | None:
+    """Do the work on a store that has the list as the node holds it: the store itself, or the node's last good copy.
+
+    Returns what came of it and what the place is called; None if neither has it now.
+    """
+
+    async def read() -> tuple[T, str] | None:
+        copy = open_copy(config.store, config.state, upgrades=False)
+        places = [
+            (STORE_ITSELF, open_store(config.store, config.state, check=False, upgrades=False)),
+            *([(LAST_COPY, copy)] if copy else []),
+        ]
+        found = None
+        for place, store in places:
+            try:
+                async with asyncio.timeout(STORE_S):
+                    state = await store.state(name) if found is None else None
+                    if state is not None and (state.generation, state.content_digest) == (
+                        held.generation,
+                        held.content_digest,
+                    ):
+                        found = await work(store), place
+            except (StoreError, TimeoutError):
+                continue
+            finally:
+                await store.close()
+        return found
+
+    with acting_in(config.state):
+        return asyncio.run(read())
+
+
+def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
+    """Say whether the node on this state folder answers by what was put in force (list → digest of its content).
+
+    Waits a little for it.
+    """
+    end = time.monotonic() + TAKEN_OVER_S
+    try:
+        while True:
+            report = control.ask(state, "status")
+            behind = [name for name, digest in loaded.items() if report["lists"].get(name, {}).get("digest") != digest]
+            node = f"the node on this host (process {report['pid']})"
+            if not behind:
+                return f"{node} has taken over {', '.join(loaded)}"
+            if time.monotonic() > end:
+                return f"{node} has not taken over {', '.join(behind)} yet; see eir status"
+            time.sleep(TAKEN_OVER_EACH_S)
+    except control.ControlDenied as e:
+        return f"cannot tell whether a node has taken it over: {e}"
+    except control.ControlError as e:
+        return f"{e}; a node that starts later, or follows the same store elsewhere, takes it over by itself"

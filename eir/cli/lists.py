@@ -1,0 +1,426 @@
+"""Commands about the lists in force: what they are and what is in one, the way back, and changes of a local one by hand."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from eir.checks.question import is_wrong_digit
+from eir.cli.access import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Json,
+    imsi_named,
+    list_settings,
+    no_list,
+    opened,
+    whereabouts,
+    who,
+    with_store,
+)
+from eir.cli.in_force import STORE_ITSELF, FromStore, Node, Stored, asked, read_as_held, states_of, taken_over
+from eir.cli.output import EXIT_USAGE, MANY, duration, fail, print_json, progress, say, show, show_one, written_to
+from eir.config import Whereabouts, load_config
+from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, typed
+from eir.errors import IdentifierError, StoreError
+from eir.lists.changes.local import ADD, REMOVE, Edit, added_by, edit_list, parse_entries
+from eir.lists.changes.rollback import reset_serial as reset_highest
+from eir.lists.changes.rollback import roll_back
+from eir.lists.pages.pages import PAGE_KEYS, Page
+from eir.lists.record.entries import Listed, entries_of, imsi_text, read_pages, until_text
+from eir.lists.record.reasons import reason_text
+from eir.lists.record.settings import PAIRS, SUBSCRIBERS, TYPES
+from eir.lists.record.store import Event, ListState, ListStore
+from eir.lists.rows.export import EIR, EXPORTS, export
+from eir.lists.rows.layout import ALLOCATED, tac_key, until_seconds
+from eir.node.processes.state_folder import in_force_before, keep_mark
+
+Reason = Annotated[
+    str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")
+]
+Imsi = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="N", help="In a list of pairs: the SIM that each device is listed with; +NUMBER by the table `numbers`."
+    ),
+]
+Tac = Annotated[
+    bool,
+    typer.Option(
+        "--tac",
+        help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.",
+    ),
+]
+Verbatim = Annotated[
+    bool,
+    typer.Option(
+        "--verbatim", help="The identifiers are as phones send them, and need be neither IMEI nor MEID: 1 to 20 octets."
+    ),
+]
+Identifiers = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMEI",
+        help="IMEIs, IMEISVs or MEIDs; IMSIs, or +NUMBER by the table `numbers`, for a list of subscribers.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many devices would come and go, change nothing.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Lift the list's limits on growth and shrinkage (a TAC is a million devices), nothing else."
+    ),
+]
+LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
+
+
+def lists(
+    context: typer.Context, from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False
+) -> None:
+    """Show the lists: serial, entries, dates, signers, state.
+
+    `state` is `in force`, `expired` (which is still in force), `never loaded`, or `damaged` (what the store holds of it cannot be
+    read). `digest`, with --json, is of the content: the same for the same entries, whichever release brought them. The running node is
+    asked, which answers from memory; where none runs, or with --store, the store. Where they differ, that is named.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    checked = opened(whereabouts(config))
+
+    async def found(store: ListStore) -> Stored:
+        return await states_of(store, checked.lists) if checked.lists else {**await store.states()}
+
+    node = asked(checked, "lists", store_only=from_store, as_json=as_json)
+    states: Stored = (
+        with_store(checked, found, fresh=False, reads=True)
+        if node is None
+        else dict.fromkeys(checked.lists) | dict(node.states)
+    )
+    kinds = {name: settings.kind for name, settings in checked.lists.items()}
+    rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
+    if not as_json:  # a list without releases has changes
+        rows = [_with_change(row, states[row["list"]]) for row in rows]
+    columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
+    show(rows, columns, as_json=as_json)
+
+
+def reset_serial(
+    list_name: Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")],
+    to: Annotated[int, typer.Option(metavar="N", min=0, help="The highest serial from now on: that of the last good release.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`.")],
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Set the highest serial of a list back.
+
+    This is for a list that accepted a release with a serial far too high. What is in force stays. The next release then needs a
+    serial above N and is a full one; signed releases above N that were accepted before are accepted again. It is in `eir history`,
+    and raises an alert for a day.
+    """
+    checked = opened(whereabouts(config))
+
+    async def done(store: ListStore) -> ListState:
+        state = await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
+        keep_mark(checked.state, list_name, state.mark)
+        return state
+
+    state = with_store(checked, done, fresh=False)
+    said = f"{list_name}: the highest serial is {to} again; serial {state.serial} stays in force until a full release with one above {to}"
+    show_one({"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}, said, as_json=as_json)
+
+
+def _with_change(row: dict[str, Any], state: ListState | StoreError | None) -> dict[str, Any]:
+    return {**row, "serial": f"change {state.generation}"} if isinstance(state, ListState) and not state.serial else row
+
+
+def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dict[str, Any]:
+    state = found if isinstance(found, ListState) else None
+    expired = (
+        state is not None and state.expires is not None and datetime.fromisoformat(state.expires) <= datetime.now(UTC)
+    )
+    return {
+        "list": name, "kind": state.kind if state else kind,
+        **{column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")},
+        "signers": list(state.signers) if state else [],
+        "loaded": state and state.loaded_at, "digest": state and state.content_digest,
+        "state": "never loaded" if found is None else "damaged" if state is None else f"configured as {kind}" if kind not in {"", state.kind} else "expired" if expired else "in force",
+    }  # fmt: skip
+
+
+def rollback(
+    list_name: Annotated[str, typer.Argument(metavar="LIST", help="The list.")],
+    to: Annotated[int | None, typer.Option(metavar="SERIAL", min=1, help="The release that is to be in force again; of a local list the number of the change.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be in force, change nothing.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Undo the last release of a list, or several.
+
+    With --to all releases after that one are undone. Of a list without releases, a local one, the last change is undone. As many are
+    kept as the list's `keep` says. A release that was undone is never accepted again.
+    """
+    checked = opened(whereabouts(config))
+    local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
+    now = datetime.now(UTC)
+    state = with_store(
+        checked, lambda store: roll_back(list_name, store, who=who(), now=now, to=to, dry_run=dry_run), fresh=False
+    )
+    if dry_run:
+        which = (
+            f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at},"
+            if state.serial
+            else f"change {state.generation}, of {state.loaded_at},"
+        )
+        said = f"{which} would be in force with {state.entries:,} entries; nothing was changed"
+    elif local and not state.serial:
+        said = f"{'the last change is' if to is None else f'what came after change {to} is'} undone; {state.entries:,} entries are in force"
+    else:
+        said = f"serial {state.serial} is in force again with {state.entries:,} entries;\n"
+        said += f"the next release needs a serial above {state.highest_serial}"
+    show_one(_list_row(list_name, state.kind, state), f"{list_name}: {said}", as_json=as_json)
+    if not dry_run:
+        say(taken_over(checked.state, {list_name: state.content_digest}))
+
+
+def add(
+    list_name: LocalList, identifiers: Identifiers, reason: Reason,
+    until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
+    imsi: Imsi = None, tac: Tac = False, verbatim: Verbatim = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason and end.")] = False,
+    dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Put entries into a local list.
+
+    Running nodes follow at once. Nothing is added if one of the entries is there already, or if more devices come than the list's
+    growth_max and change_min allow.
+    """
+    try:
+        from_now = duration(until)
+        end = until_seconds(until) if from_now is None else int((datetime.now(UTC) + from_now).timestamp())
+    except ValueError:
+        raise fail(
+            f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE
+        ) from None
+    options = {"reason": reason, "dry_run": dry_run, "force": force, "until": end, "replace": replace}
+    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, **options)
+
+
+def remove(
+    list_name: LocalList, identifiers: Identifiers, reason: Reason, imsi: Imsi = None, tac: Tac = False, verbatim: Verbatim = False,
+    dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Take entries out of a local list.
+
+    Running nodes follow at once. Nothing is removed if one of the entries is not there, or if more devices go than the list's
+    shrink_max and change_min allow. When a TAC is removed, devices under it that
+    are listed on their own stay; a device that is listed only by its TAC cannot be removed alone.
+    """
+    _edit(
+        config,
+        list_name,
+        REMOVE,
+        identifiers,
+        imsi,
+        tac=tac,
+        verbatim=verbatim,
+        as_json=as_json,
+        reason=reason,
+        dry_run=dry_run,
+        force=force,
+    )
+
+
+def _edit(
+    config: Path, list_name: str, what: str, identifiers: list[str], imsi: list[str] | None, *, tac: bool, verbatim: bool,
+    as_json: bool, **details: Any,
+) -> None:  # fmt: skip
+    checked = opened(load_config(config))
+    settings = list_settings(checked, list_name)
+    try:
+        sims = [imsi_named(checked, each) for each in imsi or []]
+        named = [imsi_named(checked, each) for each in identifiers] if settings.kind == SUBSCRIBERS else identifiers
+        entries = parse_entries(settings.kind, named, imsis=sims, tacs=tac, verbatim=verbatim)
+    except IdentifierError as e:
+        raise fail(str(e), EXIT_USAGE) from None
+    edit = Edit(what=what, entries=entries, **details)
+
+    had = partial(in_force_before, checked.state)
+    report = with_store(
+        checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC), had=had)
+    )
+    for wrong in (
+        () if what == REMOVE or settings.kind == SUBSCRIBERS else filter(is_wrong_digit, map(typed, identifiers))
+    ):
+        say(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; was it typed wrong?")
+    show_one(asdict(report), report.as_text(), as_json=as_json)
+
+
+ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")]
+
+
+class _Found(NamedTuple):
+    """The content of a list in the store."""
+
+    state: ListState
+    pages: Sequence[Page]
+    """Pages of the whole list, or the one in which the identifier is."""
+    keys: range
+    """Keys of the entries that are sought."""
+    events: Sequence[Event]
+
+
+def show_list(
+    list_name: ListName,
+    identifier: Annotated[str, typer.Argument(metavar="IMEI|TAC|IMSI", help="Only what lists this device, is under this TAC (8 digits), or lists this subscriber.")] = "",
+    limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="Entries to show at most.", min=1)] = 50,
+    skip: Annotated[int, typer.Option(metavar="N", help="Entries to pass over: --skip 50 shows the second page.", min=0)] = 0,
+    from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what is in a list: entries, reasons, ends.
+
+    Entries are shown with who put them there and when. Those of signed lists came with the release that is in force: its signers,
+    and who loaded it. An entry that has ended stays in the list until a release or `eir remove` takes it out, and decides nothing.
+    Exit status 1 if nothing is listed.
+    The list is shown as the running node holds it, with the store away too; where none runs, or with --store, as the store does.
+    """
+    checked = opened(whereabouts(config))
+    node = asked(checked, "lists", store_only=from_store, as_json=as_json)
+    found = _as_held(checked, node, list_name, identifier) or with_store(
+        checked, partial(_found, checked, list_name, identifier), fresh=False, reads=True
+    )
+    entries = (
+        [
+            entry
+            for entry in entries_of(found.pages)
+            if entry.key in found.keys or (entry.whole_tac and found.keys.start - entry.key in range(SNR_KEYS))
+        ]
+        if identifier
+        else entries_of(found.pages)
+    )
+    shown = list(islice(entries, min(skip, MANY), min(skip + limit, MANY)))
+    added = added_by(found.events, found.state.kind)
+    rows = [_row(entry, found, added.get(entry[:3])) for entry in shown]
+    if isinstance(entries, list):
+        total = len(entries)
+    elif found.state.kind == PAIRS:  # a state counts devices, and each may have several rows
+        total = sum(1 for _ in entries_of(found.pages))
+    else:
+        total = found.state.entries
+    left = total - skip - len(rows)
+    if as_json:
+        state = found.state
+        print_json({
+            "list": list_name, "kind": state.kind, "serial": state.serial, "generation": state.generation, "digest": state.content_digest,
+            "total": max(skip + len(rows) + left, 0), "skipped": skip, "entries": rows,
+        })  # fmt: skip
+    else:
+        columns = ("entry", *{PAIRS: ("imsi",), TYPES: (ALLOCATED,)}.get(found.state.kind, ()))
+        told = [row | {"until": f"{row['until']}, ended"} if row["ended"] else row for row in rows]
+        show(told, (*columns, "reason", "until", "who", "time"), as_json=False)
+        if left > 0:
+            say(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
+    if not rows and found.keys.start >= ODD_BASE and found.state.kind != SUBSCRIBERS:
+        raise fail(
+            f"{identifier} is not in {list_name}, and is no IMEI (14 to 16 digits), no MEID and no TAC (8 digits)",
+            EXIT_USAGE,
+        )
+    if not rows:
+        raise fail(f"{identifier} is not in {list_name}" if identifier else f"no entry of {list_name} is left to show")
+
+
+def _as_held(checked: Whereabouts, node: Node | None, name: str, identifier: str) -> _Found | None:
+    """The list as the node holds it: out of whatever has the same content, by its digest; None if the store has to say."""
+    if node is None or name not in node.states:
+        return None
+    if (read := read_as_held(checked, name, node.states[name], partial(_found, checked, name, identifier))) is None:
+        say("note: neither the store nor the node's copy has what the node answers by; this is what the store holds")
+        return None
+    found, place = read
+    if place != STORE_ITSELF:
+        say(f"note: read from {place}")
+    return found
+
+
+def export_list(
+    list_name: ListName,
+    layout: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(EXPORTS)}.")] = EIR,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="imei|tac", help="Of a list of devices only the single identifiers, or only the whole TACs."
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where it goes; standard output if not given.")
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Write a list that is in force as a data file.
+
+    `eir publish` makes a release of it that has the same content: the same `digest` in `eir lists --json`. For that a reason that no entry
+    has any more keeps its place, by a row with an end in 1970 that decides nothing. A file that is there already is replaced once the
+    new one is whole.
+    """
+    for option, given, known in (("layout", layout, EXPORTS), ("only", only, ("imei", "tac", ""))):
+        if given not in known:
+            raise fail(f"--{option} {given}: expected {', '.join(filter(None, known))}", EXIT_USAGE)
+    checked = opened(whereabouts(config))
+    found = with_store(checked, partial(_found, checked, list_name, ""), fresh=False, reads=True)
+    with progress() as advance, written_to(out) as file:
+        rows = export(
+            found.state, found.pages, layout, file, only_tacs=only == "tac" if only else None,
+            progress=partial(advance, "write") if advance else lambda *_: None,
+        )  # fmt: skip
+    say(f"{list_name}: {rows:,} rows, serial {found.state.serial}, generation {found.state.generation}")
+
+
+async def _found(checked: Whereabouts, name: str, identifier: str, store: ListStore) -> _Found:
+    """The list, or the part of it that is about an identifier. Ends the command if there is no such list."""
+    state = await store.state(name)
+    if state is None:
+        known = dict.fromkeys((*checked.lists, *await store.states()))
+        raise fail(f"the list {name} has never been loaded") if name in known else no_list(name, known, checked.path)
+    if identifier:
+        keys = _sought(identifier, state.kind)
+        _, pages = await store.some_pages(name, [keys.start // PAGE_KEYS])
+    else:
+        keys = range(0)
+        _, pages = await read_pages(store, name)
+    return _Found(state, pages, keys, await store.history(name))
+
+
+def _sought(identifier: str, kind: str) -> range:
+    """The keys of the entries that are about an identifier: of a device its own and its TAC's, of a TAC all under it."""
+    identifier = typed(identifier)
+    try:
+        if kind == SUBSCRIBERS:
+            return range(key := imsi_key(identifier), key + 1)
+        if len(identifier) == TAC_DIGITS:
+            return range(first := tac_key(identifier), first + SNR_KEYS)
+        return range(key := any_key(identifier), key + 1)
+    except IdentifierError as e:
+        raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
+
+
+def _row(entry: Listed, found: _Found, added: Event | None) -> dict[str, Any]:
+    state = found.state
+    loaded = next(
+        (
+            event
+            for event in reversed(found.events)
+            if event.what in {"load", "rollback"} and event.serial == state.serial
+        ),
+        None,
+    )
+    event = added or loaded
+    text = entry.text(state.kind)
+    return {
+        "entry": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if state.kind == PAIRS else None,
+        "whole_tac": entry.whole_tac, "reason": reason_text(state, entry.reason) or None, "until": until_text(entry.until) or None,
+        **({ALLOCATED: until_text(entry.date)[: len("2026-12-31")] or None} if state.kind == TYPES else {}),
+        "ended": bool(entry.until and entry.until <= datetime.now(UTC).timestamp()),
+        "who": event.who if event else None, "time": event.time if event else state.loaded_at, "signers": list(state.signers),
+    }  # fmt: skip

@@ -1,0 +1,165 @@
+"""The manual page and the completion of a shell, made from the commands themselves. Knows no command by name."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from eir import __version__
+from eir.cli.output import EXIT_USAGE, fail
+
+SHELLS = ("bash", "zsh", "fish")
+
+_FILES = {
+    "config/eir.yaml, /etc/eir/eir.yaml": "The configuration; of those that are there the first, unless $EIR_CONFIG or -c names another.",
+    "/var/lib/eir": "The usual state folder of a service: lists, last good copies, control socket.",
+}
+_STATUSES = {
+    "0": "Done.",
+    "1": 'Refused, or answered "no"; the reason is on standard error.',
+    "2": "Wrong usage or configuration.",
+    "3": "Unknown (`eir status`) or undecided (`eir audit`).",
+}
+
+
+def manual(context: typer.Context) -> None:
+    """Print the manual page.
+
+    It is made from the help of all commands. To install it: eir manual >/usr/local/share/man/man1/eir.1
+    """
+    print(man_page(context.find_root().command), end="")
+
+
+def completion(
+    context: typer.Context, shell: Annotated[str, typer.Argument(metavar="SHELL", help=f"{', '.join(SHELLS)}.")]
+) -> None:
+    """Print what completes commands in a shell.
+
+    For bash, in ~/.bashrc: eval "$(eir completion bash)"; for zsh the same in ~/.zshrc; for fish: eir completion fish | source
+    """
+    if shell not in SHELLS:
+        raise fail(f"{shell}: expected {', '.join(SHELLS)}", EXIT_USAGE)
+    command = context.find_root().command
+    print(fish(command) if shell == "fish" else bash(command, zsh=shell == "zsh"), end="")
+
+
+def commands_of(command: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """A command and all below it, each with the words that call it."""
+    yield names, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands_of(inner, (*names, name))
+
+
+def _options(command: Any) -> Iterator[Any]:
+    return (parameter for parameter in command.params if parameter.param_type_name == "option")
+
+
+def _does(command: Any) -> bool:
+    """True if the command does something itself, and does not only hold other commands."""
+    return not hasattr(command, "commands") or bool(command.invoke_without_command)
+
+
+def _first_sentence(command: Any) -> str:
+    return " ".join((command.help or "").split("\n\n")[0].split())
+
+
+def man_page(root: Any) -> str:
+    """The manual page of section 1, in the man macros of roff."""
+    lines = [
+        f'.TH EIR 1 "" "eir {__version__}" "Equipment Identity Register"', ".SH NAME", f"eir \\- {_roff(_first_sentence(root))}", ".SH SYNOPSIS",
+        ".B eir", "COMMAND [OPTIONS] [ARGUMENTS]", ".SH COMMANDS",
+    ]  # fmt: skip
+    for names, command in commands_of(root):
+        if not names or not _does(command):
+            continue
+        arguments = [
+            f"{each.metavar}{' ...' if each.nargs != 1 else ''}"
+            for each in command.params
+            if each.param_type_name == "argument"
+        ]
+        lines.append(f'.SS "eir {_roff(" ".join((*names, *arguments)))}"')
+        for number, part in enumerate((command.help or "").replace("\b\n", "").split("\n\n")):
+            lines += [*([".PP"] if number else []), _roff(" ".join(part.split()))]
+        for each in command.params:
+            named = (
+                each.metavar
+                if each.param_type_name == "argument"
+                else " ".join(filter(None, (", ".join(each.opts), each.metavar)))
+            )
+            lines += [".TP", f".B {_roff(named)}", _roff(each.help or "")]
+        lines += [".PP", ".EX", *map(_roff, (command.epilog or "").removeprefix("\b\n").splitlines()), ".EE"]
+    for title, entries in (("FILES", _FILES), ("EXIT STATUS", _STATUSES)):
+        lines.append(f".SH {title}")
+        for name, says in entries.items():
+            lines += [".TP", f".B {_roff(name)}", _roff(says)]
+    return "\n".join(lines) + "\n"
+
+
+def _roff(text: str) -> str:
+    escaped = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
+    return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped
+
+
+def bash(root: Any, *, zsh: bool = False) -> str:
+    """A script for bash, or for zsh with what it has for scripts of bash: commands and options; else files."""
+    cases = [
+        f'    "{" ".join(names)}") words="{" ".join([*getattr(command, "commands", {}), *(opt for each in _options(command) for opt in each.opts), "-h", "--help"])}" ;;'
+        for names, command in commands_of(root)
+    ]
+    groups = "|".join(" ".join(names) for names, command in commands_of(root) if names and hasattr(command, "commands"))
+    with_value = "|".join(
+        sorted(
+            {
+                opt
+                for _, command in commands_of(root)
+                for each in _options(command)
+                if not each.is_flag
+                for opt in each.opts
+            }
+        )
+    )
+    begin = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n" if zsh else ""
+    return f"""{begin}_eir() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" command="" words="" at
+  for ((at = 1; at < COMP_CWORD; at++)); do
+    case "${{COMP_WORDS[at]}}" in
+      {with_value}) ((at++)) ;;
+      -*) ;;
+      *) case "$command" in
+           "") command="${{COMP_WORDS[at]}}" ;;
+           {groups}) command="$command ${{COMP_WORDS[at]}}" ;;
+         esac ;;
+    esac
+  done
+  case "$command" in
+{chr(10).join(cases)}
+  esac
+  COMPREPLY=()
+  case "${{COMP_WORDS[COMP_CWORD - 1]}}" in {with_value}) return ;; esac
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -o default -F _eir eir
+"""
+
+
+def fish(root: Any) -> str:
+    """A script for fish."""
+    lines = []
+    for names, command in commands_of(root):
+        seen = (
+            " and ".join(f"__fish_seen_subcommand_from {name}" for name in names) if names else "__fish_use_subcommand"
+        )
+        condition = f"-n {_quoted(seen.replace(' and ', '; and '))}"
+        for name, inner in getattr(command, "commands", {}).items():
+            lines.append(f"complete -c eir {condition} -f -a {name} -d {_quoted(_first_sentence(inner))}")
+        for each in _options(command):
+            flags = " ".join(f"-l {opt[2:]}" if opt.startswith("--") else f"-s {opt[1:]}" for opt in each.opts)
+            lines.append(
+                f"complete -c eir {condition} {flags}{'' if each.is_flag else ' -r'} -d {_quoted(each.help or '')}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return "'" + re.sub(r"(['\\])", r"\\\1", text) + "'"

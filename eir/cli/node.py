@@ -1,0 +1,121 @@
+"""Commands for the operator of a node: run it, see how it is, steer it, check its configuration."""
+
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, config_with_warnings, whereabouts
+from eir.cli.output import say, show, show_one
+from eir.config import load_config, load_whereabouts, render
+from eir.errors import ConfigError, EirError
+from eir.node.observe import control
+
+PeerName = Annotated[str, typer.Argument(metavar="NAME", help="The peer, as `eir peers` calls it.")]
+
+ReloadOnChange = Annotated[
+    bool, typer.Option("--reload-on-change", help="Reload whenever the configuration file is replaced or written.")
+]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="Print every key with its default and what it is for, and read no file.")
+]
+
+
+def serve(config: ConfigFile = DEFAULT_CONFIG, reload_on_change: ReloadOnChange = False) -> None:
+    """Run the node in the foreground until SIGTERM.
+
+    SIGHUP has it take over a changed configuration; with --reload-on-change the change itself does. Logs go to standard
+    error; metrics and health are at the configured `http` address: /metrics, /live, /ready.
+    """
+    from eir.node.processes import front  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+
+    checked = load_config(config)  # its warnings go to the log
+    raise typer.Exit(front.run(checked, reload_on_change=reload_on_change))
+
+
+def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Say in one line how the running node is.
+
+    The exit status is what Nagios expects: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+    """
+    try:
+        report = control.ask(whereabouts(config).state, "status")
+    except control.ControlDenied as e:
+        report = {"state": "UNKNOWN", "code": 3, "summary": str(e)}
+    except control.ControlError as e:
+        report = {"state": "CRITICAL", "code": 2, "summary": str(e)}
+    except ConfigError as e:
+        report = {
+            "state": "UNKNOWN",
+            "code": 3,
+            "summary": f"cannot tell where to ask: {'; '.join(map(str, e.problems))}",
+        }
+    show_one(report, f"EIR {report['state']} - {report['summary']}", as_json=as_json)
+    raise typer.Exit(report["code"])
+
+
+def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show which peers are connected, and which are awaited.
+
+    On a terminal that is too narrow for all columns there are fewer; --json has all.
+    """
+    show(control.ask(whereabouts(config).state, "peers"), (
+        "label", "protocol", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "connections", "requests", "answers", "last_error",
+    ), as_json=as_json, short=("label", "state", "address", "last_seen", "requests", "last_error"))  # fmt: skip
+
+
+def peer_disable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Take a peer out of service.
+
+    It is sent a DPR, and gets no new connection until `eir peer enable` or a restart of the node.
+    """
+    print(control.ask(whereabouts(config).state, "peer_disable", name=name))
+
+
+def peer_enable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Put a peer back in service."""
+    print(control.ask(whereabouts(config).state, "peer_enable", name=name))
+
+
+def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Have the running node take over the changed configuration.
+
+    SIGHUP does the same. A file with a fault in it changes nothing.
+    """
+    try:
+        checked = config_with_warnings(config)
+    except ConfigError:
+        with suppress(EirError):  # the node refuses it too, and says so where alerts come from
+            control.ask(load_whereabouts(config).state, "reload")
+        raise
+    print(control.ask(checked.state, "reload"))
+
+
+def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Have the running node send its peers away and end.
+
+    It tells them to go elsewhere (DPR) and answers what is under way first.
+    """
+    print(control.ask(whereabouts(config).state, "drain"))
+
+
+def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = False, as_json: Json = False) -> None:
+    """Check the configuration and print what is in force.
+
+    Defaults are filled in, passwords are hidden.
+    """
+    if reference:
+        from eir.config.keys import reference as rows  # noqa: PLC0415 - no other command writes pages
+        from eir.config.keys import reference_page  # noqa: PLC0415
+
+        show_one(rows(), reference_page().rstrip(), as_json=as_json)
+        return
+    checked = config_with_warnings(config)
+    if checked.numbers is not None:
+        from eir.lists.rows.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - a node reads them by itself
+
+        try:
+            read_numbers(checked.numbers)
+        except NumbersError as e:
+            say(f"warning: numbers: {e}")
+    show_one(checked.shown, render(checked).rstrip(), as_json=as_json)

@@ -1,0 +1,201 @@
+"""Output of commands: results to standard output; messages, and bars of progress, to standard error.
+
+Single values stand as people read and type them: times in UTC, nothing as `-`, no control character as itself. Knows no command.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+
+from eir.node.observe.log import with_priority
+
+NOTHING = "-"
+UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+DIGITS_MAX = 6
+"""Most digits of a duration: a million days and more lead beyond the calendar."""
+
+
+def cell(value: Any, column: str) -> str:
+    """A value of a column as text; the values of a list with commas between them."""
+    if value is None or value in ("", []):
+        return NOTHING
+    if isinstance(value, list):
+        return ", ".join(cell(each, column) for each in value)
+    return printable(FORMS.get(column, str)(value))
+
+
+def printable(text: str, *, but: str = "") -> str:
+    """A text with its control characters escaped, except some: names come from the wire and from files, and must not steer a terminal."""
+    return "".join(c if c.isprintable() or c in but else f"\\x{ord(c):02x}" for c in text)
+
+
+def minute(value: str | float) -> str:
+    """A time, ISO 8601 or Unix seconds, to the minute; UTC, as the Z says."""
+    if not value:
+        return NOTHING
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%MZ}"
+
+
+def second(value: str) -> str:
+    """A time, ISO 8601, to the second; UTC, as the Z says."""
+    return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def principal(signer: str) -> str:
+    """A signer without the key's fingerprint, which `--json` shows."""
+    return signer.partition(" SHA256:")[0]
+
+
+def duration(text: str) -> timedelta | None:
+    """The duration that a text such as `14d`, `36h` or `90m` stands for; None if it is not one."""
+    number, unit = text[:-1], UNITS.get(text[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or len(number) > DIGITS_MAX:
+        return None
+    return timedelta(**{unit: int(number)})
+
+
+FORMS: dict[str, Callable[[Any], str]] = {
+    "time": second, **dict.fromkeys(("issued", "expires", "loaded", "since", "first_seen", "last_seen"), minute), "signers": principal,
+}  # fmt: skip
+"""Forms of columns that are not shown as the text of their values."""
+
+
+EXIT_NO, EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 1, 2, 3, 130
+MANY = 1 << 62
+"""More than there can be of anything; a larger number is typed for it."""
+
+
+def say(message: str, level: str = "warning") -> None:
+    """Print to standard error; names from the wire and from files cannot steer the terminal.
+
+    `level`: priority of the lines if standard error is the journal's.
+    """
+    print(with_priority(level, printable(message, but="\n")), file=sys.stderr)
+
+
+def warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:
+    """Print what a part reports (an eir.errors.Report)."""
+    say(f"{level}: {fields.get('detail') or reason or event}", level)
+
+
+def fail(message: str, code: int = EXIT_NO) -> typer.Exit:
+    """Say what is wrong; returns the exception that ends the command."""
+    say(f"eir: {message}", "error")
+    return typer.Exit(code)
+
+
+def lasting(text: str, option: str) -> timedelta:
+    """The duration that an option gives; ends the command if it is not one, or nothing."""
+    found = duration(text)
+    if not found:
+        raise fail(f"{option} {text}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+    return found
+
+
+def moment(text: str, option: str = "--since") -> datetime | None:
+    """The time that an option gives, in UTC; None if it is not given. Ends the command if it is not one."""
+    if not text:
+        return None
+    try:
+        ago = duration(text)
+        meant = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text)
+        return meant.astimezone(UTC) if meant.tzinfo else meant.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise fail(
+            f"{option} {text}: expected how long ago it was, such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z",
+            EXIT_USAGE,
+        ) from None
+
+
+def print_json(document: object) -> None:
+    """Print one document for scripts."""
+    print(json.dumps(document, indent=2))
+
+
+def show_one(document: object, text: str, *, as_json: bool) -> None:
+    """Print one result as a JSON document, or as text for people."""
+    if as_json:
+        print_json(document)
+    else:
+        put(text)
+
+
+def put(text: str) -> None:
+    """Print text to standard output; reasons of lists and names from the wire and from files cannot steer the terminal."""
+    print(printable(text, but="\n\t"))
+
+
+def show(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, short: Sequence[str] = ()
+) -> None:
+    """Print rows as a JSON document, or as a table for people; `short`: its columns where all are too wide for the terminal."""
+    if as_json:
+        print_json(rows)
+    else:
+        from eir.cli.table import table  # noqa: PLC0415 - rich takes longer to import than many commands take to run
+
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(table(rows, columns, width=width, short=short), end="")
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Draws one bar for each stage of the work; None where standard error is not a terminal.
+
+    Called with the stage, how much of it is done, and how much there is (0: not known).
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415 - for those who see it
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield advance
+
+
+@contextmanager
+def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
+    """The file to write to, which comes into its place once it is whole; or standard output. A device or a pipe is written to as it is.
+
+    `private`: only its owner may read it.
+    """
+    if out is None:
+        yield sys.stdout
+        return
+    if out.exists() and not out.is_file():
+        with out.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        return
+    place = out.resolve() if out.is_symlink() else out
+    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        mode = 0o600 if private else 0o666
+        with open(
+            unfinished, "x", encoding="utf-8", newline="", opener=lambda path, flags: os.open(path, flags, mode)
+        ) as file:
+            yield file
+        unfinished.replace(place)
+    except OSError as e:
+        if e.filename == str(unfinished):
+            e.filename = str(out)
+        raise
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""The command of those who publish lists: make a signed release of data files."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Any
+
+import typer
+
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json
+from eir.cli.output import EXIT_USAGE, fail, lasting, progress, say, show_one
+from eir.config import load_layouts
+from eir.lists.record.settings import KINDS
+from eir.lists.rows.layout import LAYOUTS
+from eir.lists.sources.folder import INDEX
+
+
+def publish(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Data files: CSV, plain or .gz or .zst, or a DIRBS zip. With --base their names end in -added or -removed, as in x-added.csv.")],
+    list_name: Annotated[str, typer.Option("--list", metavar="L", help="The list that the release is for.")],
+    serial: Annotated[int, typer.Option(metavar="N", help="Above the serial of every earlier release.", min=1)],
+    expires: Annotated[str, typer.Option(metavar="14d", help="How long it is meant to be in force: 14d, 36h.")],
+    keys: Annotated[list[Path], typer.Option("--key", metavar="KEY", help="The OpenSSH key that signs; a .pub for one held by ssh-agent. Once for each signature that the list wants (lists.*.threshold).")],
+    base: Annotated[int | None, typer.Option(metavar="M", help="Of a delta: the serial that it builds on.", min=0)] = None,
+    layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}, or one that the configuration declares; guessed among the first if not given.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Instead of --out: a folder with an index, for a web server, which nodes pull from (lists.*.source).")] = None,
+    holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="With --to: what the list holds, devices, pairs, subscribers or device_types; as the folder says, else devices.", show_default=False)] = None,
+    keep: Annotated[str, typer.Option(metavar="7d", help="With --to: how far behind a node may be and catch up by deltas. Older ones are folded into a full release.")] = "7d",
+    bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
+    new_key: Annotated[bool, typer.Option("--new-key", help="With --to: sign with a key that has signed no release in FOLDER and is not in FOLDER/signers. Nodes have to trust it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make a signed release of data files.
+
+    Writes LIST-SERIAL.manifest.json and its .sig beside them, and .sig.2 of a second --key. The rows are read as `eir load` reads them, so
+    that a bad one is named to you, and not to those who receive the release. The configuration is read for a layout that it declares, and
+    for nothing else.
+    OpenSSH signs; for a manifest that is there, this does the same:
+
+    \b
+    ssh-keygen -Y sign -n eir-release -f KEY MANIFEST
+
+    With --to the release goes into a folder of its own in FOLDER, and the index there names it: what nodes pull from. A key that has signed
+    no release in FOLDER and is not in FOLDER/signers is refused, since nodes that do not trust it keep the release before.
+    """  # noqa: D301 - for typer: the command is not to be wrapped
+    from eir.lists.releases.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
+
+    lasts = lasting(expires, "--expires")
+    now = datetime.now(UTC).replace(microsecond=0)
+    if to is not None:
+        kept = lasting(keep, "--keep")
+        if holds not in {None, *KINDS}:
+            raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
+        if folder is not None or force:
+            raise fail("--to takes neither --out nor --force: what stands in an index has been read", EXIT_USAGE)
+        _publish_into(
+            to, files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout, holds=holds,
+            keep=kept, declared=load_layouts(config) if layout and layout not in LAYOUTS else None, bad_rows_max=bad_rows_max, new_key=new_key, as_json=as_json,
+        )  # fmt: skip
+        return
+    with progress() as advance:
+        published = publish_release(
+            files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout,
+            declared=load_layouts(config) if layout and layout not in LAYOUTS else None, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
+        )  # fmt: skip
+    written = f"{published.manifest} and its .sig are written; on the EIR: eir load {quote(str(published.manifest))}"
+    show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
+
+
+def offer(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Of a release with its signatures and data files beside it.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder with an index that nodes pull from (lists.*.source).")],
+    key: Annotated[Path, typer.Option(metavar="KEY", help="The OpenSSH key that signs the index: one of the list's signers'; a .pub for one held by ssh-agent.")],
+    holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="The kind of the list: devices, pairs or subscribers; as the folder says, else devices.", show_default=False)] = None,
+    keep: Annotated[str, typer.Option(metavar="7d", help="How far behind a node may be and catch up by deltas.")] = "7d",
+    new_key: Annotated[bool, typer.Option("--new-key", help="Offer what a key signed that has signed no release in the folder and is not in its `signers`. Nodes have to trust it.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Offer a signed release in a folder that nodes pull from.
+
+    For lists that people on several hosts sign: one of them runs `eir publish --out`, each of the others signs the manifest, and
+    one offers it. No deltas are folded here, so publish a full release now and then.
+    """
+    from eir.lists.sources.folder_writer import offer_release  # noqa: PLC0415 - for this alone
+
+    kept = lasting(keep, "--keep")
+    if holds not in {None, *KINDS}:
+        raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
+    declared = load_layouts(config) if config.exists() else None
+    now = datetime.now(UTC).replace(microsecond=0)
+    index = offer_release(
+        to,
+        manifest,
+        key=key,
+        now=now,
+        holds=holds,
+        keep=kept,
+        declared=declared,
+        warn=lambda text: say(f"warning: {text}"),
+        new_key=new_key,
+    )
+    text = f"{to} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
+    document = {
+        "list": index.list,
+        "serial": index.serial,
+        "releases": len(index.releases),
+        "full": index.full.serial,
+        "index": str(to / INDEX),
+    }
+    show_one(document, text, as_json=as_json)
+
+
+def _publish_into(folder: Path, files: list[Path], *, as_json: bool, **how: Any) -> None:
+    from eir.lists.sources.folder_writer import publish_into  # noqa: PLC0415 - for this alone
+
+    with progress() as advance:
+        placed = publish_into(folder, files, progress=advance, warn=lambda text: say(f"warning: {text}"), **how)
+    index = placed.index
+    said = f"{placed.published.as_text()}\n{folder} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
+    said += "; its deltas were folded into a full release" if placed.folded else ""
+    document = placed.published.as_json() | {
+        "index": str(folder / INDEX),
+        "releases": len(index.releases),
+        "full": index.full.serial,
+        "folded": placed.folded,
+    }
+    show_one(document, said, as_json=as_json)

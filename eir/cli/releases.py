@@ -1,0 +1,321 @@
+"""Commands that put signed releases in force, from files, a drop folder or a publisher's, and say which nodes have them."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, opened, who, with_store
+from eir.cli.in_force import taken_over
+from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, progress, say, show, warn
+from eir.config import Config, load_config
+from eir.errors import EirError, ReleaseRefused
+from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.record.store import REFUSED, ListStore, utc_text
+from eir.lists.releases.release import MANIFEST_ENDS
+from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
+from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
+from eir.lists.stores.open import open_store, serial_marks
+from eir.node.observe import control
+from eir.node.processes.apart import Start, load_apart, progress_over
+from eir.node.processes.channel import Channel
+from eir.node.processes.starter import Starter
+from eir.node.processes.state_folder import as_owner_of, keep_mark
+
+if TYPE_CHECKING:
+    from eir.lists.sources.acknowledge import Acknowledgement
+
+NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
+"""Endings of the names of files that lie beside manifests."""
+MANIFESTS_NAMED_MAX = 3
+
+
+def load(
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST", help="LIST-SERIAL.manifest.json; its .sig and data lie beside it.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and count, change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Lift the limits on growth, shrinkage and ranges, nothing else.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Verify signed releases and put them in force.
+
+    Running nodes follow within a second. A release that is refused changes nothing: the list in force stays, and the reason is
+    given here and in `eir history`.
+    """
+    checked = opened(load_config(config))
+    loaded: dict[str, str] = {}
+    try:
+        reports = with_store(
+            checked, lambda store: _load_all(store, checked, manifests, loaded, dry_run=dry_run, force=force)
+        )
+    except KeyboardInterrupt:
+        said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
+        say(f"interrupted; {said}; eir lists shows what is in force")
+        raise
+    if as_json:
+        print_json(reports)
+    if loaded:
+        say(taken_over(checked.state, loaded))
+    if any(report["outcome"] == "refused" for report in reports):
+        raise typer.Exit(EXIT_NO)
+
+
+async def _load_all(
+    store: ListStore,
+    config: Config,
+    manifests: list[Path],
+    loaded: dict[str, str],
+    *,
+    dry_run: bool,
+    force: bool,
+) -> list[dict[str, Any]]:
+    """Load one after the other; a refused one does not stop the next. `loaded` takes the content of each list that was loaded."""
+    options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
+    async with starting() as start:
+        return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
+
+
+async def _loaded(
+    store: ListStore, config: Config, start: Start, manifest: Path, loaded: dict[str, str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Load one; what came of it, said and as a document."""
+    try:
+        _must_be_manifest(manifest)
+        with progress() as advance:
+            report: LoadReport = await load_apart(
+                start, _load, config, manifest, options, memory_max=config.load_memory, progress=advance
+            )
+    except ReleaseRefused as e:
+        if e.reason in UNRECORDED:
+            await Loader(config.lists, store, who(), datetime.now(UTC), dry_run=options["dry_run"]).record(e)
+        say(f"{manifest}: refused ({e.reason}): {e.detail}")
+        return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
+    outcome = "would load" if options["dry_run"] else "loaded"
+    if report.state is not None:
+        loaded[report.list] = report.state.content_digest
+    say(f"{manifest}: {outcome}: {report.as_text()}")
+    return {"manifest": str(manifest), "outcome": outcome, **report.as_json()}
+
+
+async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
+    """One load, in its own process."""
+    with as_owner_of(config.state):
+        store = open_store(config.store, config.state, report=warn)
+        try:
+            progress = progress_over(channel)
+            loader = Loader(
+                config.lists,
+                store,
+                who(),
+                datetime.now(UTC),
+                keep_mark=partial(keep_mark, config.state),
+                progress=progress,
+                memory_max=config.load_memory,
+                **options,
+            )
+            return await loader.verify_and_load(manifest)
+        finally:
+            await store.close()
+
+
+@asynccontextmanager
+async def starting() -> AsyncIterator[Start]:
+    """Starts processes that load, with the modules for that."""
+    starter = Starter(__name__, "eir.lists.rows.reader")
+    try:
+        yield starter.start
+    finally:
+        await starter.close()
+
+
+def _must_be_manifest(path: Path) -> None:
+    """Raise ReleaseRefused for what was given by mistake; since it is not a release, it does not go into the history."""
+    if not path.is_dir() and not path.name.lower().endswith(NO_MANIFEST):
+        return
+    folder = path if path.is_dir() else path.parent
+    near = sorted(folder.glob("*.manifest.json"))[:MANIFESTS_NAMED_MAX]
+    advice = (
+        f"did you mean {' or '.join(map(str, near))}?"
+        if near
+        else "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
+    )
+    raise ReleaseRefused("no_manifest", f"this is not a manifest; {advice}")
+
+
+def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Load what has arrived in the drop folder, once.
+
+    A running node does so by itself. Each release goes to `accepted/`, or to `refused/` with a text that gives the reason; one that
+    is not complete yet stays. What waits, and for what, is said each time.
+    """
+    from eir.node.processes.drop_folder import NICE, loading, make_pass  # noqa: PLC0415 - for this command alone
+
+    checked, by = opened(load_config(config)), f"inbox of {who()}"
+
+    async def make() -> Pass:
+        async with starting() as start:
+            return await make_pass(checked, by, loading(start, checked, by))
+
+    os.nice(NICE)
+    with as_owner_of(checked.state):
+        made = asyncio.run(make())
+    if as_json:
+        print_json(made.as_json())
+    for taken in made.taken:
+        say(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
+    for name in made.strays:
+        unsigned = f"its signature {name}.sig is not there" if name.endswith(MANIFEST_ENDS) else ""
+        say(f"{name}: {WAITING}: {unsigned or 'no release that is here names it'}")
+    if made.elsewhere:
+        say("another process makes a pass over the drop folder just now; see eir history, or ask again in a moment")
+    elif not made.taken and not made.strays:
+        say(f"nothing waits in {checked.inbox}")
+    if any(taken.outcome == REFUSED or taken.here for taken in made.taken):
+        raise typer.Exit(EXIT_NO)
+
+
+def pull(
+    list_name: Annotated[str | None, typer.Argument(metavar="[LIST]", help="All lists that have a source, if not given.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Fetch also what was refused before, and lift the limits on growth, shrinkage and ranges, nothing else.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Pull what the source of a list has that is new, once.
+
+    A running node does so by itself. The index is fetched, what leads from the release in force to the newest one, and loaded as by `eir
+    load`: signatures, limits and refusals are the same.
+    """
+    from eir.node.processes.drop_folder import NICE, loading  # noqa: PLC0415 - for this command alone
+    from eir.node.processes.pulling import pull_once  # noqa: PLC0415 - as above
+
+    checked = opened(load_config(config))
+    if list_name is not None and list_settings(checked, list_name).source is None:
+        raise fail(f"list {list_name} has no source (lists.{list_name}.source)", EXIT_USAGE)
+    names = (
+        [name for name, settings in checked.lists.items() if settings.source is not None]
+        if list_name is None
+        else [list_name]
+    )
+    if not names:
+        raise fail(f"no list in {checked.path} has a source (lists.*.source)", EXIT_USAGE)
+
+    async def make(checked: Config) -> list[Pulled]:
+        async with starting() as start:
+            load = loading(start, checked, by, force=force)
+            return [await pull_once(checked, name, by, load, force=force) for name in names]
+
+    by = f"pull of {who()}"
+    os.nice(NICE)
+    with as_owner_of(checked.state):
+        found = asyncio.run(make(checked))
+    if as_json:
+        print_json([each.as_json() for each in found])
+    for each in found:
+        parts = [f"{each.list}: {each.outcome}", each.reason, each.detail]
+        serials = (
+            f"serial {', '.join(map(str, each.loaded))} loaded"
+            if each.loaded
+            else f"{each.serial} is the newest"
+            if each.outcome == UNCHANGED
+            else ""
+        )
+        say(": ".join(part for part in (*parts, serials) if part))
+    if any(each.outcome not in {LOADED, UNCHANGED} for each in found):
+        raise typer.Exit(EXIT_NO)
+
+
+def acknowledge(
+    list_name: Annotated[str | None, typer.Argument(metavar="[LIST]", help="All lists that are in force, if not given.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Where the files go, for any other way to the publisher; posted to the lists' sources if not given.", show_default=False)] = None,
+    key: Annotated[bool, typer.Option("--key", help="Only print the line by which a publisher knows this node's key (allowed_signers).")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:  # fmt: skip
+    """Say, signed, which release of each list is in force here.
+
+    With the digest of its content, since when, and what the node rejected since then. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
+    """
+    from eir.lists.sources.acknowledge import Acknowledgement, Rejection, acknowledged, key_of, signer_line  # noqa: PLC0415 - as above
+
+    checked = opened(load_config(config))
+    node = checked.identity.host
+    with as_owner_of(checked.state):
+        own = key_of(checked.state)
+        line = signer_line(own, node)
+    if key:
+        print(line)
+        return
+    said = control.ask(checked.state, "lists")
+    if not said["in_step"]:
+        raise fail("the workers of the node have not all taken over the same lists yet: ask again in a moment")
+    having = {name for name, settings in checked.lists.items() if settings.source is not None}
+    told = [name for name in said["since"] if out is not None or name in having]
+    names = told if list_name is None else [list_settings(checked, list_name).name]
+    if not names:
+        raise fail("no list in force here has a source to be told; --out FOLDER writes what can go another way")
+    now, given = utc_text(datetime.now(UTC)), list[bool]()
+    for name in names:
+        if name not in said["since"]:
+            raise fail(f"list {name} is not in force on the node")
+        state, rejected = said["lists"][name], said.get("rejected", {}).get(name)
+        what = Acknowledgement(
+            node=node, list=name, serial=state["serial"], content=state["content_digest"], since=said["since"][name], made=now,
+            rejected=None if rejected is None else Rejection(**rejected),
+        )  # fmt: skip
+        if out is not None:
+            with as_owner_of(checked.state):
+                content = acknowledged(what, own)
+            out.mkdir(parents=True, exist_ok=True)
+            (out / what.name).write_bytes(content)
+            say(f"{out / what.name}: {name} {what.serial} since {what.since}")
+        else:
+            given.append(_given(checked, what))
+    if not all(given):
+        raise fail("what was not given can go another way: eir acknowledge --out FOLDER")
+
+
+def _given(checked: Config, what: "Acknowledgement") -> bool:
+    """True if the source of the list has taken it; says so, or why not."""
+    from eir.node.processes.pulling import give  # noqa: PLC0415 - for this command alone
+
+    try:
+        give(checked, what)
+    except EirError as e:
+        say(f"eir: {e}")
+        return False
+    say(f"{what.list} {what.serial} since {what.since}: given to its source")
+    return True
+
+
+def show_acknowledged(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The publisher's folder (`eir publish --to`); acknowledgements lie in its acknowledgements/.")],
+    nodes: Annotated[Path | None, typer.Option("--nodes", metavar="FILE", help="The nodes' public keys, an allowed_signers file; FOLDER/nodes if not given.", show_default=False)] = None,
+    within: Annotated[str, typer.Option(metavar="1h", help="How long a node may take for a release.")] = "1h",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show which nodes have what a folder offers, who is late.
+
+    Each row rests on what the node has signed: serial and digest of the content in force, compared with what the releases make. Exit
+    status 1 if a node is behind for longer than --within, rejects what the folder offers, has other content, has not proved what it says,
+    or says nothing.
+    """
+    from eir.lists.sources.acknowledge import IN_STEP, LATE, as_rows, standings  # noqa: PLC0415 - for this command alone
+
+    late = duration(within)
+    if late is None or late < timedelta(0):
+        raise fail(f"--within {within}: expected a number and a unit: 1h, 15m or 2d", EXIT_USAGE)
+    found = standings(folder, now=datetime.now(UTC), within=late, nodes=nodes)
+    show(
+        as_rows(found),
+        ("node", "list", "state", "serial", "behind", "late_s", "since", "acknowledged", "detail"),
+        as_json=as_json,
+    )
+    if not found:
+        raise fail("no node has a key there")
+    if any(each.state not in {IN_STEP, LATE} for each in found):
+        raise typer.Exit(EXIT_NO)

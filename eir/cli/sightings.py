@@ -1,0 +1,235 @@
+"""Commands about the record of what checks have shown: how large it is, one device or SIM in it, what to forget, what to take in."""
+
+import csv
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, opened
+from eir.cli.output import (
+    EXIT_NO,
+    EXIT_USAGE,
+    fail,
+    minute,
+    moment,
+    print_json,
+    progress,
+    say,
+    show,
+    show_one,
+    written_to,
+)
+from eir.config import Config, load_config
+from eir.device import imsi_key, key_text
+from eir.errors import EirError, IdentifierError
+from eir.lists.rows.msisdn import NO_NUMBERS, number_of, read_numbers
+from eir.node.observe import control
+from eir.node.processes.state_folder import prepare
+from eir.sightings import files
+from eir.sightings.settings import FULL, SightingsSettings
+from eir.sightings.subscribers import forms, subscribers
+
+EDR = "edr"
+SEEN_COLUMNS = (
+    "first",
+    "last",
+    "checks",
+    "imei",
+    "software_version",
+    "subscriber",
+    "home",
+    "origin_host",
+    "status",
+    "list",
+)
+
+
+def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show how much is on record."""
+    if context.invoked_subcommand is not None:
+        return
+    checked = opened(load_config(config))
+    there = files.found(checked.state)
+    document: dict[str, Any] = {
+        "kept": checked.sightings is not None, "files": len(there), "bytes": sum(file.bytes for file in there),
+        "first_hour": _hour(there[0].path) if there else None, "last_hour": _hour(there[-1].path) if there else None,
+        "subscribers": checked.sightings.subscribers if checked.sightings else None,
+    }  # fmt: skip
+    size = f"{document['files']:,} files, {document['bytes']:,} bytes"
+    span = f", from {minute(document['first_hour'])} to {minute(document['last_hour'])}" if there else ""
+    show_one(document, f"{size}{span}{not_kept(checked)}", as_json=as_json)
+
+
+def seen(
+    identifier: Annotated[str, typer.Argument(metavar="IMEI|IMSI", help="The device or the SIM; 15 digits may be either, and both are looked for. +NUMBER is the SIM of that number by the table `numbers`.")],
+    since: Annotated[str, typer.Option(metavar="TIME", help="From when on: 7d, 36h, or 2026-11-20.")] = "",
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show when a device or a SIM was asked about.
+
+    One row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM is shown as its hash. A running node
+    writes first what it has just seen. Exit status 1 if there is nothing.
+    """
+    from eir.sightings.seen import Sought, sought  # noqa: PLC0415 - as above
+    from eir.sightings.seen import seen as look  # noqa: PLC0415 - polars, for those that need it
+
+    checked = opened(load_config(config))
+    try:
+        what = Sought(None, imsi_named(checked, identifier)) if identifier.startswith("+") else sought(identifier)
+    except IdentifierError as e:
+        raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
+    begin = moment(since)
+    write_down(checked)
+    rows = look(checked.state, what, forms(checked.state, what.imsi) if what.imsi else [], begin)
+    if as_json:
+        print_json({
+            "identifier": identifier, "device": None if what.device is None else key_text(what.device), "imsi": what.imsi,
+            "since": begin and begin.isoformat(timespec="seconds").replace("+00:00", "Z"), "checks": sum(row["checks"] for row in rows),
+            "first_seen": min((row["first"] for row in rows), default=None), "last_seen": max((row["last"] for row in rows), default=None),
+            "subscribers": _distinct(rows, "subscriber"), "devices": _distinct(rows, "device"), "software_versions": _distinct(rows, "software_version"),
+            "origin_hosts": _distinct(rows, "origin_host"), "sightings": rows,
+        })  # fmt: skip
+    elif rows:
+        show(rows, SEEN_COLUMNS, as_json=False)
+    if not rows:
+        raise fail(f"{identifier} is not on record{f' since {since}' if since else ''}{not_kept(checked)}")
+
+
+def forget(
+    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber; +NUMBER by the table `numbers`.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Take a subscriber out of the record.
+
+    Its rows go, under whichever key it was hashed, and what a watched list remembers of it. It is on record again when it is asked about again.
+    Copies of the files, and events that went out, are elsewhere. Exit status 1 if a file is damaged, or a running node did not forget it: all else is done.
+    """
+    checked = opened(load_config(config))
+    imsi = imsi_named(checked, imsi)
+    try:
+        imsi_key(imsi)
+    except IdentifierError as e:
+        raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
+    names, damaged, remembered = forms(checked.state, imsi), list[Path](), ""
+    try:
+        control.ask(checked.state, "forget", subscribers=names)
+    except control.ControlAway:
+        pass
+    except control.ControlError as e:
+        remembered = str(e)
+    with acting_in(checked.state):
+        gone = files.forget(checked.state, names, damaged.append)
+    show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
+    if damaged:
+        raise fail(
+            f"these files are damaged, and may name the subscriber still; remove them: {', '.join(map(str, damaged))}"
+        )
+    if remembered:
+        raise fail(f"the running node may remember the subscriber still: {remembered}; ask again")
+
+
+def take_in(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with a header, or Parquet.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Take the log of another EIR into the record.
+
+    Columns by name: time, imei, and where there are such software_version, imsi, origin_host, status. Bad rows are left out and named
+    by file and line. What is taken in is kept as long as what is seen today; a file that is taken in twice counts twice. Exit status 1 if there were bad rows.
+    """
+    from eir.sightings.intake import take_in as take  # noqa: PLC0415 - polars, for those that need it
+
+    checked = opened(load_config(config))
+    settings = checked.sightings or SightingsSettings()
+    try:
+        with acting_in(checked.state), progress() as advance:
+            prepare(checked.state)
+            files.folder_of(checked.state)
+            how = subscribers(checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s)
+            taken = take(
+                file,
+                checked.state,
+                how,
+                (lambda done, total: advance("read", done, total)) if advance else lambda *_: None,
+            )
+    except OSError as e:
+        raise EirError(f"{e.filename or file}: {e.strerror}") from None
+    for complaint in taken.complaints:
+        say(complaint)
+    document = {
+        "file": str(file),
+        "rows": taken.rows,
+        "bad_rows": taken.bad,
+        "complaints": taken.complaints,
+        "files": len(taken.files),
+    }
+    bad = f"; {taken.bad:,} bad rows were left out" if taken.bad else ""
+    show_one(
+        document,
+        f"{taken.rows:,} rows of {file.name} are on record, in {len(taken.files):,} files{bad}",
+        as_json=as_json,
+    )
+    if taken.bad:
+        raise typer.Exit(EXIT_NO)
+
+
+def export(
+    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help="edr: the daily file of checks that national registers take.")] = EDR,
+    day: Annotated[str, typer.Option("--day", metavar="DATE", help="Which day (UTC), such as 2026-11-27.", show_default="yesterday")] = "",
+    operator: Annotated[str, typer.Option("--operator", metavar="NAME", help="What the register calls the operator.", show_default="the realm of the node")] = "",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to; the standard output if left out.")] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:  # fmt: skip
+    """Write the checks of a day for a national register.
+
+    A row for each device and SIM: imei, imsi, msisdn (by the table `numbers`), when they were seen first (ms since 1970, and as a time in
+    UTC), protocol, who asked, the file's name, the operator. A check without an IMEI has 888888888888888. IMSIs are on record only with
+    `sightings.subscribers: full`. A running node writes first what it has just seen.
+    """
+    from eir.sightings.seen import daily_rows  # noqa: PLC0415 - polars, for those that need it
+
+    if layout != EDR:
+        raise fail(f"--layout {layout}: expected {EDR}", EXIT_USAGE)
+    try:
+        which = date.fromisoformat(day) if day else (datetime.now(UTC) - timedelta(days=1)).date()
+    except ValueError:
+        raise fail(f"--day {day}: expected a day such as 2026-11-27", EXIT_USAGE) from None
+    checked = recorded(opened(load_config(config)))
+    if checked.sightings is not None and checked.sightings.subscribers != FULL:
+        say(f"warning: no row has an IMSI: sightings.subscribers is {checked.sightings.subscribers}")
+    operator = operator or checked.identity.realm
+    numbers = NO_NUMBERS if checked.numbers is None else read_numbers(checked.numbers)
+    name = f"{operator}_EIR_{which:%Y%m%d}.csv" if out is None else out.name
+    with written_to(out, private=True) as stream:
+        csv.writer(stream, lineterminator="\n").writerows(
+            daily_rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers))
+        )
+
+
+def recorded(checked: Config) -> Config:
+    """The configuration of a node that has a record, with what it has just seen. Raises EirError where nothing was ever kept."""
+    write_down(checked)
+    if checked.sightings is None and not files.found(checked.state):
+        raise EirError(f"no check is on record in {checked.state}{not_kept(checked)}")
+    return checked
+
+
+def not_kept(checked: Config) -> str:
+    """The reason why there may be less on record than was asked, to end a sentence with; empty where checks are kept."""
+    return "" if checked.sightings else f"; nothing more is kept: {checked.path} has no section 'sightings'"
+
+
+def write_down(checked: Config) -> None:
+    """Have a running node write what it has just seen; one that does not run has."""
+    if checked.sightings is not None:
+        with suppress(control.ControlError):
+            control.ask(checked.state, "record")
+
+
+def _distinct(rows: list[dict[str, Any]], name: str) -> list[Any]:
+    return list(dict.fromkeys(row[name] for row in rows if row[name] is not None))
+
+
+def _hour(path: Path) -> str:
+    return f"{path.parent.name}T{path.name[:2]}:00:00Z"

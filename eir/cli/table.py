@@ -1,0 +1,86 @@
+"""Tables for people: rows of named values in columns, whole words always, however narrow the terminal.
+
+In a pipe a row is a line. On a terminal too narrow for that, heads are folded, then the last column, which goes on below if there is
+not room enough; where the others alone are too wide, all columns are folded, and where that is not enough each row becomes a record of
+`name  value` lines. rich does the layout; how wide
+columns are is decided here, since rich may cut a word.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eir.cli.output import cell
+
+GAP = 2
+"""Blanks between columns."""
+FOLDED_MIN = 24
+"""Width in characters that the last column must have to be folded beside the others, not below them."""
+FOLDS_MAX = 3
+"""Lines that a cell may take where all columns are folded; records are easier to read than more."""
+INDENT = "    "
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, width: int | None, short: Sequence[str] = ()
+) -> str:
+    """The rows as text, each line ended; `width` is the terminal's, None for a pipe. `short`: columns to show before rows become records."""
+    values = [[row.get(column) for column in columns] for row in rows]
+    cells = [[cell(value, column) for value, column in zip(row, columns, strict=True)] for row in values]
+    heads = [column.replace("_", " ") for column in columns]
+    words = [max(map(cell_len, head.split())) for head in heads]
+    widest = [max((cell_len(row[at]) for row in cells), default=0) for at in range(len(heads))]
+    sizes = [max(size, cell_len(head)) for size, head in zip(widest, heads, strict=True)]
+    gaps = GAP * (len(heads) - 1)
+    below: list[list[str]] = []
+    if width is not None and sum(sizes) + gaps > width:
+        sizes = [max(size, word) for size, word in zip(widest, words, strict=True)]
+        room = width - sum(sizes[:-1]) - gaps
+        longest = max((cell_len(word) for row in cells for word in row[-1].split()), default=0)
+        least = [
+            max([word, *(cell_len(part) for row in cells for part in row[at].split())]) for at, word in enumerate(words)
+        ]
+        if room < words[-1] or longest > width - len(INDENT):
+            spare = width - gaps - sum(least)
+            for at in sorted(range(len(sizes)), key=lambda at: sizes[at] - least[at]):
+                sizes[at] = min(sizes[at], least[at] + max(spare, 0))
+                spare -= sizes[at] - least[at]
+            folds = max(
+                (len(textwrap.wrap(row[at], size)) for row in cells for at, size in enumerate(sizes)), default=0
+            )
+            if (spare < 0 or folds > FOLDS_MAX) and short:
+                return table(rows, short, width=width)
+            if spare < 0 or folds > FOLDS_MAX:
+                size = max(map(cell_len, heads)) + GAP
+                return "\n".join(
+                    "".join(f"{head:<{size}}{each}\n" for head, each in zip(heads, row, strict=True)) for row in cells
+                )
+            room = sizes[-1]
+        if sizes[-1] > room and max(longest, FOLDED_MIN) > room:
+            below = [
+                textwrap.wrap(row[-1], width, initial_indent=INDENT, subsequent_indent=INDENT, break_on_hyphens=False)
+                for row in cells
+            ]
+            cells = [[*row[:-1], ""] for row in cells]
+        sizes[-1] = min(sizes[-1], room)
+    grid = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="")
+    for at, head in enumerate(heads):
+        numbers = bool(values) and all(isinstance(row[at], int | float | None) for row in values)
+        grid.add_column(Text(head), width=sizes[at], justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        grid.add_row(*map(Text, row))
+    console = Console(file=StringIO(), width=sum(sizes) + GAP * len(sizes), color_system=None, force_terminal=False)
+    with console.capture() as shown:
+        console.print(grid)
+    lines = shown.get().splitlines()
+    if below:  # and so each row is one line
+        lines[-len(below) :] = [
+            each for line, more in zip(lines[-len(below) :], below, strict=True) for each in (line, *more)
+        ]
+    return "".join(f"{line.rstrip()}\n" for line in lines)

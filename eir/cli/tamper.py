@@ -1,0 +1,383 @@
+"""Commands that judge what checks have shown: phones whose identity was tampered with, for people, for scripts and as rows of a list."""
+
+import csv
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
+
+import typer
+
+from eir.checks.question import BY_KEY
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
+from eir.cli.output import EXIT_USAGE, duration, fail, print_json, progress, put, say, show, show_one, written_to
+from eir.cli.sightings import write_down
+from eir.config import Config, load_config
+from eir.device import SNR_KEYS, device_key, key_text
+from eir.errors import EirError, IdentifierError
+from eir.lists.record.entries import entries_of, read_pages
+from eir.lists.record.reasons import reason_text
+from eir.lists.record.settings import TYPES
+from eir.lists.record.store import Event, utc_text
+from eir.sightings.cases import CLEARED, CONFIRMED, cases, decide, decided
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from eir.sightings.conditions import Tac
+    from eir.sightings.engine import Engine
+    from eir.sightings.judge import Finding, Judgement
+
+COLUMNS = (
+    "imei",
+    "score",
+    "sure",
+    "subscribers",
+    "copies",
+    "first_seen",
+    "last_seen",
+    "conditions",
+    "evidence",
+    "honest",
+)
+SINCE = "30d"
+
+Since = Annotated[str, typer.Option(metavar="30d", help="How far back to look: 30d, 36h; 62 days at most.")]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE", help="The day before which to look, as 2026-11-25; now if not given.", show_default=False
+    ),
+]
+Record = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.",
+        show_default=False,
+    ),
+]
+OnSpark = Annotated[
+    str | None,
+    typer.Option(
+        "--spark",
+        metavar="MASTER",
+        help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/OPERATION.md says how.",
+        show_default=False,
+    ),
+]
+Work = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.",
+        show_default=False,
+    ),
+]
+Identifier = Annotated[str, typer.Argument(metavar="IMEI", help="The device.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why: what was found out, and by whom.")]
+MinScore = Annotated[
+    float | None,
+    typer.Option(
+        "--min-score",
+        metavar="S",
+        min=0,
+        max=1,
+        help="Only devices of this score or more; tamper.report_min, or tamper.export_min, if not given.",
+        show_default=False,
+    ),
+]
+
+
+def report(
+    since: Since = SINCE, until: Until = None, min_score: MinScore = None,
+    limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", min=1, help="Devices in the table at most.")] = 50,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all of them as CSV.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with charts, in one file.")] = None,
+    public_file: Annotated[Path | None, typer.Option("--public", metavar="FILE", help="Write a page for the public: no identifiers, no counts below ten.")] = None,
+    record: Record = None, on_spark: OnSpark = None, work: Work = None,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Report phones with a tampered identity.
+
+    The likeliest stand first. Reads the record that the section `sightings` keeps. What is looked for, and how the score comes about, is in the section
+    `tamper` of the configuration and in eir/sightings/README.md. The score is the share of such devices that are tampered with, as far as made
+    networks and the cases that operators decided tell. Devices that somebody cleared are left out.
+    """
+    found = _judged(opened(load_config(config)), since, until, min_score, _Where(record, on_spark, work))
+    if csv_file is not None:
+        with written_to(csv_file, private=True) as out:
+            _write_csv(found.findings, out)
+    if html_file is not None or public_file is not None:
+        from eir.sightings.page import page, public_page  # noqa: PLC0415 - for those who want one
+
+        for path, make in ((html_file, page), (public_file, public_page)):
+            if path is not None:
+                with written_to(path, private=True) as out:
+                    out.write(make(found))
+    rows = [finding.as_json() for finding in found.findings]
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        print(f"Nothing found among {found.devices:,} devices in {found.sightings:,} checks.")
+        return
+    show([{**row, "conditions": list(row["conditions"])} for row in rows[:limit]], COLUMNS, as_json=False)
+    if len(rows) > limit:
+        say(f"{len(rows) - limit:,} more; -n shows more, --csv and --json have all")
+    _notes(found)
+
+
+def _notes(found: "Judgement") -> None:
+    """Say what people should know beside the findings."""
+    if not found.places:
+        say(
+            "all checks come from one place, so place says nothing; eir/sightings/README.md says what can be expected then"
+        )
+    if found.batches:
+        say(
+            f"{len(found.batches):,} numbers of modules are in several of them, as where a maker gave one to a whole batch: no findings"
+        )
+    if malformed := sum(seen for _, seen, _ in found.malformed):
+        say(
+            f"malformed_imei: {malformed:,} checks named no device at all, most of them from {found.malformed[0][0] or 'an unnamed origin'}"
+        )
+
+
+def export(
+    layout: Annotated[str, typer.Option("--as", metavar="eir|dirbs-notifications", help="The form of the rows.")] = "eir",
+    since: Since = SINCE, until: Until = None, min_score: MinScore = None,
+    condition: Annotated[list[str] | None, typer.Option("--condition", metavar="NAME", help="Only devices for which this condition holds; may be given several times.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write; standard output if not given.")] = None,
+    record: Record = None, on_spark: OnSpark = None, work: Work = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:  # fmt: skip
+    """Write findings as rows that `eir publish` signs.
+
+    Devices of a score of tamper.export_min or more, and those that somebody confirmed; never those that somebody cleared, nor those with a TAC for tests. A row blocks every phone that shows the identity,
+    the genuine one too. dirbs-notifications has a row
+    for each copy that came back, with its IMSI where the record holds IMSIs (`sightings.subscribers: full`), and one for each device elsewhere. Exit
+    status 1 if there is nothing to write.
+    """
+    from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
+    from eir.sightings.page import EXPORTS, listed  # noqa: PLC0415 - as above
+
+    if layout not in EXPORTS:
+        raise fail(f"--as {layout}: expected {' or '.join(EXPORTS)}", EXIT_USAGE)
+    if unknown := [name for name in condition or () if name not in CONDITIONS]:
+        raise fail(f"--condition {unknown[0]}: no such condition; there are: {', '.join(CONDITIONS)}", EXIT_USAGE)
+    checked = opened(load_config(config))
+    wanted = frozenset(condition or ())
+    least = checked.tamper.export_min if min_score is None else min_score
+    found = _judged(
+        checked, since, until, least, _Where(record, on_spark, work), keep_users=layout == "dirbs-notifications"
+    )
+    chosen = [finding for finding in found.findings if not wanted or wanted & set(finding.conditions)]
+    # Confirmed is confirmed, whether the device was seen in this time or not.
+    others = {device for device, verdict in cases(checked.state).items() if verdict and not wanted}
+    others -= {finding.device for finding in chosen}
+    for_tests = {device for device in (*(finding.device for finding in chosen), *others) if BY_KEY["test"](device)}
+    if for_tests:
+        say(f"{len(for_tests):,} devices with a TAC for tests are left out")
+    chosen, others = [finding for finding in chosen if finding.device not in for_tests], others - for_tests
+    if not chosen and not others:
+        raise fail("nothing found; nothing is written")
+    with written_to(out, private=True) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows(listed(chosen, layout, found.until, map(key_text, sorted(others))))
+    say(
+        f"{len(chosen) + len(others):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {quote(str(out or 'FILE'))}"
+    )
+
+
+def show_one_device(
+    identifier: Annotated[str, typer.Argument(metavar="IMEI", help="The device.")],
+    since: Since = SINCE, until: Until = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the sheet as a page, in one file.")] = None,
+    record: Record = None, on_spark: OnSpark = None, work: Work = None,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what a finding rests on.
+
+    The sheet of one device: what each condition says, with its times, SIMs, places, software versions, what speaks for an honest explanation,
+    and what was decided. Exit status 1 if the device is not on record in that time.
+    """
+    from eir.sightings.page import sheet, sheet_page  # noqa: PLC0415 - for this command alone
+
+    device = _device(identifier)
+    checked = opened(load_config(config))
+    begin, end = _window(since, until)
+    with _judging(checked, begin, end, _Where(record, on_spark, work), min_score=0) as (engine, found):
+        made = sheet(engine, found, device, decided(checked.state))
+    if not made["subscribers"]:
+        raise fail(f"{identifier} is not on record from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")
+    if html_file is not None:
+        with written_to(html_file, private=True) as out:
+            out.write(sheet_page(made))
+    if as_json:
+        print_json(made)
+        return
+    finding = made["finding"]
+    put(
+        f"{made['imei']}: {finding['score']:.3f}, {finding['sure']}"
+        if finding
+        else f"{made['imei']}: nothing speaks against it, or it was cleared"
+    )
+    show(made["says"], ("condition", "log_odds", "evidence"), as_json=False)
+    for text in made["against"]:
+        put(f"for an honest explanation: {text}")
+    show(made["subscribers"], ("subscriber", "home", "checks", "days", "first_seen", "last_seen"), as_json=False)
+    for each in made["decisions"]:
+        put(f"{each['time']} {each['verdict']} by {each['who']}: {each['reason']}")
+
+
+def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Put down that a device is tampered with.
+
+    From then on it is reported and exported as such, and scores are calibrated by it. The decision is in the history.
+    """
+    _decide(identifier, CONFIRMED, reason, config, as_json=as_json)
+
+
+def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Put down that a device is not tampered with.
+
+    From then on it is neither reported nor exported, and scores are calibrated by it. The decision is in the history.
+    """
+    _decide(identifier, CLEARED, reason, config, as_json=as_json)
+
+
+def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool) -> None:
+    checked = opened(load_config(config))
+    decision = {
+        "time": utc_text(datetime.now(UTC)),
+        "who": who(),
+        "imei": key_text(_device(identifier)),
+        "verdict": verdict,
+        "reason": reason,
+    }
+    event = Event(
+        time=decision["time"],
+        who=decision["who"],
+        what=verdict,
+        outcome="accepted",
+        detail=f"{decision['imei']}: {reason}",
+    )
+    if not checked.state.is_dir():
+        raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
+    with_store(checked, lambda store: store.record(event))
+    with acting_in(checked.state):
+        decide(checked.state, decision)
+    show_one(decision, f"{decision['imei']} is {verdict}", as_json=as_json)
+
+
+def _device(identifier: str) -> int:
+    try:
+        return device_key(identifier)
+    except IdentifierError as e:
+        raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
+
+
+class _Where(NamedTuple):
+    """The files to judge, and the engine for it."""
+
+    record: str | None
+    spark: str | None
+    work: str | None
+
+
+def _judged(
+    config: Config, since: str, until: str | None, min_score: float | None, where: _Where, *, keep_users: bool = False
+) -> "Judgement":
+    """The findings in the record of a time."""
+    begin, end = _window(since, until)
+    with _judging(config, begin, end, where, min_score=min_score, keep_users=keep_users) as (_, found):
+        return found
+
+
+@contextmanager
+def _judging(
+    config: Config, begin: datetime, end: datetime, where: _Where, *, min_score: float | None, keep_users: bool = False
+) -> "Iterator[tuple[Engine, Judgement]]":
+    """Yield the engine that judged the record of a time, and its judgement."""
+    from dataclasses import replace  # noqa: PLC0415 - for these commands alone
+
+    from eir.sightings.judge import judge  # noqa: PLC0415 - as above
+
+    settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
+    with progress() as advance, _engine(config, begin, end, where) as engine:
+        yield engine, judge(
+            engine, settings, since=begin, until=end, tacs=_tacs(config), warn=lambda text: say(f"warning: {text}"), progress=advance or (lambda *_: None),
+            keep_users=keep_users, cases=cases(config.state),
+        )  # fmt: skip
+
+
+def _tacs(config: Config) -> "Iterator[Tac]":
+    """The TACs in the lists of device types, as the store has them. Raises StoreError."""
+    from eir.sightings.conditions import Tac  # noqa: PLC0415 - for these commands alone
+
+    now = datetime.now(UTC).timestamp()
+    for name in (name for name, settings in config.lists.items() if settings.kind == TYPES):
+        state, pages = with_store(config, partial(read_pages, name=name), fresh=False, reads=True)
+        if state is None:
+            say(f"warning: list {name} was never loaded: nothing is known of TACs by it")
+            continue
+        for entry in entries_of(pages):
+            if not 0 < entry.until <= now:
+                day = datetime.fromtimestamp(entry.date, UTC).date() if entry.date else None
+                yield Tac(entry.key // SNR_KEYS, day, reason_text(state, entry.reason))
+
+
+def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
+    """Return begin and end, in UTC without a time zone."""
+    from eir.sightings.judge import DAYS_MAX  # noqa: PLC0415 - for these commands alone
+
+    lasts = duration(since)
+    if not lasts or lasts > timedelta(days=DAYS_MAX - 1):
+        raise fail(f"--since {since}: expected a number and a unit, up to {DAYS_MAX - 1}d: 30d or 36h", EXIT_USAGE)
+    try:
+        end = (datetime.fromisoformat(until) if until else datetime.now(UTC)).replace(tzinfo=None) + timedelta(
+            seconds=0 if until else 1
+        )
+    except ValueError:
+        raise fail(f"--until {until}: expected a day such as 2026-11-25", EXIT_USAGE) from None
+    return end - lasts, end
+
+
+def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "AbstractContextManager[Engine]":
+    """Return the engine that does the work, over the files of the time."""
+    from eir.sightings.schema import FOLDER  # noqa: PLC0415 - for these commands alone
+
+    if (where.spark is None) != (where.work is None):
+        raise fail("--spark and --work go together", EXIT_USAGE)
+    there: str | list[str] = where.record or []
+    if not where.record:
+        write_down(config)
+        days = ((begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3))
+        there = [path for day in days for path in sorted(map(str, (config.state / FOLDER).glob(f"{day}/*.parquet")))]
+    if not there:
+        raise EirError(
+            f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}: the section `sightings` of the configuration has a node keep them; --until looks at an earlier time"
+        )
+    without = [peer.label for peer in config.peers if peer.is_probe]  # a probe, an auditor: nobody's phone
+    if where.spark is not None and where.work is not None:
+        from eir.sightings.spark import spark  # noqa: PLC0415 - for those who have a cluster
+
+        return spark(there, since=begin, until=end, master=where.spark, work=where.work, without=without)
+    from eir.sightings.engine import duck  # noqa: PLC0415 - for those who have none
+
+    return duck(there, since=begin, until=end, memory=config.tamper.memory, without=without)
+
+
+def _write_csv(findings: "Iterable[Finding]", out: TextIO) -> None:
+    writer = csv.writer(out, lineterminator="\n")
+    columns: list[str] = []
+    for finding in findings:
+        row: dict[str, Any] = finding.as_json()
+        row |= {"conditions": "|".join(row["conditions"])}
+        if not columns:
+            columns = list(row)
+            writer.writerow(columns)
+        writer.writerow(row[column] for column in columns)

@@ -1,0 +1,123 @@
+"""The command for a trouble that happens now: each check of one subscriber or one device on a running node, as it is decided."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from eir.checks.explain import Explanation
+from eir.checks.question import Question
+from eir.checks.trace import CHECK, WIRE
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, imsi_named
+from eir.cli.asking import with_reason
+from eir.cli.output import EXIT_USAGE, duration, fail, printable, say
+from eir.config import Config, load_config
+from eir.device import device_key, imsi_key, typed
+from eir.errors import EirError, IdentifierError
+from eir.interfaces.s13.capture import begin_capture, captured
+from eir.lists.record.reasons import check_reason
+from eir.lists.stores.records import decode_state
+from eir.node.observe import control
+
+
+def trace(
+    imei: Annotated[str, typer.Option(metavar="IMEI", help="Checks of this device.")] = "",
+    imsi: Annotated[str, typer.Option(metavar="N", help="Checks with this subscriber's SIM (+NUMBER by the table `numbers`); with --imei, of the two together.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, such as the number of a complaint; it goes on record.", show_default=False)] = "",
+    lasts: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 10m, 1h at most.")] = "10m",
+    pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what went over Diameter into a new file, for Wireshark.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:  # fmt: skip
+    """Show each check of one phone as it happens.
+
+    With the whole reasoning, over all protocols. It shows what a person's phone does: so it takes a reason, is in the history with who
+    asked, and ends by itself, or by Ctrl-C. One trace at a time; of more than ten checks a second not all are shown.
+    """
+    checked = load_config(config)
+    imei, imsi, lasting = typed(imei), imsi_named(checked, imsi), duration(lasts)
+    try:
+        if not imei and not imsi:
+            raise fail("whose checks? --imei IMEI or --imsi N", EXIT_USAGE)
+        for text, key_of in ((imei, device_key), (imsi, imsi_key)):
+            if text:
+                key_of(text)
+        check_reason(reason)
+    except IdentifierError as e:
+        raise fail(str(e), EXIT_USAGE) from None
+    except EirError as e:
+        raise fail(f"--reason: {e}", EXIT_USAGE) from None
+    if not lasting:
+        raise fail(f"--for {lasts}: expected a time such as 10m", EXIT_USAGE)
+    with ExitStack() as stack:
+        out = None if pcap is None else stack.enter_context(_made(pcap))
+        if out is not None:
+            out.write(begin_capture())
+        number = control.ask(
+            checked.state, "trace", imei=imei, imsi=imsi, lasts_s=lasting.total_seconds(), reason=reason
+        )
+        stack.enter_context(_ended(checked, number))
+        say(f"tracing for {lasts}; Ctrl-C ends it")
+        for record in _records(checked, number):
+            if record["kind"] == WIRE and out is not None:
+                out.write(
+                    captured(record["time"], bytes.fromhex(record["request"]))
+                    + captured(record["time"], bytes.fromhex(record["answer"]))
+                )
+            document = _check(checked, record) if record["kind"] == CHECK else record
+            print(json.dumps(document) if as_json else _text(record, document), flush=True)
+
+
+@contextmanager
+def _ended(config: Config, number: int) -> Iterator[None]:
+    """The trace ends with the command; if that cannot say so, the node notices."""
+    try:
+        yield
+    finally:
+        with suppress(EirError):
+            control.ask(config.state, "trace_end", number=number)
+
+
+def _made(pcap: Path) -> BinaryIO:
+    """A new file that only its owner may read: it names a subscriber."""
+    descriptor = os.open(pcap, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    return os.fdopen(descriptor, "wb", buffering=0)
+
+
+def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
+    """Yield what workers tell, until the trace is over."""
+    over = False
+    while not over:
+        said = control.ask(config.state, "trace_read", number=number)
+        over = said["over"]
+        yield from said["records"]
+
+
+def _check(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A check, with the reason that its list gives."""
+    question = Question(**record["question"])
+    found = Explanation.of_fields(question, record["answer"])
+    if found.list is not None:
+        with suppress(EirError):
+            states = {name: decode_state(state) for name, state in control.ask(config.state, "lists")["lists"].items()}
+            found = with_reason(config, states, found, datetime.now(UTC))
+    return {
+        "kind": CHECK, "time": record["time"], "protocol": question.protocol, "peer": question.peer, "origin_host": question.origin_host,
+        "software_version": question.software_version, **found.as_json(), "text": found.as_text(),
+    }  # fmt: skip
+
+
+def _text(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    at = f"{datetime.fromtimestamp(record['time'], UTC):%H:%M:%S.%f}"[:-3] + "Z"
+    if record["kind"] == CHECK:
+        asked = f"{document['protocol']} from {document['peer']} ({document['origin_host'] or '-'}), SIM {document['imsi'] or '-'}"
+        return printable(f"{at} {asked}\n{document['text']}", but="\n")
+    if record["kind"] == WIRE:
+        sizes = f"{len(record['request']) // 2} bytes asked, {len(record['answer']) // 2} bytes answered"
+        return printable(f"{at} over {record['protocol']} from {record['peer']}: result {record['result']}; {sizes}")
+    return f"{at} more than {record['told_max']} records a second: not all are shown"

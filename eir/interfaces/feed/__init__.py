@@ -1,0 +1,1 @@
+"""Feed: rows that a register sends over HTTP into local lists."""

@@ -1,0 +1,191 @@
+"""The feed: rows that a national register sends one by one, each a request, into local lists. From a request to its answer.
+
+Who sends them shows a password over TLS, or an access token.
+"""
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from eir.device import device_key, imsi_key
+from eir.errors import Report
+from eir.interfaces.feed.feed_rows import Refused, Row, read_row
+from eir.interfaces.feed.feed_users import TOO_MANY, Users
+from eir.interfaces.feed.feed_writer import FeedWriter
+from eir.lists.changes.local import Entry
+from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.lists.rows.layout import tac_key
+from eir.lists.rows.msisdn import NO_NUMBERS, Numbers
+from eir.lists.sources.settings import FEED_SCOPE, TAC_ROLES, FeedSettings
+from eir.wire.web.denials import TOO_MANY_REQUESTS, denials
+from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1_server import Answer
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import Tokens
+
+TEXT: Final = "text/plain; charset=utf-8"
+NOBODY: Final = "-"
+"""The user of a request that was refused before anyone knew who sent it."""
+TOKEN_USERS_MAX: Final = 100
+"""Holders of tokens that metrics tell apart; more are `other`."""
+FILES: Final = "files"
+"""Reason for refusing everything: neither users nor the keys of tokens could be read."""
+RETRY_AFTER_S: Final = 5
+STATUSES: Final = {"no_password": 401, "wrong_password": 401, TOO_MANY: TOO_MANY_REQUESTS}
+CHALLENGE: Final = ("WWW-Authenticate", f'Basic realm="{FEED_SCOPE}", charset="UTF-8"')
+SAID: Final = {
+    "no_password": "a user and a password are needed", "wrong_password": "the user or the password is wrong",
+    TOO_MANY: "too many wrong passwords from this address",
+}  # fmt: skip
+_DONE: Final = {
+    status: Response(status, TEXT, said, authenticated=True)
+    for status, said in ((201, b"added\n"), (202, b"removed\n"), (204, b""), (208, b"there already\n"))
+}
+
+
+class Feed:
+    """Answers requests.
+
+    `host`: this node, for the history; `users`, `tokens`: those who may feed, None: nobody in that way.
+    """
+
+    def __init__(
+        self, settings: FeedSettings, writer: FeedWriter, *, host: str, report: Report, users: Users | None = None,
+        tokens: "Tokens | None" = None, numbers: Numbers = NO_NUMBERS,
+    ) -> None:  # fmt: skip
+        self.users, self.tokens, self.numbers = users, tokens, numbers
+        self.has_all_numbers = True
+        """False while the table of numbers cannot be read: a number that is not known may yet stand in it."""
+        self._writer, self._host, self._report = writer, host, report
+        self.answers: Counter[tuple[str, str, str]] = Counter()
+        """(user, word of the path, status)."""
+        self.configure(settings)
+        self._token_users: set[str] = set()
+
+    def configure(self, settings: FeedSettings) -> None:
+        """Use these settings from now on."""
+        self._lists = {role: names for role, names in settings.lists.by_role.items() if names}
+        self._roles = frozenset(self._lists)
+
+    def respond(self, request: Request) -> Answer:
+        """The answer to a request."""
+        authorization = request.headers.get("authorization", "")
+        if self.users is not None and (user := self.users.known(authorization)) is not None:
+            return self._answered(request, user)
+        return self._admitted(request, authorization)
+
+    async def _admitted(self, request: Request, authorization: str) -> Response:
+        """The answer to a request whose sender has to be found out first."""
+        try:
+            user = await self._user(authorization, request.address)
+        except Refused as e:
+            return self._refused(request, e, NOBODY)
+        answer = self._answered(request, user)
+        return answer if isinstance(answer, Response) else await answer
+
+    async def _user(self, authorization: str, address: str) -> str:
+        scheme = authorization.partition(" ")[0].lower()
+        if self.tokens is not None and (scheme == "bearer" or self.users is None):
+            said = self.tokens.subject(authorization.encode("latin-1", "replace") or None, address)
+            if isinstance(said, str):
+                return said
+            raise Refused(said.status, said.reason, said.detail)
+        if self.users is None:
+            raise Refused(503, FILES, "who may send rows cannot be read at present: send the row again")
+        user, wrong = await self.users.user(authorization, address)
+        if wrong:
+            raise Refused(STATUSES[wrong], wrong, SAID[wrong])
+        return user
+
+    def _answered(self, request: Request, user: str) -> Answer:
+        made: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+        def done(found: int | Refused) -> None:
+            if isinstance(found, Refused):
+                response = self._refused(request, found, user)
+            else:
+                self.answers[self._label(user), row.role, str(found)] += 1
+                response = _DONE[found]
+            if not made.done():  # who asked may be gone
+                made.set_result(response)
+
+        try:
+            row = read_row(request.method, request.path, self._roles)
+            name, entry = self._entry(row)
+            who = f"{user} at {request.address} by the feed of {self._host}"
+            self._writer.put(row.what, entry, name=name, who=who, reason=f"fed by {user}", done=done)
+        except Refused as e:
+            return self._refused(request, e, user)
+        return made
+
+    def _entry(self, row: Row) -> tuple[str, Entry]:
+        """The list that a row is for, and the entry that it names there. Raises Refused."""
+        imsi = row.imsi
+        if row.msisdn and not imsi:
+            known = self.numbers.imsi(row.msisdn)
+            if known is None and not self.has_all_numbers:
+                raise Refused(503, "number", "the table of numbers cannot be read at present: send the row again")
+            if known is None:
+                raise Refused(422, "number", "no IMSI is known of this MSISDN; send the IMSI")
+            imsi = known
+        kind = PAIRS if row.device and imsi else SUBSCRIBERS if imsi else DEVICES
+        name = next(
+            (
+                each
+                for each in self._lists[row.role]
+                if each in self._writer.lists and self._writer.lists[each].kind == kind
+            ),
+            None,
+        )
+        if name is None:
+            raise Refused(422, "no_list", f"there is no list of {kind} for {row.role}")
+        if kind == SUBSCRIBERS:
+            return name, Entry(imsi, imsi_key(imsi))
+        if row.role in TAC_ROLES:
+            return name, Entry(row.device, tac_key(row.device), whole_tac=True)
+        return name, Entry(f"{row.device}+{imsi}", device_key(row.device), imsi_key(imsi)) if imsi else Entry(
+            row.device, device_key(row.device)
+        )
+
+    def _refused(self, request: Request, why: Refused, user: str) -> Response:
+        role = request.path.removeprefix("/").split("/")[1:2]
+        word = role[0] if role and role[0] in self._roles else "other"
+        self.answers[self._label(user), word, str(why.status)] += 1
+        self._report(
+            "feed_refused", reason=why.reason, level="warning", user=user, address=request.address, status=why.status, detail=why.detail,
+            setting="feed.lists" if why.reason in {"no_list", "path"} else "numbers" if why.reason == "number" else None,
+        )  # fmt: skip
+        headers: list[tuple[str, str]] = []
+        if why.status == 401:
+            if self.users is not None:
+                headers.append(CHALLENGE)
+            if self.tokens is not None:
+                headers.append(
+                    (
+                        "WWW-Authenticate",
+                        denials(FEED_SCOPE)[why.reason if why.reason in denials(FEED_SCOPE) else "no_token"].challenge,
+                    )
+                )
+        if why.status == 403:
+            headers.append(("WWW-Authenticate", denials(FEED_SCOPE)["scope"].challenge))
+        if why.status == 405:
+            headers.append(("Allow", "POST, DELETE"))
+        if why.status in {503, TOO_MANY_REQUESTS}:
+            headers.append(("Retry-After", str(RETRY_AFTER_S)))
+        text = f"{why.reason}: {why.detail}\n".encode()
+        return Response(why.status, TEXT, text, headers, authenticated=user != NOBODY)
+
+    def _label(self, user: str) -> str:
+        """The user as metrics call it."""
+        if user == NOBODY or (self.users is not None and self.users.has(user)):
+            return user
+        if user in self._token_users or len(self._token_users) < TOKEN_USERS_MAX:
+            self._token_users.add(user)
+            return user
+        return "other"
+
+
+def no_request(status: int) -> Response:
+    """The answer to bytes that are not a request."""
+    return Response(status or 400, TEXT, b"no_http: this is no request\n")

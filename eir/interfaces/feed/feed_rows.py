@@ -1,0 +1,102 @@
+"""A register's row, from the path of a request to the identifiers in it, and its answer. Knows no list and no store.
+
+    POST|DELETE /eir/{block|exception|track}/<IMEI>/<IMSI>/<MSISDN>/<ACTUAL_IMEI>/<yyyy-MM-dd-HH-mm-ss>
+    POST|DELETE /eir/{allowed-tac|blocked-tac}/<TAC>/<yyyy-MM-dd-HH-mm-ss>
+
+NULL stands for what is absent. ACTUAL_IMEI is the identifier as it was seen, of which IMEI is the first digits.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from eir.device import device_key, imsi_key
+from eir.errors import IdentifierError
+from eir.lists.changes.local import ADD, REMOVE
+from eir.lists.rows.layout import tac_key
+from eir.lists.rows.msisdn import number_key
+from eir.lists.sources.settings import TAC_ROLES
+
+ROOT: Final = "eir"
+NULL: Final = "NULL"
+DATE_CHARS: Final = len("yyyy-MM-dd-HH-mm-ss")
+METHODS: Final = {"POST": ADD, "DELETE": REMOVE}
+SEGMENTS: Final = 5
+"""Segments of a row about a device or a subscriber, after the word for the list."""
+TAC_SEGMENTS: Final = 2
+
+ADDED, REMOVED, THERE, NOT_THERE = 201, 202, 208, 204
+"""The statuses that a register takes for done: 208 and 204 say that it was so before."""
+DONE: Final = {(ADD, True): ADDED, (ADD, False): THERE, (REMOVE, True): REMOVED, (REMOVE, False): NOT_THERE}
+"""The status by the request, and by whether it changed the list."""
+
+
+class Refused(Exception):
+    """A row that is not taken: the status of its answer, a short word for metrics and log, a text for the register."""
+
+    def __init__(self, status: int, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.reason, self.detail = status, reason, detail
+
+
+class Row(NamedTuple):
+    """The row of a request. Texts are valid identifiers, empty where the row has none."""
+
+    what: str
+    """ADD or REMOVE."""
+    role: str
+    """The word that says into which list."""
+    device: str
+    """An IMEI, IMEISV or MEID; of a role in TAC_ROLES the TAC."""
+    imsi: str = ""
+    msisdn: str = ""
+
+
+def read_row(method: str, path: str, roles: frozenset[str]) -> Row:
+    """The row of a request. `roles`: words that there are. Raises Refused: 404, 405, 400."""
+    root, _, rest = path.removeprefix("/").partition("/")
+    role, *said = rest.split("/")
+    if root != ROOT or not path.startswith("/") or role not in roles:
+        raise Refused(404, "path", f"not here; there are /{ROOT}/ and one of {', '.join(sorted(roles))}")
+    if method not in METHODS:
+        raise Refused(405, "method", "POST adds a row, DELETE removes it")
+    if len(said) != (TAC_SEGMENTS if role in TAC_ROLES else SEGMENTS):
+        form = "TAC/DATE" if role in TAC_ROLES else "IMEI/IMSI/MSISDN/ACTUAL_IMEI/DATE"
+        raise Refused(404, "path", f"expected /{ROOT}/{role}/{form}")
+    *named, date = said
+    _check_date(date)
+    if role in TAC_ROLES:
+        return Row(METHODS[method], role, _good(named[0], tac_key, "TAC"))
+    imei, imsi, msisdn, actual = named
+    device, seen = _given(imei, device_key, "IMEI"), _given(actual, device_key, "ACTUAL_IMEI")
+    if device and seen and device_key(device) != device_key(seen):
+        raise Refused(400, "identifier", "IMEI and ACTUAL_IMEI are two devices")
+    row = Row(
+        METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN")
+    )
+    if not any(row[2:]):
+        raise Refused(400, "identifier", "the row names nothing: IMEI, IMSI and MSISDN are NULL")
+    return row
+
+
+def _check_date(text: str) -> None:
+    try:
+        if len(text) != DATE_CHARS:
+            raise ValueError  # noqa: TRY301 - as the parts of what is no date do
+        year, month, day, hour, minute, second = map(int, text.split("-"))
+        datetime(year, month, day, hour, minute, second)  # noqa: DTZ001 - a register's local time, on which nothing depends
+    except ValueError:
+        raise Refused(400, "date", "expected the date as yyyy-MM-dd-HH-mm-ss") from None
+
+
+def _given(text: str, key_of: Callable[[str], int], name: str) -> str:
+    return "" if text == NULL else _good(text, key_of, name)
+
+
+def _good(text: str, key_of: Callable[[str], int], name: str) -> str:
+    """The text, if it is an identifier of this kind."""
+    try:
+        key_of(text)
+    except IdentifierError as e:
+        raise Refused(400, "identifier", f"{name}: {e}") from None
+    return text

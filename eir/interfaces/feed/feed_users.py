@@ -1,0 +1,193 @@
+"""Users who may feed by a password (RFC 7617): a file of users with hashed passwords, and the check of a request.
+
+A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), made by `eir feed user NAME`. A password that was
+verified is remembered by a keyed digest, so that a row costs a look-up; a wrong one costs as much time as a hash, in a thread and one
+at a time, and how many of them an address may send is bounded.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from eir.errors import EirError
+from eir.wire.web.http2_limits import Allowance, Purse
+
+N, R, P = 1 << 14, 8, 1
+"""16 MB and about 50 ms for one password."""
+MEMORY_MAX: Final = 64 << 20
+SALT_BYTES, HASH_BYTES = 16, 32
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PASSWORD_CHARS: Final = range(12, 257)
+FILE_BYTES_MAX: Final = 1 << 20
+USERS_MAX: Final = 1000
+HEADER_CHARS_MAX: Final = 1024
+REMEMBERED_MAX: Final = 1024
+BAD_ONES: Final = Allowance(burst=20, a_second=1 / 60)
+"""Wrong passwords of one address; past that, its requests are answered 429 unless they are known to be good."""
+ADDRESSES_MAX: Final = 4096
+
+NO_PASSWORD, WRONG, TOO_MANY = "no_password", "wrong_password", "too_many"
+"""Reasons for which a request is refused."""
+
+
+class UsersError(EirError):
+    """A file of users that cannot be used."""
+
+
+class Hashed(NamedTuple):
+    """A password that nobody can read."""
+
+    n: int
+    r: int
+    p: int
+    salt: bytes
+    hash: bytes
+
+    def fits(self, password: bytes) -> bool:
+        """True if this is the password."""
+        made = hashlib.scrypt(
+            password, salt=self.salt, n=self.n, r=self.r, p=self.p, dklen=len(self.hash), maxmem=MEMORY_MAX
+        )
+        return hmac.compare_digest(made, self.hash)
+
+
+def check_name(name: str) -> None:
+    """Raise UsersError for a name that no user can have."""
+    if not NAME.fullmatch(name):
+        raise UsersError(f"{name}: a user's name has 1 to 64 letters, digits, '.', '_' and '-'")
+
+
+def user_line(name: str, password: str) -> str:
+    """The line of the file for a user. Raises UsersError."""
+    check_name(name)
+    if len(password) not in PASSWORD_CHARS or not password.isprintable():
+        raise UsersError(f"a password has {PASSWORD_CHARS[0]} to {PASSWORD_CHARS[-1]} characters, which can be printed")
+    salt = secrets.token_bytes(SALT_BYTES)
+    made = hashlib.scrypt(password.encode(), salt=salt, n=N, r=R, p=P, dklen=HASH_BYTES, maxmem=MEMORY_MAX)
+    return ":".join((name, "scrypt", str(N), str(R), str(P), _text(salt), _text(made)))
+
+
+def read_users(path: Path) -> dict[str, Hashed]:
+    """The users of a file. Raises UsersError, with the number of a wrong line but none of its text."""
+    try:
+        with path.open("rb") as stream:
+            octets = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as e:
+        raise UsersError(f"{path} cannot be read: {e.strerror}") from None
+    found: dict[str, Hashed] = {}
+    for at, line in enumerate(octets.splitlines(), 1):
+        if line.strip() and not line.startswith(b"#"):
+            try:
+                name, hashed = _user(line.decode("ascii").strip())
+            except ValueError:
+                raise UsersError(f"{path}:{at}: expected a line that `eir feed user NAME` has made") from None
+            if name in found:
+                raise UsersError(f"{path}:{at}: the user {name} stands there twice")
+            found[name] = hashed
+    if len(octets) > FILE_BYTES_MAX or len(found) > USERS_MAX:
+        raise UsersError(f"{path}: more than {USERS_MAX} users")
+    if not found:
+        raise UsersError(f"{path} has no user: `eir feed user NAME` makes a line")
+    return found
+
+
+def _user(line: str) -> tuple[str, Hashed]:
+    name, kind, n, r, p, salt, made = line.split(":")
+    hashed = Hashed(
+        int(n), int(r), int(p), base64.b64decode(salt, validate=True), base64.b64decode(made, validate=True)
+    )
+    costs = 1 < hashed.n <= 1 << 18 and not hashed.n & (hashed.n - 1) and 0 < hashed.r <= 16 and 0 < hashed.p <= 16
+    if (
+        kind != "scrypt"
+        or not NAME.fullmatch(name)
+        or not costs
+        or 128 * hashed.n * hashed.r >= MEMORY_MAX
+        or len(hashed.hash) < HASH_BYTES
+    ):
+        raise ValueError
+    return name, hashed
+
+
+class Users:
+    """Checks passwords by the users that are in force. `ticks`: seconds that never go back."""
+
+    def __init__(self, users: Mapping[str, Hashed], *, ticks: Callable[[], float]) -> None:
+        self._ticks = ticks
+        self._key = secrets.token_bytes(32)
+        self._one = asyncio.Lock()
+        self._bad_ones: dict[str, Purse] = {}
+        """A purse for the bad passwords from each address."""
+        self._users: dict[str, Hashed] = {}
+        self._good: dict[bytes, str] = {}
+        """Users by the digest of a header that was verified."""
+        self.renew(users)
+
+    def renew(self, users: Mapping[str, Hashed]) -> None:
+        """Use these users from now on. A verified password stays verified as long as the line of its user is the same."""
+        before, self._users = self._users, dict(users)
+        self._good = {digest: name for digest, name in self._good.items() if self._users.get(name) == before.get(name)}
+        # Whoever is no user takes as long as one.
+        self._nobody = Hashed(N, R, P, secrets.token_bytes(SALT_BYTES), secrets.token_bytes(HASH_BYTES))
+
+    def has(self, name: str) -> bool:
+        """True if a user has this name."""
+        return name in self._users
+
+    def known(self, authorization: str) -> str | None:
+        """The user whose header this is, if that was verified before."""
+        return self._good.get(self._digest(authorization))
+
+    async def user(self, authorization: str, address: str) -> tuple[str, str]:
+        """The user of a header and nothing, or nothing and why it is refused."""
+        digest = self._digest(authorization)
+        name, password = _said(authorization)
+        if not name:
+            return "", NO_PASSWORD
+        async with self._one:
+            if digest not in self._good:
+                purse = self._bad_ones.get(address) or self._remembered(address)
+                if not purse.take(self._ticks()):
+                    return "", TOO_MANY
+                while True:
+                    hashed = self._users.get(name)
+                    fits = await asyncio.to_thread((hashed or self._nobody).fits, password)
+                    if hashed == self._users.get(name):  # else the file was read again meanwhile: its new line decides
+                        break
+                if not fits or hashed is None:
+                    return "", WRONG
+                purse.left += 1  # a good one takes nothing
+                if len(self._good) >= REMEMBERED_MAX:
+                    del self._good[next(iter(self._good))]
+                self._good[digest] = name
+        return name, ""
+
+    def _remembered(self, address: str) -> Purse:
+        if len(self._bad_ones) >= ADDRESSES_MAX:
+            del self._bad_ones[next(iter(self._bad_ones))]
+        purse = self._bad_ones[address] = Purse(BAD_ONES, self._ticks())
+        return purse
+
+    def _digest(self, authorization: str) -> bytes:
+        return hashlib.blake2b(authorization.encode("latin-1", "replace"), key=self._key, digest_size=32).digest()
+
+
+def _said(authorization: str) -> tuple[str, bytes]:
+    """Name and password of a header; an empty name if it has none."""
+    scheme, _, said = authorization.partition(" ")
+    if scheme.lower() != "basic" or len(authorization) > HEADER_CHARS_MAX:
+        return "", b""
+    try:
+        name, colon, password = base64.b64decode(said.strip(), validate=True).partition(b":")
+        return (name.decode("ascii"), password) if colon else ("", b"")
+    except ValueError:
+        return "", b""
+
+
+def _text(octets: bytes) -> str:
+    return base64.b64encode(octets).decode("ascii")

@@ -1,0 +1,296 @@
+"""IMEI Fraud Check (CAMARA): from a request to its answer. Who asks shows an access token of the operator's gateway.
+
+The interface is data: its path, its words, its errors, and the OpenAPI document that is served of it. What the lists say of a device is
+a callable that it is handed. Imports eir.wire.web and eir.lists.sources.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from eir.errors import Report, StoreError, place_of
+from eir.lists.sources.settings import FRAUD_SCOPE, FraudSettings
+from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
+from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1_server import Answer
+from eir.wire.web.http2_limits import Allowance, Purse
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import Tokens
+
+BASE: Final = "/imei-fraud-check/vwip"
+PATH: Final = f"{BASE}/check-status"
+DOCUMENT_PATH: Final = f"{BASE}/openapi.json"
+CORRELATOR: Final = "x-correlator"
+CORRELATOR_FORM: Final = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
+IMEI_FORM: Final = r"^[0-9]{15}$"
+
+PROHIBITED, ALLOWED, TRACKED, UNKNOWN = "prohibited", "allowed", "tracked", "unknown"
+"""The states of a device; of several lists that have it, the word that stands first here counts."""
+BLACKLISTED: Final = "blacklisted"
+REASONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "stolen": ("stolen", "theft", "robbery"), "lost": ("lost",), "non-payment": ("non-payment", "nonpayment", "unpaid", "debt"),
+    "fraud": ("fraud", "tamper", "clone"), "regulatory": ("regulat", "customs", "tax", "type approval", "unregistered"), "blocked": ("block",),
+    BLACKLISTED: (),
+}  # fmt: skip
+"""Reasons for a prohibition, and the words in a list's reason that mean them. The first that fits counts, else
+BLACKLISTED."""
+
+
+class Fault(NamedTuple):
+    """An error."""
+
+    status: int
+    code: str
+    message: str
+
+
+FAULTS: Final = {
+    "argument": Fault(400, "INVALID_ARGUMENT", "Client specified an invalid argument, request body or query param."),
+    "unauthenticated": Fault(
+        401, "UNAUTHENTICATED", "Request not authenticated due to missing, invalid, or expired credentials."
+    ),
+    "denied": Fault(403, "PERMISSION_DENIED", "Client does not have sufficient permissions to perform this action."),
+    "path": Fault(404, "NOT_FOUND", "The specified resource is not found."),
+    "method": Fault(405, "METHOD_NOT_ALLOWED", "The requested method is not allowed on this resource."),
+    "body": Fault(413, "PAYLOAD_TOO_LARGE", "The request is larger than this server takes."),
+    "media": Fault(415, "UNSUPPORTED_MEDIA_TYPE", "The server takes application/json."),
+    "rate": Fault(429, "TOO_MANY_REQUESTS", "Rate limit reached."),
+    "internal": Fault(500, "INTERNAL", "Unknown server error."),
+    "store": Fault(503, "UNAVAILABLE", "Service Unavailable."),
+}
+"""The faults, by our words for them."""
+
+
+def reason_word(text: str | None) -> str:
+    """The word for the reason that a list gives."""
+    said = (text or "").casefold()
+    return next((word for word, parts in REASONS.items() if any(part in said for part in parts)), BLACKLISTED)
+
+
+def _error(*names: str) -> dict[str, Any]:
+    faults = [FAULTS[name] for name in names]
+    schema = {
+        "type": "object", "required": ["status", "code", "message"],
+        "properties": {
+            "status": {"type": "integer", "enum": [fault.status for fault in faults]}, "code": {"type": "string", "enum": [fault.code for fault in faults]},
+            "message": {"type": "string"},
+        },
+    }  # fmt: skip
+    headers = {CORRELATOR: {"schema": {"type": "string", "pattern": CORRELATOR_FORM}}}
+    return {"description": faults[0].message, "headers": headers, "content": {"application/json": {"schema": schema}}}
+
+
+_ANSWER: Final = {
+    "type": "object", "required": ["imei", "operationalStatus", "lastChecked"],
+    "properties": {
+        "imei": {"type": "string", "pattern": IMEI_FORM},
+        "operationalStatus": {"type": "string", "enum": [ALLOWED, PROHIBITED, TRACKED, UNKNOWN]},
+        "lastChecked": {"type": "string", "format": "date-time", "description": "When the lists were looked into."},
+        "prohibitedReason": {"type": "string", "enum": list(REASONS), "description": "Where operationalStatus is prohibited."},
+    },
+}  # fmt: skip
+
+DOCUMENT: Final[Mapping[str, Any]] = {
+    "openapi": "3.0.3",
+    "info": {
+        "title": "IMEI Fraud Check", "version": "wip",
+        "description": "Whether a device is in a list of this network's equipment identity register. A device that is in several lists is prohibited before it is allowed, and allowed before it is tracked.",
+    },
+    "servers": [{"url": BASE}],
+    "paths": {
+        "/check-status": {
+            "post": {
+                "operationId": "checkStatus", "summary": "What a device is",
+                "security": [{"openId": [FRAUD_SCOPE]}],
+                "parameters": [{"name": CORRELATOR, "in": "header", "required": False, "schema": {"type": "string", "pattern": CORRELATOR_FORM}}],
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {
+                        "type": "object", "required": ["imei"], "properties": {"imei": {"type": "string", "pattern": IMEI_FORM}},
+                    }}},
+                },
+                "responses": {
+                    "200": {
+                        "description": "What the lists say.",
+                        "headers": {CORRELATOR: {"schema": {"type": "string", "pattern": CORRELATOR_FORM}}},
+                        "content": {"application/json": {"schema": _ANSWER}},
+                    },
+                    **{str(FAULTS[name].status): _error(name) for name in ("argument", "unauthenticated", "denied", "path", "body", "media", "rate", "internal", "store")},
+                },
+            },
+        },
+    },
+    "components": {"securitySchemes": {"openId": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
+}  # fmt: skip
+"""The document that is served."""
+
+JSON: Final = "application/json"
+NOBODY: Final = "-"
+CLIENTS_MAX: Final = 1000
+"""Clients whose rates are known; for a further one the one that came first is forgotten."""
+LABELS_MAX: Final = 100
+"""Clients that metrics tell apart; more are `other`."""
+_CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_FORM, re.ASCII)
+_DOCUMENT: Final = Response(200, JSON, json.dumps(DOCUMENT).encode())
+
+
+class Found(NamedTuple):
+    """The result of looking up a device in the lists."""
+
+    word: str
+    """PROHIBITED, ALLOWED, TRACKED or UNKNOWN."""
+    reason: str | None = None
+    """The reason that the list gives."""
+
+
+class _Refused(Exception):
+    """A fault: a key of FAULTS, more about it for the client, and headers."""
+
+    def __init__(self, what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(what)
+        self.what, self.detail, self.headers = what, detail, headers
+
+
+class FraudCheck:
+    """Answers requests. `look`: what the lists say of an IMEI, raises StoreError; `ticks`: seconds that never go back."""
+
+    def __init__(
+        self, settings: FraudSettings, look: Callable[[str], Awaitable[Found]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.tokens = settings, tokens
+        self._look, self._ticks, self._report = look, ticks, report
+        self._purses: dict[str, Purse] = {}
+        """A purse for each client."""
+        self._labels: set[str] = set()
+        self.answers: Counter[tuple[str, str]] = Counter()
+        """(client, word or HTTP status)."""
+
+    def configure(self, settings: FraudSettings) -> None:
+        """Use these settings from now on."""
+        self.settings = settings
+        self._purses.clear()
+
+    def respond(self, request: Request) -> Answer:
+        """The answer to a request."""
+        if request.path == DOCUMENT_PATH and request.method in {"GET", "HEAD"}:
+            return _DOCUMENT
+        return self._answered(request)
+
+    async def _answered(self, request: Request) -> Response:
+        client, correlator = NOBODY, request.headers.get(CORRELATOR, "")
+        headers = ((CORRELATOR, correlator),) if correlator and _CORRELATOR.fullmatch(correlator) else ()
+        try:
+            client = self._client(request)
+            self._hold(client)
+            if correlator and not headers:
+                raise _Refused("argument", f"{CORRELATOR} is not of the form {CORRELATOR_FORM}")  # noqa: TRY301 - as what is below raises
+            imei = _imei(request)
+            found = await self._look(imei)
+        except _Refused as e:
+            return self._refused(e, client, headers, request.address)
+        except StoreError as e:
+            self._report("fraud_check_failed", level="error", reason=e.cause, detail=str(e))
+            return self._refused(_Refused("store", headers=(("Retry-After", "5"),)), client, headers, request.address)
+        except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer
+            self._report("fault", reason="fraud-check", level="error", detail=place_of(e))
+            return self._refused(_Refused("internal"), client, headers, request.address)
+        self.answers[self._label(client), found.word] += 1
+        document = {
+            "imei": imei,
+            "operationalStatus": found.word,
+            "lastChecked": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        }
+        if found.word == PROHIBITED:
+            document["prohibitedReason"] = reason_word(found.reason)
+        return Response(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
+
+    def _client(self, request: Request) -> str:
+        """The client that the token names.
+
+        Raises _Refused; also for other paths, of which nobody without a token hears.
+        """
+        authorization = request.headers.get("authorization")
+        if self.tokens is None:
+            raise _Refused(
+                "unauthenticated", headers=(("WWW-Authenticate", denials(FRAUD_SCOPE)["no_token"].challenge),)
+            )
+        said = self.tokens.subject(
+            None if authorization is None else authorization.encode("latin-1", "replace"), request.address
+        )
+        if isinstance(said, str):
+            return said
+        self._report(
+            "client_token_refused", reason=said.reason, level="warning", interface="fraud-check", address=request.address, detail=said.detail,
+            setting=token_setting("fraud_check.tokens", said.reason) if said.reason != "no_token" else None,
+        )  # fmt: skip
+        if said.status == TOO_MANY_REQUESTS:
+            raise _Refused("rate", headers=(("Retry-After", "1"),))
+        raise _Refused(
+            "denied" if said.status == 403 else "unauthenticated", said.detail, (("WWW-Authenticate", said.challenge),)
+        )
+
+    def _hold(self, client: str) -> None:
+        """Hold a client to its rate, which limits how much can be drawn out of the lists. Raises _Refused."""
+        purse, now = self._purses.get(client), self._ticks()
+        if purse is None:
+            if len(self._purses) >= CLIENTS_MAX:
+                del self._purses[next(iter(self._purses))]
+            rate = self.settings.rate_max
+            purse = self._purses[client] = Purse(Allowance(burst=max(1.0, rate), a_second=rate), now)
+        if not purse.take(now):
+            purse.left += 1  # what was turned away takes nothing
+            raise _Refused("rate", headers=(("Retry-After", "1"),))
+
+    def _refused(self, why: _Refused, client: str, headers: tuple[tuple[str, str], ...], address: str) -> Response:
+        fault = FAULTS[why.what]
+        self.answers[self._label(client), str(fault.status)] += 1
+        if why.what == "rate":
+            self._report(
+                "fraud_check_rate",
+                reason="rate",
+                level="warning",
+                client=client,
+                address=address,
+                setting="fraud_check.rate_max",
+            )
+        return failed(why.what, why.detail, (*headers, *why.headers))._replace(authenticated=client != NOBODY)
+
+    def _label(self, client: str) -> str:
+        if client == NOBODY or client in self._labels or len(self._labels) < LABELS_MAX:
+            self._labels.add(client)
+            return client
+        return "other"
+
+
+def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """The answer for a fault of FAULTS."""
+    fault = FAULTS[what]
+    document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
+    return Response(fault.status, JSON, json.dumps(document).encode(), headers)
+
+
+def no_request(status: int) -> Response:
+    """The answer to bytes that are not a request."""
+    return failed("body" if status == 413 else "argument")
+
+
+def _imei(request: Request) -> str:
+    """The IMEI of a request. Raises _Refused."""
+    if request.path != PATH:
+        raise _Refused("path")
+    if request.method != "POST":
+        raise _Refused("method", headers=(("Allow", "POST"),))
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+        raise _Refused("media")
+    try:
+        document: Any = json.loads(request.body)
+    except (ValueError, RecursionError):
+        raise _Refused("argument", "the body is not JSON") from None
+    imei = document.get("imei") if isinstance(document, dict) else None
+    if not isinstance(imei, str) or not _IMEI.fullmatch(imei):
+        raise _Refused("argument", "expected an object with imei: 15 digits")
+    return imei

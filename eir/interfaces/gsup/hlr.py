@@ -1,0 +1,262 @@
+"""The connection towards the HLR that goes with a client's: made under the client's own name, and made again whenever it is gone.
+
+What the client sends meanwhile waits for a moment; then each request gets an error at once, by which its phone tries again later. So it
+does where the HLR leaves unread what it was sent. While much of it waits, nothing is read from the client, for a moment at most: what is
+for the HLR keeps no check waiting for longer.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Final, cast
+
+from eir.interfaces.gsup import ipa
+from eir.interfaces.gsup.ipa import CCM, HEADER_BYTES, Ccm, Frames, FrameTooLong
+from eir.wire.peers.settings import Limits
+from eir.wire.transport.endpoint import endpoint
+from eir.wire.transport.stream import connect, fault_text
+
+if TYPE_CHECKING:
+    from eir.interfaces.gsup.link import Link
+
+HOLD_S: Final = 1.0
+"""Time that messages wait for a connection, or for an HLR that does not read; and pause before the next attempt to
+connect."""
+HOLD_BYTES: Final = 4 << 20
+"""Most bytes that wait; more are not read from the client."""
+DIAL_S: Final = 5.0
+UNASKED_S: Final = 0.5
+"""An HLR that has not asked by then who is there does not want to know. One that was lost by silence has to
+ask, or to answer a PING."""
+PING_S: Final = 20.0
+"""Interval between two PINGs, as in Osmocom's programs; an HLR that is silent until the next one is gone."""
+
+NO_HLR, AWAY, SLOW = "no_hlr", "hlr_away", "hlr_slow"
+"""Reasons why messages are not passed on."""
+
+
+class State(Enum):
+    """State of the connection."""
+
+    COMING = 0
+    """Messages wait for it."""
+    READY = 1
+    AWAY = 2
+
+
+class Hlr(asyncio.Protocol):
+    """The connection, again and again, until `close`."""
+
+    def __init__(self, client: "Link", url: str, limits: Callable[[], Limits], silent: set[str] | None = None) -> None:
+        """`silent`: URLs of HLRs that were lost by silence and have sent nothing since; all clients of a server share it."""
+        self._client, self._to, self._limits = client, endpoint(url), limits
+        self._url, self._silent = url, set() if silent is None else silent
+        self._loop = asyncio.get_running_loop()
+        self.state = State.COMING
+        self._transport: asyncio.Transport | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._unread: asyncio.TimerHandle | None = None
+        """While the HLR leaves unread what it was sent: when more than waiting is done about it."""
+        self._slow = False
+        """True if the HLR has left it unread for a while."""
+        self._waiting: asyncio.TimerHandle | None = None
+        """Timer of what happens if nothing else does."""
+        self._asked = False
+        """The HLR wants to know who is there, and does not know yet."""
+        self._frames = Frames(0)
+        self._heard_at = self._pinged_at = 0.0
+        self._closing: asyncio.TimerHandle | None = None
+        """Once it is closed: when it is aborted, whatever is unsent."""
+        self._gone: asyncio.Future[str] = self._loop.create_future()
+        self._why = ""
+        self._task = self._loop.create_task(self._stay())
+
+    def pass_on(self, messages: Sequence[bytes]) -> None:
+        """Send messages, in order; those that do not go to the HLR go to `not_passed`."""
+        if self.state is State.READY and self._transport is not None:
+            if self._slow:
+                self._client.not_passed(messages, SLOW)
+            else:
+                self._send(messages)
+        elif self.state is State.AWAY:
+            self._client.not_passed(messages, AWAY)
+        else:
+            self._held += messages
+            self._held_bytes += sum(map(len, messages))
+
+    @property
+    def full(self) -> bool:
+        """So much waits that no more is to come now."""
+        return (self._unread is not None and not self._slow) or self._held_bytes > HOLD_BYTES
+
+    def identified(self) -> None:
+        """The client has said who it is."""
+        if self._asked and self._transport is not None and self._client.identity is not None:
+            self._asked = False
+            self._transport.write(self._client.identity + ipa.ID_ACK)
+            self._ready()
+
+    def hold(self, *, paused: bool) -> None:
+        """Read nothing while the client reads nothing."""
+        if self._transport is not None and not self._transport.is_closing():
+            (self._transport.pause_reading if paused else self._transport.resume_reading)()
+
+    def tick(self, now: float) -> None:
+        """See whether the HLR is still there."""
+        if self._transport is None or now - self._pinged_at < PING_S:
+            return
+        if self._heard_at < self._pinged_at:
+            self.drop("no answer to a PING", silent=True)
+        else:
+            self._pinged_at = now
+            self._transport.write(ipa.PING)
+
+    def drop(self, why: str, *, silent: bool = False) -> None:
+        """Close this connection, and open another. `silent`: until the HLR sends something, it counts as away."""
+        self._why = self._why or why
+        if silent:
+            self._silent.add(self._url)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Be done; what was sent may still go out, but not for ever."""
+        self._task.cancel()
+        self._wait(None)
+        if self._unread is not None:
+            self._unread.cancel()
+        if self._transport is not None:
+            self._closing = self._loop.call_later(self._limits().stalled_write_s, self._transport.abort)
+            self._transport.close()
+        held, self._held, self._held_bytes = self._held, [], 0
+        if held:
+            self._client.not_passed(held, AWAY)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say that we are there; the HLR asks who."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=HOLD_BYTES)
+        self._frames = Frames(self._limits().max_message_bytes)
+        self._heard_at = self._pinged_at = self._loop.time()
+        self._transport.write(ipa.PING)
+        if self._url not in self._silent:
+            self._wait(UNASKED_S, self._ready)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer what concerns this connection, and deliver the rest."""
+        self._heard_at = self._loop.time()
+        self._silent.discard(self._url)
+        self._frames.feed(data)
+        messages: list[bytes] = []
+        try:
+            for frame in self._frames.whole():
+                if frame[2] == CCM:
+                    self._ccm(frame[HEADER_BYTES:])
+                else:
+                    messages.append(frame)
+        except FrameTooLong as e:
+            self.drop(str(e))
+        if messages:
+            self._client.deliver(messages)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Have another one."""
+        self._transport = None
+        if self._closing is not None:
+            self._closing.cancel()
+        if not self._gone.done():
+            self._gone.set_result(
+                self._why or (fault_text(exc, secure=False) if exc is not None else "it closed the connection")
+            )
+
+    def pause_writing(self) -> None:
+        """The HLR does not read: wait a moment."""
+        self._unread = self._loop.call_later(HOLD_S, self._is_slow)
+        self._client.set_reading()
+
+    def resume_writing(self) -> None:
+        """The HLR reads again."""
+        if self._unread is not None:
+            self._unread.cancel()
+        self._unread, self._slow = None, False
+        self._client.set_reading()
+
+    # inside
+
+    async def _stay(self) -> None:
+        while True:
+            began, self._gone, self._why = self._loop.time(), self._loop.create_future(), ""
+            if self.state is not State.AWAY:
+                self._wait(HOLD_S, self._away, "there is no connection yet")
+            try:
+                async with asyncio.timeout(DIAL_S):
+                    await connect(self, self._to.hosts[0], self._to.port)
+                why = await self._gone
+            except TimeoutError:
+                why = f"no connection within {DIAL_S:g} s"
+            except OSError as e:
+                why = fault_text(e, secure=False)
+            self._wait(None)
+            self.resume_writing()
+            self._asked = False
+            if self.state is State.READY and self._loop.time() - began > HOLD_S and self._url not in self._silent:
+                self.state = State.COMING
+                self._client.hlr_is(State.COMING, why)
+            else:
+                self._away(why)
+                await asyncio.sleep(HOLD_S)
+
+    def _is_slow(self) -> None:
+        self._slow = True
+        self._unread = self._loop.call_later(
+            self._limits().stalled_write_s, partial(self.drop, "it reads nothing", silent=True)
+        )
+        self._client.set_reading()
+
+    def _ccm(self, said: bytes) -> None:
+        kind = said[0] if said else None
+        if kind == Ccm.ID_GET:
+            self._asked = True
+            if self.state is not State.READY:
+                self._wait(HOLD_S, self._away, "it wants to know who the client is, which does not say so")
+            self.identified()
+        elif kind == Ccm.PING and self._transport is not None:
+            self._transport.write(ipa.PONG)
+        elif kind == Ccm.PONG and not self._asked:
+            self._ready()  # it has answered our first word, and asks nothing
+
+    def _send(self, messages: Sequence[bytes]) -> None:
+        if self._transport is not None:
+            self._transport.write(b"".join(messages))
+            self._client.went(len(messages))
+
+    def _ready(self) -> None:
+        self._wait(None)
+        if self.state is State.READY or self._transport is None:
+            return
+        self.state = State.READY
+        held, self._held, self._held_bytes = self._held, [], 0
+        if held:
+            self._send(held)
+        self._client.hlr_is(State.READY, "")
+        self._client.set_reading()
+
+    def _away(self, why: str) -> None:
+        if self.state is State.AWAY:
+            return
+        self.state = State.AWAY
+        held, self._held, self._held_bytes = self._held, [], 0
+        if held:
+            self._client.not_passed(held, AWAY)
+        self._client.hlr_is(State.AWAY, why)
+        self._client.set_reading()
+
+    def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
+        """Have this happen after a time, and not what was to happen before; None: nothing."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = None if seconds is None else self._loop.call_later(seconds, then, *arguments)

@@ -1,0 +1,353 @@
+"""The connection of a client, an OsmoMSC or whoever speaks as one: what it asks is answered, everything else goes to the HLR, and back.
+
+Answers to checks and messages of the HLR go out as whole frames, each kind in its own order.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from eir.interfaces.gsup import ipa
+from eir.interfaces.gsup.hlr import NO_HLR, Hlr, State
+from eir.interfaces.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong, name_in
+from eir.interfaces.gsup.message import (
+    CHECK_IMEI,
+    CHECK_IMEI_ERROR,
+    CHECK_IMEI_RESULT,
+    TYPE_AT,
+    elements,
+    error,
+    result,
+    says_no,
+)
+from eir.wire.peers import link
+
+if TYPE_CHECKING:
+    from eir.interfaces.gsup.server import GsupServer
+
+AHEAD_BYTES: Final = 1 << 16
+"""Most bytes that a connection may have ready before its turn; no more is read from it then."""
+STRIDE: Final = 8
+"""Frames between two looks at the clock."""
+STORE_S: Final = 2.0
+"""Time that the HLR has to store an IMEI; its MSC waits 5 s for the answer."""
+NAMES_MAX: Final = 4
+"""Maximum number of names that a client may give on one connection; an OsmoMSC gives one."""
+LATE_MAX: Final = 4096
+"""Answers that an HLR may owe; one that owes more is not taken for one that answers."""
+
+
+class Link(link.Link):
+    """The connection."""
+
+    def __init__(self, owner: "GsupServer", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(owner, loop)
+        self._owner = owner
+        self._frames = Frames(owner.limits.max_message_bytes)
+        self._read_at = 0.0
+        self._partial_at: float | None = None
+        """Since when a frame is not whole."""
+        self._heard_at = loop.time()
+        self._pinged_at: float | None = None
+        self._doubted = False
+        """Another connection gave the same name: the client has a short time to answer a PING."""
+        self._stored: dict[bytes, deque[asyncio.TimerHandle | None]] = {}
+        """IMSI → checks that were passed on and wait for the HLR's word, in order; None: it was answered without that."""
+        self._late = 0
+        self._hlr: Hlr | None = None
+        self._why = ""
+        self._spoken = False
+        self.identity: bytes | None = None
+        self.name = ""
+        self._names = 0
+        """Number of names that the client gave, one after the other."""
+        self.requests = self.answers = 0
+
+    # link.Link
+
+    def begin(self) -> bool:
+        """Ask the owner whether the connection is wanted, and the client who it is."""
+        if not self._owner.accept(self):
+            return False
+        self.send(ipa.ID_GET)
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes."""
+        self._read_at = time.perf_counter()
+        self._heard_at, self._pinged_at, self._doubted = self.loop.time(), None, False
+        self._frames.feed(data)
+        self.owner.turns.come(self)
+
+    def work(self, enough: Callable[[], bool]) -> bool:
+        """Answer and pass on what has come, until it is enough; whether there is more to do now."""
+        if self.transport is None or self.transport.is_closing() or self.stalled is not None:
+            return False
+        out: list[bytes] = []
+        on: list[bytes] = []
+        before, frames, more = self.answers, 0, False
+        try:
+            for frame in self._frames.whole():
+                self._take(frame, out, on)
+                frames += 1
+                if self._why or (frames % STRIDE == 0 and enough()):
+                    more = True
+                    break
+        except FrameTooLong:
+            self._fault("message_too_long")
+        if out:
+            self.send(b"".join(out))
+        if on:
+            self._pass_on(on)
+        if answered := self.answers - before:
+            self._owner.answered(self, answered, time.perf_counter() - self._read_at)
+        if not self._frames.unread:
+            self._partial_at = None
+        elif frames or self._partial_at is None:
+            self._partial_at = self._heard_at
+        return more and self.stalled is None
+
+    def wants_bytes(self) -> bool:
+        """True if there is room for more."""
+        return not (self.waits and self._frames.unread > AHEAD_BYTES) and (self._hlr is None or not self._hlr.full)
+
+    def has_work(self) -> bool:
+        """True if something may wait."""
+        return self._frames.unread > 0
+
+    def leave(self) -> None:
+        """Close: IPA knows no good-bye. What waits for the HLR's word is answered without it."""
+        self._why = self._why or "left"
+        self._answer_stored()
+        self.close()
+
+    def ended(self) -> None:
+        """The HLR loses its client."""
+        self._end_hlr()
+
+    def pause_writing(self) -> None:
+        """The client does not read: neither from it nor from the HLR is anything read."""
+        super().pause_writing()
+        if self._hlr is not None:
+            self._hlr.hold(paused=True)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        if self._hlr is not None:
+            self._hlr.hold(paused=False)
+
+    @property
+    def tally(self) -> tuple[int, int]:
+        """Checks and answers so far."""
+        return self.requests, self.answers
+
+    @property
+    def end(self) -> str:
+        """Return why the connection is over."""
+        return self._why
+
+    # what the owner calls
+
+    def tick(self, now: float) -> None:
+        """See whether the client is still there, and the HLR."""
+        limits, watchdog_s = self._owner.limits, 30.0 if self.settings is None else self.settings.watchdog_s
+        if (
+            self._partial_at is not None
+            and now - self._partial_at > limits.partial_message_timeout_s
+            and not self.waits
+        ):
+            self._fault("partial_message")
+        elif self._doubted and self._pinged_at is not None and now - self._pinged_at > limits.duplicate_probe_s:
+            self._fault("duplicate_silent")
+        elif self._pinged_at is not None and now - self._pinged_at > watchdog_s:
+            self._fault("watchdog")
+        elif self._pinged_at is None and now - self._heard_at > watchdog_s:
+            self._pinged_at = now
+            self.send(ipa.PING)
+        if self._hlr is not None:
+            self._hlr.tick(now)
+
+    def doubt(self) -> None:
+        """Send a PING, because another connection gave the same name; while one waits for its answer, none is sent."""
+        if not self._doubted:
+            self._pinged_at, self._doubted = self.loop.time(), True
+            self.send(ipa.PING)
+
+    def renew_hlr(self) -> None:
+        """Go to the HLR that the settings name now."""
+        self._end_hlr()
+        if self.identity is not None:
+            self._reach_hlr()
+
+    @property
+    def has_hlr(self) -> bool | None:
+        """True if the HLR is there for this client; None: nothing goes there."""
+        return None if self._hlr is None else self._hlr.state is State.READY
+
+    def send(self, octets: bytes) -> None:
+        """Write to the client."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(octets)
+
+    # hlr.Client
+
+    def deliver(self, messages: Sequence[bytes]) -> None:
+        """Messages of the HLR go to the client, but for its word on checks that were passed on."""
+        if self._stored:
+            messages = [message for message in messages if not self._is_word(message)]
+        if messages:
+            self._owner.passed(self, "in", len(messages))
+            self.send(b"".join(messages))
+
+    def went(self, count: int) -> None:
+        """So many messages went to the HLR."""
+        self._owner.passed(self, "out", count)
+
+    def not_passed(self, messages: Sequence[bytes], reason: str) -> None:
+        """Requests get an error; a check is answered without the HLR."""
+        self._owner.not_passed(self, len(messages), reason)
+        for message in messages:
+            if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or len(message) <= TYPE_AT:
+                continue
+            if message[TYPE_AT] == CHECK_IMEI:
+                self._settle(elements(message)[1], permitted=True)
+            elif (refusal := error(message)) is not None:
+                self.send(refusal)
+
+    def hlr_is(self, state: State, detail: str) -> None:
+        """The HLR is there, or not: what waits for its word waits no longer."""
+        if state is not State.READY:
+            self._answer_stored()
+        self._owner.hlr_is(self, state, detail)
+
+    # inside
+
+    def _take(self, frame: bytes, out: list[bytes], on: list[bytes]) -> None:
+        """Do what a frame asks for: add to what goes out, or to what is passed on."""
+        if not self._spoken and frame[2] != CCM:
+            self._speak()
+        if frame[2] == OSMO and frame[HEADER_BYTES : TYPE_AT + 1] == _CHECK:
+            self._check(frame, out, on)
+        elif frame[2] == CCM:
+            self._ccm(frame, out)
+        else:
+            on.append(frame)
+
+    def _check(self, frame: bytes, out: list[bytes], on: list[bytes]) -> None:
+        self.requests += 1
+        decision = self._owner.permits(self, frame)
+        if decision is None:
+            return
+        imsi, permitted = decision
+        if permitted and self._owner.store and self._reach_hlr():
+            self._stored.setdefault(imsi, deque()).append(self.loop.call_later(STORE_S, self._is_late, imsi))
+            on.append(frame)
+            return
+        self.answers += 1
+        out.append(result(imsi, permitted=permitted))
+        self._owner.decided(self, permitted=permitted)
+
+    def _ccm(self, frame: bytes, out: list[bytes]) -> None:
+        kind = frame[HEADER_BYTES] if len(frame) > HEADER_BYTES else None
+        if kind == Ccm.PING:
+            out.append(ipa.PONG)
+        elif kind == Ccm.ID_ACK:
+            out.append(ipa.ID_ACK)
+        elif kind == Ccm.ID_RESP and frame != self.identity:
+            self._names += 1
+            if self._names > NAMES_MAX:
+                self._fault("names")
+                return
+            self.identity, self.name = frame, name_in(frame)
+            if not self._owner.named(self):
+                self.leave()
+                return
+            self._speak()
+            if self._reach_hlr() and self._hlr is not None:
+                self._hlr.identified()
+
+    def _speak(self) -> None:
+        if not self._spoken:
+            self._spoken = True
+            self._owner.opened(self)
+
+    def _pass_on(self, messages: list[bytes]) -> None:
+        if not self._reach_hlr() or self._hlr is None:
+            self.not_passed(messages, NO_HLR)
+            return
+        self._hlr.pass_on(messages)
+
+    def _reach_hlr(self) -> bool:
+        """True if there is an HLR to pass things on to; the connection begins when there is something to say."""
+        if self._hlr is None and self._owner.hlr is not None and not self._why:
+            self._hlr = Hlr(self, self._owner.hlr, lambda: self._owner.limits, self._owner.silent_hlrs)
+        return self._hlr is not None
+
+    def _end_hlr(self) -> None:
+        if self._hlr is not None:
+            self._hlr.close()
+            self._hlr = None
+        self._answer_stored()
+        self._late = 0
+
+    def _is_word(self, message: bytes) -> bool:
+        """True if this is the HLR's answer on a check that was passed on.
+
+        The client is answered then, if it was not before.
+        """
+        if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or message[TYPE_AT : TYPE_AT + 1] not in _WORDS:
+            return False
+        imsi = elements(message).get(1, b"")
+        if imsi not in self._stored:
+            return False
+        self._settle(imsi, permitted=not says_no(message), by_hlr=True)
+        return True
+
+    def _settle(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
+        """Answer the oldest check of this IMSI that was passed on, if that was not done before."""
+        waiting = self._stored.get(imsi)
+        if not waiting:
+            return
+        timer = waiting.popleft()
+        if not waiting:
+            del self._stored[imsi]
+        if timer is None:
+            self._late -= 1
+            return
+        timer.cancel()
+        self._answer(imsi, permitted=permitted, by_hlr=by_hlr)
+
+    def _is_late(self, imsi: bytes) -> None:
+        """The HLR takes too long over a check: it is answered without the HLR, whose word is not waited for, but known when it comes."""
+        waiting = self._stored[imsi]
+        waiting[waiting.index(next(timer for timer in waiting if timer is not None))] = None
+        self._late += 1
+        self._answer(imsi, permitted=True)
+        if self._late > LATE_MAX and self._hlr is not None:
+            self._hlr.drop("it stores no IMEI")
+
+    def _answer_stored(self) -> None:
+        """Answer all checks that wait for the HLR, which will say nothing any more."""
+        stored, self._stored, self._late = self._stored, {}, 0
+        for imsi, waiting in stored.items():
+            for timer in waiting:
+                if timer is not None:
+                    timer.cancel()
+                    self._answer(imsi, permitted=True)
+
+    def _answer(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
+        self.answers += 1
+        self.send(result(imsi, permitted=permitted))
+        self._owner.decided(self, permitted=permitted, by_hlr=by_hlr)
+
+    def _fault(self, why: str) -> None:
+        self._why = self._why or why
+        self.abort()
+
+
+_CHECK: Final = bytes((GSUP, CHECK_IMEI))
+_GSUP: Final = bytes((GSUP,))
+_WORDS: Final = frozenset({bytes((CHECK_IMEI_ERROR,)), bytes((CHECK_IMEI_RESULT,))})

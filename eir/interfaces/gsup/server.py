@@ -1,0 +1,233 @@
+"""CHECK-IMEI in a worker: from a request to ACK or NACK, and the clients that ask: who each is, limits, what is counted.
+
+What is answered about a device, eir.checks says. A phone whose MSC gets an error instead takes itself for illegal until it is switched
+off, so there is no error here: where the policy wants one (`error`), and for a fault of ours, it is an ACK. Synchronous from request to
+answer.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from eir.checks.checker import Checker
+from eir.checks.question import Question
+from eir.checks.settings import Asks, NoDevice, Status, answers_of
+from eir.errors import Report, place_of
+from eir.interfaces.gsup.hlr import State
+from eir.interfaces.gsup.link import Link
+from eir.interfaces.gsup.message import CheckImei, read_check_imei
+from eir.interfaces.gsup.settings import GsupSettings
+from eir.wire.peers.counts import Counts
+from eir.wire.peers.rate import DEFAULT_PRIORITY, RateLimits, refusing
+from eir.wire.peers.server import Server
+from eir.wire.peers.settings import Limits, PeerSettings, Requester, is_from
+
+PROTOCOL: Final = "gsup"
+"""Name of this protocol in metrics."""
+
+
+class GsupService:
+    """Answers CHECK-IMEIs by what the checker says."""
+
+    def __init__(self, checker: Checker) -> None:
+        self._checker = checker
+        self._answers: dict[str, dict[Status, Status]] = {}
+        self._unproven: frozenset[str] = frozenset()
+
+    def configure(self, peers: Iterable[Asks], unproven: Iterable[str]) -> None:
+        """Take over what some peers are answered instead of a status, and which of them, by label, ask before they know whose the SIM is."""
+        self._answers, self._unproven = answers_of(peers), frozenset(unproven)
+
+    def permits(self, asked: CheckImei, asks: Requester) -> bool:
+        """True if the device may pass; `asks`: who asks."""
+        verdict = self._checker.check(Question(
+            imei=asked.imei, imsi=asked.subscriber, origin_host=asks.host, protocol=PROTOCOL, peer=asks.label,
+            unproven=asks.label in self._unproven,
+        ))  # fmt: skip
+        if isinstance(verdict, NoDevice):
+            return True
+        status = verdict.status
+        if asks.label in self._answers:
+            status = self._answers[asks.label].get(status, status)
+        return is_permitted(status)
+
+    def permits_after_fault(self) -> bool:
+        """True if a device passes that a fault of ours kept from a check, as one with a malformed identifier does."""
+        verdict = self._checker.policy.unidentified[NoDevice.MALFORMED]
+        return isinstance(verdict, NoDevice) or is_permitted(verdict.status)
+
+
+def is_permitted(status: Status) -> bool:
+    """True if a status is answered by an ACK; only a device on the black list gets a NACK."""
+    return status is not Status.BLACKLISTED
+
+
+ACK, NACK, NOBODY = "ack", "nack", "none"
+"""Names of answers in metrics; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""
+
+
+class GsupServer(Server[Link]):
+    """Answers CHECK-IMEIs, and stands between clients and their HLR."""
+
+    def __init__(
+        self, service: GsupService, settings: GsupSettings, peers: Sequence[PeerSettings], limits: Limits, *, counts: Counts, rates: RateLimits,
+        report: Report, overload: Status | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(PROTOCOL, counts=counts, rates=rates, report=report)
+        self._service = service
+        self.answers: Counter[tuple[str, str]] = Counter()
+        """(peer label, ACK, NACK or NOBODY)."""
+        self.through: Counter[tuple[str, str]] = Counter()
+        """Messages that were passed on: (peer label, `out` to the HLR or `in` from it)."""
+        self.kept: Counter[tuple[str, str]] = Counter()
+        """Messages that the HLR did not get: (peer label, why)."""
+        self._away: dict[str, tuple[float, str]] = {}
+        """When and why the HLR was lost, by the label of the clients that it is away for, as the log has it."""
+        self.silent_hlrs: set[str] = set()
+        """URLs of HLRs that were lost by silence and have sent nothing since."""
+        self.hlr: str | None = None
+        self.store = False
+        self.reconfigure(settings, peers, limits, overload=overload)
+
+    def reconfigure(
+        self, settings: GsupSettings, peers: Sequence[PeerSettings], limits: Limits, *, overload: Status | None = None
+    ) -> None:
+        """Take over new settings; connections that they still allow stay, the others are sent away."""
+        self._overloaded = overload is None or is_permitted(overload)
+        self._service.configure(peers, [peer.label for peer in peers if peer.early])
+        elsewhere, self.hlr, self.store = settings.hlr != self.hlr, settings.hlr, settings.store
+        self.use(peers, limits)
+        for link in list(self.links) if elsewhere else ():
+            link.renew_hlr()
+
+    # server.Server
+
+    def link(self) -> Link:
+        """A connection that is to come."""
+        return Link(self, self.loop)
+
+    def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
+        """Return the peer and requester of a link, by its address and the client's name: GSUP knows no realm.
+
+        Until the client has said its name, the first entry for the address that needs no name is preferred to one that
+        does.
+        """
+        there = [settings for settings in self.peers if is_from(settings, link.source) and not settings.is_titled]
+        if link.identity is None:
+            found = next(iter(sorted(there, key=lambda settings: settings.host is not None)), None)
+        else:
+            found = next(
+                (settings for settings in there if settings.host is None or settings.host.lower() == link.name.lower()),
+                None,
+            )
+        return None if found is None else (found, Requester(found.label, link.name))
+
+    def counters(self) -> Mapping[str, Mapping[Any, float]]:
+        """Return the counters of this protocol alone."""
+        return {
+            "eir_gsup_answers_total": self.answers, "eir_gsup_passed_total": self.through, "eir_gsup_not_passed_total": self.kept,
+            "eir_gsup_errors_total": {(reason,): count for reason, count in self.errors.items()},
+        }  # fmt: skip
+
+    def gauges(self) -> Mapping[str, Mapping[Any, float]]:
+        """Return whether the HLR is there, for each peer that needs it."""
+        up: dict[tuple[str], float] = {}
+        for link in self.links:
+            if link.has_hlr is not None:
+                label = (link.requester.label,)
+                up[label] = min(up.get(label, 1.0), float(link.has_hlr))
+        return {"eir_gsup_hlr_up": up}
+
+    def warnings(self) -> Mapping[str, str]:
+        """Return a warning for each peer whose HLR is away."""
+        away = {link.requester.label for link in self.links if link.has_hlr is False}
+        return {
+            label: f"the HLR of {label} is away ({detail}): its phones cannot attach"
+            for label, (_, detail) in self._away.items()
+            if label in away
+        }
+
+    def standing(self, link: Link) -> Mapping[str, Any]:
+        """Return the state of a connection; while its HLR is away, that is its last error."""
+        label = link.requester.label
+        fault = self.warnings().get(label)
+        if fault is None:
+            return super().standing(link)
+        return {**super().standing(link), "last_error": fault, "last_error_at": max(self._away[label][0], link.since)}
+
+    def doubt(self, name: str, newest: Link | None = None) -> None:
+        """Ask other clients of this name whether they are there: with one that is gone without a word, the HLR has two of that name."""
+        for link in self.links:
+            if link is not newest and link.name.lower() == name.lower():
+                link.doubt()
+
+    # link.Owner
+
+    def accept(self, link: Link) -> bool:
+        """Take a connection if the peer table has an entry for it."""
+        known = self.identify(link)
+        refusal = "draining" if self.draining else "source" if link.settings is None else None if known else "disabled"
+        if refusal is not None:
+            self.refused(refusal, address=link.address, setting="peers: from" if refusal == "source" else None)
+            return False
+        self.links.add(link)
+        self.watch()
+        return True
+
+    def named(self, link: Link) -> bool:
+        """Find the entry of a client that has said its name; True if the client is still wanted."""
+        link.settings = None
+        if self.identify(link):
+            if link.name:
+                self.doubt(link.name, link)
+                self.tell_name(link.name)
+            return True
+        refusal, setting = (
+            ("disabled", None)
+            if link.settings is not None
+            else ("unknown_peer", "peers: host, or an entry without one")
+        )
+        self.refused(refusal, address=link.address, host=link.name, setting=setting)
+        return False
+
+    def permits(self, link: Link, frame: bytes) -> tuple[bytes, bool] | None:
+        """Decide about a CHECK-IMEI, within the limits: its IMSI, and whether the device may pass; None: it has no IMSI, so nobody waits for an answer."""
+        label = link.requester.label
+        asked = read_check_imei(frame)
+        if asked.imsi is None:
+            self.answers[label, NOBODY] += 1
+            return None
+        try:
+            if link.rates and (limit := refusing(link.rates, self.loop.time(), DEFAULT_PRIORITY)) is not None:
+                self.node_counts.shed[label, limit.reason] += 1
+                return asked.imsi, self._overloaded
+            return asked.imsi, self._service.permits(asked, link.requester)
+        except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
+            self.errors["internal"] += 1
+            self.report("fault", peer=label, reason="internal", level="error", detail=place_of(e))
+            return asked.imsi, self._service.permits_after_fault()
+
+    def decided(self, link: Link, *, permitted: bool, by_hlr: bool = False) -> None:
+        """Count an answer, and tell of one that the HLR has made a refusal."""
+        self.answers[link.requester.label, ACK if permitted else NACK] += 1
+        if by_hlr and not permitted:
+            self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)
+
+    def passed(self, link: Link, direction: str, count: int) -> None:
+        """Count messages that went through, `out` to the HLR or `in` from it."""
+        self.through[link.requester.label, direction] += count
+
+    def not_passed(self, link: Link, count: int, reason: str) -> None:
+        """Count what the HLR did not get."""
+        self.kept[link.requester.label, reason] += count
+
+    def hlr_is(self, link: Link, state: State, detail: str) -> None:
+        """Tell of an HLR that is away, and of its coming back."""
+        label = link.requester.label
+        if state is not State.READY and label not in self._away:
+            self._away[label] = time.time(), detail
+            self.report("hlr_away", peer=label, protocol=PROTOCOL, level="warning", address=self.hlr, detail=detail)
+        elif state is State.READY and label in self._away:
+            del self._away[label]
+            self.report("hlr_back", peer=label, protocol=PROTOCOL, address=self.hlr)

@@ -1,0 +1,284 @@
+"""`eir probe map://…`: an MSC that asks an EIR over SIGTRAN, and reports what it was answered. Knows no list and no policy.
+
+It is an ASP of the gateway, or an IPSP of the EIR itself. As an MSC it opens a dialogue of version 3, and falls back to 2 and 1 where it
+is refused (TS 29.002 25.6.1).
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+from eir.errors import EirError
+from eir.interfaces.map import checkimei as codec
+from eir.interfaces.map.link import CARRIED
+from eir.interfaces.map.settings import SSN_EIR
+from eir.interfaces.probing import Finding, Probe
+from eir.wire.peers.settings import SctpSettings
+from eir.wire.ss7 import sccp, tcap
+from eir.wire.ss7.asp import Association, State
+from eir.wire.ss7.ber import BerError
+from eir.wire.ss7.m3ua import Transfer
+from eir.wire.ss7.sccp import ITU, SccpFault
+from eir.wire.ss7.tcap import Message, Outcome, TcapFault
+from eir.wire.transport import sctp, stream
+from eir.wire.transport.endpoint import SCTP, Endpoint, address_text
+from eir.wire.transport.sctp_options import is_supported
+from eir.wire.transport.stream import fault_text
+
+SSN_MSC = 8
+TICK_S = 0.2
+STATUSES = {0: "whitelisted", 1: "blacklisted", 2: "greylisted"}
+ERRORS = {codec.SYSTEM_FAILURE: "systemFailure", codec.DATA_MISSING: "dataMissing"}
+REFUSED = "refused"
+"""The dialogue's version is not served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The EIR to ask, and our addresses."""
+
+    hosts: tuple[str, ...]
+    port: int
+    point_codes: tuple[int, int]
+    """Ours and the EIR's."""
+    gt: str | None = None
+    """Our global title; None: we are called back by our point code."""
+    routing_context: int | None = None
+    variant: str = ITU
+    timeout_s: float = 5.0
+
+
+class _Client(asyncio.Protocol):
+    """One association with a gateway or an EIR."""
+
+    def __init__(self, target: Target) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._target = target
+        self._transport: asyncio.Transport | None = None
+        self._association: Association | None = None
+        self._numbers = itertools.count(1)
+        self._answers: dict[bytes, asyncio.Future[bytes]] = {}
+        self._version = codec.VERSIONS[0]
+        kind, title = sccp.e164(target.gt, target.variant) if target.gt else (0, b"")
+        own, eir = target.point_codes
+        self._calling = sccp.encoded_address(
+            target.variant, pc=None if target.gt else own, ssn=SSN_MSC, kind=kind, title=title, by_ssn=not target.gt
+        )
+        self._called = sccp.encoded_address(target.variant, pc=eir, ssn=SSN_EIR)
+        self.active: asyncio.Future[None] = self._loop.create_future()
+        self.closed_by = ""
+        """Cause of the association's end; empty while it is up."""
+
+    # asyncio.Protocol, sctp.Receiver
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Bring the association up."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._association = Association(self._loop.time(), dials=True, routing_context=self._target.routing_context)
+        self._tick()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        if self._association is not None:
+            for each in self._association.receive(data, self._loop.time()):
+                self._take(each)
+            self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The association is over."""
+        self._over("the other end has closed the connection" if exc is None else fault_text(exc, secure=False))
+
+    def restarted(self) -> None:
+        """The other end has forgotten the association."""
+        self._over("the other end began again")
+
+    def path_changed(self, address: str, *, up: bool) -> None:
+        """One of several paths; nothing depends on it."""
+
+    # questions
+
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
+        """Return the answer to one question, by the latest version that the EIR serves."""
+        asked = time.perf_counter()
+        number = imei[:14] + software_version if software_version else imei
+        try:
+            while True:
+                version = self._version
+                octets = await self._answer(codec.context_of(version), version, codec.argument(version, number, imsi))
+                finding = finding_of(imei, imsi, octets, version, round((time.perf_counter() - asked) * 1000, 3))
+                if finding.error != REFUSED or version == codec.VERSIONS[-1]:
+                    return finding
+                self._version = min(self._version, version - 1)
+        except ValueError:
+            return Finding(imei, imsi, fault="no number that TBCD can carry")
+        except TimeoutError:
+            return Finding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+        except EirError as e:
+            return Finding(imei, imsi, fault=f"no answer: {e}")
+
+    async def _answer(self, context: bytes, version: int, argument: bytes) -> bytes:
+        if self._association is None or self.closed_by:
+            raise EirError(self.closed_by)
+        otid = (next(self._numbers) & 0xFFFFFFFF).to_bytes(4)
+        data = tcap.begin(
+            otid, tcap.request(context) if version > 1 else b"", tcap.invoke(b"\1", codec.CHECK_IMEI, argument)
+        )
+        own, eir = self._target.point_codes
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._answers[otid] = answer
+        self._association.send(Transfer(
+            own, eir, otid[-1] & 0x0F, sccp.encoded(sccp.UDT, sccp.RETURN_ON_ERROR, self._called, self._calling, data),
+            context=self._association.context,
+        ))  # fmt: skip
+        self._flush()
+        try:
+            async with asyncio.timeout(self._target.timeout_s):
+                return await answer
+        finally:
+            del self._answers[otid]
+
+    def _take(self, transfer: Transfer) -> None:
+        """An answer, or a question that came back (Q.713 UDTS), whose data begin with our own transaction id."""
+        payload = transfer.payload
+        with suppress(SccpFault, TcapFault):
+            if payload[:1] == bytes((sccp.UDTS,)):
+                back = sccp.unitdata(bytes((sccp.UDT, 0)) + payload[2:], self._target.variant)
+                answer = self._answers.get(tcap.read(back.data).otid)
+                if answer is not None and not answer.done():
+                    answer.set_exception(EirError(f"it came back from the network (return cause {payload[1]})"))
+                return
+            data = sccp.unitdata(payload, self._target.variant).data
+            answer = self._answers.get(tcap.read(data).dtid)
+            if answer is not None and not answer.done():
+                answer.set_result(data)
+
+    # inside
+
+    def _tick(self) -> None:
+        if self._association is not None and not self.closed_by:
+            due = self._association.deadline()
+            if due is not None and due <= self._loop.time():
+                self._association.timer(self._loop.time())
+            self._flush()
+            self._loop.call_later(TICK_S, self._tick)
+
+    def _flush(self) -> None:
+        association = self._association
+        if association is None or self._transport is None:
+            return
+        if out := association.take():
+            self._transport.write(b"".join(out))
+        refused = [each.reason for each in association.events if each.event == "m3ua_error"]
+        association.events.clear()
+        if association.state == State.ACTIVE and not self.active.done():
+            self.active.set_result(None)
+        if refused and not self.active.done():
+            self.active.set_exception(EirError(f"the other end refuses the association ({refused[0]})"))
+        if association.over:
+            self._over(association.over)
+
+    def _over(self, why: str) -> None:
+        self.closed_by = self.closed_by or why
+        waiting: list[asyncio.Future[Any]] = [self.active, *self._answers.values()]
+        for each in waiting:
+            if not each.done():
+                each.set_exception(EirError(why))
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.closed_by = self.closed_by or "closed"
+        if self._transport is not None:
+            self._transport.close()
+
+
+@asynccontextmanager
+async def _connected(target: Target) -> AsyncIterator[_Client]:
+    client = _Client(target)
+    where = address_text(target.hosts, target.port)
+    try:
+        async with asyncio.timeout(target.timeout_s):
+            try:
+                await _connect(client, target)
+            except OSError as e:
+                raise EirError(fault_text(e, secure=False)) from None
+            await client.active
+    except TimeoutError:
+        client.close()
+        raise EirError(f"cannot connect to {where}: no association within {target.timeout_s:g} s") from None
+    except EirError as e:
+        client.close()
+        raise EirError(f"cannot connect to {where}: {e}") from None
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+async def _connect(client: _Client, target: Target) -> None:
+    """Over SCTP; over TCP where this kernel has none, or nobody listens there. Raises OSError."""
+    if is_supported():
+        with suppress(ConnectionRefusedError):
+            await sctp.connect(client, Endpoint(SCTP, target.hosts, target.port), SctpSettings(), CARRIED)
+            return
+    await stream.connect(client, target.hosts[0], target.port)
+
+
+def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> Finding:
+    """The answer in a message of TCAP. `result_code` is the code of an error of MAP; `error` is REFUSED where an earlier version may be asked for."""
+    try:
+        message = tcap.read(octets)
+        if message.kind == tcap.ABORT:
+            return Finding(imei, imsi, None, None, None, round_trip_ms, None, _aborted(octets, message))
+        found = [] if message.components is None else tcap.outcomes(octets, message.components)
+        if not found:
+            return Finding(imei, imsi, round_trip_ms=round_trip_ms, fault="an End without a result")
+        return _outcome(imei, imsi, octets, version, found[0], round_trip_ms)
+    except (TcapFault, BerError) as e:
+        return Finding(imei, imsi, round_trip_ms=round_trip_ms, fault=f"an answer that cannot be read ({e})")
+
+
+def _aborted(octets: bytes, message: Message) -> str:
+    if message.cause is not None:
+        return f"Abort, cause {message.cause}"
+    said = None if message.dialogue is None else tcap.apdu(octets, message.dialogue)
+    return REFUSED if said is not None and said.kind == tcap.AARE else "Abort"
+
+
+def _outcome(imei: str, imsi: str | None, octets: bytes, version: int, found: Outcome, round_trip_ms: float) -> Finding:  # noqa: PLR0917 - what a Finding is made of
+    if found.problem is not None:
+        return Finding(
+            imei,
+            imsi,
+            None,
+            None,
+            None,
+            round_trip_ms,
+            None,
+            f"Reject, problem {found.problem.tag & 3}.{found.problem.code}",
+        )
+    if found.error == codec.UNKNOWN_EQUIPMENT:
+        return Finding(imei, imsi, "unknown", None, None, round_trip_ms)
+    if found.error is not None:
+        return Finding(
+            imei,
+            imsi,
+            None,
+            found.error,
+            None,
+            round_trip_ms,
+            None,
+            f"{found.error} {ERRORS.get(found.error, '')}".strip(),
+        )
+    value = codec.status_of(octets, version, found.parameters)
+    status = None if value is None else STATUSES.get(value)
+    return Finding(imei, imsi, status, None, None, round_trip_ms, None if status else "a result without a status")
+
+
+_PROBE = Probe(_connected)
+ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
+"""Functions that the commands call."""

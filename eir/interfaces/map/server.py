@@ -1,0 +1,401 @@
+"""The SIGTRAN side of a worker: gateways that it connects to, MSCs that connect to it, who asks, limits, counts, drain.
+
+Puts the parts of this package on an event loop. Listeners are the front's; a connection that was accepted is handed to `take`.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from eir.checks.settings import PolicySettings, Status, answers_of
+from eir.errors import Report, place_of
+from eir.interfaces.map.link import CARRIED, Link
+from eir.interfaces.map.service import PROTOCOL, MapService, Reply
+from eir.interfaces.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
+from eir.wire.peers.counts import Counts
+from eir.wire.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
+from eir.wire.peers.server import ENDED, Server
+from eir.wire.peers.settings import Limits, PeerSettings, Requester, SctpSettings, is_from
+from eir.wire.ss7 import m3ua, sccp
+from eir.wire.ss7.asp import Association, Happened, State
+from eir.wire.ss7.m3ua import Transfer
+from eir.wire.ss7.sccp import Address, Cause, SccpFault, point_code, point_code_text
+from eir.wire.transport import begin
+from eir.wire.transport.endpoint import endpoint
+from eir.wire.transport.stream import fault_text
+
+CONNECT_TIMEOUT_S = 10.0
+RECONNECT_MAX_S = 30.0
+"""The longest pause before a gateway is connected to again."""
+ASKERS_MAX = 4096
+"""Calling addresses that are remembered with who they are; past that they are looked up afresh."""
+_WARNED = frozenset({"m3ua_error", "path_down"})
+
+
+class Asker(NamedTuple):
+    """The sender of a request."""
+
+    requester: Requester
+    rates: Sequence[Limit]
+    refused: bool
+    """The sender is out of service."""
+
+
+class MapServer(Server[Link]):
+    """Answers MSCs and SGSNs over SIGTRAN. `rates` are the node's limits; `dials`: this worker connects to the gateways."""
+
+    carried = CARRIED
+
+    def __init__(
+        self, service: MapService, peers: Sequence[PeerSettings], limits: Limits, ss7: Ss7Settings, policy: PolicySettings, *,
+        counts: Counts, rates: RateLimits, report: Report, overload: Status | None = None, sctp_settings: SctpSettings | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(PROTOCOL, counts=counts, rates=rates, report=report)
+        self._service = service
+        service.failed = self._failed
+        self._all_rates = rates
+        self.results: Counter[tuple[str, str]] = Counter()
+        """(peer label, status or what was wrong)."""
+        self._askers: dict[tuple[object, ...], Asker] = {}
+        self._dials = False
+        self._dialing: dict[GatewaySettings, asyncio.Task[None]] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
+        """When and why a gateway could not be connected to, since it last was, by its label."""
+        self.reconfigure(peers, limits, ss7, policy, overload=overload, sctp_settings=sctp_settings)
+
+    def reconfigure(
+        self, peers: Sequence[PeerSettings], limits: Limits, ss7: Ss7Settings, policy: PolicySettings, *, overload: Status | None = None,
+        sctp_settings: SctpSettings | None = None,
+    ) -> None:  # fmt: skip
+        """Take over new settings; connections that they still allow stay, the others are sent away."""
+        self._ss7, self._overload, self._sctp = ss7, overload, sctp_settings or SctpSettings()
+        self._point_code = ss7.number
+        self._service.configure(answers_of(peers), policy.bad_identity, ss7.imsi_tags)
+        self._askers.clear()
+        self.use(peers, limits)
+        self._dial_all()
+
+    # server.Server
+
+    def link(self) -> Link:
+        """A connection that is to come."""
+        return Link(self, self.loop)
+
+    def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
+        """The entry that an association comes by: the gateway's own, or by its address the first that wants no name, else any.
+
+        None for all where the section `ss7` is gone: its listener is open until a restart, and nobody is to ask in vain.
+        """
+        if self._point_code is None:
+            return None
+        gateway = link.gateway
+        if gateway is not None:
+            settings = PeerSettings(label=gateway.label, connect=gateway.connect)
+            return (settings, Requester(gateway.label)) if gateway in self._ss7.gateways else None
+        there = [each for each in self.peers if is_from(each, link.source) and (each.sources or not each.is_titled)]
+        nameless = [each for each in there if each.host is None and each.realm is None]
+        found = next(iter((*(each for each in nameless if each.is_titled), *nameless, *there)), None)
+        return None if found is None else (found, Requester(found.label))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Leave each association in order, and close, after `timeout_s` at most."""
+        self._dials = False
+        self._dial_all()
+        await super().drain(timeout_s)
+
+    def dial(self) -> None:
+        """Connect to the gateways from now on."""
+        self._dials = True
+        self._dial_all()
+
+    def disable(self, label: str) -> None:
+        """Turn a peer, or a gateway, away until `enable`."""
+        super().disable(label)
+        self._askers.clear()
+        self._dial_all()
+
+    def enable(self, label: str) -> None:
+        """Take a peer again that was disabled."""
+        super().enable(label)
+        self._askers.clear()
+        self._dial_all()
+
+    def paths(self) -> Sequence[tuple[str, str, bool]]:
+        """Return the paths of associations that are up: peer label, address, and whether it is reached."""
+        return [(link.requester.label, *path) for link in self.links if link.is_up for path in link.paths().items()]
+
+    def connected(self) -> Counter[str]:
+        """Associations that are up, by label; 0 for each gateway without one.
+
+        An MSC that is known by its title or point code has no connection of its own: it counts as there while any association is up.
+        """
+        up = Counter(link.requester.label for link in self.links if link.is_up and link.settings is not None)
+        found = Counter({gateway.label: 0 for gateway in self._ss7.gateways if gateway.label not in self._disabled})
+        found.update(up)
+        if self._ss7.point_code is not None:
+            for each in self.peers:
+                if each.is_titled and each.expected and each.label not in up:
+                    found[each.label] += int(up.total() > 0)
+        return found
+
+    def status(self) -> list[Mapping[str, Any]]:
+        """A row of `eir peers` for each association, for each gateway that has none, and for each MSC that has an entry."""
+        rows, there = super().status(), {link.requester.label for link in self.links}
+        for gateway in self._ss7.gateways:
+            before = {each["label"]: each for each in rows if each["state"] == ENDED}.get(gateway.label, {})
+            rows = [each for each in rows if each is not before]
+            if gateway.label not in there:
+                at, why = self._failures.get(gateway.label, (None, None))
+                state = "disabled" if gateway.label in self._disabled else "down"
+                tally = {name: before[name] for name in ("requests", "answers") if before}
+                rows.append(
+                    self._absent(gateway.label, state, direction="out", last_error=why, last_error_at=at, **tally)
+                )
+        answers: Counter[str] = Counter()
+        for (label, _), count in self.results.items():
+            answers[label] += count
+        for each in self.peers:
+            if each.is_titled and each.label not in there:
+                state = (
+                    "disabled"
+                    if each.label in self._disabled
+                    else "open"
+                    if any(link.is_up for link in self.links)
+                    else "down"
+                )
+                rows.append(self._absent(each.label, state, requests=answers[each.label], answers=answers[each.label]))
+        return rows
+
+    def _absent(self, label: str, state: str, **more: Any) -> Mapping[str, Any]:
+        last = self.node_counts.last_request.get(label)
+        row = {
+            "address": None,
+            "state": state,
+            "since": None,
+            "connections": 0,
+            "requests": 0,
+            "answers": 0,
+            "last_seen": last,
+        }
+        return self._row(Requester(label), **row | more)
+
+    def standing(self, link: Link) -> Mapping[str, Any]:
+        """State, direction and paths of an association."""
+        association = link.association
+        state = (
+            "down" if association is None else "open" if association.state == State.ACTIVE else str(association.state)
+        )
+        return {"state": state, "direction": "in" if link.gateway is None else "out", "paths": dict(link.paths())}
+
+    def counters(self) -> Mapping[str, Mapping[Any, float]]:
+        """Return the counters of this protocol alone."""
+        errors = self.errors.copy()
+        for link in self.links:
+            if link.association is not None:
+                errors.update(link.association.dropped)
+        return {
+            "eir_map_answers_total": self.results,
+            "eir_sigtran_errors_total": {(reason,): count for reason, count in errors.items()},
+        }
+
+    def lost(self, link: Link) -> None:
+        """Forget a connection, and say why it ended."""
+        if link.association is not None:
+            self.errors.update(link.association.dropped)
+        super().lost(link)
+
+    # link.Owner
+
+    def accept(self, link: Link) -> Association | None:
+        """Take a connection that we made, or one that the peer table has an entry for."""
+        now = self.loop.time()
+        refusal = (
+            "draining"
+            if self.draining or self._point_code is None
+            else None
+            if self.identify(link)
+            else "disabled"
+            if link.settings is not None
+            else "source"
+        )
+        if refusal is not None:
+            self.refused(refusal, address=link.address, setting="peers: from" if refusal == "source" else None)
+            return None
+        self.links.add(link)
+        longest, gateway = self.limits.max_message_bytes, link.gateway
+        if gateway is None:
+            return Association(now, dials=False, longest=longest, up_s=self.limits.cer_timeout_s)
+        return Association(
+            now, dials=True, routing_context=gateway.routing_context, mode=m3ua.MODES[gateway.mode], asp_identifier=gateway.asp_identifier,
+            longest=longest,
+        )  # fmt: skip
+
+    def transferred(self, link: Link, transfer: Transfer) -> Transfer | None:
+        """Return the answer to a transfer; None if it gets no answer."""
+        try:
+            return self._answer(link, transfer)
+        except SccpFault as e:
+            self.errors[f"sccp_{e}"] += 1
+        except Exception as e:  # noqa: BLE001 - whatever it is: one MSC gets no answer, and the association of all goes on
+            self._failed(e)
+        return None
+
+    def happened(self, link: Link, what: Happened) -> None:
+        """Tell of it; point codes as people write them."""
+        fields = dict(what.fields)
+        if "point_codes" in fields:
+            fields["point_codes"] = ",".join(
+                point_code_text(code, self._ss7.variant) for code, _ in fields["point_codes"]
+            )
+        if what.event == "m3ua_state" and what.reason == State.ACTIVE:
+            link.served = True
+            self._failures.pop(link.requester.label, None)
+            self.opened(link)
+            return
+        level = "warning" if what.event in _WARNED else "info"
+        self.report(
+            what.event, peer=link.requester.label, reason=what.reason, level=level, **{"address": link.address} | fields
+        )
+
+    def answered(self, link: Link, count: int, seconds: float) -> None:
+        """Count them; who asked is noted with each request."""
+        self.node_counts.durations.add(seconds, count)
+        self.node_counts.last_request[link.requester.label] = time.time()
+
+    # inside
+
+    def _answer(self, link: Link, transfer: Transfer) -> Transfer | None:
+        """As `transferred`. Raises SccpFault for a unitdata that cannot be read, or whose answer does not fit into one."""
+        if transfer.indicator != m3ua.SCCP or transfer.dpc != self._point_code:
+            self.errors["not_sccp" if transfer.indicator != m3ua.SCCP else "not_our_point_code"] += 1
+            return None
+        variant = self._ss7.variant
+        unit = sccp.unitdata(transfer.payload, variant)
+        if (tested := sccp.allowed(unit, transfer.dpc, (SSN_EIR, sccp.MANAGEMENT), variant)) is not None:
+            available = link.requester.label not in self._disabled
+            return self._back(link, transfer, unit.calling, tested) if available else None
+        cause = (
+            Cause.NO_REASSEMBLY if unit.segmented else Cause.UNEQUIPPED_USER if not _is_for_us(unit.called) else None
+        )
+        if cause is not None:
+            self.errors[f"sccp_{cause.name.lower()}"] += 1
+            return self._back(link, transfer, unit.calling, sccp.returned(unit, cause)) if unit.returns else None
+        asker = self._asker(link, unit.calling, transfer.opc)
+        reply = self._reply(unit.data, asker)
+        self.results[asker.requester.label, reply.result] += 1
+        if reply.octets is None:
+            return None
+        ours = sccp.with_ssn(unit.called, SSN_EIR, variant)
+        payload = sccp.encoded(unit.kind, unit.protocol_class, unit.calling.octets, ours, reply.octets)
+        return self._back(link, transfer, unit.calling, payload)
+
+    def _reply(self, octets: bytes, asker: Asker) -> Reply:
+        label = asker.requester.label
+        if asker.refused:
+            return self._service.turned_away(octets)
+        if not asker.rates:
+            return self._service.answer(octets, asker.requester)
+
+        def above_limit(version: int) -> tuple[bytes, str] | None:
+            """Count one invocation; return its answer if it is above a limit."""
+            if (limit := refusing(asker.rates, self.loop.time(), DEFAULT_PRIORITY)) is None:
+                return None
+            self.node_counts.shed[label, limit.reason] += 1
+            return self._service.component_of(version, self._overload)
+
+        return self._service.answer(octets, asker.requester, above_limit)
+
+    def _failed(self, fault: Exception) -> None:
+        self.errors["internal"] += 1
+        self.report("fault", peer=None, reason="internal", level="error", detail=place_of(fault))
+
+    def _back(self, link: Link, transfer: Transfer, calling: Address, payload: bytes) -> Transfer:
+        """A message to the calling address: to its point code where that is what it is reached by, else to where the question came from."""
+        to = calling.pc if calling.by_ssn and calling.pc is not None else transfer.opc
+        context = (
+            transfer.context if transfer.context is not None or link.association is None else link.association.context
+        )
+        return Transfer(
+            transfer.dpc,
+            to,
+            transfer.sls,
+            payload,
+            transfer.indicator,
+            transfer.network,
+            transfer.priority,
+            context,
+            transfer.appearance,
+        )
+
+    def _asker(self, link: Link, calling: Address, opc: int) -> Asker:
+        """Return who asks, by the title and the point code of the calling address, and by where the association comes from."""
+        key = calling.octets, opc, link.requester.label, link.source
+        found = self._askers.get(key)
+        if found is None:
+            if len(self._askers) >= ASKERS_MAX:
+                self._askers.clear()
+            found = self._askers[key] = self._look_up(link, calling, opc)
+        self.node_counts.last_request[found.requester.label] = time.time()
+        return found
+
+    def _look_up(self, link: Link, calling: Address, opc: int) -> Asker:
+        variant, code = self._ss7.variant, calling.pc if calling.pc is not None else opc
+        for each in self.peers:
+            if (
+                each.is_titled
+                and is_from(each, link.source)
+                and (each.gt is None or calling.digits.startswith(each.gt))
+            ):
+                if each.point_code is not None and point_code(each.point_code, variant) != code:
+                    continue
+                settings = each
+                break
+        else:
+            settings = link.settings or PeerSettings(label=link.requester.label)
+        host = calling.digits or point_code_text(code, variant)
+        rates = self._all_rates.of(settings, self.loop.time()) if settings is not link.settings else link.rates
+        return Asker(Requester(settings.label, host), rates, settings.label in self._disabled)
+
+    # gateways
+
+    def _dial_all(self) -> None:
+        wanted = [each for each in self._ss7.gateways if self._dials and each.label not in self._disabled]
+        for gateway in self._dialing.keys() - set(wanted):
+            self._dialing.pop(gateway).cancel()
+        for gateway in wanted:
+            if gateway not in self._dialing:
+                self._dialing[gateway] = self.loop.create_task(self._keep(gateway))
+
+    async def _keep(self, gateway: GatewaySettings) -> None:
+        """Stay connected to a gateway."""
+        pause_s = gateway.reconnect_after_s
+        while True:
+            link = Link(self, self.loop, gateway)
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await begin.connect(link, endpoint(gateway.connect), None, self._sctp, CARRIED)
+            except OSError as e:
+                why = fault_text(e, secure=False)
+                self._failures[gateway.label] = time.time(), why
+                self.report(
+                    "connect_failed",
+                    peer=gateway.label,
+                    reason=type(e).__name__,
+                    level="warning",
+                    detail=why,
+                    address=gateway.connect,
+                )
+            else:
+                await asyncio.shield(link.closed)
+                if link.served:
+                    pause_s = gateway.reconnect_after_s
+            await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
+            pause_s = min(2 * pause_s, RECONNECT_MAX_S)
+
+
+def _is_for_us(called: Address) -> bool:
+    """Subsystem EIR; a title may come without a subsystem, which whoever translated it to us has left out."""
+    return called.ssn == SSN_EIR or (not called.ssn and not called.by_ssn and called.kind > 0)

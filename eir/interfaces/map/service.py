@@ -1,0 +1,258 @@
+"""checkIMEI of an MSC or SGSN: a Begin becomes questions, and verdicts become an End (TS 29.002 8.7, 25.6, TS 29.305 8.9).
+
+Translates and nothing else: what is answered about a device, eir.checks says. Synchronous from request to answer; no transaction is
+kept. Nearly all requests have one of a few shapes and are answered without being taken apart; the bytes are the same.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from typing import NamedTuple
+
+from eir.checks.checker import Checker
+from eir.checks.question import Question
+from eir.checks.settings import NoDevice, Status
+from eir.interfaces.map import checkimei as codec
+from eir.wire.peers.settings import Requester
+from eir.wire.ss7 import tcap
+from eir.wire.ss7.ber import BerError, encoded
+from eir.wire.ss7.tcap import BEGIN, CONTINUE, Cause, Invoke, Message, Problem, TcapFault
+
+PROTOCOL = "map"
+"""Name of this protocol in metrics."""
+EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
+"""TS 29.002 17.7.1."""
+_NOT_SUPPORTED = 2
+"""application-context-name-not-supported, and no-common-dialogue-portion of the provider (Q.773 4.2.3)."""
+_ACCEPTED = {version: tcap.response(codec.context_of(version), accepted=True) for version in codec.VERSIONS}
+
+
+class Reply(NamedTuple):
+    """An answer, and what metrics call it."""
+
+    octets: bytes | None
+    """The answer; None: no answer is sent."""
+    result: str
+
+
+Instead = Callable[[int], tuple[bytes, str] | None]
+"""Called once for each invocation, with the version: component and result in place of a check; None: the device is checked."""
+
+
+class _Shape(NamedTuple):
+    """Fixed parts of a usual request, after the transaction id."""
+
+    version: int
+    before_id: bytes
+    before_imei: bytes
+    before_imsi: bytes
+    """Empty: the request has no IMSI."""
+    tail: bytes
+
+
+def _shapes() -> dict[tuple[int, int], _Shape]:
+    """Return the shapes of usual requests by the length of a request and of its transaction id."""
+    found = {}
+    for version in codec.VERSIONS:
+        for imsi in (None, "001010000000001") if version < 3 else (None,):
+            dialogue = b"" if version == 1 else tcap.request(codec.context_of(version))
+            sent = dialogue + encoded(
+                0x6C, tcap.invoke(b"\1", codec.CHECK_IMEI, codec.argument(version, "0" * 16, imsi))
+            )
+            number = sent.index(b"\2\1\1\2\1\x2b", len(dialogue)) + 2
+            imei = sent.index(b"\4\x08", number) + 2
+            rest = sent[imei + 8 :]
+            shape = _Shape(
+                version, sent[:number], sent[number + 1 : imei], rest[:2] if imsi else b"", b"" if imsi else rest
+            )  # fmt: skip
+            for octets in range(1, 5):
+                found[2 + 2 + octets + len(sent), octets] = shape
+    return found
+
+
+_SHAPES = _shapes()
+
+
+class MapService:
+    """Answers by what the checker says. `failed` is told of a fault of our own."""
+
+    def __init__(self, checker: Checker, failed: Callable[[Exception], None] = lambda _: None) -> None:
+        self._checker = checker
+        self.failed = failed
+        self._replies: Mapping[str, Mapping[Status, Status]] = {}
+        self._fallback: Status | None = Status.WHITELISTED
+        self._imsi_tags: Collection[int] = ()
+
+    def configure(
+        self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
+    ) -> None:
+        """Take over what some peers, by label, get instead of a status, and further tags of an IMSI.
+
+        `fallback`: what a request gets over a fault of ours; None: systemFailure.
+        """
+        self._replies, self._fallback, self._imsi_tags = answers, fallback, imsi_tags
+
+    def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
+        """The answer to a message of TCAP; `asks`: who sends it; `instead`: answers invocations above a limit."""
+        return self.usual(octets, asks, instead) or self.general(octets, asks, instead)
+
+    @staticmethod
+    def turned_away(octets: bytes) -> Reply:
+        """The answer to whoever is out of service: an Abort, so that nobody waits."""
+        try:
+            message = tcap.read(octets)
+        except TcapFault as e:
+            return Reply(e.answer, str(e))
+        return Reply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
+
+    def usual(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply | None:
+        """The answer to a request of a usual shape; None: it has another one. `instead` as in `answer`."""
+        length = len(octets)
+        shape = _SHAPES.get((length, octets[3] if length > 3 else 0))
+        if shape is None or octets[0] != BEGIN or octets[1] != length - 2 or octets[2] != 0x48:
+            return None
+        behind = 4 + octets[3]
+        number = behind + len(shape.before_id)
+        imei = number + 1 + len(shape.before_imei)
+        if octets[behind:number] != shape.before_id or octets[number + 1 : imei] != shape.before_imei:
+            return None
+        rest, imsi = octets[imei + 8 :], ""
+        if shape.before_imsi:
+            if rest[:2] != shape.before_imsi or not (imsi := codec.imsi_of(rest[2:])):
+                return None
+        elif rest != shape.tail:
+            return None
+        invoke_id = octets[number : number + 1]
+        if instead is not None and (given := instead(shape.version)) is not None:
+            component, result = _with_id(invoke_id, *given)
+        else:
+            device = codec.digits(octets[imei : imei + 8])
+            component, result = self._checked(shape.version, invoke_id, device, imsi, asks)
+        head, between = _frame(shape.version, octets[3], len(component))
+        return Reply(head + octets[4:behind] + between + component, result)
+
+    def general(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
+        """The answer to any message; `instead` as in `answer`."""
+        try:
+            message = tcap.read(octets)
+            if message.kind == BEGIN:
+                return self._begun(octets, message, asks, instead)
+        except TcapFault as e:
+            return Reply(e.answer, str(e))
+        if message.kind == CONTINUE:
+            return Reply(tcap.abort(message.otid, Cause.UNRECOGNIZED_TRANSACTION), "tcap_transaction")
+        return Reply(None, "tcap_not_asked")
+
+    def _begun(self, octets: bytes, message: Message, asks: Requester, instead: Instead | None) -> Reply:
+        """The answer to a Begin. Raises TcapFault for a dialogue that is refused."""
+        version, accepted = _opened(octets, message)
+        if message.components is None or message.components.start == message.components.stop:
+            return Reply(
+                tcap.abort_dialogue(message.otid, tcap.ended(provider=False) if accepted else b""), "tcap_empty"
+            )
+        parts, result = [], "reject"
+        for each in tcap.invocations(octets, message.components):
+            if isinstance(each, bytes):
+                parts.append(each)
+                continue
+            part, result = self._invoked(octets, version, each, asks, instead)
+            parts.append(part)
+        return Reply(tcap.end(message.otid, accepted, b"".join(parts)), result)
+
+    def _invoked(
+        self, octets: bytes, version: int, invoke: Invoke, asks: Requester, instead: Instead | None
+    ) -> tuple[bytes, str]:
+        given = None if instead is None else instead(version)
+        if invoke.operation != codec.CHECK_IMEI:
+            return tcap.reject(invoke.id, tcap.UNRECOGNIZED_OPERATION), "reject"
+        try:
+            asked = codec.asked(octets, version, invoke.parameters, self._imsi_tags)
+        except codec.DataMissing:
+            return self._error(invoke.id, codec.DATA_MISSING)
+        if isinstance(asked, Problem):
+            return tcap.reject(invoke.id, asked), "reject"
+        if given is not None:
+            return _with_id(invoke.id, *given)
+        return self._checked(version, invoke.id, asked.imei, asked.imsi, asks, wants_status=asked.wants_status)
+
+    def _checked(
+        self, version: int, number: bytes, imei: str | None, imsi: str, asks: Requester, *, wants_status: bool = True
+    ) -> tuple[bytes, str]:
+        """The component that answers a check, and its result."""
+        try:
+            verdict = self._checker.check(Question(
+                imei=imei, imsi=imsi, origin_host=asks.host, origin_realm=asks.realm, protocol=PROTOCOL, peer=asks.label,
+            ))  # fmt: skip
+        except Exception as e:  # noqa: BLE001 - whatever it is: the MSC gets an answer, and the association goes on
+            self.failed(e)
+            return _with_id(number, *self.component_of(version, self._fallback))
+        if isinstance(verdict, NoDevice):
+            return self._error(number, codec.DATA_MISSING)
+        status = verdict.status
+        if asks.label in self._replies:
+            status = self._replies[asks.label].get(status, status)
+        if not wants_status and status != Status.UNKNOWN:
+            return tcap.result(number, codec.CHECK_IMEI, codec.result(version, None)), status.value
+        return _with_id(number, *self.component_of(version, status))
+
+    @staticmethod
+    def component_of(version: int, status: Status | None) -> tuple[bytes, str]:
+        """The component for a status (None: systemFailure), with 0 where the invocation's number stands, and its result."""
+        return _COMPONENTS[version, status]
+
+    @staticmethod
+    def _error(number: bytes, code: int) -> tuple[bytes, str]:
+        return tcap.returned_error(number, code), f"error_{code}"
+
+
+@cache
+def _frame(version: int, otid_octets: int, component_octets: int) -> tuple[bytes, bytes]:
+    """Return the octets of an End before the transaction id, and those between that and the component."""
+    end = tcap.end(bytes(otid_octets), b"" if version == 1 else _ACCEPTED[version], bytes(component_octets))
+    return end[:4], end[4 + otid_octets : len(end) - component_octets]
+
+
+def _opened(octets: bytes, message: Message) -> tuple[int, bytes]:
+    """Return the version of a dialogue, and the dialogue portion that accepts it.
+
+    Without a dialogue they are 1 and nothing. Raises TcapFault.
+    """
+    if message.dialogue is None:
+        return 1, b""
+    try:
+        opened = tcap.apdu(octets, message.dialogue)
+    except BerError:
+        opened = None
+    if opened is None or opened.kind != tcap.AARQ:
+        raise TcapFault("tcap_dialogue", tcap.abort_dialogue(message.otid, tcap.ended(provider=True)))
+    version = codec.version_of(opened.context)
+    if not opened.version_1 or version is None:
+        refusal = tcap.response(
+            _alternative(opened.context), accepted=False, diagnostic=_NOT_SUPPORTED, provider=not opened.version_1
+        )
+        raise TcapFault(
+            "context_not_supported" if opened.version_1 else "tcap_dialogue", tcap.abort_dialogue(message.otid, refusal)
+        )
+    return version, _ACCEPTED[version]
+
+
+def _alternative(context: bytes) -> bytes:
+    """The context that a refusal names: the one that was asked for, or of a later version of ours the latest that is served."""
+    return codec.context_of(codec.VERSIONS[0]) if context[:-1] == codec.CONTEXT else context
+
+
+def _with_id(number: bytes, component: bytes, result: str) -> tuple[bytes, str]:
+    return component[:4] + number + component[5:], result
+
+
+def _components() -> dict[tuple[int, Status | None], tuple[bytes, str]]:
+    found: dict[tuple[int, Status | None], tuple[bytes, str]] = {}
+    for version in codec.VERSIONS:
+        for status, value in EQUIPMENT_STATUSES.items():
+            found[version, status] = tcap.result(b"\0", codec.CHECK_IMEI, codec.result(version, value)), status.value
+        found[version, Status.UNKNOWN] = tcap.returned_error(b"\0", codec.UNKNOWN_EQUIPMENT), Status.UNKNOWN.value
+        found[version, None] = tcap.returned_error(b"\0", codec.SYSTEM_FAILURE), f"error_{codec.SYSTEM_FAILURE}"
+    return found
+
+
+_COMPONENTS = _components()
+"""Encoded once."""

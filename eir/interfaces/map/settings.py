@@ -1,0 +1,45 @@
+"""Settings of the node's SIGTRAN side: the section `ss7`. Data only; imports eir.wire.ss7.pointcode."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from eir.wire.ss7.sccp import ITU, point_code
+
+PORT: Final = 2905
+"""M3UA (RFC 4666 9.2)."""
+SSN_EIR: Final = 9
+"""Subsystem number of an EIR (TS 23.003 8.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """One signalling gateway, of which the node is an ASP."""
+
+    label: str
+    """Name of the gateway in metrics, logs and commands."""
+    connect: str
+    """`sctp://host,host:port` or `tcp://host:port`."""
+    routing_context: int | None = None
+    mode: str = "loadshare"
+    asp_identifier: int | None = None
+    reconnect_after_s: float = 1.0
+    """The first pause; it doubles up to RECONNECT_MAX_S."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ss7Settings:
+    """The section `ss7`."""
+
+    point_code: str | None = None
+    """The node's own, as people write it; None: nothing is spoken over SIGTRAN."""
+    variant: str = ITU
+    gateways: tuple[GatewaySettings, ...] = ()
+    listen: tuple[str, ...] = ()
+    """URLs to which an MSC may connect as IPSP, each with its port."""
+    imsi_tags: tuple[int, ...] = ()
+    """Further tags that an IMSI may have in a request."""
+
+    @property
+    def number(self) -> int | None:
+        """Return the node's point code. Raises ValueError if it is not one of the variant."""
+        return None if self.point_code is None else point_code(self.point_code, self.variant)

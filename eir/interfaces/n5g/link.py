@@ -1,0 +1,112 @@
+"""One connection of an AMF: what comes in goes to the HTTP/2 connection, what it has to say goes out."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from eir.wire.peers import link
+
+if TYPE_CHECKING:
+    from eir.interfaces.n5g.server import N5gServer
+    from eir.wire.web.http2 import Connection
+
+AHEAD_BYTES = 1 << 16
+"""Most bytes that a connection may have ready before its turn; no more is read from it then."""
+
+
+class Link(link.Link):
+    """The connection."""
+
+    def __init__(self, owner: "N5gServer", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(owner, loop)
+        self._owner = owner
+        self._read_at = 0.0
+        self._ended = False
+        self.http: Connection | None = None
+        """None before the owner has accepted the connection, and once it is over."""
+
+    # link.Link
+
+    def begin(self) -> bool:
+        """Ask the owner whether the connection is wanted."""
+        tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
+        self.http = self._owner.accept(self, self.names, None if tls is None else tls.selected_alpn_protocol() or "")
+        if self.http is None:
+            return False
+        self.flush()
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        """Hand the bytes over."""
+        if self.http is not None:
+            self._read_at = time.perf_counter()
+            self.http.receive(data, self.loop.time())
+            self.owner.turns.come(self)
+
+    def eof_received(self) -> bool:
+        """The client will send nothing more; what it asked before is answered, then the transport closes."""
+        self._ended = self.http is not None and self.http.more
+        return self._ended
+
+    def ended(self) -> None:
+        """Nothing more is answered."""
+        self.http = None
+
+    def has_work(self) -> bool:
+        """True if requests wait."""
+        return self.http is not None and self.http.more
+
+    def wants_bytes(self) -> bool:
+        """True if there is room for more."""
+        http = self.http
+        return http is not None and not http.more and not (self.waits and http.unread > AHEAD_BYTES)
+
+    def leave(self) -> None:
+        """GOAWAY."""
+        if self.http is not None:
+            self.http.leave(self.loop.time())
+            self.flush()
+
+    @property
+    def tally(self) -> tuple[int, int]:
+        """Requests and answers so far."""
+        return (0, 0) if self.http is None else (self.http.requests, self.http.answers)
+
+    @property
+    def end(self) -> str:
+        """Return why the connection is over."""
+        return "" if self.http is None else self.http.over
+
+    def work(self, enough: Callable[[], bool]) -> bool:
+        """Answer what has come, until it is enough; whether there is more to do now."""
+        http = self.http
+        if http is None or self.stalled is not None or (self.transport is not None and self.transport.is_closing()):
+            return False
+        before = http.answers
+        http.work(self.loop.time(), enough)
+        self.flush()
+        answered = http.answers - before
+        if answered:
+            self._owner.answered(self, answered, time.perf_counter() - self._read_at)
+        more = http.more and not http.over and self.stalled is None
+        if self._ended and not more and self.transport is not None:
+            self.transport.close()
+        return more
+
+    def tick(self, now: float) -> None:
+        """End what takes too long."""
+        if self.http is not None:
+            self.http.tick(now)
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what the connection has to say; close the transport if it is over."""
+        http, transport = self.http, self.transport
+        if http is None or transport is None:
+            return
+        if out := http.take():
+            transport.write(out)
+        if http.over:
+            self.close()
+        self.set_reading()

@@ -1,0 +1,197 @@
+"""`eir probe http://…`: an AMF that asks a 5G EIR, ours or any other, and reports what it was answered. Knows no list and no policy."""
+
+import asyncio
+import json
+import ssl
+import time
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from urllib.parse import quote
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, StreamReset
+from h2.exceptions import ProtocolError
+
+from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
+from eir.errors import EirError
+from eir.interfaces.n5g.nrf import REDIRECTS
+from eir.interfaces.n5g.service import RESOURCE
+from eir.interfaces.probing import Finding, Probe, over_stream
+from eir.wire.transport.endpoint import address_text
+from eir.wire.transport.stream import fault_text
+from eir.wire.web.denials import authorization
+from eir.wire.web.http2_client import BODY_BYTES_MAX, GoAway, Incoming
+
+READ_BYTES = 65_536
+STATUS_DIGITS = 3
+STATUS_WORDS = {"WHITELISTED": "whitelisted", "BLACKLISTED": "blacklisted", "GREYLISTED": "greylisted"}
+UNKNOWN_CAUSE = "ERROR_EQUIPMENT_UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The EIR to ask."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    """TLS settings of handshakes, for https."""
+    timeout_s: float = 5.0
+    token: str | None = field(default=None, repr=False)
+    """The access token of each request."""
+
+
+def check_digit(first14: str) -> int:
+    """The last digit of an IMEI (TS 23.003 annex B)."""
+    doubled = [int(digit) * (1 + at % 2) for at, digit in enumerate(first14)]
+    return -sum(value // 10 + value % 10 for value in doubled) % 10
+
+
+def pei_of(imei: str, software_version: str | None = None) -> str:
+    """The PEI (TS 29.571 5.3.2) of what a person typed: digits become an `imei-` or `imeisv-`, anything else stays what it is."""
+    if "-" in imei or not is_digits(imei) or len(imei) not in IMEI_LENGTHS:
+        return imei if "-" in imei else f"imei-{imei}"
+    first = imei[:KEY_DIGITS]
+    if software_version:
+        return f"imeisv-{first}{software_version}"
+    return {14: f"imei-{first}{check_digit(first)}", 15: f"imei-{imei}"}.get(len(imei), f"imeisv-{imei}")
+
+
+def path_of(pei: str, imsi: str | None) -> str:
+    """The path of a request about a PEI."""
+    return f"{RESOURCE.decode()}?pei={quote(pei, safe='')}" + (f"&supi=imsi-{quote(imsi, safe='')}" if imsi else "")
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A response that comes."""
+
+    done: asyncio.Future[None]
+    status: int = 0
+    location: str | None = None
+    body: bytearray = field(default_factory=bytearray)
+
+
+class _Client:
+    """One HTTP/2 connection to an EIR."""
+
+    def __init__(self, target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._target, self._reader, self._writer = target, reader, writer
+        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
+        self._answers: dict[int, _Answer] = {}
+        self.closed_by = ""
+        """Cause of the connection's end; empty while it is up."""
+        self._h2.initiate_connection()
+        self._send()
+
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
+        """Return the answer to one question."""
+        asked, pei = time.perf_counter(), pei_of(imei, software_version)
+        if self.closed_by:
+            return Finding(imei, imsi, fault=f"no answer: {self.closed_by}")
+        answer = _Answer(asyncio.get_running_loop().create_future())
+        stream = self._h2.get_next_available_stream_id()
+        headers = [
+            (":method", "GET"), (":scheme", "https" if self._target.tls else "http"),
+            (":authority", address_text([self._target.host], self._target.port)), (":path", path_of(pei, imsi)),
+            ("user-agent", "AMF-eir-probe"), ("accept", "application/json, application/problem+json"),
+            *([] if self._target.token is None else [authorization(self._target.token)]),
+        ]  # fmt: skip
+        self._answers[stream] = answer
+        try:
+            self._h2.send_headers(stream, headers, end_stream=True)
+            self._send()
+            async with asyncio.timeout(self._target.timeout_s):
+                await answer.done
+        except TimeoutError:
+            return Finding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+        except (EirError, ProtocolError) as e:
+            return Finding(imei, imsi, fault=f"no answer: {e}")
+        finally:
+            del self._answers[stream]
+        return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
+
+    async def listen(self) -> None:
+        """Take what comes, until the connection ends."""
+        incoming = Incoming(self._h2)
+        try:
+            while data := await self._reader.read(READ_BYTES):
+                for event in incoming.events(data):
+                    self._sent_away(event) if isinstance(event, GoAway) else self._happened(event)
+                self._send()
+            self._over("the other end has closed the connection")
+        except ProtocolError as e:
+            self._over(f"what comes is not HTTP/2 ({e}); is this the port of another protocol?")
+        except OSError as e:
+            self._over(fault_text(e, secure=self._target.tls is not None))
+
+    def _happened(self, event: Event) -> None:
+        if isinstance(event, DataReceived):  # of an answer that came too late, too: the window is that of all
+            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        answer = self._answers.get(getattr(event, "stream_id", None) or 0)
+        if answer is None or answer.done.done():
+            return
+        match event:
+            case ResponseReceived():
+                headers = dict(event.headers)
+                status = headers.get(b":status", b"")
+                answer.status = int(status) if status.isdigit() and len(status) == STATUS_DIGITS else 0
+                answer.location = headers[b"location"].decode("latin-1") if b"location" in headers else None
+            case DataReceived():
+                answer.body += event.data
+                if len(answer.body) > BODY_BYTES_MAX:
+                    answer.done.set_exception(EirError(f"it is longer than {BODY_BYTES_MAX} bytes"))
+            case StreamEnded():
+                answer.done.set_result(None)
+            case StreamReset():
+                answer.done.set_exception(EirError(f"the request was reset (error {event.error_code})"))
+            case _:
+                pass
+
+    def _sent_away(self, said: GoAway) -> None:
+        """Ask nothing more; what is under way is still answered, unless the server says that it is not."""
+        self._over(f"it was sent away (GOAWAY, error {said.error})", after=0 if said.error else said.last)
+
+    def _over(self, why: str, after: int = 0) -> None:
+        """The connection is over, or the server answers no stream after this one."""
+        self.closed_by = self.closed_by or why
+        for stream, answer in self._answers.items():
+            if stream > after and not answer.done.done():
+                answer.done.set_exception(EirError(why))
+
+    def _send(self) -> None:
+        self._writer.write(self._h2.data_to_send())
+
+
+def _connected(target: Target) -> AbstractAsyncContextManager[_Client]:
+    return over_stream(target.host, target.port, target.timeout_s, partial(_Client, target), target.tls)
+
+
+def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> Finding:
+    """An answer as it came (TS 29.511 6.1.3.2.3.1). `result_code` is the HTTP status."""
+    try:
+        document = json.loads(answer.body.decode()) if answer.body else {}
+    except (ValueError, RecursionError):
+        document = {}
+    said = document if isinstance(document, dict) else {}
+    status = fault = error = None
+    cause = said.get("cause")
+    if answer.status == 200:
+        status = STATUS_WORDS.get(str(said.get("status")))
+        fault = None if status else "200 without a status that TS 29.511 knows"
+    elif answer.status in REDIRECTS and answer.location:
+        fault = f"redirected to {answer.location}; not followed"
+    elif answer.status == 404 and cause == UNKNOWN_CAUSE:
+        status = "unknown"
+    elif not answer.status:
+        fault = "no status in the answer"
+    else:
+        error = " ".join(str(part) for part in (answer.status, cause, said.get("detail") or said.get("title")) if part)
+    return Finding(imei, imsi, status, answer.status or None, None, round_trip_ms, fault, error)
+
+
+_PROBE = Probe(_connected)
+ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
+"""Functions that the commands call."""

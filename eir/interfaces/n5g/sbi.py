@@ -1,0 +1,146 @@
+"""Services of a 5G core: headers of requests and their effect; errors, their causes and the documents that tell of them.
+
+TS 29.500 5.2.3, 5.2.7, 6.8, 6.11, 6.13; TS 29.571 ProblemDetails.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from eir.wire.web.http2_message import Response
+
+MESSAGE_PRIORITY = b"3gpp-sbi-message-priority"
+SENDER_TIMESTAMP = b"3gpp-sbi-sender-timestamp"
+MAX_RSP_TIME = b"3gpp-sbi-max-rsp-time"
+CORRELATION_INFO = b"3gpp-sbi-correlation-info"
+ACCEPT_BYTES_MAX = 512
+"""Taking one apart takes as long as its commas are many, and a client that has it remembered (RFC 7541) sends it again for one octet."""
+PRIORITY_DEFAULT = 24
+"""TS 29.500 6.8.4: that of a request that does not say; 0 is the highest, 31 the lowest."""
+DRMP_DEFAULT = 10
+PRIORITIES = tuple(
+    round(priority * DRMP_DEFAULT / PRIORITY_DEFAULT)
+    if priority <= PRIORITY_DEFAULT
+    else DRMP_DEFAULT + round((priority - PRIORITY_DEFAULT) * 5 / 7)
+    for priority in range(32)
+)
+"""Priorities of RFC 7944 by message priority of the same rank, so that both protocols' requests share one limit
+fairly."""
+CLOCKS_DIFFER_S = 60.0
+"""A request that seems to be older than this, or from the future, has come from a clock that is wrong, and its age means nothing."""
+MONTHS = {name: number for number, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+
+
+def priority_of(headers: Mapping[bytes, bytes]) -> int:
+    """The priority of a request, as limits know it: 0 (highest) to 15."""
+    said = headers.get(MESSAGE_PRIORITY, b"")
+    return PRIORITIES[int(said)] if said.isdigit() and len(said) <= 2 and int(said) < len(PRIORITIES) else DRMP_DEFAULT
+
+
+def is_too_late(headers: Mapping[bytes, bytes], now: float) -> bool:
+    """True if the client has given up waiting, by its own word (TS 29.500 6.11.2); `now` is Unix time."""
+    most = headers.get(MAX_RSP_TIME, b"")
+    sent = moment(headers.get(SENDER_TIMESTAMP, b""))
+    if sent is None or not most.isdigit() or len(most) > 9:
+        return False
+    return int(most) / 1000 < now - sent < CLOCKS_DIFFER_S
+
+
+def carried_back(headers: Mapping[bytes, bytes], response: Response) -> Response:
+    """The response, whatever it says, with what the client wants back to find its own request (TS 29.500 6.13)."""
+    if (info := headers.get(CORRELATION_INFO)) is None:
+        return response
+    return Response(response.status, (*response.headers, (CORRELATION_INFO, info)), response.body)
+
+
+def moment(text: bytes) -> float | None:
+    """Unix time of `Sun, 04 Aug 2019 08:49:37.845 GMT` (TS 29.500 5.2.3.2.2); None for another form."""
+    parts = text.replace(b":", b" ").split()
+    if len(parts) != 8 or parts[7] != b"GMT":
+        return None
+    try:
+        second = float(parts[6])
+        at = datetime(
+            int(parts[3]), MONTHS[parts[2]], int(parts[1]), int(parts[4]), int(parts[5]), int(second), tzinfo=UTC
+        )
+    except (ValueError, KeyError, OverflowError):
+        return None
+    return at.timestamp() + second % 1
+
+
+def accepts_json(accept: bytes) -> bool:
+    """True if an Accept header accepts JSON or, if it is empty, anything (RFC 9110 12.5.1).
+
+    What exceeds its limit is ignored.
+    """
+    if len(accept) > ACCEPT_BYTES_MAX:
+        accept = accept[:ACCEPT_BYTES_MAX].rpartition(b",")[0]
+    if not accept.strip():
+        return True
+    best: tuple[int, float] = (-1, 0.0)
+    for entry in accept.lower().split(b","):
+        kind, *parameters = (part.strip() for part in entry.split(b";"))
+        rank = {b"*/*": 0, b"application/*": 1, b"application/json": 2}.get(kind, -1)
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith(b"q=")), b"1")
+        try:
+            best = max(best, (rank, float(quality))) if rank >= 0 else best
+        except ValueError:
+            continue
+    return best[0] >= 0 and best[1] > 0
+
+
+PROBLEM = (b"content-type", b"application/problem+json")
+RETRY_AFTER_S = 1
+"""Time that a client is told to wait when it is turned away for load."""
+
+
+class Cause(NamedTuple):
+    """An error: its HTTP status, its application error (None: the status says it all), and what it is."""
+
+    status: int
+    cause: str | None
+    title: str
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+    @property
+    def result(self) -> str:
+        """Return the name of the error in metrics: `404:ERROR_EQUIPMENT_UNKNOWN`."""
+        return f"{self.status}:{self.cause}" if self.cause else str(self.status)
+
+
+_LATER = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+
+EQUIPMENT_UNKNOWN = Cause(404, "ERROR_EQUIPMENT_UNKNOWN", "Equipment unknown")  # TS 29.511 6.1.7.3
+PEI_MISSING = Cause(400, "MANDATORY_QUERY_PARAM_MISSING", "Missing query parameter")
+PEI_INCORRECT = Cause(400, "MANDATORY_QUERY_PARAM_INCORRECT", "Incorrect query parameter")
+OPTIONAL_INCORRECT = Cause(400, "OPTIONAL_QUERY_PARAM_INCORRECT", "Incorrect query parameter")
+INVALID_API = Cause(400, "INVALID_API", "Unsupported API or version")
+DENIALS = {401: Cause(401, None, "Unauthorized"), 403: Cause(403, None, "Forbidden")}
+"""Causes by status: the WWW-Authenticate header says more (TS 29.500 6.7.3)."""
+NOT_HERE = Cause(404, "RESOURCE_URI_STRUCTURE_NOT_FOUND", "Not found")
+NOT_ALLOWED = Cause(405, None, "Method not allowed", ((b"allow", b"GET"),))
+NOT_ACCEPTABLE = Cause(406, None, "Not acceptable")
+BODY_TOO_LARGE = Cause(413, None, "Content too large")
+URI_TOO_LONG = Cause(414, None, "URI too long")
+HEADERS_TOO_LARGE = Cause(431, None, "Request header fields too large")
+PEER_CONGESTION = Cause(429, "NF_CONGESTION", "Too many requests", _LATER)
+CONGESTION = Cause(503, "NF_CONGESTION", "Too busy", _LATER)
+FAULT = Cause(500, "UNSPECIFIED_NF_FAILURE", "Internal error")
+TIMED_OUT = Cause(504, "TIMED_OUT_REQUEST", "The client waits no more")  # TS 29.500 6.11.2
+
+
+def problem(
+    cause: Cause,
+    detail: str | None = None,
+    *,
+    invalid: Sequence[tuple[str, str]] = (),
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> Response:
+    """The response for an error. `invalid`: parameters (`query pei`) and what is wrong with each."""
+    document = {
+        "title": cause.title, "status": cause.status, "detail": detail, "cause": cause.cause,
+        "invalidParams": [{"param": param, "reason": reason} for param, reason in invalid] or None,
+    }  # fmt: skip
+    body = json.dumps({name: value for name, value in document.items() if value is not None}).encode()
+    return Response(cause.status, (PROBLEM, *cause.headers, *headers), body)

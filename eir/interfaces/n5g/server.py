@@ -1,0 +1,165 @@
+"""The AMFs of a worker: who each is, access tokens, limits, what is counted. Puts the parts of this package on an event loop."""
+
+import ssl
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from eir.checks.settings import Status, answers_of
+from eir.errors import Report, place_of
+from eir.interfaces.n5g import sbi
+from eir.interfaces.n5g.link import Link
+from eir.interfaces.n5g.sbi import carried_back, priority_of, problem
+from eir.interfaces.n5g.service import PROTOCOL, STATUSES, N5gService, Reply
+from eir.interfaces.n5g.settings import SERVICE
+from eir.wire.peers.counts import OTHER, Counts
+from eir.wire.peers.rate import RateLimits, refusing
+from eir.wire.peers.server import Server
+from eir.wire.peers.settings import Limits, PeerSettings, Requester, may_connect, requester
+from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
+from eir.wire.web.http2 import Connection
+from eir.wire.web.http2_limits import Http2Limits
+from eir.wire.web.http2_message import Request, Response, Shapes
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import Tokens
+
+BY_LIMIT = {"rate_max": sbi.PEER_CONGESTION, "rate_max_all": sbi.CONGESTION}
+"""Answers to requests above a limit: 429 for the peer's own, 503 for that of all together (TS 29.500 6.4)."""
+_TURNED_AWAY = {reason: problem(cause, "above a rate limit") for reason, cause in BY_LIMIT.items()}
+_FAULT = problem(sbi.FAULT)
+_STRANGER = problem(sbi.DENIALS[403], "no entry of the peer table takes this client")
+_DENIALS = {
+    reason: Reply(
+        problem(sbi.PEER_CONGESTION, denied.detail) if denied.status == TOO_MANY_REQUESTS
+        else problem(sbi.DENIALS[denied.status], denied.detail, headers=((b"www-authenticate", denied.challenge.encode()),)),
+        f"{denied.status}:{reason}",
+    )
+    for reason, denied in denials(SERVICE).items()
+}  # fmt: skip
+"""Answers to requests without a good access token, encoded once."""
+
+
+class N5gServer(Server[Link]):
+    """Answers AMFs over HTTP/2. `rates` are the node's limits, which all protocols draw from together."""
+
+    def __init__(
+        self, service: N5gService, peers: Sequence[PeerSettings], limits: Limits, *, counts: Counts, rates: RateLimits, report: Report,
+        overload: Status | None = None, tls: ssl.SSLContext | None = None, tokens: "Tokens | None" = None,
+    ) -> None:  # fmt: skip
+        super().__init__(PROTOCOL, counts=counts, rates=rates, report=report)
+        self._service = service
+        self.responses: Counter[tuple[str, str]] = Counter()
+        """(peer label, `200` or status and cause)."""
+        self._shapes = Shapes()
+        self.tokens = tokens
+        """Checks the access token of each request; None: no token is required."""
+        self.reconfigure(peers, limits, overload=overload, tls=tls)
+
+    def reconfigure(
+        self,
+        peers: Sequence[PeerSettings],
+        limits: Limits,
+        *,
+        overload: Status | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Take over new settings; connections that they still allow stay, the others are sent away."""
+        self._overload = overload
+        self._http_limits = Http2Limits(
+            preface_s=limits.cer_timeout_s, frame_s=limits.partial_message_timeout_s, request_s=limits.partial_message_timeout_s,
+            answer_s=limits.stalled_write_s,
+        )  # fmt: skip
+        self._service.configure(answers_of(peers))
+        self.use(peers, limits, tls)
+
+    # server.Server
+
+    def link(self) -> Link:
+        """A connection that is to come."""
+        return Link(self, self.loop)
+
+    def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
+        """Return the peer and requester of a link, by the names in the certificate, or by the address without one."""
+        return requester(self.peers, link.names, link.source)
+
+    def counters(self) -> Mapping[str, Mapping[Any, float]]:
+        """Return the counters of this protocol alone."""
+        return {
+            "eir_sbi_responses_total": self.responses,
+            "eir_sbi_errors_total": {(reason,): count for reason, count in self.errors.items()},
+        }
+
+    # link.Owner
+
+    def accept(self, link: Link, names: Sequence[str] | None, protocol: str | None) -> Connection | None:
+        """Take a connection if the peer table has an entry for it."""
+        refusal = "draining" if self.draining else "alpn" if protocol is not None and protocol != "h2" else None
+        if refusal is None and not self.identify(link) and link.settings is not None:
+            refusal = "disabled"
+        shown = {"names": ",".join(names)} if names else {}
+        if refusal is not None:
+            self.refused(refusal, address=link.address, **shown)
+            return None
+        self.links.add(link)
+        if link.settings is None:
+            known = may_connect(self.peers, link.source)
+            setting = "peers: tls_names, host or realm" if known else "peers: from"
+            self.refused("unknown_peer" if known else "source", address=link.address, setting=setting, **shown)
+            self.loop.call_later(self.limits.cer_timeout_s, link.abort)
+        else:
+            self.opened(link)
+        self.watch()
+        return Connection(
+            lambda request: self.respond(link, request), self._http_limits, self._shapes, self.loop.time()
+        )
+
+    def respond(self, link: Link, request: Request) -> Response:
+        """Answer a request, within the limits."""
+        if link.settings is None:
+            self.responses[OTHER, sbi.DENIALS[403].result] += 1
+            self.loop.call_soon(link.leave)
+            return carried_back(request.headers, _STRANGER)
+        label = link.requester.label
+        try:
+            if (
+                link.rates
+                and (limit := refusing(link.rates, self.loop.time(), priority_of(request.headers))) is not None
+            ):
+                self.node_counts.shed[label, limit.reason] += 1
+                if self._overload is not None:
+                    response, result = STATUSES[self._overload], self._overload.value
+                else:
+                    response, result = _TURNED_AWAY[limit.reason], BY_LIMIT[limit.reason].result
+            elif self.tokens is None:
+                response, result = self._service.answer(request, link.requester)
+            else:
+                response, result = self._by_token(self.tokens, request, link)
+        except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
+            self.errors["internal"] += 1
+            self.report("fault", peer=label, reason="internal", level="error", detail=place_of(e))
+            response, result = _FAULT, sbi.FAULT.result
+        self.responses[label, result] += 1
+        return carried_back(request.headers, response)
+
+    def answered(self, link: Link, count: int, seconds: float) -> None:
+        """Count them."""
+        if link.settings is not None:
+            super().answered(link, count, seconds)
+
+    # inside
+
+    def _by_token(self, tokens: "Tokens", request: Request, link: Link) -> Reply:
+        """The reply to a request by whom its access token names, or the refusal of one that has no good one (TS 33.501 13.4.1.1).
+
+        Bad tokens count against the address that they come from: an entry may be that of all AMFs.
+        """
+        asks = link.requester
+        subject = tokens.subject(request.headers.get(b"authorization"), str(link.source))
+        if isinstance(subject, str):
+            return self._service.answer(request, asks._replace(host=subject))
+        self.report(
+            "token_refused", peer=asks.label, protocol=PROTOCOL, reason=subject.reason, level="warning", address=link.address,
+            detail=subject.detail, setting=token_setting("n5g.tokens", subject.reason),
+        )  # fmt: skip
+        return _DENIALS[subject.reason]

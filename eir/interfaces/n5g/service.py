@@ -1,0 +1,184 @@
+"""N5g-eir_EquipmentIdentityCheck: a request becomes a question, and a verdict becomes a response (TS 29.511, TS 29.500).
+
+Translates and nothing else: what is answered about a device, eir.checks says. Synchronous from request to response.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from eir.checks.checker import Checker
+from eir.checks.question import Question
+from eir.checks.settings import NoDevice, Status
+from eir.interfaces.n5g import sbi
+from eir.interfaces.n5g.sbi import Cause, problem
+from eir.wire.peers.settings import Requester
+from eir.wire.web.http2_message import HEADERS_TOO_LARGE, Request, Response
+
+PROTOCOL = "n5g"
+"""Name of this protocol in metrics."""
+RESOURCE = b"/n5g-eir-eic/v1/equipment-status"
+URI_BYTES_MAX = 2048
+JSON = (b"content-type", b"application/json")
+
+_USUAL = re.compile(
+    re.escape(RESOURCE)
+    + rb"\?pei=(?:imei-([0-9]{15})|imeisv-([0-9]{16}))(?:&supi=imsi-([0-9]{5,15}))?(?:&gpsi=msisdn-[0-9]{5,15})?"
+)
+"""The form of nearly all requests."""
+_OF_AN_API = re.compile(rb"/[^/]+/v[0-9]+(?:/|$)")
+_IMEI, _OTHER = (
+    re.compile(r"(imei-[0-9]{15})|(imeisv-[0-9]{16})"),
+    re.compile(r"mac(-[0-9A-Fa-f]{2}){6}(-untrusted)?|eui(-[0-9A-Fa-f]{2}){8}"),
+)
+_KNOWN_FORM = re.compile(r"(?:imei|imeisv|mac|eui)-")
+_FORMS = {
+    "supi": re.compile(r"imsi-[0-9]{5,15}|(?!imsi-).+"), "gpsi": re.compile(r"msisdn-[0-9]{5,15}|extid-[^@]+@[^@]+|(?!msisdn-|extid-).+"),
+    "supported-features": re.compile(r"[0-9A-Fa-f]*"),
+}  # fmt: skip
+"""TS 29.571 5.3.2, 5.2.2: patterns of what may come beside a PEI, an identifier of an unknown kind being none of the known ones."""
+
+STATUSES: dict[Status, Response] = {
+    status: Response(200, (JSON,), b'{"status":"%s"}' % status.value.upper().encode())
+    for status in Status
+    if status != Status.UNKNOWN
+}
+"""The response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
+STATUSES[Status.UNKNOWN] = problem(sbi.EQUIPMENT_UNKNOWN, "The PEI is not known")
+_RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: sbi.EQUIPMENT_UNKNOWN.result}
+
+
+class Reply(NamedTuple):
+    """A response, and what metrics call it: `200`, or status and cause."""
+
+    response: Response
+    result: str
+
+
+class Refused(Exception):
+    """A request that gets an error: what is wrong with it, and with which parameter."""
+
+    def __init__(self, cause: Cause, detail: str, param: str | None = None) -> None:
+        super().__init__(detail)
+        self.cause = cause
+        self.invalid = [(f"query {param}", detail)] if param else []
+
+
+class N5gService:
+    """Answers requests by what the checker says."""
+
+    def __init__(self, checker: Checker, now: Callable[[], float] = time.time) -> None:
+        self._checker, self._now = checker, now
+        self._replies: dict[str, dict[Status, Status]] = {}
+
+    def configure(self, answers: dict[str, dict[Status, Status]]) -> None:
+        """Take over what some peers, by label, are answered instead of a status (`answers`)."""
+        self._replies = answers
+
+    def answer(self, request: Request, asks: Requester) -> Reply:
+        """The reply to a request; `asks`: who sends it."""
+        headers = request.headers
+        usual = _USUAL.fullmatch(request.path)
+        if usual is not None and request.method == "GET" and request.fault is None and not headers.keys() & SPECIAL:
+            imei, imeisv, imsi = usual.groups(b"")
+            return self._status(Question(
+                imei=(imei or imeisv).decode(), imsi=imsi.decode(), origin_host=asks.host, origin_realm=asks.realm, protocol=PROTOCOL,
+                peer=asks.label,
+            ))  # fmt: skip
+        try:
+            return self._status(question_of(request, asks, self._now()))
+        except Refused as e:
+            return Reply(problem(e.cause, str(e), invalid=e.invalid), e.cause.result)
+
+    def _status(self, question: Question) -> Reply:
+        verdict = self._checker.check(question)
+        if isinstance(verdict, NoDevice):
+            raise Refused(sbi.PEI_INCORRECT, "it names no device (policy.bad_identity: error)", "pei")
+        status = verdict.status
+        if question.peer in self._replies:
+            status = self._replies[question.peer].get(status, status)
+        return Reply(STATUSES[status], _RESULTS[status])
+
+
+SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})
+"""Headers by which a request gets another answer than without."""
+
+
+def question_of(request: Request, asks: Requester, now: float | None = None) -> Question:
+    """Return what a request asks, `now` if not at another time, held to TS 29.500 5.2.7 and TS 29.511 6.1.3.2. Raises Refused."""
+    _check_resource(request)
+    found = parameters(request.path.partition(b"?")[2])
+    _check_parameters(found)
+    if sbi.is_too_late(request.headers, time.time() if now is None else now):
+        raise Refused(sbi.TIMED_OUT, "3gpp-Sbi-Max-Rsp-Time is over")
+    supi = found.get("supi", [""])[0]
+    return question_about(found["pei"][0], supi.removeprefix("imsi-") if supi.startswith("imsi-") else "", asks)
+
+
+def _check_resource(request: Request) -> None:
+    path = request.path.partition(b"?")[0]
+    if len(request.path) > URI_BYTES_MAX:
+        raise Refused(sbi.URI_TOO_LONG, f"more than {URI_BYTES_MAX} bytes")
+    if request.fault is not None:
+        raise Refused(
+            sbi.HEADERS_TOO_LARGE if request.fault == HEADERS_TOO_LARGE else sbi.BODY_TOO_LARGE,
+            "more than is taken here",
+        )
+    if path != RESOURCE:
+        if _OF_AN_API.match(path) and not path.startswith(b"/n5g-eir-eic/v1/"):
+            raise Refused(sbi.INVALID_API, "n5g-eir-eic in version v1 is what is here")
+        raise Refused(sbi.NOT_HERE, f"what is here is {RESOURCE.decode()}")
+    if request.method != "GET":
+        raise Refused(sbi.NOT_ALLOWED, "GET only")
+    if not sbi.accepts_json(request.headers.get(b"accept", b"")):
+        raise Refused(sbi.NOT_ACCEPTABLE, "what there is, is application/json")
+
+
+def _check_parameters(found: dict[str, list[str]]) -> None:
+    if "pei" not in found:
+        raise Refused(sbi.PEI_MISSING, "it is missing", "pei")
+    for name, form in _FORMS.items():
+        for value in found.get(name, ())[:2]:
+            if form.fullmatch(value) is None or len(found[name]) > 1:
+                raise Refused(sbi.OPTIONAL_INCORRECT, "it is not of the form that TS 29.571 gives", name)
+    pei = found["pei"]
+    if (
+        len(pei) > 1
+        or not pei[0]
+        or (_KNOWN_FORM.match(pei[0]) and not (_IMEI.fullmatch(pei[0]) or _OTHER.fullmatch(pei[0])))
+    ):
+        raise Refused(sbi.PEI_INCORRECT, "expected one of imei- and 15 digits, imeisv- and 16, mac- or eui-", "pei")
+
+
+def question_about(pei: str, imsi: str, asks: Requester) -> Question:
+    """The question about a PEI (TS 29.571 5.3.2), whichever form it has."""
+    kind, _, digits = pei.partition("-")
+    other = pei if _OTHER.fullmatch(pei) else None
+    imei = None if other else digits if kind in {"imei", "imeisv"} else pei
+    return Question(
+        imei=imei,
+        other=other,
+        imsi=imsi,
+        origin_host=asks.host,
+        origin_realm=asks.realm,
+        protocol=PROTOCOL,
+        peer=asks.label,
+    )
+
+
+def parameters(query: bytes) -> dict[str, list[str]]:
+    """The parameters of a query by name, in their order (RFC 3986 3.4). Raises Refused for what is no UTF-8."""
+    found: dict[str, list[str]] = {}
+    for part in filter(None, query.split(b"&")):
+        name, _, value = part.partition(b"=")
+        try:
+            found.setdefault(unquote_to_bytes(name).decode(), []).append(unquote_to_bytes(value).decode())
+        except UnicodeDecodeError:
+            known = unquote_to_bytes(name).decode("latin-1")
+            if known == "pei":
+                raise Refused(sbi.PEI_INCORRECT, "it is not UTF-8", "pei") from None
+            if known in _FORMS:
+                raise Refused(sbi.OPTIONAL_INCORRECT, "it is not UTF-8", known) from None
+    return found

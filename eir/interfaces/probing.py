@@ -1,0 +1,258 @@
+"""Questions to an EIR and its answers, whichever protocol carried them: the results of probes, the ways to ask, and captures.
+
+Captures show the checks of others; Wireshark's tshark reads them. May import errors and eir.wire.peers; what a message of a protocol says, the
+protocol's own folder knows.
+"""
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Generic, Protocol, TypeVar
+
+from eir.errors import EirError, SetupFault
+from eir.wire.transport.endpoint import address_text
+from eir.wire.transport.stream import connected, fault_text
+
+NO_ANSWER = "none"
+"""Stands for a status where no answer came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer to one question; the keys of `--json`."""
+
+    imei: str
+    imsi: str | None
+    status: str | None = None
+    """One of the four statuses; None if the answer holds none that stands alone."""
+    result_code: int | None = None
+    experimental_result_code: int | None = None
+    round_trip_ms: float | None = None
+    """None: no answer."""
+    fault: str | None = None
+    """Reason why there is no answer, or what is wrong with it."""
+    error: str | None = None
+    """A plain error answer in words: the name of its result, and its Error-Message."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as a JSON object; fault and error are for people."""
+        return {key: value for key, value in asdict(self).items() if key not in {"fault", "error"}}
+
+    @property
+    def result(self) -> str:
+        """The status, or another result by its code, or `none`."""
+        code = self.result_code if self.result_code is not None else self.experimental_result_code
+        return self.status or (NO_ANSWER if code is None else str(code))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The answers to many questions; the keys of `--json`."""
+
+    asked: int
+    answered: int
+    answers: Mapping[str, int]
+    """Number of answers by status, or by result where an answer holds no status; `none` counts those that did not
+    come."""
+    round_trip_ms: Mapping[str, float]
+    """Least, median, 99th percentile and greatest (`min`, `median`, `p99`, `max`); empty if there was no answer."""
+    seconds: float
+    a_second: float
+    fault: str | None = None
+    """Fault of the first faulty answer, or why it did not come."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary as a JSON object."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """The summary in a few lines."""
+        lines = [
+            f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"
+        ]
+        lines += [f"{count:>12,}  {answer}" for answer, count in self.answers.items()]
+        times = ", ".join(f"{name} {value:,.3g}" for name, value in self.round_trip_ms.items())
+        return "\n".join([*lines, f"round trips in ms: {times}"] if times else lines)
+
+
+async def many(
+    ask: Callable[[str], Awaitable[Finding]],
+    imeis: Sequence[str],
+    *,
+    count: int,
+    rate: float | None,
+    closed_by: Callable[[], str],
+) -> Summary:
+    """Ask `count` times, about each IMEI in turn and then again, until `closed_by` names what has ended the connection.
+
+    `rate`: so many a second, whether answers have come or not; None: the next one as soon as one is answered.
+    """
+    loop, tally, times = asyncio.get_running_loop(), Counter[str](), list[float]()
+    faults: list[str] = []
+
+    async def one(imei: str) -> None:
+        finding = await ask(imei)
+        if finding.round_trip_ms is not None:
+            times.append(finding.round_trip_ms)
+        result = finding.result_code if finding.result_code is not None else finding.experimental_result_code
+        tally[finding.status or ("none" if finding.round_trip_ms is None else str(result))] += 1
+        faults.extend([finding.fault] if finding.fault and not faults else [])
+
+    began, waiting = loop.time(), set[asyncio.Task[None]]()
+    for number in range(count):
+        if rate is not None:
+            await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
+        if closed_by():
+            break
+        asking = one(imeis[number % len(imeis)])
+        if rate is None:
+            await asking
+            continue
+        task = asyncio.create_task(asking)
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+    await asyncio.gather(*waiting)
+    seconds = max(loop.time() - began, 1e-6)
+    asked = tally.total()
+    if asked < count:
+        faults.append(f"the connection was closed ({closed_by()}): {count - asked:,} were not asked about")
+    times.sort()
+    places = (
+        {"min": 0, "median": len(times) // 2, "p99": len(times) * 99 // 100, "max": len(times) - 1} if times else {}
+    )
+    return Summary(
+        asked=asked, answered=len(times), answers=dict(tally.most_common()), round_trip_ms={name: times[at] for name, at in places.items()},
+        seconds=round(seconds, 3), a_second=round(asked / seconds, 3), fault="; ".join(faults) or None,
+    )  # fmt: skip
+
+
+class Client(Protocol):
+    """A connection to an EIR, on which many may ask at once."""
+
+    closed_by: str
+    """Cause of the connection's end; empty while it is up."""
+
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
+        """Return the answer to one question."""
+
+
+class Listening(Client, Protocol):
+    """One that takes what comes by itself."""
+
+    async def listen(self) -> None:
+        """Take what comes, until the connection ends."""
+
+
+L = TypeVar("L", bound=Listening)
+
+
+@asynccontextmanager
+async def over_stream(
+    host: str, port: int, timeout_s: float, client: Callable[[asyncio.StreamReader, asyncio.StreamWriter], L], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[L]:  # fmt: skip
+    """A client on a connection over TCP, or TLS with `tls`. Raises EirError if nobody answers within the time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(
+                sock=await connected(host, port), ssl=tls, server_hostname=host if tls else None
+            )
+    except OSError as e:
+        late = isinstance(e, TimeoutError)
+        why = f"no connection within {timeout_s:g} s" if late else fault_text(e, secure=tls is not None)
+        raise EirError(f"cannot connect to {address_text([host], port)}: {why}") from None
+    made = client(reader, writer)
+    listening = asyncio.create_task(made.listen())
+    try:
+        yield made
+    finally:
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+Target = TypeVar("Target")
+
+
+class Probe(Generic[Target]):
+    """The three ways to ask over a protocol. `connected`: connects to a target; raises EirError if there is no connection."""
+
+    def __init__(self, connected: Callable[[Target], AbstractAsyncContextManager[Client]]) -> None:
+        self._connected = connected
+
+    async def ask(
+        self, target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
+    ) -> list[Finding]:
+        """Ask about each IMEI in turn on one connection. Raises EirError if it cannot be made."""
+        async with self._connected(target) as client:
+            return [await client.ask(imei, imsi, software_version) for imei in imeis]
+
+    async def ask_many(
+        self, target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
+    ) -> Summary:  # fmt: skip
+        """Ask `count` times on one connection; see `many`. Raises as `ask`."""
+        async with self._connected(target) as client:
+            return await many(
+                lambda imei: client.ask(imei, imsi, software_version),
+                imeis,
+                count=count,
+                rate=rate,
+                closed_by=lambda: client.closed_by,
+            )
+
+    @asynccontextmanager
+    async def asking(self, target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+        """A function that asks about an IMEI or IMEISV, and returns Finding.result. Its second argument is another IMSI than `imsi`.
+
+        Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
+        """
+        async with self._connected(target) as client:
+
+            async def ask_about(identifier: str, subscriber: str | None = imsi) -> str:
+                if client.closed_by:
+                    raise EirError(f"the connection was closed ({client.closed_by})")
+                return (await client.ask(identifier, subscriber, None)).result
+
+            yield ask_about
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Captured:
+    """The checks in a capture, and the nodes that it shows."""
+
+    checks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """(identifier as it was sent, who asked, status or result or `none`) → how many."""
+    asking: set[str] = field(default_factory=set)
+    """Nodes that asked, and nodes over whose connection some questions came: an agent carries those of others."""
+    known: set[str] = field(default_factory=set)
+    """Nodes that were there, and might have asked."""
+
+
+def by_tshark(capture: Path, arguments: Sequence[str], take: Callable[[IO[bytes]], T | None]) -> T:
+    """Return what `take` makes of tshark's output for a capture file (pcap, pcapng); None if that output is invalid.
+
+    Raises SetupFault without tshark, EirError if it cannot read the file.
+    """
+    if (tshark := shutil.which("tshark")) is None:
+        raise SetupFault("a capture is read by tshark, which is not installed: apt-get install tshark")
+    if not capture.is_file():
+        raise EirError(f"{capture}: no such file")
+    command = [tshark, "-n", "-r", str(capture), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # as they are asked for
+        found = take(process.stdout)
+        said = process.stderr.read().decode(errors="replace").strip()
+    if found is None or process.returncode:
+        raise EirError(f"tshark cannot read {capture}: {said.splitlines()[-1] if said else 'it gave no document'}")
+    return found

@@ -1,0 +1,129 @@
+"""S13 as it went over a wire: capture files, of which Wireshark's dissector (tshark) reads checks and answers, in clear only.
+
+A capture file can be written too, of single messages.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from struct import pack
+from typing import IO, TypeAlias
+from xml.etree import ElementTree as ET
+
+from eir.interfaces.probing import NO_ANSWER, Captured, by_tshark
+from eir.interfaces.s13.dictionary import ERROR_EQUIPMENT_UNKNOWN, ME_IDENTITY_CHECK
+from eir.interfaces.s13.probe import STATUS_OF
+from eir.interfaces.s13.service import meid_text
+from eir.wire.diameter.dictionary import CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG
+from eir.wire.diameter.result import SUCCESS
+
+PORT = 3868
+Message: TypeAlias = Mapping[str, str]
+"""Fields of Wireshark by name, the first of each."""
+_ENDS = ("tcp.stream", "sctp.assoc_index"), ("tcp.srcport", "sctp.srcport")
+
+
+UPPER_PDU, SNAP_BYTES = 252, 262_144
+"""LINKTYPE_WIRESHARK_UPPER_PDU: what follows the tags is a message of the protocol that they name."""
+_TAGS = b"".join(pack("!HH", tag, len(value)) + value for tag, value in ((12, b"diameter"), (0, b"")))
+
+
+def begin_capture() -> bytes:
+    """The beginning of a capture file (pcap) of Diameter messages."""
+    return pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, SNAP_BYTES, UPPER_PDU)
+
+
+def captured(time: float, message: bytes) -> bytes:
+    """One message in it, which went over the wire at this Unix time."""
+    whole = _TAGS + message
+    return pack("=IIII", int(time), int(time % 1 * 1e6), len(whole), len(whole)) + whole
+
+
+def read(capture: Path, ports: Sequence[int] = (PORT,)) -> Captured:
+    """Read a capture file (pcap, pcapng) whose Diameter is on these TCP and SCTP ports.
+
+    Raises SetupFault without tshark, EirError if it cannot read the file.
+    """
+    decode = [text for port in ports for layer in ("tcp", "sctp") for text in ("-d", f"{layer}.port=={port},diameter")]
+    wanted = " || ".join(
+        f"diameter.cmd.code == {code}" for code in (ME_IDENTITY_CHECK, CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG)
+    )
+    arguments = [*decode, "-Y", wanted, "-T", "pdml", "-J", "tcp sctp diameter"]
+    return by_tshark(capture, arguments, _document)
+
+
+def _document(output: IO[bytes]) -> Captured | None:
+    try:
+        return _account(_messages(output))
+    except ET.ParseError:
+        return None
+
+
+def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:
+    """(connection, port of the sender) and fields of each Diameter message, frame by frame."""
+    for _, packet in ET.iterparse(document):  # noqa: S314  # it is tshark's own
+        if packet.tag != "packet":
+            continue
+        ends = ["", ""]
+        for part in packet.iter("proto"):
+            if part.get("name") == "diameter":
+                fields: dict[str, str] = {}
+                for each in part.iter("field"):
+                    fields.setdefault(each.get("name", ""), each.get("show", ""))
+                yield (ends[0], ends[1]), fields
+            else:
+                for each in part.iter("field"):
+                    for at, names in enumerate(_ENDS):
+                        if each.get("name") in names:
+                            ends[at] = f"{names[0]} {each.get('show')}"
+        packet.clear()
+
+
+def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
+    """Put answers to their requests."""
+    found = Captured()
+    waiting: dict[tuple[str, str, str], tuple[str, str]] = {}
+    hosts: dict[tuple[str, str], set[str]] = {}
+    carrying: set[tuple[str, str]] = set()
+    eirs: set[str] = set()
+    for ends, fields in messages:
+        origin, is_request = (
+            fields.get("diameter.Origin-Host", ""),
+            fields.get("diameter.flags.request") in {"1", "True"},
+        )
+        ids = (ends[0], fields.get("diameter.hopbyhopid", ""), fields.get("diameter.endtoendid", ""))
+        if int(fields.get("diameter.cmd.code", "0")) != ME_IDENTITY_CHECK:
+            if is_request:
+                hosts.setdefault(ends, set()).add(origin)
+        elif is_request:
+            carrying.add(ends)
+            found.asking.add(origin)
+            waiting[ids] = (fields.get("diameter.IMEI") or _meid(fields), origin)
+        else:
+            eirs.add(origin)
+            if (asked := waiting.pop(ids, None)) is not None:
+                found.checks[*asked, _result(fields)] += 1
+    for asked in waiting.values():
+        found.checks[*asked, NO_ANSWER] += 1
+    found.asking |= {host for ends in carrying for host in hosts.get(ends, ())}
+    found.known = {host for names in hosts.values() for host in names} - eirs
+    return found
+
+
+def _meid(fields: Message) -> str:
+    """The MEID of an ECR, of which Wireshark shows the octets; empty if it has none."""
+    shown = fields.get("diameter.3GPP2-MEID", "")
+    with suppress(ValueError):
+        return meid_text(bytes.fromhex(shown.replace(":", "")))
+    return shown
+
+
+def _result(fields: Message) -> str:
+    """The status of an ECA, or its result."""
+    code = fields.get("diameter.Result-Code")
+    if code == str(SUCCESS):
+        status = fields.get("diameter.Equipment-Status", "")
+        return STATUS_OF.get(int(status).to_bytes(4), status) if status.isdigit() else NO_ANSWER
+    if (experimental := fields.get("diameter.Experimental-Result-Code")) is not None:
+        return "unknown" if experimental == str(ERROR_EQUIPMENT_UNKNOWN) else experimental
+    return code or NO_ANSWER

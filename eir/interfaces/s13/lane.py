@@ -1,0 +1,149 @@
+"""The express lane: ECRs are read, decided and answered in C (_lane.c), many times as fast as by the general path.
+
+The C has no state from one call to the next: here a policy and its lists are bound, and what was answered is counted and told. What it
+does not take is the general path's, which stays the specification: tests/interfaces/s13/test_express.py. May import what s13.service may.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from struct import pack
+from typing import Final
+
+from eir.checks.checker import IDENTIFIER_MAX, Checker
+from eir.checks.policy import TEXTS, SightingKind, Verdict
+from eir.checks.program import LISTS_MAX, STATUSES, VERDICTS_MAX, WORD_BYTES, Asked, Field, Program, names_in_words
+from eir.checks.settings import Status
+from eir.checks.trace import NOBODY, Sought
+from eir.device import IMSI_LENGTHS, KEY_DIGITS, SNR_KEYS
+from eir.interfaces.s13.dictionary import DICTIONARY, ME_IDENTITY_CHECK, ME_IDENTITY_CHECK_NAME, S13_APPLICATION
+from eir.interfaces.s13.service import PROTOCOL
+from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.wire.diameter.application import LaneTerms
+from eir.wire.diameter.message import E_FLAG, Reply, result_avp, result_label
+from eir.wire.diameter.result import is_protocol_error
+from eir.wire.peers.settings import DESTINATION, UNKNOWN_M
+
+KINDS: Final = {DEVICES: 0, SUBSCRIBERS: 1, PAIRS: 2}
+CONSTANTS: Final = {
+    **{f"IF_{asked.name}": asked.value for asked in Asked}, **{field.name: field.value for field in Field},
+    **{kind.upper(): number for kind, number in KINDS.items()}, "STATUSES": len(STATUSES), "LISTS_MAX": LISTS_MAX, "VERDICTS_MAX": VERDICTS_MAX,
+    "KEY_DIGITS": KEY_DIGITS, "PAGE_KEYS": SNR_KEYS, "IDENTIFIER_MAX": IDENTIFIER_MAX, "TEXTS": TEXTS, "IMSI_MIN": IMSI_LENGTHS[0],
+    "IMSI_MAX": IMSI_LENGTHS[-1], "APPLICATION": S13_APPLICATION, "COMMAND": ME_IDENTITY_CHECK,
+}  # fmt: skip
+"""Constants that the C knows too, by its names for them."""
+
+try:
+    from eir.interfaces.s13 import _lane
+
+    COMPILED = all(getattr(_lane, name, None) == value for name, value in CONSTANTS.items())
+except ImportError:
+    COMPILED = False
+LANE: Final = "compiled" if COMPILED else "none"
+"""This installation's lane, as status, log and metrics show it. Without one the slower general path answers."""
+
+UNTOLD, PLAIN, TOLD = range(3)  # what the record is told of a verdict
+
+
+class ExpressLanes:
+    """The state that a worker's lanes share: the policy, its lists, and the answer to each status by peer label."""
+
+    def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
+        self.checker, self.replies = checker, replies
+        self.program: Program | None = None
+        self._sought, self._version = NOBODY, -1
+
+    def seek(self, sought: Sought | None) -> None:
+        """Leave checks that are sought to the general path from now on, where they can be told; None: none is."""
+        self.program, self._sought = None, NOBODY if sought is None else sought.numbers
+
+    def renew(self) -> "ExpressLanes":
+        """Take over the policy in force, and its lists as they are now; without that it happens with the next message."""
+        policy = self.checker.policy
+        if (program := policy.program) is self.program and program.index.version == self._version:
+            return self
+        self.program, self._version = program, program.index.version
+        are_plain = [verdict.decision.is_plain for verdict in program.verdicts]
+        self.everything, self.events = (bytes(on if each else TOLD for each in are_plain) for on in (PLAIN, UNTOLD))
+        lists = tuple((each.arrays, KINDS[each.kind]) for each in program.lists)
+        digit, count = policy.by_digit is not None, len(program.verdicts)
+        bound = (program.words, count, lists, digit, KEYS, ARE_GROUPS, *self._sought)
+        self.lane = _lane.Lane(*bound) if count <= VERDICTS_MAX else None
+        return self
+
+
+class ExpressLane:
+    """The lane of one connection; see eir.wire.diameter.application.Lane."""
+
+    command = ME_IDENTITY_CHECK_NAME
+
+    def __init__(self, lanes: ExpressLanes, terms: LaneTerms) -> None:
+        replies = [*(lanes.replies(terms.label)[status] for status in STATUSES), terms.overload]
+        self._lanes, self._label = lanes, terms.label
+        labels = [result_label(reply.result_code, reply.experimental) for reply in replies]
+        self._results = dict(zip(STATUSES, labels, strict=False))
+        self._terms = _packed(terms, replies)
+
+    def take(
+        self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
+    ) -> tuple[int, Mapping[str, int]]:
+        """See eir.wire.diameter.application.Lane.take; results are `2001` and `10415:5422`."""
+        lanes = self._lanes.renew()
+        program, lane, checker = lanes.program, lanes.lane, lanes.checker
+        if lane is None or program is None:
+            return position, {}
+        sightings = checker.sightings
+        telling = b""
+        if sightings is not None and (PROTOCOL, self._label) not in checker.probes:
+            telling = lanes.events if self._label in sightings.full else lanes.everything
+        taken = lane.take(self._terms, data, position, messages_max, self._decide, telling)
+        position, answers, answered, counted, *told = taken
+        if not answered:
+            return position, {}
+        out.append(answers)
+        tally, results = dict[Verdict, int](), dict[str, int]()
+        for number, count, host, key, imsi in counted:
+            verdict = program.verdicts[number]
+            tally[verdict] = count
+            result = self._results[verdict.status]
+            results[result] = results.get(result, 0) + count
+            if verdict.status is not Status.WHITELISTED:
+                checker.note(verdict, self._label, host, key, imsi, count=count)
+        checker.count(PROTOCOL, tally, self._label)
+        if sightings is not None and telling:
+            kinds = tuple(SightingKind(verdict.decision, PROTOCOL, self._label, "") for verdict in program.verdicts)
+            for numbers, texts in told:
+                if numbers:
+                    sightings.add(kinds, numbers, texts)
+            if telling is lanes.events:
+                sightings.left_out(sum(count for number, count, *_ in counted if not telling[number]), self._label)
+        return position, results
+
+    def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
+        """See eir.wire.diameter.application.Lane.shed."""
+        if (lane := self._lanes.renew().lane) is None:
+            return position, 0
+        position, answers, answered, *_ = lane.take(self._terms, data, position, messages_max, None, b"")
+        out.append(answers)
+        return position, answered
+
+    def _decide(self, key: int, *about: str) -> int:
+        """The policy's own verdict as a word, of which the record is told here. `about`: see _lane.Lane.take."""
+        checker, (imei, imsi, version, host, realm) = self._lanes.checker, about
+        verdict = checker.policy.decide(key, imsi, version, host, realm)
+        checker.sight(verdict.decision, PROTOCOL, self._label, (host, realm, imei, imsi, version))
+        return checker.policy.program.verdict_words[verdict]
+
+
+def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
+    """The terms of a peer for the C (Terms in _lane.h); an answer behind its Session-Id is as eir.wire.diameter.message.encode_answer makes it."""
+    hosts, realms, limits = names_in_words(terms.hosts), names_in_words(terms.realms), terms.limits
+    tails = [result_avp(reply.result_code, reply.experimental) + terms.origin + reply.avps for reply in replies]
+    flags = [E_FLAG if is_protocol_error(reply.result_code) else 0 for reply in replies]
+    head = pack(
+        "=12I", limits.max_message_bytes, limits.max_avps, limits.max_depth, DESTINATION in terms.lenient, UNKNOWN_M in terms.lenient,
+        len(hosts) // WORD_BYTES, len(realms) // WORD_BYTES, *map(len, tails),
+    )  # fmt: skip
+    return b"".join([head, hosts, realms, *(pack("=Q", flag) + tail for flag, tail in zip(flags, tails, strict=True))])
+
+
+AVPS = sorted(DICTIONARY.avps)  # what the C knows of the dictionary
+KEYS, ARE_GROUPS = pack(f"={len(AVPS)}Q", *AVPS), bytes(key in DICTIONARY.groups for key in AVPS)

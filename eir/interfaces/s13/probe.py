@@ -1,0 +1,211 @@
+"""`eir probe`: an MME that asks an EIR, ours or any other, and reports what it was answered. Knows no list and no policy."""
+
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from eir.device import is_digits
+from eir.errors import EirError
+from eir.interfaces.probing import Finding, Summary, many
+from eir.interfaces.s13 import dictionary as s13
+from eir.interfaces.s13.application import S13
+from eir.interfaces.s13.service import EQUIPMENT_STATUSES
+from eir.wire.diameter import dictionary as base
+from eir.wire.diameter.application import application_id_avp
+from eir.wire.diameter.avp import encode, encode_text, text
+from eir.wire.diameter.capabilities import certificate_fits
+from eir.wire.diameter.client import SERVER, Client, connect
+from eir.wire.diameter.message import Answer
+from eir.wire.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
+from eir.wire.peers.settings import holds
+from eir.wire.transport.endpoint import TCP
+
+STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATUSES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The EIR to ask, and the identity to ask as."""
+
+    host: str
+    port: int
+    origin_host: str
+    origin_realm: str
+    destination_realm: str | None = None
+    """None: the realm that the EIR names in its CEA."""
+    timeout_s: float = 5.0
+    scheme: str = TCP
+    """TCP, TLS or SCTP; over SCTP `host` may be several addresses with commas between them."""
+    tls: ssl.SSLContext | None = None
+    """The context for handshakes over TLS."""
+    destination_host: str | None = None
+    """None: any host of the realm."""
+
+
+async def ask(
+    target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
+) -> list[Finding]:
+    """Ask about each IMEI in turn on one connection, until that ends. Raises EirError if the connection or the CER fails."""
+    async with _connected(target) as (client, realm):
+        findings: list[Finding] = []
+        for at, imei in enumerate(imeis, 1):
+            avps = check_avps(realm, imei, imsi, software_version, host=target.destination_host)
+            finding = await _ask_one(client, avps, imei, imsi, target.timeout_s)
+            if finding.round_trip_ms is None and client.closed_by and (left := imeis[at:]):
+                finding = replace(finding, fault=f"{finding.fault}; not asked about the {len(left)} after it")
+                return [*findings, finding, *(Finding(other, imsi) for other in left)]
+            findings.append(finding)
+        return findings
+
+
+async def ask_many(
+    target: Target,
+    imeis: Sequence[str],
+    *,
+    count: int,
+    rate: float | None,
+    imsi: str | None = None,
+    software_version: str | None = None,
+) -> Summary:
+    """Ask `count` times, about each IMEI in turn and then again, on one connection, until that ends. Raises as `ask`.
+
+    `rate`: so many a second, whether answers have come or not; None: the next one as soon as one is answered.
+    """
+    async with _connected(target) as (client, realm):
+        avps = {imei: check_avps(realm, imei, imsi, software_version, host=target.destination_host) for imei in imeis}
+        return await many(
+            lambda imei: _ask_one(client, avps[imei], imei, imsi, target.timeout_s),
+            imeis,
+            count=count,
+            rate=rate,
+            closed_by=lambda: client.closed_by,
+        )
+
+
+@asynccontextmanager
+async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
+    """A function that asks about an IMEI, IMEISV or MEID and returns the status, or another result by its code, or `none`.
+
+    Many may ask at once. Raises EirError if the connection or the CER fails; the function does so if the connection is over.
+    """
+    async with _connected(target) as (client, realm):
+
+        async def ask_about(identifier: str) -> str:
+            if client.closed_by:
+                raise EirError(f"the connection was closed ({client.closed_by})")
+            avps = check_avps(
+                realm, identifier, imsi, None, meid=not is_digits(identifier), host=target.destination_host
+            )
+            return (await _ask_one(client, avps, identifier, imsi, target.timeout_s)).result
+
+        yield ask_about
+
+
+@asynccontextmanager
+async def _connected(target: Target) -> AsyncIterator[tuple[Client, str]]:
+    """A connection to the EIR, and the Destination-Realm of the requests on it."""
+    try:
+        client = await connect(
+            target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
+            product_name="eir probe", timeout_s=target.timeout_s, scheme=target.scheme, tls=target.tls,
+        )  # fmt: skip
+    except EirError as e:
+        raise EirError(_refused(target, str(e))) from None
+    try:
+        said, names = client.peer, client.certificate_names()
+        if (
+            said is not None
+            and names is not None
+            and not (holds(names, target.host) or certificate_fits(names, said, SERVER))
+        ):
+            raise EirError(
+                f"its certificate is for {', '.join(names) or 'nobody'}, and it calls itself {said.host} of realm {said.realm}"
+            )
+        yield client, target.destination_realm or (said.realm if said is not None else "")
+    finally:
+        await client.close()
+
+
+def _refused(target: Target, said: str) -> str:
+    """The reason why the connection failed, with the name of the CEA's Result-Code and advice."""
+    code = re.search(r"Result-Code ([0-9]+)$", said)
+    if code is None:
+        return said
+    said = f"{said[: code.start(1)]}{_name(int(code[1]))}"
+    if int(code[1]) == UNKNOWN_PEER:
+        said += (
+            f": the EIR has no peer that fits {target.origin_host} of realm {target.origin_realm} at this address; "
+            "give names that it knows (--origin-host, --origin-realm), or put these under its `peers`"
+        )
+    return said
+
+
+async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, timeout_s: float) -> Finding:
+    asked = time.perf_counter()
+    try:
+        answer = await client.request(s13.ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
+    except TimeoutError:
+        return Finding(imei, imsi, fault=f"no answer within {timeout_s:g} s")
+    except EirError as e:
+        return Finding(imei, imsi, fault=f"no answer: {e}")
+    return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
+
+
+def check_avps(
+    realm: str,
+    imei: str,
+    imsi: str | None,
+    software_version: str | None,
+    *,
+    meid: bool = False,
+    host: str | None = None,
+) -> bytes:
+    """The AVPs of an ECR after Origin-Realm (TS 29.272 7.2.19). `meid`: `imei` is a MEID."""
+    to = (encode_text(base.DESTINATION_HOST, host) if host else b"") + encode_text(base.DESTINATION_REALM, realm)
+    version = encode_text(s13.SOFTWARE_VERSION, software_version) if software_version else b""
+    terminal = encode(s13.TERMINAL_INFORMATION, encode_text(s13.MEID if meid else s13.IMEI, imei) + version)
+    user_name = encode_text(base.USER_NAME, imsi) if imsi else b""
+    return application_id_avp(S13) + s13.NO_STATE + to + terminal + user_name
+
+
+def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:
+    """An answer as it came: two results, or an E bit with a status, are shown and not followed."""
+    codes, experimental = answer.result_codes, answer.experimental_results
+    statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS)]
+    status = None
+    if codes == [SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
+        status = STATUS_OF.get(statuses[0])
+    elif not codes and experimental == [(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
+        status = "unknown"
+    code = codes[0] if codes else None
+    fault = None if status is not None else _fault(answer, codes, experimental, statuses)
+    error = None
+    if status is None and fault is None:
+        error = _name(code) if code is not None else f"{experimental[0][1]} of vendor {experimental[0][0]}"
+        messages = answer.every(base.ERROR_MESSAGE)
+        error += "".join(f": {text(avp)}" for avp in messages[:1])
+    return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault, error)
+
+
+def _name(code: int) -> str:
+    return f"{code} {NAMES[code]}" if code in NAMES else str(code)
+
+
+def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
+    """The fault of an answer that holds no status that counts; None for a plain error answer."""
+    results = [*map(str, codes), *(f"{vendor}:{code}" for vendor, code in experimental)]
+    if len(results) != 1:
+        return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"
+    if codes == [REDIRECT_INDICATION]:
+        hosts = ", ".join(text(avp) for avp in answer.every(base.REDIRECT_HOST))
+        return f"redirected to {hosts or 'nobody'}; not followed"
+    if codes != [SUCCESS]:
+        return None
+    if answer.is_error:
+        return "the E bit is set beside 2001"
+    if len(statuses) != 1:
+        return f"{len(statuses) or 'no'} Equipment-Status{'es' if statuses else ''} beside 2001"
+    return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is not one of 0, 1 and 2 (TS 29.272 7.3.51)"

@@ -1,0 +1,362 @@
+"""A release from its folder into the store: verified, read, built, within its limits, switched.
+
+The order of trust is in one place each: signatures and manifest in lists.release, then here size and digest of every file
+before the first row of any is read. Until the store switches, nothing of the list in force has changed; every refusal is
+an event in the store's history. The work is done on the calling thread: a load belongs in a process of its own.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
+from eir.lists.pages.pages import content_digest
+from eir.lists.record.history import CLAIMS
+from eir.lists.record.reasons import Reasons
+from eir.lists.record.settings import BOUND, LOAD_MEMORY, TYPES, ListSettings
+from eir.lists.record.store import (
+    ACCEPTED,
+    FORCED,
+    NO_LIST,
+    REFUSED,
+    Event,
+    ListState,
+    ListStore,
+    Mark,
+    recorded,
+    utc_text,
+)
+from eir.lists.releases.release import (
+    CHANGES,
+    DELTA,
+    REMOVED,
+    ROLES,
+    Manifest,
+    Release,
+    about,
+    check_role,
+    check_serial,
+    check_times,
+    verify_release,
+)
+from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
+from eir.lists.rows.delivered import DataFile, Done, Progress, adding_up, open_folder
+from eir.lists.rows.layout import layout_named
+from eir.lists.rows.turnover import by_force, differences, past_limits, turnover
+
+if TYPE_CHECKING:
+    from eir.lists.rows.reader import Tally
+
+STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
+"""Stages in the order in which a load goes through them; each reports its begin with 0 done."""
+
+ROW_BYTES = 12
+"""Least memory that a load takes for each row: its key, and its part of a page."""
+Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
+"""Called with a stage's name and how much there is to do: what it yields is told what of that was just done."""
+KEPT_BYTES_MAX = 256 << 20
+"""Data files of a release that together are no larger stay in memory between hashing and reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """The result of a load, or of a dry run."""
+
+    list: str
+    holds: str
+    """The list's kind."""
+    kind: str
+    serial: int
+    rows: int
+    entries: int
+    devices: int
+    entries_before: int
+    devices_before: int
+    bad_rows: int
+    bad: tuple[str, ...]
+    """The first bad rows, as Tally has them."""
+    skipped: int
+    wrong_check_digits: int | None
+    """As Tally has both; wrong check digits are looked for in a dry run only, and their rows count all the same."""
+    come: int
+    """Identifiers (a TAC counts a million) that were not in the list before."""
+    gone: int
+    """Identifiers that are no longer in it."""
+    lifted: tuple[str, ...]
+    """The limits that the release passes, and that were lifted by force: `shrink`, `growth`, `range`."""
+    seconds: Mapping[str, float]  # by stage
+    state: ListState | None
+    """As stored; None for a dry run."""
+
+    def as_json(self) -> dict[str, object]:
+        """The report for scripts."""
+        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "state"}
+        return shown | {"seconds": {stage: round(taken, 3) for stage, taken in self.seconds.items()}}
+
+    def as_text(self) -> str:
+        """The report in a line, and a line for each bad row that is named."""
+        said = {
+            f"{self.list} {self.kind} {self.serial}: {self.entries:,} entries, before {self.entries_before:,}": True,
+            turnover(self.holds, self.come, self.gone): True,
+            by_force(self.lifted): self.lifted,
+            f"{self.skipped:,} junk identifiers skipped": self.skipped,
+            f"warning: {self.wrong_check_digits or 0:,} IMEIs of 15 digits end in a wrong check digit": self.wrong_check_digits,
+            f"{self.bad_rows:,} bad rows left out": self.bad_rows,
+            f"{sum(self.seconds.values()):.1f} s": True,
+        }
+        return "\n  ".join(("; ".join(text for text, holds in said.items() if holds), *self.bad))
+
+
+async def load_release(
+    manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
+    dry_run: bool = False, marks: Mapping[str, Mark] | None = None, progress: Progress | None = None,
+) -> LoadReport:  # fmt: skip
+    """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
+
+    Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
+    """
+    return await Loader(
+        lists, store, who, now, marks or {}, force, dry_run, progress=progress or (lambda *_: None)
+    ).verify_and_load(manifest)
+
+
+@dataclass(slots=True)
+class Loader:
+    """A load of a release, with its settings and the duration of its stages."""
+
+    lists: Mapping[str, ListSettings]
+    store: ListStore
+    who: str
+    now: datetime
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+    """The highest serial of each list that this node has ever had in force, as `ListState.mark`, whatever the store
+    says."""
+    force: bool = False
+    """Lift the limits on shrinking, growth and ranges, and nothing else."""
+    dry_run: bool = False
+    """Do all but the switch, and record nothing."""
+    keep_mark: Callable[[str, Mark], None] = lambda *_: None
+    """Stores the highest serial of a list on this host; called once the list is in force, before the load returns."""
+    progress: Progress = lambda *_: None
+    memory_max: int = LOAD_MEMORY
+    """Bytes; a release whose rows alone would take more is refused before one is read."""
+    kept_max: int = KEPT_BYTES_MAX
+    """Bytes; data files of a release are kept in memory from their digest to their rows if all of them together have no more."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Done]:
+        """A stage; what it yields is called with what of `total` was just done."""
+        began = time.monotonic()
+        yield adding_up(self.progress, name, total)
+        self.seconds[name] = time.monotonic() - began
+        self.progress(name, total, total)
+
+    async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
+        """Write a refusal to the history, if the store can be written. `digest`: of a manifest whose signatures hold."""
+        claims = CLAIMS.format(*refused.claims) if refused.claims is not None else ""
+        if not self.dry_run:
+            await recorded(self.store, Event(
+                time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial,
+                digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
+            ))  # fmt: skip
+
+    async def verify_and_load(self, manifest: Path) -> LoadReport:
+        """Load the release that this manifest makes. Raises as load_release."""
+        try:
+            with self.stage(VERIFY, 1):
+                release = verify_release(manifest, self.lists, now=self.now)
+        except ReleaseRefused as refused:
+            await self.record(refused)
+            raise
+        return await self.load(release, manifest.parent)
+
+    async def load(self, release: Release, folder: Path) -> LoadReport:
+        """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
+        name = release.manifest.list
+        gc.disable()  # it would walk hundreds of thousands of new pages again and again to free nothing
+        try:
+            with about(release.manifest):
+                try:
+                    return await self._load(release, folder)
+                except (GenerationConflict, StoreChanged):
+                    detail = f"{name} was changed by another load or command meanwhile; nothing was written, see eir history {name}"
+                    raise ReleaseRefused("conflict", detail) from None
+        except ReleaseRefused as refused:
+            await self.record(refused, release.digest)
+            raise
+        finally:
+            gc.enable()
+
+    async def _load(self, release: Release, folder: Path) -> LoadReport:
+        from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
+
+        manifest = release.manifest
+        settings = self.lists[manifest.list]
+        check_times(manifest, self.now)
+        before = await self.store.state(manifest.list) or NO_LIST
+        resets, highest = max(self.marks.get(manifest.list, NO_LIST.mark), before.mark)
+        current = None if before is NO_LIST else before.serial
+        check_serial(manifest, current=current, highest=highest, step_max=settings.serial_step_max)
+
+        is_delta = manifest.kind == DELTA
+        reasons = Reasons(before.reasons if is_delta else ())
+        tally = Tally(
+            bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run
+        )
+        rows = read_release(
+            manifest,
+            folder,
+            settings,
+            reasons,
+            tally,
+            stage=self.stage,
+            memory_max=self.memory_max,
+            kept_max=self.kept_max,
+        )
+        if tally.wide and not self.force:
+            limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
+            raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
+        if before is not NO_LIST and not self.force and not is_delta:
+            come = (
+                next(iter(rows)).devices_min() - before.devices
+            )  # where whole TACs tell already, nothing needs to be built
+            for reason, found in past_limits(settings, before.devices, come, 0).items():
+                raise ReleaseRefused(reason, f"at least {found}; if that is meant, load it with --force")
+        with self.stage(BUILD, 1):
+            built = await (
+                self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, before, *rows)
+            )
+        passed = {} if before is NO_LIST else past_limits(settings, before.devices, built.come, built.gone)
+        if passed and not self.force:
+            reason, found = next(iter(passed.items()))
+            raise ReleaseRefused(reason, f"{found}; if that is meant, load it with --force")
+        lifted = (*passed, *(("range",) if tally.wide else ()))
+
+        state = ListState(
+            kind=settings.kind, serial=manifest.serial, generation=before.generation + 1, highest_serial=manifest.serial,
+            serial_resets=resets, release_digest=release.digest, content_digest=built.content_digest, entries=built.entries, devices=built.devices,
+            reasons=reasons.texts, issued=utc_text(manifest.issued), expires=utc_text(manifest.expires),
+            signers=release.signers, loaded_at=utc_text(self.now),
+        )  # fmt: skip
+        conditions = f"; {tally.bad} bad rows left out" if tally.bad else ""
+        conditions += f"; {by_force(lifted)}" if self.force else ""
+        sizes = f"{built.entries} entries, before {before.entries}; {turnover(settings.kind, built.come, built.gone)}"
+        event = Event(
+            time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
+            digest=release.digest, outcome=FORCED if self.force else ACCEPTED,
+            detail=f"{sizes}{conditions}; signed by {', '.join(release.signers)}",
+        )  # fmt: skip
+        stored = None
+        if not self.dry_run:
+            write = self.store.amend if is_delta else self.store.replace
+            with self.stage(WRITE, len(built.pages)):
+                stored = await write(
+                    manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event
+                )
+            self.keep_mark(manifest.list, stored.mark)
+        return LoadReport(
+            list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
+            entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,
+            bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
+            wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
+            come=built.come, gone=built.gone, lifted=lifted, seconds=self.seconds, state=stored,
+        )  # fmt: skip
+
+    async def _replaced(self, name: str, state: ListState, rows: Rows) -> Built:
+        """Build a list from a full release that replaces its present state."""
+        built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
+        built.content_digest = content_digest(built.pages)
+        if state is NO_LIST:
+            built.come = built.devices
+        if state is NO_LIST or built.content_digest == state.content_digest:
+            return built
+        new, now = {page.number: page for page in built.pages}, self.now.timestamp()
+        async for found, before in self.store.pages(name):
+            if found.generation != state.generation:
+                raise GenerationConflict(f"list {name} is no longer at generation {state.generation}")
+            after = [new.pop(page.number) for page in before if page.number in new]
+            come, gone = differences(before, after, now)
+            built.come, built.gone = built.come + come, built.gone + gone
+        built.come += differences((), new.values(), now)[0]
+        return built
+
+    async def _amended(self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows) -> Built:
+        """Build a list from a delta: the pages that differ, and the sums of the whole list."""
+        if state.kind != settings.kind:
+            raise ReleaseRefused(
+                "base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed"
+            )
+        removed, added = build_pages(rows_removed).pages, build_pages(rows_added).pages
+        found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
+        if found is None or found.generation != state.generation:
+            raise GenerationConflict(f"list {settings.name} is no longer at generation {state.generation}")
+        built = amend_pages(
+            before, removed, added, state.content_digest, self.now.timestamp(), one_each=settings.kind == TYPES
+        )
+        built.entries += state.entries
+        built.devices += state.devices
+        return built
+
+
+def read_release(
+    manifest: Manifest,
+    folder: Path,
+    settings: ListSettings,
+    reasons: Reasons,
+    tally: "Tally",
+    *,
+    stage: Stage,
+    memory_max: int = LOAD_MEMORY,
+    kept_max: int = KEPT_BYTES_MAX,
+) -> Iterable[Rows]:
+    """The rows of all files for each role, once the size and digest of every file hold; those that are added before those that are removed.
+
+    `manifest` is one that `verify_release` has just returned. Raises ReleaseRefused.
+    """
+    from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
+
+    files, actions = manifest.files, Actions()
+    _check_rows(sum(file.rows for file in files), memory_max)
+    roles = [role for role in ROLES[manifest.kind] if role != CHANGES]
+    singles = settings.kind not in BOUND
+    rows = {role: Rows(sum(file.rows for file in files if singles and file.role in (role, CHANGES))) for role in roles}
+    total = sum(entry.bytes for entry in files)
+    with ExitStack() as stack:
+        folder_fd = stack.enter_context(open_folder(folder))
+        opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
+        for entry, file in opened:
+            if file.size != entry.bytes:
+                raise ReleaseRefused(
+                    "file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}"
+                )
+        with stage(DIGEST, total) as done:
+            for entry, file in opened:
+                if file.sha256(done, keep=total <= kept_max) != entry.sha256:
+                    raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
+        with stage(READ, total) as done:
+            for entry, file in opened:
+                chunks = file.chunks(entry.rows, entry.sha256, done)
+                check_role(entry, layout_named(entry.name, entry.layout, settings.layouts), settings.kind)
+                found = read_rows(
+                    chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows.get(entry.role), reasons=reasons, tally=tally,
+                    rows_max=entry.rows, declared=settings.layouts, actions=actions,
+                )  # fmt: skip
+                if found != entry.rows:
+                    raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
+            actions.into(rows[roles[0]], rows.get(REMOVED))
+    return rows.values()
+
+
+def _check_rows(rows: int, memory_max: int) -> None:
+    """Refuse a release that cannot fit in memory, by what its manifest says (`too_large`)."""
+    if rows * ROW_BYTES > memory_max:
+        advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
+        raise ReleaseRefused(
+            "too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}"
+        )

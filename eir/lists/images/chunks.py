@@ -1,0 +1,180 @@
+"""Pages of a list as arrays: what images (eir.lists.images.image) are made of.
+
+A chunk is pages that follow one another, in ascending order, each with the 2^16 keys of a block together. Chunks come from pages
+of a store, or are stretches of an image that is there already around the pages that changed.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.pages.roaring import is_fresh
+
+BLOCK_BITS = 16
+BLOCKS: Final = 0xFFFF
+"""Those of a page's bits that say which of its 16 blocks it has."""
+WHOLE, WHOLE_UNTIL, ENDS = 1 << 16, 1 << 17, 1 << 18
+"""Bits for a page that is listed whole, for one that is until a time, and for one with rows of its own that end."""
+
+Numbers = NDArray[Any]
+
+
+class Chunk(NamedTuple):
+    """Pages that follow one another, in arrays. `sizes`: keys of each block; `rows`: how many rows each page with ENDS has."""
+
+    numbers: Numbers
+    bits: Numbers
+    sizes: Numbers
+    lows: Numbers
+    rows: Numbers = np.empty(0, np.uint32)
+    ends: Numbers = np.empty(0, np.uint32)
+    tac_ends: Numbers = np.empty(0, np.uint32)
+    counts: Numbers = np.empty(0, np.uint32)
+    """Pairs: how many IMSIs each device has."""
+    imsis: Numbers = np.empty(0, np.uint64)
+
+
+def chunk_of(keys: Numbers) -> Chunk:
+    """Plain keys, sorted and each once, as a chunk."""
+    keys = keys.astype(np.uint64, copy=False)
+    pages = keys // np.uint64(PAGE_KEYS)
+    return chunk_of_pages(pages, (keys - pages * np.uint64(PAGE_KEYS)).astype(np.uint32))
+
+
+def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
+    """As chunk_of, from the number of each key's page, and the key's remainder in it."""
+    if not len(pages):
+        return Chunk(*(np.empty(0, form) for form in (np.uint64, np.uint32, np.uint32, np.uint16)))
+    uppers = remainders >> np.uint32(BLOCK_BITS)
+    fresh_page = is_fresh(pages)
+    fresh = is_fresh(uppers)
+    fresh |= fresh_page
+    blocks = np.flatnonzero(fresh)
+    first_of_page = np.flatnonzero(fresh_page[blocks])
+    bits = np.bitwise_or.reduceat(np.uint32(1) << uppers[blocks], first_of_page)
+    sizes = np.diff(blocks, append=len(pages)).astype(np.uint32)
+    return Chunk(pages[blocks[first_of_page]].astype(np.uint64), bits, sizes, remainders.astype(np.uint16))
+
+
+@dataclass(slots=True, frozen=True)
+class PageRows:
+    """One page with all that its rows say. Ends are Unix seconds, 0 for none; one for all rows, one for each, or nothing."""
+
+    number: int
+    keys: Numbers
+    """Remainders of the identifiers listed singly, in ascending order."""
+    ends: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
+    counts: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
+    """Pairs: how many IMSIs each key has, which then are rows of their own."""
+    imsis: Numbers = field(default_factory=lambda: np.empty(0, np.uint64))
+    tac: int | None = None
+    """The page is listed whole, until then (0: it does not end)."""
+
+    @property
+    def is_plain(self) -> bool:
+        """It has nothing but keys."""
+        return self.tac is None and not len(self.ends) and not len(self.counts) and bool(len(self.keys))
+
+    def chunk(self) -> Chunk:
+        """The page as a chunk."""
+        keys = self.keys.astype(np.uint32, copy=False)
+        plain = chunk_of_pages(np.full(len(keys), self.number, np.uint64), keys)
+        flags = 0 if self.tac is None else WHOLE_UNTIL if self.tac else WHOLE
+        rows = len(self.imsis) if len(self.counts) else len(keys)
+        ends = (
+            np.broadcast_to(self.ends.astype(np.uint32), rows)
+            if len(self.ends) and self.ends.any()
+            else self.ends[:0].astype(np.uint32)
+        )
+        flags |= ENDS if len(ends) else 0
+        numbers, bits = (
+            np.array([self.number], np.uint64),
+            np.array([int(plain.bits[0]) if len(keys) else 0], np.uint32) | np.uint32(flags),
+        )
+        return Chunk(
+            numbers, bits, plain.sizes, plain.lows, np.array([rows][: flags & ENDS], np.uint32), ends, np.array([self.tac or 0][: flags & WHOLE_UNTIL], np.uint32),
+            self.counts.astype(np.uint32), self.imsis.astype(np.uint64),
+        )  # fmt: skip
+
+
+def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
+    """Pages in ascending order as chunks: those that are only keys many together."""
+    for plain, group in groupby((page for page in pages if page is not None), lambda page: page.is_plain):
+        rows = list(group)
+        if plain:
+            counts = [len(page.keys) for page in rows]
+            remainders = np.concatenate([page.keys for page in rows]).astype(np.uint32, copy=False)
+            yield chunk_of_pages(np.repeat(np.array([page.number for page in rows], np.uint64), counts), remainders)
+        else:
+            yield from (page.chunk() for page in rows)
+
+
+def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
+    """Pages with some of them replaced, or gone (None)."""
+    numbers = sorted(changes)
+    return replaced(
+        old, np.array(numbers, np.uint64), joined(list(chunks_of_rows(changes[number] for number in numbers)))
+    )
+
+
+def replaced(old: Chunk, wanted: Numbers, new: Chunk) -> Chunk:
+    """Pages with those of the wanted numbers, which ascend, as they are in `new`, or gone."""
+    goes, comes = (
+        np.stack([np.searchsorted(of.numbers, wanted, side) for side in ("left", "right")]) for of in (old, new)
+    )
+    bounds = zip(_bounds(old), _bounds(new), strict=True)
+    return Chunk(
+        *(
+            _spliced(before, kept[goes], after, come[comes])
+            for before, after, (kept, come) in zip(old, new, bounds, strict=True)
+        )
+    )
+
+
+def _bounds(of: Chunk) -> Chunk:
+    """The positions in each array of a chunk at which each page's part begins; and the array's end."""
+    pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
+    keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
+    devices = keys if len(of.counts) else np.zeros_like(keys)
+    return Chunk(
+        pages, pages, blocks, keys, with_ends, begins(of.rows)[with_ends], tacs, devices, begins(of.counts)[devices]
+    )
+
+
+def _spliced(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbers:
+    """`old`, with stretches of `new` in place of its own: two rows each say where these begin and end."""
+    pieces: list[Numbers] = []
+    done = 0
+    for kept_to, kept_from, first, last in zip(*goes.tolist(), *comes.tolist(), strict=True):
+        pieces += (old[done:kept_to], new[first:last])
+        done = kept_from
+    return np.concatenate((*pieces, old[done:]))
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """All of them as one. Raises ValueError if their pages do not ascend."""
+    chunks = chunks or [chunk_of(np.empty(0, np.uint64))]
+    whole = chunks[0] if len(chunks) == 1 else Chunk(*map(np.concatenate, zip(*chunks, strict=True)))
+    if (whole.numbers[1:] <= whole.numbers[:-1]).any():
+        raise ValueError("the pages of a list do not ascend")
+    return whole
+
+
+def begins(counts: Numbers) -> Numbers:
+    """Positions where the counted items begin, one after the other from 0 on, and where the last ends; below 2^32."""
+    found = np.zeros(len(counts) + 1, np.uint32)
+    np.cumsum(counts, dtype=np.uint32, out=found[1:])
+    return found
+
+
+def blocks_of(bits: Numbers) -> Numbers:
+    """The number of blocks in pages with these bits."""
+    counts = bits & BLOCKS
+    for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
+        counts = (counts & mask) + (counts >> np.uint32(shift) & mask)
+    return counts

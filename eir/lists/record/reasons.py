@@ -1,0 +1,95 @@
+"""Reasons: the texts behind the byte that pages keep for each entry."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eir.errors import EntryRefused, StoreError
+from eir.lists.pages.content import decode
+from eir.lists.pages.pages import PAGE_KEYS, decode_sections
+from eir.lists.record.store import ListState, ListStore
+
+REASON_CHARS_MAX = 200
+REASONS_MAX = 255
+OTHER_REASON = "other"
+
+
+def check_reason(text: str) -> None:
+    """Raise EntryRefused unless this says, in one line, why an operator does something."""
+    if not text.strip() or not text.isprintable() or len(text) > REASON_CHARS_MAX:
+        raise EntryRefused(f"a reason is needed: one line of at most {REASON_CHARS_MAX} characters")
+
+
+class Reasons:
+    """The texts of reason bytes, in the order in which they first appeared. The first is empty: no reason."""
+
+    def __init__(self, known: Sequence[str] = ()) -> None:
+        """`known`: those that a list's pages refer to already."""
+        self._texts = list(known) or [""]
+        self._index = {text: index for index, text in enumerate(self._texts[:REASONS_MAX])}
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts as a state carries them; empty if no row had a reason."""
+        return tuple(self._texts) if len(self._texts) > 1 else ()
+
+    @property
+    def known(self) -> Sequence[str]:
+        """The reasons that have a byte of their own."""
+        return self._texts[:REASONS_MAX]
+
+    def index(self, text: str) -> int:
+        """The byte for a text of at most REASON_CHARS_MAX characters; past 255 texts new ones are `other`."""
+        if text not in self._index and len(self._texts) < REASONS_MAX:
+            self._index[text] = len(self._texts)
+            self._texts.append(text)
+        elif text not in self._index and len(self._texts) == REASONS_MAX:
+            self._texts.append(OTHER_REASON)
+        return self._index.get(text, REASONS_MAX)
+
+
+async def reason_byte(text: str, state: ListState, store: ListStore, name: str) -> tuple[int, tuple[str, ...]]:
+    """The byte for one more reason of a list, and the texts of the list's bytes then.
+
+    A full release brings all its reasons, but operators' reasons pile up over the years: so the byte of a reason that no
+    entry has any more is used again. A list that is changed meanwhile refuses the change that this is for. Raises StoreError.
+    """
+    known = Reasons(state.reasons)
+    if (byte := known.index(text)) < REASONS_MAX:
+        return byte, known.texts
+    used = {0, REASONS_MAX}
+    async for _, batch in store.pages(name):
+        for page in batch:
+            used.update(decode_sections(page.extra).reasons)
+            if page.tac is not None:
+                used.add(page.tac.reason)
+    if (free := next((byte for byte in range(REASONS_MAX) if byte not in used), None)) is None:
+        return byte, known.texts
+    return free, (*state.reasons[:free], text, *state.reasons[free + 1 :])
+
+
+def reason_text(state: ListState, byte: int) -> str:
+    """The text that a reason byte of a list stands for; empty for no reason."""
+    if not byte:
+        return ""
+    return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON
+
+
+async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) -> str | None:
+    """The reason that a list gives for a key, read from the store; None if the key is not listed or has no reason.
+
+    The reason of the identifier's own row counts before that of its TAC, which is shown where there is no such row, or it
+    has no reason, or it ended by `now` (Unix seconds; 0: ends do not matter). Raises StoreError.
+    """
+    state, pages = await store.some_pages(name, [key // PAGE_KEYS])
+    if state is None or not pages:
+        return None
+    try:
+        low, reasons, until, tac = decode(pages[0])
+    except ValueError as error:
+        raise StoreError("corrupt", f"page {pages[0].number} is damaged: {error}") from error
+    said = [(int(reasons[at]), until[at]) for at in np.flatnonzero(low == key % PAGE_KEYS)]
+    if tac is not None:
+        said.append(tac)
+    byte = next((reason for reason, end in said if reason and (not end or end > now)), 0)
+    return reason_text(state, byte) or None

@@ -1,0 +1,354 @@
+"""Trust: what of a release is believed, in which order, and who signed it.
+
+The manifest and its signatures are read once and copied to a private folder, where OpenSSH checks the signatures against
+allowed_signers files; only then is the manifest read as JSON, and only what it says of a list that is known here, signed by
+that list's own signers, goes on to the data files. Nothing here reads rows; the serial in force is an argument.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from eir.errors import ReleaseRefused
+from eir.lists.record.settings import DEVICES, Layout, ListSettings, is_list_name
+from eir.lists.record.store import utc_text
+from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, distinct_signers, nearest
+from eir.lists.rows.delivered import open_folder, read_small
+
+Value = TypeVar("Value")
+Trust: TypeAlias = tuple[Path, Path | None]
+"""The trust in signers of a list: an allowed_signers file, and one of revoked keys."""
+
+FORMAT = "eir-release/1"
+MANIFEST_ENDS = ".manifest.json"
+"""End of a manifest's name in a drop folder."""
+MANIFEST_BYTES_MAX = 1 << 20
+SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
+FIRST_SERIAL_MAX = 10**16
+"""Room for a date with time and a number, such as 2026112612000001; and above it for as many releases as anyone makes."""
+
+FULL, DELTA = "full", "delta"
+ENTRIES, ADDED, REMOVED, CHANGES = "entries", "added", "removed", "changes"
+ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED, CHANGES)}
+"""Roles of the files of each kind of release; `changes` holds both, by a code in each row."""
+
+_UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOT_DATA = re.compile(r"\.(?:manifest\.json|sig(?:\.[0-9]+)?)\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One data file as the manifest promises it; `bytes` and `sha256` as delivered, `rows` without the header."""
+
+    name: str
+    role: str
+    layout: str
+    bytes: int
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A release's description of itself."""
+
+    list: str
+    kind: str
+    serial: int
+    base: int | None
+    """The serial that a delta builds on."""
+    issued: datetime
+    expires: datetime
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A manifest whose signatures hold for the list that it names."""
+
+    manifest: Manifest
+    digest: str
+    """SHA-256 of the manifest's bytes, hexadecimal."""
+    signers: tuple[str, ...]
+    """`principal SHA256:…` of each signature that counts."""
+
+
+def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> Release:
+    """The release of a manifest and the signatures beside it, if they are trustworthy at `now`.
+
+    Raises ReleaseRefused, with list and serial once a signature holds for the list named, with what is claimed until then.
+    """
+    content = b""
+    try:
+        with open_folder(manifest.parent) as folder_fd:
+            content = read_small(manifest.name, folder_fd, MANIFEST_BYTES_MAX)
+            signatures = _read_signatures(manifest.name, folder_fd)
+        with tempfile.TemporaryDirectory(prefix="eir-release-") as private:
+            openssh = Verifier(Path(private), content, now)
+            copies = {name: openssh.copy(name, signature) for name, signature in signatures.items()}
+            return _verify(content, copies, lists, openssh, now)
+    except ReleaseRefused as refused:
+        if refused.list_name is None and (claims := _claimed(content)) is not None:
+            refused.claims = claims
+            if refused.reason == "unknown_list":
+                refused.detail += _which_list(claims[0], lists)
+        raise
+
+
+def check_times(manifest: Manifest, now: datetime) -> None:
+    """Refuse a release from the future or the past. Raises ReleaseRefused (`issued_in_future`, `expired`)."""
+    if manifest.issued > now:
+        raise ReleaseRefused("issued_in_future", f"issued {utc_text(manifest.issued)}, and it is {utc_text(now)}")
+    if manifest.expires <= now:
+        raise ReleaseRefused("expired", f"expired {utc_text(manifest.expires)}, and it is {utc_text(now)}")
+
+
+def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
+    """Refuse a release that is not the next one. Raises ReleaseRefused (`serial`, `serial_step`, `base`).
+
+    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted (0: none); `step_max`: how far
+    above it the next one may be, since it uses up all serials in between.
+    """
+    if manifest.serial <= highest:
+        detail = f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
+        raise ReleaseRefused("serial", detail)
+    most = highest + step_max if highest else FIRST_SERIAL_MAX
+    if manifest.serial > most:
+        found = f"serial {manifest.serial} is too high: no release with a lower one could follow it"
+        limit = f"{highest} is the highest ever accepted for {manifest.list}, and serial_step_max is {step_max}"
+        limit = limit if highest else f"this would be the first release of {manifest.list}"
+        raise ReleaseRefused("serial_step", f"{found}. {limit}: publish it with a serial from {highest + 1} to {most}")
+    if manifest.kind == DELTA and manifest.base != current:
+        needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
+        needed = "there is no list yet: a full release is needed first" if current is None else needed
+        raise ReleaseRefused("base", f"the delta builds on serial {manifest.base}, but {needed}")
+
+
+@contextmanager
+def about(manifest: Manifest) -> Iterator[None]:
+    """Refusals within name the list and the serial of this manifest, whose signatures hold."""
+    try:
+        yield
+    except ReleaseRefused as refused:
+        refused.list_name, refused.serial = manifest.list, manifest.serial
+        raise
+
+
+def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
+    """Refuse a file whose role does not fit its layout, or a list of this kind. Raises ReleaseRefused (`layout`)."""
+    if layout.by_pair and entry.role == REMOVED and holds == DEVICES:
+        detail = f"layout {layout.name} has a row for each device with one of its SIMs: who goes with one may be there with another"
+        raise ReleaseRefused("layout", f"{entry.name}: {detail}; a list of {DEVICES} takes full releases of it alone")
+    if layout.added and entry.role in (ADDED, REMOVED):
+        detail = (
+            f"each row of layout {layout.name} says whether it is added or removed: in a delta its role is {CHANGES}"
+        )
+        raise ReleaseRefused("layout", f"{entry.name}: {detail}")
+    if entry.role == CHANGES and not layout.added:
+        raise ReleaseRefused(
+            "layout",
+            f"{entry.name}: its role is {CHANGES}, but layout {layout.name} has no codes for added and removed",
+        )
+
+
+def is_plain_name(name: str) -> bool:
+    """True for a name that stays in its folder: no separator, no `..`, no control character, not hidden, not an option."""
+    fits = 0 < len(name.encode("utf-8", "replace")) <= 255 and name.isprintable()
+    return fits and not name.startswith((".", "-")) and not any(separator in name for separator in "/\\:")
+
+
+def signature_names(manifest_name: str) -> list[str]:
+    """The names of the signatures beside a manifest: `.sig`, then `.sig.2`, `.sig.3` and so on."""
+    return [f"{manifest_name}.sig", *(f"{manifest_name}.sig.{number}" for number in range(2, SIGNATURES_MAX + 1))]
+
+
+def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
+    """The signatures by name, as many as there are without a gap."""
+    found: dict[str, bytes] = {}
+    for name in signature_names(manifest_name):
+        try:
+            found[name] = read_small(name, folder_fd, SIGNATURE_BYTES_MAX)
+        except ReleaseRefused as refused:
+            if refused.reason != "file_missing":
+                raise
+            if not found:
+                raise ReleaseRefused("signature_missing", f"{name} is not there") from None
+            break
+    return found
+
+
+def _verify(
+    content: bytes, copies: Mapping[str, Path], lists: Mapping[str, ListSettings], openssh: Verifier, now: datetime
+) -> Release:
+    trusts = {
+        name: (each.signers, each.revoked)
+        for name, each in lists.items()
+        if each.signers is not None and not each.local
+    }
+    _require_any(copies, list(dict.fromkeys(trusts.values())), openssh)
+    manifest = parse_manifest(content)
+    if (name := manifest.list) not in trusts:
+        raise ReleaseRefused(
+            "unknown_list", f"no list {name} that releases may change is configured", serial=manifest.serial
+        )
+    with about(manifest):
+        signers = _signers(copies, lists[name], trusts[name], openssh)
+        check_times(manifest, now)
+    return Release(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=signers)
+
+
+def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: Verifier) -> None:
+    """Some signature holds for some configured signers file; before that the manifest is not even read as JSON."""
+    if not trusts:
+        raise ReleaseRefused("unknown_list", "no list with signers is configured")
+    reasons: list[str] = []
+    unreadable: ReleaseRefused | None = None
+    for copy in copies.values():
+        for trust in trusts:
+            try:
+                outcome = openssh.check(copy, *trust)
+            except ReleaseRefused as refused:
+                if refused.reason not in {"signers_file", "revoked_file"}:
+                    raise
+                unreadable = refused  # another list's file may be in order; it is named if no other is
+                continue
+            if isinstance(outcome, Signature):
+                return
+            reasons.append(outcome)
+    if unreadable is not None:
+        raise unreadable
+    reason = nearest(reasons)
+    name, copy = next(iter(copies.items()))
+    raise ReleaseRefused(reason, f"{name}: {openssh.explain(reason, copy, [signers for signers, _ in trusts])}")
+
+
+def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, openssh: Verifier) -> tuple[str, ...]:
+    """The signers for this list, if there are enough."""
+    outcomes = {name: openssh.check(copy, *trust) for name, copy in copies.items()}
+    reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
+    signatures = [outcome for outcome in outcomes.values() if isinstance(outcome, Signature)]
+    counted = distinct_signers({signature.fingerprint: signature.principals for signature in signatures})
+    if len(counted) < settings.threshold:
+        explained = {name: openssh.explain(reason, copies[name], trust[:1]) for name, reason in reasons.items()}
+        said = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
+        if not counted:
+            raise ReleaseRefused(nearest(reasons.values()), said)
+        needed = f"{len(counted)} of the {settings.threshold} persons whose keys {settings.name} needs have signed"
+        if len(signatures) > len(counted):
+            needed += f", with {len(signatures)} signatures: one key, and names that may be one person's, count once"
+        raise ReleaseRefused("threshold", f"{needed} ({said})" if said else needed)
+    return tuple(f"{principal} {fingerprint}" for fingerprint, principal in counted.items())
+
+
+def _claimed(content: bytes) -> tuple[str, int] | None:
+    """List and serial that a refused manifest names, which nothing vouches for: for people to read, and for no decision."""
+    with suppress(ReleaseRefused, ValueError, RecursionError):
+        document = json.loads(content.decode("utf-8"))
+        if isinstance(document, dict):
+            return _list_name(document), _number(document, "serial", 1)
+    return None
+
+
+def _which_list(name: str, lists: Mapping[str, ListSettings]) -> str:
+    """Advice on a release for a list that takes no releases."""
+    if name in lists:
+        return f"; {name} is local: entries go into it by eir add"
+    near = difflib.get_close_matches(name, lists, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(lists) or 'none'}"
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """The manifest in these bytes. Raises ReleaseRefused (`manifest`, `file_name`) and says which member is wrong.
+
+    Members that are not known are ignored; a change of meaning would change `format`.
+    """
+    try:
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise ReleaseRefused("manifest", f"the manifest is not JSON: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ReleaseRefused("manifest", f'the manifest\'s "format" is not "{FORMAT}"')
+    kind = member(document, "kind", str, ROLES.__contains__, "full or delta")
+    serial = _number(document, "serial", 1)
+    if kind == FULL and document.get("base") is not None:
+        raise ReleaseRefused("manifest", 'a full release has no "base"')
+    base = None if kind == FULL else _number(document, "base", 0, most=serial - 1)
+    issued, expires = _time(document, "issued"), _time(document, "expires")
+    if expires <= issued:
+        raise ReleaseRefused("manifest", '"expires" is not after "issued"')
+    name = _list_name(document)
+    files = member(
+        document, "files", list, lambda files: 1 <= len(files) <= FILES_MAX, f"an array of 1 to {FILES_MAX} objects"
+    )
+    entries = tuple(_file_entry(file, ROLES[kind]) for file in files)
+    if len({entry.name for entry in entries}) < len(entries):
+        raise ReleaseRefused("manifest", '"files" names a file twice')
+    return Manifest(list=name, kind=kind, serial=serial, base=base, issued=issued, expires=expires, files=entries)
+
+
+def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are unique: two readers must not see two different manifests."""
+    document = dict(members)
+    if len(document) < len(members):
+        raise ValueError("a name stands twice in one object")
+    return document
+
+
+def _file_entry(file: Any, roles: Sequence[str]) -> FileEntry:
+    if not isinstance(file, dict):
+        raise ReleaseRefused("manifest", 'a member of "files" is not an object')
+    name = member(file, "name", str, lambda _: True, "a text")
+    if not is_plain_name(name):
+        raise ReleaseRefused("file_name", f"{name!r} is not a plain file name")
+    if _NOT_DATA.search(name) is not None:
+        raise ReleaseRefused(
+            "file_name", f"{name} is the name of a manifest or a signature; data needs another, such as LIST-SERIAL.csv"
+        )
+    role = member(file, "role", str, roles.__contains__, " or ".join(roles))
+    layout = member(file, "layout", str, lambda _: True, "a text")
+    size, rows = _number(file, "bytes", 0), _number(file, "rows", 0)
+    sha256 = member(file, "sha256", str, _SHA256.fullmatch, "64 hexadecimal digits in lower case")
+    return FileEntry(name=name, role=role, layout=layout, bytes=size, rows=rows, sha256=sha256)
+
+
+def _list_name(document: Mapping[str, Any]) -> str:
+    return member(document, "list", str, is_list_name, "the name of a list")
+
+
+def _number(document: Mapping[str, Any], name: str, least: int, *, most: int = SERIAL_MAX) -> int:
+    return member(document, name, int, lambda value: least <= value <= most, f"a whole number from {least} to {most}")
+
+
+def _time(document: Mapping[str, Any], name: str) -> datetime:
+    return datetime.fromisoformat(member(document, name, str, _is_time, "a time like 2026-11-24T00:00:00Z"))
+
+
+def _is_time(text: str) -> bool:
+    with suppress(ValueError):
+        return _UTC_TIME.fullmatch(text) is not None and bool(datetime.fromisoformat(text))
+    return False
+
+
+def member(
+    document: Mapping[str, Any],
+    name: str,
+    kind: type[Value],
+    fits: Callable[[Value], object],
+    expected: str,
+    *,
+    reason: str = "manifest",
+) -> Value:
+    """The member of a document. Raises ReleaseRefused, by that reason, if it is not of this kind or does not fit."""
+    value = document.get(name)
+    if type(value) is not kind or not fits(value):  # by isinstance a bool would be a number
+        raise ReleaseRefused(reason, f'"{name}" is missing or is not {expected}')
+    return value

@@ -1,0 +1,410 @@
+"""Rows to pages: collect keys, sort them, drop repeats, cut them at page boundaries, encode them; also apply a delta.
+
+Ten million keys go through numpy a slab at a time, thousands of pages in one go; pages that ranges reach into go one by one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eir.device import MEID_BASE, ODD_BASE
+from eir.errors import ReleaseRefused
+from eir.lists.pages.content import (
+    SLAB_PAIRS,
+    Content,
+    Keys,
+    PairRows,
+    ReasonIndexes,
+    Seconds,
+    amended_pairs,
+    decode,
+    encode,
+    endless,
+    extras,
+    has_pairs,
+    pair_pages,
+    split,
+)
+from eir.lists.pages.pages import PAGE_KEYS, Page, TacEntry, amended_digest
+from eir.lists.pages.roaring import decode_keys, encode_many, is_fresh
+from eir.lists.rows.turnover import differences
+
+SLAB_KEYS = 1 << 16
+"""Keys that are encoded in one go: small arrays stay in the processor's cache, and malloc keeps their memory."""
+SPAN_PAGES_MAX = 500_000
+"""TACs that the ranges and whole TACs of one release may reach into, `--force` or not: twice as many as were ever allocated."""
+SPAN_KEYS_MAX = 10**9
+"""Identifiers between the first and the last of the ranges within each TAC, over all TACs: memory is walked for this
+many."""
+EXPECTED_MAX = 1 << 27
+"""Rows for which memory is set aside on a manifest's word; what no row fills is never really taken."""
+
+_REASON_BITS = np.uint64(8)
+_PAGE = np.uint64(PAGE_KEYS)
+
+
+class Span(NamedTuple):
+    """A range of keys within one page: the first and the last remainder in it, its reason and its end."""
+
+    first: int
+    last: int
+    reason: int
+    until: int
+
+
+@dataclass(slots=True)
+class Built:
+    """Pages by rising number, and their counts.
+
+    Of deltas: the pages that differ from a list, emptied ones included, and by how much.
+    """
+
+    pages: Sequence[Page] = ()
+    entries: int = 0
+    devices: int = 0
+    """Both as in ListState."""
+    come: int = 0
+    gone: int = 0
+    """Both as `differences` counts them; of deltas."""
+    content_digest: str = ""
+    """The digest of the whole list; set for deltas."""
+
+    def count(self, page: Page, sign: int = 1) -> None:
+        """Count a page in (1) or out (-1)."""
+        singles = len(decode_keys(page.keys))
+        whole = page.tac is not None
+        self.devices += sign * (PAGE_KEYS if whole else singles)
+        self.entries += sign * (singles + whole)
+
+
+class _Singles:
+    """Keys with their reasons, packed into one array that grows: chunk by chunk, without a copy at the end."""
+
+    __slots__ = ("_ends", "_packed", "_used")
+
+    def __init__(self, expected: int) -> None:
+        self._packed: Keys = np.empty(expected, np.uint64)  # memory is taken where it is written to, not here
+        self._used = 0
+        self._ends: list[tuple[int, Seconds]] = []  # where chunks with ends begin, and those ends
+
+    def append(self, keys: Keys, reasons: ReasonIndexes | None, until: Seconds | None) -> None:
+        first, last = self._used, self._used + len(keys)
+        if last > len(self._packed):
+            larger = np.empty(max(last, 2 * first), np.uint64)
+            larger[:first] = self._packed[:first]
+            self._packed = larger
+        packed = self._packed[first:last]
+        np.left_shift(keys, _REASON_BITS, out=packed)
+        if reasons is not None:
+            packed |= reasons
+        if until is not None and until.any():
+            self._ends.append((first, until))
+        self._used = last
+
+    def repeats(self) -> tuple[int, int]:
+        """As Rows.repeats."""
+        packed = self._packed[: self._used]
+        if not self._ends:
+            packed.sort()  # in place, as `take` would: no second copy of a hundred million
+            same = packed[1:] >> _REASON_BITS == packed[:-1] >> _REASON_BITS
+            return int(same.sum()), int((same & (packed[1:] != packed[:-1])).sum())
+        return _repeats((packed >> _REASON_BITS,), (packed, self._until()))
+
+    def _until(self) -> Seconds:
+        until = np.zeros(self._used, np.int64)
+        for first, some in self._ends:
+            until[first : first + len(some)] = some
+        return until
+
+    def take(self) -> tuple[Keys, Seconds | None]:
+        """Packed keys in order, of equal ones first what counts, with their ends if any row has one; nothing is left here."""
+        packed, until = self._packed[: self._used], self._until() if self._ends else None
+        self._packed, self._used, self._ends = np.empty(0, np.uint64), 0, []
+        if until is None:
+            packed.sort()
+            return packed, None
+        order = np.lexsort((packed & np.uint64(0xFF), ~endless(until), packed >> _REASON_BITS))
+        return packed[order], until[order]
+
+
+class Rows:
+    """The content of a release's rows, collected file by file and chunk by chunk; order does not matter.
+
+    A row names entries: an identifier, a whole TAC, or a range. A range is, cut at page boundaries, a whole TAC for each TAC
+    that it covers from end to end, and single identifiers besides. It is the row alone that tells, not what is listed
+    already or by other rows: so a chain of deltas leads to the same entries as the full list. (Two ranges that only together
+    cover a TAC are a million single identifiers.)
+
+    Of rows that name the same entry the one that ends last counts, of those the one with the lowest reason index; a range
+    counts before a single row, whatever its reason, where both end at the same time.
+    """
+
+    def __init__(
+        self, expected: int = 0, *, span_pages_max: int = SPAN_PAGES_MAX, span_keys_max: int = SPAN_KEYS_MAX
+    ) -> None:
+        """`expected`: how many single identifiers may come; more are taken too, with some copying.
+
+        `span_pages_max`, `span_keys_max`: how far all ranges together may reach, in TACs and in identifiers of TACs that they do not cover.
+        """
+        self._span_pages_max, self._span_keys_max = span_pages_max, span_keys_max
+        self.singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0), ODD_BASE: _Singles(0)}
+        """Less what they are listed under here, so that a key and a reason fit in 64 bits."""
+        self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
+        self._span_pages = 0
+        self.pairs = PairRows()
+
+    def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
+        """Single identifiers."""
+        high, odd = keys >= np.uint64(MEID_BASE), keys >= np.uint64(ODD_BASE)
+        if not high.any():
+            self.singles[0].append(keys, reasons, until)
+            return
+        for base, which in ((0, ~high), (MEID_BASE, high & ~odd), (ODD_BASE, odd)):
+            some_reasons = None if reasons is None else reasons[which]
+            self.singles[base].append(
+                keys[which] - np.uint64(base), some_reasons, None if until is None else until[which]
+            )
+
+    def add_spans(
+        self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
+    ) -> None:
+        """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest.
+
+        Raises ReleaseRefused (`range`) as soon as all of them together reach into more than `span_pages_max` TACs.
+        """
+        self._span_pages += int((last // _PAGE - first // _PAGE).sum()) + len(first)
+        if self._span_pages > self._span_pages_max:
+            detail = f"its ranges and TACs reach into {self._span_pages} TACs or more; {self._span_pages_max} is the most for one release"
+            raise ReleaseRefused("range", f"{detail}: split it, with deltas for what is left")
+        self._spans.append((first, last, reasons, until))
+
+    def add_pairs(
+        self,
+        keys: Keys,
+        imsis: Keys,
+        reasons: ReasonIndexes | None = None,
+        until: Seconds | None = None,
+        dates: Keys | None = None,
+    ) -> None:
+        """Devices, each with a subscriber (an IMSI's key). Reason and date are kept for the device, not for the pair."""
+        self.pairs.append(keys, imsis, reasons, until, dates)
+
+    def repeats(self) -> tuple[int, int]:
+        """Return how many rows name what an earlier row names, and how many of them contradict it.
+
+        They contradict if they give another reason or another end. Ranges and TACs are compared with each other, not with
+        what is in them. To be asked before `build_pages`, which takes the rows.
+        """
+        found = [singles.repeats() for singles in self.singles.values()]
+        if self._spans:
+            first, second, why, until = (
+                np.concatenate([np.zeros(len(row[0]), np.int64) if row[at] is None else row[at] for row in self._spans])
+                for at in range(4)
+            )
+            found.append(_repeats((first, second), (why, until)))
+        if self.pairs:
+            found.append(self.pairs.repeats())
+        return sum(rows for rows, _ in found), sum(other for _, other in found)
+
+    def devices_min(self) -> int:
+        """The least number of identifiers in a list of these rows: those of its whole TACs that do not end."""
+        whole = [np.zeros(0, np.uint64)]
+        for first, last, _, until in self._spans:
+            if until is None or not until.any():
+                begins, ends = -(-first.astype(np.int64) // PAGE_KEYS), (last.astype(np.int64) + 1) // PAGE_KEYS
+                counts = np.maximum(ends - begins, 0)
+                whole.append(
+                    np.arange(counts.sum()).astype(np.uint64)
+                    + np.repeat(begins - np.cumsum(counts) + counts, counts).astype(np.uint64)
+                )
+        return PAGE_KEYS * len(np.unique(np.concatenate(whole)))
+
+    def spans(self) -> dict[int, list[Span]]:
+        """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if they are too long within TACs."""
+        by_page: dict[int, list[Span]] = {}
+        for first, last, reasons, until in self._spans:
+            reason_of, end_of = (repeat(0) if said is None else said.tolist() for said in (reasons, until))
+            for low, high, reason, end in zip(first.tolist(), last.tolist(), reason_of, end_of, strict=False):
+                for number in range(low // PAGE_KEYS, high // PAGE_KEYS + 1):
+                    start = number * PAGE_KEYS
+                    span = Span(max(low - start, 0), min(high - start, PAGE_KEYS - 1), reason, end)
+                    by_page.setdefault(number, []).append(span)
+        walked = sum(last - first for first, last in map(_reach, map(_parts, by_page.values())))
+        if walked > self._span_keys_max:
+            detail = f"its ranges that do not cover their TACs reach over {walked} identifiers; {self._span_keys_max} is the most"
+            raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
+        return by_page
+
+
+def _repeats(names: Sequence[NDArray[Any]], says: Sequence[NDArray[Any]]) -> tuple[int, int]:
+    """As Rows.repeats, for rows in columns: the names in one, their reasons and ends in the other."""
+    order = np.lexsort((*says, *names))
+
+    def same(columns: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = np.logical_and.reduce(
+            [column[order][1:] == column[order][:-1] for column in columns]
+        )
+        return found
+
+    repeated = same(names)
+    return int(repeated.sum()), int((repeated & ~same(says)).sum())
+
+
+def build_pages(
+    rows: Rows,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    slab_keys: int = SLAB_KEYS,
+    slab_pairs: int = SLAB_PAIRS,
+) -> Built:
+    """The pages of a full list. `progress` gets keys done and keys in all. Raises as Rows.spans.
+
+    `slab_keys`, `slab_pairs`: how many are made into pages at a time, more or less.
+    """
+    built = Built()
+    if rows.pairs:
+        pairs, rows.pairs = rows.pairs, PairRows()  # let go at the end of this function
+        built.pages = [page for some in pairs.slabs(slab_pairs) for page in pair_pages(some)]
+        for page in built.pages:
+            built.count(page)
+        return built
+    spans = rows.spans()
+    pages: list[Page] = []
+    for base, singles in rows.singles.items():
+        packed, until = singles.take()  # they are let go there, so that they exist once
+        for first, last in _slabs(packed, slab_keys):
+            if progress is not None:
+                progress(first, len(packed))
+            some, entries = _encode_slab(packed[first:last], None if until is None else until[first:last], base)
+            pages += some
+            built.entries += entries
+        del packed, until
+    built.devices = built.entries
+    if spans:
+        under = {page.number: page for page in pages if page.number in spans}
+        pages = [page for page in pages if page.number not in under]
+        for page in under.values():
+            built.count(page, -1)
+        for number, some_spans in spans.items():
+            pages.append(_with_spans(under.get(number, Page(number, b"")), some_spans))
+            built.count(pages[-1])
+        pages.sort()
+    built.pages = pages
+    return built
+
+
+def amend_pages(
+    before: Iterable[Page],
+    removed: Iterable[Page],
+    added: Iterable[Page],
+    content_digest: str,
+    now: float = 0.0,
+    *,
+    one_each: bool = False,
+) -> Built:
+    """Apply a delta to the pages that it touches.
+
+    `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers, and
+    `content_digest` that of the list. Identifiers in `removed` go, then those in `added` come; one that is in the list
+    already takes the reason and the end of its new row. TACs do so too, on their own: a removed TAC leaves what is listed
+    singly under it, and a removed identifier that only its TAC covers is not there. `now`: as for `differences`; `one_each`: as
+    for `amended_pairs`.
+    """
+    old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
+    amended = Built()
+    touched, after = [], []
+    for number in sorted(gone.keys() | new.keys()):
+        empty = Page(number, b"")
+        had, goes, comes = (pages.get(number, empty) for pages in (old, gone, new))
+        if (page := _amended(had, goes, comes, one_each)) != had:
+            amended.count(had, -1)
+            amended.count(page)
+            touched.append(had)
+            after.append(page)
+    amended.pages = after
+    amended.come, amended.gone = differences(touched, after, now)
+    amended.content_digest = amended_digest(content_digest, touched, after)
+    return amended
+
+
+def _parts(spans: Iterable[Span]) -> list[Span]:
+    """The ranges that do not cover their TAC."""
+    return [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
+
+
+def _reach(parts: Sequence[Span]) -> tuple[int, int]:
+    """The first remainder in these ranges, and the one behind the last."""
+    return min((span.first for span in parts), default=0), max((span.last + 1 for span in parts), default=0)
+
+
+def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
+    """A page of single identifiers with the ranges that reach into it."""
+    parts = _parts(spans)
+    whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
+    tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
+    if not parts:  # no single identifier comes: nothing needs to be unfolded
+        return page if tac is None else page._replace(extra=tac.extra + page.extra)
+    content, (begin, end) = decode(page), _reach(parts)
+    under = slice(*np.searchsorted(content.low, (begin, end)))
+    at = content.low[under] - np.uint32(begin)
+    present, reasons, until = (
+        np.zeros(end - begin, bool),
+        np.zeros(end - begin, np.uint8),
+        np.zeros(end - begin, np.int64),
+    )
+    present[at], reasons[at], until[at] = True, content.reasons[under], content.until[under]
+    # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
+    for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):
+        part = slice(span.first - begin, span.last + 1 - begin)
+        where = ~present[part] | (endless(until[part]) <= endless(np.array(span.until)))
+        reasons[part][where], until[part][where], present[part] = span.reason, span.until, True
+    fresh = np.flatnonzero(present)
+    low = np.concatenate((content.low[: under.start], (fresh + begin).astype(np.uint32), content.low[under.stop :]))
+    reasons = np.concatenate((content.reasons[: under.start], reasons[fresh], content.reasons[under.stop :]))
+    until = np.concatenate((content.until[: under.start], until[fresh], content.until[under.stop :]))
+    return encode(page.number, Content(low, reasons, until, tac))
+
+
+def _amended(old: Page, gone: Page, new: Page, one_each: bool) -> Page:
+    if any(map(has_pairs, (old, gone, new))):
+        return amended_pairs(old, gone, new, one_each=one_each)
+    if old.gone:
+        return new
+    had, goes, comes = decode(old), decode(gone), decode(new)
+    stays = ~np.isin(had.low, np.union1d(goes.low, comes.low), assume_unique=True)
+    low = np.concatenate((had.low[stays], comes.low))
+    order = np.argsort(low, kind="stable")
+    reasons = np.concatenate((had.reasons[stays], comes.reasons))[order]
+    until = np.concatenate((had.until[stays], comes.until))[order]
+    tac = comes.tac or (had.tac if goes.tac is None else None)
+    return encode(old.number, Content(low[order], reasons, until, tac))
+
+
+def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
+    """Bounds of slices of about `most` keys that end where a page ends."""
+    first = 0
+    while first < len(packed):
+        key = int(packed[min(first + most, len(packed)) - 1] >> _REASON_BITS)
+        next_page = (key // PAGE_KEYS + 1) * PAGE_KEYS << 8
+        last = int(np.searchsorted(packed, np.uint64(next_page))) if next_page < 1 << 64 else len(packed)
+        yield first, last
+        first = last
+
+
+def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[Page], int]:
+    """The pages of some sorted packed keys, none of which another slab has keys of; and how many identifiers they list."""
+    keys = packed >> _REASON_BITS
+    fresh = is_fresh(keys)
+    if not fresh.all():
+        keys, packed = keys[fresh], packed[fresh]
+        until = None if until is None else until[fresh]
+    numbers, low, starts, sizes = split(keys)
+    encoded = encode_many(low, starts, sizes)
+    reasons = packed.astype(np.uint8)  # the lowest byte of each
+    said = extras(reasons, np.zeros(len(low), np.int64) if until is None else until, starts, sizes)
+    numbers += np.uint64(base // PAGE_KEYS)
+    return list(map(Page._make, zip(numbers.tolist(), encoded, said, strict=True))), len(low)

@@ -1,0 +1,390 @@
+"""CSV dialects: the columns of a file, the ones that identify a row, and the fault of a row that cannot be read.
+
+What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and leaves to this
+module only the rows that need explaining.
+
+Answers of GSMA Device Check are rows too: a file has an answer a line, a JSON object as the service gave it (`deviceid`,
+`responsestatus`, `blockliststatus`, and in `imeihistory` what networks did, each with `action`, `date`, `reasoncode` and
+`reasoncodedesc`); of the actions that an answer tells of a device, the last one counts.
+"""
+
+import csv
+import difflib
+import io
+import json
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
+from eir.errors import IdentifierError, ReleaseRefused
+from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
+
+INSERT, REMOVE = "insert", "remove"
+"""Codes of the rows: the device is blocked, or is no longer."""
+_LISTS = {"block": True, "blacklist": True, "general": False, "greylist": False}
+"""First word of an action: whether it is about the list of blocked devices. `Blacklist` is the word of older versions."""
+_STATES = {"Yes": INSERT, "No": REMOVE}
+_BAD_ROW = ("", "", "", "0")
+
+
+def looks_like_answer(line: bytes) -> bool:
+    """True if a file that begins with this line is one of answers."""
+    return line.startswith(b"{") and b'"deviceid"' in line and b'"responsestatus"' in line
+
+
+def rows_of(lines: bytes) -> bytes:
+    """A row `device,code,reason,Unix seconds` for each line that is not blank.
+
+    Without a device if the line is not a usable answer.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for line in lines.split(b"\n")[:-1]:
+        if line.strip():
+            writer.writerow(_row(line))
+        else:
+            out.write("\n")
+    return out.getvalue().encode("utf-8", "replace")
+
+
+def _row(line: bytes) -> tuple[str, ...]:
+    try:
+        answer = json.loads(line.decode("utf-8", "replace"))
+        if (
+            not isinstance(answer, dict)
+            or answer.get("responsestatus") != "success"
+            or not isinstance(answer.get("deviceid"), str)
+        ):
+            return _BAD_ROW
+        return (_one_line(answer["deviceid"]), *_last(answer))
+    except (ValueError, RecursionError):
+        return _BAD_ROW
+
+
+def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Code, reason and time of the answer that counts. Raises ValueError."""
+    found, history = [], answer.get("imeihistory") or []
+    if not isinstance(history, list):
+        raise ValueError("no list of actions")  # noqa: TRY004 - as for what else is wrong in an answer
+    for at, action in enumerate(history):
+        which, _, what = str(action.get("action") if isinstance(action, dict) else "").lower().rpartition(" ")
+        if what not in {INSERT, REMOVE} or which not in _LISTS:
+            raise ValueError("an action that is not known")
+        if _LISTS[which]:
+            found.append(
+                (_seconds(action.get("date")), at, what, action.get("reasoncodedesc") or action.get("reasoncode") or "")
+            )
+    if not found:  # a device of which nothing was ever told, or only what its status says
+        return _STATES.get(str(answer.get("blockliststatus", answer.get("blackliststatus"))), ""), "", "0"
+    seconds, _, what, reason = max(found)
+    return what, _one_line(str(reason)), str(seconds)
+
+
+def _seconds(date: Any) -> int:
+    """Unix seconds of `2014-08-02 12:05:24.0`; the service does not say in which zone, so it is the same for all."""
+    moment = datetime.fromisoformat(str(date).strip())
+    return max(1, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+BOM = b"\xef\xbb\xbf"
+
+BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR, BY_TYPE = (
+    ("imei",),
+    ("identifier",),
+    ("tac",),
+    ("imei_from", "imei_to"),
+    ("imsi",),
+    ("imei", "imsi"),
+    ("tac", "device_type"),
+)
+"""The subjects of rows, by the columns that identify them."""
+SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,), TYPES: (BY_TYPE,)}
+REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
+"""Columns that say why, when an entry ends, when it was made (of a TAC with its type: allocated), and whether a row adds or removes it."""
+ALLOCATED, CHANGE, WHEN = "allocation_date", "change", "when"
+"""The date in a file of TACs; a second column that says whether a row adds or removes; and one with the time, in Unix seconds, by which the latest row of a device counts."""
+
+
+def tac_key(text: str) -> int:
+    """The lowest key under a TAC. Raises IdentifierError unless the text is 8 digits."""
+    if len(text) != TAC_DIGITS or not is_digits(text):
+        raise IdentifierError(f"a TAC has {TAC_DIGITS} digits; got {len(text)} characters")
+    return int(text) * SNR_KEYS
+
+
+_KEY_OF: Mapping[str, Callable[[str], int]] = {
+    "imei": device_key, "identifier": any_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
+    "device_type": device_type_key,
+}  # fmt: skip
+"""The columns that identify, and how each is read."""
+COLUMNS = (*_KEY_OF, REASON, UNTIL, DATE, ACTION)
+"""All columns that a file may have."""
+
+_DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
+_TACS = {"tac": "tac", "device_type": "device_type", DATE: ALLOCATED}
+_NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
+
+LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
+    Layout(name="eir", columns={name: name for name in (*_KEY_OF, REASON, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
+    Layout(name="imei", columns={"imei": 1}, names=False, separator=_NO_SEPARATOR, subjects={DEVICES: (BY_IMEI,)}),
+    Layout(name="dirbs-blacklist", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,)}, junk=True),
+    Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True, by_pair=True),
+    # An exception is for one SIM in one device: as a device's alone it would exempt the device from everything.
+    Layout(name="dirbs-exceptions", columns={"imei": "imei", "imsi": "imsi"}, subjects={PAIRS: (BY_PAIR,)}, junk=True),
+    # A case that is pending is not to be blocked yet, and a case without a status is as one that is closed (DIRBS-Core, StolenListSchema).
+    Layout(
+        name="lsds", columns={"imei": "imei", DATE: "reporting_date", ACTION: "status", CHANGE: "change_type"}, subjects={DEVICES: (BY_IMEI,)},
+        added=frozenset({"", "blacklist", "add", "update"}), removed=frozenset({"pending", "recovered", "remove"}),
+    ),
+    Layout(name="tacs", columns=_TACS | {UNTIL: UNTIL}, subjects={TYPES: (BY_TYPE,)}, underscores=True),
+    Layout(name="gsma-tacs", columns=_TACS, subjects={TYPES: (BY_TYPE,)}, separator="|", underscores=True, dates="DD-Mon-YYYY"),
+    Layout(
+        name="gsma-device-check", columns={"imei": 1, ACTION: 2, REASON: 3, WHEN: 4}, names=False, subjects={DEVICES: (BY_IMEI,)},
+        added=frozenset({INSERT}), removed=frozenset({REMOVE}), answers=True,
+    ),
+)}  # fmt: skip
+"""The layouts that need no declaration."""
+_HEADERS = {
+    "imei,block_date,reasons": "dirbs-blacklist",
+    "imei,imsi,msisdn,block_date,reasons": "dirbs-notifications",
+    "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
+    "imei,imsi,msisdn": "dirbs-exceptions",
+    "imei,reporting_date,status": "lsds",
+    "imei,reporting_date,status,change_type": "lsds",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The positions of the columns in the rows of one file."""
+
+    subject: tuple[str, ...]
+    at: Mapping[str, int]
+    """Positions, from 0, of the columns that are read: the subject's in their order, then others."""
+    layout: Layout
+
+    @property
+    def may_be_open(self) -> bool:
+        """True if a range without an end is its first identifier alone."""
+        return self.layout.declared and self.subject == BY_RANGE
+
+
+def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
+    """The columns to read from a file that begins with these lines, and the rows among the lines. As `plan_for`."""
+    begin = begin.removeprefix(BOM)
+    header, _, rows = begin.partition(b"\n") if layout.names else (b"", b"", begin)
+    return plan_for(name, layout, kind, header, dates=dates), rows
+
+
+def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
+    """The columns to read from a file with this header line.
+
+    `dates`: the column `date` too, which decides nothing but in a list of device types.
+
+    Raises ReleaseRefused (`layout`).
+    """
+    allowed = layout.subjects.get(kind)
+    if allowed is None:
+        kinds = " or ".join(layout.subjects)
+        raise ReleaseRefused("layout", f"{name}: layout {layout.name} is for lists of {kinds}, not of {kind}")
+    where, names = f"{name}:{layout.lines_before + 1}", _header_names(header, layout.separator) if layout.names else []
+    if layout.underscores:
+        names = [column.replace(" ", "_") for column in names]
+    looked_for = set(layout.columns.values()) if layout.declared else set(names)
+    if twice := next((column for column in names if column in looked_for and names.count(column) > 1), None):
+        raise ReleaseRefused("layout", f"{where}: a column name stands twice in the header: {twice!r}")
+    at: dict[str, int] = {}
+    for ours, theirs in layout.columns.items():
+        if isinstance(theirs, int):
+            at[ours] = theirs - 1
+        elif theirs in names:
+            at[ours] = names.index(theirs)
+        elif layout.declared:
+            missing = f"the header has no column {theirs!r}, which layout {layout.name} declares for {ours}"
+            raise ReleaseRefused("layout", f"{where}: {missing}{separator_hint(header, layout.separator)}")
+    present = at.keys() & _KEY_OF.keys()
+    # Of the columns that identify in an agency's own file the list's kind says which are meant; elsewhere all of them are.
+    chosen = layout.junk or layout.declared
+    subject = next((each for each in allowed if present == set(each) or (chosen and present.issuperset(each))), None)
+    if subject is None:
+        expected = " or ".join("+".join(columns) for columns in allowed)
+        found = "+".join(sorted(present)) or "none of them"
+        raise ReleaseRefused(
+            "layout",
+            f"{where}: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}",
+        )
+    if subject == BY_TYPE:
+        at[REASON] = at["device_type"]  # so that people are shown what they wrote
+    others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
+    return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout)
+
+
+def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
+    """The kinds of list that a file with this header line may be for. Raises ReleaseRefused (`layout`) if it fits none."""
+    found, faults = [], []
+    for kind in layout.subjects:
+        try:
+            plan_for(name, layout, kind, header)
+            found.append(kind)
+        except ReleaseRefused as fault:
+            faults.append(fault)
+    if not found:
+        raise faults[0]
+    return found
+
+
+def strange_columns(header: bytes, layout: Layout) -> list[str]:
+    """Warnings for columns of the layout `eir` that mean nothing to it; files of other layouts hold what they need."""
+    known = layout.columns
+    strange = [column for column in _header_names(header, ",") if column not in known] if layout.name == "eir" else []
+    near = {column: difflib.get_close_matches(column, known, n=1) for column in strange}
+    return [f"{column!r}" + (f"; did you mean {near[column][0]!r}?" if near[column] else "") for column in strange]
+
+
+def separator_hint(header: bytes, separator: str = ",") -> str:
+    """A hint for a header as spreadsheets of some countries write it; empty for any other."""
+    if header.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return " (it is in UTF-16; save it as CSV in UTF-8)"
+    for other, called in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
+        if other in header and separator.encode() not in header:
+            return f" (its columns are separated by {called}; " + (
+                "save it with commas)" if separator == "," else f"{separator!r} is expected)"
+            )
+    return ""
+
+
+def guess_layout(first_line: bytes) -> str | None:
+    """The layout of a file that begins with this line; None if nothing known fits."""
+    if looks_like_answer(first_line):
+        return "gsma-device-check"
+    names = _header_names(first_line, ",")
+    if (known := _HEADERS.get(",".join(names)) or _layout_of_types(first_line)) is not None:
+        return known
+    if _KEY_OF.keys() & set(names):
+        return "eir"
+    try:
+        device_key(names[0] if len(names) == 1 else "")
+    except IdentifierError:
+        return None
+    return "imei"
+
+
+def _layout_of_types(header: bytes) -> str | None:
+    """The layout of a file of TACs with their types; None if it is another file."""
+    by_comma, by_bar = (
+        {name.replace(" ", "_") for name in _header_names(header, separator)} for separator in (",", "|")
+    )
+    if {*BY_TYPE} <= by_comma <= {*BY_TYPE, ALLOCATED, UNTIL}:
+        return "tacs"
+    return "gsma-tacs" if {*BY_TYPE} <= by_bar else None
+
+
+_DATE_PARTS = {"YYYY": "%Y", "MM": "%m", "Mon": "%b", "DD": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
+_DATE_PART = re.compile("|".join(_DATE_PARTS))
+
+
+def is_date_form(form: str) -> bool:
+    """True for a form of dates: YYYY, MM or Mon, and DD, optionally hh, mm and ss, with signs between them."""
+    found = _DATE_PART.findall(form)
+    signs = _DATE_PART.sub("", form)
+    complete = (
+        {"YYYY", "DD"} < set(found)
+        and ("MM" in found) != ("Mon" in found)
+        and {"hh", "mm"}.intersection(found) in ({"hh", "mm"}, set())
+    )
+    return complete and len(set(found)) == len(found) and re.fullmatch(r"[ ./:_TZ-]*", signs) is not None
+
+
+def until_seconds(text: str, form: str | None = None) -> int:
+    """Unix seconds of an end: that day's end, UTC, or the moment; 0 if empty; else ValueError.
+
+    `form`: how it is written, as in a Layout; None: `20261231`, `2026-12-31` or `2026-12-31T12:00:00Z`.
+    """
+    if not text:
+        return 0
+    if form is None and len(text) == len("2026-12-31T12:00:00Z") and text.endswith("Z"):
+        form = "YYYY-MM-DDThh:mm:ssZ"
+    elif form is None:
+        form = "YYYYMMDD" if len(text) == len("20261231") and is_digits(text) else "YYYY-MM-DD"
+    if len(text) != len(form) or not text.isascii():
+        raise ValueError("a date in another form")
+    moment = datetime.strptime(text, _DATE_PART.sub(lambda part: _DATE_PARTS[part[0]], form)).replace(tzinfo=UTC)
+    if "hh" not in form:
+        try:
+            moment += timedelta(days=1)
+        except OverflowError:
+            raise ValueError("the last day that there is") from None
+    return max(1, int(moment.timestamp()))
+
+
+def layout_named(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
+    """The dialect that a manifest names for the file `name`. Raises ReleaseRefused (`layout`)."""
+    known = {**declared, **LAYOUTS}
+    if layout not in known:
+        advice = "the configuration may declare others (layouts)"
+        raise ReleaseRefused(
+            "layout", f"{name}: layout {layout!r} is not known; known are {', '.join(known)}; {advice}"
+        )
+    return known[layout]
+
+
+def _header_names(header: bytes, separator: str) -> list[str]:
+    try:
+        text = header.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
+        return [column.strip().lower() for column in next(csv.reader([text], strict=True, delimiter=separator), [])]
+    except (UnicodeDecodeError, csv.Error):
+        return []
+
+
+def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
+    """The plan's fields of one line, None for those that it does not have; all None if it is not a line of CSV."""
+    try:
+        fields = next(csv.reader([line.decode("utf-8", "replace")], delimiter=plan.layout.separator, strict=True), [])
+    except csv.Error:
+        fields = []
+    return {column: fields[position] if position < len(fields) else None for column, position in plan.at.items()}
+
+
+def complaint(line: bytes, plan: Plan) -> str:
+    """The fault of one row, read by Python alone."""
+    fields, layout = fields_of(line, plan), plan.layout
+    if plan.may_be_open:
+        fields["imei_to"] = fields["imei_to"] or fields["imei_from"]
+    if None in (fields[column] for column in plan.subject) or (layout.answers and not fields["imei"]):
+        one = "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions"
+        return (
+            f"{one}, is expected"
+            if layout.answers
+            else f"the row has no {'+'.join(plan.subject)}; one row a line, quotes closed, is expected"
+        )
+    try:
+        keys = [_KEY_OF[column](fields[column] or "") for column in plan.subject]
+        until_seconds(fields.get(UNTIL) or "", layout.dates)
+    except IdentifierError as error:
+        return str(error)
+    except ValueError:
+        return f"until is not like {layout.dates or USUAL_DATES}"
+    if any(
+        (fields[column] or "").strip() not in layout.added | layout.removed
+        for column in (ACTION, CHANGE)
+        if column in fields
+    ):
+        known = [", ".join(sorted(filter(None, codes))) for codes in (layout.added, layout.removed)]
+        return f"its code is none of {known[0]} (added) and {known[1]} (removed)"
+    if plan.subject != BY_RANGE:
+        return "the row cannot be read"
+    first, last = keys
+    return (
+        "imei_from is above imei_to" if first > last else f"the range holds {-(-(last - first + 1) // SNR_KEYS)} TACs"
+    )
+
+
+USUAL_DATES = "20261231, 2026-12-31 or 2026-12-31T12:00:00Z"

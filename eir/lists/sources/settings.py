@@ -1,0 +1,65 @@
+"""Settings of the feed and of IMEI Fraud Check. Data only; imports eir.wire.web.denials."""
+
+from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Final
+
+from eir.wire.web.denials import TokenSettings
+
+FEED_SCOPE: Final = "eir-feed"
+"""The scope that an access token has to have; also the realm of passwords."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedLists:
+    """Into which lists the rows of each kind go; of several the one whose kind fits what the row names."""
+
+    block: tuple[str, ...] = ()
+    exception: tuple[str, ...] = ()
+    track: tuple[str, ...] = ()
+    allowed_tac: tuple[str, ...] = ()
+    blocked_tac: tuple[str, ...] = ()
+
+    @property
+    def by_role(self) -> dict[str, tuple[str, ...]]:
+        """The same by the word in the path of a request."""
+        return {each.name.replace("_", "-"): getattr(self, each.name) for each in fields(self)}
+
+
+TAC_ROLES: Final = frozenset({"allowed-tac", "blocked-tac"})
+"""The words whose rows name TACs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedSettings:
+    """The section `feed`."""
+
+    listen: tuple[str, ...] = ()
+    """`http://host:port` or `https://host:port`, each with its port; empty: there is no feed."""
+    users: Path | None = None
+    """The file of eir.interfaces.feed.feed_users."""
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that may connect; empty: any."""
+    lists: FeedLists = field(default_factory=FeedLists)
+    tokens: TokenSettings | None = None
+    """None: access tokens are no way in."""
+
+
+FRAUD_SCOPE: Final = "imei-fraud-check:check-status"
+"""The scope that an access token has to have (CAMARA)."""
+RATE_MAX: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FraudSettings:
+    """The section `fraud_check`."""
+
+    listen: tuple[str, ...] = ()
+    """`http://host:port` or `https://host:port`, each with its port; empty: nobody is answered."""
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that may connect; empty: any."""
+    rate_max: float = RATE_MAX
+    """Requests a second of each client."""
+    tokens: TokenSettings | None = None
+    """None: nobody has a good token."""

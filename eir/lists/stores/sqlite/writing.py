@@ -1,0 +1,283 @@
+"""Lists in the file as writers see them: sets of pages that are filled, put in force, and collected when nobody needs them."""
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from eir.errors import StoreError
+from eir.lists.pages.pages import NUMBER_BITS, Page
+from eir.lists.record.store import Event, ListState
+from eir.lists.stores.records import VALUE_BYTES_MAX, decode_event, decode_state, encode, encode_numbers
+from eir.lists.stores.sqlite.file import NUMBER_MASK, WAL_BYTES_MAX, checkpoint, transaction
+from eir.lists.stores.sqlite.history import append
+from eir.lists.stores.write import (
+    SMALL_BYTES,
+    Kept,
+    Stored,
+    Undo,
+    Wanted,
+    Write,
+    check_generation,
+    check_room,
+    decide,
+    decide_undo,
+    steps_back,
+)
+
+PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
+"""Most pages and bytes that one transaction of a load writes: it holds the write lock for about 70 ms."""
+WRITE_PAGES_MAX = 512
+"""Most pages that one statement writes."""
+SET_IDLE_S = 600
+"""A set that is being filled and was not touched for this long (s) belongs to a load that died."""
+RESERVE_BYTES = 2 * WAL_BYTES_MAX
+"""Bytes that a load leaves free on the disk: for the write-ahead log, and as much again for later writes there."""
+AMENDED_TIMES = 2
+"""An amendment writes pages as they were and as they are, to the log and to the file."""
+DB_PAGE_BYTES, LEAF_BYTES, ROW_BYTES = 4096, 4084, 16
+"""SQLite's page, the bytes in it for rows, and those of a row besides its content."""
+CHANGES_MAX = 1_000
+"""Steps that are kept for each list."""
+
+# A value longer than any record of ours is not one of ours.
+READ_RECORD = """
+SELECT generation, iif(length(state) > :most, '', state), page_set, iif(length(made) > :most, NULL, made) FROM lists WHERE name = :name
+"""
+READ_KEPT = """
+SELECT generation, iif(length(state) > :most, '', state), page_set, whole, iif(length(made) > :most, NULL, made) FROM kept WHERE list = :name
+ORDER BY generation DESC
+"""
+# Pages out of one blob, and a table of where each is: id, start and length of keys, start and length of extra.
+SCATTER = """
+INSERT OR REPLACE INTO pages
+SELECT json_extract(value, '$[0]'), substr(?1, json_extract(value, '$[1]'), json_extract(value, '$[2]')),
+    substr(?1, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
+FROM json_each(?2)
+"""
+# A page as it is under the id that it is kept under; one that is not there as one without keys.
+KEEP = """
+INSERT OR REPLACE INTO pages SELECT ?, coalesce(keys, x''), coalesce(extra, x'') FROM (SELECT 1) LEFT JOIN pages ON id = ?
+"""
+SIZES = """
+SELECT length(keys) + length(extra) FROM pages
+WHERE id IN (SELECT page_set << :bits | value FROM lists, json_each(:numbers) WHERE name = :name)
+"""
+DOOM = """
+UPDATE sets SET doomed = 1
+WHERE keep_until < ? AND NOT EXISTS (SELECT 1 FROM lists WHERE page_set = sets.id) AND NOT EXISTS (SELECT 1 FROM kept WHERE page_set = sets.id)
+"""
+DELETE_SOME = "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETWEEN ? AND ? LIMIT ?)"
+
+
+def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
+    """The record of a list. Raises StoreError (corrupt)."""
+    values = {"name": name, "most": VALUE_BYTES_MAX}
+    found = db.execute(READ_RECORD, values).fetchone()
+    if found is None:
+        return None
+    kept = tuple(
+        Kept(_state(name, *row), row[2], bool(whole), _event(by)) for *row, whole, by in db.execute(READ_KEPT, values)
+    )
+    *row, made = found
+    return Stored(_state(name, *row), row[2], kept, _event(made))
+
+
+def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
+    """The state in force. Raises StoreError (corrupt)."""
+    found = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
+    return None if found is None else _state(name, *found[:3])
+
+
+def _state(name: str, generation: object, text: str, page_set: object) -> ListState:
+    """The state in a row. Raises StoreError (corrupt) for a row that another program wrote: SQLite takes a text for a number."""
+    state = decode_state(text)
+    if type(generation) is not int or generation != state.generation or type(page_set) is not int:
+        found = f"generation {generation!r:.50} and page_set {page_set!r:.50} beside a state of generation {state.generation}"
+        raise StoreError("corrupt", f"list {name} has a row that is not as EIR writes it: {found}")
+    return state
+
+
+def _event(text: str | None) -> Event | None:
+    return None if text is None else decode_event(text)
+
+
+# Room
+
+
+def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: bool) -> None:
+    """Raise StoreError (full) if the disk has no room for these pages. Useless sets are cleared away before."""
+    sizes = [len(keys) + len(extra) for _, keys, extra in pages]
+    if amends:
+        numbers = json.dumps([page.number for page in pages])
+        sizes += (size for (size,) in db.execute(SIZES, {"name": name, "numbers": numbers, "bits": NUMBER_BITS}))
+    needs = file_bytes(sizes) * (AMENDED_TIMES if amends else 1)
+    if needs > SMALL_BYTES:
+        _collect(db)
+        check_room("full", *_told(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES)
+
+
+def file_bytes(sizes: Sequence[int]) -> int:
+    """Bytes that rows with contents of these sizes take in the file, roughly (sqlite.org/fileformat2.html 1.6)."""
+    rows = np.array(sizes, np.int64) + ROW_BYTES
+    in_leaf = DB_PAGE_BYTES / (LEAF_BYTES // rows.clip(1, LEAF_BYTES))
+    return int(np.where(rows <= LEAF_BYTES, in_leaf, (rows // LEAF_BYTES + 1) * DB_PAGE_BYTES).sum())
+
+
+def _told(db: sqlite3.Connection) -> tuple[str, str]:
+    """The file, and advice for when it has no room."""
+    return _path(db), f"make room on the disk of {Path(_path(db)).parent}, and do it again"
+
+
+def _path(db: sqlite3.Connection) -> str:
+    return str(db.execute("PRAGMA database_list").fetchone()[2])
+
+
+def _free(db: sqlite3.Connection) -> int:
+    """Bytes that the file has free in it, and those that the disk has for it."""
+    disk = os.statvfs(Path(_path(db)).parent)
+    (unused,) = db.execute("PRAGMA freelist_count").fetchone()
+    return int(unused * DB_PAGE_BYTES + disk.f_bavail * disk.f_frsize)
+
+
+# Sets that are being filled, and those of no more use
+
+
+def begin_set(db: sqlite3.Connection, name: str, seen: int) -> int:
+    """A new set for a list that is at the generation seen."""
+    _collect(db)
+    with transaction(db):
+        check_generation(name, stored(db, name), seen)
+        return _new_set(db)
+
+
+def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
+    """Add pages to a set that is being filled.
+
+    Raises StoreError: `staging_lost` if it has been collected, `full` if the reserve would be touched: something else took the room.
+    """
+    needs = file_bytes([len(keys) + len(extra) for _, keys, extra in pages])
+    check_room("full", *_told(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES - WAL_BYTES_MAX)
+    with transaction(db):
+        _hold(db, page_set)
+        _insert(db, page_set, pages)
+
+
+def _hold(db: sqlite3.Connection, page_set: int) -> None:
+    values = (time.time() + SET_IDLE_S, page_set)
+    if not db.execute("UPDATE sets SET keep_until = ? WHERE id = ? AND NOT doomed", values).rowcount:
+        raise StoreError(
+            "staging_lost", "the pages that were loaded were cleared away before they came into force: load again"
+        )
+
+
+def give_up(db: sqlite3.Connection, page_set: int) -> None:
+    """Leave a set to be collected, unless a list points to it."""
+    db.execute("UPDATE sets SET keep_until = 0 WHERE id = ?", (page_set,))
+
+
+def clear(db: sqlite3.Connection, page_set: int) -> None:
+    """Clear away a set that was given up while it was filled, so that its room is there for others at once."""
+    checkpoint(db)  # on a full disk: what is in the log needs no more room then, and may be written over
+    give_up(db, page_set)
+    _collect(db)
+    checkpoint(db)
+
+
+def _new_set(db: sqlite3.Connection) -> int:
+    return int(db.execute("INSERT INTO sets (keep_until) VALUES (?)", (time.time() + SET_IDLE_S,)).lastrowid or 0)
+
+
+def _ids(page_set: int) -> tuple[int, int]:
+    """The first and the last row id that a page of the set may have."""
+    return page_set << NUMBER_BITS, page_set << NUMBER_BITS | NUMBER_MASK
+
+
+def _collect(db: sqlite3.Connection) -> None:
+    """Delete the pages of sets that no list points to, a portion a transaction."""
+    with transaction(db):
+        db.execute(DOOM, (time.time(),))
+    for (page_set,) in db.execute("SELECT id FROM sets WHERE doomed").fetchall():
+        gone = PORTION_PAGES
+        while gone == PORTION_PAGES:
+            with transaction(db):
+                gone = db.execute(DELETE_SOME, (*_ids(page_set), PORTION_PAGES)).rowcount
+                if gone < PORTION_PAGES:
+                    db.execute("DELETE FROM sets WHERE id = ?", (page_set,))
+
+
+def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
+    """Some hundreds of pages a statement: like reading, this gives up the interpreter's lock for all of them together."""
+    base = page_set << NUMBER_BITS
+    for at in range(0, len(pages), WRITE_PAGES_MAX):
+        table: list[tuple[int, ...]] = []
+        parts: list[bytes] = []
+        start = 1
+        for number, keys, extra in pages[at : at + WRITE_PAGES_MAX]:
+            if keys or extra:
+                middle = start + len(keys)
+                table.append((base | number, start, len(keys), middle, len(extra)))
+                parts += (keys, extra)
+                start = middle + len(extra)
+        db.execute(SCATTER, (b"".join(parts), json.dumps(table)))
+
+
+# The one transaction by which a list changes
+
+
+def commit(db: sqlite3.Connection, name: str, seen: int, wanted: Wanted | Undo, staged: int | None) -> ListState:
+    """Put in force what is wanted, and into the history; `staged`: the set with the whole list, if it is that."""
+    with transaction(db):
+        before = stored(db, name)
+        check_generation(name, before, seen)
+        if isinstance(wanted, Undo):
+            steps = steps_back(name, before, wanted.to)
+            pages = [[] if step.whole else _pages(db, step.page_set) for step in steps]
+            write = decide_undo(
+                cast("Stored[int]", before), steps, pages, wanted.event
+            )  # steps_back has raised if there is no such step
+        elif staged is not None:
+            _hold(db, staged)
+            write = decide(before, wanted, staged)
+        else:
+            write = decide(before, wanted, _new_set(db) if wanted.keep else 0)  # 0: it needs none
+        _carry_out(db, name, write)
+        append(db, write.event)
+    return write.after.state
+
+
+def _pages(db: sqlite3.Connection, page_set: int) -> list[Page]:
+    rows = db.execute("SELECT id & ?, keys, extra FROM pages WHERE id BETWEEN ? AND ?", (NUMBER_MASK, *_ids(page_set)))
+    return [Page(*row) for row in rows]
+
+
+def _carry_out(db: sqlite3.Connection, name: str, write: Write[int]) -> None:
+    after, change = write.after, write.change
+    base = after.page_set << NUMBER_BITS
+    if write.aside is not None:
+        db.executemany(KEEP, ((write.aside << NUMBER_BITS | page.number, base | page.number) for page in write.put))
+    _insert(db, after.page_set, write.put)
+    db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in write.put if page.gone))
+    for each in write.dropped:
+        give_up(db, each)
+    row = (name, after.state.generation, encode(after.state), after.page_set, _text(after.made))
+    db.execute("INSERT OR REPLACE INTO lists (name, generation, state, page_set, made) VALUES (?, ?, ?, ?, ?)", row)
+    db.execute("DELETE FROM kept WHERE list = ?", (name,))
+    db.executemany("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?)", (
+        (name, kept.state.generation, encode(kept.state), kept.page_set, kept.whole, _text(kept.made)) for kept in after.kept
+    ))  # fmt: skip
+    if write.new_log:
+        db.execute("DELETE FROM changes WHERE list = ?", (name,))
+    if change is not None:
+        numbers = encode_numbers(change.pages)
+        db.execute("INSERT OR REPLACE INTO changes VALUES (?, ?, ?, ?)", (name, change.before, change.after, numbers))
+        db.execute("DELETE FROM changes WHERE list = ? AND after <= ?", (name, change.after - CHANGES_MAX))
+
+
+def _text(made: Event | None) -> str | None:
+    return None if made is None else encode(made)

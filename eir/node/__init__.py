@@ -1,0 +1,1 @@
+"""A running node: its processes, and how it is observed."""

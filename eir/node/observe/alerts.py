@@ -1,0 +1,327 @@
+"""Conditions of the alerts in deploy/prometheus/alerts.yml, evaluated on the metrics of one node for `eir status`.
+
+While a critical or warning alert fires, the status is not OK. A rule holds at the latest when the alert of its name fires; its windows
+are at least as long as those of the alert, and its wait is a minute shorter. Alerts that compare nodes, and the one for a node that
+does not answer, have no rule. No I/O; the clock is an argument.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple, TypeAlias
+
+from eir.node.observe.metrics import FAMILIES, Labels, Snapshot
+from eir.wire.web.access import LOCKED_OUT, PAGE
+
+EVERY_S = 60.0
+"""Interval of `Alerts.note`."""
+WINDOW_MIN, DAY_MIN = 30, 24 * 60
+"""Minutes for which the rises of counters are kept; those of checks are kept for a day."""
+SUBJECTS_SHOWN = 10
+"""Most subjects that one text names."""
+
+CHECKS, DURATIONS = "eir_checks_total", "eir_check_duration_seconds"
+_LABELS = {family.name: ("le",) if family.kind == "histogram" else family.labels for family in FAMILIES}
+MESSAGES, CHECK_REQUEST = "eir_diameter_messages_total", ("ME-Identity-Check", "request", "in")
+_COUNTERS = {family.name for family in FAMILIES if family.kind != "gauge"}
+
+Where: TypeAlias = Callable[[Mapping[str, str]], bool]
+
+
+class Trouble(NamedTuple):
+    """Condition of an alert that holds."""
+
+    alert: str
+    text: str
+
+
+class Figures:
+    """The metrics of a node now, and the rises of its counters minute by minute."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        """Unix time of the metrics."""
+        self._metrics: Snapshot = {}
+        self._noted: Snapshot = {}
+        """Counters at the last full minute; empty at the start, when all are 0."""
+        self._rises: deque[Snapshot] = deque(maxlen=WINDOW_MIN)
+        """Rises of each minute; counters that did not rise are left out."""
+        self._checks: deque[tuple[float, float]] = deque(maxlen=DAY_MIN + 10)
+        """Blocked checks and all checks of each minute, without those of probes."""
+
+    def update(self, snapshot: Snapshot, now: float) -> None:
+        """Replace the current metrics. Of Diameter messages, which are the most numerous, only requests for checks are kept."""
+        requests = {
+            labels: count for labels, count in snapshot.get(MESSAGES, {}).items() if labels[1:] == CHECK_REQUEST
+        }
+        self._metrics, self.now = {**snapshot, MESSAGES: requests}, now
+
+    def note(self) -> None:
+        """Add the minute that ends now."""
+        self._rises.append(self._rises_since_noted())
+        self._checks.append(self.blocked(0))
+        self._noted = {name: dict(samples) for name, samples in self._metrics.items() if name in _COUNTERS}
+
+    def values(self, name: str, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
+        """Return the sums of a metric by one of its labels; without `by`, one sum under an empty text if there is any sample."""
+        return _sums(name, self._metrics.get(name, {}), by, where)
+
+    def rises(self, name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
+        """Return by how much a counter has risen in the last minutes, as `values` does."""
+        recent = islice(reversed(self._rises), minutes)
+        total: Counter[str] = Counter()
+        for rise in (self._rises_since_noted((name,)), *recent):
+            total.update(_sums(name, rise.get(name, {}), by, where))
+        return dict(total)
+
+    def blocked(self, minutes: int) -> tuple[float, float]:
+        """Return blocked checks and all checks of the last minutes, without those of probes."""
+        now = _sums(CHECKS, self._rises_since_noted((CHECKS,)).get(CHECKS, {}), "status", _equal("probe", ""))
+        past = [(now.get("blacklisted", 0.0), sum(now.values())), *islice(reversed(self._checks), minutes)]
+        return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
+
+    def blocked_before(self, minutes: int) -> tuple[float, float]:
+        """Return the same of the day before the last minutes."""
+        past = list(islice(reversed(self._checks), minutes, None))
+        return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
+
+    def _rises_since_noted(self, names: Iterable[str] = _COUNTERS) -> Snapshot:
+        """Return the rises since the last full minute; a counter that fell began again at 0."""
+        rises: Snapshot = {}
+        for name in names:
+            before = self._noted.get(name, {})
+            risen: dict[Labels, float] = {}
+            for labels, value in self._metrics.get(name, {}).items():
+                rise = value - before.get(labels, 0.0)
+                if rise:
+                    risen[labels] = rise if rise > 0 else value
+            if risen:
+                rises[name] = risen
+        return rises
+
+
+def _equal(label: str, value: str) -> Where:
+    return lambda labels: labels.get(label, "") == value
+
+
+def _sums(name: str, samples: Mapping[Labels, float], by: str, where: Where) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    names = _LABELS[name]
+    for values, value in samples.items():
+        labels = dict(zip(names, values, strict=False))
+        if where(labels):
+            key = labels[by] if by else ""
+            sums[key] = sums.get(key, 0.0) + value
+    return sums
+
+
+class Rule(NamedTuple):
+    """Condition of one alert."""
+
+    alert: str
+    text: str
+    """Text of the trouble; `{}` stands for the subjects."""
+    subjects: Callable[[Figures], Iterable[str]]
+    """Return the subjects for which the condition holds: lists, peers, reasons; an empty text if the node itself is the subject."""
+    wait_s: float = 0.0
+    """Time for which the condition has to hold."""
+
+
+def _is(name: str, by: str = "", value: float = 1.0) -> Callable[[Figures], Iterable[str]]:
+    """Subjects for which a gauge has this value."""
+    return lambda figures: [each for each, now in figures.values(name, by).items() if now == value]
+
+
+def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Callable[[Figures], Iterable[str]]:
+    """Subjects for which a counter has risen in the last minutes."""
+    return lambda figures: figures.rises(name, minutes, by, where)
+
+
+def _share(name: str, by: str, fine: set[str], minutes: int = 5) -> Callable[[Figures], Iterable[str]]:
+    """Subjects of which more than 1 % of the answers of the last minutes had another `result` than these."""
+
+    def subjects(figures: Figures) -> Iterator[str]:
+        every = figures.rises(name, minutes, by)
+        for each, count in figures.rises(name, minutes, by, lambda labels: labels["result"] not in fine).items():
+            if count > 0.01 * every[each]:
+                yield each
+
+    return subjects
+
+
+def _slow(figures: Figures) -> Iterable[str]:
+    within = figures.rises(DURATIONS, 5, "le")
+    every = within.pop("+Inf", 0.0)
+    fast = max((count for bound, count in within.items() if bound != "sum" and float(bound) <= 0.05), default=0.0)
+    return [""] if fast < 0.99 * every else []
+
+
+def _without_files(figures: Figures) -> Iterable[str]:
+    most = figures.values("eir_process_max_fds", "process")
+    used = figures.values("eir_process_open_fds", "process")
+    return [process for process, count in used.items() if process in most and count > 0.9 * most[process]]
+
+
+def _lost(figures: Figures) -> Iterable[str]:
+    disabled = figures.values("eir_peer_disabled", "peer")
+    return [peer for peer, up in figures.values("eir_peer_up", "peer").items() if not up and not disabled.get(peer)]
+
+
+def _without_identity(figures: Figures) -> Iterator[str]:
+    asked = figures.rises(MESSAGES, 10, "peer")
+    for kind in ("none", "bad"):
+        bad = figures.rises("eir_identity_errors_total", 10, "peer", _equal("kind", kind))
+        yield from (peer for peer, count in bad.items() if peer in asked and count > 0.01 * asked[peer])
+
+
+def _hlr_away(figures: Figures) -> Iterable[str]:
+    late = figures.rises("eir_gsup_not_passed_total", 5, "peer", lambda labels: labels["reason"] != "no_hlr")
+    return dict.fromkeys([*_is("eir_gsup_hlr_up", "peer", 0)(figures), *late])
+
+
+def _within(name: str, after_s: float, until_s: float) -> Callable[[Figures], Iterable[str]]:
+    """Subjects whose time is from `after_s` to `until_s` from now."""
+    return lambda figures: [
+        each for each, at in figures.values(name, "list").items() if after_s < at - figures.now <= until_s
+    ]
+
+
+def _overdue(figures: Figures) -> Iterable[str]:
+    interval = figures.values("eir_release_interval_seconds", "list")
+    last = figures.values("eir_release_last_accepted_timestamp_seconds", "list")
+    return [each for each, s in interval.items() if each in last and figures.now - last[each] > 1.5 * s + 3600]
+
+
+def _past_patience(name: str) -> Callable[[Figures], Iterable[str]]:
+    """Lists whose time in this metric is longer ago than the patience with their source."""
+
+    def subjects(figures: Figures) -> Iterable[str]:
+        patience = figures.values("eir_source_patience_seconds", "list")
+        since = figures.values(name, "list")
+        return [each for each, s in patience.items() if each in since and figures.now - since[each] > s]
+
+    return subjects
+
+
+def _history_full(figures: Figures) -> Iterable[str]:
+    size, limit = (
+        figures.values(name, "chain").get("main", 0.0) for name in ("eir_history_bytes", "eir_history_max_bytes")
+    )
+    return [""] if size > 0.8 * limit else []
+
+
+def _not_acknowledged(figures: Figures) -> Iterable[str]:
+    given, not_given = (
+        figures.rises("eir_source_acknowledgements_total", 30, "list", _equal("outcome", word))
+        for word in ("given", "not_given")
+    )
+    return not_given.keys() - given.keys()
+
+
+def _blocking_jumped(figures: Figures) -> Iterable[str]:
+    blocked, checks = figures.blocked(10)
+    blocked_before, checks_before = figures.blocked_before(10)
+    usual = 3 * blocked_before / checks_before if checks_before else 0.0
+    return [""] if blocked >= 30 and blocked / checks > max(usual, 0.01) else []
+
+
+def _fails(labels: Mapping[str, str]) -> bool:
+    return labels["result"].startswith("5")
+
+
+FINE = {"2001", "10415:5422"}, {"200", "404:ERROR_EQUIPMENT_UNKNOWN"}
+FINE_MAP = {"whitelisted", "blacklisted", "greylisted", "unknown", "context_not_supported"}
+"""Results that are no error: of Diameter, of N5g-eir, of MAP."""
+
+RULES: tuple[Rule, ...] = (
+    Rule("EirInternalErrors", "a request was answered 5012 because of a fault of the program (event=fault)", _rose("eir_diameter_errors_total", 5, where=_equal("reason", "internal"))),
+    Rule("EirSlow", "more than one check in a hundred took longer than 50 ms in the last minutes", _slow, 240),
+    Rule("EirReloadFailed", "the last reload was refused, and an earlier configuration is in force", _is("eir_config_last_reload_successful", value=0)),
+    Rule("EirRestartNeeded", "a restart is needed for the new values of: {}", _is("eir_config_needs_restart", "key")),
+    Rule("EirFilesRunOut", "nearly as many files are open as may be in: {}", _without_files),
+    Rule("EirWorkerRestarted", "a worker died in the last 15 minutes and was started again", _rose("eir_worker_restarts_total", 15)),
+    Rule("EirPasswordGuessed", "an address tried passwords for the page in the last 15 minutes and is locked out (event=client_refused)", _rose("eir_clients_refused_total", 15, where=lambda labels: (labels["interface"], labels["reason"]) == (PAGE, LOCKED_OUT))),
+    Rule("EirPeerLost", "no connection of {}", _lost, 60),
+    Rule("EirNoPeers", "no peer is connected", _is("eir_peer_up", value=0), 60),
+    Rule("EirNotRegistered", "not registered with any NRF", _is("eir_nrf_registered", value=0), 120),
+    Rule("EirFeedFails", "rows of a register were not accepted in the last 15 minutes: HTTP {}", _rose("eir_feed_rows_total", 15, "result", lambda labels: labels["result"] == "422" or _fails(labels))),
+    Rule("EirInterfaceFaulty", "an interface lacks its process or a file: {}", lambda figures: [each for each, faults in figures.values("eir_interface_faulty", "interface").items() if faults]),
+    Rule("EirFraudCheckFails", "requests of IMEI Fraud Check failed in the last 15 minutes: HTTP {}", _rose("eir_fraud_checks_total", 15, "result", _fails)),
+    Rule("EirPathLost", "SCTP paths are down: {}", lambda figures: [each for each, down in figures.values("eir_sctp_paths", "peer", _equal("state", "down")).items() if down]),
+    Rule("EirPeersRefused", "connections are refused again and again: {} (event=peer_refused)", _rose("eir_peers_refused_total", 10, "reason"), 540),
+    Rule("EirErrorAnswers", "more than one answer in a hundred is an error: {}", _share("eir_diameter_answers_total", "peer", FINE[0]), 240),
+    Rule("EirErrorResponses", "more than one response in a hundred is an error: {}", lambda figures: dict.fromkeys([*_share("eir_sbi_responses_total", "peer", FINE[1])(figures), *_share("eir_map_answers_total", "peer", FINE_MAP)(figures)]), 240),
+    Rule("EirHlrAway", "the HLR is away, or was in the last 5 minutes, so that phones could not attach: {}", _hlr_away),
+    Rule("EirShedding", "requests were above a rate limit and turned away in the last minutes: {}", _rose("eir_shed_total", 5, "peer")),
+    Rule("EirCertificateExpires", "the node's certificate ends within 14 days", lambda figures: [each for each, ends in figures.values("eir_tls_certificate_expires_timestamp_seconds").items() if ends - figures.now < 14 * 86400]),
+    Rule("EirIdentityErrors", "more than one request in a hundred has no usable IMEI: {}", _without_identity, 540),
+    Rule("EirNoLists", "no list is in force, so that no check finds a device in a list", lambda figures: [] if figures.values("eir_list_serial") else [""]),
+    Rule("EirReleaseOverdue", "no release has come for longer than usual: {}", _overdue),
+    Rule("EirListExpiresSoon", "within 3 days the expiry is reached of: {}", _within("eir_list_expires_timestamp_seconds", 0, 3 * 86400)),
+    Rule("EirListExpired", "past its expiry: {}", _within("eir_list_expires_timestamp_seconds", float("-inf"), 0)),
+    Rule("EirReleaseRefused", "a release was refused in the last hour (eir history): {}", _within("eir_release_last_refused_timestamp_seconds", -3600, float("inf"))),
+    Rule("EirForced", "a limit was lifted by hand in the last day (eir history): {}", _within("eir_release_last_forced_timestamp_seconds", -86400, float("inf"))),
+    Rule("EirInboxUnusable", "the drop folder cannot be used", _is("eir_inbox_usable", value=0), 60),
+    Rule("EirInboxWaiting", "releases wait in the drop folder (event=release_waiting)", lambda figures: [each for each, waiting in figures.values("eir_inbox_waiting_releases").items() if waiting], 840),
+    Rule("EirListBehind", "behind its source for longer than its patience: {} (eir pull)", _past_patience("eir_source_ahead_timestamp_seconds")),
+    Rule("EirSourceUnreached", "the source is not reached of: {} (eir pull)", _past_patience("eir_source_reached_timestamp_seconds")),
+    Rule("EirAcknowledgementsNotTaken", "the source does not accept acknowledgements of: {} (event=acknowledgement_not_given)", _not_acknowledged, 1740),
+    Rule("EirStoreAway", "the store is away; answers go on from memory", _is("eir_store_up", value=0)),
+    Rule("EirStoreLostData", "the store lost data of: {}", _is("eir_store_lost_data", "list")),
+    Rule("EirHistoryDiffers", "the store's history does not continue this node's copy (eir history --verify)", _is("eir_history_differs")),
+    Rule("EirHistoryNearlyFull", "the history takes more than 80 % of history.max_bytes", _history_full),
+    Rule("EirListUnrecorded", "no record says who put these lists into the store: {} (eir history)", _is("eir_list_unrecorded", "list")),
+    Rule("EirCopyFailed", "the last good copy is not kept of: {} (event=copy_failed)", _is("eir_copy_failed", "list")),
+    Rule("EirFollowLag", "the node has been behind its store for more than 30 s", lambda figures: [each for each, lag in figures.values("eir_follow_lag_seconds").items() if lag > 30]),
+    Rule("EirOverrideActive", "the policy's override answers everything alike", _is("eir_override_active")),
+    Rule("EirBlockingJumped", "more than three times as many checks are blocked as in the day before", _blocking_jumped, 240),
+    Rule("EirSightingsDropped", "checks are left out of the record: {}", _rose("eir_sightings_dropped_total", 10, "reason"), 540),
+    Rule("EirEventsDropped", "events do not reach their receiver: {}", _rose("eir_events_dropped_total", 10, "to"), 240),
+)  # fmt: skip
+
+
+class Alerts:
+    """The rules over time. `note` is due each EVERY_S."""
+
+    def __init__(self) -> None:
+        self._figures = Figures()
+        self._since: dict[tuple[str, str], float] = {}
+        """Unix time since which a rule holds for a subject."""
+
+    def note(self, snapshot: Snapshot, now: float) -> None:
+        """Add the minute that ends now."""
+        self.troubles(snapshot, now)
+        self._figures.note()
+
+    def troubles(self, snapshot: Snapshot, now: float) -> list[Trouble]:
+        """Return the conditions that hold now, by the current metrics and those of past minutes."""
+        self._figures.update(snapshot, now)
+        since, self._since = self._since, {}
+        found = []
+        for rule in RULES:
+            subjects = []
+            for subject in rule.subjects(self._figures):
+                begin = self._since[rule.alert, subject] = since.get((rule.alert, subject), now)
+                if now - begin >= rule.wait_s:
+                    subjects.append(subject)
+            if subjects:
+                more = [f"{len(subjects) - SUBJECTS_SHOWN} more"] if len(subjects) > SUBJECTS_SHOWN else []
+                found.append(Trouble(rule.alert, rule.text.format(", ".join([*subjects[:SUBJECTS_SHOWN], *more]))))
+        return found
+
+
+ALERTS = (
+    ("never been loaded", "EirListMissing"), ("workers answer", "EirWorkerRestarted"), ("no worker answers", "EirDown"), ("the store is away", "EirStoreAway"),
+    ("the store lost list", "EirStoreLostData"), ("last good copy of list", "EirCopyFailed"), ("past its expiry", "EirListExpired"),
+    ("configuration on disk", "EirReloadFailed"), ("history does not continue", "EirHistoryDiffers"), ("no record says who", "EirListUnrecorded"),
+    ("override answers", "EirOverrideActive"), ("any NRF", "EirNotRegistered"), ("above a rate limit", "EirShedding"), ("was refused, or", "EirPeersRefused"),
+    ("the source of list", "EirSourceUnreached"), ("behind its source", "EirListBehind"), ("the HLR of", "EirHlrAway"), ("the drop folder", "EirInboxUnusable"), ("certificate ends", "EirCertificateExpires"),
+    ("is not reached at", "EirPathLost"), ("peers connected", "EirNoPeers"), ("no connection of", "EirPeerLost"), ("cannot be used (", "EirInterfaceFaulty"),
+)  # fmt: skip
+"""Part of a text of the status → the alert whose entry in the runbook gives advice."""
+PARTS = (*((max(rule.text.split("{}"), key=len), rule.alert) for rule in RULES), *ALERTS)
+
+
+def alert_of(trouble: str) -> str | None:
+    """Return the alert whose entry in the runbook gives advice about a text of the status."""
+    return next((alert for part, alert in PARTS if part in trouble), None)

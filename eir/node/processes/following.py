@@ -1,0 +1,256 @@
+"""The process that follows the store, for all of a node. It answers nobody.
+
+It reads what is new, proves it, makes images, and hands each to the front, from where every worker gets it; it keeps
+the last good copy and heals the store. It may end and come back: the front hands it what is in force, and meanwhile workers answer.
+`Followed` is the front's part: the lists as the follower handed them in last, for every worker that is there or comes later, and how
+the follower is.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import uvloop
+
+from eir.config import Config
+from eir.errors import Report, place_of
+from eir.lists.follow.follower import Follower
+from eir.lists.images.image import Image, ImageError
+from eir.lists.images.index import Index
+from eir.lists.record.store import ListState
+from eir.lists.stores.open import open_copy, open_store
+from eir.node.observe import metrics
+from eir.node.observe.log import Log, call_failed, report_faults
+from eir.node.observe.status import Following
+from eir.node.processes.channel import Channel, Handlers
+from eir.node.processes.priority import BESIDE_NICE, Aside, give_way
+from eir.node.processes.setup import Listed, hand_over, kinds_of, tell_in_force
+from eir.node.processes.starter import Process
+from eir.node.processes.workers import watch
+
+TELL_S = 0.1
+"""Interval at which the front is told how following goes."""
+TRIM_S = 1.0
+"""Memory that a switch took is given back so long after it. The image before is kept until then, so that no worker pays for freeing it."""
+
+
+def run(end: socket.socket, config: Config) -> int:
+    """Be that process until SIGTERM, or until its channel ends. Returns the exit status."""
+    give_way(BESIDE_NICE)
+    return uvloop.run(_follow(end, config))
+
+
+async def _follow(end: socket.socket, config: Config) -> int:
+    log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    report_faults(log.report)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    channel = Channel(end)
+    process = _Process(config, channel, log)
+    serving = asyncio.create_task(channel.serve(process.handlers(), failed=call_failed(log.report)))
+    serving.add_done_callback(lambda _: stop.set())
+    working = asyncio.create_task(process.run())
+    working.add_done_callback(lambda _: stop.set())
+    await stop.wait()
+    for task in (serving, working):
+        task.cancel()
+    faults = [
+        each for each in await asyncio.gather(serving, working, return_exceptions=True) if isinstance(each, Exception)
+    ]
+    for fault in faults:
+        log.report("fault", reason="following", level="error", detail=place_of(fault))
+    channel.close()
+    await process.close()
+    log.close()
+    return int(bool(faults))
+
+
+class _Process:
+    """The process at work."""
+
+    def __init__(self, config: Config, channel: Channel, log: Log) -> None:
+        self._channel, self._log = channel, log
+        self._index = Index(kinds_of(config))
+        self._all_there = asyncio.Event()
+        self._store, self._copy = (
+            open_store(config.store, config.state, report=log.report, check=False),
+            open_copy(config.store, config.state, report=log.report),
+        )
+        self._follower = Follower(
+            self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
+            who=f"{socket.gethostname()}:{os.getpid()}",
+        )  # fmt: skip
+
+    def handlers(self) -> dict[str, Any]:
+        """Return the functions that the front may call, by name."""
+        return {
+            "configure": self._configure, "counters": self._counters, "put_in_force": self._in_force_already, "complete": self._all_there.set,
+        }  # fmt: skip
+
+    async def run(self) -> None:
+        """Take what is in force already, and follow."""
+        await self._all_there.wait()
+        await self._follower.start()
+        self._tell()  # how following goes is told before it is told that all is there
+        self._channel.tell("complete")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tell_again())
+            tasks.create_task(self._follower.run(Aside()))
+
+    def _tell(self) -> None:
+        follower = self._follower
+        lost, copies = dict(follower.lost), sorted(follower.from_copy)
+        how = Following(
+            store_up=follower.up,
+            lost=lost,
+            from_copy=copies,
+            in_step_at=follower.in_step_at,
+            copy_faults=dict(follower.copy_faults),
+        )
+        self._channel.tell("following", how, self._counters(), latest="following")
+
+    async def _tell_again(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            self._tell()
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        for store in (self._store, self._copy):
+            if store is not None:
+                await store.close()
+
+    def _in_force_already(self, what: Listed, memory: int | None) -> None:
+        if memory is None:
+            return  # then it is read from the store
+        with suppress(ImageError, OSError):  # as above
+            image = Image.map(memory)
+            if (entries := self._index.lists.get(what.name)) is not None and entries.kind == what.kind:
+                self._index.switch(what.name, what.state, image)
+
+    def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
+        asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
+        tell_in_force(self._log.report, name, state)
+        hand_over(self._channel, Listed(name, self._index.lists[name].kind, state), image)
+
+    def _configure(self, config: Config) -> None:
+        self._index.reconfigure(kinds_of(config))
+        self._follower.look()
+        self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
+
+    def _counters(self) -> metrics.Snapshot:
+        return {"eir_store_errors_total": metrics.by_label(self._follower.errors)}
+
+
+def _trim(_before: Image | None) -> None:
+    with suppress(OSError, AttributeError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class Followed:
+    """The lists that the follower has handed in."""
+
+    def __init__(self, config: Config, *, report: Report) -> None:
+        self._config, self._report = config, report
+        self.changed: Callable[[Listed, Image], None] = lambda *_: None
+        """Gets each list that is handed in."""
+        self.all_there: Callable[[], None] = lambda: None
+        """Called once all lists have come."""
+        self._lists: dict[str, tuple[Listed, Image]] = {}
+        self._complete = False
+        """The follower has handed in, at some time, all that it found at its start."""
+        self._channel: Channel | None = None
+        self.how = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
+        """The follower's status, as it last reported it."""
+        self._figures: metrics.Snapshot = {}
+        self._left: metrics.Snapshot = {}
+        """Counters of followers that have ended."""
+
+    async def attend(self, process: Process) -> None:
+        """Hand a new follower what is in force, and take what it hands in until it is gone."""
+        channel = self._channel = process.channel
+        channel.tell("configure", self._config)
+        for listed, image in self._lists.values():
+            hand_over(channel, listed, image)
+        channel.tell("complete")
+        # It tells what it has counted by itself; that it answers at all is what is watched.
+        watching = asyncio.create_task(watch(process, lambda _: None, self._report, process="follower"))
+
+        def handed(what: Listed, memory: int | None) -> None:
+            if (fault := self._handed(what, memory)) is not None:
+                self._report("image_failed", level="error", list=what.name, detail=fault)
+                process.kill()  # it takes the list for in force; its successor finds that it is not, and hands it in again
+
+        handlers: Handlers = {"following": self._told, "put_in_force": handed, "complete": self._completed}
+        try:
+            await channel.serve(handlers, failed=call_failed(self._report))
+        finally:
+            watching.cancel()
+            self._left = metrics.merge([self._left, metrics.outliving(self._figures)])
+            self._figures, self._channel = {}, None
+
+    def end(self) -> None:
+        """Have the follower end."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def hand_all(self, channel: Channel) -> None:
+        """Hand on all lists that there are; and that these are all, if they are."""
+        for listed, image in self._lists.values():
+            hand_over(channel, listed, image)
+        if self._complete:
+            channel.tell("complete")
+
+    def hand_missing(self, channel: Channel, there: Mapping[str, ListState]) -> None:
+        """Hand on what somebody does not have, by the states that it has: what it could not take over is lost otherwise."""
+        for listed, image in self._lists.values():
+            if there.get(listed.name) != listed.state:
+                hand_over(channel, listed, image)
+
+    def configure(self, config: Config) -> None:
+        """Follow the lists of another configuration, once the workers have taken it over."""
+        self._config = config
+        kinds = kinds_of(config)
+        self._lists = {
+            name: (listed, image) for name, (listed, image) in self._lists.items() if kinds.get(name) == listed.kind
+        }
+        if self._channel is not None:
+            self._channel.tell("configure", config)
+
+    def snapshot(self) -> metrics.Snapshot:
+        """All numbers about following, for a scrape."""
+        how = self.how
+        ours: metrics.Snapshot = {
+            "eir_store_up": {(): float(how.store_up)},
+            "eir_store_lost_data": {(name,): float(name in how.lost) for name in self._lists},
+            "eir_copy_failed": {(name,): float(name in how.copy_faults) for name in self._lists},
+            "eir_follow_lag_seconds": {(): max(0.0, time.monotonic() - how.in_step_at)},
+        }
+        return metrics.merge([ours, self._left, self._figures])
+
+    def _told(self, how: Following, figures: metrics.Snapshot) -> None:
+        self.how, self._figures = how, figures
+
+    def _completed(self) -> None:
+        self._complete = True
+        self.all_there()
+
+    def _handed(self, what: Listed, memory: int | None) -> str | None:
+        """Take over a list; returns what keeps it from that."""
+        if memory is None:
+            return "the front has no descriptor left for it"
+        try:
+            image = Image.map(memory)
+        except (ImageError, OSError) as e:
+            return str(e)
+        if kinds_of(self._config).get(what.name) == what.kind:
+            self._lists[what.name] = what, image
+            self.changed(what, image)
+        return None

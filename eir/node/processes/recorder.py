@@ -1,0 +1,432 @@
+"""The process that writes what checks have shown, and sends out what somebody wants to know at once. It answers nobody.
+
+Workers hand over messages (eir.sightings.buffer) through one socket that the front made, so that this process may end and come back
+without their noticing: only the front and the workers have its one end, only the recorder and the front have the other. The recorder
+ends when no worker is left. It takes what comes at once and writes in a thread: a slow disk costs the record its oldest part, and no
+check its answer. Where a processor is short, checks go first; where other programs leave it none, the thread takes its small share
+again, so that what was seen does not wait for ever. `Recorded` is the front's part: the socket, and what recorders have counted.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import uvloop
+
+from eir.config import Config
+from eir.errors import EirError, Report, StoreError, detail_of
+from eir.lists.record.settings import SUBSCRIBERS
+from eir.lists.stores.open import SQLITE
+from eir.node.observe import metrics
+from eir.node.observe.log import Log, call_failed, report_faults
+from eir.node.processes import state_folder
+from eir.node.processes.channel import Channel, ChannelError
+from eir.node.processes.priority import Aside, give_way, stand_back, take_part
+from eir.node.processes.starter import Process
+from eir.sightings import deliver, files
+from eir.sightings.buffer import EVENTS, HEAD, Buffer
+from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events, without
+from eir.sightings.settings import SightingsSettings
+from eir.sightings.subscribers import Subscribers, subscribers
+
+MESSAGE_BYTES_MAX = 1 << 18
+TURN_MESSAGES = 200
+"""Messages taken before others on the loop get their turn."""
+HANDED_BYTES_MAX, WAITING_BYTES_MAX = 16 << 20, 64 << 20
+"""Most bytes that wait in a worker for this process, and here for the disk."""
+WRITE_ROWS = 500_000
+"""Checks at which a file is written before its time."""
+AGAIN_S = 5.0
+"""Pause after the disk took nothing."""
+PRUNE_S = 600.0
+EVENTS_S = 0.5
+END_S = 2.0
+"""Time for which the process waits at its end for events to go out."""
+ORPHANED_S = 10.0
+"""Time for which this process goes on for workers that have not ended after it has lost the front."""
+STREAM_EVENTS_MAX = 100_000
+LOOK_S = 0.02
+"""Interval between two looks whether events have gone out."""
+
+NICE = 15
+
+SENT = "sent"
+T = TypeVar("T")
+
+
+def run(end: socket.socket, config: Config, receiver: int | None) -> int:
+    """Be that process until the workers have ended. Returns the exit status; raises EirError if it cannot begin."""
+    if receiver is None:
+        raise EirError("there is no descriptor left for the socket over which workers hand over what they have seen")
+    import eir.sightings.batches  # noqa: F401, PLC0415 - polars takes a fifth of a second: before others go first, or a busy host never gives it
+
+    give_way(NICE)  # but take what they hand over, on a busy host too
+    return uvloop.run(_keep_record(end, config, socket.socket(fileno=receiver)))
+
+
+async def _keep_record(end: socket.socket, config: Config, receiver: socket.socket) -> int:
+    log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
+    report_faults(log.report)
+    channel = Channel(end)
+    try:
+        assert config.sightings is not None  # noqa: S101 - else this process was not started
+        recorder = _Recorder(config, config.sightings, receiver, channel, log.report)
+        serving = asyncio.create_task(
+            channel.serve({"write": recorder.write_now, "forget": recorder.forget}, failed=call_failed(log.report))
+        )
+        await recorder.run()
+        serving.cancel()
+    finally:
+        log.close()
+    return 0
+
+
+async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
+    """Wait for what another process, or a task that tells nobody, brings about; False if it does not within the time."""
+    for _ in range(round(patience_s / LOOK_S)):
+        if condition():
+            return True
+        await asyncio.sleep(LOOK_S)
+    return condition()
+
+
+class _Recorder:
+    """The process at work."""
+
+    def __init__(
+        self, config: Config, settings: SightingsSettings, receiver: socket.socket, channel: Channel, report: Report
+    ) -> None:
+        self._config, self._settings, self._receiver, self._channel, self._report = (
+            config,
+            settings,
+            receiver,
+            channel,
+            report,
+        )
+        self._counts: dict[str, Counter[tuple[str, ...]]] = {}
+        """Counts by metric and labels."""
+        self._bytes = 0
+        """Size of the record."""
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = self._waiting_rows = 0
+        self._wake, self._ended = asyncio.Event(), asyncio.Event()
+        self._prepared = asyncio.Event()
+        self._asked: list[asyncio.Future[None]] = []
+        """Somebody waits for what there is to be written."""
+        self._disk = ThreadPoolExecutor(1, "disk")
+        disk = self._disk.submit(threading.get_native_id).result()
+        self._behind = Aside(disk)
+        if not self._behind.permitted:
+            stand_back(disk)  # for good
+        self._pruned = float("-inf")
+        self._clock = state_folder.read_clock(config.state)
+        self._subscribers = Subscribers("")
+        """Until the key is there."""
+        kinds = {
+            name: DEVICE_CHANGED if config.lists[name].kind == SUBSCRIBERS else SIM_CHANGED for name in settings.watch
+        }
+        self._events = Events(
+            per_second_max=settings.events_max,
+            watched=kinds,
+            seen=files.read_watched(config.state),
+            origin=f"{time.time_ns():x}",
+        )
+        self._deliveries = dict(self._made_deliveries())
+
+    async def run(self) -> None:
+        """Until the workers have ended, or this process is to end, or the front is gone and the workers take too long."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ended.set)
+        loop.add_reader(self._receiver, self._take)
+        tasks = [
+            asyncio.create_task(work)
+            for work in (self._write_again_and_again(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
+        ]  # fmt: skip
+        for task in tasks[:3]:
+            task.add_done_callback(lambda _: self._ended.set())  # by a fault: another process goes on in its place
+        await self._ended.wait()
+        loop.remove_reader(self._receiver)
+        take_part()  # nobody is answered any more who could wait for it, and the node waits for this process
+        self._take(all_of_it=True)
+        for task in tasks[:3]:
+            task.cancel()
+        for fault in await asyncio.gather(*tasks[:3], return_exceptions=True):
+            if isinstance(fault, Exception):
+                self._report("fault", reason="sightings", level="error", detail=detail_of(fault))
+        self._put_events()
+        await _soon(lambda: all(delivery.is_idle for delivery in self._deliveries.values()), END_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                await self._write()
+        for task in tasks[3:]:
+            task.cancel()
+
+    async def write_now(self) -> None:
+        """Have what there is written; returns once it is."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._take(all_of_it=True)
+        self._asked.append(written)
+        self._wake.set()
+        await written
+
+    async def forget(self, subscribers: Sequence[str]) -> None:
+        """Take subscribers out of what is remembered of them, and have the rest written, so that who asked finds all of it in the files."""
+        self._take(all_of_it=True)
+        self._put_events()
+        self._events.seen = without(self._events.seen, subscribers)
+        for delivery in self._deliveries.values():
+            delivery.forget(subscribers)
+        if self._settings.watch:
+            await self._aside(partial(files.write_watched, self._config.state, self._events.seen.copy()))
+        await self.write_now()
+
+    async def _end_alone(self) -> None:
+        await self._channel.gone.wait()
+        await asyncio.sleep(ORPHANED_S)
+        self._ended.set()
+
+    # ---- to the front ----
+
+    def _count(self, name: str, *labels: str, count: int = 1) -> None:
+        self._counts.setdefault(name, Counter())[labels] += count
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the counts at once: what is written is counted, whatever happens to this process next."""
+        self._channel.tell("counted", {**self._counts, "eir_sightings_bytes": {(): self._bytes}}, latest="counted")
+
+    # ---- from workers ----
+
+    def _take(self, *, all_of_it: bool = False) -> None:
+        for turn in itertools.count():
+            if turn == TURN_MESSAGES and not all_of_it:
+                return
+            try:
+                message = self._receiver.recv(MESSAGE_BYTES_MAX)
+            except OSError:  # there is nothing
+                return
+            if not message:  # no worker is left
+                self._ended.set()
+                return
+            if message[:1] == EVENTS:
+                self._events.take(message)
+            self._keep(message)
+
+    def _keep(self, message: bytes) -> None:
+        self._waiting.append(message)
+        self._waiting_bytes += len(message)
+        self._waiting_rows += HEAD.unpack_from(message)[1]
+        if self._waiting_rows >= WRITE_ROWS:
+            self._wake.set()
+        self._bound()
+
+    def _bound(self) -> None:
+        while self._waiting_bytes > WAITING_BYTES_MAX:
+            oldest = self._waiting.popleft()
+            rows = HEAD.unpack_from(oldest)[1]
+            self._waiting_bytes -= len(oldest)
+            self._waiting_rows -= rows
+            self._count("eir_sightings_dropped_total", "disk", count=rows)
+
+    # ---- to the disk ----
+
+    async def _write_again_and_again(self) -> None:
+        await self._write()  # nothing yet: but the key is there from now on, and what is too old goes
+        self._prepared.set()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.window_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            if not await self._write():
+                await asyncio.sleep(min(AGAIN_S, self._settings.window_s))
+
+    async def _write(self) -> bool:
+        """Write what waits; True if that is done. What could not be written waits again, as far as there is room."""
+        messages, self._waiting = self._waiting, deque()
+        asked, self._asked = self._asked, []
+        size, rows = self._waiting_bytes, self._waiting_rows
+        self._waiting_bytes = self._waiting_rows = 0
+        try:
+            self._bytes = await self._aside(partial(self._written, messages, self._bytes))
+        except (OSError, EirError) as e:
+            self._report("sightings_failed", reason=_reason(e), level="error", checks=rows, detail=str(e))
+            self._waiting.extendleft(reversed(messages))
+            self._waiting_bytes += size
+            self._waiting_rows += rows
+            self._bound()
+            self._asked += asked
+            return False
+        self._count("eir_sightings_total", count=rows)
+        for written in asked:
+            if not written.done():
+                written.set_result(None)
+        return True
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        with self._behind():
+            return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    def _written(self, messages: deque[bytes], size: int) -> int:
+        """Write these, in the thread of the disk; returns the size of the record then, which was `size` before."""
+        settings, state = self._settings, self._config.state
+        if self._pruned == float("-inf"):
+            files.clean(state)
+        now = self._clock.now(time.time(), time.monotonic())  # nothing goes because a clock has jumped
+        self._subscribers = subscribers(
+            state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s, now=lambda: now
+        )
+        if messages:
+            from eir.sightings import batches  # noqa: PLC0415 - it is there already; other processes do without
+
+            size += sum(file.bytes for file in files.write(state, batches.rows_of(messages).grouped(self._subscribers)))
+            if self._settings.watch:
+                files.write_watched(state, self._events.seen.copy())
+        if time.monotonic() - self._pruned > PRUNE_S or size > settings.max_bytes:
+            size = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=now)
+            self._pruned = time.monotonic()
+        return size
+
+    # ---- to those who want to know at once ----
+
+    def _made_deliveries(self) -> "list[tuple[str, deliver.Delivery]]":
+        made: list[tuple[str, deliver.Send]] = []
+        if (hook := self._settings.webhook) is not None:
+            made.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
+        if self._settings.stream is not None and self._config.store != SQLITE:
+            made.append(("stream", _stream(self._config.store, self._settings.stream, self._report)))
+        return [(to, deliver.Delivery(to, send, partial(self._sent, to), report=self._report)) for to, send in made]
+
+    def _sent(self, to: str, what: str, count: int) -> None:
+        if what == SENT:
+            self._count("eir_events_total", to, count=count)
+        elif count:
+            self._count("eir_events_dropped_total", to, what, count=count)
+
+    async def _send_events(self) -> None:
+        await self._prepared.wait()  # or the first events would have no subscriber
+        while True:
+            await asyncio.sleep(EVENTS_S)
+            self._put_events()
+
+    def _put_events(self) -> None:
+        found = self._events.due(time.monotonic(), self._subscribers)
+        dropped, self._events.dropped = self._events.dropped, 0
+        for to, delivery in self._deliveries.items():
+            delivery.put(found)
+            self._sent(to, RATE, dropped)
+
+
+def _stream(store: str, key: str, report: Report) -> deliver.Send:
+    """Adds events to a stream of Redis, one entry each, whose field `event` is the event as JSON."""
+    from eir.lists.stores.redis.link import Link  # noqa: PLC0415 - takes 0.2 s
+    from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415 - with the one above
+
+    link = Link(parse_url(store, check=False), report)
+
+    async def send(events: Any) -> None:
+        adding = [("XADD", key, "MAXLEN", "~", STREAM_EVENTS_MAX, "*", "event", json.dumps(event)) for event in events]
+        try:
+            await link.do_all(*adding)
+        except StoreError as e:
+            raise deliver.Undelivered(str(e)) from None
+
+    return send
+
+
+def _reason(fault: Exception) -> str:
+    return os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno else type(fault).__name__
+
+
+SOCKET_BYTES = 1 << 22
+"""Size of the kernel's buffer between the processes; the kernel may grant less."""
+SETTLE_S, WRITE_S = 0.04, 20.0
+"""Times that workers have to hand over what they are about to, and that the recorder has to write it."""
+QUEUE, REFUSED, RATE = "queue", "refused", "rate"
+TO = ("webhook", "stream")
+
+
+class Recorded:
+    """The record as seen from outside of the recorder."""
+
+    def __init__(self, settings: SightingsSettings, report: Report) -> None:
+        self._report = report
+        self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.sender, self.receiver):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        self._channel: Channel | None = None
+        there = [to for to in TO if getattr(settings, to)]
+        self._left: metrics.Snapshot = {
+            "eir_sightings_total": {(): 0.0}, "eir_sightings_dropped_total": {("disk",): 0.0},
+            "eir_events_total": {(to,): 0.0 for to in there},
+            "eir_events_dropped_total": {(to, why): 0.0 for to in there for why in (QUEUE, REFUSED, RATE)},
+        }  # fmt: skip
+        """Counters of recorders that have ended."""
+        self._figures: metrics.Snapshot = {"eir_sightings_bytes": {(): 0.0}}
+
+    async def attend(self, process: Process) -> None:
+        """Take what a recorder counts until it is gone."""
+        self._channel = process.channel
+        try:
+            await process.channel.serve({"counted": self._counted}, failed=call_failed(self._report))
+        finally:
+            self._channel = None
+            self._left = metrics.merge([self._left, metrics.outliving(self._figures)])
+            self._figures = {name: self._figures[name] for name in ("eir_sightings_bytes",)}
+
+    def end(self) -> None:
+        """Have the recorder end once it has taken all that workers have handed over; they have ended."""
+        self.sender.close()
+        self.receiver.close()
+
+    async def write(self) -> None:
+        """Have what there is written; returns once it is. Raises EirError if it is not within some seconds."""
+        await self._asked("write")
+
+    async def forget(self, subscribers: Sequence[str]) -> None:
+        """Have subscribers forgotten that are not in the files, and what there is written. Raises as `write`."""
+        await self._asked("forget", subscribers)
+
+    async def _asked(self, what: str, *arguments: Any) -> None:
+        await asyncio.sleep(SETTLE_S)
+        with suppress(ChannelError):
+            if self._channel is not None:
+                await self._channel.ask(what, *arguments, patience_s=WRITE_S)
+                return
+        raise EirError("what was seen last could not be written; the log says why (sightings_failed)")
+
+    def snapshot(self) -> metrics.Snapshot:
+        """All its numbers, for a scrape."""
+        return metrics.merge([self._left, self._figures])
+
+    def _counted(self, figures: metrics.Snapshot) -> None:
+        self._figures = figures
+
+
+def buffer_for(config: Config, sender: socket.socket | None) -> Buffer | None:
+    """Return the buffer to which a worker hands its checks; None if nothing is recorded."""
+    if config.sightings is None or sender is None:
+        return None
+
+    def send(message: bytes) -> bool:
+        """Hand a message over; False if it is not taken now."""
+        try:
+            sender.send(message)
+        except OSError:
+            return False
+        return True
+
+    rate_max = config.sightings.rate_max / config.workers
+    return Buffer(send, asyncio.get_running_loop().call_later, rate_max=rate_max, waiting_bytes_max=HANDED_BYTES_MAX)

@@ -1,0 +1,150 @@
+"""The trace of one subscriber or one device, as the front keeps it: begun by a command, told by workers, read by the command, ended by time.
+
+There is one at most. It is on record, with who began it and why, since it shows what a person's phone does. What it shows goes to the
+command alone: no log line and no file of the node has it.
+"""
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from eir.checks.trace import Sought
+from eir.device import MCC_MNC_DIGITS, device_key, imsi_key, key_text, short
+from eir.errors import EirError, Report
+from eir.lists.record.reasons import check_reason
+from eir.lists.record.store import ACCEPTED, Event, utc_text
+from eir.node.observe.control import asker
+
+LASTS_MAX_S = 3600.0
+IDLE_S = 15.0
+"""A trace that nobody reads for so long has lost its reader, and ends."""
+READ_S = 1.0
+"""Longest time that a reader waits for something."""
+RECORDS_MAX = 1000
+"""Most records that wait for the reader; beyond it the oldest are dropped."""
+
+
+class Tracing:
+    """The trace that is on, if one is."""
+
+    def __init__(
+        self,
+        seek: Callable[[Sought | None], Awaitable[None]],
+        record: Callable[[Event], None],
+        report: Report,
+        idle_s: float = IDLE_S,
+        read_s: float = READ_S,
+    ) -> None:
+        """`seek` has all workers tell of these checks from now on (None: of none), `record` puts an event into the history.
+
+        A trace that nobody has read for `idle_s` ends; a reader waits for something for `read_s` at most.
+        """
+        self._seek, self._record, self._report, self._idle_s, self._read_s = seek, record, report, idle_s, read_s
+        self.sought: Sought | None = None
+        self._number = 0
+        """The number of the last trace that began. Who reads or ends says which: it may be over, and another one on."""
+        self._changing = asyncio.Lock()
+        """A trace begins once every worker knows that the one before is over: what they told of that is here by then, and gone."""
+        self._who = self._about = ""
+        self._until = self._read_at = 0.0
+        self._told: deque[dict[str, Any]] = deque(maxlen=RECORDS_MAX)
+        self._count = 0
+        self._news = asyncio.Event()
+        """There is something to read, or the trace is over."""
+
+    async def begin(self, arguments: Mapping[str, Any]) -> int:
+        """Begin the trace of `imei`, `imsi` or both for `lasts_s`; `reason` goes on record. Returns its number.
+
+        Raises EirError where one is on, or the arguments are not good.
+        """
+        await self.look()
+        who = await asker()
+        async with self._changing:
+            return await self._begin(arguments, who)
+
+    async def _begin(self, arguments: Mapping[str, Any], who: str) -> int:
+        if self.sought is not None:
+            raise EirError(
+                f"a trace of {self._about} by {self._who} is on until {utc_text(datetime.fromtimestamp(self._until, UTC))}: one at a time"
+            )
+        imei, imsi, lasts_s, reason = (arguments.get(name) for name in ("imei", "imsi", "lasts_s", "reason"))
+        check_reason(str(reason or ""))
+        if not isinstance(lasts_s, int | float) or not 0 < lasts_s <= LASTS_MAX_S:
+            raise EirError(f"it lasts for {LASTS_MAX_S / 60:g} minutes at most")
+        if not imei and not imsi:
+            raise EirError("whose checks? an IMEI or an IMSI is needed")
+        if imsi:
+            imsi_key(str(imsi))
+        sought = Sought(device_key(str(imei)) if imei else None, str(imsi or ""))
+        named = [f"IMEI {short(key_text(sought.device))}"] if sought.device is not None else []
+        self._about = " with ".join([*named, *([f"IMSI {short(sought.imsi, MCC_MNC_DIGITS)}"] if imsi else [])])
+        self._who, self._until, self._read_at = who, time.time() + lasts_s, time.monotonic()
+        self._told.clear()
+        self._news = asyncio.Event()
+        self._count = 0
+        self._number += 1
+        self.sought = sought
+        detail = f"checks of {self._about} for {lasts_s:g} s: {reason}"
+        self._record(
+            Event(
+                time=utc_text(datetime.now(UTC)),
+                who=f"{self._who}@{socket.gethostname()}",
+                what="trace",
+                outcome=ACCEPTED,
+                detail=detail,
+            )
+        )
+        self._report("traced", who=self._who, level="warning", detail=detail)
+        await self._seek(sought)
+        self._read_at = time.monotonic()
+        return self._number
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Take a record from a worker."""
+        if self.sought is not None:
+            self._told.append(record)
+            self._count += 1
+            self._news.set()
+
+    async def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was told since the last read, at once or when there is something; `over`: nothing more comes.
+
+        `number`: of the trace; without it, of the one that is on.
+        """
+        number, news = arguments.get("number", self._number), self._news
+        if number == self._number:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._read_s):
+                    await news.wait()
+            await self.look()
+        if number != self._number:
+            return {"records": [], "over": True}
+        news.clear()
+        self._read_at = time.monotonic()
+        records = list(self._told)
+        self._told.clear()
+        return {"records": records, "over": self.sought is None}
+
+    async def end(self, arguments: Mapping[str, Any]) -> None:
+        """End it before its time; `number` as in `read`."""
+        number = arguments.get("number", self._number)
+        await self._end(lambda: number == self._number)
+
+    async def look(self) -> None:
+        """End the trace when its time is over or its reader is gone. To be called each second."""
+        await self._end(lambda: time.time() >= self._until or time.monotonic() - self._read_at > self._idle_s)
+
+    async def _end(self, is_due: Callable[[], bool]) -> None:
+        if self.sought is None or not is_due():
+            return
+        async with self._changing:
+            if self.sought is not None and is_due():
+                self.sought = None
+                self._news.set()
+                self._report("trace_ended", who=self._who, level="warning", count=self._count)
+                await self._seek(None)

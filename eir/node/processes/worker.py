@@ -1,0 +1,613 @@
+"""A worker: answers on the connections that it is handed, and leaves to the front what concerns the whole node.
+
+It gets its configuration, its connections and its lists from the front, and does nothing else: no listener, no page, no store is
+here. A list is mapped beside the one in force, and one reference changes. What is decided over all connections of a peer is the
+front's to decide; what happens goes there over the channel, and orders come back.
+"""
+
+import asyncio
+import ctypes
+import gc
+import itertools
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import uvloop
+
+from eir.checks.checker import Checker
+from eir.checks.explain import Explanation, answer
+from eir.checks.policy import compile_policy
+from eir.checks.question import Question
+from eir.checks.trace import Sought, Tracer
+from eir.config import Config
+from eir.config.settings import Listener
+from eir.errors import EirError, detail_of
+from eir.interfaces.n5g.server import N5gServer
+from eir.interfaces.n5g.service import PROTOCOL as N5G
+from eir.interfaces.n5g.settings import SERVICE, is_secure
+from eir.interfaces.s13.application import s13_application
+from eir.interfaces.s13.lane import COMPILED, ExpressLane, ExpressLanes
+from eir.interfaces.s13.service import PROTOCOL, S13Service
+from eir.lists.images.image import Image, ImageError
+from eir.lists.images.index import Index
+from eir.lists.record.clock import TrustedClock
+from eir.lists.record.store import ListState
+from eir.node.observe import metrics
+from eir.node.observe.log import Log, call_failed, report_faults
+from eir.node.observe.status import WorkerReport
+from eir.node.processes import state_folder
+from eir.node.processes.channel import Channel, ChannelError, Handlers
+from eir.node.processes.protocols import PROTOCOLS, Parts
+from eir.node.processes.recorder import buffer_for
+from eir.node.processes.setup import Listed, kinds_of, limits_of, missing_lists, overload_of, tokens_of
+from eir.sightings.buffer import Buffer
+from eir.wire.diameter.admission import Claim, Order
+from eir.wire.diameter.node import Node
+from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
+from eir.wire.peers.rate import Grants, shared_memory
+from eir.wire.peers.server import Server
+from eir.wire.transport.tls import Tls, TlsFiles, load_tls
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import KeyFiles
+
+DRAIN_S = 8.0
+"""Time that peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
+TICK_S = 1.0
+FOLD_EVERY_TICKS = 10
+PAUSE_S = 0.001
+"""Pause between two steps of giving back an image's memory."""
+KEEP_CLOCK_EVERY_TICKS = 60
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of glibc's mallopt(3)."""
+KEPT_BYTES, BUFFER_BYTES = 4 << 20, 1 << 20
+"""Free memory that a worker keeps at most at the end of its heap, and size from which a buffer gets pages of its own."""
+DIGEST_DIGITS = 12
+"""Hexadecimal ones of a content digest that a metric shows: a float holds 53 bits."""
+CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
+
+
+class Configured(NamedTuple):
+    """Settings that the front gives to a worker, at its start and at each reload.
+
+    No two workers go by different files.
+    """
+
+    config: Config
+    disabled: Sequence[str]
+    """Labels of the peers that are out of service."""
+    tls: TlsFiles | None
+    keys: "KeyFiles | None"
+    """Keys that access tokens are checked with; None: no tokens are required."""
+    dials: bool
+    """This worker connects to peers that have a `connect`, which is one worker's business."""
+    sought: Sought | None = None
+    """The checks that a trace is to tell."""
+
+
+class Prepared(NamedTuple):
+    """Another configuration, with all of it that may fail done already."""
+
+    config: Config
+    tls: Tls | None
+    keys: "KeyFiles | None"
+
+
+def run(end: socket.socket, number: int, origin_state_id: int, grants: int | None, sender: int | None = None) -> int:
+    """Be a worker until it is told to end, or its channel ends. Returns the exit status.
+
+    `grants`: a descriptor of the memory in which workers tell each other what they grant. `sender`: of the socket over which what was
+    seen is handed over.
+    """
+    if grants is None:
+        raise EirError("there is no descriptor left for the memory that workers share")
+    memory = Grants(shared_memory(grants), number)
+    os.close(grants)
+    _keep_buffers()
+    return uvloop.run(
+        _work(end, number, origin_state_id, memory, None if sender is None else socket.socket(fileno=sender))
+    )
+
+
+def _keep_buffers() -> None:
+    """Have the C library keep the memory of a read and its answers for the next one.
+
+    glibc gives free memory at the end of its heap back from 128 KiB on, and a full window takes more: fetched again page by
+    page, it costs as much as the answers do. Other C libraries have no such setting.
+    """
+    with suppress(AttributeError):
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
+        set_option(M_MMAP_THRESHOLD, BUFFER_BYTES)
+
+
+async def _work(
+    end: socket.socket, number: int, origin_state_id: int, grants: Grants, sender: socket.socket | None
+) -> int:
+    loop = asyncio.get_running_loop()
+    log = Log(time.monotonic, worker=number)
+    report_faults(log.report)
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    channel = Channel(end)
+    born: asyncio.Future[Worker] = loop.create_future()
+    handlers: dict[str, Callable[..., Any]] = {"end": stop.set}
+
+    def configure(configured: Configured) -> None:
+        try:
+            worker = built(configured, channel, log, origin_state_id=origin_state_id, grants=grants, sender=sender)
+        except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
+            born.set_exception(e)
+        else:
+            handlers.update(worker.handlers())
+            born.set_result(worker)
+
+    handlers["configure"] = configure
+    serving = asyncio.create_task(channel.serve(handlers, failed=call_failed(log.report)))
+    serving.add_done_callback(lambda _: stop.set())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((born, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if born.done():
+            await born.result().run(stop)
+    finally:
+        for task in (serving, stopped):
+            task.cancel()
+        channel.close()
+        log.close()
+    return 0
+
+
+def built(
+    configured: Configured,
+    channel: Channel,
+    log: Log,
+    *,
+    origin_state_id: int,
+    grants: Grants,
+    sender: socket.socket | None,
+) -> "Worker":
+    """The parts of a worker, put together."""
+    config, counts = configured.config, Counts()
+    log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
+    clock = state_folder.read_clock(config.state)
+    index = Index(kinds_of(config), lambda: clock.now(time.time(), time.monotonic()))
+    sightings = buffer_for(config, sender)
+    checker = Checker(
+        config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report,
+        sightings=sightings, probes=probes_of(config),
+    )  # fmt: skip
+    tls = None if configured.tls is None else load_tls(configured.tls)
+    service = S13Service(checker, config.peers)
+    lanes = ExpressLanes(checker, service.replies) if COMPILED else None
+    tracer = Tracer(
+        lambda question: answer(question, worker.config.policy, index, now=datetime.now(UTC)), lambda record: channel.tell("traced", record),
+        lanes.seek if lanes else lambda _: None, time.time,
+    )  # fmt: skip
+    node = Node(
+        replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config),
+        s13_application(service, partial(ExpressLane, lanes) if lanes else None, tracer),
+        counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
+        tls=tls, grants=grants, sctp=config.sctp,
+    )  # fmt: skip
+    parts = Parts(checker, counts, node.rates, log.report, tokens_of(configured.keys, None, SERVICE))
+    servers: dict[str, Server[Any]] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
+    for name, server in servers.items():
+        server.tell_name = partial(channel.hand, "said_name", name)
+    worker = Worker(
+        config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
+        servers=servers, tls=tls, sightings=sightings, tracer=tracer,
+    )  # fmt: skip
+    for label in configured.disabled:
+        worker.set_peer(label, enabled=False)
+    worker.trace(configured.sought)
+    if configured.dials:
+        worker.dial()
+    return worker
+
+
+def probes_of(config: Config) -> frozenset[tuple[str, str]]:
+    """Protocol and label of the peers whose checks are nobody's phones."""
+    stays = {PROTOCOL: True} | {name: protocol.stays for name, protocol in PROTOCOLS.items()}
+    return frozenset(
+        (name, peer.label)
+        for name, there in stays.items()
+        for peer in config.peers
+        if peer.probe or (there and peer.is_probe)
+    )
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Worker:
+    """The parts of a worker at work."""
+
+    config: Config
+    log: Log
+    channel: Channel
+    counts: Counts
+    index: Index
+    checker: Checker
+    lanes: ExpressLanes | None
+    """They have the images that they look into. None: no lane was compiled."""
+    clock: TrustedClock
+    service: S13Service
+    node: Node
+    servers: Mapping[str, Server[Any]]
+    """Servers of the protocols besides Diameter."""
+    tls: Tls | None
+    sightings: Buffer | None
+    tracer: Tracer
+    arrived: asyncio.Queue[tuple[Listed, Image] | None] = field(default_factory=asyncio.Queue)
+    """Lists that are to be taken over; None: these are all."""
+    prepared: Prepared | None = None
+    """The list that `take_over` puts in force."""
+    ending: bool = False
+    replaced: asyncio.Queue[Image] = field(default_factory=asyncio.Queue)
+    """Images whose place others have taken."""
+    longest_slice_s: float = 0.0
+    """The longest time that taking over a list held the loop."""
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Messages shed up to the last log line about them."""
+    worked: tuple[float, float] = (0.0, 0.0)
+    """Time at which the load was last looked at, and the processor time up to then."""
+    load: float = 0.0
+    shed_lately: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Messages told of in that line."""
+
+    @property
+    def every(self) -> "Sequence[Node | Server[Any]]":
+        """Return all that answer, of every protocol."""
+        return (self.node, *self.servers.values())
+
+    def handlers(self) -> Handlers:
+        """Return the functions that the front may call, by name."""
+        return {
+            "connection": self.connection, "put_in_force": self.put_in_force, "complete": lambda: self.arrived.put_nowait(None),
+            "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.dial,
+            "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
+            "set_keys": self.set_keys, "explain": self.explain, "trace": self.trace,
+            "doubt": lambda protocol, name: self.servers[protocol].doubt(name),
+        }  # fmt: skip
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take over lists, answer until told to stop, send the peers away, let go of everything."""
+        following = [asyncio.create_task(each) for each in (self._take_lists(), self._give_back(), self._tick())]
+        await stop.wait()
+        self.ending = True
+        self.channel.tell("leaving")
+        await asyncio.gather(*(server.drain(DRAIN_S) for server in self.every))
+        if self.sightings is not None:
+            self.sightings.flush()
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
+        self._tell_shed()
+
+    # ---- what the front hands over ----
+
+    def put_in_force(self, what: Listed, memory: int | None) -> None:
+        """Map a list's memory, and put it in force when its turn comes."""
+        if memory is None:
+            return  # the front hands it over again
+        try:
+            self.arrived.put_nowait((what, Image.map(memory)))
+        except (ImageError, OSError) as e:
+            self.log.report("image_failed", level="error", list=what.name, detail=str(e))
+
+    def connection(self, listener: int, number: int, descriptor: int | None) -> None:
+        """Answer on a connection."""
+        if descriptor is None:
+            self.node.starved()
+            self.channel.tell("gone", number)
+            return
+        connection = socket.socket(fileno=descriptor)
+        if self.ending:
+            connection.close()
+            self.channel.tell("gone", number)
+            return
+        connection.setblocking(False)
+        task = asyncio.create_task(self._serve(connection, number, self.config.listeners[listener]))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _take_lists(self) -> None:
+        """Take over lists as they come, one after another."""
+        while True:
+            arrived = await self.arrived.get()
+            if arrived is None:
+                gc.collect()
+                gc.freeze()  # what the start made stays: no collection walks it again
+                self.channel.tell("started")
+            else:
+                try:
+                    await self._put_in_force(*arrived)
+                except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and takes the next one
+                    self.log.report("fault", reason="lists", level="error", detail=detail_of(e))
+
+    async def _put_in_force(self, listed: Listed, image: Image) -> None:
+        """Put a list in force, of which the front hands over the last version once more if it was not here yet."""
+        entries = self.index.lists.get(listed.name)
+        if entries is None or entries.kind != listed.kind or entries.state == listed.state:
+            return
+        began = time.perf_counter()
+        before = self.index.switch(listed.name, listed.state, image)
+        if self.lanes is not None:
+            self.lanes.renew()
+        self._note_slice(began)
+        if before is not None:
+            self.replaced.put_nowait(before)
+
+    async def _give_back(self) -> None:
+        """Give back the memory of images that are no longer in force, with pauses.
+
+        Other workers do the same at that time: where they share a processor, none is to wait for the end of another's
+        time slice.
+        """
+        while True:
+            image = await self.replaced.get()
+            done = 0
+            while done < len(image.buffer):
+                began = time.perf_counter()
+                done = image.drop(done)
+                self._note_slice(began)
+                await asyncio.sleep(PAUSE_S)
+            del image
+
+    def _note_slice(self, began: float) -> None:
+        self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
+
+    async def _serve(self, connection: socket.socket, number: int, listener: Listener) -> None:
+        secure = is_secure(listener.url)
+        try:
+            if (server := self.servers.get(listener.protocol)) is None:
+                await self.node.take(connection, secure=secure)
+            elif (end := await server.take(connection, secure=secure)) is not None:
+                is_away = PROTOCOLS[listener.protocol].stays or not end.in_order
+                self.channel.tell("connection_ended", end.label, is_away)
+        finally:
+            self.channel.tell("gone", number)
+
+    # ---- what goes on beside the checks ----
+
+    async def _tick(self) -> None:
+        for tick in itertools.count():
+            try:
+                await self._look(tick)
+            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
+                self.log.report("fault", reason="tick", level="error", detail=detail_of(e))
+            await asyncio.sleep(TICK_S)
+
+    async def _look(self, tick: int) -> None:
+        if tick % FOLD_EVERY_TICKS == 0:
+            self._tell_shed()
+            self.log.fold()
+        (since, before), self.worked = self.worked, (time.monotonic(), time.process_time())
+        self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
+        self.checker.tick(datetime.now(UTC))
+        self.tracer.refill()
+        self.index.now()  # a jump of the clock is noticed, although nobody asks for a row that ends
+        if tick % KEEP_CLOCK_EVERY_TICKS == 0:
+            if self.clock.jumped:
+                self.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
+            await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
+
+    def _tell_shed(self) -> None:
+        """One line for each peer and limit about what was turned away since the last ones."""
+        self.shed_lately = self.counts.shed - self.shed_told
+        self.shed_told = self.counts.shed.copy()
+        for (peer, reason), count in self.shed_lately.items():
+            self.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
+
+    # ---- what the front tells ----
+
+    def prepare(self, configured: Configured) -> None:
+        """Do all of another configuration that may fail, and change nothing. Raises EirError."""
+        tls = (
+            self.tls if configured.tls is None else load_tls(configured.tls)
+        )  # a listener for TLS that is open stays so until a restart
+        compile_policy(
+            configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC)
+        )
+        tokens_of(configured.keys, None, SERVICE)
+        self.prepared = Prepared(configured.config, tls, configured.keys)
+
+    def take_over(self) -> None:
+        """Put in force what was prepared, except for what takes a restart."""
+        if self.prepared is None:
+            raise EirError("this worker has prepared nothing")
+        (new, tls, keys), self.prepared = self.prepared, None
+        self.index.reconfigure(kinds_of(new))
+        self.checker.reconfigure(new.policy, datetime.now(UTC))
+        self.checker.probes = probes_of(new)
+        identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
+        self.service.configure(new.peers)
+        self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls, sctp=new.sctp)
+        for name, server in self.servers.items():
+            PROTOCOLS[name].reconfigure(server, new, tls)
+        self.set_keys(keys)
+        self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
+        self.config, self.tls = new, tls
+
+    def dial(self) -> None:
+        """Connect to peers, by all protocols: no other worker does."""
+        for server in self.every:
+            server.dial()
+
+    def set_peer(self, label: str, enabled: bool) -> None:
+        """Put a peer in or out of service."""
+        for server in self.every:
+            server.enable(label) if enabled else server.disable(label)
+
+    def set_keys(self, keys: "KeyFiles | None") -> None:
+        """Check access tokens with these keys from now on. Raises KeysError and changes nothing if it cannot."""
+        n5g = self.servers[N5G]
+        assert isinstance(n5g, N5gServer)  # noqa: S101 - the table says so
+        n5g.tokens = tokens_of(keys, n5g.tokens, SERVICE)
+
+    def trace(self, sought: Sought | None) -> None:
+        """Tell of these checks from now on; None: of none."""
+        self.tracer.begin(sought)
+        self.checker.traced = None if sought is None else self.tracer.check
+
+    # ---- what the front asks ----
+
+    def _loaded(self) -> dict[str, ListState]:
+        return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
+
+    def counters(self) -> metrics.Snapshot:
+        """Return the counters of this worker, which outlive it."""
+        counts = self.counts
+        self.node.count_retransmissions()
+        return {
+            "eir_checks_total": self.checker.checks(),
+            "eir_observed_total": self.checker.observed,
+            "eir_identity_errors_total": self.checker.identity_errors,
+            "eir_check_duration_seconds": metrics.histogram(
+                DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s
+            ),
+            "eir_diameter_messages_total": counts.messages,
+            "eir_diameter_answers_total": counts.answers,
+            "eir_diameter_errors_total": metrics.by_label(counts.errors),
+            "eir_diameter_drops_total": metrics.by_label(counts.dropped),
+            **{name: samples for server in self.servers.values() for name, samples in server.counters().items()},
+            "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
+            "eir_shed_total": counts.shed,
+            "eir_sctp_retransmissions_total": metrics.by_label(counts.sctp_retransmissions),
+            "eir_sctp_restarts_total": metrics.by_label(counts.sctp_restarts),
+            "eir_sightings_dropped_total": {} if self.sightings is None else metrics.by_label(self.sightings.dropped),
+        }
+
+    def snapshot(self) -> metrics.Snapshot:
+        """All numbers of this worker, for a scrape."""
+        states = self._loaded()
+        connected, disabled = self.connected(), self.disabled()
+        return self.counters() | {
+            **{name: samples for server in self.servers.values() for name, samples in server.gauges().items()},
+            "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
+            "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
+            "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.counts.last_request),
+            "eir_sctp_paths": self.paths(),
+            "eir_list_entries": {(name,): state.entries for name, state in states.items()},
+            "eir_list_serial": {(name,): state.serial for name, state in states.items()},
+            "eir_list_content_digest": {
+                (name,): int(state.content_digest[:DIGEST_DIGITS], 16) for name, state in states.items()
+            },
+            "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
+            "eir_list_expires_timestamp_seconds": metrics.times(
+                {name: state.expires for name, state in states.items()}
+            ),
+            "eir_switch_longest_slice_seconds": {(): self.longest_slice_s},
+            "eir_override_active": {(): float(self.checker.policy.overridden)},
+        }
+
+    def report(self) -> WorkerReport:
+        """Return the status of the worker."""
+        states = self._loaded()
+        lately = (self.counts.shed - self.shed_told) + self.shed_lately
+        return WorkerReport(
+            missing=missing_lists(self.config, states), lists=states, overridden=self.checker.policy.overridden,
+            checks=self.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
+            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.disabled(), load=self.load,
+            refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.lost_paths(),
+            warnings={label: text for server in self.servers.values() for label, text in server.warnings().items()},
+        )  # fmt: skip
+
+    def explain(self, question: Question) -> Explanation:
+        """Return what would be answered now, and why; reads no disk, and counts nothing."""
+        return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
+
+    def peers(self) -> list[dict[str, Any]]:
+        """All connections, and the entries of the peer table that have none: of these nobody knows which protocol they will speak."""
+        return [
+            *(
+                {
+                    **asdict(peer), "connections": int(peer.address is not None),
+                    "protocol": PROTOCOL if peer.address is not None or peer.direction == "out" else None,
+                }
+                for peer in self.node.status()
+            ),
+            *(dict(row) for server in self.servers.values() for row in server.status()),
+        ]  # fmt: skip
+
+    def disabled(self) -> list[str]:
+        """Labels of the peers and gateways that are turned away."""
+        turned_away = {label for server in self.every for label in server.disabled()}
+        return [label for label in dict.fromkeys(self.config.labels) if label in turned_away]
+
+    def paths(self) -> Counter[tuple[str, str]]:
+        """Return how many paths of SCTP there are over all protocols, by peer label and `up` or `down`."""
+        found: Counter[tuple[str, str]] = Counter()
+        for server in self.every:
+            for label, _, up in server.paths():
+                found[label, "up"] += up
+                found[label, "down"] += not up
+        return found
+
+    def lost_paths(self) -> dict[str, list[str]]:
+        """Return the addresses of connected peers, by label, that SCTP does not reach at present."""
+        found: dict[str, list[str]] = {}
+        for server in self.every:
+            for label, address, up in server.paths():
+                if not up:
+                    found.setdefault(label, []).append(address)
+        return found
+
+    def connected(self) -> dict[str, int]:
+        """Open connections by peer label, over all protocols; 0 for each peer that is expected and has none."""
+        by_label = Counter(self.node.connected())
+        for server in self.servers.values():
+            by_label.update(server.connected())
+        return dict(by_label)
+
+
+class RemoteAdmission:
+    """The front's AdmissionControl: what happens is told there, and its orders come back over the channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def may_dial(self, host: str | None, label: str, now: float) -> bool:
+        """See AdmissionControl.may_dial."""
+        with suppress(ChannelError):
+            return bool(await self._channel.ask("may_dial", host, label, now))
+        return False
+
+    def stay_away(self, label: str, until: float) -> None:
+        """See Admission.stay_away."""
+        self._channel.tell("stay_away", label, until)
+
+    def arrived(self, claim: Claim) -> Sequence[Order]:
+        """See Admission.arrived."""
+        self._channel.tell("arrived", claim)
+        return ()
+
+    def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
+        """See Admission.dialing."""
+        return self._tell("dialing", connection, host, our_host)
+
+    def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
+        """See Admission.opened."""
+        return self._tell("opened", connection, host, origin_state_id)
+
+    def alive(self, connection: int) -> Sequence[Order]:
+        """See Admission.alive."""
+        return self._tell("alive", connection)
+
+    def closed(self, connection: int, reason: str) -> Sequence[Order]:
+        """See Admission.closed."""
+        return self._tell("closed", connection, reason)
+
+    def _tell(self, *what: Any) -> Sequence[Order]:
+        self._channel.tell("reported", *what)
+        return ()

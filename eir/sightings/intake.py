@@ -1,0 +1,167 @@
+"""The log of another EIR, taken into the record: CSV or Parquet with columns by name, read a piece at a time. Imports polars.
+
+`time` and `imei` have to be there, `software_version`, `imsi`, `origin_host` and `status` may. A row that cannot be read is left out
+and named by file and line, never with its identifiers. Times are ISO 8601 (UTC where there is no zone) or Unix seconds.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eir.errors import EirError
+from eir.sightings.batches import ROWS, Rows
+from eir.sightings.buffer import Kind
+from eir.sightings.files import write
+from eir.sightings.subscribers import Subscribers
+
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+import polars as pl  # it reads the number of its threads when it is imported
+
+REQUIRED, OPTIONAL = ("time", "imei"), ("software_version", "imsi", "origin_host", "status")
+STATUSES = ("whitelisted", "blacklisted", "greylisted", "unknown", "error")
+STATUS_WORDS = {
+    "0": "whitelisted",
+    "1": "blacklisted",
+    "2": "greylisted",
+    "5422": "unknown",
+    "white": "whitelisted",
+    "black": "blacklisted",
+    "grey": "greylisted",
+    "gray": "greylisted",
+}
+"""Status words of other EIRs, with ours."""
+PROTOCOL = "import"
+PIECE_BYTES, PIECE_ROWS = 32 << 20, 500_000
+COMPLAINTS_MAX = 10
+AHEAD_S = 300
+"""Time by which another EIR's clock may be ahead."""
+YEAR_US = 365 * 86400 * 10**6
+EARLIEST_US, LATEST_US = 20 * YEAR_US, 200 * YEAR_US
+"""The years 1990 to 2170: a number outside of them is not a time."""
+
+
+@dataclass(slots=True)
+class Taken:
+    """The result of an import."""
+
+    rows: int = 0
+    """Rows that are on record now."""
+    bad: int = 0
+    complaints: list[str] = field(default_factory=list)
+    """The first bad rows: file, line and what was expected."""
+    files: list[Path] = field(default_factory=list)
+
+
+def take_in(
+    file: Path, state: Path, subscribers: Subscribers, progress: Callable[[int, int], None] = lambda *_: None
+) -> Taken:
+    """Take a file into the record of a state folder; `progress` is told how much is done, of how much. Raises EirError or OSError.
+
+    Where it fails, what had been taken in before stays out again.
+    """
+    taken, total = Taken(), file.stat().st_size
+    with file.open("rb") as stream:
+        pieces = _parquet(file) if stream.read(4) == b"PAR1" else _csv(file)
+    try:
+        for piece, line, done in pieces:
+            rows = _rows(piece, file, line, taken)
+            taken.files += [made.path for made in write(state, rows.grouped(subscribers))]
+            progress(done, total)
+    except BaseException as e:
+        for path in taken.files:
+            path.unlink(missing_ok=True)
+        if isinstance(e, pl.exceptions.PolarsError):
+            raise EirError(f"{file}: {str(e).splitlines()[0]}") from None
+        raise
+    return taken
+
+
+def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
+    """The good rows of a piece whose first row stands in `line`; the others are counted and named."""
+    rows = (
+        piece.with_columns(pl.lit("").alias(name) for name in OPTIONAL if name not in piece.columns)
+        .select(
+            _time(piece.schema["time"]),
+            *(pl.col(name).cast(pl.String).fill_null("").str.strip_chars() for name in ("imei", *OPTIONAL)),
+        )
+        .with_columns(pl.col("status").str.to_lowercase().replace(STATUS_WORDS), at=pl.int_range(pl.len()))
+    )
+    wrong = (
+        pl.when(pl.col("time").is_null()).then(pl.lit("'time' is no time; expected 2026-11-25T06:00:00Z or Unix seconds"))
+        .when(pl.col("time") > (time.time() + AHEAD_S) * 1e6).then(pl.lit("'time' is in the future; a time without a zone is UTC"))
+        .when(pl.col("imei") == "").then(pl.lit("'imei' is empty"))
+        .when(~pl.col("imsi").str.contains("^(?:[0-9]{6,15})?$")).then(pl.lit("'imsi' is not an IMSI; expected 6 to 15 digits, or nothing"))
+        .when(~pl.col("status").is_in(["", *STATUSES])).then(pl.lit(f"'status' is not one of {', '.join(STATUSES)}"))
+    )  # fmt: skip
+    rows = rows.with_columns(wrong=wrong)
+    bad = rows.filter(pl.col("wrong").is_not_null()).select("at", "wrong")
+    taken.bad += len(bad)
+    named = bad.head(COMPLAINTS_MAX - len(taken.complaints))
+    taken.complaints += [f"{file.name}:{line + at}: {said}" for at, said in named.iter_rows()]
+    good = rows.filter(pl.col("wrong").is_null())
+    taken.rows += len(good)
+    kinds = good.select("status", "origin_host").unique().with_row_index("kind")
+    good = good.join(kinds, on=["status", "origin_host"], how="left", maintain_order="left")
+    return Rows(
+        good.select(*ROWS),
+        [Kind(host or None, status=status or None, protocol=PROTOCOL) for _, status, host in kinds.iter_rows()],
+    )
+
+
+def _time(kind: pl.DataType) -> pl.Expr:
+    """Return the column `time` as microseconds, null where it is not a time."""
+    column = pl.col("time")
+    if isinstance(kind, pl.Datetime):
+        found = column.dt.timestamp("us")
+    elif kind.is_numeric():
+        found = (column.cast(pl.Float64) * 1e6).round().cast(pl.Int64, strict=False)
+    else:
+        text = column.cast(pl.String).str.strip_chars()
+        plain = text.str.replace(r"[Zz]$", "+00:00")
+        zoned = plain.str.contains(r"[+-][0-9]{2}:?[0-9]{2}$") & plain.str.contains(":")
+        iso = (
+            pl.when(zoned).then(plain).otherwise(plain + "+00:00").str.replace(" ", "T", literal=True)
+            .str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False).dt.timestamp("us")
+        )  # fmt: skip
+        found = pl.coalesce(iso, (text.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False))
+    return pl.when((found >= EARLIEST_US) & (found < LATEST_US)).then(found).alias("time")
+
+
+def _parquet(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
+    """Pieces of a Parquet file, each with the number of its first row, and how much is read."""
+    frame = pl.scan_parquet(file, glob=False)
+    names = _named(file, frame.collect_schema().names())
+    total = frame.select(pl.len()).collect().item()
+    size = file.stat().st_size
+    for at in range(0, total, PIECE_ROWS):
+        yield frame.slice(at, PIECE_ROWS).select(names).collect(), at + 1, size * min(at + PIECE_ROWS, total) // total
+
+
+def _csv(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
+    """Pieces of a CSV file, each with the line of its first row, and how much is read."""
+    with file.open("rb") as stream:
+        head = stream.readline().decode("utf-8-sig", "replace")
+        separator = max(",;\t|", key=head.count)
+        columns = [name.strip().strip('"').lower() for name in head.strip().split(separator)]
+        names = _named(file, columns)
+        line = 2
+        while octets := stream.read(PIECE_BYTES):
+            octets += stream.readline()
+            piece = pl.read_csv(
+                octets, has_header=False, new_columns=columns, separator=separator, infer_schema=False, truncate_ragged_lines=True,
+                encoding="utf8-lossy", schema_overrides=dict.fromkeys(columns, pl.String),
+            )  # fmt: skip
+            yield piece.select(names), line, stream.tell()
+            line += octets.count(b"\n")
+
+
+def _named(file: Path, columns: list[str]) -> list[str]:
+    """The columns that mean something here. Raises EirError if one that has to be there is not."""
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing:
+        raise EirError(
+            f"{file}:1: no column {' and no column '.join(missing)}; expected a header with {', '.join((*REQUIRED, *OPTIONAL))}"
+        )
+    return [name for name in (*REQUIRED, *OPTIONAL) if name in columns]

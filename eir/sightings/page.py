@@ -1,0 +1,295 @@
+"""Findings for those who decide: a page for a browser, the sheet of one device, and the rows of a list that `eir publish` signs.
+
+A page has charts and a table in a single file that loads nothing, light or dark as the reader's system is. `page` is for a fraud desk and names devices;
+`public_page` is for a yearly report and holds counts alone, none below ten. `sheet` reads the tables of a judgement.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from html import escape
+from itertools import chain
+from typing import Any
+
+from eir.device import key_text
+from eir.sightings.cases import CONFIRMED
+from eir.sightings.conditions import CONDITIONS, PRIOR, SAID
+from eir.sightings.engine import Engine
+from eir.sightings.judge import Finding, Judgement, as_text
+
+ROWS_MAX = 2000
+RULES = "4"
+"""Version of the conditions and their weights."""
+EXAMPLES, SAMPLE = 20, 400
+EXPORTS = ("eir", "dirbs-notifications")
+CERTAIN = SAID[0][0]
+SUPPRESSED_BELOW = 10
+FEW = f"fewer than {SUPPRESSED_BELOW}"
+BANDS = (
+    (1, 1, "one, or not known"),
+    (2, 2, "2"),
+    (3, 3, "3"),
+    (4, 6, "4 to 6"),
+    (7, 20, "7 to 20"),
+    (21, 10**9, "more than 20"),
+)
+"""Copies: from, to, and how that is said."""
+BAR_PX, GAP_PX, LABEL_PX, WIDTH_PX = 18, 8, 330, 720
+
+STYLE = """
+:root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1c1e21;--soft:#5b6168;--line:#dcdfe3;--bar:#2563a8;--strong:#a8321f}
+@media (prefers-color-scheme:dark){:root{--page:#15171a;--card:#1e2125;--ink:#e8eaed;--soft:#a3abb4;--line:#363b42;--bar:#6ea8e6;--strong:#f08b78}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:24px 20px 60px}
+h1{font-size:26px;line-height:1.25;margin:0 0 4px}
+h2{font-size:17px;margin:0 0 12px}
+p{margin:0 0 12px;max-width:75ch}
+.soft,figcaption,th{color:var(--soft)}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:20px 0}
+.figures div,section,figure{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px 16px;margin:0}
+.figures b{display:block;font-size:24px;font-variant-numeric:tabular-nums}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:16px;margin:16px 0}
+section{margin:16px 0;overflow-x:auto}
+svg{width:100%;height:auto;display:block}
+svg text{fill:var(--ink);font:13px system-ui,sans-serif}
+svg .soft{fill:var(--soft)}
+svg .bar{fill:var(--bar)}
+table{border-collapse:collapse;width:100%;font-size:14px}
+th{text-align:left;font-weight:600;white-space:nowrap}
+th,td{padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td time{white-space:nowrap}
+td code{font:13px ui-monospace,monospace;white-space:nowrap}
+.certain{color:var(--strong);font-weight:600}
+"""
+
+
+SHEET = (
+    ("What each condition says, in log odds", "says"), ("Changes that came sooner than a phone travels", "too_soon"), ("Order of the two busiest subscribers", "order"),
+    ("Subscribers", "subscribers"), ("Decisions", "decisions"), ("Checks", "checks"),
+)  # fmt: skip
+
+
+def page(found: Judgement) -> str:
+    """The page of a fraud desk: every device, its score, and what speaks against it."""
+    findings = found.findings
+    charts = [
+        _bars("What was found", "devices for which each condition holds", _by_condition(findings)),
+        _bars("How many phones share an identity", "devices by their regular subscribers", _by_copies(findings)),
+        _bars("Models", "reported devices by TAC, the ten with most", dict(Counter(finding.imei[:8] for finding in findings).most_common(10))),
+    ]  # fmt: skip
+    rows = "".join(map(_row, findings[:ROWS_MAX]))
+    more = (
+        f"<p class=soft>{len(findings) - ROWS_MAX:,} more are in the CSV and JSON forms.</p>"
+        if len(findings) > ROWS_MAX
+        else ""
+    )
+    malformed = "".join(
+        f"<tr><td>{escape(origin) or 'not named'}<td class=n>{seen:,}<td class=n>{who:,}"
+        for origin, seen, who in found.malformed[:20]
+    )
+    wrong = (
+        _section(
+            "Checks that name no device",
+            f"<table><tr><th>Origin<th class=n>Checks<th class=n>Subscribers{malformed}</table>",
+        )
+        if malformed
+        else ""
+    )
+    left = (
+        f"<p><b>Not believed:</b> {escape(', '.join(found.left_out))}: too many devices would be tampered with by its word alone.</p>"
+        if found.left_out
+        else ""
+    )
+    if not found.places:
+        left += "<p>All checks come from one place, so place says nothing.</p>"
+    bands = "".join(
+        f"<tr><td>{least:.2f} and more<td class=n>{said:.0%}<td class=n>{devices:,}<td class=n>{confirmed:,}<td class=n>{cleared:,}"
+        for least, said, devices, confirmed, cleared in found.reliability
+    )
+    reliability = _section(
+        "What the score means",
+        "<p class=soft>The score is the share of such devices that are tampered with: first as in made networks that "
+        "nothing was fitted to, then as your own decisions shift it.</p><table><tr><th>Score, up to the line above<th class=n>Tampered with, in made networks"
+        f"<th class=n>Devices here<th class=n>Confirmed by you<th class=n>Cleared by you{bands}</table>",
+    )
+    table = (
+        "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation</thead>"
+        f"<tbody>{rows}</tbody></table>{more}" if findings else "<p>Nothing was found.</p>"
+    )  # fmt: skip
+    return _document(
+        "Devices with a tampered identity",
+        found,
+        f"""
+<div class=figures>{_figure(len(findings), "devices reported")}{_figure(sum(finding.score >= CERTAIN for finding in findings), "of them 0.95 and more")}{_figure(found.devices, "devices seen")}{_figure(found.subscribers, "subscribers")}{_figure(found.sightings, "checks")}</div>
+{left}<div class=charts>{"".join(charts)}</div>
+{_section("Devices, the likeliest first", table)}{reliability}{wrong}""",
+    )
+
+
+def public_page(found: Judgement) -> str:
+    """The page of a yearly report: no identifier, no place, no day, and no count below ten."""
+    findings = found.findings
+    by_condition = {
+        label: count if count >= SUPPRESSED_BELOW else None for label, count in _by_condition(findings).items()
+    }
+    figures = "".join(_figure(count, what) for count, what in (
+        (len(findings), "devices with a tampered identity"), (found.devices, "devices seen"), (found.subscribers, "subscribers"), (found.sightings, "checks"),
+    ))  # fmt: skip
+    return _document(
+        "Tampered device identities",
+        found,
+        f"""
+<div class=figures>{figures}</div>
+<div class=charts>{_bars("What was found", "devices for which each condition holds", by_condition)}{_bars("How many phones share an identity", "devices by their regular subscribers", suppressed(_by_copies(findings)))}</div>
+<p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""",
+    )
+
+
+def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """All that a finding rests on, check by check, for scripts and for the page; `engine` has judged it just now."""
+    finding = next((each for each in found.findings if each.device == device), None)
+    return {
+        "imei": key_text(device), "since": as_text(found.since), "until": as_text(found.until), "rules": RULES, "base_rate": PRIOR,
+        "finding": finding.as_json() if finding else None,
+        "says": [
+            {"condition": name, "means": CONDITIONS[name], "log_odds": round(says, 2), "evidence": evidence}
+            for name, says, evidence in engine.rows(f"SELECT name, says, evidence FROM marks WHERE device = {device} ORDER BY 2 DESC")
+        ],
+        "against": [*([finding.honest] if finding and finding.honest else []), *([] if found.places else ["all checks come from one place, so place says nothing"])],
+        "subscribers": [
+            {"subscriber": who, "home": home, "checks": checks, "days": days, "first_seen": as_text(first), "last_seen": as_text(last)}
+            for who, home, checks, days, first, last in engine.rows(f"""
+                SELECT subscriber, home, checks, day_count, first_seen, last_seen FROM usage WHERE device = {device} ORDER BY 3 DESC, 1 LIMIT {SAMPLE}
+            """)
+        ],
+        "order": [
+            {"checks": [int(a), int(b)], "runs": int(runs), "expected": round(expected, 1), "deviation": round(deviation, 1)}
+            for a, b, runs, expected, deviation in engine.rows(f"SELECT a, b, runs, expected, deviation FROM orders WHERE device = {device}")
+        ],
+        "too_soon": [
+            {"time": as_text(time), "from": here, "to": there, "gap_s": round(gap), "needed_s": round(needed), "known": known}
+            for time, here, there, gap, needed, known in engine.rows(f"""
+                SELECT switches.time, here.origin, there.origin, switches.gap_s, switches.fastest_s, switches.known
+                FROM switches JOIN located AS here ON switches.before_origin = here.number JOIN located AS there ON switches.origin = there.number
+                WHERE switches.device = {device} AND switches.is_conflict = 1 ORDER BY switches.fastest_s - switches.gap_s DESC, 1 LIMIT {EXAMPLES}
+            """)
+        ],
+        "checks": [
+            {"time": as_text(time), "subscriber": who, "origin_host": origin, "peer": peer, "software_version": version}
+            for time, who, origin, peer, version in engine.rows(f"""
+                SELECT steps.time, members.subscriber, claims.origin, claims.peer, steps.version
+                FROM steps JOIN members ON steps.device = members.device AND steps.subscriber = members.number JOIN claims ON steps.claim = claims.claim
+                WHERE steps.device = {device} ORDER BY 1, 2 LIMIT {SAMPLE}
+            """)
+        ],
+        "left_out": list(found.left_out), "decisions": [each for each in decisions if each["imei"][:14] == key_text(device)],
+    }  # fmt: skip
+
+
+def sheet_page(made: Mapping[str, Any]) -> str:
+    """The sheet of one device as a page, for the person who decides about the device."""
+    finding = made["finding"]
+    score = (
+        f"<p><b>{finding['score']:.3f}</b>: {escape(finding['sure'])}. Of all devices {made['base_rate']:.1%} are tampered with before anything is seen.</p>"
+        if finding
+        else "<p>It is no finding.</p>"
+    )
+    parts = [
+        (title, "".join(f"<th>{escape(name.replace('_', ' '))}" for name in rows[0]), "".join(f"<tr>{''.join(f'<td>{escape(str(value))}' for value in row.values())}" for row in rows))
+        for title, name in SHEET for rows in [made[name]] if rows
+    ]  # fmt: skip
+    tables = "".join(_section(title, f"<table><tr>{head}{body}</table>") for title, head, body in parts)
+    against = "".join(f"<p>For an honest explanation: {escape(text)}</p>" for text in made["against"])
+    left = f"<p>Not believed: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
+    return _framed(
+        f"Device {made['imei']}",
+        f"{made['since'][:10]} to {made['until'][:10]}, rules {made['rules']}",
+        f"{score}{against}{left}{tables}",
+    )
+
+
+def listed(
+    findings: Iterable[Finding], layout: str, made: datetime, confirmed: Iterable[str] = ()
+) -> Iterator[Sequence[str]]:
+    """Findings as the rows of a list: the header, and a row for each device; in `dirbs-notifications` one for each copy that came back, where its IMSI is known.
+
+    `confirmed`: further devices, of which an operator's word is all there is. A reason is the condition that speaks loudest: lists hold 255 texts, and a device's own numbers would be as many as devices.
+    """
+    day = f"{made:%Y%m%d}"
+    is_eir = layout == "eir"
+    yield ("imei", "reason", "date") if is_eir else ("imei", "imsi", "msisdn", "block_date", "reasons")
+    devices = chain(
+        ((finding.imei, finding.users, (*finding.conditions, CONFIRMED)[0]) for finding in findings),
+        ((imei, (), CONFIRMED) for imei in confirmed),
+    )
+    for imei, users, why in devices:
+        copies = [imsi for imsi in users if imsi.isdigit() and len(imsi) in (14, 15) and not is_eir]
+        for imsi in copies or [""]:
+            yield (imei, f"tampered: {why}", day) if is_eir else (imei, imsi, "", day, f"tampered: {why}")
+
+
+def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:
+    """Counts that add up to a known sum, those below ten as None; where that hides one alone, the next smallest too."""
+    hidden = [name for name, count in counts.items() if 0 < count < SUPPRESSED_BELOW]
+    if len(hidden) == 1:
+        others = sorted((count, name) for name, count in counts.items() if count and name not in hidden)
+        hidden += [name for _, name in others[:1]]
+    return {name: None if name in hidden else count for name, count in counts.items()}
+
+
+def _by_condition(findings: Iterable[Finding]) -> dict[str, int]:
+    counted = Counter(name for finding in findings for name in finding.conditions)
+    return {CONDITIONS[name]: count for name, count in counted.most_common()}
+
+
+def _by_copies(findings: Sequence[Finding]) -> dict[str, int]:
+    return {label: sum(low <= max(finding.copies, 1) <= high for finding in findings) for low, high, label in BANDS}
+
+
+def _section(title: str, content: str) -> str:
+    """A part with a table, which may be wider than the screen: keys scroll it too."""
+    return f'<section tabindex=0 aria-label="{escape(title)}"><h2>{escape(title)}</h2>{content}</section>'
+
+
+def _figure(count: int, what: str) -> str:
+    shown = FEW if 0 < count < SUPPRESSED_BELOW and what.startswith("devices with") else f"{count:,}"
+    return f"<div><b>{shown}</b>{escape(what)}</div>"
+
+
+def _bars(title: str, says: str, counts: Mapping[str, int | None]) -> str:
+    """Lines with a bar each, drawn as an image that is read out as its title and a list; a count of None is one that is not given."""
+    most = max((count or 0 for count in counts.values()), default=0) or 1
+    shown = {label: FEW if count is None else f"{count:,}" for label, count in counts.items()}
+    drawn = []
+    for number, (label, count) in enumerate(counts.items()):
+        top = number * (BAR_PX + GAP_PX)
+        wide = (count or 0) / most * (WIDTH_PX - LABEL_PX - 90)
+        drawn.append(
+            f'<text x="{LABEL_PX - 8}" y="{top + 14}" text-anchor="end">{escape(label if len(label) <= 48 else f"{label[:47]}…")}<title>{escape(label)}</title></text>'
+            f'<rect class="bar" x="{LABEL_PX}" y="{top}" width="{wide:.1f}" height="{BAR_PX}" rx="2"/>'
+            f'<text class="soft" x="{LABEL_PX + wide + 6:.1f}" y="{top + 14}">{escape(shown[label])}</text>'
+        )
+    high = max(len(counts), 1) * (BAR_PX + GAP_PX)
+    read = "; ".join(f"{label}: {count}" for label, count in shown.items()) or "nothing"
+    return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {high}" role="img" aria-label="{escape(f"{title}: {read}")}">{"".join(drawn)}</svg><figcaption>{escape(says)}</figcaption></figure>'
+
+
+def _row(finding: Finding) -> str:
+    return (
+        f"<tr><td><code>{finding.imei}</code><td class=n><span{' class=certain' * (finding.score >= CERTAIN)}>{finding.score:.3f}</span><td class=n>{finding.subscribers:,}"
+        f"<td><time>{finding.first_seen:%Y-%m-%d}</time><td><time>{finding.last_seen:%Y-%m-%d}</time><td>{escape(finding.evidence)}<td>{escape(finding.honest)}"
+    )
+
+
+def _document(title: str, found: Judgement, body: str) -> str:
+    return _framed(title, f"{found.since:%d %B %Y} to {found.until:%d %B %Y}", body)
+
+
+def _framed(title: str, time: str, body: str) -> str:
+    return f"""<!doctype html>
+<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><meta name=referrer content=no-referrer>
+<meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'"><title>{escape(title)}</title><style>{STYLE}</style></head>
+<body><main><h1>{escape(title)}</h1><p class=soft>{escape(time)}</p>{body}</main></body></html>
+"""

@@ -1,0 +1,1 @@
+"""Protocols and transports, without any logic of the register."""

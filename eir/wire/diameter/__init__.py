@@ -1,0 +1,51 @@
+"""A Diameter node (RFC 6733) that stands alone: codec, peers without I/O, and a thin asyncio layer around them.
+
+What is public is in `__all__`, and README.md beside this file has an application over it. Inside, in the order from socket to answer:
+link (bytes of one connection) → framing (messages) → peer (what is done in which of its states; the table is in states) → serve
+(what a request gets) → message and avp (the codec) → grammar (is it well formed?) → the application that the node was handed
+(application) → message (bytes again), sent and counted by traffic.
+
+`application` has the commands of the base protocol too, `dictionary` the AVPs, `result` the Result-Codes. `node` holds listeners and the
+peer table; `admission` says which connections of a peer may be open, `dialer` makes those that we make, `status` tells of them.
+`watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side, with one node
+to ask or several. Who may connect, limits and transports are eir.wire.peers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eir.errors import DiameterError, EirError
+    from eir.wire.diameter.application import Application, Command, application_id_avp
+    from eir.wire.diameter.avp import Avp, encode, encode_text, encode_u32, key_of, text, u32_or
+    from eir.wire.diameter.client import Client, Servers, connect
+    from eir.wire.diameter.dictionary import BASE_DICTIONARY, Dictionary, read_avps
+    from eir.wire.diameter.grammar import Grammar, read_grammar
+    from eir.wire.diameter.message import Answer, Reply, Request
+    from eir.wire.diameter.node import Node
+    from eir.wire.peers.counts import Counts
+    from eir.wire.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+
+__all__ = [
+    "BASE_DICTIONARY", "Answer", "Application", "Avp", "Client", "Command", "Counts", "DiameterError", "Dictionary", "EirError", "Grammar",
+    "Identity", "Limits", "Node", "PeerSettings", "Reply", "Request", "SctpSettings", "Servers", "TlsSettings", "application_id_avp", "connect",
+    "encode", "encode_text", "encode_u32", "key_of", "read_avps", "read_grammar", "text", "u32_or",
+]  # fmt: skip
+
+_HOMES = {
+    "application": {"Application", "Command", "application_id_avp"},
+    "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "Servers", "connect"},
+    "dictionary": {"BASE_DICTIONARY", "Dictionary", "read_avps"}, "grammar": {"Grammar", "read_grammar"}, "message": {"Answer", "Reply", "Request"},
+    "node": {"Node"}, "eir.wire.peers.counts": {"Counts"},
+    "eir.wire.peers.settings": {"Identity", "Limits", "PeerSettings", "SctpSettings", "TlsSettings"},
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: who wants settings alone does not wait for sockets and TLS."""
+    home = next(
+        (module if "." in module else f"{__name__}.{module}" for module, names in _HOMES.items() if name in names), None
+    )
+    if home is None and name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home or "eir.errors"), name)

@@ -1,0 +1,89 @@
+"""Connections that a node makes: attempt, wait for the end, wait Tc, attempt again (RFC 6733 2.1, 5.6)."""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Collection
+
+from eir.errors import EirError
+from eir.wire.diameter.link import Link, Owner
+from eir.wire.peers.settings import APPLICATIONS, PeerSettings, SctpSettings
+from eir.wire.transport import begin
+from eir.wire.transport.endpoint import TLS, endpoint
+
+CONNECT_TIMEOUT_S = 10.0
+STAY_AWAY_S = 120.0
+"""Seconds for which a peer that refuses us, or may, is left alone. With each CER that they refuse, some peers restart
+their own wait (Tc, usually 6 to 30 s), and others give up: they connect to us only if we stay away for longer than
+that."""
+
+
+class Dialer:
+    """One task for each peer, which connects while the peer `is_wanted`.
+
+    `failed` hears why a connection could not be made.
+    """
+
+    def __init__(
+        self, owner: Owner, is_wanted: Callable[[PeerSettings], Awaitable[bool]],
+        failed: Callable[[PeerSettings, Exception], None], stay_away_s: float = STAY_AWAY_S,
+    ) -> None:  # fmt: skip
+        self._owner, self.stay_away_s = owner, stay_away_s
+        self._is_wanted = is_wanted
+        self._failed = failed
+        self._tasks: dict[PeerSettings, asyncio.Task[None]] = {}
+        self._tls: ssl.SSLContext | None = None
+        self._not_before: dict[PeerSettings, float] = {}
+        """The time until which a peer is left alone, on the loop's clock."""
+        self._sctp = SctpSettings()
+
+    def dial(
+        self, peers: Collection[PeerSettings], tls: ssl.SSLContext | None = None, sctp: SctpSettings | None = None
+    ) -> None:  # fmt: skip
+        """Connect to these peers from now on, and to no others; `tls`: for those at `tls://`, `sctp`: at `sctp://`."""
+        self._tls, self._sctp = tls, sctp or self._sctp
+        for settings in self._tasks.keys() - set(peers):
+            self._tasks.pop(settings).cancel()
+        for settings in peers:
+            if settings not in self._tasks:
+                if APPLICATIONS in settings.lenient:
+                    # A peer that shows no S13 refuses our CER, and may give us up for good: its own comes first.
+                    self.stay_away(settings)
+                self._tasks[settings] = asyncio.get_running_loop().create_task(self._keep(settings))
+
+    def stay_away(self, settings: PeerSettings) -> None:
+        """Leave the peer alone for `stay_away_s`, taken out and put back or not: it has refused us, or would."""
+        now = asyncio.get_running_loop().time()
+        held = {peer: until for peer, until in self._not_before.items() if until > now}
+        self._not_before = held | {settings: now + self.stay_away_s}
+
+    async def close(self) -> None:
+        """Connect to nobody any more."""
+        tasks = list(self._tasks.values())
+        self.dial(())
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep(self, settings: PeerSettings) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if (held_s := self._not_before.get(settings, 0.0) - loop.time()) > 0:
+                await asyncio.sleep(held_s)
+                continue
+            if await self._is_wanted(settings):
+                await self._attempt(settings)
+            # Tc; it also keeps us away from a peer that said BUSY or DO_NOT_WANT_TO_TALK_TO_YOU (5.4.3).
+            await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
+
+    async def _attempt(self, settings: PeerSettings) -> None:
+        to = endpoint(settings.connect or "")
+        link = Link(self._owner, asyncio.get_running_loop(), settings)
+        if to.scheme == TLS and self._tls is None:
+            self._failed(settings, EirError("a connection over TLS needs a certificate"))
+            return
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await begin.connect(link, to, self._tls, self._sctp)
+        except OSError as e:
+            self._failed(settings, e)
+            return
+        await asyncio.shield(link.closed)

@@ -1,0 +1,561 @@
+"""The node: listeners, the peer table, drain and reconfiguration (RFC 6733 2.1, 5.6.4).
+
+Puts the parts of this package together on an event loop; knows of its application what an Application says.
+"""
+
+import asyncio
+import errno
+import itertools
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from eir.errors import DiameterError, EirError, Report
+from eir.wire.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse, Yield
+from eir.wire.diameter.application import Application
+from eir.wire.diameter.capabilities import (
+    CEA_REFUSED,
+    NO_APPLICATION,
+    Capabilities,
+    certificate_fits,
+    find_peer,
+    has_common,
+    nearest_miss,
+)
+from eir.wire.diameter.dialer import STAY_AWAY_S, Dialer
+from eir.wire.diameter.link import Link
+from eir.wire.diameter.message import Reply
+from eir.wire.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
+from eir.wire.diameter.result import UNKNOWN_PEER
+from eir.wire.diameter.serve import TOO_BUSY_REPLY, NodeContext
+from eir.wire.diameter.states import State
+from eir.wire.diameter.status import Failure, PeerStatus, newest, peer_rows
+from eir.wire.diameter.watchdog import JITTER_S, WATCHDOG_LEAST_S
+from eir.wire.peers.counts import Counts
+from eir.wire.peers.gate import Gate
+from eir.wire.peers.rate import Grants, RateLimits
+from eir.wire.peers.settings import Identity, Limits, PeerSettings, SctpSettings, may_connect, setting_for
+from eir.wire.transport import begin, stream
+from eir.wire.transport.begin import Listener, open_listener
+from eir.wire.transport.endpoint import TLS, endpoint
+from eir.wire.transport.tls import Tls
+
+AT_ONCE_S = 1.0
+"""A peer that closes the connection within this time after our CEA did not like what it says."""
+NAMES_SETTING = "peers: as: {host, realm}"
+SETTLED = frozenset({"duplicate", "election_lost", "election", "yielded", "disabled"})
+"""Ends of connections for which there is another one, or which somebody asked for."""
+
+_jitter = partial(random.uniform, -JITTER_S, JITTER_S)
+
+
+class Node:
+    """One Diameter node on the running event loop."""
+
+    def __init__(
+        self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
+        counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
+        dials: bool = True, tls: Tls | None = None, grants: Grants | None = None, sctp: SctpSettings | None = None,
+        stay_away_s: float = STAY_AWAY_S, watchdog_least_s: float = WATCHDOG_LEAST_S, jitter: Callable[[], float] = _jitter,
+    ) -> None:  # fmt: skip
+        """`dials` False: nobody is connected to until `dial`, or `connect` of peers is another worker's business.
+
+        `tls` is for `tls://` both ways; None: there is no TLS. `sctp` is for `sctp://`; None: its defaults. `stay_away_s`: how long a peer that
+        refuses us, or may, is left alone. `watchdog_least_s`, `jitter`: the lowest Tw, and what is added to each (RFC 3539 3.4.1).
+        """
+        self.context = NodeContext(
+            identity=identity, limits=limits, application=application, counts=counts, report=report, overload=replace(overload),
+            jitter=jitter, watchdog_least_s=watchdog_least_s,
+        )  # fmt: skip
+        self._peers = tuple(peers)
+        self._tls = tls
+        self._sctp = sctp or SctpSettings()
+        self._links: dict[int, Link] = {}
+        """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
+        self._numbers = itertools.count()
+        self._gate = Gate(self._crowded_out)
+        self._taking: set[asyncio.Task[None]] = set()
+        """Connections of our own listeners, TLS handshakes included."""
+        self._admission = admission or Admission()
+        self._probes: dict[int, asyncio.TimerHandle] = {}
+        """Connections that were asked for a sign of life, until when."""
+        self._rates = RateLimits(self._peers, limits, grants)
+        self._disabled: set[str] = set()
+        self._failures: dict[str, Failure] = {}
+        """The last failure since a connection was opened, by label."""
+        self._seen: dict[str, float] = {}
+        """The time when a connection last began or ended, by label of configured peers."""
+        self._listeners: list[Listener] = []
+        self._draining = False
+        self._dialer = Dialer(self, self._is_wanted, self._connect_failed, stay_away_s)
+        self._dials = dials
+        self._dial_all()
+
+    @property
+    def identity(self) -> Identity:
+        """The node's identity."""
+        return self.context.identity
+
+    @property
+    def rates(self) -> RateLimits:
+        """The limits that its requests draw from, for others that are to draw from the same."""
+        return self._rates
+
+    async def listen(self, url: str) -> tuple[str, int]:
+        """Open a listener at a URL (port 0: any free one); return its address, of several the first, and port.
+
+        Raises OSError if the address cannot be had, EirError for another form, or for `tls://` without `tls`.
+        """
+        at = endpoint(url)
+        if (secure := at.scheme == TLS) and self._tls is None:
+            raise EirError(f"{url} needs a certificate")
+        listener = await open_listener(at, partial(self._accepted, secure=secure), self._cannot_accept, self._sctp)
+        self._listeners.append(listener)
+        return listener.address
+
+    async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
+        """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
+        link = Link(self, asyncio.get_running_loop())
+        try:
+            await (self._shake_hands(link, connection) if secure else begin.accept(link, connection))
+        except OSError:
+            connection.close()
+            return
+        await link.closed
+
+    def starved(self) -> None:
+        """A connection that was handed to this process was closed: there was no descriptor left for it."""
+        self._refused("open_files", level="error", detail="no descriptor left for a connection")
+
+    def dial(self) -> None:
+        """Connect to peers that have a `connect`, from now on."""
+        self._dials = True
+        self._dial_all()
+
+    def reconfigure(
+        self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None, *,
+        overload: Reply | None = None, tls: Tls | None = None, sctp: SctpSettings | None = None,
+    ) -> None:  # fmt: skip
+        """Take over new settings; connections that they still allow stay, others are sent a DPR and closed.
+
+        Closed are also those of peers that are to see other names of ours from now on. `tls` and `sctp` are for connections to come.
+        """
+        self._peers = tuple(peers)
+        self._tls, self._sctp = tls or self._tls, sctp or self._sctp
+        for listener in self._listeners:
+            listener.configure(self._sctp)
+        self.context = replace(
+            self.context, identity=identity or self.identity, limits=limits or self.context.limits,
+            overload=replace(overload or self.context.overload),
+        )  # fmt: skip
+        self._rates.reconfigure(self._peers, self.context.limits)
+        now = _now()
+        taken: dict[tuple[str, str], list[str]] = {}
+        for link in list(self._links.values()):
+            if (peer := link.peer) is not None:
+                before = peer.settings
+                self._reconfigure_link(link, peer, now)
+                link.pump()
+                less = (
+                    before.lenient - peer.settings.lenient if before is not None and peer.settings is not None else ()
+                )
+                if less and peer.capabilities is not None:
+                    taken.setdefault((peer.traffic.label, ",".join(sorted(less))), []).append(
+                        f"{peer.capabilities.host} at {link.address}"
+                    )
+        for (label, lenient), connections in taken.items():
+            self.context.report(
+                "lenience_taken", peer=label, level="warning", lenient=lenient, connected=", ".join(connections),
+                detail="its connections stay; what was forgiven is an error from now on, in the next CER too",
+            )  # fmt: skip
+        self._dial_all()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop accepting, tell each peer by DPR (REBOOTING), answer until they close, at most `timeout_s`.
+
+        Afterwards no connection, no listener and no task of the node is left.
+        """
+        self._draining = True
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        await self._dialer.close()
+        now = _now()
+        for link in list(self._links.values()):
+            if link.peer is not None:
+                link.peer.stop(DisconnectCause.REBOOTING, now, "drained")
+                link.pump()
+            else:
+                link.abort()  # it is in its handshake
+        if closing := [link.closed for link in self._links.values()]:
+            await asyncio.wait(closing, timeout=timeout_s)
+        for link in (rest := list(self._links.values())):
+            link.abort()
+        if rest:
+            await asyncio.wait([link.closed for link in rest])
+        await asyncio.gather(*self._taking, return_exceptions=True)
+
+    def disable(self, label: str) -> bool:
+        """Turn a peer away until `enable`: a DPR now, 3010 for later CERs. False if no entry has this label."""
+        if label not in {settings.label for settings in self._peers}:
+            return False
+        self._disabled.add(label)
+        now = _now()
+        for link in list(self._links.values()):
+            if link.peer is not None and link.peer.settings is not None and link.peer.settings.label == label:
+                link.peer.stop(DisconnectCause.REBOOTING, now, "disabled")
+                link.pump()
+        self._dial_all()
+        return True
+
+    def enable(self, label: str) -> bool:
+        """Take a peer again that was disabled. False if no entry has this label."""
+        if label not in {settings.label for settings in self._peers}:
+            return False
+        self._disabled.discard(label)
+        self._dial_all()
+        return True
+
+    def disabled(self) -> list[str]:
+        """Labels of the peers that are turned away."""
+        return [label for label in dict.fromkeys(settings.label for settings in self._peers) if label in self._disabled]
+
+    def status(self) -> list[PeerStatus]:
+        """All connections, and the entries of the peer table that have none."""
+        seen, asked = self._seen, self.context.counts.last_request
+        last_seen = {label: max(seen.get(label, 0.0), asked.get(label, 0.0)) for label in seen.keys() | asked.keys()}
+        return peer_rows(
+            self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures
+        )
+
+    def connected(self) -> dict[str, int]:
+        """Open connections by peer label; 0 for each entry of the peer table that has none and is expected."""
+        peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is State.OPEN]
+        return {
+            **dict.fromkeys(
+                (settings.label for settings in self._peers if settings.expected and not settings.is_titled), 0
+            ),
+            **Counter(peer.traffic.label for peer in peers),
+        }
+
+    def paths(self) -> list[tuple[str, str, bool]]:
+        """Paths of SCTP to peers that are connected: peer label, address, and whether it is reached."""
+        return [
+            (link.peer.traffic.label, *path)
+            for link in self._links.values()
+            if link.peer is not None and link.peer.state is State.OPEN
+            for path in link.paths().items()
+        ]
+
+    def refused(self) -> dict[str, Failure]:
+        """The last refusal, of the peer or by it, since a connection was opened; by label."""
+        return {label: failure for label, failure in self._failures.items() if failure.refusal}
+
+    def newest(self) -> dict[str, float]:
+        """Label of each peer that is connected → Unix time at which its newest open connection began."""
+        return newest(self._links.values())
+
+    def count_retransmissions(self) -> None:
+        """Add what SCTP has sent again since the last call to the counts."""
+        for link in self._links.values():
+            self._count_retransmissions(link)
+
+    @property
+    def pending(self) -> int:
+        """Requests of the node's own (CER, DWR) that have no answer yet."""
+        return sum(link.peer.pending for link in self._links.values() if link.peer is not None)
+
+    # transport.Owner
+
+    def accept(self, link: Link) -> Peer | None:
+        """Take a connection that we made, or a new one from a known source, within the limits."""
+        if link.dialed is not None:
+            return self._connect(link, link.dialed)
+        if link.number not in self._links and not self._let_in(link):
+            return None
+        return link.new_peer(partial(self._identify, link))
+
+    def handle(self, link: Link, event: Event) -> None:
+        """Decide what concerns more than one connection."""
+        match event:
+            case Arrived(said, settings):
+                self._gate.identified(link)
+                claim = Claim(link.number, said.host, settings.connections, said.origin_state_id or 0, settings.label)
+                self._follow(self._admission.arrived(claim))
+            case Opened():
+                self._opened(link)
+            case Leaving():
+                self._follow(self._admission.closed(link.number, "leaving"))
+            case Alive() if link.number in self._probes:
+                self._probes.pop(link.number).cancel()
+                self._follow(self._admission.alive(link.number))
+            case Closed():
+                self._closed(link, event)
+            case _:
+                pass  # The node asks nothing, so that nothing is Answered.
+
+    def lost(self, link: Link) -> None:
+        """Forget a connection."""
+        if self._links.pop(link.number, None) is not None and link.dialed is None:
+            self._gate.leave(link)
+
+    # Connections that others make
+
+    def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
+        """A listener of ours has accepted this."""
+        task = asyncio.get_running_loop().create_task(self.take(connection, secure=secure))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+    def _cannot_accept(self, fault: OSError) -> None:
+        """There are too many open files, or too little memory: connections wait in the kernel's queue."""
+        self.context.counts.errors["accept_failed"] += 1
+        name = errno.errorcode.get(fault.errno or 0, "other")
+        self.context.report("accept_failed", level="error", reason=name, detail=fault.strerror)
+
+    async def _shake_hands(self, link: Link, connection: socket.socket) -> None:
+        """The TLS handshake; whether the connection is wanted at all is asked before. Raises OSError."""
+        link.expect(connection)
+        if self._tls is None or not self._let_in(link):
+            raise ConnectionRefusedError
+        try:
+            await begin.accept(link, connection, self._tls.accepting, self.context.limits.cer_timeout_s)
+        except OSError as e:
+            if not link.closed.done():
+                # The link has not seen it begin, so it will not tell that it is over.
+                self._refused("tls_handshake", address=link.address, detail=stream.fault_text(e, secure=True))
+                self.lost(link)
+                link.over()
+            raise
+
+    def _let_in(self, link: Link) -> bool:
+        """Return whether a connection is within the limits, and enter it if it is."""
+        refusal = self._gate.sources.refusal(link.source, self._peers, self.context.limits, len(self._links))
+        if (refusal := refusal or ("draining" if self._draining else None)) is not None:
+            self._refused(refusal, address=link.address, setting=setting_for(refusal))
+            return False
+        self._enter(link)
+        self._gate.enter(link, self._peers, self.context.limits)
+        return True
+
+    def _refused(self, reason: str, *, level: str = "warning", **fields: object) -> None:
+        self.context.counts.peers_refused[reason] += 1
+        self.context.report("peer_refused", peer=None, reason=reason, level=level, **fields)
+
+    # Connections that we make
+
+    def _dial_all(self) -> None:
+        """Connect to the peers that are to be connected to, and no longer to others."""
+        wanted = self._peers if self._dials and not self._draining else ()
+        self._dialer.dial(
+            [settings for settings in wanted if settings.connect is not None and settings.label not in self._disabled],
+            self._tls.connecting if self._tls is not None else None,
+            self._sctp,
+        )
+
+    async def _is_wanted(self, settings: PeerSettings) -> bool:
+        """True if there is no connection to this peer, nor from it."""
+        peers = [
+            link.peer for link in self._links.values() if link.peer is not None and link.peer.state is not State.CLOSED
+        ]
+        if any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers):
+            return False
+        return await self._admission.may_dial(settings.host, settings.label, _now())
+
+    def _stay_away(self, label: str) -> None:
+        """Leave a peer that offers none of our applications to connect by itself: it would reject our CER."""
+        self._admission.stay_away(label, _now() + self._dialer.stay_away_s)
+
+    def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
+        secure = settings.connect is not None and endpoint(settings.connect).scheme == TLS
+        self._cannot_connect(
+            settings, type(fault).__name__, stream.fault_text(fault, secure=secure), address=settings.connect
+        )
+
+    def _cannot_connect(self, settings: PeerSettings, reason: str, detail: str, *, address: str | None) -> None:
+        self._failures[settings.label] = Failure(time.time(), detail, refusal=False)
+        self.context.report(
+            "connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail, address=address
+        )
+
+    def _connect(self, link: Link, settings: PeerSettings) -> Peer:
+        """We have made this connection: the peer that speaks on it."""
+        self._enter(link)
+        peer, now = link.new_peer(partial(self._identify, link)), _now()
+        peer.limit(self._rates.of(settings, now))
+        peer.connect(settings, now)
+        if settings.host is not None:
+            self._follow(self._admission.dialing(link.number, settings.host, peer.traffic.names.host))
+        return peer
+
+    # Connections and the peer table
+
+    def _enter(self, link: Link) -> None:
+        link.number = next(self._numbers)
+        self._links[link.number] = link
+
+    def _identify(self, link: Link, said: Capabilities) -> PeerSettings:
+        """Find the peer of a CER or CEA (RFC 6733 5.3, 5.6). Raises DiameterError 3010."""
+        settings = find_peer(self._peers, said.host, said.realm, link.source)
+        if settings is None:
+            entry, but = nearest_miss(self._peers, said, link.source)
+            detail = f"no entry of the peer table fits {link.address}" + (
+                f"; {entry} would, but for its {but}" if entry else ""
+            )
+            raise DiameterError(UNKNOWN_PEER, "unknown_peer", detail, nearest=entry)
+        reason = detail = ""
+        names = link.certificate_names()
+        if said.host.lower() in {self.identity.host.lower(), (settings.as_host or "").lower()}:
+            reason, detail = "own_origin_host", "it calls itself by our own name"
+        elif settings.label in self._disabled:
+            reason, detail = "disabled", f"the peer is out of service until eir peer enable {settings.label}"
+        elif names is not None and not certificate_fits(names, said, settings):
+            reason, detail = "tls_name", f"its certificate is for {', '.join(names) or 'nobody'}"
+        if reason:
+            raise DiameterError(UNKNOWN_PEER, reason, detail, entry=settings.label)
+        return settings
+
+    def obey(self, order: Order) -> None:
+        """Do what the admission has decided."""
+        link = self._links.get(order.connection) if isinstance(order.connection, int) else None
+        if link is None or link.peer is None:
+            return  # It is gone, and the admission has been told so.
+        peer, now = link.peer, _now()
+        match order:
+            case Admit(_, failed_before):
+                if peer.settings is not None:
+                    peer.limit(self._rates.of(peer.settings, now))
+                    peer.admit(now, failed_before=failed_before)
+            case Refuse(_, result_code, reason, detail):
+                peer.refuse(DiameterError(result_code, reason, detail), now)
+            case Probe():
+                loop = asyncio.get_running_loop()
+                self._probes[link.number] = loop.call_later(self.context.limits.duplicate_probe_s, self._silent, link)
+                peer.probe(now)
+            case Drop():
+                self._drop(link, order.reason)
+            case Yield():
+                peer.stop(DisconnectCause.REBOOTING, now, "yielded")
+        link.pump()
+
+    def _follow(self, orders: Sequence[Order]) -> None:
+        for order in orders:
+            self.obey(order)
+
+    def _silent(self, link: Link) -> None:
+        """No DWA on the oldest connection in time: the new one takes its place."""
+        if self._probes.pop(link.number, None) is not None:
+            self._drop(link, "duplicate_silent")
+
+    def _opened(self, link: Link) -> None:
+        peer = link.peer
+        if peer is None or peer.capabilities is None:
+            return
+        label, said = peer.traffic.label, peer.capabilities
+        self._seen[label] = link.opened = time.time()
+        self._failures.pop(label, None)
+        self.context.report("peer_open", peer=label, host=said.host, realm=said.realm, address=link.address)
+        if link.dialed is not None:
+            self._follow(self._admission.opened(link.number, said.host, said.origin_state_id or 0))
+
+    def _closed(self, link: Link, event: Closed) -> None:
+        peer = link.peer
+        if (timer := self._probes.pop(link.number, None)) is not None:
+            timer.cancel()
+        self._count_retransmissions(link)
+        if event.entry is not None:
+            self._failures[event.entry] = Failure(
+                time.time(), event.detail or event.reason, refusal=event.reason not in SETTLED
+            )
+        if event.entry is not None and event.reason == NO_APPLICATION:
+            self._stay_away(event.entry)
+        if link.dialed is not None and peer is not None and peer.settings is not None:
+            self._dial_ended(link, peer, peer.settings, event)
+        if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
+            if peer.settings is not None and not has_common(peer.capabilities, self.context.application.id):
+                self._stay_away(peer.settings.label)  # It was forgiven that, and would not forgive us.
+            label, now = peer.traffic.label, time.time()
+            self._seen[label] = now
+            about = {"peer": label, "reason": event.reason, "host": peer.capabilities.host, "address": link.address}
+            turned_away = (
+                link.dialed is None and event.reason == "peer_closed" and not peer.leaving and not peer.traffic.requests
+            )
+            if turned_away and now - link.opened < AT_ONCE_S:
+                ours = peer.traffic.names.host
+                detail = f"it closed the connection at once after our CEA with Origin-Host {ours}: does it expect another name of ours?"
+                self._failures[label] = Failure(now, f"{detail} (setting: as)", refusal=True)
+                self.context.report(
+                    "peer_closed", **about, level="warning", detail=detail, origin_host=ours, setting=NAMES_SETTING
+                )
+            else:
+                self.context.report("peer_closed", **about)
+        self._follow(self._admission.closed(link.number, event.reason))
+
+    def _dial_ended(self, link: Link, peer: Peer, settings: PeerSettings, event: Closed) -> None:
+        """A connection that we made is over, or its capabilities exchange has failed."""
+        if event.entry is None and event.reason not in SETTLED:
+            self._failures[settings.label] = Failure(time.time(), event.detail or event.reason, refusal=False)
+        if event.reason == CEA_REFUSED:
+            self._dialer.stay_away(settings)
+        elif event.reason == "peer_closed" and peer.watchdog is None:
+            # In TLS 1.3 a handshake is over for us before the other end has looked at our certificate.
+            fault = link.fault or ConnectionResetError("it closed the connection without a CEA")
+            reason = "tls_handshake" if peer.secure else event.reason
+            self._cannot_connect(settings, reason, stream.fault_text(fault, secure=peer.secure), address=link.address)
+
+    def _count_retransmissions(self, link: Link) -> None:
+        if link.peer is not None and (again := link.retransmitted()):
+            self.context.counts.sctp_retransmissions[link.peer.traffic.label] += again
+
+    def _crowded_out(self, link: Link, reason: str) -> None:
+        """Close a connection that sends no CER, for a limit."""
+        self._refused(
+            reason,
+            address=link.address,
+            setting=setting_for(reason),
+            detail="it has sent no CER, and there are too many such",
+        )
+        self._end(link, reason)
+
+    def _drop(self, link: Link, reason: str) -> None:
+        self.context.counts.errors[reason] += 1
+        self._end(link, reason)
+
+    @staticmethod
+    def _end(link: Link, reason: str) -> None:
+        if link.peer is not None:
+            link.peer.drop(reason, _now())
+            link.pump()
+        else:
+            link.abort()
+
+    def _reconfigure_link(self, link: Link, peer: Peer, now: float) -> None:
+        said = peer.capabilities
+        if said is None:
+            peer.configure(self.context, None, now)
+            if not may_connect(self._peers, link.source):
+                peer.drop("source", now)
+            return
+        settings = find_peer(self._peers, said.host, said.realm, link.source)
+        if settings is None:
+            peer.stop(DisconnectCause.REBOOTING, now, "removed")
+            return
+        names, shown = link.certificate_names(), peer.traffic.names
+        if names is not None and not certificate_fits(names, said, settings):
+            peer.stop(DisconnectCause.REBOOTING, now, "tls_name")
+        elif (shown.host, shown.realm) != (
+            settings.as_host or self.identity.host,
+            settings.as_realm or self.identity.realm,
+        ):
+            peer.stop(DisconnectCause.REBOOTING, now, "renamed")
+        else:
+            peer.configure(self.context, settings, now)
+            peer.limit(self._rates.of(settings, now))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

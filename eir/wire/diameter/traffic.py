@@ -1,0 +1,138 @@
+"""The messages of one connection: ours are encoded here, and both ways are counted and reported under the peer's label.
+
+Knows no state of the connection; may import what peer may.
+"""
+
+from collections.abc import Mapping
+
+from eir.errors import DiameterError, place_of
+from eir.wire.diameter.application import BASE_COMMANDS, Command
+from eir.wire.diameter.avp import encode_u32
+from eir.wire.diameter.capabilities import capability_avps
+from eir.wire.diameter.dictionary import BASE, CAPABILITIES_EXCHANGE, ORIGIN_STATE_ID
+from eir.wire.diameter.message import (
+    R_FLAG,
+    Message,
+    Reply,
+    encode_answer,
+    encode_message,
+    error_answer,
+    result_avp,
+    result_label,
+)
+from eir.wire.diameter.result import is_protocol_error
+from eir.wire.diameter.serve import LocalNames, NodeContext, local_names
+from eir.wire.peers.counts import OTHER
+from eir.wire.peers.settings import PeerSettings, setting_for
+
+CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
+
+
+class Traffic:
+    """Messages out, counters and reports; `out` holds encoded messages in order until they are taken."""
+
+    __slots__ = ("_addresses", "_next_id", "_remote", "answers", "context", "label", "names", "out", "requests")
+
+    def __init__(self, context: NodeContext, addresses: tuple[str, ...], first_id: int, remote: str = "") -> None:
+        """`addresses`: of our end. `remote`: of the other end, for reports."""
+        self.context = context
+        self._addresses = addresses
+        self._remote = remote
+        self._next_id = first_id & 0xFFFFFFFF
+        self.label = OTHER
+        """The peer's label, once it is known who it is."""
+        self.names: LocalNames = local_names(context.identity, context.identity.host, context.identity.realm)
+        """The names that the peer knows us by."""
+        self.requests = 0
+        """Application requests received."""
+        self.answers = 0
+        """Answers to them sent."""
+        self.out: list[bytes] = []
+
+    def configure(self, context: NodeContext, settings: PeerSettings | None) -> None:
+        """Take over new settings; the names that the peer was shown stay what they are."""
+        self.context = context
+        self.names = local_names(context.identity, self.names.host, self.names.realm)
+        if settings is not None:
+            self.label = settings.label
+
+    def show(self, settings: PeerSettings) -> None:
+        """Show the peer the names that are meant for it."""
+        identity = self.context.identity
+        self.names = local_names(identity, settings.as_host or identity.host, settings.as_realm or identity.realm)
+
+    def command(self, application_id: int, code: int) -> Command | None:
+        """A command that has a grammar here; None if it is unknown."""
+        if application_id == BASE:
+            return BASE_COMMANDS.get(code)
+        application = self.context.application
+        return application.commands.get(code) if application_id == application.id else None
+
+    # Messages out
+
+    def request(
+        self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0, end_to_end: int | None = None
+    ) -> int:
+        """Send a request; returns its hop-by-hop id, which is its end-to-end id too if none is given."""
+        self._next_id = self._next_id + 1 & 0xFFFFFFFF
+        ids = (self._next_id, self._next_id if end_to_end is None else end_to_end)
+        self.out.append(encode_message(R_FLAG | flags, code, application_id, ids, avps))
+        command = self.command(application_id, code)
+        self.context.counts.messages[self.label, command.name if command else OTHER, "request", "out"] += 1
+        return self._next_id
+
+    def answer(self, request: Message, command: Command | None, reply: Reply) -> None:
+        """Send a reply, of the application or our own."""
+        code, experimental = reply.result_code, reply.experimental
+        result, error = result_avp(code, experimental), is_protocol_error(code)
+        self.out.append(encode_answer(request, result, self.names.origin, avps=reply.avps, error=error))
+        self._count_answer(command, result_label(code, experimental))
+
+    def refuse(self, request: Message, command: Command | None, fault: DiameterError) -> None:
+        """Send an error; all but 3xxx contain the AVPs that the command's own grammar requires in addition."""
+        avps = self.capability_avps() if command is CER_COMMAND else command.error_avps if command else b""
+        session = command is not None and command.session
+        self.out.append(error_answer(request, fault, self.names.origin, avps, session=session))
+        self._count_answer(command, result_label(fault.result_code))
+
+    def capability_avps(self) -> bytes:
+        """The AVPs of our CER and CEA besides result and origin."""
+        return capability_avps(self.context.identity, self._addresses, self.context.application)
+
+    def state_id_avp(self) -> bytes:
+        """Our Origin-State-Id, encoded."""
+        return encode_u32(ORIGIN_STATE_ID, self.context.identity.origin_state_id)
+
+    # Counters and reports
+
+    def received(self, command: Command | None, kind: str) -> None:
+        """Count a message in; `kind`: `request` or `answer`."""
+        self.context.counts.messages[self.label, command.name if command else OTHER, kind, "in"] += 1
+
+    def by_lane(self, command: str, results: Mapping[str, int]) -> int:
+        """Count requests of one command that a lane has answered, by their results; returns how many there were."""
+        counts, label, answered = self.context.counts, self.label, 0
+        for result, count in results.items():
+            counts.answers[label, result] += count
+            answered += count
+        counts.messages[label, command, "request", "in"] += answered
+        counts.messages[label, command, "answer", "out"] += answered
+        self.requests += answered
+        self.answers += answered
+        return answered
+
+    def _count_answer(self, command: Command | None, result: str) -> None:
+        counts = self.context.counts
+        counts.messages[self.label, command.name if command else OTHER, "answer", "out"] += 1
+        counts.answers[self.label, result] += 1
+
+    def report(self, event: str, reason: str, *, level: str = "warning", **fields: object) -> None:
+        """Report an event of this connection, with its address, and the setting that would have prevented it."""
+        where = {"address": self._remote or None, "setting": setting_for(reason)}
+        told = {name: value for name, value in (fields | where).items() if value is not None}
+        self.context.report(event, peer=self.label, reason=reason, level=level, **told)
+
+    def fault(self, fault: Exception) -> None:
+        """Count and report a fault of our own."""
+        self.context.counts.errors["internal"] += 1
+        self.report("fault", "internal", level="error", detail=place_of(fault))

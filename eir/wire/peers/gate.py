@@ -1,0 +1,180 @@
+"""Limits on connections that have not identified themselves yet, by their number and their source.
+
+A node has a Gate. A process that accepts connections for several nodes counts by Sources.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Generic, Protocol, TypeVar
+
+from eir.wire.peers.settings import Limits, PeerSettings, may_connect
+
+NETWORK_BITS = {4: 24, 6: 64}
+"""Bits of an address that name its source network, by IP version."""
+GRACE_S = 1.0
+"""Time (s) for a connection beyond a limit to send its CER; half of `cer_timeout_s` where that is shorter. After an
+outage all peers of a network connect in the same moment, and each sends its CER a round trip later."""
+CROWD = 3
+"""For that time there may be up to this many times a limit; connections beyond that are closed at once."""
+
+Address = IPv4Address | IPv6Address
+Network = tuple[int, int]
+"""IP version, and those bits."""
+
+
+class Arrival(Protocol):
+    """A connection that has not said who it is."""
+
+    source: Address
+
+    def has_unread(self) -> bool:
+        """True while something that it sent is unread."""
+
+
+Link = TypeVar("Link", bound=Arrival)
+
+
+def network_of(source: Address) -> Network:
+    """The source network that limits count by: what one customer, or one site, usually has of addresses."""
+    return source.version, int(source) >> source.max_prefixlen - NETWORK_BITS[source.version]
+
+
+class Sources:
+    """Connections that others made, by source network."""
+
+    def __init__(self) -> None:
+        self._by_network: Counter[Network] = Counter()
+
+    def refusal(self, source: Address, peers: Sequence[PeerSettings], limits: Limits, connections: int) -> str | None:
+        """The reason why one more connection is refused: `source`, or the limit that it would exceed.
+
+        None: it is welcome.
+        """
+        if not may_connect(peers, source):
+            return "source"
+        if connections >= limits.connections_max:
+            return "connections_max"
+        full = self._by_network[network_of(source)] >= limits.source_connections_max
+        return "source_connections_max" if full else None
+
+    def add(self, source: Address) -> None:
+        """Count a connection."""
+        self._by_network[network_of(source)] += 1
+
+    def remove(self, source: Address) -> None:
+        """It is gone."""
+        network = network_of(source)
+        self._by_network[network] -= 1
+        if not self._by_network[network]:
+            del self._by_network[network]
+
+
+class Gate(Generic[Link]):
+    """The connections of a node that others made. `drop` closes one and is given the limit that it exceeded."""
+
+    def __init__(self, drop: Callable[[Link, str], None]) -> None:
+        self._drop = drop
+        self.sources = Sources()
+        self._peers: Sequence[PeerSettings] = ()
+        self._limits = Limits()
+        self._unidentified: dict[Link, float] = {}
+        """Connections without a good CER, oldest first, and the time of their arrival (the loop's clock)."""
+        self._soon: asyncio.Handle | None = None
+        self._later: asyncio.TimerHandle | None = None
+        """The next looks at whether there are too many of them."""
+
+    def enter(self, link: Link, peers: Sequence[PeerSettings], limits: Limits) -> None:
+        """A connection was let in."""
+        loop = asyncio.get_running_loop()
+        self._peers, self._limits = peers, limits
+        self.sources.add(link.source)
+        self._unidentified[link] = loop.time()
+        if self._soon is None and len(self._unidentified) > min(
+            limits.source_unidentified_max, limits.unidentified_max
+        ):
+            # A loop may accept many before it reads from any: each gets a chance to be read first.
+            self._soon = loop.call_soon(loop.call_soon, self._trim)
+
+    def identified(self, link: Link) -> None:
+        """Its CER came: it does not count as unidentified any more."""
+        self._unidentified.pop(link, None)
+
+    def leave(self, link: Link) -> None:
+        """A connection is gone."""
+        self._unidentified.pop(link, None)
+        self.sources.remove(link.source)
+        if not self._unidentified and self._later is not None:
+            self._later.cancel()
+            self._later = None
+
+    def _trim(self) -> None:
+        """Close connections without a CER beyond a limit: a good peer sends its CER at once, a flood does not."""
+        for look in (self._soon, self._later):
+            if look is not None:
+                look.cancel()
+        self._soon = self._later = None
+        by_network: dict[Network, list[Link]] = {}
+        for link in self._unidentified:
+            by_network.setdefault(network_of(link.source), []).append(link)
+        spared: set[Link] = set()
+        limits = self._limits
+        # A network's limit above the limit for all together has no effect.
+        for links in by_network.values() if limits.source_unidentified_max <= limits.unidentified_max else ():
+            spared |= self._thin(links, limits.source_unidentified_max, "source_unidentified_max")
+        # Who is beyond the limit of a network for a moment takes nobody's room elsewhere.
+        spared |= self._thin(
+            [link for link in self._unidentified if link not in spared], limits.unidentified_max, "unidentified_max"
+        )
+        if spared:
+            self._later = asyncio.get_running_loop().call_later(self._grace_s, self._trim)
+
+    @property
+    def _grace_s(self) -> float:
+        return min(GRACE_S, self._limits.cer_timeout_s / 2)
+
+    def _thin(self, links: Sequence[Link], most: int, reason: str) -> set[Link]:
+        """Close what is beyond a limit, but for those whose CER may lie unread or be on its way, which are returned."""
+        if len(links) <= most:
+            return set()
+        most += named_connections(self._peers, links)
+        beyond, at_once = len(links) - most, len(links) - CROWD * most
+        now, spared = asyncio.get_running_loop().time(), set()
+        for place, link in enumerate(_surplus(links, beyond)):
+            if (place < at_once or now - self._unidentified[link] >= self._grace_s) and not link.has_unread():
+                del self._unidentified[link]
+                self._drop(link, reason)
+            else:
+                spared.add(link)
+        return spared
+
+
+def named_connections(peers: Sequence[PeerSettings], links: Sequence[Link]) -> int:
+    """Connections that peers may have, by their settings, which the table names by host or address and that are where these are from."""
+    networks = {ip_network((link.source, NETWORK_BITS[link.source.version]), strict=False) for link in links}
+    by_version = {version: [each for each in networks if each.version == version] for version in NETWORK_BITS}
+    found = 0
+    for settings in peers:
+        here = [
+            source for source in settings.sources if any(source.overlaps(each) for each in by_version[source.version])
+        ]
+        if settings.host is not None:
+            found += settings.connections if here or not settings.sources else 0
+        else:
+            found += settings.connections * sum(source.num_addresses == 1 for source in here)
+    return found
+
+
+def _surplus(links: Sequence[Link], count: int) -> list[Link]:
+    """The `count` of these connections (oldest first) to close.
+
+    Again and again, the oldest connection of the address that has the most of them.
+    """
+    so_far: Counter[Address] = Counter()
+    ranked = []
+    for link in reversed(links):
+        so_far[link.source] += 1
+        ranked.append((so_far[link.source], link))
+    ranked.reverse()
+    return [link for _, link in sorted(ranked, key=lambda each: -each[0])[: max(0, count)]]

@@ -1,0 +1,165 @@
+"""Limits on requests a second, with room for priorities (RFC 7944 DRMP). Time is an argument; imports settings.
+
+With several workers a limit is the node's, and not each worker's: they tell each other what they grant, in memory that they
+share, since a peer's connections may be in any of them.
+"""
+
+import mmap
+import os
+from collections.abc import Sequence
+from typing import BinaryIO, NamedTuple
+
+from eir.wire.peers.settings import Limits, PeerSettings
+
+BURST_S = 0.25
+"""The bucket holds what the rate gives in this time: the burst that a quiet peer may send at once."""
+PRIORITIES = 16
+DEFAULT_PRIORITY = 10
+"""RFC 7944 9: that of a request without DRMP."""
+LIMITS_MAX = 4096
+"""Limits whose grants workers tell each other apart."""
+
+
+def memory_file(workers: int) -> BinaryIO:
+    """A file in which this many workers tell each other what they grant. Its descriptor is handed to each."""
+    memory = open(os.memfd_create("eir-grants"), "r+b", buffering=0)  # noqa: PTH123, SIM115 - of a descriptor; whoever has it closes it
+    memory.truncate(LIMITS_MAX * workers * 8)
+    return memory
+
+
+def shared_memory(descriptor: int) -> memoryview:
+    """Map that memory, for one of them."""
+    return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
+
+
+class Grants:
+    """Requests that each worker of a node has granted so far under each limit.
+
+    Each worker writes its own numbers only, so nothing is locked.
+    """
+
+    def __init__(self, memory: memoryview, worker: int) -> None:
+        self._memory = memory
+        self._workers = len(memory) // LIMITS_MAX
+        self._worker = worker
+
+    def by_others(self, limit: int) -> int:
+        """Requests that the other workers have granted under a limit, since some time in the past."""
+        begin = limit % LIMITS_MAX * self._workers
+        return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
+
+    def add(self, limit: int, count: int) -> None:
+        """Tell the others of as many more of this worker."""
+        at = limit % LIMITS_MAX * self._workers + self._worker
+        self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
+
+
+class Bucket:
+    """A token bucket. The lower a request's priority, the fuller the bucket has to be for it, so that it goes first.
+
+    With `grants`, workers that each have a bucket of the same `rate_max` and number `limit` fill one limit together.
+    """
+
+    __slots__ = ("_by_others", "_capacity", "_filled_at", "_grants", "_tokens", "limit", "rate_max")
+
+    def __init__(self, rate_max: float, now: float, *, grants: Grants | None = None, limit: int = 0) -> None:
+        self.rate_max = rate_max
+        """Requests a second."""
+        self.limit = limit
+        self._capacity = max(rate_max * BURST_S, 1.0)
+        self._tokens = self._capacity
+        self._filled_at = now
+        self._grants = grants
+        self._by_others = grants.by_others(limit) if grants is not None else 0
+
+    def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
+        """Return how many more requests of this priority, from 0 (highest) to 15, are within the limit.
+
+        The caller has to `spend` those that it takes.
+        """
+        tokens = self._tokens + (now - self._filled_at) * self.rate_max
+        self._filled_at = now
+        if self._grants is not None:
+            by_others = self._grants.by_others(self.limit)
+            # Never so far below nothing that a number which another worker counts under for a moment, while limits are
+            # reloaded, is felt for longer than a burst.
+            tokens = max(tokens - (by_others - self._by_others), -self._capacity)
+            self._by_others = by_others
+        self._tokens = min(self._capacity, tokens)
+        # At most half of the bucket is kept back, and never so much that a full one would refuse.
+        kept_back = (self._capacity - 1) * min(priority, PRIORITIES - 1) / (2 * PRIORITIES)
+        return max(0, int(self._tokens - kept_back))
+
+    def spend(self, count: int) -> None:
+        """Count as many requests against the limit."""
+        self._tokens -= count
+        if self._grants is not None and count:
+            self._grants.add(self.limit, count)
+
+
+class Limit(NamedTuple):
+    """A bucket, and the word that a refusal by it is counted under."""
+
+    reason: str
+    bucket: Bucket
+
+
+NO_LIMITS: Sequence[Limit] = ()
+
+
+def allowed(limits: Sequence[Limit], now: float, wanted: int) -> tuple[int, str]:
+    """Return how many of the `wanted` requests are within all limits.
+
+    With it comes the reason of the first limit reached; empty if no limit is reached.
+    """
+    reached = ""
+    for limit in limits:
+        room = limit.bucket.room(now)
+        if room < wanted:
+            wanted, reached = room, limit.reason
+    return wanted, reached
+
+
+def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None:
+    """The first limit that a request would exceed, or None: it is then counted against all of them, and else against none."""
+    for limit in limits:
+        if not limit.bucket.room(now, priority):
+            return limit
+    for limit in limits:
+        limit.bucket.spend(1)
+    return None
+
+
+class RateLimits:
+    """The buckets of a node: one for all requests, and one for each entry of the peer table that has a limit."""
+
+    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, grants: Grants | None) -> None:
+        self._peers = peers
+        self._limits = limits
+        self._grants = grants
+        """The grants of all workers, if they share the limits."""
+        self._by_label: dict[str, Bucket] = {}
+        self._all: Bucket | None = None
+
+    def reconfigure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
+        """Take over new limits; the bucket of an entry whose limit stays is kept."""
+        self._peers, self._limits, self._all = peers, limits, None
+        limited = {settings.label for settings in peers if settings.rate_max is not None}
+        self._by_label = {label: bucket for label, bucket in self._by_label.items() if label in limited}
+
+    def of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
+        """The buckets that a peer's requests draw from."""
+        found = []
+        if settings.rate_max is not None:
+            numbered = enumerate(self._peers, 1)
+            number = next((at for at, entry in numbered if entry.label == settings.label), len(self._peers) + 1)
+            bucket = self._by_label.get(settings.label)
+            if bucket is None or (bucket.rate_max, bucket.limit) != (settings.rate_max, number):
+                bucket = self._by_label[settings.label] = Bucket(
+                    settings.rate_max, now, grants=self._grants, limit=number
+                )
+            found.append(Limit("rate_max", bucket))
+        if self._limits.rate_max is not None:
+            self._all = self._all or Bucket(self._limits.rate_max, now, grants=self._grants)
+            found.append(Limit("rate_max_all", self._all))
+        return tuple(found)

@@ -1,0 +1,210 @@
+"""M3UA messages (RFC 4666 3): octets to messages and back. No state (eir.wire.ss7.asp has that), no I/O. Imports nothing of ours."""
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+HEADER_BYTES = 8
+VERSION = 1
+SCCP = 3
+"""Service indicator (Q.704 14.2.1)."""
+PPID = 3
+"""Payload protocol identifier of M3UA in SCTP (RFC 4666 7.1)."""
+LOADSHARE, OVERRIDE, BROADCAST = 2, 1, 3
+"""Traffic mode types (3.7.1)."""
+MODES = {"override": OVERRIDE, "loadshare": LOADSHARE}
+"""Traffic modes that the node offers and accepts."""
+
+
+class Kind(IntEnum):
+    """Class and type of a message (3.1.2, 3.1.3), as one number of two octets."""
+
+    ERR = 0x0000
+    NTFY = 0x0001
+    DATA = 0x0101
+    DUNA = 0x0201
+    DAVA = 0x0202
+    DAUD = 0x0203
+    SCON = 0x0204
+    DUPU = 0x0205
+    DRST = 0x0206
+    ASPUP = 0x0301
+    ASPDN = 0x0302
+    BEAT = 0x0303
+    ASPUP_ACK = 0x0304
+    ASPDN_ACK = 0x0305
+    BEAT_ACK = 0x0306
+    ASPAC = 0x0401
+    ASPIA = 0x0402
+    ASPAC_ACK = 0x0403
+    ASPIA_ACK = 0x0404
+
+
+class Tag(IntEnum):
+    """Parameters (3.2, 3.3)."""
+
+    INFO = 0x0004
+    ROUTING_CONTEXT = 0x0006
+    DIAGNOSTIC = 0x0007
+    HEARTBEAT = 0x0009
+    TRAFFIC_MODE = 0x000B
+    ERROR_CODE = 0x000C
+    STATUS = 0x000D
+    ASP_IDENTIFIER = 0x0011
+    AFFECTED = 0x0012
+    CORRELATION = 0x0013
+    NETWORK_APPEARANCE = 0x0200
+    USER_CAUSE = 0x0204
+    CONGESTION = 0x0205
+    PROTOCOL_DATA = 0x0210
+
+
+class Error(IntEnum):
+    """Error codes (3.8.1)."""
+
+    INVALID_VERSION = 0x01
+    UNSUPPORTED_CLASS = 0x03
+    UNSUPPORTED_TYPE = 0x04
+    UNSUPPORTED_MODE = 0x05
+    UNEXPECTED_MESSAGE = 0x06
+    PROTOCOL_ERROR = 0x07
+    MANAGEMENT_BLOCKING = 0x0D
+    PARAMETER_FIELD = 0x12
+    MISSING_PARAMETER = 0x16
+    INVALID_ROUTING_CONTEXT = 0x19
+
+
+CLASSES = frozenset(kind >> 8 for kind in Kind)
+
+
+class M3uaFault(Exception):
+    """A message that is not as it should be; `error` is what its sender is told."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(error.name.lower())
+        self.error = error
+
+
+class FramingFault(Exception):
+    """A length after which nobody knows where the next message begins."""
+
+
+class Transfer(NamedTuple):
+    """Content of a DATA message (3.3.1): the routing label and the octets of the user part."""
+
+    opc: int
+    dpc: int
+    sls: int
+    payload: bytes
+    indicator: int = SCCP
+    network: int = 0
+    """Network indicator."""
+    priority: int = 0
+    context: bytes | None = None
+    """Routing context as it came; None: the message has none."""
+    appearance: bytes | None = None
+    """Network appearance, likewise."""
+
+
+_LABEL = struct.Struct(">IIBBBB")
+
+
+def parameter(tag: int, value: bytes) -> bytes:
+    """One parameter, padded to four octets."""
+    return struct.pack(">HH", tag, 4 + len(value)) + value + bytes(-len(value) % 4)
+
+
+def message(kind: int, *parameters: bytes) -> bytes:
+    """One message."""
+    body = b"".join(parameters)
+    return struct.pack(">BxHI", VERSION, kind, HEADER_BYTES + len(body)) + body
+
+
+def error(code: Error, *, context: bytes | None = None, about: bytes = b"") -> bytes:
+    """An ERR message (3.8.1); `about`: the beginning of the message that was wrong."""
+    named = () if context is None else (parameter(Tag.ROUTING_CONTEXT, context),)
+    shown = (parameter(Tag.DIAGNOSTIC, about[:40]),) if about else ()
+    return message(Kind.ERR, parameter(Tag.ERROR_CODE, struct.pack(">I", code)), *named, *shown)
+
+
+def data(sent: Transfer) -> bytes:
+    """A DATA message."""
+    label = _LABEL.pack(sent.opc, sent.dpc, sent.indicator, sent.network, sent.priority, sent.sls)
+    return message(
+        Kind.DATA,
+        b"" if sent.appearance is None else parameter(Tag.NETWORK_APPEARANCE, sent.appearance),
+        b"" if sent.context is None else parameter(Tag.ROUTING_CONTEXT, sent.context),
+        parameter(Tag.PROTOCOL_DATA, label + sent.payload),
+    )
+
+
+def cut(octets: bytes, longest: int) -> tuple[list[bytes], bytes]:
+    """Whole messages, and what is left of one that has not come whole yet. Raises FramingFault.
+
+    A stream is cut by the length of each message (as OsmoSTP does over TCP); over SCTP the same length delimits one.
+    """
+    found, at = [], 0
+    while len(octets) - at >= HEADER_BYTES:
+        length = int.from_bytes(octets[at + 4 : at + 8])
+        if not HEADER_BYTES <= length <= longest:
+            raise FramingFault(f"a length of {length}")
+        if at + length > len(octets):
+            break
+        found.append(octets[at : at + length])
+        at += length
+    return found, octets[at:]
+
+
+def parameters(octets: bytes) -> dict[int, bytes]:
+    """The parameters of a message by tag; of several with one tag the first. Raises M3uaFault."""
+    found: dict[int, bytes] = {}
+    at, end = HEADER_BYTES, len(octets)
+    while at < end:
+        if end - at < 4:
+            raise M3uaFault(Error.PARAMETER_FIELD)
+        tag, length = struct.unpack_from(">HH", octets, at)
+        if length < 4 or at + length > end:
+            raise M3uaFault(Error.PARAMETER_FIELD)
+        found.setdefault(tag, octets[at + 4 : at + length])
+        at += length + -length % 4  # 3.2: the padding of the last one may be missing
+    return found
+
+
+def transfer(found: dict[int, bytes]) -> Transfer:
+    """Return the content of a DATA message with these parameters. Raises M3uaFault."""
+    carried = found.get(Tag.PROTOCOL_DATA)
+    if carried is None:
+        raise M3uaFault(Error.MISSING_PARAMETER)
+    if len(carried) < _LABEL.size:
+        raise M3uaFault(Error.PARAMETER_FIELD)
+    opc, dpc, indicator, network, priority, sls = _LABEL.unpack_from(carried)
+    return Transfer(
+        opc,
+        dpc,
+        sls,
+        carried[_LABEL.size :],
+        indicator,
+        network,
+        priority,
+        found.get(Tag.ROUTING_CONTEXT),
+        found.get(Tag.NETWORK_APPEARANCE),
+    )
+
+
+def kind_of(octets: bytes) -> Kind:
+    """Class and type of a message. Raises M3uaFault for what RFC 4666 has not, or not here."""
+    if octets[0] != VERSION:
+        raise M3uaFault(Error.INVALID_VERSION)
+    if octets[2] not in CLASSES:
+        raise M3uaFault(Error.UNSUPPORTED_CLASS)
+    kind = int.from_bytes(octets[2:4])
+    try:
+        return Kind(kind)
+    except ValueError:
+        raise M3uaFault(Error.UNSUPPORTED_TYPE) from None
+
+
+def affected(found: dict[int, bytes]) -> list[tuple[int, int]]:
+    """Point codes that an SSNM message is about (3.4.1), each with the number of its last bits that may be any."""
+    octets = found.get(Tag.AFFECTED, b"")
+    return [(int.from_bytes(octets[at + 1 : at + 4]), octets[at]) for at in range(0, len(octets) - 3, 4)]

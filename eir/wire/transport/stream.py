@@ -1,0 +1,121 @@
+"""TCP, and TLS on it: the beginning of a connection, and all that no other transport has.
+
+The loop's own transports carry it.
+
+Another transport is a file like this one. Imports certificate.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from eir.wire.transport.tls import names_of_peer
+
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
+"""OpenSSL's reasons for bytes that are not TLS."""
+ENDED = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
+"""Errors after which the other end has closed the connection and says no more."""
+
+EACH_S = 2.0
+"""Time that an address has to answer before the next one of the same name is tried."""
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER on, 0 seconds: closing sends a RST."""
+
+
+async def accept(
+    protocol: asyncio.BaseProtocol,
+    connection: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float | None = None,
+) -> None:
+    """Put an accepted connection on the loop; with `tls` a handshake comes first, in `timeout_s` at most. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    await loop.connect_accepted_socket(
+        lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s if tls else None
+    )
+
+
+async def connect(protocol: asyncio.BaseProtocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+    """Connect, with a handshake where `tls` is given. Raises OSError."""
+    connection = await connected(host, port)
+    await asyncio.get_running_loop().create_connection(
+        lambda: protocol, sock=connection, ssl=tls, server_hostname=host if tls else None
+    )
+
+
+async def addresses(host: str, port: int, flags: int = 0) -> Sequence[tuple[int, int, int, str, Any]]:
+    """The addresses of a name, as `getaddrinfo` has them. Raises OSError, for what cannot be a name too."""
+    try:
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError:
+        raise socket.gaierror(socket.EAI_NONAME, f"{host:.100} cannot be the name of a host") from None
+
+
+async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.socket:
+    """A socket that is connected to the first of a name's addresses that answers. Raises OSError.
+
+    `each_s`: how long one may leave it open before the next is tried, as behind a firewall, or over IPv6 that leads nowhere.
+    """
+    loop = asyncio.get_running_loop()
+    found = await addresses(host, port)
+    fault: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
+    for at, (family, kind, protocol, _, address) in enumerate(found, 1):
+        try:
+            connection = socket.socket(family, kind, protocol)
+        except OSError as e:  # IPv6 may be switched off
+            fault = e
+            continue
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(each_s if at < len(found) else None):
+                await loop.sock_connect(connection, address)
+        except OSError as e:
+            connection.close()
+            fault = e
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise fault
+
+
+def fault_text(fault: Exception, *, secure: bool) -> str:
+    """The reason why a connection failed or ended.
+
+    `secure`: with TLS, where the other end may be the one that objects.
+    """
+    reason = str(getattr(fault, "reason", None) or "")
+    if secure and (isinstance(fault, ENDED) or "_ALERT_" in reason):
+        said = reason.replace("_", " ").lower() if "_ALERT_" in reason else "it closed the connection"
+        return f"the other end ended the TLS handshake ({said}); does it trust our certificate?"
+    if reason in NO_TLS:
+        return "what the other end sends is not TLS; does it take this port for one without?"
+    if isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError | socket.gaierror) and (fault.errno or 0) > 0:
+        return os.strerror(fault.errno or 0)
+    return str(
+        getattr(fault, "verify_message", None)
+        or reason
+        or getattr(fault, "strerror", None)
+        or str(fault)
+        or type(fault).__name__
+    )
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close at once, so that the other end sees that it was no orderly end."""
+    with suppress(OSError, AttributeError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
+def certificate_names(transport: asyncio.Transport) -> Sequence[str] | None:
+    """Names in the certificate of the other end; None without TLS, empty without a certificate."""
+    tls = transport.get_extra_info("ssl_object")
+    return names_of_peer(tls.getpeercert() or {}) if tls is not None else None

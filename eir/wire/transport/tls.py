@@ -1,0 +1,200 @@
+"""TLS of a node: from files to the contexts that handshakes are made with (RFC 6733 13.1, RFC 8996). Opens no connection.
+
+Files are read once, by `read_tls`; what was read makes the same contexts in each process that it is handed to, whatever the files
+say by then.
+
+Authentication of peers is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
+its certificate are compared with the CER (capabilities.certificate_fits), not with the address that was dialled. Python's ssl module
+tells of a peer's certificate, not of one's own (RFC 5280), which `cryptography` reads.
+"""
+
+import os
+import ssl
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eir.errors import FileError
+from eir.wire.peers.settings import TlsSettings
+
+
+class Certificate(NamedTuple):
+    """One certificate."""
+
+    names: tuple[str, ...]
+    """Its DNS names; without any, its common name (RFC 6125 6.4.4: a last resort)."""
+    not_before: datetime
+    not_after: datetime
+
+
+def first_certificate(pem: bytes) -> Certificate:
+    """The first certificate of a PEM file. Raises ValueError if the file has no readable certificate."""
+    from cryptography import x509  # noqa: PLC0415 - 30 ms and 10 MB that a node without TLS does not need
+
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise ValueError("no certificate in it")
+    names: list[str] = []
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what is odd and yet read is for TLS to judge
+            read = x509.load_pem_x509_certificate(pem)
+            with suppress(x509.ExtensionNotFound):
+                names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
+                    x509.DNSName
+                )
+            common = [str(name.value) for name in read.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+            return Certificate(tuple(names or common), read.not_valid_before_utc, read.not_valid_after_utc)
+    except (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as e:
+        raise ValueError(f"not an X.509 certificate ({e})") from e
+
+
+def names_of_peer(certificate: Mapping[str, Any]) -> Sequence[str]:
+    """The same names, from what `SSLSocket.getpeercert` returns of a certificate that was verified."""
+    names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+    return names or [
+        value for attributes in certificate.get("subject", ()) for kind, value in attributes if kind == "commonName"
+    ]
+
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+"""OpenSSL's reasons for a key that belongs to another certificate."""
+FILE_BYTES_MAX = 1 << 20
+HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Ciphers for TLS 1.2 that RFC 9113 9.2.2 does not forbid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The contexts for handshakes.
+
+    Replaced as a whole when certificates change, so that each handshake sees one state.
+    """
+
+    accepting: ssl.SSLContext
+    """For connections by `tls://` listeners."""
+    connecting: ssl.SSLContext
+    """For `connect: tls://…`."""
+    http2: ssl.SSLContext
+    """For listeners that speak HTTP/2 (RFC 9113 9.2)."""
+    passwords: ssl.SSLContext
+    """For listeners whose clients show a password or a token, and no certificate (HTTP/1.1)."""
+    certificate: Certificate
+    """The node's own."""
+
+
+class TlsError(FileError):
+    """Files that no handshake can be made with; `key` is the setting that names the one in question."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The contents of the settings' files when they were read. May be pickled."""
+
+    settings: TlsSettings
+    contents: Mapping[str, bytes]
+    """Each file's content, by the setting that names the file."""
+
+
+def read_tls(settings: TlsSettings) -> TlsFiles:
+    """Read all files. Raises TlsError for one that cannot be read."""
+    files = {key: file for key in ("certificate", "key", "ca", "crl") if (file := getattr(settings, key)) is not None}
+    return TlsFiles(settings, {key: _content(key, file) for key, file in files.items()})
+
+
+def load_tls(files: TlsFiles) -> Tls:
+    """Make the contexts. Raises TlsError that says which file is wrong, and how."""
+    settings, contents = files.settings, files.contents
+    try:
+        certificate = first_certificate(contents["certificate"])
+    except ValueError as e:
+        raise TlsError("certificate", f"{settings.certificate}: {e}; expected the node's certificate in PEM") from None
+    if b"PRIVATE KEY-----" not in contents["key"]:
+        raise TlsError("key", f"{settings.key}: no private key in it; expected the certificate's, in PEM")
+    with ExitStack() as stack:
+        paths = {key: stack.enter_context(_in_memory(content)) for key, content in contents.items()}
+        accepting, connecting, http2, passwords = (
+            _context(settings, paths, protocol)
+            for protocol in (
+                ssl.PROTOCOL_TLS_SERVER,
+                ssl.PROTOCOL_TLS_CLIENT,
+                ssl.PROTOCOL_TLS_SERVER,
+                ssl.PROTOCOL_TLS_SERVER,
+            )
+        )
+    # A session that is taken up again would not have its certificate looked at; connections are few and long.
+    accepting.num_tickets = http2.num_tickets = 0
+    http2.set_alpn_protocols(["h2"])
+    http2.set_ciphers(HTTP2_CIPHERS)
+    passwords.verify_mode = ssl.CERT_NONE
+    passwords.set_alpn_protocols(["http/1.1"])
+    return Tls(accepting, connecting, http2, passwords, certificate)
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """A path for OpenSSL, which takes keys and revocation lists from files only."""
+    with os.fdopen(os.memfd_create("tls"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False  # the CER or CEA says who it is, and is held to the certificate
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = VERSIONS[settings.min_version]
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(paths["certificate"], paths["key"], password=_no_passphrase)
+    except (ssl.SSLError, OSError) as e:
+        if isinstance(e, ssl.SSLError) and e.reason in MISMATCHES:
+            raise TlsError("key", f"{settings.key} is not the private key of {settings.certificate}") from None
+        raise TlsError("certificate", f"{settings.certificate} and {settings.key}: {_why(e)}") from None
+    except _PassphraseWantedError:
+        raise TlsError("key", f"{settings.key} wants a passphrase; expected a key without one") from None
+    for key in ("ca", "crl"):
+        if key in paths:
+            try:
+                context.load_verify_locations(paths[key])
+            except (ssl.SSLError, OSError) as e:
+                raise TlsError(key, f"{getattr(settings, key)}: {_why(e)}") from None
+    stored = context.cert_store_stats()
+    if not stored["x509"]:
+        raise TlsError(
+            "ca", f"{settings.ca}: no certificate in it; expected those of the authorities that peers' come from"
+        )
+    # What stands there is trusted, whether or not it is the root of its chain.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if settings.crl is not None:
+        if not stored["crl"]:
+            raise TlsError("crl", f"{settings.crl}: no revocation list in it")
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return context
+
+
+class _PassphraseWantedError(Exception):
+    pass
+
+
+def _no_passphrase() -> str:
+    raise _PassphraseWantedError
+
+
+def _content(key: str, file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            octets = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as e:
+        raise TlsError(key, f"{file} cannot be read: {e.strerror}") from None
+    if len(octets) > FILE_BYTES_MAX:
+        raise TlsError(key, f"{file} is larger than {FILE_BYTES_MAX} bytes")
+    return octets
+
+
+def _why(fault: OSError) -> str:
+    return str(getattr(fault, "reason", None) or fault.strerror or fault).replace("_", " ").lower()

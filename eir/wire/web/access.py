@@ -1,0 +1,137 @@
+"""Access to a page: by the client's address, or by a password (HTTP Basic, RFC 7617). Imports eir.wire.web alone."""
+
+import base64
+import binascii
+import hmac
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Final
+
+from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http2_limits import Allowance, Purse
+
+TEXT = "text/plain; charset=utf-8"
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+PASSWORD_BYTES_MAX = 1024
+WRONG_MAX: Final = Allowance(burst=20, a_second=1 / 60)
+"""Wrong passwords of one address; beyond that, none of its passwords is compared."""
+ADDRESSES_MAX: Final = 4096
+PAGE: Final = "page"
+"""Label of the page as an interface, in metrics and log."""
+WRONG, LOCKED_OUT = "wrong_password", "locked_out"
+"""Reasons for which a password was refused."""
+CHALLENGE: Final = Response(
+    401, TEXT, b"a password is wanted\n", (("WWW-Authenticate", 'Basic realm="eir", charset="UTF-8"'),)
+)
+TOO_MANY: Final = Response(429, TEXT, b"too many wrong passwords from this address\n", (("Retry-After", "60"),))
+
+
+@dataclass(frozen=True, slots=True)
+class PageSettings:
+    """Rules for access to the page for people."""
+
+    sources: Sequence[IPv4Network | IPv6Network] = LOOPBACK
+    """Networks in which nobody is asked for a password."""
+    password_file: Path | None = None
+    """Holds the password of all others; None: they may not."""
+
+
+class PageAccess:
+    """Decides who may see the page. `ticks`: seconds that never go back."""
+
+    def __init__(self, *, ticks: Callable[[], float]) -> None:
+        self._ticks = ticks
+        self._wrong: dict[str, Purse] = {}
+        """Balance of wrong passwords by address."""
+        self.refused: Counter[str] = Counter()
+        """Requests with a password that were refused, by reason."""
+
+    def refusal(
+        self, request: Request, settings: PageSettings, refused: Callable[[str], object] = lambda _: None
+    ) -> Response | None:
+        """Return the response to a client that may not see the page; None if it may.
+
+        `refused` is called with the reason if a password was refused.
+        """
+        if _is_at(request.address, settings) and _is_address(request.headers.get("host", "")):
+            return None
+        if settings.password_file is None:
+            return Response(
+                403, TEXT, b"not from this address, or by this name: see page.from and page.password_file\n"
+            )
+        authorization = request.headers.get("authorization")
+        if not authorization:
+            return CHALLENGE
+        purse, now = self._purse(request.address), self._ticks()
+        purse.take(now, 0)
+        if purse.left < 1:
+            reason, response = LOCKED_OUT, TOO_MANY
+        elif _is_password(authorization, settings.password_file):
+            return None
+        else:
+            purse.take(now)
+            reason, response = WRONG, CHALLENGE
+        self.refused[reason] += 1
+        refused(reason)
+        return response
+
+    def _purse(self, address: str) -> Purse:
+        """Return the balance of an address; all addresses of an IPv6 network of 64 bits have one."""
+        with suppress(ValueError):
+            at = ip_address(address.partition("%")[0])
+            if isinstance(at, IPv6Address):
+                address = str(at.ipv4_mapped or IPv6Network((at, 64), strict=False))
+        purse = self._wrong.get(address)
+        if purse is None:
+            if len(self._wrong) >= ADDRESSES_MAX:
+                del self._wrong[next(iter(self._wrong))]
+            purse = self._wrong[address] = Purse(WRONG_MAX, self._ticks())
+        return purse
+
+
+def _is_password(authorization: str, file: Path) -> bool:
+    """True if a header carries the password of a file; an empty file has none."""
+    try:
+        with file.open("rb") as stream:
+            wanted = stream.read(PASSWORD_BYTES_MAX).strip()
+    except OSError:
+        return False
+    return bool(wanted) and hmac.compare_digest(_password(authorization), wanted)
+
+
+def _is_at(address: str, settings: PageSettings) -> bool:
+    try:
+        at = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return any(at in network for network in settings.sources if network.version == at.version)
+
+
+def _is_address(host: str) -> bool:
+    """True if a page was asked for by an address.
+
+    A page asked for by a name may be one that a stranger's page leads a browser to.
+    """
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    if name == "localhost":
+        return True
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _password(authorization: str) -> bytes:
+    """The password in the header; empty if there is no password."""
+    scheme, _, said = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(said, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""

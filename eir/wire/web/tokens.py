@@ -1,0 +1,319 @@
+"""Access tokens of those who ask (TS 33.501 13.4.1, RFC 6750, RFC 7519): from an Authorization header to whom it names, or a refusal.
+
+No I/O but for `read_keys`, and no clock but those that it is handed. joserfc checks signatures; what a token has to say is checked
+here, since joserfc accepts any claims. A token that was verified is remembered until it expires, so that a check costs a look-up; and
+since a signature takes as long as many checks, how many bad ones a peer may send is bounded.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from joserfc import jwk, jws
+from joserfc.errors import InvalidKeyTypeError, JoseError, SecurityWarning
+from joserfc.jwk import JWKRegistry
+
+from eir.errors import FileError
+from eir.wire.web.denials import LASTING, Denied, TokenSettings, denials
+from eir.wire.web.http2_limits import Allowance, Purse
+
+ALGORITHMS: Final = (
+    "ES256",
+    "ES384",
+    "ES512",
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "Ed25519",
+    "EdDSA",
+)
+"""Signatures only (RFC 7518 3.1, RFC 9864): `none` proves nothing, and everybody who can check an HMAC can make one. By the older name `EdDSA`
+(RFC 8037) it has to be Ed25519 as well."""
+TOKEN_BYTES_MAX: Final = 8192
+FILE_BYTES_MAX: Final = 1 << 20
+KEYS_MAX: Final = 16
+"""Keys in force at once: a token that names no key is tried with each."""
+RSA_BITS_MIN: Final = 2048
+SUBJECT_CHARS_MAX: Final = 255
+REMEMBERED_MAX: Final = 4096
+"""Verified tokens; for a further one the oldest is verified again when it comes back."""
+TIME_MAX: Final = float(1 << 53)
+REFUSED_MAX: Final = 512
+"""Refused tokens that are remembered, so that a client that sends one again and again costs a look-up."""
+BAD_ONES: Final = Allowance(burst=100, a_second=20)
+"""Tokens of one peer that were looked into in vain; past that, only those that are known already are answered."""
+PEERS_MAX: Final = 4096
+"""Peers whose bad tokens are counted; for a further one the one that came first is forgotten."""
+EARLY_S: Final = 5
+"""Seconds before its `nbf` from which a token is accepted: clocks of two hosts differ."""
+
+
+class KeysError(FileError):
+    """Keys that no token can be checked with; `key` is the setting that names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFiles:
+    """The contents of the settings' files when they were read. May be pickled."""
+
+    settings: TokenSettings
+    contents: tuple[tuple[str, str, bytes], ...]
+    """Setting, file, content."""
+
+
+class VerifyKey(NamedTuple):
+    """A public key of an issuer."""
+
+    name: str | None
+    """The `kid` that its set gives it; None: any token may be signed with it, whatever key it names."""
+    key: jwk.Key
+    algorithms: frozenset[str]
+    thumbprint: str
+
+
+class _Verified(NamedTuple):
+    subject: str
+    expires: float
+    thumbprint: str
+
+
+class _Refused(Exception):
+    """A reason of `denials`."""
+
+
+class _Unusable(ValueError):
+    pass
+
+
+def read_keys(settings: TokenSettings) -> KeyFiles:
+    """Read all files. Raises KeysError for one that cannot be read."""
+    named = [("jwks", file) for file in settings.jwks] + [("keys", file) for file in settings.keys]
+    return KeyFiles(settings, tuple((key, str(file), _content(key, file)) for key, file in named))
+
+
+def load_keys(files: KeyFiles) -> tuple[VerifyKey, ...]:
+    """The public keys. Raises KeysError that says which file is wrong, and how."""
+    found: list[VerifyKey] = []
+    for setting, file, content in files.contents:
+        try:
+            with warnings.catch_warnings(action="ignore", category=SecurityWarning):  # what it warns of is refused
+                found += _of_set(content) if setting == "jwks" else [_of_pem(content)]
+        except (JoseError, ValueError, TypeError, KeyError, RecursionError) as e:
+            raise KeysError(setting, f"{file}: {e}") from None
+    if not 0 < len(found) <= KEYS_MAX:
+        raise KeysError("jwks", f"{len(found)} keys that tokens may be signed with; expected 1 to {KEYS_MAX}")
+    return tuple(found)
+
+
+class Tokens:
+    """Checks tokens by the keys that are in force. `scope`: what they have to be for; `now`: seconds since 1970; `ticks`: seconds that never go back."""
+
+    def __init__(
+        self, settings: TokenSettings, keys: Sequence[VerifyKey], *, scope: str, now: Callable[[], float], ticks: Callable[[], float],
+        remembered_max: int = REMEMBERED_MAX,
+    ) -> None:  # fmt: skip
+        self._now, self._ticks, self._remembered_max = now, ticks, remembered_max
+        self._scope, self._denied = scope, denials(scope)
+        self._verified: dict[bytes, _Verified] = {}
+        self._refused: dict[bytes, Denied] = {}
+        self._bad_ones: dict[str, Purse] = {}
+        """A purse for the bad tokens of each peer."""
+        self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
+
+    def renew(self, settings: TokenSettings, keys: Sequence[VerifyKey]) -> None:
+        """Use these from now on.
+
+        What a remaining key has verified is not verified again; what a removed key has verified counts for nothing.
+        """
+        stays = {each.thumbprint for each in keys} if settings == self._settings else set()
+        self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
+        self._verified = {token: verified for token, verified in self._verified.items() if verified.thumbprint in stays}
+        self._refused.clear()
+        self._bad_ones.clear()
+
+    def subject(self, authorization: bytes | None, peer: str) -> str | Denied:
+        """The subject of the token in an Authorization header (its `sub`: the NF instance that asks), or the refusal.
+
+        `peer`: address of the one that sends it.
+        """
+        if authorization is None:
+            return self._denied["no_token"]
+        known = self._verified.get(authorization)
+        if known is not None:
+            if known.expires > self._now():
+                return known.subject
+            del self._verified[authorization]
+        return self._refused.get(authorization) or self._looked_into(authorization, peer)
+
+    def _looked_into(self, authorization: bytes, peer: str) -> str | Denied:
+        """The same of a token that is not known."""
+        scheme, _, token = authorization.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return self._denied["no_token"]
+        purse = self._bad_ones.get(peer)
+        if purse is None:
+            purse = Purse(BAD_ONES, self._ticks())
+            _remember(self._bad_ones, peer, purse, PEERS_MAX)
+        if not purse.take(self._ticks(), 0):
+            return self._denied["too_many"]
+        try:
+            verified = self._verify(token.strip(b" "))
+        except _Refused as e:
+            refusal = self._denied[str(e)]
+            if refusal.reason in LASTING:
+                purse.take(self._ticks())
+                _remember(self._refused, authorization, refusal, REFUSED_MAX)
+            return refusal
+        _remember(self._verified, authorization, verified, self._remembered_max)
+        return verified.subject
+
+    def _verify(self, token: bytes) -> _Verified:
+        """Check all of a token: form, signature, claims, in this order. Raises _Refused."""
+        if len(token) > TOKEN_BYTES_MAX:
+            raise _Refused("malformed")
+        try:
+            signed = jws.extract_compact(token)
+            header = signed.headers()
+        except (JoseError, ValueError, TypeError, RecursionError):
+            raise _Refused("malformed") from None
+        if "crit" in header:  # RFC 7515 4.1.11: no extension is understood here
+            raise _Refused("critical_header")
+        algorithm, name = header.get("alg"), header.get("kid")
+        if algorithm not in ALGORITHMS:
+            raise _Refused("algorithm")
+        candidates = [each for each in self._keys if name is None or each.name is None or each.name == name]
+        if not candidates:
+            raise _Refused("unknown_key")
+        candidates = [each for each in candidates if algorithm in each.algorithms]
+        if not candidates:
+            raise _Refused("algorithm")
+        signer = next((each for each in candidates if _signed_by(signed, each.key)), None)
+        if signer is None:
+            raise _Refused("signature")
+        try:
+            claims = json.loads(signed.payload)
+        except (ValueError, RecursionError):
+            raise _Refused("malformed") from None
+        subject, expires = self._claimed(claims)
+        return _Verified(subject, expires, signer.thumbprint)
+
+    def _claimed(self, claims: Any) -> tuple[str, float]:
+        """Subject and end of a token that makes these claims (TS 29.510 6.3.5.2.4). Raises _Refused."""
+        if not isinstance(claims, dict):
+            raise _Refused("claims")
+        expires, begins, now = _time(claims.get("exp")), _time(claims.get("nbf", 0)), self._now()
+        subject, scope = claims.get("sub"), claims.get("scope")
+        if expires is None or begins is None or not isinstance(subject, str) or not isinstance(scope, str):
+            raise _Refused("claims")
+        if not 0 < len(subject) <= SUBJECT_CHARS_MAX or not (subject.isascii() and subject.isprintable()):
+            raise _Refused("claims")
+        if expires <= now:
+            raise _Refused("expired")
+        if begins > now + EARLY_S:
+            raise _Refused("not_yet")
+        issuer, audience = claims.get("iss"), claims.get("aud")
+        if self._settings.issuer and issuer not in self._settings.issuer:
+            raise _Refused("issuer")
+        # An NF type, or the NF instances that it is for (TS 29.510 6.3.5.2.4): UUIDs are compared without regard to case (RFC 4122 3).
+        named = audience if isinstance(audience, list) else [audience]
+        if not any(isinstance(each, str) and each.casefold() in self._audience for each in named):
+            raise _Refused("audience")
+        if self._scope not in scope.split(" "):
+            raise _Refused("scope")
+        return subject, expires
+
+
+def _remember(there: dict[Any, Any], token: object, what: object, most: int) -> None:
+    if len(there) >= most:
+        del there[next(iter(there))]
+    there[token] = what
+
+
+def _audience(settings: TokenSettings) -> frozenset[str]:
+    return frozenset(each.casefold() for each in settings.audience)
+
+
+def _time(value: object) -> float | None:
+    """Seconds since 1970; None if it is no time: JSON as Python reads it has NaN, which is later than nothing and earlier than nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < TIME_MAX:
+        return None
+    return value
+
+
+def _signed_by(signed: jws.CompactSignature, key: jwk.Key) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore", category=SecurityWarning):  # of the name EdDSA
+            return jws.validate_compact(signed, key, registry=_REGISTRY)
+    except (JoseError, ValueError, TypeError):
+        return False
+
+
+_REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
+"""Headers that are not known are ignored (RFC 7515 4), but for critical ones; keys and addresses of keys in a token are not looked at."""
+
+
+def _content(key: str, file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            octets = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as e:
+        raise KeysError(key, f"{file} cannot be read: {e.strerror}") from None
+    if len(octets) > FILE_BYTES_MAX:
+        raise KeysError(key, f"{file} is larger than {FILE_BYTES_MAX} bytes")
+    return octets
+
+
+def _of_set(content: bytes) -> list[VerifyKey]:
+    """The keys of a JWK set (RFC 7517 5); those of unknown types and for other uses are left out, as it asks."""
+    try:
+        keys = json.loads(content)["keys"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError('not a JWK set; expected {"keys": [...]} in JSON (RFC 7517 5)') from None
+    found = []
+    for each in keys if isinstance(keys, list) else []:
+        if not isinstance(each, Mapping) or each.get("kty") == "oct":
+            raise ValueError("it holds a secret that tokens could be made with; expected public keys alone")
+        if each.get("use", "sig") != "sig":
+            continue
+        try:
+            key = jwk.import_key(dict(each))
+        except InvalidKeyTypeError:
+            continue
+        found.append(_usable(key, key.kid))
+    return found
+
+
+def _of_pem(content: bytes) -> VerifyKey:
+    """The key of a PEM file: a public key, or a certificate."""
+    if b"PRIVATE KEY-----" in content:
+        raise ValueError("it holds a private key; expected the public one, or a certificate")
+    for kind in ("RSA", "EC", "OKP"):
+        try:
+            return _usable(JWKRegistry.import_key(content, kind), None)
+        except InvalidKeyTypeError:
+            continue
+        except UnsupportedAlgorithm:
+            break
+        except ValueError as e:
+            raise (
+                e if isinstance(e, _Unusable) else ValueError("expected a public key or a certificate in PEM")
+            ) from None
+    raise ValueError("expected an RSA, an EC or an Ed25519 key")
+
+
+def _usable(key: jwk.Key, name: str | None) -> VerifyKey:
+    if key.is_private:
+        raise _Unusable("it holds a private key; expected public keys alone")
+    if isinstance(key, jwk.RSAKey) and key.public_key.key_size < RSA_BITS_MIN:
+        raise _Unusable(f"an RSA key of {key.public_key.key_size} bits; expected {RSA_BITS_MIN} at least")
+    algorithms = frozenset(each.name for each in jws.JWSRegistry.filter_algorithms(key, list(ALGORITHMS)))
+    if not algorithms - {"EdDSA"}:  # a key of another curve
+        raise _Unusable(f"a key that no token can be signed with in one of these ways: {', '.join(ALGORITHMS)}")
+    return VerifyKey(name, key, algorithms, key.thumbprint())

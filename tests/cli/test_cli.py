@@ -1,0 +1,1063 @@
+"""The commands: exit status, what goes to which stream, documents for scripts, tables for people, and how they end early."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from certificates import Authority
+from luhn import check_digit
+from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
+from typer.main import get_command
+from wire import EIR, HOST, REALM
+
+from eir.cli.app import command_line, main
+from eir.cli.output import written_to
+from eir.node.processes.state_folder import in_force_before
+
+COMMANDS = get_command(command_line()).commands
+IMSI = "001010123456789"
+FROM_STORE = "from the store, no node answers here\n"
+"""Commands about what is in force say this first, where no node runs."""
+MEID = "A0000012345678"
+PUBLISH = ["publish", "--list", "stolen", "--serial", "9", "--expires", "36h"]
+POLICY = {
+    "rules": [
+        {"list": "stolen", "answer": "blacklisted"},
+        {"tac": ["35332812"], "imsi": ["26201"], "answer": "greylisted"},
+        {"software_version": ["77"], "answer": "greylisted"},
+        {"origin_host": ["roaming.example.org"], "answer": "unknown"},
+        {"list": "tracked", "answer": "greylisted", "observe": True},
+    ],
+    "no_identity": "greylisted", "bad_identity": "error",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def host(shared):
+    """Two lists of one release each, and a refused one in the history; nothing here changes it."""
+    shared.configure(policy=POLICY)
+    shared.load(["imei,reason", f"{LISTED},stolen in transit", f"{MEID},lost", f"{LISTED[:-1]}9,"], list_name="stolen")
+    shared.load([TRACKED], list_name="tracked")
+    shared.eir("load", shared.release([UNLISTED], list_name="tracked"), status=1)
+    return shared
+
+
+@pytest.fixture
+def eir(host, monkeypatch, capsys):
+    """Run a command in this process: status, standard output, standard error."""
+    monkeypatch.setenv("EIR_CONFIG", str(host.path))
+    monkeypatch.chdir(host.folder)
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            main(arguments=[*map(str, arguments)])
+            status = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+        done = capsys.readouterr()
+        return status, done.out, done.err
+
+    return run
+
+
+def document(ran):
+    status, out, _ = ran
+    assert status == 0, ran
+    return json.loads(out)
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "",
+            *COMMANDS,
+            "peer disable",
+            "peer enable",
+            "lists reset-serial",
+            "tamper report",
+            "tamper show",
+            "tamper confirm",
+            "tamper clear",
+            "tamper export",
+        ],
+    )
+    def test_help(self, eir, command, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        status, out, err = eir(*command.split(), "--help")
+        assert (status, err) == (0, "")
+        assert f"Usage: eir {command}".strip() in out
+        assert not re.search(r"…|\w\.\.\.$", out, re.MULTILINE)  # nothing is cut
+        assert max(map(len, out.splitlines())) <= 80
+
+    def test_no_command_shows_the_help(self, eir):
+        _, out, err = eir()
+        assert "Usage: eir" in out + err
+
+    def test_version(self, eir):
+        status, out, _ = eir("--version")
+        assert status == 0
+        assert re.fullmatch(r"eir \d+\.\d+\.\d+\n", out)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            "nonsense", "check", "check 1 --nonsense", "load", "rollback", "rollback nowhere", "publish x.csv", "lists --json=maybe",
+            "probe 127.0.0.1", "probe 127.0.0.1:0 1", "probe 127.0.0.1:99999 1", "probe [::1]:x 1", "history -n 0", "show \udcff",
+            "probe 127.0.0.1:1 1 --timeout 0", "peer", "peer enable", "add stolen", "lists surplus",
+            "publish x.csv --list stolen --serial 0 --expires 14d --key k", "publish x.csv --list stolen --serial 1 --expires 14 --key k",
+            "publish x.csv --list stolen --serial 1 --expires soon --key k",
+            "publish x.csv --list stolen --serial 1 --expires 9999999d --key k", "add stolen 35209900176148 --reason x --until 9999999d",
+        ],
+    )  # fmt: skip
+    def test_wrong_usage_is_2_and_says_what_is_wrong_on_standard_error(self, eir, arguments):
+        status, out, err = eir(*arguments.split())
+        assert status == 2
+        assert not out or arguments == "peer"
+        assert err or arguments == "peer"
+
+
+class TestConfiguration:
+    def test_errors_name_file_line_and_what_was_expected(self, eir, tmp_path):
+        path = tmp_path / "wrong.yaml"
+        path.write_text(
+            "identity: {host: a.example.org, realm: example.org}\nlisten: [tcp://127.0.0.1:0]\nworkers: many\npolcy: {}\n"
+        )
+        status, out, err = eir("config", "-c", path)
+        assert (status, out) == (2, "")
+        assert re.search(rf"^{path}:3: .*workers", err, re.MULTILINE)
+        assert re.search(rf"^{path}:4: .*polcy.*policy", err, re.MULTILINE)
+
+    @pytest.mark.parametrize(
+        "command", ["config", "lists", "history", "peers", "reload", "drain", "serve", "check 1", "inbox"]
+    )
+    def test_each_command_says_that_the_file_is_not_there(self, eir, command, tmp_path):
+        status, out, err = eir(*command.split(), "-c", tmp_path / "none.yaml")
+        assert (status, out) == (2, "")
+        assert f"{tmp_path}/none.yaml" in err
+
+    FAULTS = ("policy: {defalt: greylisted}\n", "policy: [a, {\n", "lists: {stolen: {signers: nowhere}}\n")
+
+    @pytest.mark.parametrize("fault", FAULTS, ids=["unknown key", "no YAML", "no signers"])
+    def test_a_fault_locks_nobody_out_of_node_and_lists(self, eir, host, tmp_path, fault):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED])
+            site.load([UNLISTED], serial=2)
+            site.start()
+            text = site.path.read_text()
+            site.path.write_text(
+                f"state: {site.state} # where it is\n"
+                + (re.sub(r"^lists:\n( .*\n)+", "", text, flags=re.MULTILINE) if "lists" in fault else text)
+                + fault
+            )
+            at = ("-c", site.path)
+            for command in ("peers", "history", "lists", "peer disable mme", "rollback stolen"):
+                status, out, err = eir(*command.split(), *at)
+                assert (status, bool(out)) == (0, True), err
+                assert re.search(rf"^warning: {site.path}:\d+: ", err, re.MULTILINE)
+            assert "serial 1 is in force again" in out
+            assert [row["serial"] for row in json.loads(eir("lists", "--json", *at)[1]) if row["list"] == "stolen"] == [
+                1
+            ]
+            assert json.loads(eir("status", "--json", *at)[1])["pid"] == site.node.pid
+            assert eir("load", "x.manifest.json", *at)[0] == 2  # what puts something in force wants all of it right
+            assert eir("drain", *at)[0] == 0
+            assert site.node.wait() == 0
+
+    @pytest.mark.parametrize(
+        "text", [None, "state: [a, b]\n", "x: [\nstate: {\n"], ids=["no file", "no folder", "no YAML"]
+    )
+    def test_status_says_in_one_line_that_it_cannot_tell(self, eir, tmp_path, text):
+        path = tmp_path / "wrong.yaml"
+        if text:
+            path.write_text(text)
+        status, out, _ = eir("status", "-c", path)
+        assert status == 3
+        assert re.fullmatch(rf"EIR UNKNOWN - .*{path}:\d+: .*\n", out)
+        status, out, _ = eir("status", "--json", "-c", path)
+        assert (status, json.loads(out)["state"]) == (3, "UNKNOWN")
+
+    def test_what_is_in_force_is_a_configuration_again(self, eir, host, tmp_path):
+        status, out, _ = eir("config")
+        assert status == 0
+        again = tmp_path / "again.yaml"
+        again.write_text(out)
+        assert document(eir("config", "--json", "-c", again)) == document(eir("config", "--json"))
+        assert document(eir("config", "--json"))["state"] == str(host.state)
+
+    def test_every_key_is_printed_without_a_file(self, eir):
+        status, out, err = eir("config", "--reference", "-c", "nowhere.yaml")
+        assert (status, err) == (0, "")
+        assert out == (Path(__file__).parents[2] / "config" / "REFERENCE.md").read_text()
+        rows = document(eir("config", "--reference", "--json"))
+        assert [row["key"] for row in rows] == re.findall(r"^\| `(.*?)` \|", out, re.MULTILINE)
+        assert next(row for row in rows if row["key"] == "workers") == {
+            "key": "workers", "value": "a whole number from 1 to 64, or auto", "required": False, "default": 1,
+            "says": "processes that answer; `auto`: one for each processor", "restart": True,
+        }  # fmt: skip
+
+    def test_the_file_is_that_of_c_else_of_the_environment_else_config_eir_yaml(self, host, tmp_path):
+        for name, folder in (
+            ("given", tmp_path / "given"),
+            ("environment", tmp_path / "environment"),
+            ("default", tmp_path / "config"),
+        ):
+            folder.mkdir()
+            text = host.path.read_text().replace("realm: localdomain", f"realm: {name}.example", 1)
+            (folder / "eir.yaml").write_text(text)
+            shutil.copy(host.folder / "signers", folder)
+
+        def realm(*arguments, before=(), **environment):
+            base = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
+            done = subprocess.run(
+                [*COMMAND, *before, "config", "--json", *arguments],
+                cwd=tmp_path,
+                env=base | environment,
+                capture_output=True,
+                check=True,
+            )
+            return json.loads(done.stdout)["identity"]["realm"]
+
+        assert realm() == "default.example"
+        assert realm(EIR_CONFIG="environment/eir.yaml") == "environment.example"
+        assert realm("-c", "given/eir.yaml", EIR_CONFIG="environment/eir.yaml") == "given.example"
+        assert (
+            realm("-c", "given/eir.yaml", EIR_CONFIG="environment/eir.yaml", before=("-c", "none.yaml"))
+            == "given.example"
+        )
+        assert realm(EIR_CONFIG="environment/eir.yaml", before=("-c", "given/eir.yaml")) == "given.example"
+
+    def test_a_warning_goes_to_standard_error(self, eir, host, tmp_path):
+        path = tmp_path / "eir.yaml"
+        path.write_text(host.path.read_text().replace("list: tracked", "list: stolen"))
+        shutil.copy(host.folder / "signers", tmp_path)
+        status, out, err = eir("config", "-c", path)
+        assert status == 0
+        assert re.search(rf"^warning: {path}:\d+: .*tracked", err, re.MULTILINE)
+        assert "warning:" not in out
+        assert "tracked" not in eir("check", UNLISTED, "-c", path)[2]  # it is for the one who writes the configuration
+
+    def test_an_inbox_that_is_not_there_is_warned_of(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(inbox="drop")
+            assert f"warning: the inbox {site.folder}/drop does not exist" in site.eir("config").stderr
+            (site.folder / "drop").mkdir()
+            assert site.eir("config").stderr == ""
+
+
+CHECKS = [
+    # identifier, options, status, rule, list, reason
+    (LISTED, "", "blacklisted", 1, "stolen", "stolen in transit"),
+    (f"{LISTED}{check_digit(LISTED)}", "", "blacklisted", 1, "stolen", "stolen in transit"),
+    (f"{LISTED}0", f"--imsi {IMSI}", "blacklisted", 1, "stolen", "stolen in transit"),
+    (f"{LISTED}77", "", "blacklisted", 1, "stolen", "stolen in transit"),
+    (f"{LISTED[:-1]}9", "", "blacklisted", 1, "stolen", None),
+    (MEID, "", "blacklisted", 1, "stolen", "lost"),
+    (MEID.lower(), "", "blacklisted", 1, "stolen", "lost"),
+    ("35332812000001", "--imsi 262011234567890", "greylisted", 2, None, None),
+    ("35332812000001", "--imsi 262021234567890", "whitelisted", "default", None, None),
+    ("35332812000001", "", "whitelisted", "default", None, None),
+    (UNLISTED, "--software-version 77", "greylisted", 3, None, None),
+    (UNLISTED, "--origin-host ROAMING.example.org", "unknown", 4, None, None),
+    (UNLISTED, "", "whitelisted", "default", None, None),
+    (TRACKED, "", "whitelisted", "default", None, None),
+]  # fmt: skip
+
+
+class TestCheck:
+    @pytest.mark.parametrize(("imei", "options", "status", "rule", "list_name", "reason"), CHECKS)
+    def test_the_document(self, eir, imei, options, status, rule, list_name, reason):
+        found = document(eir("check", imei, *options.split(), "--json"))
+        imsi = options.split()[1] if "--imsi" in options else None
+        serial = 1 if list_name else None
+        expected = {
+            "imei": imei,
+            "imsi": imsi,
+            "status": status,
+            "rule": rule,
+            "list": list_name,
+            "serial": serial,
+            "reason": reason,
+        }
+        assert {name: found[name] for name in expected} == expected
+        assert list(found)[: len(expected)] == list(expected)
+
+    def test_for_a_person(self, eir):
+        assert eir("check", LISTED) == (
+            0, f"{LISTED}: blacklisted\n  by rule 1, list stolen (serial 1)\n  reason: stolen in transit\n", FROM_STORE,
+        )  # fmt: skip
+        assert eir("check", TRACKED)[1] == (
+            f"{TRACKED}: whitelisted\n  because of the policy's default\n  observed only: rule 5 would answer greylisted\n"
+        )
+        assert (
+            "  by rule 2: tac 35332812; imsi 26201*\n" in eir("check", "35332812000001", "--imsi", "262011234567890")[1]
+        )
+        assert "  by rule 3: software_version 77\n" in eir("check", UNLISTED, "--software-version", "77")[1]
+
+    def test_rules_that_have_a_name_are_named(self, host, tmp_path):
+        with Site(tmp_path / "named", host.publisher) as site:
+            rules = [
+                {"name": "trial", "tac": [LISTED[:8]], "answer": "greylisted", "observe": True},
+                {"name": "roamers", "imsi": ["00101"], "answer": "blacklisted"},
+            ]
+            site.configure(policy={"rules": rules})
+            site.state.mkdir()
+            found = site.json("check", LISTED, "--imsi", IMSI)
+            assert (found["rule"], found["rule_name"]) == (2, "roamers")
+            assert found["observed"] == [{"rule": 1, "rule_name": "trial", "status": "greylisted"}]
+            assert site.eir("check", LISTED, "--imsi", IMSI).stdout == (
+                f"{LISTED}: blacklisted\n  by rule 2 (roamers): imsi 00101*\n  observed only: rule 1 (trial) would answer greylisted\n"
+            )
+            found = site.json("check", UNLISTED)
+            assert (found["rule"], found["rule_name"]) == ("default", None)
+
+    def test_the_document_says_what_was_observed_and_what_is_not_loaded(self, eir, tmp_path, host):
+        assert document(eir("check", TRACKED, "--json"))["observed"] == [
+            {"rule": 5, "rule_name": None, "status": "greylisted"}
+        ]
+        with Site(tmp_path / "empty", host.publisher) as empty:
+            empty.state.mkdir()
+            found = document(eir("check", LISTED, "--json", "-c", empty.path))
+            assert (found["observed"], found["not_loaded"]) == ([], ["stolen", "tracked"])
+
+    @pytest.mark.parametrize(
+        "options",
+        ["--imsi 26201x", "--imsi 12345", "--imsi 1234567890123456", "--software-version 7", "--software-version 7a"],
+    )
+    def test_what_no_request_carries_is_wrong_usage(self, eir, options):
+        status, out, err = eir("check", LISTED, *options.split())
+        assert (status, out) == (2, "")
+        assert f"eir: {options}: " in err
+
+    @pytest.mark.parametrize(
+        "imei", ["3520990017614", "35209900176148111", "x", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"]
+    )
+    def test_what_is_no_identifier_gets_what_the_policy_says(self, eir, imei):
+        status, out, err = eir("check", imei, "--json")
+        assert status == 2
+        found = json.loads(out)
+        assert (found["imei"], found["status"], found["list"]) == (imei, None, None)
+        assert found["reason"]
+        assert "error answer" in err
+        assert f"{imei}: error\n  because of the policy's bad_identity\n  reason: " in eir("check", imei)[1]
+
+    @pytest.mark.parametrize(
+        "typed",
+        [
+            "35-209900-176148-1",
+            "35 209900 176148 1",
+            " 35209900\N{NO-BREAK SPACE}176148 ",
+            "35\N{EN DASH}209900\N{EN DASH}176148",
+        ],
+    )
+    def test_an_identifier_is_read_as_it_stands_on_the_box(self, eir, typed):
+        found = document(eir("check", typed, "--json", "--imsi", "001 01-0123456789"))
+        assert (found["imei"].isdigit(), found["imei"][:14], found["status"], found["imsi"]) == (
+            True,
+            LISTED,
+            "blacklisted",
+            "001010123456789",
+        )
+        assert eir("show", "stolen", typed)[0] == 0
+
+    @pytest.mark.parametrize("imei", ["35-209900-17614", "-", "35/209900/176148"])
+    def test_what_is_no_identifier_ends_with_2(self, eir, imei):
+        """A help desk that mistyped a number is not told that the phone is fine."""
+        status, _, err = eir("check", "--json", "--", imei)
+        assert status == 2
+        assert f"eir: {imei.replace('-', '') or imei}: an IMEI has 14 or 15 digits" in err
+
+    def test_a_probe_of_what_stands_on_the_box_says_that_it_is_another_question(self, eir):
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            done = eir("probe", f"127.0.0.1:{closed.getsockname()[1]}", "35 209900 176148 1", LISTED)
+        assert (
+            done[2].splitlines()[0]
+            == "note: '35 209900 176148 1' is sent as typed; without blanks and dashes it would be 352099001761481"
+        )
+        assert done[2].count("note: ") == 1
+
+    def test_none_at_all_gets_what_the_policy_says(self, eir):
+        found = document(eir("check", "", "--json"))
+        assert [found[key] for key in ("imei", "status", "rule", "list")] == ["", "greylisted", "no_identity", None]
+        assert eir("check", "") == (
+            0, "no identifier: greylisted\n  because of the policy's no_identity\n  reason: there is neither an IMEI nor a MEID\n", FROM_STORE,
+        )  # fmt: skip
+
+    def test_a_list_that_was_never_loaded_is_named(self, eir, tmp_path, host):
+        with Site(tmp_path / "empty", host.publisher) as empty:
+            empty.state.mkdir()
+            assert "the list stolen has never been loaded" in eir("check", LISTED, "-c", empty.path)[1]
+
+
+class TestLists:
+    def test_the_document(self, eir):
+        found = document(eir("lists", "--json"))
+        keys = ["list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "digest", "state"]
+        assert [list(row) for row in found] == [keys, keys]
+        stolen = found[0]
+        assert [stolen[key] for key in ("list", "kind", "serial", "entries", "state")] == [
+            "stolen",
+            "devices",
+            1,
+            3,
+            "in force",
+        ]
+        assert re.fullmatch(r"agency@publisher\.example SHA256:\S+", *stolen["signers"])
+        assert re.fullmatch(r"[0-9a-f]{64}", stolen["digest"])
+        times = [datetime.fromisoformat(stolen[key]) for key in ("issued", "loaded", "expires")]
+        assert times == sorted(times)
+
+    def test_a_damaged_list_hides_no_other(self, eir, tmp_path, host):
+        with Site(tmp_path / "damaged", host.publisher) as site:
+            for name in ("stolen", "tracked"):
+                site.load([LISTED], list_name=name)
+            with closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
+                db.execute("UPDATE lists SET state = '{' WHERE name = 'stolen'")
+            rows = document(eir("lists", "--json", "-c", site.path))
+            assert [(row["list"], row["state"], row["serial"]) for row in rows] == [
+                ("stolen", "damaged", None),
+                ("tracked", "in force", 1),
+            ]
+            assert "damaged" in eir("lists", "-c", site.path)[1]
+            assert len(document(eir("history", "tracked", "--json", "-c", site.path))) == 1
+
+    def test_never_loaded(self, eir, tmp_path, host):
+        with Site(tmp_path / "empty", host.publisher) as empty:
+            empty.state.mkdir()
+            row = document(eir("lists", "--json", "-c", empty.path))[0]
+        assert (row["state"], row["serial"], row["signers"]) == ("never loaded", None, [])
+
+    def test_history(self, eir):
+        found = document(eir("history", "--json"))
+        assert {tuple(row) for row in found} == {
+            ("time", "who", "what", "list", "serial", "digest", "detail", "number", "count", "first")
+        }
+        assert [(row["what"], row["list"], row["serial"]) for row in found] == [
+            ("load", "stolen", 1), ("load", "tracked", 1), ("refuse", "tracked", 1),
+        ]  # fmt: skip
+        assert all("@" in row["who"] for row in found)
+        assert [row["what"] for row in document(eir("history", "tracked", "--json", "-n", "1"))] == ["refuse"]
+
+    def test_history_of_a_list_has_who_signed_and_what_claims_to_be_of_it(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED])
+            (tmp_path / "other").mkdir()
+            manifest = Publisher(tmp_path / "other").publish(
+                tmp_path, [*(site.folder / "releases").glob("*.csv")], list_name="stolen", serial=5
+            )
+            site.eir("load", manifest, status=1)
+            loaded, refused = site.json("history", "stolen")
+            assert re.search(r"; signed by agency@publisher\.example SHA256:\S+$", loaded["detail"])
+            assert (refused["list"], refused["serial"]) == (None, None)
+            assert refused["detail"].endswith("(claims stolen 5, unverified)")
+            assert [row["what"] for row in site.json("history", "tracked")] == []
+            assert re.search(r"\d:\d\d:\d\dZ ", site.eir("history").stdout)
+            done = site.eir("history", "stollen", status=2)
+            assert "there are: stolen, tracked; did you mean 'stolen'?" in done.stderr
+
+    def test_dry_run_says_what_would_come_and_changes_nothing(self, eir, host):
+        before = document(eir("lists", "--json"))
+        manifest = host.release([LISTED, f"{UNLISTED}7", f"{UNLISTED[:-1]}0"], serial=2)
+        (report,) = host.json("load", "--dry-run", manifest)
+        assert (report["outcome"], report["entries"]) == ("would load", 3)
+        assert document(eir("lists", "--json")) == before
+        assert report["wrong_check_digits"] == 1
+        assert (
+            "; warning: 1 IMEIs of 15 digits end in a wrong check digit; "
+            in host.eir("load", "--dry-run", manifest).stderr
+        )
+
+    def test_a_refused_one_does_not_keep_the_next_from_being_tried(self, host):
+        missing = host.folder / "none.manifest.json"
+        good = host.release([TRACKED], list_name="tracked", serial=3)
+        done = host.eir("load", "--json", "--dry-run", missing, good, status=1)
+        assert [report["outcome"] for report in json.loads(done.stdout)] == ["refused", "would load"]
+        assert f"{missing}: refused" in done.stderr
+
+    def test_a_load_says_whether_a_node_has_taken_it_over(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            assert (
+                "no node runs on the state folder" in site.eir("load", site.release([LISTED])).stderr.splitlines()[-1]
+            )
+            node = site.start()
+            said = site.eir("load", site.release([UNLISTED], serial=2)).stderr.splitlines()[-1]
+            assert said == f"the node on this host (process {node.pid}) has taken over stolen"
+            assert node.status()["lists"]["stolen"]["serial"] == 2
+            assert site.eir("rollback", "stolen", "--dry-run").stderr == ""
+            assert site.eir("rollback", "stolen").stderr == f"{said}\n"
+            assert node.status()["lists"]["stolen"]["serial"] == 1
+
+    def test_a_local_list_has_changes_instead_of_serials(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            added = site.json("add", "own", LISTED, UNLISTED, "--reason", "a case")
+            assert added == {
+                "list": "own", "holds": "devices", "what": "add", "entries": 2, "entries_change": 2, "come": 2, "gone": 0, "generation": 1,
+                "lifted": [], "dry_run": False,
+            }  # fmt: skip
+            removed = site.json("remove", "own", UNLISTED, "--reason", "another case")
+            assert (removed["entries"], removed["gone"], removed["generation"]) == (1, 1, 2)
+            assert re.search(r"^own +devices +change 2 +1 ", site.eir("lists").stdout, re.MULTILINE)
+            assert "by rule 1, list own (change 2)" in site.eir("check", LISTED).stdout
+            assert [row["serial"] for row in site.json("lists")] == [0]
+            assert site.json("check", LISTED)["serial"] == 0
+
+    def test_a_local_list_that_its_store_lost_does_not_begin_again_unnoticed(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            mistyped = site.eir("add", "own", f"{LISTED}9", "--reason", "a case").stderr
+            assert f"warning: {LISTED}9: its check digit would be 1; was it typed wrong?\n" in mistyped
+            assert "check digit" not in site.eir("add", "own", UNLISTED, "--reason", "a case").stderr
+            node = site.start()
+            until((site.state / "in-force.json").exists)
+            lost = "the store lost list own, which was in force here before: restore a backup"
+            site.configure(lists={"other": {"local": True}}, policy={"rules": []})
+            assert "list own is no longer configured: it answers nothing" in site.eir("reload").stdout
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            assert site.eir("reload").stdout == "reloaded\n"
+            node.end()
+            for file in site.state.glob("lists.sqlite*"):
+                file.unlink()
+            refused = site.eir("add", "own", TRACKED, "--reason", "a case", status=1).stderr
+            assert "nothing was changed: the store lost own, which was in force here; restore a backup" in refused
+            node = site.start()
+            assert lost in until(lambda: node.status()["troubles"])
+            assert node.metrics()["eir_store_lost_data{list=own}"] == 1
+            (site.state / "in-force.json").unlink()
+            site.eir("add", "own", TRACKED, "--reason", "begun again")
+            until(lambda: not node.status()["troubles"])
+
+    def test_the_highest_serial_outlives_a_stop_at_once_and_an_older_backup(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED], serial=6)
+            node = site.start()
+            until((site.state / "in-force.json").exists)
+            node.end()
+            backup = (site.state / "lists.sqlite").read_bytes()
+            site.eir("load", site.release([LISTED, UNLISTED], serial=7))
+            assert in_force_before(site.state)["stolen"].mark == (0, 7)
+            for file in site.state.glob("lists.sqlite*"):
+                file.unlink()
+            (site.state / "lists.sqlite").write_bytes(backup)
+            node = site.start()
+            lost = "serial 6 is the highest that it knows of, and 7 was accepted here before"
+            until(lambda: any(lost in said for said in node.status()["troubles"]))
+
+    def test_a_serial_that_is_set_back_is_stored_at_once(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED], serial=6)
+            site.eir("lists", "reset-serial", "stolen", "--to", "2", "--reason", "a mistake")
+            assert in_force_before(site.state)["stolen"].mark == (1, 2)
+
+    def test_a_whole_tac_takes_force_and_a_dry_run_says_its_size(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            command = ("own", LISTED[:8], "--tac", "--reason", "recalled")
+            for options in ((), ("--dry-run",)):
+                done = site.eir("add", *command, *options, status=1)
+                assert "1,000,000 devices come, 0 go, and 0 are in force" in done.stderr
+                assert "--force" in done.stderr
+            assert site.json("lists")[0]["state"] == "never loaded"
+            assert site.eir("add", *command, "--dry-run", "--force").stdout.endswith("; nothing was changed\n")
+            assert site.json("add", *command, "--force")["lifted"] == ["growth"]
+            assert "1,000,000 go" in site.eir("remove", *command, status=1).stderr
+            removed = site.json("remove", *command, "--dry-run", "--force")
+            assert (removed["gone"], removed["dry_run"], site.json("lists")[0]["entries"]) == (1_000_000, True, 1)
+
+    def test_a_load_always_says_what_comes_and_goes(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            for serial, rows, come, gone in ((1, [LISTED], 1, 0), (2, [UNLISTED, TRACKED], 2, 1)):
+                manifest = site.release(rows, serial=serial)
+                for options in (("--dry-run",), ()):
+                    assert f"; {come} devices come, {gone} go; " in site.eir("load", *options, manifest).stderr
+            (report,) = site.json("load", "--dry-run", site.release([LISTED], serial=3))
+            assert (report["come"], report["gone"], report["lifted"]) == (1, 2, [])
+            assert "; 2 devices come, 1 go; signed by " in site.json("history", "stolen")[-1]["detail"]
+
+    def test_a_serial_far_too_high_is_refused_and_the_highest_one_can_be_set_back(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED], serial=2000001)
+            too_high = site.eir("load", "--force", site.release([LISTED], serial=3000002), status=1).stderr
+            assert "refused (serial_step): serial 3000002 is too high" in too_high
+            assert "publish it with a serial from 2000002 to 3000001" in too_high
+            reset = ("lists", "reset-serial", "stolen", "--to")
+            assert "Missing option '--reason'" in site.eir(*reset, "1", status=2).stderr
+            assert (
+                "is 2000001; --to takes one below it"
+                in site.eir(*reset, "2000001", "--reason", "typing error", status=1).stderr
+            )
+            said = site.eir(*reset, "1", "--reason", "typing error").stdout
+            assert (
+                said
+                == "stolen: the highest serial is 1 again; serial 2000001 stays in force until a full release with one above 1\n"
+            )
+            site.load([UNLISTED], serial=2)
+            assert [row["serial"] for row in site.json("lists") if row["list"] == "stolen"] == [2]
+            assert [row["what"] for row in site.json("history", "stolen")] == ["load", "refuse", "reset-serial", "load"]
+            assert site.json(*reset, "0", "--reason", "again") == {"list": "stolen", "serial": 2, "highest_serial": 0}
+            assert (
+                "never been loaded"
+                in site.eir("lists", "reset-serial", "tracked", "--to", "1", "--reason", "x", status=1).stderr
+            )
+
+    def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
+        manifest = host.release([LISTED], list_name="stolen", serial=1)
+        events = document(eir("history", "--json"))
+        for mistaken in (manifest.parent, manifest.parent / "stolen-1-0.csv", f"{manifest}.sig"):
+            said = host.eir("load", mistaken, status=1).stderr
+            assert f"this is not a manifest; did you mean {manifest.parent}/" in said
+        assert document(eir("history", "--json")) == events
+
+    def test_a_release_for_no_list_is_told_which_there_are(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={**site.settings["lists"], "own": {"local": True}})
+            assert (
+                "own is local: entries go into it by eir add"
+                in site.eir("load", site.release([LISTED], list_name="own"), status=1).stderr
+            )
+            assert (
+                "did you mean 'stolen'?"
+                in site.eir("load", site.release([LISTED], list_name="stollen"), status=1).stderr
+            )
+
+    def test_publish_replaces_no_other_release_unasked(self, eir, host, tmp_path):
+        data = tmp_path / "new.csv"
+        command = [*PUBLISH, data, "--key", host.publisher.key]
+        data.write_text(f"imei\n{LISTED}\n")
+        assert eir(*command)[0] == 0
+        assert eir(*command)[0] == 0  # the same, signed again
+        data.write_text("imei\n")
+        status, _, err = eir(*command)
+        assert status == 1
+        assert "give this one a higher serial, or --force" in err
+        status, _, err = eir(*command, "--force")
+        assert (status, err) == (0, "warning: new.csv holds no row\n")
+        data.write_text(f"imei;reason\n{LISTED};lost\n")
+        status, _, err = eir(*command)
+        assert status == 1
+        assert "its columns are separated by semicolons; save it with commas" in err
+        data.write_text(f"serial number,reason\n{LISTED},lost\n")
+        assert "(none of its columns is named imei, nor as another layout has it)" in eir(*command)[2]
+        data.write_text(f"imei,reason\n{LISTED},lost\n", encoding="utf-16")
+        assert "(it is in UTF-16; save it as CSV in UTF-8)" in eir(*command)[2]
+
+    def test_publish_names_a_bad_row_and_writes_nothing(self, eir, host, tmp_path):
+        data = tmp_path / "new.csv"
+        data.write_text(f"imei\n{LISTED}\n{LISTED[:-1]}O\n")
+        command = [*PUBLISH, data, "--key", host.publisher.key]
+        status, _, err = eir(*command)
+        assert status == 1
+        assert (
+            "refused (bad_rows): 1 bad rows; 0 may be bad (--bad-rows-max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+        status, _, err = eir(*command, "--bad-rows-max", "1")
+        assert (status, err.startswith("warning: a bad row, which an EIR leaves out: new.csv:3: ")) == (0, True)
+
+    def test_publish_writes_manifest_and_signature_and_says_where(self, eir, host, tmp_path):
+        data = tmp_path / "new.csv"
+        data.write_text(f"imei\n{LISTED}\n")
+        options = ["--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
+        said = document(eir("publish", data, *options, "--json"))
+        assert said == {
+            "manifest": str(tmp_path / "stolen-9.manifest.json"), "signature": str(tmp_path / "stolen-9.manifest.json.sig"),
+            "rows": 1, "entries": 1, "duplicates": 0, "conflicting": 0, "bad_rows": 0, "skipped": 0, "wrong_dates": 0, "wrong_check_digits": 0,
+        }  # fmt: skip
+        assert eir("publish", data, *options)[1].startswith("1 rows; 1 entries\n")
+        assert "x-added.csv" in eir("publish", "--help")[1]
+        manifest = json.loads(Path(said["manifest"]).read_text())
+        length = datetime.fromisoformat(manifest["expires"]) - datetime.fromisoformat(manifest["issued"])
+        assert (manifest["serial"], length.total_seconds()) == (9, 36 * 3600)
+        status, _, err = eir("publish", tmp_path / "none.csv", *options)
+        assert status == 1
+        assert "none.csv" in err
+
+
+def on_terminal(host, *arguments, columns=80):
+    """What a command shows on a terminal of that width."""
+    ours, theirs = pty.openpty()
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, cwd=host.folder,
+        env=host.environment(TERM="xterm"), start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 65536):
+            shown += piece
+    except OSError:  # EIO: the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(180) == 0
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r\n", "\n")
+
+
+class TestTables:
+    @pytest.mark.parametrize("columns", [80, 200])
+    def test_on_a_terminal_all_is_there_and_nothing_is_cut(self, host, columns):
+        shown = on_terminal(host, "lists", columns=columns)
+        loaded_on = host.json("history")[0]["time"][:10]
+        for text in ("stolen", "tracked", "devices", "agency@publisher.example", "in force", loaded_on):
+            assert text in shown
+        assert "SHA256" not in shown
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= columns
+        history = on_terminal(host, "history", columns=columns)
+        assert "…" not in history
+        detail = host.json("history")[2]["detail"]
+        assert "".join(detail.split()) in "".join(history.split())
+
+    def test_in_a_pipe_a_row_is_a_line_however_long(self, eir):
+        head, stolen, tracked = eir("lists")[1].splitlines()
+        assert head.split() == ["list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state"]
+        minute = r"\d{4}-\d\d-\d\d \d\d:\d\dZ"
+        row = rf"stolen +devices +1 +3 +{minute} +{minute} +agency@publisher\.example +{minute} +in force"
+        assert re.fullmatch(row, stolen)
+        assert tracked.startswith("tracked")
+        assert len(eir("history")[1].splitlines()) == 4
+
+    def test_any_number_of_rows_may_be_wanted(self, eir):
+        for command in (f"history -n {10**30}", f"show stolen -n {10**30}", f"show stolen --skip {10**30}"):
+            status, _, err = eir(*command.split())
+            assert status == int("skip" in command), err
+
+    def test_what_the_terminal_cannot_show_is_told_in_a_line(self, host):
+        with Site(host.folder / "latin", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            site.eir("add", "own", LISTED, "--reason", "Ŝtelita")
+            done = site.eir("check", LISTED, status=1, prefix=["env", "PYTHONIOENCODING=latin-1"])
+            assert done.stderr.splitlines()[-1].startswith("eir: the output is in latin-1")
+
+    def test_progress_is_for_terminals_only(self, host):
+        manifest = host.release([LISTED, UNLISTED, TRACKED], serial=4)
+        assert host.eir("load", "--dry-run", manifest).stderr.count("\n") == 1
+        assert "would load" in on_terminal(host, "load", "--dry-run", manifest)
+
+
+class TestWithoutANode:
+    @pytest.mark.parametrize("command", ["peers", "reload", "drain", "peer disable mme", "peer enable mme"])
+    def test_the_commands_for_a_running_node_say_that_none_runs(self, eir, host, command):
+        status, out, err = eir(*command.split())
+        assert (status, out) == (1, "")
+        assert f"no node runs on the state folder {host.state}" in err
+        assert "eir serve" in err
+
+    def test_status_is_critical(self, eir):
+        status, out, _ = eir("status")
+        assert status == 2
+        assert out.startswith("EIR CRITICAL - no node runs on")
+
+    @pytest.mark.parametrize(
+        "command", ["lists", "history", "check 35209900176148", "rollback stolen", "peers", "reload"]
+    )
+    def test_a_state_folder_that_is_not_there_is_named_and_not_made(self, eir, host, tmp_path, command):
+        with Site(tmp_path / "fresh", host.publisher) as fresh:
+            status, out, err = eir(*command.split(), "-c", fresh.path)
+            assert (status, out) == (1, "")
+            assert f"the state folder {fresh.state}" in err
+            assert not fresh.state.exists()
+
+    def test_a_state_folder_that_cannot_be_used_is_named(self, eir, host, tmp_path):
+        with Site(tmp_path / "fresh", host.publisher) as fresh:
+            (tmp_path / "file").write_text("")
+            fresh.configure(state=str(tmp_path / "file" / "var"))
+            for command, expected in (
+                ("lists", 1),
+                ("serve", 2),
+                (f"check {LISTED}", 1),
+            ):  # 2: systemd does not try again
+                status, out, err = eir(*command.split(), "-c", fresh.path)
+                assert (status, out) == (expected, "")
+                assert str(tmp_path / "file") in err
+
+    def test_a_store_file_that_is_none(self, eir, host, tmp_path):
+        with Site(tmp_path / "fresh", host.publisher) as fresh:
+            fresh.load([LISTED])
+            (file,) = fresh.state.glob("*.sqlite*")
+            file.write_bytes(b"no database" * 1000)
+            status, _, err = eir("lists", "-c", fresh.path)
+            assert status == 1
+            assert str(file) in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives the state folder to somebody else")
+class TestAsSomebodyElse:
+    """As a user whom the file modes hold back, though this one is root: without the capabilities that lift them."""
+
+    HELD_BACK = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+
+    def eir(self, site, *arguments):
+        done = subprocess.run(
+            [*self.HELD_BACK, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=site.environment(), check=False, cwd=site.folder,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def test_they_are_told_as_whom_to_run_it(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED])
+            manifest = site.release([UNLISTED], serial=2)
+            site.start()
+            os.chown(site.state, 65534, -1)
+            site.state.chmod(0o700)
+            for command in (
+                ["load", manifest],
+                ["lists"],
+                ["history"],
+                ["check", LISTED],
+                ["rollback", "stolen"],
+                ["peers"],
+            ):
+                done = self.eir(site, *command)
+                assert (done.returncode, done.stdout) == (1, "")
+                assert "sudo -u nobody eir" in done.stderr, done.stderr
+            done = self.eir(site, "status")
+            assert done.returncode == 3
+            assert re.fullmatch(r"EIR UNKNOWN - may not open the control socket .* sudo -u nobody eir …\n", done.stdout)
+            os.chown(site.state, 0, -1)
+
+    def test_root_is_told_whose_the_folder_is_that_a_load_made(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            manifest = site.release([LISTED])
+            assert f"chown -R USER {site.state}" in site.eir("load", manifest).stderr
+            assert "chown" not in site.eir("load", site.release([UNLISTED], serial=2)).stderr
+
+    def test_what_root_makes_in_anothers_folder_is_that_owners(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.state.mkdir(mode=0o750)
+            (site.state / "kept").write_text("")
+            os.chown(site.state, 65534, 65534)
+            said = site.eir("load", site.release([LISTED])).stderr
+            owners = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in site.state.iterdir()}
+            assert owners.pop("kept") == (0, 0), "what was there stays as it was"
+            assert "lists.sqlite" in owners
+            assert set(owners.values()) == {(65534, 65534)}
+            assert "chown" not in said
+
+
+class TestEndings:
+    @pytest.mark.parametrize(
+        "command", ["lists", "lists --json", "history", "config", "--version", "check 35209900176148"]
+    )
+    def test_a_full_disk_is_an_error_to_print(self, host, command):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*COMMAND, *command.split()], stdout=full, stderr=subprocess.PIPE, text=True, env=host.environment(), cwd=host.folder,
+                check=False,
+            )  # fmt: skip
+        assert (done.returncode, done.stderr.removeprefix(FROM_STORE)) == (
+            1,
+            "eir: the output: No space left on device\n",
+        )
+
+    def test_a_device_and_a_link_are_written_to_and_not_replaced(self, tmp_path):
+        """`--out /dev/stdout` by root takes nothing away."""
+        device, link, data = (tmp_path / name for name in ("device", "link", "data"))
+        device.symlink_to(os.devnull)
+        data.write_text("old")
+        link.symlink_to(data)
+        for each in (device, link):
+            with written_to(each) as out:
+                out.write("new")
+            assert each.is_symlink()
+        assert data.read_text() == "new"
+        with pytest.raises(FileNotFoundError) as caught, written_to(tmp_path / "nothing" / "x"):
+            pass
+        assert caught.value.filename == str(tmp_path / "nothing" / "x")
+
+    def test_ctrl_c_is_130(self, host):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            target = f"127.0.0.1:{silent.getsockname()[1]}"
+            process = subprocess.Popen(
+                # The shell that ran the tests may have had them ignore SIGINT.
+                ["env", "--default-signal=INT", *COMMAND, "probe", target, LISTED, "--timeout", "60"], env=host.environment(),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=host.folder,
+            )  # fmt: skip
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=600)
+        assert process.returncode == 130
+        assert out == ""
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize(
+        "command", ["lists", "lists --json", "history --json", "config", "--help", "check 35209900176148"]
+    )
+    def test_a_reader_that_went_away_is_no_error_to_print(self, host, command):
+        ours, theirs = os.pipe()
+        os.close(ours)
+        done = subprocess.run(
+            [*COMMAND, *command.split()], stdout=theirs, stderr=subprocess.PIPE, text=True, env=host.environment(), cwd=host.folder,
+            check=False,
+        )  # fmt: skip
+        os.close(theirs)
+        assert done.stderr.removeprefix(FROM_STORE) == ""
+        assert done.returncode in {0, 1, 128 + signal.SIGPIPE}
+
+    def test_a_node_goes_on_when_nobody_reads_its_log(self, host):
+        ours, theirs = os.pipe()
+        process = subprocess.Popen(
+            [*COMMAND, "serve"], stderr=theirs, stdout=theirs, env=host.environment(), cwd=host.folder
+        )
+        os.close(theirs)
+        os.close(ours)
+        try:
+            until(lambda: host.eir("status", status=None).returncode < 2)  # it is CRITICAL until it is ready
+            listening = host.json("status", status=None)["listening"][0].partition("://")[2]
+            found = host.json("probe", listening, LISTED, "--origin-realm", REALM, "--origin-host", HOST)
+            assert found[0]["status"] == "blacklisted"
+        finally:
+            process.terminate()
+            assert process.wait(180) == 0
+
+
+class TestProbe:
+    def test_the_realm_of_the_configuration_is_its_own_and_nothing_else_of_it_is_needed(self, host):
+        with Site(host.folder.parent / "realm", host.publisher) as site:
+            site.configure(policy=POLICY)
+            site.load([LISTED])
+            target = "{}:{}".format(*site.start().address)
+            bare = site.folder / "bare.yaml"
+            bare.write_text(f"identity: {{realm: {REALM}}}\nlists: {{stolen: {{signers: nowhere}}}}\n")
+            assert [found["status"] for found in site.json("probe", target, LISTED, "-c", bare)] == ["blacklisted"]
+            bare.write_text("{}\n")
+            refused = site.eir("probe", target, LISTED, "-c", bare, status=1).stderr
+            assert "probe.epc.mnc001.mcc001.3gppnetwork.org of realm epc.mnc001.mcc001.3gppnetwork.org" in refused
+            found = site.json("probe", target, LISTED, "--destination-host", "elsewhere", "--destination-realm", REALM)
+            assert [each["result_code"] for each in found] == [3002]
+            bare.write_text(f"lists: {{stolen: {{signers: {site.folder}/signers}}}}\n")
+            manifest = site.release([LISTED], serial=2)
+            done = site.eir("audit", manifest, target, "--all", "--origin-realm", REALM, "-c", bare)
+            assert "1 of 1 devices answered as listed" in done.stdout
+
+    def test_the_document_and_the_table(self, host):
+        with Site(host.folder.parent / "probed", host.publisher) as site:
+            site.configure(policy=POLICY)
+            site.load([LISTED])
+            node = site.start()
+            target = "{}:{}".format(*node.address)
+            options = ["--origin-realm", REALM, "--imsi", IMSI]
+            found = site.json("probe", target, LISTED, UNLISTED, "nonsense", *options)
+            keys = ["imei", "imsi", "status", "result_code", "experimental_result_code", "round_trip_ms"]
+            assert [list(row) for row in found] == [keys] * 3
+            assert [[row[key] for key in keys[:5]] for row in found] == [
+                [LISTED, IMSI, "blacklisted", 2001, None],
+                [UNLISTED, IMSI, "whitelisted", 2001, None],
+                ["nonsense", IMSI, None, 5004, None],
+            ]
+            assert all(0 < row["round_trip_ms"] < 5000 for row in found)
+            shown = on_terminal(site, "probe", target, LISTED, "nonsense", *options)
+            for text in (LISTED, "nonsense", IMSI, "blacklisted", "2001", "5004"):
+                assert text in shown
+            refused = site.eir("probe", target, LISTED, "--origin-realm", "stranger.example", status=1)
+            assert "3010" in refused.stderr
+
+    def test_over_tls_and_many_times(self, host, tmp_path):
+        authority = Authority(tmp_path / "tls")
+        ours, theirs = authority.write(EIR), authority.write(f"probe.{REALM}", stem="probe")
+        entry = {
+            "name": "probe",
+            "host": f"probe.{REALM}",
+            "from": ["127.0.0.0/8"],
+            "expected": False,
+            "answers": {"blacklisted": "greylisted"},
+        }
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(listen=["tls://127.0.0.1:0"], tls=ours, peers=[entry])
+            site.load([LISTED])
+            node = site.start()
+            assert node.status()["peers"] == {}
+            target = "{}:{}".format(*node.address)
+            files = [
+                "--ca",
+                theirs["ca"],
+                "--cert",
+                theirs["certificate"],
+                "--key",
+                theirs["key"],
+                "--origin-realm",
+                REALM,
+            ]
+            (found,) = site.json("probe", target, LISTED, *files)
+            assert (found["status"], found["result_code"]) == ("greylisted", 2001)
+            many = site.json("probe", target, LISTED, UNLISTED, "--count", "11", "--rate", "1000", *files)
+            assert (many["asked"], many["answered"], many["answers"], many["fault"]) == (
+                11,
+                11,
+                {"greylisted": 6, "whitelisted": 5},
+                None,
+            )
+            assert "11 asked in" in site.eir("probe", target, LISTED, "--count", "11", *files).stdout
+            del entry["answers"]
+            site.configure(peers=[entry])
+            site.eir("reload")
+            assert site.json("probe", target, LISTED, *files)[0]["status"] == "blacklisted"
+            stranger = Authority(tmp_path / "other").write(f"probe.{REALM}")
+            assert (
+                "cannot connect" in site.eir("probe", target, LISTED, *files, "--ca", stranger["ca"], status=1).stderr
+            )
+            site.configure(tls=authority.write("another.example", stem="another"))
+            site.eir("reload")
+            assert (
+                "its certificate is for another.example, and it calls itself "
+                in site.eir("probe", target, LISTED, *files, status=1).stderr
+            )
+            assert "all three" in site.eir("probe", target, LISTED, "--ca", theirs["ca"], status=2).stderr
+            assert "--rate needs --count" in site.eir("probe", target, LISTED, "--rate", "5", status=2).stderr
+
+    def test_nobody_there(self, eir):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            target = f"127.0.0.1:{free.getsockname()[1]}"
+            status, out, err = eir("probe", target, LISTED)
+        assert (status, out) == (1, "")
+        assert f"cannot connect to {target}" in err
+
+
+def test_inbox_says_what_waits(host, tmp_path):
+    site = Site(tmp_path / "site", host.publisher)
+    site.configure(inbox="inbox")
+    inbox = site.folder / "inbox"
+    inbox.mkdir()
+    assert site.eir("inbox").stderr == f"nothing waits in {inbox}\n"
+    manifest = site.release([LISTED])
+    for file in manifest.parent.iterdir():
+        if file.suffix != ".csv":
+            (inbox / file.name).write_bytes(file.read_bytes())
+    (inbox / "readme.txt").write_text("x")
+    (inbox / "stolen-2.manifest.json").write_text("{}")
+    until(lambda: "stolen-1-0.csv is not there" in site.eir("inbox").stderr)
+    assert (
+        "stolen-1.manifest.json: waiting: incomplete: stolen-1-0.csv is not there\nreadme.txt: waiting: no release that is here names it\n"
+        in (said := site.eir("inbox").stderr)
+    )
+    assert "stolen-2.manifest.json: waiting: its signature stolen-2.manifest.json.sig is not there\n" in said
+
+
+def test_no_file_can_be_written_by_everyone(tmp_path, publisher):
+    data = tmp_path / "new.csv"
+    data.write_text(f"imei\n{LISTED}\n")
+    command = [*COMMAND, *PUBLISH, data, "--key", publisher.key]
+    subprocess.run([*map(str, command)], check=True, capture_output=True, umask=0)
+    made = [path for path in tmp_path.iterdir() if path.name.startswith(("stolen", "x"))]
+    assert made
+    assert not [path for path in made if path.stat().st_mode & 0o002]

@@ -1,0 +1,128 @@
+"""`eir why`: what was answered at a time, and which release, row, person and reason stood behind it, when all of them have changed since."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+import pytest
+from node import LISTED, TRACKED, UNLISTED, until
+from wire import HOST, REALM
+
+from eir.interfaces.s13 import probe
+
+IMSI = "001010123456789"
+TRICKY = "00101009000009"
+"""Its reason holds what would clear a terminal."""
+
+
+def ask(node, *imeis, imsi=None):
+    host, port = node.address
+    asked = probe.Target(host, port, HOST, REALM, timeout_s=10.0)
+    return [each.status for each in asyncio.run(probe.ask(asked, list(imeis), imsi=imsi, software_version=None))]
+
+
+def now():
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def next_second():
+    """Events have whole seconds: what comes next is in another one."""
+    begun = int(time.time())
+    until(lambda: int(time.time()) > begun)
+
+
+@pytest.fixture(scope="module")
+def told(shared):
+    """Two releases of one list, a local list, and checks before, between and after; times between them."""
+    shared.configure(
+        sightings={"subscribers": "hashed", "window_s": 1},
+        lists={**shared.settings["lists"], "here": {"local": True}},
+        policy={"rules": [{"list": "here", "answer": "greylisted"}, {"list": "stolen", "answer": "blacklisted"}]},
+    )
+    shared.load([TRACKED], list_name="tracked")
+    shared.load(["imei,reason", f"{LISTED},stolen in transit", f"{UNLISTED},"])
+    shared.eir("add", "here", TRACKED, "--reason", "a test phone")
+    times = {"before": now()}
+    next_second()
+    node = shared.start()
+    with shared:
+        assert ask(node, LISTED, TRACKED, imsi=IMSI) == ["blacklisted", "greylisted"]
+        next_second()
+        times["blocked"] = now()
+        next_second()
+        shared.load(["imei,reason", f"{UNLISTED},lost", f"{TRICKY},lost \x1b[2J"], serial=2)
+        until(lambda: node.status()["lists"]["stolen"]["serial"] == 2)
+        assert ask(node, LISTED, imsi=IMSI) == ["whitelisted"]
+        shared.configure(policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
+        next_second()
+        shared.eir("reload")
+        until(lambda: any(event["what"] == "reload" for event in shared.json("history")))
+        yield shared, times
+
+
+def test_what_was_answered_then_and_what_stood_behind_it(told):
+    site, times = told
+    said = site.json("why", LISTED, "--imsi", IMSI, "--at", times["blocked"])
+    (answer,) = said["answers"]
+    assert (answer["status"], answer["rule"], answer["list"], answer["peer"], answer["checks"]) == (
+        "blacklisted",
+        "2",
+        "stolen",
+        "mme",
+        1,
+    )
+    stolen = next(each for each in said["lists"] if each["list"] == "stolen")
+    assert stolen["decided"]
+    assert (stolen["serial"], stolen["loaded_by"]) == (1, "test@localhost")
+    assert stolen["signers"][0].startswith("agency@publisher.example SHA256:")
+    (row,) = stolen["rows"]
+    assert (row["row"], row["reason"], row["who"]) == (LISTED, "stolen in transit", "test@localhost")
+    assert [(each["what"], each["serial"]) for each in stolen["since"]] == [("load", 2)]
+    assert [each["detail"] for each in said["reloads"]] == ["changed: policy"]
+    assert said["now"]["status"] == "whitelisted"
+
+
+def test_no_reason_steers_the_terminal(told):
+    site, _ = told
+    shown = site.eir("check", TRICKY, "--store").stdout
+    assert "lost \\x1b[2J" in shown
+    assert "\x1b" not in shown
+
+
+def test_the_sheet_says_it_in_words(told):
+    site, times = told
+    sheet = site.eir("why", LISTED, "--at", times["blocked"]).stdout
+    assert f"row {LISTED}: reason stolen in transit" in sheet
+    assert "serial 1, in force since" in sheet
+    assert "took over a changed configuration" in sheet
+    assert "now, by file and store: whitelisted" in sheet
+
+
+def test_without_a_time_it_is_the_last_check(told):
+    site, _ = told
+    said = site.json("why", LISTED)
+    assert said["answers"][0]["status"] == "whitelisted"
+    stolen = next(each for each in said["lists"] if each["list"] == "stolen")
+    assert (stolen["serial"], stolen["rows"], stolen["decided"]) == (2, [], False)
+
+
+def test_who_put_an_entry_there_by_hand(told):
+    site, _ = told
+    said = site.json("why", TRACKED)
+    here = next(each for each in said["lists"] if each["decided"])
+    assert (here["list"], here["what"]) == ("here", "add")
+    assert here["rows"][0]["reason"] == "a test phone"
+
+
+def test_what_is_not_on_record_is_said_with_what_the_lists_held(told):
+    site, times = told
+    assert "no check of" in site.eir("why", LISTED, "--at", times["before"], status=1).stderr
+    done = site.eir("why", UNLISTED, status=1)
+    assert f"row {UNLISTED}: reason lost" in done.stdout
+    assert site.eir("why", LISTED, "--imsi", "001010000000001", status=1).stderr.startswith("eir: no check of")
+
+
+@pytest.mark.parametrize("arguments", [("35",), (LISTED, "--at", "soon"), (LISTED, "--imsi", "1")])
+def test_wrong_usage(told, arguments):
+    site, _ = told
+    site.eir("why", *arguments, status=2)

@@ -1,0 +1,435 @@
+"""The feed without a node: what a request says, users and their file, numbers, gathering into transactions, and plain requests beside h11."""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
+from time import monotonic
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import Altered
+from register import DATE, basic, device, path, request
+
+from eir.device import device_key, imsi_key
+from eir.errors import StoreError
+from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
+from eir.interfaces.feed.feed_rows import Refused, Row, read_row
+from eir.interfaces.feed.feed_users import BAD_ONES, Users, UsersError, read_users, user_line
+from eir.interfaces.feed.feed_writer import FeedWriter
+from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, edit_list
+from eir.lists.record.entries import entries_of, read_pages
+from eir.lists.record.settings import ListSettings
+from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
+from eir.lists.sources.settings import FeedSettings
+from eir.lists.stores.sqlite import SqliteStore
+from eir.node.processes.interfaces import Watched
+from eir.wire.web.http1 import Conversation, Request, Response, plain_request
+
+ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})
+IMEI, SEEN, IMSI = "35209900176148", "352099001761481", "001010000000001"
+PASSWORD = "correct horse battery"
+
+
+def test_a_file_that_is_being_written_is_read_once_it_is_whole(tmp_path):
+    path = tmp_path / "numbers"
+    path.write_text("85512345678,001010000000009\n")
+    watched = Watched(path)
+    assert [watched.changed(), watched.changed()] == [True, False]
+    for written in ("85512345678,0010100000", "85512345678,001010000000009\n8"):
+        path.write_text(written)
+        assert not watched.changed()
+    assert [watched.changed(), watched.changed()] == [True, False]
+    path.unlink()
+    assert not watched.changed()
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "row"),
+    [
+        ("POST", device(IMEI), Row(ADD, "block", IMEI)),
+        ("DELETE", device(IMEI, IMSI, "85512345678", SEEN, role="track"), Row(REMOVE, "track", IMEI, IMSI, "85512345678")),
+        ("POST", device(IMEI, actual="3520990017614899"), Row(ADD, "block", IMEI)), ("POST", device("NULL", actual=SEEN), Row(ADD, "block", SEEN)), ("POST", device("NULL", IMSI), Row(ADD, "block", "", IMSI)),
+        ("POST", device("NULL", "NULL", "+85512345678"), Row(ADD, "block", "", "", "+85512345678")),
+        ("POST", device("A0000000000001", role="exception"), Row(ADD, "exception", "A0000000000001")),
+        ("POST", path("allowed-tac", "00101001"), Row(ADD, "allowed-tac", "00101001")),
+        ("DELETE", path("blocked-tac", "00101001"), Row(REMOVE, "blocked-tac", "00101001")),
+    ],
+)  # fmt: skip
+def test_what_a_request_says(method, target, row):
+    assert read_row(method, target, ROLES) == row
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "reason"),
+    [
+        ("GET", device(IMEI), 405, "method"), ("PUT", device(IMEI), 405, "method"), ("POST", "/", 404, "path"), ("POST", "", 404, "path"),
+        ("POST", "eir/block/x", 404, "path"), ("POST", "/eir/unknown/1", 404, "path"), ("POST", f"/eir/block/{IMEI}", 404, "path"),
+        ("POST", device(IMEI) + "/", 404, "path"), ("POST", f"/EIR/block/{IMEI}", 404, "path"), ("POST", "//eir/block", 404, "path"),
+        ("POST", device("NULL"), 400, "identifier"), ("POST", device("1234"), 400, "identifier"), ("POST", device(""), 400, "identifier"),
+        ("POST", device("%33" + IMEI[1:]), 400, "identifier"), ("POST", device(IMEI, "12a456"), 400, "identifier"),
+        ("POST", device(IMEI, msisdn="1"), 400, "identifier"),
+        ("POST", device(IMEI, actual="352099001761581"), 400, "identifier"), ("POST", device("\u0663" * 14), 400, "identifier"),
+        ("POST", device(IMEI, date="2026-11-28"), 400, "date"), ("POST", device(IMEI, date="2026-13-28-16-00-00"), 400, "date"),
+        ("POST", device(IMEI, date="2026-11-28-16-00-0x"), 400, "date"), ("POST", device(IMEI, date="NULL"), 400, "date"),
+        ("POST", device(IMEI, date="-0026-1-28-16-00-00"), 400, "date"), ("POST", path("allowed-tac", "0010100"), 400, "identifier"),
+        ("POST", path("allowed-tac", "NULL"), 400, "identifier"), ("POST", path("allowed-tac", "00101001", "x"), 404, "path"),
+    ],
+)  # fmt: skip
+def test_what_is_no_row(method, target, status, reason):
+    with pytest.raises(Refused) as caught:
+        read_row(method, target, ROLES)
+    assert (caught.value.status, caught.value.reason) == (status, reason)
+
+
+@given(st.text(), st.text())
+def test_any_path_is_a_row_or_refused(method, target):
+    for there in (target, f"/eir/{target}", f"/eir/block/{target}"):
+        with suppress(Refused):
+            read_row(method, there, ROLES)
+
+
+class TestUsers:
+    @pytest.fixture
+    def file(self, tmp_path):
+        def write(*lines):
+            (tmp_path / "users").write_text("\n".join(lines) + "\n")
+            return tmp_path / "users"
+
+        return write
+
+    async def test_a_good_password_and_bad_ones(self, file):
+        now = [0.0]
+        users = Users(
+            read_users(file("# us", "", user_line("register", PASSWORD), user_line("second", "pass:word:twice"))),
+            ticks=lambda: now[0],
+        )
+        assert users.known(basic()) is None
+        assert await users.user(basic(), "10.0.0.1") == ("register", "")
+        assert users.known(basic()) == "register"
+        assert await users.user(basic("second", "pass:word:twice"), "10.0.0.1") == ("second", "")
+        for header in (
+            "", "Basic", "Basic !", "Bearer x", basic().replace("Basic ", "Digest "), "Basic " + "A" * 5000, "Basic cmVnaXN0ZXI=", "Basic Og==",
+            "Basic w6k6cGFzcw==",
+        ):  # fmt: skip
+            assert await users.user(header, "10.0.0.1") == ("", "no_password"), header
+        for header in (basic(password=PASSWORD + "x"), basic("nobody"), basic("second"), basic("register", "")):
+            assert await users.user(header, "10.0.0.1") == ("", "wrong_password"), header
+            assert users.known(header) is None
+
+    async def test_wrong_ones_are_bounded_by_address_and_good_ones_never(self, file):
+        now = [0.0]
+        users = Users(read_users(file(user_line("register", PASSWORD))), ticks=lambda: now[0])
+        users._bad_ones["10.0.0.1"] = feed_purse = users._remembered("10.0.0.1")
+        feed_purse.left = 1
+        assert await users.user(basic("nobody"), "10.0.0.1") == ("", "wrong_password")
+        assert await users.user(basic(), "10.0.0.1") == ("", "too_many")
+        assert await users.user(basic(), "10.0.0.2") == ("register", "")
+        assert users.known(basic()) == "register"  # whatever others from there send
+        now[0] += 3 / BAD_ONES.a_second
+        assert await users.user(basic(), "10.0.0.1") == ("register", "")
+
+    async def test_many_at_once_with_one_password_cost_one_hash(self, file):
+        users = Users(read_users(file(user_line("register", PASSWORD))), ticks=monotonic)
+        assert set(await asyncio.gather(*(users.user(basic(), "10.0.0.1") for _ in range(100)))) == {("register", "")}
+
+    async def test_another_file_forgets(self, file):
+        users = Users(read_users(file(user_line("register", PASSWORD))), ticks=monotonic)
+        await users.user(basic(), "10.0.0.1")
+        users.renew(read_users(file(user_line("register", "another password"))))
+        assert users.known(basic()) is None
+        assert await users.user(basic(), "10.0.0.1") == ("", "wrong_password")
+
+    @pytest.mark.parametrize(
+        ("before", "after", "sent", "answer"),
+        [
+            (PASSWORD, PASSWORD, PASSWORD, ("register", "")),
+            ("another password", PASSWORD, PASSWORD, ("register", "")),
+            (PASSWORD, "another password", PASSWORD, ("", "wrong_password")),
+        ],
+    )
+    async def test_a_file_that_is_read_meanwhile_decides(self, file, before, after, sent, answer):
+        """The users change while one request has its password hashed and others wait for theirs."""
+        users = Users(read_users(file(user_line("register", before))), ticks=monotonic)
+        requests = [asyncio.create_task(users.user(basic(password=sent), "10.0.0.1")) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert users._one.locked()
+        users.renew(read_users(file(user_line("register", after), user_line("second", PASSWORD))))
+        assert await asyncio.gather(*requests) == [answer] * 3
+        assert users.known(basic(password=sent)) == (answer[0] or None)
+
+    async def test_a_file_with_the_same_line_forgets_nobody(self, file):
+        """Wrong passwords from a register's own address do not shut the register out once the file is read again."""
+        users, line = Users({}, ticks=lambda: 0.0), user_line("register", PASSWORD)
+        users.renew(read_users(file(line)))
+        assert await users.user(basic(), "10.0.0.1") == ("register", "")
+        users._remembered("10.0.0.1").left = 0
+        users.renew(read_users(file(line, user_line("second", PASSWORD))))
+        assert users.known(basic()) == "register"
+        assert await users.user(basic(), "10.0.0.1") == ("register", "")
+
+    @pytest.mark.parametrize(
+        ("lines", "says"),
+        [
+            (["# nobody"], "has no user"), (["register:secret"], ":1: expected a line"), (["a:scrypt:16384:8:1:AAAA"], ":1: expected a line"),
+            (["a:scrypt:16384:8:1:AAAA:AAAA"], ":1: expected"), ([user_line("a", PASSWORD), user_line("a", PASSWORD)], ":2: the user a stands there twice"),
+            ([user_line("a", PASSWORD).replace("16384", "1073741824")], ":1: expected"), (["\u00e9:scrypt"], ":1: expected"),
+            ([user_line("a", PASSWORD).replace(":8:1:", ":0:1:")], ":1: expected"), ([user_line("a", PASSWORD).replace("a:", "a b:", 1)], ":1: expected"),
+        ],
+    )  # fmt: skip
+    def test_a_file_that_is_wrong(self, file, lines, says):
+        with pytest.raises(UsersError) as caught:
+            read_users(file(*lines))
+        assert says in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("name", "password"),
+        [("", PASSWORD), ("a:b", PASSWORD), ("a", "short"), ("a", "x" * 300), ("a", "line\nline and more")],
+    )
+    def test_what_makes_no_line(self, name, password):
+        with pytest.raises(UsersError):
+            user_line(name, password)
+
+
+async def test_metrics_tell_users_of_the_file_apart_and_so_many_holders_of_tokens(writing, tmp_path):
+    (tmp_path / "users").write_text(user_line("register", PASSWORD))
+    feed = Feed(
+        FeedSettings(), writing.writer, host="eir", report=lambda *_, **__: None,
+        users=Users(read_users(tmp_path / "users"), ticks=monotonic),
+        tokens=SimpleNamespace(subject=lambda authorization, _: authorization.decode().removeprefix("Bearer ")),
+    )  # fmt: skip
+    senders = [*(f"Bearer {number}" for number in range(TOKEN_USERS_MAX + 2)), "Bearer 0", basic(), "Digest x"]
+    for authorization in senders:
+        assert (await feed.respond(Request("POST", "/", headers={"authorization": authorization}))).status in {404, 401}
+    counted = {user: count for (user, *_), count in feed.answers.items()}
+    assert counted == {
+        **dict.fromkeys(map(str, range(TOKEN_USERS_MAX)), 1), "0": 2, "other": 2, "register": 1, "-": 1,
+    }  # fmt: skip
+
+
+class TestNumbers:
+    def test_a_table(self, tmp_path):
+        (tmp_path / "n").write_text(
+            "MSISDN,IMSI\r\n85512345678,001010000000009\n+4915112345,001010000000008\n\n0015551234,00101000001\n"
+        )
+        numbers = read_numbers(tmp_path / "n")
+        assert [numbers.imsi(each) for each in ("85512345678", "+85512345678", "0085512345678", "4915112345", "15551234", "999999")] == [
+            "001010000000009", "001010000000009", "001010000000009", "001010000000008", "00101000001", None,
+        ]  # fmt: skip
+        back = number_of(numbers)
+        assert [back(imsi) for imsi in ("001010000000009", "00101000001", "001010000000001")] == [
+            "85512345678",
+            "15551234",
+            "",
+        ]
+        assert number_key("0085512345678") == number_key("+85512345678") == number_key("85512345678")
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("1,2", ":1: an MSISDN has 5"), ("85512345678,1\n", ":1: an IMSI has"), ("85512345678,001010000000009\nx,y", ":2: an MSISDN"),
+            ("85512345678,001010000000009\n0085512345678,001010000000008", ": rows 1 and 2 have the same number"), ("msisdn,imsi\n", " has no number: was it cut off?"), ("85512345678", ":1: an IMSI"),
+            ("\u0663,1", ":1: not ASCII"),
+        ],
+    )  # fmt: skip
+    def test_half_a_table_is_none(self, tmp_path, text, says):
+        (tmp_path / "n").write_text(text)
+        with pytest.raises(NumbersError) as caught:
+            read_numbers(tmp_path / "n")
+        assert says in str(caught.value)
+
+
+LISTS = {
+    "blocked": ListSettings(name="blocked", local=True, change_min=50),
+    "other": ListSettings(name="other", local=True),
+}
+
+
+class Writing:
+    """A writer over a store of its own; `put` gives what a row is answered."""
+
+    def __init__(self, store, **limits):
+        self.failed = []
+        self.writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append, **limits)
+        self.store = store
+
+    def put(self, what, imei, name="blocked", who="register at x"):
+        answer = asyncio.get_running_loop().create_future()
+        entry = Entry(imei, device_key(imei))
+        self.writer.put(what, entry, name=name, who=who, reason="fed by register", done=answer.set_result)
+        return answer
+
+    async def all(self, *rows):
+        return [
+            found if isinstance(found, int) else found.status
+            for found in await asyncio.gather(*(self.put(*row) for row in rows))
+        ]
+
+
+@pytest.fixture
+async def writing(tmp_path):
+    store = SqliteStore(tmp_path / "lists.sqlite")
+    made = Writing(store)
+    task = asyncio.create_task(made.writer.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await store.close()
+
+
+def imei(number):
+    return f"00101001{number:06d}"
+
+
+async def test_a_list_that_the_store_lost_takes_no_row(writing):
+    """A new one of the fed rows alone would not be followed, or would take the place of all that were blocked before."""
+    writing.writer.had = lambda: {"blocked"}
+    assert await writing.all((ADD, imei(1)), (ADD, imei(1), "other")) == [503, 201]
+    assert [str(fault).partition(";")[0] for fault in writing.failed] == [
+        "nothing was changed: the store lost blocked, which was in force here"
+    ]
+    assert await writing.store.state("blocked") is None
+
+
+async def test_what_comes_together_is_one_transaction(writing):
+    assert await writing.all(*((ADD, imei(number)) for number in range(40))) == [201] * 40
+    assert writing.writer.transactions == 1
+    (event,) = await writing.store.history("blocked")
+    assert (event.what, event.who, event.detail.count(", ")) == ("add", "register at x", 39)
+    # Those that are there, and those that are not, beside such that change something; of another sender and another list besides.
+    assert await writing.all((ADD, imei(0)), (REMOVE, imei(1)), (REMOVE, imei(99)), (ADD, imei(50)), (ADD, imei(0), "other"), (ADD, imei(51), "blocked", "second")) == [
+        208, 202, 204, 201, 201, 201,
+    ]  # fmt: skip
+    assert [(event.what, event.who) for event in await writing.store.history("blocked")][1:] == [
+        ("add", "register at x"), ("remove", "register at x"), ("add", "second"),
+    ]  # fmt: skip
+    assert (await writing.store.state("blocked")).entries == 41
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry"),
+    [
+        ("devices", Entry("x", device_key(IMEI))), ("devices", Entry("x", 101002 * 10**6, whole_tac=True)), ("subscribers", Entry("x", imsi_key(IMSI))),
+        ("pairs", Entry("x", device_key(IMEI), imsi_key(IMSI))),
+    ],
+)  # fmt: skip
+async def test_what_was_to_end_does_not_once_a_register_sends_it(writing, kind, entry):
+    settings = ListSettings(name=kind, kind=kind, local=True, change_min=10**7)
+    end = int(datetime.now(UTC).timestamp()) + 3600
+    edit = Edit(what=ADD, entries=[entry], reason="for an hour", until=end)
+    await edit_list(edit, settings, writing.store, who="x", now=datetime.now(UTC))
+    writing.writer.lists = {kind: settings}
+
+    async def put(what):
+        answer = asyncio.get_running_loop().create_future()
+        writing.writer.put(what, entry, name=kind, who="x", reason="fed by x", done=answer.set_result)
+        return await answer
+
+    assert [await put(ADD), await put(ADD)] == [201, 208]
+    (found,) = entries_of((await read_pages(writing.store, kind))[1])
+    assert found.until == 0
+    assert [await put(REMOVE), await put(REMOVE)] == [202, 204]
+
+
+async def test_rows_about_one_entry_keep_their_order(writing):
+    rows = [(ADD, imei(1)), (REMOVE, imei(1)), (REMOVE, imei(1)), (ADD, imei(1)), (ADD, imei(1)), (ADD, imei(2))]
+    assert await writing.all(*rows) == [201, 202, 204, 201, 208, 201]
+    assert (await writing.store.state("blocked")).entries == 2
+
+
+async def test_a_limit_is_one_of_each_row(writing):
+    # 200 devices in one transaction are past change_min (50), and each of them is within it.
+    assert await writing.all(*((ADD, imei(number)) for number in range(200))) == [201] * 200
+    answer = asyncio.get_running_loop().create_future()
+    tac = Entry("00101002", 101002 * 10**6, whole_tac=True)
+    writing.writer.put(ADD, tac, name="blocked", who="x", reason="fed by x", done=answer.set_result)
+    refused = await answer
+    assert (refused.status, refused.reason) == (422, "limit")
+    assert "change_min 50" in refused.detail
+
+
+async def test_a_store_that_fails_is_said_and_the_next_row_is_written(writing):
+    async def fails(*_, **__):
+        raise StoreError("full", "no room")
+
+    store = Altered(writing.store, some_pages=fails)
+    failing = Writing(store)
+    task = asyncio.create_task(failing.writer.run())
+    assert await failing.all((ADD, imei(1)), (ADD, imei(2))) == [503, 503]
+    assert [fault.cause for fault in failing.failed] == ["full"]
+    store.some_pages = writing.store.some_pages
+    assert await failing.all((ADD, imei(1)), (ADD, imei(1), "gone")) == [201, 503]
+    task.cancel()
+
+
+async def test_too_many_that_wait_are_turned_away(writing):
+    limited = Writing(writing.store, waiting_max=3)
+    answers = [limited.put(ADD, imei(number)) for number in range(3)]
+    with pytest.raises(Refused) as caught:
+        limited.put(ADD, imei(3))
+    assert (caught.value.status, caught.value.reason) == (503, "busy")
+    task = asyncio.create_task(limited.writer.run())
+    assert await asyncio.gather(*answers) == [201] * 3
+    task.cancel()
+
+
+PLAIN = [
+    request("POST", device(IMEI), basic()), request("DELETE", path("allowed-tac", "00101001"), basic(), User_Agent="Java/17", Accept="*/*"),
+    b"GET /x?y=1 HTTP/1.1\r\nHost: a\r\nconnection: keep-alive\r\n\r\n",
+]  # fmt: skip
+NOT_PLAIN = [
+    request("POST", device(IMEI), basic(), b"x"), b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", PLAIN[0] * 2, PLAIN[0][:-1],
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+    b"GET / HTTP/1.1\nHost: a\n\n", b"GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n", b"GET / HTTP/1.1\r\nHost: \xe9\r\n\r\n", b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
+]  # fmt: skip
+
+
+def answered(octets, *, beside):
+    """What a conversation makes of these bytes, with plain requests read beside h11 or not."""
+    conversation = Conversation(3, 10)
+    conversation._idle = beside
+    found = []
+    for piece in (octets, octets):
+        conversation.receive(piece)
+        while (said := conversation.next_request()) is not None:
+            found.append((said, conversation.answer(Response(201, "text/plain", b"added\n", [("X-A", "b")]))))
+    return found, conversation.over, conversation.fault
+
+
+@pytest.mark.parametrize("octets", PLAIN)
+def test_a_plain_request_is_read_as_h11_reads_it(octets):
+    assert plain_request(octets) is not None
+    beside, by_h11 = answered(octets, beside=True), answered(octets, beside=False)
+    assert len(beside[0]) == 2
+    for (one, said), (other, as_well) in zip(beside[0], by_h11[0], strict=True):
+        assert one == other
+        assert said.lower() == as_well.lower()  # h11 writes header names as it was given them, and so do we
+    assert beside[1:] == by_h11[1:]
+
+
+@pytest.mark.parametrize("octets", NOT_PLAIN)
+def test_whatever_is_not_plain_is_for_h11(octets):
+    assert plain_request(octets) is None
+
+
+@given(st.sampled_from([*PLAIN, *NOT_PLAIN]), st.integers(0, 200), st.binary(max_size=3), st.integers(0, 3))
+def test_no_bytes_are_read_in_two_ways(octets, at, put, skip):
+    changed = octets[:at] + put + octets[at + skip :]
+    if plain_request(changed) is not None:
+        beside, by_h11 = answered(changed, beside=True), answered(changed, beside=False)
+        assert [said for said, _ in beside[0]] == [said for said, _ in by_h11[0]]
+
+
+def test_a_body_too_long_is_no_request():
+    conversation = Conversation(10, 10)
+    conversation.receive(request("POST", device(IMEI), None, b"x" * 11))
+    assert conversation.next_request() is None
+    assert (conversation.over, conversation.fault) == (True, 413)
+    assert conversation.refuse(Response(413, "text/plain", b"x")).startswith(b"HTTP/1.1 413 ")
+
+
+def test_dates_are_as_registers_write_them():
+    assert read_row("POST", device(IMEI, date=DATE), ROLES)

@@ -1,0 +1,281 @@
+"""IMEI Fraud Check (CAMARA) as banks and shops see it: statuses, reasons, errors, tokens, rates; the document, by schemathesis."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from certificates import Authority
+from issuer import Issuer, jwks
+from node import LISTED, TRACKED, UNLISTED, children, until, until_async
+from register import Client
+from wire import EIR
+
+from eir.config import load_config
+from eir.interfaces.fraud_check.fraud_check import (
+    ALLOWED,
+    CLIENTS_MAX,
+    DOCUMENT,
+    FAULTS,
+    LABELS_MAX,
+    PATH,
+    Found,
+    FraudCheck,
+    reason_word,
+)
+from eir.lists.changes.local import ADD, Edit, edit_list, parse_entries
+from eir.lists.sources.settings import FraudSettings
+from eir.lists.stores.open import open_store
+from eir.node.processes import interfaces
+from eir.node.processes.services import rules_of
+from eir.wire.web.http1 import Request
+
+AUDIENCE, SCOPE = "eir", "imei-fraud-check:check-status"
+LISTS = {
+    "stolen": {"signers": "signers"},
+    "good": {"local": True},
+    "tracked": {"local": True},
+    "bound": {"local": True, "kind": "pairs"},
+}
+RULES = [
+    {"list": "good", "answer": "whitelisted"}, {"list": "tracked", "answer": "greylisted"}, {"list": "stolen", "answer": "blacklisted"},
+    {"list": "bound", "answer": "blacklisted"}, {"tac": "00101099", "answer": "blacklisted"}, {"list": "stolen", "imsi": "00101", "answer": "whitelisted"},
+    {"list": "tracked", "answer": "blacklisted", "observe": True},
+]  # fmt: skip
+BOTH = "35209900176000"
+
+
+@pytest.fixture
+async def client():
+    made = []
+
+    async def to(node, token, number=0):
+        made.append(await Client.to(node.status()["interfaces"]["fraud-check"][number], f"Bearer {token}"))
+        return made[-1]
+
+    yield to
+    for each in made:
+        await each.close()
+
+
+async def test_a_process_that_cannot_begin_is_named(site, client):
+    (site.folder / "jwks").write_bytes(jwks(Issuer()))
+    site.configure(fraud_check={"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}})
+    node = site.start()
+    assert (await ask(await client(node, "none"), LISTED))[0] == 401
+    (site.folder / "jwks").write_text("{}")
+    await until_async(lambda: "fraud-check: files cannot be used" in node.status()["summary"])
+    os.kill(children(node.pid)["fraud-check"], signal.SIGKILL)
+    await until_async(lambda: "fraud-check: process cannot be used" in node.status()["summary"])
+    assert node.metrics()["eir_interface_faulty{interface=fraud-check,part=process}"] == 1
+    (site.folder / "jwks").write_bytes(jwks(Issuer()))
+    await until_async(lambda: "fraud-check" not in node.status()["summary"])
+
+
+def serve(site, issuer, **more):
+    (site.folder / "jwks").write_bytes(jwks(issuer))
+    settings = {
+        "listen": "http://127.0.0.1:0",
+        "tokens": {"jwks": "jwks", "audience": AUDIENCE},
+        "rate_max": 100_000,
+        **more.pop("fraud_check", {}),
+    }
+    site.configure(lists=LISTS, policy={"rules": RULES}, fraud_check=settings, **more)
+    site.load(["imei,reason", f"{LISTED},Stolen in Lome", f"{BOTH},"])
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(asyncio.run, by_hand(site, {"good": [UNLISTED, BOTH], "tracked": [TRACKED, UNLISTED]})).result()
+    return site.start()
+
+
+async def by_hand(site, entries):
+    """As `eir add` does, without the cost of a process."""
+    config = load_config(site.path)
+    store = open_store(config.store, config.state)
+    for name, identifiers in entries.items():
+        edit = Edit(what=ADD, entries=parse_entries("devices", identifiers), reason="by hand")
+        await edit_list(edit, config.lists[name], store, who="test@localhost", now=datetime.now(UTC))
+    await store.close()
+
+
+def token(issuer, **claims):
+    return issuer.token(time.time(), **{"aud": AUDIENCE, "scope": f"openid {SCOPE}", "sub": "bank", **claims})
+
+
+async def ask(client, imei, **headers):
+    answer = await client.ask(
+        "POST", PATH, json.dumps({"imei": imei}).encode(), Content_Type="application/json", **headers
+    )
+    return answer.status, json.loads(answer.body), answer.headers
+
+
+def test_the_policy_by_what_counts_first(site):
+    site.configure(lists=LISTS, policy={"rules": RULES})
+    found = rules_of(load_config(site.path))
+    assert [(rule.list or rule.tac, rule.answer) for rule in found.rules] == [
+        ("stolen", "blacklisted"), (("00101099",), "blacklisted"), ("good", "whitelisted"), ("tracked", "greylisted"),
+    ]  # fmt: skip
+    assert (found.default, found.override) == ("unknown", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("Stolen in Lome", "stolen"), ("theft", "stolen"), ("LOST", "lost"), ("lost or stolen", "stolen"), ("unpaid", "non-payment"),
+        ("fraud", "fraud"), ("tampered: clone", "fraud"), ("customs not paid", "regulatory"), ("blocked by court", "blocked"), ("", "blacklisted"),
+        (None, "blacklisted"), ("10", "blacklisted"),
+    ],
+)  # fmt: skip
+def test_reasons(text, word):
+    assert reason_word(text) == word
+
+
+async def test_what_a_device_is_and_who_may_ask(site, client, tmp_path):
+    issuer = Issuer()
+    authority = Authority(tmp_path / "tls")
+    node = serve(
+        site,
+        issuer,
+        fraud_check={"listen": ["http://127.0.0.1:0", "https://127.0.0.1:0"]},
+        tls=authority.write(EIR, "127.0.0.1"),
+    )
+    for number in (0, 1):
+        bank = await client(node, token(issuer), number)
+        for imei, said in (
+            (f"{LISTED}1", {"operationalStatus": "prohibited", "prohibitedReason": "stolen"}), (f"{BOTH}0", {"operationalStatus": "prohibited", "prohibitedReason": "blacklisted"}),
+            ("001010990000000", {"operationalStatus": "prohibited", "prohibitedReason": "blacklisted"}), (f"{UNLISTED}0", {"operationalStatus": "allowed"}),
+            (f"{TRACKED}0", {"operationalStatus": "tracked"}), ("001010010000000", {"operationalStatus": "unknown"}),
+        ):  # fmt: skip
+            status, document, headers = await ask(bank, imei, x_correlator="a-1")
+            assert abs(datetime.fromisoformat(document.pop("lastChecked")).timestamp() - time.time()) < 3600
+            assert (status, document, headers["x-correlator"]) == (200, {"imei": imei, **said}, "a-1")
+    # What is wrong, and how it is said.
+    for body, headers, status, code in (
+        (b"{}", {}, 400, "INVALID_ARGUMENT"), (b"[]", {}, 400, "INVALID_ARGUMENT"), (b"{", {}, 400, "INVALID_ARGUMENT"), (b"[" * 4000, {}, 400, "INVALID_ARGUMENT"),
+        (b'{"imei": 352099001761481}', {}, 400, "INVALID_ARGUMENT"), (b'{"imei": "35209900176148"}', {}, 400, "INVALID_ARGUMENT"),
+        (b'{"imei": "3520990017614\xc2\xb2"}', {}, 400, "INVALID_ARGUMENT"), (b'{"imei": "352099001761481\\n"}', {}, 400, "INVALID_ARGUMENT"), (b"\xff", {}, 400, "INVALID_ARGUMENT"),
+        (b'{"imei": "352099001761481"}', {"x_correlator": "a b"}, 400, "INVALID_ARGUMENT"), (b'{"imei": "352099001761481"}', {"Content_Type": "text/plain"}, 415, "UNSUPPORTED_MEDIA_TYPE"),
+    ):  # fmt: skip
+        answer = await bank.ask("POST", PATH, body, **{"Content_Type": "application/json", **headers})
+        document = json.loads(answer.body)
+        assert (answer.status, document["status"], document["code"]) == (status, status, code), body
+        assert answer.headers["content-type"] == "application/json"
+    for method, target, status in (("GET", PATH, 405), ("POST", "/", 404), ("POST", PATH + "/x", 404)):
+        assert (await bank.ask(method, target)).status == status
+    # Who may not hears nothing of what there is.
+    for claims, status, code in (
+        ({"scope": "openid"}, 403, "PERMISSION_DENIED"), ({"aud": "other"}, 401, "UNAUTHENTICATED"), ({"exp": 1}, 401, "UNAUTHENTICATED"),
+    ):  # fmt: skip
+        for target in (PATH, "/x"):
+            answer = await bank.ask("POST", target, Authorization=f"Bearer {token(issuer, **claims)}")
+            assert (answer.status, json.loads(answer.body)["code"]) == (status, code)
+            assert answer.headers["www-authenticate"].startswith("Bearer ")
+    assert (await bank.ask("POST", PATH, Authorization=None)).status == 401
+    assert (
+        json.loads((await bank.ask("GET", "/imei-fraud-check/vwip/openapi.json", Authorization=None)).body) == DOCUMENT
+    )
+    long = await bank.ask("POST", PATH, b"x" * 5000)
+    assert (long.status, json.loads(long.body)["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    until(lambda: node.metrics().get("eir_fraud_checks_total{client=bank,result=prohibited}") == 6)
+    # Connections without a token close none of a client that has shown one.
+    bank = await client(node, token(issuer))
+    assert (await bank.ask("POST", "/x")).status == 404
+    strangers = [await client(node, "") for _ in range(interfaces.LIMITS.connections_max + 1)]
+    assert await strangers[0].ended() == b""
+    assert (await ask(bank, f"{LISTED}1"))[0] == 200
+    assert LISTED not in node.text()
+    assert not node.lines("fault")
+
+
+class Asked:
+    """The service without a node; its clock is the test's, and each token is its client's name."""
+
+    def __init__(self, rate_max):
+        self.now = 0.0
+        self.check = FraudCheck(
+            FraudSettings(rate_max=rate_max), self.look, ticks=lambda: self.now, report=lambda *_, **__: None,
+            tokens=SimpleNamespace(subject=lambda authorization, _: authorization.decode()),
+        )  # fmt: skip
+
+    async def look(self, _):
+        return Found(ALLOWED)
+
+    async def ask(self, client, times=1):
+        """Statuses of the answers."""
+        headers = {"authorization": client, "content-type": "application/json"}
+        asked = Request("POST", PATH, headers=headers, body=b'{"imei": "352099001761481"}')
+        return [(await self.check.respond(asked)).status for _ in range(times)]
+
+
+async def test_a_client_may_ask_at_its_rate_and_what_is_turned_away_takes_nothing():
+    service = Asked(rate_max=2.0)
+    for now, statuses in ((0.0, [200, 200, 429, 429]), (0.4, [429]), (0.6, [200, 429]), (100.0, [200, 200, 429])):
+        service.now = now
+        assert await service.ask("bank", len(statuses)) == statuses
+    for number in range(CLIENTS_MAX - 1):
+        assert await service.ask(f"shop {number}") == [200]
+    assert await service.ask("bank") == [429]  # it is known for as long as no more than so many others ask
+    assert await service.ask("shop of a last one") == [200]
+    assert await service.ask("bank") == [200]
+
+
+async def test_metrics_tell_so_many_clients_apart():
+    service = Asked(rate_max=100.0)
+    for number in range(LABELS_MAX + 2):
+        await service.ask(f"bank {number}")
+    await service.ask("bank 0")
+    assert service.check.answers == {
+        **{(f"bank {number}", ALLOWED): 1 + (number == 0) for number in range(LABELS_MAX)}, ("other", ALLOWED): 2,
+    }  # fmt: skip
+
+
+async def test_no_list_is_drawn_out_faster_than_the_limit(site, client):
+    issuer = Issuer()
+    node = serve(site, issuer, fraud_check={"rate_max": 0.5})
+    bank, other = await client(node, token(issuer)), await client(node, token(issuer, sub="shop"))
+    status, document, _ = await ask(bank, f"{LISTED}1")
+    assert (status, document["operationalStatus"]) == (200, "prohibited")
+    began, answered = time.monotonic(), 0
+
+    async def turned_away():
+        nonlocal answered
+        status, document, headers = await ask(bank, f"{LISTED}1")
+        answered += status == 200
+        return status == 429 and document["code"] == "TOO_MANY_REQUESTS" and headers["retry-after"]
+
+    await until_async(turned_away)
+    again = await client(node, token(issuer, jti="another token of the same"))
+    for connection in (bank, again) * 20:
+        answered += (await ask(connection, f"{LISTED}1"))[0] == 200
+    assert answered <= 1 + (time.monotonic() - began) * 0.5
+    assert (await ask(other, f"{LISTED}1"))[0] == 200  # another's limit is another's
+
+
+def test_the_document_by_schemathesis(site):
+    issuer = Issuer()
+    node = serve(site, issuer)
+    base = node.status()["interfaces"]["fraud-check"][0]
+    document = f"{base}/imei-fraud-check/vwip/openapi.json"
+    with urllib.request.urlopen(document, timeout=600) as answer:
+        assert json.load(answer)["paths"].keys() == {"/check-status"}
+    command = [
+        str(Path(sys.executable).parent / "schemathesis"), "run", document, "--url", f"{base}/imei-fraud-check/vwip", "--max-examples", "10",
+        "--header", f"Authorization: Bearer {token(issuer)}", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--no-color",
+        "--exclude-checks", "unsupported_method",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=site.folder, timeout=600)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    assert not node.lines("fault")
+
+
+def test_each_error_is_in_the_document():
+    said = DOCUMENT["paths"]["/check-status"]["post"]["responses"]
+    assert {fault.status for fault in FAULTS.values()} - {405} == {int(status) for status in said} - {200}

@@ -1,0 +1,76 @@
+"""The connection towards the HLR."""
+
+import asyncio
+import gc
+from types import SimpleNamespace
+
+import osmo_wire
+from clock import Clock
+from node import until_async
+from osmo_wire import ID_RESP, IMSI, gsup, tbcd, update_location
+from test_gsup_flood import answered, serving
+
+from eir.interfaces.gsup.hlr import HOLD_S, PING_S, Hlr
+from eir.wire.peers.settings import Limits
+
+ME = (1, tbcd(IMSI))
+ACCEPTED, NET_FAIL = gsup(0x06, ME), gsup(0x05, ME, (2, b"\x11"))
+
+
+async def test_one_that_is_over_is_kept_by_nothing():
+    """Clients that come and go would fill the memory with those that wait for the end of `stalled_write_s`."""
+    server = await osmo_wire.Hlr(asks=False).start()
+    client = SimpleNamespace(identity=None, hlr_is=lambda *_: None, set_reading=lambda: None)
+    ours = Hlr(client, f"tcp://127.0.0.1:{server.port}", lambda: Limits(stalled_write_s=1000))
+
+    def is_kept():
+        gc.collect()
+        found = (each for each in gc.get_objects() if isinstance(each, asyncio.Transport))
+        return any((each.get_extra_info("peername") or (0, 0))[1] == server.port for each in found)
+
+    await until_async(lambda: server.ends and is_kept())
+    ours.close()
+    await until_async(lambda: not is_kept())
+    await server.stop()
+
+
+async def test_one_that_hangs_is_away_until_it_answers_something():
+    """The kernel accepts connections for it: a connection alone shows nothing. That holds for clients that come later too."""
+    hlr = await osmo_wire.Hlr(lambda frame: ACCEPTED if frame[4:5] == b"\x04" else b"").start()
+    reports = []
+    address = f"tcp://127.0.0.1:{hlr.port}"
+    async with serving(lambda event, **fields: reports.append((event, fields.get("detail"))), hlr=address) as (
+        server,
+        connect,
+    ):
+        clock = Clock()
+
+        async def answer(client):
+            return await client.send(update_location()).next()
+
+        async def pass_time(seconds):
+            clock.forward(seconds)
+            await answered(client)
+            await answered(client)
+
+        client = (await connect()).send(ID_RESP)
+        assert await answer(client) == ACCEPTED
+        hlr.runs.clear()
+        for _ in range(3):
+            await pass_time(PING_S)
+        assert ("hlr_away", "no answer to a PING") in reports
+        for _ in range(5):
+            await pass_time(PING_S)
+            assert await answer(client) == NET_FAIL
+        later = (await connect()).send(ID_RESP)
+        await pass_time(2 * HOLD_S)
+        assert await answer(later) == NET_FAIL
+        assert server.gauges() == {"eir_gsup_hlr_up": {("msc",): 0.0}}
+        assert "hlr_back" not in dict(reports)
+        hlr.runs.set()
+        for each in (client, later):
+            assert await answer(each) in {NET_FAIL, ACCEPTED}
+            await until_async(lambda: all(link.has_hlr for link in server.links))
+            assert await answer(each) == ACCEPTED
+        assert [event for event, _ in reports if event.startswith("hlr_")] == ["hlr_away", "hlr_back"]
+    await hlr.stop()

@@ -1,0 +1,475 @@
+"""eir audit: a planted gap is found, by asking an EIR of ours and one of another make, in a capture and in the record; and how sure that is."""
+
+import asyncio
+import json
+import logging
+import struct
+from collections import Counter
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from types import SimpleNamespace
+
+import m3ua_wire
+import numpy as np
+import polars as pl
+import pytest
+from diameter.message import constants
+from diameter.node import Node
+from diameter.node.application import Application
+from luhn import check_digit
+from made import page
+from node import LISTED, UNLISTED
+from servers import free_port
+from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, terminal, u32
+
+from eir.device import MEID_BASE, device_key
+from eir.interfaces.map import checkimei as codec
+from eir.lists.changes.audit import (
+    CONFIDENCE,
+    UNDER_WAY_MAX,
+    Listed,
+    Report,
+    audit,
+    forms,
+    interval,
+    looks,
+    sample_size,
+)
+from eir.sightings.schema import FOLDER
+from eir.wire.ss7 import tcap
+
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
+IMEIS = [f"{35209900 + n // 40}{n * 7919 % 1000000:06d}" for n in range(1000)]
+MEID = "A0000000000001"
+MISSED = sorted(IMEIS[5::100])
+"""1 % of the list."""
+ASKED = ("--origin-host", HOST, "--origin-realm", REALM, "--rate", "10000")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # python-diameter's threads, at their end
+
+
+# How many, how sure
+
+
+@pytest.mark.parametrize(
+    ("right", "asked", "entries", "wanted"),
+    [
+        (0, 0, 100, (0, 1)), (990, 1000, 1000, (0.99, 0.99)), (844, 844, 1000, (0.999, 1)), (0, 1, 1, (0, 0)),
+        # Without a bound the ends are the roots of p^right (1-p)^wrong = 0.05 B(1+right, 0.1+wrong)/B(1, 0.1).
+        (10, 10, None, (0.720272, 1)), (0, 10, None, (0, 0.532841)), (96, 100, None, (0.861726, 0.995688)), (3.5, 4, None, (0.198142, 0.99999)),
+    ],
+)  # fmt: skip
+def test_the_interval_is_that_of_a_confidence_sequence(right, asked, entries, wanted):
+    bounds = interval(right, asked) if entries is None else interval(right, asked, of=entries)
+    assert bounds == pytest.approx(wanted, abs=0.000001)
+
+
+@pytest.mark.parametrize("right", [0, 1, 30, 57, 59, 60])
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_whoever_looks_after_each_answer_is_wrong_no_more_often_than_stated(right, confidence):
+    """The probability that any of the intervals of an audit of 60 entries leaves out the true share, by all its paths."""
+    entries, missed, paths = 60, 0.0, {0: 1.0}
+    for asked in range(1, entries + 1):
+        after = {}
+        for count, probability in paths.items():
+            chance = (right - count) / (entries - asked + 1)
+            for more, weight in ((1, chance), (0, 1 - chance)):
+                if weight > 0:
+                    after[count + more] = after.get(count + more, 0.0) + probability * weight
+        paths = {}
+        for count, probability in after.items():
+            low, high = interval(count, asked, confidence, of=entries)
+            if low <= right / entries <= high:
+                paths[count] = probability
+            else:
+                missed += probability
+    assert missed <= 1 - confidence + 1e-9
+    assert sum(paths.values()) == pytest.approx(1 - missed)
+
+
+AUDITS = 1000
+
+
+@pytest.mark.parametrize(
+    ("right", "at_least", "most", "verdict"),
+    [
+        (9_600, 0.97, 10_000, False), (9_699, 0.97, 5_000, False), (9_700, 0.97, 5_000, True), (9_850, 0.97, 10_000, True),
+        (9_989, 0.999, 9_000, False), (9_990, 0.999, 9_000, True),
+    ],
+)  # fmt: skip
+def test_sequential_audits_are_wrong_no_more_often_than_stated(right, at_least, most, verdict):
+    """A thousand audits of 10,000 entries, of which `right` are answered as listed; the seed is fixed."""
+
+    @cache
+    def judged(as_listed, asked):
+        return Report(list="stolen", serial=1, entries=10_000, asked=asked, as_listed=as_listed).verdict(at_least)
+
+    answers, verdicts = np.arange(10_000) < right, Counter()
+    for seed in range(AUDITS):
+        counts = np.random.default_rng(seed).permutation(answers).cumsum()
+        sizes = looks(sample_size(at_least, of=10_000), most)
+        verdicts[
+            next((found for size in sizes if (found := judged(int(counts[size - 1]), size)) is not None), None)
+        ] += 1
+    assert verdicts[not verdict] <= AUDITS * (1 - CONFIDENCE)
+    if most == 10_000:
+        assert verdicts[verdict] > AUDITS * CONFIDENCE, "it decides, too"
+
+
+@pytest.mark.parametrize("at_least", [0.0, 0.5, 0.99, 0.999, 0.99999])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+@pytest.mark.parametrize("entries", [1, 1000, 10**8])
+def test_a_sample_is_as_large_as_it_has_to_be(at_least, confidence, entries):
+    size = sample_size(at_least, confidence, of=entries)
+    assert interval(size, size, confidence, of=entries)[0] >= at_least
+    assert size == 1 or interval(size - 1, size - 1, confidence, of=entries)[0] < at_least
+    assert sample_size(1, confidence, of=entries) == entries
+
+
+def test_looks_come_after_each_tenth_more():
+    assert list(looks(10, 300)) == [10, 110, 210, 300]
+    assert list(looks(2000, 2450)) == [2000, 2200, 2420, 2450]
+    assert list(looks(500, 300)) == [300]
+
+
+def test_forms_are_those_of_mmes():
+    key = device_key(LISTED)
+    assert forms(key, 0) == [LISTED, f"{LISTED}0", f"{LISTED}01"]
+    assert forms(key, 1) == [LISTED, f"{LISTED}{check_digit(LISTED)}", f"{LISTED}01"]
+    assert forms(MEID_BASE + 0xA0000012345678, 0) == ["A0000012345678"]
+
+
+def listed(*pages):
+    return Listed(SimpleNamespace(list="stolen", serial=1), pages, NOW)
+
+
+def test_what_is_listed_and_what_has_ended():
+    past, coming = int(NOW.timestamp()) - 1, int(NOW.timestamp()) + 1
+    of = listed(
+        page(35209900, [1, 2, 3], until=[past, coming, 0]),
+        page(35209901, [7], tac=(0, 0)),
+        page(35209902, [], tac=(0, past)),
+    )
+    keys = np.array(
+        [35209900_000002, 35209902_000001, 35209901_999999, 35209900_000001, 99999999_000001, 35209900_000003],
+        np.uint64,
+    )
+    assert of.holds(keys).tolist() == [True, False, True, False, False, True]
+    assert of.holds(keys[:0]).tolist() == []
+    assert len(of) == 4
+    drawn = sorted(of.sample(100))
+    assert [key // 10**6 for key in drawn] == [35209900, 35209900, 35209901, 35209901]
+    assert set(drawn) >= {35209900_000002, 35209900_000003, 35209901_000007}
+    assert of.holds(np.array(drawn, np.uint64)).all()
+
+
+def test_a_sample_is_by_chance_and_without_repeats():
+    of = listed(page(35209900, range(1000)), page(35209901, range(1000)))
+    one, other = of.sample(500), of.sample(500)
+    assert len(set(one)) == len(set(other)) == 500
+    assert set(one) != set(other)
+    assert one != sorted(one)
+    assert 150 < sum(key < 35209901_000000 for key in one) < 350
+
+
+# Asking
+
+
+async def test_no_more_questions_are_under_way_than_the_bound():
+    """An EIR that answers nothing for a while gets no flood, whatever the rate."""
+    waits, under_way, most, asked = asyncio.Event(), 0, 0, 0
+
+    async def ask(_):
+        nonlocal under_way, most, asked
+        under_way, asked = under_way + 1, asked + 1
+        most = max(most, under_way)
+        if under_way == UNDER_WAY_MAX:
+            asyncio.get_running_loop().call_later(0.2, waits.set)  # in which more would go out, if there were no bound
+        await waits.wait()
+        under_way -= 1
+        return "blacklisted"
+
+    of = listed(page(35209900, range(1000)))
+    report = await audit(of, of.sample(1000), ask, wanted="blacklisted", rate=1e6)
+    assert (most, asked, report.asked, report.share) == (UNDER_WAY_MAX, 3000, 1000, 1)
+
+
+@pytest.mark.parametrize(
+    ("every", "most", "asked", "verdict"), [(25, 9000, range(500, 8000), False), (25, 1000, [1000], None), (10**6, 9000, [116], True)]
+)  # fmt: skip
+async def test_more_devices_are_drawn_until_the_share_is_decided(every, most, asked, verdict):
+    """Of the devices, one in `every` is not answered as listed."""
+    of = listed(page(35209900, range(50_000)))
+    keys = [35209900_000000 + number for number in range(1, most + 1)]
+
+    async def ask(text):
+        return "blacklisted" if int(text[8:14]) % every else "whitelisted"
+
+    first = sample_size(0.97, of=len(of))
+    report = await audit(of, keys, ask, wanted="blacklisted", rate=1e6, first=first, at_least=0.97)
+    assert report.asked in asked
+    assert report.verdict(0.97) is verdict
+    assert len(report.exceptions) == 3 * (report.asked // every)
+
+
+def found(site, manifest, *more, status=0):
+    done = site.eir("audit", manifest, *more, "--json", status=status)
+    return json.loads(done.stdout), done.stderr
+
+
+def gap(document, missed=MISSED):
+    assert sorted({mistake["imei"][:14] for mistake in document["exceptions"]}) == missed
+    assert {(len(mistake["imei"]), mistake["wanted"], mistake["got"]) for mistake in document["exceptions"]} == {
+        (digits, "blacklisted", "whitelisted") for digits in (14, 15, 16)
+    }
+
+
+def test_an_eir_that_misses_one_in_a_hundred_is_found_and_one_that_misses_none_passes(site):
+    site.load([imei for imei in IMEIS if imei not in MISSED])
+    wanted = site.release(IMEIS, serial=2)
+    where = "{}:{}".format(*site.start().address)
+    document, said = found(site, wanted, where, *ASKED, "--all", "--at-least", "99.9%", status=1)
+    assert list(document) == ["list", "serial", "asked", "as_listed", "share", "interval", "exceptions"]
+    assert (document["list"], document["serial"], document["asked"], document["as_listed"]) == ("stolen", 2, 1000, 990)
+    assert (document["share"], document["interval"]) == (0.99, [0.99, 0.99])
+    gap(document)
+    assert said == "eir: at most 99.0000% are answered as listed, less than 99.9000%\n"
+    # A sample of nine in ten misses all ten of them once in 10^10.
+    document, _ = found(site, wanted, where, *ASKED, "--sample", "900", "--at-least", "0.999", status=1)
+    assert document["asked"] == 900
+    assert document["interval"][0] < document["share"] < document["interval"][1] < 0.9999
+    site.eir("load", wanted)
+    document, said = found(site, wanted, where, *ASKED, "--at-least", "0.999")
+    assert (document["asked"], document["share"], document["interval"], said) == (844, 1, [0.999, 1], "")
+    document, said = found(site, wanted, where, *ASKED, "--sample", "20", "--at-least", "0.999", status=3)
+    assert document["asked"] == 20
+    assert (
+        said
+        == "eir: undecided: between 84.8000% and 100.0000% are answered as listed, 99.9000% is wanted; a larger --sample-max decides\n"
+    )
+    document, _ = found(site, wanted, where, *ASKED, "--sample", "20", "--sample-max", "1000", "--at-least", "0.999")
+    assert 844 <= document["asked"] <= 920
+
+
+class Eir(Application):
+    """Knows a list, and is of another make."""
+
+    def handle_request(self, request):
+        answer = self.generate_answer(request, result_code=constants.E_RESULT_CODE_DIAMETER_SUCCESS)
+        answer.auth_session_state = constants.E_AUTH_SESSION_STATE_NO_STATE_MAINTAINED
+        answer.equipment_status = int(request.terminal_information.imei[:14] in self.blocked)
+        self.send_answer(answer)
+
+
+@contextmanager
+def python_diameter(blocked):
+    logging.getLogger("diameter").setLevel(logging.CRITICAL)
+    port = free_port()
+    node = Node(EIR, REALM, ip_addresses=["127.0.0.1"], tcp_port=port, vendor_ids=[constants.VENDOR_TGPP])
+    application = Eir(constants.APP_3GPP_S13_S13, is_auth_application=True)
+    application.blocked = set(blocked)
+    node.add_application(application, [node.add_peer(f"aaa://{HOST}", REALM)])
+    node.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        node.stop(wait_timeout=1, force=True)
+
+
+def test_an_eir_of_another_make(site):
+    wanted, short = site.release(IMEIS[:200]), MISSED[:0]
+    with python_diameter(IMEIS[:200]) as where:
+        document, _ = found(site, wanted, where, *ASKED, "--at-least", "1")
+        assert (document["asked"], document["share"], document["exceptions"]) == (200, 1, short)
+        document, said = found(site, wanted, where, *ASKED, "--sample", "20", "--at-least", "0.99", status=3)
+        assert (document["asked"], document["share"]) == (20, 1)
+        assert said.startswith("eir: undecided: between ")
+    with python_diameter(imei for imei in IMEIS[:200] if imei not in MISSED) as where:
+        document, _ = found(site, wanted, where, *ASKED, "--at-least", "1", status=1)
+        assert document["as_listed"] == 198
+        gap(document, [imei for imei in MISSED if imei in IMEIS[:200]])
+
+
+def test_what_is_refused_and_what_is_wrong_usage(site):
+    manifest = site.release([LISTED])
+    for arguments in (
+        ("127.0.0.1:1", "--sightings"), ("127.0.0.1:1", "--at-least", "2"), ("127.0.0.1:1", "--sample-max", "9"), ("--sightings", "--at-least", "1", "--sample-max", "9"),
+        ("127.0.0.1:1", "--at-least", "1", "--all", "--sample-max", "9"), ("127.0.0.1:1", "--at-least", "1", "--sample", "10", "--sample-max", "9"),
+    ):  # fmt: skip
+        assert site.eir("audit", manifest, *arguments, status=2).stderr
+    assert "cannot connect" in site.eir("audit", manifest, f"127.0.0.1:{free_port()}", status=1).stderr
+    (site.folder / "releases" / "stolen-1-0.csv").write_text("imei\n")
+    assert "refused (file_size)" in site.eir("audit", manifest, "127.0.0.1:1", status=1).stderr
+
+
+# Only looking
+
+
+def segment(messages, streams, source, target, octets):
+    """A packet of IPv4 with a TCP segment that holds these bytes, as pcap has it."""
+    at = streams.setdefault((source, target), 1)
+    streams[source, target] += len(octets)
+    tcp = (
+        struct.pack(">HHIIBBHHH", source, target, at, streams.get((target, source), 1), 0x50, 0x18, 65535, 0, 0)
+        + octets
+    )
+    ip = (
+        struct.pack(
+            ">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0, bytes([127, 0, 0, 1]), bytes([127, 0, 0, 1])
+        )
+        + tcp
+    )
+    messages.append(struct.pack("<IIII", 1764115200 + len(messages), 0, len(ip), len(ip)) + ip)
+
+
+def capture(path, exchanges, port):
+    """A capture file; an exchange is a client's port, what it sends, and what it is answered (or nothing)."""
+    messages, streams = [], {}
+    for client, request, answer in exchanges:
+        segment(messages, streams, client, port, request)
+        if answer:
+            segment(messages, streams, port, client, answer)
+    path.write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101) + b"".join(messages))
+    return path
+
+
+def eca(status, number):
+    experimental = avp(297, u32(266, TGPP) + u32(298, 5422))
+    said = experimental if status is None else u32(268, 2001) + u32(1445, status, TGPP)
+    return message(
+        324,
+        avp(263, f"{HOST};1;{number};test") + said + u32(277, 1) + avp(264, EIR) + avp(296, REALM),
+        0x40,
+        ids=(number, number),
+    )
+
+
+def check(client, host, number, imei, status, **put):
+    asked = ecr(imei, session=avp(263, f"{HOST};1;{number};test"), host=avp(264, host), ids=(number, number), **put)
+    return client, asked, b"" if status == "silent" else eca(status, number)
+
+
+@pytest.mark.parametrize("port", [3868, 13868])
+def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_path, port):
+    cea = message(257, u32(268, 2001) + avp(264, EIR) + avp(296, REALM), 0, 0, (1, 1))
+    both = [check(1001, "mme1", n, LISTED, 1) for n in (5, 6)]
+    by_meid = terminal(None, None, avp(1471, MEID, TGPP))
+    path = capture(tmp_path / "s13.pcap", [
+        (1001, cer("mme1"), cea), (1002, cer("mme2"), cea), (1003, cer("dra"), cea),
+        check(1001, "mme1", 1, LISTED, 1), check(1001, "mme1", 2, UNLISTED, 0), check(1001, "mme1", 3, "nonsense", 0),
+        check(1003, "mme3", 1, f"{LISTED}01", 0), check(1003, "mme3", 2, LISTED, None), check(1003, "mme3", 3, LISTED, "silent"),
+        (1002, dwr("mme2"), b""),
+        (1001, both[0][1] + both[1][1], both[1][2] + both[0][2]),  # several in one segment, answered in another order
+        check(1003, "mme6", 4, None, 1, terminal=by_meid), check(1003, "mme6", 5, None, 0, terminal=by_meid),
+    ], port)  # fmt: skip
+    site.configure(peers=[{"host": "mme1"}, {"host": "mme4"}, {"host": "probe", "expected": False}])
+    more = () if port == 3868 else ("--port", port)
+    if more:
+        said = found(site, site.release([LISTED]), "--passive", path, status=1)[1]
+        assert "shows nobody over Diameter at port 3868" in said
+    document, said = found(
+        site,
+        site.release([LISTED, MEID]),
+        "--passive",
+        path,
+        *more,
+        "--mme",
+        "mme3",
+        "--mme",
+        "mme5",
+        "--at-least",
+        "0.4",
+        status=3,
+    )
+    assert (document["asked"], document["as_listed"], document["share"], document["devices"]) == (8, 4, 0.5, 2)
+    assert document["interval"] == [round(bound, 6) for bound in interval(1, 2)], "each device is right by half"
+    assert "a longer capture or record decides" in said
+    assert [tuple(mistake.values()) for mistake in document["exceptions"]] == [
+        (LISTED, "blacklisted", "none"), (LISTED, "blacklisted", "unknown"), (f"{LISTED}01", "blacklisted", "whitelisted"),
+        (MEID, "blacklisted", "whitelisted"),
+    ]  # fmt: skip
+    assert {each["origin_host"]: (each["asked"], each["as_listed"]) for each in document["origins"]} == {
+        "mme1": (3, 3),
+        "mme3": (3, 0),
+        "mme6": (2, 1),
+    }
+    assert document["never_asked"] == ["mme2", "mme4", "mme5"]
+
+
+def test_a_capture_of_map_tells_it_too(site, tmp_path):
+    """An MSC's three questions about a listed device: two answered as listed, and one not at all."""
+    begin, calling, eir = (
+        bytes.fromhex(m3ua_wire.V2),
+        m3ua_wire.address(ssn=8, title=m3ua_wire.TITLE),
+        m3ua_wire.address(ssn=9, pc=m3ua_wire.EIR),
+    )
+    black = tcap.end(
+        begin[4:8],
+        tcap.response(codec.context_of(2), accepted=True),
+        tcap.result(b"\1", codec.CHECK_IMEI, codec.result(2, 1)),
+    )
+    ask = m3ua_wire.data(m3ua_wire.udt(begin, called=eir, calling=calling))
+    answer = m3ua_wire.data(m3ua_wire.udt(black, called=calling, calling=eir), opc=m3ua_wire.EIR, dpc=m3ua_wire.MSC)
+    m3ua_wire.opinion(tmp_path, [ask, answer, ask, answer, ask], "frame.number")
+    document, _ = found(site, site.release([m3ua_wire.VECTOR_IMEI]), "--passive", tmp_path / "in.pcap")
+    assert (document["asked"], document["as_listed"]) == (3, 2)
+    assert [(each["origin_host"], each["asked"]) for each in document["origins"]] == [(m3ua_wire.TITLE, 3)]
+
+
+def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
+    now = datetime.now(UTC).replace(tzinfo=None)
+
+    def row(imei, origin, status, checks=1, ago=timedelta()):
+        device = device_key(imei) if imei.isdigit() else None
+        return {
+            "time": now - ago,
+            "last": now - ago,
+            "checks": checks,
+            "imei": imei,
+            "device": device,
+            "origin_host": origin,
+            "status": status,
+        }
+
+    path = site.state / FOLDER / f"{now:%Y-%m-%d}" / f"{now:%H}-1-1.parquet"
+    path.parent.mkdir(parents=True)
+    pl.DataFrame([
+        row(LISTED, "mme1", "blacklisted", 3), row(LISTED, "mme1", "whitelisted", 1), row(LISTED, "mme1", "whitelisted", 90, timedelta(days=2)),
+        row(UNLISTED, "mme2", "whitelisted", 5), row("nonsense", "mme1", "error"),
+        *(row(imei, "mme1", "whitelisted", 1, timedelta(days=5)) for imei in IMEIS[:12]),
+    ]).write_parquet(path)  # fmt: skip
+    site.configure(peers=[{"host": "mme1"}, {"host": "MME2"}, {"host": "mme4"}])
+    manifest = site.release([LISTED], issued=datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1))
+    document, _ = found(site, manifest, "--sightings", "--at-least", "0.8", status=3)
+    assert (document["asked"], document["as_listed"], document["share"], document["devices"]) == (4, 3, 0.75, 1)
+    assert document["origins"] == [
+        {"origin_host": "mme1", "asked": 4, "as_listed": 3, "share": 0.75}, {"origin_host": "mme2", "asked": 0, "as_listed": 0, "share": None},
+    ]  # fmt: skip
+    assert document["never_asked"] == ["mme4"]
+    assert found(site, manifest, "--sightings", "--since", "3d")[0]["asked"] == 94
+    text = site.eir("audit", manifest, "--sightings").stdout.splitlines()
+    assert text[1:] == [
+        f"  {LISTED}: whitelisted instead of blacklisted",
+        "mme1: 3 of 4",
+        "mme2: asked about no listed device",
+        "mme4: never asked",
+    ]
+    many = site.release(IMEIS[:12], serial=2)
+    for wanted, at_least, status in (
+        ("blacklisted", 0.5, 1),
+        ("blacklisted", 0.4, 3),
+        ("whitelisted", 0.7, 0),
+        ("whitelisted", 0.8, 3),
+    ):
+        more = ("--wanted", wanted, "--at-least", str(at_least))
+        _, said = found(site, many, "--sightings", "--since", "6d", *more, status=status)
+        assert ("less than 50.0000%" in said) == (status == 1)
+    unseen = site.release([IMEIS[20]], serial=3)
+    assert "nothing was asked" in found(site, unseen, "--sightings", "--since", "6d", status=1)[1]
+    assert "undecided" in found(site, unseen, "--sightings", "--since", "6d", "--at-least", "0.5", status=3)[1]
+    text = site.eir("audit", many, "--sightings", "--since", "6d").stdout.splitlines()
+    assert [line.partition(": whitelisted")[0].strip() for line in text[1:11]] == IMEIS[:10]
+    assert text[11] == "  2 more; --json has all"

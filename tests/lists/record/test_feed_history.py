@@ -1,0 +1,513 @@
+"""The feed's chain of the history: a flood of rows displaces no load, both chains stay verifiable, a node's copy, a year of it."""
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import servers
+from made import Altered, event, pages_of, state
+from node import LISTED, TRACKED, UNLISTED, Publisher, Site
+from test_history import make_form_2
+
+from eir.device import device_key
+from eir.errors import StoreError
+from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, added_by, edit_what_differs
+from eir.lists.follow.history import ANCHOR_S, FEED_TRIM_S, HistoryKeeper, adopt
+from eir.lists.record.history import appended, broken, is_of, readable, record_digest, unanchored
+from eir.lists.record.settings import HistorySettings, ListSettings
+from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger, utc_text
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
+
+OWN = ListSettings(name="own", local=True, change_min=10**7)
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+ROWS = 60
+"""Rows that come within 50 ms at 1,200 a second."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    if "redis" not in servers.programs():
+        pytest.skip("redis-server is not installed")
+    with servers.Server(servers.programs()["redis"]) as one:
+        yield one
+
+
+@pytest.fixture
+async def opener(tmp_path):
+    async with contextlib.AsyncExitStack() as stack:
+
+        def open_one(name):
+            opened = SqliteStore(tmp_path / f"{name}.sqlite")
+            stack.push_async_callback(opened.close)
+            return opened
+
+        yield open_one
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def store(request, opener):
+    if request.param == "sqlite":
+        yield opener("store")
+        return
+    server = request.getfixturevalue("server")
+    server.flush()
+    opened = RedisStore(server.url)
+    yield opened
+    await opened.close()
+
+
+class Node:
+    """A node's work on the history, look by look, with clocks of the test's own."""
+
+    def __init__(self, store, copy, *, writes=True, begin=BEGIN):
+        self.store, self.copy, self.said, self.begin, self.clock = store, copy, [], begin, 0.0
+        self.keeper = HistoryKeeper(
+            copy, writes=writes, who="node", report=self._heard, now=lambda: self.clock, wall=self.wall
+        )  # fmt: skip
+
+    def _heard(self, what, **_):
+        if what != "history_at":
+            self.said.append(what)
+
+    def wall(self):
+        return self.time.timestamp()
+
+    @property
+    def time(self):
+        return self.begin + timedelta(seconds=self.clock)
+
+    async def look(self, lists=(), pass_s=0.0, **settings):
+        self.clock += pass_s
+        await self.keeper.look(self.store, HistorySettings(**settings), lists)
+
+    async def feed(self, *numbers, rows=ROWS):
+        """Record transactions of a feed, each of so many rows."""
+        for number in numbers:
+            text = ", ".join(f"{number:08d}{row:06d}" for row in range(rows))
+            fed = event("own", what="add", detail=f"fed by register: {text}", time=utc_text(self.time), chain=FEED)
+            await self.store.record(fed)
+
+    async def load(self, serial, **fields):
+        made = {"serial": serial, "detail": f"load {serial}", "time": utc_text(self.time), **fields}
+        await self.store.record(event("stolen", **made))
+
+
+@pytest.fixture
+def node(store, opener):
+    return Node(store, opener("copy"))
+
+
+async def records_of(store, chain=MAIN):
+    return [record async for batch in store.records(chain=chain) for record in batch]
+
+
+async def faults_of(store):
+    main, fed = await records_of(store), await records_of(store, FEED)
+    feed = await store.ledger(FEED)
+    faults = [*broken(main, await store.folds(), await store.ledger()), *broken(fed, (), feed)]
+    return [*faults, *unanchored(main, fed, feed)]
+
+
+async def events_of(store, *what):
+    return [each for each in await store.history(chain=MAIN) if each.what in what]
+
+
+async def one(batch):
+    yield batch
+
+
+async def assert_level(node):
+    """Both chains hold, in the store and in the copy, and are the same but for the oldest rows, which each forgets by itself."""
+    assert await records_of(node.copy) == await records_of(node.store)
+    ours, theirs = await records_of(node.copy, FEED), await records_of(node.store, FEED)
+    first = max(each[0].number if each else 0 for each in (ours, theirs))
+    assert [each for each in ours if each.number >= first] == [each for each in theirs if each.number >= first]
+    assert (await node.copy.ledger(FEED)).digest == (await node.store.ledger(FEED)).digest
+    assert await faults_of(node.store) == await faults_of(node.copy) == []
+
+
+async def test_a_feed_displaces_no_load(store):
+    """One user that adds and removes 16 rows in a loop."""
+    now = datetime.now(UTC)
+    entries = [Entry(f"00101001{number:06d}", 101001 * 10**6 + number) for number in range(16)]
+    keeper = HistoryKeeper(None, writes=True, who="node", report=lambda *_, **__: None)
+    settings = HistorySettings(max_bytes=20_000)
+    await store.replace("stolen", state(pages_of([1])), pages_of([1]), seen=0, event=event(detail="a load"))
+    for _ in range(50):
+        for what in (ADD, REMOVE):
+            edit = Edit(what=what, entries=entries, reason="fed by register")
+            await edit_what_differs(edit, OWN, store, who="register at 192.0.2.1", now=now)
+    await keeper.look(store, settings, ["stolen"])
+    assert "a load" in [each.detail for each in await store.history("stolen")]
+
+
+async def test_the_main_chain_is_deleted_by_age_alone(node, store):
+    await node.load(1)
+    for number in range(30):
+        await node.load(number + 2, detail="x" * 200)
+    await node.look(max_bytes=5_000)
+    assert [each.serial for each in await events_of(store, "load")] == [*range(1, 32)]
+    assert node.said == ["history_nearly_full"]
+    await node.look(max_bytes=5_000)
+    assert node.said == ["history_nearly_full"], "once"
+    node.clock += 86400 * 20
+    await node.load(32)
+    await node.look(keep=10)
+    assert [each.serial for each in await events_of(store, "load")] == [32]
+
+
+async def test_a_full_feed_is_cut_and_anchored_before(node, store):
+    await node.load(1)
+    await node.feed(*range(40))
+    size = (await store.ledger(FEED)).bytes
+    await node.look(feed_max_bytes=size // 2)
+    ledger = await store.ledger(FEED)
+    assert size * 0.4 < ledger.bytes < size // 2
+    (anchor,) = await events_of(store, ANCHOR)
+    assert (anchor.head, anchor.who) == (40, "node")
+    assert [each.what for each in await store.history(chain=FEED)][-1] == "trim"
+    assert [each.what for each in await store.history(chain=MAIN)] == ["load", "anchor"]
+    await node.look(feed_max_bytes=size // 2)
+    await assert_level(node)
+
+
+async def test_a_flood_writes_one_anchor_in_ten_minutes(node, store):
+    for number in range(20):
+        await node.feed(*range(10 * number, 10 * number + 10))
+        await node.look(pass_s=FEED_TRIM_S / 4, feed_max_bytes=10_000)
+    assert len(await events_of(store, ANCHOR)) == 5
+    assert (await store.ledger(FEED)).bytes < 10_000 + 40 * 1200
+    await assert_level(node)
+
+
+async def test_a_feed_is_anchored_each_day(node, store):
+    await node.look()
+    for hours in range(60):
+        if hours < 30:
+            await node.feed(hours)
+        await node.look(pass_s=3600)
+    assert [each.head for each in await events_of(store, ANCHOR)] == [1, 25, 30]
+    assert ANCHOR_S == 24 * 3600
+    await assert_level(node)
+
+
+async def test_rows_that_are_too_old_go(node, store):
+    await node.feed(1, 2)
+    await node.look()
+    node.clock += 86400 * 20
+    await node.feed(3)
+    await node.look(keep=10)
+    assert [each.what for each in await store.history(chain=FEED)] == ["add", "trim"]
+    assert (await store.ledger(FEED)).first == 3
+    await node.look(keep=10)
+    assert await faults_of(store) == []
+
+
+async def test_two_nodes_anchor_once(store, opener):
+    nodes = [Node(store, opener(name)) for name in ("one", "two")]
+    nodes[1].begin += timedelta(seconds=5)
+    await nodes[0].feed(*range(40))
+    for _ in range(3):
+        for each in nodes:
+            await each.look(pass_s=5, feed_max_bytes=20_000)
+    assert len(await events_of(store, ANCHOR)) == 1
+
+
+async def test_a_node_that_was_away_follows_by_an_anchor(node, store, opener):
+    """The feed's chain has lost all that the copy of this node has."""
+    other = Node(store, opener("other"))
+    await node.feed(*range(5))
+    await node.look()
+    for number in range(10):
+        await other.feed(*range(10 * number, 10 * number + 10))
+        await other.look(pass_s=FEED_TRIM_S, feed_max_bytes=10_000)
+    assert (await store.ledger(FEED)).first > 6
+    await node.look(feed_max_bytes=100_000)
+    assert node.said == []
+    await assert_level(node)
+
+
+async def test_a_feed_behind_a_gap_without_an_anchor_is_not_followed(node, store):
+    """The attack: a new chain with higher numbers."""
+    await node.feed(*range(5))
+    await node.look()
+    before = await records_of(node.copy, FEED)
+    rows = readable(await records_of(store, FEED), FEED)
+    forged, _ = appended(Ledger(first=100, number=99), rows, 0)
+    await store.rewrite_history(one(forged), (), after=0, seen=await store.ledger(FEED), chain=FEED)
+    for _ in range(2):
+        await node.look()
+    assert node.said == ["history_differs"]
+    assert "history of the feed: " in node.keeper.differs
+    assert await records_of(node.copy, FEED) == before
+    await node.load(1)
+    await node.look()
+    assert await records_of(node.copy) == await records_of(store), "the main chain is followed all the same"
+    await adopt(store, node.copy, event(None, what="adopt", detail="so be it", time=utc_text(node.time)))
+    await node.look()
+    assert not node.keeper.differs
+    await assert_level(node)
+    await node.feed(6)
+    await node.look(pass_s=ANCHOR_S)
+    await assert_level(node)
+
+
+async def test_records_that_are_forgotten_while_a_copy_reads_them_are_no_difference(node, store):
+    await node.feed(*range(5))
+    await node.look()
+    await node.feed(*range(5, 20))
+    records, begun = store.records, []
+
+    def trimmed(after=0, chain=MAIN):
+        async def read():
+            if chain == FEED and after == 5 and not begun:
+                begun.append(after)
+                trim = event(None, what="trim", detail="x", chain=FEED)
+                await store.trim_history("2020-01-01T00:00:00Z", 5_000, trim, FEED)
+            async for batch in records(after, chain):
+                yield batch
+
+        return read()
+
+    await store.record(event(None, what=ANCHOR, time=utc_text(node.time)))
+    node.store = Altered(store, records=trimmed)
+    await node.look()
+    assert begun
+    assert node.said == []
+    node.store = store
+    await node.look()
+    assert node.said == []
+    await assert_level(node)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+async def test_rows_that_the_store_lost_are_given_back(node, store, keep):
+    await node.load(1)
+    await node.feed(*range(5))
+    await node.look()
+    before, seen = await records_of(store, FEED), await store.ledger(FEED)
+    await store.rewrite_history(one(before[:keep]), (), after=0, seen=seen, chain=FEED)
+    if not keep:
+        await store.rewrite_history(one(()), (), after=0, seen=None, chain=FEED)
+    await node.look()
+    assert node.said == ["history_healed"]
+    assert await records_of(store, FEED) == before
+    assert [each.what for each in await store.history(chain=MAIN)][:3] == ["load", "anchor", "heal"]
+    await node.look()
+    await assert_level(node)
+
+
+async def test_a_feed_that_is_written_all_the_time_is_not_taken_for_damaged(node, store):
+    """The ends of the chain are read one after the other."""
+    await node.feed(1)
+    await node.look()
+    ledger = store.ledger
+
+    async def busy(chain=MAIN):
+        found = await ledger(chain)
+        if chain == FEED:
+            await node.feed(2)
+        return found
+
+    before = await records_of(store, FEED)
+    node.store = Altered(store, ledger=busy, record=store.record)
+    await node.look()
+    assert node.said == []
+    assert (await records_of(store, FEED))[:1] == before
+
+
+async def test_a_list_whose_row_was_forgotten_is_not_told(node, store):
+    """And one that is not made of rows, and that nobody recorded, is."""
+    page = pages_of([1])
+    time = utc_text(node.time)
+    await store.replace("own", state(page, serial=0), page, seen=0, event=event("own", what="add", time=time))
+    fed = event("own", what="add", detail="fed by register: 1", time=time, chain=FEED)
+    for name in ("own", "new"):
+        after = state(pages_of([1, 2]), serial=0, loaded_at=time)
+        seen = 1 if name == "own" else 0
+        await store.amend(name, after, pages_of([1, 2]), seen=seen, event=fed)
+    await store.replace("stolen", state(page), page, seen=0, event=event("stolen", time=time))
+    await store.replace("stolen", state(pages_of([2]), serial=2, loaded_at=time), pages_of([2]), seen=1)
+    node.clock += 60
+    for number in range(10):
+        await node.feed(number)
+    assert is_of((await store.history("own"))[2], await store.state("own"))
+    await node.look(feed_max_bytes=5_000)
+    for _ in range(2):
+        await node.look(["own", "new", "stolen"], pass_s=20)
+    assert node.keeper.unrecorded == ["stolen"]
+
+
+async def test_the_author_of_a_row_is_found_in_either_chain(store):
+    now = datetime.now(UTC)
+    for number, who in enumerate(("operator", "register at 192.0.2.1")):
+        edit = Edit(what=ADD, entries=[Entry(f"0010100100000{number}", 101001 * 10**6 + number)], reason="a case")
+        await edit_what_differs(edit, OWN, store, who=who, now=now)
+    found = added_by(await store.history("own"), "devices")
+    assert [added.who for added in found.values()] == ["operator", "register at 192.0.2.1"]
+
+
+DAY_STEPS = 24
+TURNOVER = 0.65
+"""Share of the feed's chain that comes in a step: 1,200 rows a second are 173 MB in an hour, and the chain may take 256 MiB."""
+FEED_MAX_BYTES = 8_192
+
+
+async def simulated(node, days):
+    """Live through so many days of a register that feeds 1,200 rows a second, in the proportions of the default limits.
+
+    Returns the loads, rollbacks and traces of that time as (what, time, detail).
+    """
+    expected, number = [], 0
+    for step in range(days * DAY_STEPS):
+        if step % DAY_STEPS == 7:
+            for what in ("load", *(("rollback",) if step // DAY_STEPS % 7 == 1 else ()), "trace"):
+                expected.append((what, utc_text(node.time), f"{what} of step {step}"))
+                await node.load(step, what=what, detail=expected[-1][2])
+        wanted = (await node.store.ledger(FEED)).bytes + TURNOVER * FEED_MAX_BYTES
+        while (await node.store.ledger(FEED)).bytes < wanted:
+            await node.feed(number)
+            number += 1
+        await node.look(["stolen"], pass_s=86400 / DAY_STEPS, feed_max_bytes=FEED_MAX_BYTES)
+    return expected
+
+
+async def assert_lived(node, expected):
+    """Every load, rollback and trace can be verified, in the store and in the node's copy, and the record is small."""
+    await node.look(["stolen"], feed_max_bytes=FEED_MAX_BYTES)
+    for each in (node.store, node.copy):
+        assert await faults_of(each) == []
+        found = await events_of(each, "load", "rollback", "trace")
+        assert [(event.what, event.time, event.detail) for event in found] == expected
+        assert (await each.ledger(FEED)).bytes < 2 * FEED_MAX_BYTES
+        assert (await each.ledger(FEED)).first > 1
+    main, days = await node.store.ledger(), (node.time - BEGIN).days
+    assert main.first == 1
+    assert main.bytes < 12_000 * days, "ten years of it take less than history.max_bytes"
+    assert node.keeper.ledgers[MAIN].digest == record_digest((await records_of(node.copy))[-1].text)
+    assert node.said == []
+
+
+async def test_days_of_a_flooding_feed_lose_no_load(node):
+    """By a part of a year; the whole of it: scripts/soak history."""
+    await assert_lived(node, await simulated(node, 2))
+
+
+async def test_others_write_while_a_feed_floods(store, opener):
+    """Two processes at once: neither chain forks."""
+    node = Node(store, opener("copy"))
+    await asyncio.gather(*(node.feed(number) for number in range(20)), *(node.load(number) for number in range(20)))
+    await node.look()
+    assert len(await events_of(store, "load")) == 20
+    await assert_level(node)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_file_of_form_2_gets_the_chain_of_the_feed(tmp_path, reads):
+    """Rows that an older version recorded stay where they are, and who only reads changes nothing."""
+    path = tmp_path / "lists.sqlite"
+    store = SqliteStore(path)
+    await store.replace(
+        "own", state(pages_of([1])), pages_of([1]), seen=0, event=event("own", what="add", detail="old")
+    )
+    await store.close()
+    make_form_2(path)
+    told = []
+    store = SqliteStore(path, upgrades=not reads, report=lambda what, **fields: told.append((what, fields["detail"])))
+    assert [(each.detail, each.chain) for each in await store.history("own")] == [("old", MAIN)]
+    assert await store.ledger(FEED) == Ledger()
+    assert await faults_of(store) == []
+    assert len(told) == (not reads)
+    fed = event("own", what="add", detail="new", chain=FEED)
+    if reads:
+        with pytest.raises(StoreError):
+            await store.record(fed)
+    else:
+        assert told[0][1].startswith(f"{path} has form 2, and is brought to form 3 now")
+        await store.record(fed)
+        assert [(each.detail, each.chain) for each in await store.history("own")] == [("old", MAIN), ("new", FEED)]
+        assert await faults_of(store) == []
+    await store.close()
+
+
+async def test_a_history_in_redis_of_form_2_gets_the_chain_of_the_feed(server):
+    server.flush()
+    store = RedisStore(server.url)
+    await store.record(event(detail="old"))
+    server.command("HSET", "eir:{history}:ledger", "form", 2)
+    await store.close()
+    told = []
+    store = RedisStore(server.url, report=lambda what, **fields: told.append((what, fields.get("detail", ""))))
+    assert len(await store.history()) == 1
+    assert "store_upgraded" not in dict(told)
+    await store.record(event("own", what="add", detail="new", chain=FEED))
+    assert "has form 2, and is brought to form 3 now" in dict(told)["store_upgraded"]
+    assert [(each.detail, each.chain) for each in await store.history()] == [("old", MAIN), ("new", FEED)]
+    assert await faults_of(store) == []
+    await store.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A host with a load, an entry by hand and a row of a register."""
+    folder = tmp_path_factory.mktemp("fed")
+    (folder / "publisher").mkdir()
+    with Site(folder / "site", Publisher(folder / "publisher")) as site:
+        own = {"local": True, "change_min": 10**7}
+        rules = [{"list": "own", "answer": "blacklisted"}]
+        site.configure(lists={"stolen": {"signers": "signers"}, "own": own}, policy={"rules": rules})
+        site.load([LISTED])
+        site.eir("add", "own", TRACKED, "--reason", "a case")
+        asyncio.run(_fed(site))
+        yield site
+
+
+async def _fed(site):
+    store = SqliteStore(site.state / "lists.sqlite")
+    edit = Edit(what=ADD, entries=[Entry(UNLISTED[:14], device_key(UNLISTED))], reason="fed by register")
+    await edit_what_differs(edit, OWN, store, who="register at 192.0.2.1", now=datetime.now(UTC))
+    await store.record(event(None, what=ANCHOR, time=utc_text(datetime.now(UTC))))
+    await store.close()
+
+
+class TestCommands:
+    def test_the_history_shows_both_chains_or_one(self, site):
+        shown = [(row["what"], row["chain"], row["number"]) for row in site.json("history")]
+        assert shown == [("load", "main", 1), ("add", "main", 2), ("add", "feed", 1), ("anchor", "main", 3)]
+        assert [row["what"] for row in site.json("history", "--chain", "main")] == ["load", "add", "anchor"]
+        assert [row["who"] for row in site.json("history", "--chain", "feed")] == ["register at 192.0.2.1"]
+        assert "expected main or feed" in site.eir("history", "--chain", "other", status=2).stderr
+
+    def test_both_chains_are_exported(self, site):
+        for options, lines in (((), 4), (("--chain", "feed"), 1), (("--chain", "main"), 3)):
+            file = site.folder / "record.jsonl"
+            assert site.json("history", "--export", file, *options)["lines"] == lines
+        site.eir("history", "--export", file)
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [(row["what"], row["number"]) for row in rows] == [("load", 1), ("add", 2), ("anchor", 3), ("add", 1)]
+        assert rows[2]["digest"] == record_digest(file.read_text().splitlines()[3])
+
+    def test_the_author_of_a_row_of_either_chain_is_named(self, site):
+        rows = {row["entry"]: row["who"] for row in site.json("show", "own")["entries"]}
+        assert rows[UNLISTED[:14]] == "register at 192.0.2.1"
+        assert rows[TRACKED[:14]] not in {None, "register at 192.0.2.1"}
+        for device, who in rows.items():
+            (own,) = (each for each in site.json("why", device, status=1)["lists"] if each["list"] == "own")
+            assert [row["who"] for row in own["rows"]] == [who]
+            assert (own["record"], own["chain"]) == (1, "feed")
+        shown = site.eir("why", UNLISTED, status=1).stdout
+        assert "by add of register at 192.0.2.1 (feed record 1)" in shown
+        assert "put there by register at 192.0.2.1" in shown
+
+    def test_both_chains_are_verified(self, site):
+        assert "; 1 records of feeds, 1 to 1; " in site.eir("history", "--verify").stdout
+        assert site.json("history", "--verify")["feed"] == {"records": 1, "first": 1, "last": 1}
+        with contextlib.closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
+            db.execute("UPDATE feed_records SET text = replace(text, 'register at', 'somebody at')")
+        done = site.eir("history", "--verify", status=1)
+        assert "feed: record 1, the newest, was changed\n" in done.stderr
+        assert "record 1 of the feed is not the one that record 3 holds\n" in done.stderr

@@ -1,0 +1,754 @@
+"""The history on a node's side: its copy, and what becomes of both where the store lost or changed it; a year of it; the command."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import random
+import sqlite3
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import servers
+from made import Altered, event, pages_of, state
+from node import LISTED, UNLISTED, Publisher, Site, until
+
+from eir.errors import StoreError
+from eir.lists.follow.history import HistoryKeeper, adopt
+from eir.lists.record.clock import TrustedClock
+from eir.lists.record.history import appended, broken, events_of, linked, read_record, record_digest
+from eir.lists.record.settings import HistorySettings
+from eir.lists.record.store import MAIN, Fold, Ledger, Record, utc_text
+from eir.lists.stores.redis import RedisStore, writing
+from eir.lists.stores.redis import history as redis_history
+from eir.lists.stores.sqlite import SqliteStore
+
+DEFAULT = HistorySettings()
+AB = "ab" * 32
+YEAR_BYTES_MAX, PART = 50_000_000, 12
+NOW = utc_text(datetime.now(UTC))
+LATER = utc_text(datetime.now(UTC) + timedelta(minutes=1))
+
+
+@pytest.fixture(scope="module")
+def server():
+    if "redis" not in servers.programs():
+        pytest.skip("redis-server is not installed")
+    with servers.Server(servers.programs()["redis"]) as one:
+        yield one
+
+
+@pytest.fixture
+async def opener(tmp_path):
+    async with contextlib.AsyncExitStack() as stack:
+
+        def open_one(name):
+            opened = SqliteStore(tmp_path / f"{name}.sqlite")
+            stack.push_async_callback(opened.close)
+            return opened
+
+        yield open_one
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def store(request, opener):
+    if request.param == "sqlite":
+        yield opener("store")
+        return
+    server = request.getfixturevalue("server")
+    server.flush()
+    opened = RedisStore(server.url)
+    yield opened
+    await opened.close()
+
+
+class Node:
+    """What a node does about the history, look by look, with a clock of the test's own."""
+
+    def __init__(self, store, copy, name="node", *, writes=True):
+        self.store, self.copy, self.said, self.anchors, self.clock = store, copy, [], [], 5.0
+        self.keeper = HistoryKeeper(copy, writes=writes, who=name, report=self._heard, now=lambda: self.clock)
+
+    def _heard(self, what, **said):
+        if what == "history_at":
+            self.anchors.append((said["record"], said["digest"]))
+        else:
+            self.said.append(what)
+
+    async def look(self, settings=DEFAULT, lists=()):
+        await self.keeper.look(self.store, settings, lists)
+
+
+@pytest.fixture
+def node(store, opener):
+    return Node(store, opener("copy"))
+
+
+async def records_of(store):
+    return [each async for batch in store.records() for each in batch]
+
+
+async def details(store):
+    return [each.detail for each in await store.history()]
+
+
+async def holds(store):
+    return not list(broken(await records_of(store), await store.folds(), await store.ledger()))
+
+
+async def one(batch):
+    yield batch
+
+
+async def recorded(store, *texts):
+    for text in texts:
+        await store.record(event(detail=text, time=NOW))
+
+
+async def lose(store, keep=0, others=(), time=LATER):
+    """The store has only the first so many records, and after them others; `a` is the one that all have."""
+    records, seen = await records_of(store), await store.ledger()
+    left = records[:keep]
+    start = Ledger(number=keep, digest=record_digest(left[-1].text) if left else Ledger().digest)
+    more, _ = appended(start, [event(detail=text, time=NOW if text == "a" else time) for text in others])
+    await store.rewrite_history(one([*left, *more]), (), after=0, seen=seen, exact=True)
+
+
+async def test_a_copy_is_kept_level(node, store):
+    for texts in (("a", "b"), (), ("c",)):
+        await recorded(store, *texts)
+        await store.record(event(None, "refused", what="refuse", detail="bad: …", time=NOW))
+        await node.look()
+        assert await records_of(node.copy) == await records_of(store)
+        assert sorted(await node.copy.folds()) == sorted(await store.folds())
+        assert await holds(node.copy)
+    assert not node.said
+
+
+async def test_a_copy_that_is_let_go_is_one_file(tmp_path):
+    """SQLite puts what stands beside it into it, and that is a backup then."""
+    copy = SqliteStore(tmp_path / "copy.sqlite")
+    await recorded(copy, "a")
+    await Node(None, copy).keeper.close()
+    assert [each.name for each in tmp_path.iterdir()] == ["copy.sqlite"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+async def test_what_the_store_lost_is_given_back(node, store, keep):
+    await recorded(store, "a", "b", "c")
+    await store.record(event(None, "refused", what="refuse", detail="bad: …", time=NOW))
+    await node.look()
+    await lose(store, keep)
+    await node.look()
+    assert [text for text in await details(store) if "bad" not in text][:-1] == ["a", "b", "c"]
+    assert (await details(store))[-1].endswith("given back from this node's copy")
+    assert len(await store.folds()) == 1
+    assert await holds(store)
+    assert await records_of(node.copy) == await records_of(store)
+    await node.look()
+    assert node.said == ["history_healed"]
+    assert not node.keeper.differs
+
+
+LEDGER, RECORDS, REFUSALS, OUTCOMES = (
+    "eir:{history}:ledger",
+    "eir:{history}:records",
+    "eir:{history}:refusals",
+    "eir:{history}:outcomes",
+)
+DAMAGE = {
+    "the ledger is of another type": [("SET", LEDGER, "x")],
+    "the ledger is not JSON": [("HSET", LEDGER, "ledger", "{")],
+    "the ledger is JSON and no object": [("HSET", LEDGER, "ledger", "[1]")],
+    "the stream is of another type": [("SET", RECORDS, "x")],
+    "the stream is gone": [("DEL", RECORDS)],
+    "an entry has no record": [("XADD", RECORDS, "900-0", "x", "y")],
+    "a record that nobody wrote": [("XADD", RECORDS, "900-0", "record", "[]")],
+    "all but the newest is cut off": [("XTRIM", RECORDS, "MINID", "3-0")],
+    "refusals are of another type": [("SET", REFUSALS, "x")],
+    "outcomes are of another type": [("SET", OUTCOMES, "x")],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_damaged_history_keeps_loads_away_only_until_a_node_gives_it_back(server, opener, damage):
+    server.flush()
+    store = RedisStore(server.url)
+    node = Node(store, opener("copy"))
+    for number, text in enumerate("abc"):
+        await store.replace(
+            "l", state(pages_of([number])), pages_of([number]), seen=number, event=event("l", detail=text, time=NOW)
+        )
+    await node.look()
+    before = await records_of(node.copy)
+    for command in DAMAGE[damage]:
+        if command[0] == "SET":
+            server.command("DEL", command[1])
+        server.command(*command)
+    await node.look()
+    assert node.said == ["history_healed"]
+    assert (await records_of(store))[:-1] == before
+    assert [each.what for each in await store.history()] == ["load", "load", "load", "heal"], (
+        "no record of a change is there twice"
+    )
+    assert await holds(store)
+    await store.replace("l", state(pages_of([4])), pages_of([4]), seen=3, event=event("l", detail="d", time=NOW))
+    assert (await details(store))[-1] == "d"
+    await node.look()
+    assert await records_of(node.copy) == await records_of(store)
+    await store.close()
+
+
+REPLACED = (LEDGER, RECORDS)
+
+
+async def load(store, number):
+    """Make a load; the history has its letter."""
+    pages, text = pages_of([number]), "abcd"[number]
+    await store.replace("l", state(pages), pages, seen=number, event=event("l", detail=text, time=NOW))
+
+
+async def damaged(server, store, key, node=None):
+    """Make three loads, and put a value of another type into a key of the history; before the last load, if that does not need the key."""
+    for number in range(4):
+        if number == (3 if key == LEDGER else 2):
+            if node is not None:
+                await node.look()
+            server.command("DEL", key)
+            server.command("SET", key, "x")
+        if number < 3:
+            await load(store, number)
+
+
+@pytest.fixture
+async def redis(server):
+    server.flush()
+    store = RedisStore(server.url)
+    yield store
+    await store.close()
+
+
+@pytest.mark.parametrize("key", REPLACED)
+async def test_a_load_waits_for_the_node_that_gives_the_history_back(server, redis, opener, key, monkeypatch):
+    """And its record is there: it is not put into a history that cannot take it."""
+    node, waits = Node(redis, opener("copy")), []
+
+    async def heal(pause_s):
+        waits.append(pause_s)
+        await node.look()
+
+    await damaged(server, redis, key, node)
+    monkeypatch.setattr(writing, "sleep", heal)
+    await load(redis, 3)
+    assert len(waits) == 1
+    assert (await redis.state("l")).generation == 4
+    assert [each.detail for each in await redis.history("l")] == ["a", "b", "c", "d"]
+    assert await holds(redis)
+
+
+@pytest.mark.parametrize("key", REPLACED)
+async def test_a_load_that_no_node_helps_names_the_key_and_changes_nothing(server, redis, key, monkeypatch):
+    await damaged(server, redis, key)
+    monkeypatch.setattr(writing, "HEAL_S", 0.0)
+    with pytest.raises(StoreError) as caught:
+        await load(redis, 3)
+    assert caught.value.cause == "corrupt"
+    assert f"{LEDGER}, or a key beside it, is of another type than EIR writes there" in str(caught.value)
+    assert "WRONGTYPE" not in str(caught.value)
+    assert (await redis.state("l")).generation == 3
+
+
+@pytest.mark.parametrize("key", [OUTCOMES, "eir:{history}:events"])
+async def test_other_keys_of_another_type_do_not_hold_a_load(server, redis, key, monkeypatch):
+    await damaged(server, redis, key)
+    monkeypatch.setattr(writing, "HEAL_S", 0.0)
+    await load(redis, 3)
+    assert await details(redis) == ["a", "b", "c", "d"]
+    assert await holds(redis)
+
+
+async def test_an_outcome_that_is_not_counted_is_said(server, redis):
+    await damaged(server, redis, OUTCOMES)
+    with pytest.raises(StoreError) as caught:
+        await redis.record(event("l", "refused", time=NOW))
+    assert caught.value.cause == "corrupt"
+    assert "is of another type than EIR writes there" in str(caught.value)
+
+
+async def test_the_first_node_that_holds_a_history_gives_it_back_and_others_take_it(store, opener):
+    nodes = [Node(store, opener(name), name) for name in ("one", "two")]
+    await recorded(store, "a", "b")
+    for each in nodes:
+        await each.look()
+    await lose(store)
+    for _ in range(3):
+        await asyncio.gather(*(each.look() for each in nodes))
+    found = await details(store)
+    assert found[:2] == ["a", "b"]
+    assert len([text for text in found if text.endswith("given back from this node's copy")]) == len(found) - 2 == 1
+    assert await holds(store)
+    assert await records_of(nodes[0].copy) == await records_of(nodes[1].copy) == await records_of(store)
+
+
+@pytest.mark.parametrize(
+    ("keep", "others"), [(0, ("x",)), (0, ("x", "y", "z")), (1, ("x",)), (1, ("x", "y", "z")), (1, ("a", "b")), (2, ("x", "y"))],
+)  # fmt: skip
+async def test_what_does_not_continue_the_copy_is_told_until_an_operator_adopts_it(node, store, keep, others):
+    await recorded(store, "a", "b", "c")
+    await node.look()
+    before = await records_of(node.copy)
+    await lose(store, keep, others)
+    there = await records_of(store)
+    for _ in range(2):
+        await node.look()
+    assert node.said == ["history_differs"]
+    assert "do not continue them" in node.keeper.differs
+    assert await records_of(node.copy) == before, "the copy never loses what it has"
+    assert await records_of(store) == there, "and nothing is written behind what it does not know"
+    await recorded(store, "more")
+    await node.look()
+    assert await records_of(node.copy) == before
+    await adopt(store, node.copy, event(None, what="adopt", detail="two stores were in use", time=NOW))
+    await node.look()
+    assert not node.keeper.differs
+    assert await records_of(node.copy) == await records_of(store)
+    assert (await details(store))[-2:] == ["more", "two stores were in use"]
+    assert await holds(store)
+    assert await holds(node.copy)
+
+
+async def test_records_behind_a_ledger_that_begins_later_are_not_followed(node, store):
+    """The attack: as many forged records as wanted, with numbers above all that were there."""
+    await recorded(store, "a", "b")
+    await node.look()
+    before = await records_of(node.copy)
+    forged, _ = appended(Ledger(first=100, number=99), [event(detail=text, time=LATER) for text in "xyz"])
+    await store.rewrite_history(one(forged), (), after=0, seen=await store.ledger(), exact=True)
+    assert await holds(store)
+    for _ in range(3):
+        await node.look()
+    assert await records_of(node.copy) == before
+    assert node.said == ["history_differs"]
+    assert "record 100 comes after 2" in node.keeper.differs
+
+
+@pytest.mark.parametrize("begins", [1, 8])
+async def test_a_new_node_takes_what_there_is_and_grows_from_there(store, opener, begins):
+    chain, _ = appended(Ledger(first=begins, number=begins - 1), [event(detail=text, time=NOW) for text in "abc"])
+    await store.rewrite_history(one(chain), (), after=0, seen=Ledger())
+    node = Node(store, opener("copy"))
+    await node.look()
+    await recorded(store, "d")
+    await node.look()
+    assert [each.number for each in await records_of(node.copy)] == [begins, begins + 1, begins + 2, begins + 3]
+    assert not node.said
+
+
+async def test_a_node_that_may_not_write_says_so_and_keeps_its_own(store, opener):
+    node = Node(store, opener("copy"), writes=False)
+    await recorded(store, "a", "b")
+    await node.look()
+    await lose(store)
+    await node.look()
+    assert await details(store) == []
+    assert await details(node.copy) == ["a", "b"]
+    node.keeper.add(event("x"))
+    assert node.said == ["history_differs", "history_not_written"]
+
+
+async def test_a_record_that_does_not_link_is_not_taken_over(node, store):
+    await recorded(store, "a")
+    await node.look()
+    await recorded(store, "b", "c")
+    records = await records_of(store)
+    changed = [records[0], Record(2, records[1].text.replace('"b"', '"x"')), records[2]]
+    await store.rewrite_history(one(changed), (), after=0, seen=await store.ledger())
+    await node.look()
+    assert node.said == ["history_differs"]
+    assert await details(node.copy) == ["a"]
+    await adopt(store, node.copy, event(None, what="adopt", detail="so be it", time=NOW))
+    assert await details(store) == await details(node.copy) == ["a", "x", "c", "so be it"]
+    assert await holds(store)
+
+
+async def test_refusals_that_were_removed_from_the_store_stay_in_the_copy(node, store):
+    for reason in ("bad_signature", "expired"):
+        await store.record(event(None, "refused", what="refuse", detail=f"{reason}: …", time=NOW))
+    await recorded(store, "a")
+    await node.look()
+    await store.rewrite_history(one(()), (), after=1, seen=await store.ledger(), exact=True)
+    await node.look()
+    assert len(await store.folds()) == 0
+    assert len(await node.copy.folds()) == 2
+
+
+async def test_the_newest_record_is_in_the_log_at_each_change(node, store):
+    for texts in (("a",), (), ("b", "c")):
+        await recorded(store, *texts)
+        await node.look()
+        ledger = await store.ledger()
+        assert (node.keeper.ledgers[MAIN].number, node.keeper.ledgers[MAIN].digest) == (ledger.number, ledger.digest)
+        assert node.anchors[-1] == (ledger.number, ledger.digest)
+    assert [number for number, _ in node.anchors] == [1, 3]
+
+
+async def test_a_list_without_its_record_is_told(node, store):
+    """As who holds the loader's user can make one: with another's name under it, and another content under the digest of a release."""
+    first = replace(state(pages_of([1])), release_digest=AB, signers=("agency SHA256:x",))
+    await store.replace("a", first, pages_of([1]), seen=0, event=event("a", serial=1, digest=AB, detail="load"))
+    await store.replace("b", first, pages_of([1]), seen=0)
+    await node.look(lists=["a", "b", "c"])
+    assert node.keeper.unrecorded == [], "it may be on its way"
+    node.clock += 20
+    await node.look(lists=["a", "b", "c"])
+    assert node.keeper.unrecorded == ["b"]
+    forged = replace(state(pages_of([2])), release_digest=AB, signers=("agency SHA256:x",))
+    await store.replace("a", forged, pages_of([2]), seen=1)
+    for _ in range(3):
+        await node.look(lists=["a", "b"])
+        node.clock += 10
+    await node.look(lists=["a", "b"])
+    assert node.keeper.unrecorded == ["a", "b"]
+    assert node.said == ["list_unrecorded", "list_unrecorded"]
+    await store.rollback("a", seen=2, event=event("a", what="rollback", detail="back"))
+    await store.replace("b", first, pages_of([1]), seen=1, event=event("b", serial=1, digest=AB, detail="load"))
+    await node.look(lists=["a", "b"])
+    assert node.keeper.unrecorded == []
+
+
+async def test_a_list_whose_record_was_forgotten_is_not_told(node, store):
+    """As after a hundred million rows of a register, which push out all records of before."""
+    before, content = "2020-01-01T00:00:00Z", state(pages_of([1]))
+    await store.replace("a", replace(content, loaded_at=before), pages_of([1]), seen=0, event=event("a", time=before))
+    await store.replace("b", replace(content, loaded_at=LATER), pages_of([1]), seen=0)
+    await recorded(store, "rows of a register")
+    await store.trim_history("2021-01-01T00:00:00Z", 1 << 20, event(None, what="trim", detail="x", time=NOW))
+    for _ in range(2):
+        await node.look(lists=["a", "b"])
+        node.clock += 20
+    assert node.keeper.unrecorded == ["b"]
+
+
+async def test_a_flood_of_refusals_hides_no_record(node, store):
+    await store.replace("a", state(pages_of([1])), pages_of([1]), seen=0, event=event("a"))
+    for number in range(40):
+        await store.record(event("a", "refused", what="refuse", detail=f"try {number}: …", time=LATER))
+    await node.look(lists=["a"])
+    node.clock += 20
+    await node.look(lists=["a"])
+    assert node.keeper.unrecorded == []
+
+
+async def test_a_list_of_a_version_that_said_no_content_goes_by_its_release(node, store):
+    await store.replace("a", replace(state(pages_of([1])), release_digest=AB), pages_of([1]), seen=0)
+    await store.record(event("a", digest=AB))
+    await node.look(lists=["a"])
+    node.clock += 20
+    await node.look(lists=["a"])
+    assert node.keeper.unrecorded == []
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", '"x"', "null"])
+def test_a_record_that_is_json_and_no_object_is_a_fault_of_the_history(text):
+    records, ledger = appended(Ledger(), [event(detail="a"), event(detail="b")])
+    changed = [records[0], Record(2, text)]
+    assert "record 2 was changed: it cannot be read" in [*broken(changed, (), ledger)]
+    assert not linked(changed, None)
+    with pytest.raises(StoreError, match="not a JSON object") as caught:
+        read_record(changed[1])
+    assert caught.value.cause == "corrupt"
+
+
+@pytest.mark.parametrize("change", [{"count": None}, {"count": "1"}, {"at": 1.5}, {"after": True}, {"first": 1}])
+def test_a_refusal_that_is_not_whole_is_damage(change):
+    whole = {"time": NOW, "who": "x", "what": "refuse", "list": None, "outcome": "refused"}
+    whole |= {"count": 1, "at": 1, "after": 0, "first": NOW}
+    assert len(events_of((), [Fold("k", json.dumps(whole))])) == 1
+    with pytest.raises(StoreError, match="not whole") as caught:
+        events_of((), [Fold("k", json.dumps(whole | change))])
+    assert caught.value.cause == "corrupt"
+
+
+async def test_a_clock_that_jumped_takes_nothing_from_the_history_until_it_is_believed(store):
+    """Records of 2020 that are to be kept for ten days, and were written one day before the clock of this node was last seen."""
+    now, seen = [5.0], datetime(2020, 1, 2, tzinfo=UTC).timestamp()
+    keeper = HistoryKeeper(
+        None, writes=True, who="node", report=lambda *_, **__: None, now=lambda: now[0], clock=TrustedClock(seen)
+    )
+    for detail in ("old", "last"):
+        await store.record(event(detail=detail, time="2020-01-01T00:00:00Z"))
+    for hours in (0, 1):
+        now[0] += 3600 * hours
+        await keeper.look(store, HistorySettings(keep=10))
+        assert ("old" in await details(store)) is (not hours)
+
+
+async def test_the_history_is_trimmed_each_hour(node, store):
+    trimmed, trim = [], store.trim_history
+
+    async def counted(*arguments):
+        trimmed.append(node.clock)
+        return await trim(*arguments)
+
+    node.store = Altered(store, trim_history=counted)
+    for hours, count in ((0, 1), (0.9, 1), (0.2, 2), (0.9, 2), (2, 3)):
+        node.clock += 3600 * hours
+        await node.look()
+        assert len(trimmed) == count
+
+
+async def test_events_wait_for_a_store_that_is_away(node, store):
+    async def away(_event):
+        raise StoreError("refused", "away")
+
+    node.keeper.add(event(detail="first", time=NOW))
+    node.keeper.add(event(detail="second", time=NOW))
+    node.store = Altered(store, record=away)
+    with pytest.raises(StoreError):
+        await node.look()
+    node.store = store
+    await node.look()
+    assert await details(store) == ["first", "second"]
+
+
+async def test_what_is_older_than_kept_goes_from_store_and_copy(node, store):
+    for days in (30, 20, 10, 0):
+        time = utc_text(datetime.now(UTC) - timedelta(days=days))
+        await store.record(event(detail=str(days), time=time))
+    await node.look()
+    node.clock += 3600
+    await node.look(HistorySettings(keep=15))
+    await node.look()
+    assert (await details(store))[:2] == (await details(node.copy))[:2] == ["10", "0"]
+    assert await holds(store)
+    assert await holds(node.copy)
+    assert await records_of(node.copy) == await records_of(store)
+
+
+async def test_an_event_whose_writer_died_is_shown_and_written_by_the_next(server, opener, monkeypatch):
+    server.flush()
+    store = RedisStore(server.url)
+
+    append = redis_history.append
+
+    async def dead(link, said, about=None):
+        if said.detail in {"first", "second"}:
+            raise StoreError("refused", "away")
+        await append(link, said, about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eir.lists.stores.redis.history.append", dead)
+        await store.replace("a", state(pages_of([1])), pages_of([1]), seen=0, event=event("a", detail="first"))
+    assert await details(store) == ["first"]
+    assert await records_of(store) == []
+    node = Node(store, opener("copy"))
+    await node.look()
+    await node.look()
+    assert await details(store) == ["first"]
+    assert [json.loads(text)["detail"] for _, text in await records_of(node.copy)] == ["first"]
+    await store.replace("a", state(pages_of([1]), serial=2), pages_of([1]), seen=1, event=event("a", detail="between"))
+    with monkeypatch.context() as patch:
+        patch.setattr("eir.lists.stores.redis.history.append", dead)
+        await store.replace("a", state(pages_of([2])), pages_of([2]), seen=2, event=event("a", detail="second"))
+        with pytest.raises(StoreError):  # nothing is written over what is not in the history yet
+            await store.replace("a", state(pages_of([3])), pages_of([3]), seen=3, event=event("a", detail="third"))
+    await store.replace("a", state(pages_of([3])), pages_of([3]), seen=3, event=event("a", detail="third"))
+    assert await details(store) == ["first", "between", "second", "third"]
+    await store.close()
+
+
+def year():
+    """What a busy register does in a year: ten lists with a delta each hour, twenty changes by hand a day, a reload and a rollback a week."""
+    random.seed(1)
+    fingerprint = hashlib.sha256(b"key").hexdigest()[:43]
+    for hour in range(365 * 24 // PART):
+        time = utc_text(datetime(2025, 1, 1, tzinfo=UTC) + timedelta(hours=hour))
+        for name in range(10):
+            detail = f"{61_234 + hour} entries, before {61_233 + hour}; {random.randrange(100)} devices come, {random.randrange(50)} go; signed by agency@example SHA256:{fingerprint}"
+            yield event(
+                f"stolen-national-{name}",
+                what="load",
+                time=time,
+                serial=hour,
+                digest=random.randbytes(32).hex(),
+                detail=detail,
+            )
+        if hour % 24 == 0:
+            for number in range(20):
+                yield event(
+                    "blocked-here",
+                    what="add",
+                    time=time,
+                    detail=f"ticket {hour}-{number}, until 2026-12-31T00:00:00Z: {LISTED}, {UNLISTED}",
+                )
+        if hour % 168 == 0:
+            yield event(
+                None, what="reload", time=time, digest=random.randbytes(32).hex(), detail="changed: policy, lists"
+            )
+            yield event(
+                "stolen-national-1",
+                "rolled_back",
+                what="rollback",
+                time=time,
+                serial=hour,
+                digest=random.randbytes(32).hex(),
+                detail="release 7 undone; 61234 entries",
+            )
+
+
+async def test_a_year_takes_less_than_50_mb_and_holds(store, request, tmp_path):
+    """By a part of it; the whole of it: scripts/soak history."""
+    records, ledger = appended(Ledger(), year())
+    assert len(records) > 95_000 // PART
+    await store.rewrite_history(one(records), (), after=0, seen=Ledger())
+    for number in range(200):
+        await store.record(event(None, "refused", what="refuse", detail=f"bad_signature: try {number}"))
+    if isinstance(store, SqliteStore):
+        with contextlib.closing(sqlite3.connect(tmp_path / "store.sqlite")) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        taken = (tmp_path / "store.sqlite").stat().st_size
+    else:
+        server = request.getfixturevalue("server")
+        (key,) = [
+            key for key in server.command("KEYS", "eir:{history}:records*").split(b"\r\n") if key.startswith(b"eir")
+        ]
+        taken = int(server.command("MEMORY", "USAGE", key, "SAMPLES", "0")[1:])
+    assert taken < YEAR_BYTES_MAX / PART
+    assert await store.history("stolen-national-1", limit=3) == events_of(records, (), "stolen-national-1", limit=3)
+    assert (await store.history(limit=1))[0].count == 200
+    assert not list(broken(records, (), ledger))
+
+
+def make_form_2(path):
+    """Give a file form 2 of the schema, which had no chain of the rows of feeds."""
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for statement in (
+            "DROP INDEX feed_records_of_list", "DROP TABLE feed_records", "DELETE FROM ledger WHERE id = 2",
+            "UPDATE ledger SET text = json_remove(text, '$.anchored', '$.anchored_at')", "PRAGMA user_version = 2",
+        ):  # fmt: skip
+            db.execute(statement)
+
+
+def make_older(path):
+    """Give a file of one list, with one release before the last, form 1 of the schema, and a history of its own."""
+    make_form_2(path)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for statement in (
+            "ALTER TABLE lists DROP COLUMN made", "ALTER TABLE lists ADD COLUMN before TEXT", "ALTER TABLE lists ADD COLUMN before_set INTEGER",
+            "ALTER TABLE lists ADD COLUMN before_whole INTEGER", "UPDATE lists SET (before, before_set, before_whole) = (SELECT state, page_set, whole FROM kept)",
+            "DROP TABLE kept", "DROP INDEX records_of_list", "DROP TABLE records", "DROP TABLE refusals", "DROP TABLE ledger",
+            "CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT, who TEXT, what TEXT, list TEXT, serial INTEGER, digest TEXT, outcome TEXT, detail TEXT)",
+            "INSERT INTO events VALUES (NULL, '2026-01-01T00:00:00Z', 'me', 'load', 'a', 1, 'ab', 'accepted', 'x'), (NULL, '2026-01-02T00:00:00Z', 'me', 'refuse', 'a', NULL, NULL, 'refused', 'bad: y')",
+            "PRAGMA user_version = 1",
+        ):  # fmt: skip
+            db.execute(statement)
+
+
+async def test_the_history_of_version_1_becomes_a_chain(tmp_path):
+    path = tmp_path / "lists.sqlite"
+    pages = pages_of([1])
+    store = SqliteStore(path)
+    await store.replace("a", state(pages), pages, seen=0)
+    await store.replace("a", state(pages_of([2]), serial=2), pages_of([2]), seen=1)
+    was, kept = await store.state("a"), (await store.releases("a"))[1].state
+    await store.close()
+    make_older(path)
+    reader = SqliteStore(path, upgrades=False)
+    assert await reader.state("a") == was
+    assert [release.state for release in await reader.releases("a")] == [was, kept]
+    assert [(each.what, each.detail, each.number) for each in await reader.history()] == [
+        ("load", "x", 1),
+        ("refuse", "bad: y", None),
+    ]
+    with pytest.raises(StoreError):
+        await reader.rollback("a", seen=2)
+    await reader.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM events").fetchone() == (2,)
+    told = []
+    store = SqliteStore(path, report=lambda event, **fields: told.append((event, fields["detail"])))
+    assert await store.state("a") == was
+    assert [release.state for release in await store.releases("a")] == [was, kept]
+    assert [(each.what, each.detail, each.number) for each in await store.history()] == [
+        ("load", "x", 1),
+        ("refuse", "bad: y", None),
+    ]
+    assert await holds(store)
+    ((event, detail),) = told
+    assert event == "store_upgraded"
+    assert detail.startswith(f"{path} has form 1, and is brought to form 3 now")
+    assert (await store.rollback("a", seen=2)).content_digest == kept.content_digest
+    await store.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A host with two loads and three refusals of one kind on record."""
+    folder = tmp_path_factory.mktemp("history")
+    (folder / "publisher").mkdir()
+    with Site(folder / "site", Publisher(folder / "publisher")) as site:
+        site.load([LISTED])
+        site.load([LISTED, UNLISTED], serial=2)
+        for _ in range(3):
+            site.eir("load", site.release([UNLISTED], serial=1), status=1)
+        yield site
+
+
+def test_who_looks_upgrades_nothing_and_who_loads_says_so_before(tmp_path):
+    (tmp_path / "publisher").mkdir()
+    with Site(tmp_path / "site", Publisher(tmp_path / "publisher")) as site:
+        site.load([LISTED])
+        site.load([LISTED, UNLISTED], serial=2)
+        file = site.state / "lists.sqlite"
+        make_older(file)
+        for command in (("lists",), ("show", "stolen"), ("history",), ("check", LISTED)):
+            assert "form" not in site.eir(*command).stderr, command
+            with contextlib.closing(sqlite3.connect(file)) as db:
+                assert db.execute("PRAGMA user_version").fetchone() == (1,), command
+        assert site.json("lists")[0]["entries"] == 2
+        said = site.eir("load", site.release([LISTED], serial=3)).stderr.splitlines()
+        assert [f"{file} has form 1, and is brought to form 3 now" in line for line in said].count(True) == 1
+        make_older(file)
+        node = site.start()
+        assert len(until(lambda: node.lines("store_upgraded"))) == 1
+
+
+class TestCommand:
+    def test_refusals_are_counted(self, site):
+        assert "3 times since 20" in site.eir("history").stdout
+
+    def test_since(self, site):
+        for since in ("1d", "2020-01-01T07:00:00Z", "2020-01-01 07:00:00Z"):
+            assert len(site.json("history", "--since", since)) == 3
+        assert len(site.json("history", "--since", f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%d}")) == 3
+        assert site.json("history", "--since", "2100-01-01T00:00:00Z") == []
+        assert "or 2026-11-20, or" in site.eir("history", "--since", "yesterday", status=2).stderr
+
+    def test_an_export_can_be_checked_by_hand(self, site):
+        said = site.json("history", "--export", site.folder / "record.jsonl")
+        lines = (site.folder / "record.jsonl").read_text().splitlines()
+        assert (said["lines"], said["digest"]) == (3, hashlib.sha256(lines[1].encode()).hexdigest())
+        first, second, refused = map(json.loads, lines)
+        assert (first["number"], second["number"], refused["count"]) == (1, 2, 3)
+        assert second["before"] == hashlib.sha256(lines[0].encode()).hexdigest()
+
+    def test_a_record_that_was_changed_is_found(self, site):
+        assert site.eir("history", "--verify").stdout.startswith("the history holds: 2 records, 1 to 2, ")
+        whole = site.json("history", "--verify")
+        assert (whole["whole"], whole["records"], whole["refusals"], whole["copied"]) == (True, 2, 3, None)
+        with contextlib.closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
+            db.execute("UPDATE records SET text = replace(text, 'load', 'lost') WHERE number = 1")
+        done = site.eir("history", "--verify", status=1)
+        assert done.stderr.startswith("record 1 is not the one that record 2 was written after: it was changed\n")
+
+    def test_a_reload_is_on_record(self, site):
+        site.start()
+        site.configure(policy={"default": "greylisted"})
+        site.eir("reload")
+        until(lambda: site.json("history")[-1]["what"] == "reload")
+        found = site.json("history")[-1]
+        assert found["detail"] == "changed: policy"
+        assert found["digest"] == hashlib.sha256(site.path.read_bytes()).hexdigest()
+        assert "@" in found["who"]

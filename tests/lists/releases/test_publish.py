@@ -1,0 +1,516 @@
+"""The publisher's side: what publish writes is what a load takes, DIRBS zips included, and nothing else is touched."""
+
+import gzip
+import json
+import os
+import subprocess
+import zipfile
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import zstandard
+from releases import NAME, NOW, Agency, make_key, public
+
+from eir.device import device_key
+from eir.errors import ReleaseRefused
+from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.pages.roaring import decode_keys
+from eir.lists.releases.publish import publish
+from eir.lists.releases.release import verify_release
+from eir.lists.stores.sqlite import SqliteStore
+
+RUN = "20261124_010203"
+BLACKLIST = b"imei,block_date,reasons\r\n35111111111111,20261124,stolen|dup\r\n351111111111128,20261124,x\r\n*#06#,20261124,x\r\n"
+BLOCKED = b"imei,block_date,reasons\r\n35111111111113,20261125,stolen\r\n"
+UNBLOCKED = b"imei,block_date,reasons\r\n35111111111111,20261124,stolen|dup\r\n"
+CHANGED = b"imei,block_date,reasons\r\n35111111111112,20261124,y\r\n"
+
+
+@pytest.fixture
+def agency(tmp_path):
+    return Agency(tmp_path)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    opened = SqliteStore(tmp_path / "state" / "lists.sqlite")
+    yield opened
+    await opened.close()
+
+
+def put(folder, name, content):
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def make(agency, *files, **arguments):
+    return published(agency, *files, **arguments).manifest
+
+
+def published(agency, *files, **arguments):
+    given = {"list_name": NAME, "serial": 1, "issued": NOW, "expires": NOW + timedelta(days=14), "key": agency.key}
+    return publish(files, **{**given, **arguments})
+
+
+def refusal(agency, *files, **arguments):
+    with pytest.raises(ReleaseRefused) as caught:
+        make(agency, *files, **arguments)
+    assert not list(agency.drop.glob("*.sig"))
+    return caught.value
+
+
+def described(manifest):
+    return [
+        (entry["name"], entry["role"], entry["layout"], entry["rows"])
+        for entry in json.loads(manifest.read_bytes())["files"]
+    ]
+
+
+async def held(store):
+    found = set()
+    async for _, batch in store.pages(NAME):
+        for page in batch:
+            found.update(page.number * PAGE_KEYS + low for low in decode_keys(page.keys).to_array())
+    return found
+
+
+async def test_what_is_published_loads(agency, store):
+    files = [
+        put(agency.drop, "a.csv", b"\xef\xbb\xbfimei,reason\r\n35123456789012,lost\r\n\r\n35123456789013,\r\n"),
+        put(agency.drop, "b.txt", b"35123456789014\nA0000000000001"),
+        put(agency.drop, "c.csv.gz", gzip.compress(b"imei_to,imei_from\n35123456789019,35123456789015\n")),
+        put(agency.drop, "d.csv.zst", zstandard.compress(b'"imei"\n"35123456789020"\n')),
+    ]
+    seen = []
+    manifest = make(agency, *files, progress=lambda *call: seen.append(call))
+    assert manifest == agency.drop / f"{NAME}-1.manifest.json"
+    assert described(manifest) == [
+        ("a.csv", "entries", "eir", 2),
+        ("b.txt", "entries", "imei", 2),
+        ("c.csv.gz", "entries", "eir", 1),
+        ("d.csv.zst", "entries", "eir", 1),
+    ]
+    assert {stage for stage, _, _ in seen} == {"measure"}
+    report = await agency.load(manifest, store)
+    assert (report.entries, report.bad_rows) == (10, 0)
+    assert await held(store) == {*range(35123456789012, 35123456789021), device_key("A0000000000001")}
+    assert sorted(path.name for path in agency.drop.iterdir()) == sorted(
+        [*(file.name for file in files), manifest.name, f"{manifest.name}.sig"]
+    )
+
+
+async def test_publishing_again_replaces_manifest_and_signatures(agency, store):
+    file = put(agency.drop, "a.csv", b"imei\n35123456789012\n")
+    second = make_key(agency.folder, "second")
+    manifest = make(agency, file, more_keys=[second])
+    agency.settings(threshold=2, signers=agency.trust("two", f"a {public(agency.key)}", f"b {public(second)}"))
+    assert len((await agency.load(manifest, store)).state.signers) == 2
+    file.write_bytes(b"imei\n35123456789013\n")
+    assert make(agency, file, serial=1) == manifest
+    assert [path.name for path in agency.drop.glob("*.sig*")] == [f"{manifest.name}.sig"]
+    agency.settings()
+    report = await agency.load(make(agency, file, serial=2), store)
+    assert report.serial == 2
+    assert await held(store) == {35123456789013}
+
+
+def dirbs_zip(folder, members, name=f"{RUN}_blacklist.zip", **arguments):
+    path = folder / name
+    with zipfile.ZipFile(path, "w", **arguments) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return path
+
+
+DIRBS = {
+    f"{RUN}_blacklist.csv": BLACKLIST,
+    f"{RUN}_blacklist_delta_-1_42_blocked.csv": BLOCKED,
+    f"{RUN}_blacklist_delta_-1_42_unblocked.csv": UNBLOCKED,
+    f"{RUN}_blacklist_delta_-1_42_changed.csv": CHANGED,
+}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("prefix", ["", "out/"])
+async def test_a_dirbs_zip_as_it_comes(agency, store, compression, prefix):
+    agency.settings(growth_max=10, shrink_max=10)
+    members = {f"{prefix}{name}": content for name, content in {**DIRBS, "README.txt": b"x"}.items()}
+    archive = dirbs_zip(agency.drop, members, compression=compression)
+    manifest = make(agency, archive)
+    assert described(manifest) == [(f"{RUN}_blacklist.csv", "entries", "dirbs-blacklist", 3)]
+    report = await agency.load(manifest, store)
+    assert (report.entries, report.skipped) == (2, 1)
+    delta = make(agency, archive, serial=2, base=1)
+    assert [(name.rpartition("_")[2], role, rows) for name, role, _, rows in described(delta)] == [
+        ("blocked.csv", "added", 1),
+        ("unblocked.csv", "removed", 1),
+        ("changed.csv", "added", 1),
+    ]
+    await agency.load(delta, store)
+    assert await held(store) == {35111111111112, 35111111111113}
+
+
+def test_other_dirbs_files(agency):
+    header = b"imei,imsi,msisdn,block_date,reasons\r\n"
+    files = [
+        put(agency.drop, f"{RUN}_notifications_op1_delta_7_42_{change}.csv", header)
+        for change in ("new", "resolved", "blacklisted", "no_longer_seen", "changed")
+    ]
+    files += [
+        put(agency.drop, f"{RUN}_exceptions_operator_two_delta_7_42_{change}.csv", b"imei,imsi,msisdn\r\n")
+        for change in ("added", "removed")
+    ]
+    assert [(role, layout) for _, role, layout, _ in described(make(agency, *files, serial=43, base=42))] == [
+        ("added", "dirbs-notifications"),
+        ("removed", "dirbs-notifications"),
+        ("removed", "dirbs-notifications"),
+        ("removed", "dirbs-notifications"),
+        ("added", "dirbs-notifications"),
+        ("added", "dirbs-exceptions"),
+        ("removed", "dirbs-exceptions"),
+    ]
+
+
+async def test_a_device_that_a_delta_both_adds_and_removes_is_said(agency, store):
+    await agency.load(make(agency, put(agency.drop, "all.csv", b"imei\n35000000000001\n")), store)
+    told = []
+    files = [
+        put(agency.drop, f"{what}.csv", f"imei\n{rows}\n".encode())
+        for what, rows in (("added", "35000000000001\n35000000000002"), ("removed", "35000000000001\n35000000000003"))
+    ]
+    delta = make(agency, *files, serial=2, base=1, warn=told.append)
+    assert told == ["1 identifiers are both added and removed: they are in the list then"]
+    await agency.load(delta, store)
+    assert await held(store) == {35000000000001, 35000000000002}
+
+
+async def test_a_device_that_is_notified_with_two_sims_does_not_go_with_one(agency, store, tmp_path):
+    header = "imei,imsi,msisdn,block_date,reasons"
+    rows = [f"35111111111111,00101000000000{sim},,20261201,duplicate" for sim in (1, 2)]
+    full, gone = (
+        put(agency.drop, f"{RUN}_notifications_op1{change}.csv", "\r\n".join([header, *some, ""]).encode())
+        for change, some in (("", rows), ("_delta_1_2_resolved", rows[:1]))
+    )
+    releases = make(agency, full), make(agency, gone, serial=2, base=1)
+    await agency.load(releases[0], store)
+    with pytest.raises(ReleaseRefused, match="may be there with another") as caught:
+        await agency.load(releases[1], store)
+    assert caught.value.reason == "layout"
+    assert await held(store) == {35111111111111}
+    pairs = SqliteStore(tmp_path / "pairs.sqlite")
+    agency.lists = {NAME: replace(agency.lists[NAME], kind="pairs", change_min=10)}
+    for release, entries in zip(releases, (1, 1), strict=True):
+        assert (await agency.load(release, pairs)).entries == entries
+    await pairs.close()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"../../evil.csv": BLACKLIST}, "file_name"),
+        ({"a/../../evil.csv": BLACKLIST}, "file_name"),
+        ({"a/x.csv": BLACKLIST, "b/x.csv": BLACKLIST}, "file_name"),
+        ({"-rf.csv": BLACKLIST}, "file_name"),
+        ({"x\\y.csv": BLACKLIST}, "file_name"),
+        ({"readme.txt": b"x"}, "layout"),
+        ({f"{RUN}_blacklist_delta_1_2_blocked.csv": BLOCKED}, "layout"),
+        ({f"{RUN}_notifications_a.csv": b"x", f"{RUN}_notifications_b.csv": b"x"}, "layout"),
+        ({f"{RUN}_blacklist.csv": BLACKLIST, f"{RUN}_exceptions_a.csv": b"x"}, "layout"),
+        ({f"{n}.csv": b"" for n in range(1001)}, "data"),
+    ],
+)
+def test_zips_that_are_not_taken(agency, members, reason):
+    before = set(agency.folder.rglob("*"))
+    archive = dirbs_zip(agency.drop, members)
+    assert refusal(agency, archive).reason == reason
+    assert set(agency.folder.rglob("*")) == before | {archive}
+
+
+def test_zips_that_are_damaged_or_bombs(agency):
+    bomb = dirbs_zip(agency.drop, {"x.csv": b"imei\n" + b" " * 10_000_000}, compression=zipfile.ZIP_DEFLATED)
+    assert refusal(agency, bomb).reason == "expanded"
+    damaged = dirbs_zip(agency.drop, DIRBS)
+    content = bytearray(damaged.read_bytes())
+    content[70] ^= 1
+    damaged.write_bytes(content)
+    assert refusal(agency, damaged).reason == "data"
+    assert refusal(agency, put(agency.drop, "no.zip", b"PK")).reason == "data"
+    assert refusal(agency, agency.drop / "nothing.zip").reason == "file_missing"
+    lies = bytearray(dirbs_zip(agency.drop, {"y.csv": b"imei\n" * 100}).read_bytes())
+    for at in (22, lies.rindex(b"PK\x01\x02") + 24):
+        lies[at : at + 4] = (20).to_bytes(4, "little")
+    assert refusal(agency, put(agency.drop, "lies.zip", bytes(lies))).reason in {"data", "expanded"}
+    assert not list(agency.drop.glob("*.csv"))
+
+
+def test_an_existing_file_is_never_overwritten(agency):
+    archive = dirbs_zip(agency.drop, DIRBS)
+    mine = put(agency.drop, f"{RUN}_blacklist.csv", b"mine")
+    assert refusal(agency, archive).reason == "file_exists"
+    assert mine.read_bytes() == b"mine"
+    mine.write_bytes(BLACKLIST)
+    make(agency, archive)
+    mine.unlink()
+    mine.symlink_to(put(agency.folder, "elsewhere", BLACKLIST))
+    with pytest.raises(ReleaseRefused) as caught:
+        make(agency, archive)
+    assert caught.value.reason == "file_exists"
+
+
+async def test_another_folder(agency, store):
+    out = agency.folder / "out" / "releases"
+    source = put(agency.folder, "a.csv", b"imei\n35123456789012\n")
+    manifest = make(agency, source, dirbs_zip(agency.folder, DIRBS), out=out)
+    assert manifest.parent == out
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["a.csv", f"{RUN}_blacklist.csv", manifest.name, f"{manifest.name}.sig"]
+    )
+    assert (await agency.load(manifest, store)).entries == 3
+    other = put(agency.drop, "b.csv", b"imei\n")
+    why = refusal(agency, source, other)
+    assert (why.reason, "--out" in why.detail) == ("file_name", True)
+    assert refusal(agency, source, put(agency.drop, "a.csv", b"imei\n"), out=out / "x").reason == "file_exists"
+
+
+def test_an_empty_file_is_called_that(agency):
+    assert refusal(agency, put(agency.drop, "a.csv", b"")).detail.startswith("a.csv: the file is empty; ")
+
+
+def test_what_is_refused_is_not_in_the_way_of_the_next_try(agency):
+    out = agency.folder / "out"
+    out.mkdir()
+    kept = put(out, "b.csv", b"imei\n35123456789012\n")
+    both = [put(agency.folder, "a.csv", b"imei\nabc\n"), put(agency.folder, "b.csv", kept.read_bytes())]
+    assert refusal(agency, *both, out=out).reason == "bad_rows"
+    assert list(out.iterdir()) == [kept]
+    both[0].write_bytes(b"imei\n35123456789020\n")
+    make(agency, *both, out=out)
+    both[0].write_bytes(b"imei\n")
+    assert refusal(agency, *both, out=out).reason == "file_exists"
+    assert (out / "a.csv").read_bytes() == b"imei\n35123456789020\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "reason"),
+    [
+        ("a.csv", b"TAC|Manufacturer\n", {}, "layout"),
+        ("a.csv", b"", {}, "layout"),
+        ("a.csv", b"", {"layout": "eir"}, "layout"),
+        ("a.csv", b"reason\nlost\n", {"layout": "eir"}, "layout"),
+        ("a.csv", b"imei,imei\n", {"layout": "eir"}, "layout"),
+        ("a.csv", b"imei\n", {"layout": "gsma"}, "layout"),
+        ("-a.csv", b"imei\n", {}, "file_name"),
+        ("a.csv", b"imei\n", {"base": 1, "serial": 2}, "file_name"),
+        ("a.csv", b"imei\n", {"serial": 0}, "manifest"),
+        ("a.csv", b"imei\n", {"serial": 2, "base": 2}, "manifest"),
+        ("a.csv", b"imei\n", {"list_name": "../x"}, "manifest"),
+        ("a.csv", b"imei\n", {"expires": NOW}, "manifest"),
+        ("a.csv.gz", b"imei\n", {}, "data"),
+    ],
+)
+def test_what_cannot_be_published(agency, name, content, arguments, reason):
+    assert refusal(agency, put(agency.drop, name, content), **arguments).reason == reason
+
+
+async def test_a_bad_row_is_named_before_anything_is_signed(agency, store):
+    files = [
+        put(agency.drop, "a.csv", b"imei\r\n35123456789012\r\n\r\n3512345678901x\r\n"),
+        put(agency.drop, "b.csv", b"tac\n3512345\n"),
+    ]
+    said = [
+        "a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters, not all of them digits",
+        "b.csv:2: a TAC has 8 digits; got 7 characters",
+    ]
+    for most in (0, 1):
+        why = refusal(agency, *files, bad_rows_max=most)
+        assert why.reason == "bad_rows"
+        assert why.detail.split("\n") == [f"2 bad rows; {most} may be bad (--bad-rows-max)", *said]
+    assert not list(agency.drop.glob("*.json"))
+    told = []
+    manifest = make(agency, *files, bad_rows_max=2, warn=told.append)
+    assert told == [f"a bad row, which an EIR leaves out: {complaint}" for complaint in said]
+    report = await agency.load(manifest, store)
+    assert (report.bad_rows, list(report.bad), report.entries) == (2, said, 1)
+
+
+def test_what_may_not_be_meant_is_told(agency):
+    many = b"imei\n" + b"x\n" * 22
+    told = []
+    make(agency, put(agency.drop, "a.csv", many), put(agency.drop, "b.csv", b"imei\n351234567890127\n"), put(agency.drop, "c.csv", b"tac\n"),
+         bad_rows_max=22, warn=told.append)  # fmt: skip
+    assert told[0] == "c.csv holds no row"
+    assert len(told) == 1 + 20 + 2
+    assert told[-2:] == ["22 bad rows in all", "1 IMEIs of 15 digits end in a wrong check digit"]
+
+
+def test_all_bad_rows_are_counted_and_twenty_are_named(agency):
+    why = refusal(agency, put(agency.drop, "a.csv", b"imei\n" + b"x\n" * 25), put(agency.drop, "b.csv", b"imei\ny\n"))
+    assert why.detail.startswith("26 bad rows; 0 may be bad")
+    assert [line.split(":")[1] for line in why.detail.splitlines()[1:]] == [str(line) for line in range(2, 22)]
+
+
+ONE, TWO, THREE = "35123456789012", "35123456789013", "35123456789014"
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "counts"),
+    [
+        ({"a.csv": f"imei\n{ONE}\n{TWO}\n"}, {}, (2, {"entries": 2}, 0, 0)),
+        ({"a.csv": f"imei,reason\n{ONE},lost\n{ONE},lost\n{ONE},stolen\n{TWO},\n{TWO},\n"}, {}, (5, {"entries": 2}, 3, 1)),
+        ({"a.csv": f"imei,until\n{ONE},20301231\n{ONE},20311231\n{ONE},20311231\n{TWO},\n"}, {}, (4, {"entries": 2}, 2, 1)),
+        ({"a.csv": f"imei\n{ONE}\n", "b.csv": f"imei,reason\n{ONE}0,\n{TWO},\n"}, {}, (3, {"entries": 2}, 1, 0)),
+        ({"a.csv": "tac,reason\n35123456,x\n35123456,y\n35123457,y\n"}, {}, (3, {"entries": 2}, 1, 1)),
+        ({"a.csv": f"imei_from,imei_to\n{ONE},{THREE}\n{ONE},{THREE}\n"}, {}, (2, {"entries": 3}, 1, 0)),
+        ({"a.csv": f"imei,imsi\n{ONE},001010000000001\n{ONE},001010000000002\n{ONE},001010000000001\n"}, {}, (3, {"entries": 1}, 1, 0)),
+        ({"a.csv": "imsi\n001010000000001\n001010000000001\n"}, {}, (2, {"entries": 1}, 1, 0)),
+        ({"a.csv": f"imei\nA0000000000001\na0000000000001\n{ONE}\n"}, {}, (3, {"entries": 2}, 1, 0)),
+        ({"x-added.csv": f"imei\n{ONE}\n{TWO}\n", "x-removed.csv": f"imei\n{ONE}\n{ONE}\n"}, {"serial": 2, "base": 1}, (4, {"added": 2, "removed": 1}, 1, 0)),
+    ],
+)  # fmt: skip
+def test_rows_entries_and_repeats_are_counted(agency, files, arguments, counts):
+    made = published(
+        agency, *(put(agency.drop, name, content.encode()) for name, content in files.items()), **arguments
+    )
+    assert (made.rows, made.entries, made.duplicates, made.conflicting) == counts
+    assert made.as_json() == {
+        "manifest": str(made.manifest), "signature": f"{made.manifest}.sig", "rows": counts[0], "entries": sum(counts[1].values()),
+        **counts[1], "duplicates": counts[2], "conflicting": counts[3], "bad_rows": 0, "skipped": 0, "wrong_dates": 0, "wrong_check_digits": 0,
+    }  # fmt: skip
+    assert ("duplicates" in made.as_text()) == bool(counts[2])
+
+
+def test_what_an_eir_does_not_read_and_may_be_meant_is_named(agency):
+    told = []
+    content = f"imei,reasn,date,colour\n{ONE},lost,2026-11-20,red\n{TWO},lost,20.11.2026,\n{THREE},,,\n{ONE},,20261301,".encode()
+    made = published(agency, put(agency.drop, "a.csv", content), put(agency.drop, "b.csv", b"imei\n"), warn=told.append)
+    assert told == [
+        "a.csv does not end with a newline: it may have been cut off",
+        "a.csv: no EIR reads the column 'reasn'; did you mean 'reason'?",
+        "a.csv: no EIR reads the column 'colour'",
+        "b.csv holds no row",
+        "a.csv:3: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
+        "a.csv:5: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
+    ]
+    assert (made.rows, made.bad_rows, made.wrong_dates) == (4, 0, 2)
+
+
+def test_reasons_that_an_eir_does_not_keep_as_they_are_are_named(agency):
+    def told(*reasons):
+        said = []
+        rows = b"".join(b"%014d,%s\n" % (10_000_000 + number, reason) for number, reason in enumerate(reasons))
+        published(agency, put(agency.drop, "a.csv", b"imei,reason\n" + rows), warn=said.append)
+        return said
+
+    cases = [b"case %d" % number for number in range(254)]
+    assert told(*cases, b"x" * 199, b"M\xc3\xbcller")[0].startswith("an EIR keeps the first 254 different reasons")
+    assert told(*cases[1:], b"M\xc3\xbcller") == []
+    assert "such as 'M\ufffdller'" in told(b"M\xfcller")[0]
+    assert told(b"x" * 201) == [f"an EIR keeps 200 characters of a reason, as of '{'x' * 20}…'"]
+
+
+def test_files_for_lists_of_different_kinds_are_no_release(agency):
+    files = {
+        "a.csv": b"imei\n",
+        "b.csv": b"imei,imsi\n",
+        "c.csv": b"imsi\n",
+        "d.csv": b"imei,imsi,msisdn,block_date,reasons\n",
+    }
+    one, pair, sim, either = (put(agency.drop, name, content) for name, content in files.items())
+    for mixed in ((one, pair), (pair, sim), (either, one, pair)):
+        why = refusal(agency, *mixed)
+        assert (why.reason, "publish them apart" in why.detail) == ("layout", True)
+    for fitting in ((one, either), (either, pair)):
+        make(agency, *fitting)
+
+
+def test_files_that_are_not_there_or_come_twice(agency):
+    file = put(agency.drop, "a.csv", b"imei\n")
+    assert refusal(agency, agency.drop / "nothing.csv").reason == "file_missing"
+    assert refusal(agency, agency.folder / "nothing.csv", out=agency.drop).reason == "file_missing"
+    assert refusal(agency, file, file).reason == "file_name"
+    os.mkfifo(agency.drop / "pipe.csv")
+    assert refusal(agency, agency.drop / "pipe.csv").reason == "not_a_file"
+
+
+def test_names_of_delta_files(agency):
+    files = [put(agency.drop, name, b"imei\n") for name in ("x-added.csv", "removed.csv.gz", "nation_removed.csv")]
+    files[1].write_bytes(gzip.compress(b"imei\n"))
+    delta = make(agency, *files, serial=9, base=4)
+    assert [role for _, role, _, _ in described(delta)] == ["added", "removed", "removed"]
+    assert json.loads(delta.read_bytes())["base"] == 4
+
+
+def test_a_key_that_cannot_sign(agency, capfd):
+    file = put(agency.drop, "a.csv", b"imei\n")
+    assert refusal(agency, file, key=agency.folder / "nokey").reason == "signing"
+    assert "nokey" in capfd.readouterr().err
+    stale = put(agency.drop, f"{NAME}-1.manifest.json.sig", b"old")
+    assert refusal(agency, file, key=agency.folder / "nokey").reason == "signing"
+    assert not stale.exists()
+
+
+@pytest.fixture
+def agent(tmp_path, monkeypatch):
+    """An ssh-agent of the test's own, which the environment names."""
+    socket = tmp_path / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+    yield process
+    process.terminate()
+    process.wait()
+
+
+def test_a_key_that_an_agent_holds(agency, agent):
+    while subprocess.run(["ssh-add", "-q", agency.key], check=False, stderr=subprocess.DEVNULL).returncode:
+        assert agent.poll() is None
+    agency.key.unlink()
+    manifest = make(agency, put(agency.drop, "a.csv", b"imei\n35123456789012\n"), key=agency.folder / "agency.pub")
+    assert verify_release(manifest, agency.lists, now=NOW).signers[0].startswith("agency SHA256:")
+
+
+async def test_lists_of_lsds_and_answers_of_device_check_are_published_as_they_come(agency, store):
+    """Guessed by their first line; a delta of either is one file with both, by what its rows say."""
+    head = "imei,reporting_date,status"
+    full = put(
+        agency.drop,
+        "full.csv",
+        f"{head}\n35000000000001,20261101,blacklist\n35000000000002,20261101,pending\n35000000000003,20261101,\n".encode(),
+    )
+    delta = put(
+        agency.drop,
+        "delta.csv",
+        f"{head},change_type\n35000000000002,20261101,blacklist,update\n35000000000001,20261101,recovered,remove\n".encode(),
+    )
+    history = '"imeihistory": [{"action": "Block %s", "reasoncodedesc": "x", "date": "2026-11-0%d 12:00:00.0"}]'
+    said = '{"responsestatus": "success", "deviceid": "3500000000000%d", ' + history + "}\n"
+    answers = put(
+        agency.drop,
+        "answers.json",
+        "".join(said % each for each in ((4, "Insert", 1), (3, "Insert", 1), (3, "Remove", 2))).encode(),
+    )
+    for serial, base, file, role, layout, entries in (
+        (1, None, full, "entries", "lsds", 2),
+        (2, 1, delta, "changes", "lsds", 2),
+        (3, 2, answers, "changes", "gsma-device-check", 2),
+    ):
+        manifest = make(agency, file, serial=serial, base=base)
+        (found,) = described(manifest)
+        assert found[1:3] == (role, layout)
+        assert (await agency.load(manifest, store, force=True)).entries == entries
+    _, pages = await store.some_pages(NAME, [35000000])
+    assert sorted(decode_keys(pages[0].keys).to_array()) == [2, 4]
+    # The last row about a device counts, in one file or in the next, in a delta and in a full release.
+    stolen, found = (
+        put(agency.drop, name, f"{head},change_type\n35000000000005,20261101,{status},update\n".encode())
+        for name, status in (("first.csv", "blacklist"), ("second.csv", "recovered"))
+    )
+    for serial, base, files, there in (
+        (4, 3, [stolen, found], [2, 4]),
+        (5, 4, [found, stolen], [2, 4, 5]),
+        (6, None, [stolen, found, full], [1, 3]),
+    ):
+        await agency.load(make(agency, *files, serial=serial, base=base), store, force=True)
+        _, pages = await store.some_pages(NAME, [35000000])
+        assert sorted(decode_keys(pages[0].keys).to_array()) == there

@@ -1,0 +1,280 @@
+"""What a node says that it has in force: signed, compared with what the releases make, and held against the node."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from node import until
+from publisher_folder import ROWS, Register
+from releases import make_key
+from servers import free_port
+
+from eir.errors import EirError, ReleaseRefused
+from eir.lists.releases.openssh import document_in, signed
+from eir.lists.sources import acknowledge
+from eir.lists.sources.acknowledge import (
+    BEHIND,
+    DIFFERS,
+    IN_STEP,
+    LATE,
+    NAMESPACE,
+    OLD,
+    REJECTS,
+    Acknowledgement,
+    Rejection,
+    acknowledged,
+    key_of,
+    read,
+    signer_line,
+    standing,
+    standings,
+)
+from eir.lists.sources.folder_writer import index_in
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+HOUR = timedelta(hours=1)
+
+
+def text(moment):
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def said(**changes):
+    given = {
+        "node": "eir.one",
+        "list": "stolen",
+        "serial": 1,
+        "content": "0" * 64,
+        "since": text(NOW),
+        "made": text(NOW),
+    }
+    return Acknowledgement(**given | changes)
+
+
+@pytest.fixture
+def register(tmp_path, keys):
+    made = Register(tmp_path / "register", keys[0], methods=("PUT",))
+    with made.web:
+        made.publish(ROWS[:20], ahead_s=-7200)
+        made.publish(added=ROWS[20:22], ahead_s=-7000)
+        made.publish(added=ROWS[22:24])
+        yield made
+
+
+def test_how_nodes_stand(register):
+    index = index_in(register.folder)
+    first, second, third = (index.content_of(serial) for serial in (1, 2, 3))
+    for what, state, behind in (
+        (said(serial=3, content=third), IN_STEP, 0), (said(serial=2, content=second), LATE, 1), (said(serial=1, content=first), BEHIND, 2),
+        (said(serial=3, content=second), DIFFERS, 0), (said(serial=3, content=third, made=text(NOW - timedelta(days=3))), OLD, 0),
+        (said(serial=4, content=first), DIFFERS, 0), (said(serial=0), BEHIND, 3),
+        (said(serial=2, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), REJECTS, 1),
+        (said(serial=3, content=third, rejected=Rejection(reason="untrusted_signer", at=text(NOW))), REJECTS, 0),
+        (said(serial=3, content=third, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), IN_STEP, 0),
+        (said(serial=3, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=4)), DIFFERS, 0),
+    ):  # fmt: skip
+        found = standing(index, what, NOW, HOUR)
+        assert (found.state, found.behind) == (state, behind), what
+    assert standing(
+        index, said(serial=2, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), NOW, HOUR
+    ).detail == (f"it rejected serial 3 at {text(NOW)}: growth")
+    assert standing(
+        index, said(serial=2, content=second, rejected=Rejection(reason="index", at=text(NOW))), NOW, HOUR
+    ).detail == (f"it rejected the index at {text(NOW)}: index")
+
+
+def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
+    nodes, keys = register.folder / "nodes", [make_key(tmp_path, name) for name in ("one", "two")]
+    nodes.write_text(
+        "".join(f"{signer_line(key, f'eir.{key.name}')}\n" for key in keys) + f"{signer_line(keys[1], 'eir.three')}\n"
+    )
+    room = register.folder / "acknowledgements"
+    room.mkdir()
+    third = index_in(register.folder).content_of(3)
+    (room / "eir.one.stolen.ack").write_bytes(acknowledged(said(serial=3, content=third), keys[0]))
+    (room / "eir.two.stolen.ack").write_bytes(acknowledged(said(node="eir.two", serial=3, content=third), keys[0]))
+    (room / "eir.four.stolen.ack").write_bytes(b"{}\n")
+    os.mkfifo(room / "eir.five.stolen.ack")
+    (room / "eir.six.stolen.ack").write_bytes(acknowledged(said(serial=3, content=third), keys[0]))  # the first's own
+    (room / "eir.seven.stolen.ack").write_bytes(acknowledged(said(node="eir.seven", list="other"), keys[0]))
+    (room / "eir.one.other.ack").write_bytes(acknowledged(said(list="other"), keys[0]))
+    with nodes.open("a") as file:
+        file.write("".join(f"{signer_line(keys[0], f'eir.{name}')}\n" for name in ("six", "seven")))
+    found = {each.node: (each.state, each.behind) for each in standings(register.folder, now=NOW, within=HOUR)}
+    assert found == {
+        "eir.one": ("in step", 0),
+        "eir.two": ("unproven", 3),
+        "eir.three": ("never", 3),
+        "eir.four": ("unproven", 3),
+        "eir.five": ("unproven", 3),
+        "eir.six": ("unproven", 3),
+        "eir.seven": ("unproven", 3),
+    }
+    content = acknowledged(said(), keys[0])
+    for damaged in (
+        content.replace(b"eir.one", b"eir.two"),
+        content[:-40],
+        signed(b'{"format": "x"}\n', keys[0], NAMESPACE),
+        acknowledged(said(made=text(NOW + HOUR)), keys[0]),
+        *(
+            acknowledged(said(rejected=Rejection(**{"reason": "growth", "at": text(NOW)} | wrong)), keys[0])
+            for wrong in (
+                {"reason": "no word"},
+                {"reason": "\x1b[2J"},
+                {"reason": 60 * "a"},
+                {"reason": None},
+                {"serial": 0},
+                {"serial": True},
+                {"at": "soon"},
+            )
+        ),
+        acknowledged(said(), keys[0]).replace(b'"made"', b'"rejected": 7, "made"'),
+        signed(content.split(b"-----")[0], keys[0]),
+    ):
+        with pytest.raises(ReleaseRefused):
+            read(damaged, "x", nodes, NOW)
+    assert read(content, "x", nodes, NOW) == said()
+    assert b"rejected" not in content, "as before"
+    for rejected in (
+        Rejection(reason="growth", at=text(NOW), serial=3),
+        Rejection(reason="untrusted_signer", at=text(NOW)),
+    ):
+        assert read(acknowledged(said(rejected=rejected), keys[0]), "x", nodes, NOW) == said(rejected=rejected)
+
+
+def test_files_of_nodes_without_a_key_are_not_read(register, tmp_path, monkeypatch):
+    """Each check of a signature takes 50 ms, and anybody may be able to put files there."""
+    key, checked = make_key(tmp_path, "one"), []
+    (register.folder / "nodes").write_text(f"{signer_line(key, 'eir.one')}\n")
+    room = register.folder / "acknowledgements"
+    room.mkdir()
+    content = acknowledged(said(serial=3, content=index_in(register.folder).content_of(3)), key)
+    for name in ("one", *(f"stranger-{n}" for n in range(30))):
+        (room / f"eir.{name}.stolen.ack").write_bytes(content)
+    monkeypatch.setattr(acknowledge, "document_in", lambda *a, **k: checked.append(a[1]) or document_in(*a, **k))
+    found = standings(register.folder, now=NOW, within=HOUR)
+    assert checked == ["eir.one.stolen.ack"]
+    assert (found[0].node, found[0].state, len(found)) == ("eir.one", "in step", 31)
+    assert {(each.state, each.detail) for each in found[1:]} == {
+        ("unproven", f"it has no key in {register.folder / 'nodes'}")
+    }
+
+
+def test_a_node_acknowledges_what_it_rejects(site, tmp_path, publisher):
+    """A wrong key, before any release is in force and behind one: the publisher learns it and its reason."""
+    register, other = Register(tmp_path / "register", publisher.key, methods=("PUT",)), make_key(tmp_path, "other")
+    with register.web:
+        source = {"url": register.web.url, "every": "1s", "acknowledge": True}
+        site.configure(lists={"tracked": {"local": True}, "stolen": {"signers": "signers", "source": source}})
+        host = site.settings["identity"]["host"]
+        room, name = register.folder / "acknowledgements", f"acknowledgements/{host}.stolen.ack"
+        room.mkdir()
+
+        def given(status):
+            """The row about the node, as it was posted last."""
+            (room / f"{host}.stolen.ack").write_bytes(register.web.given.get(name, b""))
+            (row,) = json.loads(site.eir("acknowledged", register.folder, "--json", status=None).stdout)
+            return (row["state"], row["serial"], row["detail"].rpartition(": ")[2]) == status and row
+
+        register.publish(ROWS[:20], key=other)
+        node = site.start(ready=False)
+        (register.folder / "nodes").write_text(site.eir("acknowledge", "--key").stdout)
+        row = until(lambda: given(("rejects", 0, "untrusted_signer")))
+        assert re.fullmatch(r"it rejected the index at \S+: untrusted_signer", row["detail"])
+        assert "rejects" in site.eir("acknowledged", register.folder, "--within", "1h", status=1).stdout
+        register.publish(ROWS[:20], new_key=True)
+        until(lambda: given(("in step", 2, "")))
+        site.eir("acknowledged", register.folder)
+        register.publish(added=ROWS[20:22], key=other, new_key=True)
+        until(lambda: given(("rejects", 2, "untrusted_signer")))
+        content, pulls = register.web.given[name], "eir_source_pulls_total{list=stolen,outcome=refused}"
+        refused = node.metrics()[pulls]
+        until(lambda: node.metrics()[pulls] >= refused + 2)
+        assert register.web.given[name] == content, "the same rejection is given once"
+        site.eir("acknowledge", "--out", tmp_path / "files")
+        assert b'"reason": "untrusted_signer"' in (tmp_path / "files" / f"{host}.stolen.ack").read_bytes()
+        strict = {"shrink_max": "0%", "growth_max": "0%", "change_min": 0}
+        site.configure(lists={
+            "tracked": {"local": True}, "stolen": {"signers": "signers", "source": source, **strict},
+        })  # fmt: skip
+        site.eir("reload")
+        register.publish(["001010000000001", *ROWS[:19]])
+        row = until(lambda: given(("rejects", 2, "shrink")) or given(("rejects", 2, "growth")))
+        assert row["detail"].startswith("it rejected serial 4 at ")
+
+
+def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
+    """It pulls, posts what is in force, and its answers are those of the list that it has signed for."""
+    register = Register(tmp_path / "register", publisher.key, methods=("PUT",))
+    with register.web:
+        register.publish(ROWS[:20])
+        source = {"url": register.web.url, "every": "1s", "acknowledge": True}
+        away = {"url": f"http://127.0.0.1:{free_port()}/", "every": "1h"}
+        site.configure(lists={
+            "tracked": {"signers": "signers", "source": away}, "stolen": {"signers": "signers", "source": source},
+        })  # fmt: skip
+        site.load(ROWS[:1], list_name="tracked")
+        node = site.start(ready=False)
+        host = site.settings["identity"]["host"]
+        name = f"acknowledgements/{host}.stolen.ack"
+        until(lambda: b'"serial": 1' in register.web.given.get(name, b""))
+        register.publish(added=ROWS[20:22])
+        until(lambda: b'"serial": 2' in register.web.given[name])
+        line = site.eir("acknowledge", "--key").stdout
+        (register.folder / "nodes").write_text(line)
+        room = register.folder / "acknowledgements"
+        room.mkdir()
+        (room / f"{host}.stolen.ack").write_bytes(register.web.given[name])
+        (row,) = json.loads(site.eir("acknowledged", register.folder, "--json").stdout)
+        assert (row["node"], row["state"], row["serial"], row["behind"]) == (host, "in step", 2, 0)
+        until(lambda: node.metrics().get("eir_source_acknowledgements_total{list=stolen,outcome=given}", 0) >= 2)
+        audit = site.json(
+            "audit",
+            room / f"{host}.stolen.ack",
+            node.status()["listening"][0],
+            "--all",
+            "--rate",
+            1000,
+            "--origin-host",
+            "mme.localdomain",
+            "--origin-realm",
+            "localdomain",
+        )
+        assert (audit["serial"], audit["asked"], audit["as_listed"]) == (2, 22, 22)
+        by_hand = site.eir("acknowledge", status=1).stderr
+        assert "Connection refused" in by_hand
+        assert "given to its source" in by_hand, "a source that is away stops no other"
+        assert "eir acknowledge --out FOLDER" in by_hand
+        site.eir("acknowledge", "stolen", "--out", tmp_path / "files")
+        assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{host}.stolen.ack"]
+        since = [
+            json.loads(content.split(b"-----")[0])["since"]
+            for content in (register.web.given[name], next((tmp_path / "files").iterdir()).read_bytes())
+        ]
+        assert since[0] == since[1]
+        node.end()
+        register.publish(added=ROWS[22:24], ahead_s=-7200)
+        (row,) = json.loads(site.eir("acknowledged", register.folder, "--within", "1h", "--json", status=1).stdout)
+        assert (row["state"], row["behind"], row["late_s"] >= 7200) == ("behind", 1, True)
+
+
+def test_a_folder_that_is_none_and_a_key_that_cannot_be_made_are_named(tmp_path):
+    (tmp_path / "nodes").touch()
+    with pytest.raises(EirError, match="is no folder of `eir publish --to`"):
+        standings(tmp_path, now=NOW, within=HOUR)
+    with pytest.raises(EirError, match=r"cannot be made: .*No such file or directory"):
+        key_of(tmp_path / "nowhere")
+
+
+def test_the_soak_in_its_short_form():
+    """Nodes, a folder that changes, and a server that fails; for as long as an hour has minutes: scripts/soak sources."""
+    soak = Path(__file__).parents[3] / "scripts" / "soak"
+    run = [sys.executable, soak, "sources", "--changes", "1", "--minute", "1", "--nodes", "2", "--seed", "3"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "all nodes in step" in done.stdout

@@ -1,0 +1,948 @@
+"""The drop folder: real files, real signatures and the SQLite store; the clock is the real one, and some time ahead of it."""
+
+import asyncio
+import errno
+import itertools
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+import pytest
+from drop import IMEIS, PATIENCE_S, Site
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from node import is_gone
+from releases import sign
+
+from eir.config import load_config
+from eir.device import device_key
+from eir.errors import EirError, ReleaseRefused, StoreError
+from eir.lists.changes.load import Loader
+from eir.lists.changes.rollback import roll_back
+from eir.lists.record.clock import TrustedClock
+from eir.lists.record.store import ACCEPTED, REFUSED
+from eir.lists.releases.release import parse_manifest
+from eir.lists.sources import delivery, inbox
+from eir.lists.sources.drop_folder import Item, Watch, delivered, lacking, look, settled
+from eir.lists.sources.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
+from eir.lists.stores.sqlite import SqliteStore
+from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, CLAIM_S, DropFolder, loading, make_pass
+from eir.node.processes.starter import Starter
+from eir.node.processes.state_folder import keep_clock
+
+
+@pytest.fixture
+def site(drop_site):
+    return drop_site
+
+
+# ---- what is looked at ----
+
+
+def test_what_counts_as_delivered():
+    one = Item(1, 0.0)
+    manifests = [f"{name}.manifest.json" for name in "abcd"]
+    names = [
+        *manifests[:3],
+        *(f"{name}.sig" for name in manifests[1:]),
+        f"{manifests[1]}.sig.2",
+        "a",
+        "a.sig",
+        f"{manifests[1]}.sig.sig",
+    ]
+    assert delivered(dict.fromkeys(names, one)) == manifests[1:3]
+    assert delivered({}) == []
+
+
+def test_hidden_names_and_folders_are_not_looked_at(tmp_path):
+    for name in (".rsync.abc", "a.csv"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "accepted").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    found = look(tmp_path)
+    assert found.keys() == {"a.csv", "link", "pipe"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_settled"), [(98.9, True), (99.0, True), (99.1, False), (100.0, False), (100.1, True), (400.0, True)]
+)
+def test_a_file_settles(changed, is_settled):
+    assert settled(Item(1, changed), 100.0) is is_settled
+
+
+def test_what_a_release_lacks():
+    files = [
+        {"name": n, "role": "entries", "layout": "eir", "bytes": 10, "rows": 1, "sha256": "0" * 64} for n in ("a", "b")
+    ]
+    document = {
+        "format": "eir-release/1", "list": "l", "kind": "full", "serial": 1, "issued": "2026-01-01T00:00:00Z",
+        "expires": "2026-01-02T00:00:00Z", "files": files,
+    }  # fmt: skip
+    manifest = parse_manifest(json.dumps(document).encode())
+    old, fresh, half = Item(10, 0.0), Item(10, 99.9), Item(4, 0.0)
+    assert lacking(manifest, {"a": old, "b": old}, 100.0) == ""
+    assert lacking(manifest, {"a": old}, 100.0) == "b is not there"
+    assert lacking(manifest, {"a": half, "b": old}, 100.0) == "a has 4 of 10 bytes"
+    assert lacking(manifest, {"a": old, "b": fresh}, 100.0) == "b was changed just now"
+
+
+SIGNED = {"m": Item(1, 50.0), "m.sig": Item(1, 50.0)}
+
+
+class TestWatch:
+    def passed(self, listing, again_s, now):
+        watch = Watch(PATIENCE_S)
+        assert watch.due(listing, now)
+        watch.passed(listing, again_s, now)
+        return watch
+
+    def test_an_empty_folder_is_never_worth_a_pass(self):
+        watch = Watch(PATIENCE_S)
+        assert not watch.due({}, 1e9)
+
+    def test_one_pass_for_what_does_not_change(self):
+        watch = self.passed(SIGNED, None, 100.0)
+        assert not any(watch.due(SIGNED, 100.0 + second) for second in range(3000))
+
+    def test_again_when_it_was_said_so(self):
+        watch = self.passed(SIGNED, 7.0, 100.0)
+        assert not watch.due(SIGNED, 106.9)
+        assert watch.due(SIGNED, 107.0)
+
+    def test_a_new_file_is_looked_at_once_it_settles(self):
+        watch = self.passed(SIGNED, None, 100.0)
+        more = SIGNED | {"n.manifest.json": Item(1, 103.0), "n.manifest.json.sig": Item(1, 103.5)}
+        assert not watch.due(more, 104.0)
+        assert watch.due(more, 104.6)
+
+    def test_others_that_keep_coming_hold_no_file_up(self):
+        watch, due = self.passed(SIGNED, None, 100.0), []
+        listing = SIGNED
+        for second in range(101, 110):
+            listing = listing | {f"{second}.manifest.json{end}": Item(1, second - 0.5) for end in ("", ".sig")}
+            if watch.due(listing, second):
+                due.append(second)
+                watch.passed(listing, None, second)
+        assert due == [102, 104, 106, 108]
+
+    def test_a_file_that_grows_for_hours_holds_no_other_up(self):
+        watch = self.passed(SIGNED, None, 100.0)
+        due = []
+        for second in range(101, 140):
+            listing = SIGNED | {"big": Item(second, second)}
+            if watch.due(listing, second):
+                due.append(second)
+                watch.passed(listing, None, second)
+        assert due == [110, 120, 130]
+
+    def test_data_alone_is_no_release_until_it_has_lain_for_too_long(self):
+        watch = self.passed({"a.csv": Item(1, 50.0)}, None, 100.0)
+        listing = {"a.csv": Item(2, 200.0), "b.csv": Item(2, 300.0)}
+        assert not watch.due(listing, 3799.0)
+        assert watch.due(listing, 3800.0)
+        watch.passed(listing, None, 3800.0)
+        assert not watch.due(listing, 3801.0)  # it could not be moved: not each second
+
+    def test_what_goes_away_is_nothing_new(self):
+        watch = self.passed(SIGNED, None, 100.0)
+        assert not watch.due({"m": SIGNED["m"]}, 101.0)
+
+
+# ---- one pass ----
+
+
+async def test_a_release_is_loaded_and_put_away(site):
+    site.deliver(site.publish(1))
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+    assert await site.serial() == 1
+    assert (site.lying(), site.lying(REFUSED)) == ([], [])
+    assert site.lying(ACCEPTED) == ["stolen-1.csv", "stolen-1.manifest.json", "stolen-1.manifest.json.sig"]
+    (event,) = await site.store.history()
+    assert (event.what, event.who, event.serial) == ("load", "inbox of tester@host", 1)
+    assert not (site.state / "attempt").exists()
+    assert site.again_s is None
+
+
+async def test_an_empty_folder(site):
+    assert await site.turn() == {}
+    assert site.again_s is None
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+async def test_files_in_any_order(site, order):
+    files = site.publish(1)
+    for place in order[:-1]:
+        site.deliver([files[place]])
+        assert not any(outcome == REFUSED for outcome, _ in (await site.turn()).values())
+        assert await site.serial() is None
+    site.deliver([files[order[-1]]])
+    assert (await site.turn())["stolen-1.manifest.json"] == (ACCEPTED, "")
+    assert len(await site.store.history()) == 1
+    assert site.lying() == []
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+async def test_half_copied_files_wait(site, which):
+    files = site.publish(1)
+    site.deliver(files)
+    whole = files[which].read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 3):
+        (site.drop / files[which].name).write_bytes(whole[:size])
+        assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
+        assert 1 <= site.again_s <= 30
+    site.deliver([files[which]])
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+    assert len(await site.store.history()) == 1
+
+
+async def test_what_was_changed_just_now_waits(site):
+    site.deliver(site.publish(1))
+    site.ahead_s = 0.0
+    assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
+    assert site.said["stolen-1.manifest.json"] == "stolen-1.csv was changed just now"
+    site.ahead_s = 2.0
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+
+
+async def test_patience_has_an_end(site):
+    files = site.publish(1)
+    site.deliver(files)
+    (site.drop / files[0].name).write_text("imei\n")
+    site.ahead_s = PATIENCE_S - 30
+    assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
+    site.ahead_s = PATIENCE_S + 1
+    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "file_size")}
+    assert await site.refusals() == ["file_size"]
+    assert site.lying() == []
+    assert site.lying(REFUSED) == [*sorted(file.name for file in files), "stolen-1.manifest.json.txt"]
+    text = (site.drop / REFUSED / "stolen-1.manifest.json.txt").read_text()
+    for said in (
+        "Reason: file_size",
+        "stolen-1.csv has 5 bytes; the manifest says",
+        "List: stolen; serial: 1",
+        "Files: stolen-1.csv, ",
+    ):
+        assert said in text
+
+
+async def test_several_at_once_are_taken_by_serial(site):
+    for serial in (11, 9, 10):  # as names, 10 comes before 9
+        site.deliver(site.publish(serial, IMEIS[:serial]))
+    site.deliver(site.publish(12, ["99999999999999"], base=11))
+    site.deliver(site.publish(3, name="other"))
+    assert set((await site.turn()).values()) == {(ACCEPTED, "")}
+    loads = [(event.list, event.serial) for event in await site.store.history()]
+    assert loads == [("other", 3), ("stolen", 9), ("stolen", 10), ("stolen", 11), ("stolen", 12)]
+
+
+async def test_a_delta_waits_for_its_base(site):
+    site.deliver(site.publish(2, ["99999999999999"], base=1))
+    assert await site.turn() == {"stolen-2.manifest.json": (WAITING, "base")}
+    assert "there is no list yet" in site.said["stolen-2.manifest.json"]
+    site.deliver(site.publish(3, ["88888888888888"], base=2))
+    site.deliver(site.publish(1))
+    assert list((await site.turn()).values()) == [(ACCEPTED, "")] * 3
+    site.deliver(site.publish(6, ["77777777777777"], base=5))
+    assert await site.turn() == {"stolen-6.manifest.json": (WAITING, "base")}
+    assert site.said["stolen-6.manifest.json"] == "it builds on serial 5, and serial 3 is in force"
+    site.ahead_s = PATIENCE_S + 1
+    assert await site.turn() == {"stolen-6.manifest.json": (REFUSED, "base")}
+    assert "base 3, or a full release, is needed" in (site.drop / REFUSED / "stolen-6.manifest.json.txt").read_text()
+    site.ahead_s = 2.0
+    site.deliver(site.publish(7, ["66666666666666"], base=2))  # what it builds on is past
+    assert await site.turn() == {"stolen-7.manifest.json": (REFUSED, "base")}
+
+
+async def test_a_release_that_was_rolled_back_is_not_loaded_again(site):
+    site.deliver(site.publish(1, IMEIS[:5]))
+    files = site.publish(2)
+    site.deliver(files)
+    await site.turn()
+    await roll_back("stolen", site.store, who="tester@host", now=datetime.now(UTC))
+    site.deliver(files)
+    assert await site.turn() == {"stolen-2.manifest.json": (REFUSED, "serial")}
+    assert await site.serial() == 1
+    assert "not above 2, the highest ever accepted" in (site.drop / REFUSED / "stolen-2.manifest.json.txt").read_text()
+
+
+async def test_a_release_that_was_loaded_and_not_moved(site, monkeypatch):
+    site.deliver(site.publish(1))
+
+    def killed(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox._Turn, "_move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await site.turn()
+    assert await site.serial() == 1
+    assert len(site.lying()) == 3
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+    assert site.said["stolen-1.manifest.json"] == "it is in force already"
+    assert len(await site.store.history()) == 1
+    assert site.lying() == []
+
+
+async def test_a_bad_signature_is_refused_at_once_and_its_data_goes_when_nobody_names_it(site):
+    site.deliver(site.publish(1, key=2))
+    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "untrusted_signer")}
+    assert await site.refusals() == ["untrusted_signer"]
+    assert site.lying() == ["stolen-1.csv"]
+    assert PATIENCE_S - 60 < site.again_s <= PATIENCE_S
+    site.ahead_s = PATIENCE_S + 1
+    assert await site.turn() == {"stolen-1.csv": (REFUSED, "stray")}
+    assert site.lying() == []
+    assert "no signed release named it" in (site.drop / REFUSED / "stolen-1.csv.txt").read_text()
+    assert len(await site.store.history()) == 1
+
+
+async def test_a_manifest_that_never_gets_its_signature(site):
+    site.deliver(site.publish(1)[:2])
+    assert await site.turn() == {}
+    site.ahead_s = PATIENCE_S + 1
+    assert set(await site.turn()) == {"stolen-1.csv", "stolen-1.manifest.json"}
+    assert site.lying() == []
+
+
+async def test_a_second_signature_may_come_later(site):
+    site.trust("stolen", threshold=2)
+    files = site.publish(1)
+    site.deliver(files)
+    assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "threshold")}
+    sign(files[1], site.keys[1], target=site.drop / "stolen-1.manifest.json.sig.2")
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+    assert "stolen-1.manifest.json.sig.2" in site.lying(ACCEPTED)
+    site.deliver(site.publish(2))
+    site.ahead_s = PATIENCE_S + 1
+    assert (await site.turn())["stolen-2.manifest.json"] == (REFUSED, "threshold")
+    assert await site.refusals() == ["threshold"]
+
+
+async def test_a_signers_file_that_cannot_be_read_is_no_fault_of_the_release(site):
+    site.deliver(site.publish(1))
+    trusted = site.signers.read_text()
+    site.signers.unlink()
+    site.ahead_s = 10 * PATIENCE_S
+    assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "signers_file")}
+    site.signers.write_text(trusted)
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+    assert await site.refusals() == []
+
+
+async def test_a_file_that_two_releases_name_stays_for_the_second(site):
+    site.deliver(site.publish(1, data="shared.csv"))
+    later = site.publish(1, name="other", data="shared.csv")
+    site.deliver(later[:2])
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+    site.deliver([later[0], later[2]])
+    assert await site.turn() == {"other-1.manifest.json": (ACCEPTED, "")}
+    site.deliver(site.publish(2, data="shared.csv") + site.publish(2, name="other", data="shared.csv"))
+    assert list((await site.turn()).values()) == [(ACCEPTED, "")] * 2
+    assert site.lying() == []
+
+
+async def test_names_of_the_folder_that_are_no_releases(site):
+    (site.drop / "sub").mkdir()
+    (site.drop / "sub" / "kept").write_text("x")
+    (site.drop / ".hidden").write_text("x")
+    os.mkfifo(site.drop / "pipe.manifest.json")
+    (site.drop / "pipe.manifest.json.sig").write_text("x")
+    os.mkfifo(site.drop / "data")
+    (site.drop / "data.sig").write_text("x")
+    site.ahead_s = PATIENCE_S + 1
+    strays = dict.fromkeys(["data", "data.sig"], (REFUSED, "stray"))
+    assert await site.turn() == {"pipe.manifest.json": (REFUSED, "not_a_file")} | strays
+    assert site.lying() == [".hidden"]
+    assert (site.drop / "sub" / "kept").exists()
+
+
+# ---- what a sender may try ----
+
+
+@pytest.mark.parametrize("same_size", [True, False])
+async def test_a_data_file_that_is_a_link(site, tmp_path, same_size):
+    files = site.publish(1)
+    site.deliver(files)
+    secret = tmp_path / ("x" * (files[0].stat().st_size - len(str(tmp_path)) - 1) if same_size else "secret")
+    secret.write_bytes(files[0].read_bytes())
+    (site.drop / files[0].name).unlink()
+    (site.drop / files[0].name).symlink_to(secret)
+    site.ahead_s = PATIENCE_S + 1
+    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "not_a_file")}
+    assert await site.serial() is None
+    assert secret.read_bytes() == files[0].read_bytes()
+    assert (site.drop / REFUSED / files[0].name).is_symlink()
+
+
+@pytest.mark.parametrize("swap", ["link", "gone", "longer"])
+async def test_a_data_file_that_is_swapped_during_the_load(site, swap):
+    files = site.publish(1)
+    site.deliver(files)
+    target = site.drop / files[0].name
+
+    async def swapped(release, folder):
+        target.unlink()
+        if swap == "link":
+            target.symlink_to("/etc/hostname")
+        elif swap == "longer":
+            target.write_bytes(files[0].read_bytes() + b"1\n")
+        return await site.loader().load(release, folder)
+
+    outcome = {
+        "link": (REFUSED, "not_a_file"),
+        "gone": (WAITING, "file_missing"),
+        "longer": (WAITING, "file_size"),
+    }[swap]
+    assert await site.turn(load=swapped) == {"stolen-1.manifest.json": outcome}
+    assert await site.serial() is None
+    if swap != "link":
+        target.write_bytes(files[0].read_bytes())
+        assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+
+
+async def test_each_release_is_verified_once(site, monkeypatch):
+    site.deliver(site.publish(1) + site.publish(2) + site.publish(3, name="other", key=2))
+    real, verified = delivery.verify_release, []
+
+    def counted(manifest, *args, **kwargs):
+        verified.append(manifest.name)
+        return real(manifest, *args, **kwargs)
+
+    monkeypatch.setattr(delivery, "verify_release", counted)
+    monkeypatch.setattr("eir.lists.changes.load.verify_release", counted)
+    outcomes = [outcome for outcome, _ in (await site.turn()).values()]
+    assert sorted(outcomes) == [ACCEPTED, ACCEPTED, REFUSED]
+    assert sorted(verified) == [f"{name}.manifest.json" for name in ("other-3", "stolen-1", "stolen-2")]
+    assert await site.refusals() == ["untrusted_signer"]
+
+
+@pytest.mark.parametrize("name", ["stolen-1.csv", "stolen-1.manifest.json", "stolen-1.manifest.json.sig"])
+async def test_what_was_verified_is_what_is_loaded(site, name):
+    """Another release, as whole and as well signed, is put in the place of the verified one before that is loaded."""
+    site.deliver(site.publish(1, IMEIS[:3]))
+    other = {file.name: file.read_bytes() for file in site.publish(1, IMEIS)}
+
+    async def swapped(release, folder):
+        (site.drop / name).write_bytes(other[name])
+        return await site.loader().load(release, folder)
+
+    taken = await site.turn(load=swapped)
+    if name.endswith(".csv"):
+        assert taken == {"stolen-1.manifest.json": (WAITING, "file_size")}
+        assert await site.serial() is None
+    else:
+        assert taken == {"stolen-1.manifest.json": (ACCEPTED, "")}
+        assert (await site.store.state("stolen")).entries == 3
+
+
+async def test_a_manifest_that_is_replaced_while_it_is_verified_waits_for_its_signature(site, monkeypatch):
+    site.deliver(site.publish(1, IMEIS[:3]))
+    other = site.publish(1, IMEIS)
+    real = delivery.verify_release
+
+    def replaced(*args, **kwargs):
+        site.deliver(other[:2])
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(delivery, "verify_release", replaced)
+        assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
+    site.deliver(other)
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+
+
+@pytest.mark.parametrize("name", [ACCEPTED, REFUSED])
+async def test_folders_that_are_links_are_not_followed(site, tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (site.drop / name).symlink_to(tmp_path / "elsewhere")
+    site.deliver(site.publish(1))
+    with pytest.raises(EirError, match=f"the drop folder cannot be used: {name}"):
+        await site.turn()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert await site.serial() is None
+
+
+async def test_a_drop_folder_that_is_not_there(site):
+    shutil.rmtree(site.drop)
+    with pytest.raises(EirError, match=r"the drop folder cannot be used: .*No such file"):
+        await site.turn()
+
+
+async def test_refused_files_are_bounded(site):
+    for serial in range(1, 5):
+        site.deliver(site.publish(serial, key=2, data="same.csv"))
+        await site.turn(refused_max=(6, 1 << 30))
+        assert f"stolen-{serial}.manifest.json.txt" in site.lying(REFUSED)
+    assert len(site.lying(REFUSED)) == 6
+    site.deliver(site.publish(5, key=2))
+    await site.turn(refused_max=(6, 1))
+    assert site.lying(REFUSED) == [
+        f"stolen-5.manifest.json{end}" for end in ("", ".sig", ".txt")
+    ]  # the latest, whatever its size
+
+
+@pytest.mark.parametrize(("room", "key"), [(REFUSED, 2), (ACCEPTED, 0)])
+async def test_nothing_that_was_put_away_is_replaced(site, room, key):
+    """By the same names once more; and a link or a folder of that name stays what it is."""
+    (site.drop / room).mkdir()
+    (site.drop / room / "stolen-1.manifest.json").symlink_to("/etc/hostname")
+    (site.drop / room / "stolen-1.manifest.json.sig~2").mkdir()
+    signed = set()
+    for serial in range(1, 4):
+        data, *files = site.publish(serial, key=key, data="same.csv")
+        site.deliver([data, *(file.rename(site.outbox / file.name.replace(str(serial), "1")) for file in files)])
+        signed.add((site.drop / "stolen-1.manifest.json.sig").read_bytes())
+        assert await site.turn() == {"stolen-1.manifest.json": (room, "" if room == ACCEPTED else "untrusted_signer")}
+    assert {file.read_bytes() for file in (site.drop / room).glob("*.sig~*") if file.is_file()} == signed
+    assert (site.drop / room / "stolen-1.manifest.json").is_symlink()
+    said = sorted(name for name in site.lying(room) if name.endswith((".txt~3", ".txt~4", ".txt~5")))
+    assert said == [f"stolen-1.manifest.json.txt~{n}" for n in (3, 4, 5)] * (room == REFUSED)
+
+
+# ---- what is nobody's fault ----
+
+
+@pytest.mark.parametrize("method", ["state", "replace", "amend"])
+async def test_a_store_that_fails_leaves_releases_where_they_are(site, monkeypatch, method):
+    site.deliver(site.publish(1))
+    await site.turn()
+    site.deliver(site.publish(2, ["99999999999999"], base=1) if method == "amend" else site.publish(2))
+    before = site.lying()
+
+    async def full(*_args, **_kwargs):
+        raise StoreError("full", "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.store, method, full)
+        site.ahead_s = 10 * PATIENCE_S
+        assert await site.turn() == {"stolen-2.manifest.json": (WAITING, "full")}
+        assert site.again_s == 30
+    assert site.lying() == before
+    assert await site.turn() == {"stolen-2.manifest.json": (ACCEPTED, "")}
+    assert await site.refusals() == []
+
+
+async def test_a_disk_that_is_full(site, monkeypatch):
+    site.deliver(site.publish(1))
+    with monkeypatch.context() as patched:
+
+        def no_space(*_args, **_kwargs):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patched.setattr(delivery, "verify_release", no_space)
+        assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "disk")}
+        assert len(site.lying()) == 3
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+
+
+async def test_a_refused_release_goes_without_its_text_where_there_is_no_room_for_it(site, monkeypatch):
+    site.deliver(site.publish(1, key=2))
+    real = os.open
+
+    def no_space(path, flags, *args, **kwargs):
+        if flags & os.O_CREAT and str(path).endswith(".txt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, flags, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", no_space)
+        assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "untrusted_signer")}
+    assert site.lying(REFUSED) == ["stolen-1.manifest.json", "stolen-1.manifest.json.sig"]
+
+
+async def test_a_folder_that_lets_nothing_be_moved(site, monkeypatch):
+    site.deliver(site.publish(1))
+
+    def forbidden(*_args, **_kwargs):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", forbidden)
+        assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+        assert "could not be moved" in site.said["stolen-1.manifest.json"]
+        assert site.again_s >= 60
+        await site.turn()
+    assert len(await site.store.history()) == 1  # it was not loaded again
+
+
+async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site):
+    """Each time the other lists have their turn before it."""
+    site.deliver(site.publish(1))
+
+    async def killed(release, folder):
+        if release.manifest.list == "stolen":
+            raise ReleaseRefused(KILLED, "the process was killed")
+        return await Loader(site.lists, site.store, "tester", datetime.now(UTC)).load(release, folder)
+
+    for serial in range(1, ATTEMPTS_MAX + 1):
+        site.deliver(site.publish(serial, name="other"))
+        taken = await site.turn(load=killed)
+        assert taken == {f"other-{serial}.manifest.json": (ACCEPTED, ""), "stolen-1.manifest.json": (WAITING, KILLED)}
+        assert serial == 1 or next(iter(taken)).startswith("other")
+    assert site.again_s == 30
+    assert await site.turn(load=killed) == {"stolen-1.manifest.json": (REFUSED, "crash")}
+    assert await site.refusals() == ["crash"]
+    assert not (site.state / "attempt").exists()
+    site.deliver(site.publish(2))
+    assert await site.turn() == {"stolen-2.manifest.json": (ACCEPTED, "")}
+
+
+async def test_the_right_to_load_may_be_lost_on_the_way(site):
+    for serial in (1, 2, 3):
+        site.deliver(site.publish(serial))
+    asked = iter([True, True, False])
+    assert len(await site.turn(ours=lambda: next(asked))) == 2
+    assert await site.serial() == 2
+    assert site.again_s == 30
+
+
+async def test_a_folder_with_more_files_than_one_pass_looks_at(site):
+    for serial in range(1, 5):
+        site.deliver(site.publish(serial, key=2))
+    site.ahead_s = PATIENCE_S + 1
+    for _ in range(12):
+        assert site.lying()
+        await site.turn(items_max=4)
+        if not site.lying():
+            break
+        assert site.again_s == 1
+    assert site.lying() == []
+
+
+arrivals = st.permutations([(release, part) for release in range(3) for part in range(5)])
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arrivals)
+def test_pieces_in_any_order_end_as_the_last_release(tmp_path_factory, keys, order):
+    """Each file comes in two pieces, or three files in whole; whatever comes when, nothing is refused or half loaded."""
+
+    async def run():
+        site = Site(tmp_path_factory.mktemp("site") / "x", keys)
+        releases = [
+            site.publish(1),
+            site.publish(2, ["99999999999999"], base=1),
+            site.publish(3, ["88888888888888"], base=2),
+        ]
+        halves = {}
+        for release, part in order:
+            data, manifest, signature = releases[release]
+            file = (data, data, manifest, manifest, signature)[part]
+            if part == 4:
+                site.deliver([signature])
+            else:
+                halves[file] = halves.get(file, 0) + 1
+                content = file.read_bytes()
+                (site.drop / file.name).write_bytes(content if halves[file] == 2 else content[: len(content) // 2])
+            assert not any(outcome == REFUSED for outcome, _ in (await site.turn()).values())
+            assert (await site.serial() or 0) in range(4)
+        assert await site.serial() == 3
+        assert site.lying() == []
+        _, pages = await site.store.some_pages("stolen", [35123456, 99999999, 88888888])
+        assert len(pages) == 3
+        await site.store.close()
+
+    asyncio.run(run())
+
+
+# ---- as a process, and in a node ----
+
+
+@pytest.fixture
+def configured(site):
+    """The site as a configuration that `eir` reads."""
+    path = site.folder / "eir.yaml"
+    path.write_text(
+        "identity: {host: eir.epc, realm: epc}\nhttp: off\nlisten: tcp://127.0.0.1:0\nstate: state\ninbox: in\n"
+        "peers: [{realm: epc}]\nlists: {stolen: {signers: signers, growth_max: 10000%}}\n"
+        "policy: {rules: [{list: stolen, answer: blacklisted}]}\n"
+    )
+    return load_config(path)
+
+
+@pytest.fixture
+async def start():
+    """Starts processes as the front does."""
+    starter = Starter("eir.node.processes.drop_folder", "eir.lists.rows.reader")
+    yield starter.start
+    await starter.close()
+
+
+def command(config):
+    return [sys.executable, "-m", "eir", "inbox", "--json", "-c", str(config.path)]
+
+
+def settle(site):
+    while not all(settled(item, time.time()) for item in look(site.drop).values()):
+        time.sleep(0.05)
+
+
+async def test_the_command(site, configured):
+    site.deliver(site.publish(1))
+    settle(site)
+    done = await asyncio.to_thread(subprocess.run, command(configured), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (taken,) = json.loads(done.stdout)["taken"]
+    assert (taken["manifest"], taken["outcome"], taken["list"], taken["serial"]) == (
+        "stolen-1.manifest.json",
+        ACCEPTED,
+        "stolen",
+        1,
+    )
+    site.deliver(site.publish(2, key=2))
+    settle(site)
+    done = await asyncio.to_thread(subprocess.run, command(configured), capture_output=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["taken"][0]["reason"]) == (1, "untrusted_signer")
+
+
+async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, configured):
+    site.deliver(site.publish(1))
+    settle(site)
+    assert await site.store.claim(CLAIM, "a node that is at it", 60)
+
+    async def made():
+        run = await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE)
+        return json.loads((await run.communicate())[0])
+
+    assert await made() == {"taken": [], "again_s": CLAIM_S / 3}
+    assert await site.store.claim(CLAIM, "a node that is at it", 0.05)  # and dies
+    async with asyncio.timeout(180):
+        while not (taken := (await made())["taken"]):
+            pass
+    assert taken[0]["outcome"] == ACCEPTED
+    assert await site.store.claim(CLAIM, "another", 60)  # given back
+
+
+async def test_two_processes_at_once_load_once(site, configured):
+    for serial in (1, 2, 3):
+        site.deliver(site.publish(serial, IMEIS[:serial]))
+    settle(site)
+    taken = []
+    while len(taken) < 3:  # on a busy host a pass may have time for one of them
+        runs = [await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE) for _ in range(2)]
+        outs = [json.loads((await run.communicate())[0]) for run in runs]
+        taken += [taken["manifest"] for out in outs for taken in out["taken"]]
+    assert sorted(taken) == [f"stolen-{serial}.manifest.json" for serial in (1, 2, 3)]
+    assert [event.serial for event in await site.store.history()] == [1, 2, 3]
+
+
+async def test_a_store_that_is_away_is_said(configured, monkeypatch, start):
+    async def away(*_args):
+        raise StoreError("refused", "connection refused")
+
+    monkeypatch.setattr(SqliteStore, "claim", away)
+    (taken,) = (await make_pass(configured, "tester", loading(start, configured, "tester"))).taken
+    assert (taken.manifest, taken.outcome, taken.reason) == ("", WAITING, "refused")
+
+
+async def test_a_process_killed_at_any_moment_leaves_the_old_list_or_the_new_one(site, configured):
+    many = [f"{35000000 + n // 1000:08d}{n % 1000:06d}" for n in range(30_000)]
+    before = None
+    for serial, after_s in enumerate((0.4, 0.6, 0.8), 1):
+        site.deliver(site.publish(serial, many[: 10_000 * serial]))
+        settle(site)
+        process = await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE)
+        try:
+            async with asyncio.timeout(after_s):
+                await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        assert await site.serial() in {before, serial}
+        taken = await site.turn()
+        assert not taken or taken == {f"stolen-{serial}.manifest.json": (ACCEPTED, "")}
+        state = await site.store.state("stolen")
+        assert (state.serial, state.entries) == (serial, 10_000 * serial)
+        assert site.lying() == []
+        before = serial
+        with closing(sqlite3.connect(site.state / "lists.sqlite", isolation_level=None)) as db:
+            db.execute("DELETE FROM claims")  # as if the killed process's time were over
+
+
+async def until(condition):
+    async with asyncio.timeout(180):
+        while not condition():  # noqa: ASYNC110  # what is waited for are files, processes and a list of events
+            await asyncio.sleep(0.01)
+
+
+class Reports(list):
+    def __call__(self, event, **fields):
+        self.append((event, fields))
+
+    async def until(self, event, **wanted):
+        await until(lambda: any(name == event and wanted.items() <= fields.items() for name, fields in self))
+
+
+@pytest.fixture
+async def watching(configured, start):
+    """A node's intake, running; the events that it reports."""
+    reports = Reports()
+    task = asyncio.create_task(DropFolder(configured, start, report=reports).run())
+    yield reports
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_node_takes_what_arrives(site, watching):
+    for files in (site.publish(1), site.publish(3, ["99999999999999"], base=2), site.publish(9, key=2)):
+        site.deliver(files)
+    await watching.until("release_accepted", list="stolen", serial=1)
+    await watching.until("release_waiting", reason="base", serial=3)
+    await watching.until("release_refused", reason="untrusted_signer", level="warning")
+    site.deliver(site.publish(2, IMEIS[:8]))
+    await watching.until("release_accepted", serial=3)
+    assert sum(name == "release_waiting" for name, fields in watching if fields["reason"] == "base") == 1
+    assert await site.serial() == 3
+    assert device_key("99999999999999") // 10**6 in [
+        page.number for page in (await site.store.some_pages("stolen", [99999999]))[1]
+    ]
+
+
+async def test_releases_that_wait_are_counted(site, configured, start):
+    folder = DropFolder(configured, start, report=Reports())
+    task = asyncio.create_task(folder.run())
+    assert folder.waiting == 0
+    for files in (
+        site.publish(1),
+        site.publish(3, ["99999999999999"], base=2),
+        site.publish(4, ["99999999999998"], base=3),
+    ):
+        site.deliver(files)
+    await until(lambda: folder.waiting == 2)
+    site.deliver(site.publish(2, IMEIS[:8]))
+    await until(lambda: folder.waiting == 0)
+    assert await site.serial() == 4
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_folder_of_no_use_is_a_trouble_of_the_node(site, configured, start):
+    folder = DropFolder(configured, start, report=Reports())
+    task = asyncio.create_task(folder.run())
+    shutil.rmtree(site.drop)
+    await until(lambda: folder.troubles() == [f"the drop folder {site.drop} cannot be used (eir inbox)"])
+    site.drop.mkdir()
+    await until(lambda: folder.troubles() == [])
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
+    shutil.rmtree(site.drop)
+    await watching.until("inbox_unusable")
+    site.drop.mkdir()
+    (site.drop / ACCEPTED).symlink_to(site.state)
+    site.deliver(site.publish(1))
+    await watching.until("inbox_failed")
+    failed = next(fields for name, fields in watching if name == "inbox_failed")
+    assert "the drop folder cannot be used: accepted" in failed["detail"]
+
+
+async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
+    none = replace(configured, inbox=None)
+    await asyncio.wait_for(DropFolder(none, start, report=Reports()).run(), 180)
+    with pytest.raises(EirError, match="names no drop folder"):
+        await make_pass(none, "tester", loading(start, none, "tester"))
+
+
+async def test_a_node_that_stops_ends_the_pass_too(site, configured, start):
+    started = []
+
+    async def noting(*what):
+        started.append(await start(*what))
+        return started[-1]
+
+    task = asyncio.create_task(DropFolder(configured, noting, report=Reports()).run())
+    site.deliver(site.publish(1))
+    await until(lambda: started)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert {process.name for process in started} <= {"inbox", "load"}
+    assert all(is_gone(process.pid) for process in started)
+    assert not (site.state / ATTEMPTS_FILE).exists()
+
+
+def test_each_release_has_its_own_count_of_loads_that_were_killed(tmp_path):
+    attempts = Attempts(tmp_path / "attempt")
+
+    def load(digest, reason=None):
+        with attempts.one(digest):
+            if reason is not None:
+                raise ReleaseRefused(reason, "")
+
+    def count():
+        return [attempts.of(digest) for digest in "abc"]
+
+    for digest, counts in (("a", [1, 0, 0]), ("b", [1, 1, 0]), ("b", [1, 2, 0]), ("c", [1, 2, 1])):
+        with pytest.raises(ReleaseRefused):
+            load(digest, KILLED)
+        assert count() == counts
+    load("c")
+    assert count() == [1, 2, 0]
+    with pytest.raises(ReleaseRefused):
+        load("a", "turnover")
+    assert count() == [0, 2, 0]
+    for reason, counts in (("killed", [0, ATTEMPTS_MAX, 0]), ("crash", [0, 0, 0])):
+        with pytest.raises(ReleaseRefused) as refused:
+            load("b", KILLED)
+        assert (refused.value.reason, count()) == (reason, counts)
+
+
+def test_signals_end_a_pass_and_are_no_failed_attempt(tmp_path):
+    note = tmp_path / "attempt"
+    code = (
+        "import signal, sys, pathlib; from eir.node.processes.drop_folder import leave; from eir.lists.sources.inbox import Attempts\n"
+        f"a = Attempts(pathlib.Path({str(note)!r}))\n"
+        "with a.one('d'): leave(signal.SIGTERM, a)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 128 + signal.SIGTERM
+    assert not note.exists()
+
+
+# ---- a clock that jumped ----
+
+
+async def test_by_a_clock_that_is_ahead_nothing_is_too_old(site):
+    """A release in time, half of another, and a file of nobody: they wait until the clock is right again, or believed."""
+    site.deliver(site.publish(1))
+    site.deliver(site.publish(2, name="other")[1:])
+    (site.drop / "notes.txt").write_text("x")
+    lying, site.ahead_s = site.lying(), 20 * 86400.0
+    for _ in range(2):
+        taken = await site.turn(believed=False)
+        assert taken["stolen-1.manifest.json"] == (WAITING, "expired")
+        assert {outcome for outcome, _ in taken.values()} == {WAITING}
+        assert "not believed yet" in site.said["stolen-1.manifest.json"]
+        assert site.lying() == lying
+    site.ahead_s = 2.0
+    assert (await site.turn())["stolen-1.manifest.json"] == (ACCEPTED, "")
+    site.deliver(site.publish(2))
+    site.ahead_s = 20 * 86400.0
+    assert (await site.turn())["stolen-2.manifest.json"] == (REFUSED, "expired")
+
+
+async def test_a_pass_goes_by_the_time_that_its_node_saw_last(site, configured):
+    keep = partial(keep_clock, folder=configured.state)
+    seen = []
+
+    async def load(*_):
+        raise ReleaseRefused("expired", "it is over")
+
+    site.deliver(site.publish(1))
+    settle(site)
+    keep(TrustedClock(time.time() - 86400))
+    for _ in range(2):
+        made = await make_pass(configured, "tester", load)
+        seen.append([(taken.outcome, taken.reason) for taken in made.taken])
+        keep(TrustedClock(time.time()))
+    assert seen == [[(WAITING, "expired")], [(REFUSED, "expired")]]

@@ -1,0 +1,375 @@
+"""The page for people at / of the HTTP address: what it says, who may see it, and how a browser shows it."""
+
+import asyncio
+import base64
+import contextlib
+import http.client
+import re
+import socket
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from browser import in_chromium, looked_at
+from node import LISTED, until
+
+from eir.lists.record.store import Event, ListState
+from eir.node.observe import alerts
+from eir.node.observe import page as pages
+from eir.node.observe.alerts import alert_of
+from eir.node.observe.http import LIMITS
+from eir.node.observe.lately import Lately, Minute
+from eir.node.observe.page import STATUSES, Shown, page
+from eir.wire.web.access import ADDRESSES_MAX, PageAccess, PageSettings
+from eir.wire.web.http1 import Request
+
+ROOT = Path(__file__).parents[3]
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+STATUS = {
+    "state": "WARNING",
+    "version": "0.1.0",
+    "uptime_s": 7300,
+    "checks": 12345,
+    "troubles": ["the store is away; answers go on from memory", "list <b>x</b> is past its expiry"],
+}
+PEER = {
+    "label": "mme1",
+    "protocol": "s13",
+    "state": "open",
+    "address": "10.0.0.1:40000",
+    "requests": 4711,
+    "last_seen": NOW.timestamp() - 3,
+    "last_error": None,
+    "last_error_at": None,
+}
+
+
+def shown(**changes):
+    state = ListState(
+        kind="devices", serial=7, generation=7, highest_serial=7, release_digest="0" * 64, entries=61234, issued="2026-11-20T00:00:00Z",
+        expires="2026-12-04T00:00:00Z", signers=("register@agency.example SHA256:abc",), loaded_at="2026-11-20T01:00:00Z",
+    )  # fmt: skip
+    refused = Event(
+        time="2026-11-28T11:00:00Z",
+        who="carol@host",
+        what="refuse",
+        list="stolen",
+        serial=8,
+        outcome="refused",
+        detail="shrink: too many go\nmore",
+    )
+    minutes = [Minute({"whitelisted": 900 + at, "blacklisted": at}, 0.0001, 0.0005) for at in range(59)] + [
+        Minute({}, None, None)
+    ]
+    values = {
+        "host": "eir1.example", "status": STATUS, "lists": {"stolen": state}, "changes": {}, "refusals": [refused], "minutes": minutes, "now": NOW,
+        "peers": [PEER, {**PEER, "label": "mme2", "state": "closed", "address": None, "last_error": "3010 <script>", "last_error_at": NOW.timestamp() - 60}],
+    } | changes  # fmt: skip
+    return Shown(**values)
+
+
+class Seen(HTMLParser):
+    """The elements of a page, and those that are left open."""
+
+    VOID = ("meta", "input", "br", "rect")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+def test_it_says_in_words_first_how_the_node_is():
+    text = page(shown()).body.decode()
+    first = re.search(r"<main>(.*?)<section>", text, re.DOTALL)[1]
+    assert "The node answers, and someone should look:" in first
+    assert "the store is away; answers go on from memory <span class=soft>(EirStoreAway)" in first
+    assert "list &lt;b&gt;x&lt;/b&gt; is past its expiry" in first
+    assert "up for 2 h; 12,345 checks" in first
+    for said in (
+        "61,234",
+        "register@agency.example",
+        "shrink: too many go",
+        "3010 &lt;script&gt;",
+        "3 s ago",
+        "54,811 whitelisted",
+    ):
+        assert said in text, said
+    assert "The node answers.</h1>" in page(shown(status={**STATUS, "state": "OK", "troubles": []})).body.decode()
+    assert "first minute" in page(shown(minutes=[])).body.decode()
+
+
+def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allowed():
+    answer = page(shown(asked='"><script>', answer="<b>"))
+    seen = Seen(answer.body.decode())
+    assert [
+        value for _, attributes in seen.tags for name, value in attributes.items() if name in {"src", "href", "action"}
+    ] == ["/", "/metrics", "/ready"]
+    assert [tag for tag, _ in seen.tags].count("script") == 1
+    (form,) = [attributes for tag, attributes in seen.tags if tag == "form"]
+    assert form["method"] == "post", (
+        "an identifier in a URL stays in the history of the browser and in the logs of proxies"
+    )
+    headers = dict(answer.headers)
+    assert "script-src 'sha256-" in headers["Content-Security-Policy"]
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_each_trouble_leads_to_an_alert_of_the_runbook():
+    runbook = (ROOT / "deploy" / "RUNBOOK.md").read_text()
+    assert not [alert for _, alert in alerts.PARTS if f"`{alert}`" not in runbook]
+    files = (
+        "operate/status.py",
+        "operate/alerts.py",
+        "daemon/drop_folder.py",
+        "daemon/interfaces.py",
+        "daemon/pulling.py",
+        "gsup/server.py",
+    )
+    texts = "\n".join((ROOT / "eir" / name).read_text().partition("\nALERTS = ")[0] for name in files)
+    assert not [part for part, _ in alerts.PARTS if part not in texts]
+    assert alert_of("no connection of mme1") == "EirPeerLost"
+    assert alert_of("peer x is disabled") is None
+
+
+def test_the_last_hour():
+    lately = Lately()
+    assert lately.minutes() == []
+
+    def snapshot(white, black, fast, slow):
+        return {
+            "eir_checks_total": {("whitelisted", "", "default", "s13"): white, ("blacklisted", "a", "1", "s13"): black},
+            "eir_check_duration_seconds": {
+                ("0.001",): fast,
+                ("0.01",): fast + slow,
+                ("+Inf",): fast + slow,
+                ("sum",): 1.0,
+            },
+        }
+
+    for counted in ((100, 5, 100, 5), (190, 15, 190, 15), (190, 15, 190, 15)):
+        lately.note(snapshot(*counted))
+    first, second = lately.minutes()
+    assert first == Minute({"whitelisted": 90, "blacklisted": 10}, 0.001, 0.01)
+    assert second == Minute({}, None, None)
+    for _ in range(100):
+        lately.note({})
+    assert len(lately.minutes()) == 60
+
+
+PASSWORD = f"Basic {base64.b64encode(b'any:secret').decode()}"
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "authorization", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:9868", "", None), ("10.1.2.3", "10.0.0.9", "", None), ("10.1.2.3", "[::1]:1", "", None), ("127.0.0.1", "localhost:1", "", None),
+        ("192.0.2.1", "10.0.0.9", "", 401), ("127.0.0.1", "eir.example:9868", "", 401), ("127.0.0.1", "", "", 401), ("", "127.0.0.1", "", 401),
+        ("192.0.2.1", "eir.example", PASSWORD, None), ("192.0.2.1", "eir.example", PASSWORD[:-4], 401), ("192.0.2.1", "eir.example", "Basic ?", 401),
+        ("192.0.2.1", "eir.example", "Bearer secret", 401),
+    ],
+)  # fmt: skip
+def test_who_may_see_it(tmp_path, address, host, authorization, status):
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    settings = PageSettings((ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8")), file)
+    request = Request(
+        "GET", "/", "", {"host": host} | ({"authorization": authorization} if authorization else {}), address
+    )
+    access = PageAccess(ticks=lambda: 0.0)
+    refused = access.refusal(request, settings)
+    assert (refused and refused.status) == status
+    file.write_text("")
+    assert status is None or access.refusal(request, settings).status == 401
+    nobody = access.refusal(request, PageSettings(settings.sources, None))
+    assert (nobody and nobody.status) == (403 if status == 401 or authorization else None)
+
+
+class TestWrongPasswords:
+    """At most 20 at once and one a minute from an address; then no password of that address is compared."""
+
+    WRONG = f"Basic {base64.b64encode(b'any:wrong').decode()}"
+
+    @pytest.fixture
+    def answer(self, tmp_path):
+        (tmp_path / "password").write_text("secret\n")
+        settings, self.now = PageSettings((), tmp_path / "password"), 0.0
+        self.access = PageAccess(ticks=lambda: self.now)
+
+        def answer(address, authorization=self.WRONG):
+            headers = {} if authorization is None else {"authorization": authorization}
+            refused = self.access.refusal(Request("GET", "/", "", headers, address), settings)
+            return refused and refused.status
+
+        return answer
+
+    def test_a_guess_beyond_the_limit_is_answered_429_even_if_it_is_right(self, answer):
+        assert [answer("192.0.2.1") for _ in range(30)] == [401] * 20 + [429] * 10
+        assert answer("192.0.2.1", PASSWORD) == 429
+        assert answer("192.0.2.1", None) == 401  # no password, no guess
+        assert self.access.refused == {"wrong_password": 20, "locked_out": 11}
+
+    def test_one_more_is_compared_each_minute_however_many_came_meanwhile(self, answer):
+        for _ in range(1000):
+            answer("192.0.2.1")
+        self.now += 59
+        assert answer("192.0.2.1") == 429
+        self.now += 2
+        assert [answer("192.0.2.1"), answer("192.0.2.1")] == [401, 429]
+        self.now += 61
+        assert [answer("192.0.2.1", PASSWORD), answer("192.0.2.1", PASSWORD)] == [None, None]
+
+    def test_other_addresses_are_not_locked_out_and_right_passwords_count_for_nothing(self, answer):
+        assert [answer("192.0.2.2", PASSWORD) for _ in range(30)] == [None] * 30
+        assert {answer("192.0.2.1") for _ in range(30)} == {401, 429}
+        assert answer("192.0.2.2", PASSWORD) is None
+        assert answer("2001:db8::1", PASSWORD) is None
+
+    def test_an_ipv6_network_of_one_client_is_one_address(self, answer):
+        assert [answer(f"2001:db8::{number:x}") for number in range(1, 31)] == [401] * 20 + [429] * 10
+        assert [answer(f"::ffff:192.0.2.{number}") for number in range(1, 31)] == [401] * 30
+        assert answer("2001:db8:0:1::1", PASSWORD) is None
+
+    def test_what_is_remembered_of_addresses_is_bounded(self, answer):
+        for number in range(ADDRESSES_MAX + 10):
+            answer(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        assert len(self.access._wrong) == ADDRESSES_MAX
+
+
+def get(url, password=None, asked=None):
+    request = urllib.request.Request(
+        url,
+        None if asked is None else f"imei={asked}".encode(),
+        headers={}
+        if password is None
+        else {"Authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def page_status(connection, password):
+    """The status of the page over a connection that stays."""
+    credentials = base64.b64encode(f"x:{password}".encode()).decode()
+    connection.request("GET", "/", headers={"Authorization": f"Basic {credentials}"})
+    with connection.getresponse() as answer:
+        answer.read()
+        return answer.status
+
+
+def test_of_a_running_node(shared):
+    shared.load(["imei,reason", f"{LISTED},stolen in transit"])
+    shared.eir("load", shared.release([LISTED], list_name="other"), status=1)
+    (shared.folder / "password").write_text("secret\n")
+    shared.configure(page={"from": [], "password_file": "password"})
+    with shared:
+        node = shared.start(ready=False)
+        until(lambda: node.status()["listening"] or node.status()["http"])
+        url = f"http://{node.http}/"
+        assert get(url)[0] == 401
+        assert get(url, "wrong")[0] == 401
+        status, text = until(lambda: found if "release of" in (found := get(url, "secret"))[1] else None)
+        assert status == 200
+        assert "list tracked has never been loaded" in text
+        assert " load by " in text, "who changed the list last"
+        assert "mme" in text
+        _, text = get(url, "secret", f"{LISTED[:8]}+{LISTED[8:]}")
+        assert f"{LISTED}: blacklisted" in text
+        assert "reason: stolen in transit" in text
+        assert "no identifier of a device" in get(f"{url}?imei=--store", "secret")[1]
+        assert get(url, "wrong", LISTED)[0] == 401
+        assert get(f"{url}ready", "secret", LISTED)[0] == 405
+        with contextlib.ExitStack() as held:
+            mine = held.enter_context(contextlib.closing(http.client.HTTPConnection(node.http, timeout=600)))
+            mine.auto_open = False
+            mine.connect()
+            assert page_status(mine, "secret") == 200
+            address = node.http.rpartition(":")
+            others = [
+                held.enter_context(socket.create_connection((address[0], int(address[2])), timeout=600))
+                for _ in range(LIMITS.connections_max + 1)
+            ]
+            assert others[0].recv(1) == b"", "strangers close a connection of their own"
+            assert page_status(mine, "secret") == 200
+        shared.configure(page={"from": ["127.0.0.0/8"]})
+        shared.eir("reload")
+        assert get(url)[0] == 200
+        assert get(f"http://{node.http}/ready")[0] == 503
+
+
+async def test_60_connections_guess_20_passwords_and_are_named(site):
+    """In the log by address, as a metric with an alert, and in the status; another address gets in meanwhile."""
+    (site.folder / "password").write_text("secret\n")
+    site.configure(page={"from": [], "password_file": "password"})
+    site.load([LISTED])
+    site.load([LISTED], list_name="tracked")
+    node = await asyncio.to_thread(site.start)
+    host, _, port = node.http.rpartition(":")
+
+    async def ask(authorization, source="127.0.0.1"):
+        reader, writer = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
+        writer.write(
+            f"GET / HTTP/1.1\r\nHost: eir.example\r\nAuthorization: {authorization}\r\nConnection: close\r\n\r\n".encode()
+        )
+        answer = await reader.read()
+        writer.close()
+        return int(answer.split()[1])
+
+    found = await asyncio.gather(*(ask(TestWrongPasswords.WRONG) for _ in range(60)))
+    assert (found.count(401), found.count(429)) == (20, 40)
+    assert (await ask(PASSWORD), await ask(PASSWORD, "127.0.0.2")) == (429, 200)
+    numbers = await asyncio.to_thread(node.metrics)
+    assert numbers["eir_clients_refused_total{interface=page,reason=wrong_password}"] == 20
+    assert numbers["eir_clients_refused_total{interface=page,reason=locked_out}"] == 41
+    (line, *_) = node.lines("client_refused", interface="page", reason="locked_out", level="warning")
+    assert line["address"] == "127.0.0.1"
+    troubles = (await asyncio.to_thread(node.status))["troubles"]
+    assert [alert_of(text) for text in troubles] == ["EirPasswordGuessed"]
+
+
+@in_chromium
+def test_everybody_can_use_it_in_light_and_dark_and_on_a_narrow_screen(tmp_path):
+    """WCAG, by axe-core; and 1.4.10: nothing is wider than the screen."""
+    long = shown(
+        asked=LISTED, answer=f"{LISTED}: blacklisted\n  by rule 1, list stolen (serial 1)\n  reason: {'x' * 200}"
+    )
+    bare = shown(status={**STATUS, "state": "OK", "troubles": []}, peers=[], lists={}, refusals=[], minutes=[])
+    found = looked_at(tmp_path, [page(each).body.decode() for each in (long, bare)])
+    assert [each["wrong"] for each in found] == [[]] * 6
+    assert [each["ground"] for each in found] == ["rgb(251, 251, 249)", "rgb(21, 23, 26)", "rgb(251, 251, 249)"] * 2
+    assert all(content <= window for content, window in (each["wide"] for each in found))
+    assert {window for _, window in (each["wide"] for each in found)} == {1200, 320}
+
+
+def contrast(one, other):
+    def luminance(colour):
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_its_colours_can_be_told_apart():
+    """WCAG 2.2: 1.4.3 for text, 1.4.11 for what is drawn."""
+    for scheme in re.findall(r":root\{(.*?)\}", pages.STYLE, re.DOTALL):
+        colours = {
+            name: value if len(value) == 7 else f"#{''.join(2 * c for c in value[1:])}"
+            for name, value in re.findall(r"--(\w+):(#\w+)", scheme)
+        }
+        for ground in ("page", "card"):
+            assert all(contrast(colours[name], colours[ground]) >= 4.5 for name in ("ink", "soft", "link"))
+            assert all(contrast(colours[name], colours[ground]) >= 3 for name in STATUSES)

@@ -1,0 +1,377 @@
+"""What a node says of itself: readiness and warnings by the workers' reports, and pages that a fault of ours does not take away."""
+
+import getpass
+import socket
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pytest
+from node import LISTED, TRACKED, UNLISTED, until
+from wire import ecr
+
+from eir import __version__
+from eir.errors import EirError
+from eir.interfaces.s13.lane import COMPILED, LANE
+from eir.lists.record.store import ListState
+from eir.node.observe import status
+from eir.node.observe.control import ask as control
+from eir.node.observe.http import pages
+from eir.node.observe.metrics import FAMILIES
+from eir.node.observe.status import Following, Status, WorkerReport, merged_peers
+from eir.wire.diameter.status import Failure
+from eir.wire.web.http1 import Request
+
+HEALTHY = {
+    "missing": (), "lists": {}, "overridden": False, "checks": 0,
+    "connected": {"mme": 1}, "shedding": (), "disabled": (),
+}  # fmt: skip
+
+FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
+
+
+def reports(**changes):
+    """What one worker reports."""
+    nothing = {field.name: 0 for field in fields(WorkerReport)}
+    return [WorkerReport(**nothing | HEALTHY | changes)]
+
+
+@pytest.fixture
+def told():
+    """Reports, as (event, reason)."""
+    return []
+
+
+@pytest.fixture
+def report(told):
+    return lambda event, *, reason=None, **_: told.append((event, reason))
+
+
+@pytest.fixture
+def following():
+    """How the follower is, for a test to change."""
+    return [FOLLOWING]
+
+
+@pytest.fixture
+def node(report, following):
+    """The status of a node that listens."""
+    made = Status(workers=1, pid=1, following=lambda: following[0], report=report)
+    made.listening.append("tcp://127.0.0.1:3868")
+    return made
+
+
+async def shown(node, found, path="/ready"):
+    """A page while the workers report this."""
+
+    async def reported():
+        return found
+
+    return await pages(reported, reported, node, report=lambda *_, **__: None)[path](Request("GET", path))
+
+
+def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw_it(report):
+    now = 10_000.0
+    node = Status(workers=2, pid=1, following=lambda: FOLLOWING, report=report, now=lambda: now)
+    node.listening.append("tcp://127.0.0.1:3868")
+
+    def summary(refused, newest):
+        found = [
+            *reports(refused={"mme": Failure(refused, "it offers no S13", refusal=True)}),
+            *reports(newest={"mme": newest} if newest else {}),
+        ]
+        return node.document(found)["summary"]
+
+    assert "mme was refused, or refused the node: it offers no S13" in summary(now - 5000, None)
+    assert "it offers no S13" in summary(now - 100, now - 200)  # another one of that label is connected
+    assert "it offers no S13" not in summary(now - 5000, now - 9000)
+    assert "it offers no S13" not in summary(now - 200, now - 100)
+
+
+def test_the_first_line_has_version_and_lane_and_others_only_what_changed(following):
+    lines = []
+    node = Status(workers=1, pid=1, following=lambda: following[0], report=lambda *event, **more: lines.append((event, more)))  # fmt: skip
+    node.tell(reports())
+    node.listening.append("tcp://127.0.0.1:3868")
+    node.tell(reports())
+    node.tell(reports())
+    following[0] = replace(FOLLOWING, store_up=False)
+    node.tell(reports())
+    node.stopping = True
+    node.tell([])
+    nothing = {"version": None, "lane": None, "detail": None}
+    slow = None if COMPILED else "no compiled lane: a check costs many times as much"
+    assert lines == [
+        (("serving",), {"level": "warning", "reason": "not listening yet", "workers": 1, "version": __version__, "lane": LANE, "detail": slow}),
+        (("ready",), {"level": "info", "reason": None, "workers": 1} | nothing),
+        (("degraded",), {"level": "warning", "reason": "the store is away; answers go on from memory", "workers": 1} | nothing),
+    ]  # fmt: skip
+
+
+def test_a_lost_path_is_a_warning(node):
+    found = node.document(reports(lost_paths={"mme": ["10.30.1.1"]}))
+    assert (found["code"], "mme is not reached at 10.30.1.1 (SCTP)" in found["summary"]) == (1, True)
+
+
+def test_a_certificate_that_ends_soon_is_a_warning(node):
+    now = datetime.now(UTC)
+    for ends, told in ((None, False), (now + timedelta(days=15), False), (now + timedelta(days=13), True), (now, True)):
+        node.certificate_ends = ends
+        assert any("the node's certificate ends at" in each for each in node.document(reports())["troubles"]) is told
+
+
+async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(node, report, told):
+    async def numbers():
+        return {"eir_surprise": {(): 1.0}, "eir_store_up": {(): 1.0}}
+
+    show = partial(pages(numbers, numbers, node, report=report)["/metrics"], Request("GET", "/metrics"))
+    for _ in range(2):
+        page = await show()
+        assert page.status == 200
+        assert b"eir_store_up 1.0" in page.body
+    assert told == [("metric_unknown", "eir_surprise")]
+
+
+def test_a_node_has_no_metric_without_a_place(site):
+    node = site.start()
+    assert len(node.metrics()) > len(FAMILIES) / 2
+    node.end()
+    assert node.lines("metric_unknown") == []
+
+
+def test_a_copy_that_is_not_kept_and_an_override_are_troubles(node, following):
+    following[0] = replace(FOLLOWING, copy_faults={"stolen": "no room"})
+    said = node.document(reports(overridden=True))
+    assert said["troubles"] == [
+        "the last good copy of list stolen is not kept (no room)", "the policy's override answers everything alike",
+    ]  # fmt: skip
+
+
+def test_requests_that_are_turned_away_are_a_warning(node):
+    assert node.document(reports())["state"] == "OK"
+    said = node.document(reports(shedding=["mme"]))
+    assert (said["state"], said["ready"]) == ("WARNING", "ready")
+    assert said["summary"].startswith("requests of mme are above a rate limit and turned away; ")
+
+
+async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(site, connect):
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    site.configure(peers=[site.settings["peers"][0] | {"rate_max": 1}])
+    node = site.start()
+    client = await connect(node)
+    await client.send(*[ecr(LISTED)] * 50)
+    results = [(await client.read()).result for _ in range(50)]
+    assert "requests of mme are above" in node.status()["summary"]
+    client.writer.transport.abort()  # nobody is waited for at the end, so that the line is of the end
+    node.end()
+    lines = node.lines("shed", peer="mme", reason="rate_max", level="warning")
+    assert 1 <= len(lines) <= 2
+    assert sum(int(line["count"]) for line in lines) == 50 - results.count(2001) > 0
+
+
+def test_peers_that_are_missing_or_disabled_are_a_warning(node):
+    away = reports(connected={"mme": 0, "dra": 0})
+    assert node.document(away)["state"] == "OK"  # they may well be on their way just after the start
+    node.started -= status.PEERLESS_S
+    said = node.document(away)
+    assert (said["state"], said["summary"].split("; ")[0]) == ("WARNING", "0 of 2 peers connected")
+    for connected, disabled, wanted in (
+        ({"mme": 1, "dra": 0}, ["dra"], ["peer dra is disabled"]),
+        ({"mme": 1, "dra": 0}, [], ["no connection of dra"]),
+        ({"mme": 1, "dra": 0, "sgsn": 0}, ["sgsn"], ["peer sgsn is disabled", "no connection of dra"]),
+        (
+            {"mme": 1} | {f"p{n}": 0 for n in range(12)},
+            [],
+            [f"no connection of {', '.join(f'p{n}' for n in range(10))} and 2 more"],
+        ),
+    ):
+        said = node.document(reports(connected=connected, disabled=disabled))
+        assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", wanted)
+    assert node.document(reports(connected={"mme": 1, "dra": 2}))["state"] == "OK"
+
+
+def test_two_workers_are_one_node(node):
+    """The list that fewer have counts, peers and checks are summed, and workers that differ are out of step."""
+    older, newer = (
+        ListState(kind="devices", serial=n, generation=n, highest_serial=n, release_digest="", entries=n)
+        for n in (1, 2)
+    )
+    (one,), (other,) = reports(lists={"stolen": newer}, checks=3), reports(lists={"stolen": older}, checks=4)
+    said = node.document([one, other])
+    assert (said["lists"]["stolen"]["serial"], said["peers"], said["checks"], said["in_step"]) == (
+        1,
+        {"mme": 2},
+        7,
+        False,
+    )
+    assert said["summary"].endswith("1 lists, 1 entries, 2 connections, 7 checks")
+    assert node.document([one, one])["in_step"]
+
+
+def test_a_peer_that_is_disabled_is_a_metric_and_a_warning(site):
+    site.configure(workers=2)
+    node = site.start()
+    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 0
+    control(site.state, "peer_disable", name="mme")
+    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 1
+    assert "peer mme is disabled" in node.status()["summary"]
+    control(site.state, "peer_enable", name="mme")
+    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 0
+
+
+async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, connect):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    site.configure(
+        workers=2, peers=[*site.settings["peers"], {"name": "dra", "host": "dra.example.org", "connect": nobody}]
+    )
+    node = site.start()
+    await connect(node)
+    until(
+        lambda: [
+            row["last_error"] for row in control(site.state, "peers") if row["label"] == "dra" and row["last_error"]
+        ]
+    )
+    there, absent = control(site.state, "peers")
+    assert (there["label"], there["direction"], there["last_error"]) == ("mme", "in", None)
+    assert there["since"] <= there["last_seen"]
+    assert (absent["label"], absent["direction"], absent["since"], absent["last_seen"]) == ("dra", "out", None, None)
+    assert site.eir("peers").stdout.count(" out ") + site.eir("peers").stdout.count("out\n") >= 1
+
+
+def test_connections_that_are_over_are_one_row_whichever_workers_had_them():
+    nothing = dict.fromkeys(("since", "last_error", "last_error_at", "last_seen", "address"))
+    amf = nothing | {"label": "amf", "state": "ended", "connections": 2, "requests": 5, "answers": 4}
+    away = nothing | {"label": "mme", "state": "closed", "connections": 0}
+    there = nothing | {"label": "amf", "state": "open", "address": "127.0.0.1:1", "since": 7.0, "last_seen": 8.0}
+    shown = merged_peers([(0, [amf | {"last_seen": 3.0}, away]), (1, [there, amf | {"requests": 6}, away])])
+    assert [(row["label"], row["state"], row["worker"]) for row in shown] == [
+        ("amf", "open", 1), ("amf", "ended", 1), ("mme", "closed", 1),
+    ]  # fmt: skip
+    assert [shown[1][name] for name in ("connections", "requests", "answers", "last_seen")] == [4, 11, 8, 8.0]
+
+
+async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_started_without_does_not(node, told):
+    stolen = ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", entries=1)
+    node.tell(reports(missing=["stolen"]))
+    assert told == [("serving", "list stolen has never been loaded")]
+    assert (await shown(node, reports(missing=["stolen"]))).status == 503
+    assert (await shown(node, reports(lists={"stolen": stolen}))).body == b"ready\n"
+    late = reports(lists={"stolen": stolen}, missing=["late"])
+    said = await shown(node, late)
+    assert (said.status, said.body) == (200, b"degraded\nlist late has never been loaded\n")
+    assert node.document(late)["state"] == "WARNING"
+    assert (await shown(node, reports(missing=["stolen"]))).status == 503  # a worker that came back without it
+
+
+def test_each_change_of_readiness_is_one_line(node, told, following):
+    away = "the store is away; answers go on from memory"
+    following[0] = replace(FOLLOWING, store_up=False)
+    node.tell(reports())
+    assert told == [("serving", away)]
+    lost = "the store lost list stolen (it shows serial 1); the memory stays in force"
+    changes = [
+        ({"store_up": False}, []),
+        ({}, [("ready", None)]),
+        ({}, []),
+        ({"store_up": False}, [("degraded", away)]),
+        ({"store_up": False, "lost": {"stolen": "serial 1"}}, [("degraded", f"{away}; {lost}")]),
+        ({"lost": {"stolen": "serial 1"}}, [("degraded", lost)]),
+        ({"lost": {"stolen": "serial 1"}}, []),
+        ({"from_copy": ["stolen"]}, [("degraded", "list stolen is this node's last good copy")]),
+        ({}, [("ready", None)]),
+    ]
+    for changed, lines in changes:
+        told.clear()
+        following[0] = replace(FOLLOWING, **changed)
+        node.tell(reports())
+        assert told == lines
+    told.clear()
+    node.tell([])
+    assert told == [("not_ready", "no worker answers")]
+    node.stopping = True
+    node.tell(reports())  # the end has lines of its own
+    assert len(told) == 1
+
+
+def test_a_node_that_began_without_lists_says_when_it_is_ready(site):
+    site.configure(workers=2)
+    node = site.start()
+    until(lambda: node.lines("serving", workers=2))
+    missing = [f"list {name} has never been loaded" for name in ("stolen", "tracked")]
+    assert node.lines("serving", workers=2)[0]["reason"] == "; ".join(missing)
+    site.load([LISTED])
+    until(lambda: node.lines("not_ready", reason=missing[1]))
+    site.load([TRACKED], list_name="tracked")
+    until(lambda: node.lines("ready", workers=2))
+    node.end()
+    assert [line["event"] for line in node.lines() if line["event"] in {"serving", "not_ready", "degraded", "ready"}] == [
+        "serving", "not_ready", "ready",
+    ]  # fmt: skip
+
+
+def test_who_did_what_stands_in_the_log(site):
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    site.configure(workers=2)
+    node = site.start()
+    until(lambda: node.lines("ready", workers=2))
+    user = getpass.getuser()
+    control(site.state, "peer_disable", name="mme")
+    control(site.state, "peer_enable", name="mme")
+    policy = site.settings["policy"]
+    late = {"list": "late", "answer": "blacklisted"}
+    site.configure(
+        lists=site.settings["lists"] | {"late": {"signers": "signers"}}, policy={"rules": [late, *policy["rules"]]}
+    )
+    assert control(site.state, "reload") == "reloaded; list late has never been loaded: load it first"
+    assert node.get("/ready") == (200, "degraded\nlist late has never been loaded\n")
+    site.configure(surplus=1)
+    with pytest.raises(EirError, match="surplus"):
+        control(site.state, "reload")
+    del site.settings["surplus"]
+    node.end()
+    for event in ("peer_disabled", "peer_enabled"):
+        assert len(node.lines(event, peer="mme", who=user)) == 1
+    assert len(node.lines("reloaded", who=user, changed="lists,policy")) == 1
+    (refused,) = node.lines("reload_refused", who=user)
+    assert "surplus" in refused["detail"]
+    digest = digest_of_stolen(site)
+    (line,) = node.lines("list_in_force", list="stolen")  # the supervisor read it, for all
+    assert (line["digest"], line["signers"].partition(" ")[0]) == (digest[:12], "agency@publisher.example")
+
+
+def digest_of_stolen(site):
+    return next(row["digest"] for row in site.json("lists") if row["list"] == "stolen")
+
+
+def test_changes_of_a_local_list_are_no_releases(site):
+    site.configure(lists=site.settings["lists"] | {"own": {"local": True}})
+    site.load([LISTED])
+    site.eir("add", "own", TRACKED, "--reason", "lost")
+    site.eir("add", "own", UNLISTED, "--reason", "lost")
+    site.eir("rollback", "own")
+    node = site.start()
+    shown = until(lambda: {name for name in node.metrics() if name.startswith("eir_releases_total{")})
+    assert shown == {"eir_releases_total{list=stolen,outcome=accepted}"}
+    forced = "eir_release_last_forced_timestamp_seconds{list=own}"
+    assert forced not in node.metrics()
+    site.eir("add", "own", UNLISTED, "--reason", "lost", "--force")  # which is to be seen for a day
+    assert until(lambda: node.metrics().get(forced, 0)) > 1.7e9
+    assert node.metrics()["eir_releases_total{list=own,outcome=forced}"] == 1
+
+
+async def test_an_observed_rule_is_called_by_its_name(site, connect):
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    trial = {"name": "on-trial", "list": "stolen", "answer": "blacklisted", "observe": True}
+    site.configure(policy={"rules": [trial, {"list": "tracked", "answer": "greylisted"}]})
+    node = site.start()
+    client = await connect(node)
+    await client.ask(ecr(LISTED))
+    assert node.metrics()["eir_observed_total{rule=on-trial,status=blacklisted}"] == 1
+    node.end()
+    assert node.lines("observed", rule=1, name="on-trial", count=1)
+    site.configure(policy={"rules": [trial, trial]})
+    assert "two rules have the name 'on-trial'" in site.eir("config", status=2).stderr

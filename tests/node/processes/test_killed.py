@@ -1,0 +1,172 @@
+"""kill -9 of each kind of process, at each moment of a node's life: what is said of it in eir/README.md is what happens."""
+
+import asyncio
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from node import LISTED, TRACKED, children, is_gone, until_async
+from test_workers import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F401  # fixtures
+from wire import answer_to
+
+from eir.node.observe.control import ControlError
+from eir.node.observe.control import ask as control
+
+KINDS = ("front", "starter", "worker-0", "follower", "sightings")
+"""Each kind that there is at any time; loads and passes come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
+COMES_BACK = ("worker-0", "follower", "sightings")
+PAGE = Path(__file__).parents[3] / "eir" / "README.md"
+
+
+@pytest.fixture
+def node(crew, kind):  # noqa: F811  # a fixture
+    """A host whose node has two workers, and a record where that is about to lose its process; not serving yet."""
+    record = {"sightings": {"window_s": 0.2}} if kind == "sightings" else {}
+    quick = {"close_after_dpa_s": 2, "duplicate_probe_s": 0.5}
+    crew.configure(policy={"rules": [ROW, {"list": "tracked", "answer": "greylisted"}]}, limits=quick, **record)
+    return crew
+
+
+def pid_of(running, kind):
+    return running.pid if kind == "front" else children(running.pid).get(kind)
+
+
+async def killed(running, kind):
+    """Kill it; the processes that there were."""
+    there = children(running.pid)
+    pid = await until_async(lambda: pid_of(running, kind))
+    os.kill(pid, signal.SIGKILL)
+    return there | {kind: pid}
+
+
+async def goes_on(running, kind, there):
+    """It is replaced, if it is to be, and nothing else is."""
+    if kind in COMES_BACK:
+        await until_async(lambda: children(running.pid).get(kind) not in {None, there[kind]})
+        await until_async(lambda: running.lines("process_ended", process=kind, status=-9))
+    for other, pid in there.items():
+        if other not in {kind, "inbox", "load"}:
+            assert pid_of(running, other) == pid, f"{other} is another one"
+
+
+async def is_over(running, there):
+    """The node has ended by the signal, and nothing of it is left."""
+    assert await asyncio.to_thread(running.wait) == -signal.SIGKILL
+    await until_async(lambda: all(is_gone(pid) for pid in there.values()))
+
+
+async def answered(running, connect, imei, status):
+    async def is_answered():
+        try:
+            client = await connect(running)
+            return await ask(client, imei) == status
+        except (OSError, EOFError, asyncio.IncompleteReadError, ControlError):
+            return False
+
+    await until_async(is_answered)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestKilled:
+    async def test_at_the_start(self, node, connect, kind):
+        running = node.start(ready=False)
+        there = await killed(running, kind)
+        if kind == "front":
+            await is_over(running, there)
+            running = node.start()
+        await until_async(lambda: running.status()["listening"] and running.status()["workers"] == 2)
+        await answered(running, connect, LISTED, BLACK)
+        if kind == "sightings":
+            await until_async(lambda: running.metrics()["eir_sightings_total"] > 0)
+
+    async def test_at_a_reload(self, node, connect, kind):
+        """All workers go by the new configuration then, or all by the old one."""
+        running = node.start()
+        node.configure(policy={"rules": [{**ROW, "answer": "greylisted"}]})
+        reload = asyncio.create_task(asyncio.to_thread(_reloaded, node))
+        there = await killed(running, kind)
+        taken = await reload
+        if kind == "front":
+            await is_over(running, there)
+            running, taken = node.start(), True
+        else:
+            await goes_on(running, kind, there)
+            await until_async(lambda: running.status()["workers"] == 2)
+        for _ in range(2):  # each worker has one
+            await answered(running, connect, LISTED, GREY if taken else BLACK)
+
+    async def test_at_a_switch(self, node, connect, kind):
+        running = node.start()
+        load = asyncio.create_task(asyncio.to_thread(node.load, [TRACKED], list_name="tracked"))
+        there = await killed(running, kind)
+        await load
+        if kind == "front":
+            await is_over(running, there)
+            running = node.start()
+        else:
+            await goes_on(running, kind, there)
+        await answered(running, connect, TRACKED, GREY)
+        await answered(running, connect, LISTED, BLACK)
+
+    async def test_at_the_stop(self, node, connect, kind):
+        running = node.start()
+        client = await connect(running)
+        there = children(running.pid)
+        running.signal(signal.SIGTERM)
+        asked = await client.read()
+        assert (asked.command, asked.number(273)) == (282, 0)
+        victim = running.pid if kind == "front" else there[kind]
+        os.kill(victim, signal.SIGKILL)
+        if kind != "worker-0":
+            assert await ask(client, LISTED) == BLACK
+            await client.send(answer_to(asked))
+        assert await client.end() == []
+        assert await asyncio.to_thread(running.wait) == (-signal.SIGKILL if kind == "front" else 0)
+        await until_async(lambda: all(is_gone(pid) for pid in there.values()))
+
+
+def _reloaded(site):
+    try:
+        control(site.state, "reload")
+    except ControlError:
+        return False
+    return True
+
+
+def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
+    code = {path.stem: path.read_text() for path in (PAGE.parent / "daemon").glob("*.py")}
+    rows = [line.strip("| ").split(" | ") for line in _lines_of("### Processes")]
+    table = {name.partition("-")[0]: cells for cells in rows for name in re.findall(r"`eir-([a-z-]+)", cells[0])}
+    started = set(re.findall(r'start\("([a-z]+)', code["front"])) | set(
+        re.findall(r'name = f"([a-z]+)-', code["front"])
+    )
+    named = {
+        module: {name.partition("-")[0] for name in re.findall(r'^\w+_PROCESS = "([a-z-]+)"$', text, re.MULTILINE)}
+        for module, text in code.items()
+    }
+    started |= named.pop("services")
+    apart = set().union(*named.values())
+    assert table.keys() == {"front", *started, *apart}
+    assert len({re.findall(r"`eir/node/processes/(\w+)\.py`", cells[1])[-1] for cells in table.values()}) == 6
+    for name, cells in table.items():
+        module = re.findall(r"`eir/node/processes/(\w+)\.py`", cells[1])[-1]
+        assert ("def run(end: socket.socket" in code[module]) == (name in started), module
+    talks = _lines_of("### Ways to talk")
+    assert len(talks) == 4
+    for line in talks:
+        for module, word in re.findall(r"`eir/(\S+?)\.py` `(\w+)`", line):
+            assert re.search(rf"\b{word}\b", (PAGE.parent / f"{module}.py").read_text()), (module, word)
+    made = {
+        name
+        for name, text in code.items()
+        if re.search(r"\bsocketpair\(|\bmmap\.mmap\(|\bos\.pipe\(|\bsubprocess\.", text)
+    }
+    assert made == {"channel", "recorder", "starter"}, "no other way to talk"
+
+
+def _lines_of(heading):
+    """The rows of the table below it."""
+    section = PAGE.read_text().partition(f"{heading}\n")[2].partition("\n#")[0]
+    return [line for line in section.splitlines() if line.startswith("|")][2:]

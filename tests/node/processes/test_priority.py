@@ -1,0 +1,164 @@
+"""Heavy work of the follower stands back behind checks, and comes back (eir/node/processes/priority.py)."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+from node import until_async
+
+from eir.node.processes import priority, workers
+from eir.node.processes.priority import TASKS, Aside, stay_aside
+
+COMES_BACK = priority._comes_back()
+"""Without privilege RLIMIT_NICE decides; then nothing stands back."""
+ASIDE = {os.SCHED_IDLE} if COMES_BACK else {os.SCHED_OTHER}
+TAKES_PART = {os.SCHED_OTHER}
+
+
+def policies():
+    return {os.sched_getscheduler(int(task.name)) for task in TASKS.iterdir()}
+
+
+@pytest.fixture
+def another_thread():
+    for task in TASKS.iterdir():  # a thread of an earlier test may have begun while that stood back
+        with suppress(ProcessLookupError):
+            os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("another_thread")
+class TestAside:
+    async def test_all_threads_stand_back_for_the_time_of_the_work(self):
+        aside = Aside()
+        assert policies() == TAKES_PART
+        with aside():
+            assert policies() == ASIDE
+        assert policies() == TAKES_PART
+
+    async def test_parts_of_the_work_overlap(self):
+        aside = Aside()
+        with aside():
+            with aside():
+                pass
+            assert policies() == ASIDE
+        assert policies() == TAKES_PART
+
+    async def test_work_that_fails_ends_it_too(self):
+        aside = Aside()
+        with pytest.raises(ValueError, match="none"), aside():
+            int("none")
+        assert policies() == TAKES_PART
+
+    @pytest.mark.parametrize(("ran", "waited", "then"), [(1, 99, TAKES_PART), (50, 50, ASIDE), (0, 0, ASIDE)])
+    async def test_who_gets_nowhere_takes_part_again(self, monkeypatch, ran, waited, then):
+        looked = iter(range(1000))
+        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(
+            priority, "_ran_and_waited", lambda _threads: (ran * (number := next(looked)), waited * number)
+        )
+        with Aside()():
+            await until_async(lambda: next(looked) > 100 or (COMES_BACK and policies() == TAKES_PART))
+            assert policies() == then if COMES_BACK else TAKES_PART
+        assert policies() == TAKES_PART
+
+    async def test_who_stands_back_always_does_so_again_after_it_took_part(self, monkeypatch):
+        looked = iter(range(1000))
+        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, next(looked)))
+        task = asyncio.create_task(stay_aside(Aside(), again_s=0.05))
+        for found in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
+            await until_async(lambda found=found: policies() == found)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert policies() == TAKES_PART
+
+    @pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
+    async def test_who_was_brought_back_takes_part(self, monkeypatch):
+        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, 0))
+        aside = Aside()
+        with aside():
+            assert policies() == ASIDE
+            priority.bring_back(os.getpid())
+            await aside.starved.wait()
+            assert policies() == TAKES_PART
+        with aside():
+            assert not aside.starved.is_set()
+
+    async def test_of_threads_that_are_named_only_those_stand_back(self):
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(threading.get_native_id).result()
+            with Aside(other)():
+                assert {os.sched_getscheduler(other)} == ASIDE
+                assert os.sched_getscheduler(0) == os.SCHED_OTHER
+            assert policies() == TAKES_PART
+
+    async def test_nothing_stands_back_that_could_not_come_back(self, monkeypatch):
+        monkeypatch.setattr(priority, "_comes_back", lambda: False)
+        with Aside()():
+            assert policies() == TAKES_PART
+
+
+async def test_the_processor_is_counted_of_all_threads():
+    ran, waited = priority._ran_and_waited(priority._threads())
+
+    def spin():
+        sum(range(3_000_000))
+
+    await asyncio.gather(asyncio.to_thread(spin), asyncio.to_thread(spin))
+    now_ran, now_waited = priority._ran_and_waited(priority._threads())
+    assert now_ran - ran > 10_000_000
+    assert now_waited >= waited
+
+
+@pytest.mark.usefixtures("another_thread")
+def test_all_threads_take_part_again():
+    if not COMES_BACK:
+        pytest.skip("this process may not come back")
+    for task in TASKS.iterdir():
+        priority.stand_back(int(task.name))
+    assert policies() == {os.SCHED_IDLE}
+    priority.take_part()
+    assert policies() == TAKES_PART
+
+
+@pytest.fixture
+def standing_back():
+    """A process that runs only where nobody else wants the processor."""
+    program = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        yield process
+        process.communicate(b"\n")
+
+
+@pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
+async def test_a_process_that_stands_back_and_answers_late_takes_part(monkeypatch, standing_back):
+    """Where workers want every processor, it gets no time to notice that, and would be killed as one that hangs."""
+    monkeypatch.setattr(workers, "FIGURES_S", 0)
+    monkeypatch.setattr(workers, "LATE_S", 0)
+    found = asyncio.Queue()
+
+    async def ask(_what):
+        await until_async(lambda: os.sched_getscheduler(standing_back.pid) == os.SCHED_OTHER)
+        return {}
+
+    assert os.sched_getscheduler(standing_back.pid) == os.SCHED_IDLE
+    of = SimpleNamespace(pid=standing_back.pid, channel=SimpleNamespace(ask=ask), kill=standing_back.kill)
+    watching = asyncio.create_task(workers.watch(of, found.put_nowait, lambda *_, **__: None))
+    assert await found.get() == {}
+    assert standing_back.poll() is None
+    watching.cancel()

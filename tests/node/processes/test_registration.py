@@ -1,0 +1,181 @@
+"""The registration over HTTP/2 (eir/node/processes/registration.py), with an NRF that does what the test says."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+
+import pytest
+import trustme
+from accepting import accepting
+from made import until
+from nrf_server import Nrf
+from test_nrf import GOOD, INSTANCE, settings_of
+
+from eir.interfaces.n5g.nrf import Standing
+from eir.node.processes.registration import Registering
+from eir.wire.peers.settings import TlsSettings
+from eir.wire.transport.tls import read_tls
+
+
+@pytest.fixture
+def nrfs():
+    made = []
+
+    def make(*arguments, **more):
+        made.append(Nrf(*arguments, **more))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def files_of(ca, folder):
+    """A certificate of ours by this authority, with its key."""
+    own = ca.issue_cert("eir.example.org")
+    for name, content in (("cert", own.cert_chain_pems[0]), ("key", own.private_key_pem), ("ca", ca.cert_pem)):
+        content.write_to_path(folder / name)
+    return read_tls(TlsSettings(certificate=folder / "cert", key=folder / "key", ca=folder / "ca"))
+
+
+@contextlib.asynccontextmanager
+async def registering(*uri, standing=lambda: GOOD, tls=None, ask_s=3.0, **more):
+    settings = settings_of(*uri, heartbeat_s=1, **more)
+    it = Registering(
+        settings, INSTANCE, ["http://127.0.0.1:7777"], standing, tokens=False, tls=tls,
+        report=lambda *_, **__: None, ask_s=ask_s,
+    )  # fmt: skip
+    task = asyncio.create_task(it.run())
+    yield it
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await it.leave()
+
+
+async def test_a_life_with_an_nrf(nrfs):
+    nrf = nrfs()
+    load = 7
+    async with registering(nrf.uri, standing=lambda: Standing(serving=True, load=load)) as it:
+        await until(lambda: INSTANCE in nrf.profiles)
+        assert nrf.profiles[INSTANCE]["nfServices"][0]["ipEndPoints"] == [
+            {"ipv4Address": "127.0.0.1", "transport": "TCP", "port": 7777}
+        ]
+        load = 55
+        await until(lambda: nrf.profiles[INSTANCE]["load"] == 55)
+        nrf.forget()
+        await until(lambda: INSTANCE in nrf.profiles)
+        await until(lambda: it.status()["registered"] == nrf.uri)
+        assert it.numbers()["eir_nrf_registered"] == {(nrf.uri,): 1.0}
+    assert INSTANCE not in nrf.profiles
+    assert [method for method, _, _ in nrf.asked].count("DELETE") == 1
+    assert not nrf.asked[0][1].startswith("//")
+
+
+async def test_an_nrf_goes_and_another_is_there(nrfs):
+    one, two = nrfs(), nrfs()
+    async with registering(one.uri, two.uri, ask_s=0.5) as it:
+        await until(lambda: INSTANCE in one.profiles)
+        one.silent = True  # it takes connections, and does nothing
+        await until(lambda: INSTANCE in two.profiles)
+        await until(lambda: it.status()["registered"] == two.uri)
+    assert INSTANCE not in two.profiles
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_an_nrf_that_sends_the_node_to_another(nrfs, status):
+    one, two = nrfs(), nrfs()
+    one.redirect = status, two.uri
+    async with registering(one.uri) as it:
+        await until(lambda: INSTANCE in two.profiles)
+        await until(lambda: two.counts["PATCH"] >= 2)
+        assert it.status()["registered"] == one.uri
+        assert not one.profiles
+        # After 308 the first is asked no more.
+        assert (one.counts["PATCH"] > 0) is (status == 307)
+    assert (two.profiles, two.counts["DELETE"]) == ({}, 1)
+
+
+async def test_nrfs_that_send_the_node_to_each_other(nrfs):
+    one, two, three = nrfs(), nrfs(), nrfs()
+    one.redirect, two.redirect = (307, two.uri), (307, one.uri)
+    async with registering(one.uri, three.uri) as it:
+        await until(lambda: INSTANCE in three.profiles)
+        await until(lambda: it.status()["registered"] == three.uri)
+    assert (one.counts["PUT"], two.counts["PUT"]) == (3, 3)
+
+
+async def test_an_nrf_restarts_on_the_same_port(nrfs):
+    nrf = nrfs()
+    async with registering(nrf.uri) as it:
+        await until(lambda: INSTANCE in nrf.profiles)
+        nrf.stop()
+        await until(lambda: it.status()["last_error"] is not None)
+        assert "Connection refused" in it.status()["last_error"]
+        again = nrfs(nrf.port)
+        await until(lambda: INSTANCE in again.profiles)
+
+
+async def test_a_base_path_and_an_nrf_over_tls(nrfs, tmp_path):
+    ca, other = trustme.CA(), trustme.CA()
+    tls = files_of(ca, tmp_path)
+
+    def context(authority, name):
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(made)
+        made.verify_mode = ssl.CERT_REQUIRED
+        ca.configure_trust(made)
+        made.set_alpn_protocols(["h2"])
+        return made
+
+    good, stranger, misnamed = (
+        nrfs(ssl=context(ca, "127.0.0.1")),
+        nrfs(ssl=context(other, "127.0.0.1")),
+        nrfs(ssl=context(ca, "10.0.0.1")),
+    )
+    async with registering(stranger.uri, misnamed.uri, f"{good.uri}/nrf/", tls=tls) as it:
+        await until(lambda: good.asked)
+        assert good.asked[0][1] == f"/nrf/nnrf-nfm/v1/nf-instances/{INSTANCE}"
+        assert not stranger.asked
+        assert not misnamed.asked
+        await until(lambda: it.status()["registered"] == f"{good.uri}/nrf/")
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+async def test_an_nrf_without_a_port_is_at_that_of_its_scheme(tmp_path, scheme, port):
+    try:
+        listening = socket.create_server(("127.0.0.9", port))
+    except OSError as e:  # these ports take a privilege, and another program may have them
+        pytest.skip(str(e))
+    tls = files_of(trustme.CA(), tmp_path)
+    with listening:
+        listening.setblocking(False)
+        async with registering(f"{scheme}://127.0.0.9", tls=tls):
+            connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100, b"", "goaway", "long"], ids=lambda value: str(value)[:12]
+)
+async def test_a_server_that_is_no_nrf(said):
+    from h2.config import H2Configuration
+    from h2.connection import H2Connection
+
+    async def serve(reader, writer):
+        await reader.read(100)
+        if isinstance(said, bytes):
+            writer.write(said)
+        else:
+            h2 = H2Connection(H2Configuration(client_side=False))
+            h2.initiate_connection()
+            if said == "goaway":
+                h2.close_connection(last_stream_id=0)
+            writer.write(h2.data_to_send())
+        writer.close()
+
+    async with accepting(serve) as (_, port), registering(uri := f"http://127.0.0.1:{port}") as it:
+        await until(lambda: it.status()["last_error"])
+        assert it.status()["registered"] is None
+        assert it.numbers()["eir_nrf_requests_total"] == {(uri, "register", "no_answer"): 1.0}

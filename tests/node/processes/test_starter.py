@@ -1,0 +1,338 @@
+"""Processes: how they are started, end, start again, and are ended. Real ones, nothing of the register in them."""
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from node import children, is_gone, until_async
+
+from eir.errors import ConfigError, EirError, Problem, SetupFault
+from eir.node.processes import starter
+from eir.node.processes.channel import Channel, ChannelError, pair
+from eir.node.processes.starter import Crew, Starter
+
+
+def ends(_, status):
+    return status
+
+
+def raises(_, kind, *about):
+    raise kind(*about)
+
+
+def waits(end, *_):
+    """Until its channel ends."""
+    end.recv(1)
+    return 0
+
+
+def stands_still(end):
+    end.send(b"x")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+    return 0
+
+
+def open_in(pid):
+    found = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            found.append(str(each.readlink()))
+    return found
+
+
+@pytest.fixture
+async def begun():
+    made = Starter(__name__)
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("main", "given", "status", "said"),
+    [
+        (ends, [0], 0, ""),
+        (ends, [7], 7, ""),
+        (raises, [EirError, "no room"], 1, "eir: no room\n"),
+        (raises, [SetupFault, "no folder"], 2, "eir: no folder\n"),
+        (raises, [ConfigError, (Problem("eir.yaml", 3, "unknown key"),)], 2, "eir: eir.yaml:3: unknown key\n"),
+        (raises, [ZeroDivisionError, "by 0"], 1, "eir: the process one ends: ZeroDivisionError: by 0\n"),
+    ],
+)
+async def test_what_a_process_ends_with(begun, capfd, main, given, status, said):
+    process = await begun.start("one", main, *given)
+    assert await process.ended() == status
+    assert capfd.readouterr().err == said
+    process.channel.close()
+
+
+async def test_a_process_is_ours_has_its_name_and_ends_with_its_channel(begun):
+    process = await begun.start("one", waits)
+    await until_async(lambda: children(os.getpid()).get("one") == process.pid)
+    process.channel.close()
+    assert await process.ended() == 0
+    assert is_gone(process.pid)
+
+
+async def test_it_has_what_was_handed_to_it_and_nothing_of_the_starter_or_of_others(begun):
+    ours, theirs = pair()
+    with ours, theirs:
+        other = await begun.start("other", waits, carrying=[ours, theirs])
+        process = await begun.start("one", waits, carrying=[theirs])
+        mine = os.fstat(theirs.fileno()).st_ino
+        # That, and its channel, once it has closed what is the starter's.
+        await until_async(lambda: sum(each.startswith("socket:") for each in open_in(process.pid)) == 2)
+        assert sum(each == f"socket:[{mine}]" for each in open_in(process.pid)) == 1
+    for each in (other, process):
+        each.channel.close()
+        assert await each.ended() == 0
+
+
+async def test_a_starter_that_was_killed_is_missed_by_nobody(begun):
+    told = []
+    begun.report = lambda event, **fields: told.append((event, fields["process"], fields["status"]))
+    before = await begun.start("one", waits)
+    killed = starter_of_ours()
+    os.kill(killed, signal.SIGKILL)
+    await until_async(lambda: told)
+    after = await begun.start("two", waits)
+    await until_async(lambda: {"one", "two", "starter"} <= children(os.getpid()).keys())
+    assert starter_of_ours() != killed
+    for process in (before, after):
+        process.channel.close()
+        assert await process.ended() == 0
+    assert told == [("process_ended", "starter", -signal.SIGKILL)]
+
+
+async def test_a_start_that_a_killed_starter_does_not_answer_is_another_ones(begun):
+    first = await begun.start("one", waits)
+    killed = starter_of_ours()
+    os.kill(killed, signal.SIGSTOP)
+    starting = asyncio.create_task(begun.start("two", waits))
+    await asyncio.sleep(0)  # it has asked
+    os.kill(killed, signal.SIGKILL)
+    for process in (first, await starting):
+        process.channel.close()
+        assert await process.ended() == 0
+
+
+async def test_a_starter_that_hangs_is_replaced(begun):
+    told = []
+    begun.report = lambda event, **fields: told.append((event, fields["status"]))
+    process = await begun.start("one", waits)
+    os.kill(starter_of_ours(), signal.SIGSTOP)
+    with pytest.raises(ChannelError, match="no answer to start"):
+        await begun.start("two", waits, within_s=0.1)
+    await until_async(lambda: told == [("process_ended", -signal.SIGKILL)])
+    last = await begun.start("three", waits)
+    for each in (process, last):
+        each.channel.close()
+        assert await each.ended() == 0
+    assert "two" not in children(os.getpid())
+
+
+def starter_of_ours():
+    return children(os.getpid())["starter"]
+
+
+class Kept:
+    """A crew, what it tells, and how its processes are seen to."""
+
+    def __init__(self, begun):
+        self.told = []
+        self.renew()
+        self.starter = begun
+        self.started = []
+        self.heard = []
+
+    def renew(self, restart_s=0.01, **times):
+        """Another crew, with these times."""
+        self.crew = Crew(report=lambda event, **fields: self.told.append((event, fields)), restart_s=restart_s, **times)
+
+    def keep(self, name, main, *arguments, **how):
+        async def start():
+            self.started.append(await self.starter.start(name, main, *arguments))
+            return self.started[-1]
+
+        self.crew.keep(name, start, lambda process: process.channel.serve({}, failed=pytest.fail), **how)
+
+
+@pytest.fixture
+async def kept(begun):
+    made = Kept(begun)
+    yield made
+    for process in made.started:
+        process.channel.close()
+    await made.crew.end(10)
+
+
+async def test_the_pause_before_a_restart_doubles_until_a_process_runs_steadily(kept):
+    for steady_s, pauses in ((60.0, (0.01, 0.02, 0.04)), (-1.0, (0.01, 0.01, 0.01))):
+        kept.renew(steady_s=steady_s)
+        kept.keep("worker-0", ends, 1, serves=True)
+        await until_async(lambda: kept.crew.restarts >= 3)
+        assert await kept.crew.end(60)
+        told = [(event, fields["process"], fields["status"], fields["restart_in_s"]) for event, fields in kept.told]
+        assert told[:3] == [("process_ended", "worker-0", 1, pause) for pause in pauses]
+        kept.told.clear()
+
+
+async def test_restarts_of_what_serves_nobody_are_not_counted(kept):
+    kept.keep("follower", ends, 1)
+    await until_async(lambda: len(kept.started) == 2)
+    assert kept.crew.restarts == 0
+
+
+async def test_while_no_other_runs_one_is_started_again_soon(kept):
+    """However often they died: the pauses of two that die again and again never leave nobody for longer than that."""
+    kept.renew(restart_s=3600.0)
+    kept.keep("worker-0", ends, 1, serves=True)
+    kept.keep("worker-1", waits, serves=True)
+    await until_async(lambda: kept.told and len(kept.started) == 2)
+    assert [fields["restart_in_s"] for _, fields in kept.told] == [3600.0]
+    next(process for process in kept.started if process.name == "worker-1").kill()
+    await until_async(lambda: len(kept.started) > 2)
+
+
+async def test_a_start_for_which_the_host_has_no_room_is_tried_again(kept, monkeypatch):
+    faults = [OSError(errno.ENOMEM, "no memory"), OSError(errno.EMFILE, "no descriptor")]
+
+    def scarce():
+        if faults:
+            raise faults.pop()
+        return pair()
+
+    monkeypatch.setattr(starter, "pair", scarce)
+    kept.keep("worker-0", waits, serves=True)
+    await until_async(lambda: kept.started)
+    assert [event for event, _ in kept.told] == ["start_failed", "process_ended"] * 2
+
+
+async def test_the_end_starts_none_again(kept):
+    kept.keep("follower", waits)
+    kept.keep("worker-0", waits, serves=True)
+    await until_async(lambda: len(kept.started) == 2)
+    kept.crew.stop()
+    for process in kept.started:
+        process.channel.close()
+    assert await kept.crew.end(60)
+    assert (len(kept.started), kept.told) == (2, [])
+
+
+async def test_a_process_that_outlives_its_time_is_killed(kept):
+    kept.keep("worker-0", stands_still)
+    await until_async(lambda: len(kept.started) == 1)
+    pid = kept.started[0].pid
+    assert not await kept.crew.end(0.2)
+    ((event, fields),) = kept.told
+    assert (event, fields["process"], fields["pid"]) == ("killed", "worker-0", pid)
+    assert is_gone(pid)
+
+
+async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept):
+    attended = []
+
+    async def start():
+        kept.started.append(await kept.starter.start("worker-0", waits))
+        return kept.started[-1]
+
+    async def attend(process):
+        attended.append(process)
+        if len(attended) == 1:
+            raise ValueError("35123456789012")
+        await process.channel.gone.wait()
+
+    kept.crew.keep("worker-0", start, attend)
+    await until_async(lambda: len(attended) == 2)
+    assert is_gone(attended[0].pid)
+    assert [event for event, _ in kept.told] == ["fault", "process_ended"]
+    assert kept.told[0][1]["detail"].startswith(f"ValueError at {__file__}:"), "the text may hold an identifier"
+
+
+def test_the_first_starter_shares_the_memory_of_the_process_that_forks_it(tmp_path):
+    """In a process of its own, since it may have neither a loop nor a thread."""
+    code = (
+        "import asyncio, sys; sys.path[:0] = sys.argv[1:]\n"
+        "import eir.node.processes.starter as s, test_starter\n"
+        "made = s.Starter('nothing.that.is.there'); made.fork(); test_starter.MARK.append(1); made.stay()\n"
+        "async def go():\n"
+        "    process = await made.start('one', test_starter.marks)\n"
+        "    print(await process.ended()); await made.close()\n"
+        "asyncio.run(go())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, Path(__file__).parents[:3])],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+MARK = []
+
+
+def marks(_):
+    return len(MARK)
+
+
+async def test_the_end_is_a_good_one_where_only_the_record_had_to_be_killed(kept):
+    """It may wait for a receiver of events: systemd would start a drained node again."""
+    kept.keep("sightings", stands_still, spared=True)
+    await until_async(lambda: len(kept.started) == 1)
+    assert await kept.crew.end(0.2)
+    assert [event for event, _ in kept.told] == ["killed"]
+
+
+class WaitsForADisk:
+    """A process that no signal ends before its disk answers."""
+
+    name, pid = "follower", 1 << 22
+
+    def __init__(self):
+        ours, self.theirs = pair()
+        self.channel, self.disk, self.killed = Channel(ours), asyncio.Event(), []
+
+    async def ended(self):
+        await self.disk.wait()
+        return -signal.SIGKILL
+
+    def kill(self, number=signal.SIGKILL):
+        self.killed.append(number)
+
+
+async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
+    kept.renew(killed_s=0.01)
+    process = WaitsForADisk()
+
+    async def start():
+        kept.started.append(process)
+        return process
+
+    kept.crew.keep("follower", start, lambda process: process.channel.gone.wait(), spared=True)
+    await until_async(lambda: kept.started)
+    try:
+        async with asyncio.timeout(60):
+            assert await kept.crew.end(0.05)
+    finally:
+        process.disk.set()
+        process.theirs.close()
+    assert process.killed == [signal.SIGKILL]
+
+
+def test_a_node_whose_end_is_overdue_ends_whatever_hangs():
+    """In a process of its own: the thread that is to end it would end the tests."""
+    code = (
+        "import threading; from eir.node.processes.front import end_within; end_within(0.01); threading.Event().wait()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 1
+    assert "event=killed reason=drain process=front" in done.stderr

@@ -1,0 +1,230 @@
+"""The state folder: one node at a time, and what it keeps there."""
+
+import os
+import signal
+import threading
+import time
+import uuid
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from full_disk import no_file_above
+from node import LISTED, until
+from typer.main import get_command
+
+from eir import __version__
+from eir.cli.app import command_line
+from eir.cli.manual import _does, commands_of
+from eir.errors import EirError, SetupFault, silent
+from eir.lists.record.store import NO_LIST
+from eir.node.observe.control import STOPPING
+from eir.node.observe.page import alert_of
+from eir.node.observe.status import Following, Status, WorkerReport
+from eir.node.processes import state_folder
+from eir.node.processes.pulling import Acknowledging
+from eir.node.processes.state_folder import IN_FORCE_FILE, in_force_before, keep_mark
+
+REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
+FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
+
+
+def test_a_folder_is_made_with_its_parents_and_not_for_all_to_see(tmp_path):
+    state_folder.prepare(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o750
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupFault, match="cannot be made: Not a directory"):
+        state_folder.prepare(tmp_path / "file" / "var")
+
+
+def test_one_node_holds_it_until_its_last_process_has_ended(tmp_path):
+    """A child that was forked meanwhile holds it too, as the processes of a node do when the first one is killed."""
+    held = state_folder.hold(tmp_path)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(theirs)
+        os.read(ours, 1)
+        os._exit(0)
+    os.close(ours)
+    os.close(held)
+    with pytest.raises(EirError, match="a node already runs"):
+        state_folder.hold(tmp_path, 0.3)
+    threading.Timer(0.1, os.close, [theirs]).start()
+    os.close(state_folder.hold(tmp_path))
+    os.waitpid(child, 0)
+
+
+def test_a_node_that_runs_is_told_of_at_once_and_one_that_ends_is_waited_for(tmp_path, monkeypatch):
+    held = state_folder.hold(tmp_path)
+    said = iter([STOPPING, STOPPING, "running"])
+    monkeypatch.setattr(state_folder, "ask", lambda *_, **__: next(said))
+    with pytest.raises(EirError, match="a node already runs"):
+        state_folder.hold(tmp_path)
+    assert next(said, None) is None
+    os.close(held)
+
+
+def forms(folder):
+    """Take a folder; returns what is said meanwhile, and what its file holds then."""
+    said = []
+    state_folder.take_form(folder, lambda event, **fields: said.append((event, fields["detail"])))
+    return said, (folder / "form").read_text()
+
+
+def test_a_fresh_folder_has_this_programs_form_and_nothing_is_said(tmp_path):
+    assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
+    assert forms(tmp_path)[0] == []
+
+
+@pytest.mark.parametrize("left", [None, "", "\0\0\0\0", "junk 0.0.1"])
+def test_a_folder_of_before_is_brought_to_it_and_what_changes_is_said(tmp_path, left):
+    """A file that a power cut has left broken is no reason not to start."""
+    state_folder.next_origin_state_id(tmp_path)
+    if left is not None:
+        (tmp_path / "form").write_text(left)
+    ((event, detail),), written = forms(tmp_path)
+    assert (event, written) == ("state_upgraded", f"{state_folder.FORM} {__version__}\n")
+    assert f"has form 0, and is brought to form {state_folder.FORM} now: " in detail
+    assert all(change in detail for change in state_folder.CHANGES.values())
+    assert set(state_folder.CHANGES) == set(range(1, state_folder.FORM + 1))
+
+
+def test_another_version_of_the_same_form_is_noted_and_nothing_is_said(tmp_path):
+    state_folder.next_origin_state_id(tmp_path)
+    (tmp_path / "form").write_text(f"{state_folder.FORM} 0.0.1\n")
+    assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
+
+
+def test_an_older_program_leaves_a_newer_folder_alone_and_names_both(site):
+    site.state.mkdir()
+    (site.state / "form").write_text("99 9.0.0\n")
+    said = site.eir("serve", status=2).stderr
+    assert "has form 99, written by eir 9.0.0; this is eir" in said
+    assert f"eir {__version__}, which knows form {state_folder.FORM}" in said
+    assert {path.name for path in site.state.iterdir()} <= {"form", "lock"}
+
+
+ROOT = get_command(command_line())
+BECAUSE = ("--reason", "x")
+OPENS = {
+    "check": [LISTED], "why": [LISTED], "load": ["x.manifest.json"], "inbox": [], "pull": [], "acknowledge": ["--key"], "show": ["stolen"],
+    "export": ["stolen"], "history": [], "rollback": ["stolen"], "add": ["stolen", LISTED, *BECAUSE], "remove": ["stolen", LISTED, *BECAUSE],
+    "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
+    "sightings": [], "sightings forget": ["--imsi", "001010123456789"], "sightings import": ["x.csv"], "sightings export": [],
+    "tamper report": [], "tamper show": [LISTED], "tamper confirm": [LISTED, *BECAUSE], "tamper clear": [LISTED, *BECAUSE], "tamper export": [],
+}  # fmt: skip
+"""The commands that open the state folder, with arguments."""
+LEAVES = {
+    "serve",  # as the test above says
+    *("status", "peers", "reload", "drain", "trace", "peer disable", "peer enable"),  # the node that runs is asked, whatever its version
+    *("init", "config", "publish", "offer", "probe", "acknowledged", "completion", "manual", "feed user"),
+}  # fmt: skip
+"""The others."""
+
+
+def test_every_command_is_one_that_opens_the_folder_or_one_that_does_not():
+    assert {" ".join(names) for names, each in commands_of(ROOT) if names and _does(each)} == {*OPENS, *LEAVES}
+
+
+def test_commands_of_an_older_program_leave_a_newer_folder_alone_and_name_both_too(site):
+    site.state.mkdir()
+    release = str(site.release([LISTED]))
+    (site.state / "form").write_text("99 9.0.0\n")
+    for command, arguments in OPENS.items():
+        line = [*command.split(), "-c", str(site.path), *(release if each == "RELEASE" else each for each in arguments)]
+        with pytest.raises(EirError, match=r"has form 99, written by eir 9\.0\.0; this is eir") as refused:
+            ROOT(line, standalone_mode=False)
+        assert not isinstance(refused.value, SetupFault), command  # exit status 1
+    assert [path.name for path in site.state.iterdir()] == ["form"]
+
+
+def test_the_origin_state_id_rises_at_each_start_whatever_the_clock_says(tmp_path):
+    now = int(time.time())
+    assert state_folder.next_origin_state_id(tmp_path) >= now
+    ahead = now + 100_000
+    (tmp_path / "origin-state-id").write_text(f"{ahead}\n")
+    assert [state_folder.next_origin_state_id(tmp_path) for _ in range(2)] == [ahead + 1, ahead + 2]
+    (tmp_path / "origin-state-id").write_text("junk")
+    assert now <= state_folder.next_origin_state_id(tmp_path) < ahead
+
+
+def test_a_disk_without_room_costs_no_file(tmp_path):
+    first = state_folder.next_origin_state_id(tmp_path)
+    with no_file_above(3):
+        assert state_folder.next_origin_state_id(tmp_path) > first
+    assert [path.name for path in tmp_path.iterdir()] == [state_folder.ORIGIN_STATE_ID_FILE]
+    assert (tmp_path / state_folder.ORIGIN_STATE_ID_FILE).read_text() == f"{first}\n"
+
+
+def test_a_node_that_stands_still_keeps_its_folder(site):
+    """Stopped for a while, as in a debugger: a second one does not take the socket from it, and it goes on after."""
+    site.configure(lists={}, policy={})
+    node = site.start()
+    node.signal(signal.SIGSTOP)
+    try:
+        assert "a node already runs" in site.eir("serve", status=1).stderr
+    finally:
+        node.signal(signal.SIGCONT)
+    assert until(lambda: node.status()["ready"] == "ready")
+
+
+def test_nf_instance_id_stays_that_of_the_folder(tmp_path):
+    made = state_folder.nf_instance(tmp_path)
+    assert uuid.UUID(made).version == 4
+    assert state_folder.nf_instance(tmp_path) == made
+    (tmp_path / "nf-instance-id").write_text("cut o")
+    assert state_folder.nf_instance(tmp_path) != made
+
+
+def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
+    """An older backup of the SQLite file lacks newer rows, and the node would pass those devices without a warning."""
+    config = SimpleNamespace(state=tmp_path, lists={"stolen": SimpleNamespace(local=False, source=None)})
+
+    def older(serial, highest, resets=0):
+        """As a node that starts sees a store with this list."""
+        state = replace(
+            NO_LIST, kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
+        )
+        node = Acknowledging(config, None, report=silent)
+        node.look([replace(REPORT, lists={"stolen": state})])
+        return node.older
+
+    assert older(3, 3) == {}
+    for _ in range(2):
+        assert older(1, 1) == {"stolen": (1, 3)}
+    assert older(1, 3) == {}, "a rollback"
+    assert older(2, 2) == {"stolen": (2, 3)}
+    assert older(1, 1, resets=1) == {}, "an operator has set the highest serial back"
+    assert older(4, 4, resets=1) == {}
+    (tmp_path / IN_FORCE_FILE).write_text('{"stolen": [7, "", "2026-11-20T00:00:00Z"]}')
+    assert in_force_before(tmp_path)["stolen"].mark == (0, 7), "as versions before wrote it"
+    assert older(6, 6) == {"stolen": (6, 7)}
+    status = Status(workers=1, pid=1, following=lambda: FOLLOWING, report=silent)
+    status.older = lambda: {"stolen": (6, 7)}
+    (said,) = [text for text in status.readiness([REPORT]).why if "stolen" in text]
+    assert "serial 6 is the highest that it knows of, and 7 was accepted here before" in said
+    assert alert_of(said) == "EirStoreLostData"
+
+
+def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
+    """The load stores it before any worker has the release, and the node writes the same file meanwhile."""
+    config = SimpleNamespace(state=tmp_path, lists={})
+    node = Acknowledging(config, None, report=silent)
+
+    def look(**serials):
+        lists = {
+            name: replace(NO_LIST, kind="devices", serial=serial, generation=serial, highest_serial=serial)
+            for name, serial in serials.items()
+        }
+        node.look([replace(REPORT, lists=lists)])
+        return {name: entry.mark[1] for name, entry in in_force_before(tmp_path).items()}
+
+    assert look(stolen=6) == {"stolen": 6}
+    keep_mark(tmp_path, "stolen", (0, 7))
+    keep_mark(tmp_path, "other", (0, 3))
+    assert look(stolen=6, third=1) == {"stolen": 7, "other": 3, "third": 1}
+    keep_mark(tmp_path, "stolen", (0, 2))
+    assert in_force_before(tmp_path)["stolen"][:2] == (6, NO_LIST.content_digest)
+    assert look(stolen=7, other=3, third=1) == {"stolen": 7, "other": 3, "third": 1}
+    assert all(entry.since for entry in in_force_before(tmp_path).values())

@@ -1,0 +1,93 @@
+"""Connections over TCP that the node makes (eir/wire/transport/stream.py), to a name with several addresses."""
+
+import asyncio
+import contextlib
+import errno
+import socket
+
+import pytest
+
+from eir.wire.transport import stream
+from eir.wire.transport.begin import listening_sockets
+from eir.wire.transport.endpoint import Endpoint
+
+
+@pytest.fixture
+def silent():
+    """An address that answers no SYN: the program that listens there accepts no connection, and its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """Gives the name `peer` these addresses."""
+
+    def name(*addresses):
+        async def found(_host, _port, **_):
+            return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", each) for each in addresses]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+
+    return name
+
+
+@pytest.mark.parametrize("host", ["mme..example", f"{'a' * 64}.example", "../x"])
+async def test_what_cannot_be_a_name_is_a_fault_as_any_other(host):
+    with pytest.raises(OSError, match="cannot be the name of a host"):
+        await stream.connected(host, 3868)
+
+
+async def test_an_address_that_never_answers_keeps_nobody_from_the_next(silent, named):
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    there = server.sockets[0].getsockname()
+    named(silent, there)
+    async with server, asyncio.timeout(180):
+        with await stream.connected("peer", 3868, 0.01) as connection:
+            assert connection.getpeername() == there
+
+
+async def test_the_last_fault_is_told(silent, named):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    named(silent, nobody)
+    with pytest.raises(ConnectionRefusedError):
+        await stream.connected("peer", 3868, 0.01)
+    named()
+    with pytest.raises(OSError, match="no address"):
+        await stream.connected("peer", 3868)
+
+
+async def test_who_gives_up_waiting_leaves_no_socket(silent, named):
+    named(silent)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await stream.connected("peer", 3868)
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (OSError("no addresses left"), "no addresses left"),
+        (OSError(errno.ECONNREFUSED, "whatever the loop says"), "Connection refused"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "Connection reset by peer"),
+        (ConnectionResetError(), "ConnectionResetError"),
+    ],
+)
+def test_why_a_connection_failed(fault, text):
+    assert stream.fault_text(fault, secure=False) == text
+
+
+async def test_a_name_is_listened_on_at_all_its_addresses_or_at_none(named):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        named(("127.0.0.2", port), ("127.0.0.1", port))
+        with pytest.raises(OSError, match="in use"):
+            await listening_sockets(Endpoint("tcp", ("peer",), port))
+        socket.create_server(("127.0.0.2", port)).close()  # which is free again

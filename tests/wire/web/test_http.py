@@ -1,0 +1,377 @@
+"""The pages over HTTP/1.1: good clients, bad ones, silent ones, too many."""
+
+import asyncio
+import urllib.request
+
+import pytest
+from wire import until
+
+from eir.node.observe.http import HttpServer
+from eir.wire.web.http1 import Conversation, Response
+from eir.wire.web.http1_server import HttpLimits
+
+PAGE = Response(200, "text/plain; charset=utf-8", b"page\n")
+
+
+async def slow_page(_):
+    await asyncio.sleep(0)
+    return Response(503, "text/plain", b"slow\n")
+
+
+def broken_page(_):
+    raise KeyError("eir_surprise")
+
+
+def reporting_to(told):
+    def report(event, *, reason, detail, **_):
+        told.append((event, reason, detail))
+
+    return report
+
+
+@pytest.fixture
+def told():
+    """What was reported, as (event, reason, detail)."""
+    return []
+
+
+@pytest.fixture
+def limits():
+    """Those of the server; a test that is about them gives its own."""
+    return HttpLimits()
+
+
+@pytest.fixture
+def pages():
+    return {
+        "/page": lambda _: PAGE,
+        "/slow": slow_page,
+        "/broken": broken_page,
+        "/mine": lambda _: PAGE._replace(authenticated=True),
+    }
+
+
+@pytest.fixture
+async def server(told, limits, pages):
+    made = HttpServer(pages, report=reporting_to(told), limits=limits)
+    made.address = await made.listen("127.0.0.1", 0)
+    yield made
+    await made.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class Client:
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    async def ask(self, request):
+        self.writer.write(request)
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        status, *lines = head.split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines if line)
+        body = b"" if request.startswith(b"HEAD") else await self.reader.readexactly(int(headers["content-length"]))
+        return int(status.split()[1]), headers, body
+
+    async def ended(self):
+        async with asyncio.timeout(180):
+            try:
+                return await self.reader.read()
+            except ConnectionError:
+                return b""
+
+
+@pytest.fixture
+async def connect(server):
+    made = []
+
+    async def connect(address="127.0.0.1"):
+        made.append(Client(*await asyncio.open_connection(*server.address, local_addr=(address, 0))))
+        return made[-1]
+
+    yield connect
+    for client in made:
+        client.writer.transport.abort()
+
+
+GET = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_pages(connect):
+    client = await connect()
+    status, headers, body = await client.ask(GET)
+    assert (status, headers["content-type"], body) == (200, PAGE.content_type, PAGE.body)
+    assert await client.ask(b"GET /slow?x=1 HTTP/1.1\r\nHost: x\r\n\r\n") == (
+        503, {"content-type": "text/plain", "content-length": "5"}, b"slow\n",
+    )  # fmt: skip
+
+
+async def test_a_page_that_fails_is_an_answer_and_a_line(connect, told):
+    client = await connect()
+    status, _, body = await client.ask(b"GET /broken HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, body) == (500, b"this page failed; the log says why (page_failed)\n")
+    ((event, page, detail),) = told
+    assert (event, page) == ("page_failed", "/broken")
+    assert detail.startswith("KeyError at ")
+    assert "eir_surprise" not in detail
+    assert (await client.ask(GET))[2] == PAGE.body  # over the same connection
+
+
+async def test_a_plain_client(server):
+    url = "http://{}:{}/page".format(*server.address)
+
+    def get():
+        with urllib.request.urlopen(url, timeout=600) as answer:
+            return answer.read()
+
+    assert await asyncio.to_thread(get) == PAGE.body
+
+
+async def test_one_connection_takes_many_requests_split_anywhere_or_all_at_once(connect):
+    client = await connect()
+    for octet in GET[:-1]:
+        client.writer.write(bytes([octet]))
+        await client.writer.drain()
+    assert (await client.ask(GET[-1:]))[0] == 200
+    client.writer.write(GET * 3)
+    for _ in range(3):
+        assert (await client.ask(b""))[2] == PAGE.body
+
+
+async def test_head_has_the_headers_only(connect):
+    client = await connect()
+    status, headers, _ = await client.ask(b"HEAD /page HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, headers["content-length"]) == (200, "5")
+    assert (await client.ask(GET))[2] == PAGE.body
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"), [(b"GET /nothing", 404), (b"GET /", 404), (b"POST /page", 405), (b"DELETE /page", 405)]
+)
+async def test_what_is_not_there(connect, request_line, status):
+    client = await connect()
+    found, _, body = await client.ask(request_line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+    assert found == status
+    assert status != 404 or b"/page /slow" in body
+
+
+async def test_connection_close_is_honoured(connect):
+    client = await connect()
+    assert (await client.ask(b"GET /page HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))[0] == 200
+    assert await client.ended() == b""
+
+
+async def test_http_1_0(connect):
+    client = await connect()
+    assert (await client.ask(b"GET /page HTTP/1.0\r\n\r\n"))[0] == 200
+    assert await client.ended() == b""
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"\x01\x00\x00\x14\x80\x00\x01\x01" + bytes(12),  # a Diameter header
+        b"GET /page HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /page\r\n\r\n", b"\r\n" * 50000, b"GET /" + b"x" * 100_000, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 10_000, bytes(1000),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)  # fmt: skip
+async def test_what_is_no_request_ends_the_connection_and_nothing_else(connect, octets):
+    good, bad = await connect(), await connect()
+    bad.writer.write(octets)
+    bad.writer.write_eof()
+    assert b" 200 " not in await bad.ended()
+    assert (await good.ask(GET))[0] == 200
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(request_s=0.05)])
+async def test_a_silent_client_is_dropped(connect):
+    silent, half = await connect(), await connect()
+    half.writer.write(GET[:10])
+    assert await silent.ended() == b""
+    assert await half.ended() == b""
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [b"GET /", b"GET /page HTTP/1.1\r\nHost: ", b"POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"],
+)
+@pytest.mark.parametrize("limits", [HttpLimits(request_s=0.3)])
+async def test_a_request_that_never_ends_is_dropped(connect, begins):
+    client = await connect()
+    client.writer.write(begins)
+    ended = asyncio.create_task(client.ended())
+    while not ended.done():  # `ended` gives up in the end
+        client.writer.write(b"x")
+        await asyncio.sleep(0.05)
+    assert await ended == b""
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(request_s=1.5)])
+async def test_a_request_has_its_time_from_the_answer_before_it(connect):
+    client = await connect()
+    for _ in range(5):
+        assert (await client.ask(GET))[0] == 200
+        await asyncio.sleep(0.4)
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=2)])
+async def test_for_one_connection_too_many_the_oldest_goes(connect):
+    held = [await connect() for _ in range(2)]  # and never say anything
+    scrape = await connect()
+    assert (await scrape.ask(GET))[0] == 200
+    assert await held[0].ended() == b""
+    probe = await connect()
+    assert (await probe.ask(GET))[0] == 200
+    assert await held[1].ended() == b""
+    assert (await scrape.ask(GET))[0] == 200
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=3)])
+async def test_any_number_of_connections_at_once(connect):
+    clients = [await connect() for _ in range(50)]
+    assert [await client.ended() for client in clients[:-3]] == [b""] * 47
+    for client in clients[-3:]:
+        assert (await client.ask(GET))[0] == 200
+
+
+MINE = GET.replace(b"/page", b"/mine")
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=2)])
+async def test_connections_of_strangers_close_none_that_has_authenticated(connect):
+    register = await connect()
+    assert (await register.ask(MINE))[0] == 200
+    strangers = [await connect() for _ in range(20)]
+    assert [await stranger.ended() for stranger in strangers[:-2]] == [b""] * 18
+    for client in (*strangers[-2:], register):
+        assert (await client.ask(GET))[0] == 200
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=2)])
+async def test_authenticated_connections_are_bounded_too(connect):
+    stranger, registers = await connect(), []
+    for _ in range(4):
+        registers.append(await connect())
+        assert (await registers[-1].ask(MINE))[0] == 200
+    assert [await register.ended() for register in registers[:-2]] == [b""] * 2
+    for client in (*registers[-2:], stranger):
+        assert (await client.ask(GET))[0] == 200
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=3)])
+async def test_the_address_with_most_connections_loses_one(connect):
+    """A register that has connected and not yet sent its password keeps its place beside a flood from another address."""
+    register = await connect("127.0.0.2")
+    flood = [await connect() for _ in range(10)]
+    assert [await each.ended() for each in flood[:-2]] == [b""] * 8
+    assert (await register.ask(MINE))[0] == 200
+
+
+async def test_close_does_not_wait_for_clients(connect, server):
+    client = await connect()
+    await client.ask(GET)
+    async with asyncio.timeout(180):
+        await server.close()
+    assert await client.ended() == b""
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*server.address)
+
+
+async def test_a_port_that_is_taken():
+    server, second = HttpServer({}, report=reporting_to([])), HttpServer({}, report=reporting_to([]))
+    _, port = await server.listen("127.0.0.1", 0)
+    with pytest.raises(OSError, match="in use"):
+        await second.listen("127.0.0.1", port)
+    await server.close()
+    await second.close()
+
+
+async def test_ipv6():
+    server = HttpServer({"/page": lambda _: PAGE}, report=reporting_to([]))
+    address, port = await server.listen("::1", 0)
+    assert address == "::1"
+    client = Client(*await asyncio.open_connection(address, port))
+    assert (await client.ask(GET))[2] == PAGE.body
+    client.writer.close()
+    await client.writer.wait_closed()
+    await server.close()
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(requests_max=2)])
+async def test_a_connection_has_its_requests(connect):
+    client = await connect()
+    assert "connection" not in (await client.ask(GET))[1]
+    assert (await client.ask(GET))[1]["connection"] == "close"
+    assert await client.ended() == b""
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(requests_max=10**6, connection_s=0.3)])
+async def test_a_connection_has_its_time(connect):
+    busy = await connect()
+
+    async def ask_for_ever():
+        while True:
+            await busy.ask(GET)
+
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await ask_for_ever()
+
+
+async def test_others_have_their_turn_beside_clients_that_pipeline(pages, connect):
+    """Ten connections with hundreds of requests each: in one turn of the loop each of them gets one answer."""
+    made, held, loop = [], [], asyncio.get_running_loop()
+
+    def page(_):
+        made.append(loop.time())
+        return PAGE
+
+    def turn(before):
+        held.append(len(made) - before)
+        if len(made) < 3000:
+            loop.call_soon(turn, len(made))
+
+    pages["/page"] = page
+    loop.call_soon(turn, 0)
+    for _ in range(10):
+        (await connect()).writer.write(GET * 300)
+    await until(lambda: len(made) == 3000)
+    assert max(held) <= 10
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(body_bytes_max=3)])
+async def test_a_page_too_large_is_not_sent(connect, told):
+    assert (await (await connect()).ask(GET))[0] == 500
+    assert told == [("page_failed", "/page", "it has 5 bytes")]
+
+
+class TestWithoutIo:
+    """The conversation alone, fed byte by byte."""
+
+    def test_requests_and_answers(self):
+        conversation = Conversation(1000)
+        found = []
+        for octet in GET + b"HEAD /page?x HTTP/1.1\r\nHost: x\r\n\r\n":
+            conversation.receive(bytes([octet]))
+            while (request := conversation.next_request()) is not None:
+                found.append((*request, conversation.answer(PAGE).endswith(PAGE.body)))
+        assert found == [
+            ("GET", "/page", "", {"host": "x"}, "", b"", True),
+            ("HEAD", "/page", "x", {"host": "x"}, "", b"", False),
+        ]
+        assert not conversation.over
+
+    @pytest.mark.parametrize("octets", [b"\0", b"GET /page HTTP/1.1\r\n\r\n", b"G" * 20_000])
+    def test_what_is_no_request_ends_it(self, octets):
+        conversation = Conversation(1000)
+        conversation.receive(octets)
+        assert conversation.next_request() is None
+        assert conversation.over
+
+    def test_a_client_that_ends(self):
+        conversation = Conversation(1000)
+        conversation.receive(GET)
+        assert conversation.next_request()[:2] == ("GET", "/page")
+        conversation.answer(PAGE)
+        conversation.receive(b"")
+        assert conversation.next_request() is None
+        assert conversation.over
