@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc import jwk, jws
 
 from eir.cli.table import table
-from eir.lists.sources.settings import FRAUD_SCOPE
+from eir.interfaces.fraud_check.settings import FRAUD_SCOPE
 
 QUESTIONS = 100_000
 CONNECTIONS, AUDIENCE, LASTS_S = 64, "eir", 3600

@@ -435,7 +435,7 @@ def _where(target: str, *, with_tls: bool) -> tuple[str, int, str]:
 
 def _http_target(target: str, tls: Tls | None) -> tuple[str, int, ssl.SSLContext | None]:
     """Host, port, and what a handshake is made with."""
-    from eir.interfaces.n5g.settings import is_secure, listening_at  # noqa: PLC0415 - as above
+    from eir.wire.transport.endpoint import is_secure, listening_at  # noqa: PLC0415 - as above
 
     try:
         to = listening_at(target)
@@ -467,7 +467,7 @@ def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
         return None
     if ca is None or cert is None or key is None:
         raise fail("TLS is mutual here: --ca, --cert and --key are needed, all three", EXIT_USAGE)
-    from eir.wire.peers.settings import TlsSettings  # noqa: PLC0415 - for a probe over TLS alone
+    from eir.wire.transport.settings import TlsSettings  # noqa: PLC0415 - for a probe over TLS alone
     from eir.wire.transport.tls import load_tls, read_tls  # noqa: PLC0415 - as above
 
     return load_tls(read_tls(TlsSettings(certificate=cert, key=key, ca=ca)))

@@ -17,16 +17,15 @@ from eir.config.reader import Document, Spot
 from eir.config.settings import Config
 from eir.errors import StoreError
 from eir.interfaces.feed.feed_users import UsersError, read_users
-from eir.interfaces.n5g.settings import is_loopback, is_secure, listening_at
+from eir.interfaces.feed.settings import TAC_ROLES
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.record.settings import DEVICES, PAIRS, TYPES, is_list_name
 from eir.lists.releases.openssh import distinct_signers
 from eir.lists.rows.layout import ACTION, LAYOUTS, SUBJECTS
-from eir.lists.sources.settings import TAC_ROLES
 from eir.lists.stores.open import SQLITE
 from eir.wire.peers.settings import APPLICATIONS, PeerSettings, holds
 from eir.wire.ss7.sccp import BITS, point_code
-from eir.wire.transport.endpoint import endpoint
+from eir.wire.transport.endpoint import endpoint, is_loopback, is_secure, listening_at
 from eir.wire.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.wire.transport.tls import TlsError, load_tls, read_tls
 

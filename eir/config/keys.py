@@ -13,6 +13,8 @@ from eir.checks.question import SUSPECT
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
+from eir.interfaces.feed.settings import FEED_SCOPE, FeedLists, FeedSettings
+from eir.interfaces.fraud_check.settings import FRAUD_SCOPE, RATE_MAX, FraudSettings
 from eir.interfaces.gsup.settings import GsupSettings
 from eir.interfaces.map.settings import GatewaySettings, Ss7Settings
 from eir.interfaces.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
@@ -28,12 +30,12 @@ from eir.lists.record.settings import (
 )
 from eir.lists.record.store import KEEP
 from eir.lists.rows.layout import SUBJECTS
-from eir.lists.sources.settings import FEED_SCOPE, FRAUD_SCOPE, RATE_MAX, FeedLists, FeedSettings, FraudSettings
 from eir.lists.stores.open import SQLITE
 from eir.sightings.conditions import Place, TamperSettings
 from eir.sightings.settings import FULL, HASHED, OFF, SightingsSettings, Webhook
-from eir.wire.peers.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+from eir.wire.peers.settings import LENIENCES, Identity, Limits, PeerSettings
 from eir.wire.ss7.sccp import ANSI, ITU
+from eir.wire.transport.settings import SctpSettings, TlsSettings
 from eir.wire.transport.tls import VERSIONS
 from eir.wire.web.access import LOOPBACK, PageSettings
 from eir.wire.web.denials import TokenSettings

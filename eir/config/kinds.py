@@ -21,10 +21,9 @@ from eir.device import TAC_DIGITS, device_key
 from eir.errors import IdentifierError, StoreError
 from eir.interfaces.gsup.settings import PORT as GSUP_PORT
 from eir.interfaces.map.settings import PORT as M3UA_PORT
-from eir.interfaces.n5g.settings import PORTS as HTTP_PORTS
 from eir.lists.rows.layout import is_date_form
 from eir.lists.stores.open import SQLITE
-from eir.wire.transport.endpoint import PORTS, SCTP
+from eir.wire.transport.endpoint import HTTP_PORTS, PORTS, SCTP
 
 LABEL_MAX, NAME_MAX = 63, 255
 """Octets in a label and in a whole domain name (RFC 1035 2.3.4)."""

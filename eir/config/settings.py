@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 from eir.checks.settings import PolicySettings, Status
 from eir.errors import Problem
+from eir.interfaces.feed.settings import FeedSettings
+from eir.interfaces.fraud_check.settings import FraudSettings
 from eir.interfaces.gsup.settings import GsupSettings
 from eir.interfaces.map.settings import Ss7Settings
 from eir.interfaces.n5g.settings import N5gSettings
 from eir.lists.record.settings import HistorySettings, Layout, ListSettings
-from eir.lists.sources.settings import FeedSettings, FraudSettings
 from eir.sightings.conditions import TamperSettings
 from eir.sightings.settings import SightingsSettings
-from eir.wire.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+from eir.wire.peers.settings import Identity, Limits, PeerSettings
+from eir.wire.transport.settings import SctpSettings, TlsSettings
 from eir.wire.web.access import PageSettings
 
 

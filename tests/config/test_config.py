@@ -22,7 +22,8 @@ from eir.config.keys import TABLE
 from eir.config.reader import FILE_BYTES_MAX
 from eir.errors import ConfigError
 from eir.lists.record.settings import ListSettings
-from eir.wire.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+from eir.wire.peers.settings import Identity, Limits, PeerSettings
+from eir.wire.transport.settings import SctpSettings, TlsSettings
 
 SAMPLE = Path(__file__).parents[2] / "config" / "eir.yaml"
 PAGE = SAMPLE.parent / "REFERENCE.md"

@@ -12,11 +12,11 @@ from eir.errors import Report
 from eir.interfaces.feed.feed_rows import Refused, Row, read_row
 from eir.interfaces.feed.feed_users import TOO_MANY, Users
 from eir.interfaces.feed.feed_writer import FeedWriter
+from eir.interfaces.feed.settings import FEED_SCOPE, TAC_ROLES, FeedSettings
 from eir.lists.changes.local import Entry
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.msisdn import NO_NUMBERS, Numbers
-from eir.lists.sources.settings import FEED_SCOPE, TAC_ROLES, FeedSettings
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials
 from eir.wire.web.http1 import Request, Response
 from eir.wire.web.http1_server import Answer

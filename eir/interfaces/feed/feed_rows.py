@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 from eir.device import device_key, imsi_key
 from eir.errors import IdentifierError
+from eir.interfaces.feed.settings import TAC_ROLES
 from eir.lists.changes.local import ADD, REMOVE
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.msisdn import number_key
-from eir.lists.sources.settings import TAC_ROLES
 
 ROOT: Final = "eir"
 NULL: Final = "NULL"

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from eir.errors import Report, StoreError, place_of
-from eir.lists.sources.settings import FRAUD_SCOPE, FraudSettings
+from eir.interfaces.fraud_check.settings import FRAUD_SCOPE, FraudSettings
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.wire.web.http1 import Request, Response
 from eir.wire.web.http1_server import Answer

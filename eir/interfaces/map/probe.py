@@ -17,7 +17,6 @@ from eir.interfaces.map import checkimei as codec
 from eir.interfaces.map.link import CARRIED
 from eir.interfaces.map.settings import SSN_EIR
 from eir.interfaces.probing import Finding, Probe
-from eir.wire.peers.settings import SctpSettings
 from eir.wire.ss7 import sccp, tcap
 from eir.wire.ss7.asp import Association, State
 from eir.wire.ss7.ber import BerError
@@ -27,6 +26,7 @@ from eir.wire.ss7.tcap import Message, Outcome, TcapFault
 from eir.wire.transport import sctp, stream
 from eir.wire.transport.endpoint import SCTP, Endpoint, address_text
 from eir.wire.transport.sctp_options import is_supported
+from eir.wire.transport.settings import SctpSettings
 from eir.wire.transport.stream import fault_text
 
 SSN_MSC = 8

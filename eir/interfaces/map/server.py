@@ -18,13 +18,14 @@ from eir.interfaces.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
 from eir.wire.peers.server import ENDED, Server
-from eir.wire.peers.settings import Limits, PeerSettings, Requester, SctpSettings, is_from
+from eir.wire.peers.settings import Limits, PeerSettings, Requester, is_from
 from eir.wire.ss7 import m3ua, sccp
 from eir.wire.ss7.asp import Association, Happened, State
 from eir.wire.ss7.m3ua import Transfer
 from eir.wire.ss7.sccp import Address, Cause, SccpFault, point_code, point_code_text
 from eir.wire.transport import begin
 from eir.wire.transport.endpoint import endpoint
+from eir.wire.transport.settings import SctpSettings
 from eir.wire.transport.stream import fault_text
 
 CONNECT_TIMEOUT_S = 10.0

@@ -1,16 +1,11 @@
-"""Settings and names of N5g-eir. Data only; imports eir.wire.transport.endpoint and eir.wire.web.denials."""
+"""Settings and names of N5g-eir."""
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-from eir.wire.transport.endpoint import TCP, TLS, Endpoint, endpoint
 from eir.wire.web.denials import TokenSettings
 
-TRANSPORTS = {"http": TCP, "https": TLS}
-PORTS = {"http": 80, "https": 443}
-"""TS 29.500 5.2.4: those of HTTP, unless something else says so."""
 SERVICE: Final = "n5g-eir-eic"
 """The service's name, which is its scope too (TS 29.511 6.1.9)."""
 NF_TYPE: Final = "5G_EIR"
@@ -57,31 +52,3 @@ class N5gSettings:
     """None: no access token is asked for."""
     nrf: NrfSettings | None = None
     """None: the node is registered nowhere."""
-
-
-def is_http(url: str) -> bool:
-    """True if the listener is one of HTTP, and not one of Diameter."""
-    return url.partition("://")[0] in TRANSPORTS
-
-
-def is_secure(url: str) -> bool:
-    """True if connections to this listener, of any protocol, begin with a TLS handshake."""
-    return url.startswith(("https:", "tls:"))
-
-
-def is_loopback(url: str) -> bool:
-    """True if only programs on this host reach the listener."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def listening_at(url: str) -> Endpoint:
-    """Return the address of a listener of any protocol. Raises EirError for another form."""
-    scheme, _, rest = url.partition("://")
-    if scheme not in TRANSPORTS:
-        return endpoint(url)
-    at = endpoint(f"{TRANSPORTS[scheme]}://{rest}")
-    return at if urlsplit(url).port is not None else at._replace(port=PORTS[scheme])

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from eir.errors import EirError, Report
-from eir.interfaces.n5g.settings import is_http, listening_at
 from eir.wire.peers.gate import Address, Sources
-from eir.wire.peers.settings import Limits, PeerSettings, SctpSettings, setting_for, source_address
+from eir.wire.peers.settings import Limits, PeerSettings, setting_for
 from eir.wire.transport.begin import Listener, open_listener
-from eir.wire.transport.endpoint import SCTP, address_text
+from eir.wire.transport.endpoint import SCTP, address_text, is_http, listening_at
 from eir.wire.transport.sctp_options import LOAD_ADVICE, MISSING
+from eir.wire.transport.settings import SctpSettings, source_address
 
 LISTEN_ADVICE = {
     errno.EACCES: "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port",

@@ -27,7 +27,6 @@ from eir.config import Config, digests, load_config, needs_restart, take_over
 from eir.device import typed
 from eir.errors import ConfigError, EirError, SetupFault, StoreError, detail_of, silent
 from eir.interfaces.n5g.nrf import Standing
-from eir.interfaces.n5g.settings import is_http
 from eir.interfaces.s13.lane import LANE
 from eir.lists.follow.history import HistoryKeeper
 from eir.lists.record.clock import STOOD_STILL, in_time
@@ -74,7 +73,7 @@ from eir.node.processes.tracing import Tracing
 from eir.node.processes.worker import Configured
 from eir.node.processes.workers import Workers
 from eir.wire.peers.rate import memory_file
-from eir.wire.transport.endpoint import address_text
+from eir.wire.transport.endpoint import address_text, is_http
 from eir.wire.transport.tls import TlsFiles, load_tls, read_tls
 from eir.wire.web.access import PAGE, PageAccess
 from eir.wire.web.http1 import Request, Response

@@ -19,7 +19,6 @@ import uvloop
 
 from eir.config import Config
 from eir.errors import Report, detail_of
-from eir.interfaces.n5g.settings import is_secure, listening_at
 from eir.node.observe import metrics
 from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes.accept import cannot_listen
@@ -27,10 +26,11 @@ from eir.node.processes.channel import Channel
 from eir.node.processes.priority import BESIDE_NICE, Aside, give_way, stay_aside
 from eir.node.processes.starter import Process
 from eir.node.processes.workers import watch
-from eir.wire.peers.settings import PeerSettings, is_from, source_address
+from eir.wire.peers.settings import PeerSettings, is_from
 from eir.wire.transport import stream
 from eir.wire.transport.begin import Listener, listening_sockets
-from eir.wire.transport.endpoint import address_text
+from eir.wire.transport.endpoint import address_text, is_secure, listening_at
+from eir.wire.transport.settings import source_address
 from eir.wire.transport.tls import TlsFiles, load_tls
 from eir.wire.web.http1 import Request, Response
 from eir.wire.web.http1_server import Answer, HttpLimits, HttpLinks

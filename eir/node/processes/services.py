@@ -20,11 +20,12 @@ from eir.errors import EirError, Report, StoreError, place_of
 from eir.interfaces.feed.feed import Feed, no_request
 from eir.interfaces.feed.feed_users import Users, read_users
 from eir.interfaces.feed.feed_writer import FeedWriter
+from eir.interfaces.feed.settings import FEED_SCOPE
 from eir.interfaces.fraud_check import fraud_check as api
 from eir.interfaces.fraud_check.fraud_check import Found, FraudCheck
+from eir.interfaces.fraud_check.settings import FRAUD_SCOPE
 from eir.lists.record.settings import DEVICES
 from eir.lists.rows.msisdn import NO_NUMBERS, read_numbers
-from eir.lists.sources.settings import FEED_SCOPE, FRAUD_SCOPE
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.processes.interfaces import Interface, Watched

@@ -33,7 +33,7 @@ from eir.config.settings import Listener
 from eir.errors import EirError, detail_of
 from eir.interfaces.n5g.server import N5gServer
 from eir.interfaces.n5g.service import PROTOCOL as N5G
-from eir.interfaces.n5g.settings import SERVICE, is_secure
+from eir.interfaces.n5g.settings import SERVICE
 from eir.interfaces.s13.application import s13_application
 from eir.interfaces.s13.lane import COMPILED, ExpressLane, ExpressLanes
 from eir.interfaces.s13.service import PROTOCOL, S13Service
@@ -55,6 +55,7 @@ from eir.wire.diameter.node import Node
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
 from eir.wire.peers.rate import Grants, shared_memory
 from eir.wire.peers.server import Server
+from eir.wire.transport.endpoint import is_secure
 from eir.wire.transport.tls import Tls, TlsFiles, load_tls
 
 if TYPE_CHECKING:

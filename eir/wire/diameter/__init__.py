@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from eir.wire.diameter.message import Answer, Reply, Request
     from eir.wire.diameter.node import Node
     from eir.wire.peers.counts import Counts
-    from eir.wire.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+    from eir.wire.peers.settings import Identity, Limits, PeerSettings
+    from eir.wire.transport.settings import SctpSettings, TlsSettings
 
 __all__ = [
     "BASE_DICTIONARY", "Answer", "Application", "Avp", "Client", "Command", "Counts", "DiameterError", "Dictionary", "EirError", "Grammar",

@@ -26,9 +26,10 @@ from eir.wire.diameter.peer import Answered, Closed, DisconnectCause, Event, Lea
 from eir.wire.diameter.result import TOO_BUSY, UNABLE_TO_DELIVER
 from eir.wire.diameter.serve import NodeContext
 from eir.wire.peers.counts import Counts
-from eir.wire.peers.settings import APPLICATIONS, Identity, Limits, PeerSettings, SctpSettings
+from eir.wire.peers.settings import APPLICATIONS, Identity, Limits, PeerSettings
 from eir.wire.transport import begin
 from eir.wire.transport.endpoint import TCP, TLS, Endpoint, endpoint
+from eir.wire.transport.settings import SctpSettings
 from eir.wire.transport.stream import fault_text
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable, Collection
 
 from eir.errors import EirError
 from eir.wire.diameter.link import Link, Owner
-from eir.wire.peers.settings import APPLICATIONS, PeerSettings, SctpSettings
+from eir.wire.peers.settings import APPLICATIONS, PeerSettings
 from eir.wire.transport import begin
 from eir.wire.transport.endpoint import TLS, endpoint
+from eir.wire.transport.settings import SctpSettings
 
 CONNECT_TIMEOUT_S = 10.0
 STAY_AWAY_S = 120.0

@@ -21,8 +21,9 @@ from eir.wire.diameter.capabilities import IdentifyPeer
 from eir.wire.diameter.peer import Closed, Event, Peer
 from eir.wire.diameter.serve import NodeContext
 from eir.wire.diameter.states import State
-from eir.wire.peers.settings import PeerSettings, source_address
+from eir.wire.peers.settings import PeerSettings
 from eir.wire.transport.endpoint import address_text
+from eir.wire.transport.settings import source_address
 from eir.wire.transport.stream import certificate_names, reset
 
 REST_BYTES = 250_000

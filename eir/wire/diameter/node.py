@@ -38,10 +38,11 @@ from eir.wire.diameter.watchdog import JITTER_S, WATCHDOG_LEAST_S
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.gate import Gate
 from eir.wire.peers.rate import Grants, RateLimits
-from eir.wire.peers.settings import Identity, Limits, PeerSettings, SctpSettings, may_connect, setting_for
+from eir.wire.peers.settings import Identity, Limits, PeerSettings, may_connect, setting_for
 from eir.wire.transport import begin, stream
 from eir.wire.transport.begin import Listener, open_listener
 from eir.wire.transport.endpoint import TLS, endpoint
+from eir.wire.transport.settings import SctpSettings
 from eir.wire.transport.tls import Tls
 
 AT_ONCE_S = 1.0

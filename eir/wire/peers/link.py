@@ -14,8 +14,9 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
 from eir.wire.peers.rate import Limit
-from eir.wire.peers.settings import Limits, PeerSettings, Requester, source_address
+from eir.wire.peers.settings import Limits, PeerSettings, Requester
 from eir.wire.transport.endpoint import address_text
+from eir.wire.transport.settings import source_address
 from eir.wire.transport.stream import certificate_names
 
 TURN_S = 0.00015

@@ -11,10 +11,10 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from eir.wire.peers.settings import SctpSettings
 from eir.wire.transport import sctp, sctp_options, stream
 from eir.wire.transport.endpoint import SCTP, TLS, Endpoint
 from eir.wire.transport.sctp import DIAMETER, Carried, Receiver
+from eir.wire.transport.settings import SctpSettings
 
 BACKLOG = 1024
 ACCEPTS_MAX = 64

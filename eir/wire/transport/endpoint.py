@@ -4,6 +4,7 @@ Opens nothing.
 """
 
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -12,6 +13,9 @@ from eir.errors import EirError
 TCP, TLS, SCTP = "tcp", "tls", "sctp"
 PORTS = {TCP: 3868, TLS: 5868, SCTP: 3868}
 """RFC 6733 2.1, 13.1."""
+HTTP_TRANSPORTS = {"http": TCP, "https": TLS}
+HTTP_PORTS = {"http": 80, "https": 443}
+"""RFC 9110 4.2."""
 FORMS = "tcp://host:port, tls://host:port or sctp://host,host:port"
 
 
@@ -63,3 +67,31 @@ def endpoint(url: str) -> Endpoint:
     ):
         raise EirError(f"expected {FORMS}, got {url}")
     return Endpoint(scheme, hosts, PORTS[scheme] if ports[-1] is None else ports[-1])
+
+
+def is_http(url: str) -> bool:
+    """True if the listener is one of HTTP, and not one of Diameter."""
+    return url.partition("://")[0] in HTTP_TRANSPORTS
+
+
+def is_secure(url: str) -> bool:
+    """True if connections to this listener, of any protocol, begin with a TLS handshake."""
+    return url.startswith(("https:", "tls:"))
+
+
+def is_loopback(url: str) -> bool:
+    """True if only programs on this host reach the listener."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listening_at(url: str) -> Endpoint:
+    """Return the address of a listener of any protocol. Raises EirError for another form."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in HTTP_TRANSPORTS:
+        return endpoint(url)
+    at = endpoint(f"{HTTP_TRANSPORTS[scheme]}://{rest}")
+    return at if urlsplit(url).port is not None else at._replace(port=HTTP_PORTS[scheme])

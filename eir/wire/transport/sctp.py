@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from eir.wire.peers.settings import SctpSettings, source_address
 from eir.wire.transport import sctp_options as sctp
 from eir.wire.transport import stream
 from eir.wire.transport.endpoint import Endpoint
 from eir.wire.transport.sctp_options import Change, Notification, Option
+from eir.wire.transport.settings import SctpSettings, source_address
 
 
 class Readiness:

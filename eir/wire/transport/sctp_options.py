@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from eir.wire.peers.settings import SctpSettings, source_address
+from eir.wire.transport.settings import SctpSettings, source_address
 
 LEVEL = socket.IPPROTO_SCTP
 """SOL_SCTP."""

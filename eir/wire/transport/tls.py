@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eir.errors import FileError
-from eir.wire.peers.settings import TlsSettings
+from eir.wire.transport.settings import TlsSettings
 
 
 class Certificate(NamedTuple):

@@ -18,11 +18,11 @@ from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
 from eir.interfaces.feed.feed_rows import Refused, Row, read_row
 from eir.interfaces.feed.feed_users import BAD_ONES, Users, UsersError, read_users, user_line
 from eir.interfaces.feed.feed_writer import FeedWriter
+from eir.interfaces.feed.settings import FeedSettings
 from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, edit_list
 from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
-from eir.lists.sources.settings import FeedSettings
 from eir.lists.stores.sqlite import SqliteStore
 from eir.node.processes.interfaces import Watched
 from eir.wire.web.http1 import Conversation, Request, Response, plain_request

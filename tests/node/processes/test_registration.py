@@ -14,7 +14,7 @@ from test_nrf import GOOD, INSTANCE, settings_of
 
 from eir.interfaces.n5g.nrf import Standing
 from eir.node.processes.registration import Registering
-from eir.wire.peers.settings import TlsSettings
+from eir.wire.transport.settings import TlsSettings
 from eir.wire.transport.tls import read_tls
 
 

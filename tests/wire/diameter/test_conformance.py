@@ -63,7 +63,7 @@ from eir.wire.diameter.serve import TOO_BUSY_REPLY, NodeContext
 from eir.wire.diameter.states import State
 from eir.wire.diameter.watchdog import Status as Watch
 from eir.wire.peers.counts import Counts
-from eir.wire.peers.settings import TlsSettings
+from eir.wire.transport.settings import TlsSettings
 from eir.wire.transport.tls import load_tls, read_tls
 
 LISTED = "35209900176148"  # its Luhn digit is 1

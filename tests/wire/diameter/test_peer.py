@@ -21,7 +21,8 @@ from eir.wire.diameter.states import TABLE, Action, Input, State
 from eir.wire.diameter.watchdog import Status
 from eir.wire.peers.counts import OTHER, Counts
 from eir.wire.peers.rate import Bucket, Limit, refusing
-from eir.wire.peers.settings import Identity, Limits, PeerSettings, may_connect, source_address
+from eir.wire.peers.settings import Identity, Limits, PeerSettings, may_connect
+from eir.wire.transport.settings import source_address
 
 IDENTITY = Identity(host=wire.EIR, realm=wire.REALM, origin_state_id=77)
 SETTINGS = PeerSettings(label="mme", host=wire.HOST)

@@ -21,8 +21,9 @@ from sctp_wire import SCTP, connected, receive, sctp_socket
 from test_conformance import LISTED, OVER, PEER, running
 from wire import TGPP, VSAI, Connection, Message, cer, dwr, ecr, u32, until
 
-from eir.wire.peers.settings import Limits, SctpSettings
+from eir.wire.peers.settings import Limits
 from eir.wire.transport.sctp_options import Option, settings_layout
+from eir.wire.transport.settings import SctpSettings
 
 pytestmark = pytest.mark.sctp
 

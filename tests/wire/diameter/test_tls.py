@@ -24,7 +24,8 @@ from node import LISTED, children, until, until_async
 from wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u32
 
 from eir.wire.diameter.capabilities import Capabilities, certificate_fits
-from eir.wire.peers.settings import PeerSettings, TlsSettings
+from eir.wire.peers.settings import PeerSettings
+from eir.wire.transport.settings import TlsSettings
 from eir.wire.transport.tls import TlsError, first_certificate, load_tls, names_of_peer, read_tls
 
 BLACK = 1

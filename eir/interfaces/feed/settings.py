@@ -1,4 +1,4 @@
-"""Settings of the feed and of IMEI Fraud Check. Data only; imports eir.wire.web.denials."""
+"""Settings of the feed."""
 
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network
@@ -44,22 +44,3 @@ class FeedSettings:
     lists: FeedLists = field(default_factory=FeedLists)
     tokens: TokenSettings | None = None
     """None: access tokens are no way in."""
-
-
-FRAUD_SCOPE: Final = "imei-fraud-check:check-status"
-"""The scope that an access token has to have (CAMARA)."""
-RATE_MAX: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FraudSettings:
-    """The section `fraud_check`."""
-
-    listen: tuple[str, ...] = ()
-    """`http://host:port` or `https://host:port`, each with its port; empty: nobody is answered."""
-    sources: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks that may connect; empty: any."""
-    rate_max: float = RATE_MAX
-    """Requests a second of each client."""
-    tokens: TokenSettings | None = None
-    """None: nobody has a good token."""
