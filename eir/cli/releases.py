@@ -23,9 +23,9 @@ from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
 from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
 from eir.lists.stores.open import open_store, serial_marks
 from eir.node.observe import control
-from eir.node.processes.apart import Start, load_apart, progress_over
+from eir.node.processes.apart import load_apart, progress_over
 from eir.node.processes.channel import Channel
-from eir.node.processes.starter import Starter
+from eir.node.processes.starter import Start, Starter
 from eir.node.processes.state_folder import as_owner_of, keep_mark
 
 if TYPE_CHECKING:

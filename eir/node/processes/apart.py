@@ -21,12 +21,10 @@ from eir.lists.rows.delivered import Progress
 from eir.lists.sources.inbox import CRASH, KILLED
 from eir.node.observe.log import call_failed
 from eir.node.processes.channel import Channel, Handlers, Message, parts_of
-from eir.node.processes.starter import Process
+from eir.node.processes.starter import Process, Start
 
 Work: TypeAlias = Callable[..., Awaitable[Any]]
 """Work to do: called with its arguments and, after them, the channel to the process that ordered it."""
-Start: TypeAlias = Callable[..., Awaitable[Process]]
-"""Starts a process, as Starter.start."""
 
 LOAD_S_MAX = 900
 """Longest time that a load may take: a hundred million rows take 10 s on a quiet machine."""

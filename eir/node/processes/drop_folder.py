@@ -26,8 +26,9 @@ from eir.lists.releases.release import Release
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.lists.sources.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
 from eir.lists.stores.open import open_store, serial_marks
-from eir.node.processes.apart import Outcome, Start, done_apart, load_apart, outcome_of, progress_over
+from eir.node.processes.apart import Outcome, done_apart, load_apart, outcome_of, progress_over
 from eir.node.processes.channel import Channel
+from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import as_owner_of, keep_mark, read_clock
 
 POLL_S = 1.0

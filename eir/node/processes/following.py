@@ -29,10 +29,10 @@ from eir.node.observe import metrics
 from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.observe.status import Following
 from eir.node.processes.channel import Channel, Handlers
+from eir.node.processes.child import Child
 from eir.node.processes.priority import BESIDE_NICE, Aside, give_way
 from eir.node.processes.setup import Listed, hand_over, kinds_of, tell_in_force
-from eir.node.processes.starter import Process
-from eir.node.processes.workers import watch
+from eir.node.processes.starter import Process, Start
 
 TELL_S = 0.1
 """Interval at which the front is told how following goes."""
@@ -114,7 +114,8 @@ class _Process:
             in_step_at=follower.in_step_at,
             copy_faults=dict(follower.copy_faults),
         )
-        self._channel.tell("following", how, self._counters(), latest="following")
+        self._channel.tell("following", how, latest="following")
+        self._channel.tell("counted", self._counters(), latest="counted")
 
     async def _tell_again(self) -> None:
         while True:
@@ -157,8 +158,17 @@ def _trim(_before: Image | None) -> None:
 class Followed:
     """The lists that the follower has handed in."""
 
-    def __init__(self, config: Config, *, report: Report) -> None:
+    def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config, self._report = config, report
+        self.child = Child(
+            "follower",
+            lambda: start("follower", run, self._config),
+            report=report,
+            greet=self._greet,
+            handlers=self._calls,
+            is_spared=True,
+        )
+        """Spared: it may be making a large list or wait for a disk, and its successor does again what it leaves undone."""
         self.changed: Callable[[Listed, Image], None] = lambda *_: None
         """Gets each list that is handed in."""
         self.all_there: Callable[[], None] = lambda: None
@@ -166,40 +176,23 @@ class Followed:
         self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
         """The follower has handed in, at some time, all that it found at its start."""
-        self._channel: Channel | None = None
         self.how = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
         """The follower's status, as it last reported it."""
-        self._figures: metrics.Snapshot = {}
-        self._left: metrics.Snapshot = {}
-        """Counters of followers that have ended."""
 
-    async def attend(self, process: Process) -> None:
-        """Hand a new follower what is in force, and take what it hands in until it is gone."""
-        channel = self._channel = process.channel
-        channel.tell("configure", self._config)
+    def _greet(self, process: Process) -> None:
+        """Send a new follower the lists in force."""
+        process.channel.tell("configure", self._config)
         for listed, image in self._lists.values():
-            hand_over(channel, listed, image)
-        channel.tell("complete")
-        # It tells what it has counted by itself; that it answers at all is what is watched.
-        watching = asyncio.create_task(watch(process, lambda _: None, self._report, process="follower"))
+            hand_over(process.channel, listed, image)
+        process.channel.tell("complete")
 
+    def _calls(self, process: Process) -> Handlers:
         def handed(what: Listed, memory: int | None) -> None:
             if (fault := self._handed(what, memory)) is not None:
                 self._report("image_failed", level="error", list=what.name, detail=fault)
                 process.kill()  # it takes the list for in force; its successor finds that it is not, and hands it in again
 
-        handlers: Handlers = {"following": self._told, "put_in_force": handed, "complete": self._completed}
-        try:
-            await channel.serve(handlers, failed=call_failed(self._report))
-        finally:
-            watching.cancel()
-            self._left = metrics.merge([self._left, metrics.outliving(self._figures)])
-            self._figures, self._channel = {}, None
-
-    def end(self) -> None:
-        """Have the follower end."""
-        if self._channel is not None:
-            self._channel.close()
+        return {"following": self._told, "put_in_force": handed, "complete": self._completed}
 
     def hand_all(self, channel: Channel) -> None:
         """Hand on all lists that there are; and that these are all, if they are."""
@@ -221,8 +214,7 @@ class Followed:
         self._lists = {
             name: (listed, image) for name, (listed, image) in self._lists.items() if kinds.get(name) == listed.kind
         }
-        if self._channel is not None:
-            self._channel.tell("configure", config)
+        self.child.notify("configure", config)
 
     def snapshot(self) -> metrics.Snapshot:
         """All numbers about following, for a scrape."""
@@ -233,10 +225,10 @@ class Followed:
             "eir_copy_failed": {(name,): float(name in how.copy_faults) for name in self._lists},
             "eir_follow_lag_seconds": {(): max(0.0, time.monotonic() - how.in_step_at)},
         }
-        return metrics.merge([ours, self._left, self._figures])
+        return metrics.merge([ours, self.child.snapshot()])
 
-    def _told(self, how: Following, figures: metrics.Snapshot) -> None:
-        self.how, self._figures = how, figures
+    def _told(self, how: Following) -> None:
+        self.how = how
 
     def _completed(self) -> None:
         self._complete = True

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -50,8 +49,9 @@ from eir.node.observe.lately import EVERY_S, Lately, Rhythms
 from eir.node.observe.log import ENDING, READY, Log, report_faults, tell_service
 from eir.node.observe.page import Shown, page
 from eir.node.observe.status import NOT_READY, ExpiryReminder, Status, WorkerReport
-from eir.node.processes import deliver, following, interfaces, recorder, services, state_folder, worker
+from eir.node.processes import deliver, interfaces, services, state_folder, worker
 from eir.node.processes.accept import Acceptor, cannot_listen
+from eir.node.processes.child import Children
 from eir.node.processes.drop_folder import DropFolder
 from eir.node.processes.following import Followed
 from eir.node.processes.priority import BESIDE_NICE, give_way
@@ -67,7 +67,7 @@ from eir.node.processes.setup import (
     reload_event,
     report_warnings,
 )
-from eir.node.processes.starter import END_S, Crew, Process, Starter, call_itself
+from eir.node.processes.starter import END_S, Process, Starter, call_itself
 from eir.node.processes.state_folder import as_owner_of
 from eir.node.processes.tracing import Tracing
 from eir.node.processes.worker import Configured
@@ -168,14 +168,14 @@ class Front:
         """The second: a worker came, started or went."""
         self._acceptor = Acceptor(config.peers, config.limits, config.sctp, report=report)
         starter.report = report
-        self._crew = Crew(report=report)
+        self._children = Children(report=report)
         self._granted = memory_file(config.workers)
         """Over it the workers share the limits on requests a second."""
-        self._followed = Followed(config, report=report)
-        self._recorded = None if config.sightings is None else Recorded(config.sightings, report)
+        self._followed = Followed(config, starter.start, report=report)
+        self._recorded = None if config.sightings is None else Recorded(config, config.sightings, starter.start, report)
         self._workers = Workers(
-            config.workers, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed, traced=self._traced,
-            report=report,
+            config.workers, self._start_worker, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed,
+            left=self._hold_connections, traced=self._traced, report=report,
         )  # fmt: skip
         self._followed.changed, self._followed.all_there = self._workers.put_in_force, self._workers.complete
         copy = open_copy(config.store, config.state)
@@ -202,7 +202,7 @@ class Front:
                 path.parent, {RUN: self._looking.run}, accepts=RUN_ACCEPTS, name=path.name, report=report
             )
         )
-        self._interfaces = [each for each in services.interfaces(report) if each.urls(config)]
+        self._interfaces = [each for each in services.interfaces(starter.start, report) if each.urls(config)]
         """Interfaces that the configuration names; a reload adds none."""
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._pulling = Pulling(config, starter.start, report=report)
@@ -287,12 +287,12 @@ class Front:
     async def _end_processes(self) -> bool:
         """Have all other processes end: nobody connects to a node any more whose peers are sent away. True if none had to be killed."""
         self._workers.end()
-        self._followed.end()
+        self._followed.child.stop()
         if self._recorded is not None:
             self._recorded.end()
         for each in self._interfaces:
-            each.end()
-        return await self._crew.end(self._end_s)
+            each.stop()
+        return await self._children.end(self._end_s)
 
     async def _open(self) -> None:
         """Open the control socket and that of who may only look, then the pages. Raises EirError."""
@@ -322,7 +322,7 @@ class Front:
         tell_service(ENDING)
         self._status.stopping = True
         self._on_stop()
-        self._crew.stop()
+        self._children.stop()
         self._stop.set()
         self._changed.set()
 
@@ -350,23 +350,10 @@ class Front:
         )
 
     def _start(self) -> None:
-        """Start all other processes, and see to them until the node ends."""
-        start, recorded = self._starter.start, self._recorded
-        if recorded is not None:
-            self._crew.keep(
-                "sightings",
-                lambda: start("sightings", recorder.run, self._config, carrying=[recorded.receiver]),
-                recorded.attend,
-                spared=True,
-            )  # it may wait for a receiver of events: systemd would start a drained node again
-        self._crew.keep(
-            "follower",
-            lambda: start("follower", following.run, self._config),
-            self._followed.attend,
-            spared=True,
-        )  # it may be making a large list, or wait for a disk; it answers nobody, and what it leaves undone is done again
-        for number in range(self._config.workers):
-            self._start_worker(number)
+        """Start all other processes, and keep them running until the node ends."""
+        recorder = () if self._recorded is None else (self._recorded.child,)
+        for child in (*recorder, self._followed.child, *self._workers.children):
+            self._children.keep(child)
 
     async def _start_interfaces(self) -> None:
         """Open what is beside the checks, and keep its processes running. Raises EirError if a listener cannot be had."""
@@ -374,23 +361,15 @@ class Front:
         self._status.troubles = lambda: [text for troubles in beside for text in troubles()]
         for each in self._interfaces:
             self._status.interfaces[each.name] = await each.open(interfaces.Configured(self._config, self._tls))
-            self._crew.keep(
-                each.name, partial(self._starter.start, each.name, interfaces.run, each.name, each.make), each.attend
-            )
+            self._children.keep(each.child)
 
-    def _start_worker(self, number: int) -> None:
-        name = f"worker-{number}"
+    async def _start_worker(self, number: int) -> Process:
         shared = (self._granted,) if self._recorded is None else (self._granted, self._recorded.sender)
+        return await self._starter.start(f"worker-{number}", worker.run, number, self._origin_state_id, carrying=shared)
 
-        async def attend(process: Process) -> None:
-            await self._workers.attend(number, process)
-            if not self._status.stopping:
-                self._acceptor.hold(self._hold_s)
-
-        start = self._starter.start
-        self._crew.keep(
-            name, lambda: start(name, worker.run, number, self._origin_state_id, carrying=shared), attend, serves=True
-        )
+    def _hold_connections(self) -> None:
+        if not self._status.stopping:
+            self._acceptor.hold(self._hold_s)
 
     def _traced(self, record: dict[str, Any]) -> None:
         self._tracing.take(record)
@@ -547,7 +526,7 @@ class Front:
             "eir_config_needs_restart": {(key,): 1.0 for key in self._needs_restart},
             "eir_start_timestamp_seconds": {(): self._status.started},
             "eir_tls_certificate_expires_timestamp_seconds": {(): ends.timestamp()} if ends else {},
-            "eir_worker_restarts_total": {(): float(self._crew.restarts)},
+            "eir_worker_restarts_total": {(): float(self._children.restarts)},
             "eir_build_info": {(__version__, LANE): 1.0},
             **(self._registered[0].numbers() if self._registered is not None else {}),
         }

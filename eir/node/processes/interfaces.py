@@ -23,9 +23,9 @@ from eir.node.observe import metrics
 from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.channel import Channel
+from eir.node.processes.child import Child
 from eir.node.processes.priority import BESIDE_NICE, Aside, give_way, stay_aside
-from eir.node.processes.starter import Process
-from eir.node.processes.workers import watch
+from eir.node.processes.starter import Process, Start
 from eir.wire.peers.settings import PeerSettings, is_from
 from eir.wire.transport import stream
 from eir.wire.transport.begin import Listener, listening_sockets
@@ -93,14 +93,20 @@ Make = Callable[[Config, Report], Service]
 class Interface:
     """An interface as the front has it. `name`: as logs, metrics and `ps` call it; `urls`: where it listens."""
 
-    def __init__(self, name: str, make: Make, urls: Callable[[Config], tuple[str, ...]], *, report: Report) -> None:
-        self.name, self.make, self.urls, self._report = name, make, urls, report
+    def __init__(
+        self, name: str, make: Make, urls: Callable[[Config], tuple[str, ...]], start: Start, *, report: Report
+    ) -> None:
+        self.name, self.urls, self._report = name, urls, report
+        self.child = Child(
+            name,
+            lambda: start(name, run, name, make),
+            report=report,
+            greet=self._greet,
+            handlers=lambda _: {"faults": self._set_faults},
+            left=lambda _: self._set_faults({PROCESS: "it has ended, and none has come in its place; see the log"}),
+        )
         self._sockets: list[tuple[str, socket.socket]] = []
         self._configured: Configured | None = None
-        self._channel: Channel | None = None
-        self._figures: metrics.Snapshot = {}
-        self._left: metrics.Snapshot = {}
-        """Counters of processes that have ended."""
         self._faults: Mapping[str, str] = {}
         """As Service.faults; `process` from the end of a process until the next one serves."""
 
@@ -120,48 +126,33 @@ class Interface:
             self._report("listening", address=address, interface=self.name)
         return bound
 
-    async def attend(self, process: Process) -> None:
-        """Hand a new process all that it needs, and take what it counts, until it is gone."""
-        channel = self._channel = process.channel
-        channel.tell("configure", self._configured)
-        for url, listening in self._sockets:
-            channel.tell("listen", url, carrying=[listening])
-        watching = asyncio.create_task(watch(process, self._take, self._report, process=self.name))
-        try:
-            await channel.serve({"faults": self._faulty}, failed=call_failed(self._report))
-        finally:
-            watching.cancel()
-            self._faults = {PROCESS: "it has ended, and none has come in its place; see the log"}
-            self._left = metrics.merge([self._left, metrics.outliving(self._figures)])
-            self._figures, self._channel = {}, None
-
     def configure(self, configured: Configured) -> None:
         """Go by another configuration; where it listens takes a restart."""
         self._configured = configured
-        if self._channel is not None:
-            self._channel.tell("configure", configured)
+        self.child.notify("configure", configured)
 
     def snapshot(self) -> metrics.Snapshot:
-        """All numbers of it, for a scrape."""
+        """Return all its numbers, for a scrape."""
         faults: metrics.Snapshot = {"eir_interface_faulty": {(self.name, part): 1.0 for part in self._faults}}
-        return metrics.merge([self._left, self._figures, faults])
+        return metrics.merge([faults, self.child.snapshot()])
 
     def troubles(self) -> list[str]:
-        """Texts about what someone should look at."""
+        """Return warnings for `eir status`."""
         return [f"{self.name}: {part} cannot be used ({why})" for part, why in self._faults.items()]
 
-    def end(self) -> None:
-        """Have the process end, once it has answered what was asked."""
-        if self._channel is not None:
-            self._channel.close()
+    def stop(self) -> None:
+        """Have the process end after the answers under way; close the listeners."""
+        self.child.stop()
         for _, each in self._sockets:
             each.close()
         self._sockets.clear()
 
-    def _take(self, figures: metrics.Snapshot) -> None:
-        self._figures = figures
+    def _greet(self, process: Process) -> None:
+        process.channel.tell("configure", self._configured)
+        for url, listening in self._sockets:
+            process.channel.tell("listen", url, carrying=[listening])
 
-    def _faulty(self, faults: Mapping[str, str]) -> None:
+    def _set_faults(self, faults: Mapping[str, str]) -> None:
         self._faults = faults
 
 

@@ -42,9 +42,10 @@ from eir.lists.sources.pull_http import Server, Unreached
 from eir.lists.stores.open import open_store, serial_marks
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
-from eir.node.processes.apart import Outcome, Start, done_apart, outcome_of
+from eir.node.processes.apart import Outcome, done_apart, outcome_of
 from eir.node.processes.channel import Channel
 from eir.node.processes.drop_folder import CLAIM_S, NICE, Lease, Load, loading, node_user
+from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import InForce, as_owner_of, in_force_before, save_in_force
 
 ROOM = "pulled"

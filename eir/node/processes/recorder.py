@@ -32,8 +32,9 @@ from eir.node.observe import metrics
 from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, ChannelError
+from eir.node.processes.child import Child
 from eir.node.processes.priority import Aside, give_way, stand_back, take_part
-from eir.node.processes.starter import Process
+from eir.node.processes.starter import Start
 from eir.sightings import deliver, files
 from eir.sightings.buffer import EVENTS, HEAD, Buffer
 from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events, without
@@ -360,31 +361,28 @@ TO = ("webhook", "stream")
 class Recorded:
     """The record as seen from outside of the recorder."""
 
-    def __init__(self, settings: SightingsSettings, report: Report) -> None:
-        self._report = report
+    def __init__(self, config: Config, settings: SightingsSettings, start: Start, report: Report) -> None:
         self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.sender, self.receiver):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-        self._channel: Channel | None = None
+        self.child = Child(
+            "sightings",
+            lambda: start("sightings", run, config, carrying=[self.receiver]),
+            report=report,
+            handlers=lambda _: {"counted": self._count},
+            is_spared=True,
+            is_asked=False,
+        )
+        """Spared: it may wait for a receiver of events, and systemd would start a drained node again."""
         there = [to for to in TO if getattr(settings, to)]
-        self._left: metrics.Snapshot = {
+        self._zeros: metrics.Snapshot = {
             "eir_sightings_total": {(): 0.0}, "eir_sightings_dropped_total": {("disk",): 0.0},
             "eir_events_total": {(to,): 0.0 for to in there},
             "eir_events_dropped_total": {(to, why): 0.0 for to in there for why in (QUEUE, REFUSED, RATE)},
         }  # fmt: skip
-        """Counters of recorders that have ended."""
-        self._figures: metrics.Snapshot = {"eir_sightings_bytes": {(): 0.0}}
-
-    async def attend(self, process: Process) -> None:
-        """Take what a recorder counts until it is gone."""
-        self._channel = process.channel
-        try:
-            await process.channel.serve({"counted": self._counted}, failed=call_failed(self._report))
-        finally:
-            self._channel = None
-            self._left = metrics.merge([self._left, metrics.outliving(self._figures)])
-            self._figures = {name: self._figures[name] for name in ("eir_sightings_bytes",)}
+        self._size: metrics.Snapshot = {"eir_sightings_bytes": {(): 0.0}}
+        """Size of the record, which outlives the recorder."""
 
     def end(self) -> None:
         """Have the recorder end once it has taken all that workers have handed over; they have ended."""
@@ -402,17 +400,18 @@ class Recorded:
     async def _asked(self, what: str, *arguments: Any) -> None:
         await asyncio.sleep(SETTLE_S)
         with suppress(ChannelError):
-            if self._channel is not None:
-                await self._channel.ask(what, *arguments, patience_s=WRITE_S)
+            if self.child.channel is not None:
+                await self.child.channel.ask(what, *arguments, patience_s=WRITE_S)
                 return
         raise EirError("what was seen last could not be written; the log says why (sightings_failed)")
 
     def snapshot(self) -> metrics.Snapshot:
-        """All its numbers, for a scrape."""
-        return metrics.merge([self._left, self._figures])
+        """Return all numbers of the record, for a scrape."""
+        return metrics.merge([self._zeros, self._size, self.child.snapshot()])
 
-    def _counted(self, figures: metrics.Snapshot) -> None:
-        self._figures = figures
+    def _count(self, counters: metrics.Snapshot) -> None:
+        self._size = {"eir_sightings_bytes": counters.pop("eir_sightings_bytes")}
+        self.child.count(counters)
 
 
 def buffer_for(config: Config, sender: socket.socket | None) -> Buffer | None:

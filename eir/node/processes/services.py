@@ -30,6 +30,7 @@ from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.processes.interfaces import Interface, Watched
 from eir.node.processes.setup import keys_of, tokens_of
+from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import in_force_before
 from eir.wire.peers.settings import PeerSettings
 from eir.wire.web.http1 import Request, Response
@@ -229,9 +230,9 @@ class FraudService:
         return Found(WORDS[said.status or Status.UNKNOWN], said.reason)
 
 
-def interfaces(report: Report) -> Sequence[Interface]:
+def interfaces(start: Start, report: Report) -> Sequence[Interface]:
     """All interfaces that there may be beside the checks."""
     return (
-        Interface(FEED_PROCESS, FeedService, lambda config: config.feed.listen, report=report),
-        Interface(FRAUD_PROCESS, FraudService, lambda config: config.fraud_check.listen, report=report),
+        Interface(FEED_PROCESS, FeedService, lambda config: config.feed.listen, start, report=report),
+        Interface(FRAUD_PROCESS, FraudService, lambda config: config.fraud_check.listen, start, report=report),
     )

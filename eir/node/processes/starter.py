@@ -17,15 +17,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeAlias
 
-from eir.errors import ConfigError, EirError, Report, SetupFault, detail_of, silent
+from eir.errors import ConfigError, EirError, Report, SetupFault, silent
 from eir.node.observe.log import with_priority
 from eir.node.processes import block, deliver
 from eir.node.processes.channel import (
@@ -45,16 +44,8 @@ SETUP_STATUS = 2
 """Exit status of a process that met a fault which does not go away by itself."""
 START_S = 60.0
 """Longest time that a start may take on a busy host, including the modules of a fresh starter."""
-RESTART_S, RESTART_MAX_S = 0.1, 30.0
-"""Pause before a process that ended unasked is started again; it doubles up to the second."""
-ALONE_S = 1.0
-"""The longest pause while no process of that kind runs: nobody is served then."""
-STEADY_S = 60.0
-"""A process that ran this long starts again with the first pause."""
 END_S = 12.0
 """Time that a process has to end once its channel has: a worker's peers are given 8 s to close (eir.node.processes.worker)."""
-KILLED_S = 3.0
-"""Time that the kernel has to end a process that was killed. One that waits for a disk ends later, and is not waited for."""
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2): be the parent of those descendants whose parent has ended."""
 
@@ -98,6 +89,10 @@ class Process:
             self._status.set_result(None)
         else:
             self._status.set_result(os.waitstatus_to_exitcode(status))
+
+
+Start: TypeAlias = Callable[..., Awaitable[Process]]
+"""Starts a process, as Starter.start."""
 
 
 class Starter:
@@ -201,124 +196,6 @@ class Starter:
         status = await process.ended()
         if self._attending is not None:
             self.report("process_ended", level="error", process=NAME, status=status)
-
-
-class Crew:
-    """Keeps processes running: each is started again when it ends, after a pause, until all are to end."""
-
-    def __init__(
-        self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S
-    ) -> None:
-        self._report, self._restart_s, self._steady_s, self._killed_s = report, restart_s, steady_s, killed_s
-        self._running: dict[Process, bool] = {}
-        """Running processes, and whether somebody waits for each, unless others do the same."""
-        self._alone = asyncio.Event()
-        self._alone.set()
-        self._keeping: set[asyncio.Task[None]] = set()
-        self._idle: set[asyncio.Task[None]] = set()
-        """Those of these tasks whose process does not run."""
-        self._stopping = False
-        self._spared: set[str] = set()
-        self.restarts = 0
-        """Restarts of processes that somebody waits for."""
-
-    def keep(
-        self, name: str, start: Callable[[], Awaitable[Process]], attend: Callable[[Process], Awaitable[None]], *, serves: bool = False,
-        spared: bool = False,
-    ) -> None:  # fmt: skip
-        """Keep one running from now on. `attend` returns once its channel has ended, or raises.
-
-        `serves`: somebody waits for it. `spared`: an end of all in which it had to be killed is a good one all the same.
-        """
-        self._spared |= {name} if spared else set()
-        task = asyncio.get_running_loop().create_task(self._keep(name, start, attend, serves=serves))
-        self._keeping.add(task)
-        task.add_done_callback(self._keeping.discard)
-
-    def stop(self) -> None:
-        """Start none again."""
-        self._stopping = True
-
-    async def end(self, within_s: float) -> bool:
-        """The same, and wait until all have ended; those that take longer are killed, and left to the kernel if that takes long.
-
-        True if none had to be that counts.
-        """
-        self.stop()
-        for task in self._idle:
-            task.cancel()
-        _, late = await asyncio.wait(self._keeping, timeout=within_s) if self._keeping else (set(), set())
-        killed = list(self._running) if late else []
-        for process in killed:
-            detail = f"it did not end within {within_s:g} s"
-            self._report("killed", level="error", reason="drain", process=process.name, pid=process.pid, detail=detail)
-            process.kill()
-        if late:
-            await asyncio.wait(late, timeout=self._killed_s)
-        return all(process.name in self._spared for process in killed)
-
-    async def _keep(
-        self,
-        name: str,
-        start: Callable[[], Awaitable[Process]],
-        attend: Callable[[Process], Awaitable[None]],
-        *,
-        serves: bool,
-    ) -> None:
-        task, pause_s = cast("asyncio.Task[None]", asyncio.current_task()), self._restart_s
-        while not self._is_stopping():
-            self._idle.add(task)
-            began, status = time.monotonic(), None
-            try:
-                process = await start()
-            except ChannelError as e:
-                self._report("start_failed", level="error", process=name, detail=str(e))
-            else:
-                self._idle.discard(task)
-                status = await self._attended(process, attend, serves=serves)
-                self._idle.add(task)
-            if self._is_stopping():
-                return
-            ran_s = time.monotonic() - began
-            pause_s = self._restart_s if ran_s > self._steady_s else pause_s
-            self._report(
-                "process_ended", level="error", process=name, status=status, ran_s=round(ran_s), restart_in_s=pause_s
-            )
-            await self._pause(pause_s)
-            pause_s = min(2 * pause_s, RESTART_MAX_S)
-            self.restarts += serves
-
-    async def _attended(
-        self, process: Process, attend: Callable[[Process], Awaitable[None]], *, serves: bool
-    ) -> int | None:
-        self._running[process] = serves
-        if serves:
-            self._alone.clear()
-        try:
-            if not self._is_stopping():
-                await attend(process)
-        except Exception as e:  # noqa: BLE001 - the outermost loop over processes: it says so, and starts another one
-            self._report("fault", reason=process.name, level="error", detail=detail_of(e))
-        process.channel.close()
-        try:
-            async with asyncio.timeout(END_S):
-                status = await process.ended()
-        except TimeoutError:
-            process.kill()
-            status = await process.ended()
-        del self._running[process]
-        if not any(self._running.values()):
-            self._alone.set()
-        return status
-
-    def _is_stopping(self) -> bool:
-        return self._stopping
-
-    async def _pause(self, pause_s: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._alone.wait()
-                await asyncio.sleep(ALONE_S)
 
 
 def _adopt(ours: bool) -> None:

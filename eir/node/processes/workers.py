@@ -6,8 +6,9 @@ its orders. What a worker has counted outlives it here.
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from eir.checks.explain import Explanation
@@ -16,10 +17,9 @@ from eir.checks.trace import Sought
 from eir.errors import EirError, Report
 from eir.lists.images.image import Image
 from eir.node.observe import metrics
-from eir.node.observe.log import call_failed
 from eir.node.observe.status import WorkerReport, merged_peers
-from eir.node.processes import priority
-from eir.node.processes.channel import Channel, ChannelError, Handlers, Unanswered
+from eir.node.processes.channel import Channel, ChannelError, Handlers
+from eir.node.processes.child import Child
 from eir.node.processes.setup import Listed, hand_over
 from eir.node.processes.starter import START_S, Process
 from eir.node.processes.worker import Configured
@@ -29,33 +29,26 @@ if TYPE_CHECKING:
     from eir.node.processes.following import Followed
     from eir.wire.web.tokens import KeyFiles
 
-FIGURES_S = 1.0
-"""Interval at which the counters of workers are collected, so that they survive a worker's end."""
-LATE_S = 1.0
-"""Time without an answer after which a process stands back behind checks no longer."""
-HUNG_QUESTIONS = 4
-"""A process that leaves so many questions in a row without an answer is killed: a worker's peers find one that does. Not a time,
-since a host that stood still has every process late once."""
-
 
 @dataclass(slots=True, eq=False)
 class _Worker:
     """One worker."""
 
-    number: int
+    child: Child
     process: Process
     started: bool = False
     """The worker has its lists and takes connections."""
     leaving: bool = False
     """It takes none any more: somebody has told it to end."""
-    late: bool = False
-    """It has left the last question unanswered: others take connections before it does."""
     connections: set[int] = field(default_factory=set)
     """Numbers of those that were handed to it and are not gone."""
     named: set[tuple[int, int]] = field(default_factory=set)
     """Its connections in the admission table: (pid, the worker's number for it)."""
-    figures: metrics.Snapshot = field(default_factory=dict)
-    """As they were last seen."""
+
+    @property
+    def number(self) -> int:
+        """Number of the worker, from 0."""
+        return self.child.number or 0
 
     @property
     def channel(self) -> Channel:
@@ -66,58 +59,59 @@ class _Worker:
 class Workers:
     """All workers of the node.
 
-    `configured` gives the settings for a worker of this number; `gone` is told of each connection that is over,
-    `changed` is called when a worker has come, has started or has ended, and `traced` gets what a trace tells.
+    `launch` starts the worker of this number, and `configured` gives its settings. `gone` is called for each connection that is over,
+    `changed` when a worker has come, has started or has ended, `left` when one has ended, `traced` with each record of a trace.
     """
 
     def __init__(
-        self, wanted: int, configured: Callable[[int], Configured], lists: "Followed", *, gone: Callable[[int], None], changed: Callable[[], None],
-        traced: Callable[[dict[str, Any]], None], report: Report,
+        self, wanted: int, launch: Callable[[int], Awaitable[Process]], configured: Callable[[int], Configured], lists: "Followed", *,
+        gone: Callable[[int], None], changed: Callable[[], None], left: Callable[[], None], traced: Callable[[dict[str, Any]], None],
+        report: Report,
     ) -> None:  # fmt: skip
-        self._wanted = wanted
+        self.children = [
+            Child(
+                f"worker-{number}",
+                partial(launch, number),
+                report=report,
+                greet=partial(self._greet, number),
+                handlers=lambda process: self._handlers(self._workers[process.pid]),
+                left=self._leave,
+                serves=True,
+                number=number,
+            )
+            for number in range(wanted)
+        ]
         self._configured = configured
         self._lists = lists
         self._connection_gone = gone
         self._changed = changed
+        self._left = left
         self._traced = traced
         self._report = report
         self._workers: dict[int, _Worker] = {}
         """Workers by process id."""
         self._admission = Admission()
-        self._left: metrics.Snapshot = {}
-        """Counters of workers that have ended."""
         self._not_away: set[str] = set()
         """Labels of peers whose last connection was that of a client that connects when it has a request, and ended in order."""
 
     @property
     def all_started(self) -> bool:
         """Every worker that there should be takes connections."""
-        return len(self._workers) == self._wanted and all(worker.started for worker in self._workers.values())
+        return len(self._workers) == len(self.children) and all(worker.started for worker in self._workers.values())
 
-    async def attend(self, number: int, process: Process) -> None:
-        """Hand a new worker its configuration, and listen to it until it is gone."""
+    def _greet(self, number: int, process: Process) -> None:
         process.channel.tell("configure", self._configured(number))
-        worker = self._workers[process.pid] = _Worker(number, process)
+        self._workers[process.pid] = _Worker(self.children[number], process)
         self._lists.hand_all(process.channel)
 
-        def take(figures: metrics.Snapshot) -> None:
-            worker.figures, worker.late = worker.figures | figures, False
-
-        def missed() -> None:
-            worker.late = True
-
-        keeping = asyncio.create_task(watch(process, take, self._report, missed=missed, worker=number))
-        try:
-            await process.channel.serve(self._handlers(worker), failed=call_failed(self._report, of_worker=number))
-        finally:
-            keeping.cancel()
-            del self._workers[process.pid]
-            self._left = metrics.merge([self._left, metrics.outliving(worker.figures)])
-            for connection in worker.connections:
-                self._connection_gone(connection)
-            for name in list(worker.named):
-                self._order(self._admission.closed(name))
-            self._changed()
+    def _leave(self, process: Process) -> None:
+        worker = self._workers.pop(process.pid)
+        for connection in worker.connections:
+            self._connection_gone(connection)
+        for name in list(worker.named):
+            self._order(self._admission.closed(name))
+        self._changed()
+        self._left()
 
     def end(self) -> None:
         """Have all of them send their peers away and end."""
@@ -128,7 +122,7 @@ class Workers:
     def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
         """Give a connection to the worker that has the fewest, of those that are well if there are any; False if no worker takes it."""
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
-        for worker in sorted(ready, key=lambda worker: (worker.late, len(worker.connections), worker.number)):
+        for worker in sorted(ready, key=lambda worker: (worker.child.is_late, len(worker.connections), worker.number)):
             if worker.channel.hand("connection", listener, number, carrying=[connection]):
                 worker.connections.add(number)
                 return True
@@ -230,8 +224,8 @@ class Workers:
     async def snapshot(self) -> metrics.Snapshot:
         """Return all numbers of all workers, including those that have ended."""
         for worker, answer in await self._ask_all("snapshot"):
-            worker.figures = answer
-        merged = metrics.merge([self._left, *(worker.figures for worker in self._workers.values())])
+            worker.child.count(answer)
+        merged = self.figures()
         if (up := merged.get("eir_peer_up")) is not None:
             merged["eir_peer_up"] = {
                 labels: value for labels, value in up.items() if value or labels[0] not in self._not_away
@@ -240,7 +234,7 @@ class Workers:
 
     def figures(self) -> metrics.Snapshot:
         """Return the counters of all workers as they last told them, within a second or so; nobody is asked."""
-        return metrics.merge([self._left, *(worker.figures for worker in self._workers.values())])
+        return metrics.merge([child.snapshot() for child in self.children])
 
     async def reports(self) -> list[WorkerReport]:
         """Return the status of each worker."""
@@ -305,35 +299,3 @@ class Workers:
         for worker in self._workers.values():
             if worker.number == 0:
                 worker.channel.tell("dial")
-
-
-async def watch(
-    of: Process,
-    take: Callable[[metrics.Snapshot], None],
-    report: Report,
-    *,
-    missed: Callable[[], None] = lambda: None,
-    **who: Any,
-) -> None:
-    """Take what a process has counted again and again, and kill it if it answers no more.
-
-    A process that stands back is brought back if its answer is late: where workers want every processor, it got no time for one. `missed` is called for each question without an answer. `who`: as the log says it.
-    """
-    unanswered = 0
-    while unanswered < HUNG_QUESTIONS:
-        await asyncio.sleep(FIGURES_S)
-        late = asyncio.get_running_loop().call_later(LATE_S, priority.bring_back, of.pid)
-        try:
-            take(await of.channel.ask("counters"))
-            unanswered = 0
-        except Unanswered:
-            unanswered += 1
-            missed()
-        except ChannelError as e:
-            if of.channel.gone.is_set():
-                return  # the process has ended, and the crew logs its end
-            report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
-        finally:
-            late.cancel()
-    report("worker_hung", level="error", unanswered=unanswered, **who)
-    of.kill()

@@ -57,7 +57,8 @@ class PlayedFollower:
         }  # fmt: skip
         self.process = PlayedProcess("follower", PID + 7, handlers)
         self.channel = self.process.there
-        self.channel.tell("following", FOLLOWING, self.counted)
+        self.channel.tell("following", FOLLOWING)
+        self.channel.tell("counted", self.counted)
         starter.played["follower"].put_nowait(self.process)
         await until_async(lambda: self.given and self.given[-1] == "complete")
         return self
@@ -237,7 +238,7 @@ class TestNode:
 
     async def test_a_follower_that_hangs_is_replaced(self, crew, connect, altered):  # noqa: F811  # a fixture
         altered(
-            "import eir.node.processes.channel, eir.node.processes.workers\neir.node.processes.channel.ANSWER_S, eir.node.processes.workers.HUNG_QUESTIONS = 0.2, 2\n"
+            "import eir.node.processes.channel, eir.node.processes.child\neir.node.processes.channel.ANSWER_S, eir.node.processes.child.HUNG_QUESTIONS = 0.2, 2\n"
         )
         running = crew.start()
         mme = await connect(running)

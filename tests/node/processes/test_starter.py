@@ -16,7 +16,8 @@ from node import children, is_gone, until_async
 from eir.errors import ConfigError, EirError, Problem, SetupFault
 from eir.node.processes import starter
 from eir.node.processes.channel import Channel, ChannelError, pair
-from eir.node.processes.starter import Crew, Starter
+from eir.node.processes.child import Child, Children
+from eir.node.processes.starter import Starter
 
 
 def ends(_, status):
@@ -143,7 +144,7 @@ def starter_of_ours():
 
 
 class Kept:
-    """A crew, what it tells, and how its processes are seen to."""
+    """Children of a node, their log lines, and their processes."""
 
     def __init__(self, begun):
         self.told = []
@@ -153,15 +154,19 @@ class Kept:
         self.heard = []
 
     def renew(self, restart_s=0.01, **times):
-        """Another crew, with these times."""
-        self.crew = Crew(report=lambda event, **fields: self.told.append((event, fields)), restart_s=restart_s, **times)
+        """Other children, with these times."""
+        self.report = lambda event, **fields: self.told.append((event, fields))
+        self.children = Children(report=self.report, restart_s=restart_s, **times)
 
     def keep(self, name, main, *arguments, **how):
         async def start():
             self.started.append(await self.starter.start(name, main, *arguments))
             return self.started[-1]
 
-        self.crew.keep(name, start, lambda process: process.channel.serve({}, failed=pytest.fail), **how)
+        self.children.keep(self.child(name, start, **how))
+
+    def child(self, name, start, **how):
+        return Child(name, start, report=self.report, is_asked=False, **how)
 
 
 @pytest.fixture
@@ -170,15 +175,15 @@ async def kept(begun):
     yield made
     for process in made.started:
         process.channel.close()
-    await made.crew.end(10)
+    await made.children.end(10)
 
 
 async def test_the_pause_before_a_restart_doubles_until_a_process_runs_steadily(kept):
     for steady_s, pauses in ((60.0, (0.01, 0.02, 0.04)), (-1.0, (0.01, 0.01, 0.01))):
         kept.renew(steady_s=steady_s)
         kept.keep("worker-0", ends, 1, serves=True)
-        await until_async(lambda: kept.crew.restarts >= 3)
-        assert await kept.crew.end(60)
+        await until_async(lambda: kept.children.restarts >= 3)
+        assert await kept.children.end(60)
         told = [(event, fields["process"], fields["status"], fields["restart_in_s"]) for event, fields in kept.told]
         assert told[:3] == [("process_ended", "worker-0", 1, pause) for pause in pauses]
         kept.told.clear()
@@ -187,7 +192,7 @@ async def test_the_pause_before_a_restart_doubles_until_a_process_runs_steadily(
 async def test_restarts_of_what_serves_nobody_are_not_counted(kept):
     kept.keep("follower", ends, 1)
     await until_async(lambda: len(kept.started) == 2)
-    assert kept.crew.restarts == 0
+    assert kept.children.restarts == 0
 
 
 async def test_while_no_other_runs_one_is_started_again_soon(kept):
@@ -219,10 +224,10 @@ async def test_the_end_starts_none_again(kept):
     kept.keep("follower", waits)
     kept.keep("worker-0", waits, serves=True)
     await until_async(lambda: len(kept.started) == 2)
-    kept.crew.stop()
+    kept.children.stop()
     for process in kept.started:
         process.channel.close()
-    assert await kept.crew.end(60)
+    assert await kept.children.end(60)
     assert (len(kept.started), kept.told) == (2, [])
 
 
@@ -230,28 +235,27 @@ async def test_a_process_that_outlives_its_time_is_killed(kept):
     kept.keep("worker-0", stands_still)
     await until_async(lambda: len(kept.started) == 1)
     pid = kept.started[0].pid
-    assert not await kept.crew.end(0.2)
+    assert not await kept.children.end(0.2)
     ((event, fields),) = kept.told
     assert (event, fields["process"], fields["pid"]) == ("killed", "worker-0", pid)
     assert is_gone(pid)
 
 
 async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept):
-    attended = []
+    greeted = []
 
     async def start():
         kept.started.append(await kept.starter.start("worker-0", waits))
         return kept.started[-1]
 
-    async def attend(process):
-        attended.append(process)
-        if len(attended) == 1:
+    def greet(process):
+        greeted.append(process)
+        if len(greeted) == 1:
             raise ValueError("35123456789012")
-        await process.channel.gone.wait()
 
-    kept.crew.keep("worker-0", start, attend)
-    await until_async(lambda: len(attended) == 2)
-    assert is_gone(attended[0].pid)
+    kept.children.keep(kept.child("worker-0", start, greet=greet))
+    await until_async(lambda: len(greeted) == 2)
+    assert is_gone(greeted[0].pid)
     assert [event for event, _ in kept.told] == ["fault", "process_ended"]
     assert kept.told[0][1]["detail"].startswith(f"ValueError at {__file__}:"), "the text may hold an identifier"
 
@@ -286,9 +290,9 @@ def marks(_):
 
 async def test_the_end_is_a_good_one_where_only_the_record_had_to_be_killed(kept):
     """It may wait for a receiver of events: systemd would start a drained node again."""
-    kept.keep("sightings", stands_still, spared=True)
+    kept.keep("sightings", stands_still, is_spared=True)
     await until_async(lambda: len(kept.started) == 1)
-    assert await kept.crew.end(0.2)
+    assert await kept.children.end(0.2)
     assert [event for event, _ in kept.told] == ["killed"]
 
 
@@ -317,11 +321,11 @@ async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
         kept.started.append(process)
         return process
 
-    kept.crew.keep("follower", start, lambda process: process.channel.gone.wait(), spared=True)
+    kept.children.keep(kept.child("follower", start, is_spared=True))
     await until_async(lambda: kept.started)
     try:
         async with asyncio.timeout(60):
-            assert await kept.crew.end(0.05)
+            assert await kept.children.end(0.05)
     finally:
         process.disk.set()
         process.theirs.close()

@@ -434,7 +434,7 @@ class TestCrash:
 
     async def test_a_worker_that_hangs_is_replaced(self, crew, connect, altered):
         altered(
-            "import eir.node.processes.channel, eir.node.processes.workers\neir.node.processes.channel.ANSWER_S, eir.node.processes.workers.HUNG_QUESTIONS = 0.2, 2\n"
+            "import eir.node.processes.channel, eir.node.processes.child\neir.node.processes.channel.ANSWER_S, eir.node.processes.child.HUNG_QUESTIONS = 0.2, 2\n"
         )
         node = crew.start()
         client = await connect(node)

@@ -1,0 +1,228 @@
+"""Processes that run until the node ends: each is started, watched, started again when it ends, and counted.
+
+`Child` is one such process, whichever process of the system it is at the moment. `Children` keeps all of them running.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from eir.errors import Report, detail_of
+from eir.node.observe import metrics
+from eir.node.observe.log import call_failed
+from eir.node.processes import priority
+from eir.node.processes.channel import Channel, ChannelError, Handlers, Unanswered
+from eir.node.processes.starter import END_S, Process
+
+RESTART_S, RESTART_MAX_S = 0.1, 30.0
+"""Seconds before a process that ended is started again; the pause doubles up to the second value."""
+ALONE_S = 1.0
+"""Maximum pause in seconds while no process that serves clients runs."""
+STEADY_S = 60.0
+"""Seconds after which a process counts as steady: its next restart waits for the first pause only."""
+KILLED_S = 3.0
+"""Seconds that the kernel has to end a killed process. One that waits for a disk ends later, and is not waited for."""
+COUNTERS_S = 1.0
+"""Seconds between two questions for the counters of a process, which outlive it."""
+LATE_S = 1.0
+"""Seconds without an answer after which a process that runs behind checks gets its share of the processor back."""
+HUNG_QUESTIONS = 4
+"""Number of unanswered questions in a row after which a process is killed. A number and not a time: a host that stood still makes every
+process late once."""
+
+
+class Child:
+    """One process of the node.
+
+    `launch` starts it. `greet` sends a new process what it needs. `handlers` are the calls that it may make. `left` is called after each
+    end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[], Awaitable[Process]],
+        *,
+        report: Report,
+        greet: Callable[[Process], None] = lambda _: None,
+        handlers: Callable[[Process], Handlers] = lambda _: {},
+        left: Callable[[Process], None] = lambda _: None,
+        serves: bool = False,
+        is_spared: bool = False,
+        is_asked: bool = True,
+        number: int | None = None,
+    ) -> None:
+        """`serves`: clients wait for it. `is_spared`: an end of the node that had to kill it is a good one. `number`: that of a worker.
+
+        `is_asked`: it is asked for its counters each second, and killed if it stops to answer.
+        """
+        self.name, self.launch, self.serves, self.is_spared, self.number = name, launch, serves, is_spared, number
+        self.channel: Channel | None = None
+        """Channel to the process; None while none runs."""
+        self.is_late = False
+        """The process has left the last question unanswered."""
+        self._report, self._greet, self._handlers, self._left, self._is_asked = report, greet, handlers, left, is_asked
+        self._counters: metrics.Snapshot = {}
+        self._past: metrics.Snapshot = {}
+        """Counters of processes that have ended."""
+
+    async def attend(self, process: Process) -> None:
+        """Serve a new process until its channel ends."""
+        channel = self.channel = process.channel
+        self._greet(process)
+        asking = asyncio.create_task(self._ask_counters(process)) if self._is_asked else None
+        failed = call_failed(self._report, **({} if self.number is None else {"of_worker": self.number}))
+        try:
+            await channel.serve({"counted": self.count, **self._handlers(process)}, failed=failed)
+        finally:
+            if asking is not None:
+                asking.cancel()
+            self._past = metrics.merge([self._past, metrics.outliving(self._counters)])
+            self._counters, self.channel, self.is_late = {}, None, False
+            self._left(process)
+
+    def count(self, counters: metrics.Snapshot) -> None:
+        """Replace these counters of the process that runs."""
+        self._counters = self._counters | counters
+
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the counters of this process and of those before it."""
+        return metrics.merge([self._past, self._counters])
+
+    def notify(self, what: str, *arguments: Any, **options: Any) -> None:
+        """Call a handler of the process, if one runs; options as of Channel.tell."""
+        if self.channel is not None:
+            self.channel.tell(what, *arguments, **options)
+
+    def stop(self) -> None:
+        """Close the channel: the process ends after the work under way."""
+        if self.channel is not None:
+            self.channel.close()
+
+    async def _ask_counters(self, process: Process) -> None:
+        """Ask for the counters again and again; kill the process if it stops to answer."""
+        who = {"process": self.name} if self.number is None else {"worker": self.number}
+        unanswered = 0
+        while unanswered < HUNG_QUESTIONS:
+            await asyncio.sleep(COUNTERS_S)
+            late = asyncio.get_running_loop().call_later(LATE_S, priority.bring_back, process.pid)
+            try:
+                self.count(await process.channel.ask("counters"))
+            except Unanswered:
+                unanswered += 1
+                self.is_late = True
+            except ChannelError as e:
+                if process.channel.gone.is_set():
+                    return  # the process has ended
+                self._report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
+            else:
+                unanswered, self.is_late = 0, False
+            finally:
+                late.cancel()
+        self._report("worker_hung", level="error", unanswered=unanswered, **who)
+        process.kill()
+
+
+class Children:
+    """All children of a node: keeps each running until the node ends."""
+
+    def __init__(
+        self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S
+    ) -> None:
+        self._report, self._restart_s, self._steady_s, self._killed_s = report, restart_s, steady_s, killed_s
+        self._running: dict[Process, Child] = {}
+        self._is_alone = asyncio.Event()
+        """No process that serves clients runs."""
+        self._is_alone.set()
+        self._keeping: set[asyncio.Task[None]] = set()
+        self._idle: set[asyncio.Task[None]] = set()
+        """Those of these tasks whose process does not run."""
+        self._stopping = False
+        self.restarts = 0
+        """Restarts of processes that serve clients."""
+
+    def keep(self, child: Child) -> None:
+        """Keep a child running from now on."""
+        task = asyncio.get_running_loop().create_task(self._keep(child))
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+
+    def stop(self) -> None:
+        """Start none again."""
+        self._stopping = True
+
+    async def end(self, within_s: float) -> bool:
+        """Wait until all have ended, and kill those that take longer; return False if one had to be killed that is not spared."""
+        self.stop()
+        for task in self._idle:
+            task.cancel()
+        _, late = await asyncio.wait(self._keeping, timeout=within_s) if self._keeping else (set(), set())
+        killed = dict(self._running) if late else {}
+        for process in killed:
+            detail = f"it did not end within {within_s:g} s"
+            self._report("killed", level="error", reason="drain", process=process.name, pid=process.pid, detail=detail)
+            process.kill()
+        if late:
+            await asyncio.wait(late, timeout=self._killed_s)
+        return all(child.is_spared for child in killed.values())
+
+    async def _keep(self, child: Child) -> None:
+        task, pause_s = cast("asyncio.Task[None]", asyncio.current_task()), self._restart_s
+        while not self._is_stopping():
+            self._idle.add(task)
+            began, status = time.monotonic(), None
+            try:
+                process = await child.launch()
+            except ChannelError as e:
+                self._report("start_failed", level="error", process=child.name, detail=str(e))
+            else:
+                self._idle.discard(task)
+                status = await self._attend(child, process)
+                self._idle.add(task)
+            if self._is_stopping():
+                return
+            ran_s = time.monotonic() - began
+            pause_s = self._restart_s if ran_s > self._steady_s else pause_s
+            self._report(
+                "process_ended",
+                level="error",
+                process=child.name,
+                status=status,
+                ran_s=round(ran_s),
+                restart_in_s=pause_s,
+            )
+            await self._pause(pause_s)
+            pause_s = min(2 * pause_s, RESTART_MAX_S)
+            self.restarts += child.serves
+
+    async def _attend(self, child: Child, process: Process) -> int | None:
+        self._running[process] = child
+        if child.serves:
+            self._is_alone.clear()
+        try:
+            if not self._is_stopping():
+                await child.attend(process)
+        except Exception as e:  # noqa: BLE001 - the outermost loop over processes: it logs the fault and starts another one
+            self._report("fault", reason=process.name, level="error", detail=detail_of(e))
+        process.channel.close()
+        try:
+            async with asyncio.timeout(END_S):
+                status = await process.ended()
+        except TimeoutError:
+            process.kill()
+            status = await process.ended()
+        del self._running[process]
+        if not any(other.serves for other in self._running.values()):
+            self._is_alone.set()
+        return status
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
+
+    async def _pause(self, pause_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._is_alone.wait()
+                await asyncio.sleep(ALONE_S)
