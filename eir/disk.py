@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -45,3 +45,27 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Watched:
+    """A file whose content counts, read again when it has changed, and is the same at two looks: half of it might read as another whole."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._taken: tuple[int, ...] | None = None
+        self._seen: tuple[int, ...] | None = None
+        self._is_first = True
+
+    def changed(self) -> bool:
+        """True if the file exists and is another one than when this was true last; a change counts from the second call on that sees it."""
+        now = None
+        if self.path is not None:
+            with suppress(OSError):
+                found = self.path.stat()
+                now = found.st_ino, found.st_size, found.st_mtime_ns
+        is_settled = self._is_first or now == self._seen
+        self._is_first, self._seen = False, now
+        if now is None or now == self._taken or not is_settled:
+            return False
+        self._taken = now
+        return True

@@ -4,6 +4,7 @@ EirError
 ├── ConfigError           the YAML file: all its problems, each with file, line and what was expected
 ├── FileError             files that a setting names and that cannot be used; carries the setting
 ├── SetupFault            what keeps a node from starting and does not go away by itself: to try again is of no use
+├── UsageError            wrong arguments of a command
 ├── IdentifierError       a text that is no IMEI, IMEISV, MEID or IMSI
 ├── ReleaseRefused        a release that must not change a list; carries a short reason for metrics and scripts
 ├── EntryRefused          an operator's change of a list that cannot be made
@@ -60,6 +61,10 @@ class SetupFault(EirError):
 
     Someone has to mend it before a node can start.
     """
+
+
+class UsageError(EirError):
+    """Wrong arguments of a command."""
 
 
 class IdentifierError(EirError):

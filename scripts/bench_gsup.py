@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from eir.cli.table import table
 from eir.interfaces.gsup import ipa
 from eir.interfaces.gsup.ipa import Frames
 from eir.interfaces.gsup.message import check_imei, says_no
-from eir.interfaces.gsup.server import GsupServer, GsupService
+from eir.interfaces.gsup.server import GsupServer
 from eir.interfaces.gsup.settings import GsupSettings
 from eir.lists.images.index import Index
 from eir.wire.peers.counts import Counts
@@ -126,15 +127,12 @@ async def _eir(index: Index, there: socket.socket) -> None:
         PolicySettings(rules=(Rule(list="stolen", answer=Status.BLACKLISTED),)), index, now=datetime.now(UTC)
     )
     peers, limits = (PeerSettings(label="msc"),), Limits()
-    server = GsupServer(
-        GsupService(checker),
-        GsupSettings(),
-        peers,
-        limits,
-        counts=Counts(),
-        rates=RateLimits(peers, limits, None),
-        report=lambda *_, **__: None,
-    )
+    shared = SimpleNamespace(peers=peers, limits=limits, overload_answer=None)
+    context: Any = SimpleNamespace(
+        shared=shared, checker=checker, counts=Counts(), rates=RateLimits(peers, limits, None),
+        report=lambda *_, **__: None, announce=lambda *_: None,
+    )  # fmt: skip
+    server = GsupServer(GsupSettings(), context)
     await server.take(there)
     await server.drain(1)
 

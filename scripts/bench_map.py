@@ -20,7 +20,6 @@ from eir.cli.table import table
 from eir.errors import silent
 from eir.interfaces.map import checkimei as codec
 from eir.interfaces.map.server import MapServer
-from eir.interfaces.map.service import MapService
 from eir.interfaces.map.settings import Ss7Settings
 from eir.lists.images.index import Index
 from eir.wire.peers.counts import Counts
@@ -29,6 +28,7 @@ from eir.wire.peers.settings import Limits, PeerSettings, Requester
 from eir.wire.ss7 import m3ua, sccp, tcap
 from eir.wire.ss7.asp import Association
 from eir.wire.ss7.m3ua import Kind, Transfer
+from eir.wire.transport.settings import SctpSettings
 
 PYCRATE_TIMES, ECHO_SHARE = 20, 0.5
 BATCH = 100
@@ -51,10 +51,11 @@ async def _measure(options: argparse.Namespace) -> int:
     peers = (PeerSettings(label="msc", gt="4917"),)
     policy = PolicySettings(rules=(Rule(imei=("00101001000001",), answer=Status.BLACKLISTED),))
     checker = Checker(policy, Index({}), now=datetime.now(UTC))
-    server = MapServer(
-        MapService(checker), peers, Limits(), Ss7Settings(point_code="1-1-2"), policy, counts=Counts(), rates=RateLimits(peers, Limits(), None),
-        report=silent,
-    )  # fmt: skip
+    shared = SimpleNamespace(peers=peers, limits=Limits(), policy=policy, overload_answer=None, sctp=SctpSettings())
+    context: Any = SimpleNamespace(
+        shared=shared, checker=checker, counts=Counts(), rates=RateLimits(peers, Limits(), None), report=silent
+    )
+    server = MapServer(Ss7Settings(point_code="1-1-2"), context)
     answering: dict[str, Answering] = {"this node": server.transferred, "echo": _echo, "pycrate": _pycrate()}
     found: dict[str, float] = {}
     for _ in range(turns):

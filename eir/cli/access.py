@@ -14,7 +14,6 @@ import typer
 
 from eir.cli.output import EXIT_USAGE, fail, say, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
-from eir.config.kinds import did_you_mean
 from eir.device import typed
 from eir.errors import EirError, IdentifierError, StoreError
 from eir.lists.record.settings import ListSettings
@@ -22,6 +21,7 @@ from eir.lists.record.store import ListStore
 from eir.lists.stores.open import SQLITE, open_store
 from eir.node.observe import control
 from eir.node.processes.state_folder import as_owner_of, known_form
+from eir.schema import did_you_mean
 
 DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
 DENIED = ("cannot_open", "readonly")

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from eir import __version__
 from eir.cli.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say, show_one
-from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault
+from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault, UsageError
 from eir.node.observe import control
 from eir.node.observe.control import ENVIRONMENT, LOOKS, RUN
 
@@ -372,7 +372,7 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
             else "eir: "
         )
         say(f"{begin}{e}", "error")
-        sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault) else EXIT_NO)
+        sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault | UsageError) else EXIT_NO)
     except OSError as e:
         if e.errno != errno.EPIPE:  # a reader that went away is not told
             say(f"eir: {e.filename or 'the output'}: {e.strerror}", "error")

@@ -17,7 +17,6 @@ from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened
 from eir.cli.asking import (
     OWN_POINT_CODE,
     Ca,
-    Calls,
     Cert,
     DestinationHost,
     DestinationRealm,
@@ -38,6 +37,8 @@ from eir.cli.asking import (
 from eir.cli.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, fail, lasting, progress, say, show_one
 from eir.cli.sightings import recorded
 from eir.config import Config, load_to_ask
+from eir.interfaces import INTERFACES
+from eir.interfaces.probing import Calls, Captured
 from eir.lists.changes.audit import (
     AT_LEAST,
     CONFIDENCE,
@@ -51,6 +52,7 @@ from eir.lists.changes.audit import (
 )
 from eir.lists.changes.audit import audit as ask_about
 from eir.lists.sources.acknowledge import ENDS, listed_by
+from eir.wire.transport.endpoint import PORTS, TCP
 
 RATE = 100.0
 NAMED_MAX = 10
@@ -109,12 +111,11 @@ def audit(
         )
     back = lasting(since, "--since") if since else None
     names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
-    calls = Calls(gt, point_code, eir_point_code, routing_context, config)
-    asker = (
-        None
-        if target is None
-        else prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls).asking(imsi=imsi)
-    )
+    calls = Calls(gt, point_code, eir_point_code, routing_context)
+    asker = None
+    if target is not None:
+        prober, asked = prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls, config)
+        asker = prober.asking(asked, imsi=imsi)
     checked, now = load_to_ask(config), datetime.now(UTC)
     with progress() as advance:
         shown = advance or (lambda *_: None)
@@ -138,9 +139,7 @@ def audit(
         else:
             begin = now - back if back else listed.manifest.issued
             checks, present, seen = (
-                _captured(passive, port, checked.ss7.variant)
-                if passive is not None
-                else _recorded(opened(checked), begin)
+                _captured(passive, port or [], checked) if passive is not None else _recorded(opened(checked), begin)
             )
             known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe} | set(mme or ()) | seen
             report = judge(listed, checks, wanted=answer, known=known, asking=present, confidence=sure)
@@ -188,26 +187,26 @@ async def _ask(
         return await about(listed, keys, ask)
 
 
-def _captured(capture: Path, ports: list[int] | None, variant: str) -> tuple[list[Check], set[str], set[str]]:
-    """Checks over S13 and MAP, who asked, and who was there. `variant`: of point codes and addresses of SCCP."""
+def _captured(capture: Path, ports: list[int], config: Config) -> tuple[list[Check], set[str], set[str]]:
+    """Checks in a capture, who asked, and who was there."""
     from eir.device import device_key  # noqa: PLC0415 - for this alone, as the next
     from eir.errors import IdentifierError  # noqa: PLC0415 - as above
-    from eir.interfaces.map import capture as of_map  # noqa: PLC0415 - as above
-    from eir.interfaces.s13.capture import PORT, read  # noqa: PLC0415 - as above
 
-    found, by_map, checks = read(capture, ports or (PORT,)), of_map.read(capture, variant), []
-    for (identifier, origin, got), count in (found.checks + by_map.checks).items():
+    found, checks = Captured(), []
+    for each in INTERFACES:
+        if each.capture is not None:
+            found |= each.capture(capture, ports, config.of(each))
+    for (identifier, origin, got), count in found.checks.items():
         try:
             checks.append(Check(identifier, device_key(identifier), origin, got, count))
         except IdentifierError:
             continue  # no list holds it
-    asking = found.asking | by_map.asking
-    if not asking | found.known:
-        where = ", ".join(map(str, ports or (PORT,)))
+    if not found.asking | found.known:
+        where = ", ".join(map(str, ports or (PORTS[TCP],)))
         say(
             f"warning: {capture} shows nobody over Diameter at port {where}, nor over MAP; --port says where the EIR listens"
         )
-    return checks, asking, found.known
+    return checks, found.asking, found.known
 
 
 def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:

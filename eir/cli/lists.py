@@ -33,12 +33,12 @@ from eir.lists.changes.rollback import reset_serial as reset_highest
 from eir.lists.changes.rollback import roll_back
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.entries import Listed, entries_of, imsi_text, read_pages, until_text
+from eir.lists.record.in_force import in_force_before, keep_mark
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import PAIRS, SUBSCRIBERS, TYPES
 from eir.lists.record.store import Event, ListState, ListStore
 from eir.lists.rows.export import EIR, EXPORTS, export
 from eir.lists.rows.layout import ALLOCATED, tac_key, until_seconds
-from eir.node.processes.state_folder import in_force_before, keep_mark
 
 Reason = Annotated[
     str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")

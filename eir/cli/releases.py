@@ -17,6 +17,7 @@ from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, prog
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.record.in_force import keep_mark
 from eir.lists.record.store import REFUSED, ListStore, utc_text
 from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
@@ -26,7 +27,7 @@ from eir.node.observe import control
 from eir.node.processes.apart import load_apart, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start, Starter
-from eir.node.processes.state_folder import as_owner_of, keep_mark
+from eir.node.processes.state_folder import as_owner_of
 
 if TYPE_CHECKING:
     from eir.lists.sources.acknowledge import Acknowledgement

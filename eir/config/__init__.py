@@ -6,6 +6,7 @@ commands, daemon and operate; what is below them is handed its settings and sees
 """
 
 from eir.config.load import (
+    changed_settings,
     digests,
     load_config,
     load_identity,
@@ -19,6 +20,6 @@ from eir.config.load import (
 from eir.config.settings import Config, Whereabouts
 
 __all__ = [
-    "Config", "Whereabouts", "digests", "load_config", "load_identity", "load_layouts", "load_to_ask", "load_whereabouts", "needs_restart",
+    "Config", "Whereabouts", "changed_settings", "digests", "load_config", "load_identity", "load_layouts", "load_to_ask", "load_whereabouts", "needs_restart",
     "render", "take_over",
 ]  # fmt: skip

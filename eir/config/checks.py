@@ -7,29 +7,25 @@ document, which knows the lines. They read the files that the configuration name
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from eir.checks.conditions import CONDITIONS
-from eir.config.kinds import did_you_mean
-from eir.config.reader import Document, Spot
 from eir.config.settings import Config
-from eir.errors import StoreError
-from eir.interfaces.feed.feed_users import UsersError, read_users
-from eir.interfaces.feed.settings import TAC_ROLES
-from eir.lists.pages.pages import PAGE_KEYS
-from eir.lists.record.settings import DEVICES, PAIRS, TYPES, is_list_name
+from eir.errors import FileError, StoreError
+from eir.interfaces import INTERFACES
+from eir.lists.record.settings import PAIRS, TYPES, is_list_name
 from eir.lists.releases.openssh import distinct_signers
 from eir.lists.rows.layout import ACTION, LAYOUTS, SUBJECTS
 from eir.lists.stores.open import SQLITE
+from eir.schema import Document, Findings, Spot, did_you_mean
 from eir.wire.peers.settings import APPLICATIONS, PeerSettings, holds
-from eir.wire.ss7.sccp import BITS, point_code
-from eir.wire.transport.endpoint import endpoint, is_loopback, is_secure, listening_at
+from eir.wire.transport.endpoint import is_loopback, is_secure
 from eir.wire.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.wire.transport.tls import TlsError, load_tls, read_tls
+from eir.wire.web.denials import TokenSettings, keys_of
 
-ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what listens at all addresses is found by it
 CERTIFICATE_SOON = timedelta(days=14)
 """Remaining life of a certificate at which a warning begins."""
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
@@ -45,8 +41,6 @@ FILES = {
 SECRET_FILES = {"password_file", "sentinel_password_file", "key_file"}
 """Files named by `store` that nobody else may read."""
 
-Findings = Iterator[tuple[str, Spot]]
-"""Texts to report, each with the place of its value in the file."""
 Check = Callable[[Config, Document], Findings]
 
 
@@ -68,55 +62,9 @@ def _check_peers(config: Config, document: Document) -> Findings:
             lines[peer.label] = document.line(*spot)
 
 
-def _beside(config: Config) -> dict[Spot, str]:
-    """The listeners that are not for checks, by where they stand."""
-    sections = (("feed", config.feed.listen), ("fraud_check", config.fraud_check.listen))
-    return {(section, "listen", at): url for section, urls in sections for at, url in enumerate(urls)}
-
-
-def _check_ss7(config: Config, document: Document) -> Findings:
-    ss7 = config.ss7
-    if document.faulty("ss7"):
-        return
-    codes: dict[Spot, str | None] = {("ss7", "point_code"): ss7.point_code}
-    codes |= {("peers", at, "point_code"): peer.point_code for at, peer in enumerate(config.peers)}
-    for spot, code in codes.items():
-        try:
-            point_code(code or "0", ss7.variant)
-        except ValueError:
-            yield (
-                f"{code} is no point code of the variant {ss7.variant} ({'-'.join(map(str, BITS[ss7.variant]))} bits)",
-                spot,
-            )
-    if ss7.point_code is None and (ss7.gateways or ss7.listen):
-        yield "MSCs need to know the node by a point code; expected ss7.point_code", ("ss7",)
-    labels = {peer.label: document.line("peers", at) for at, peer in enumerate(config.peers)}
-    for at, gateway in enumerate(ss7.gateways):
-        spot = ("ss7", "gateways", at)
-        if gateway.label in labels:
-            same = f"metrics and commands would call this gateway '{gateway.label}', like the entry in line {labels[gateway.label]}"
-            yield f"{same}; expected a 'name' of its own", (*spot, "name")
-        labels[gateway.label] = document.line(*spot)
-
-
-def _check_gsup(config: Config, document: Document) -> Findings:
-    """Each message would go round in connections of the node to itself, until there are no more."""
-    if config.gsup.hlr is None or document.faulty("gsup"):
-        return
-    hlr = endpoint(config.gsup.hlr)
-    for url in config.gsup.listen:
-        ours = endpoint(url)
-        to_itself = hlr.hosts == ours.hosts or (ours.hosts[0] in ANY and is_loopback(config.gsup.hlr))
-        if hlr.port == ours.port and to_itself:
-            yield f"the node itself listens at {url}; expected the OsmoHLR's own address", ("gsup", "hlr")
-
-
 def _check_listen(config: Config, _: Document) -> Findings:
     before: dict[str, str] = {}
-    for (*key, at), url in [
-        *((listener.spot, listener.url) for listener in config.listeners),
-        *_beside(config).items(),
-    ]:
+    for _name, (*key, at), url in (*config.listeners, *config.service_listeners):
         name = ".".join(map(str, key))
         if url in before and not url.endswith(":0"):
             other = before[url]
@@ -129,6 +77,23 @@ def _check_listen(config: Config, _: Document) -> Findings:
         before.setdefault(url, name)
 
 
+def _check_service_listeners(config: Config, _: Document) -> Findings:
+    for listener in config.service_listeners:
+        if not is_secure(listener.url) and not is_loopback(listener.url):
+            yield (
+                f"{listener.url} would carry passwords and tokens that anyone can read; expected https://, or http:// on a loopback address",
+                listener.spot,
+            )
+
+
+def _connects(config: Config) -> dict[Spot, str]:
+    """URLs that the node connects to, by their place in the file."""
+    found: dict[Spot, str | None] = {("peers", at, "connect"): peer.connect for at, peer in enumerate(config.peers)}
+    for each in INTERFACES:
+        found |= each.connects(config.of(each))
+    return {spot: url for spot, url in found.items() if url}
+
+
 def _check_sctp(config: Config, document: Document) -> Findings:
     sctp = config.sctp
     if not document.faulty("sctp") and not sctp.rto_min_s <= sctp.rto_initial_s <= sctp.rto_max_s:
@@ -136,9 +101,7 @@ def _check_sctp(config: Config, document: Document) -> Findings:
 
 
 def _warn_sctp(config: Config, _: Document) -> Findings:
-    spots: dict[Spot, str] = {listener.spot: listener.url for listener in config.listeners}
-    spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
-    spots |= {("ss7", "gateways", at, "connect"): gateway.connect for at, gateway in enumerate(config.ss7.gateways)}
+    spots = {listener.spot: listener.url for listener in config.listeners} | _connects(config)
     over_sctp = {spot: url for spot, url in spots.items() if url.startswith("sctp:")}
     if over_sctp and not is_supported():
         yield from ((f"{url} does not work on this host: {LOAD_ADVICE}", spot) for spot, url in over_sctp.items())
@@ -154,107 +117,30 @@ def _check_tls(config: Config, document: Document) -> Findings:
         except TlsError as e:
             yield str(e), ("tls", e.key)
         return
-    spots: dict[Spot, str] = {listener.spot: listener.url for listener in config.listeners}
-    spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
-    spots |= _beside(config)
-    spots |= {("n5g", "nrf", "uri", at): url for at, url in enumerate(config.n5g.nrf.uri if config.n5g.nrf else ())}
-    for spot, url in spots.items():
+    listeners = {listener.spot: listener.url for listener in (*config.listeners, *config.service_listeners)}
+    for spot, url in (listeners | _connects(config)).items():
         if is_secure(url):
             yield f"{url} needs the section 'tls' with certificate, key and ca", spot
 
 
 def _check_tokens(config: Config, document: Document) -> Findings:
     """Keys of access tokens are read as a start or a reload would read them."""
-    for section, tokens in (
-        ("n5g", config.n5g.tokens),
-        ("feed", config.feed.tokens),
-        ("fraud_check", config.fraud_check.tokens),
-    ):
-        if tokens is None or document.faulty(section, "tokens"):
+    for section, settings in config.interfaces.items():
+        tokens = getattr(settings, "tokens", None)
+        if not isinstance(tokens, TokenSettings) or document.faulty(section, "tokens"):
             continue
         if not (tokens.jwks or tokens.keys):
             yield "nothing to check access tokens with; expected jwks or keys", (section, "tokens")
             continue
-        from eir.wire.web.tokens import KeysError, load_keys, read_keys  # noqa: PLC0415  # half a second that no other configuration costs
-
         try:
-            load_keys(read_keys(tokens))
-        except KeysError as e:
+            keys_of(tokens)
+        except FileError as e:
             yield str(e), (section, "tokens", e.key)
-
-
-def _check_feed(config: Config, _: Document) -> Findings:
-    """Check what the interfaces beside the checks need."""
-    for spot, url in _beside(config).items():
-        if not is_secure(url) and not is_loopback(url):
-            yield (
-                f"{url} would carry passwords and tokens that anyone can read; expected https://, or http:// on a loopback address",
-                spot,
-            )
-    feed = config.feed
-    if feed.users is not None:
-        try:
-            read_users(feed.users)
-        except UsersError as e:
-            yield str(e), ("feed", "users")
-
-
-def _check_feed_lists(config: Config, _: Document) -> Findings:
-    for role, names in config.feed.lists.by_role.items():
-        kinds = Counter(config.lists[name].kind for name in names if name in config.lists)
-        for at, name in enumerate(names):
-            spot = ("feed", "lists", role, at)
-            if (settings := config.lists.get(name)) is None:
-                yield f"the list '{name}' is not under 'lists'{did_you_mean(name, config.lists)}", spot
-            elif not settings.local:
-                yield f"{name} is changed by signed releases; expected a list with local: true", spot
-            elif role in TAC_ROLES and settings.kind != DEVICES:
-                yield f"'{name}' is a list of {settings.kind}, which holds no TACs", spot
-            elif kinds[settings.kind] > 1:
-                yield f"two lists of {settings.kind} for {role}, and no row says which; expected one of each kind", spot
-
-
-def _warn_feed(config: Config, _: Document) -> Findings:
-    if config.fraud_check.listen and config.fraud_check.tokens is None:
-        yield "nobody has a token that is accepted; 'tokens' would say whose are", ("fraud_check",)
-    if not config.feed.listen:
-        return
-    if config.feed.users is None and config.feed.tokens is None:
-        yield "nobody can send rows; 'users' or 'tokens' would say who may", ("feed",)
-    if not any(config.feed.lists.by_role.values()):
-        yield "no list takes any row; 'lists' would say which do", ("feed",)
-    for role in TAC_ROLES:
-        for at, name in enumerate(config.feed.lists.by_role[role]):
-            if config.lists[name].change_min <= PAGE_KEYS:
-                most = f"a TAC is a million devices, and change_min of {name} is {config.lists[name].change_min}"
-                yield (
-                    f"{most}: a row with one is refused while the list is small; expected change_min above {PAGE_KEYS}",
-                    ("feed", "lists", role, at),
-                )
-    if not config.feed.sources and not all(map(is_loopback, config.feed.listen)):
-        yield "anyone who reaches the listener can try passwords; 'from' would say where rows come from", ("feed",)
 
 
 def _check_numbers(config: Config, document: Document) -> Findings:
     if config.numbers is not None and not document.faulty("numbers") and (wrong := _unusable(config.numbers)):
         yield f"the table of numbers {wrong}: {config.numbers}; expected lines of MSISDN,IMSI", ("numbers",)
-
-
-def _check_nrf(config: Config, document: Document) -> Findings:
-    nrf = config.n5g.nrf
-    if nrf is None or document.faulty("n5g"):
-        return
-    if not config.n5g.listen:
-        yield "there is nothing to register with an NRF; expected n5g.listen", ("n5g", "nrf")
-    for url in config.n5g.listen if not nrf.endpoints else ():
-        if listening_at(url).hosts[0] in ANY:
-            yield (
-                f"AMFs cannot be told to ask at {url}; expected n5g.nrf.endpoints with an address of this host",
-                ("n5g", "nrf"),
-            )
-    for at, url in enumerate(nrf.uri):
-        if url in nrf.uri[:at]:
-            yield f"{url} stands twice in 'n5g.nrf.uri'", ("n5g", "nrf", "uri", at)
 
 
 def _check_store(config: Config, document: Document) -> Findings:
@@ -279,8 +165,6 @@ def _warn_secrets(config: Config, _: Document) -> Findings:
     named: list[tuple[Path, Spot]] = [(file, ("store",)) for file in secrets.values()]
     if config.tls is not None:
         named.append((config.tls.key, ("tls", "key")))
-    if config.feed.users is not None:
-        named.append((config.feed.users, ("feed", "users")))
     sources = {name: settings.source for name, settings in config.lists.items() if settings.source is not None}
     named += [
         (file, ("lists", name, "source", key))
@@ -504,13 +388,23 @@ def _warn_override(config: Config, _: Document) -> Findings:
         yield "the override is over and does nothing", (*spot, "until")
 
 
+def _of_interfaces(name: str) -> Check:
+    """Return the check of this name of all interfaces, as one."""
+
+    def check(config: Config, document: Document) -> Findings:
+        for each in INTERFACES:
+            yield from getattr(each, name)(config.of(each), config, document)
+
+    return check
+
+
 CHECKS: tuple[Check, ...] = (
-    _check_peers, _check_ss7, _check_gsup, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_feed, _check_feed_lists, _check_numbers, _check_sctp, _check_store, _check_lists,
+    _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_sctp, _check_store, _check_lists,
     _check_sources, check_layouts, _check_rules, _check_sightings,
 )  # fmt: skip
 """Checks whose findings make a configuration unusable."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
-    _warn_sightings, _warn_feed,
+    _warn_sightings, _of_interfaces("warn"),
 )  # fmt: skip
 """Checks that find what is probably not meant."""

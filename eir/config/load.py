@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from operator import attrgetter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ import yaml
 from eir.config.checks import CHECKS, WARNINGS, Check, check_layouts
 from eir.config.keys import ROOT, SECTIONS, TABLE
 from eir.config.kinds import TOO_BUSY
-from eir.config.reader import Document, read_document, read_file
+from eir.config.reader import read_document, read_file
 from eir.config.settings import Config, Whereabouts
 from eir.errors import ConfigError, Problem
+from eir.interfaces import INTERFACES
 from eir.lists.record.settings import Layout
+from eir.schema import Document
 from eir.wire.peers.settings import Identity
 
 TAKES_RESTART = [
@@ -109,25 +110,31 @@ def digests(shown: Mapping[str, Any]) -> dict[str, str]:
 
 def needs_restart(old: Config, new: Config) -> list[str]:
     """Keys, as the file writes them, that differ and that a reload does not take over."""
-    return [path for path in TAKES_RESTART if attrgetter(path)(old) != attrgetter(path)(new)]
+    return [path for path in TAKES_RESTART if _value(old, path) != _value(new, path)]
 
 
 def take_over(old: Config, new: Config) -> Config:
-    """Return the configuration of a node that runs by `old` after a reload: `new`, but for what takes a restart.
+    """Return the configuration of a node that runs by `old` after a reload: `new`, but for what takes a restart."""
+    interfaces = {
+        each.section: replace(each.take_over(old.of(each), new.of(each)), listen=old.of(each).listen)
+        for each in INTERFACES
+        if each.section
+    }
+    kept: dict[str, Any] = {path: getattr(old, path) for path in TAKES_RESTART if "." not in path}
+    return replace(new, interfaces=interfaces, **kept)
 
-    A listener that `new` has no more stays open until then, and goes on asking for tokens.
-    """
-    if not new.n5g.listen:
-        new = _with(new, "n5g.tokens", old.n5g.tokens)
-    for path in TAKES_RESTART:
-        new = _with(new, path, attrgetter(path)(old))
-    return new
+
+def changed_settings(old: Config, new: Config) -> list[str]:
+    """Return the names of the settings that differ."""
+    names = [each.name for each in fields(Config) if each.compare and each.name not in {"warnings", "interfaces"}]
+    return [name for name in (*names, *new.interfaces) if _value(old, name) != _value(new, name)]
 
 
-def _with(settings: Any, path: str, value: Any) -> Any:
-    """Settings with another value at a path of fields."""
-    name, _, rest = path.partition(".")
-    return replace(settings, **{name: _with(getattr(settings, name), rest, value) if rest else value})
+def _value(config: Config, path: str) -> Any:
+    """Return a setting, or one of an interface's section, or that section."""
+    section, _, name = path.partition(".")
+    found = config.interfaces[section] if section in config.interfaces else getattr(config, section)
+    return getattr(found, name) if name else found
 
 
 def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:
@@ -136,7 +143,8 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
     layouts = document.values["layouts"]
     lists = {name: replace(settings, layouts=layouts) for name, settings in document.values["lists"].items()}
     values = document.values | {"overload_answer": None if answer == TOO_BUSY else answer, "lists": lists}
-    config = Config(path=path, shown=document.shown, **values)
+    interfaces = {each.section: values.pop(each.section) for each in INTERFACES if each.section}
+    config = Config(path=path, shown=document.shown, interfaces=interfaces, **values)
     return config, _found(CHECKS, config, document, *document.problems)
 
 

@@ -1,18 +1,18 @@
 """A YAML file read against a table of keys: every fault in one run, each with its line and what was expected.
 
-The table is data: a `Key` for each key, a `Section` for what is built of some. Imports kinds and errors only, and knows no key.
+The table is data: a `Key` for each key, a `Section` for what is built of some. Knows no key.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
 
-from eir.config.kinds import Kind, Unexpected, did_you_mean, mask_secrets
 from eir.errors import ConfigError, Problem
+from eir.schema import Document, Key, Kind, Section, Spot, Unexpected, did_you_mean, mask_secrets
 
 FILE_BYTES_MAX = 1 << 18
 DEPTH_MAX = 20
@@ -29,92 +29,10 @@ PLAIN_TAGS = {
 }
 """Tags that YAML gives by itself; any other was asked for (`!!python/…`) and is refused."""
 
-REQUIRED: Final = object()
-"""The default of a key that has to be there."""
-
-Spot = tuple[Hashable, ...]
-"""Place of a value: keys by name, entries of a list by their number from 0."""
 Read = tuple[Any, Any]
 """A value, and how it is shown as JSON knows it: {} for a missing value, which the file cannot write."""
 Found = tuple[int, yaml.Node]
 """The line of a key, and the node behind it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One row of the table."""
-
-    path: str
-    """Dotted; `name[]` is a list of sections, `name.*` a section whose keys are free names."""
-    kind: Kind
-    default: Any
-    """None: no value; REQUIRED: the key has to be there."""
-    says: str
-    field: str = ""
-    """Name of the value in what is built, if not the one in the file."""
-    live: bool = True
-    """A reload takes it over; otherwise it needs a restart, and its path is that of the value's field, too."""
-
-    @property
-    def required(self) -> bool:
-        """True if the key has to be there."""
-        return self.default is REQUIRED
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A mapping of the file, or, if its path says so, many of one form."""
-
-    path: str
-    """As in a Key."""
-    build: Callable[..., Any] | None = None
-    """Called with the values by name; None: they belong to what is around the section, as all in a dict that is built do."""
-    optional: bool = False
-    """None if it is not there, although something in it is required."""
-    live: bool = True
-    """A reload takes it over; otherwise it needs a restart, as a whole."""
-    short: str = ""
-    """The key that is meant where one value stands instead of the section."""
-    gone: Mapping[str, str] = field(default_factory=dict)
-    """Keys that earlier versions had, and what to write instead."""
-    entries: "dict[str, Key | Section]" = field(default_factory=dict)
-
-    @property
-    def shape(self) -> str:
-        """`[]`, `.*`, or nothing."""
-        return self.path[-2:] if self.path.endswith(("[]", ".*")) else ""
-
-    @property
-    def required(self) -> bool:
-        """True if the section has to be there, because something in it does."""
-        return not (self.optional or self.shape) and any(entry.required for entry in self.entries.values())
-
-
-@dataclass(slots=True)
-class Document:
-    """A file as it was read, and where what stands; a value with a fault reads as its default, and as None if it has none."""
-
-    file: str
-    values: dict[str, Any] = field(default_factory=dict)
-    """All that was built, defaults included."""
-    shown: dict[str, Any] = field(default_factory=dict)
-    """The same by the file's own keys, as JSON knows it."""
-    lines: dict[Spot, int] = field(default_factory=dict)
-    """Lines (from 1) of keys and entries that are in the file."""
-    problems: dict[Problem, Spot] = field(default_factory=dict)
-    """Problems in the order found, each with the value that it is about; a node that is read twice through an alias has
-    one fault."""
-    faults: set[Spot] = field(default_factory=set)
-
-    def faulty(self, *spot: Hashable) -> bool:
-        """True if there is a fault in the value or section, or in anything inside it."""
-        return any(fault[: len(spot)] == spot for fault in self.faults)
-
-    def line(self, *spot: Hashable) -> int:
-        """The line of a value, else that of the nearest section around it."""
-        while spot and spot not in self.lines:
-            spot = spot[:-1]
-        return self.lines.get(spot, 1)
 
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:

@@ -1,1 +1,16 @@
 """Protocols of those who ask the register or feed it: one folder each, none imports another."""
+
+from importlib import import_module
+
+from eir.interfaces.interface import Interface
+
+FOLDERS = (
+    "s13",
+    "n5g",
+    "gsup",
+    "map",
+    "feed",
+    "fraud_check",
+)
+INTERFACES: tuple[Interface, ...] = tuple(import_module(f"{__name__}.{folder}").INTERFACE for folder in FOLDERS)
+"""All interfaces, in the order of listeners, keys and metrics. The first takes connections and URLs that no other names."""

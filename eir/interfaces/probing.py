@@ -11,13 +11,60 @@ import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-from eir.errors import EirError, SetupFault
+from eir.errors import EirError, SetupFault, UsageError
 from eir.wire.transport.endpoint import address_text
 from eir.wire.transport.stream import connected, fault_text
+
+if TYPE_CHECKING:
+    from eir.wire.transport.tls import Tls
+
+
+class Names(NamedTuple):
+    """Our names over Diameter and those that are asked for; None: the EIR's own realm, and no host."""
+
+    origin_host: str
+    origin_realm: str
+    destination_host: str | None
+    destination_realm: str | None
+    given_host: str | None = None
+    """Our Origin-Host where it was given."""
+
+
+class Calls(NamedTuple):
+    """Our addresses over SIGTRAN and those that are asked, as the options say."""
+
+    gt: str | None
+    point_code: str
+    eir_point_code: str | None
+    routing_context: int | None
+
+
+class Wanted(NamedTuple):
+    """The EIR to ask, and how, as the options say."""
+
+    target: str
+    tls: "Tls | None"
+    token: Path | None
+    names: Names
+    timeout_s: float
+    calls: Calls
+    configured: Callable[[], Mapping[str, Any]]
+    """Reads the interface's section of the configuration, as `eir config` shows it; empty if there is none."""
+
+
+def host_and_port(target: str, default: int) -> tuple[str, int]:
+    """Split HOST or HOST:PORT. Raises UsageError."""
+    host, colon, port = target.rpartition(":")
+    if not colon or host.endswith(":") or (":" in host and not host.startswith("[")) or port.endswith("]"):
+        return target.strip("[]"), default
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{target}: expected HOST:PORT with a port from 1 to 65535")
+    return host.strip("[]"), int(port)
+
 
 NO_ANSWER = "none"
 """Stands for a status where no answer came."""
@@ -135,8 +182,9 @@ async def many(
 class Client(Protocol):
     """A connection to an EIR, on which many may ask at once."""
 
-    closed_by: str
-    """Cause of the connection's end; empty while it is up."""
+    @property
+    def closed_by(self) -> str:
+        """Cause of the connection's end; empty while it is up."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
         """Return the answer to one question."""
@@ -191,9 +239,16 @@ class Probe(Generic[Target]):
     async def ask(
         self, target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
     ) -> list[Finding]:
-        """Ask about each IMEI in turn on one connection. Raises EirError if it cannot be made."""
+        """Ask about each IMEI in turn on one connection, until that ends. Raises EirError if it cannot be made."""
+        findings: list[Finding] = []
         async with self._connected(target) as client:
-            return [await client.ask(imei, imsi, software_version) for imei in imeis]
+            for at, imei in enumerate(imeis, 1):
+                findings.append(await client.ask(imei, imsi, software_version))
+                if findings[-1].round_trip_ms is None and client.closed_by and (left := imeis[at:]):
+                    fault = f"{findings[-1].fault}; not asked about the {len(left)} after it"
+                    findings[-1] = replace(findings[-1], fault=fault)
+                    return [*findings, *(Finding(other, imsi) for other in left)]
+        return findings
 
     async def ask_many(
         self, target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
@@ -237,6 +292,9 @@ class Captured:
     """Nodes that asked, and nodes over whose connection some questions came: an agent carries those of others."""
     known: set[str] = field(default_factory=set)
     """Nodes that were there, and might have asked."""
+
+    def __or__(self, other: "Captured") -> "Captured":
+        return Captured(self.checks + other.checks, self.asking | other.asking, self.known | other.known)
 
 
 def by_tshark(capture: Path, arguments: Sequence[str], take: Callable[[IO[bytes]], T | None]) -> T:

@@ -22,7 +22,7 @@ from wire import EIR, HOST, REALM
 
 from eir.cli.app import command_line, main
 from eir.cli.output import written_to
-from eir.node.processes.state_folder import in_force_before
+from eir.lists.record.in_force import in_force_before
 
 COMMANDS = get_command(command_line()).commands
 IMSI = "001010123456789"

@@ -22,11 +22,15 @@ def test_access_tokens_and_nrf_as_they_are_built(write, tmp_path):
             + "  tokens: {keys: tokens/nrf.pem}\n  nrf: {uri: [http://nrf.example.org/base/, 'http://[::1]:8000'], plmns: '00101'}\n"
         )
     )
-    assert config.n5g.tokens == TokenSettings(
+    assert config.interfaces["n5g"].tokens == TokenSettings(
         jwks=(), keys=(tmp_path / "tokens" / "nrf.pem",), issuer=(), audience=("5G_EIR",)
     )
-    assert config.n5g.nrf.uri == ("http://nrf.example.org:80/base", "http://[::1]:8000")
-    assert (config.n5g.nrf.plmns, config.n5g.nrf.capacity, config.n5g.nrf.instance) == (("00101",), 100, None)
+    assert config.interfaces["n5g"].nrf.uri == ("http://nrf.example.org:80/base", "http://[::1]:8000")
+    assert (
+        config.interfaces["n5g"].nrf.plmns,
+        config.interfaces["n5g"].nrf.capacity,
+        config.interfaces["n5g"].nrf.instance,
+    ) == (("00101",), 100, None)
 
 
 @pytest.mark.parametrize(
@@ -106,17 +110,18 @@ def test_ss7(write):
             + "  point_code: 1.1.2\n  imsi_tags: [80, 9f21]\n  gateways:\n  - {connect: 'sctp://10.0.0.9,10.0.1.9', routing_context: 7}\n  - {connect: 'tcp://stp.example.org:2906', name: stp2, mode: override}\n"
         )
     )
-    assert (config.ss7.point_code, config.ss7.number, config.ss7.imsi_tags) == ("1-1-2", 2058, (0x80, 0x9F21))
-    first, second = config.ss7.gateways
+    ss7 = config.interfaces["ss7"]
+    assert (ss7.point_code, ss7.number, ss7.imsi_tags) == ("1-1-2", 2058, (0x80, 0x9F21))
+    first, second = ss7.gateways
     assert (first.label, first.connect, first.mode) == (
         "10.0.0.9,10.0.1.9:2905",
         "sctp://10.0.0.9,10.0.1.9:2905",
         "loadshare",
     )
     assert (second.label, second.mode, second.routing_context) == ("stp2", "override", None)
-    assert load_config(write(render(config), "again.yaml")).ss7 == config.ss7
+    assert load_config(write(render(config), "again.yaml")).interfaces["ss7"] == ss7
     ansi = load_config(write(SS7 + "  point_code: 245-16-8\n  variant: ansi\n", "ansi.yaml"))
-    assert ansi.ss7.number == 0xF51008
+    assert ansi.interfaces["ss7"].number == 0xF51008
 
 
 @pytest.mark.parametrize(("text", "says"), [

@@ -17,10 +17,10 @@ from configuration import GOOD, IDENTITY, ONE_PEER, SIGNER, files_of_tokens, pro
 from eir.checks.settings import Status
 from eir.config import Config, load_config, needs_restart, render, take_over
 from eir.config.keys import TABLE, reference_page
-from eir.config.kinds import mask_password, mask_secrets
 from eir.config.load import TAKES_RESTART
-from eir.config.reader import REQUIRED
+from eir.interfaces import INTERFACES
 from eir.interfaces.feed.feed_users import user_line
+from eir.schema import REQUIRED, mask_password, mask_secrets
 from eir.wire.peers.settings import Limits
 
 SAMPLE = Path(__file__).parents[2] / "config" / "eir.yaml"
@@ -200,11 +200,17 @@ OTHERS = {
 def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
     assert needs_restart(old, new) == [path]
-    ss7 = dataclasses.replace(new.ss7, listen=())  # beside which a point code has to stand
+    ss7 = dataclasses.replace(new.interfaces["ss7"], listen=())  # beside which a point code has to stand
     assert take_over(old, new) == dataclasses.replace(
-        old, path=new.path, log_level="debug", warnings=new.warnings, ss7=ss7
+        old, path=new.path, log_level="debug", warnings=new.warnings, interfaces={**old.interfaces, "ss7": ss7}
     )
     assert needs_restart(old, take_over(old, new)) == []
+
+
+def test_of_an_interface_only_the_listeners_take_a_restart():
+    assert {path for path in TAKES_RESTART if "." in path} == {
+        f"{each.section}.listen" for each in INTERFACES if each.section
+    }
 
 
 def test_a_restart_key_is_called_in_what_is_built_as_in_the_file():

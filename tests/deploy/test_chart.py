@@ -234,7 +234,11 @@ class TestConfiguration:
 
     @staticmethod
     def urls(configs):
-        return {url for config in configs for url in (*config.listen, *config.n5g.listen, f"http://{config.http}")}
+        return {
+            url
+            for config in configs
+            for url in (*config.listen, *config.interfaces["n5g"].listen, f"http://{config.http}")
+        }
 
     @staticmethod
     def sources(values):

@@ -1,1 +1,92 @@
 """Feed: rows that a register sends over HTTP into local lists."""
+
+import stat
+from collections import Counter
+
+from eir.interfaces.feed.feed_users import UsersError, read_users
+from eir.interfaces.feed.settings import FEED_SCOPE, NAME, TAC_ROLES, FeedLists, FeedSettings
+from eir.interfaces.interface import LISTEN_HTTP, Interface, SharedSettings, token_keys
+from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.record.settings import DEVICES
+from eir.schema import (
+    FILE,
+    LIST_NAME,
+    NETWORK,
+    REQUIRED,
+    Document,
+    Family,
+    Findings,
+    Key,
+    Section,
+    did_you_mean,
+    many,
+)  # fmt: skip
+from eir.wire.transport.endpoint import is_loopback
+from eir.wire.web.denials import TokenSettings
+
+KEYS = (
+    Key("feed.listen", many(LISTEN_HTTP), (), "where a register sends its rows over HTTP/1.1: https with the certificates of `tls`, or http on a loopback address; nowhere if left out", live=False),
+    Key("feed.users", FILE, None, "users and hashed passwords, a line each, as `eir feed user NAME` makes them; read again whenever the file changes"),
+    Key("feed.from", many(NETWORK), (), "networks that rows may come from; any address if left out", field="sources"),
+    Key("feed.lists.block", many(LIST_NAME), (), "local lists for rows under /eir/block: of several the one whose kind fits what the row names"),
+    Key("feed.lists.exception", many(LIST_NAME), (), "the same under /eir/exception"),
+    Key("feed.lists.track", many(LIST_NAME), (), "the same under /eir/track"),
+    Key("feed.lists.allowed-tac", many(LIST_NAME), (), "a local list of devices for TACs under /eir/allowed-tac", field="allowed_tac"),
+    Key("feed.lists.blocked-tac", many(LIST_NAME), (), "the same under /eir/blocked-tac", field="blocked_tac"),
+    *token_keys("feed.tokens", "those who issue access tokens to registers", REQUIRED, f"their scope has to be {FEED_SCOPE}"),
+)  # fmt: skip
+SECTIONS = (
+    Section("feed", FeedSettings),
+    Section("feed.lists", FeedLists),
+    Section("feed.tokens", TokenSettings, optional=True),
+)
+FAMILIES = (
+    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows that a register sent, by who sent them, the word that says which list, and the HTTP status of the answer"),
+    Family("eir_feed_transactions_total", "counter", (), "Transactions that rows of registers were written in"),
+)  # fmt: skip
+
+
+def _check(feed: FeedSettings, shared: SharedSettings, _: Document) -> Findings:
+    if feed.users is not None:
+        try:
+            read_users(feed.users)
+        except UsersError as e:
+            yield str(e), ("feed", "users")
+    for role, names in feed.lists.by_role.items():
+        kinds = Counter(shared.lists[name].kind for name in names if name in shared.lists)
+        for at, name in enumerate(names):
+            spot = ("feed", "lists", role, at)
+            if (settings := shared.lists.get(name)) is None:
+                yield f"the list '{name}' is not under 'lists'{did_you_mean(name, shared.lists)}", spot
+            elif not settings.local:
+                yield f"{name} is changed by signed releases; expected a list with local: true", spot
+            elif role in TAC_ROLES and settings.kind != DEVICES:
+                yield f"'{name}' is a list of {settings.kind}, which holds no TACs", spot
+            elif kinds[settings.kind] > 1:
+                yield f"two lists of {settings.kind} for {role}, and no row says which; expected one of each kind", spot
+
+
+def _warn(feed: FeedSettings, shared: SharedSettings, _: Document) -> Findings:
+    if feed.users is not None and feed.users.stat().st_mode & stat.S_IROTH:
+        yield f"{feed.users} is readable by everyone on this host: chmod o-r {feed.users}", ("feed", "users")
+    if not feed.listen:
+        return
+    if feed.users is None and feed.tokens is None:
+        yield "nobody can send rows; 'users' or 'tokens' would say who may", ("feed",)
+    if not any(feed.lists.by_role.values()):
+        yield "no list takes any row; 'lists' would say which do", ("feed",)
+    for role in TAC_ROLES:
+        for at, name in enumerate(feed.lists.by_role[role]):
+            if shared.lists[name].change_min <= PAGE_KEYS:
+                most = f"a TAC is a million devices, and change_min of {name} is {shared.lists[name].change_min}"
+                yield (
+                    f"{most}: a row with one is refused while the list is small; expected change_min above {PAGE_KEYS}",
+                    ("feed", "lists", role, at),
+                )
+    if not feed.sources and not all(map(is_loopback, feed.listen)):
+        yield "anyone who reaches the listener can try passwords; 'from' would say where rows come from", ("feed",)
+
+
+INTERFACE = Interface(
+    name=NAME, section="feed", keys=KEYS, sections=SECTIONS, check=_check, warn=_warn, families=FAMILIES, service="eir.interfaces.feed.service:FeedService",
+)  # fmt: skip

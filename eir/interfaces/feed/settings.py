@@ -7,6 +7,8 @@ from typing import Final
 
 from eir.wire.web.denials import TokenSettings
 
+NAME: Final = "feed"
+"""Name of the interface and of its process."""
 FEED_SCOPE: Final = "eir-feed"
 """The scope that an access token has to have; also the realm of passwords."""
 

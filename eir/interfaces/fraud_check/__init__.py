@@ -1,1 +1,30 @@
 """IMEI Fraud Check: the status of a device for banks and shops, over HTTP."""
+
+from eir.interfaces.fraud_check.settings import FRAUD_SCOPE, NAME, RATE_MAX, FraudSettings
+from eir.interfaces.interface import LISTEN_HTTP, Interface, SharedSettings, token_keys
+from eir.schema import NETWORK, REQUIRED, Document, Family, Findings, Key, Section, many, number
+from eir.wire.web.denials import TokenSettings
+
+KEYS = (
+    Key("fraud_check.listen", many(LISTEN_HTTP), (), "where banks and shops ask whether a device is stolen (CAMARA IMEI Fraud Check, HTTP/1.1): https with the certificates of `tls`, or http on a loopback address; nowhere if left out", live=False),
+    Key("fraud_check.from", many(NETWORK), (), "networks that may ask, such as the operator's gateway; any address if left out", field="sources"),
+    Key("fraud_check.rate_max", number(0.01, 1e6, "requests a second"), RATE_MAX, "requests of each client (the token's `sub`) that are answered; those above get 429, so that no list can be drawn out faster"),
+    *token_keys("fraud_check.tokens", "the gateway that issues access tokens", REQUIRED, f"their scope has to be {FRAUD_SCOPE}"),
+)  # fmt: skip
+SECTIONS = (
+    Section("fraud_check", FraudSettings),
+    Section("fraud_check.tokens", TokenSettings, optional=True),
+)
+FAMILIES = (
+    Family("eir_fraud_checks_total", "counter", ("client", "result"), "Requests of IMEI Fraud Check, by who asked, and what the device is or the HTTP status of an error"),
+)  # fmt: skip
+
+
+def _warn(settings: FraudSettings, _: SharedSettings, _document: Document) -> Findings:
+    if settings.listen and settings.tokens is None:
+        yield "nobody has a token that is accepted; 'tokens' would say whose are", ("fraud_check",)
+
+
+INTERFACE = Interface(
+    name=NAME, section="fraud_check", keys=KEYS, sections=SECTIONS, warn=_warn, families=FAMILIES, service="eir.interfaces.fraud_check.service:FraudService",
+)  # fmt: skip

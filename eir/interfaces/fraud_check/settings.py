@@ -6,6 +6,8 @@ from typing import Final
 
 from eir.wire.web.denials import TokenSettings
 
+NAME: Final = "fraud-check"
+"""Name of the interface and of its process."""
 FRAUD_SCOPE: Final = "imei-fraud-check:check-status"
 """The scope that an access token has to have (CAMARA)."""
 RATE_MAX: Final = 10.0

@@ -2,6 +2,66 @@
 
 ipa.py cuts bytes into frames and knows who somebody is (IPA, CCM); message.py is the one operation and the errors of the others;
 link.py is the connection of a client, hlr.py the one towards the HLR that goes with it; server.py translates, and has all clients of a
-worker; probe.py is a client. Imports eir.checks, eir.wire.peers, and of eir.wire.diameter what is the same for every protocol. Never meets
-another protocol.
+worker; probe.py is a client.
 """
+
+from typing import TYPE_CHECKING, Any
+
+from eir.checks.settings import Status
+from eir.errors import UsageError
+from eir.interfaces.gsup.settings import PORT, GsupSettings
+from eir.interfaces.interface import Interface, SharedSettings
+from eir.schema import FLAG, Document, Family, Findings, Key, Section, many, url
+from eir.wire.transport.endpoint import ANY, TCP, endpoint, is_loopback
+
+if TYPE_CHECKING:
+    from eir.interfaces.probing import Wanted
+
+PORTS = {TCP: PORT}
+LISTEN_GSUP = url(PORTS, f"tcp://127.0.0.1:{PORT}")
+HLR = url(PORTS, "tcp://127.0.0.1:4223", connects=True)
+KEYS = (
+    Key("gsup.listen", many(LISTEN_GSUP), (), "where an OsmoMSC finds us instead of its OsmoHLR (GSUP); the port is 4222 unless it is given; nowhere if left out", live=False),
+    Key("gsup.hlr", HLR, None, "the OsmoHLR that everything but CHECK-IMEI goes to; if left out, everything but that gets an error"),
+    Key("gsup.store", FLAG, False, "pass a CHECK-IMEI of a device that may pass on to the HLR too (`store-imei` there), whose NACK counts"),
+)  # fmt: skip
+FAMILIES = (
+    Family("eir_gsup_answers_total", "counter", ("peer", "result"), "Answers to CHECK-IMEIs: ack, nack, or none to a request without an IMSI"),
+    Family("eir_gsup_passed_total", "counter", ("peer", "direction"), "Messages that were passed on, `out` to the HLR and `in` from it"),
+    Family("eir_gsup_not_passed_total", "counter", ("peer", "reason"), "Messages that the HLR did not get, each request of which got an error: no_hlr (none is configured), hlr_away, hlr_slow"),
+    Family("eir_gsup_errors_total", "counter", ("reason",), "Connections over GSUP that were ended for a fault"),
+    Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 while the HLR is connected for the peer's clients, 0 while it is away for one of them", "min"),
+)  # fmt: skip
+
+
+def _check(settings: GsupSettings, _: SharedSettings, document: Document) -> Findings:
+    """Each message would go round in connections of the node to itself, until there are no more."""
+    if settings.hlr is None or document.faulty("gsup"):
+        return
+    hlr = endpoint(settings.hlr)
+    for listener in settings.listen:
+        ours = endpoint(listener)
+        to_itself = hlr.hosts == ours.hosts or (ours.hosts[0] in ANY and is_loopback(settings.hlr))
+        if hlr.port == ours.port and to_itself:
+            yield f"the node itself listens at {listener}; expected the OsmoHLR's own address", ("gsup", "hlr")
+
+
+def _words(status: Status) -> str:
+    return "NACK" if status is Status.BLACKLISTED else "ACK"
+
+
+def _probe(wanted: "Wanted") -> tuple[Any, Any]:
+    from eir.interfaces.gsup import probe  # noqa: PLC0415 - for a probe alone, as the next
+    from eir.interfaces.probing import host_and_port  # noqa: PLC0415 - as above
+
+    if wanted.tls is not None:
+        raise UsageError(f"{wanted.target}: GSUP knows no TLS; --ca, --cert and --key are for others")
+    where = host_and_port(wanted.target.partition("://")[2], PORT)
+    return probe, probe.Target(*where, wanted.timeout_s, wanted.names.given_host or probe.NAME)
+
+
+INTERFACE = Interface(
+    name="gsup", section="gsup", keys=KEYS, sections=(Section("gsup", GsupSettings),), check=_check, families=FAMILIES,
+    alerts=(("the HLR of", "EirHlrAway"),),
+    server="eir.interfaces.gsup.server:GsupServer", client="an OsmoMSC", words=_words, schemes=("gsup",), probe=_probe,
+)  # fmt: skip

@@ -7,21 +7,21 @@ answer.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import Asks, NoDevice, Status, answers_of
-from eir.errors import Report, place_of
+from eir.errors import place_of
 from eir.interfaces.gsup.hlr import State
 from eir.interfaces.gsup.link import Link
 from eir.interfaces.gsup.message import CheckImei, read_check_imei
 from eir.interfaces.gsup.settings import GsupSettings
-from eir.wire.peers.counts import Counts
-from eir.wire.peers.rate import DEFAULT_PRIORITY, RateLimits, refusing
+from eir.interfaces.interface import Context
+from eir.wire.peers.rate import DEFAULT_PRIORITY, refusing
 from eir.wire.peers.server import Server
-from eir.wire.peers.settings import Limits, PeerSettings, Requester, is_from
+from eir.wire.peers.settings import PeerSettings, Requester, is_from
 
 PROTOCOL: Final = "gsup"
 """Name of this protocol in metrics."""
@@ -70,12 +70,10 @@ ACK, NACK, NOBODY = "ack", "nack", "none"
 class GsupServer(Server[Link]):
     """Answers CHECK-IMEIs, and stands between clients and their HLR."""
 
-    def __init__(
-        self, service: GsupService, settings: GsupSettings, peers: Sequence[PeerSettings], limits: Limits, *, counts: Counts, rates: RateLimits,
-        report: Report, overload: Status | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(PROTOCOL, counts=counts, rates=rates, report=report)
-        self._service = service
+    def __init__(self, settings: GsupSettings, context: Context) -> None:
+        super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
+        self._service = GsupService(context.checker)
+        self._announce = context.announce
         self.answers: Counter[tuple[str, str]] = Counter()
         """(peer label, ACK, NACK or NOBODY)."""
         self.through: Counter[tuple[str, str]] = Counter()
@@ -88,16 +86,15 @@ class GsupServer(Server[Link]):
         """URLs of HLRs that were lost by silence and have sent nothing since."""
         self.hlr: str | None = None
         self.store = False
-        self.reconfigure(settings, peers, limits, overload=overload)
+        self.apply(settings, context)
 
-    def reconfigure(
-        self, settings: GsupSettings, peers: Sequence[PeerSettings], limits: Limits, *, overload: Status | None = None
-    ) -> None:
-        """Take over new settings; connections that they still allow stay, the others are sent away."""
+    def apply(self, settings: GsupSettings, context: Context) -> None:
+        """Apply settings; connections that they still allow stay, the others are sent away."""
+        peers, overload = context.shared.peers, context.shared.overload_answer
         self._overloaded = overload is None or is_permitted(overload)
         self._service.configure(peers, [peer.label for peer in peers if peer.early])
         elsewhere, self.hlr, self.store = settings.hlr != self.hlr, settings.hlr, settings.store
-        self.use(peers, limits)
+        self.use(peers, context.shared.limits)
         for link in list(self.links) if elsewhere else ():
             link.renew_hlr()
 
@@ -181,7 +178,7 @@ class GsupServer(Server[Link]):
         if self.identify(link):
             if link.name:
                 self.doubt(link.name, link)
-                self.tell_name(link.name)
+                self._announce(PROTOCOL, link.name)
             return True
         refusal, setting = (
             ("disabled", None)

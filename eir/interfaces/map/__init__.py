@@ -1,1 +1,138 @@
 """MAP checkIMEI (TS 29.002 8.7, interfaces F and Gf): how MSCs and SGSNs of 2G and 3G ask, over eir.wire.ss7; and a probe that asks so."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eir.checks.settings import Status
+from eir.device import is_digits
+from eir.errors import UsageError
+from eir.interfaces.interface import Interface, SharedSettings
+from eir.interfaces.map.settings import PORT, GatewaySettings, Ss7Settings
+from eir.schema import (
+    PEER_NAME,
+    POINT_CODE,
+    REQUIRED,
+    Document,
+    Family,
+    Findings,
+    Key,
+    Section,
+    Spot,
+    many,
+    seconds,
+    text,
+    url,
+    whole,
+    word,
+)  # fmt: skip
+from eir.wire.ss7.sccp import ANSI, BITS, ITU, point_code, point_code_text
+from eir.wire.transport.endpoint import SCTP, TCP
+
+if TYPE_CHECKING:
+    from eir.interfaces.probing import Captured, Wanted
+
+PORTS = {TCP: PORT, SCTP: PORT}
+LISTEN_M3UA = url(PORTS, "tcp://0.0.0.0:2905")
+CONNECT_M3UA = url(PORTS, "sctp://10.20.0.9,10.21.0.9:2905", connects=True)
+BER_TAG = text(
+    "a tag of BER as hexadecimal octets such as 80 or 9f21",
+    r"(?:[0-9A-Fa-f]{2}){1,4}",
+    lambda match: int(match[0], 16),
+    show=lambda tag: f"{tag:02x}",
+)
+KEYS = (
+    Key("ss7.point_code", POINT_CODE, None, "our point code, by which MSCs and SGSNs reach us (MAP over SIGTRAN); nothing is spoken there if left out"),
+    Key("ss7.variant", word(ITU, ANSI), ITU, "point codes of 14 bits (3-8-3, `itu`) or of 24 (8-8-8, `ansi`), and the form of SCCP's addresses"),
+    Key("ss7.gateways[].name", PEER_NAME, None, "what metrics, logs and commands call the gateway; else its address"),
+    Key("ss7.gateways[].connect", CONNECT_M3UA, REQUIRED, "a signalling gateway (STP) that we are an ASP of; the port is 2905 unless it is given"),
+    Key("ss7.gateways[].routing_context", whole(0, 4294967295), None, "routing context that the gateway knows us by; none is sent if left out"),
+    Key("ss7.gateways[].mode", word("loadshare", "override"), "loadshare", "traffic mode: with others that the gateway shares the load among, or alone until another takes over"),
+    Key("ss7.gateways[].asp_identifier", whole(0, 4294967295), None, "ASP identifier, if the gateway wants one"),
+    Key("ss7.gateways[].reconnect_after_s", seconds(0.1, 3600), 1, "pause before we connect to the gateway again; it doubles up to 30 s"),
+    Key("ss7.listen", many(LISTEN_M3UA), (), "where an MSC connects to us without a gateway (IPSP); the port is 2905 unless it is given; nowhere if left out", live=False),
+    Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "further tags of an IMSI in a request; 00 and 04 behind the IMEI and 04 in extensions are known"),
+)  # fmt: skip
+FAMILIES = (
+    Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, by error, or by what was wrong with the request"),
+    Family("eir_sigtran_errors_total", "counter", ("reason",), "Messages of M3UA and SCCP that nothing was done about, and associations that were ended for a fault"),
+)  # fmt: skip
+
+
+def _gateway(*, name: str | None, connect: Any, **more: Any) -> GatewaySettings:
+    """A gateway is called by its name, else by where it is."""
+    return GatewaySettings(label=name or (connect or "").partition("://")[2], connect=connect, **more)
+
+
+def _check(ss7: Ss7Settings, shared: SharedSettings, document: Document) -> Findings:
+    if document.faulty("ss7"):
+        return
+    codes: dict[Spot, str | None] = {("ss7", "point_code"): ss7.point_code}
+    codes |= {("peers", at, "point_code"): peer.point_code for at, peer in enumerate(shared.peers)}
+    for spot, code in codes.items():
+        try:
+            point_code(code or "0", ss7.variant)
+        except ValueError:
+            yield (
+                f"{code} is no point code of the variant {ss7.variant} ({'-'.join(map(str, BITS[ss7.variant]))} bits)",
+                spot,
+            )
+    if ss7.point_code is None and (ss7.gateways or ss7.listen):
+        yield "MSCs need to know the node by a point code; expected ss7.point_code", ("ss7",)
+    labels = {peer.label: document.line("peers", at) for at, peer in enumerate(shared.peers)}
+    for at, gateway in enumerate(ss7.gateways):
+        spot = ("ss7", "gateways", at)
+        if gateway.label in labels:
+            same = f"metrics and commands would call this gateway '{gateway.label}', like the entry in line {labels[gateway.label]}"
+            yield f"{same}; expected a 'name' of its own", (*spot, "name")
+        labels[gateway.label] = document.line(*spot)
+
+
+def _labels(ss7: Ss7Settings) -> Sequence[str]:
+    return [gateway.label for gateway in ss7.gateways]
+
+
+def _connects(ss7: Ss7Settings) -> Mapping[Spot, str]:
+    return {("ss7", "gateways", at, "connect"): gateway.connect for at, gateway in enumerate(ss7.gateways)}
+
+
+def _words(status: Status) -> str:
+    from eir.interfaces.map.service import EQUIPMENT_STATUSES  # noqa: PLC0415 - for a command alone
+
+    value = EQUIPMENT_STATUSES.get(status)
+    return "error 7, unknownEquipment" if value is None else f"equipmentStatus {value}, {status.upper()}"
+
+
+def _probe(wanted: "Wanted") -> tuple[Any, Any]:
+    from eir.interfaces.map import probe  # noqa: PLC0415 - for a probe alone, as the next
+    from eir.interfaces.probing import host_and_port  # noqa: PLC0415 - as above
+
+    if wanted.tls is not None:
+        raise UsageError(f"{wanted.target}: SIGTRAN knows no TLS; --ca, --cert and --key are for others")
+    calls, ss7 = wanted.calls, wanted.configured()
+    variant, eir = ss7.get("variant") or ITU, calls.eir_point_code or ss7.get("point_code")
+    if eir is None:
+        raise UsageError("whom to ask: --eir-point-code N-N-N, or ss7.point_code of the configuration")
+    try:
+        codes = point_code(calls.point_code, variant), point_code(str(eir), variant)
+    except ValueError as e:
+        most = point_code_text(-1, variant)
+        raise UsageError(f"{e} is no point code of the variant {variant}: expected {most} at most") from None
+    if calls.gt is not None and not is_digits(calls.gt):
+        raise UsageError(f"--gt: expected digits, got {calls.gt}")
+    *others, last = wanted.target.partition("://")[2].split(",")
+    host, port = host_and_port(last, PORT)
+    return probe, probe.Target((*others, host), port, codes, calls.gt, calls.routing_context, variant, wanted.timeout_s)
+
+
+def _capture(capture: Path, _: Sequence[int], ss7: Ss7Settings) -> "Captured":
+    from eir.interfaces.map.capture import read  # noqa: PLC0415 - for `eir audit` alone
+
+    return read(capture, ss7.variant)
+
+
+INTERFACE = Interface(
+    name="map", section="ss7", keys=KEYS, sections=(Section("ss7", Ss7Settings), Section("ss7.gateways[]", _gateway)), check=_check,
+    labels=_labels, connects=_connects, families=FAMILIES, server="eir.interfaces.map.server:MapServer", client="any MSC or SGSN", words=_words,
+    schemes=("map",), probe=_probe, capture=_capture,
+)  # fmt: skip

@@ -10,22 +10,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eir.checks.settings import PolicySettings, Status, answers_of
-from eir.errors import Report, place_of
+from eir.checks.settings import answers_of
+from eir.errors import place_of
+from eir.interfaces.interface import Context
 from eir.interfaces.map.link import CARRIED, Link
 from eir.interfaces.map.service import PROTOCOL, MapService, Reply
 from eir.interfaces.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
-from eir.wire.peers.counts import Counts
-from eir.wire.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
+from eir.wire.peers.rate import DEFAULT_PRIORITY, Limit, refusing
 from eir.wire.peers.server import ENDED, Server
-from eir.wire.peers.settings import Limits, PeerSettings, Requester, is_from
+from eir.wire.peers.settings import PeerSettings, Requester, is_from
 from eir.wire.ss7 import m3ua, sccp
 from eir.wire.ss7.asp import Association, Happened, State
 from eir.wire.ss7.m3ua import Transfer
 from eir.wire.ss7.sccp import Address, Cause, SccpFault, point_code, point_code_text
 from eir.wire.transport import begin
 from eir.wire.transport.endpoint import endpoint
-from eir.wire.transport.settings import SctpSettings
 from eir.wire.transport.stream import fault_text
 
 CONNECT_TIMEOUT_S = 10.0
@@ -46,18 +45,15 @@ class Asker(NamedTuple):
 
 
 class MapServer(Server[Link]):
-    """Answers MSCs and SGSNs over SIGTRAN. `rates` are the node's limits; `dials`: this worker connects to the gateways."""
+    """Answers MSCs and SGSNs over SIGTRAN."""
 
     carried = CARRIED
 
-    def __init__(
-        self, service: MapService, peers: Sequence[PeerSettings], limits: Limits, ss7: Ss7Settings, policy: PolicySettings, *,
-        counts: Counts, rates: RateLimits, report: Report, overload: Status | None = None, sctp_settings: SctpSettings | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(PROTOCOL, counts=counts, rates=rates, report=report)
-        self._service = service
-        service.failed = self._failed
-        self._all_rates = rates
+    def __init__(self, ss7: Ss7Settings, context: Context) -> None:
+        super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
+        self._service = MapService(context.checker)
+        self._service.failed = self._failed
+        self._all_rates = context.rates
         self.results: Counter[tuple[str, str]] = Counter()
         """(peer label, status or what was wrong)."""
         self._askers: dict[tuple[object, ...], Asker] = {}
@@ -65,18 +61,16 @@ class MapServer(Server[Link]):
         self._dialing: dict[GatewaySettings, asyncio.Task[None]] = {}
         self._failures: dict[str, tuple[float, str]] = {}
         """When and why a gateway could not be connected to, since it last was, by its label."""
-        self.reconfigure(peers, limits, ss7, policy, overload=overload, sctp_settings=sctp_settings)
+        self.apply(ss7, context)
 
-    def reconfigure(
-        self, peers: Sequence[PeerSettings], limits: Limits, ss7: Ss7Settings, policy: PolicySettings, *, overload: Status | None = None,
-        sctp_settings: SctpSettings | None = None,
-    ) -> None:  # fmt: skip
-        """Take over new settings; connections that they still allow stay, the others are sent away."""
-        self._ss7, self._overload, self._sctp = ss7, overload, sctp_settings or SctpSettings()
+    def apply(self, ss7: Ss7Settings, context: Context) -> None:
+        """Apply settings; connections that they still allow stay, the others are sent away."""
+        shared = context.shared
+        self._ss7, self._overload, self._sctp = ss7, shared.overload_answer, shared.sctp
         self._point_code = ss7.number
-        self._service.configure(answers_of(peers), policy.bad_identity, ss7.imsi_tags)
+        self._service.configure(answers_of(shared.peers), shared.policy.bad_identity, ss7.imsi_tags)
         self._askers.clear()
-        self.use(peers, limits)
+        self.use(shared.peers, shared.limits)
         self._dial_all()
 
     # server.Server

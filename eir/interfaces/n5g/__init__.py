@@ -1,6 +1,169 @@
 """N5g-eir (TS 29.511): an AMF's request over HTTP/2 becomes a question, and a verdict becomes a response.
 
 service.py translates, by sbi.py (what each request and response of a 5G core carries, and its errors); server.py and link.py
-have the connections, on eir.wire.peers; probe.py is the client, eir.wire.web.denials has the token that it brings. Imports eir.checks, eir.wire.peers, eir.wire.web,
-and of eir.wire.diameter what is the same for every protocol: the peer table, limits, counts, TLS. Never meets eir.interfaces.s13.
+have the connections, on eir.wire.peers; registration.py keeps the node registered with an NRF, by nrf.py; probe.py is the client,
+eir.wire.web.denials has the token that it brings.
 """
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eir.checks.question import Question
+from eir.checks.settings import Status
+from eir.errors import EirError, UsageError
+from eir.interfaces.interface import LISTEN_HTTP, Interface, SharedSettings, token_keys
+from eir.interfaces.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
+from eir.schema import (
+    IDENTITY,
+    REQUIRED,
+    Document,
+    Family,
+    Findings,
+    Key,
+    Section,
+    Spot,
+    address,
+    many,
+    seconds,
+    text,
+    whole,
+)  # fmt: skip
+from eir.wire.peers.settings import Requester
+from eir.wire.transport.endpoint import ANY, HTTP_PORTS, is_secure, listening_at
+from eir.wire.web.denials import TokenSettings, token_in
+
+if TYPE_CHECKING:
+    from eir.interfaces.probing import Wanted
+    from eir.wire.transport.tls import Tls
+
+NAME = "n5g"
+API_ROOT = text(
+    "http://HOST[:PORT] or https://HOST[:PORT], with a path where there is one, such as http://127.0.0.1:7777",
+    r"(https?)://([^/?#]+)((?:/[A-Za-z0-9._~-]+)*)/?", lambda match: f"{match[1]}://{address(match[2], HTTP_PORTS[match[1]])}{match[3]}",
+)  # fmt: skip
+HOST = text("a host name or an IP address", r"[A-Za-z0-9._-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
+UUID = text(
+    "a UUID such as 0b8f1d3e-1111-4222-8333-0000000000e1",
+    r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
+    lambda match: match[0].lower(),
+)
+PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
+KEYS = (
+    Key("n5g.listen", many(LISTEN_HTTP), (), "where AMFs ask over HTTP/2 (N5g-eir, TS 29.511): http, or https with the certificates of `tls`; nowhere if left out", live=False),
+    *token_keys("n5g.tokens", "those who issue access tokens", (NF_TYPE,), "the node's own NF instance id is one besides", ": the NRF's instance id"),
+    Key("n5g.nrf.uri", many(API_ROOT), REQUIRED, "API roots of the NRFs that the node registers with, the preferred one first; the others take its place while it is away"),
+    Key("n5g.nrf.instance", UUID, None, "NF instance id of the node; one that it makes itself and keeps in its state folder if left out"),
+    Key("n5g.nrf.endpoints", many(LISTEN_HTTP, may_be_empty=True), (), "where AMFs reach the node, if that is not where it listens (0.0.0.0, a load balancer before it)"),
+    Key("n5g.nrf.fqdn", IDENTITY, None, "name of the node, for AMFs that look for one"),
+    Key("n5g.nrf.plmns", many(PLMN), (), "networks that the node serves; that of the NRF if left out"),
+    Key("n5g.nrf.capacity", whole(0, 65535), 100, "how much the node can do, beside other EIRs"),
+    Key("n5g.nrf.priority", whole(0, 65535), 0, "0 is asked first, others once it is away"),
+    Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "hosts that an NRF may send the node to by a redirect, besides those of `uri`"),
+    Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "time between heartbeats that the node asks for; the NRF says what it is"),
+)  # fmt: skip
+SECTIONS = (
+    Section("n5g", N5gSettings),
+    Section("n5g.tokens", TokenSettings, optional=True),
+    Section("n5g.nrf", NrfSettings, optional=True),
+)
+FAMILIES = (
+    Family("eir_sbi_responses_total", "counter", ("peer", "result"), "Responses to AMFs, by HTTP status, and cause where it is an error"),
+    Family("eir_sbi_errors_total", "counter", ("reason",), "Connections of AMFs that were ended for a fault"),
+)  # fmt: skip
+NRF_FAMILIES = (
+    Family("eir_nrf_registered", "gauge", ("nrf",), "1 for the NRF that the node is registered with, 0 for the others", "max"),
+    Family("eir_nrf_requests_total", "counter", ("nrf", "request", "result"), "Requests to NRFs (register, heartbeat, deregister, token), by HTTP status or no_answer"),
+)  # fmt: skip
+
+
+def _check(settings: N5gSettings, _: SharedSettings, document: Document) -> Findings:
+    nrf = settings.nrf
+    if nrf is None or document.faulty("n5g"):
+        return
+    if not settings.listen:
+        yield "there is nothing to register with an NRF; expected n5g.listen", ("n5g", "nrf")
+    for url in settings.listen if not nrf.endpoints else ():
+        if listening_at(url).hosts[0] in ANY:
+            yield (
+                f"AMFs cannot be told to ask at {url}; expected n5g.nrf.endpoints with an address of this host",
+                ("n5g", "nrf"),
+            )
+    for at, url in enumerate(nrf.uri):
+        if url in nrf.uri[:at]:
+            yield f"{url} stands twice in 'n5g.nrf.uri'", ("n5g", "nrf", "uri", at)
+
+
+def _connects(settings: N5gSettings) -> Mapping[Spot, str]:
+    return {("n5g", "nrf", "uri", at): url for at, url in enumerate(settings.nrf.uri if settings.nrf else ())}
+
+
+def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | None:
+    """A token may be for the node's own NF instance, too."""
+    from eir.interfaces.n5g.registration import instance_of  # noqa: PLC0415 - for a node alone
+
+    if settings.tokens is None:
+        return None
+    return replace(settings.tokens, audience=(*settings.tokens.audience, instance_of(settings.nrf, shared.state)))
+
+
+def _take_over(old: N5gSettings, new: N5gSettings) -> N5gSettings:
+    """A listener that the new settings have no more stays open until a restart, and goes on asking for tokens."""
+    return new if new.listen else replace(new, tokens=old.tokens)
+
+
+def _words(status: Status) -> str:
+    return "404 ERROR_EQUIPMENT_UNKNOWN" if status is Status.UNKNOWN else f"200 {status.upper()}"
+
+
+def _question(imei: str, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
+    """Return the question that an AMF would ask, checked as its requests are."""
+    from eir.interfaces.n5g import probe  # noqa: PLC0415 - for a command alone, as the next
+    from eir.interfaces.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
+    from eir.wire.web.http2_message import Request  # noqa: PLC0415 - as above
+
+    path = probe.path_of(probe.pei_of(imei, software_version or None), imsi).encode()
+    try:
+        return question_of(Request("GET", path, {}), Requester("", origin_host, origin_realm))
+    except Refused as e:
+        raise EirError(f"such a request gets {e.cause.result}: {e}") from None
+
+
+def _probe(wanted: "Wanted") -> tuple[Any, Any]:
+    from eir.interfaces.n5g import probe  # noqa: PLC0415 - for a probe alone
+
+    where = _where(wanted.target, wanted.tls)
+    return probe, probe.Target(*where, wanted.timeout_s, _token_of(wanted.token))
+
+
+def _where(target: str, tls: "Tls | None") -> tuple[str, int, ssl.SSLContext | None]:
+    """Host, port, and what a handshake is made with."""
+    try:
+        to = listening_at(target)
+    except EirError:
+        raise UsageError(f"{target}: expected http://HOST:PORT or https://HOST:PORT") from None
+    if is_secure(target) != (tls is not None):
+        raise UsageError(f"{target}: --ca, --cert and --key are for https://, and https:// needs all three")
+    if tls is None:
+        return to.hosts[0], to.port, None
+    context = tls.connecting
+    context.check_hostname = True  # nothing else says who it is that answers
+    context.set_alpn_protocols(["h2"])
+    return to.hosts[0], to.port, context
+
+
+def _token_of(file: Path | None) -> str | None:
+    """The access token that is to be sent."""
+    try:
+        return None if file is None else token_in(file)
+    except EirError as e:
+        raise UsageError(f"--token: {e}") from None
+
+
+INTERFACE = Interface(
+    name=NAME, section="n5g", keys=KEYS, sections=SECTIONS, check=_check, connects=_connects, families=FAMILIES, server="eir.interfaces.n5g.server:N5gServer",
+    stays=False, tokens=_tokens, take_over=_take_over, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
+    alerts=(("any NRF", "EirNotRegistered"),), client="an AMF", words=_words, question=_question, schemes=tuple(HTTP_PORTS), probe=_probe,
+)  # fmt: skip

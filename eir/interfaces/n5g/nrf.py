@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urldefrag, urlencode, urljoin, urlsplit
 
 from eir.errors import EirError, Report
+from eir.interfaces.interface import Standing
 from eir.interfaces.n5g.settings import NF_TYPE, SERVICE, NrfSettings
 from eir.wire.transport.endpoint import may_be_host
 from eir.wire.web.denials import authorization, issued
@@ -76,15 +77,6 @@ REGISTER, HEARTBEAT, DEREGISTER, TOKEN = "register", "heartbeat", "deregister", 
 NO_ANSWER: Final = "no_answer"
 ISSUES_AT: Final = "/oauth2/token"
 _JSON, _PATCH, _FORM = "application/json", "application/json-patch+json", "application/x-www-form-urlencoded"
-
-
-class Standing(NamedTuple):
-    """State of the node, as a profile says it."""
-
-    serving: bool
-    """AMFs should ask the node: REGISTERED, else SUSPENDED."""
-    load: int
-    """Per cent."""
 
 
 class Ask(NamedTuple):

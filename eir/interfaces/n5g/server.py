@@ -1,22 +1,22 @@
 """The AMFs of a worker: who each is, access tokens, limits, what is counted. Puts the parts of this package on an event loop."""
 
-import ssl
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eir.checks.settings import Status, answers_of
-from eir.errors import Report, place_of
+from eir.checks.settings import answers_of
+from eir.errors import place_of
+from eir.interfaces.interface import Context
 from eir.interfaces.n5g import sbi
 from eir.interfaces.n5g.link import Link
 from eir.interfaces.n5g.sbi import carried_back, priority_of, problem
 from eir.interfaces.n5g.service import PROTOCOL, STATUSES, N5gService, Reply
-from eir.interfaces.n5g.settings import SERVICE
-from eir.wire.peers.counts import OTHER, Counts
-from eir.wire.peers.rate import RateLimits, refusing
+from eir.interfaces.n5g.settings import SERVICE, N5gSettings
+from eir.wire.peers.counts import OTHER
+from eir.wire.peers.rate import refusing
 from eir.wire.peers.server import Server
-from eir.wire.peers.settings import Limits, PeerSettings, Requester, may_connect, requester
-from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
+from eir.wire.peers.settings import PeerSettings, Requester, may_connect, requester
+from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting, tokens_of
 from eir.wire.web.http2 import Connection
 from eir.wire.web.http2_limits import Http2Limits
 from eir.wire.web.http2_message import Request, Response, Shapes
@@ -41,37 +41,29 @@ _DENIALS = {
 
 
 class N5gServer(Server[Link]):
-    """Answers AMFs over HTTP/2. `rates` are the node's limits, which all protocols draw from together."""
+    """Answers AMFs over HTTP/2."""
 
-    def __init__(
-        self, service: N5gService, peers: Sequence[PeerSettings], limits: Limits, *, counts: Counts, rates: RateLimits, report: Report,
-        overload: Status | None = None, tls: ssl.SSLContext | None = None, tokens: "Tokens | None" = None,
-    ) -> None:  # fmt: skip
-        super().__init__(PROTOCOL, counts=counts, rates=rates, report=report)
-        self._service = service
+    def __init__(self, settings: N5gSettings, context: Context) -> None:
+        super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
+        self._service = N5gService(context.checker)
         self.responses: Counter[tuple[str, str]] = Counter()
         """(peer label, `200` or status and cause)."""
         self._shapes = Shapes()
-        self.tokens = tokens
+        self.tokens: Tokens | None = None
         """Checks the access token of each request; None: no token is required."""
-        self.reconfigure(peers, limits, overload=overload, tls=tls)
+        self.apply(settings, context)
 
-    def reconfigure(
-        self,
-        peers: Sequence[PeerSettings],
-        limits: Limits,
-        *,
-        overload: Status | None = None,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        """Take over new settings; connections that they still allow stay, the others are sent away."""
-        self._overload = overload
+    def apply(self, _: N5gSettings, context: Context) -> None:
+        """Apply settings; connections that they still allow stay, the others are sent away. Raises KeysError and changes nothing."""
+        self.tokens = tokens_of(context.keys.get(PROTOCOL), self.tokens, SERVICE)
+        limits, peers = context.shared.limits, context.shared.peers
+        self._overload = context.shared.overload_answer
         self._http_limits = Http2Limits(
             preface_s=limits.cer_timeout_s, frame_s=limits.partial_message_timeout_s, request_s=limits.partial_message_timeout_s,
             answer_s=limits.stalled_write_s,
         )  # fmt: skip
         self._service.configure(answers_of(peers))
-        self.use(peers, limits, tls)
+        self.use(peers, limits, context.tls.http2 if context.tls else None)
 
     # server.Server
 

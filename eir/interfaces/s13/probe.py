@@ -3,13 +3,14 @@
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from eir.device import is_digits
 from eir.errors import EirError
-from eir.interfaces.probing import Finding, Summary, many
+from eir.interfaces.probing import Finding, Probe
 from eir.interfaces.s13 import dictionary as s13
 from eir.interfaces.s13.application import S13
 from eir.interfaces.s13.service import EQUIPMENT_STATUSES
@@ -45,68 +46,24 @@ class Target:
     """None: any host of the realm."""
 
 
-async def ask(
-    target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
-) -> list[Finding]:
-    """Ask about each IMEI in turn on one connection, until that ends. Raises EirError if the connection or the CER fails."""
-    async with _connected(target) as (client, realm):
-        findings: list[Finding] = []
-        for at, imei in enumerate(imeis, 1):
-            avps = check_avps(realm, imei, imsi, software_version, host=target.destination_host)
-            finding = await _ask_one(client, avps, imei, imsi, target.timeout_s)
-            if finding.round_trip_ms is None and client.closed_by and (left := imeis[at:]):
-                finding = replace(finding, fault=f"{finding.fault}; not asked about the {len(left)} after it")
-                return [*findings, finding, *(Finding(other, imsi) for other in left)]
-            findings.append(finding)
-        return findings
-
-
-async def ask_many(
-    target: Target,
-    imeis: Sequence[str],
-    *,
-    count: int,
-    rate: float | None,
-    imsi: str | None = None,
-    software_version: str | None = None,
-) -> Summary:
-    """Ask `count` times, about each IMEI in turn and then again, on one connection, until that ends. Raises as `ask`.
-
-    `rate`: so many a second, whether answers have come or not; None: the next one as soon as one is answered.
-    """
-    async with _connected(target) as (client, realm):
-        avps = {imei: check_avps(realm, imei, imsi, software_version, host=target.destination_host) for imei in imeis}
-        return await many(
-            lambda imei: _ask_one(client, avps[imei], imei, imsi, target.timeout_s),
-            imeis,
-            count=count,
-            rate=rate,
-            closed_by=lambda: client.closed_by,
-        )
-
-
 @asynccontextmanager
 async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
     """A function that asks about an IMEI, IMEISV or MEID and returns the status, or another result by its code, or `none`.
 
     Many may ask at once. Raises EirError if the connection or the CER fails; the function does so if the connection is over.
     """
-    async with _connected(target) as (client, realm):
+    async with _connected(target) as client:
 
         async def ask_about(identifier: str) -> str:
             if client.closed_by:
                 raise EirError(f"the connection was closed ({client.closed_by})")
-            avps = check_avps(
-                realm, identifier, imsi, None, meid=not is_digits(identifier), host=target.destination_host
-            )
-            return (await _ask_one(client, avps, identifier, imsi, target.timeout_s)).result
+            return (await client.ask(identifier, imsi, None, meid=not is_digits(identifier))).result
 
         yield ask_about
 
 
 @asynccontextmanager
-async def _connected(target: Target) -> AsyncIterator[tuple[Client, str]]:
-    """A connection to the EIR, and the Destination-Realm of the requests on it."""
+async def _connected(target: Target) -> AsyncIterator["_Asker"]:
     try:
         client = await connect(
             target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
@@ -124,7 +81,7 @@ async def _connected(target: Target) -> AsyncIterator[tuple[Client, str]]:
             raise EirError(
                 f"its certificate is for {', '.join(names) or 'nobody'}, and it calls itself {said.host} of realm {said.realm}"
             )
-        yield client, target.destination_realm or (said.realm if said is not None else "")
+        yield _Asker(client, target, target.destination_realm or (said.realm if said is not None else ""))
     finally:
         await client.close()
 
@@ -143,15 +100,28 @@ def _refused(target: Target, said: str) -> str:
     return said
 
 
-async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, timeout_s: float) -> Finding:
-    asked = time.perf_counter()
-    try:
-        answer = await client.request(s13.ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
-    except TimeoutError:
-        return Finding(imei, imsi, fault=f"no answer within {timeout_s:g} s")
-    except EirError as e:
-        return Finding(imei, imsi, fault=f"no answer: {e}")
-    return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
+class _Asker(NamedTuple):
+    """A connection to the EIR, and the Destination-Realm of the requests on it."""
+
+    client: Client
+    target: Target
+    realm: str
+
+    @property
+    def closed_by(self) -> str:
+        return self.client.closed_by
+
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None, *, meid: bool = False) -> Finding:
+        timeout_s, host = self.target.timeout_s, self.target.destination_host
+        avps = check_avps(self.realm, imei, imsi, software_version, meid=meid, host=host)
+        asked = time.perf_counter()
+        try:
+            answer = await self.client.request(s13.ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
+        except TimeoutError:
+            return Finding(imei, imsi, fault=f"no answer within {timeout_s:g} s")
+        except EirError as e:
+            return Finding(imei, imsi, fault=f"no answer: {e}")
+        return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
 
 
 def check_avps(
@@ -209,3 +179,8 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
     if len(statuses) != 1:
         return f"{len(statuses) or 'no'} Equipment-Status{'es' if statuses else ''} beside 2001"
     return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is not one of 0, 1 and 2 (TS 29.272 7.3.51)"
+
+
+_PROBE = Probe(_connected)
+ask, ask_many = _PROBE.ask, _PROBE.ask_many
+"""Functions that the commands call."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
+from eir.interfaces import INTERFACES
 from eir.node.observe.metrics import FAMILIES, Labels, Snapshot
 from eir.wire.web.access import LOCKED_OUT, PAGE
 
@@ -314,9 +315,10 @@ ALERTS = (
     ("never been loaded", "EirListMissing"), ("workers answer", "EirWorkerRestarted"), ("no worker answers", "EirDown"), ("the store is away", "EirStoreAway"),
     ("the store lost list", "EirStoreLostData"), ("last good copy of list", "EirCopyFailed"), ("past its expiry", "EirListExpired"),
     ("configuration on disk", "EirReloadFailed"), ("history does not continue", "EirHistoryDiffers"), ("no record says who", "EirListUnrecorded"),
-    ("override answers", "EirOverrideActive"), ("any NRF", "EirNotRegistered"), ("above a rate limit", "EirShedding"), ("was refused, or", "EirPeersRefused"),
-    ("the source of list", "EirSourceUnreached"), ("behind its source", "EirListBehind"), ("the HLR of", "EirHlrAway"), ("the drop folder", "EirInboxUnusable"), ("certificate ends", "EirCertificateExpires"),
+    ("override answers", "EirOverrideActive"), ("above a rate limit", "EirShedding"), ("was refused, or", "EirPeersRefused"),
+    ("the source of list", "EirSourceUnreached"), ("behind its source", "EirListBehind"), ("the drop folder", "EirInboxUnusable"), ("certificate ends", "EirCertificateExpires"),
     ("is not reached at", "EirPathLost"), ("peers connected", "EirNoPeers"), ("no connection of", "EirPeerLost"), ("cannot be used (", "EirInterfaceFaulty"),
+    *(alert for each in INTERFACES for alert in each.alerts),
 )  # fmt: skip
 """Part of a text of the status → the alert whose entry in the runbook gives advice."""
 PARTS = (*((max(rule.text.split("{}"), key=len), rule.alert) for rule in RULES), *ALERTS)

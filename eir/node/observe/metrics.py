@@ -9,10 +9,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -23,6 +22,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from eir.interfaces import INTERFACES
+from eir.schema import Family
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 Labels = tuple[str, ...]
@@ -30,37 +32,13 @@ Snapshot = dict[str, Mapping[Any, float]]
 """Metric name → label values → value. A histogram has its cumulative buckets under its upper bounds and `sum`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One metric: how it is called, what it means, and how the values of several workers become one."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    labels: tuple[str, ...]
-    help: str
-    merge: Literal["sum", "min", "max"] = "sum"
-
-
 FAMILIES: tuple[Family, ...] = (
     Family("eir_checks_total", "counter", ("status", "list", "rule", "protocol", "probe"), "Checks answered, by status, the list and the rule that decided, and the protocol that asked; `probe` stands only where a probe asked"),
     Family("eir_observed_total", "counter", ("rule", "status"), "Checks that a rule with `observe: true` would have answered"),
     Family("eir_identity_errors_total", "counter", ("kind", "peer"), "Requests without an identifier of a device (none), or with one that is not valid (bad)"),
     Family("eir_check_duration_seconds", "histogram", (), "From the read that completed a request to the write of its answer"),
-    Family("eir_diameter_messages_total", "counter", ("peer", "command", "kind", "direction"), "Diameter messages"),
-    Family("eir_diameter_answers_total", "counter", ("peer", "result"), "Answers sent, by Result-Code or vendor:experimental code"),
-    Family("eir_diameter_errors_total", "counter", ("reason",), "Faults found in messages and connections"),
-    Family("eir_diameter_drops_total", "counter", ("reason",), "Messages that got no answer, by reason"),
-    Family("eir_sbi_responses_total", "counter", ("peer", "result"), "Responses to AMFs, by HTTP status, and cause where it is an error"),
-    Family("eir_sbi_errors_total", "counter", ("reason",), "Connections of AMFs that were ended for a fault"),
-    Family("eir_gsup_answers_total", "counter", ("peer", "result"), "Answers to CHECK-IMEIs: ack, nack, or none to a request without an IMSI"),
-    Family("eir_gsup_passed_total", "counter", ("peer", "direction"), "Messages that were passed on, `out` to the HLR and `in` from it"),
-    Family("eir_gsup_not_passed_total", "counter", ("peer", "reason"), "Messages that the HLR did not get, each request of which got an error: no_hlr (none is configured), hlr_away, hlr_slow"),
-    Family("eir_gsup_errors_total", "counter", ("reason",), "Connections over GSUP that were ended for a fault"),
-    Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 while the HLR is connected for the peer's clients, 0 while it is away for one of them", "min"),
-    Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, by error, or by what was wrong with the request"),
-    Family("eir_sigtran_errors_total", "counter", ("reason",), "Messages of M3UA and SCCP that nothing was done about, and associations that were ended for a fault"),
-    Family("eir_nrf_registered", "gauge", ("nrf",), "1 for the NRF that the node is registered with, 0 for the others", "max"),
-    Family("eir_nrf_requests_total", "counter", ("nrf", "request", "result"), "Requests to NRFs (register, heartbeat, deregister, token), by HTTP status or no_answer"),
+    *(family for each in INTERFACES if each.server for family in each.families),
+    *(family for each in INTERFACES for family in each.attendant_families),
     Family("eir_peer_up", "gauge", ("peer",), "Open connections of the peer: 0 none, 1 at least one; absent while an AMF has none that closed its last one in order", "max"),
     Family("eir_peer_disabled", "gauge", ("peer",), "Out of service by `eir peer disable`: 0 no, 1 yes", "max"),
     Family("eir_peer_last_request_timestamp_seconds", "gauge", ("peer",), "When the peer last sent a request", "max"),
@@ -79,9 +57,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_release_last_refused_timestamp_seconds", "gauge", ("list",), "When a release for the list was last refused", "max"),
     Family("eir_release_last_forced_timestamp_seconds", "gauge", ("list",), "When a limit of the list was last lifted by hand (`--force`, `reset-serial`)", "max"),
     Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, read from the history; `forced`: with a limit lifted by hand, changes of a local list too", "max"),
-    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows that a register sent, by who sent them, the word that says which list, and the HTTP status of the answer"),
-    Family("eir_feed_transactions_total", "counter", (), "Transactions that rows of registers were written in"),
-    Family("eir_fraud_checks_total", "counter", ("client", "result"), "Requests of IMEI Fraud Check, by who asked, and what the device is or the HTTP status of an error"),
+    *(family for each in INTERFACES if each.service for family in each.families),
     Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Connections to an interface beside the checks that were refused, or ended for a fault; `page`: requests for the page without the right password"),
     Family("eir_interface_faulty", "gauge", ("interface", "part"), "1 while an interface beside the checks has no process, or cannot use a file that it goes by: users, tokens, numbers", "max"),
     Family("eir_inbox_usable", "gauge", (), "1 while the drop folder can be read and written, and passes over it do not fail; nothing without one", "min"),

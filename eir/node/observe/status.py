@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eir import __version__
 from eir.errors import Report
@@ -15,6 +15,9 @@ from eir.interfaces.s13.lane import COMPILED, LANE
 from eir.lists.record.store import ListState
 from eir.node.observe.alerts import Trouble, alert_of
 from eir.wire.diameter.status import Failure
+
+if TYPE_CHECKING:
+    from eir.interfaces.interface import Attendant
 
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""
@@ -112,9 +115,8 @@ class Status:
         self.http: str | None = None
         """Address of the pages."""
         self.stopping = False
-        self.nrf: Callable[[], Mapping[str, Any]] | None = None
-        """State of the registration with an NRF (`registered`: where, or None); None: the node is not to be
-        registered."""
+        self.attendants: Sequence[Attendant] = ()
+        """Parts of interfaces in the supervisor."""
         self.sources: Callable[[], Sequence[str]] = tuple
         """Warnings about the sources of lists."""
         self.gone: Callable[[], Sequence[str]] = tuple
@@ -219,7 +221,7 @@ class Status:
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
             "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
             "listening": self.listening, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},
-            "peers": peers, "checks": checks, **({} if self.nrf is None else {"nrf": self.nrf()}), **({"interfaces": self.interfaces} if self.interfaces else {}),
+            "peers": peers, "checks": checks, **{name: value for each in self.attendants for name, value in each.status().items()}, **({"interfaces": self.interfaces} if self.interfaces else {}),
         }  # fmt: skip
 
     def _warnings(
@@ -244,10 +246,7 @@ class Status:
         warnings += self.troubles()
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")
-        if self.nrf is not None and (nrf := self.nrf())["registered"] is None:
-            warnings.append(
-                f"not registered with any NRF ({nrf['last_error'] or 'not asked yet'}); AMFs that know the node are still answered"
-            )
+        warnings += [text for each in self.attendants for text in each.warnings()]
         shedding = dict.fromkeys(label for report in reports for label in report.shedding)
         warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
         disabled = dict.fromkeys(label for report in reports for label in report.disabled)

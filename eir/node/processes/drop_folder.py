@@ -21,6 +21,7 @@ from typing import NoReturn, TypeAlias
 from eir.config import Config
 from eir.errors import EirError, Report, SetupFault, StoreError, place_of
 from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.record.in_force import keep_mark
 from eir.lists.record.store import ACCEPTED, ListStore, Mark
 from eir.lists.releases.release import Release
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, look
@@ -29,7 +30,7 @@ from eir.lists.stores.open import open_store, serial_marks
 from eir.node.processes.apart import Outcome, done_apart, load_apart, outcome_of, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start
-from eir.node.processes.state_folder import as_owner_of, keep_mark, read_clock
+from eir.node.processes.state_folder import as_owner_of, read_clock
 
 POLL_S = 1.0
 CLAIM, CLAIM_S = "inbox", 30.0

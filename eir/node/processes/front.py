@@ -13,19 +13,21 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import uvloop
 
 from eir import __version__
 from eir.checks.question import Question
-from eir.config import Config, digests, load_config, needs_restart, take_over
+from eir.config import Config, changed_settings, digests, load_config, needs_restart, take_over
 from eir.device import typed
 from eir.errors import ConfigError, EirError, SetupFault, StoreError, detail_of, silent
-from eir.interfaces.n5g.nrf import Standing
+from eir.interfaces import INTERFACES
+from eir.interfaces.interface import Attendant, Interface, Standing
 from eir.interfaces.s13.lane import LANE
 from eir.lists.follow.history import HistoryKeeper
 from eir.lists.record.clock import STOOD_STILL, in_time
@@ -49,7 +51,7 @@ from eir.node.observe.lately import EVERY_S, Lately, Rhythms
 from eir.node.observe.log import ENDING, READY, Log, report_faults, tell_service
 from eir.node.observe.page import Shown, page
 from eir.node.observe.status import NOT_READY, ExpiryReminder, Status, WorkerReport
-from eir.node.processes import deliver, interfaces, services, state_folder, worker
+from eir.node.processes import deliver, interfaces, state_folder, worker
 from eir.node.processes.accept import Acceptor, cannot_listen
 from eir.node.processes.child import Children
 from eir.node.processes.drop_folder import DropFolder
@@ -57,13 +59,10 @@ from eir.node.processes.following import Followed
 from eir.node.processes.priority import BESIDE_NICE, give_way
 from eir.node.processes.pulling import Acknowledging, Pulling
 from eir.node.processes.recorder import Recorded
-from eir.node.processes.registration import Registering
 from eir.node.processes.setup import (
     ConfigFile,
     changed_lists,
-    instance_of,
     prepare,
-    read_token_keys,
     reload_event,
     report_warnings,
 )
@@ -73,10 +72,14 @@ from eir.node.processes.tracing import Tracing
 from eir.node.processes.worker import Configured
 from eir.node.processes.workers import Workers
 from eir.wire.peers.rate import memory_file
-from eir.wire.transport.endpoint import address_text, is_http
+from eir.wire.transport.endpoint import address_text
 from eir.wire.transport.tls import TlsFiles, load_tls, read_tls
 from eir.wire.web.access import PAGE, PageAccess
+from eir.wire.web.denials import keys_of
 from eir.wire.web.http1 import Request, Response
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import KeyFiles
 
 HOLD_S = 2.0
 """Time for which new connections wait, when a worker has ended, for the one that replaces it, so that its peers, which
@@ -178,9 +181,8 @@ class Front:
             left=self._hold_connections, traced=self._traced, report=report,
         )  # fmt: skip
         self._followed.changed, self._followed.all_there = self._workers.put_in_force, self._workers.complete
-        copy = open_copy(config.store, config.state)
         self._history = HistoryKeeper(
-            copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report, clock=state_folder.read_clock(config.state)
+            copy := open_copy(config.store, config.state), writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report, clock=state_folder.read_clock(config.state)
         )  # fmt: skip
         self._tracing = Tracing(self._workers.trace, self._history.add, report)
         self._status = Status(
@@ -202,7 +204,11 @@ class Front:
                 path.parent, {RUN: self._looking.run}, accepts=RUN_ACCEPTS, name=path.name, report=report
             )
         )
-        self._interfaces = [each for each in services.interfaces(starter.start, report) if each.urls(config)]
+        self._interfaces = [
+            interfaces.ServiceProcess(each, starter.start, report=report)
+            for each in INTERFACES
+            if each.service and config.of(each).listen
+        ]
         """Interfaces that the configuration names; a reload adds none."""
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._pulling = Pulling(config, starter.start, report=report)
@@ -219,11 +225,16 @@ class Front:
         self._file = ConfigFile(config.path, config.digest)
         self._expiry = ExpiryReminder()
         self._tls = self._read_tls(config)
-        self._keys = read_token_keys(config)
+        self._keys = _read_keys(config, {})
         self._keys_fault: str | None = None
         """The fault of the present key files that was last logged."""
-        self._registered: tuple[Registering, asyncio.Task[None]] | None = None
         self._standing = Standing(serving=False, load=0)
+        self._attendants: list[tuple[Interface, Attendant]] = [
+            (each, resolve_name(each.attendant)(lambda: self._standing, report))
+            for each in INTERFACES
+            if each.attendant
+        ]
+        self._status.attendants = [attendant for _, attendant in self._attendants]
         self._disabled: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -258,14 +269,11 @@ class Front:
                 self._spawn(self._again(LOOK_S, "status", self._look))
                 self._spawn(self._again(KEYS_S, "keys", self._look_at_keys))
                 self._spawn(self._again(LOOK_S, "configuration", self._look_at_file))
-                if self._config.n5g.listen and self._config.n5g.tokens is None:
-                    self._log.report(
-                        "no_access_tokens", setting="n5g.tokens", detail="AMFs are asked for no access token"
-                    )
-                await self._register()
+                await self._attend()
             await self._stop.wait()
             self._acceptor.close()
-            await self._deregister()
+            for attendant in self._status.attendants:
+                await attendant.close()
         finally:
             self._begin_stop("the start failed")
             killed = not await self._end_processes()
@@ -360,7 +368,8 @@ class Front:
         beside = (self._drop_folder.troubles, *(each.troubles for each in self._interfaces))
         self._status.troubles = lambda: [text for troubles in beside for text in troubles()]
         for each in self._interfaces:
-            self._status.interfaces[each.name] = await each.open(interfaces.Configured(self._config, self._tls))
+            name = each.interface.name
+            self._status.interfaces[name] = await each.open(interfaces.Configured(self._config, self._tls))
             self._children.keep(each.child)
 
     async def _start_worker(self, number: int) -> Process:
@@ -400,33 +409,18 @@ class Front:
                 await asyncio.wait_for(self._changed.wait(), LOOK_S / 4)
         return False
 
-    # ---- the 5G core ----
+    # ---- interfaces ----
 
-    async def _register(self) -> None:
-        """Be registered with an NRF, by the configuration in force, if AMFs can ask: a listener of a reload is not open before a restart."""
-        settings = self._config.n5g.nrf
-        open_now = [url for url in self._status.listening if is_http(url)]
-        if settings is None or self._status.stopping or self._registered is not None or not open_now:
-            return
-        registering = Registering(
-            settings, instance_of(self._config), settings.endpoints or open_now, lambda: self._standing,
-            tokens=self._config.n5g.tokens is not None, tls=self._tls, report=self._log.report,
-        )  # fmt: skip
-        self._status.nrf = registering.status
-        self._registered = registering, asyncio.get_running_loop().create_task(registering.run())
-
-    async def _deregister(self) -> None:
-        if self._registered is None:
-            return
-        (registering, running), self._registered, self._status.nrf = self._registered, None, None
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await registering.leave()
+    async def _attend(self) -> None:
+        """Have the attendants of interfaces go by the configuration in force, once listeners are open."""
+        for each, attendant in self._attendants:
+            if self._status.listening and not self._status.stopping:
+                await attendant.apply(self._config.of(each), self._config, self._tls, self._status.listening)
 
     async def _look_at_keys(self) -> None:
         """Have access tokens checked with other keys, if the files say others; a fault in them changes nothing."""
         try:
-            keys = read_token_keys(self._config, self._keys)
+            keys = _read_keys(self._config, self._keys)
         except EirError as e:
             if str(e) != self._keys_fault:
                 self._log.report("keys_refused", level="error", detail=str(e))
@@ -434,9 +428,12 @@ class Front:
             return
         self._keys_fault = None
         if keys != self._keys:
+            changed = [found for name, found in keys.items() if found != self._keys[name]]
             self._keys = keys
             await self._workers.set_keys(keys)
-            self._log.report("keys_in_force", files=",".join(file for _, file, _ in keys.contents) if keys else None)
+            for found in changed:
+                files = ",".join(file for _, file, _ in found.contents) if found else None
+                self._log.report("keys_in_force", files=files)
 
     # ---- what is looked at again and again ----
 
@@ -528,7 +525,7 @@ class Front:
             "eir_tls_certificate_expires_timestamp_seconds": {(): ends.timestamp()} if ends else {},
             "eir_worker_restarts_total": {(): float(self._children.restarts)},
             "eir_build_info": {(__version__, LANE): 1.0},
-            **(self._registered[0].numbers() if self._registered is not None else {}),
+            **{name: samples for each in self._status.attendants for name, samples in each.numbers().items()},
         }
         recorded = {} if self._recorded is None else self._recorded.snapshot()
         parts = [ours, recorded, self._followed.snapshot(), await self._workers.snapshot()]
@@ -675,7 +672,7 @@ class Front:
         try:
             new = load_config(self._config.path)
             tls = self._read_tls(new)
-            keys = read_token_keys(new) if new.n5g.listen else self._keys
+            keys = _read_keys(new, self._keys)
         except (EirError, OSError) as e:
             self._reload_failed = True
             for problem in e.problems if isinstance(e, ConfigError) else (e,):
@@ -690,8 +687,7 @@ class Front:
         self._config, self._tls, self._keys = now, tls, keys
         await self._workers.take_over()
         self._reload_failed, self._needs_restart = False, waiting
-        settings = [each.name for each in fields(Config) if each.compare and each.name != "warnings"]
-        changed = [name for name in settings if getattr(before, name) != getattr(now, name)]
+        changed = changed_settings(before, now)
         self._acceptor.configure(now.peers, now.limits, now.sctp)
         self._log.configure(level=now.log_level, full_identifiers=now.full_identifiers)
         self._followed.configure(now)
@@ -700,11 +696,7 @@ class Front:
         for each in self._interfaces:
             each.configure(interfaces.Configured(now, tls))
         self._acknowledging.configure(now)
-        if before.n5g != now.n5g:
-            await self._deregister()
-            await self._register()
-        elif self._registered is not None:
-            self._registered[0].use(self._tls)
+        await self._attend()
         if changed:
             self._history.add(reload_event(new.digest, who, changed))
         self._log.report(
@@ -722,3 +714,14 @@ class Front:
         self._status.certificate_ends = ends
         self._log.report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
         return files
+
+
+def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict[str, KeyFiles | None]":
+    """Read the keys that access tokens are checked with, by interface; those of one that listens no more stay. Raises KeysError."""
+    return {
+        each.name: keys_of(each.tokens(settings, config), before.get(each.name))
+        if (settings := config.of(each)).listen
+        else before.get(each.name)
+        for each in INTERFACES
+        if each.tokens
+    }

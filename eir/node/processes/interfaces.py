@@ -1,7 +1,7 @@
 """Interfaces over HTTP/1.1 beside the checks: each has a process of its own, which answers no check and stands back behind them.
 
 The front opens the listeners, so that connections wait in them while such a process ends and comes back, and hands it these and the
-configuration. `Interface` is the front's part; `run` is the process. What it serves is a `Service`.
+configuration. `ServiceProcess` is the front's part; `run` is the process. What it serves is an eir.interfaces.interface.Service.
 """
 
 import asyncio
@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
 import uvloop
 
 from eir.config import Config
 from eir.errors import Report, detail_of
+from eir.interfaces import INTERFACES
+from eir.interfaces.interface import Interface, Service
 from eir.node.observe import metrics
 from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes.accept import cannot_listen
@@ -26,14 +28,13 @@ from eir.node.processes.channel import Channel
 from eir.node.processes.child import Child
 from eir.node.processes.priority import BESIDE_NICE, Aside, give_way, stay_aside
 from eir.node.processes.starter import Process, Start
-from eir.wire.peers.settings import PeerSettings, is_from
+from eir.wire.peers.settings import is_from
 from eir.wire.transport import stream
 from eir.wire.transport.begin import Listener, listening_sockets
 from eir.wire.transport.endpoint import address_text, is_secure, listening_at
 from eir.wire.transport.settings import source_address
 from eir.wire.transport.tls import TlsFiles, load_tls
-from eir.wire.web.http1 import Request, Response
-from eir.wire.web.http1_server import Answer, HttpLimits, HttpLinks
+from eir.wire.web.http1_server import HttpLimits, HttpLinks
 
 LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512, request_body_max=4096)
 HANDSHAKES_MAX = 64
@@ -53,53 +54,14 @@ class Configured(NamedTuple):
     tls: TlsFiles | None
 
 
-class Service(Protocol):
-    """The service behind an interface. Made in its process, on the event loop."""
+class ServiceProcess:
+    """The process of an interface, as the front has it."""
 
-    peers: PeerSettings
-    """Peers that may connect, by address."""
-    faults: Mapping[str, str]
-    """Files that cannot be used, as the last looks found → why; what was read of them before stays in use."""
-
-    def configure(self, config: Config) -> None:
-        """Go by another configuration from now on."""
-
-    def respond(self, request: Request) -> Answer:
-        """The answer to a request; never raises."""
-
-    def refuse(self, status: int) -> Response:
-        """The answer to what is no request."""
-
-    def work(self) -> Coroutine[Any, Any, None]:
-        """Work to do beside the answers, until it is cancelled."""
-
-    def look(self) -> Callable[[], None]:
-        """Look whether files have changed that the configuration names, and read those; in a thread beside the loop. Raises EirError.
-
-        What comes back puts in force what was read; it is called on the loop.
-        """
-
-    def counters(self) -> metrics.Snapshot:
-        """Return the counters of the service."""
-
-    async def close(self) -> None:
-        """Let go of everything."""
-
-
-Make = Callable[[Config, Report], Service]
-"""Makes the service; can be pickled."""
-
-
-class Interface:
-    """An interface as the front has it. `name`: as logs, metrics and `ps` call it; `urls`: where it listens."""
-
-    def __init__(
-        self, name: str, make: Make, urls: Callable[[Config], tuple[str, ...]], start: Start, *, report: Report
-    ) -> None:
-        self.name, self.urls, self._report = name, urls, report
+    def __init__(self, interface: Interface, start: Start, *, report: Report) -> None:
+        self.interface, self._report = interface, report
         self.child = Child(
-            name,
-            lambda: start(name, run, name, make),
+            interface.name,
+            lambda: start(interface.name, run, interface.name),
             report=report,
             greet=self._greet,
             handlers=lambda _: {"faults": self._set_faults},
@@ -114,7 +76,7 @@ class Interface:
         """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had."""
         self._configured = configured
         bound = []
-        for url in self.urls(configured.config):
+        for url in configured.config.of(self.interface).listen:
             try:
                 sockets = await listening_sockets(listening_at(url))
             except OSError as e:
@@ -123,7 +85,7 @@ class Interface:
             host, port = sockets[0].getsockname()[:2]
             bound.append(f"{url.partition('://')[0]}://{address_text([str(host)], int(port))}")
         for address in bound:
-            self._report("listening", address=address, interface=self.name)
+            self._report("listening", address=address, interface=self.interface.name)
         return bound
 
     def configure(self, configured: Configured) -> None:
@@ -133,12 +95,12 @@ class Interface:
 
     def snapshot(self) -> metrics.Snapshot:
         """Return all its numbers, for a scrape."""
-        faults: metrics.Snapshot = {"eir_interface_faulty": {(self.name, part): 1.0 for part in self._faults}}
+        faults: metrics.Snapshot = {"eir_interface_faulty": {(self.interface.name, part): 1.0 for part in self._faults}}
         return metrics.merge([faults, self.child.snapshot()])
 
     def troubles(self) -> list[str]:
         """Return warnings for `eir status`."""
-        return [f"{self.name}: {part} cannot be used ({why})" for part, why in self._faults.items()]
+        return [f"{self.interface.name}: {part} cannot be used ({why})" for part, why in self._faults.items()]
 
     def stop(self) -> None:
         """Have the process end after the answers under way; close the listeners."""
@@ -159,18 +121,18 @@ class Interface:
 # In such a process
 
 
-def run(end: socket.socket, name: str, make: Make) -> int:
-    """Be that process until SIGTERM, or until its channel ends. Returns the exit status."""
+def run(end: socket.socket, name: str) -> int:
+    """Be the process of the interface of this name until SIGTERM, or until its channel ends. Returns the exit status."""
     give_way(BESIDE_NICE)
-    return uvloop.run(_serve(end, name, make))
+    return uvloop.run(_serve(end, next(each for each in INTERFACES if each.name == name)))
 
 
-async def _serve(end: socket.socket, name: str, make: Make) -> int:
+async def _serve(end: socket.socket, interface: Interface) -> int:
     log = Log(time.monotonic)
     loop, stop, channel = asyncio.get_running_loop(), asyncio.Event(), Channel(end)
     report_faults(log.report)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    process = _Process(name, make, log, partial(channel.tell, "faults"))
+    process = _Process(interface, log, partial(channel.tell, "faults"))
     serving = asyncio.create_task(channel.serve(process.handlers(), failed=call_failed(log.report)))
     serving.add_done_callback(lambda _: stop.set())
     process.failed = stop.set
@@ -185,8 +147,8 @@ async def _serve(end: socket.socket, name: str, make: Make) -> int:
 class _Process:
     """The process at work."""
 
-    def __init__(self, name: str, make: Make, log: Log, tell: Callable[[Mapping[str, str]], None]) -> None:
-        self._name, self._make, self._log, self._tell = name, make, log, tell
+    def __init__(self, interface: Interface, log: Log, tell: Callable[[Mapping[str, str]], None]) -> None:
+        self._interface, self._log, self._tell = interface, log, tell
         self._service: Service | None = None
         self._links: HttpLinks | None = None
         self._tls: Any = None
@@ -222,15 +184,16 @@ class _Process:
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
         self._tls = None if tls is None else load_tls(tls).passwords
         if self._service is not None:
-            self._service.configure(config)
+            self._service.apply(config.of(self._interface), config)
             for link in list(self._links.links) if self._links is not None else ():
                 if not self._admits(link.address):
                     link.leave()
             return
         try:
-            self._service = self._make(config, self._log.report)
+            make = resolve_name(self._interface.service)
+            self._service = make(config.of(self._interface), config, self._log.report)
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
-            self._log.report("fault", reason=self._name, level="error", detail=detail_of(e))
+            self._log.report("fault", reason=self._interface.name, level="error", detail=detail_of(e))
             self.fault = True
             self.failed()
             return
@@ -296,12 +259,12 @@ class _Process:
 
     def _lost(self, host: str, reason: str, detail: str | None = None) -> None:
         self._ended[reason] += 1
-        setting = f"{self._name.replace('-', '_')}.from" if reason == "source" else None
+        setting = f"{self._interface.section}.from" if reason == "source" else None
         self._log.report(
             "client_refused",
             reason=reason,
             level="warning",
-            interface=self._name,
+            interface=self._interface.name,
             address=host,
             setting=setting,
             detail=detail,
@@ -320,7 +283,9 @@ class _Process:
                 faults[FILES] = detail_of(e)
             faults |= self._service.faults
             for file, why in faults.items() - (self._said or {}).items():
-                self._log.report("access_file_refused", level="error", interface=self._name, file=file, detail=why)
+                self._log.report(
+                    "access_file_refused", level="error", interface=self._interface.name, file=file, detail=why
+                )
             if faults != self._said:
                 self._tell(faults)
             self._said = faults
@@ -331,34 +296,12 @@ class _Process:
             return {}
         return {
             **self._service.counters(),
-            "eir_clients_refused_total": {(self._name, reason): count for reason, count in self._ended.items()},
+            "eir_clients_refused_total": {
+                (self._interface.name, reason): count for reason, count in self._ended.items()
+            },
         }
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class Watched:
-    """A file whose content counts, read again when it has changed, and is the same at two looks: half of it might read as another whole."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._taken: tuple[int, ...] | None = None
-        self._seen: tuple[int, ...] | None = None
-        self._is_first = True
-
-    def changed(self) -> bool:
-        """True if the file exists and is another one than when this was true last; a change counts from the second call on that sees it."""
-        now = None
-        if self.path is not None:
-            with suppress(OSError):
-                found = self.path.stat()
-                now = found.st_ino, found.st_size, found.st_mtime_ns
-        is_settled = self._is_first or now == self._seen
-        self._is_first, self._seen = False, now
-        if now is None or now == self._taken or not is_settled:
-            return False
-        self._taken = now
-        return True

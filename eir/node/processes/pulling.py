@@ -22,6 +22,7 @@ from typing import NamedTuple
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError, detail_of, place_of
 from eir.lists.changes.load import LoadReport
+from eir.lists.record.in_force import InForce, in_force_before, save_in_force
 from eir.lists.record.settings import Source
 from eir.lists.record.store import NO_LIST, ListState, ListStore, Mark, utc_text
 from eir.lists.releases.release import Release
@@ -46,7 +47,7 @@ from eir.node.processes.apart import Outcome, done_apart, outcome_of
 from eir.node.processes.channel import Channel
 from eir.node.processes.drop_folder import CLAIM_S, NICE, Lease, Load, loading, node_user
 from eir.node.processes.starter import Start
-from eir.node.processes.state_folder import InForce, as_owner_of, in_force_before, save_in_force
+from eir.node.processes.state_folder import as_owner_of
 
 ROOM = "pulled"
 """Folder in the state folder, with one for each list."""

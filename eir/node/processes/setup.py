@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from pkgutil import resolve_name
+from typing import NamedTuple
 
 from eir.config import Config, load_config
 from eir.errors import ConfigError, EirError, Report, SetupFault
-from eir.interfaces.s13.service import REPLIES
+from eir.interfaces import INTERFACES
 from eir.lists.images.image import Image
 from eir.lists.record.store import ACCEPTED, Event, ListState, utc_text
 from eir.lists.stores.open import open_copy, open_store
@@ -26,13 +27,7 @@ from eir.node.observe.log import Log
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel
-from eir.wire.diameter.message import Reply
-from eir.wire.diameter.serve import TOO_BUSY_REPLY
 from eir.wire.peers.settings import Limits
-from eir.wire.web.denials import TokenSettings
-
-if TYPE_CHECKING:
-    from eir.wire.web.tokens import KeyFiles, Tokens
 
 OPEN_FILES_BESIDES = 512
 """Open files of a process besides its connections: store, log, pages, commands, releases that are being read."""
@@ -45,8 +40,11 @@ def prepare(config: Config) -> None:
     log = Log(time.monotonic, level=config.log_level, in_background=False)
     report_warnings(config, log.report)
     allow_open_files(config, log.report)
-    if config.n5g.listen:
-        # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings n5g.tokens.
+    for each in INTERFACES:
+        for name in filter(None, (each.server, each.service, each.attendant)):
+            resolve_name(name)  # so that all processes share what it imports
+    if any(each.tokens and config.of(each).listen for each in INTERFACES):
+        # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings tokens.
         import eir.wire.web.tokens  # noqa: F401, PLC0415 - so that it is there
     try:
         state_folder.take_form(config.state, log.report)
@@ -59,51 +57,6 @@ def prepare(config: Config) -> None:
 def kinds_of(config: Config) -> dict[str, str]:
     """The kind of each configured list."""
     return {name: settings.kind for name, settings in config.lists.items()}
-
-
-def instance_of(config: Config) -> str:
-    """The NF instance id of the node."""
-    nrf = config.n5g.nrf
-    return nrf.instance if nrf is not None and nrf.instance is not None else state_folder.nf_instance(config.state)
-
-
-def read_token_keys(config: Config, before: "KeyFiles | None" = None) -> "KeyFiles | None":
-    """Return the keys that access tokens are checked with, from the present files.
-
-    `before`: earlier content, which is not checked again. Raises KeysError.
-    """
-    tokens = config.n5g.tokens
-    return keys_of(
-        None if tokens is None else replace(tokens, audience=(*tokens.audience, instance_of(config))), before
-    )
-
-
-def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
-    """The same of any section of tokens."""
-    if tokens is None:
-        return None
-    from eir.wire.web.tokens import load_keys, read_keys  # noqa: PLC0415  # half a second that a node without tokens does not spend
-
-    found = read_keys(tokens)
-    if found != before:
-        load_keys(found)
-    return found
-
-
-def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "Tokens | None":
-    """Return what checks access tokens for this scope from now on, with the keys of these files.
-
-    It is the present one (`now`) if there is one. Raises KeysError.
-    """
-    if files is None:
-        return None
-    from eir.wire.web.tokens import Tokens, load_keys  # noqa: PLC0415  # as above
-
-    keys = load_keys(files)
-    if now is None:
-        return Tokens(files.settings, keys, scope=scope, now=time.time, ticks=time.monotonic)
-    now.renew(files.settings, keys)
-    return now
 
 
 def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
@@ -133,11 +86,6 @@ def limits_of(config: Config) -> Limits:
         unidentified_max=math.ceil(limits.unidentified_max / workers),
         source_unidentified_max=math.ceil(limits.source_unidentified_max / workers),
     )
-
-
-def overload_of(config: Config) -> Reply:
-    """Return the reply to a request above a limit."""
-    return TOO_BUSY_REPLY if config.overload_answer is None else REPLIES[config.overload_answer]
 
 
 def allow_open_files(config: Config, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""The state folder of a node: one node at a time, its form, its Origin-State-Id, its NF instance id, the time of its clock, and what was in force.
+"""The state folder of a node: one node at a time, its form, its Origin-State-Id, and the time of its clock.
 
 Whoever writes in it does so as its owner, also where root runs the command: the content of another user's folder is under that user's
 control, and a link that was planted there would have root truncate, create or remove whatever it points to. So root writes there with no
@@ -7,25 +7,19 @@ more rights on files than the owner has; it reads as root does. As each new file
 
 import ctypes
 import fcntl
-import json
 import os
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from eir import __version__
-from eir.disk import put, sync
+from eir.disk import put
 from eir.errors import EirError, Report, SetupFault
 from eir.lists.record.clock import TrustedClock
-from eir.lists.record.store import Mark
 from eir.node.observe.control import PING, RUNNING, ControlError, as_owner, ask
 
-LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE, NF_INSTANCE_FILE = "lock", "clock", "origin-state-id", "nf-instance-id"
-IN_FORCE_FILE = "in-force.json"
-"""Keeps what was in force since when, and the highest serial of each list, across a restart."""
+LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE = "lock", "clock", "origin-state-id"
 FORM_FILE = "form"
 FORM = 1
 """The form of the folder as a whole; the files of SQLite in it have forms of their own (eir.lists.stores.records)."""
@@ -118,17 +112,6 @@ def next_origin_state_id(folder: Path) -> int:
     return value
 
 
-def nf_instance(folder: Path) -> str:
-    """The NF instance id of this node (TS 29.571 5.3.2: a UUID of version 4), made at its first start and kept in the folder."""
-    file = folder / NF_INSTANCE_FILE
-    try:
-        return str(uuid.UUID(file.read_text().strip()))
-    except (OSError, ValueError):
-        made = str(uuid.uuid4())
-    _keep(file, f"{made}\n")
-    return made
-
-
 def read_clock(folder: Path) -> TrustedClock:
     """The clock by which rows end, set by the last time that a process of this node kept in the folder, and by what it is now."""
     try:
@@ -147,65 +130,6 @@ def keep_clock(clock: TrustedClock, folder: Path) -> None:
 def _keep(file: Path, text: str) -> None:
     with suppress(OSError):
         put(file, text.encode())
-
-
-class InForce(NamedTuple):
-    """A list as it was in force last on the node of a folder."""
-
-    serial: int
-    content: str
-    since: str
-    """When that came into force."""
-    mark: Mark
-    """The highest of all states that were in force here (ListState.mark)."""
-
-
-def in_force_before(folder: Path) -> dict[str, InForce]:
-    """Read what was in force last on the node of the folder, by list."""
-    with suppress(OSError, ValueError, TypeError):
-        return {
-            str(name): InForce(int(serial), str(content), str(since), _mark(*(mark or [(0, serial)])))
-            for name, (serial, content, since, *mark) in json.loads((folder / IN_FORCE_FILE).read_text()).items()
-        }
-    return {}
-
-
-def save_in_force(
-    folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark], *, durable: bool = False
-) -> dict[str, InForce]:
-    """Store entries and higher marks, and return all that the folder holds then. Several processes of a host may call this at once.
-
-    A mark is never lowered. `durable`: the file survives a power failure. Raises OSError.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        stored = in_force_before(folder)
-        known = [*((name, entry.mark) for name, entry in stored.items()), *marks.items()]
-        stored |= entries
-        for name, mark in known:
-            entry = stored.get(name, InForce(0, "", "", mark))
-            stored[name] = entry._replace(mark=max(entry.mark, mark))
-        put(folder / IN_FORCE_FILE, json.dumps(stored).encode(), durable=durable)
-        if durable:
-            sync(folder)
-    finally:
-        os.close(descriptor)
-    return stored
-
-
-def keep_mark(folder: Path, name: str, mark: Mark) -> None:
-    """Store the highest serial of a list, before the change that raised the serial is reported as done.
-
-    A host without a state folder has no node and stores nothing. On a full disk nothing is stored here: the node stores the mark a second later.
-    """
-    with suppress(OSError):
-        save_in_force(folder, {}, {name: mark}, durable=True)
-
-
-def _mark(said: Sequence[Any]) -> Mark:
-    resets, highest = map(int, said)
-    return resets, highest
 
 
 _LIBC = ctypes.CDLL(None)

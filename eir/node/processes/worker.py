@@ -14,11 +14,12 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvloop
@@ -31,12 +32,10 @@ from eir.checks.trace import Sought, Tracer
 from eir.config import Config
 from eir.config.settings import Listener
 from eir.errors import EirError, detail_of
-from eir.interfaces.n5g.server import N5gServer
-from eir.interfaces.n5g.service import PROTOCOL as N5G
-from eir.interfaces.n5g.settings import SERVICE
-from eir.interfaces.s13.application import s13_application
-from eir.interfaces.s13.lane import COMPILED, ExpressLane, ExpressLanes
-from eir.interfaces.s13.service import PROTOCOL, S13Service
+from eir.interfaces import INTERFACES
+from eir.interfaces.interface import Context, Interface
+from eir.interfaces.s13.server import S13Server
+from eir.interfaces.s13.service import PROTOCOL as S13
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.index import Index
 from eir.lists.record.clock import TrustedClock
@@ -46,17 +45,15 @@ from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, ChannelError, Handlers
-from eir.node.processes.protocols import PROTOCOLS, Parts
 from eir.node.processes.recorder import buffer_for
-from eir.node.processes.setup import Listed, kinds_of, limits_of, missing_lists, overload_of, tokens_of
+from eir.node.processes.setup import Listed, kinds_of, limits_of, missing_lists
 from eir.sightings.buffer import Buffer
 from eir.wire.diameter.admission import Claim, Order
-from eir.wire.diameter.node import Node
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
-from eir.wire.peers.rate import Grants, shared_memory
-from eir.wire.peers.server import Server
+from eir.wire.peers.rate import Grants, RateLimits, shared_memory
 from eir.wire.transport.endpoint import is_secure
-from eir.wire.transport.tls import Tls, TlsFiles, load_tls
+from eir.wire.transport.tls import TlsFiles, load_tls
+from eir.wire.web.denials import tokens_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
@@ -74,6 +71,8 @@ KEPT_BYTES, BUFFER_BYTES = 4 << 20, 1 << 20
 """Free memory that a worker keeps at most at the end of its heap, and size from which a buffer gets pages of its own."""
 DIGEST_DIGITS = 12
 """Hexadecimal ones of a content digest that a metric shows: a float holds 53 bits."""
+STAYS = {each.name: each.stays for each in INTERFACES}
+"""Interface → its clients stay connected; otherwise a client without a connection is not away."""
 CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
 
 
@@ -87,20 +86,12 @@ class Configured(NamedTuple):
     disabled: Sequence[str]
     """Labels of the peers that are out of service."""
     tls: TlsFiles | None
-    keys: "KeyFiles | None"
-    """Keys that access tokens are checked with; None: no tokens are required."""
+    keys: "Mapping[str, KeyFiles | None]"
+    """Keys that access tokens are checked with, by interface."""
     dials: bool
     """This worker connects to peers that have a `connect`, which is one worker's business."""
     sought: Sought | None = None
     """The checks that a trace is to tell."""
-
-
-class Prepared(NamedTuple):
-    """Another configuration, with all of it that may fail done already."""
-
-    config: Config
-    tls: Tls | None
-    keys: "KeyFiles | None"
 
 
 def run(end: socket.socket, number: int, origin_state_id: int, grants: int | None, sender: int | None = None) -> int:
@@ -188,25 +179,20 @@ def built(
         sightings=sightings, probes=probes_of(config),
     )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
-    service = S13Service(checker, config.peers)
-    lanes = ExpressLanes(checker, service.replies) if COMPILED else None
     tracer = Tracer(
         lambda question: answer(question, worker.config.policy, index, now=datetime.now(UTC)), lambda record: channel.tell("traced", record),
-        lanes.seek if lanes else lambda _: None, time.time,
+        lambda sought: worker.node.seek(sought), time.time,  # noqa: PLW0108 - there is no worker yet
     )  # fmt: skip
-    node = Node(
-        replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config),
-        s13_application(service, partial(ExpressLane, lanes) if lanes else None, tracer),
-        counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
-        tls=tls, grants=grants, sctp=config.sctp,
+    identity = replace(config.identity, origin_state_id=origin_state_id)
+    limits = limits_of(config)
+    context = Context(
+        shared=replace(config, identity=identity, limits=limits), tls=tls, keys=configured.keys, checker=checker, counts=counts,
+        rates=RateLimits(config.peers, limits, grants), report=log.report, tracer=tracer, admission=RemoteAdmission(channel),
+        dials=configured.dials, announce=partial(channel.tell, "said_name"),
     )  # fmt: skip
-    parts = Parts(checker, counts, node.rates, log.report, tokens_of(configured.keys, None, SERVICE))
-    servers: dict[str, Server[Any]] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
-    for name, server in servers.items():
-        server.tell_name = partial(channel.hand, "said_name", name)
+    servers = {each.name: resolve_name(each.server)(config.of(each), context) for each in INTERFACES if each.server}
     worker = Worker(
-        config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
-        servers=servers, tls=tls, sightings=sightings, tracer=tracer,
+        config=config, log=log, channel=channel, context=context, index=index, clock=clock, servers=servers, sightings=sightings,
     )  # fmt: skip
     for label in configured.disabled:
         worker.set_peer(label, enabled=False)
@@ -218,12 +204,12 @@ def built(
 
 def probes_of(config: Config) -> frozenset[tuple[str, str]]:
     """Protocol and label of the peers whose checks are nobody's phones."""
-    stays = {PROTOCOL: True} | {name: protocol.stays for name, protocol in PROTOCOLS.items()}
     return frozenset(
-        (name, peer.label)
-        for name, there in stays.items()
+        (each.name, peer.label)
+        for each in INTERFACES
+        if each.server
         for peer in config.peers
-        if peer.probe or (there and peer.is_probe)
+        if peer.probe or (each.stays and peer.is_probe)
     )
 
 
@@ -234,23 +220,16 @@ class Worker:
     config: Config
     log: Log
     channel: Channel
-    counts: Counts
+    context: Context
     index: Index
-    checker: Checker
-    lanes: ExpressLanes | None
-    """They have the images that they look into. None: no lane was compiled."""
     clock: TrustedClock
-    service: S13Service
-    node: Node
-    servers: Mapping[str, Server[Any]]
-    """Servers of the protocols besides Diameter."""
-    tls: Tls | None
+    servers: Mapping[str, Any]
+    """Servers by interface."""
     sightings: Buffer | None
-    tracer: Tracer
     arrived: asyncio.Queue[tuple[Listed, Image] | None] = field(default_factory=asyncio.Queue)
     """Lists that are to be taken over; None: these are all."""
-    prepared: Prepared | None = None
-    """The list that `take_over` puts in force."""
+    prepared: tuple[Config, Context] | None = None
+    """Another configuration, with all of it that may fail done already."""
     ending: bool = False
     replaced: asyncio.Queue[Image] = field(default_factory=asyncio.Queue)
     """Images whose place others have taken."""
@@ -266,9 +245,10 @@ class Worker:
     """Messages told of in that line."""
 
     @property
-    def every(self) -> "Sequence[Node | Server[Any]]":
-        """Return all that answer, of every protocol."""
-        return (self.node, *self.servers.values())
+    def node(self) -> S13Server:
+        """Return the Diameter node, whose connections the supervisor's admission decides about."""
+        node: S13Server = self.servers[S13]
+        return node
 
     def handlers(self) -> Handlers:
         """Return the functions that the front may call, by name."""
@@ -286,7 +266,7 @@ class Worker:
         await stop.wait()
         self.ending = True
         self.channel.tell("leaving")
-        await asyncio.gather(*(server.drain(DRAIN_S) for server in self.every))
+        await asyncio.gather(*(server.drain(DRAIN_S) for server in self.servers.values()))
         if self.sightings is not None:
             self.sightings.flush()
         for task in following:
@@ -343,8 +323,7 @@ class Worker:
             return
         began = time.perf_counter()
         before = self.index.switch(listed.name, listed.state, image)
-        if self.lanes is not None:
-            self.lanes.renew()
+        self.node.renew()
         self._note_slice(began)
         if before is not None:
             self.replaced.put_nowait(before)
@@ -369,13 +348,10 @@ class Worker:
         self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
 
     async def _serve(self, connection: socket.socket, number: int, listener: Listener) -> None:
-        secure = is_secure(listener.url)
         try:
-            if (server := self.servers.get(listener.protocol)) is None:
-                await self.node.take(connection, secure=secure)
-            elif (end := await server.take(connection, secure=secure)) is not None:
-                is_away = PROTOCOLS[listener.protocol].stays or not end.in_order
-                self.channel.tell("connection_ended", end.label, is_away)
+            end = await self.servers[listener.protocol].take(connection, secure=is_secure(listener.url))
+            if end is not None:
+                self.channel.tell("connection_ended", end.label, STAYS[listener.protocol] or not end.in_order)
         finally:
             self.channel.tell("gone", number)
 
@@ -395,8 +371,8 @@ class Worker:
             self.log.fold()
         (since, before), self.worked = self.worked, (time.monotonic(), time.process_time())
         self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
-        self.checker.tick(datetime.now(UTC))
-        self.tracer.refill()
+        self.context.checker.tick(datetime.now(UTC))
+        self.context.tracer.refill()
         self.index.now()  # a jump of the clock is noticed, although nobody asks for a row that ends
         if tick % KEEP_CLOCK_EVERY_TICKS == 0:
             if self.clock.jumped:
@@ -405,8 +381,8 @@ class Worker:
 
     def _tell_shed(self) -> None:
         """One line for each peer and limit about what was turned away since the last ones."""
-        self.shed_lately = self.counts.shed - self.shed_told
-        self.shed_told = self.counts.shed.copy()
+        self.shed_lately = self.context.counts.shed - self.shed_told
+        self.shed_told = self.context.counts.shed.copy()
         for (peer, reason), count in self.shed_lately.items():
             self.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
 
@@ -415,51 +391,54 @@ class Worker:
     def prepare(self, configured: Configured) -> None:
         """Do all of another configuration that may fail, and change nothing. Raises EirError."""
         tls = (
-            self.tls if configured.tls is None else load_tls(configured.tls)
+            self.context.tls if configured.tls is None else load_tls(configured.tls)
         )  # a listener for TLS that is open stays so until a restart
         compile_policy(
             configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC)
         )
-        tokens_of(configured.keys, None, SERVICE)
-        self.prepared = Prepared(configured.config, tls, configured.keys)
+        for keys in configured.keys.values():
+            tokens_of(keys, None, "")
+        new, context = configured.config, self.context
+        identity = replace(new.identity, origin_state_id=context.shared.identity.origin_state_id)
+        shared = replace(new, identity=identity, limits=limits_of(new))
+        self.prepared = new, replace(context, shared=shared, tls=tls, keys=configured.keys)
 
     def take_over(self) -> None:
         """Put in force what was prepared, except for what takes a restart."""
         if self.prepared is None:
             raise EirError("this worker has prepared nothing")
-        (new, tls, keys), self.prepared = self.prepared, None
+        (new, context), self.prepared = self.prepared, None
         self.index.reconfigure(kinds_of(new))
-        self.checker.reconfigure(new.policy, datetime.now(UTC))
-        self.checker.probes = probes_of(new)
-        identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
-        self.service.configure(new.peers)
-        self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls, sctp=new.sctp)
-        for name, server in self.servers.items():
-            PROTOCOLS[name].reconfigure(server, new, tls)
-        self.set_keys(keys)
+        context.checker.reconfigure(new.policy, datetime.now(UTC))
+        context.checker.probes = probes_of(new)
+        self._apply(new, context, INTERFACES)
         self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
-        self.config, self.tls = new, tls
+
+    def _apply(self, config: Config, context: Context, interfaces: Iterable[Interface]) -> None:
+        for each in interfaces:
+            if each.server:
+                self.servers[each.name].apply(config.of(each), context)
+        self.config, self.context = config, context
 
     def dial(self) -> None:
         """Connect to peers, by all protocols: no other worker does."""
-        for server in self.every:
+        for server in self.servers.values():
             server.dial()
 
     def set_peer(self, label: str, enabled: bool) -> None:
         """Put a peer in or out of service."""
-        for server in self.every:
+        for server in self.servers.values():
             server.enable(label) if enabled else server.disable(label)
 
-    def set_keys(self, keys: "KeyFiles | None") -> None:
+    def set_keys(self, keys: "Mapping[str, KeyFiles | None]") -> None:
         """Check access tokens with these keys from now on. Raises KeysError and changes nothing if it cannot."""
-        n5g = self.servers[N5G]
-        assert isinstance(n5g, N5gServer)  # noqa: S101 - the table says so
-        n5g.tokens = tokens_of(keys, n5g.tokens, SERVICE)
+        changed = [each for each in INTERFACES if keys.get(each.name) != self.context.keys.get(each.name)]
+        self._apply(self.config, replace(self.context, keys=keys), changed)
 
     def trace(self, sought: Sought | None) -> None:
         """Tell of these checks from now on; None: of none."""
-        self.tracer.begin(sought)
-        self.checker.traced = None if sought is None else self.tracer.check
+        self.context.tracer.begin(sought)
+        self.context.checker.traced = None if sought is None else self.context.tracer.check
 
     # ---- what the front asks ----
 
@@ -468,19 +447,14 @@ class Worker:
 
     def counters(self) -> metrics.Snapshot:
         """Return the counters of this worker, which outlive it."""
-        counts = self.counts
-        self.node.count_retransmissions()
+        counts, checker = self.context.counts, self.context.checker
         return {
-            "eir_checks_total": self.checker.checks(),
-            "eir_observed_total": self.checker.observed,
-            "eir_identity_errors_total": self.checker.identity_errors,
+            "eir_checks_total": checker.checks(),
+            "eir_observed_total": checker.observed,
+            "eir_identity_errors_total": checker.identity_errors,
             "eir_check_duration_seconds": metrics.histogram(
                 DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s
             ),
-            "eir_diameter_messages_total": counts.messages,
-            "eir_diameter_answers_total": counts.answers,
-            "eir_diameter_errors_total": metrics.by_label(counts.errors),
-            "eir_diameter_drops_total": metrics.by_label(counts.dropped),
             **{name: samples for server in self.servers.values() for name, samples in server.counters().items()},
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
             "eir_shed_total": counts.shed,
@@ -497,7 +471,7 @@ class Worker:
             **{name: samples for server in self.servers.values() for name, samples in server.gauges().items()},
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
-            "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.counts.last_request),
+            "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.context.counts.last_request),
             "eir_sctp_paths": self.paths(),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
@@ -509,16 +483,16 @@ class Worker:
                 {name: state.expires for name, state in states.items()}
             ),
             "eir_switch_longest_slice_seconds": {(): self.longest_slice_s},
-            "eir_override_active": {(): float(self.checker.policy.overridden)},
+            "eir_override_active": {(): float(self.context.checker.policy.overridden)},
         }
 
     def report(self) -> WorkerReport:
         """Return the status of the worker."""
         states = self._loaded()
-        lately = (self.counts.shed - self.shed_told) + self.shed_lately
+        lately = (self.context.counts.shed - self.shed_told) + self.shed_lately
         return WorkerReport(
-            missing=missing_lists(self.config, states), lists=states, overridden=self.checker.policy.overridden,
-            checks=self.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
+            missing=missing_lists(self.config, states), lists=states, overridden=self.context.checker.policy.overridden,
+            checks=self.context.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
             shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.disabled(), load=self.load,
             refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.lost_paths(),
             warnings={label: text for server in self.servers.values() for label, text in server.warnings().items()},
@@ -530,26 +504,19 @@ class Worker:
 
     def peers(self) -> list[dict[str, Any]]:
         """All connections, and the entries of the peer table that have none: of these nobody knows which protocol they will speak."""
-        return [
-            *(
-                {
-                    **asdict(peer), "connections": int(peer.address is not None),
-                    "protocol": PROTOCOL if peer.address is not None or peer.direction == "out" else None,
-                }
-                for peer in self.node.status()
-            ),
-            *(dict(row) for server in self.servers.values() for row in server.status()),
-        ]  # fmt: skip
+        node = self.node
+        others = (server for server in self.servers.values() if server is not node)
+        return [*node.rows(), *(dict(row) for server in others for row in server.status())]
 
     def disabled(self) -> list[str]:
         """Labels of the peers and gateways that are turned away."""
-        turned_away = {label for server in self.every for label in server.disabled()}
+        turned_away = {label for server in self.servers.values() for label in server.disabled()}
         return [label for label in dict.fromkeys(self.config.labels) if label in turned_away]
 
     def paths(self) -> Counter[tuple[str, str]]:
         """Return how many paths of SCTP there are over all protocols, by peer label and `up` or `down`."""
         found: Counter[tuple[str, str]] = Counter()
-        for server in self.every:
+        for server in self.servers.values():
             for label, _, up in server.paths():
                 found[label, "up"] += up
                 found[label, "down"] += not up
@@ -558,7 +525,7 @@ class Worker:
     def lost_paths(self) -> dict[str, list[str]]:
         """Return the addresses of connected peers, by label, that SCTP does not reach at present."""
         found: dict[str, list[str]] = {}
-        for server in self.every:
+        for server in self.servers.values():
             for label, address, up in server.paths():
                 if not up:
                     found.setdefault(label, []).append(address)
@@ -566,7 +533,7 @@ class Worker:
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label, over all protocols; 0 for each peer that is expected and has none."""
-        by_label = Counter(self.node.connected())
+        by_label: Counter[str] = Counter()
         for server in self.servers.values():
             by_label.update(server.connected())
         return dict(by_label)

@@ -6,7 +6,7 @@ its orders. What a worker has counted outlives it here.
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -286,7 +286,7 @@ class Workers:
         """Put a peer in or out of service in every worker."""
         await self._ask_all("set_peer", lambda _: (label, enabled))
 
-    async def set_keys(self, keys: "KeyFiles | None") -> None:
+    async def set_keys(self, keys: "Mapping[str, KeyFiles | None]") -> None:
         """Have every worker check access tokens with these keys."""
         await self._ask_all("set_keys", lambda _: (keys,))
 

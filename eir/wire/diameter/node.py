@@ -37,7 +37,7 @@ from eir.wire.diameter.status import Failure, PeerStatus, newest, peer_rows
 from eir.wire.diameter.watchdog import JITTER_S, WATCHDOG_LEAST_S
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.gate import Gate
-from eir.wire.peers.rate import Grants, RateLimits
+from eir.wire.peers.rate import RateLimits
 from eir.wire.peers.settings import Identity, Limits, PeerSettings, may_connect, setting_for
 from eir.wire.transport import begin, stream
 from eir.wire.transport.begin import Listener, open_listener
@@ -60,12 +60,12 @@ class Node:
     def __init__(
         self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
         counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
-        dials: bool = True, tls: Tls | None = None, grants: Grants | None = None, sctp: SctpSettings | None = None,
+        dials: bool = True, tls: Tls | None = None, rates: RateLimits | None = None, sctp: SctpSettings | None = None,
         stay_away_s: float = STAY_AWAY_S, watchdog_least_s: float = WATCHDOG_LEAST_S, jitter: Callable[[], float] = _jitter,
     ) -> None:  # fmt: skip
         """`dials` False: nobody is connected to until `dial`, or `connect` of peers is another worker's business.
 
-        `tls` is for `tls://` both ways; None: there is no TLS. `sctp` is for `sctp://`; None: its defaults. `stay_away_s`: how long a peer that
+        `rates`: limits that its requests draw from; None: limits of its own. `tls` is for `tls://` both ways; None: there is no TLS. `sctp` is for `sctp://`; None: its defaults. `stay_away_s`: how long a peer that
         refuses us, or may, is left alone. `watchdog_least_s`, `jitter`: the lowest Tw, and what is added to each (RFC 3539 3.4.1).
         """
         self.context = NodeContext(
@@ -84,7 +84,7 @@ class Node:
         self._admission = admission or Admission()
         self._probes: dict[int, asyncio.TimerHandle] = {}
         """Connections that were asked for a sign of life, until when."""
-        self._rates = RateLimits(self._peers, limits, grants)
+        self._rates = rates or RateLimits(self._peers, limits, None)
         self._disabled: set[str] = set()
         self._failures: dict[str, Failure] = {}
         """The last failure since a connection was opened, by label."""
@@ -100,11 +100,6 @@ class Node:
     def identity(self) -> Identity:
         """The node's identity."""
         return self.context.identity
-
-    @property
-    def rates(self) -> RateLimits:
-        """The limits that its requests draw from, for others that are to draw from the same."""
-        return self._rates
 
     async def listen(self, url: str) -> tuple[str, int]:
         """Open a listener at a URL (port 0: any free one); return its address, of several the first, and port.

@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -79,8 +79,6 @@ class Server(Generic[L]):
         """Connections that are over, by peer label."""
         self._disabled: set[str] = set()
         self._tick: asyncio.TimerHandle | None = None
-        self.tell_name: Callable[[str], object] = lambda _: None
-        """Called with the name that a client has said, where only one may have it: other workers `doubt` theirs."""
 
     # what a protocol gives
 

@@ -16,6 +16,7 @@ PORTS = {TCP: 3868, TLS: 5868, SCTP: 3868}
 HTTP_TRANSPORTS = {"http": TCP, "https": TLS}
 HTTP_PORTS = {"http": 80, "https": 443}
 """RFC 9110 4.2."""
+ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what listens at all addresses is found by it
 FORMS = "tcp://host:port, tls://host:port or sctp://host,host:port"
 
 

@@ -4,13 +4,17 @@ What checks them takes half a second to load and is not needed where no token is
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from eir.errors import EirError
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import KeyFiles, Tokens
 
 TOO_MANY_REQUESTS: Final = 429
 
@@ -27,6 +31,37 @@ class TokenSettings:
     """Issuers of tokens; empty: anyone who holds one of the keys."""
     audience: tuple[str, ...]
     """Audiences that a token has to be for; in a 5G core an NF type, or NF instances."""
+
+
+def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
+    """Read the keys that access tokens are verified with; None if no token is required.
+
+    `before`: earlier content, which is not verified again. Raises KeysError.
+    """
+    if tokens is None:
+        return None
+    from eir.wire.web.tokens import load_keys, read_keys  # noqa: PLC0415 - half a second that a node without tokens does not spend
+
+    found = read_keys(tokens)
+    if found != before:
+        load_keys(found)
+    return found
+
+
+def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "Tokens | None":
+    """Return what checks access tokens for this scope from now on, with the keys of these files.
+
+    It is the present one (`now`) if there is one. Raises KeysError.
+    """
+    if files is None:
+        return None
+    from eir.wire.web.tokens import Tokens, load_keys  # noqa: PLC0415 - as above
+
+    keys = load_keys(files)
+    if now is None:
+        return Tokens(files.settings, keys, scope=scope, now=time.time, ticks=time.monotonic)
+    now.renew(files.settings, keys)
+    return now
 
 
 class Denied(NamedTuple):

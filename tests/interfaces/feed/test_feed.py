@@ -13,6 +13,7 @@ from made import Altered
 from register import DATE, basic, device, path, request
 
 from eir.device import device_key, imsi_key
+from eir.disk import Watched
 from eir.errors import StoreError
 from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
 from eir.interfaces.feed.feed_rows import Refused, Row, read_row
@@ -24,7 +25,6 @@ from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
 from eir.lists.stores.sqlite import SqliteStore
-from eir.node.processes.interfaces import Watched
 from eir.wire.web.http1 import Conversation, Request, Response, plain_request
 
 ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})

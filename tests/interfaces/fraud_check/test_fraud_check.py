@@ -32,11 +32,11 @@ from eir.interfaces.fraud_check.fraud_check import (
     FraudCheck,
     reason_word,
 )
+from eir.interfaces.fraud_check.service import rules_of
 from eir.interfaces.fraud_check.settings import FraudSettings
 from eir.lists.changes.local import ADD, Edit, edit_list, parse_entries
 from eir.lists.stores.open import open_store
 from eir.node.processes import interfaces
-from eir.node.processes.services import rules_of
 from eir.wire.web.http1 import Request
 
 AUDIENCE, SCOPE = "eir", "imei-fraud-check:check-status"

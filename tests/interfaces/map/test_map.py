@@ -30,6 +30,7 @@ from eir.wire.peers.rate import RateLimits
 from eir.wire.peers.settings import Limits, PeerSettings, Requester
 from eir.wire.ss7 import m3ua, sccp, tcap
 from eir.wire.ss7.asp import State
+from eir.wire.transport.settings import SctpSettings
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 LISTED, FREE, TEST_IMSI = "00101001000001", "00101003000003", "001010000000001"
@@ -285,13 +286,20 @@ async def test_a_limit_counts_invocations_and_not_messages():
     link.connection_lost(None)
 
 
+def context(report=lambda *_, **__: None, rate_max=None, **limits):
+    """A worker with one peer."""
+    peers, limits = (PeerSettings(label="near", rate_max=rate_max),), Limits(**limits)
+    shared = SimpleNamespace(
+        peers=peers, limits=limits, policy=PolicySettings(), overload_answer=None, sctp=SctpSettings()
+    )
+    return SimpleNamespace(
+        shared=shared, checker=service().checker, counts=Counts(), rates=RateLimits(peers, limits, None), report=report
+    )
+
+
 def map_server(report=lambda *_, **__: None, rate_max=None, **limits):
     """The SIGTRAN side of a worker, with one peer."""
-    peers, limits = (PeerSettings(label="near", rate_max=rate_max),), Limits(**limits)
-    server = MapServer(
-        service(), peers, limits, Ss7Settings(point_code="1-1-2"), PolicySettings(), counts=Counts(),
-        rates=RateLimits(peers, limits, None), report=report,
-    )  # fmt: skip
+    server = MapServer(Ss7Settings(point_code="1-1-2"), context(report, rate_max, **limits))
     server.turns = SimpleNamespace(come=lambda _: None)
     return server
 
@@ -315,7 +323,7 @@ async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
     association = link.association = server.accept(link)
     association.receive(m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC), 0.0)
     association.take()
-    server.reconfigure(server.peers, server.limits, Ss7Settings(), PolicySettings())
+    server.apply(Ss7Settings(), context())
     assert [m3ua.kind_of(each) for each in association.take()] == [m3ua.Kind.ASPIA]
     assert server.accept(late) is None
     assert refused == [("peer_refused", "draining")]
@@ -369,11 +377,7 @@ async def test_an_msc_that_does_not_say_who_it_is_is_let_go():
 @pytest.mark.parametrize(("variant", "code", "ours"), [("itu", "1-1-2", "0a08"), ("ansi", "1-1-2", "020101")])
 async def test_who_tests_whether_the_subsystem_is_there_hears_that_it_is(variant, code, ours):
     """Q.714 5.3.4 (SST, SSA): a gateway that had lost us sends no more questions before that."""
-    peers, limits = (PeerSettings(label="near"),), Limits()
-    server = MapServer(
-        service(), peers, limits, Ss7Settings(point_code=code, variant=variant), PolicySettings(), counts=Counts(),
-        rates=RateLimits(peers, limits, None), report=lambda *_, **__: None,
-    )  # fmt: skip
+    server = MapServer(Ss7Settings(point_code=code, variant=variant), context())
     link = Link(server, server.loop)
     link.association = server.accept(link)
     management = wire.address(ssn=1, variant=variant)

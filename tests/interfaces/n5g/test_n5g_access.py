@@ -6,6 +6,7 @@ import os
 import time
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -21,8 +22,7 @@ from eir.checks.settings import PolicySettings
 from eir.cli.app import main
 from eir.interfaces.n5g.link import Link
 from eir.interfaces.n5g.server import N5gServer
-from eir.interfaces.n5g.service import N5gService
-from eir.interfaces.n5g.settings import SERVICE
+from eir.interfaces.n5g.settings import SERVICE, N5gSettings
 from eir.lists.images.index import Index
 from eir.node.observe.control import ControlError, ask
 from eir.wire.peers.counts import Counts
@@ -166,10 +166,12 @@ async def test_bad_tokens_of_one_amf_keep_no_other_of_its_entry_out(tmp_path):
     (tmp_path / "jwks").write_bytes(jwks(issuer))
     settings = TokenSettings(jwks=(tmp_path / "jwks",), keys=(), issuer=(), audience=("5G_EIR",))
     tokens = Tokens(settings, load_keys(read_keys(settings)), scope=SERVICE, now=time.time, ticks=lambda: 0.0)
-    server = N5gServer(
-        N5gService(Checker(PolicySettings(), Index({}), now=datetime.now(UTC))), peers, Limits(), counts=Counts(),
-        rates=RateLimits(peers, Limits(), None), report=lambda *_, **__: None, tokens=tokens,
-    )  # fmt: skip
+    server = N5gServer(N5gSettings(), SimpleNamespace(
+        shared=SimpleNamespace(peers=peers, limits=Limits(), overload_answer=None), tls=None, keys={},
+        checker=Checker(PolicySettings(), Index({}), now=datetime.now(UTC)), counts=Counts(), rates=RateLimits(peers, Limits(), None),
+        report=lambda *_, **__: None,
+    ))  # fmt: skip
+    server.tokens = tokens
     one, another = Link(server, server.loop), Link(server, server.loop)
     for link, source in ((one, "10.20.0.1"), (another, "10.20.0.2")):
         link.source = ip_address(source)

@@ -127,12 +127,13 @@ def test_each_trouble_leads_to_an_alert_of_the_runbook():
     runbook = (ROOT / "deploy" / "RUNBOOK.md").read_text()
     assert not [alert for _, alert in alerts.PARTS if f"`{alert}`" not in runbook]
     files = (
-        "operate/status.py",
-        "operate/alerts.py",
-        "daemon/drop_folder.py",
-        "daemon/interfaces.py",
-        "daemon/pulling.py",
-        "gsup/server.py",
+        "node/observe/status.py",
+        "node/observe/alerts.py",
+        "node/processes/drop_folder.py",
+        "node/processes/interfaces.py",
+        "node/processes/pulling.py",
+        "interfaces/gsup/server.py",
+        "interfaces/n5g/registration.py",
     )
     texts = "\n".join((ROOT / "eir" / name).read_text().partition("\nALERTS = ")[0] for name in files)
     assert not [part for part, _ in alerts.PARTS if part not in texts]

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-import uuid
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,13 +16,13 @@ from eir import __version__
 from eir.cli.app import command_line
 from eir.cli.manual import _does, commands_of
 from eir.errors import EirError, SetupFault, silent
+from eir.lists.record.in_force import IN_FORCE_FILE, in_force_before, keep_mark
 from eir.lists.record.store import NO_LIST
 from eir.node.observe.control import STOPPING
 from eir.node.observe.page import alert_of
 from eir.node.observe.status import Following, Status, WorkerReport
 from eir.node.processes import state_folder
 from eir.node.processes.pulling import Acknowledging
-from eir.node.processes.state_folder import IN_FORCE_FILE, in_force_before, keep_mark
 
 REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
 FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
@@ -167,14 +166,6 @@ def test_a_node_that_stands_still_keeps_its_folder(site):
     finally:
         node.signal(signal.SIGCONT)
     assert until(lambda: node.status()["ready"] == "ready")
-
-
-def test_nf_instance_id_stays_that_of_the_folder(tmp_path):
-    made = state_folder.nf_instance(tmp_path)
-    assert uuid.UUID(made).version == 4
-    assert state_folder.nf_instance(tmp_path) == made
-    (tmp_path / "nf-instance-id").write_text("cut o")
-    assert state_folder.nf_instance(tmp_path) != made
 
 
 def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):

@@ -1,9 +1,11 @@
-"""The registration over HTTP/2 (eir/node/processes/registration.py), with an NRF that does what the test says."""
+"""The registration over HTTP/2 (eir/interfaces/n5g/registration.py), with an NRF that does what the test says."""
 
 import asyncio
 import contextlib
 import socket
 import ssl
+import uuid
+from types import SimpleNamespace
 
 import pytest
 import trustme
@@ -12,10 +14,13 @@ from made import until
 from nrf_server import Nrf
 from test_nrf import GOOD, INSTANCE, settings_of
 
-from eir.interfaces.n5g.nrf import Standing
-from eir.node.processes.registration import Registering
+from eir.interfaces.interface import Standing
+from eir.interfaces.n5g.registration import Registrar, own_instance
+from eir.interfaces.n5g.settings import N5gSettings
 from eir.wire.transport.settings import TlsSettings
 from eir.wire.transport.tls import read_tls
+
+LISTENER = "http://127.0.0.1:7777"
 
 
 @pytest.fixture
@@ -39,19 +44,25 @@ def files_of(ca, folder):
     return read_tls(TlsSettings(certificate=folder / "cert", key=folder / "key", ca=folder / "ca"))
 
 
+def test_nf_instance_id_stays_that_of_the_folder(tmp_path):
+    made = own_instance(tmp_path)
+    assert uuid.UUID(made).version == 4
+    assert own_instance(tmp_path) == made
+    (tmp_path / "nf-instance-id").write_text("cut o")
+    assert own_instance(tmp_path) != made
+
+
 @contextlib.asynccontextmanager
 async def registering(*uri, standing=lambda: GOOD, tls=None, ask_s=3.0, **more):
-    settings = settings_of(*uri, heartbeat_s=1, **more)
-    it = Registering(
-        settings, INSTANCE, ["http://127.0.0.1:7777"], standing, tokens=False, tls=tls,
-        report=lambda *_, **__: None, ask_s=ask_s,
-    )  # fmt: skip
-    task = asyncio.create_task(it.run())
+    nrf = settings_of(*uri, heartbeat_s=1, instance=INSTANCE, **more)
+    it = Registrar(standing, lambda *_, **__: None, ask_s)
+    await it.apply(
+        N5gSettings(listen=(LISTENER,), nrf=nrf), SimpleNamespace(state=None), tls, [LISTENER, "tcp://127.0.0.1:3868"]
+    )
     yield it
-    assert not task.done()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await it.leave()
+    assert not it._task.done()
+    await it.close()
+    assert (it.status(), it.warnings(), it.numbers()) == ({}, (), {})
 
 
 async def test_a_life_with_an_nrf(nrfs):
@@ -66,7 +77,7 @@ async def test_a_life_with_an_nrf(nrfs):
         await until(lambda: nrf.profiles[INSTANCE]["load"] == 55)
         nrf.forget()
         await until(lambda: INSTANCE in nrf.profiles)
-        await until(lambda: it.status()["registered"] == nrf.uri)
+        await until(lambda: it.status()["nrf"]["registered"] == nrf.uri)
         assert it.numbers()["eir_nrf_registered"] == {(nrf.uri,): 1.0}
     assert INSTANCE not in nrf.profiles
     assert [method for method, _, _ in nrf.asked].count("DELETE") == 1
@@ -79,7 +90,7 @@ async def test_an_nrf_goes_and_another_is_there(nrfs):
         await until(lambda: INSTANCE in one.profiles)
         one.silent = True  # it takes connections, and does nothing
         await until(lambda: INSTANCE in two.profiles)
-        await until(lambda: it.status()["registered"] == two.uri)
+        await until(lambda: it.status()["nrf"]["registered"] == two.uri)
     assert INSTANCE not in two.profiles
 
 
@@ -90,7 +101,7 @@ async def test_an_nrf_that_sends_the_node_to_another(nrfs, status):
     async with registering(one.uri) as it:
         await until(lambda: INSTANCE in two.profiles)
         await until(lambda: two.counts["PATCH"] >= 2)
-        assert it.status()["registered"] == one.uri
+        assert it.status()["nrf"]["registered"] == one.uri
         assert not one.profiles
         # After 308 the first is asked no more.
         assert (one.counts["PATCH"] > 0) is (status == 307)
@@ -102,7 +113,7 @@ async def test_nrfs_that_send_the_node_to_each_other(nrfs):
     one.redirect, two.redirect = (307, two.uri), (307, one.uri)
     async with registering(one.uri, three.uri) as it:
         await until(lambda: INSTANCE in three.profiles)
-        await until(lambda: it.status()["registered"] == three.uri)
+        await until(lambda: it.status()["nrf"]["registered"] == three.uri)
     assert (one.counts["PUT"], two.counts["PUT"]) == (3, 3)
 
 
@@ -111,8 +122,8 @@ async def test_an_nrf_restarts_on_the_same_port(nrfs):
     async with registering(nrf.uri) as it:
         await until(lambda: INSTANCE in nrf.profiles)
         nrf.stop()
-        await until(lambda: it.status()["last_error"] is not None)
-        assert "Connection refused" in it.status()["last_error"]
+        await until(lambda: it.status()["nrf"]["last_error"] is not None)
+        assert "Connection refused" in it.status()["nrf"]["last_error"]
         again = nrfs(nrf.port)
         await until(lambda: INSTANCE in again.profiles)
 
@@ -139,7 +150,7 @@ async def test_a_base_path_and_an_nrf_over_tls(nrfs, tmp_path):
         assert good.asked[0][1] == f"/nrf/nnrf-nfm/v1/nf-instances/{INSTANCE}"
         assert not stranger.asked
         assert not misnamed.asked
-        await until(lambda: it.status()["registered"] == f"{good.uri}/nrf/")
+        await until(lambda: it.status()["nrf"]["registered"] == f"{good.uri}/nrf/")
 
 
 @pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
@@ -176,6 +187,28 @@ async def test_a_server_that_is_no_nrf(said):
         writer.close()
 
     async with accepting(serve) as (_, port), registering(uri := f"http://127.0.0.1:{port}") as it:
-        await until(lambda: it.status()["last_error"])
-        assert it.status()["registered"] is None
+        await until(lambda: it.status()["nrf"]["last_error"])
+        assert it.status()["nrf"]["registered"] is None
         assert it.numbers()["eir_nrf_requests_total"] == {(uri, "register", "no_answer"): 1.0}
+
+
+async def test_a_reload_registers_again_what_has_changed_and_nothing_without_a_listener(nrfs, tmp_path):
+    nrf, told = nrfs(), []
+    it = Registrar(lambda: GOOD, lambda event, **_: told.append(event))
+    settings = N5gSettings(listen=(LISTENER,), nrf=settings_of(nrf.uri, instance=INSTANCE))
+    await it.apply(settings, SimpleNamespace(state=tmp_path), None, ["tcp://127.0.0.1:3868"])
+    assert (it.status(), told) == ({}, ["no_access_tokens"])
+    for wanted in (settings_of(nrf.uri, instance=INSTANCE, capacity=7), settings_of(nrf.uri, instance=None)):
+        before = set(nrf.profiles)
+        await it.apply(N5gSettings(listen=(LISTENER,), nrf=wanted), SimpleNamespace(state=tmp_path), None, [LISTENER])
+        assert "not asked yet" in it.warnings()[0]
+        await until(lambda before=before: set(nrf.profiles) - before)
+        await until(lambda: it.status()["nrf"]["registered"] == nrf.uri)
+        assert it.warnings() == ()
+    assert set(nrf.profiles) == {own_instance(tmp_path)}
+    await it.apply(N5gSettings(), SimpleNamespace(state=tmp_path), None, [LISTENER])
+    assert (nrf.profiles, it.status()) == ({}, {})
+    await it.close()
+    await it.apply(settings, SimpleNamespace(state=tmp_path), None, [LISTENER])
+    assert it.status() == {}
+    assert told.count("no_access_tokens") == 1

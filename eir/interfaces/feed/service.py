@@ -1,0 +1,127 @@
+"""The feed as a process of a node serves it: store, files, and what it counts."""
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from eir.disk import Watched
+from eir.errors import EirError, Report, StoreError, place_of
+from eir.interfaces.feed.feed import Feed, no_request
+from eir.interfaces.feed.feed_users import Users, read_users
+from eir.interfaces.feed.feed_writer import FeedWriter
+from eir.interfaces.feed.settings import FEED_SCOPE, NAME, FeedSettings
+from eir.interfaces.interface import Samples, SharedSettings
+from eir.lists.record.in_force import in_force_before
+from eir.lists.rows.msisdn import NO_NUMBERS, read_numbers
+from eir.lists.stores.open import open_store
+from eir.wire.peers.settings import PeerSettings
+from eir.wire.web.denials import keys_of, tokens_of
+from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1_server import Answer
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import KeyFiles
+
+USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
+"""Files that it goes by, as status and metrics call them."""
+
+
+class FeedService:
+    """Implements eir.interfaces.interface.Service."""
+
+    def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report) -> None:
+        self._report = report
+        self._store = open_store(shared.store, shared.state, report=report, check=False)
+        self._writer = FeedWriter(
+            self._store,
+            shared.lists,
+            now=lambda: datetime.now(UTC),
+            failed=self._failed,
+            had=partial(in_force_before, shared.state),
+        )
+        self._feed = Feed(settings, self._writer, host=socket.gethostname(), report=report)
+        self._keys: KeyFiles | None = None
+        self.faults: Mapping[str, str] = {}
+        self.apply(settings, shared)
+        self.look()()
+
+    def apply(self, settings: FeedSettings, shared: SharedSettings) -> None:
+        """See Service. Files are looked at again, since others may be named."""
+        self.peers = PeerSettings(label=NAME, sources=settings.sources)
+        self._watched = settings, Watched(settings.users), Watched(shared.numbers)
+        self.faults = {}
+        self._writer.lists = shared.lists
+        self._feed.configure(settings)
+
+    def respond(self, request: Request) -> Answer:
+        """See Service."""
+        return self._feed.respond(request)
+
+    def refuse(self, status: int) -> Response:
+        """See Service."""
+        return no_request(status)
+
+    async def work(self) -> None:
+        """See Service: write what comes."""
+        await self._writer.run()
+
+    def look(self) -> Callable[[], None]:
+        """See Service. A file that cannot be used keeps no other from being used."""
+        settings, users, numbers = watched = self._watched
+        found: dict[str, Any] = {}
+        faults: dict[str, str] = {}
+
+        def read(file: str, reading: Callable[[], Any]) -> None:
+            try:
+                found[file] = reading()
+            except EirError as e:
+                faults[file] = str(e)
+
+        read(TOKENS, lambda: keys_of(settings.tokens, self._keys))
+        for file, of, reader in ((USERS, users, read_users), (NUMBERS, numbers, read_numbers)):
+            if of.path is not None and of.changed():
+                read(file, partial(reader, of.path))
+
+        def use() -> None:
+            if watched is self._watched:  # no other files are named since
+                self.faults = {file: why for file, why in self.faults.items() if file not in found} | faults
+                self._use(found)
+
+        return use
+
+    def _use(self, found: Mapping[str, Any]) -> None:
+        """Go by what was read of files that have changed."""
+        feed, (_, users, numbers) = self._feed, self._watched
+        if TOKENS in found and (keys := found[TOKENS]) != self._keys:
+            self._keys, feed.tokens = keys, tokens_of(keys, feed.tokens, FEED_SCOPE)
+        if users.path is None:
+            feed.users = None
+        elif USERS in found:
+            feed.users = feed.users or Users(found[USERS], ticks=time.monotonic)
+            feed.users.renew(found[USERS])
+        if numbers.path is None:
+            feed.numbers = NO_NUMBERS
+        elif NUMBERS in found:
+            feed.numbers = found[NUMBERS]
+            self._report("numbers_in_force", numbers=len(feed.numbers.numbers), file=numbers.path)
+        feed.has_all_numbers = NUMBERS not in self.faults
+
+    def counters(self) -> Samples:
+        """See Service."""
+        return {
+            "eir_feed_rows_total": self._feed.answers,
+            "eir_feed_transactions_total": {(): self._writer.transactions},
+        }
+
+    async def close(self) -> None:
+        """See Service."""
+        await self._store.close()
+
+    def _failed(self, fault: Exception) -> None:
+        if isinstance(fault, StoreError):
+            self._report("feed_failed", level="error", reason=fault.cause, detail=str(fault))
+        else:
+            self._report("fault", reason=NAME, level="error", detail=place_of(fault))

@@ -1,0 +1,184 @@
+"""Keeps the node registered with an NRF: sends the requests of eir.interfaces.n5g.nrf over HTTP/2, and waits in between. Runs in the supervisor.
+
+Each request has a connection of its own, so that nothing hangs on one that an NRF has forgotten. Nothing here is on the path of a
+check: with no NRF in reach the node answers as always.
+"""
+
+import asyncio
+import random
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from eir.disk import put
+from eir.errors import Report
+from eir.interfaces.interface import Samples, SharedSettings, Standing
+from eir.interfaces.n5g.nrf import Ask, Registration, profile_of
+from eir.interfaces.n5g.settings import N5gSettings, NrfSettings
+from eir.wire.transport.endpoint import is_http
+from eir.wire.transport.stream import connected, fault_text
+from eir.wire.transport.tls import TlsFiles, load_tls
+from eir.wire.web.http2_client import Answer, Exchange, NoAnswer
+
+ASK_S = 3.0
+"""Time that an NRF has for a connection and an answer."""
+LEAVE_S = 0.8
+"""The same at the node's end, which waits for it before clients are sent away."""
+NRF_EACH_S = 1.0
+"""The part of it after which the next address of an NRF's name is tried."""
+READ_BYTES = 65_536
+INSTANCE_FILE = "nf-instance-id"
+"""Keeps the node's own NF instance id in its state folder."""
+
+
+def instance_of(nrf: NrfSettings | None, folder: Path) -> str:
+    """Return the NF instance id of the node: the configured one, else its own."""
+    return nrf.instance if nrf is not None and nrf.instance is not None else own_instance(folder)
+
+
+def own_instance(folder: Path) -> str:
+    """Return the node's own NF instance id (TS 29.571 5.3.2: a UUID of version 4), made at its first start and kept in its state folder."""
+    file = folder / INSTANCE_FILE
+    try:
+        return str(uuid.UUID(file.read_text().strip()))
+    except (OSError, ValueError):
+        made = str(uuid.uuid4())
+    with suppress(OSError):
+        put(file, f"{made}\n".encode())
+    return made
+
+
+class Registrar:
+    """Registers the node while it has open listeners for AMFs (an eir.interfaces.interface.Attendant)."""
+
+    def __init__(self, standing: Callable[[], Standing], report: Report, ask_s: float = ASK_S) -> None:
+        self._standing, self._report, self._ask_s = standing, report, ask_s
+        self._clock = time.monotonic
+        self._settings: N5gSettings | None = None
+        self._tls: ssl.SSLContext | None = None
+        """With what to prove ourselves to an NRF whose URI is https."""
+        self._registration: Registration | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def apply(
+        self, settings: N5gSettings, shared: SharedSettings, tls: TlsFiles | None, listening: Sequence[str]
+    ) -> None:
+        """Go by these settings. A listener of a reload is not open before a restart."""
+        before, self._settings = self._settings, settings
+        self._tls = None if tls is None else _context(tls)
+        if settings == before:
+            return
+        if before is None and settings.listen and settings.tokens is None:
+            self._report("no_access_tokens", setting="n5g.tokens", detail="AMFs are asked for no access token")
+        await self._leave()
+        nrf, urls = settings.nrf, [url for url in listening if is_http(url)]
+        if nrf is None or not urls or self._closing:
+            return
+        started = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        instance = instance_of(nrf, shared.state)
+        profile = profile_of(nrf, instance, nrf.endpoints or urls, tokens=settings.tokens is not None, started=started)
+        registration = self._registration = Registration(
+            nrf, instance, profile, report=self._report, chance=random.random, now=self._clock()
+        )
+        self._task = asyncio.get_running_loop().create_task(self._run(registration))
+
+    async def close(self) -> None:
+        """Deregister for good."""
+        self._closing = True
+        await self._leave()
+
+    def status(self) -> Mapping[str, Any]:
+        """Return the state of the registration; empty if the node is not to be registered."""
+        if (registration := self._registration) is None:
+            return {}
+        ago = None if registration.last_answer is None else round(self._clock() - registration.last_answer)
+        error = registration.last_error
+        return {"nrf": {"registered": registration.where, "last_answer_s_ago": ago, "last_error": error}}
+
+    def warnings(self) -> Sequence[str]:
+        """Return a warning if no NRF has the node."""
+        if (registration := self._registration) is None or registration.where is not None:
+            return ()
+        why = registration.last_error or "not asked yet"
+        return (f"not registered with any NRF ({why}); AMFs that know the node are still answered",)
+
+    def numbers(self) -> Samples:
+        """Return the metrics."""
+        if (registration := self._registration) is None or self._settings is None or self._settings.nrf is None:
+            return {}
+        return {
+            "eir_nrf_registered": {(uri,): float(uri == registration.where) for uri in self._settings.nrf.uri},
+            "eir_nrf_requests_total": {labels: float(count) for labels, count in registration.requests.items()},
+        }
+
+    async def _run(self, registration: Registration) -> None:
+        """Register and stay so, until cancelled."""
+        while True:
+            await asyncio.sleep(max(0.0, registration.due - self._clock()))
+            await self._make(registration, registration.step(self._clock(), self._standing()), self._ask_s)
+
+    async def _leave(self) -> None:
+        """Tell the NRF that the node is not to be asked any more."""
+        registration, task, self._registration, self._task = self._registration, self._task, None, None
+        if registration is None or task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        until, ask = self._clock() + LEAVE_S, registration.leave()
+        while ask is not None:
+            await self._make(registration, ask, max(0.0, until - self._clock()))
+            ask = registration.redirected()
+
+    async def _make(self, registration: Registration, ask: Ask, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._answer(ask)
+        except TimeoutError:
+            registration.failed(self._clock(), f"no answer in {timeout_s:.1g} s")
+        except NoAnswer as e:
+            registration.failed(self._clock(), str(e))
+        except OSError as e:
+            registration.failed(self._clock(), fault_text(e, secure=ask.url.startswith("https:")))
+        else:
+            registration.answered(self._clock(), answer.status, answer.headers, answer.body)
+
+    async def _answer(self, ask: Ask) -> Answer:
+        """Return the answer of the NRF. Raises OSError or NoAnswer."""
+        at = urlsplit(ask.url)
+        secure = at.scheme == "https"
+        if secure and self._tls is None:
+            raise NoAnswer("https needs the section 'tls'")
+        reader, writer = await asyncio.open_connection(
+            sock=await connected(at.hostname or "", at.port or (443 if secure else 80), NRF_EACH_S), ssl=self._tls if secure else None, server_hostname=at.hostname if secure else None
+        )  # fmt: skip
+        try:
+            path = f"{at.path or '/'}?{at.query}" if at.query else at.path or "/"
+            pseudo = [(":method", ask.method), (":scheme", at.scheme), (":authority", at.netloc), (":path", path)]
+            exchange = Exchange([*pseudo, *ask.headers], ask.body)
+            writer.write(exchange.take())
+            while exchange.answer is None:
+                exchange.receive(await reader.read(READ_BYTES))
+                writer.write(exchange.take())
+            return exchange.answer
+        finally:
+            writer.close()
+            with suppress(OSError, TimeoutError):
+                await writer.wait_closed()
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    """Return the context for handshakes with an NRF.
+
+    Its certificate has to carry the name or address of its URI (TS 33.210 6.2).
+    """
+    context = load_tls(files).connecting
+    context.check_hostname = True
+    context.set_alpn_protocols(["h2"])
+    return context

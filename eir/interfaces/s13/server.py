@@ -1,0 +1,84 @@
+"""S13 in a worker: the Diameter node, what answers its requests, and the lanes that all its connections share."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from eir.checks.settings import Status
+from eir.checks.trace import Sought
+from eir.interfaces.interface import Context, SharedSettings
+from eir.interfaces.s13.application import s13_application
+from eir.interfaces.s13.lane import COMPILED, ExpressLane, ExpressLanes
+from eir.interfaces.s13.service import PROTOCOL, REPLIES, S13Service
+from eir.wire.diameter.message import Reply
+from eir.wire.diameter.node import Node
+from eir.wire.diameter.serve import TOO_BUSY_REPLY
+
+
+class S13Server(Node):
+    """Answers MMEs and SGSNs over Diameter."""
+
+    def __init__(self, _: SharedSettings, context: Context) -> None:
+        shared = context.shared
+        self._service = S13Service(context.checker, shared.peers)
+        self._lanes = ExpressLanes(context.checker, self._service.replies) if COMPILED else None
+        """They have the images that they look into. None: no lane was compiled."""
+        lane = partial(ExpressLane, self._lanes) if self._lanes else None
+        super().__init__(
+            shared.identity, shared.peers, shared.limits, s13_application(self._service, lane, context.tracer), counts=context.counts,
+            report=context.report, admission=context.admission, dials=context.dials, overload=_overload(shared.overload_answer),
+            tls=context.tls, rates=context.rates, sctp=shared.sctp,
+        )  # fmt: skip
+
+    def apply(self, _: SharedSettings, context: Context) -> None:
+        """Apply other settings."""
+        shared = context.shared
+        self._service.configure(shared.peers)
+        overload = _overload(shared.overload_answer)
+        self.reconfigure(
+            shared.peers, shared.identity, shared.limits, overload=overload, tls=context.tls, sctp=shared.sctp
+        )
+
+    def renew(self) -> None:
+        """Look into the lists as they are now."""
+        if self._lanes is not None:
+            self._lanes.renew()
+
+    def seek(self, sought: Sought | None) -> None:
+        """Leave these checks to the general path, where a trace sees them."""
+        if self._lanes is not None:
+            self._lanes.seek(sought)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of `eir peers`: all connections, and the entries of the peer table that have none.
+
+        Nobody knows which protocol an entry without a connection will speak.
+        """
+        return [
+            {
+                **asdict(peer), "connections": int(peer.address is not None),
+                "protocol": PROTOCOL if peer.address is not None or peer.direction == "out" else None,
+            }
+            for peer in self.status()
+        ]  # fmt: skip
+
+    def counters(self) -> Mapping[str, Mapping[Any, float]]:
+        """Return the counters of this protocol alone."""
+        self.count_retransmissions()
+        counts = self.context.counts
+        return {
+            "eir_diameter_messages_total": counts.messages,
+            "eir_diameter_answers_total": counts.answers,
+            "eir_diameter_errors_total": {(reason,): count for reason, count in counts.errors.items()},
+            "eir_diameter_drops_total": {(reason,): count for reason, count in counts.dropped.items()},
+        }
+
+    def gauges(self) -> Mapping[str, Mapping[Any, float]]:
+        """Return the gauges of this protocol alone."""
+        return {}
+
+
+def _overload(answer: Status | None) -> Reply:
+    """Return the reply to a request above a limit."""
+    return TOO_BUSY_REPLY if answer is None else REPLIES[answer]

@@ -1,0 +1,358 @@
+"""Types that describe a configuration and its metrics: keys, sections, kinds of values, a file as it was read, metric families.
+
+A part that has keys or metrics of its own exports them in these types. Imports eir.errors alone; knows no key and no file.
+
+A value is read from the text that stands in the file, never from YAML's own idea of it, so that `tac: 00101001` keeps its
+zeros and a peer may be called `no`.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from eir.errors import Problem
+
+LABEL_MAX, NAME_MAX = 63, 255
+"""Octets in a label and in a whole domain name (RFC 1035 2.3.4)."""
+SCTP, DTLS = "sctp", "dtls"
+SECONDS: dict[str, Decimal | int] = {"": 1, "ms": Decimal("0.001"), "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+DAYS = {"d": 1, "y": 365}
+BYTES = {
+    "": 1,
+    "B": 1,
+    "kB": 1000,
+    "KB": 1000,
+    "KiB": 1024,
+    "MB": 10**6,
+    "MiB": 1 << 20,
+    "GB": 10**9,
+    "GiB": 1 << 30,
+    "TB": 10**12,
+    "TiB": 1 << 40,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of value: how it is written, read and shown."""
+
+    expected: str
+    """Completes "expected …", and is what the reference says of the key."""
+    read: Callable[[str], Any]
+    """The value that a text stands for. Raises ValueError, or Unexpected to say more than `expected` does."""
+    show: Callable[[Any], Any] = str
+    """The inverse: what to print, as JSON knows it."""
+    place: Callable[[Any, Path], Any] = lambda value, _: value
+    """The value with the files that it names found from a folder."""
+    bare: bool = False
+    """Must not stand in quotes: a number or a switch, where quotes say that someone meant a text."""
+    many: bool = False
+    """One value, or a list of them; read as a tuple."""
+    may_be_empty: bool = False
+    """With `many`: `[]` has a meaning. Otherwise: a key without a value has one, and is read as None."""
+
+
+class Unexpected(ValueError):
+    """A wrong value of which more can be said than what its kind expects; the message completes "found …; "."""
+
+
+def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.Match.group, **more: Any) -> Kind:
+    """A text that matches the whole pattern; `read` makes the value of the match."""
+
+    def matched(written: str) -> Any:
+        match = re.fullmatch(pattern, written, re.ASCII | re.DOTALL)
+        if match is None:
+            raise ValueError
+        return read(match)
+
+    return Kind(expected, matched, **more)
+
+
+def one_of(words: Mapping[str, Any]) -> Kind:
+    """One of some words, each of which stands for a value."""
+    *most, last = words
+    listed = f"{', '.join(most)} or {last}" if most else last
+
+    def read(written: str) -> Any:
+        if written in words:
+            return words[written]
+        raise Unexpected(f"expected {listed}{did_you_mean(written, words)}")
+
+    back = {value: word for word, value in words.items()}
+    return Kind(listed, read, back.__getitem__)
+
+
+def word(*words: str) -> Kind:
+    """One of some words, which is the value."""
+    return one_of({each: each for each in words})
+
+
+def quantity(
+    expected: str, low: float, high: float, units: Mapping[str, Decimal | int], of: type = float, **more: Any
+) -> Kind:
+    """A number with one of the units behind it, within limits that are given in the unit that is 1."""
+
+    def read(match: re.Match[str]) -> Any:
+        value = Decimal(match[1]) * units[match[2]]
+        if not Decimal(str(low)) <= value <= Decimal(str(high)) or of(value) != float(value):
+            raise ValueError
+        return of(value)
+
+    pattern = rf"(-?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})"
+    return text(expected, pattern, read, **{"show": lambda value: int(value) if value == int(value) else value, **more})
+
+
+def whole(low: int, high: int) -> Kind:
+    """A whole number within limits."""
+    expected = f"a whole number from {low} to {high}"
+    kind = quantity(expected, low, high, {"": 1}, of=int, bare=True)
+
+    def read(written: str) -> Any:
+        if re.fullmatch(r"0[0-9_]+", written):
+            raise Unexpected(f"expected {expected}; a leading zero makes it octal for some readers, leave it out")
+        return kind.read(written)
+
+    return replace(kind, read=read)
+
+
+def number(low: float, high: float, what: str) -> Kind:
+    """A number within limits, with or without a decimal point."""
+    return quantity(f"{what} from {low:.10g} to {high:.10g}", low, high, {"": 1}, bare=True)
+
+
+def seconds(low: float, high: float) -> Kind:
+    """A time, read as seconds: a plain number, or one with a unit."""
+    return quantity(f"seconds from {low:.10g} to {high:.10g}, or a time such as 500ms, 30s, 2m", low, high, SECONDS)
+
+
+def days(low: int, high: int) -> Kind:
+    """A long time, read as days: a number with a unit; a year has 365."""
+
+    def show(value: int) -> str:
+        return f"{value}d" if value % DAYS["y"] else f"{value // DAYS['y']}y"
+
+    return quantity(f"a time from {show(low)} to {show(high)}, such as 90d or 10y", low, high, DAYS, of=int, show=show)
+
+
+def byte_size(low: int, high: int) -> Kind:
+    """A size, read as bytes: a plain number, or one with a unit."""
+    return quantity(f"bytes from {low} to {high}, or a size such as 64KiB", low, high, BYTES, of=int)
+
+
+def percentage(high: int) -> Kind:
+    """A percentage, read as a fraction; the sign has to be there, since 0.2 might be meant either way."""
+    expected = f"a percentage from 0% to {high}%, such as 20%"
+    return quantity(expected, 0, high / 100, {"%": Decimal("0.01")}, show=lambda value: f"{value * 100:.10g}%")
+
+
+def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
+    """One value of a kind, or a list of them."""
+    return replace(kind, expected=f"{kind.expected}, or a list of such", many=True, may_be_empty=may_be_empty)
+
+
+def did_you_mean(written: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing if no known word is near."""
+    words, forms = list(known), (written.lower().replace("-", "_"), written)
+    near = [match for form in forms for match in difflib.get_close_matches(form, words, n=1)]
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def mask_password(url: str) -> str:
+    """A URL with its password hidden; anything else as it is."""
+    return re.sub(r"(?<=://)([^/@\s:]*):\S*@", r"\1:***@", url)
+
+
+def mask_secrets(url: str) -> str:
+    """Return a URL with its password, query and fragment hidden; any other text unchanged."""
+    # A password that holds ? and a query that holds @ look alike: everything from there on is hidden.
+    whole = re.sub(r"(?<=://)([^/@\s:]*):\S*[?#]\S*@.*", r"\1:***", url, flags=re.DOTALL)
+    return re.sub(r"(://[^?#]*[?#]).*", r"\1***", mask_password(whole), flags=re.DOTALL)
+
+
+def domain_name(written: str) -> str:
+    """A DiameterIdentity: a fully qualified domain name (RFC 6733 4.3.1)."""
+    if "://" in written or ":" in written:
+        raise Unexpected("expected a name alone, without aaa:// and without a port")
+    if not written.isascii():
+        raise Unexpected("expected ASCII; write an internationalised name in its xn-- form")
+    label = rf"[A-Za-z0-9_](?:[A-Za-z0-9_-]{{0,{LABEL_MAX - 2}}}[A-Za-z0-9_])?"
+    if len(written) > NAME_MAX or not re.fullmatch(rf"{label}(?:\.{label})*", written):
+        raise ValueError
+    return written
+
+
+def address(written: str, default_port: int | None) -> str:
+    """host:port of an address or a name; IPv6 in brackets."""
+    parts = urlsplit(f"//{written}")
+    host, port = parts.hostname, parts.port if parts.port is not None else default_port
+    if not host or port is None or parts.netloc != written or "@" in written:
+        raise ValueError
+    if "[" in written:
+        return f"[{ip_address(host)}]:{port}"
+    if re.fullmatch(r"[0-9.]+", host):
+        return f"{ip_address(host)}:{port}"
+    return f"{domain_name(host)}:{port}"
+
+
+def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Kind:
+    """URL with one of these schemes, an address and a port; each scheme has its port unless the URL names one.
+
+    Over SCTP there may be several addresses. `connects`: the node connects to it, so that port 0 is none.
+    """
+    *most, last = (f"{scheme}://ADDRESS{',ADDRESS' if scheme == SCTP else ''}:PORT" for scheme in ports)
+    forms = f"{', '.join(most)} or {last}" if most else last
+
+    def read(match: re.Match[str]) -> str:
+        scheme = match[1]
+        *others, final = match[2].split(",") if SCTP in ports else [match[2]]
+        if scheme == DTLS:
+            raise Unexpected("DTLS over SCTP is not offered: expected sctp:// with IPsec below it, or tls://")
+        if others and scheme != SCTP:
+            raise Unexpected("expected one address; only sctp:// takes several")
+        if any(urlsplit(f"//{each}").port is not None for each in others):
+            raise Unexpected("expected the port behind the last address alone, since it is that of all")
+        hosts = [address(each, 0).removesuffix(":0") for each in others]
+        return f"{scheme}://{','.join([*hosts, address(final, ports[scheme])])}"
+
+    schemes = "|".join((*ports, *([DTLS] if SCTP in ports and "tls" in ports else [])))
+    return text(f"{forms} such as {example}", rf"({schemes})://{'(?!.*:0+$)' if connects else ''}(.+)", read)
+
+
+def _network(written: str) -> IPv4Network | IPv6Network:
+    around, address = ip_network(written, strict=False), written.partition("/")[0]
+    if ip_address(address) != around.network_address:
+        raise Unexpected(
+            f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}"
+        )
+    return around
+
+
+IDENTITY = Kind("a domain name such as mme1.example.org", domain_name)
+POINT_CODE = text(
+    "a point code such as 1-2-3",
+    r"[0-9]{1,8}|[0-9]{1,3}([.-])[0-9]{1,3}\1[0-9]{1,3}",
+    lambda match: match[0].replace(".", "-"),
+)
+CLAIM = text("a text of 1 to 255 characters", r"[\x21-\x7e]{1,255}")
+NETWORK = Kind("a network such as 10.1.0.0/16, or an address", _network)
+FLAG = text(
+    "true or false", "(?i:(true|yes|on)|false|no|off)", lambda match: match[1] is not None, show=bool, bare=True
+)
+FILE, FOLDER = (
+    text(
+        f"the path of a {what}",
+        r"(?!\s*$)[^\0]+",
+        lambda match: Path(match[0]),
+        place=lambda path, folder: folder / path,
+    )
+    for what in ("file", "folder")
+)
+PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
+LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
+
+
+# The table of keys
+
+REQUIRED: Final = object()
+"""The default of a key that has to be there."""
+
+Spot = tuple[Hashable, ...]
+"""Place of a value: keys by name, entries of a list by their number from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One row of the table."""
+
+    path: str
+    """Dotted; `name[]` is a list of sections, `name.*` a section whose keys are free names."""
+    kind: Kind
+    default: Any
+    """None: no value; REQUIRED: the key has to be there."""
+    says: str
+    field: str = ""
+    """Name of the value in what is built, if not the one in the file."""
+    live: bool = True
+    """A reload takes it over; otherwise it needs a restart, and its path is that of the value's field, too."""
+
+    @property
+    def required(self) -> bool:
+        """True if the key has to be there."""
+        return self.default is REQUIRED
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A mapping of the file, or, if its path says so, many of one form."""
+
+    path: str
+    """As in a Key."""
+    build: Callable[..., Any] | None = None
+    """Called with the values by name; None: they belong to what is around the section, as all in a dict that is built do."""
+    optional: bool = False
+    """None if it is not there, although something in it is required."""
+    live: bool = True
+    """A reload takes it over; otherwise it needs a restart, as a whole."""
+    short: str = ""
+    """The key that is meant where one value stands instead of the section."""
+    gone: Mapping[str, str] = field(default_factory=dict)
+    """Keys that earlier versions had, and what to write instead."""
+    entries: "dict[str, Key | Section]" = field(default_factory=dict)
+
+    @property
+    def shape(self) -> str:
+        """`[]`, `.*`, or nothing."""
+        return self.path[-2:] if self.path.endswith(("[]", ".*")) else ""
+
+    @property
+    def required(self) -> bool:
+        """True if the section has to be there, because something in it does."""
+        return not (self.optional or self.shape) and any(entry.required for entry in self.entries.values())
+
+
+@dataclass(slots=True)
+class Document:
+    """A file as it was read, and where what stands; a value with a fault reads as its default, and as None if it has none."""
+
+    file: str
+    values: dict[str, Any] = field(default_factory=dict)
+    """All that was built, defaults included."""
+    shown: dict[str, Any] = field(default_factory=dict)
+    """The same by the file's own keys, as JSON knows it."""
+    lines: dict[Spot, int] = field(default_factory=dict)
+    """Lines (from 1) of keys and entries that are in the file."""
+    problems: dict[Problem, Spot] = field(default_factory=dict)
+    """Problems in the order found, each with the value that it is about; a node that is read twice through an alias has
+    one fault."""
+    faults: set[Spot] = field(default_factory=set)
+
+    def faulty(self, *spot: Hashable) -> bool:
+        """True if there is a fault in the value or section, or in anything inside it."""
+        return any(fault[: len(spot)] == spot for fault in self.faults)
+
+    def line(self, *spot: Hashable) -> int:
+        """The line of a value, else that of the nearest section around it."""
+        while spot and spot not in self.lines:
+            spot = spot[:-1]
+        return self.lines.get(spot, 1)
+
+
+Findings = Iterator[tuple[str, Spot]]
+"""Texts to report, each with the place of its value in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: how it is called, what it means, and how the values of several workers become one."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+    merge: Literal["sum", "min", "max"] = "sum"
