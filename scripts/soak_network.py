@@ -51,6 +51,14 @@ class Figures:
         self.served: dict[str, int] = {}
         """Answers by client."""
 
+    def answered(self, client: str, seconds: float) -> None:  # noqa: ARG002 - for parts that measure
+        """Count an answer, which took so long."""
+        self.served[client] += 1
+
+    def lost(self, kind: str) -> None:
+        """Count a question without an answer on a connection that ended."""
+        self.cut[kind] += 1
+
 
 class Mme:
     """An MME: it connects whenever it is not, asks steadily, and answers watchdogs and DPRs."""
@@ -81,6 +89,7 @@ class Mme:
             imei = self._chance.choice(HELD if listed else NEVER)
             await connection.send(ecr(imei, ids=(number, number)))
             self._figures.asked["s13"] += 1
+            began = time.perf_counter()
             try:
                 while True:
                     async with asyncio.timeout(ANSWER_S):
@@ -93,13 +102,13 @@ class Mme:
                 self._figures.broken.append(f"{self.name}: no answer to question {number} in {ANSWER_S:g} s")
                 return
             except (asyncio.IncompleteReadError, OSError):
-                self._figures.cut["s13, by a DPR" if leaving else "s13"] += 1
+                self._figures.lost("s13, by a DPR" if leaving else "s13")
                 raise
             if (came.app, came.hop_by_hop, came.number(1445, TGPP)) != (APP, number, int(listed)):
                 self._figures.broken.append(
                     f"{self.name}: {imei} answered {came.number(1445, TGPP)} ({came.data(268)!r})"
                 )
-            self._figures.served[self.name] += 1
+            self._figures.answered(self.name, time.perf_counter() - began)
             if leaving:
                 return
             await asyncio.sleep(PAUSE_S)
@@ -125,6 +134,7 @@ class Asker:
             listed = self._chance.random() < 0.5
             first = self._chance.choice(HELD if listed else NEVER)
             self._figures.asked["n5g"] += 1
+            began = time.perf_counter()
             try:
                 async with asyncio.timeout(ANSWER_S):
                     answer = await amf.ask(f"{first}{check_digit(first)}")
@@ -132,11 +142,11 @@ class Asker:
                 self._figures.broken.append(f"{self.name}: no answer in {ANSWER_S:g} s")
                 return
             except Exception:  # noqa: BLE001 - a GOAWAY, a closed connection: whatever the library makes of it
-                self._figures.cut["n5g"] += 1
+                self._figures.lost("n5g")
                 return
             if (answer.status, answer.document) != (200, {"status": "BLACKLISTED" if listed else "WHITELISTED"}):
                 self._figures.broken.append(f"{self.name}: {first} answered {answer.status} {answer.document}")
-            self._figures.served[self.name] += 1
+            self._figures.answered(self.name, time.perf_counter() - began)
             await asyncio.sleep(PAUSE_S)
 
 
@@ -344,7 +354,8 @@ def _history(world: World) -> list[str]:
     ]
     found += [f"an MME was refused: {line}" for line in refused if line["reason"] != "duplicate"]
     log = world.site.node.text()
-    found += [f"the log has {word}" for word in ("Traceback", "event=fault") if word in log]
+    for word in ("Traceback", "event=fault", "event=worker_hung"):
+        found += [f"the log has {line}" for line in log.splitlines() if word in line][:3]
     return found
 
 

@@ -34,6 +34,7 @@ LONG = frozenset({
     "interfaces/feed/test_feed_kill.py::test_each_row_that_was_answered_is_there[redis-1]",
     "interfaces/feed/test_feed_kill.py::test_each_row_that_was_answered_is_there[sqlite-1]",
     "deploy/test_first_day.py::test_the_lines_of_the_page_do_what_it_says",
+    "wire/diameter/test_hostile.py::TestSoak::test_attacks",
     "wire/diameter/test_hostile.py::TestSoak::test_network",
     "wire/diameter/test_hostile.py::test_thousands_of_connections",
     "lists/changes/test_load_kill.py::test_every_step[redis-release]",

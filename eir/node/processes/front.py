@@ -101,7 +101,7 @@ OUTCOMES_S = 5.0
 STOP_S = 25.0
 """Time that the end of the node may take, whatever hangs: systemd gives it 30 s (deploy/systemd/eir.service)."""
 ACCEPTS: Mapping[str, Arguments] = {
-    "check": {**dict.fromkeys(Question._fields, str | None), "unproven": bool | None}, "history": {"list": str | None, "limit": int | None, "since": str | None},
+    "check": {**dict.fromkeys(Question._fields, str | None), "unproven": bool | None}, "history": {"list": str | None, "limit": int | None, "since": str | None, "chain": str | None},
     "forget": {"subscribers": list}, "trace": {"imei": str | None, "imsi": str | None, "lasts_s": int | float, "reason": str | None},
     "trace_read": {"number": int | None}, "trace_end": {"number": int | None}, "peer_disable": {"name": str}, "peer_enable": {"name": str},
 }  # fmt: skip

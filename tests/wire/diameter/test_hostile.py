@@ -1,4 +1,4 @@
-"""A running node among hostile peers, in seconds; `scripts/soak fuzz`, `flap` and `overload` do the same for minutes, with figures.
+"""A running node among hostile peers, in seconds; `scripts/soak fuzz`, `flap`, `attacks` and `overload` do the same for minutes, with figures.
 
 Besides them, floods and slowness of every kind: whatever comes, a good peer is served, nothing is left afterwards, nothing has grown.
 """
@@ -58,6 +58,12 @@ class TestSoak:
         said = soak("network", "--turns", 13, "--mmes", 24, "--seed", 3)
         assert "'restart_redis': 1" in said
         assert "'kill_redis_that_rewrites': 1" in said
+        assert "0 promises not kept" in said
+
+    def test_attacks(self):
+        """Every interface is flooded, alone and all at once, while processes are killed; latency and memory are for a longer run."""
+        said = soak("attacks", "--quick", "--mmes", 16, "--seed", 3)
+        assert "9 turns under all floods" in said
         assert "0 promises not kept" in said
 
     def test_overload(self):
