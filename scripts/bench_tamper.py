@@ -1,7 +1,7 @@
 """Phones with a tampered identity: how many of those planted are found, how many honest ones with them, and whether the score is what it says.
 
-Each row of scripts/benchmark/networks.py is a network of 12,000 subscribers under one assumption; world.py and world_other.py are two
-more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that
+Each row of scripts/benchmark/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of several
+operators; world.py and world_other.py are two more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that
 Cambodia's register uses: more than two SIMs within a minute. --fit prints the weights of eir/sightings/conditions.py by networks of
 its own seeds. --attacks has one peer attack the first of the rows (scripts/benchmark/attacks.py). --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
-from benchmark import attacks, networks, world, world_other
+from benchmark import attacks, networks, networks_shared, world, world_other
 from benchmark.measure import Target, add_options, at_least, at_most, finish, say
 from benchmark.site import Site
 from benchmark.world import World
@@ -81,8 +81,8 @@ def main(arguments: Sequence[str]) -> int:
         "--rows",
         nargs="*",
         metavar="ROW",
-        default=[*networks.ROWS, *HELD_OUT],
-        help="of: " + "; ".join([*networks.ROWS, *HELD_OUT]).replace("%", "%%"),
+        default=[*networks.ROWS, *networks_shared.ROWS, *HELD_OUT],
+        help="of: " + "; ".join([*networks.ROWS, *networks_shared.ROWS, *HELD_OUT]).replace("%", "%%"),
     )
     parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1), judged together")
     parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"of the first ({JUDGED})")
@@ -155,6 +155,14 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
                     yield name, world.make(folder, options.subscribers or 12_000, seed=seed)
                 elif name == HELD_OUT[1]:
                     yield name, world_other.make(folder, options.subscribers or 12_000, seed=seed)
+                elif name in networks_shared.ROWS:
+                    shared = networks_shared.ROWS[name]
+                    yield (
+                        name,
+                        networks_shared.make(
+                            folder, replace(shared, people=options.subscribers or shared.people), seed=seed
+                        ),
+                    )
                 else:
                     row = networks.ROWS[name]
                     yield (
