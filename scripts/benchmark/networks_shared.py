@@ -467,11 +467,11 @@ def _write(folder: Path, land: _Country, names: list[str]) -> int:  # noqa: PLR0
     operator = np.array([each[0] for each in land.sims])[card]
     pool = rng.integers(1, 4, rules.operators)
     sticky, named = rng.random(rules.operators) < 0.6, rng.random(rules.operators) < 0.5
-    one = np.where(
-        sticky[operator],
-        card * 2_654_435_761 // 65_536 % pool[operator],
-        rng.integers(0, 6, len(card)) % pool[operator],
-    )
+    visits = np.cumsum(moved, axis=1)[
+        body[which], when.astype(int)
+    ]  # a SIM keeps its MME of a pool until it enters the area again
+    kept_one = (card * 2_654_435_761 + visits * 40_503) // 65_536 % pool[operator]
+    one = np.where(sticky[operator], kept_one, rng.integers(0, 6, len(card)) % pool[operator])
     wifi = (
         np.array([each[2] for each in land.sims])[card] & (area == homes[body[which]]) & (rng.random(len(card)) < 0.4)
     )
