@@ -109,7 +109,12 @@ def refused_by(fault: Exception) -> ReleaseRefused:
     frames = [
         (Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)
     ]
-    ours = [f"{'/'.join(file.parts[-3:])}:{line} in {name}" for file, line, name in frames if "eir" in file.parts[-3:]]
+    package = Path(__file__).parent
+    ours = [
+        f"{file.relative_to(package.parent)}:{line} in {name}"
+        for file, line, name in frames
+        if file.is_relative_to(package)
+    ]
     place = f" at {ours[-1]}" if ours else ""
     return ReleaseRefused(
         "fault", f"the program failed over it: {type(fault).__name__}{place}; report this, with the release"

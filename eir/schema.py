@@ -203,7 +203,7 @@ def address(written: str, default_port: int | None) -> str:
 def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Kind:
     """URL with one of these schemes, an address and a port; each scheme has its port unless the URL names one.
 
-    Over SCTP there may be several addresses. `connects`: the node connects to it, so that port 0 is none.
+    Over SCTP there may be several addresses. `connects`: the node connects to it, so that port 0 is not allowed.
     """
     *most, last = (f"{scheme}://ADDRESS{',ADDRESS' if scheme == SCTP else ''}:PORT" for scheme in ports)
     forms = f"{', '.join(most)} or {last}" if most else last

@@ -23,12 +23,12 @@ import http2_wire
 import m3ua_wire
 import osmo_wire
 import register
-from eir.map import checkimei
-from eir.ss7 import m3ua, tcap
-from eir.ss7.ber import encoded
 
 from eir.interfaces.fraud_check.fraud_check import PATH as FRAUD_PATH
 from eir.interfaces.gsup import ipa
+from eir.interfaces.map import checkimei
+from eir.wire.ss7 import m3ua, tcap
+from eir.wire.ss7.ber import encoded
 
 SOURCE = "127.0.8.1"
 """Address from which attackers connect; no honest client comes from its network."""
@@ -219,7 +219,7 @@ FLOODS: Mapping[str, tuple[tuple[Attack, int], ...]] = {
     "control": ((ask_control, 16),),
     "page": ((guess_password, 60),),
 }
-"""What attacks at once in each flood, and over how many connections."""
+"""Attackers of each flood, and the number of connections of each."""
 
 
 async def _again(attack: Attack, place: Place, counts: Counter[str]) -> None:

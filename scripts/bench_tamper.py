@@ -3,7 +3,7 @@
 Each row of scripts/benchmark/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of several
 operators; world.py and world_other.py are two more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that
 Cambodia's register uses: more than two SIMs within a minute. --fit prints the weights of eir/sightings/conditions.py by networks of
-its own seeds. --attacks has one peer attack the first of the rows (scripts/benchmark/attacks.py). --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
+its own seeds. --attacks has peers attack a network of each row (scripts/benchmark/attacks.py). --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import polars as pl
 from benchmark import attacks, networks, networks_shared, world, world_other
 from benchmark.measure import Target, add_options, at_least, at_most, finish, say
 from benchmark.site import Site
@@ -32,27 +33,33 @@ from eir.cli.table import table
 from eir.lists.record.settings import TYPES
 from eir.sightings.conditions import PRIOR, WEIGHTS, Tac, TamperSettings
 from eir.sightings.engine import Duck, duck
-from eir.sightings.judge import judge
+from eir.sightings.judge import Judgement, judge
 from eir.sightings.schema import FILES, FOLDER
 
 QUICK_SUBSCRIBERS = 1500
 FITTED, JUDGED = 100, 900
 """First seeds of networks that the weights are fitted to, and of those that they are judged by."""
-SHARPER = 1.3
-"""Weights that fit all devices are too weak for those in doubt: of scores from 0.2 to 0.95 more were tampered with above a half, and fewer below
-it, than was said. So much stronger they fit these, on the networks of the fit (1.40) and on ten others (1.31)."""
 HELD_OUT = ("first generator", "second generator")
 ROWS_EACH, COPIES_MAX = 10_000_000, 10
 """Rows of the record that a larger one is made of; there are ten ways to change the first two digits under one check
 digit."""
 MEMORY_MB_MAX, SECONDS_MAX = 1536, 120
+BAND_MIN = 30
+"""Devices of a band of the score that says something."""
 BANDS = ((2, "2"), (3, "3"), (1000, "4 and more"))
 UNDETECTABLE = {"free"}
 """A free number of a real TAC: nothing in the record contradicts it."""
 RARE = 0.004
 """Share of tampered devices at which precision is given besides that as made."""
-PAIRS_MIN = {"physics": 0.85, "pools, sticky": 0.85, "one MME": 0.85, "one MME, no versions": 0.5}
-FOUR_MIN = {"small operator": 0.75}
+SHARED = next(iter(networks_shared.ROWS))
+"""Network by which the threshold is set."""
+PAIRS_MIN = {"physics": 0.9, "pools, sticky": 0.6, "three refurbishers": 0.6, "one MME": 0.6, SHARED: 0.4}
+FOUR_MIN = {"small operator": 0.75, SHARED: 0.9, "several operators, half of the MMEs": 0.0}
+HONEST_MAX, HONEST_SHARED_MAX = 5, 3
+"""Honest devices of 10,000 that are reported at most."""
+PAIRS_EXPORTED_MIN, RIVAL_DAYS = 0.7, (2, 10, 20, 30)
+"""Share of the copies' pairs that are exported at least; days for which a rival shows the owner's number."""
+VICTIMS_MAX, LOST_MAX = 2, 0.05
 THEIRS = {
     "dirbs": """
         SELECT device FROM devices WHERE subscribers >= 10
@@ -87,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1), judged together")
     parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"of the first ({JUDGED})")
     parser.add_argument("--fit", action="store_true", help=f"print weights by networks from seed {FITTED} on, and end")
-    parser.add_argument("--attacks", action="store_true", help="also have one peer attack a network of the first row")
+    parser.add_argument("--attacks", action="store_true", help="also attack a network of each row, of the first seed")
     parser.add_argument(
         "--speed",
         type=int,
@@ -111,27 +118,56 @@ def main(arguments: Sequence[str]) -> int:
     rows = [row for each in every for row in each["kinds"]]
     document: dict[str, Any] = {
         "measured": rows,
-        "networks": [{key: value for key, value in each.items() if key not in {"kinds", "told"}} for each in every],
+        "networks": [
+            {key: value for key, value in each.items() if key not in {"kinds", "told", "exports"}} for each in every
+        ],
         "reliability": bands,
         "precision": together,
     }
     targets = _targets(every, together, bands)
+    for generator in dict.fromkeys(map(_generator, options.rows)):
+        document[f"reliability, {generator}"] = mine = reliability(
+            each for each in every if _generator(each["network"]) == generator
+        )
+        targets += [
+            at_most(f"{generator}: reliability from {band['score']}", 0.15, round(abs(band["said"] - band["was"]), 3))
+            for band in mine
+            if band["devices"] >= BAND_MIN
+        ]
+    document["exports"] = exports = [each["exports"] for each in every if each["exports"]]
+    if exports:
+        written, wanted = (sum(each[what] for each in exports) for what in ("written", "copies"))
+        targets += [
+            at_most("exported rows that block an owner", 0, sum(each["owners"] for each in exports)),
+            at_least("share of copies' pairs that are exported", PAIRS_EXPORTED_MIN, _share(written, wanted)),
+        ]
     text = table(rows, ("network", "kind", "planted", "found", "recall", "interval", *THEIRS), width=None) + "\n" + table(
         document["networks"], ("network", "devices", "reported", "found", "wrong", *(f"{name}_precision" for name in THEIRS), "seconds", "wrongly"), width=None,
     ) + "\n" + table(
         together, ("network", "networks", "precision", "precision_interval", "precision_least", "precision_rare", "honest_reported", "honest_of_10000", "honest_interval", "honest_most"), width=None,
-    ) + "\n" + table(bands, ("score", "devices", "said", "was"), width=None)  # fmt: skip
+    ) + "\n" + table(bands, ("score", "devices", "said", "was"), width=None) + "\n" + table(exports, ("network", "copies", "written", "share", "interval", "owners"), width=None)  # fmt: skip
     if options.attacks:
-        options.rows = options.rows[:1]
+        document["attacks"] = attacked = []
+        document["rival"] = rivals = []
         for name, made in _made(argparse.Namespace(**vars(options) | {"seeds": 1})):
-            document["attacks"] = attacked = _attacked(name, made)
+            attacked += _attacked(name, made)
+            rivals += _rivals(name, made)
+        for each in attacked:
+            what = f"{each['network']}, attack {each['attack']}"
+            targets += [
+                at_most(f"{what}: victims exported", 0, each["victims_exported"]), at_most(f"{what}: victims reported", VICTIMS_MAX, each["victims_reported"]),
+                at_most(f"{what}: tampered devices lost, share", LOST_MAX, each["lost"]),
+            ]  # fmt: skip
         targets += [
-            at_most(f"attack {each['attack']}: victims reported", 0, each["victims_reported"]) for each in attacked
+            at_most(f"{each['network']}, a rival for {each['days']} days: owners blocked", 0, each["owners"])
+            for each in rivals
         ]
-        targets += [
-            at_most(f"attack {each['attack']}: tampered devices lost, share", 0.02, each["lost"]) for each in attacked
-        ]
-        text += "\n" + table(attacked, ("attack", "checks", "victims_reported", "lost", "left_out"), width=None)
+        text += "\n" + table(
+            attacked,
+            ("network", "attack", "checks", "victims_reported", "victims_exported", "lost", "left_out"),
+            width=None,
+        )
+        text += "\n" + table(rivals, ("network", "days", "found", "rivals_blocked", "owners"), width=None)
     if options.speed:
         with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as folder:
             document["speed"] = took = _speed(Path(folder), options.speed, options.seed)
@@ -173,6 +209,11 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
                     )
 
 
+def _generator(row: str) -> str:
+    """The generator of a row."""
+    return row if row in HELD_OUT else "several operators" if row in networks_shared.ROWS else "networks"
+
+
 @contextmanager
 def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
     """The engine that judged a network, what it found at any score, and how long that took."""
@@ -181,7 +222,7 @@ def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
         str(made.folder / FOLDER / FILES), since=made.since, until=made.until, memory=settings.memory, threads=1
     ) as engine:
         begin = time.monotonic()
-        judged = judge(engine, settings, since=made.since, until=made.until, tacs=made.tacs)
+        judged = judge(engine, settings, since=made.since, until=made.until, tacs=made.tacs, keep_users=True)
         yield engine, judged, time.monotonic() - begin
 
 
@@ -206,9 +247,9 @@ def _judged(name: str, made: World) -> dict[str, Any]:
     honest = judged.devices - len(truth)
     wrong = ours - truth.keys()
     return {
-        "network": name, "devices": judged.devices, "honest": honest, "clones": len(clones), "reported": len(ours), "seconds": round(seconds, 1),
+        "network": name, "devices": judged.devices, "honest": honest, "clones": len(clones), "reported": len(ours), "left_out": list(judged.left_out), "seconds": round(seconds, 1),
         "found": len(ours & clones), "wrong": len(wrong), "wrongly": [f"{what} {count}" for what, count in Counter(made.hard.get(device, "plain") for device in wrong).most_common()],
-        **{f"{rule}_precision": _share(len(found & truth.keys()), len(found)) for rule, found in theirs.items()},
+        **{f"{rule}_precision": _share(len(found & truth.keys()), len(found)) for rule, found in theirs.items()}, "exports": _exports(name, made, judged),
         "told": [
             (told.get(device, 0.0), device in truth, device in clones)
             for device in {*(told.keys() - truth.keys()), *clones, *kinds["never_allocated"]}
@@ -239,33 +280,83 @@ def precisions(every: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return together
 
 
-def _attacked(name: str, made: World) -> list[dict[str, Any]]:
-    """The effect of each attack by one peer.
+def _exports(name: str, made: World, judged: Judgement) -> dict[str, Any]:
+    """Return how many pairs of copies an export writes, of devices from `tamper.export_min` on, and how many that block an owner; empty if the network has no such truth."""
+    if not isinstance(made, networks_shared.Market):
+        return {}
+    sure = [
+        finding
+        for finding in judged.findings
+        if finding.score >= TamperSettings().export_min and finding.device in made.copies
+    ]
+    copies = sum(len(made.copies[finding.device]) for finding in sure)
+    written = sum(len(made.copies[finding.device] & set(finding.users)) for finding in sure)
+    return {
+        "network": name, "copies": copies, "written": written, "share": _share(written, copies), "interval": wilson(written, copies),
+        "owners": sum(len(made.owners.get(finding.device, frozenset()) & set(finding.users)) for finding in sure),
+    }  # fmt: skip
 
-    How many of a hundred honest phones are reported, and which share of what was found is lost.
-    """
+
+def _attacked(name: str, made: World) -> list[dict[str, Any]]:
+    """Return the effect of each attack: how many of a hundred honest phones are reported and exported, and the share of true findings that are lost."""
     checks = attacks.record(made)
     after = attacks.victims(made, checks, JUDGED)
-    least = TamperSettings().report_min
-    before = _reported(made, least)[0] & made.truth.keys()
+    before = _reported(made)[0].keys() & made.truth.keys()
     found = []
-    for attack, rows_of in {**attacks.PLANTED, **attacks.BLINDING}.items():
-        say(f"{name}, attacked: {attack}")
-        rows = rows_of(
-            checks, after if attack in attacks.PLANTED else attacks.clones(made), np.random.default_rng(JUDGED)
-        )
-        planted = attacks.plant(made, rows)
-        reported, left_out = _reported(made, least)
-        planted.unlink()
-        found.append({
-            "attack": attack, "checks": len(rows), "victims_reported": len(reported & set(after)), "lost": round(len(before - reported) / len(before), 3), "left_out": list(left_out),
-        })  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as folder:
+        agents = attacks.behind_agents(made, Path(folder))
+        for attack, rows_of in {
+            **attacks.PLANTED,
+            **attacks.BLINDING,
+            "an MME behind two agents": attacks.by_agents,
+        }.items():
+            say(f"{name}, attacked: {attack}")
+            attacked = agents if rows_of is attacks.by_agents else made
+            rows = rows_of(
+                checks, attacks.clones(made) if attack in attacks.BLINDING else after, np.random.default_rng(JUDGED)
+            )
+            planted = attacks.plant(attacked, rows)
+            reported, left_out = _reported(attacked)
+            planted.unlink()
+            victims = [reported[device] for device in after if device in reported]
+            found.append({
+                "network": name, "attack": attack, "checks": len(rows), "victims_reported": len(victims), "victims_exported": sum(score >= TamperSettings().export_min for score in victims),
+                "lost": round(len(before - reported.keys()) / max(len(before), 1), 3), "left_out": list(left_out),
+            })  # fmt: skip
     return found
 
 
-def _reported(made: World, least: float) -> tuple[set[int], tuple[str, ...]]:
+def _rivals(name: str, made: World) -> list[dict[str, Any]]:
+    """Return how many owners an export blocks if somebody programs their number into a phone for some days, and how many of these phones."""
+    checks, found = attacks.record(made), []
+    after = attacks.victims(made, checks, JUDGED + 1)
+    owners = dict(
+        checks.filter(pl.col("device").is_in(after)).group_by("device").agg(pl.col("subscriber").first()).iter_rows()
+    )
+    for days in RIVAL_DAYS:
+        planted = attacks.plant(made, attacks.rival(checks, after, np.random.default_rng(JUDGED), days=days))
+        with _engine(made) as (_, judged, _):
+            sure = [
+                each for each in judged.findings if each.device in owners and each.score >= TamperSettings().export_min
+            ]
+        planted.unlink()
+        blocked = sum(owners[each.device] in each.users for each in sure)
+        found.append(
+            {
+                "network": name,
+                "days": days,
+                "found": len(sure),
+                "rivals_blocked": sum(len(each.users) for each in sure) - blocked,
+                "owners": blocked,
+            }
+        )
+    return found
+
+
+def _reported(made: World) -> tuple[dict[int, float], tuple[str, ...]]:
+    least = TamperSettings().report_min
     with _engine(made) as (_, judged, _):
-        return {finding.device for finding in judged.findings if finding.score >= least}, judged.left_out
+        return {finding.device: finding.score for finding in judged.findings if finding.score >= least}, judged.left_out
 
 
 def _share(part: float, whole: float) -> float:
@@ -313,7 +404,7 @@ def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
     names = [name for name in WEIGHTS if name in _columns()]
     parts: list[tuple[Any, Any, Any]] = []
     for name, made in _made(options, FITTED):
-        if name in HELD_OUT:
+        if name in HELD_OUT or name.endswith("half of the MMEs"):
             continue
         say(f"{name}: {made.rows:,} sightings")
         with _engine(made) as (engine, judged, _):
@@ -337,7 +428,6 @@ def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
             columns.T @ (weight * (is_clone - chance)) - ridge @ weights,
         )
         weights += step * min(1, 3 / max(np.abs(step).max(), 1e-9))
-    weights *= SHARPER
     weights[0] -= log(PRIOR / (1 - PRIOR))
     return [{"weight": name, "value": round(float(value), 2)} for name, value in zip(names, weights, strict=True)]
 
@@ -375,7 +465,8 @@ def _targets(
         recall = {kind: _share(*both) for kind, both in counted.items()}
         wanted = {
             "clone, 2 copies": PAIRS_MIN.get(name, 0.0),
-            "clone, 4 and more copies": FOUR_MIN.get(name, 0.95),
+            "clone, 3 copies": 0.7 if name == SHARED else 0.0,
+            "clone, 4 and more copies": FOUR_MIN.get(name, 0.97),
             "box": 0.95,
         }
         found += [
@@ -385,14 +476,14 @@ def _targets(
         ]
         found += [
             at_least(f"{name}: precision", 0.95, all_of_them["precision"]), at_least(f"{name}: precision at {RARE:.1%}", 0.9, all_of_them["precision_rare"]),
-            at_most(f"{name}: honest of 10,000", 3, all_of_them["honest_of_10000"]),
+            at_most(f"{name}: honest of 10,000", HONEST_SHARED_MAX if name == SHARED else HONEST_MAX, all_of_them["honest_of_10000"]),
         ]  # fmt: skip
     return [
         *found,
         *(
             at_most(f"reliability from {band['score']}", 0.1, round(abs(band["said"] - band["was"]), 3))
             for band in bands
-            if band["devices"] >= 30
+            if band["devices"] >= BAND_MIN
         ),
     ]
 

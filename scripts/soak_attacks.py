@@ -34,8 +34,6 @@ import soak_network as network
 from attackers import FLOODS
 from benchmark.servers import redis_program
 from certificates import Authority
-from eir.map import probe as msc
-from eir.ss7.sccp import point_code
 from issuer import Issuer, jwks
 from luhn import check_digit
 from node import Publisher, Site, children
@@ -48,10 +46,12 @@ from eir.errors import EirError
 from eir.interfaces.feed.feed_users import user_line
 from eir.interfaces.fraud_check.fraud_check import PATH as FRAUD_PATH
 from eir.interfaces.gsup import probe as gsup
+from eir.interfaces.map import probe as msc
+from eir.wire.ss7.sccp import point_code
 
 ATTACKERS = Path(__file__).resolve().parent / "attackers.py"
 ROUNDS = 3
-"""How often each flood runs alone."""
+"""Number of times that each flood runs alone."""
 P99_TIMES = 3.0
 """Maximum ratio of the p99 of the MMEs' latency under a flood to that without it."""
 MEMORY_TIMES = 1.5

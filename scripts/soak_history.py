@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "record"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "lists" / "record"))
 
 import servers
 import test_feed_history

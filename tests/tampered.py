@@ -37,23 +37,25 @@ def files(state):
     return str(state / FOLDER / FILES)
 
 
-OTHERS = [
-    row
-    for number in range(40)
-    for row in phones(
-        [f"o{number}"], imei=f"3520995{number:07d}", places={f"o{number}": f"mme{1 + number % 2}"}, seed=number
-    )
-]
-"""People with one phone and one SIM, at two places: what is usual."""
+NEAR, FAR = (f"mmec01.mmegi800{group}.mme.epc.mnc001.mcc001.3gppnetwork.org" for group in (1, 2))
+"""MMEs of two groups by their names, and so at two places."""
+
+
+def people(*places, first=0):
+    """People with one phone and one SIM, who are at one place for half of the month, and then at the next one: ordinary traffic."""
+    return [
+        (hours, imei, who, places[(number + (hours > 15 * DAY)) % len(places)], version)
+        for number in range(first, first + 40)
+        for hours, imei, who, _, version in phones([f"o{number}"], imei=f"3520995{number:07d}", seed=number)
+    ]
+
+
+OTHERS = people(NEAR, FAR)
 
 
 TAMPERED = {
-    "conflict": [
-        (at + late, IMEI, who, mme, "05")
-        for at in EACH_DAY
-        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
-    ],
-    "alternates": phones("abc"),
+    "conflict": phones("ab", places={"a": NEAR, "b": FAR}, versions={"a": "05", "b": "05"}),
+    "alternates": phones("abcd"),
     "version_alternates": phones("ab", versions={"a": "05", "b": "33"}),
     "sim_box": [
         (turn * 6, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01")

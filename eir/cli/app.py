@@ -202,10 +202,15 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("it was an honest one", f'eir tamper clear {PHONE} --reason "a mast at the border"'),
         ("what is known of it", f"eir tamper show {PHONE}"),
     ),
+    "tamper forget-decision": (
+        ("it was decided by mistake", f'eir tamper forget-decision {PHONE} --reason "the wrong phone"'),
+        ("what is known of it", f"eir tamper show {PHONE}"),
+    ),
     "tamper export": (
-        ("rows that are nearly certain", "eir tamper export --out tampered.csv"),
+        ("copies, by IMEI and IMSI", "eir tamper export --out copies.csv"),
         ("sign them as a release",
-         "eir publish --list tampered --serial 1 --expires 14d --key key tampered.csv"),
+         "eir publish --list copies --serial 1 --expires 14d --key key copies.csv"),
+        ("IMEIs to watch", "eir tamper export --rows tracked --out tracked.csv"),
     ),
 }  # fmt: skip
 WIDE = 74
@@ -253,7 +258,7 @@ COMMANDS: dict[str, str | Group] = {
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
     "sightings": Group({"forget": "sightings.forget", "import": "sightings.take_in", "export": "sightings.export"}, alone="sightings.sightings"),
-    "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "export": "tamper.export"}, help="Find phones with a tampered identity."),
+    "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "forget-decision": "tamper.forget", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
 """Word → what runs: a module of eir.cli and its function. In the order in which the help lists them, groups last."""
 ABOUT_ALL = {"completion", "manual"}

@@ -32,7 +32,7 @@ class _Whole(NamedTuple):
     """The whole history, and what was found in it."""
 
     ledger: Ledger
-    """Of the main chain."""
+    """Records of the main chain."""
     records: Sequence[Record]
     fed: Sequence[Record]
     """Records of the feed's chain."""

@@ -21,7 +21,7 @@ from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import TYPES
 from eir.lists.record.store import Event, utc_text
-from eir.sightings.cases import CLEARED, CONFIRMED, cases, decide, decided
+from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, cases, decide, decided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -97,6 +97,7 @@ def report(
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all of them as CSV.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with charts, in one file.")] = None,
     public_file: Annotated[Path | None, typer.Option("--public", metavar="FILE", help="Write a page for the public: no identifiers, no counts below ten.")] = None,
+    untrusted: Annotated[bool, typer.Option("--distrusted", help="List the devices that rest on the word of distrusted origins and peers, instead of the findings.")] = False,
     record: Record = None, on_spark: OnSpark = None, work: Work = None,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -104,12 +105,14 @@ def report(
 
     The likeliest stand first. Reads the record that the section `sightings` keeps. What is looked for, and how the score comes about, is in the section
     `tamper` of the configuration and in eir/sightings/README.md. The score is the share of such devices that are tampered with, as far as made
-    networks and the cases that operators decided tell. Devices that somebody cleared are left out.
+    networks and the cases that operators decided tell. Devices that somebody cleared are left out. A device that would be a finding by the word of
+    distrusted origins and peers only is listed apart: with --distrusted.
     """
     found = _judged(opened(load_config(config)), since, until, min_score, _Where(record, on_spark, work))
+    listed_ones = found.doubted if untrusted else found.findings
     if csv_file is not None:
         with written_to(csv_file, private=True) as out:
-            _write_csv(found.findings, out)
+            _write_csv(listed_ones, out)
     if html_file is not None or public_file is not None:
         from eir.sightings.page import page, public_page  # noqa: PLC0415 - for those who want one
 
@@ -117,12 +120,13 @@ def report(
             if path is not None:
                 with written_to(path, private=True) as out:
                     out.write(make(found))
-    rows = [finding.as_json() for finding in found.findings]
+    rows = [finding.as_json() for finding in listed_ones]
     if as_json:
         print_json(rows)
         return
     if not rows:
         print(f"Nothing found among {found.devices:,} devices in {found.sightings:,} checks.")
+        _notes(found)
         return
     show([{**row, "conditions": list(row["conditions"])} for row in rows[:limit]], COLUMNS, as_json=False)
     if len(rows) > limit:
@@ -131,10 +135,14 @@ def report(
 
 
 def _notes(found: "Judgement") -> None:
-    """Say what people should know beside the findings."""
+    """Print notes beside the findings."""
+    if found.doubted:
+        say(
+            f"{len(found.doubted):,} more devices rest on the word of {', '.join(found.left_out)}, which is not trusted; --distrusted lists them"
+        )
     if not found.places:
         say(
-            "all checks come from one place, so place says nothing; eir/sightings/README.md says what can be expected then"
+            "no two origins are known to be two places, so place says nothing; eir/sightings/README.md says what can be expected then"
         )
     if found.batches:
         say(
@@ -148,6 +156,7 @@ def _notes(found: "Judgement") -> None:
 
 def export(
     layout: Annotated[str, typer.Option("--as", metavar="eir|dirbs-notifications", help="The form of the rows.")] = "eir",
+    kind: Annotated[str, typer.Option("--rows", metavar="pairs|tracked|devices", help="pairs: copies, to block; tracked: IMEIs to watch; devices: confirmed IMEIs, to block.")] = "pairs",
     since: Since = SINCE, until: Until = None, min_score: MinScore = None,
     condition: Annotated[list[str] | None, typer.Option("--condition", metavar="NAME", help="Only devices for which this condition holds; may be given several times.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write; standard output if not given.")] = None,
@@ -156,25 +165,36 @@ def export(
 ) -> None:  # fmt: skip
     """Write findings as rows that `eir publish` signs.
 
-    Devices of a score of tamper.export_min or more, and those that somebody confirmed; never those that somebody cleared, nor those with a TAC for tests. A row blocks every phone that shows the identity,
-    the genuine one too. dirbs-notifications has a row
-    for each copy that came back, with its IMSI where the record holds IMSIs (`sightings.subscribers: full`), and one for each device elsewhere. Exit
-    status 1 if there is nothing to write.
+    Findings are devices of a score of tamper.export_min or more, and those that somebody confirmed; never those that somebody cleared, those with a TAC for
+    tests, or those that rest on distrusted peers. `pairs` are for a list of kind pairs that blocks: the IMEI and the IMSI of each subscriber who certainly holds a copy,
+    never of one who may be the owner. They need `sightings.subscribers: full`; without IMSIs only confirmed devices are written. `tracked` are IMEIs for a
+    list that answers greylisted. `devices` are for a list that blocks the IMEI with every SIM, the owner's too, so that only confirmed devices are written. SIM
+    boxes are in each of them only if somebody confirmed them. Exit status 1 if there is nothing to write.
     """
     from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
-    from eir.sightings.page import EXPORTS, listed  # noqa: PLC0415 - as above
+    from eir.sightings.page import EXPORTS, ROWS, listed  # noqa: PLC0415 - as above
 
     if layout not in EXPORTS:
         raise fail(f"--as {layout}: expected {' or '.join(EXPORTS)}", EXIT_USAGE)
+    if kind not in ROWS or (kind == "tracked" and layout != "eir"):
+        raise fail(f"--rows {kind}: expected {', '.join(ROWS)}; tracked only --as eir", EXIT_USAGE)
     if unknown := [name for name in condition or () if name not in CONDITIONS]:
         raise fail(f"--condition {unknown[0]}: no such condition; there are: {', '.join(CONDITIONS)}", EXIT_USAGE)
     checked = opened(load_config(config))
     wanted = frozenset(condition or ())
     least = checked.tamper.export_min if min_score is None else min_score
-    found = _judged(
-        checked, since, until, least, _Where(record, on_spark, work), keep_users=layout == "dirbs-notifications"
-    )
-    chosen = [finding for finding in found.findings if not wanted or wanted & set(finding.conditions)]
+    found = _judged(checked, since, until, least, _Where(record, on_spark, work), keep_users=kind == "pairs")
+    if kind == "pairs" and not found.has_imsis:
+        say(
+            "the record holds no IMSIs (sightings.subscribers is hashed or off), so that no pair of IMEI and IMSI can be written: only confirmed devices are; --rows tracked writes IMEIs to watch"
+        )
+        kind = "devices"
+    chosen = [
+        finding
+        for finding in found.findings
+        if (not wanted or wanted & set(finding.conditions))
+        and (finding.confirmed or "sim_box" not in finding.conditions)
+    ]
     # Confirmed is confirmed, whether the device was seen in this time or not.
     others = {device for device, verdict in cases(checked.state).items() if verdict and not wanted}
     others -= {finding.device for finding in chosen}
@@ -182,13 +202,18 @@ def export(
     if for_tests:
         say(f"{len(for_tests):,} devices with a TAC for tests are left out")
     chosen, others = [finding for finding in chosen if finding.device not in for_tests], others - for_tests
-    if not chosen and not others:
+    head, *rows = listed(chosen, layout, found.until, map(key_text, sorted(others)), kind=kind)
+    if not rows:
+        if waiting := len(chosen):
+            raise fail(
+                f"{waiting:,} devices were found, and none of them can be written as {kind}: nobody of their subscribers is certain to hold a copy, or nobody confirmed them; --rows tracked writes them"
+            )
         raise fail("nothing found; nothing is written")
     with written_to(out, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows(listed(chosen, layout, found.until, map(key_text, sorted(others))))
+        writer.writerows([head, *rows])
     say(
-        f"{len(chosen) + len(others):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {quote(str(out or 'FILE'))}"
+        f"{len({row[0] for row in rows}):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {quote(str(out or 'FILE'))}"
     )
 
 
@@ -236,7 +261,7 @@ def show_one_device(
 def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Put down that a device is tampered with.
 
-    From then on it is reported and exported as such, and scores are calibrated by it. The decision is in the history.
+    From then on it is reported, and exported with every SIM. Scores of its condition are calibrated by it. The decision is in the history.
     """
     _decide(identifier, CONFIRMED, reason, config, as_json=as_json)
 
@@ -244,9 +269,20 @@ def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT
 def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Put down that a device is not tampered with.
 
-    From then on it is neither reported nor exported, and scores are calibrated by it. The decision is in the history.
+    From then on it is neither reported nor exported. Scores of its condition are calibrated by it. The decision is in the history.
     """
     _decide(identifier, CLEARED, reason, config, as_json=as_json)
+
+
+def forget(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Take back the decision about a device.
+
+    From then on the device is judged as if nobody had decided, and the decision calibrates nothing. Exit status 1 if nobody decided. The decision and the
+    withdrawal stay in the history.
+    """
+    if _device(identifier) not in cases(opened(load_config(config)).state):
+        raise fail(f"{identifier}: nobody confirmed or cleared it")
+    _decide(identifier, FORGOTTEN, reason, config, as_json=as_json)
 
 
 def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool) -> None:

@@ -268,7 +268,7 @@ TABLE = (
     Key("tamper.report_min", schema.percentage(100), TAMPER.report_min, "score from which a device is reported"),
     Key("tamper.export_min", schema.percentage(100), TAMPER.export_min, "score from which a device is exported"),
     Key("tamper.memory", schema.byte_size(256 << 20, 1 << 44), TAMPER.memory, "memory that `eir tamper` may take; more is done on the disk, in the folder for temporary files"),
-    Key("tamper.origins.*.place", kinds.PLACE, REQUIRED, "where the Origin-Host that the entry is called by serves; how far apart two are is learned as well, and the sooner of both counts"),
+    Key("tamper.origins.*.place", kinds.PLACE, REQUIRED, "where the Origin-Host that the entry is called by serves; two origins within 30 km are one place, and farther ones two"),
     Key("http", kinds.HTTP, "127.0.0.1:9868", "where the page for people (/), /metrics, /live and /ready are", live=False),
     Key("page.from", schema.many(schema.NETWORK, may_be_empty=True), LOOPBACK, "networks from which the page for people, at / of the `http` address, is shown without a password, if it is asked for by an address and not by a name", field="sources"),
     Key("page.password_file", schema.FILE, None, "holds the password with which it is shown to all others; to nobody else if left out"),

@@ -95,7 +95,7 @@ class Context:
 
 
 class Standing(NamedTuple):
-    """Whether the node serves, and its load."""
+    """Readiness of the node, and its load."""
 
     serving: bool
     load: int

@@ -53,7 +53,7 @@ class Wanted(NamedTuple):
     timeout_s: float
     calls: Calls
     configured: Callable[[], Mapping[str, Any]]
-    """Reads the interface's section of the configuration, as `eir config` shows it; empty if there is none."""
+    """Reads the interface's section of the configuration, as `eir config` shows it; empty without such a section."""
 
 
 def host_and_port(target: str, default: int) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from eir.device import device_key
 from eir.errors import EirError
 
-FILE, CONFIRMED, CLEARED = "tamper-cases.jsonl", "confirmed", "cleared"
+FILE, CONFIRMED, CLEARED, FORGOTTEN = "tamper-cases.jsonl", "confirmed", "cleared", "forgotten"
 
 
 def decided(state: Path) -> list[dict[str, Any]]:
@@ -29,8 +29,9 @@ def decided(state: Path) -> list[dict[str, Any]]:
 
 
 def cases(state: Path) -> dict[int, bool]:
-    """Device → whether it was confirmed last (True), or cleared."""
-    return {device_key(each["imei"]): each["verdict"] == CONFIRMED for each in decided(state)}
+    """Device → whether it was confirmed last (True), or cleared; without devices whose decision was taken back."""
+    last = {device_key(each["imei"]): each["verdict"] for each in decided(state)}
+    return {device: verdict == CONFIRMED for device, verdict in last.items() if verdict != FORGOTTEN}
 
 
 def decide(state: Path, decision: dict[str, Any]) -> Path:

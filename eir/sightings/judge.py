@@ -6,10 +6,10 @@ README.md argues that, and what it was fitted to. Runs the SQL on an engine that
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from eir.device import key_text
 from eir.sightings.conditions import (
@@ -23,16 +23,17 @@ from eir.sightings.conditions import (
     TamperSettings,
 )
 from eir.sightings.engine import SQL, TABLES, Engine, number
+from eir.sightings.trust import distrusted
 
 DAYS_MAX = 62
 """Days of one judgement: each is a bit of a 64-bit number."""
 SCORE_MAX = 0.999
-LIES_MIN, LIES_TIMES, LIES_SHARE = 12, 10, 0.05
-"""A peer is not believed that alone speaks for a subscriber of so many likely devices, for its checks so many times as often as others, by this share of its checks."""
 LIKELY_ODDS = -2.6
-"""Log odds from which a device counts there: a chance of one in fourteen. What a liar says makes some of its victims likely and the others nearly so, and all of them tell of it."""
-SMALL, SMALL_SHARE = 0.01, 0.2
-"""A peer that sends less than this share of all checks is not believed either if this share of its own speaks so for likely devices."""
+"""Log odds from which a device counts as suspicious where peers are judged: a chance of one in fourteen. A planted SIM makes some victims likely and the others nearly so."""
+SHIFT_MAX, SHIFT_PRIOR = 1.0, 20.0
+"""Log odds by which decisions shift their condition at most, and how many decisions against all odds it takes for that."""
+CLEAR_DAYS = 7
+"""Days for which a later subscriber of a device has to be later than the first one, to be a newcomer for certain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,9 @@ class Finding:
     confirmed: bool = False
     """An operator said so."""
     users: tuple[str, ...] = ()
-    """Its subscribers who came back, where they were asked for."""
+    """Subscribers who hold copies: those who came later than the owner can have come, while an earlier one went on."""
+    distrusted: tuple[str, ...] = ()
+    """Origins and peers that are not trusted and without whose word the device is no finding."""
 
     @property
     def imei(self) -> str:
@@ -78,7 +81,7 @@ class Finding:
         return {
             "imei": self.imei, "score": self.score, "conditions": list(self.conditions), "subscribers": self.subscribers,
             "first_seen": as_text(self.first_seen), "last_seen": as_text(self.last_seen), "evidence": self.evidence,
-            "honest": self.honest, "sure": self.sure, "copies": self.copies, "confirmed": self.confirmed,
+            "honest": self.honest, "sure": self.sure, "copies": self.copies, "confirmed": self.confirmed, "distrusted": list(self.distrusted),
         }  # fmt: skip
 
 
@@ -93,10 +96,14 @@ class Judgement:
     subscribers: int
     findings: tuple[Finding, ...]
     """The highest score first; without those that an operator cleared."""
+    doubted: tuple[Finding, ...]
+    """Devices that would be findings by the word of distrusted origins and peers; they are listed apart and never exported."""
     left_out: tuple[str, ...]
-    """Peers whose word was not believed."""
+    """Origins and peers whose word does not count."""
     places: int
-    """Pairs of origins far enough apart to tell something; 0: what place says is nil."""
+    """Pairs of origins that are known to be two places; 0: place says nothing."""
+    has_imsis: bool
+    """True if subscribers on record are named by their IMSIs, and not by keyed hashes."""
     reliability: tuple[tuple[float, float, int, int, int], ...]
     """Bands of the score: from which on, the share of tampered devices there in made networks, and here how many devices have such a score, how many
     of them an operator confirmed, and how many he cleared."""
@@ -119,30 +126,34 @@ def judge(
     engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
     allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
     engine.fill("allocations", "tac BIGINT, allocated DATE, is_module INTEGER", allocated)
-    _look(engine, [], progress)
-    unbelieved = not_believed(engine)
-    if unbelieved:
-        warn(
-            f"{', '.join(unbelieved)}: too many devices would be tampered with by its word alone; what it says is left out"
-        )
-        _look(engine, unbelieved, progress)
     engine.fill("confirmed", "device BIGINT", [(device,) for device, confirmed in cases.items() if confirmed])
-    shift = calibrated(engine.rows("SELECT device, odds FROM summed"), cases)
-    engine.define(
-        "scores",
-        f"""
-        SELECT device, score FROM (SELECT device, ROUND(1 / (1 + EXP(-LEAST(GREATEST(odds + {shift:.6f}, -30), 30))), 3) AS score FROM summed) AS judged
-        WHERE score >= {settings.report_min} OR device IN (SELECT confirmed.device FROM confirmed)
-        UNION ALL
-        SELECT devices.device, 0 AS score FROM devices JOIN confirmed ON devices.device = confirmed.device
-        WHERE NOT devices.device IN (SELECT summed.device FROM summed)
-    """,
-    )
+    _look(engine, set(), progress)
+    untrusted = _untrusted(engine)
+    doubted: list[Finding] = []
+    if untrusted:
+        warn(
+            f"{', '.join(sorted(untrusted))}: too many devices would be tampered with by its word alone; findings that rest on it are listed apart (--distrusted)"
+        )
+        _score(engine, cases, settings.report_min)
+        doubted = [
+            replace(finding, distrusted=tuple(sorted(untrusted)))
+            for finding in _findings(engine, cases, (since, until), keep_users=False)
+        ]
+        _look(engine, untrusted, progress)
+    _score(engine, cases, settings.report_min)
+    findings = [
+        finding
+        for finding in _findings(engine, cases, (since, until), keep_users=keep_users)
+        if cases.get(finding.device, True)
+    ]
+    known = {finding.device for finding in findings}
     return Judgement(
         since=since, until=until, devices=number(engine, "SELECT COUNT(*) FROM devices"), sightings=number(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
-        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(sorted((finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)), key=lambda finding: (-finding.score, finding.device))), left_out=tuple(unbelieved),
+        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=_sorted(findings), doubted=_sorted(each for each in doubted if each.device not in known and cases.get(each.device, True)),
+        left_out=tuple(sorted(untrusted)),
+        has_imsis=number(engine, "SELECT COUNT(*) FROM usage WHERE LENGTH(subscriber) IN (14, 15)") > 0,
         reliability=_reliability(engine, cases, settings.report_min),
-        places=number(engine, "SELECT COUNT(*) FROM travel WHERE fastest_s > 300"),
+        places=number(engine, "SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND origin < other"),
         batches=tuple((key_text(device), who) for device, who in engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")),
         malformed=tuple((str(origin), int(seen), int(who)) for origin, seen, who in engine.rows("""
             SELECT COALESCE(origin_host, ''), SUM(checks), COUNT(DISTINCT subscriber) FROM sightings
@@ -170,9 +181,13 @@ def _reliability(
     )
 
 
-def _look(engine: Engine, unbelieved: list[str], progress: Callable[[str, int, int], None]) -> None:
-    """Make all tables, and of them what each condition says of each device (`marks`), and all together (`summed`)."""
-    engine.fill("liars", "peer VARCHAR", [(peer,) for peer in unbelieved])
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: (-finding.score, finding.device)))
+
+
+def _look(engine: Engine, untrusted: Iterable[str], progress: Callable[[str, int, int], None]) -> None:
+    """Create all tables, the evidence of each condition for each device (`marks`), and their sum with the condition that weighs most (`summed`)."""
+    engine.fill("distrusted", "voice VARCHAR", [(voice,) for voice in sorted(untrusted)])
     stages = [*TABLES, *CONDITIONS]
     for done, name in enumerate(stages):
         progress("judging", done + 1, len(stages))
@@ -180,8 +195,6 @@ def _look(engine: Engine, unbelieved: list[str], progress: Callable[[str, int, i
             _make_box(engine)
         path = TABLES.get(name, SQL / "conditions" / f"{name}.sql")
         engine.define(name, path.read_text("utf-8").format_map(WEIGHTS))
-        if name == "pace":  # made of millions of moves, which nothing else needs
-            engine.fill("moves", "a INTEGER, b INTEGER, gap_s DOUBLE", [])
     marks = " UNION ALL ".join(
         f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS
     )
@@ -190,22 +203,48 @@ def _look(engine: Engine, unbelieved: list[str], progress: Callable[[str, int, i
     alone = "MAX(CASE WHEN name IN ('sim_box', 'tac', 'placeholder') THEN says ELSE -30 END)"
     engine.define(
         "summed",
-        f"SELECT device, {math.log(PRIOR / (1 - PRIOR))} + GREATEST(SUM(says), {alone}) AS odds FROM marks GROUP BY device",
+        f"""
+        SELECT device, {math.log(PRIOR / (1 - PRIOR))} + GREATEST(SUM(says), {alone}) AS odds, MIN(CASE WHEN place = 1 THEN name END) AS loudest
+        FROM (SELECT device, name, says, ROW_NUMBER() OVER (PARTITION BY device ORDER BY says DESC, name) AS place FROM marks) AS ranked
+        GROUP BY device
+    """,
     )
 
 
-def calibrated(odds: Iterable[tuple[int, float]], cases: Mapping[int, bool]) -> float:
-    """Return how far log odds are shifted for operators' cases to be as many as the scores say.
+def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> None:
+    """Create the table `scores`: devices from a score on, and all that an operator confirmed."""
+    decided: defaultdict[str, list[tuple[float, bool]]] = defaultdict(list)
+    engine.fill("decided", "device BIGINT", [(device,) for device in cases])
+    for device, odds, loudest in engine.rows(
+        "SELECT summed.device, summed.odds, summed.loudest FROM summed JOIN decided ON summed.device = decided.device"
+    ):
+        decided[loudest].append((odds, cases[device]))
+    shifts = "".join(f" WHEN '{name}' THEN {calibrated(told):.6f}" for name, told in sorted(decided.items()))
+    shift = f"CASE loudest{shifts} ELSE 0.0 END" if shifts else "0.0"
+    engine.define(
+        "scores",
+        f"""
+        SELECT device, score FROM (SELECT device, ROUND(1 / (1 + EXP(-LEAST(GREATEST(odds + {shift}, -30), 30))), 3) AS score FROM summed) AS judged
+        WHERE score >= {least_score} OR device IN (SELECT confirmed.device FROM confirmed)
+        UNION ALL
+        SELECT devices.device, 0 AS score FROM devices JOIN confirmed ON devices.device = confirmed.device
+        WHERE NOT devices.device IN (SELECT summed.device FROM summed)
+    """,
+    )
 
-    This is cautious: as if the model were right in four more.
+
+def calibrated(told: Iterable[tuple[float, bool]]) -> float:
+    """Return the shift of one condition's log odds by its decisions: log odds of each device, and whether it was confirmed.
+
+    This is one step of Newton's method, with a prior as strong as `SHIFT_PRIOR` and at most `SHIFT_MAX` long. Each further confirmation
+    raises the shift or leaves it, and each further clearance lowers it or leaves it.
     """
-    told = [(odd, cases[device]) for device, odd in odds if device in cases]
-    shift = 0.0
-    for _ in range(50):
-        chances = [1 / (1 + math.exp(-max(min(odd + shift, 30), -30))) for odd, _ in told]
-        slope = sum(chance * (1 - chance) for chance in chances) + 1
-        shift += (sum(was - chance for (_, was), chance in zip(told, chances, strict=True)) - shift) / slope
-    return shift
+    missed, information = 0.0, SHIFT_PRIOR
+    for odds, was in told:
+        chance = 1 / (1 + math.exp(-max(min(odds, 30), -30)))
+        missed += was - chance
+        information += chance * (1 - chance)
+    return max(min(missed / information, SHIFT_MAX), -SHIFT_MAX)
 
 
 def _make_box(engine: Engine) -> None:
@@ -234,77 +273,49 @@ def _make_box(engine: Engine) -> None:
         before, left = left, number(engine, "SELECT COUNT(*) FROM box")
 
 
-def not_believed(engine: Engine) -> list[str]:
-    """The peers that an engine's record gives reason not to believe, in order; their checks are to be left out of the next look.
-
-    What they say of others' devices is not what comes of serving phones: such a peer sends checks of all kinds, and one that is after somebody's device
-    little but what makes it look like several phones.
-    """
-    # A box is at one place, with dozens of devices: of those only the checks count.
-    alone = engine.rows(f"""
-        SELECT device, peer, SUM(checks) AS checks, MAX(is_copied) AS is_copied
-        FROM (
-          SELECT steps.device, MIN(claims.peer) AS peer, COUNT(*) AS checks, CASE WHEN steps.device IN (SELECT sim_box.device FROM sim_box) THEN 0 ELSE 1 END AS is_copied
-          FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
-          WHERE summed.odds > {LIKELY_ODDS}
-          GROUP BY steps.device, steps.subscriber
-          HAVING MIN(claims.peer) = MAX(claims.peer)
-          UNION ALL
-          SELECT witnessed.device, MIN(witnessed.peer) AS peer, SUM(witnessed.checks) AS checks, 0 AS is_copied
-          FROM witnessed JOIN sim_box ON witnessed.device = sim_box.device
-          WHERE NOT witnessed.device IN (SELECT members.device FROM members)
-          GROUP BY witnessed.device, witnessed.subscriber
-          HAVING MIN(witnessed.peer) = MAX(witnessed.peer)
-        ) AS spoken
-        GROUP BY device, peer
+def _untrusted(engine: Engine) -> set[str]:
+    """Return the origins and peers whose word does not count, by the devices that they make suspicious and the ordinary phones that they carry."""
+    told = engine.rows(f"""
+        SELECT DISTINCT steps.device, CAST(steps.subscriber AS VARCHAR) AS subscriber, claims.origin, claims.peer
+        FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
+        WHERE summed.odds > {LIKELY_ODDS}
     """)
-    sent = {peer: int(checks) for peer, checks in engine.rows("SELECT peer, SUM(checks) FROM claims GROUP BY peer")}
-    return liars(alone, sent)
+    boxes = engine.rows("""
+        SELECT DISTINCT witnessed.device, witnessed.subscriber, witnessed.peer
+        FROM witnessed JOIN sim_box ON witnessed.device = sim_box.device
+        WHERE NOT witnessed.device IN (SELECT members.device FROM members) AND NOT witnessed.subscriber IS NULL
+    """)
+    carried = engine.rows(
+        "SELECT carried.device, claims.origin, claims.peer, carried.share FROM carried JOIN claims ON carried.claim = claims.claim"
+    )
+    share = max((int(each[3]) for each in carried), default=1)
+    found = set[str]()
+    for at, column in ((0, "origin"), (1, "peer")):
+        ordinary: defaultdict[int, set[str]] = defaultdict(set)
+        for device, *voices, _ in carried:
+            ordinary[device].add(voices[at])
+        sent = {
+            voice: int(checks) for voice, checks in engine.rows(f"SELECT {column}, SUM(checks) FROM claims GROUP BY 1")
+        }
+        mine = [(device, subscriber, voices[at]) for device, subscriber, *voices in told]
+        found |= distrusted([*mine, *(boxes if at else ())], map(sorted, ordinary.values()), share=share, sent=sent)
+    return found
 
 
-def liars(alone: Iterable[tuple[int, str, int, int]], sent: Mapping[str, int]) -> list[str]:
-    """Peers that are not to be believed for what they alone say: of a likely device, peer, checks, and whether it would be a copy (1) or a box (0).
-
-    `sent`: peer → all its checks. Where two peers speak for the same devices, the one is judged first that says more for its checks, and then
-    these devices tell nothing against the other. Where there is one peer, its word is all there is.
-    """
-    told = list(alone)
-    copied = {device for device, _, _, is_copied in told if is_copied}
-    everything, found = sum(sent.values()), list[str]()
-    while True:
-        said: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
-        for device, peer, checks, is_copied in told:
-            said[peer][device] = checks, is_copied
-        for peer in sorted(said, key=lambda peer: (-len(said[peer]) / sent[peer], peer)):
-            mine = {device for device, (_, is_copied) in said[peer].items() if is_copied}
-            others = max(len(copied - mine), LIES_MIN / 2)
-            share = sum(checks for checks, _ in said[peer].values()) / sent[peer]
-            is_often = (
-                len(mine) >= LIES_MIN
-                and share >= LIES_SHARE
-                and len(mine) * (everything - sent[peer]) > LIES_TIMES * sent[peer] * others
-            )
-            is_most = sent[peer] < SMALL * (everything - sent[peer]) and share >= SMALL_SHARE
-            if is_often or is_most:
-                found.append(peer)
-                told = [each for each in told if each[0] not in said[peer]]
-                break
-        else:
-            return sorted(found)
-
-
-def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) -> Iterable[Finding]:
+def _findings(
+    engine: Engine, cases: Mapping[int, bool], window: tuple[datetime, datetime], *, keep_users: bool
+) -> Iterable[Finding]:
     marks: defaultdict[int, list[tuple[float, str, str]]] = defaultdict(list)
     for device, name, says, evidence in engine.rows(
         "SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"
     ):
         marks[device].append((-says, name, evidence))
-    users: defaultdict[int, list[str]] = defaultdict(list)
+    held: defaultdict[int, list[Held]] = defaultdict(list)
     if keep_users:
-        for device, subscriber in engine.rows(
-            "SELECT members.device, members.subscriber FROM members JOIN scores ON members.device = scores.device ORDER BY 1, 2"
+        for device, *row in engine.rows(
+            "SELECT usage.device, usage.subscriber, usage.first_seen, usage.last_seen, usage.day_count FROM usage JOIN scores ON usage.device = scores.device WHERE usage.day_count >= 2 AND NOT usage.subscriber IS NULL"
         ):
-            users[device].append(subscriber)
+            held[device].append(Held(*row))
     for device, score, subscribers, regulars, first, last, honest in engine.rows("""
         SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen, COALESCE(honest.words, '')
         FROM scores JOIN devices ON scores.device = devices.device LEFT JOIN honest ON scores.device = honest.device
@@ -318,10 +329,43 @@ def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) ->
         yield Finding(
             device=device, score=SCORE_MAX if confirmed else min(score, SCORE_MAX), conditions=tuple(name for name, _ in holding), subscribers=subscribers, copies=regulars,
             first_seen=first, last_seen=last, evidence="; ".join(evidence for _, evidence in holding), honest=honest,
-            confirmed=confirmed, users=tuple(users[device]),
+            confirmed=confirmed, users=newcomers(held[device], *window),
         )  # fmt: skip
 
 
 def as_text(moment: datetime) -> str:
     """A moment of the record as JSON has it."""
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+class Held(NamedTuple):
+    """A subscriber's time with a device."""
+
+    subscriber: str
+    first_seen: datetime
+    last_seen: datetime
+    days: int
+
+
+def newcomers(held: Sequence[Held], since: datetime, until: datetime) -> tuple[str, ...]:
+    """Return the subscribers of a copied number that are certain to hold copies, in order; none where the owner may be among them.
+
+    The owner is the first in the record, or was there from the beginning and was just not checked for some days. A newcomer came `CLEAR_DAYS` later, while
+    one of those went on: a buyer comes after the owner. It has been seen on every other day since then: an owner may come back from where no MME reports. Nothing is clear if a newcomer held the device for more days than all of them, or if the device itself came
+    `CLEAR_DAYS` after the record begins (`since`).
+    """
+    begin = min((each.first_seen for each in held), default=None)
+    if begin is None or begin - since > timedelta(days=CLEAR_DAYS):
+        return ()
+    early = [each for each in held if each.first_seen - begin <= timedelta(days=CLEAR_DAYS)]
+    late = [each for each in held if each not in early]
+    if max((each.days for each in late), default=0) >= max(each.days for each in early):
+        return ()
+    last = max(each.last_seen for each in early)
+    return tuple(
+        sorted(
+            each.subscriber
+            for each in late
+            if each.first_seen < last and each.days * 2 >= (until - each.first_seen).days
+        )
+    )

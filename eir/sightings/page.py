@@ -18,10 +18,12 @@ from eir.sightings.engine import Engine
 from eir.sightings.judge import Finding, Judgement, as_text
 
 ROWS_MAX = 2000
-RULES = "4"
+RULES = "5"
 """Version of the conditions and their weights."""
 EXAMPLES, SAMPLE = 20, 400
 EXPORTS = ("eir", "dirbs-notifications")
+ROWS = ("pairs", "tracked", "devices")
+"""Choices of what is exported: copies' pairs, IMEIs to watch, and confirmed IMEIs."""
 CERTAIN = SAID[0][0]
 SUPPRESSED_BELOW = 10
 FEW = f"fewer than {SUPPRESSED_BELOW}"
@@ -65,8 +67,10 @@ td code{font:13px ui-monospace,monospace;white-space:nowrap}
 """
 
 
+HEAD = "<tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation"
+
 SHEET = (
-    ("What each condition says, in log odds", "says"), ("Changes that came sooner than a phone travels", "too_soon"), ("Order of the two busiest subscribers", "order"),
+    ("What each condition says, in log odds", "says"), ("Changes after which a SIM goes on where it was, and not where the device was", "too_soon"), ("Order of the two busiest subscribers", "order"),
     ("Subscribers", "subscribers"), ("Decisions", "decisions"), ("Checks", "checks"),
 )  # fmt: skip
 
@@ -98,12 +102,20 @@ def page(found: Judgement) -> str:
         else ""
     )
     left = (
-        f"<p><b>Not believed:</b> {escape(', '.join(found.left_out))}: too many devices would be tampered with by its word alone.</p>"
+        f"<p><b>Not trusted:</b> {escape(', '.join(found.left_out))}: too many devices would be tampered with by its word alone.</p>"
         if found.left_out
         else ""
     )
     if not found.places:
-        left += "<p>All checks come from one place, so place says nothing.</p>"
+        left += "<p>No two origins are known to be two places, so place says nothing.</p>"
+    doubted = (
+        _section(
+            f"Devices that rest on the word of {', '.join(found.left_out)}, which is not trusted",
+            f"<table><thead>{HEAD}</thead><tbody>{''.join(map(_row, found.doubted[:ROWS_MAX]))}</tbody></table>",
+        )
+        if found.doubted
+        else ""
+    )
     bands = "".join(
         f"<tr><td>{least:.2f} and more<td class=n>{said:.0%}<td class=n>{devices:,}<td class=n>{confirmed:,}<td class=n>{cleared:,}"
         for least, said, devices, confirmed, cleared in found.reliability
@@ -111,12 +123,11 @@ def page(found: Judgement) -> str:
     reliability = _section(
         "What the score means",
         "<p class=soft>The score is the share of such devices that are tampered with: first as in made networks that "
-        "nothing was fitted to, then as your own decisions shift it.</p><table><tr><th>Score, up to the line above<th class=n>Tampered with, in made networks"
+        "nothing was fitted to, then as your own decisions about the same condition shift it, by 1 in log odds at most.</p><table><tr><th>Score, up to the line above<th class=n>Tampered with, in made networks"
         f"<th class=n>Devices here<th class=n>Confirmed by you<th class=n>Cleared by you{bands}</table>",
     )
     table = (
-        "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation</thead>"
-        f"<tbody>{rows}</tbody></table>{more}" if findings else "<p>Nothing was found.</p>"
+        f"<table><thead>{HEAD}</thead><tbody>{rows}</tbody></table>{more}" if findings else "<p>Nothing was found.</p>"
     )  # fmt: skip
     return _document(
         "Devices with a tampered identity",
@@ -124,7 +135,7 @@ def page(found: Judgement) -> str:
         f"""
 <div class=figures>{_figure(len(findings), "devices reported")}{_figure(sum(finding.score >= CERTAIN for finding in findings), "of them 0.95 and more")}{_figure(found.devices, "devices seen")}{_figure(found.subscribers, "subscribers")}{_figure(found.sightings, "checks")}</div>
 {left}<div class=charts>{"".join(charts)}</div>
-{_section("Devices, the likeliest first", table)}{reliability}{wrong}""",
+{_section("Devices, the likeliest first", table)}{doubted}{reliability}{wrong}""",
     )
 
 
@@ -157,7 +168,7 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
             {"condition": name, "means": CONDITIONS[name], "log_odds": round(says, 2), "evidence": evidence}
             for name, says, evidence in engine.rows(f"SELECT name, says, evidence FROM marks WHERE device = {device} ORDER BY 2 DESC")
         ],
-        "against": [*([finding.honest] if finding and finding.honest else []), *([] if found.places else ["all checks come from one place, so place says nothing"])],
+        "against": [*([finding.honest] if finding and finding.honest else []), *([] if found.places else ["no two origins are known to be two places, so place says nothing"])],
         "subscribers": [
             {"subscriber": who, "home": home, "checks": checks, "days": days, "first_seen": as_text(first), "last_seen": as_text(last)}
             for who, home, checks, days, first, last in engine.rows(f"""
@@ -169,11 +180,11 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
             for a, b, runs, expected, deviation in engine.rows(f"SELECT a, b, runs, expected, deviation FROM orders WHERE device = {device}")
         ],
         "too_soon": [
-            {"time": as_text(time), "from": here, "to": there, "gap_s": round(gap), "needed_s": round(needed), "known": known}
-            for time, here, there, gap, needed, known in engine.rows(f"""
-                SELECT switches.time, here.origin, there.origin, switches.gap_s, switches.fastest_s, switches.known
-                FROM switches JOIN located AS here ON switches.before_origin = here.number JOIN located AS there ON switches.origin = there.number
-                WHERE switches.device = {device} AND switches.is_conflict = 1 ORDER BY switches.fastest_s - switches.gap_s DESC, 1 LIMIT {EXAMPLES}
+            {"time": as_text(time), "from": here, "to": there, "gap_s": round(gap)}
+            for time, here, there, gap in engine.rows(f"""
+                SELECT returns.time, here.origin, there.origin, returns.gap_s
+                FROM returns JOIN located AS here ON returns.before_origin = here.number JOIN located AS there ON returns.origin = there.number
+                WHERE returns.device = {device} AND returns.is_two = 1 ORDER BY returns.gap_s, 1 LIMIT {EXAMPLES}
             """)
         ],
         "checks": [
@@ -202,7 +213,7 @@ def sheet_page(made: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     tables = "".join(_section(title, f"<table><tr>{head}{body}</table>") for title, head, body in parts)
     against = "".join(f"<p>For an honest explanation: {escape(text)}</p>" for text in made["against"])
-    left = f"<p>Not believed: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
+    left = f"<p>Not trusted: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
     return _framed(
         f"Device {made['imei']}",
         f"{made['since'][:10]} to {made['until'][:10]}, rules {made['rules']}",
@@ -211,23 +222,37 @@ def sheet_page(made: Mapping[str, Any]) -> str:
 
 
 def listed(
-    findings: Iterable[Finding], layout: str, made: datetime, confirmed: Iterable[str] = ()
+    findings: Iterable[Finding], layout: str, made: datetime, confirmed: Iterable[str] = (), *, kind: str
 ) -> Iterator[Sequence[str]]:
-    """Findings as the rows of a list: the header, and a row for each device; in `dirbs-notifications` one for each copy that came back, where its IMSI is known.
+    """Yield findings as the rows of a list: the header, then a row for each pair (`pairs`), finding (`tracked`) or confirmed device (`devices`).
 
-    `confirmed`: further devices, of which an operator's word is all there is. A reason is the condition that speaks loudest: lists hold 255 texts, and a device's own numbers would be as many as devices.
+    `confirmed`: further devices, of which an operator's word is all there is. A reason is the condition that weighs most: lists hold 255 texts, and a device's own numbers would be as many as devices.
     """
     day = f"{made:%Y%m%d}"
-    is_eir = layout == "eir"
-    yield ("imei", "reason", "date") if is_eir else ("imei", "imsi", "msisdn", "block_date", "reasons")
-    devices = chain(
-        ((finding.imei, finding.users, (*finding.conditions, CONFIRMED)[0]) for finding in findings),
-        ((imei, (), CONFIRMED) for imei in confirmed),
+    is_eir, has_imsi = layout == "eir", kind == "pairs"
+    yield (
+        (("imei", "imsi", "reason", "date") if has_imsi else ("imei", "reason", "date"))
+        if is_eir
+        else ("imei", "imsi", "msisdn", "block_date", "reasons")
     )
-    for imei, users, why in devices:
-        copies = [imsi for imsi in users if imsi.isdigit() and len(imsi) in (14, 15) and not is_eir]
-        for imsi in copies or [""]:
-            yield (imei, f"tampered: {why}", day) if is_eir else (imei, imsi, "", day, f"tampered: {why}")
+    rows: Iterator[tuple[str, str, str]] = (
+        (finding.imei, imsi, (*finding.conditions, CONFIRMED)[0])
+        for finding in findings
+        if kind == "tracked" or finding.confirmed or has_imsi
+        for imsi in (filter(is_imsi, finding.users) if has_imsi else ("",))
+    )
+    for imei, imsi, why in chain(rows, () if has_imsi else ((imei, "", CONFIRMED) for imei in confirmed)):
+        reason = f"tampered: {why}"
+        yield (
+            ((imei, imsi, reason, day) if has_imsi else (imei, reason, day))
+            if is_eir
+            else (imei, imsi, "", day, reason)
+        )
+
+
+def is_imsi(subscriber: str) -> bool:
+    """True if a subscriber on record is named by an IMSI, and not by a keyed hash."""
+    return subscriber.isdigit() and len(subscriber) in {14, 15}
 
 
 def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:

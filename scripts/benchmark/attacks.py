@@ -1,4 +1,4 @@
-"""Attacks on the record of a made network: one peer that asks about devices, to have honest ones reported or tampered ones overlooked.
+"""Attacks on the record of a made network: peers that ask about devices, to have honest ones reported or tampered ones overlooked.
 
 Each attack is a function from the record to the rows that the peer adds. It may know all that is in the record: numbers, SIMs, times. It
 sends from its own Origin-Host if nothing else is said, and at most REQUESTS checks about each device that it is after. Shares no code with the
@@ -6,6 +6,7 @@ analysis.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import polars as pl
 
 from .world import World
 
-PEER = "liar.example"
+PEER, ACCOMPLICE = "liar.example", "accomplice.example"
+AGENTS = ("agent1.example", "agent2.example")
 VICTIMS, REQUESTS = 100, 24
 Rows = list[dict[str, object]]
 Attack = Callable[[pl.DataFrame, list[int], np.random.Generator], Rows]
@@ -157,9 +159,84 @@ def exchanged_sims(checks: pl.DataFrame, after: list[int], rng: np.random.Genera
     return [row | {"subscriber": sim[following[row["device"]]]} for row in another_sim(checks, after, rng)]
 
 
+def colluding(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """Three SIMs that do not exist, each reported by two peers, twice a day on twelve days."""
+    days = checks["time"].dt.date().unique().sort().to_list()
+    rows: Rows = []
+    for device in after:
+        first = int(rng.integers(0, max(len(days) - REQUESTS // 2, 1)))
+        for number in range(REQUESTS):
+            time = datetime.combine(days[min(first + number // 2, len(days) - 1)], datetime.min.time()) + _minutes(
+                rng.uniform(360, 1380)
+            )
+            host = (PEER, ACCOMPLICE)[int(rng.integers(0, 2))]
+            rows.append(
+                {
+                    "time": time,
+                    "device": device,
+                    "subscriber": f"invented{number % 3}of{device}",
+                    "origin_host": host,
+                    "peer": host,
+                }
+            )
+    return rows
+
+
+def slow_poison(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """A second phone by a peer that sends four times as many checks about phones and SIMs of its own, and that knows thirty real ones."""
+    times, real = checks["time"].to_list(), checks.select("device", "subscriber").unique().sort("device", "subscriber")
+    rows = second_phone(checks, after, rng)
+    rows += [
+        {"time": time, "device": _of_model(int(checks["device"][0]), 800_000 + number), "subscriber": f"guest{number}"}
+        for number in range(VICTIMS * 2) for time in _some(times, rng, REQUESTS * 2)
+    ]  # fmt: skip
+    known = rng.choice(len(real), 30, replace=False)
+    rows += [
+        {"time": time, "device": real["device"][int(number)], "subscriber": real["subscriber"][int(number)]}
+        for number in known for time in _some(times, rng, 4)
+    ]  # fmt: skip
+    return rows
+
+
+def by_agents(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """A second phone, by an MME behind the two agents that send everybody's checks (see `behind_agents`)."""
+    return [row | {"peer": AGENTS[number % 2]} for number, row in enumerate(second_phone(checks, after, rng))]
+
+
+def behind_agents(made: World, folder: Path) -> World:
+    """Copy a network so that all its checks come by two agents."""
+    for path in made.folder.glob("sightings/*/*.parquet"):
+        target = folder / path.relative_to(made.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        agent = pl.when(pl.col("origin_host").hash(1) % 2 == 0).then(pl.lit(AGENTS[0])).otherwise(pl.lit(AGENTS[1]))
+        pl.read_parquet(path).with_columns(agent.alias("peer")).write_parquet(target)
+    return replace(made, folder=folder)
+
+
+def rival(checks: pl.DataFrame, after: list[int], rng: np.random.Generator, *, days: int) -> Rows:
+    """A phone with the owner's number, for so many days at the end of the record: it goes through real MMEs, with a SIM of its own."""
+    until, places = checks["time"].max(), checks["origin_host"].unique().sort().to_list()
+    rows: Rows = []
+    for number, device in enumerate(after):
+        place = places[int(rng.integers(0, len(places)))]
+        for hour in np.sort(rng.uniform(0, days * 24, days * 5)):
+            rows.append(
+                {
+                    "time": until - timedelta(hours=float(hour)),
+                    "device": device,
+                    "subscriber": f"{1990000000000 + number:015d}",
+                    "origin_host": place,
+                    "peer": place,
+                    "software_version": "77",
+                }
+            )
+    return rows
+
+
 PLANTED: Mapping[str, Attack] = {
     "another SIM": another_sim, "a second phone": second_phone, "another software version": other_version, "version 00, no SIM": no_sim, "a borrowed origin": borrowed_origin,
     "SIMs that go round": four_sims, "its SIM with other numbers": its_sim_elsewhere, "exchanged SIMs": exchanged_sims,
+    "two colluding peers": colluding, "slow poison": slow_poison,
 }  # fmt: skip
 """To have the devices reported."""
 

@@ -90,6 +90,7 @@ class TestUsage:
             "tamper show",
             "tamper confirm",
             "tamper clear",
+            "tamper forget-decision",
             "tamper export",
         ],
     )
@@ -442,7 +443,7 @@ class TestLists:
     def test_history(self, eir):
         found = document(eir("history", "--json"))
         assert {tuple(row) for row in found} == {
-            ("time", "who", "what", "list", "serial", "digest", "detail", "number", "count", "first")
+            ("time", "who", "what", "list", "serial", "digest", "detail", "number", "chain", "count", "first")
         }
         assert [(row["what"], row["list"], row["serial"]) for row in found] == [
             ("load", "stolen", 1), ("load", "tracked", 1), ("refuse", "tracked", 1),

@@ -4,20 +4,23 @@ import csv
 import io
 import re
 import sys
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
 import polars as pl
 import pytest
 from browser import in_chromium, looked_at
+from hypothesis import given
+from hypothesis import strategies as st
 from luhn import check_digit
-from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, files, phones, write
+from tampered import DAY, FAR, IMEI, NEAR, OTHERS, START, TAMPERED, UNTIL, files, people, phones, write
 
 from eir.errors import EirError
 from eir.sightings import page
 from eir.sightings.conditions import CONDITIONS, PRIOR, WEIGHTS, TamperSettings
 from eir.sightings.engine import SQL, duck
-from eir.sightings.judge import Finding, calibrated, judge
+from eir.sightings.judge import Finding, Held, calibrated, judge, newcomers
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -55,8 +58,9 @@ def recall(made, found, kinds, copies=range(1000)):
 
 
 def test_what_is_planted_is_found(worlds, judged):
-    for made, found in zip(worlds, judged, strict=True):
-        assert recall(made, found, {"clone"}, range(2, 4)) >= 0.8
+    # In the second network nothing is known of places: so few people live there, and its MMEs have no names by TS 23.003.
+    for made, found, few in zip(worlds, judged, (0.8, 0.3), strict=True):
+        assert recall(made, found, {"clone"}, range(2, 4)) >= few
         assert recall(made, found, {"clone"}, range(4, 1000)) >= 0.95
         assert recall(made, found, {"box"}) >= 0.95
         assert recall(made, found, {"taken", "never_allocated"}) >= 0.8
@@ -91,12 +95,20 @@ def test_the_second_network_is_another_with_each_seed(worlds, tmp_path):
     assert again.truth.keys() != worlds[1].truth.keys()
 
 
-def test_scores_are_shifted_by_cases():
-    odds = [(number, 2.0) for number in range(100)]
-    assert calibrated(odds, {}) == 0
-    assert calibrated(odds, dict.fromkeys(range(100), False)) < -3
-    assert calibrated(odds, {number: number < 88 for number in range(100)}) == pytest.approx(0, abs=0.05)
+def test_decisions_shift_their_condition_by_little_and_within_bounds():
+    assert calibrated([]) == 0
+    assert calibrated([(4.0, False)] * 6) == pytest.approx(-0.29, abs=0.01)
+    assert calibrated([(4.0, False)] * 1000) == -1
+    assert calibrated([(-40.0, True)] * 1000) == 1
+    assert calibrated([(2.0, number < 88) for number in range(100)]) == pytest.approx(0, abs=0.05)
     assert PRIOR == 0.005
+
+
+@given(st.lists(st.tuples(st.floats(-50, 50), st.booleans()), max_size=60), st.floats(-50, 50))
+def test_each_decision_shifts_towards_itself(told, odds):
+    before = calibrated(told)
+    assert -1 <= calibrated([*told, (odds, False)]) <= before + 1e-12
+    assert before - 1e-12 <= calibrated([*told, (odds, True)]) <= 1
 
 
 @pytest.mark.parametrize(
@@ -138,22 +150,6 @@ def test_what_the_engine_cannot_do_is_said(tmp_path):
         judge(engine, TamperSettings(), since=START, until=UNTIL)
 
 
-def test_moves_take_no_memory_once_the_pace_is_known(tmp_path):
-    """They are the largest table of a judgement, and all tables are in memory."""
-    write(
-        tmp_path,
-        [
-            (at, f"352099500000{number:02d}", f"s{number}", f"mme{1 + at % 2}", None)
-            for number in range(9)
-            for at in range(9)
-        ],
-    )
-    with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
-        judge(engine, TamperSettings(), since=START, until=UNTIL)
-        assert engine.rows("SELECT a, b, moves FROM pace") == [(1, 2, 72)]
-        assert engine.rows("SELECT * FROM moves") == []
-
-
 def test_tables_of_conditions_are_the_files():
     assert {path.stem for path in (SQL / "conditions").glob("*.sql")} == CONDITIONS.keys()
     text = "".join(path.read_text() for path in SQL.rglob("*.sql"))
@@ -162,17 +158,22 @@ def test_tables_of_conditions_are_the_files():
     assert all(f"`{name}`" in page_text for name in CONDITIONS)
 
 
+OWNER, COPY = "00101000000{:04d}", "00101000001{:04d}"
+
+
 @pytest.fixture
 def operator(site):
-    """A site whose record has a dozen clones, an identifier of zeros and a box, among honest devices."""
+    """A site whose record has a dozen clones, each with an owner and a copy that came later, an identifier of zeros and a box, among honest devices."""
     clones = [
-        (at + late, f"352099008800{number:02d}", f"{who}{number}", mme, "05")
+        row
         for number in range(12)
-        for at in range(0, 240, 24)
-        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
-    ]
-    honest = [(number, f"3520994{number:07d}", f"s{number}", f"mme{1 + number % 2}", "05") for number in range(300)]
-    write(site.state, [*clones, *TAMPERED["sim_box"], *TAMPERED["placeholder"], *honest])
+        for row in phones(
+            [OWNER.format(number), COPY.format(number)], imei=f"352099008800{number:02d}", places={OWNER.format(number): NEAR, COPY.format(number): FAR}, seed=number
+        )
+        if row[2] == OWNER.format(number) or row[0] > 10 * DAY
+    ]  # fmt: skip
+    honest = [(number, f"3520994{number:07d}", f"s{number}", (NEAR, FAR)[number % 2], "05") for number in range(300)]
+    write(site.state, [*clones, *TAMPERED["sim_box"], *TAMPERED["placeholder"], *honest, *OTHERS])
     return site
 
 
@@ -238,7 +239,7 @@ def test_tacs_come_from_the_signed_list_that_rules_ask(operator):
     operator.load(listed, list_name="tacs")
     rows = {row["imei"]: row["evidence"] for row in operator.json("tamper", "report", *UNTIL_DAY)}
     assert "its TAC is not in the list, whose newest is of 2026-11-25" in rows["35209900880000"]
-    assert len(rows) == 12 + 8 + 1 + 300  # none is of a body that has a TAC in the list
+    assert len(rows) == 12 + 8 + 1 + 300 + 40  # none is of a body that has a TAC in the list
 
 
 def test_wrong_use_and_no_record(site):
@@ -251,11 +252,8 @@ def test_wrong_use_and_no_record(site):
 
 
 def test_names_from_the_wire_do_not_steer_the_page(judge_rows):
-    rows = [
-        (at + late, IMEI, who, mme, "05")
-        for at in EACH_DAY
-        for who, mme, late in (("<b>a", "<script>x</script>", 0), ("b", "mme2", 0.2))
-    ]
+    evil = "mmec01.mmegi<script>x</script>"
+    rows = [*phones(["<b>a", "b"], places={"<b>a": evil, "b": FAR}), *people(evil, FAR)]
     text = page.page(judge_rows([*rows, (1, "?", "a", "<img>", None)]))
     assert Elements.of(text)["script"] == Elements.of(text)["img"] == 0
     assert "&lt;script&gt;" in text
@@ -273,31 +271,66 @@ def test_small_counts_are_not_published_nor_can_they_be_worked_out(counts, hidde
 
 
 @pytest.mark.parametrize("layout", ["eir", "dirbs-notifications"])
-def test_what_is_exported_is_signed_and_loaded(operator, tmp_path, layout):
-    data = tmp_path / "tampered.csv"
+def test_copies_are_exported_as_pairs_that_block_no_owner(operator, tmp_path, layout):
+    data = tmp_path / "copies.csv"
     operator.eir("tamper", "export", *UNTIL_DAY, "--as", layout, "--condition", "conflict", "--out", data)
-    operator.load(data)
-    for imei in ("35209900880000", "35209900880001"):
-        answer = operator.json("check", imei)
-        assert (answer["status"], answer["list"]) == ("blacklisted", "stolen")
-        assert answer["reason"].startswith("tampered: ")
+    written = {(row["imei"], row["imsi"]) for row in csv.DictReader(io.StringIO(data.read_text()))}
+    assert written == {(f"352099008800{number:02d}", COPY.format(number)) for number in range(12)}
+    lists = operator.settings["lists"] | {"copies": {"kind": "pairs", "signers": "signers"}}
+    operator.configure(lists=lists, policy={"rules": [{"list": "copies", "answer": "blacklisted"}]}, sightings={})
+    operator.load(data, list_name="copies")
+    copy = operator.json("check", "35209900880001", "--imsi", COPY.format(1))
+    assert (copy["status"], copy["list"]) == ("blacklisted", "copies")
+    assert copy["reason"].startswith("tampered: ")
+    assert operator.json("check", "35209900880001", "--imsi", OWNER.format(1))["status"] == "whitelisted"
 
 
-def test_notifications_name_the_copies_that_came_back(site):
+def test_imeis_are_exported_to_watch_and_confirmed_ones_to_block(operator):
+    def exported(kind, *more, status=0):
+        done = operator.eir("tamper", "export", *UNTIL_DAY, "--rows", kind, *more, status=status)
+        return {row["imei"] for row in csv.DictReader(io.StringIO(done.stdout))}, done.stderr
+
+    clones = {f"352099008800{number:02d}" for number in range(12)}
+    tracked, _ = exported("tracked")
+    assert tracked == clones | {"00000000000000"}  # no SIM box, unless somebody confirmed it
+    _, why = exported("devices", status=1)
+    assert "none of them can be written as devices" in why
+    box = "35209900000004"
+    operator.eir("tamper", "confirm", box, "--reason", "a rack of modems in a flat")
+    assert exported("devices")[0] == {box}
+    assert exported("tracked")[0] == tracked | {box}
+    assert "expected pairs, tracked, devices" in exported("all", status=2)[1]
+    assert "tracked only --as eir" in exported("tracked", "--as", "dirbs-notifications", status=2)[1]
+
+
+def test_without_imsis_only_confirmed_devices_are_exported(site):
     site.state.mkdir(exist_ok=True)
-    first, copy, other, once = (f"00101000000000{number}" for number in range(1, 5))
-    rows = [(at, IMEI, first, "mme1", "05") for at in range(0, 29 * DAY, 7)]
-    rows += [
-        (at + late, IMEI, who, "mme2", "05")
-        for at in range(12 * DAY, 29 * DAY, DAY)
-        for who, late in ((copy, 0.1), (other, 0.3))
-    ]
-    write(site.state, [*rows, (300, IMEI, once, "mme1", "05")])
-    site.configure()
-    done = site.eir("tamper", "export", *UNTIL_DAY, "--as", "dirbs-notifications")
-    written = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [(row["imei"], row["imsi"]) for row in written] == [(IMEI, first), (IMEI, copy), (IMEI, other)]
-    assert "nothing found" in site.eir("tamper", "export", *UNTIL_DAY, "--condition", "sim_box", status=1).stderr
+    write(site.state, [*OTHERS, *TAMPERED["conflict"]])
+    site.eir("tamper", "confirm", "35209940000007", "--reason", "seen at the customs office")
+    done = site.eir("tamper", "export", *UNTIL_DAY)
+    assert "the record holds no IMSIs" in done.stderr
+    assert [row["imei"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["35209940000007"]
+
+
+def held(who, first, last, days):
+    return Held(who, START + timedelta(days=first), START + timedelta(days=last), days)
+
+
+@pytest.mark.parametrize(
+    ("subscribers", "copies"),
+    [
+        ([held("a", 0, 29, 25), held("b", 10, 29, 15)], ("b",)),
+        ([held("a", 0, 29, 25), held("b", 7, 29, 15)], ()),  # both may have been there before
+        ([held("a", 0, 29, 25), held("b", 8, 29, 25)], ()),  # the first is not the longest
+        ([held("a", 0, 12, 12), held("b", 13, 29, 10)], ()),  # a sale
+        ([held("a", 0, 29, 25), held("b", 1, 29, 25), held("c", 9, 29, 11), held("d", 20, 29, 5)], ("c", "d")),
+        ([held("a", 0, 29, 25), held("b", 10, 29, 9)], ()),  # seldom there: an owner from where no MME reports
+        ([held("a", 8, 29, 20), held("b", 18, 29, 10)], ()),  # the owner may not be in this record
+        ([], ()),
+    ],
+)
+def test_only_newcomers_beside_an_earlier_subscriber_are_copies_for_certain(subscribers, copies):
+    assert newcomers(subscribers, START, UNTIL) == copies
 
 
 def test_the_sheet_of_a_device(operator, tmp_path):
@@ -305,27 +338,24 @@ def test_the_sheet_of_a_device(operator, tmp_path):
     made = operator.json("tamper", "show", "352099008800001", *UNTIL_DAY, "--html", out)
     assert (made["imei"], made["finding"]["conditions"][0]) == ("35209900880000", "conflict")
     assert {each["condition"] for each in made["says"]} == {"conflict", "alternates"}
-    assert {each["subscriber"] for each in made["subscribers"]} == {"a0", "b0"}
+    assert {each["subscriber"] for each in made["subscribers"]} == {OWNER.format(0), COPY.format(0)}
     first = made["too_soon"][0]
-    assert (first["from"], first["to"], first["gap_s"], first["needed_s"]) == ("mme1", "mme2", 720, 3600)
-    assert len(made["checks"]) == 20
-    assert made["against"] == ["the same software version with all subscribers"]
+    assert {first["from"], first["to"]} == {NEAR, FAR}
+    assert 0 <= first["gap_s"] <= made["too_soon"][1]["gap_s"]
+    assert len(made["checks"]) > 100
+    assert made["against"] == []
     said = out.read_text()
     assert "35209900880000" in said
-    assert "mme2" in said
+    assert FAR in said
     assert Elements.of(said)["script"] == 0
     assert not re.search(r"(?:src|href)=|url\(", said)
     assert "is not on record" in operator.eir("tamper", "show", "490154203237518", *UNTIL_DAY, status=1).stderr
 
 
-def test_the_strongest_example_is_shown(judge_rows):
-    rows = [
-        (at + late, IMEI, who, mme, "05")
-        for at in EACH_DAY
-        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2 if at != 120 else 0.01))
-    ]
-    (finding,) = judge_rows(rows).findings
-    assert "such as on 2026-11-01 mme1 and mme2 within 0 min, where a phone takes 60" in finding.evidence
+def test_the_change_with_the_shortest_time_is_shown(judge_rows):
+    rows = [*TAMPERED["conflict"], (120, IMEI, "a", NEAR, "05"), (120.001, IMEI, "b", FAR, "05")]
+    (finding,) = judge_rows([*rows, *OTHERS]).findings
+    assert f"such as on 2026-11-01 at {FAR}, 0 min after another SIM at {NEAR}" in finding.evidence
 
 
 def test_what_is_cleared_is_neither_reported_nor_exported_and_what_is_confirmed_is(operator):
@@ -352,7 +382,7 @@ def test_what_is_cleared_is_neither_reported_nor_exported_and_what_is_confirmed_
     for imei in (unseen, for_tests):
         operator.eir("tamper", "confirm", imei, "--reason", "seen at the customs office")
     for layout in ("eir", "dirbs-notifications"):
-        done = operator.eir("tamper", "export", *UNTIL_DAY, "--as", layout)
+        done = operator.eir("tamper", "export", *UNTIL_DAY, "--as", layout, "--rows", "devices")
         reasons = {
             row["imei"]: list(row.values())[1 if layout == "eir" else 4]
             for row in csv.DictReader(io.StringIO(done.stdout))
@@ -365,6 +395,15 @@ def test_what_is_cleared_is_neither_reported_nor_exported_and_what_is_confirmed_
     events = [(event["what"], event["detail"]) for event in operator.json("history")]
     assert ("cleared", f"{cleared}: a mast at the border") in events
     assert ("confirmed", f"{confirmed}: seen at the customs office") in events
+    operator.eir("tamper", "forget-decision", cleared, "--reason", "the wrong phone")
+    assert cleared in {row["imei"] for row in operator.json("tamper", "report", *UNTIL_DAY) if not row["confirmed"]}
+    assert (
+        "nobody confirmed or cleared it"
+        in operator.eir("tamper", "forget-decision", cleared, *("--reason", "again"), status=1).stderr
+    )
+    assert ("forgotten", f"{cleared}: the wrong phone") in [
+        (event["what"], event["detail"]) for event in operator.json("history")
+    ]
     operator.eir("tamper", "confirm", cleared, "--reason", "it was one after all")
     rows = {row["imei"]: row for row in operator.json("tamper", "report", *UNTIL_DAY)}
     assert (rows[cleared]["confirmed"], rows[cleared]["sure"], rows[cleared]["score"]) == (True, "confirmed", 0.999)
@@ -375,13 +414,12 @@ def test_only_what_is_nearly_certain_is_exported(site):
     write(site.state, [*OTHERS, *phones("ab", seed=3), *TAMPERED["placeholder"]])
     reported = {row["imei"]: row["score"] for row in site.json("tamper", "report", *UNTIL_DAY, "--min-score", "0.02")}
     assert 0.02 <= reported[IMEI] < 0.95
-    assert [row["imei"] for row in csv.DictReader(io.StringIO(site.eir("tamper", "export", *UNTIL_DAY).stdout))] == [
-        "00000000000000"
-    ]
+    done = site.eir("tamper", "export", *UNTIL_DAY, "--rows", "tracked")
+    assert [row["imei"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["00000000000000"]
 
 
 def test_files_from_before_there_were_peers(tmp_path):
-    write(tmp_path, TAMPERED["conflict"])
+    write(tmp_path, [*TAMPERED["conflict"], *OTHERS])
     (file,) = tmp_path.glob("sightings/*/*.parquet")
     pl.read_parquet(file).drop("peer").write_parquet(file)
     with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:

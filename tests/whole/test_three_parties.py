@@ -4,6 +4,7 @@ The parties know one another by public keys and by files that they hand over, an
 """
 
 import csv
+import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import copytree
@@ -53,17 +54,20 @@ def parties(tmp_path):
 
 
 def log(path):
-    """A month of another EIR's checks, as A keeps them: one identity in two phones, at two places at once each day, among honest ones."""
+    """A month of another EIR's checks, as A keeps them: one identity in two phones, each at a place of its own, among honest ones."""
     begin = datetime.now(UTC).replace(microsecond=0) - timedelta(days=28)
+    near, far = (f"mmec01.mmegi800{group}.mme.epc.mnc001.mcc001.3gppnetwork.org" for group in (1, 2))
+    at = random.Random(1)
     rows = [
-        (begin + timedelta(days=day, minutes=late), CLONE, imsi, mme)
-        for day in range(20) for imsi, mme, late in (("001010000000001", "mme1", 0), ("001010000000002", "mme2", 10))
+        (begin + timedelta(days=day, hours=at.uniform(6, 23)), CLONE, imsi, mme)
+        for day in range(20) for imsi, mme in (("001010000000001", near), ("001010000000002", far)) for _ in range(4)
     ]  # fmt: skip
     rows += [
-        (begin + timedelta(days=day), imei, f"0010102{at:08d}", f"mme{at % 2 + 1}")
-        for at, imei in enumerate(HONEST)
-        for day in range(0, 20, 7)
+        (begin + timedelta(days=day), imei, f"0010102{number:08d}", (near, far)[(number + (day > 9)) % 2])
+        for number, imei in enumerate(HONEST)
+        for day in range(0, 20, 3)
     ]
+    rows.sort(key=lambda row: row[0])
     with path.open("w") as out:
         writer = csv.writer(out)
         writer.writerow(("time", "imei", "imsi", "origin_host"))
@@ -101,13 +105,14 @@ def signed(site, data, *, list_name):
 
 async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parties, connect):
     a, register, b = parties
-    # Operator A sees a clone, and only that, and signs it.
+    # Operator A sees a clone, and only that; somebody has both phones in hand, and A signs it.
     log(a.folder / "checks.csv")
     a.eir("sightings", "import", "checks.csv")
     (finding,) = a.json("tamper", "report")
     assert (finding["imei"], finding["conditions"][0], finding["subscribers"]) == (CLONE, "conflict", 2)
     found = a.folder / "tampered.csv"
-    a.eir("tamper", "export", "--out", found)
+    a.eir("tamper", "confirm", CLONE, "--reason", "both phones were seen at the counter")
+    a.eir("tamper", "export", "--rows", "devices", "--out", found)
     assert not set(HONEST) & set(found.read_text().replace("\n", ",").split(","))
     of_a = signed(a, [found], list_name="tampered-a")
 

@@ -77,7 +77,7 @@ class Acknowledgement:
     """The time when the node put it in force."""
     made: str
     rejected: Rejection | None = None
-    """The rejection after which nothing of the source was accepted; absent in the document if there is none."""
+    """The rejection after which nothing of the source was accepted; absent in the document if nothing was rejected."""
 
     @property
     def name(self) -> str:

@@ -188,7 +188,7 @@ def built(
     context = Context(
         shared=replace(config, identity=identity, limits=limits), tls=tls, keys=configured.keys, checker=checker, counts=counts,
         rates=RateLimits(config.peers, limits, grants), report=log.report, tracer=tracer, admission=RemoteAdmission(channel),
-        dials=configured.dials, announce=partial(channel.tell, "said_name"),
+        dials=configured.dials, announce=partial(channel.hand, "said_name"),
     )  # fmt: skip
     servers = {each.name: resolve_name(each.server)(config.of(each), context) for each in INTERFACES if each.server}
     worker = Worker(
@@ -495,7 +495,11 @@ class Worker:
             checks=self.context.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
             shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.disabled(), load=self.load,
             refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.lost_paths(),
-            warnings={label: text for server in self.servers.values() for label, text in server.warnings().items()},
+            warnings={
+                label: text
+                for server in self.servers.values() if server is not self.node
+                for label, text in server.warnings().items()
+            },
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 from clock import Clock
 from node import until_async
@@ -13,7 +14,7 @@ from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings
 from eir.interfaces.gsup.ipa import id_resp
 from eir.interfaces.gsup.link import AHEAD_BYTES, NAMES_MAX
-from eir.interfaces.gsup.server import GsupServer, GsupService
+from eir.interfaces.gsup.server import GsupServer
 from eir.interfaces.gsup.settings import GsupSettings
 from eir.lists.images.index import Index
 from eir.wire.peers.counts import Counts
@@ -29,12 +30,13 @@ async def serving(report=lambda *_, **__: None, **settings):
     """A server with these settings of GSUP, and a function that connects a client of it."""
     checker = Checker(PolicySettings(rules=()), Index({}), now=datetime.now(UTC))
     peers, limits = (PeerSettings(label="msc"),), Limits()
-    server = GsupServer(
-        GsupService(checker), GsupSettings(**settings), peers, limits, counts=Counts(), rates=RateLimits(peers, limits, None),
-        report=report,
+    told = []
+    context = SimpleNamespace(
+        shared=SimpleNamespace(peers=peers, limits=limits, overload_answer=None), checker=checker, counts=Counts(),
+        rates=RateLimits(peers, limits, None), report=report, announce=lambda _, name: told.append(name),
     )  # fmt: skip
-    server.told = []
-    server.tell_name = server.told.append
+    server = GsupServer(GsupSettings(**settings), context)
+    server.told = told
     tasks, clients = [], []
 
     async def connect():

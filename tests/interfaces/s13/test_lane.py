@@ -14,7 +14,7 @@ import pytest
 from eir.interfaces.s13.lane import COMPILED, CONSTANTS
 
 ROOT = Path(__file__).parents[3]
-SOURCES, HARNESS = ROOT / "eir" / "s13", ROOT / "tests" / "fuzz" / "lane.py"
+SOURCES, HARNESS = ROOT / "eir" / "interfaces" / "s13", ROOT / "tests" / "fuzz" / "lane.py"
 FLAGS = [
     "-g",
     "-O1",

@@ -656,7 +656,7 @@ def test_a_node_that_is_behind_its_source_warns(site, tmp_path, publisher):
         register.web.fault = lambda path: None if path == INDEX else "error"
         register.publish(added=ROWS[20:22])
         until(lambda: "list stolen has been behind its source" in node.status()["summary"])
-        (trouble,) = [each for each in node.status()["troubles"] if "source" in each]
+        (trouble,) = [each for each in node.status()["troubles"] if "behind its source" in each]
         assert re.fullmatch(
             r"list stolen has been behind its source since 20[-0-9]+T[:0-9]+Z \(eir pull stolen\)", trouble
         )
@@ -669,7 +669,7 @@ def test_a_node_that_is_behind_its_source_warns(site, tmp_path, publisher):
         register.web.fault = None
         until(lambda: node.status()["lists"]["stolen"]["serial"] == 3)
         until(lambda: metric not in node.metrics())
-        assert "source" not in node.status()["summary"]
+        assert "behind its source" not in node.status()["summary"]
 
 
 def test_two_nodes_on_one_redis_fetch_once(tmp_path, publisher):

@@ -11,6 +11,7 @@ from node import LISTED, TRACKED, children, is_gone, until_async
 from test_workers import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F401  # fixtures
 from wire import answer_to
 
+from eir.interfaces import INTERFACES
 from eir.node.observe.control import ControlError
 from eir.node.observe.control import ask as control
 
@@ -144,7 +145,7 @@ def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
         module: {name.partition("-")[0] for name in re.findall(r'^\w+_PROCESS = "([a-z-]+)"$', text, re.MULTILINE)}
         for module, text in code.items()
     }
-    started |= named.pop("services")
+    started |= {each.name.partition("-")[0] for each in INTERFACES if each.service}
     apart = set().union(*named.values())
     assert table.keys() == {"front", *started, *apart}
     assert len({re.findall(r"`eir/node/processes/(\w+)\.py`", cells[1])[-1] for cells in table.values()}) == 6

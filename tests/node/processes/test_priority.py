@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from node import until_async
 
-from eir.node.processes import priority, workers
+from eir.node.processes import child, priority
 from eir.node.processes.priority import TASKS, Aside, stay_aside
 
 COMES_BACK = priority._comes_back()
@@ -148,17 +148,22 @@ def standing_back():
 @pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
 async def test_a_process_that_stands_back_and_answers_late_takes_part(monkeypatch, standing_back):
     """Where workers want every processor, it gets no time to notice that, and would be killed as one that hangs."""
-    monkeypatch.setattr(workers, "FIGURES_S", 0)
-    monkeypatch.setattr(workers, "LATE_S", 0)
-    found = asyncio.Queue()
+    monkeypatch.setattr(child, "COUNTERS_S", 0)
+    monkeypatch.setattr(child, "LATE_S", 0)
+    found = asyncio.Event()
 
     async def ask(_what):
         await until_async(lambda: os.sched_getscheduler(standing_back.pid) == os.SCHED_OTHER)
+        found.set()
         return {}
 
+    async def serve(_handlers, **_):
+        await asyncio.Event().wait()
+
     assert os.sched_getscheduler(standing_back.pid) == os.SCHED_IDLE
-    of = SimpleNamespace(pid=standing_back.pid, channel=SimpleNamespace(ask=ask), kill=standing_back.kill)
-    watching = asyncio.create_task(workers.watch(of, found.put_nowait, lambda *_, **__: None))
-    assert await found.get() == {}
+    channel = SimpleNamespace(ask=ask, serve=serve)
+    process = SimpleNamespace(pid=standing_back.pid, channel=channel, kill=standing_back.kill)
+    watching = asyncio.create_task(child.Child("feed", None, report=lambda *_, **__: None).attend(process))
+    await found.wait()
     assert standing_back.poll() is None
     watching.cancel()

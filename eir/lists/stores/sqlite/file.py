@@ -96,7 +96,7 @@ CREATE TEMP TABLE events AS SELECT * FROM main.events;
 """,  # noqa: S608  # all parts are constants of this module
     2: _temporary(SINCE_3),
 }
-"""By the form of a file that is only read: what this program's form differs in, as tables of the connection's own."""
+"""Tables of the connection's own that a file of an earlier form lacks, by that form; for a file that is only read."""
 NOW = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORM};

@@ -1,16 +1,15 @@
 -- Subscribers whose checks follow one another as those of several phones do, at random, and not in blocks or together as one phone's. Of two this
--- alone is never enough to block: two SIMs of one phone may be checked each by itself.
+-- alone is never enough to export: two SIMs of one phone may be checked each by itself.
 SELECT
   evidence.device,
   LEAST(
-    {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {uneven} * uneven + {a_day} * a_day + {members} * members + {homes} * homes
-    + {switches} * switches + {busy} * busy + {placeless} * placeless + {versionless} * versionless + {same_version} * same_version,
+    {intercept} + {blocks} * blocks + {lockstep} * lockstep + {uneven} * uneven + {switches} * switches + {members} * members + {busy} * busy,
     CASE WHEN member_count = 2 THEN {likely} ELSE 30.0 END
   ) AS says,
   CONCAT(
     'subscribers who came back: ', CAST(devices.regulars AS VARCHAR),
     CASE WHEN devices.regulars > member_count THEN CONCAT(', of whom the busiest ', CAST(member_count AS VARCHAR), ' are looked at') ELSE '' END,
-    '; they change ', CAST(switch_count AS VARCHAR), ' times; the busiest two in ', CAST(CAST(COALESCE(runs, 0) AS BIGINT) AS VARCHAR),
+    '; they change ', CAST(changes AS VARCHAR), ' times; the busiest two in ', CAST(CAST(COALESCE(runs, 0) AS BIGINT) AS VARCHAR),
     ' runs, where two phones give ', CAST(CAST(ROUND(COALESCE(expected, 0)) AS BIGINT) AS VARCHAR), ' by chance, give or take ', CAST(CAST(ROUND(2 * COALESCE(deviation, 0)) AS BIGINT) AS VARCHAR)
   ) AS evidence
 FROM evidence JOIN devices ON evidence.device = devices.device

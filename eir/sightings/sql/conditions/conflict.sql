@@ -1,19 +1,17 @@
--- Two subscribers at two places, sooner than a phone gets from one to the other (ITU-T Q.5052: conflict of time and distance). The strongest
--- example is the one that was most too soon.
+-- Changes of SIM after which the check is where this SIM was last, and not where the device was last: two bodies at two places. Changes that answer the other
+-- way round count against it, as at a border. The example is the change with the shortest time.
 SELECT
-  evidence.device,
-  {conflicts} * evidence.conflicts + {conflicts_again} * evidence.conflicts_again AS says,
-  CONCAT(
-    'days at two places at once: ', CAST(evidence.conflict_days AS VARCHAR), ' (times: ', CAST(evidence.conflict_times AS VARCHAR), '), such as on ',
-    CAST(CAST(strongest.time AS DATE) AS VARCHAR), ' ', LEAST(here.origin, there.origin), ' and ', GREATEST(here.origin, there.origin), ' within ',
-    CAST(CAST(FLOOR(strongest.gap_s / 60) AS BIGINT) AS VARCHAR), ' min, where a phone takes ', CAST(CAST(FLOOR(strongest.fastest_s / 60) AS BIGINT) AS VARCHAR), ' (', strongest.known, ')'
-  ) AS evidence
+  evidence.device, {places} * evidence.places AS says,
+  CASE WHEN evidence.two_days > 0 THEN CONCAT(
+    'days on which a SIM goes on where it was, and not where the device was: ', CAST(evidence.two_days AS VARCHAR), ' (days that show one body: ', CAST(evidence.one_days AS VARCHAR), '), such as on ',
+    CAST(CAST(example.time AS DATE) AS VARCHAR), ' at ', here.origin, ', ', CAST(CAST(FLOOR(GREATEST(example.gap_s, 0) / 60) AS BIGINT) AS VARCHAR), ' min after another SIM at ', there.origin
+  ) ELSE CONCAT('days on which a SIM goes on where the device was, and not where the SIM was: ', CAST(evidence.one_days AS VARCHAR)) END AS evidence
 FROM evidence
-JOIN (
-  SELECT switches.*, ROW_NUMBER() OVER (PARTITION BY device ORDER BY fastest_s - gap_s DESC, time) AS place
-  FROM switches
-  WHERE is_conflict = 1
-) AS strongest ON evidence.device = strongest.device
-JOIN located AS here ON strongest.before_origin = here.number
-JOIN located AS there ON strongest.origin = there.number
-WHERE strongest.place = 1
+LEFT JOIN (
+  SELECT device, time, gap_s, origin, before_origin, ROW_NUMBER() OVER (PARTITION BY device ORDER BY gap_s, time, subscriber) AS place
+  FROM returns
+  WHERE is_two = 1
+) AS example ON evidence.device = example.device AND example.place = 1
+LEFT JOIN located AS here ON example.origin = here.number
+LEFT JOIN located AS there ON example.before_origin = there.number
+WHERE evidence.two_days + evidence.one_days > 0

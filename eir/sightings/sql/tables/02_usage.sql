@@ -1,4 +1,4 @@
--- Each device with each subscriber: the one pass over all sightings. Bit n of days: seen on day n of the window.
+-- Each device with each subscriber, without the word of distrusted origins and peers: the one pass over all sightings. Bit n of days: seen on day n of the window.
 SELECT
   device, subscriber, checks, first_seen, last_seen, days, home, CAST(BIT_COUNT(days) AS BIGINT) AS day_count
 FROM (
@@ -6,6 +6,7 @@ FROM (
     device, subscriber, CAST(SUM(checks) AS BIGINT) AS checks, MIN(time) AS first_seen, MAX(last) AS last_seen,
     BIT_OR(CAST(1 AS BIGINT) << day) AS days, MIN(home) AS home
   FROM sightings
-  WHERE device IS NOT NULL
+  WHERE device IS NOT NULL AND NOT COALESCE(origin_host, '') IN (SELECT distrusted.voice FROM distrusted)
+    AND NOT COALESCE(peer, origin_host, '') IN (SELECT distrusted.voice FROM distrusted)
   GROUP BY device, subscriber
 ) AS pairs

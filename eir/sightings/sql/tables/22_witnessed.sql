@@ -1,9 +1,0 @@
--- Those devices with each subscriber, by the peer that sent their checks, as far as it is believed; and the software versions that it
--- sent.
-SELECT
-  sightings.device, sightings.subscriber, claims.peer, CAST(SUM(sightings.checks) AS BIGINT) AS checks, BIT_OR(CAST(1 AS BIGINT) << sightings.day) AS days,
-  MIN(sightings.software_version) AS lowest, MAX(sightings.software_version) AS highest
-FROM sightings JOIN watched ON sightings.device = watched.device
-JOIN claims ON sightings.origin_host = claims.origin AND COALESCE(sightings.peer, sightings.origin_host) = claims.peer
-WHERE claims.is_believed = 1
-GROUP BY sightings.device, sightings.subscriber, claims.peer
