@@ -267,12 +267,15 @@ class Pulling:
             self._behind[name] = datetime.fromisoformat(made.behind_since).timestamp()
         elif made.in_force is not None:
             self._behind.pop(name, None)
+        before = self.rejected.get(name)
         if made.outcome == REFUSED:
-            before, time_text = self.rejected.get(name), utc_text(datetime.now(UTC))
+            time_text = utc_text(datetime.now(UTC))
             if before is None or (before.serial, before.reason) != (made.rejected, made.reason):
                 self.rejected[name] = Rejection(reason=made.reason, at=time_text, serial=made.rejected)
-        elif made.outcome in {LOADED, UNCHANGED, WAITING}:
-            self.rejected.pop(name, None)
+        elif before is not None and (
+            made.outcome in {LOADED, UNCHANGED} or (made.reached and (before.serial is None or made.reason == "base"))
+        ):
+            del self.rejected[name]
 
     def _count(self, made: Pulled) -> None:
         name = made.list
