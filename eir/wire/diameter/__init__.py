@@ -38,7 +38,7 @@ _HOMES = {
     "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "Servers", "connect"},
     "dictionary": {"BASE_DICTIONARY", "Dictionary", "read_avps"}, "grammar": {"Grammar", "read_grammar"}, "message": {"Answer", "Reply", "Request"},
     "node": {"Node"}, "eir.wire.peers.counts": {"Counts"},
-    "eir.wire.peers.settings": {"Identity", "Limits", "PeerSettings", "SctpSettings", "TlsSettings"},
+    "eir.wire.peers.settings": {"Identity", "Limits", "PeerSettings"}, "eir.wire.transport.settings": {"SctpSettings", "TlsSettings"},
 }  # fmt: skip
 
 
