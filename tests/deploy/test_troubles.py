@@ -107,7 +107,7 @@ def test_rules_in_the_wrong_order(site):
     with changed(site, policy={"rules": wrong}):
         said = site.json("check", LISTED)
         assert (said["status"], said["rule"]) == ("whitelisted", 1)
-        row("it is listed, and attaches", "put the list's rule above it")
+        row("the phone is listed, and attaches", "put the list's rule above it")
         site.configure(policy={"rules": wrong[::-1]})
         site.eir("reload")
         assert site.json("check", LISTED)["status"] == "blacklisted"
