@@ -41,8 +41,8 @@ SECTIONS = (
     Section("feed.tokens", TokenSettings, optional=True),
 )
 FAMILIES = (
-    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows that a register sent, by who sent them, the word that says which list, and the HTTP status of the answer"),
-    Family("eir_feed_transactions_total", "counter", (), "Transactions that rows of registers were written in"),
+    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows from registers, by sender, by the word that selects the list, and by HTTP status of the answer"),
+    Family("eir_feed_transactions_total", "counter", (), "Store transactions with rows from registers"),
 )  # fmt: skip
 
 

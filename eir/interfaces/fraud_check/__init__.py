@@ -16,7 +16,7 @@ SECTIONS = (
     Section("fraud_check.tokens", TokenSettings, optional=True),
 )
 FAMILIES = (
-    Family("eir_fraud_checks_total", "counter", ("client", "result"), "Requests of IMEI Fraud Check, by who asked, and what the device is or the HTTP status of an error"),
+    Family("eir_fraud_checks_total", "counter", ("client", "result"), "Requests of IMEI Fraud Check, by client, and by device status or HTTP status of an error"),
 )  # fmt: skip
 
 

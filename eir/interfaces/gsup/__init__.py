@@ -26,11 +26,11 @@ KEYS = (
     Key("gsup.store", FLAG, False, "pass a CHECK-IMEI of a device that may pass on to the HLR too (`store-imei` there), whose NACK counts"),
 )  # fmt: skip
 FAMILIES = (
-    Family("eir_gsup_answers_total", "counter", ("peer", "result"), "Answers to CHECK-IMEIs: ack, nack, or none to a request without an IMSI"),
-    Family("eir_gsup_passed_total", "counter", ("peer", "direction"), "Messages that were passed on, `out` to the HLR and `in` from it"),
-    Family("eir_gsup_not_passed_total", "counter", ("peer", "reason"), "Messages that the HLR did not get, each request of which got an error: no_hlr (none is configured), hlr_away, hlr_slow"),
-    Family("eir_gsup_errors_total", "counter", ("reason",), "Connections over GSUP that were ended for a fault"),
-    Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 while the HLR is connected for the peer's clients, 0 while it is away for one of them", "min"),
+    Family("eir_gsup_answers_total", "counter", ("peer", "result"), "Answers to CHECK-IMEIs: ack, nack, or none for a request without an IMSI"),
+    Family("eir_gsup_passed_total", "counter", ("peer", "direction"), "Forwarded messages, `out` to the HLR and `in` from it"),
+    Family("eir_gsup_not_passed_total", "counter", ("peer", "reason"), "Messages not forwarded to the HLR, whose requests got an error: no_hlr (not configured), hlr_away, hlr_slow"),
+    Family("eir_gsup_errors_total", "counter", ("reason",), "GSUP connections closed for a fault"),
+    Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 if the HLR is connected for all clients of the peer, 0 if it is down for one of them", "min"),
 )  # fmt: skip
 
 

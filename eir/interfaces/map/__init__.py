@@ -54,8 +54,8 @@ KEYS = (
     Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "further tags of an IMSI in a request; 00 and 04 behind the IMEI and 04 in extensions are known"),
 )  # fmt: skip
 FAMILIES = (
-    Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, by error, or by what was wrong with the request"),
-    Family("eir_sigtran_errors_total", "counter", ("reason",), "Messages of M3UA and SCCP that nothing was done about, and associations that were ended for a fault"),
+    Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, by error, or by fault of the request"),
+    Family("eir_sigtran_errors_total", "counter", ("reason",), "Ignored messages of M3UA and SCCP, and associations closed for a fault"),
 )  # fmt: skip
 
 

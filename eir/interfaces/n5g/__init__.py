@@ -70,11 +70,11 @@ SECTIONS = (
     Section("n5g.nrf", NrfSettings, optional=True),
 )
 FAMILIES = (
-    Family("eir_sbi_responses_total", "counter", ("peer", "result"), "Responses to AMFs, by HTTP status, and cause where it is an error"),
-    Family("eir_sbi_errors_total", "counter", ("reason",), "Connections of AMFs that were ended for a fault"),
+    Family("eir_sbi_responses_total", "counter", ("peer", "result"), "Responses to AMFs, by HTTP status, and cause of an error"),
+    Family("eir_sbi_errors_total", "counter", ("reason",), "AMF connections closed for a fault"),
 )  # fmt: skip
 NRF_FAMILIES = (
-    Family("eir_nrf_registered", "gauge", ("nrf",), "1 for the NRF that the node is registered with, 0 for the others", "max"),
+    Family("eir_nrf_registered", "gauge", ("nrf",), "1 for the NRF at which the node is registered, 0 for the others", "max"),
     Family("eir_nrf_requests_total", "counter", ("nrf", "request", "result"), "Requests to NRFs (register, heartbeat, deregister, token), by HTTP status or no_answer"),
 )  # fmt: skip
 

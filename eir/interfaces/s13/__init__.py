@@ -24,8 +24,8 @@ KEYS = (
 FAMILIES = (
     Family("eir_diameter_messages_total", "counter", ("peer", "command", "kind", "direction"), "Diameter messages"),
     Family("eir_diameter_answers_total", "counter", ("peer", "result"), "Answers sent, by Result-Code or vendor:experimental code"),
-    Family("eir_diameter_errors_total", "counter", ("reason",), "Faults found in messages and connections"),
-    Family("eir_diameter_drops_total", "counter", ("reason",), "Messages that got no answer, by reason"),
+    Family("eir_diameter_errors_total", "counter", ("reason",), "Faults in messages and connections"),
+    Family("eir_diameter_drops_total", "counter", ("reason",), "Messages without an answer"),
 )  # fmt: skip
 
 
