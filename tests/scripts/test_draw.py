@@ -1,0 +1,101 @@
+"""scripts/draw: each drawing is that of its source, and can be read on light and dark screens, and by readers who do not see it."""
+
+import re
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SVG = "{http://www.w3.org/2000/svg}"
+DRAWINGS = sorted((SCRIPTS / "drawings").glob("*.txt"))
+
+
+@pytest.fixture
+def draw(tmp_path):
+    """Run a copy of the script over drawings of the test's own."""
+    shutil.copy(SCRIPTS / "draw", tmp_path)
+    (tmp_path / "drawings").mkdir()
+
+    def run(source, *arguments):
+        (tmp_path / "drawings" / "one.txt").write_text(source)
+        done = subprocess.run([tmp_path / "draw", *arguments], capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr, tmp_path / "drawings" / "one.svg"
+
+    return run
+
+
+def luminance(colour):
+    """Relative luminance of a colour (WCAG 2)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    """Contrast of two colours (WCAG 2)."""
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_drawings_are_those_of_their_sources():
+    assert DRAWINGS
+    done = subprocess.run([SCRIPTS / "draw", "--check"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("source", DRAWINGS, ids=lambda path: path.stem)
+def test_a_drawing_is_readable(source):
+    text = source.with_suffix(".svg").read_text()
+    palettes = [dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in text.split("prefers-color-scheme: dark")]
+    assert len(palettes) == 2
+    for palette in palettes:
+        for ground in ("page", "box", "group"):
+            assert contrast(palette["ink"], palette[ground]) >= 4.5
+            assert contrast(palette["soft"], palette[ground]) >= 4.5
+            assert contrast(palette["line"], palette[ground]) >= 3
+    drawing = ET.fromstring(text)
+    described = drawing.find(f"{SVG}desc").text
+    labels = [each.text for each in drawing.iter(f"{SVG}text") if each.get("class") == "label"]
+    assert labels
+    assert all(label in described for label in labels)
+
+
+@pytest.mark.parametrize("source", DRAWINGS, ids=lambda path: path.stem)
+def test_texts_fit_into_their_boxes(source):
+    drawing = ET.fromstring(source.with_suffix(".svg").read_text())
+    width = None
+    for element in drawing:
+        if element.tag == f"{SVG}rect":
+            width = float(element.get("width"))
+        elif element.tag == f"{SVG}text" and not element.get("class"):
+            assert 7.5 * len(element.text) < width, element.text
+    lines = [each for each in drawing.iter(f"{SVG}text") if each.get("class") == "label"]
+    for one, other in pairwise(sorted(lines, key=lambda each: (float(each.get("y")), float(each.get("x"))))):
+        apart = float(other.get("x")) - float(one.get("x"))
+        assert one.get("y") != other.get("y") or apart > 3.4 * (len(one.text) + len(other.text)), (one.text, other.text)
+
+
+def test_a_changed_source_is_noticed(draw):
+    source = "title T\nbox a 0 0 9 4 A\nbox b 0 9 9 4 B & C\na -> b goes\n"
+    assert draw(source)[0] == 0
+    assert draw(source, "--check")[0] == 0
+    status, fault, _ = draw(source.replace("goes", "comes"), "--check")
+    assert (status, fault) == (1, "one.svg: out of date: run scripts/draw\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("a -> c goes", "line 4 is neither a title, a box nor an arrow between boxes: a -> c goes"),
+        ("box c 0 0 9 A", "line 4 is neither a title, a box nor an arrow between boxes: box c 0 0 9 A"),
+        ("a -> b goes", "A and B do not face each other"),
+    ],
+)
+def test_a_faulty_source_is_refused(draw, line, fault):
+    status, said, target = draw(f"title T\nbox a 0 0 9 4 A\nbox b 20 9 9 4 B\n{line}\n")
+    assert (status, said) == (1, f"one.txt: {fault}\n")
+    assert not target.exists()
