@@ -3,6 +3,8 @@
 import re
 import shutil
 import subprocess
+import tomllib
+from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -60,7 +62,7 @@ def test_a_drawing_is_readable(source):
     drawing = ET.fromstring(text)
     described = drawing.find(f"{SVG}desc").text
     labels = [each.text for each in drawing.iter(f"{SVG}text") if each.get("class") == "label"]
-    assert labels
+    assert described.startswith("Boxes: ")
     assert all(label in described for label in labels)
 
 
@@ -99,3 +101,19 @@ def test_a_faulty_source_is_refused(draw, line, fault):
     status, said, target = draw(f"title T\nbox a 0 0 9 4 A\nbox b 20 9 9 4 B\n{line}\n")
     assert (status, said) == (1, f"one.txt: {fault}\n")
     assert not target.exists()
+
+
+def test_wings_are_drawn_as_the_import_contract_has_them():
+    contracts = tomllib.loads((SCRIPTS.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {each["containers"][0]: each["layers"] for each in contracts if each["type"] == "layers"}
+    drawn, rooms = defaultdict(list), {}
+    for line in (SCRIPTS / "drawings" / "wings.txt").read_text().splitlines():
+        if line.startswith("box "):
+            _, name, _, y, _, _, text = line.split(" ", 6)
+            drawn[int(y)].append(name)
+            rooms[name] = set(re.findall(r"\w+", text.partition(":")[2]))
+    expected = [sorted(layer.split(" | ")) for layer in layers.pop("eir") if layer != "__main__"]
+    assert [sorted(names) for _, names in sorted(drawn.items())] == expected
+    for container, of_it in layers.items():
+        names = set(re.findall(r"\w+", " ".join(of_it))) - {"interface", "probing"}
+        assert names == rooms[container.removeprefix("eir.")], container
