@@ -332,7 +332,7 @@ def _with_network(host: Host, promises: list[str]) -> None:
     promises.append("the installation with network")
     _works(host, promises)
     _upgrades(host, Installation.upgrade, True, promises)
-    needs = re.search(r"It needs ((?:`[\w-]+`(?: and |, )?)+)", Installation.FIRST_DAY)
+    needs = re.search(r"You need ((?:`[\w-]+`(?: and |, )?)+)", Installation.FIRST_DAY)
     _holds("the page says what a first day needs", needs)
     host.does(f"sudo apt-get install {' '.join(re.findall('`([^`]+)`', needs[1]))}", network=True)  # type: ignore[index]
     code, _ = host.asks("systemctl", "is-active", "redis-server")

@@ -47,7 +47,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_sctp_paths", "gauge", ("peer", "state"), "Number of SCTP paths to the addresses of connected peers, by state: up or down"),
     Family("eir_sctp_retransmissions_total", "counter", ("peer",), "Retransmitted SCTP DATA chunks"),
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
-    Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force (a whole TAC counts as 1, each single device in it as a further one)", "min"),
+    Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force (a whole TAC counts as 1; single devices of it are counted separately)", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
     Family("eir_list_content_digest", "gauge", ("list",), "First 48 bits of the content digest of the list, as a number: equal for equal lists", "min"),
     Family("eir_list_issued_timestamp_seconds", "gauge", ("list",), "Time of issue of the release in force", "min"),
