@@ -71,7 +71,7 @@ class Feed:
     def respond(self, request: Request) -> Answer:
         """The answer to a request."""
         authorization = request.headers.get("authorization", "")
-        if self.users is not None and (user := self.users.known(authorization)) is not None:
+        if self.users is not None and (user := self.users.known(authorization, request.address)) is not None:
             return self._answered(request, user)
         return self._admitted(request, authorization)
 

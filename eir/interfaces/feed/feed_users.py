@@ -1,8 +1,9 @@
 """Users who may feed by a password (RFC 7617): a file of users with hashed passwords, and the check of a request.
 
-A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), made by `eir feed user NAME`. A password that was
-verified is remembered by a keyed digest, so that a row costs a look-up; a wrong one costs as much time as a hash, in a thread and one
-at a time, and how many of them an address may send is bounded.
+A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), made by `eir feed user NAME`. A header that was verified
+from an address is remembered by a keyed digest, so that a row costs a look-up. Any other header costs as much time as a hash, in a
+thread and one at a time, and each address may send a limited number of wrong ones. A header that is remembered for one address proves
+nothing to another: otherwise an address beyond its limit could go on trying passwords against the remembered ones.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from eir.errors import EirError
-from eir.wire.web.http2_limits import Allowance, Purse
+from eir.wire.peers.gate import client_key
+from eir.wire.peers.rate import HIGHEST_PRIORITY, Buckets
 
 N, R, P = 1 << 14, 8, 1
 """16 MB and about 50 ms for one password."""
@@ -28,9 +30,9 @@ FILE_BYTES_MAX: Final = 1 << 20
 USERS_MAX: Final = 1000
 HEADER_CHARS_MAX: Final = 1024
 REMEMBERED_MAX: Final = 1024
-BAD_ONES: Final = Allowance(burst=20, a_second=1 / 60)
-"""Wrong passwords of one address; past that, its requests are answered 429 unless they are known to be good."""
-ADDRESSES_MAX: Final = 4096
+BAD_BURST: Final = 20
+BAD_A_SECOND: Final = 1 / 60
+"""Wrong passwords of one address; past that, its requests are answered 429 unless their header was verified from there before."""
 
 NO_PASSWORD, WRONG, TOO_MANY = "no_password", "wrong_password", "too_many"
 """Reasons for which a request is refused."""
@@ -121,11 +123,11 @@ class Users:
         self._ticks = ticks
         self._key = secrets.token_bytes(32)
         self._one = asyncio.Lock()
-        self._bad_ones: dict[str, Purse] = {}
-        """A purse for the bad passwords from each address."""
+        self._bad_ones = Buckets(BAD_A_SECOND, BAD_BURST)
+        """Wrong passwords by address."""
         self._users: dict[str, Hashed] = {}
         self._good: dict[bytes, str] = {}
-        """Users by the digest of a header that was verified."""
+        """Users by the digest of a header and the address that it was verified from."""
         self.renew(users)
 
     def renew(self, users: Mapping[str, Hashed]) -> None:
@@ -139,20 +141,20 @@ class Users:
         """True if a user has this name."""
         return name in self._users
 
-    def known(self, authorization: str) -> str | None:
-        """The user whose header this is, if that was verified before."""
-        return self._good.get(self._digest(authorization))
+    def known(self, authorization: str, address: str) -> str | None:
+        """The user whose header this is, if it was verified from this address before."""
+        return self._good.get(self._digest(authorization, address))
 
     async def user(self, authorization: str, address: str) -> tuple[str, str]:
         """The user of a header and nothing, or nothing and why it is refused."""
-        digest = self._digest(authorization)
+        digest = self._digest(authorization, address)
         name, password = _said(authorization)
         if not name:
             return "", NO_PASSWORD
         async with self._one:
             if digest not in self._good:
-                purse = self._bad_ones.get(address) or self._remembered(address)
-                if not purse.take(self._ticks()):
+                bad_ones = self._bad_ones.of(client_key(address), self._ticks())
+                if not bad_ones.room(self._ticks(), HIGHEST_PRIORITY):
                     return "", TOO_MANY
                 while True:
                     hashed = self._users.get(name)
@@ -160,21 +162,16 @@ class Users:
                     if hashed == self._users.get(name):  # else the file was read again meanwhile: its new line decides
                         break
                 if not fits or hashed is None:
+                    bad_ones.spend(1)
                     return "", WRONG
-                purse.left += 1  # a good one takes nothing
                 if len(self._good) >= REMEMBERED_MAX:
                     del self._good[next(iter(self._good))]
                 self._good[digest] = name
         return name, ""
 
-    def _remembered(self, address: str) -> Purse:
-        if len(self._bad_ones) >= ADDRESSES_MAX:
-            del self._bad_ones[next(iter(self._bad_ones))]
-        purse = self._bad_ones[address] = Purse(BAD_ONES, self._ticks())
-        return purse
-
-    def _digest(self, authorization: str) -> bytes:
-        return hashlib.blake2b(authorization.encode("latin-1", "replace"), key=self._key, digest_size=32).digest()
+    def _digest(self, authorization: str, address: str) -> bytes:
+        said = f"{address} {authorization}".encode("latin-1", "replace")
+        return hashlib.blake2b(said, key=self._key, digest_size=32).digest()
 
 
 def _said(authorization: str) -> tuple[str, bytes]:

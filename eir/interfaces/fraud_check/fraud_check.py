@@ -1,7 +1,7 @@
 """IMEI Fraud Check (CAMARA): from a request to its answer. Who asks shows an access token of the operator's gateway.
 
 The interface is data: its path, its words, its errors, and the OpenAPI document that is served of it. What the lists say of a device is
-a callable that it is handed. Imports eir.wire.web and eir.lists.sources.
+a callable that it is handed.
 """
 
 import json
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from eir.errors import Report, StoreError, place_of
 from eir.interfaces.fraud_check.settings import FRAUD_SCOPE, FraudSettings
+from eir.wire.peers.rate import Buckets
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.wire.web.http1 import Request, Response
 from eir.wire.web.http1_server import Answer
-from eir.wire.web.http2_limits import Allowance, Purse
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import Tokens
@@ -161,18 +161,16 @@ class FraudCheck:
     def __init__(
         self, settings: FraudSettings, look: Callable[[str], Awaitable[Found]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
     ) -> None:  # fmt: skip
-        self.settings, self.tokens = settings, tokens
+        self.tokens = tokens
         self._look, self._ticks, self._report = look, ticks, report
-        self._purses: dict[str, Purse] = {}
-        """A purse for each client."""
         self._labels: set[str] = set()
         self.answers: Counter[tuple[str, str]] = Counter()
         """(client, word or HTTP status)."""
+        self.configure(settings)
 
     def configure(self, settings: FraudSettings) -> None:
         """Use these settings from now on."""
-        self.settings = settings
-        self._purses.clear()
+        self._rates = Buckets(settings.rate_max, max(1.0, settings.rate_max), CLIENTS_MAX)
 
     def respond(self, request: Request) -> Answer:
         """The answer to a request."""
@@ -235,14 +233,8 @@ class FraudCheck:
 
     def _hold(self, client: str) -> None:
         """Hold a client to its rate, which limits how much can be drawn out of the lists. Raises _Refused."""
-        purse, now = self._purses.get(client), self._ticks()
-        if purse is None:
-            if len(self._purses) >= CLIENTS_MAX:
-                del self._purses[next(iter(self._purses))]
-            rate = self.settings.rate_max
-            purse = self._purses[client] = Purse(Allowance(burst=max(1.0, rate), a_second=rate), now)
-        if not purse.take(now):
-            purse.left += 1  # what was turned away takes nothing
+        now = self._ticks()
+        if not self._rates.of(client, now).take(now):
             raise _Refused("rate", headers=(("Retry-After", "1"),))
 
     def _refused(self, why: _Refused, client: str, headers: tuple[tuple[str, str], ...], address: str) -> Response:

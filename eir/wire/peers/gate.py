@@ -6,10 +6,11 @@ A node has a Gate. A process that accepts connections for several nodes counts b
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 from typing import Generic, Protocol, TypeVar
 
 from eir.wire.peers.settings import Limits, PeerSettings, may_connect
+from eir.wire.transport.settings import source_address
 
 NETWORK_BITS = {4: 24, 6: 64}
 """Bits of an address that name its source network, by IP version."""
@@ -39,6 +40,15 @@ Link = TypeVar("Link", bound=Arrival)
 def network_of(source: Address) -> Network:
     """The source network that limits count by: what one customer, or one site, usually has of addresses."""
     return source.version, int(source) >> source.max_prefixlen - NETWORK_BITS[source.version]
+
+
+def client_key(address: str) -> str:
+    """Return the key by which tries of one client are limited: its address, of IPv6 the network of 64 bits that one client usually has."""
+    try:
+        source = source_address(address)
+    except ValueError:
+        return address
+    return str(IPv6Network((source, NETWORK_BITS[6]), strict=False) if source.version == 6 else source)
 
 
 class Sources:

@@ -1,6 +1,6 @@
-"""Limits on requests a second, with room for priorities (RFC 7944 DRMP). Time is an argument; imports settings.
+"""Token buckets: limits on requests a second, with room for priorities (RFC 7944 DRMP), and on anything else that a client may do so often.
 
-With several workers a limit is the node's, and not each worker's: they tell each other what they grant, in memory that they
+Time is an argument. With several workers a limit is the node's, and not each worker's: they tell each other what they grant, in memory that they
 share, since a peer's connections may be in any of them.
 """
 
@@ -14,8 +14,11 @@ from eir.wire.peers.settings import Limits, PeerSettings
 BURST_S = 0.25
 """The bucket holds what the rate gives in this time: the burst that a quiet peer may send at once."""
 PRIORITIES = 16
+HIGHEST_PRIORITY = 0
 DEFAULT_PRIORITY = 10
 """RFC 7944 9: that of a request without DRMP."""
+KEYS_MAX = 4096
+"""Maximum number of buckets by key."""
 LIMITS_MAX = 4096
 """Limits whose grants workers tell each other apart."""
 
@@ -62,11 +65,14 @@ class Bucket:
 
     __slots__ = ("_by_others", "_capacity", "_filled_at", "_grants", "_tokens", "limit", "rate_max")
 
-    def __init__(self, rate_max: float, now: float, *, grants: Grants | None = None, limit: int = 0) -> None:
+    def __init__(
+        self, rate_max: float, now: float, *, burst: float | None = None, grants: Grants | None = None, limit: int = 0
+    ) -> None:
+        """`burst`: tokens of a full bucket; None: those of BURST_S."""
         self.rate_max = rate_max
-        """Requests a second."""
+        """Tokens a second."""
         self.limit = limit
-        self._capacity = max(rate_max * BURST_S, 1.0)
+        self._capacity = max(rate_max * BURST_S, 1.0) if burst is None else burst
         self._tokens = self._capacity
         self._filled_at = now
         self._grants = grants
@@ -95,6 +101,36 @@ class Bucket:
         self._tokens -= count
         if self._grants is not None and count:
             self._grants.add(self.limit, count)
+
+    def take(self, now: float, count: int = 1) -> bool:
+        """Spend `count` tokens if the bucket holds as many; return whether it did."""
+        if self.room(now, HIGHEST_PRIORITY) < count:
+            return False
+        self.spend(count)
+        return True
+
+    def fill(self, count: int) -> None:
+        """Add tokens; the bucket holds no more than its burst."""
+        self._tokens = min(self._capacity, self._tokens + count)
+
+
+class Buckets:
+    """A bucket for each key, such as a client's address. Beyond `keys_max`, the bucket that was made first is deleted."""
+
+    def __init__(self, rate_max: float, burst: float, keys_max: int = KEYS_MAX) -> None:
+        self._rate_max = rate_max
+        self._burst = burst
+        self._keys_max = keys_max
+        self._by_key: dict[str, Bucket] = {}
+
+    def of(self, key: str, now: float) -> Bucket:
+        """Return the bucket of a key."""
+        bucket = self._by_key.get(key)
+        if bucket is None:
+            if len(self._by_key) >= self._keys_max:
+                del self._by_key[next(iter(self._by_key))]
+            bucket = self._by_key[key] = Bucket(self._rate_max, now, burst=self._burst)
+        return bucket
 
 
 class Limit(NamedTuple):

@@ -1,25 +1,25 @@
-"""Access to a page: by the client's address, or by a password (HTTP Basic, RFC 7617). Imports eir.wire.web alone."""
+"""Access to a page: by the client's address, or by a password (HTTP Basic, RFC 7617)."""
 
 import base64
 import binascii
 import hmac
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Final
 
+from eir.wire.peers.gate import client_key
+from eir.wire.peers.rate import HIGHEST_PRIORITY, Buckets
 from eir.wire.web.http1 import Request, Response
-from eir.wire.web.http2_limits import Allowance, Purse
 
 TEXT = "text/plain; charset=utf-8"
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 PASSWORD_BYTES_MAX = 1024
-WRONG_MAX: Final = Allowance(burst=20, a_second=1 / 60)
+WRONG_BURST: Final = 20
+WRONG_A_SECOND: Final = 1 / 60
 """Wrong passwords of one address; beyond that, none of its passwords is compared."""
-ADDRESSES_MAX: Final = 4096
 PAGE: Final = "page"
 """Label of the page as an interface, in metrics and log."""
 WRONG, LOCKED_OUT = "wrong_password", "locked_out"
@@ -45,8 +45,8 @@ class PageAccess:
 
     def __init__(self, *, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
-        self._wrong: dict[str, Purse] = {}
-        """Balance of wrong passwords by address."""
+        self._wrong = Buckets(WRONG_A_SECOND, WRONG_BURST)
+        """Wrong passwords by address."""
         self.refused: Counter[str] = Counter()
         """Requests with a password that were refused, by reason."""
 
@@ -66,31 +66,17 @@ class PageAccess:
         authorization = request.headers.get("authorization")
         if not authorization:
             return CHALLENGE
-        purse, now = self._purse(request.address), self._ticks()
-        purse.take(now, 0)
-        if purse.left < 1:
+        wrong = self._wrong.of(client_key(request.address), self._ticks())
+        if not wrong.room(self._ticks(), HIGHEST_PRIORITY):
             reason, response = LOCKED_OUT, TOO_MANY
         elif _is_password(authorization, settings.password_file):
             return None
         else:
-            purse.take(now)
+            wrong.spend(1)
             reason, response = WRONG, CHALLENGE
         self.refused[reason] += 1
         refused(reason)
         return response
-
-    def _purse(self, address: str) -> Purse:
-        """Return the balance of an address; all addresses of an IPv6 network of 64 bits have one."""
-        with suppress(ValueError):
-            at = ip_address(address.partition("%")[0])
-            if isinstance(at, IPv6Address):
-                address = str(at.ipv4_mapped or IPv6Network((at, 64), strict=False))
-        purse = self._wrong.get(address)
-        if purse is None:
-            if len(self._wrong) >= ADDRESSES_MAX:
-                del self._wrong[next(iter(self._wrong))]
-            purse = self._wrong[address] = Purse(WRONG_MAX, self._ticks())
-        return purse
 
 
 def _is_password(authorization: str, file: Path) -> bool:

@@ -29,6 +29,7 @@ from h2.exceptions import NoSuchStreamError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from hpack import Encoder, HPACKError, OversizedHeaderListError
 
+from eir.wire.peers.rate import Bucket
 from eir.wire.web import http2_limits as floods
 from eir.wire.web.hpack_lane import decoded
 from eir.wire.web.http2_limits import SETTINGS, Http2Limits
@@ -167,7 +168,8 @@ class Connection:
         """The request that h2 is about to get had more headers than these."""
         self._ready: Response | None = None
         """The answer to the request that h2 is about to get."""
-        self._control, self._updates = floods.Purse(floods.CONTROL, now), floods.Purse(floods.UPDATES, now)
+        self._control = Bucket(floods.CONTROL_A_SECOND, now, burst=floods.CONTROL_BURST)
+        self._updates = Bucket(floods.UPDATES_A_SECOND, now, burst=floods.UPDATES_BURST)
         self._last_stream: int | None = None
         """The last stream that is still answered, once the drain has said so."""
         self._draining: tuple[float, str] | None = None
@@ -230,7 +232,7 @@ class Connection:
         if at != self._at and self._block is None:
             self._since = now
         self._in, self._at = (data, at) if at < size else (b"", 0)  # a client that is silent now pins no memory
-        self._updates.add_requests(self.requests - before)
+        self._updates.fill(floods.UPDATES_A_REQUEST * (self.requests - before))
         self._finish()
 
     def leave(self, now: float, reason: str = "drained") -> None:

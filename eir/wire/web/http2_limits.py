@@ -1,11 +1,10 @@
 """Limits on an HTTP/2 client: on its connection, and on frames that bring no request forward: resets, pings, settings, window updates.
 
-Each such frame takes from an allowance that fills again over time, and with requests where honest clients send some for each.
-A client that has used one up is sent away. Time is an argument; imports nothing of ours.
+Each such frame is taken from a bucket that fills again over time, and with requests where honest clients send some for each.
+A client that has emptied one is sent away.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +43,9 @@ HEADER_FLOOD = "header_flood"
 UNKNOWN = "unknown_flood"
 
 
-class Allowance(NamedTuple):
-    """An allowance of frames."""
-
-    burst: float
-    """At once."""
-    a_second: float
-    a_request: float = 0.0
-
-
-CONTROL = Allowance(burst=500, a_second=50)
+CONTROL_BURST, CONTROL_A_SECOND = 500, 50
 """Frames that a client has little reason to send."""
-UPDATES = Allowance(burst=2000, a_second=100, a_request=4)
+UPDATES_BURST, UPDATES_A_SECOND, UPDATES_A_REQUEST = 2000, 100, 4
 """Frames that some clients send with each request: WINDOW_UPDATE for what they have read, PRIORITY."""
 
 
@@ -71,24 +61,3 @@ def weight(size: int, headers: int) -> int:
 def size_weight(size: int) -> int:
     """The weight of a frame of this size that a client has little reason to send; those of honest clients are short."""
     return 1 + (size >> 8)
-
-
-class Purse:
-    """The balance of one allowance."""
-
-    __slots__ = ("_allowance", "_at", "left")
-
-    def __init__(self, allowance: Allowance, now: float) -> None:
-        self._allowance = allowance
-        self._at = now
-        self.left = allowance.burst
-
-    def take(self, now: float, count: float = 1.0) -> bool:
-        """Count this many more, and return whether they were allowed."""
-        self.left = min(self._allowance.burst, self.left + (now - self._at) * self._allowance.a_second) - count
-        self._at = now
-        return self.left >= 0
-
-    def add_requests(self, count: int) -> None:
-        """Requests have come."""
-        self.left = min(self._allowance.burst, self.left + count * self._allowance.a_request)

@@ -18,8 +18,9 @@ from joserfc.errors import InvalidKeyTypeError, JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry
 
 from eir.errors import FileError
+from eir.wire.peers.gate import client_key
+from eir.wire.peers.rate import HIGHEST_PRIORITY, Buckets
 from eir.wire.web.denials import LASTING, Denied, TokenSettings, denials
-from eir.wire.web.http2_limits import Allowance, Purse
 
 ALGORITHMS: Final = (
     "ES256",
@@ -47,10 +48,9 @@ REMEMBERED_MAX: Final = 4096
 TIME_MAX: Final = float(1 << 53)
 REFUSED_MAX: Final = 512
 """Refused tokens that are remembered, so that a client that sends one again and again costs a look-up."""
-BAD_ONES: Final = Allowance(burst=100, a_second=20)
+BAD_BURST: Final = 100
+BAD_A_SECOND: Final = 20
 """Tokens of one peer that were looked into in vain; past that, only those that are known already are answered."""
-PEERS_MAX: Final = 4096
-"""Peers whose bad tokens are counted; for a further one the one that came first is forgotten."""
 EARLY_S: Final = 5
 """Seconds before its `nbf` from which a token is accepted: clocks of two hosts differ."""
 
@@ -123,8 +123,8 @@ class Tokens:
         self._scope, self._denied = scope, denials(scope)
         self._verified: dict[bytes, _Verified] = {}
         self._refused: dict[bytes, Denied] = {}
-        self._bad_ones: dict[str, Purse] = {}
-        """A purse for the bad tokens of each peer."""
+        self._bad_ones = Buckets(BAD_A_SECOND, BAD_BURST)
+        """Bad tokens by the peer's address."""
         self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
 
     def renew(self, settings: TokenSettings, keys: Sequence[VerifyKey]) -> None:
@@ -136,7 +136,7 @@ class Tokens:
         self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
         self._verified = {token: verified for token, verified in self._verified.items() if verified.thumbprint in stays}
         self._refused.clear()
-        self._bad_ones.clear()
+        self._bad_ones = Buckets(BAD_A_SECOND, BAD_BURST)
 
     def subject(self, authorization: bytes | None, peer: str) -> str | Denied:
         """The subject of the token in an Authorization header (its `sub`: the NF instance that asks), or the refusal.
@@ -157,18 +157,15 @@ class Tokens:
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return self._denied["no_token"]
-        purse = self._bad_ones.get(peer)
-        if purse is None:
-            purse = Purse(BAD_ONES, self._ticks())
-            _remember(self._bad_ones, peer, purse, PEERS_MAX)
-        if not purse.take(self._ticks(), 0):
+        bad_ones = self._bad_ones.of(client_key(peer), self._ticks())
+        if not bad_ones.room(self._ticks(), HIGHEST_PRIORITY):
             return self._denied["too_many"]
         try:
             verified = self._verify(token.strip(b" "))
         except _Refused as e:
             refusal = self._denied[str(e)]
             if refusal.reason in LASTING:
-                purse.take(self._ticks())
+                bad_ones.spend(1)
                 _remember(self._refused, authorization, refusal, REFUSED_MAX)
             return refusal
         _remember(self._verified, authorization, verified, self._remembered_max)

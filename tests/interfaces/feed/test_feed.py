@@ -17,7 +17,7 @@ from eir.disk import Watched
 from eir.errors import StoreError
 from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
 from eir.interfaces.feed.feed_rows import Refused, Row, read_row
-from eir.interfaces.feed.feed_users import BAD_ONES, Users, UsersError, read_users, user_line
+from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users, user_line
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FeedSettings
 from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, edit_list
@@ -99,15 +99,24 @@ class TestUsers:
 
         return write
 
+    @pytest.fixture
+    def quick(self, monkeypatch):
+        """A clock, and passwords that are compared without a hash, which takes 50 ms."""
+        hashed = []
+        monkeypatch.setattr(
+            Hashed, "fits", lambda _, password: hashed.append(password) or password == PASSWORD.encode()
+        )
+        return SimpleNamespace(now=0.0, hashed=hashed)
+
     async def test_a_good_password_and_bad_ones(self, file):
         now = [0.0]
         users = Users(
             read_users(file("# us", "", user_line("register", PASSWORD), user_line("second", "pass:word:twice"))),
             ticks=lambda: now[0],
         )
-        assert users.known(basic()) is None
+        assert users.known(basic(), "10.0.0.1") is None
         assert await users.user(basic(), "10.0.0.1") == ("register", "")
-        assert users.known(basic()) == "register"
+        assert users.known(basic(), "10.0.0.1") == "register"
         assert await users.user(basic("second", "pass:word:twice"), "10.0.0.1") == ("second", "")
         for header in (
             "", "Basic", "Basic !", "Bearer x", basic().replace("Basic ", "Digest "), "Basic " + "A" * 5000, "Basic cmVnaXN0ZXI=", "Basic Og==",
@@ -116,19 +125,41 @@ class TestUsers:
             assert await users.user(header, "10.0.0.1") == ("", "no_password"), header
         for header in (basic(password=PASSWORD + "x"), basic("nobody"), basic("second"), basic("register", "")):
             assert await users.user(header, "10.0.0.1") == ("", "wrong_password"), header
-            assert users.known(header) is None
+            assert users.known(header, "10.0.0.1") is None
 
-    async def test_wrong_ones_are_bounded_by_address_and_good_ones_never(self, file):
-        now = [0.0]
-        users = Users(read_users(file(user_line("register", PASSWORD))), ticks=lambda: now[0])
-        users._bad_ones["10.0.0.1"] = feed_purse = users._remembered("10.0.0.1")
-        feed_purse.left = 1
-        assert await users.user(basic("nobody"), "10.0.0.1") == ("", "wrong_password")
+    async def test_an_address_sends_a_limited_number_of_wrong_ones(self, file, quick):
+        users = Users(read_users(file(user_line("register", PASSWORD))), ticks=lambda: quick.now)
+        wrong = [await users.user(basic("nobody"), "10.0.0.1") for _ in range(30)]
+        assert wrong == [("", "wrong_password")] * 20 + [("", "too_many")] * 10
         assert await users.user(basic(), "10.0.0.1") == ("", "too_many")
         assert await users.user(basic(), "10.0.0.2") == ("register", "")
-        assert users.known(basic()) == "register"  # whatever others from there send
-        now[0] += 3 / BAD_ONES.a_second
+        quick.now += 61
+        assert [await users.user(basic(), "10.0.0.1") for _ in range(30)] == [("register", "")] * 30
+        assert await users.user(basic("nobody"), "10.0.0.1") == ("", "wrong_password")  # good ones cost nothing
+
+    async def test_wrong_ones_beyond_the_limit_lock_out_for_no_longer(self, file, quick):
+        users = Users(read_users(file(user_line("register", PASSWORD))), ticks=lambda: quick.now)
+        for _ in range(1000):
+            await users.user(basic("nobody"), "10.0.0.1")
+        assert len(quick.hashed) == 20
+        quick.now += 61
         assert await users.user(basic(), "10.0.0.1") == ("register", "")
+
+    async def test_a_remembered_header_is_no_oracle_for_another_address(self, file, quick):
+        """Beyond the limit, a right guess gets the answer that a wrong one gets, whoever else uses that password."""
+        users = Users(read_users(file(user_line("register", PASSWORD))), ticks=lambda: quick.now)
+        assert await users.user(basic(), "10.0.0.1") == ("register", "")
+        for _ in range(20):
+            await users.user(basic(password="a wrong guess"), "10.0.0.2")
+        assert users.known(basic(), "10.0.0.2") is None
+        assert await users.user(basic(), "10.0.0.2") == ("", "too_many")
+        assert users.known(basic(), "10.0.0.1") == "register"
+
+    async def test_an_ipv6_network_of_one_client_is_one_address(self, file, quick):
+        users = Users(read_users(file(user_line("register", PASSWORD))), ticks=lambda: quick.now)
+        answers = [await users.user(basic("nobody"), f"2001:db8::{number:x}") for number in range(1, 31)]
+        assert answers == [("", "wrong_password")] * 20 + [("", "too_many")] * 10
+        assert await users.user(basic(), "2001:db8:0:1::1") == ("register", "")
 
     async def test_many_at_once_with_one_password_cost_one_hash(self, file):
         users = Users(read_users(file(user_line("register", PASSWORD))), ticks=monotonic)
@@ -138,7 +169,7 @@ class TestUsers:
         users = Users(read_users(file(user_line("register", PASSWORD))), ticks=monotonic)
         await users.user(basic(), "10.0.0.1")
         users.renew(read_users(file(user_line("register", "another password"))))
-        assert users.known(basic()) is None
+        assert users.known(basic(), "10.0.0.1") is None
         assert await users.user(basic(), "10.0.0.1") == ("", "wrong_password")
 
     @pytest.mark.parametrize(
@@ -157,16 +188,17 @@ class TestUsers:
         assert users._one.locked()
         users.renew(read_users(file(user_line("register", after), user_line("second", PASSWORD))))
         assert await asyncio.gather(*requests) == [answer] * 3
-        assert users.known(basic(password=sent)) == (answer[0] or None)
+        assert users.known(basic(password=sent), "10.0.0.1") == (answer[0] or None)
 
     async def test_a_file_with_the_same_line_forgets_nobody(self, file):
         """Wrong passwords from a register's own address do not shut the register out once the file is read again."""
         users, line = Users({}, ticks=lambda: 0.0), user_line("register", PASSWORD)
         users.renew(read_users(file(line)))
         assert await users.user(basic(), "10.0.0.1") == ("register", "")
-        users._remembered("10.0.0.1").left = 0
+        for _ in range(21):
+            await users.user(basic("nobody"), "10.0.0.1")
         users.renew(read_users(file(line, user_line("second", PASSWORD))))
-        assert users.known(basic()) == "register"
+        assert users.known(basic(), "10.0.0.1") == "register"
         assert await users.user(basic(), "10.0.0.1") == ("register", "")
 
     @pytest.mark.parametrize(

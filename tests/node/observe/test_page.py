@@ -24,7 +24,7 @@ from eir.node.observe.alerts import alert_of
 from eir.node.observe.http import LIMITS
 from eir.node.observe.lately import Lately, Minute
 from eir.node.observe.page import STATUSES, Shown, page
-from eir.wire.web.access import ADDRESSES_MAX, PageAccess, PageSettings
+from eir.wire.web.access import PageAccess, PageSettings
 from eir.wire.web.http1 import Request
 
 ROOT = Path(__file__).parents[3]
@@ -238,11 +238,6 @@ class TestWrongPasswords:
         assert [answer(f"2001:db8::{number:x}") for number in range(1, 31)] == [401] * 20 + [429] * 10
         assert [answer(f"::ffff:192.0.2.{number}") for number in range(1, 31)] == [401] * 30
         assert answer("2001:db8:0:1::1", PASSWORD) is None
-
-    def test_what_is_remembered_of_addresses_is_bounded(self, answer):
-        for number in range(ADDRESSES_MAX + 10):
-            answer(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-        assert len(self.access._wrong) == ADDRESSES_MAX
 
 
 def get(url, password=None, asked=None):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.wire.peers.rate import LIMITS_MAX, Bucket, Grants, memory_file, shared_memory
+from eir.wire.peers.rate import LIMITS_MAX, Bucket, Buckets, Grants, memory_file, shared_memory
 
 RATE = 400.0
 BURST = 100
@@ -81,6 +81,29 @@ def test_a_number_that_jumps_is_felt_for_a_burst_and_no_longer():
     other.add(1, 10**9)
     assert grant(bucket, 1.0, 1000, 0) == 0
     assert grant(bucket, 1.6, 1000, 0) > 0
+
+
+def test_a_refusal_costs_nothing():
+    bucket = Bucket(1.0, 0.0, burst=3)
+    assert [bucket.take(0.0) for _ in range(1000)] == [True] * 3 + [False] * 997
+    assert [bucket.take(1.0), bucket.take(1.0)] == [True, False]
+    assert [bucket.take(4.0, 4), bucket.take(4.0, 3)] == [False, True]
+
+
+def test_what_is_filled_in_is_no_more_than_a_burst():
+    bucket = Bucket(0.0, 0.0, burst=3)
+    bucket.spend(2)
+    bucket.fill(1)
+    assert bucket.room(0.0, 0) == 2
+    bucket.fill(9)
+    assert bucket.room(0.0, 0) == 3
+
+
+def test_each_key_has_a_bucket_and_the_first_ones_are_forgotten():
+    buckets = Buckets(1.0, 1, keys_max=2)
+    assert [buckets.of(key, 0.0).take(0.0) for key in "abab"] == [True, True, False, False]
+    assert buckets.of("c", 0.0).take(0.0)
+    assert [buckets.of(key, 0.0).take(0.0) for key in "bca"] == [False, False, True]
 
 
 def test_processes_see_each_others_grants():
