@@ -128,7 +128,7 @@ def number(low: float, high: float, what: str) -> Kind:
 
 def seconds(low: float, high: float) -> Kind:
     """A time, read as seconds: a plain number, or one with a unit."""
-    return quantity(f"seconds from {low:.10g} to {high:.10g}, or a time such as 500ms, 30s, 2m", low, high, SECONDS)
+    return quantity(f"seconds from {low:.10g} to {high:.10g}, such as 500ms, 30s, 2m", low, high, SECONDS)
 
 
 def days(low: int, high: int) -> Kind:
@@ -142,7 +142,7 @@ def days(low: int, high: int) -> Kind:
 
 def byte_size(low: int, high: int) -> Kind:
     """A size, read as bytes: a plain number, or one with a unit."""
-    return quantity(f"bytes from {low} to {high}, or a size such as 64KiB", low, high, BYTES, of=int)
+    return quantity(f"bytes from {low} to {high}, such as 64KiB", low, high, BYTES, of=int)
 
 
 def percentage(high: int) -> Kind:
@@ -153,7 +153,7 @@ def percentage(high: int) -> Kind:
 
 def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
     """One value of a kind, or a list of them."""
-    return replace(kind, expected=f"{kind.expected}, or a list of such", many=True, may_be_empty=may_be_empty)
+    return replace(kind, expected=f"{kind.expected}, or a list", many=True, may_be_empty=may_be_empty)
 
 
 def did_you_mean(written: str, known: Iterable[str]) -> str:
@@ -246,7 +246,7 @@ FLAG = text(
 )
 FILE, FOLDER = (
     text(
-        f"the path of a {what}",
+        f"a {what} path",
         r"(?!\s*$)[^\0]+",
         lambda match: Path(match[0]),
         place=lambda path, folder: folder / path,

@@ -205,7 +205,7 @@ class TestConfiguration:
         assert [row["key"] for row in rows] == re.findall(r"^\| `(.*?)` \|", out, re.MULTILINE)
         assert next(row for row in rows if row["key"] == "workers") == {
             "key": "workers", "value": "a whole number from 1 to 64, or auto", "required": False, "default": 1,
-            "says": "processes that answer; `auto`: one for each processor", "restart": True,
+            "says": "number of processes that answer; `auto`: one per processor", "restart": True,
         }  # fmt: skip
 
     def test_the_file_is_that_of_c_else_of_the_environment_else_config_eir_yaml(self, host, tmp_path):

@@ -252,7 +252,7 @@ def test_every_key_says_what_it_is_for():
 def test_the_page_has_every_key_as_the_table_says_it():
     rows = []
     for key in TABLE:
-        default = "required" if key.default is REQUIRED else "none" if key.default in {None, ()} else None
+        default = "required" if key.default is REQUIRED else "-" if key.default in {None, ()} else None
         if default is None:
             default = (
                 f"`{', '.join(map(str, key.default)) if key.kind.many else str(key.kind.show(key.default))}`".replace(

@@ -25,15 +25,15 @@ from eir.wire.transport.endpoint import is_loopback
 from eir.wire.web.denials import TokenSettings
 
 KEYS = (
-    Key("feed.listen", many(LISTEN_HTTP), (), "where a register sends its rows over HTTP/1.1: https with the certificates of `tls`, or http on a loopback address; nowhere if left out", live=False),
-    Key("feed.users", FILE, None, "users and hashed passwords, a line each, as `eir feed user NAME` makes them; read again whenever the file changes"),
-    Key("feed.from", many(NETWORK), (), "networks that rows may come from; any address if left out", field="sources"),
-    Key("feed.lists.block", many(LIST_NAME), (), "local lists for rows under /eir/block: of several the one whose kind fits what the row names"),
-    Key("feed.lists.exception", many(LIST_NAME), (), "the same under /eir/exception"),
-    Key("feed.lists.track", many(LIST_NAME), (), "the same under /eir/track"),
-    Key("feed.lists.allowed-tac", many(LIST_NAME), (), "a local list of devices for TACs under /eir/allowed-tac", field="allowed_tac"),
-    Key("feed.lists.blocked-tac", many(LIST_NAME), (), "the same under /eir/blocked-tac", field="blocked_tac"),
-    *token_keys("feed.tokens", "those who issue access tokens to registers", REQUIRED, f"their scope has to be {FEED_SCOPE}"),
+    Key("feed.listen", many(LISTEN_HTTP), (), "addresses on which a register sends rows over HTTP/1.1: https with the certificates of `tls`, or http on a loopback address; not served if left out", live=False),
+    Key("feed.users", FILE, None, "file of users with hashed passwords, one line each, from `eir feed user NAME`; reloaded when it changes"),
+    Key("feed.from", many(NETWORK), (), "networks from which registers may connect; any if left out", field="sources"),
+    Key("feed.lists.block", many(LIST_NAME), (), "local lists for rows under /eir/block; of several lists the node uses the one whose kind fits the row"),
+    Key("feed.lists.exception", many(LIST_NAME), (), "like `block`, for rows under /eir/exception"),
+    Key("feed.lists.track", many(LIST_NAME), (), "like `block`, for rows under /eir/track"),
+    Key("feed.lists.allowed-tac", many(LIST_NAME), (), "local list of devices for TACs under /eir/allowed-tac", field="allowed_tac"),
+    Key("feed.lists.blocked-tac", many(LIST_NAME), (), "local list of devices for TACs under /eir/blocked-tac", field="blocked_tac"),
+    *token_keys("feed.tokens", "the issuers of registers' access tokens", REQUIRED, f"the scope must be {FEED_SCOPE}"),
 )  # fmt: skip
 SECTIONS = (
     Section("feed", FeedSettings),

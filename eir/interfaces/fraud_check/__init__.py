@@ -6,10 +6,10 @@ from eir.schema import NETWORK, REQUIRED, Document, Family, Findings, Key, Secti
 from eir.wire.web.denials import TokenSettings
 
 KEYS = (
-    Key("fraud_check.listen", many(LISTEN_HTTP), (), "where banks and shops ask whether a device is stolen (CAMARA IMEI Fraud Check, HTTP/1.1): https with the certificates of `tls`, or http on a loopback address; nowhere if left out", live=False),
-    Key("fraud_check.from", many(NETWORK), (), "networks that may ask, such as the operator's gateway; any address if left out", field="sources"),
-    Key("fraud_check.rate_max", number(0.01, 1e6, "requests a second"), RATE_MAX, "requests of each client (the token's `sub`) that are answered; those above get 429, so that no list can be drawn out faster"),
-    *token_keys("fraud_check.tokens", "the gateway that issues access tokens", REQUIRED, f"their scope has to be {FRAUD_SCOPE}"),
+    Key("fraud_check.listen", many(LISTEN_HTTP), (), "addresses on which banks and shops ask whether a device is stolen (CAMARA IMEI Fraud Check, HTTP/1.1): https with the certificates of `tls`, or http on a loopback address; not served if left out", live=False),
+    Key("fraud_check.from", many(NETWORK), (), "networks from which clients may connect, such as the operator's gateway; any if left out", field="sources"),
+    Key("fraud_check.rate_max", number(0.01, 1e6, "requests a second"), RATE_MAX, "maximum number of requests of one client (the token's `sub`) answered per second; requests above it get 429, so that no client can copy a list faster"),
+    *token_keys("fraud_check.tokens", "the gateway that issues access tokens", REQUIRED, f"the scope must be {FRAUD_SCOPE}"),
 )  # fmt: skip
 SECTIONS = (
     Section("fraud_check", FraudSettings),

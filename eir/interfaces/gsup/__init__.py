@@ -21,9 +21,9 @@ PORTS = {TCP: PORT}
 LISTEN_GSUP = url(PORTS, f"tcp://127.0.0.1:{PORT}")
 HLR = url(PORTS, "tcp://127.0.0.1:4223", connects=True)
 KEYS = (
-    Key("gsup.listen", many(LISTEN_GSUP), (), "where an OsmoMSC finds us instead of its OsmoHLR (GSUP); the port is 4222 unless it is given; nowhere if left out", live=False),
-    Key("gsup.hlr", HLR, None, "the OsmoHLR that everything but CHECK-IMEI goes to; if left out, everything but that gets an error"),
-    Key("gsup.store", FLAG, False, "pass a CHECK-IMEI of a device that may pass on to the HLR too (`store-imei` there), whose NACK counts"),
+    Key("gsup.listen", many(LISTEN_GSUP), (), "addresses on which an OsmoMSC reaches the node as its HLR (GSUP); default port 4222; not served if left out", live=False),
+    Key("gsup.hlr", HLR, None, "address of the OsmoHLR, which gets everything but CHECK-IMEI; if left out, all that gets an error"),
+    Key("gsup.store", FLAG, False, "whether the HLR also gets the CHECK-IMEI of an accepted device (its `store-imei`); its NACK then rejects the device"),
 )  # fmt: skip
 FAMILIES = (
     Family("eir_gsup_answers_total", "counter", ("peer", "result"), "Answers to CHECK-IMEIs: ack, nack, or none for a request without an IMSI"),

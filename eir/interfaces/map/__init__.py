@@ -42,16 +42,16 @@ BER_TAG = text(
     show=lambda tag: f"{tag:02x}",
 )
 KEYS = (
-    Key("ss7.point_code", POINT_CODE, None, "our point code, by which MSCs and SGSNs reach us (MAP over SIGTRAN); nothing is spoken there if left out"),
-    Key("ss7.variant", word(ITU, ANSI), ITU, "point codes of 14 bits (3-8-3, `itu`) or of 24 (8-8-8, `ansi`), and the form of SCCP's addresses"),
-    Key("ss7.gateways[].name", PEER_NAME, None, "what metrics, logs and commands call the gateway; else its address"),
-    Key("ss7.gateways[].connect", CONNECT_M3UA, REQUIRED, "a signalling gateway (STP) that we are an ASP of; the port is 2905 unless it is given"),
-    Key("ss7.gateways[].routing_context", whole(0, 4294967295), None, "routing context that the gateway knows us by; none is sent if left out"),
-    Key("ss7.gateways[].mode", word("loadshare", "override"), "loadshare", "traffic mode: with others that the gateway shares the load among, or alone until another takes over"),
-    Key("ss7.gateways[].asp_identifier", whole(0, 4294967295), None, "ASP identifier, if the gateway wants one"),
-    Key("ss7.gateways[].reconnect_after_s", seconds(0.1, 3600), 1, "pause before we connect to the gateway again; it doubles up to 30 s"),
-    Key("ss7.listen", many(LISTEN_M3UA), (), "where an MSC connects to us without a gateway (IPSP); the port is 2905 unless it is given; nowhere if left out", live=False),
-    Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "further tags of an IMSI in a request; 00 and 04 behind the IMEI and 04 in extensions are known"),
+    Key("ss7.point_code", POINT_CODE, None, "point code of the node for MSCs and SGSNs (MAP over SIGTRAN); not served if left out"),
+    Key("ss7.variant", word(ITU, ANSI), ITU, "variant of SS7: point codes of 14 bits (3-8-3, `itu`) or of 24 bits (8-8-8, `ansi`), and the form of SCCP addresses"),
+    Key("ss7.gateways[].name", PEER_NAME, None, "name of the gateway in metrics, logs and commands; its address if left out"),
+    Key("ss7.gateways[].connect", CONNECT_M3UA, REQUIRED, "address of a signalling gateway (STP) that has the node as an ASP; default port 2905"),
+    Key("ss7.gateways[].routing_context", whole(0, 4294967295), None, "routing context that the gateway assigned to the node; not sent if left out"),
+    Key("ss7.gateways[].mode", word("loadshare", "override"), "loadshare", "traffic mode: loadshare (the gateway shares the load among nodes), or override (one node has all traffic until another takes over)"),
+    Key("ss7.gateways[].asp_identifier", whole(0, 4294967295), None, "ASP identifier, if the gateway requires one"),
+    Key("ss7.gateways[].reconnect_after_s", seconds(0.1, 3600), 1, "pause before the node connects to the gateway again; it doubles up to 30 s"),
+    Key("ss7.listen", many(LISTEN_M3UA), (), "addresses on which an MSC connects without a gateway (IPSP); default port 2905; not served if left out", live=False),
+    Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "further tags of an IMSI in a request; 00 and 04 after the IMEI, and 04 in extensions, are built in"),
 )  # fmt: skip
 FAMILIES = (
     Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, by error, or by fault of the request"),

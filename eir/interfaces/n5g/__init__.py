@@ -52,17 +52,17 @@ UUID = text(
 )
 PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
 KEYS = (
-    Key("n5g.listen", many(LISTEN_HTTP), (), "where AMFs ask over HTTP/2 (N5g-eir, TS 29.511): http, or https with the certificates of `tls`; nowhere if left out", live=False),
-    *token_keys("n5g.tokens", "those who issue access tokens", (NF_TYPE,), "the node's own NF instance id is one besides", ": the NRF's instance id"),
-    Key("n5g.nrf.uri", many(API_ROOT), REQUIRED, "API roots of the NRFs that the node registers with, the preferred one first; the others take its place while it is away"),
-    Key("n5g.nrf.instance", UUID, None, "NF instance id of the node; one that it makes itself and keeps in its state folder if left out"),
-    Key("n5g.nrf.endpoints", many(LISTEN_HTTP, may_be_empty=True), (), "where AMFs reach the node, if that is not where it listens (0.0.0.0, a load balancer before it)"),
-    Key("n5g.nrf.fqdn", IDENTITY, None, "name of the node, for AMFs that look for one"),
+    Key("n5g.listen", many(LISTEN_HTTP), (), "addresses on which AMFs ask over HTTP/2 (N5g-eir, TS 29.511): http, or https with the certificates of `tls`; not served if left out", live=False),
+    *token_keys("n5g.tokens", "the issuers of access tokens", (NF_TYPE,), "the node's NF instance id is always accepted", ": the NRF's instance id"),
+    Key("n5g.nrf.uri", many(API_ROOT), REQUIRED, "API roots of the NRFs, the preferred one first; the node registers with the next if one is unreachable"),
+    Key("n5g.nrf.instance", UUID, None, "NF instance id of the node; if left out, the node creates one and keeps it in its state folder"),
+    Key("n5g.nrf.endpoints", many(LISTEN_HTTP, may_be_empty=True), (), "addresses at which AMFs reach the node, if they differ from `listen` (0.0.0.0, a load balancer)"),
+    Key("n5g.nrf.fqdn", IDENTITY, None, "host name of the node in its NF profile"),
     Key("n5g.nrf.plmns", many(PLMN), (), "networks that the node serves; that of the NRF if left out"),
-    Key("n5g.nrf.capacity", whole(0, 65535), 100, "how much the node can do, beside other EIRs"),
-    Key("n5g.nrf.priority", whole(0, 65535), 0, "0 is asked first, others once it is away"),
-    Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "hosts that an NRF may send the node to by a redirect, besides those of `uri`"),
-    Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "time between heartbeats that the node asks for; the NRF says what it is"),
+    Key("n5g.nrf.capacity", whole(0, 65535), 100, "capacity of the node relative to other EIRs"),
+    Key("n5g.nrf.priority", whole(0, 65535), 0, "priority of the node; AMFs prefer the lowest number"),
+    Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "further hosts to which an NRF may redirect the node; those of `uri` are always allowed"),
+    Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "time between heartbeats that the node requests; the NRF decides"),
 )  # fmt: skip
 SECTIONS = (
     Section("n5g", N5gSettings),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT = ("tcp://127.0.0.1:3868",)
 KEYS = (
-    Key("listen", many(url(PORTS, "tcp://0.0.0.0:3868 or tls://[::]:5868")), DEFAULT, "where peers connect to; the port is 3868, or 5868 for tls, unless it is given; sctp may have several addresses, with commas between them", live=False),
+    Key("listen", many(url(PORTS, "tcp://0.0.0.0:3868 or tls://[::]:5868")), DEFAULT, "addresses on which the node accepts peers; default port 3868, with tls 5868; sctp may have several addresses, separated by commas", live=False),
 )  # fmt: skip
 FAMILIES = (
     Family("eir_diameter_messages_total", "counter", ("peer", "command", "kind", "direction"), "Diameter messages"),
