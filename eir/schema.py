@@ -43,7 +43,7 @@ class Kind:
     """One kind of value: how it is written, read and shown."""
 
     expected: str
-    """Completes "expected …", and is what the reference says of the key."""
+    """Form of one value, for the reference and for error messages."""
     read: Callable[[str], Any]
     """The value that a text stands for. Raises ValueError, or Unexpected to say more than `expected` does."""
     show: Callable[[Any], Any] = str
@@ -56,6 +56,19 @@ class Kind:
     """One value, or a list of them; read as a tuple."""
     may_be_empty: bool = False
     """With `many`: `[]` has a meaning. Otherwise: a key without a value has one, and is read as None."""
+    example: str = ""
+    """Examples of a value, for error messages."""
+
+    @property
+    def form(self) -> str:
+        """The form of the value or of the list of values."""
+        return f"{self.expected}{', or a list' if self.many else ''}"
+
+    @property
+    def form_with_example(self) -> str:
+        """The form with its examples, which completes "expected …"."""
+        example = f", such as {self.example}" if self.example else ""
+        return f"{self.expected}{example}{', or a list' if self.many else ''}"
 
 
 class Unexpected(ValueError):
@@ -128,7 +141,8 @@ def number(low: float, high: float, what: str) -> Kind:
 
 def seconds(low: float, high: float) -> Kind:
     """A time, read as seconds: a plain number, or one with a unit."""
-    return quantity(f"seconds from {low:.10g} to {high:.10g}, such as 500ms, 30s, 2m", low, high, SECONDS)
+    expected = f"seconds from {low:.10g} to {high:.10g}"
+    return quantity(expected, low, high, SECONDS, example="500ms, 30s, 2m")
 
 
 def days(low: int, high: int) -> Kind:
@@ -142,18 +156,20 @@ def days(low: int, high: int) -> Kind:
 
 def byte_size(low: int, high: int) -> Kind:
     """A size, read as bytes: a plain number, or one with a unit."""
-    return quantity(f"bytes from {low} to {high}, such as 64KiB", low, high, BYTES, of=int)
+    return quantity(f"bytes from {low} to {high}", low, high, BYTES, of=int, example="64KiB")
 
 
 def percentage(high: int) -> Kind:
     """A percentage, read as a fraction; the sign has to be there, since 0.2 might be meant either way."""
-    expected = f"a percentage from 0% to {high}%, such as 20%"
-    return quantity(expected, 0, high / 100, {"%": Decimal("0.01")}, show=lambda value: f"{value * 100:.10g}%")
+    expected = f"a percentage from 0% to {high}%"
+    return quantity(
+        expected, 0, high / 100, {"%": Decimal("0.01")}, show=lambda value: f"{value * 100:.10g}%", example="20%"
+    )
 
 
 def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
     """One value of a kind, or a list of them."""
-    return replace(kind, expected=f"{kind.expected}, or a list", many=True, may_be_empty=may_be_empty)
+    return replace(kind, many=True, may_be_empty=may_be_empty)
 
 
 def did_you_mean(written: str, known: Iterable[str]) -> str:
@@ -221,7 +237,7 @@ def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Ki
         return f"{scheme}://{','.join([*hosts, address(final, ports[scheme])])}"
 
     schemes = "|".join((*ports, *([DTLS] if SCTP in ports and "tls" in ports else [])))
-    return text(f"{forms} such as {example}", rf"({schemes})://{'(?!.*:0+$)' if connects else ''}(.+)", read)
+    return text(forms, rf"({schemes})://{'(?!.*:0+$)' if connects else ''}(.+)", read, example=example)
 
 
 def _network(written: str) -> IPv4Network | IPv6Network:
@@ -233,7 +249,7 @@ def _network(written: str) -> IPv4Network | IPv6Network:
     return around
 
 
-IDENTITY = Kind("a domain name such as mme1.example.org", domain_name)
+IDENTITY = Kind("a domain name", domain_name, example="mme1.example.org")
 POINT_CODE = text(
     "a point code such as 1-2-3",
     r"[0-9]{1,8}|[0-9]{1,3}([.-])[0-9]{1,3}\1[0-9]{1,3}",

@@ -287,8 +287,8 @@ INTRODUCTION = """\
 For engineers who look up the values, the default and the meaning of a key. [README.md](README.md) names the pages with worked examples.
 `eir config --reference` prints this page, with `--json` as data. `eir config` prints the values in force.
 
-`[]` stands for each entry of a list, `*` for a name of your choice. Without a default (`-`) a key may be left out. A key marked "restart" needs a
-restart. A reload applies all other keys.
+`[]` stands for each entry of a list, `*` for a name of your choice. Without a default (`-`) a key may be left out. Seconds and bytes may have a unit
+(`500ms`, `2m`, `64KiB`). A key marked "restart" needs a restart. A reload applies all other keys.
 """
 
 
@@ -297,7 +297,7 @@ def reference() -> list[dict[str, Any]]:
     whole = {section.path for section in SECTIONS if not section.live}
     return [
         {
-            "key": key.path, "value": key.kind.expected, "required": key.required, "default": _default(key), "says": key.says,
+            "key": key.path, "value": key.kind.form, "required": key.required, "default": _default(key), "says": key.says,
             "restart": not key.live or key.path.partition(".")[0] in whole,
         }
         for key in TABLE

@@ -170,7 +170,9 @@ class _Reader:
         if isinstance(entry, Key):
             if entry.required and line:
                 self.wrong(
-                    spot, line, f"the key '{spot[-1]}' is missing{_in(spot[:-1])}; expected {entry.kind.expected}"
+                    spot,
+                    line,
+                    f"the key '{spot[-1]}' is missing{_in(spot[:-1])}; expected {entry.kind.form_with_example}",
                 )
             return self.default(entry)
         if entry.required and line:
@@ -259,7 +261,7 @@ class _Reader:
                 self.wrong(
                     spot,
                     line,
-                    f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.expected}, or no such key at all",
+                    f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.form_with_example}, or no such key at all",
                 )
             read = [self.scalar(item, kind, (*spot, number)) for number, item in enumerate(node.value)]
             return _both(key, tuple(value for found in read for value in found))
@@ -272,7 +274,7 @@ class _Reader:
         """The one value; empty, and the fault noted, if it is wrong."""
         line = self.visit(node)
         self.document.lines.setdefault(spot, line)
-        expected = f"expected {kind.expected}"
+        expected = f"expected {kind.form_with_example}"
         if isinstance(node, yaml.ScalarNode) and kind.bare and node.style is not None:
             expected += ", without quotes"
         elif isinstance(node, yaml.ScalarNode) and node.tag != NULL_TAG:

@@ -260,7 +260,7 @@ def test_the_page_has_every_key_as_the_table_says_it():
                 ).replace("True", "true")
             )
         restart = not key.live or key.path.partition(".")[0] in TAKES_RESTART
-        rows.append(f"| `{key.path}` | {key.kind.expected} | {default} | {key.says}{' (restart)' if restart else ''} |")
+        rows.append(f"| `{key.path}` | {key.kind.form} | {default} | {key.says}{' (restart)' if restart else ''} |")
     page = PAGE.read_text()
     assert [line for line in page.splitlines() if line.startswith("| `")] == rows
     assert page == reference_page(), "config/REFERENCE.md is what `eir config --reference` prints"

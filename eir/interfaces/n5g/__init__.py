@@ -41,14 +41,16 @@ if TYPE_CHECKING:
 
 NAME = "n5g"
 API_ROOT = text(
-    "http://HOST[:PORT] or https://HOST[:PORT], with a path where there is one, such as http://127.0.0.1:7777",
+    "http://HOST[:PORT][/PATH] or https://…",
     r"(https?)://([^/?#]+)((?:/[A-Za-z0-9._~-]+)*)/?", lambda match: f"{match[1]}://{address(match[2], HTTP_PORTS[match[1]])}{match[3]}",
+    example="http://127.0.0.1:7777",
 )  # fmt: skip
 HOST = text("a host name or an IP address", r"[A-Za-z0-9._-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
 UUID = text(
-    "a UUID such as 0b8f1d3e-1111-4222-8333-0000000000e1",
+    "a UUID",
     r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
     lambda match: match[0].lower(),
+    example="0b8f1d3e-1111-4222-8333-0000000000e1",
 )
 PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
 KEYS = (
