@@ -33,7 +33,7 @@ KEYS = (
     Key("feed.lists.track", many(LIST_NAME), (), "like `block`, for rows under /eir/track"),
     Key("feed.lists.allowed-tac", many(LIST_NAME), (), "local list of devices for TACs under /eir/allowed-tac", field="allowed_tac"),
     Key("feed.lists.blocked-tac", many(LIST_NAME), (), "local list of devices for TACs under /eir/blocked-tac", field="blocked_tac"),
-    *token_keys("feed.tokens", "the issuers of registers' access tokens", REQUIRED, f"the scope must be {FEED_SCOPE}"),
+    *token_keys("feed.tokens", REQUIRED, f"the scope must be {FEED_SCOPE}"),
 )  # fmt: skip
 SECTIONS = (
     Section("feed", FeedSettings),

@@ -55,7 +55,7 @@ UUID = text(
 PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
 KEYS = (
     Key("n5g.listen", many(LISTEN_HTTP), (), "addresses on which AMFs ask over HTTP/2 (N5g-eir, TS 29.511): http, or https with the certificates of `tls`; not served if left out", live=False),
-    *token_keys("n5g.tokens", "the issuers of access tokens", (NF_TYPE,), "the node's NF instance id is always accepted", ": the NRF's instance id"),
+    *token_keys("n5g.tokens", (NF_TYPE,), "the node's NF instance id is always accepted", ": the NRF's instance id"),
     Key("n5g.nrf.uri", many(API_ROOT), REQUIRED, "API roots of the NRFs, the preferred one first; the node registers with the next if one is unreachable"),
     Key("n5g.nrf.instance", UUID, None, "NF instance id of the node; if left out, the node creates one and keeps it in its state folder"),
     Key("n5g.nrf.endpoints", many(LISTEN_HTTP, may_be_empty=True), (), "addresses at which AMFs reach the node, if they differ from `listen` (0.0.0.0, a load balancer)"),
