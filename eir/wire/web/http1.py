@@ -1,204 +1,242 @@
-"""One connection of an HTTP/1.1 server, without I/O: bytes in, requests out, answers in, bytes out. h11 does the protocol.
+"""One connection of an HTTP/1.1 server, without I/O: received bytes become requests, responses become bytes.
 
-A request that comes whole and alone, has no body and says nothing of the connection is read beside h11, which takes 100 µs for one: so a
-feed of thousands of rows a second leaves the processor to others. Whatever is not plainly such a request is h11's.
-
-Knows nothing of what it serves, and no clock: how long a connection may take is for the one that has the socket to say.
+llhttp parses (httptools). This module adds what llhttp leaves to its user: limits on size, the Host header, and the versions and transfer codings that
+are served. The owner of the socket enforces limits on time.
 """
 
-import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-import h11
+import httptools
 
 REQUEST_BYTES_MAX = 16 * 1024
-"""Bytes of a request line and its headers."""
+"""Maximum number of bytes of a request line and its headers, and of the framing of a chunked body beside the body."""
+CHUNK_FRAMING_MAX = 8
+"""Maximum number of bytes of framing for each byte of a chunked body, in addition to REQUEST_BYTES_MAX."""
+PIECE_BYTES = 4096
+"""Number of bytes that are parsed at once: a client that pipelines many small requests delays the other clients only a little."""
 NO_CONTENT = 204
-"""An answer of this status has no body, and no header that speaks of one (RFC 9110 8.6)."""
-AMBIGUOUS, TOO_LARGE, TOO_MANY_HEADERS = 400, 413, 431
-
-
-PLAIN = re.compile(
-    rb"(GET|POST|DELETE) (/[!-~]{0,4000}+) HTTP/1\.1\r\n((?:[A-Za-z0-9-]{1,64}+: ?[!-~][ -~]*+\r\n){1,32}+)\r\n"
-)
-OF_CONNECTION = frozenset(
-    {"connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
-)
-"""Headers that say more than what is asked for; one of no body may stand there."""
+"""Status of a response without a body and without headers of a body (RFC 9110 8.6)."""
+BAD_REQUEST, TOO_LARGE, TOO_MANY_HEADERS, NOT_IMPLEMENTED = 400, 413, 431, 501
 
 
 class Request(NamedTuple):
-    """A client's request."""
+    """Request of a client."""
 
     method: str
     path: str
-    """Without what follows a question mark."""
+    """Path of the target, without the query."""
     query: str = ""
-    """That."""
+    """Part of the target after the question mark."""
     headers: Mapping[str, str] = MappingProxyType({})
-    """Headers by name in lower case; the values of one that came several times are joined in order by commas."""
+    """Headers by name in lower case. Values of a repeated header are joined by commas, in order."""
     address: str = ""
-    """The client's address, according to the process that has the socket."""
+    """Address of the client; set by the owner of the socket."""
     body: bytes = b""
 
 
 class Response(NamedTuple):
-    """The response to it."""
+    """Response to a request."""
 
     status: int
     content_type: str
     body: bytes
     headers: Sequence[tuple[str, str]] = ()
-    """Headers besides those of the body."""
+    """Headers other than those of the body."""
     authenticated: bool = False
-    """True if the client has shown that it may use the service."""
+    """True if the client has authenticated."""
 
 
 class Conversation:
-    """The connection. `over`: nothing more is to be read from it; what `answer` gave is to be sent before it is closed."""
+    """Requests and responses of one connection.
+
+    `over` is True once no further request can come. The bytes that `answer` or `refuse` returned must be sent before the connection is closed.
+    `fault` is then the status with which an invalid request must be refused, or 0.
+    """
 
     def __init__(self, requests_max: int, body_bytes_max: int | None = None) -> None:
-        """`requests_max`: the answer to the last of this many requests says that the connection closes.
+        """Create the state of a new connection.
 
-        `body_bytes_max`: of the body of a request; a longer one is answered 413. None: bodies are read and thrown away.
+        `requests_max`: number of requests after which the connection closes. `body_bytes_max`: maximum size of a request's body; a longer one is
+        refused with 413. None: bodies are discarded.
         """
-        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES_MAX)
-        self._request: h11.Request | None = None
-        self._body, self._body_max = bytearray(), body_bytes_max
+        self._parsed = RequestParser(body_bytes_max)
         self._left = requests_max
-        self._plain: Request | None = None
-        """The next request, if it was read without h11."""
-        self._beside = False
-        """The request that is being answered was."""
-        self._idle = True
-        """h11 has seen nothing that is not answered."""
+        self._asked = ParsedRequest(Request("", ""), is_last=False)
         self.over = False
         self.fault = 0
-        """The status that what was no request is to be answered with; 0: there was none such."""
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the client; none: it will send nothing more."""
-        if self._idle and not self._beside and self._plain is None and (request := plain_request(data)) is not None:
-            self._plain = request
-            return
-        self._idle = False
-        try:
-            self._connection.receive_data(data)
-        except h11.RemoteProtocolError as e:
-            self._failed(e)
+        """Add received bytes; no bytes: the client has closed its side."""
+        self._parsed.receive(data)
 
     def next_request(self) -> Request | None:
-        """The next whole request; None if more bytes are needed, or the connection is over."""
-        if self._plain is not None and not self.over:
-            request, self._plain, self._beside = self._plain, None, True
-            return request
-        while not self.over:
-            try:
-                event = self._connection.next_event()
-            except h11.RemoteProtocolError as e:
-                self._failed(e)
-                break
-            if event is h11.NEED_DATA:
-                break
-            if isinstance(event, h11.Request):
-                self._request = event
-                self._body.clear()
-                self.fault = _fault_of(event)
-                self.over = bool(self.fault)
-            elif isinstance(event, h11.EndOfMessage) and self._request is not None:
-                return _request(self._request, bytes(self._body))
-            elif isinstance(event, h11.Data):
-                if self._body_max is not None:
-                    self._body += event.data
-                    if len(self._body) > self._body_max:
-                        self.over, self.fault = True, TOO_LARGE
-            else:  # closed, or paused on something that is not HTTP/1.1
-                self.over = True
-        return None
+        """Return the next complete request, or None if more bytes are needed or the connection is over."""
+        if self.over:
+            return None
+        parsed = self._parsed.next_request()
+        if parsed is None:
+            self.over, self.fault = self._parsed.ended, self._parsed.fault
+            return None
+        self._asked = parsed
+        return parsed.request
 
     def go_on(self) -> bytes:
-        """The bytes that a client waits for before it sends the body (RFC 9110 10.1.1); none if it waits for nothing."""
-        if self.over or not self._connection.they_are_waiting_for_100_continue:
+        """Return the interim response if the client waits for it before it sends the body (RFC 9110 10.1.1), else no bytes."""
+        if not self._parsed.expects_continue:
             return b""
-        return self._connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b""
+        self._parsed.expects_continue = False
+        return b"HTTP/1.1 100 \r\n\r\n"
 
     def answer(self, response: Response) -> bytes:
-        """The bytes that answer the request that `next_request` gave last."""
+        """Return the bytes of the response to the request that `next_request` returned last."""
         self._left -= 1
-        headers = list(response.headers)
-        if response.status != NO_CONTENT:
-            headers += [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
-        if not self._left:
-            headers.append(("Connection", "close"))
-        if self._beside:
-            self._beside, self.over = False, not self._left
-            return (
-                "".join(
-                    [f"HTTP/1.1 {response.status} \r\n", *[f"{name}: {value}\r\n" for name, value in headers], "\r\n"]
-                ).encode("latin-1")
-                + response.body
-            )
-        out = self._connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
-        if self._request is not None and self._request.method != b"HEAD" and response.status != NO_CONTENT:
-            out += self._connection.send(h11.Data(data=response.body)) or b""
-        out += self._connection.send(h11.EndOfMessage()) or b""
-        if self._connection.our_state is h11.DONE:
-            self._connection.start_next_cycle()
-            self._idle = self._connection.trailing_data == (b"", False)
-        else:
-            self.over = True
-        return out
+        self.over = self._asked.is_last or not self._left
+        body = b"" if self._asked.request.method == "HEAD" else response.body
+        return _encode(response, body, closes=self.over)
 
     def refuse(self, response: Response) -> bytes:
-        """The bytes that answer what was no request (`fault`), after which the connection is over."""
-        if self._connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
-            return b""
-        headers = [
-            *response.headers,
-            ("Content-Type", response.content_type),
-            ("Content-Length", str(len(response.body))),
-            ("Connection", "close"),
-        ]
-        out = self._connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
-        return out + (self._connection.send(h11.Data(data=response.body)) or b"")
-
-    def _failed(self, fault: h11.RemoteProtocolError) -> None:
-        self.over, self.fault = True, fault.error_status_hint
+        """Return the bytes of the response to an invalid request, after which the connection is over."""
+        return _encode(response, response.body, closes=True)
 
 
-def plain_request(data: bytes) -> Request | None:
-    """The request in these bytes, if they are a single plain one and nothing more; None: h11 has to look."""
-    found = PLAIN.fullmatch(data)
-    if found is None:
-        return None
-    method, target, lines = found.groups()
-    headers: dict[str, str] = {}
-    for line in lines.decode("ascii").split("\r\n")[:-1]:
-        name, _, value = line.partition(":")
-        name, value = name.lower(), value.strip(" ")
-        if name in headers or (
-            name in OF_CONNECTION and (name, value) not in {("content-length", "0"), ("connection", "keep-alive")}
-        ):
-            return None
-        headers[name] = value
-    path, _, query = target.decode("ascii").partition("?")
-    return Request(method.decode("ascii"), path, query, headers) if "host" in headers else None
+class ParsedRequest(NamedTuple):
+    """Complete request, and whether the client or its version closes the connection after it."""
+
+    request: Request
+    is_last: bool
 
 
-def _fault_of(head: h11.Request) -> int:
-    """The status for a request that h11 accepts and this server does not; 0: it is accepted."""
-    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in head.headers}:
-        return AMBIGUOUS  # whoever stands before this server may read it otherwise (RFC 9112 6.1)
-    size = len(head.target) + sum(len(name) + len(value) for name, value in head.headers)
-    return TOO_MANY_HEADERS if size > REQUEST_BYTES_MAX else 0  # h11 bounds only what has not come whole
+class RequestParser:
+    """Requests out of the bytes of one connection. llhttp calls the methods whose names begin with `on_`."""
+
+    def __init__(self, body_bytes_max: int | None) -> None:
+        self.fault = 0
+        """Status for the invalid request at the end of what was parsed; 0: there is none."""
+        self.ended = False
+        """True if no further request follows the parsed ones."""
+        self.expects_continue = False
+        """True while the client waits for an interim response."""
+        self._llhttp = httptools.HttpRequestParser(self)
+        self._unparsed = bytearray()
+        self._requests: deque[ParsedRequest] = deque()
+        self._body_max = body_bytes_max
+        self._has_begun = self._has_headers = False
+        self._target, self._body = bytearray(), bytearray()
+        self._headers: list[tuple[str, str]] = []
+        self._bytes = self._body_bytes = 0
+        """Number of bytes of the present request from the first whole piece on, and of its body."""
+
+    def receive(self, data: bytes) -> None:
+        """Add received bytes; no bytes: the client has closed its side."""
+        self._unparsed += data
+        if not data:
+            self._finish()
+
+    def next_request(self) -> ParsedRequest | None:
+        """Return the next complete request, or None."""
+        while not self._requests and self._unparsed and not self.ended:
+            piece = bytes(self._unparsed[:PIECE_BYTES])
+            del self._unparsed[:PIECE_BYTES]
+            self._parse(piece)
+        return self._requests.popleft() if self._requests else None
+
+    def _finish(self) -> None:
+        """Parse the rest. An incomplete request is invalid."""
+        while self._unparsed and not self.ended:
+            piece = bytes(self._unparsed)
+            self._unparsed.clear()
+            self._parse(piece)
+        if self._has_begun and not self.ended:
+            self._refuse(BAD_REQUEST)
+        self.ended = True
+
+    def _parse(self, piece: bytes) -> None:
+        self._bytes += len(piece)
+        try:
+            self._llhttp.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            pass  # the request was queued as the last one
+        except httptools.HttpParserError:
+            self._refuse(BAD_REQUEST)
+        framing_max = CHUNK_FRAMING_MAX * self._body_bytes if self._has_headers else 0
+        if self._bytes - self._body_bytes > REQUEST_BYTES_MAX + framing_max:
+            self._refuse(TOO_MANY_HEADERS)
+
+    def _refuse(self, status: int) -> None:
+        if not self.ended:
+            self.ended, self.fault = True, status
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._has_begun, self._has_headers = True, False
+        self._target.clear()
+        self._body.clear()
+        self._headers.clear()
+        self._bytes = self._body_bytes = 0
+
+    def on_url(self, part: bytes) -> None:
+        """Add a part of the target."""
+        self._target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header; trailers of a chunked body are ignored."""
+        if not self._has_headers:
+            self._headers.append((name.decode("ascii").lower(), value.decode("latin-1").strip(" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Check the headers, before the body comes."""
+        self._has_headers = True
+        version = self._llhttp.get_http_version()
+        hosts = sum(name == "host" for name, _ in self._headers)
+        size = len(self._target) + sum(len(name) + len(value) for name, value in self._headers)
+        codings = [value.lower() for name, value in self._headers if name == "transfer-encoding"]
+        has_length = any(name == "content-length" and value != "0" for name, value in self._headers)
+        if version not in {"1.0", "1.1"} or hosts > 1 or (version == "1.1" and not hosts):
+            self._refuse(BAD_REQUEST)
+        elif self._llhttp.should_upgrade() and (codings or has_length):
+            self._refuse(BAD_REQUEST)  # llhttp parses no body then
+        elif size > REQUEST_BYTES_MAX:
+            self._refuse(TOO_MANY_HEADERS)
+        elif codings not in ([], ["chunked"]):
+            self._refuse(NOT_IMPLEMENTED)
+        self.expects_continue = version == "1.1" and any(
+            name == "expect" and value.lower() == "100-continue" for name, value in self._headers
+        )
+
+    def on_body(self, part: bytes) -> None:
+        """Add a part of the body."""
+        self.expects_continue = False
+        self._body_bytes += len(part)
+        if self._body_max is None:
+            return
+        if self._body_bytes > self._body_max:
+            self._refuse(TOO_LARGE)
+        else:
+            self._body += part
+
+    def on_message_complete(self) -> None:
+        """Queue the complete request."""
+        self._has_begun = self.expects_continue = False
+        if self.ended:
+            return
+        keeps_alive = self._llhttp.should_keep_alive() and not self._llhttp.should_upgrade()
+        self.ended = self._llhttp.get_http_version() == "1.0" or not keeps_alive
+        headers: dict[str, str] = {}
+        for name, value in self._headers:
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        path, _, query = self._target.decode("ascii", "replace").partition("?")
+        request = Request(self._llhttp.get_method().decode("ascii"), path, query, headers, body=bytes(self._body))
+        self._requests.append(ParsedRequest(request, self.ended))
 
 
-def _request(head: h11.Request, body: bytes) -> Request:
-    headers: dict[str, str] = {}
-    for name, value in head.headers:
-        key, text = name.decode("ascii"), value.decode("latin-1")
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    path, _, query = head.target.decode("ascii", "replace").partition("?")
-    return Request(head.method.decode("ascii"), path, query, headers, body=body)
+def _encode(response: Response, body: bytes, *, closes: bool) -> bytes:
+    headers = list(response.headers)
+    if response.status != NO_CONTENT:
+        headers += [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+    if closes:
+        headers.append(("Connection", "close"))
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return f"HTTP/1.1 {response.status} \r\n{head}\r\n".encode("latin-1") + body

@@ -1,4 +1,4 @@
-"""The feed without a node: what a request says, users and their file, numbers, gathering into transactions, and plain requests beside h11."""
+"""The feed without a node: what a request says, users and their file, numbers, and gathering into transactions."""
 
 import asyncio
 from contextlib import suppress
@@ -25,7 +25,7 @@ from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
 from eir.lists.stores.sqlite import SqliteStore
-from eir.wire.web.http1 import Conversation, Request, Response, plain_request
+from eir.wire.web.http1 import Conversation, Request, Response
 
 ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})
 IMEI, SEEN, IMSI = "35209900176148", "352099001761481", "001010000000001"
@@ -404,55 +404,6 @@ async def test_too_many_that_wait_are_turned_away(writing):
     task = asyncio.create_task(limited.writer.run())
     assert await asyncio.gather(*answers) == [201] * 3
     task.cancel()
-
-
-PLAIN = [
-    request("POST", device(IMEI), basic()), request("DELETE", path("allowed-tac", "00101001"), basic(), User_Agent="Java/17", Accept="*/*"),
-    b"GET /x?y=1 HTTP/1.1\r\nHost: a\r\nconnection: keep-alive\r\n\r\n",
-]  # fmt: skip
-NOT_PLAIN = [
-    request("POST", device(IMEI), basic(), b"x"), b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", PLAIN[0] * 2, PLAIN[0][:-1],
-    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
-    b"GET / HTTP/1.1\nHost: a\n\n", b"GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
-    b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n", b"GET / HTTP/1.1\r\nHost: \xe9\r\n\r\n", b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
-]  # fmt: skip
-
-
-def answered(octets, *, beside):
-    """What a conversation makes of these bytes, with plain requests read beside h11 or not."""
-    conversation = Conversation(3, 10)
-    conversation._idle = beside
-    found = []
-    for piece in (octets, octets):
-        conversation.receive(piece)
-        while (said := conversation.next_request()) is not None:
-            found.append((said, conversation.answer(Response(201, "text/plain", b"added\n", [("X-A", "b")]))))
-    return found, conversation.over, conversation.fault
-
-
-@pytest.mark.parametrize("octets", PLAIN)
-def test_a_plain_request_is_read_as_h11_reads_it(octets):
-    assert plain_request(octets) is not None
-    beside, by_h11 = answered(octets, beside=True), answered(octets, beside=False)
-    assert len(beside[0]) == 2
-    for (one, said), (other, as_well) in zip(beside[0], by_h11[0], strict=True):
-        assert one == other
-        assert said.lower() == as_well.lower()  # h11 writes header names as it was given them, and so do we
-    assert beside[1:] == by_h11[1:]
-
-
-@pytest.mark.parametrize("octets", NOT_PLAIN)
-def test_whatever_is_not_plain_is_for_h11(octets):
-    assert plain_request(octets) is None
-
-
-@given(st.sampled_from([*PLAIN, *NOT_PLAIN]), st.integers(0, 200), st.binary(max_size=3), st.integers(0, 3))
-def test_no_bytes_are_read_in_two_ways(octets, at, put, skip):
-    changed = octets[:at] + put + octets[at + skip :]
-    if plain_request(changed) is not None:
-        beside, by_h11 = answered(changed, beside=True), answered(changed, beside=False)
-        assert [said for said, _ in beside[0]] == [said for said, _ in by_h11[0]]
 
 
 def test_a_body_too_long_is_no_request():

@@ -2,8 +2,11 @@
 
 import asyncio
 import urllib.request
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from wire import until
 
 from eir.node.observe.http import HttpServer
@@ -375,3 +378,125 @@ class TestWithoutIo:
         conversation.receive(b"")
         assert conversation.next_request() is None
         assert conversation.over
+
+    def test_a_client_that_ends_within_a_request(self):
+        conversation = Conversation(1000)
+        conversation.receive(GET[:-2])
+        conversation.receive(b"")
+        assert conversation.next_request() is None
+        assert (conversation.over, conversation.fault) == (True, 400)
+
+
+POST = b"POST /page HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def conversation_after(*pieces, body_bytes_max=64):
+    """Return the requests in these pieces, each answered, the last answer, and the conversation."""
+    conversation, requests, reply = Conversation(1000, body_bytes_max), [], b""
+    for piece in pieces:
+        conversation.receive(piece)
+        while (request := conversation.next_request()) is not None:
+            requests.append(request)
+            reply = conversation.answer(PAGE)
+    return requests, reply, conversation
+
+
+@pytest.mark.parametrize(
+    ("octets", "status"),
+    [
+        (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", 400),
+        (POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400),
+        (POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
+        (POST + b"Content-Length: 3, 3\r\n\r\nabc", 400),
+        (POST + b"Content-Length: +3\r\n\r\nabc", 400),
+        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (POST + b"Transfer-Encoding: gzip\r\n\r\n", 501),
+        (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET /page HTTP/1.1\nHost: x\n\n", 400),
+        (b"GET /page HTTP/1.1\r\nHost: x\n\r\n", 400),
+        (b"GET /page HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400),
+        (b"GET /page HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        (b"GET /page HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n", 400),
+        (b"GET /page HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET /page HTTP/1.1\r\n\r\n", 400),
+        (b"GET /page\r\n\r\n", 400),
+        (b"GET /page HTTP/2.0\r\nHost: x\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (POST + b"Upgrade: x\r\nConnection: upgrade\r\nContent-Length: 3\r\n\r\nabc", 400),
+        (CHUNKED + b"3\r\nabcd\r\n", 400),
+        (CHUNKED + b"x\r\n", 400),
+        (CHUNKED + b"1\r\na\r\n" * 100, 413),
+        (POST + b"Content-Length: 65\r\n\r\n" + b"x" * 65, 413),
+        (b"GET /page HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 21_000, 431),
+        (b"GET /page HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 17_000 + b"\r\n\r\n", 431),
+        (CHUNKED + b"1;" + b"e" * 40_000, 431),
+        (CHUNKED + b"0\r\nA: " + b"b" * 40_000, 431),
+    ],
+)
+def test_an_invalid_request_is_refused_however_it_is_split(octets, status):
+    splits = ([octets], [octets[:40], octets[40:]], [bytes([octet]) for octet in octets[:500]] + [octets[500:]])
+    for pieces in splits:
+        requests, _, conversation = conversation_after(*pieces)
+        assert requests == []
+        assert (conversation.over, conversation.fault) == (True, status)
+        assert conversation.refuse(PAGE).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("octets", "body"),
+    [
+        (POST + b"Content-Length: 3\r\n\r\nabc", b"abc"),
+        (POST + b"Content-Length: 0\r\n\r\n", b""),
+        (CHUNKED + b"1;ext=1\r\na\r\n2\r\nbc\r\n0\r\nTrailer: t\r\n\r\n", b"abc"),
+        (CHUNKED + b"0\r\n\r\n", b""),
+    ],
+)
+def test_bodies(octets, body):
+    for pieces in ([octets, GET], [octets + GET], [bytes([octet]) for octet in octets + GET]):
+        requests, _, conversation = conversation_after(*pieces)
+        assert [(each.method, each.body) for each in requests] == [("POST", body), ("GET", b"")]
+        assert "trailer" not in requests[0].headers
+        assert not conversation.over
+
+
+def test_repeated_headers_are_joined_in_order():
+    (request,), _, _ = conversation_after(b"GET /page HTTP/1.1\r\nHost: x\r\nA: 1 \r\nB:\r\nA:\t2\r\n\r\n")
+    assert request.headers == {"host": "x", "a": "1, 2", "b": ""}
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"GET /page HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /page HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"GET /page HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+    ],
+)
+def test_the_last_request_closes_and_what_follows_is_ignored(octets):
+    requests, reply, conversation = conversation_after(octets + GET)
+    assert len(requests) == 1
+    assert b"\r\nConnection: close\r\n" in reply
+    assert (conversation.over, conversation.fault) == (True, 0)
+
+
+def test_a_client_that_waits_before_it_sends_the_body():
+    conversation = Conversation(1000, 64)
+    conversation.receive(POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    assert conversation.next_request() is None
+    assert conversation.go_on() == b"HTTP/1.1 100 \r\n\r\n"
+    assert conversation.go_on() == b""
+    conversation.receive(b"abc")
+    assert conversation.next_request().body == b"abc"
+    assert conversation.go_on() == b""
+
+
+@given(st.lists(st.sampled_from([GET, CHUNKED + b"3\r\nabc\r\n0\r\n\r\n", b"x", b"\r\n", b" "]), max_size=5), st.data())
+def test_requests_do_not_depend_on_how_the_bytes_are_split(parts, data):
+    octets = b"".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=4)))
+    pieces = [octets[begin:end] for begin, end in pairwise([0, *cuts, len(octets)])]
+    whole, split = conversation_after(octets), conversation_after(*(piece for piece in pieces if piece))
+    assert whole[0] == split[0]
+    assert whole[2].fault == split[2].fault
