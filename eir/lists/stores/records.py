@@ -16,8 +16,9 @@ from eir.lists.pages.pages import NUMBER_BITS
 from eir.lists.record.store import Change, Event, Ledger, ListState
 
 FORM = 3
-"""Version of what a store holds (1 had no chain of records, 2 none for the rows of feeds). A program changes nothing in a store of a higher version
-than it knows."""
+"""Version of the stored form (2 had no chain for the rows of feeds). A program changes nothing in a store of a higher version."""
+OLDEST_FORM = 2
+"""Lowest version that this program reads and brings to its own."""
 VALUE_BYTES_MAX = 64 << 20
 """No page and no record of ours is longer: readers leave anything longer alone."""
 INTEGER_MAX = (1 << 63) - 1
@@ -52,14 +53,25 @@ def newer_form(where: str, form: str | bytes | int | None) -> str | None:
 
 
 def check_form(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (schema) where data of this form are not to be changed."""
+    """Raise StoreError (schema) if data of this form must not be changed."""
     if (newer := newer_form(where, form)) is not None:
         raise StoreError("schema", newer)
+    check_oldest(where, form)
 
 
-def say_upgrade(report: Report, where: str, form: str | bytes | int | None) -> None:
-    """Say, before a write brings data of an older form to this program's form, that it will. `form`: None where none was written down yet."""
+def check_oldest(where: str, form: str | bytes | int | None) -> None:
+    """Raise StoreError (schema) if this program reads no data of this form. None: a form that had no version yet."""
     found = 1 if form is None else int(form)
+    if found < OLDEST_FORM:
+        raise StoreError(
+            "schema",
+            f"{where} has form {found}, and this eir reads forms {OLDEST_FORM} to {FORM}: upgrade with an older eir first, or load the lists into an empty store",
+        )
+
+
+def log_upgrade(report: Report, where: str, form: str | bytes | int | None) -> None:
+    """Log that the next write brings data of an older form to this program's form."""
+    found = FORM if form is None else int(form)
     if found < FORM:
         detail = f"{where} has form {found}, and is brought to form {FORM} now: an older eir reads it from then on, if at all, and changes nothing"
         report("store_upgraded", level="warning", reason="older", detail=detail)

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -259,9 +260,8 @@ async def test_a_load_that_no_node_helps_names_the_key_and_changes_nothing(serve
     assert (await redis.state("l")).generation == 3
 
 
-@pytest.mark.parametrize("key", [OUTCOMES, "eir:{history}:events"])
-async def test_other_keys_of_another_type_do_not_hold_a_load(server, redis, key, monkeypatch):
-    await damaged(server, redis, key)
+async def test_outcomes_of_another_type_do_not_hold_a_load(server, redis, monkeypatch):
+    await damaged(server, redis, OUTCOMES)
     monkeypatch.setattr(writing, "HEAL_S", 0.0)
     await load(redis, 3)
     assert await details(redis) == ["a", "b", "c", "d"]
@@ -630,57 +630,23 @@ def make_form_2(path):
             db.execute(statement)
 
 
-def make_older(path):
-    """Give a file of one list, with one release before the last, form 1 of the schema, and a history of its own."""
-    make_form_2(path)
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        for statement in (
-            "ALTER TABLE lists DROP COLUMN made", "ALTER TABLE lists ADD COLUMN before TEXT", "ALTER TABLE lists ADD COLUMN before_set INTEGER",
-            "ALTER TABLE lists ADD COLUMN before_whole INTEGER", "UPDATE lists SET (before, before_set, before_whole) = (SELECT state, page_set, whole FROM kept)",
-            "DROP TABLE kept", "DROP INDEX records_of_list", "DROP TABLE records", "DROP TABLE refusals", "DROP TABLE ledger",
-            "CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT, who TEXT, what TEXT, list TEXT, serial INTEGER, digest TEXT, outcome TEXT, detail TEXT)",
-            "INSERT INTO events VALUES (NULL, '2026-01-01T00:00:00Z', 'me', 'load', 'a', 1, 'ab', 'accepted', 'x'), (NULL, '2026-01-02T00:00:00Z', 'me', 'refuse', 'a', NULL, NULL, 'refused', 'bad: y')",
-            "PRAGMA user_version = 1",
-        ):  # fmt: skip
-            db.execute(statement)
-
-
-async def test_the_history_of_version_1_becomes_a_chain(tmp_path):
+async def test_a_file_of_a_form_that_is_too_old_is_refused_and_not_changed(tmp_path):
     path = tmp_path / "lists.sqlite"
-    pages = pages_of([1])
     store = SqliteStore(path)
-    await store.replace("a", state(pages), pages, seen=0)
-    await store.replace("a", state(pages_of([2]), serial=2), pages_of([2]), seen=1)
-    was, kept = await store.state("a"), (await store.releases("a"))[1].state
+    await store.replace("a", state(pages_of([1])), pages_of([1]), seen=0)
     await store.close()
-    make_older(path)
-    reader = SqliteStore(path, upgrades=False)
-    assert await reader.state("a") == was
-    assert [release.state for release in await reader.releases("a")] == [was, kept]
-    assert [(each.what, each.detail, each.number) for each in await reader.history()] == [
-        ("load", "x", 1),
-        ("refuse", "bad: y", None),
-    ]
-    with pytest.raises(StoreError):
-        await reader.rollback("a", seen=2)
-    await reader.close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA user_version = 1")
+    for upgrades in (False, True):
+        store = SqliteStore(path, upgrades=upgrades)
+        with pytest.raises(
+            StoreError, match=f"{re.escape(str(path))} has form 1, and this eir reads forms 2 to 3"
+        ) as caught:
+            await store.state("a")
+        assert caught.value.cause == "schema"
+        await store.close()
     with contextlib.closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (1,)
-        assert db.execute("SELECT count(*) FROM events").fetchone() == (2,)
-    told = []
-    store = SqliteStore(path, report=lambda event, **fields: told.append((event, fields["detail"])))
-    assert await store.state("a") == was
-    assert [release.state for release in await store.releases("a")] == [was, kept]
-    assert [(each.what, each.detail, each.number) for each in await store.history()] == [
-        ("load", "x", 1),
-        ("refuse", "bad: y", None),
-    ]
-    assert await holds(store)
-    ((event, detail),) = told
-    assert event == "store_upgraded"
-    assert detail.startswith(f"{path} has form 1, and is brought to form 3 now")
-    assert (await store.rollback("a", seen=2)).content_digest == kept.content_digest
-    await store.close()
 
 
 @pytest.fixture(scope="module")
@@ -702,15 +668,15 @@ def test_who_looks_upgrades_nothing_and_who_loads_says_so_before(tmp_path):
         site.load([LISTED])
         site.load([LISTED, UNLISTED], serial=2)
         file = site.state / "lists.sqlite"
-        make_older(file)
+        make_form_2(file)
         for command in (("lists",), ("show", "stolen"), ("history",), ("check", LISTED)):
             assert "form" not in site.eir(*command).stderr, command
             with contextlib.closing(sqlite3.connect(file)) as db:
-                assert db.execute("PRAGMA user_version").fetchone() == (1,), command
+                assert db.execute("PRAGMA user_version").fetchone() == (2,), command
         assert site.json("lists")[0]["entries"] == 2
         said = site.eir("load", site.release([LISTED], serial=3)).stderr.splitlines()
-        assert [f"{file} has form 1, and is brought to form 3 now" in line for line in said].count(True) == 1
-        make_older(file)
+        assert [f"{file} has form 2, and is brought to form 3 now" in line for line in said].count(True) == 1
+        make_form_2(file)
         node = site.start()
         assert len(until(lambda: node.lines("store_upgraded"))) == 1
 

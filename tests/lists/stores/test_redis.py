@@ -25,7 +25,6 @@ from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.stores import redis as redis_store
 from eir.lists.stores import redis_url
 from eir.lists.stores.open import open_store
-from eir.lists.stores.records import encode
 from eir.lists.stores.redis import RedisStore, link, reading, writing
 from eir.lists.stores.redis_url import parse_url
 from eir.lists.stores.sqlite import SqliteStore
@@ -122,19 +121,13 @@ class TestKeys:
         assert [*lifetimes.values()] == [-1, -1, -1]
         assert sum(b":kept:" in key for key in lifetimes) == 1
 
-    async def test_what_a_version_without_a_chain_left(self, server, store):
-        """Its events become the first records, and the one release that it kept is there for a rollback."""
+    async def test_a_list_of_a_form_that_is_too_old_is_read_and_not_changed(self, server, store):
         await store.replace("a", state(A), A, seen=0)
-        await store.replace("a", state(B, serial=2), B, seen=1)
-        past = json.loads(server.command("HGET", "eir:{a}:state", "past").split(b"\r\n")[1])
-        server.command("HDEL", "eir:{a}:state", "past")
-        server.command("HSET", "eir:{a}:state", "previous", json.dumps(past["kept"][0]))
-        for each in (event("a", detail="old"), event("a", "refused", detail="bad: …")):
-            server.command("XADD", "eir:{history}:events", "*", "event", encode(each))
-        assert [each.detail for each in await store.history()] == ["old", "bad: …"]
-        assert (await store.releases("a"))[1].state.serial == 1
-        assert (await store.rollback("a", seen=2, event=event("a", detail="new"))).serial == 1
-        assert [each.detail for each in await store.history()] == ["old", "new"]
+        server.command("HDEL", "eir:{a}:state", "form")
+        with pytest.raises(StoreError, match="has form 1, and this eir reads forms 2 to 3") as caught:
+            await store.replace("a", state(B, serial=2), B, seen=1)
+        assert caught.value.cause == "schema"
+        assert (await store.state("a")).serial == 1
         assert await read(store) == A
 
     async def test_data_of_an_older_form_are_announced_before_the_write_that_brings_them_to_ours(self, server):
@@ -144,11 +137,11 @@ class TestKeys:
             assert "store_upgraded" not in dict(said)
             said.clear()
             for name in ("eir:{a}:state", "eir:{history}:ledger"):
-                server.command("HDEL", name, "form")
+                server.command("HSET", name, "form", 2)
             await store.replace("a", state(B, serial=2), B, seen=1, event=event("a"))
             assert [event for event, _ in said] == ["store_upgraded"] * 2
             assert said[0][1].startswith("list a in Redis (")
-            assert " has form 1, and is brought to form 3 now" in said[0][1]
+            assert " has form 2, and is brought to form 3 now" in said[0][1]
             assert said[1][1].startswith("the history in Redis (")
             await store.replace("a", state(A, serial=3), A, seen=2, event=event("a"))
             assert len(said) == 2

@@ -6,7 +6,6 @@ eir:{history}:records      stream, or eir:{history}:records:ID after a rewrite: 
 eir:{history}:feed         stream of the feed's chain, or eir:{history}:feed:ID
 eir:{history}:refusals     hash: key → text, see eir.lists.record.history
 eir:{history}:outcomes     hash: [list, outcome] → how often, and when last
-eir:{history}:events       stream of a version that had no chain; what it wrote, and still writes, becomes records
 """
 
 import json
@@ -38,11 +37,11 @@ from eir.lists.record.history import (
     with_folds,
 )
 from eir.lists.record.store import ANCHOR, CHAINS, FEED, MAIN, Event, Fold, Ledger, Outcome, Record
-from eir.lists.stores.records import FORM, check_form, decode_event, decode_ledger, encode, newer_form, say_upgrade
-from eir.lists.stores.redis.link import Link, is_wrong_type
+from eir.lists.stores.records import FORM, check_form, decode_ledger, encode, log_upgrade, newer_form
+from eir.lists.stores.redis.link import Link
 
 LEDGER, RECORDS, REFUSALS = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals"
-FED, OUTCOMES, EVENTS = "eir:{history}:feed", "eir:{history}:outcomes", "eir:{history}:events"
+FED, OUTCOMES = "eir:{history}:feed", "eir:{history}:outcomes"
 FIELDS = {MAIN: ("ledger", "stream"), FEED: ("feed", "feed_stream")}
 """Fields of the hash that hold each chain's ledger and the name of its stream."""
 STREAMS = {MAIN: RECORDS, FEED: FED}
@@ -120,11 +119,8 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
                 anchor, feed = completed(event, (await chain(FEED)).ledger)
                 commands.append(("HSET", LEDGER, FIELDS[FEED][0], encode(feed)))
                 events = [] if anchor is None else [anchor]
-            earlier = [each for each in await _of_no_chain(pipe.execute_command) if not is_refusal(each)]
-            records, ledger = appended(ledger, [*earlier, *events])
+            records, ledger = appended(ledger, events)
             commands += [_adding(stream, record) for record in records]
-            if earlier:
-                commands.append(("UNLINK", EVENTS))
         outcome = json.dumps([event.list, event.outcome])
         pipe.multi()
         for command in (
@@ -161,17 +157,6 @@ async def _whole(link: Link, do: Do, chain: str, held: Held) -> Held:
     return held._replace(ledger=rewritten(with_folds(Ledger(), folds), first, last, size))
 
 
-async def _of_no_chain(do: Do) -> list[Event]:
-    """Return the events of a version that had no chain; none if another program wrote a key of another type there."""
-    try:
-        entries = await do("XRANGE", EVENTS, "-", "+")
-    except (fault.ResponseError, StoreError) as error:
-        if not is_wrong_type(error):
-            raise
-        return []
-    return [decode_event(entry[b"event"]) for _, entry in entries]
-
-
 async def read_records(link: Link, after: int = 0, chain: str = MAIN) -> AsyncIterator[list[Record]]:
     """The records of a chain after a number, in batches, as they stand."""
     _, stream = await read_ledger(link, chain)
@@ -197,21 +182,17 @@ async def read_history(
     link: Link, name: str | None, since: str | None, limit: int | None, chain: str | None
 ) -> list[Event]:
     """The events asked for; each chain is read backwards from its end, as far as needed."""
-    earlier: list[Event] = []
     records: list[Record] = []
     folds: list[Fold] = []
     fed: list[Record] = []
     if chain != FEED:
-        with link.as_written():
-            earlier = await _of_no_chain(link.do)
         records = await _newest_of(link, MAIN, name, since=since, limit=limit)
         folds = await read_folds(link)
     if chain != MAIN:
         # Rows from before the oldest record that is shown are not shown, if there are as many records as wanted.
         oldest = records[-1].number if limit is not None and len(records) >= limit else 0
         fed = await _newest_of(link, FEED, name, since=since, limit=limit, after=oldest)
-    fitting = [event for event in earlier if name in {None, event.list} and (since is None or event.time >= since)]
-    events = [*events_of(records, folds, name, since, fed=fed), *fitting]
+    events = events_of(records, folds, name, since, fed=fed)
     return events if limit is None else events[-limit:]
 
 
@@ -297,7 +278,7 @@ async def _clear(link: Link, chain: str) -> None:
     with suppress(StoreError):
         found = await link.do("HMGET", LEDGER, *FIELDS[FEED])
         fields = {name: value for name, value in zip(FIELDS[FEED], found, strict=True) if value is not None}
-    await link.do("UNLINK", LEDGER, RECORDS, REFUSALS, OUTCOMES, EVENTS)
+    await link.do("UNLINK", LEDGER, RECORDS, REFUSALS, OUTCOMES)
     if fields:
         await link.do("HSET", LEDGER, *(part for field in fields.items() for part in field), "form", FORM)
 
@@ -384,14 +365,15 @@ async def _watched(
 
     async def tried(client: Any) -> bool:
         async with client.pipeline(transaction=True) as pipe:
-            await pipe.watch(LEDGER, REFUSALS, EVENTS)
+            await pipe.watch(LEDGER, REFUSALS)
             fields = [field for chain in CHAINS for field in FIELDS[chain]]
             *found, was_done, form = await pipe.execute_command("HMGET", LEDGER, *fields, done, "form")
-            check_form(f"Redis ({link.where})", form)
+            if form is not None:  # the first record is written into no form
+                check_form(f"Redis ({link.where})", form)
             if change is not None and was_done == change:
                 return True
             if found[0] is not None:
-                say_upgrade(link.report, f"the history in Redis ({link.where})", form)
+                log_upgrade(link.report, f"the history in Redis ({link.where})", form)
             there = dict(zip(fields, found, strict=True))
 
             async def held(chain: str) -> Held:

@@ -55,7 +55,7 @@ async def read_row(link: Link, name: str, *, past: bool = False) -> Row | None:
 
     `past`: also read the kept releases and the events.
     """
-    fields = ("state", "set", "fields", "change", "form", *(("past", "previous") if past else ()))
+    fields = ("state", "set", "fields", "change", "form", *(("past",) if past else ()))
     state, set_id, count, change, form, *was = await link.do("HMGET", key(name, "state"), *fields)
     if state is None or set_id is None or change is None:
         return None
@@ -69,16 +69,13 @@ async def read_row(link: Link, name: str, *, past: bool = False) -> Row | None:
     return Row(name=name, state=decode_state(state), page_set=page_set, lost=lost, change=change, form=form, **more)
 
 
-def _past(name: str, change: bytes, past: bytes | None, previous: bytes | None) -> dict[str, Any]:
-    """The kept releases of a list, and the events.
-
-    A node that does not know these fields leaves them as they were when it writes.
-    """
+def _past(name: str, change: bytes, past: bytes | None) -> dict[str, Any]:
+    """Return the kept releases of a list, and the events."""
     said = {} if past is None else json.loads(past)
     if said.get("change") == change.decode():
         kept = tuple(_kept(name, each) for each in said["kept"])
         return {"kept": kept, "made": _event(said["made"]), "event": _event(said["event"])}
-    return {} if previous is None else {"kept": (_kept(name, json.loads(previous)),)}
+    return {}
 
 
 def _kept(name: str, said: dict[str, Any]) -> Kept[PageSet]:

@@ -14,7 +14,7 @@ import redis.exceptions as fault
 from eir.errors import GenerationConflict, NothingToRollBack, StoreError
 from eir.lists.pages.pages import Page
 from eir.lists.record.store import Event, ListState
-from eir.lists.stores.records import FORM, check_form, encode, encode_numbers, say_upgrade
+from eir.lists.stores.records import FORM, check_form, encode, encode_numbers, log_upgrade
 from eir.lists.stores.redis import history
 from eir.lists.stores.redis.link import OUT_OF_MEMORY, POLICY_SAFE, Link
 from eir.lists.stores.redis.reading import PageSet, Row, key, read_change, read_each, read_numbers, read_row
@@ -58,7 +58,7 @@ async def write(link: Link, name: str, seen: int, wanted: Wanted | Undo, batches
         check_form(where, row.form)
     check_generation(name, row, seen)
     if row is not None:
-        say_upgrade(link.report, where, row.form)
+        log_upgrade(link.report, where, row.form)
         await _settle_once_healed(link, row)
     own = staged = PageSet(key(name, "kept" if batches is None else "set", secrets.token_hex(8)), 0)
     try:
@@ -222,7 +222,6 @@ def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None
             pipe.execute_command("HSET", page_set.key, *fields)
     for each in after.page_sets:
         pipe.execute_command("PERSIST", each.key)
-    pipe.execute_command("HDEL", key(name, "state"), "previous")  # of a version that kept one release
     past = {
         "change": change.decode(), "event": _said(decided.event), "made": _said(after.made),
         "kept": [

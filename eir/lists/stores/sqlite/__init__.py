@@ -72,7 +72,7 @@ class SqliteStore(PageSetStore):
     def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent, **times: float) -> None:
         """`upgrades`: bring a file of an older form to this one, and tell `report` before; else it is read as it is. `times`: as of a File."""
         self.path = path
-        self._file = File(path, history.upgrade, upgrades=upgrades, report=report, **times)
+        self._file = File(path, upgrades=upgrades, report=report, **times)
 
     async def _stored(self, name: str) -> Stored[int] | None:
         return await self._file.call(writing.stored, name)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from eir.errors import Report, StoreError, silent
 from eir.lists.pages.pages import NUMBER_BITS
-from eir.lists.stores.records import FORM, newer_form, say_upgrade
+from eir.lists.stores.records import FORM, check_oldest, log_upgrade, newer_form
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -43,7 +43,7 @@ CREATE TABLE lists (
 );
 CREATE TABLE sets (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    page_count INTEGER NOT NULL DEFAULT 0,  -- of version 1 of the schema; nobody counts or reads it
+    page_count INTEGER NOT NULL DEFAULT 0,  -- unused
     keep_until REAL NOT NULL,               -- for a set that no list points to: Unix seconds
     doomed INTEGER NOT NULL DEFAULT 0       -- 1: its pages are being deleted
 );
@@ -57,8 +57,6 @@ CREATE TABLE changes (
 CREATE TABLE outcomes (list TEXT, outcome TEXT NOT NULL, count INTEGER NOT NULL, last TEXT NOT NULL);
 CREATE UNIQUE INDEX outcomes_of_list ON outcomes (coalesce(list, ''), outcome);
 CREATE TABLE claims (what TEXT PRIMARY KEY, who TEXT NOT NULL, until REAL NOT NULL);
-"""
-SINCE_2 = """
 CREATE TABLE kept (         -- what a rollback brings back
     list TEXT NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
     page_set INTEGER NOT NULL,  -- all its pages, or those that the release after it touched (empty keys: there was none)
@@ -74,29 +72,9 @@ CREATE TABLE feed_records (
     number INTEGER PRIMARY KEY, text TEXT NOT NULL, list TEXT GENERATED ALWAYS AS (CASE WHEN json_valid(text) THEN json_extract(text, '$.list') END) VIRTUAL);
 CREATE INDEX feed_records_of_list ON feed_records (list, number);
 """
-FROM_1 = """
-INSERT INTO kept SELECT name, json_extract(before, '$.generation'), before, before_set, before_whole, NULL FROM lists
-WHERE json_extract(before, '$.generation') IS NOT NULL AND before_set IS NOT NULL;
-ALTER TABLE lists DROP COLUMN before;
-ALTER TABLE lists DROP COLUMN before_set;
-ALTER TABLE lists DROP COLUMN before_whole;
-ALTER TABLE lists ADD COLUMN made TEXT;
-"""
-
-
-def _temporary(schema: str) -> str:
-    return schema.replace("CREATE TABLE", "CREATE TEMP TABLE").replace("CREATE INDEX ", "CREATE INDEX temp.")
-
-
-STEPS = {
-    1: f"""
-CREATE TEMP TABLE lists AS SELECT * FROM main.lists;
-CREATE TEMP TABLE events AS SELECT * FROM main.events;
-{_temporary(SINCE_2)}{FROM_1}{_temporary(SINCE_3)}
-""",  # noqa: S608  # all parts are constants of this module
-    2: _temporary(SINCE_3),
-}
-"""Tables of the connection's own that a file of an earlier form lacks, by that form; for a file that is only read."""
+"""Tables that a file of form 2 lacks."""
+SINCE_3_TEMPORARY = SINCE_3.replace("CREATE TABLE", "CREATE TEMP TABLE").replace("CREATE INDEX ", "CREATE INDEX temp.")
+"""The same tables as temporary ones of the connection, for a file that is only read."""
 NOW = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORM};
@@ -125,7 +103,6 @@ class File:
     def __init__(
         self,
         path: Path,
-        upgrade: Callable[[sqlite3.Connection, int], None] = lambda *_: None,
         *,
         upgrades: bool = True,
         report: Report = silent,
@@ -136,10 +113,9 @@ class File:
         self._open = partial(
             _opened,
             path,
-            partial(_prepare, path=path, upgrade=upgrade, upgrades=upgrades, report=report),
+            partial(_prepare, path=path, upgrades=upgrades, report=report),
             busy_s=busy_s,
         )
-        """`upgrade` does what SQL cannot where the file is of another version of the schema, in the transaction that brings it to this one."""
         self._db: sqlite3.Connection | None = None
         self._still: tuple[float, str] | None = None
         """For a file that could be opened for reading only: until when (time.monotonic), and why."""
@@ -266,6 +242,8 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     application = _pragma(db, "application_id")
     if application not in {0, APPLICATION_ID} or (version and not application):
         raise StoreError("schema", f"{path} is an SQLite file of another program")
+    if version:
+        check_oldest(str(path), version)
     return version
 
 
@@ -274,15 +252,13 @@ def _prepare(
     version: int,
     *,
     path: Path,
-    upgrade: Callable[[sqlite3.Connection, int], None],
     upgrades: bool,
     report: Report,
 ) -> None:
     only_read = 0 < version < FORM and not upgrades
     if only_read:
-        for statement in STEPS[version].split(";\n"):
+        for statement in SINCE_3_TEMPORARY.split(";\n"):
             db.execute(statement)
-        upgrade(db, version)
     if only_read or version > FORM:
         db.execute("PRAGMA query_only = 1")
         return
@@ -295,11 +271,10 @@ def _prepare(
             version = _pragma(db, "user_version")  # another process may have been faster
             if version < FORM:
                 if version:
-                    say_upgrade(report, str(path), version)
-                steps = {0: (SCHEMA, SINCE_2, SINCE_3), 1: (SINCE_2, FROM_1, SINCE_3), 2: (SINCE_3,)}[version]
+                    log_upgrade(report, str(path), version)
+                steps = (SINCE_3,) if version else (SCHEMA, SINCE_3)
                 for statement in "".join((*steps, NOW)).split(";\n"):
                     db.execute(statement)
-                upgrade(db, version)
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

@@ -42,23 +42,14 @@ DO UPDATE SET count = count + 1, last = max(last, excluded.last)
 """
 
 
-def upgrade(db: sqlite3.Connection, version: int) -> None:
-    """Take over the history of version 1 of the schema, which had no chain."""
-    if version == 1:
-        names = ("time", "who", "what", "list", "serial", "digest", "outcome", "detail")
-        for row in db.execute(f"SELECT {', '.join(names)} FROM events ORDER BY id").fetchall():  # noqa: S608  # names of our own
-            append(db, Event(**dict(zip(names, row, strict=True))), counted=True)
-        db.execute("DROP TABLE events")
-
-
 def ledger(db: sqlite3.Connection, chain: str = MAIN) -> Ledger:
     """The ledger of a chain."""
     found = db.execute("SELECT text FROM ledger WHERE id = ?", (TABLES[chain][1],)).fetchone()
     return Ledger() if found is None else decode_ledger(found[0])
 
 
-def append(db: sqlite3.Connection, event: Event | None, *, counted: bool = False) -> None:
-    """Append an event, in the transaction that goes on; `counted`: it is in the outcomes already."""
+def append(db: sqlite3.Connection, event: Event | None) -> None:
+    """Append an event, in the transaction that goes on."""
     if event is not None and event.what == ANCHOR:
         event, feed = completed(event, ledger(db, FEED))
         _keep(db, feed, FEED)
@@ -73,7 +64,7 @@ def append(db: sqlite3.Connection, event: Event | None, *, counted: bool = False
         records, now = appended(now, [event], _place(db, event.chain))
         _put_records(db, records, event.chain)
     _keep(db, now, event.chain)
-    if is_counted(event) and not counted:
+    if is_counted(event):
         db.execute(COUNT_OUTCOME, {"list": event.list, "outcome": event.outcome, "time": event.time})
 
 
