@@ -1,9 +1,6 @@
 """The embedded store: one SQLite file in the state folder, for all processes of one host.
 
-Every operation runs in a thread of the store's own, so a slow disk or a lock never holds the event loop. sqlite3 gives up
-the interpreter's lock for each row that it steps to, and with a busy loop beside it getting that lock back costs
-milliseconds; so pages are read some hundreds at a time as one row of text, which SQL gathers without the lock, and taken
-apart on the loop, where the time is counted as that of their reader.
+Every operation runs in a thread of the store's own, so that a slow disk or a lock never holds the event loop.
 
 A release is written to a set of its own in several transactions and put in force by one small one, so that nobody waits
 long for the write lock; a set that nobody finished is collected by a later load. Readers take a batch a transaction and
@@ -11,49 +8,24 @@ compare generations: none holds the write-ahead log back while a list is read.
 """
 
 import asyncio
-import struct
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from eir.errors import Report, StoreChanged, silent
-from eir.lists.pages.pages import NUMBER_BITS, Page
+from eir.lists.pages.pages import Page
 from eir.lists.record.store import MAIN, Change, Event, Fold, Ledger, ListState, Outcome, Record
 from eir.lists.stores.records import VALUE_BYTES_MAX, decode_change, decode_state, newer_form
-from eir.lists.stores.sqlite import history, writing
-from eir.lists.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find, form_of
+from eir.lists.stores.sqlite import history, reading, writing
+from eir.lists.stores.sqlite.file import File, checkpoint, form_of
 from eir.lists.stores.write import Batches, PageSetStore, Stored, Undo, Wanted, portions, without_gap
 
 POLL_S = 0.1
 """Seconds between looks at the generations in `wait`; a look costs some 100 µs."""
 PORTION_PAUSE_S = 0.005
 """Seconds between a load's transactions, so that another process gets the write lock in the middle of it."""
-READ_PAGES_MAX, READ_BYTES = 512, 1 << 16
-"""Most pages and bytes that one statement reads while a list is read."""
 
-# Many pages as one text: for each its number (16 digits), two lengths (8 digits each), keys and extra, all hexadecimal.
-GATHER = "group_concat(printf('%016X%08X%08X', id & :mask, length(keys), length(extra)) || hex(keys) || hex(extra), '')"
-HEAD = struct.Struct(">QII")
-BOUND = {"bits": NUMBER_BITS, "mask": NUMBER_MASK, "most": VALUE_BYTES_MAX}
-# What is longer than anything of ours is left on the disk, and shows in the digest.
-PAGE = "id, iif(length(keys) > :most, x'', keys) AS keys, iif(length(extra) > :most, x'', extra) AS extra"
-STATE = "iif(length(state) > :most, '', state)"
-# Generation, state and pages, as of one moment since it is one statement.
-READ_BATCH = f"""
-SELECT generation, {STATE}, (SELECT {GATHER} FROM (
-    SELECT {PAGE} FROM pages
-    WHERE id BETWEEN (lists.page_set << :bits | :first) AND (lists.page_set << :bits | :mask) ORDER BY id LIMIT :count))
-FROM lists WHERE name = :name
-"""  # noqa: S608  # all parts are constants of this module
-READ_SOME = f"""
-SELECT {STATE}, (SELECT {GATHER} FROM (
-    SELECT {PAGE} FROM pages WHERE id IN (SELECT lists.page_set << :bits | value FROM json_each(:numbers))))
-FROM lists WHERE name = :name
-"""  # noqa: S608  # as above
-READ_IN_SET = f"""
-SELECT {GATHER} FROM (SELECT {PAGE} FROM pages WHERE id IN (SELECT :page_set << :bits | value FROM json_each(:numbers)))
-"""  # noqa: S608  # as above
 # Those up to the generation in force, which is in each row.
 READ_CHANGES = """
 SELECT generation, changes.before, after, pages FROM lists LEFT JOIN changes
@@ -78,14 +50,15 @@ class SqliteStore(PageSetStore):
         return await self._file.call(writing.stored, name)
 
     async def _pages_in(self, stored: Stored[int], page_set: int, numbers: Sequence[int]) -> Sequence[Page]:  # noqa: ARG002  # a set lasts as long as the record
-        ((text,),) = await self._file.rows(READ_IN_SET, page_set=page_set, numbers=str([*numbers]), **BOUND)
-        return _decode_batch(text)
+        return await self._file.call(reading.read_set, page_set, numbers)
 
     async def state(self, name: str) -> ListState | None:
         return await self._file.call(writing.state_of, name)
 
     async def states(self) -> Mapping[str, ListState]:
-        rows = await self._file.rows(f"SELECT name, {STATE} FROM lists ORDER BY name", most=VALUE_BYTES_MAX)  # noqa: S608  # as above
+        rows = await self._file.rows(
+            "SELECT name, iif(length(state) > :most, '', state) FROM lists ORDER BY name", most=VALUE_BYTES_MAX
+        )
         return {name: decode_state(state) for name, state in rows}
 
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
@@ -112,36 +85,24 @@ class SqliteStore(PageSetStore):
         return stored
 
     async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """Each batch is one statement, and the next one is read while the caller uses this one."""
+        """Yield the pages in batches, each read in one transaction."""
         state: ListState | None = None
-        first, count = 0, 16
-        ahead = self._file.submit(find, READ_BATCH, {"name": name, "first": first, "count": count, **BOUND})
-        try:
-            while True:
-                found = await asyncio.wrap_future(ahead)
-                if not found and state is None:
-                    return
-                if not found or (state is not None and found[0][0] != state.generation):
-                    raise StoreChanged(f"list {name} changed while its pages were read")
-                ((_, record, text),) = found
-                state = state or decode_state(record)
-                batch = _decode_batch(text)
-                last = len(batch) < count
-                if not last:
-                    # The next batch is read while this one is used; how much is judged by the size of this one.
-                    size = len(text) // (2 * count) + 1
-                    first, count = batch[-1].number + 1, min(max(READ_BYTES // size, 1), READ_PAGES_MAX)
-                    ahead = self._file.submit(find, READ_BATCH, {"name": name, "first": first, "count": count, **BOUND})
-                yield state, batch
-                if last:
-                    return
-        finally:
-            ahead.cancel()
+        first, is_last = 0, False
+        while not is_last:
+            batch = await self._file.call(reading.read_batch, name, first)
+            if batch is None and state is None:
+                return
+            if batch is None or (state is not None and batch.generation != state.generation):
+                raise StoreChanged(f"list {name} changed while its pages were read")
+            state = state or decode_state(batch.state)
+            yield state, batch.pages
+            is_last = batch.is_last
+            first = batch.pages[-1].number + 1 if batch.pages else 0
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """One statement."""
-        found = await self._file.rows(READ_SOME, name=name, numbers=str(sorted(set(numbers))), **BOUND)
-        return (decode_state(found[0][0]), _decode_batch(found[0][1])) if found else (None, [])
+        """Read state and pages in one transaction."""
+        batch = await self._file.call(reading.read_some, name, numbers)
+        return (None, []) if batch is None else (decode_state(batch.state), batch.pages)
 
     async def changes(self, name: str, after: int) -> Sequence[Change] | None:
         rows = await self._file.rows(READ_CHANGES, name=name, after=after)
@@ -212,15 +173,3 @@ class SqliteStore(PageSetStore):
 
     async def close(self) -> None:
         await self._file.close()
-
-
-def _decode_batch(text: str | None) -> list[Page]:
-    data = bytes.fromhex(text or "")
-    pages, at, end = [], 0, len(data)
-    while at < end:
-        number, keys, extra = HEAD.unpack_from(data, at)
-        at += HEAD.size
-        middle = at + keys
-        pages.append(Page(number, data[at:middle], data[middle : middle + extra]))
-        at = middle + extra
-    return pages

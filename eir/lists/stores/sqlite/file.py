@@ -6,7 +6,6 @@ Imports eir.errors, eir.lists.pages.pages and the form of eir.lists.stores.recor
 import asyncio
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +24,6 @@ Ts = TypeVarTuple("Ts")
 BUSY_TIMEOUT_S = 10.0
 """Seconds that a write waits for another process's transaction; those of a load take some ten milliseconds each."""
 BUSY_RETRY_S = 0.01
-NICE = 15
-"""Nice value of the thread that reads and writes. It holds the interpreter's lock for only some microseconds at a
-time."""
 WAL_BYTES_MAX = 16 << 20
 """Bytes that the write-ahead log is cut to when it starts over."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
@@ -120,7 +116,7 @@ class File:
         self._still: tuple[float, str] | None = None
         """For a file that could be opened for reading only: until when (time.monotonic), and why."""
         self._inode: tuple[int, int] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite", initializer=_step_back)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
     def submit(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> "Future[T]":
         """Have an operation done, whether its result is awaited or not."""
@@ -194,14 +190,6 @@ class File:
         db, self._db, self._still = self._db, None, None
         if db is not None:
             db.close()
-
-
-def _step_back() -> None:
-    """Have the thread wait for its turn of the processor, or on a machine of one core it would push aside the one that answers checks."""
-    thread = threading.get_native_id()
-    with suppress(OSError):  # a sandbox that forbids it
-        os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, thread, NICE)
 
 
 def _cause(error: sqlite3.Error) -> str:

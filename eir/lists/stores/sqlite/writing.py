@@ -32,8 +32,6 @@ from eir.lists.stores.write import (
 
 PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
 """Most pages and bytes that one transaction of a load writes: it holds the write lock for about 70 ms."""
-WRITE_PAGES_MAX = 512
-"""Most pages that one statement writes."""
 SET_IDLE_S = 600
 """A set that is being filled and was not touched for this long (s) belongs to a load that died."""
 RESERVE_BYTES = 2 * WAL_BYTES_MAX
@@ -52,13 +50,6 @@ SELECT generation, iif(length(state) > :most, '', state), page_set, iif(length(m
 READ_KEPT = """
 SELECT generation, iif(length(state) > :most, '', state), page_set, whole, iif(length(made) > :most, NULL, made) FROM kept WHERE list = :name
 ORDER BY generation DESC
-"""
-# Pages out of one blob, and a table of where each is: id, start and length of keys, start and length of extra.
-SCATTER = """
-INSERT OR REPLACE INTO pages
-SELECT json_extract(value, '$[0]'), substr(?1, json_extract(value, '$[1]'), json_extract(value, '$[2]')),
-    substr(?1, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
-FROM json_each(?2)
 """
 # A page as it is under the id that it is kept under; one that is not there as one without keys.
 KEEP = """
@@ -212,19 +203,10 @@ def _collect(db: sqlite3.Connection) -> None:
 
 
 def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Some hundreds of pages a statement: like reading, this gives up the interpreter's lock for all of them together."""
+    """Write pages, but those without keys."""
     base = page_set << NUMBER_BITS
-    for at in range(0, len(pages), WRITE_PAGES_MAX):
-        table: list[tuple[int, ...]] = []
-        parts: list[bytes] = []
-        start = 1
-        for number, keys, extra in pages[at : at + WRITE_PAGES_MAX]:
-            if keys or extra:
-                middle = start + len(keys)
-                table.append((base | number, start, len(keys), middle, len(extra)))
-                parts += (keys, extra)
-                start = middle + len(extra)
-        db.execute(SCATTER, (b"".join(parts), json.dumps(table)))
+    rows = [(base | number, keys, extra) for number, keys, extra in pages if keys or extra]
+    db.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?, ?)", rows)
 
 
 # The one transaction by which a list changes
