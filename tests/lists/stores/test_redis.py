@@ -241,14 +241,17 @@ class TestFaults:
 
     async def test_loading(self, own):
         server = own("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
-        for at in range(0, 4_000, 500):
+        for at in range(0, 20_000, 500):
             server.command("MSET", *[text for n in range(at, at + 500) for text in (f"k{n}", "x" * 100)])
         server.command("SAVE")
         server.kill()
         server.launch()
         await until(lambda: answers(server))
         async with opened(server.url) as store:
-            assert await cause_of(store.states()) == "loading"
+            cause = "timeout"
+            while cause == "timeout":  # of a busy machine: the server loads for 40 s and answers now and then
+                cause = await cause_of(store.states())
+            assert cause == "loading"
 
     async def test_a_replica_is_not_for_writing(self, own):
         master = own()
