@@ -195,7 +195,7 @@ class World:
         self.site.start()
 
     def kill_node(self) -> None:
-        """Kill the front: the others end without it."""
+        """Kill the supervisor: the others end without it."""
         self.site.node.process.kill()
         self.site.node.process.wait()
         self.site.start()

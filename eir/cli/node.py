@@ -27,10 +27,10 @@ def serve(config: ConfigFile = DEFAULT_CONFIG, reload_on_change: ReloadOnChange 
     SIGHUP has it take over a changed configuration; with --reload-on-change the change itself does. Logs go to standard
     error; metrics and health are at the configured `http` address: /metrics, /live, /ready.
     """
-    from eir.node.processes import front  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+    from eir.node.processes import supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
     checked = load_config(config)  # its warnings go to the log
-    raise typer.Exit(front.run(checked, reload_on_change=reload_on_change))
+    raise typer.Exit(supervisor.run(checked, reload_on_change=reload_on_change))
 
 
 def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:

@@ -1,6 +1,6 @@
 """The SIGTRAN side of a worker: gateways that it connects to, MSCs that connect to it, who asks, limits, counts, drain.
 
-Puts the parts of this package on an event loop. Listeners are the front's; a connection that was accepted is handed to `take`.
+Puts the parts of this package on an event loop. Listeners are the supervisor's; a connection that was accepted is handed to `take`.
 """
 
 import asyncio

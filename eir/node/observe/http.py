@@ -1,6 +1,6 @@
-"""The HTTP server of the front, and its pages for programs: /metrics for Prometheus, /live and /ready for probes.
+"""The HTTP server of the supervisor, and its pages for programs: /metrics for Prometheus, /live and /ready for probes.
 
-A client gets neither the loop nor the memory of the front for itself: `eir/wire/web/http1_server.py` sees to that.
+A client gets neither the loop nor the memory of the supervisor for itself: `eir/wire/web/http1_server.py` sees to that.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The recent past of a node: the answers of the last hour, minute by minute, and the rhythm in which releases of each list come.
 
-Answers come from what workers count anyway, as snapshots that the front hands in each minute; releases are read from the history.
+Answers come from what workers count anyway, as snapshots that the supervisor hands in each minute; releases are read from the history.
 No clock: an alert compares.
 """
 

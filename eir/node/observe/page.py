@@ -1,7 +1,7 @@
 """The page for people, at / of the HTTP address: how the node is in words, and behind them peers, lists, checks and refusals.
 
 One document without any resource from elsewhere; its one script loads it again. Everything in it that comes from the wire or from a
-file is escaped. Knows no process: the front hands in what is shown (Shown).
+file is escaped. Knows no process: the supervisor hands in what is shown (Shown).
 """
 
 from base64 import b64encode

@@ -1,6 +1,6 @@
 """Status of a node, from what its workers report: readiness, the status document, and a log line when either changes.
 
-No I/O and no clock but the one that it is given; the front asks the workers and shows what this makes of it.
+No I/O and no clock but the one that it is given. The supervisor asks the workers; Status asks the parts of the supervisor.
 """
 
 import time
@@ -26,27 +26,10 @@ PEERLESS_S = 60.0
 """Time after the start within which an absent peer is no warning: peers come back within their Tc, usually 30 s."""
 AWAY_SHOWN = 10
 """Peers without a connection that are named."""
-CERTIFICATE_S = 14 * 86400.0
-"""Time before its end from which on the node's own certificate is a warning, as it is an alert."""
 REFUSED_S = 300.0
 """Time for which the refusal of one peer of a label is a warning while others of that label are connected."""
 REMIND_S = 3600.0
 """Interval between two reminders of a list that is past its `expires`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Following:
-    """Status of the follower."""
-
-    store_up: bool
-    lost: Mapping[str, str]
-    """Lists of which the store shows less than is in force → what it shows."""
-    from_copy: Sequence[str]
-    """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
-    in_step_at: float
-    """Time at which it last knew that what is in force is what the store holds (time.monotonic)."""
-    copy_faults: Mapping[str, str] = field(default_factory=dict)
-    """Lists whose last good copy could not be kept, read or written back → why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,59 +70,50 @@ class Readiness(NamedTuple):
     why: Sequence[str]
 
 
-class Status:
-    """A node's status over time.
+class Running(NamedTuple):
+    """Addresses of a node, and whether it stops."""
 
-    `pid` is the process that signals go to, `workers` how many there should be; `following` says how the follower is now.
-    """
+    listening: Sequence[str] = ()
+    """Diameter listeners that are open, as URLs."""
+    http: str | None = None
+    """Address of the pages."""
+    interfaces: Mapping[str, Sequence[str]] = {}
+    """Addresses of the interfaces besides the checks, by their name."""
+    is_stopping: bool = False
+
+
+Warnings = Callable[[], Sequence[str]]
+"""Return the current warnings of one part of the supervisor."""
+
+
+class Status:
+    """A node's status over time."""
 
     def __init__(
         self,
         *,
         workers: int,
         pid: int,
-        following: Callable[[], Following],
+        running: Callable[[], Running],
+        is_store_up: Callable[[], bool],
+        losses: Sequence[Warnings] = (),
+        warnings: Sequence[Warnings] = (),
+        attendants: Sequence["Attendant"] = (),
         report: Report,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._workers = workers
-        self._following = following
-        self._pid = pid
-        self._report = report
-        self._now = now
+        """`workers`: how many there should be. `pid`: the process that signals go to. A warning from `losses` degrades the node."""
+        self._workers, self._pid = workers, pid
+        self._running, self._is_store_up = running, is_store_up
+        self._losses, self._warnings_of_parts, self._attendants = losses, warnings, attendants
+        self._report, self._now = report, now
         self.started = now()
-        self.listening: list[str] = []
-        """Diameter listeners that are open, as URLs."""
-        self.interfaces: dict[str, list[str]] = {}
-        """Addresses of the interfaces besides the checks, by their name."""
-        self.http: str | None = None
-        """Address of the pages."""
-        self.stopping = False
-        self.attendants: Sequence[Attendant] = ()
-        """Parts of interfaces in the supervisor."""
-        self.sources: Callable[[], Sequence[str]] = tuple
-        """Warnings about the sources of lists."""
-        self.gone: Callable[[], Sequence[str]] = tuple
-        """Local lists that were in force before, and of which the store holds nothing."""
-        self.older: Callable[[], Mapping[str, tuple[int, int]]] = dict
-        """Lists → the highest serial that the store knows of, and a higher one that was accepted here before."""
-        self.troubles: Callable[[], Sequence[str]] = tuple
-        """Faults of the interfaces besides the checks."""
-        self.store_newer: str | None = None
-        """Reason why nothing is changed in the store, if its data have the form of a newer eir."""
-        self.config_fault: str | None = None
-        """The fault of the configuration on disk; the one in force is an earlier one."""
-        self.certificate_ends: datetime | None = None
-        """End of the node's own certificate; None without TLS."""
-        self.history_differs = ""
-        """Reason why the store's history does not continue this node's copy of it."""
-        self.unrecorded: Sequence[str] = ()
-        """Lists in the store of which no record says who put them there."""
         self._in_force: set[str] = set()
         """Lists that were in force at some time since the start."""
         self._was_ready = False
         self._told: Readiness | None = None
         """The readiness that the log told last."""
+        self._reminder = ExpiryReminder()
 
     def readiness(self, reports: Sequence[WorkerReport]) -> Readiness:
         """Return whether the node is ready, and why not.
@@ -153,38 +127,24 @@ class Status:
         not_ready = [text for name, text in never.items() if not self._was_ready or name in self._in_force]
         if not reports:
             not_ready.append("no worker answers")
-        if not self.listening:
+        running = self._running()
+        if not running.listening:
             not_ready.append("not listening yet")
-        if self.stopping:
+        if running.is_stopping:
             not_ready.append("stopping")
         self._was_ready = self._was_ready or not not_ready
         degraded = [text for text in never.values() if text not in not_ready]
         if 0 < len(reports) < self._workers:
             degraded.append(f"{len(reports)} of {self._workers} workers answer")
-        how = self._following()
-        if reports and not how.store_up:
+        if reports and not self._is_store_up():
             degraded.append("the store is away; answers go on from memory")
-        degraded += [
-            f"the store lost list {name} (it shows {shown}); the memory stays in force"
-            for name, shown in how.lost.items()
-        ]
-        degraded += [
-            f"the store lost list {name}, which was in force here before: restore a backup" for name in self.gone()
-        ]
-        degraded += [
-            f"the store lost list {name} as it was: serial {highest} is the highest that it knows of, and {before} was accepted here before; load the newest release again"
-            for name, (highest, before) in self.older().items()
-        ]
-        degraded += [f"list {name} is this node's last good copy" for name in how.from_copy]
-        degraded += [f"the last good copy of list {name} is not kept ({why})" for name, why in how.copy_faults.items()]
-        if self.store_newer is not None:
-            degraded.append(self.store_newer)
+        degraded += [text for part in self._losses for text in part()]
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
     def tell(self, reports: Sequence[WorkerReport]) -> None:
-        """One log line if the readiness, or the reason for it, is another than the last line told; the first says that it serves."""
+        """Log the readiness if it or its reason has changed; the first line says that the node serves."""
         found = self.readiness(reports)
-        if self.stopping or found == self._told:
+        if self._running().is_stopping or found == self._told:
             return
         first, self._told = self._told is None, found
         ready = found.word == READY
@@ -195,12 +155,20 @@ class Status:
             detail="no compiled lane: a check costs many times as much" if first and not COMPILED else None,
         )  # fmt: skip
 
+    def remind(self, reports: Sequence[WorkerReport]) -> None:
+        """Log each list that is past its expiry, at once and then each REMIND_S."""
+        states = {name: state for report in reports for name, state in report.lists.items()}
+        now = datetime.fromtimestamp(self._now(), UTC)
+        for name in self._reminder.due(states, now=now, monotonic=time.monotonic()):
+            expires = states[name].expires
+            self._report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
+
     def document(self, reports: Sequence[WorkerReport], alerts: Sequence[Trouble] = ()) -> dict[str, Any]:
         """Return what `eir status` shows: a Nagios state with its code, one line, and the figures behind it.
 
         `alerts`: conditions of alerts that hold. A condition is left out if another text already leads to its alert.
         """
-        found = self.readiness(reports)
+        found, running = self.readiness(reports), self._running()
         lists: dict[str, ListState] = {}
         peers: dict[str, int] = {}
         for report in reports:
@@ -220,8 +188,9 @@ class Status:
             "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "troubles": warnings, "ready": found.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
             "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
-            "listening": self.listening, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},
-            "peers": peers, "checks": checks, **{name: value for each in self.attendants for name, value in each.status().items()}, **({"interfaces": self.interfaces} if self.interfaces else {}),
+            "listening": running.listening, "http": running.http, "lists": {name: _shown(state) for name, state in lists.items()},
+            "peers": peers, "checks": checks, **{name: value for each in self._attendants for name, value in each.status().items()},
+            **({"interfaces": running.interfaces} if running.interfaces else {}),
         }  # fmt: skip
 
     def _warnings(
@@ -231,22 +200,10 @@ class Status:
         warnings = [
             f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))
         ]
-        if self.config_fault is not None:
-            warnings.append(
-                f"the configuration on disk has a fault, and the one in force is an earlier one: {self.config_fault}"
-            )
-        if (ends := self.certificate_ends) is not None and ends.timestamp() - self._now() < CERTIFICATE_S:
-            warnings.append(f"the node's certificate ends at {ends:%Y-%m-%dT%H:%M:%SZ}")
-        if self.history_differs:
-            warnings.append("the store's history does not continue this node's copy (eir history --verify)")
-        warnings += [
-            f"no record says who put list {name} into the store (eir history {name})" for name in self.unrecorded
-        ]
-        warnings += self.sources()
-        warnings += self.troubles()
+        warnings += [text for part in self._warnings_of_parts for text in part()]
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")
-        warnings += [text for each in self.attendants for text in each.warnings()]
+        warnings += [text for each in self._attendants for text in each.warnings()]
         shedding = dict.fromkeys(label for report in reports for label in report.shedding)
         warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
         disabled = dict.fromkeys(label for report in reports for label in report.disabled)

@@ -1,6 +1,6 @@
-"""The front's listeners: they accept connections, and decide who may connect and how many connections there may be.
+"""The supervisor's listeners: they accept connections, and decide who may connect and how many connections there may be.
 
-The front sees the connections of all workers, so limits on connections are enforced here. Knows no worker: a connection
+The supervisor sees the connections of all workers, so limits on connections are enforced here. Knows no worker: a connection
 that may come in goes to the callable that it is given.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from eir.errors import EirError, Report
+from eir.node.observe import metrics
 from eir.wire.peers.gate import Address, Sources
 from eir.wire.peers.settings import Limits, PeerSettings, setting_for
 from eir.wire.transport.begin import Listener, open_listener
@@ -28,6 +29,9 @@ LISTEN_ADVICE = {
 }
 """Advice for a listener that cannot be opened, by error number."""
 
+HOLD_S = 2.0
+"""Time for which new connections wait, when a worker has ended, for the one that replaces it, so that its peers, which
+reconnect at once, do not all move to the other workers."""
 STRANGERS_MAX, STRANGERS_PER_S = 32, 20
 """Connections of addresses that no entry of the peer table takes, at once and a second, that get a 403 over HTTP; more are closed."""
 
@@ -38,10 +42,20 @@ HandOver = Callable[[int, int, socket.socket], bool]
 class Acceptor:
     """Listens, and hands each connection that may come in to a worker."""
 
-    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, sctp: SctpSettings, *, report: Report) -> None:
+    def __init__(
+        self,
+        peers: Sequence[PeerSettings],
+        limits: Limits,
+        sctp: SctpSettings,
+        *,
+        hold_s: float = HOLD_S,
+        report: Report,
+    ) -> None:
         self._listeners: list[Listener] = []
         self.configure(peers, limits, sctp)
-        self._report = report
+        self._hold_s, self._report = hold_s, report
+        self.addresses: list[str] = []
+        """Open listeners as URLs, with the addresses that they have."""
         self._held: asyncio.TimerHandle | None = None
         """While nothing is accepted: when that ends."""
         self._numbers = itertools.count()
@@ -51,9 +65,9 @@ class Acceptor:
         self._strangers: set[int] = set()
         """Connections handed over only to be told that they may not connect."""
         self._strangers_came: deque[float] = deque(maxlen=STRANGERS_PER_S)
-        self.refused: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
         """Connections that were handed to nobody, by reason."""
-        self.failures = 0
+        self._failures = 0
         """Times that nothing could be accepted for want of descriptors or memory."""
 
     def configure(self, peers: Sequence[PeerSettings], limits: Limits, sctp: SctpSettings) -> None:
@@ -64,12 +78,11 @@ class Acceptor:
         for listener in self._listeners:
             listener.configure(sctp)
 
-    async def listen(self, urls: Sequence[str], hand_over: HandOver) -> list[str]:
-        """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had.
+    async def listen(self, urls: Sequence[str], hand_over: HandOver) -> None:
+        """Open the listeners. Raises EirError if one cannot be had.
 
         Left out are those for SCTP where the kernel has none and the settings allow that.
         """
-        bound = []
         for number, url in enumerate(urls):
             wanted = listening_at(url)
             try:
@@ -87,15 +100,18 @@ class Acceptor:
             self._listeners.append(listener)
             host, port = listener.address
             at = wanted._replace(hosts=wanted.hosts if wanted.scheme == SCTP else (host,), port=port)
-            bound.append(f"{url.partition('://')[0]}://{at.where}")
-        return bound
+            self.addresses.append(f"{url.partition('://')[0]}://{at.where}")
+        for address in self.addresses:
+            self._report("listening", address=address)
 
-    def hold(self, pause_s: float) -> None:
+    def hold(self) -> None:
         """Accept nothing for a while: new connections wait in the listeners' queues."""
+        if not self._listeners:
+            return
         self._stop_timer()
         for listener in self._listeners:
             listener.hold()
-        self._held = asyncio.get_running_loop().call_later(pause_s, self.resume)
+        self._held = asyncio.get_running_loop().call_later(self._hold_s, self.resume)
 
     def resume(self) -> None:
         """Accept again, if that is held."""
@@ -116,6 +132,13 @@ class Acceptor:
         source = self._connections.pop(number, None)
         if source is not None:
             self._sources.remove(source)
+
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics."""
+        return {
+            "eir_peers_refused_total": metrics.by_label(self._refused),
+            "eir_diameter_errors_total": {("accept_failed",): self._failures} if self._failures else {},
+        }
 
     def _stop_timer(self) -> bool:
         """Cancel the timer of a pause in accepting; True if there was one. The caller ends the pause."""
@@ -144,7 +167,7 @@ class Acceptor:
                     self._sources.add(source)
                     return
                 refused = "no_worker"
-        self.refused[refused] += 1
+        self._refused[refused] += 1
         self._report(
             "peer_refused",
             reason=refused,
@@ -165,7 +188,7 @@ class Acceptor:
         return True
 
     def _cannot_accept(self, fault: OSError) -> None:
-        self.failures += 1
+        self._failures += 1
         self._report(
             "accept_failed", level="error", reason=errno.errorcode.get(fault.errno or 0, "other"), detail=fault.strerror
         )

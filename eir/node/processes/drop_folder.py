@@ -1,7 +1,7 @@
 """The drop folder at work: a node watches it and has passes made in a process beside it, never on the loop that answers.
 
 `make_pass` is what that process does, and `eir inbox`: it holds the right to load in the store while it works, so that of several
-nodes one loads, and another when that one died. Each load is in a process of its own. `DropFolder` is the front's part.
+nodes one loads, and another when that one died. Each load is in a process of its own. `DropFolder` is the supervisor's part.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from eir.lists.releases.release import Release
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.lists.sources.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
 from eir.lists.stores.open import open_store, serial_marks
+from eir.node.observe import metrics
 from eir.node.processes.apart import Outcome, done_apart, load_apart, outcome_of, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start
@@ -179,47 +180,52 @@ class Lease:
 class DropFolder:
     """Watches the drop folder of a node, and has passes made while something is to be done."""
 
-    def __init__(self, config: Config, start: Start, *, report: Report) -> None:
+    def __init__(self, config: Callable[[], Config], start: Start, *, report: Report) -> None:
+        """`config` returns the settings in force; the place of the folder takes a restart."""
         self._config, self._start, self._report = config, start, report
-        self._watch = Watch(config.inbox_patience_s)
+        self._watch = Watch(config().inbox_patience_s)
         self._failures = 0
         self._said: dict[str, tuple[str, str]] = {}
         """Manifest → what was last said of it."""
         self._readable = True
-        self.waiting: int | None = None if config.inbox is None else 0
-        """Releases that wait; None without a drop folder."""
+        self._waiting = 0
+        """Releases that wait."""
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """True if the folder can be read and the last pass over it did not fail."""
         return self._readable and not self._failures
 
-    def troubles(self) -> list[str]:
-        """Texts about what someone should look at."""
-        unusable = self._config.inbox is not None and not self.usable
-        return [f"the drop folder {self._config.inbox} cannot be used (eir inbox)"] if unusable else []
+    def warnings(self) -> list[str]:
+        """Return warnings for `eir status`."""
+        folder = self._config().inbox
+        return [] if folder is None or self.is_usable else [f"the drop folder {folder} cannot be used (eir inbox)"]
 
-    def configure(self, config: Config) -> None:
-        """Load by another configuration from the next pass on; where the folder is takes a restart."""
-        self._config = config
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics; none without a drop folder."""
+        if self._config().inbox is None:
+            return {}
+        return {
+            "eir_inbox_usable": {(): float(self.is_usable)},
+            "eir_inbox_waiting_releases": {(): self._waiting},
+        }
 
-    async def run(self) -> None:
-        """Watch until cancelled; returns at once if there is no drop folder."""
-        while self._config.inbox is not None:
-            try:
-                listing = await asyncio.to_thread(look, self._config.inbox)
-            except OSError as error:
-                self._readable = False
-                self._report(
-                    "inbox_unusable", level="error", reason="folder", folder=self._config.inbox, detail=error.strerror
-                )
-            else:
-                self._readable = True
-                if not listing:
-                    self.waiting = 0
-                if self._watch.due(listing, time.time()):
-                    await self._pass(listing)
-            await asyncio.sleep(POLL_S)
+    async def poll(self) -> None:
+        """Read the folder, and have a pass made if one is due."""
+        folder = self._config().inbox
+        if folder is None:
+            return
+        try:
+            listing = await asyncio.to_thread(look, folder)
+        except OSError as error:
+            self._readable = False
+            self._report("inbox_unusable", level="error", reason="folder", folder=folder, detail=error.strerror)
+            return
+        self._readable = True
+        if not listing:
+            self._waiting = 0
+        if self._watch.due(listing, time.time()):
+            await self._pass(listing)
 
     async def _pass(self, listing: Listing) -> None:
         made = await self._made()
@@ -233,13 +239,13 @@ class DropFolder:
             for taken in made.taken:
                 self._say(taken)
             still = {taken.manifest for taken in made.taken if taken.outcome == WAITING}
-            self.waiting = len(still)
+            self._waiting = len(still)
             self._said = {manifest: said for manifest, said in self._said.items() if manifest in still}
         self._watch.passed(listing, again_s, time.time())
 
     async def _made(self) -> Pass | None:
         """Run a pass in its process and return its result; None if it failed, which is reported."""
-        config = self._config
+        config = self._config()
         who = f"inbox of {node_user()}"
         load = loading(self._start, config, who)
         handlers = {"load": lambda *release: outcome_of(load(*release))}

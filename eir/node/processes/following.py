@@ -1,8 +1,8 @@
 """The process that follows the store, for all of a node. It answers nobody.
 
-It reads what is new, proves it, makes images, and hands each to the front, from where every worker gets it; it keeps
-the last good copy and heals the store. It may end and come back: the front hands it what is in force, and meanwhile workers answer.
-`Followed` is the front's part: the lists as the follower handed them in last, for every worker that is there or comes later, and how
+It reads what is new, proves it, makes images, and hands each to the supervisor, from where every worker gets it; it keeps
+the last good copy and heals the store. It may end and come back: the supervisor hands it what is in force, and meanwhile workers answer.
+`Followed` is the supervisor's part: the lists as the follower handed them in last, for every worker that is there or comes later, and how
 the follower is.
 """
 
@@ -12,8 +12,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvloop
@@ -27,7 +28,6 @@ from eir.lists.record.store import ListState
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.observe.log import Log, call_failed, report_faults
-from eir.node.observe.status import Following
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.priority import BESIDE_NICE, Aside, give_way
@@ -35,9 +35,38 @@ from eir.node.processes.setup import Listed, hand_over, kinds_of, tell_in_force
 from eir.node.processes.starter import Process, Start
 
 TELL_S = 0.1
-"""Interval at which the front is told how following goes."""
+"""Interval at which the supervisor is told how following goes."""
 TRIM_S = 1.0
 """Memory that a switch took is given back so long after it. The image before is kept until then, so that no worker pays for freeing it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """Status of the follower."""
+
+    store_up: bool
+    lost: Mapping[str, str]
+    """Lists of which the store shows less than is in force → what it shows."""
+    from_copy: Sequence[str]
+    """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
+    in_step_at: float
+    """Time at which it last knew that what is in force is what the store holds (time.monotonic)."""
+    copy_faults: Mapping[str, str] = field(default_factory=dict)
+    """Lists whose last good copy could not be kept, read or written back → why."""
+
+    def loss_warnings(self) -> list[str]:
+        """Return warnings about data that the store has lost."""
+        return [
+            f"the store lost list {name} (it shows {shown}); the memory stays in force"
+            for name, shown in self.lost.items()
+        ]
+
+    def copy_warnings(self) -> list[str]:
+        """Return warnings about the last good copies."""
+        kept = [f"list {name} is this node's last good copy" for name in self.from_copy]
+        return kept + [
+            f"the last good copy of list {name} is not kept ({why})" for name, why in self.copy_faults.items()
+        ]
 
 
 def run(end: socket.socket, config: Config) -> int:
@@ -89,7 +118,7 @@ class _Process:
         )  # fmt: skip
 
     def handlers(self) -> dict[str, Any]:
-        """Return the functions that the front may call, by name."""
+        """Return the functions that the supervisor may call, by name."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._in_force_already, "complete": self._all_there.set,
         }  # fmt: skip
@@ -169,15 +198,17 @@ class Followed:
             is_spared=True,
         )
         """Spared: it may be making a large list or wait for a disk, and its successor does again what it leaves undone."""
-        self.changed: Callable[[Listed, Image], None] = lambda *_: None
-        """Gets each list that is handed in."""
-        self.all_there: Callable[[], None] = lambda: None
-        """Called once all lists have come."""
+        self._put_in_force: Callable[[Listed, Image], None] = lambda *_: None
+        self._tell_complete: Callable[[], None] = lambda: None
         self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
         """The follower has handed in, at some time, all that it found at its start."""
         self.how = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
         """The follower's status, as it last reported it."""
+
+    def deliver_to(self, put_in_force: Callable[[Listed, Image], None], complete: Callable[[], None]) -> None:
+        """Call `put_in_force` with each list that is handed in from now on, and `complete` once all lists have come."""
+        self._put_in_force, self._tell_complete = put_in_force, complete
 
     def _greet(self, process: Process) -> None:
         """Send a new follower the lists in force."""
@@ -232,17 +263,17 @@ class Followed:
 
     def _completed(self) -> None:
         self._complete = True
-        self.all_there()
+        self._tell_complete()
 
     def _handed(self, what: Listed, memory: int | None) -> str | None:
         """Take over a list; returns what keeps it from that."""
         if memory is None:
-            return "the front has no descriptor left for it"
+            return "the supervisor has no descriptor left for it"
         try:
             image = Image.map(memory)
         except (ImageError, OSError) as e:
             return str(e)
         if kinds_of(self._config).get(what.name) == what.kind:
             self._lists[what.name] = what, image
-            self.changed(what, image)
+            self._put_in_force(what, image)
         return None

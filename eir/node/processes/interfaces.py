@@ -1,7 +1,7 @@
 """Interfaces over HTTP/1.1 beside the checks: each has a process of its own, which answers no check and stands back behind them.
 
-The front opens the listeners, so that connections wait in them while such a process ends and comes back, and hands it these and the
-configuration. `ServiceProcess` is the front's part; `run` is the process. What it serves is an eir.interfaces.interface.Service.
+The supervisor opens the listeners, so that connections wait in them while such a process ends and comes back, and hands it these and the
+configuration. `ServiceProcess` is the supervisor's part; `run` is the process. What it serves is an eir.interfaces.interface.Service.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvloop
 
@@ -26,6 +26,7 @@ from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.channel import Channel
 from eir.node.processes.child import Child
+from eir.node.processes.configuration import Loaded
 from eir.node.processes.priority import BESIDE_NICE, Aside, give_way, stay_aside
 from eir.node.processes.starter import Process, Start
 from eir.wire.peers.settings import is_from
@@ -47,15 +48,8 @@ DRAIN_S = 3.0
 """Time that answers under way have to finish when the process ends."""
 
 
-class Configured(NamedTuple):
-    """Settings that the front gives to such a process, at its start and at each reload."""
-
-    config: Config
-    tls: TlsFiles | None
-
-
 class ServiceProcess:
-    """The process of an interface, as the front has it."""
+    """The process of an interface, as the supervisor has it."""
 
     def __init__(self, interface: Interface, start: Start, *, report: Report) -> None:
         self.interface, self._report = interface, report
@@ -68,37 +62,37 @@ class ServiceProcess:
             left=lambda _: self._set_faults({PROCESS: "it has ended, and none has come in its place; see the log"}),
         )
         self._sockets: list[tuple[str, socket.socket]] = []
-        self._configured: Configured | None = None
+        self.addresses: list[str] = []
+        """URLs of the open listeners, with the addresses that they have."""
+        self._loaded: Loaded | None = None
         self._faults: Mapping[str, str] = {}
         """As Service.faults; `process` from the end of a process until the next one serves."""
 
-    async def open(self, configured: Configured) -> list[str]:
-        """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had."""
-        self._configured = configured
-        bound = []
-        for url in configured.config.of(self.interface).listen:
+    async def open(self, loaded: Loaded) -> None:
+        """Open the listeners. Raises EirError if one cannot be had."""
+        self._loaded = loaded
+        for url in loaded.config.of(self.interface).listen:
             try:
                 sockets = await listening_sockets(listening_at(url))
             except OSError as e:
                 raise cannot_listen(url, e) from None
             self._sockets += [(url, each) for each in sockets]
             host, port = sockets[0].getsockname()[:2]
-            bound.append(f"{url.partition('://')[0]}://{address_text([str(host)], int(port))}")
-        for address in bound:
+            self.addresses.append(f"{url.partition('://')[0]}://{address_text([str(host)], int(port))}")
+        for address in self.addresses:
             self._report("listening", address=address, interface=self.interface.name)
-        return bound
 
-    def configure(self, configured: Configured) -> None:
-        """Go by another configuration; where it listens takes a restart."""
-        self._configured = configured
-        self.child.notify("configure", configured)
+    def apply(self, loaded: Loaded) -> None:
+        """Apply other settings; a change of the listeners takes a restart."""
+        self._loaded = loaded
+        self.child.notify("configure", loaded.config, loaded.tls)
 
     def snapshot(self) -> metrics.Snapshot:
         """Return all its numbers, for a scrape."""
         faults: metrics.Snapshot = {"eir_interface_faulty": {(self.interface.name, part): 1.0 for part in self._faults}}
         return metrics.merge([faults, self.child.snapshot()])
 
-    def troubles(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return warnings for `eir status`."""
         return [f"{self.interface.name}: {part} cannot be used ({why})" for part, why in self._faults.items()]
 
@@ -110,7 +104,8 @@ class ServiceProcess:
         self._sockets.clear()
 
     def _greet(self, process: Process) -> None:
-        process.channel.tell("configure", self._configured)
+        if self._loaded is not None:
+            process.channel.tell("configure", self._loaded.config, self._loaded.tls)
         for url, listening in self._sockets:
             process.channel.tell("listen", url, carrying=[listening])
 
@@ -157,14 +152,14 @@ class _Process:
         self._handshakes: dict[socket.socket, str] = {}
         """Connections in their TLS handshake, the oldest first, and whose each is, by address."""
         self._said: Mapping[str, str] | None = None
-        """The faults that the front was told of last."""
+        """The faults that the supervisor was told of last."""
         self._ended: Counter[str] = Counter()
         """Connections that were refused, or ended for a fault, by reason."""
         self.failed: Callable[[], object] = lambda: None
         self.fault = False
 
     def handlers(self) -> Mapping[str, Callable[..., Any]]:
-        """Return the functions that the front may call, by name."""
+        """Return the functions that the supervisor may call, by name."""
         return {"configure": self._configure, "listen": self._listen, "counters": self._counters}
 
     async def close(self) -> None:
@@ -179,8 +174,7 @@ class _Process:
         if self._service is not None:
             await self._service.close()
 
-    def _configure(self, configured: Configured) -> None:
-        config, tls = configured
+    def _configure(self, config: Config, tls: TlsFiles | None) -> None:
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
         self._tls = None if tls is None else load_tls(tls).passwords
         if self._service is not None:

@@ -13,7 +13,7 @@ LOOK_S = 2.0
 SHARE = 0.1
 """The process takes part again if it got less than this part of the time in which it could have run."""
 BESIDE_NICE = 5
-"""Nice value of front and follower: where they share a processor with checks, a scrape, a delivery and the takeover of
+"""Nice value of supervisor and follower: where they share a processor with checks, a scrape, a delivery and the takeover of
 a list wait for the checks, and not the other way round."""
 AGAIN_S = 60.0
 """A process whose work all stands back tries it again so long after it had to take part."""

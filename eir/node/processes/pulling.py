@@ -1,7 +1,7 @@
 """Lists that are pulled: for each list with a source, a process of its own looks at the source again and again, never on the loop that answers.
 
 `pull_once` is what that process does, and `eir pull`. Of several nodes on one store, one fetches and loads what is new. `Pulling` is the
-front's part: when the next look is due, what came of the last ones, and one load at a time. `Acknowledging` tells the sources what the
+supervisor's part: when the next look is due, what came of the last ones, and one load at a time. `Acknowledging` tells the sources what the
 node has in force, and since when; such a process signs and posts it.
 """
 
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ from eir.node.observe.status import WorkerReport
 from eir.node.processes.apart import Outcome, done_apart, outcome_of
 from eir.node.processes.channel import Channel
 from eir.node.processes.drop_folder import CLAIM_S, NICE, Lease, Load, loading, node_user
+from eir.node.processes.jobs import Jobs
 from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import as_owner_of
 
@@ -142,9 +144,11 @@ async def _pull_of_node(config: Config, name: str, who: str, channel: Channel) -
 class Pulling:
     """Has the lists of a configuration pulled that have a source."""
 
-    def __init__(self, config: Config, start: Start, *, report: Report) -> None:
-        self._config, self._start, self._report = config, start, report
-        self._changed = asyncio.Event()
+    def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
+        """`config` returns the settings in force."""
+        self._config, self._start, self._jobs, self._report = config, start, jobs, report
+        self._pulled: dict[str, Source] = {}
+        """Sources that have a job, by list."""
         self._loads = asyncio.Lock()
         self._said: dict[str, tuple[str, str, str]] = {}
         """List → what was last said of it."""
@@ -154,34 +158,27 @@ class Pulling:
         """List → Unix time at which its source first offered a serial above the one in force."""
         self.rejected: dict[str, Rejection] = {}
         """The last rejection of each list, until something else of its source is accepted."""
+        self._failures: Counter[str] = Counter()
+        """Failed pulls in a row, by list."""
         self._pulls: Counter[tuple[str, str]] = Counter()
         self._faults: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[str] = Counter()
 
-    def configure(self, config: Config) -> None:
-        """Pull by another configuration from now on."""
-        self._config = config
-        self._changed.set()
+    def apply(self) -> None:
+        """Have a job for each source of the settings in force, and no other."""
+        sources = self._sources()
+        for name in [name for name, source in self._pulled.items() if sources.get(name) != source]:
+            del self._pulled[name]
+            self._jobs.stop(f"pull {name}")
+        for name in sources.keys() - self._pulled.keys():
+            source = self._pulled[name] = sources[name]
+            self._reached.setdefault(name, time.time())
+            self._failures[name] = 0
+            spread_s = random.uniform(0.0, 1.0)  # noqa: S311 - a spread
+            self._jobs.start(f"pull {name}", source.every_s, partial(self._pull, name), delay_s=spread_s)
 
-    async def run(self) -> None:
-        """Pull, until cancelled."""
-        tasks: dict[str, tuple[Source, asyncio.Task[None]]] = {}
-        try:
-            while True:
-                self._changed.clear()
-                wanted = self._sources()
-                for name in [name for name, (source, _) in tasks.items() if wanted.get(name) != source]:
-                    tasks.pop(name)[1].cancel()
-                for name in wanted.keys() - tasks.keys():
-                    self._reached.setdefault(name, time.time())
-                    tasks[name] = wanted[name], asyncio.create_task(self._again(name, wanted[name]))
-                await self._changed.wait()
-        finally:
-            for _, task in tasks.values():
-                task.cancel()
-
-    def numbers(self) -> metrics.Snapshot:
-        """Metrics by name and labels."""
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics."""
         sources = self._sources()
         return {
             "eir_source_reached_timestamp_seconds": {
@@ -197,9 +194,9 @@ class Pulling:
             "eir_source_bytes_total": {(name,): float(count) for name, count in self._bytes.items()},
         }
 
-    def warnings(self, now: float) -> list[str]:
-        """Warnings about sources for `eir status`. `now`: Unix seconds."""
-        warnings = []
+    def warnings(self) -> list[str]:
+        """Return warnings about sources for `eir status`."""
+        now, warnings = time.time(), []
         for name, source in self._sources().items():
             if now - self._reached.get(name, now) > source.patience_s:
                 warnings.append(f"the source of list {name} is not reached (eir pull {name})")
@@ -209,22 +206,22 @@ class Pulling:
         return warnings
 
     def _sources(self) -> dict[str, Source]:
-        return {name: settings.source for name, settings in self._config.lists.items() if settings.source is not None}
+        return {name: settings.source for name, settings in self._config().lists.items() if settings.source is not None}
 
-    async def _again(self, name: str, source: Source) -> None:
-        failures = 0
-        await asyncio.sleep(random.uniform(0.0, 1.0))  # noqa: S311 - a spread
-        while True:
-            made = await self._made(name)
-            self._count(made)
-            failures = 0 if made.outcome in {LOADED, UNCHANGED, ELSEWHERE} else failures + 1
-            pause_s = BESIDE_S if made.outcome == ELSEWHERE else source.every_s
-            if failures:
-                pause_s = _pause_s(failures, pause_s)
-            await asyncio.sleep(pause_s * (1 + random.uniform(-SPREAD, SPREAD)))  # noqa: S311 - a spread
+    async def _pull(self, name: str) -> float:
+        """Have a list pulled once; return the seconds until the next pull."""
+        made = await self._made(name)
+        self._count(made)
+        pause_s = BESIDE_S if made.outcome == ELSEWHERE else self._pulled[name].every_s
+        if made.outcome in {LOADED, UNCHANGED, ELSEWHERE}:
+            self._failures[name] = 0
+        else:
+            self._failures[name] += 1
+            pause_s = _pause_s(self._failures[name], pause_s)
+        return pause_s * (1 + random.uniform(-SPREAD, SPREAD))  # noqa: S311 - a spread
 
     async def _made(self, name: str) -> Pulled:
-        config, who = self._config, f"pull of {node_user()}"
+        config, who = self._config(), f"pull of {node_user()}"
         load = loading(self._start, config, who)
 
         async def one(*release: object) -> Outcome:
@@ -336,11 +333,11 @@ class _News(NamedTuple):
 class Acknowledging:
     """Notices what comes into force on all workers or is rejected, and sends it to the sources that want to know."""
 
-    def __init__(self, config: Config, start: Start, *, report: Report) -> None:
-        self._config, self._start, self._report = config, start, report
-        self._folder = config.state
-        self._in_force = in_force_before(config.state)
-        self.gone: Sequence[str] = ()
+    def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
+        """`config` returns the settings in force."""
+        self._config, self._start, self._jobs, self._report = config, start, jobs, report
+        self._in_force = in_force_before(config().state)
+        self._gone: Sequence[str] = ()
         """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
         self.older: Mapping[str, tuple[int, int]] = {}
         """Lists of which a higher serial was accepted here before than the store knows → its highest serial, and that one."""
@@ -350,19 +347,16 @@ class Acknowledging:
         self._next: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    def configure(self, config: Config) -> None:
-        """Go by another configuration."""
-        self._config = config
+        self._under_way: set[str] = set()
+        """Lists whose acknowledgement is being sent."""
 
     def look(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
         """Compare with what is in force and rejected now; start the acknowledgements that are due."""
         if not reports:
             return
-        known = self._config.lists
+        known = self._config().lists
         there = [name for name in self._in_force if name in known and known[name].local]
-        self.gone = [name for name in there if not any(name in report.lists for report in reports)]
+        self._gone = [name for name in there if not any(name in report.lists for report in reports)]
         self._compare(reports)
         before_rejected, self._rejected = self._rejected, dict(rejected or {})
         for name in {*before_rejected, *self._rejected}:
@@ -370,7 +364,8 @@ class Acknowledging:
                 self._next.pop(name, None)
         for name in dict.fromkeys((*reports[0].lists, *self._rejected)):
             if (news := self._news(name, name in reports[0].lists)) is not None and self._is_due(name, news):
-                self._tasks[name] = asyncio.get_running_loop().create_task(self._tell(name, news))
+                self._under_way.add(name)
+                self._jobs.spawn(self._tell(name, news))
 
     def _compare(self, reports: Sequence[WorkerReport]) -> None:
         """Store what all workers have in force."""
@@ -394,7 +389,7 @@ class Acknowledging:
         }
         if changed:
             with suppress(OSError):
-                self._in_force = save_in_force(self._folder, self._in_force, {})
+                self._in_force = save_in_force(self._config().state, self._in_force, {})
 
     def _news(self, name: str, has_list: bool) -> "_News | None":
         """Return what there is to acknowledge about a list."""
@@ -411,21 +406,28 @@ class Acknowledging:
             if self._in_force.get(name, ())[:2] == (state.serial, state.content_digest)
         }
 
-    def numbers(self) -> metrics.Snapshot:
-        """Metrics by name and labels."""
-        return {"eir_source_acknowledgements_total": {labels: float(count) for labels, count in self._counts.items()}}
+    def warnings(self) -> list[str]:
+        """Return warnings about data that the store has lost."""
+        gone = [
+            f"the store lost list {name}, which was in force here before: restore a backup" for name in self._gone
+        ]
+        return gone + [
+            f"the store lost list {name} as it was: serial {highest} is the highest that it knows of, and {before} was accepted here before; load the newest release again"
+            for name, (highest, before) in self.older.items()
+        ]
 
-    async def stop(self) -> None:
-        """Tell nobody any more."""
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics."""
+        return {
+            "eir_source_acknowledgements_total": {labels: float(count) for labels, count in self._counts.items()},
+            "eir_store_lost_data": dict.fromkeys(((name,) for name in (*self._gone, *self.older)), 1.0),
+        }
 
     def _is_due(self, name: str, news: "_News") -> bool:
-        settings, now = self._config.lists.get(name), time.monotonic()
+        settings, now = self._config().lists.get(name), time.monotonic()
         if settings is None or settings.source is None or not settings.source.acknowledge:
             return False
-        if (task := self._tasks.get(name)) is not None and not task.done():
+        if name in self._under_way:
             return False
         said, at = self._given.get(name, (None, 0.0))
         return now >= self._next.get(name, 0.0) and (said != news or now - at > REPEAT_S)
@@ -433,12 +435,12 @@ class Acknowledging:
     async def _tell(self, name: str, news: "_News") -> None:
         serial = news.serial
         made = Acknowledgement(
-            node=self._config.identity.host, list=name, made=utc_text(datetime.now(UTC)), **news._asdict()
+            node=self._config().identity.host, list=name, made=utc_text(datetime.now(UTC)), **news._asdict()
         )
         try:
             async with asyncio.timeout(2 * POST_S):
                 await done_apart(
-                    self._start, ACKNOWLEDGE_PROCESS, _give_of_node, self._config, made, report=self._report
+                    self._start, ACKNOWLEDGE_PROCESS, _give_of_node, self._config(), made, report=self._report
                 )
         except (EirError, OSError, TimeoutError) as e:
             reason = e.reason if isinstance(e, Unreached) else "process"
@@ -450,6 +452,8 @@ class Acknowledging:
                 "acknowledgement_not_given", level="warning", reason=reason, list=name, serial=serial, detail=detail
             )
             return
+        finally:
+            self._under_way.discard(name)
         self._given[name] = news, time.monotonic()
         self._failures[name] = 0
         self._counts[name, "given"] += 1

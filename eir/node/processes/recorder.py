@@ -1,10 +1,10 @@
 """The process that writes what checks have shown, and sends out what somebody wants to know at once. It answers nobody.
 
-Workers hand over messages (eir.sightings.buffer) through one socket that the front made, so that this process may end and come back
-without their noticing: only the front and the workers have its one end, only the recorder and the front have the other. The recorder
+Workers hand over messages (eir.sightings.buffer) through one socket that the supervisor made, so that this process may end and come back
+without their noticing: only the supervisor and the workers have its one end, only the recorder and the supervisor have the other. The recorder
 ends when no worker is left. It takes what comes at once and writes in a thread: a slow disk costs the record its oldest part, and no
 check its answer. Where a processor is short, checks go first; where other programs leave it none, the thread takes its small share
-again, so that what was seen does not wait for ever. `Recorded` is the front's part: the socket, and what recorders have counted.
+again, so that what was seen does not wait for ever. `Recorded` is the supervisor's part: the socket, and what recorders have counted.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ EVENTS_S = 0.5
 END_S = 2.0
 """Time for which the process waits at its end for events to go out."""
 ORPHANED_S = 10.0
-"""Time for which this process goes on for workers that have not ended after it has lost the front."""
+"""Time for which this process goes on for workers that have not ended after it has lost the supervisor."""
 STREAM_EVENTS_MAX = 100_000
 LOOK_S = 0.02
 """Interval between two looks whether events have gone out."""
@@ -146,7 +146,7 @@ class _Recorder:
         self._deliveries = dict(self._made_deliveries())
 
     async def run(self) -> None:
-        """Until the workers have ended, or this process is to end, or the front is gone and the workers take too long."""
+        """Until the workers have ended, or this process is to end, or the supervisor is gone and the workers take too long."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ended.set)
         loop.add_reader(self._receiver, self._take)
@@ -197,7 +197,7 @@ class _Recorder:
         await asyncio.sleep(ORPHANED_S)
         self._ended.set()
 
-    # ---- to the front ----
+    # ---- to the supervisor ----
 
     def _count(self, name: str, *labels: str, count: int = 1) -> None:
         self._counts.setdefault(name, Counter())[labels] += count

@@ -78,7 +78,7 @@ def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[
 def limits_of(config: Config) -> Limits:
     """The limits of one worker: what counts over all connections is shared out, since each worker sees its own only.
 
-    Not so those that the front holds connections to before it hands them over, and rates, which workers fill together.
+    Not so those that the supervisor holds connections to before it hands them over, and rates, which workers fill together.
     """
     limits, workers = config.limits, config.workers
     return replace(

@@ -101,7 +101,7 @@ class Starter:
     def __init__(self, *modules: str, keeps: Sequence[int] = (), owned: Path | None = None) -> None:
         """`modules`: what a fresh starter reads, for all that it starts. `keeps`: descriptors that all have open. `owned`: see as_owner_of."""
         self._fresh = partial(_launch, modules, keeps, owned)
-        self.report: Report = silent
+        self._report: Report = silent
         self._forked: tuple[int, socket.socket] | None = None
         self._process: Process | None = None
         self._one = asyncio.Lock()
@@ -118,6 +118,10 @@ class Starter:
             _serve(theirs)
         theirs.close()
         self._forked = pid, ours
+
+    def log_to(self, report: Report) -> None:
+        """Log the end of a starter from now on."""
+        self._report = report
 
     def stay(self) -> None:
         """Have a fresh starter begin with the priority that this process has now, whatever it does with its own later."""
@@ -195,7 +199,7 @@ class Starter:
         process.channel.close()
         status = await process.ended()
         if self._attending is not None:
-            self.report("process_ended", level="error", process=NAME, status=status)
+            self._report("process_ended", level="error", process=NAME, status=status)
 
 
 def _adopt(ours: bool) -> None:

@@ -1,4 +1,4 @@
-"""The trace of one subscriber or one device, as the front keeps it: begun by a command, told by workers, read by the command, ended by time.
+"""The trace of one subscriber or one device, as the supervisor keeps it: begun by a command, told by workers, read by the command, ended by time.
 
 There is one at most. It is on record, with who began it and why, since it shows what a person's phone does. What it shows goes to the
 command alone: no log line and no file of the node has it.
@@ -104,8 +104,8 @@ class Tracing:
         self._read_at = time.monotonic()
         return self._number
 
-    def take(self, record: dict[str, Any]) -> None:
-        """Take a record from a worker."""
+    def add(self, record: dict[str, Any]) -> None:
+        """Add a record from a worker."""
         if self.sought is not None:
             self._told.append(record)
             self._count += 1

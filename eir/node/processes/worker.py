@@ -1,8 +1,8 @@
-"""A worker: answers on the connections that it is handed, and leaves to the front what concerns the whole node.
+"""A worker: answers on the connections that it is handed, and leaves to the supervisor what concerns the whole node.
 
-It gets its configuration, its connections and its lists from the front, and does nothing else: no listener, no page, no store is
+It gets its configuration, its connections and its lists from the supervisor, and does nothing else: no listener, no page, no store is
 here. A list is mapped beside the one in force, and one reference changes. What is decided over all connections of a peer is the
-front's to decide; what happens goes there over the channel, and orders come back.
+supervisor's to decide; what happens goes there over the channel, and orders come back.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with a
 
 
 class Configured(NamedTuple):
-    """Settings that the front gives to a worker, at its start and at each reload.
+    """Settings that the supervisor gives to a worker, at its start and at each reload.
 
     No two workers go by different files.
     """
@@ -251,7 +251,7 @@ class Worker:
         return node
 
     def handlers(self) -> Handlers:
-        """Return the functions that the front may call, by name."""
+        """Return the functions that the supervisor may call, by name."""
         return {
             "connection": self.connection, "put_in_force": self.put_in_force, "complete": lambda: self.arrived.put_nowait(None),
             "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.dial,
@@ -275,12 +275,12 @@ class Worker:
         await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
         self._tell_shed()
 
-    # ---- what the front hands over ----
+    # ---- what the supervisor hands over ----
 
     def put_in_force(self, what: Listed, memory: int | None) -> None:
         """Map a list's memory, and put it in force when its turn comes."""
         if memory is None:
-            return  # the front hands it over again
+            return  # the supervisor hands it over again
         try:
             self.arrived.put_nowait((what, Image.map(memory)))
         except (ImageError, OSError) as e:
@@ -317,7 +317,7 @@ class Worker:
                     self.log.report("fault", reason="lists", level="error", detail=detail_of(e))
 
     async def _put_in_force(self, listed: Listed, image: Image) -> None:
-        """Put a list in force, of which the front hands over the last version once more if it was not here yet."""
+        """Put a list in force, of which the supervisor hands over the last version once more if it was not here yet."""
         entries = self.index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
             return
@@ -386,7 +386,7 @@ class Worker:
         for (peer, reason), count in self.shed_lately.items():
             self.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
 
-    # ---- what the front tells ----
+    # ---- what the supervisor tells ----
 
     def prepare(self, configured: Configured) -> None:
         """Do all of another configuration that may fail, and change nothing. Raises EirError."""
@@ -440,7 +440,7 @@ class Worker:
         self.context.tracer.begin(sought)
         self.context.checker.traced = None if sought is None else self.context.tracer.check
 
-    # ---- what the front asks ----
+    # ---- what the supervisor asks ----
 
     def _loaded(self) -> dict[str, ListState]:
         return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
@@ -544,7 +544,7 @@ class Worker:
 
 
 class RemoteAdmission:
-    """The front's AdmissionControl: what happens is told there, and its orders come back over the channel."""
+    """The supervisor's AdmissionControl: what happens is told there, and its orders come back over the channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

@@ -1,4 +1,4 @@
-"""The workers as the front sees them: what each has, what each is asked, and the one table of peers' connections.
+"""The workers as the supervisor sees them: what each has, what each is asked, and the one table of peers' connections.
 
 The table says which connections of a peer are wanted (eir.wire.diameter.admission); workers tell what happens on theirs, and get
 its orders. What a worker has counted outlives it here.
@@ -6,7 +6,7 @@ its orders. What a worker has counted outlives it here.
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -18,12 +18,15 @@ from eir.errors import EirError, Report
 from eir.lists.images.image import Image
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport, merged_peers
+from eir.node.processes.accept import Acceptor
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
+from eir.node.processes.configuration import Loaded
 from eir.node.processes.setup import Listed, hand_over
-from eir.node.processes.starter import START_S, Process
-from eir.node.processes.worker import Configured
+from eir.node.processes.starter import START_S, Process, Start
+from eir.node.processes.worker import Configured, run
 from eir.wire.diameter.admission import Admission, Claim, Order
+from eir.wire.peers.rate import memory_file
 
 if TYPE_CHECKING:
     from eir.node.processes.following import Followed
@@ -59,19 +62,22 @@ class _Worker:
 class Workers:
     """All workers of the node.
 
-    `launch` starts the worker of this number, and `configured` gives its settings. `gone` is called for each connection that is over,
-    `changed` when a worker has come, has started or has ended, `left` when one has ended, `traced` with each record of a trace.
+    `loaded` returns the settings in force. A worker that ends has the acceptor pause until its successor is there. `traced` is called with
+    each record of a trace.
     """
 
     def __init__(
-        self, wanted: int, launch: Callable[[int], Awaitable[Process]], configured: Callable[[int], Configured], lists: "Followed", *,
-        gone: Callable[[int], None], changed: Callable[[], None], left: Callable[[], None], traced: Callable[[dict[str, Any]], None],
-        report: Report,
+        self, wanted: int, start: Start, loaded: Callable[[], Loaded], lists: "Followed", acceptor: Acceptor, *,
+        origin_state_id: int, sightings: socket.socket | None, traced: Callable[[dict[str, Any]], None], report: Report,
     ) -> None:  # fmt: skip
+        """`sightings`: the end of a socket over which workers send their checks to the recorder."""
+        self._granted = memory_file(wanted)
+        """Over it the workers share the limits on requests a second."""
+        carried = [self._granted, *filter(None, (sightings,))]
         self.children = [
             Child(
                 f"worker-{number}",
-                partial(launch, number),
+                partial(start, f"worker-{number}", run, number, origin_state_id, carrying=carried),
                 report=report,
                 greet=partial(self._greet, number),
                 handlers=lambda process: self._handlers(self._workers[process.pid]),
@@ -81,43 +87,59 @@ class Workers:
             )
             for number in range(wanted)
         ]
-        self._configured = configured
-        self._lists = lists
-        self._connection_gone = gone
-        self._changed = changed
-        self._left = left
-        self._traced = traced
-        self._report = report
+        self.changed = asyncio.Event()
+        """A worker came, started or ended."""
+        lists.deliver_to(self.put_in_force, self.complete)
+        self._loaded, self._lists, self._acceptor, self._traced, self._report = loaded, lists, acceptor, traced, report
         self._workers: dict[int, _Worker] = {}
         """Workers by process id."""
         self._admission = Admission()
         self._not_away: set[str] = set()
         """Labels of peers whose last connection was that of a client that connects when it has a request, and ended in order."""
+        self._disabled: set[str] = set()
+        """Labels of peers that are out of service."""
+        self._dials = False
+        self._sought: Sought | None = None
+        """The checks that are traced."""
 
     @property
     def all_started(self) -> bool:
         """Every worker that there should be takes connections."""
         return len(self._workers) == len(self.children) and all(worker.started for worker in self._workers.values())
 
+    def _configured(self, number: int, loaded: Loaded) -> Configured:
+        config, tls, keys = loaded
+        dials = self._dials and number == 0
+        return Configured(config, sorted(self._disabled), tls, keys, dials=dials, sought=self._sought)
+
     def _greet(self, number: int, process: Process) -> None:
-        process.channel.tell("configure", self._configured(number))
+        process.channel.tell("configure", self._configured(number, self._loaded()))
         self._workers[process.pid] = _Worker(self.children[number], process)
         self._lists.hand_all(process.channel)
 
     def _leave(self, process: Process) -> None:
         worker = self._workers.pop(process.pid)
         for connection in worker.connections:
-            self._connection_gone(connection)
+            self._acceptor.gone(connection)
         for name in list(worker.named):
             self._order(self._admission.closed(name))
-        self._changed()
-        self._left()
+        self._change()
+        self._acceptor.hold()
+
+    def _change(self) -> None:
+        if self.all_started:
+            self._acceptor.resume()
+        self.changed.set()
 
     def end(self) -> None:
         """Have all of them send their peers away and end."""
         for worker in self._workers.values():
             worker.leaving = True
             worker.channel.tell("end")
+
+    def close(self) -> None:
+        """Free the memory that workers share."""
+        self._granted.close()
 
     def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
         """Give a connection to the worker that has the fewest, of those that are well if there are any; False if no worker takes it."""
@@ -143,14 +165,14 @@ class Workers:
     def _handlers(self, worker: _Worker) -> Handlers:
         def started() -> None:
             worker.started = True
-            self._changed()
+            self._change()
 
         def leaving() -> None:
             worker.leaving = True
 
         def gone(number: int) -> None:
             worker.connections.discard(number)
-            self._connection_gone(number)
+            self._acceptor.gone(number)
 
         def reported(what: str, connection: int, *details: Any) -> None:
             """Something happened to a connection, by the worker's number for it: the table decides what comes of it."""
@@ -262,13 +284,13 @@ class Workers:
         """All connections, and the entries of the peer table that have none."""
         return merged_peers([(worker.number, rows) for worker, rows in await self._ask_all("peers")])
 
-    async def prepare(self, configured: Callable[[int], Configured]) -> None:
+    async def prepare(self, loaded: Loaded) -> None:
         """Have all workers do what may fail of another configuration: either all take it over then, or none.
 
         Raises EirError if one cannot, or says nothing; then nothing has changed.
         """
         workers = list(self._workers.values())
-        ready = await self._ask_all("prepare", lambda worker: (configured(worker.number),))
+        ready = await self._ask_all("prepare", lambda worker: (self._configured(worker.number, loaded),))
         if len(ready) < len(workers):
             raise EirError(
                 f"{len(workers) - len(ready)} of {len(workers)} workers did not take it over, so none did; the log says why (worker_failed)"
@@ -283,7 +305,11 @@ class Workers:
                 worker.process.kill()
 
     async def set_peer(self, label: str, *, enabled: bool) -> None:
-        """Put a peer in or out of service in every worker."""
+        """Put a peer in or out of service in every worker, and in those that start later."""
+        if enabled:
+            self._disabled.discard(label)
+        else:
+            self._disabled.add(label)
         await self._ask_all("set_peer", lambda _: (label, enabled))
 
     async def set_keys(self, keys: "Mapping[str, KeyFiles | None]") -> None:
@@ -291,11 +317,13 @@ class Workers:
         await self._ask_all("set_keys", lambda _: (keys,))
 
     async def trace(self, sought: Sought | None) -> None:
-        """Have every worker tell of these checks (None: of none)."""
+        """Have every worker report these checks (None: no check)."""
+        self._sought = sought
         await self._ask_all("trace", lambda _: (sought,))
 
     def dial(self) -> None:
-        """Have the worker that connects to peers begin."""
+        """Have the first worker connect to peers, and its successors."""
+        self._dials = True
         for worker in self._workers.values():
             if worker.number == 0:
                 worker.channel.tell("dial")

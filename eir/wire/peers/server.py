@@ -1,6 +1,6 @@
 """The clients of one protocol in a worker: their connections, who each is, limits, counts, drain.
 
-A protocol derives from Server. Listeners are the front's; a connection that was accepted is handed to `take`.
+A protocol derives from Server. Listeners are the supervisor's; a connection that was accepted is handed to `take`.
 """
 
 import asyncio

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -35,7 +35,8 @@ from eir.lists.sources import delivery, inbox
 from eir.lists.sources.drop_folder import Item, Watch, delivered, lacking, look, settled
 from eir.lists.sources.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
 from eir.lists.stores.sqlite import SqliteStore
-from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, CLAIM_S, DropFolder, loading, make_pass
+from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, CLAIM_S, POLL_S, DropFolder, loading, make_pass
+from eir.node.processes.jobs import Jobs
 from eir.node.processes.starter import Starter
 from eir.node.processes.state_folder import keep_clock
 
@@ -672,7 +673,7 @@ def configured(site):
 
 @pytest.fixture
 async def start():
-    """Starts processes as the front does."""
+    """Starts processes as the supervisor does."""
     starter = Starter("eir.node.processes.drop_folder", "eir.lists.rows.reader")
     yield starter.start
     await starter.close()
@@ -783,14 +784,24 @@ class Reports(list):
         await until(lambda: any(name == event and wanted.items() <= fields.items() for name, fields in self))
 
 
+@asynccontextmanager
+async def polled(config, start, reports=None):
+    """The drop folder of a node, with its job."""
+    reports = Reports() if reports is None else reports
+    folder, jobs = DropFolder(lambda: config, start, report=reports), Jobs(reports)
+    jobs.start("inbox", POLL_S, folder.poll)
+    try:
+        yield folder
+    finally:
+        await jobs.close()
+
+
 @pytest.fixture
 async def watching(configured, start):
     """A node's intake, running; the events that it reports."""
     reports = Reports()
-    task = asyncio.create_task(DropFolder(configured, start, report=reports).run())
-    yield reports
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with polled(configured, start, reports):
+        yield reports
 
 
 async def test_a_node_takes_what_arrives(site, watching):
@@ -809,32 +820,30 @@ async def test_a_node_takes_what_arrives(site, watching):
 
 
 async def test_releases_that_wait_are_counted(site, configured, start):
-    folder = DropFolder(configured, start, report=Reports())
-    task = asyncio.create_task(folder.run())
-    assert folder.waiting == 0
-    for files in (
-        site.publish(1),
-        site.publish(3, ["99999999999999"], base=2),
-        site.publish(4, ["99999999999998"], base=3),
-    ):
-        site.deliver(files)
-    await until(lambda: folder.waiting == 2)
-    site.deliver(site.publish(2, IMEIS[:8]))
-    await until(lambda: folder.waiting == 0)
+    async with polled(configured, start) as folder:
+
+        def waiting():
+            return folder.snapshot()["eir_inbox_waiting_releases"][()]
+
+        assert waiting() == 0
+        for files in (
+            site.publish(1),
+            site.publish(3, ["99999999999999"], base=2),
+            site.publish(4, ["99999999999998"], base=3),
+        ):
+            site.deliver(files)
+        await until(lambda: waiting() == 2)
+        site.deliver(site.publish(2, IMEIS[:8]))
+        await until(lambda: waiting() == 0)
     assert await site.serial() == 4
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_folder_of_no_use_is_a_trouble_of_the_node(site, configured, start):
-    folder = DropFolder(configured, start, report=Reports())
-    task = asyncio.create_task(folder.run())
-    shutil.rmtree(site.drop)
-    await until(lambda: folder.troubles() == [f"the drop folder {site.drop} cannot be used (eir inbox)"])
-    site.drop.mkdir()
-    await until(lambda: folder.troubles() == [])
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with polled(configured, start) as folder:
+        shutil.rmtree(site.drop)
+        await until(lambda: folder.warnings() == [f"the drop folder {site.drop} cannot be used (eir inbox)"])
+        site.drop.mkdir()
+        await until(lambda: folder.warnings() == [])
 
 
 async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
@@ -850,7 +859,9 @@ async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
 
 async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
     none = replace(configured, inbox=None)
-    await asyncio.wait_for(DropFolder(none, start, report=Reports()).run(), 180)
+    folder = DropFolder(lambda: none, start, report=Reports())
+    await folder.poll()
+    assert (folder.snapshot(), folder.warnings()) == ({}, [])
     with pytest.raises(EirError, match="names no drop folder"):
         await make_pass(none, "tester", loading(start, none, "tester"))
 
@@ -862,11 +873,9 @@ async def test_a_node_that_stops_ends_the_pass_too(site, configured, start):
         started.append(await start(*what))
         return started[-1]
 
-    task = asyncio.create_task(DropFolder(configured, noting, report=Reports()).run())
-    site.deliver(site.publish(1))
-    await until(lambda: started)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with polled(configured, noting):
+        site.deliver(site.publish(1))
+        await until(lambda: started)
     assert {process.name for process in started} <= {"inbox", "load"}
     assert all(is_gone(process.pid) for process in started)
     assert not (site.state / ATTEMPTS_FILE).exists()

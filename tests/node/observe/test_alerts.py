@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from node import LISTED, TRACKED, children, until
-from test_status import FOLLOWING, reports
+from test_status import reports, status_of
 
 from eir.errors import silent
 from eir.node.observe.alerts import EVERY_S, RULES, SUBJECTS_SHOWN, Alerts, alert_of
@@ -73,8 +73,7 @@ def status_at(metrics, end):
     for at in range(0, end, 60):
         if at in metrics:
             alerts.note(metrics[at], at)
-    status = Status(workers=1, pid=1, following=lambda: FOLLOWING, report=silent)
-    status.listening.append("tcp://127.0.0.1:3868")
+    status = status_of()
     healthy = status.document(reports())
     assert (healthy["state"], healthy["troubles"]) == ("OK", [])
     return status.document(reports(), alerts.troubles(metrics[end], end))

@@ -18,7 +18,9 @@ from eir.node.observe import status
 from eir.node.observe.control import ask as control
 from eir.node.observe.http import pages
 from eir.node.observe.metrics import FAMILIES
-from eir.node.observe.status import Following, Status, WorkerReport, merged_peers
+from eir.node.observe.status import Running, Status, WorkerReport, merged_peers
+from eir.node.processes.configuration import certificate_warnings
+from eir.node.processes.following import Following
 from eir.wire.diameter.status import Failure
 from eir.wire.web.http1 import Request
 
@@ -28,6 +30,16 @@ HEALTHY = {
 }  # fmt: skip
 
 FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
+LISTENING = Running(["tcp://127.0.0.1:3868"])
+
+
+def status_of(following=lambda: FOLLOWING, running=lambda: LISTENING, **parts):
+    """The status of a node whose parts are these, as the supervisor puts it together."""
+    known = {
+        "workers": 1, "pid": 1, "report": lambda *_, **__: None, "running": running, "is_store_up": lambda: following().store_up,
+        "losses": (lambda: following().loss_warnings(), lambda: following().copy_warnings()),
+    }  # fmt: skip
+    return Status(**known | parts)
 
 
 def reports(**changes):
@@ -54,11 +66,15 @@ def following():
 
 
 @pytest.fixture
-def node(report, following):
-    """The status of a node that listens."""
-    made = Status(workers=1, pid=1, following=lambda: following[0], report=report)
-    made.listening.append("tcp://127.0.0.1:3868")
-    return made
+def running():
+    """The addresses of a node that listens, for a test to change."""
+    return [LISTENING]
+
+
+@pytest.fixture
+def node(report, following, running):
+    """The status of such a node."""
+    return status_of(lambda: following[0], lambda: running[0], report=report)
 
 
 async def shown(node, found, path="/ready"):
@@ -72,8 +88,7 @@ async def shown(node, found, path="/ready"):
 
 def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw_it(report):
     now = 10_000.0
-    node = Status(workers=2, pid=1, following=lambda: FOLLOWING, report=report, now=lambda: now)
-    node.listening.append("tcp://127.0.0.1:3868")
+    node = status_of(workers=2, report=report, now=lambda: now)
 
     def summary(refused, newest):
         found = [
@@ -88,16 +103,17 @@ def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw
     assert "it offers no S13" not in summary(now - 200, now - 100)
 
 
-def test_the_first_line_has_version_and_lane_and_others_only_what_changed(following):
+def test_the_first_line_has_version_and_lane_and_others_only_what_changed(following, running):
     lines = []
-    node = Status(workers=1, pid=1, following=lambda: following[0], report=lambda *event, **more: lines.append((event, more)))  # fmt: skip
+    running[0] = Running()
+    node = status_of(lambda: following[0], lambda: running[0], report=lambda *event, **more: lines.append((event, more)))
     node.tell(reports())
-    node.listening.append("tcp://127.0.0.1:3868")
+    running[0] = LISTENING
     node.tell(reports())
     node.tell(reports())
     following[0] = replace(FOLLOWING, store_up=False)
     node.tell(reports())
-    node.stopping = True
+    running[0] = LISTENING._replace(is_stopping=True)
     node.tell([])
     nothing = {"version": None, "lane": None, "detail": None}
     slow = None if COMPILED else "no compiled lane: a check costs many times as much"
@@ -113,11 +129,19 @@ def test_a_lost_path_is_a_warning(node):
     assert (found["code"], "mme is not reached at 10.30.1.1 (SCTP)" in found["summary"]) == (1, True)
 
 
-def test_a_certificate_that_ends_soon_is_a_warning(node):
+@pytest.mark.parametrize(("days", "warned"), [(None, False), (15, False), (13, True), (0, True)])
+def test_a_certificate_that_ends_soon_is_a_warning(days, warned):
     now = datetime.now(UTC)
-    for ends, told in ((None, False), (now + timedelta(days=15), False), (now + timedelta(days=13), True), (now, True)):
-        node.certificate_ends = ends
-        assert any("the node's certificate ends at" in each for each in node.document(reports())["troubles"]) is told
+    ends = None if days is None else now + timedelta(days=days)
+    node = status_of(warnings=[lambda: certificate_warnings(ends, now)])
+    assert any("the node's certificate ends at" in each for each in node.document(reports())["troubles"]) is warned
+
+
+def test_warnings_of_the_parts_keep_their_order():
+    """Those that degrade the node come first, each group in the order of its parts."""
+    parts = {name: [lambda name=name, n=n: [f"{name} {n}"] for n in (1, 2)] for name in ("losses", "warnings")}
+    troubles = status_of(**parts).document(reports(overridden=True))["troubles"]
+    assert troubles == ["losses 1", "losses 2", "warnings 1", "warnings 2", "the policy's override answers everything alike"]
 
 
 async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(node, report, told):
@@ -265,7 +289,7 @@ async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_st
     assert (await shown(node, reports(missing=["stolen"]))).status == 503  # a worker that came back without it
 
 
-def test_each_change_of_readiness_is_one_line(node, told, following):
+def test_each_change_of_readiness_is_one_line(node, told, following, running):
     away = "the store is away; answers go on from memory"
     following[0] = replace(FOLLOWING, store_up=False)
     node.tell(reports())
@@ -290,7 +314,7 @@ def test_each_change_of_readiness_is_one_line(node, told, following):
     told.clear()
     node.tell([])
     assert told == [("not_ready", "no worker answers")]
-    node.stopping = True
+    running[0] = LISTENING._replace(is_stopping=True)
     node.tell(reports())  # the end has lines of its own
     assert len(told) == 1
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from made import pages_of, state
 from node import LISTED, UNLISTED, children, until, until_async
-from test_front import PID, PlayedProcess, lines, serving  # noqa: F401  # a fixture
+from test_supervisor import PID, PlayedProcess, lines, serving  # noqa: F401  # a fixture
 from test_workers import BLACK, WHITE, ask, crew, loaded  # noqa: F401  # fixtures
 from wire import HOST
 
 from eir.lists.images.image import Image
 from eir.lists.images.imaging import image_of
-from eir.node.observe.status import Following
 from eir.node.processes.channel import Channel, pair
+from eir.node.processes.following import Following
 from eir.node.processes.setup import Listed, hand_over
 
 FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
@@ -46,7 +46,7 @@ class TestOnTheWay:
 
 
 class PlayedFollower:
-    """The follower as the front sees it."""
+    """The follower as the supervisor sees it."""
 
     async def start(self, starter):
         self.configured, self.given = [], []
@@ -73,13 +73,13 @@ class PlayedFollower:
 
 
 def names(player):
-    """What it was given, each once: a list comes again where the front asks what is there before it was taken."""
+    """What it was given, each once: a list comes again where the supervisor asks what is there before it was taken."""
     return list(
         dict.fromkeys((what.name, what.state.serial) if isinstance(what, Listed) else what for what in player.lists)
     )
 
 
-class TestFront:
+class TestSupervisor:
     """With workers and a follower that a test plays."""
 
     @asynccontextmanager
@@ -127,7 +127,7 @@ class TestFront:
             hand_over(follower.channel, *listed("b", 1))
             await until_async(lambda: names(node.workers[0]) == [("b", 1)])
 
-    async def test_a_list_that_the_front_cannot_take_over_is_handed_in_again(self, site, heard):
+    async def test_a_list_that_the_supervisor_cannot_take_over_is_handed_in_again(self, site, heard):
         """A new follower hands the list in again, so that nobody answers by the list before for long."""
         async with self.followed(site) as (node, follower):
             one, other = pair()
@@ -150,7 +150,7 @@ class TestFront:
             await until_async(lambda: _errors(node, 3))
             await follower.end()
             await until_async(lambda: any(event == "process_ended" for event, *_ in heard))
-            found = await node.front.snapshot()
+            found = await node.supervisor.overview.snapshot()
             assert found["eir_store_errors_total"] == {("timeout",): 3.0}
             assert (found["eir_store_up"], found["eir_store_lost_data"]) == ({(): 1.0}, {("a",): 0.0})
             again = await PlayedFollower().start(node.starter)
@@ -202,7 +202,7 @@ class TestNode:
         shared = memory_of_lists(pids["worker-0"])
         assert len(shared) == 1
         assert words_of(pids["starter"]) == words_of(running.pid), (
-            "it was forked, and shares all that the front has read"
+            "it was forked, and shares all that the supervisor has read"
         )
         assert (
             memory_of_lists(pids["worker-1"])
@@ -274,7 +274,7 @@ class TestNode:
 
 
 async def _errors(node, wanted):
-    return (await node.front.snapshot()).get("eir_store_errors_total") == {("timeout",): wanted}
+    return (await node.supervisor.overview.snapshot()).get("eir_store_errors_total") == {("timeout",): wanted}
 
 
 async def _is(answer, wanted):

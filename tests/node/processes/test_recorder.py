@@ -1,9 +1,9 @@
-"""The record as the front has it: what recorders have counted."""
+"""The record as the supervisor has it: what recorders have counted."""
 
 import asyncio
 
 from node import until_async
-from test_front import PID, PlayedProcess
+from test_supervisor import PID, PlayedProcess
 
 from eir.node.processes.recorder import Recorded
 from eir.sightings.settings import SightingsSettings

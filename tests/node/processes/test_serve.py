@@ -615,7 +615,7 @@ class Hook:
             return
         if module == "{where}":
             os.kill(os.getpid(), signal.{which})
-        if module == "eir.node.processes.front" and attribute:  # by then the other modules are there
+        if module == "eir.node.processes.supervisor" and attribute:  # by then the other modules are there
             held = getattr(importlib.import_module(where), owner)
             known = getattr(held, name)
             def kill(*arguments, **options):
@@ -628,7 +628,7 @@ sys.meta_path.insert(0, Hook)
 """
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
-    "commands": "eir.cli.app", "configuration": "yaml", "node": "eir.node.processes.front", "processes": "eir.node.processes.starter:Starter.fork",
+    "commands": "eir.cli.app", "configuration": "yaml", "node": "eir.node.processes.supervisor", "processes": "eir.node.processes.starter:Starter.fork",
     "pages": "eir.node.observe.control:ControlServer.listen",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""

@@ -98,7 +98,7 @@ async def test_it_has_what_was_handed_to_it_and_nothing_of_the_starter_or_of_oth
 
 async def test_a_starter_that_was_killed_is_missed_by_nobody(begun):
     told = []
-    begun.report = lambda event, **fields: told.append((event, fields["process"], fields["status"]))
+    begun.log_to(lambda event, **fields: told.append((event, fields["process"], fields["status"])))
     before = await begun.start("one", waits)
     killed = starter_of_ours()
     os.kill(killed, signal.SIGKILL)
@@ -126,7 +126,7 @@ async def test_a_start_that_a_killed_starter_does_not_answer_is_another_ones(beg
 
 async def test_a_starter_that_hangs_is_replaced(begun):
     told = []
-    begun.report = lambda event, **fields: told.append((event, fields["status"]))
+    begun.log_to(lambda event, **fields: told.append((event, fields["status"])))
     process = await begun.start("one", waits)
     os.kill(starter_of_ours(), signal.SIGSTOP)
     with pytest.raises(ChannelError, match="no answer to start"):
@@ -335,7 +335,7 @@ async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
 def test_a_node_whose_end_is_overdue_ends_whatever_hangs():
     """In a process of its own: the thread that is to end it would end the tests."""
     code = (
-        "import threading; from eir.node.processes.front import end_within; end_within(0.01); threading.Event().wait()"
+        "import threading; from eir.node.processes.supervisor import end_within; end_within(0.01); threading.Event().wait()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 1

@@ -20,12 +20,11 @@ from eir.lists.record.in_force import IN_FORCE_FILE, in_force_before, keep_mark
 from eir.lists.record.store import NO_LIST
 from eir.node.observe.control import STOPPING
 from eir.node.observe.page import alert_of
-from eir.node.observe.status import Following, Status, WorkerReport
+from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
 from eir.node.processes.pulling import Acknowledging
 
 REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
-FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
 
 
 def test_a_folder_is_made_with_its_parents_and_not_for_all_to_see(tmp_path):
@@ -177,31 +176,33 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
         state = replace(
             NO_LIST, kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
         )
-        node = Acknowledging(config, None, report=silent)
+        node = Acknowledging(lambda: config, None, None, report=silent)
         node.look([replace(REPORT, lists={"stolen": state})])
-        return node.older
+        return node.warnings()
 
-    assert older(3, 3) == {}
+    def warning(highest, before):
+        return [
+            f"the store lost list stolen as it was: serial {highest} is the highest that it knows of, and {before} was accepted here before; load the newest release again"
+        ]
+
+    assert older(3, 3) == []
     for _ in range(2):
-        assert older(1, 1) == {"stolen": (1, 3)}
-    assert older(1, 3) == {}, "a rollback"
-    assert older(2, 2) == {"stolen": (2, 3)}
-    assert older(1, 1, resets=1) == {}, "an operator has set the highest serial back"
-    assert older(4, 4, resets=1) == {}
+        assert older(1, 1) == warning(1, 3)
+    assert older(1, 3) == [], "a rollback"
+    assert older(2, 2) == warning(2, 3)
+    assert older(1, 1, resets=1) == [], "an operator has set the highest serial back"
+    assert older(4, 4, resets=1) == []
     (tmp_path / IN_FORCE_FILE).write_text('{"stolen": [7, "", "2026-11-20T00:00:00Z"]}')
     assert in_force_before(tmp_path)["stolen"].mark == (0, 7), "as versions before wrote it"
-    assert older(6, 6) == {"stolen": (6, 7)}
-    status = Status(workers=1, pid=1, following=lambda: FOLLOWING, report=silent)
-    status.older = lambda: {"stolen": (6, 7)}
-    (said,) = [text for text in status.readiness([REPORT]).why if "stolen" in text]
-    assert "serial 6 is the highest that it knows of, and 7 was accepted here before" in said
+    (said,) = older(6, 6)
+    assert said in warning(6, 7)
     assert alert_of(said) == "EirStoreLostData"
 
 
 def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
     """The load stores it before any worker has the release, and the node writes the same file meanwhile."""
     config = SimpleNamespace(state=tmp_path, lists={})
-    node = Acknowledging(config, None, report=silent)
+    node = Acknowledging(lambda: config, None, None, report=silent)
 
     def look(**serials):
         lists = {

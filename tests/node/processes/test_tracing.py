@@ -1,4 +1,4 @@
-"""The trace that a front keeps, without workers: who begins, reads and ends it, in whatever order."""
+"""The trace that a supervisor keeps, without workers: who begins, reads and ends it, in whatever order."""
 
 import asyncio
 
@@ -32,7 +32,7 @@ class Played:
         self.sought.append(sought)
         await self.answers.wait()
         if sought is None and self.under_way is not None:
-            self.tracing.take(self.under_way)
+            self.tracing.add(self.under_way)
 
     async def begin(self, imei=DEVICE, lasts_s=60.0):
         return await self.tracing.begin({"imei": imei, "lasts_s": lasts_s, "reason": "complaint 17"})
@@ -58,7 +58,7 @@ async def test_two_who_begin_in_one_moment(played):
     assert "one at a time" in str(second)
     assert played.sought == [Sought(int(DEVICE), "")]
     assert len(played.recorded) == 1
-    played.tracing.take({"kind": "check"})
+    played.tracing.add({"kind": "check"})
     assert await played.read(first) == {"records": [{"kind": "check"}], "over": False}
 
 
@@ -66,7 +66,7 @@ async def test_a_reader_of_a_trace_that_is_over_gets_nothing_of_the_next_one_and
     """Its command was stopped for a while, and its trace has ended meanwhile."""
     first = await played.begin(lasts_s=1e-9)
     second = await played.begin(OTHER)
-    played.tracing.take({"kind": "check"})
+    played.tracing.add({"kind": "check"})
     assert await played.read(first) == {"records": [], "over": True}
     await played.tracing.end({"number": first})
     assert await played.read(second) == {"records": [{"kind": "check"}], "over": False}
@@ -85,7 +85,7 @@ async def test_what_workers_still_tell_of_a_trace_that_was_ended_is_not_shown_in
     played.answers.set()
     await ending
     second = await beginning
-    played.tracing.take({"kind": "another"})
+    played.tracing.add({"kind": "another"})
     assert await played.read(second) == {"records": [{"kind": "another"}], "over": False}
 
 

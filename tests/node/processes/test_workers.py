@@ -381,7 +381,7 @@ class TestCrash:
         clients = await four(node, connect)
         until(lambda: total(node.metrics(), "eir_checks_total") == 0)
         old = [await ask(client, LISTED, host) for host, client in clients.items()]
-        # The front takes figures each second, by itself: nobody scrapes between these answers and the end, and nothing
+        # The supervisor takes figures each second, by itself: nobody scrapes between these answers and the end, and nothing
         # shows when it has.
         await asyncio.sleep(4)
         await ask(clients[HOSTS[0]], LISTED, HOSTS[0])  # worker 0

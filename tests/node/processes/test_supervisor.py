@@ -1,4 +1,4 @@
-"""The front of a node in this process, with workers that a test plays: what it does when one of them is slow, silent, or not there."""
+"""The supervisor of a node in this process, with workers that a test plays: what it does when one of them is slow, silent, or not there."""
 
 import asyncio
 import os
@@ -17,9 +17,9 @@ from eir.config import load_config
 from eir.errors import EirError
 from eir.node.observe.control import ask
 from eir.node.observe.status import WorkerReport
-from eir.node.processes import front
+from eir.node.processes import supervisor
 from eir.node.processes.channel import Channel, pair
-from eir.node.processes.front import Front
+from eir.node.processes.supervisor import Supervisor
 from eir.node.processes.starter import Starter
 
 REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
@@ -39,7 +39,7 @@ class PlayedStarter(Starter):
 
 
 class PlayedProcess:
-    """A process as the front sees it, and the other end of its channel."""
+    """A process as the supervisor sees it, and the other end of its channel."""
 
     def __init__(self, name, pid, handlers, *, ends=True):
         """`ends`: with its channel."""
@@ -71,7 +71,7 @@ class PlayedProcess:
 
 
 class Played:
-    """A worker as the front sees it; what it is told is collected."""
+    """A worker as the supervisor sees it; what it is told is collected."""
 
     def __init__(self, number):
         self.number = number
@@ -132,12 +132,12 @@ class Played:
 
 
 class Node:
-    """A front with two such workers, serving."""
+    """A supervisor with two such workers, serving."""
 
     def __init__(self, site, starter, made, players):
         self.site = site
         self.starter = starter
-        self.front = made
+        self.supervisor = made
         self.workers = players
         self.clients = []
 
@@ -173,17 +173,17 @@ class Node:
 
 @pytest.fixture
 def lines(monkeypatch):
-    """Events of the front's log, as (event, reason)."""
+    """Events of the supervisor's log, as (event, reason)."""
     told = []
     monkeypatch.setattr(
-        front.Log, "report", lambda _, event, *, reason=None, **fields: told.append((event, reason, fields))
+        supervisor.Log, "report", lambda _, event, *, reason=None, **fields: told.append((event, reason, fields))
     )
     return told
 
 
 @pytest.fixture
 async def node(site, lines):
-    """A front with two played workers that have started."""
+    """A supervisor with two played workers that have started."""
     assert lines == []
     async with serving(site) as made:
         yield made
@@ -194,7 +194,7 @@ async def serving(site, *, hold_s=60, end_s=60, on_stop=lambda: None, **changes)
     site.configure(**{"workers": 2, "http": "off", "lists": {}, "policy": {}} | changes)
     site.state.mkdir()
     starter = PlayedStarter()
-    made = Front(load_config(site.path), starter, hold_s=hold_s, end_s=end_s, on_stop=on_stop)
+    made = Supervisor(load_config(site.path), starter, hold_s=hold_s, end_s=end_s, on_stop=on_stop)
     task = asyncio.create_task(made.serve())
     players = [Played(0), Played(1)]
     try:
@@ -231,7 +231,7 @@ async def test_a_worker_that_sends_its_peers_away_gets_none_of_them_back(node):
     """It has the fewest connections then, and would close each at once."""
     leaving, other = node.workers
     leaving.process.there.tell("leaving")
-    # Answered in order, so that the front knows.
+    # Answered in order, so that the supervisor knows.
     await leaving.process.there.ask("may_dial", "mme.example.org", "mme", 0.0)
     for count in range(1, 5):
         await node.come()
@@ -249,7 +249,7 @@ async def test_a_connection_that_arrives_while_no_worker_is_ready(site, lines):
         assert await asyncio.wait_for(reader.read(), 180) == b""
         refused = [(event, reason) for event, reason, _ in lines if event == "peer_refused"]
         assert refused == [("peer_refused", "no_worker")]
-        assert (await node.front.snapshot())["eir_peers_refused_total"] == {("no_worker",): 1}
+        assert (await node.supervisor.overview.snapshot())["eir_peers_refused_total"] == {("no_worker",): 1}
 
 
 async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node):
@@ -277,7 +277,7 @@ async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, ho
     assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "prepare")] == [
         0
     ]
-    assert (await node.front.snapshot())["eir_config_last_reload_successful"] == {(): 0.0}
+    assert (await node.supervisor.overview.snapshot())["eir_config_last_reload_successful"] == {(): 0.0}
     await bad.end()
     successor = await node.successor(0)
     ((config, disabled, *_, dials, _),) = successor.configured
@@ -302,7 +302,7 @@ async def test_two_reloads_in_one_moment_are_taken_one_after_the_other(node):
     for player in node.workers:
         assert [each.config.policy.default for each in player.configured] == ["whitelisted", "greylisted", "greylisted"]
         assert player.process.killed == []
-    assert (await node.front.snapshot())["eir_config_last_reload_successful"] == {(): 1.0}
+    assert (await node.supervisor.overview.snapshot())["eir_config_last_reload_successful"] == {(): 1.0}
 
 
 async def test_a_worker_that_comes_while_others_take_over_stays(node):
@@ -336,7 +336,7 @@ async def test_a_reload_goes_on_when_who_asked_waits_no_longer(node):
 
     slow.handlers["take_over"] = take_over
     node.site.configure(policy={"default": "greylisted"})
-    command = asyncio.create_task(node.front._reload_by_command())
+    command = asyncio.create_task(node.supervisor.reload.reload_for("tester"))
     await asked.wait()
     command.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -344,7 +344,7 @@ async def test_a_reload_goes_on_when_who_asked_waits_no_longer(node):
     goes_on.set()
 
     async def reloaded():
-        return (await node.front.snapshot())["eir_config_last_reload_successful"] == {(): 1.0}
+        return (await node.supervisor.overview.snapshot())["eir_config_last_reload_successful"] == {(): 1.0}
 
     await until_async(reloaded)
     assert node.workers[1].configured[-1].config.policy.default == "greylisted"
@@ -355,7 +355,7 @@ async def test_a_reload_registers_nothing_that_a_restart_has_to_open_first(node)
     nrf = {"uri": "http://127.0.0.1:1", "endpoints": ["http://192.0.2.1:7777"], "plmns": ["00101"]}
     node.site.configure(n5g={"listen": "http://127.0.0.1:7777", "nrf": nrf})
     assert "n5g.listen" in await node.ask("reload")
-    assert "eir_nrf_registered" not in await node.front.snapshot()
+    assert "eir_nrf_registered" not in await node.supervisor.overview.snapshot()
 
 
 async def test_an_nrf_sees_the_certificate_of_a_reload(site):
@@ -416,7 +416,7 @@ async def test_a_worker_that_dies_with_a_question_unanswered_is_told_of(node, li
     assert told == [("set_peer", 0)]
 
 
-async def test_a_worker_gets_what_the_front_read_whatever_the_file_says_by_then(node):
+async def test_a_worker_gets_what_the_supervisor_read_whatever_the_file_says_by_then(node):
     await node.workers[1].end()
     node.site.configure(policy={"default": "blacklisted"})  # and nobody has asked for a reload
     await node.successor(1)
@@ -456,10 +456,10 @@ async def test_a_worker_that_hangs_before_it_has_its_lists_is_ended(node, lines)
 
 async def test_what_a_worker_has_counted_outlives_it(node):
     node.workers[0].checks, node.workers[1].checks = 3, 4
-    assert (await node.front.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
+    assert (await node.supervisor.overview.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
     await node.workers[1].end()
     await node.has_lost(1)
-    assert (await node.front.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
+    assert (await node.supervisor.overview.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
 
 
 async def test_a_peer_out_of_service_is_so_for_workers_to_come(node):

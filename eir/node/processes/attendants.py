@@ -1,0 +1,47 @@
+"""Work of interfaces in the supervisor, such as a registration elsewhere."""
+
+from collections.abc import Sequence
+from pkgutil import resolve_name
+
+from eir.errors import Report
+from eir.interfaces import INTERFACES
+from eir.interfaces.interface import Attendant, Interface, Standing
+from eir.node.observe import metrics
+from eir.node.observe.status import NOT_READY, Readiness, WorkerReport
+from eir.node.processes.configuration import Loaded
+
+
+class Attendants:
+    """The attendants of all interfaces."""
+
+    def __init__(self, report: Report) -> None:
+        self._standing = Standing(serving=False, load=0)
+        self._by_interface: list[tuple[Interface, Attendant]] = [
+            (each, resolve_name(each.attendant)(lambda: self._standing, report))
+            for each in INTERFACES
+            if each.attendant
+        ]
+
+    @property
+    def all(self) -> list[Attendant]:
+        """The attendants."""
+        return [attendant for _, attendant in self._by_interface]
+
+    async def apply(self, loaded: Loaded, listening: Sequence[str]) -> None:
+        """Have the attendants apply settings; `listening` as of Attendant.apply."""
+        for each, attendant in self._by_interface:
+            await attendant.apply(loaded.config.of(each), loaded.config, loaded.tls, listening)
+
+    def note(self, readiness: Readiness, reports: Sequence[WorkerReport]) -> None:
+        """Note the standing of the node, which attendants announce."""
+        load = max((report.load for report in reports), default=0)
+        self._standing = Standing(serving=readiness.word != NOT_READY, load=round(100 * load))
+
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics."""
+        return {name: samples for each in self.all for name, samples in each.numbers().items()}
+
+    async def close(self) -> None:
+        """Stop all attendants."""
+        for each in self.all:
+            await each.close()

@@ -1,0 +1,173 @@
+"""Commands of the control sockets: who may open the node's own socket may steer the node, who may open the other one may look."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from eir.checks.question import Question
+from eir.config import digests
+from eir.errors import EirError, Report, SetupFault
+from eir.lists.follow.history import HistoryKeeper
+from eir.node.observe.control import (
+    PING,
+    RUN,
+    RUN_ACCEPTS,
+    RUNNING,
+    STOPPING,
+    Arguments,
+    Command,
+    ControlServer,
+    Looking,
+    asker,
+)
+from eir.node.processes.configuration import Configuration
+from eir.node.processes.overview import Overview
+from eir.node.processes.recorder import Recorded
+from eir.node.processes.reload import Reload
+from eir.node.processes.sources import Sources
+from eir.node.processes.tracing import Tracing
+
+LIMIT_MAX = 1 << 62
+"""Largest number of events that a request for the history may name."""
+ACCEPTS: Mapping[str, Arguments] = {
+    "check": {**dict.fromkeys(Question._fields, str | None), "unproven": bool | None}, "history": {"list": str | None, "limit": int | None, "since": str | None, "chain": str | None},
+    "forget": {"subscribers": list}, "trace": {"imei": str | None, "imsi": str | None, "lasts_s": int | float, "reason": str | None},
+    "trace_read": {"number": int | None}, "trace_end": {"number": int | None}, "peer_disable": {"name": str}, "peer_enable": {"name": str},
+}  # fmt: skip
+"""Arguments of the commands of the control socket."""
+
+
+class ControlSockets:
+    """The control socket, and that of users who may only look, if one is configured."""
+
+    def __init__(
+        self, configuration: Configuration, commands: Mapping[str, Command], looking: Looking, *, report: Report
+    ) -> None:
+        config = configuration.config
+        self._control = ControlServer(config.state, commands, accepts=ACCEPTS, report=report)
+        self._path = path = config.control_read
+        self._read = (
+            None
+            if path is None
+            else ControlServer(path.parent, {RUN: looking.run}, accepts=RUN_ACCEPTS, name=path.name, report=report)
+        )
+
+    async def open(self) -> None:
+        """Open the sockets. Raises EirError."""
+        await self._control.listen()
+        if self._read is None:
+            return
+        try:
+            await self._read.listen()
+        except OSError as e:
+            raise SetupFault(
+                f"control_read {self._path}: {e.strerror}; its folder has to be the node's user's, with mode 2750 and the group of those who may look"
+            ) from None
+
+    async def close(self) -> None:
+        """Close and remove the sockets."""
+        await self._control.close()
+        if self._read is not None:
+            await self._read.close()
+
+
+class Commands:
+    """The commands, carried out by the parts of the supervisor."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        overview: Overview,
+        reload: Reload,
+        *,
+        sources: Sources,
+        history: HistoryKeeper,
+        recorded: Recorded | None,
+        tracing: Tracing,
+        stop: Callable[[str], None],
+        is_stopping: Callable[[], bool],
+        report: Report,
+    ) -> None:
+        """`stop` begins the end of the node, for the cause that it is called with."""
+        self._configuration, self._overview, self._reload = configuration, overview, reload
+        self._sources, self._history, self._recorded, self._tracing = sources, history, recorded, tracing
+        self._stop, self._is_stopping, self._report = stop, is_stopping, report
+
+    def by_name(self) -> Mapping[str, Command]:
+        """Return the commands by name."""
+        return {
+            PING: lambda _: STOPPING if self._is_stopping() else RUNNING,
+            "status": lambda _: self._status(),
+            "lists": lambda _: self._in_force(),
+            "check": self._check,
+            "peers": lambda _: self._overview.workers.peers(),
+            "reload": lambda _: self._reload_file(),
+            "drain": lambda _: self._drain(),
+            "history": self._events,
+            "record": lambda _: self._write_record(),
+            "forget": self._forget,
+            "trace": self._tracing.begin,
+            "trace_read": self._tracing.read,
+            "trace_end": self._tracing.end,
+            "peer_disable": lambda arguments: self._set_peer(arguments["name"], enabled=False),
+            "peer_enable": lambda arguments: self._set_peer(arguments["name"], enabled=True),
+        }
+
+    async def _status(self) -> dict[str, Any]:
+        return (await self._overview.reports_and_document())[1]
+
+    async def _in_force(self) -> dict[str, Any]:
+        """Return the state that the node answers from, for commands that compare it with file and store."""
+        reports = await self._overview.workers.reports()
+        if not reports:
+            raise EirError("no worker has its lists yet: ask again in a moment")
+        return {
+            "pid": os.getpid(), "configuration": digests(self._configuration.config.shown),
+            "in_step": all(report.lists == reports[0].lists for report in reports),
+            "lists": {name: asdict(state) for name, state in reports[0].lists.items()},
+            **self._sources.in_force(reports[0].lists),
+        }  # fmt: skip
+
+    async def _check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        question = Question(**{name: value for name, value in arguments.items() if value is not None})
+        answer = await self._overview.workers.explain(question)
+        return {**await self._in_force(), "answer": answer.as_fields()}
+
+    async def _reload_file(self) -> str:
+        return await self._reload.reload_for(await asker())
+
+    def _drain(self) -> str:
+        self._stop("drain")
+        return "draining: DPR to each peer, then the end"
+
+    async def _events(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return records from this node's copy of the history, for when the store is away."""
+        name, limit, since, chain = (arguments.get(each) for each in ("list", "limit", "since", "chain"))
+        if limit is not None and not 0 <= limit <= LIMIT_MAX:
+            raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
+        events = await self._history.events(name, limit=limit, since=since, chain=chain)
+        return [asdict(event) for event in events]
+
+    async def _write_record(self) -> bool:
+        """Write the checks up to now; return whether there is a record."""
+        if self._recorded is not None:
+            await self._recorded.write()
+        return self._recorded is not None
+
+    async def _forget(self, arguments: Mapping[str, Any]) -> bool:
+        """Forget subscribers that a running node remembers; return whether there is a record."""
+        if self._recorded is not None:
+            await self._recorded.forget([str(each) for each in arguments["subscribers"]])
+        return self._recorded is not None
+
+    async def _set_peer(self, label: str, *, enabled: bool) -> str:
+        known = self._configuration.config.labels
+        if label not in known:
+            raise EirError(f"no peer {label}; there are: {', '.join(known) or 'none'}")
+        await self._overview.workers.set_peer(label, enabled=enabled)
+        event = "peer_enabled" if enabled else "peer_disabled"
+        self._report(event, peer=label, level="warning", who=await asker())
+        if enabled:
+            return f"{label} is in service"
+        return f"{label} is out of service until `eir peer enable {label}` or a restart"

@@ -1,0 +1,142 @@
+"""The configuration in force, as the supervisor hands it to all processes: read with the files that it names, replaced as a whole."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from eir.config import Config, load_config, needs_restart, take_over
+from eir.errors import ConfigError, EirError, Report
+from eir.interfaces import INTERFACES
+from eir.node.observe.metrics import Snapshot
+from eir.node.processes.setup import ConfigFile, report_warnings
+from eir.wire.transport.tls import TlsFiles, load_tls, read_tls
+from eir.wire.web.denials import keys_of
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import KeyFiles
+
+CERTIFICATE_WARNED = timedelta(days=14)
+"""Time before its end from which on the node's own certificate is a warning, as it is an alert."""
+FAULT = "the configuration on disk has a fault, and the one in force is an earlier one"
+
+
+class Loaded(NamedTuple):
+    """A configuration, and the content of files that it names. No two processes of a node read these files."""
+
+    config: Config
+    tls: TlsFiles | None
+    keys: "Mapping[str, KeyFiles | None]"
+    """Keys that access tokens are verified with, by interface."""
+
+
+class Configuration:
+    """The configuration in force."""
+
+    def __init__(self, config: Config, *, report: Report) -> None:
+        """Raises EirError if a file that the configuration names cannot be used."""
+        self._report = report
+        self._file = ConfigFile(config.path, config.digest)
+        self._certificate_ends: datetime | None = None
+        self._keys_fault: str | None = None
+        """The fault of the present key files that was last logged."""
+        self._is_refused = False
+        """The last reload was refused, or has not ended."""
+        self._needs_restart: Sequence[str] = ()
+        """Keys whose values in the file that was reloaded last wait for a restart."""
+        self.loaded = Loaded(config, self._read_tls(config), _read_keys(config, {}))
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+        return self.loaded.config
+
+    def read(self, who: str) -> tuple[Loaded, list[str]]:
+        """Read the file again, for `who`: return the settings to put in force, and the keys whose new values wait for a restart.
+
+        Raises EirError or OSError, after each problem is logged.
+        """
+        self._is_refused = True
+        try:
+            new = load_config(self.config.path)
+            tls = self._read_tls(new)
+            keys = _read_keys(new, self.loaded.keys)
+        except (EirError, OSError) as e:
+            for problem in e.problems if isinstance(e, ConfigError) else (e,):
+                self._report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
+            raise
+        report_warnings(new, self._report)
+        tls = tls or self.loaded.tls  # a listener for TLS that is open stays so until a restart
+        return Loaded(take_over(self.config, new), tls, keys), needs_restart(self.config, new)
+
+    def put_in_force(self, loaded: Loaded) -> None:
+        """Give these settings to every process that starts from now on."""
+        self.loaded = loaded
+
+    def accept(self, needs_restart: Sequence[str]) -> None:
+        """Note that all processes have the settings in force, and the keys that wait for a restart."""
+        self._is_refused, self._needs_restart = False, needs_restart
+
+    def read_keys(self) -> "Mapping[str, KeyFiles | None]":
+        """Read the key files again; put their content in force and return the keys of each interface whose keys changed.
+
+        If a file has a fault, nothing changes, and the fault is logged once.
+        """
+        before = self.loaded.keys
+        try:
+            keys = _read_keys(self.config, before)
+        except EirError as e:
+            if str(e) != self._keys_fault:
+                self._report("keys_refused", level="error", detail=str(e))
+            self._keys_fault = str(e)
+            return {}
+        self._keys_fault = None
+        self.loaded = self.loaded._replace(keys=keys)
+        return {name: found for name, found in keys.items() if found != before[name]}
+
+    async def is_written(self) -> bool:
+        """Return True if the file was written since the last call."""
+        return await self._file.look()
+
+    def warnings(self) -> list[str]:
+        """Return warnings for `eir status`."""
+        warnings = certificate_warnings(self._certificate_ends, datetime.now(UTC))
+        if (fault := self._file.fault) is not None:
+            warnings.insert(0, f"{FAULT}: {fault}")
+        return warnings
+
+    def snapshot(self) -> Snapshot:
+        """Return the metrics."""
+        ends = self._certificate_ends
+        return {
+            "eir_config_last_reload_successful": {(): float(not self._is_refused)},
+            "eir_config_needs_restart": {(key,): 1.0 for key in self._needs_restart},
+            "eir_tls_certificate_expires_timestamp_seconds": {(): ends.timestamp()} if ends else {},
+        }
+
+    def _read_tls(self, config: Config) -> TlsFiles | None:
+        """Read the files of TLS, for all processes, and log the certificate. Raises TlsError."""
+        if config.tls is None:
+            return None
+        files = read_tls(config.tls)
+        names, _, ends = load_tls(files).certificate
+        self._certificate_ends = ends
+        self._report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
+        return files
+
+
+def certificate_warnings(ends: datetime | None, now: datetime) -> list[str]:
+    """Return a warning if the node's own certificate ends soon; `ends` is None without TLS."""
+    if ends is None or ends - now >= CERTIFICATE_WARNED:
+        return []
+    return [f"the node's certificate ends at {ends:%Y-%m-%dT%H:%M:%SZ}"]
+
+
+def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict[str, KeyFiles | None]":
+    """Read the keys that access tokens are verified with, by interface; those of one that listens no more stay. Raises KeysError."""
+    return {
+        each.name: keys_of(each.tokens(settings, config), before.get(each.name))
+        if (settings := config.of(each)).listen
+        else before.get(each.name)
+        for each in INTERFACES
+        if each.tokens
+    }

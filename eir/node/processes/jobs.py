@@ -1,0 +1,50 @@
+"""Jobs of a process: functions that run again and again, each at an interval of its own, in one loop with one handling of errors."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias
+
+from eir.errors import Report, detail_of
+
+Work: TypeAlias = Callable[[], Awaitable[float | None]]
+"""One run of a job. Returns the seconds until the next run if these differ from the job's interval."""
+
+
+class Jobs:
+    """Runs jobs, and work that is done once, until it is closed."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, name: str, interval_s: float, work: Work, *, delay_s: float = 0.0) -> None:
+        """Run `work` after `delay_s`, and again `interval_s` after the end of each run. A run that fails is logged under this name."""
+        self._jobs[name] = self.spawn(self._repeat(name, interval_s, work, delay_s))
+
+    def stop(self, name: str) -> None:
+        """Stop a job, also in the middle of a run."""
+        self._jobs.pop(name).cancel()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Do work once."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Stop everything, and wait until it has ended."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _repeat(self, name: str, interval_s: float, work: Work, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        while True:
+            pause_s = None
+            try:
+                pause_s = await work()
+            except Exception as e:  # noqa: BLE001 - the outermost loop of all jobs: it logs the fault and goes on
+                self._report("fault", reason=name, level="error", detail=detail_of(e))
+            await asyncio.sleep(interval_s if pause_s is None else pause_s)

@@ -1,0 +1,98 @@
+"""All other processes of a node, as the supervisor has them: started in order, kept running, ended in order."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eir.errors import Report
+from eir.interfaces import INTERFACES
+from eir.node.observe import metrics
+from eir.node.processes.accept import Acceptor
+from eir.node.processes.child import Children
+from eir.node.processes.configuration import Configuration, Loaded
+from eir.node.processes.following import Followed
+from eir.node.processes.interfaces import ServiceProcess
+from eir.node.processes.recorder import Recorded
+from eir.node.processes.starter import Starter
+from eir.node.processes.workers import Workers
+
+
+class OtherProcesses:
+    """The processes of a node besides the supervisor."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        starter: Starter,
+        acceptor: Acceptor,
+        *,
+        origin_state_id: int,
+        end_s: float,
+        traced: Callable[[dict[str, Any]], None],
+        report: Report,
+    ) -> None:
+        """`end_s`: time that they have to end. `traced` is called with each record of a trace."""
+        config, start = configuration.config, starter.start
+        starter.log_to(report)
+        self._starter, self._end_s = starter, end_s
+        self._children = Children(report=report)
+        self.followed = Followed(config, start, report=report)
+        self.recorded = None if config.sightings is None else Recorded(config, config.sightings, start, report)
+        self.workers = Workers(
+            config.workers, start, lambda: configuration.loaded, self.followed, acceptor, origin_state_id=origin_state_id,
+            sightings=self.recorded and self.recorded.sender, traced=traced, report=report,
+        )  # fmt: skip
+        self._services = [
+            ServiceProcess(each, start, report=report) for each in INTERFACES if each.service and config.of(each).listen
+        ]
+        """Interfaces that the configuration names; a reload adds none."""
+
+    def start(self) -> None:
+        """Start the processes that checks need, and keep them running until the node ends."""
+        recorder = () if self.recorded is None else (self.recorded.child,)
+        for child in (*recorder, self.followed.child, *self.workers.children):
+            self._children.keep(child)
+
+    async def start_services(self, loaded: Loaded) -> None:
+        """Open the listeners of the other interfaces, and keep their processes running. Raises EirError."""
+        for each in self._services:
+            await each.open(loaded)
+            self._children.keep(each.child)
+
+    def apply(self, loaded: Loaded) -> None:
+        """Have all but the workers apply settings."""
+        self.followed.configure(loaded.config)
+        for each in self._services:
+            each.apply(loaded)
+
+    def addresses(self) -> Mapping[str, Sequence[str]]:
+        """Return the addresses of the other interfaces, by name."""
+        return {each.interface.name: each.addresses for each in self._services if each.addresses}
+
+    def warnings(self) -> list[str]:
+        """Return warnings of the other interfaces."""
+        return [text for each in self._services for text in each.warnings()]
+
+    def snapshots(self) -> list[metrics.Snapshot]:
+        """Return the metrics of each part but the workers."""
+        recorded = [] if self.recorded is None else [self.recorded.snapshot()]
+        restarts: metrics.Snapshot = {"eir_worker_restarts_total": {(): float(self._children.restarts)}}
+        return [restarts, *recorded, self.followed.snapshot(), *(each.snapshot() for each in self._services)]
+
+    def stop(self) -> None:
+        """Start no process again."""
+        self._children.stop()
+
+    async def end(self) -> bool:
+        """Have all end, peers being sent away first; return False if one had to be killed that is not spared."""
+        self.workers.end()
+        self.followed.child.stop()
+        if self.recorded is not None:
+            self.recorded.end()
+        for each in self._services:
+            each.stop()
+        return await self._children.end(self._end_s)
+
+    async def close(self) -> None:
+        """End the starter, and free the memory that the workers share."""
+        await self._starter.close()
+        self.workers.close()

@@ -1,0 +1,49 @@
+"""The node as a whole: the metrics of all its parts, and the document of `eir status`."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from eir import __version__
+from eir.interfaces.s13.lane import LANE
+from eir.node.observe import metrics
+from eir.node.observe.alerts import Alerts
+from eir.node.observe.lately import Lately, Minute
+from eir.node.observe.status import Status, WorkerReport
+from eir.node.processes.workers import Workers
+
+
+class Overview:
+    """All metrics and the status of a node, now and in the last hour."""
+
+    def __init__(
+        self, workers: Workers, status: Status, snapshots: Callable[[], Iterable[metrics.Snapshot]]
+    ) -> None:
+        """`snapshots` returns the metrics of each part but the workers."""
+        self.workers, self.status, self._snapshots = workers, status, snapshots
+        self._lately, self._alerts = Lately(), Alerts()
+
+    async def snapshot(self) -> metrics.Snapshot:
+        """Return all metrics."""
+        ours: metrics.Snapshot = {
+            "eir_start_timestamp_seconds": {(): self.status.started},
+            "eir_build_info": {(__version__, LANE): 1.0},
+            **metrics.of_processes(os.getpid()),
+        }
+        return metrics.merge([ours, *self._snapshots(), await self.workers.snapshot()])
+
+    async def reports_and_document(self) -> tuple[Sequence[WorkerReport], dict[str, Any]]:
+        """Return the reports of the workers, and the document of `eir status` by them and by the metrics."""
+        reports, snapshot = await asyncio.gather(self.workers.reports(), self.snapshot())
+        return reports, self.status.document(reports, self._alerts.troubles(snapshot, time.time()))
+
+    async def note_minute(self) -> None:
+        """Add the minute that ends now to the last hour."""
+        self._lately.note(self.workers.figures())
+        self._alerts.note(await self.snapshot(), time.time())
+
+    def minutes(self) -> Sequence[Minute]:
+        """Return the checks of each minute of the last hour, the oldest first."""
+        return self._lately.minutes()

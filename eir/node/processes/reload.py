@@ -1,0 +1,89 @@
+"""Reloads: each worker prepares the new configuration, and only if all could, every process applies it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from eir.config import changed_settings
+from eir.errors import EirError, Report
+from eir.lists.record.store import Event
+from eir.node.processes.configuration import Configuration, Loaded
+from eir.node.processes.jobs import Jobs
+from eir.node.processes.setup import changed_lists, reload_event
+from eir.node.processes.workers import Workers
+
+
+class Reload:
+    """Reloads of a node, one after another."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        workers: Workers,
+        *,
+        apply: Callable[[Loaded], Awaitable[None]],
+        record: Callable[[Event], None],
+        is_stopping: Callable[[], bool],
+        on_change: bool,
+        jobs: Jobs,
+        report: Report,
+    ) -> None:
+        """`apply` has all parts but the workers apply settings. `on_change`: also reload whenever the file is written."""
+        self._configuration, self._workers, self._apply, self._record = configuration, workers, apply, record
+        self._is_stopping, self._on_change, self._jobs, self._report = is_stopping, on_change, jobs, report
+        self._lock = asyncio.Lock()  # what a worker has prepared is one configuration
+
+    async def reload(self, who: str) -> str:
+        """Reload the configuration file for `who`; return the result in words. If anything fails, nothing changes.
+
+        A reload that comes meanwhile waits. Raises EirError or OSError, after the reason is logged.
+        """
+        async with self._lock:
+            if self._is_stopping():
+                raise EirError("the node is stopping")
+            return await self._reload(who)
+
+    async def reload_and_log(self, who: str) -> None:
+        """Reload, if nobody waits for the result: the log has it."""
+        with suppress(EirError, OSError):
+            await self.reload(who)
+
+    async def reload_for(self, who: str) -> str:
+        """Reload for a command: also return in words the lists that need work. Raises as `reload`.
+
+        A reload that has begun goes on if the command is cancelled.
+        """
+        before = await self._workers.reports()
+        result: str = await asyncio.shield(self._jobs.spawn(self.reload(who)))
+        return "; ".join([result, *changed_lists(self._configuration.config, before, await self._workers.reports())])
+
+    async def poll_file(self) -> None:
+        """Check the configuration file for changes and faults."""
+        if await self._configuration.is_written() and self._on_change:
+            await self.reload_and_log("file")
+
+    async def poll_keys(self) -> None:
+        """Have access tokens verified with other keys if the key files have changed."""
+        changed = self._configuration.read_keys()
+        if changed:
+            await self._workers.set_keys(self._configuration.loaded.keys)
+        for found in changed.values():
+            files = ",".join(file for _, file, _ in found.contents) if found else None
+            self._report("keys_in_force", files=files)
+
+    async def _reload(self, who: str) -> str:
+        before = self._configuration.config
+        loaded, waiting = self._configuration.read(who)
+        await self._workers.prepare(loaded)
+        self._configuration.put_in_force(loaded)
+        await self._workers.take_over()
+        self._configuration.accept(waiting)
+        await self._apply(loaded)
+        changed = changed_settings(before, loaded.config)
+        if changed:
+            self._record(reload_event(loaded.config.digest, who, changed))
+        self._report(
+            "reloaded", level="warning" if waiting else "info", who=who, changed=",".join(changed) or "nothing",
+            needs_restart=",".join(waiting) or None,
+        )  # fmt: skip
+        return "reloaded" + (f"; these need a restart: {', '.join(waiting)}" if waiting else "")

@@ -1,0 +1,56 @@
+"""Sources of lists as the supervisor has them: the drop folder, pulls, and the acknowledgements of what is in force."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from eir.config import Config
+from eir.errors import Report
+from eir.lists.record.store import ListState
+from eir.node.observe import metrics
+from eir.node.observe.status import WorkerReport
+from eir.node.processes.drop_folder import POLL_S, DropFolder
+from eir.node.processes.jobs import Jobs
+from eir.node.processes.pulling import Acknowledging, Pulling
+from eir.node.processes.starter import Start
+
+
+class Sources:
+    """All sources of the lists of a node."""
+
+    def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
+        """`config` returns the settings in force."""
+        self._jobs = jobs
+        self._drop_folder = DropFolder(config, start, report=report)
+        self._pulling = Pulling(config, start, jobs, report=report)
+        self._acknowledging = Acknowledging(config, start, jobs, report=report)
+
+    def start(self) -> None:
+        """Start the jobs."""
+        self._jobs.start("inbox", POLL_S, self._drop_folder.poll)
+        self.apply()
+
+    def apply(self) -> None:
+        """Apply the settings in force."""
+        self._pulling.apply()
+
+    def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
+        """Start the acknowledgements that are due, by the reports of the workers."""
+        self._acknowledging.look(reports, self._pulling.rejected)
+
+    def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:
+        """Return since when lists in these states are in force, and the last rejection of each list."""
+        rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}
+        return {"since": self._acknowledging.since(states), "rejected": rejected}
+
+    def loss_warnings(self) -> list[str]:
+        """Return warnings about data that the store has lost."""
+        return self._acknowledging.warnings()
+
+    def warnings(self) -> list[str]:
+        """Return warnings about the sources."""
+        return [*self._pulling.warnings(), *self._drop_folder.warnings()]
+
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics."""
+        return {**self._drop_folder.snapshot(), **self._pulling.snapshot(), **self._acknowledging.snapshot()}

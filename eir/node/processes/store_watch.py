@@ -1,0 +1,101 @@
+"""The store as the supervisor sees it: outcomes of releases, history and form of the data, read again and again.
+
+The supervisor keeps no connection to the store.
+"""
+
+import socket
+from collections.abc import Callable, Sequence
+
+from eir.config import Config
+from eir.errors import Report, StoreError, silent
+from eir.lists.follow.history import HistoryKeeper
+from eir.lists.record.clock import STOOD_STILL, in_time
+from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, Outcome
+from eir.lists.stores.open import SQLITE, open_copy, open_store
+from eir.node.observe import metrics
+from eir.node.observe.lately import Rhythms
+from eir.node.processes import state_folder
+
+EVENTS_MAX = 200
+"""Maximum number of events of the history that the page looks through."""
+UNKNOWN_LIST = "unknown"
+"""Label of releases that were refused before a verified manifest named a list."""
+
+
+class StoreWatch:
+    """Facts of the store, as of the last look."""
+
+    def __init__(self, config: Callable[[], Config], *, report: Report) -> None:
+        """`config` returns the settings in force."""
+        self._config, self._report = config, report
+        settings = config()
+        copy = open_copy(settings.store, settings.state)
+        self.history = HistoryKeeper(
+            copy, writes=settings.heal or copy is None, who=f"node on {socket.gethostname()}", report=report,
+            clock=state_folder.read_clock(settings.state),
+        )  # fmt: skip
+        self._rhythms = Rhythms()
+        self._outcomes: tuple[Outcome, ...] = ()
+        self.events: Sequence[Event] = ()
+        """The newest events of the history, the oldest first."""
+        self._newer: str | None = None
+        """Reason why nothing is changed in the store, if its data have the form of a newer eir."""
+
+    async def poll(self) -> None:
+        """Read the store, and keep the history level with this node's copy."""
+        config = self._config()
+        report = self._report if config.store == SQLITE else silent  # of Redis the follower tells
+        store = open_store(config.store, config.state, report=report, check=False)
+        try:
+            self._newer = await in_time(store.newer())
+            await self.history.look(store, config.history, [*config.lists])
+            outcomes = tuple(await in_time(store.outcomes()))
+            if outcomes != self._outcomes or not self.events:
+                # The rows of a feed displace no load from the page.
+                events = [await in_time(store.history(limit=EVENTS_MAX, chain=chain)) for chain in CHAINS]
+                self.events = sorted((event for each in events for event in each), key=lambda event: event.time)
+            self._outcomes = outcomes
+            await self._rhythms.look(self._outcomes, store)
+        except StoreError as e:
+            if e.cause == STOOD_STILL:
+                self._report("stood_still", level="warning", detail=str(e))
+            else:
+                self._report("store_error", level="warning", reason=e.cause, detail=str(e))
+        finally:
+            await store.close()
+
+    def form_warnings(self) -> list[str]:
+        """Return a warning if the store's data have the form of a newer eir."""
+        return [] if self._newer is None else [self._newer]
+
+    def warnings(self) -> list[str]:
+        """Return warnings about the history."""
+        differs = "the store's history does not continue this node's copy (eir history --verify)"
+        return ([differs] if self.history.differs else []) + [
+            f"no record says who put list {name} into the store (eir history {name})"
+            for name in self.history.unrecorded
+        ]
+
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics."""
+        # A change of a local list is in the history too, and is no release, but a lifted limit is to be seen; a release
+        # that is offered for it is refused.
+        config, ledgers = self._config(), self.history.ledgers
+        local = {name for name, settings in config.lists.items() if settings.local}
+        counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
+        return {
+            "eir_releases_total": {(each.list or UNKNOWN_LIST, each.outcome): each.count for each in counted},
+            **{
+                f"eir_release_last_{outcome}_timestamp_seconds": metrics.times(
+                    {each.list or UNKNOWN_LIST: each.last for each in counted if each.outcome == outcome}
+                )
+                for outcome in (FORCED, REFUSED)
+            },
+            "eir_history_last_record": {(): ledgers[MAIN].number},
+            "eir_history_last_digest": {(): int(ledgers[MAIN].digest[:12], 16)},
+            "eir_history_bytes": {(chain,): ledgers[chain].bytes for chain in CHAINS},
+            "eir_history_max_bytes": {(MAIN,): config.history.max_bytes, (FEED,): config.history.feed_max_bytes},
+            "eir_history_differs": {(): float(bool(self.history.differs))},
+            "eir_list_unrecorded": {(name,): float(name in self.history.unrecorded) for name in config.lists},
+            **self._rhythms.snapshot(),
+        }

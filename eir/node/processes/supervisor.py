@@ -1,0 +1,249 @@
+"""The supervisor, the first process of a node: starts the others, accepts connections for them, and is where the node is seen and steered.
+
+It is on the path of no check. It hands the configuration that it has read to the other processes, and they end when it does.
+"""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import uvloop
+
+from eir.config import Config
+from eir.node.observe import metrics
+from eir.node.observe.control import Looking
+from eir.node.observe.lately import EVERY_S
+from eir.node.observe.log import ENDING, READY, Log, report_faults, tell_service
+from eir.node.observe.status import Running, Status
+from eir.node.processes import deliver, state_folder
+from eir.node.processes.accept import HOLD_S, Acceptor
+from eir.node.processes.attendants import Attendants
+from eir.node.processes.commands import Commands, ControlSockets
+from eir.node.processes.configuration import Configuration, Loaded
+from eir.node.processes.jobs import Jobs
+from eir.node.processes.others import OtherProcesses
+from eir.node.processes.overview import Overview
+from eir.node.processes.priority import BESIDE_NICE, give_way
+from eir.node.processes.reload import Reload
+from eir.node.processes.setup import prepare
+from eir.node.processes.sources import Sources
+from eir.node.processes.starter import END_S, Starter, call_itself
+from eir.node.processes.state_folder import as_owner_of
+from eir.node.processes.store_watch import StoreWatch
+from eir.node.processes.tracing import Tracing
+from eir.node.processes.web import Web
+
+STORE_S = 5.0
+"""Interval between two looks at the store."""
+LOOK_S = 1.0
+"""Interval between two looks at the workers, the configuration file and key files."""
+STARTED_S = 0.25
+"""Maximum interval between two looks at workers that start."""
+STOP_S = 25.0
+"""Time that the end of the node may take, whatever hangs: systemd gives it 30 s (deploy/systemd/eir.service)."""
+
+
+def run(config: Config, *, reload_on_change: bool = False) -> int:
+    """Run a node until SIGTERM or SIGINT; return its exit status.
+
+    `reload_on_change`: also reload whenever the configuration file is written.
+    Raises EirError if it cannot start, SetupFault for what does not go away by itself.
+    """
+    with as_owner_of(config.state):
+        state_folder.prepare(config.state)
+        held = state_folder.hold(config.state)
+        try:
+            prepare(config)
+            starter = Starter(__name__, keeps=[held], owned=config.state)
+            starter.fork()
+            starter.stay()
+            call_itself("front")
+            give_way(BESIDE_NICE)
+            state_id = state_folder.next_origin_state_id(config.state)
+            supervisor = Supervisor(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
+            return uvloop.run(supervisor.serve())
+        finally:
+            os.close(held)
+
+
+def end_within(stop_s: float = STOP_S) -> None:
+    """End this process after that time if it has not ended by then: by a thread, since a disk may hold up the loop and all other threads."""
+
+    def overdue() -> None:
+        detail = f"it did not end within {stop_s:g} s; what it waited for is left undone"
+        Log(time.monotonic, in_background=False).report(
+            "killed", level="error", reason="drain", process="front", pid=os.getpid(), detail=detail
+        )
+        os._exit(1)
+
+    timer = threading.Timer(stop_s, overdue)
+    timer.daemon = True
+    timer.start()
+
+
+class Supervisor:
+    """Puts the parts of the supervisor together, starts them in order, and takes them down in order."""
+
+    def __init__(
+        self,
+        config: Config,
+        starter: Starter,
+        origin_state_id: int = 0,
+        *,
+        reload_on_change: bool = False,
+        hold_s: float = HOLD_S,
+        end_s: float = END_S,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`hold_s`: see HOLD_S. `end_s`: time that the other processes have to end; `on_stop` is called when that begins."""
+        self._on_stop = on_stop
+        self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
+        report = self._log.report
+        self._stop = asyncio.Event()
+        self._jobs = Jobs(report)
+        configuration = self._configuration = Configuration(config, report=report)
+        self._acceptor = Acceptor(config.peers, config.limits, config.sctp, hold_s=hold_s, report=report)
+        self._others = OtherProcesses(
+            configuration, starter, self._acceptor, origin_state_id=origin_state_id, end_s=end_s,
+            traced=lambda record: self._tracing.add(record), report=report,  # noqa: PLW0108 - there is no tracing yet
+        )  # fmt: skip
+        workers = self._others.workers
+
+        def settings() -> Config:
+            return configuration.config
+
+        self._store = StoreWatch(settings, report=report)
+        self._tracing = Tracing(workers.trace, self._store.history.add, report)
+        self._sources = Sources(settings, starter.start, self._jobs, report=report)
+        self._attendants = Attendants(report)
+        followed = self._others.followed
+        status = Status(
+            workers=config.workers, pid=os.getpid(), running=self._running, is_store_up=lambda: followed.how.store_up,
+            losses=(
+                lambda: followed.how.loss_warnings(), self._sources.loss_warnings,
+                lambda: followed.how.copy_warnings(), self._store.form_warnings,
+            ),
+            warnings=(configuration.warnings, self._store.warnings, self._sources.warnings, self._others.warnings),
+            attendants=self._attendants.all, report=report,
+        )  # fmt: skip
+        self.overview = Overview(workers, status, self._snapshots)
+        self.reload = Reload(
+            configuration, workers, apply=self._apply, record=self._store.history.add, is_stopping=self._stop.is_set,
+            on_change=reload_on_change, jobs=self._jobs, report=report,
+        )  # fmt: skip
+        looking = Looking(config.path)
+        self._web = Web(settings, self.overview, self._store, looking, report=report)
+        commands = Commands(
+            configuration, self.overview, self.reload, sources=self._sources, history=self._store.history,
+            recorded=self._others.recorded, tracing=self._tracing, stop=self._begin_stop, is_stopping=self._stop.is_set,
+            report=report,
+        )  # fmt: skip
+        self._control = ControlSockets(configuration, commands.by_name(), looking, report=report)
+
+    async def serve(self) -> int:
+        """Start, run until SIGTERM, stop. Return the exit status. Raises EirError if a listener cannot be opened."""
+        loop = asyncio.get_running_loop()
+        report_faults(self._log.report)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._jobs.spawn(self.reload.reload_and_log("SIGHUP")))
+        deliver()
+        killed = False
+        try:
+            await self._control.open()
+            await self._web.open()
+            if not self._stop.is_set():
+                self._others.start()
+                await self._others.start_services(self._configuration.loaded)
+            self._sources.start()
+            self._jobs.start("outcomes", STORE_S, self._store.poll)
+            self._jobs.start("lately", EVERY_S, self.overview.note_minute)
+            if await self._are_workers_started():
+                await self._listen()
+            await self._stop.wait()
+            self._acceptor.close()
+            await self._attendants.close()
+        finally:
+            self._begin_stop("the start failed")
+            killed = not await self._others.end()
+            await self._jobs.close()
+            await self._others.close()
+            await self._store.history.close()
+            await self._web.close()
+            await self._control.close()
+            self._log.report("stopped")  # by the last process that there is
+            self._log.close()
+        return int(killed)
+
+    async def _are_workers_started(self) -> bool:
+        """Wait until every worker has its lists (or, if it may serve without, has looked for them); return False if stopped."""
+        workers, config = self._others.workers, self._configuration.config
+        is_reported = False
+        while not self._stop.is_set():
+            if workers.all_started:
+                missing = dict.fromkeys(name for report in await workers.reports() for name in report.missing)
+                boot = config.boot_without_lists
+                if missing and not is_reported:
+                    is_reported = True
+                    names = ", ".join(missing)
+                    self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
+                    if boot == "refuse":  # a start that waits for a release would hold back whoever is to load it
+                        tell_service(READY, f"STATUS=opens no listener before these lists are loaded: {names}")
+                if not missing or boot != "refuse":
+                    return True
+            workers.changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(workers.changed.wait(), STARTED_S)
+        return False
+
+    async def _listen(self) -> None:
+        """Answer from now on. Raises EirError if a listener cannot be opened."""
+        loaded, workers = self._configuration.loaded, self._others.workers
+        await self._acceptor.listen([each.url for each in loaded.config.listeners], workers.hand_over)
+        workers.dial()
+        await self._poll()
+        tell_service(READY, f"STATUS=answers on {', '.join(self._acceptor.addresses)}")
+        self._jobs.start("status", LOOK_S, self._poll, delay_s=LOOK_S)
+        self._jobs.start("keys", LOOK_S, self.reload.poll_keys)
+        self._jobs.start("configuration", LOOK_S, self.reload.poll_file)
+        self._jobs.start("trace", LOOK_S, self._tracing.look)
+        await self._attendants.apply(loaded, self._acceptor.addresses)
+
+    def _begin_stop(self, cause: str) -> None:
+        """Begin the node's end."""
+        if self._stop.is_set():
+            return
+        self._log.report("stopping", reason=cause)
+        tell_service(ENDING)
+        self._stop.set()
+        self._on_stop()
+        self._others.stop()
+
+    async def _apply(self, loaded: Loaded) -> None:
+        """Have all parts but the workers apply the settings in force."""
+        config = loaded.config
+        self._acceptor.configure(config.peers, config.limits, config.sctp)
+        self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
+        self._others.apply(loaded)
+        self._sources.apply()
+        if self._acceptor.addresses and not self._stop.is_set():
+            await self._attendants.apply(loaded, self._acceptor.addresses)
+
+    async def _poll(self) -> None:
+        """Log and announce the status of the workers."""
+        status, reports = self.overview.status, await self._others.workers.reports()
+        status.tell(reports)
+        self._sources.acknowledge(reports)
+        self._attendants.note(status.readiness(reports), reports)
+        status.remind(reports)
+
+    def _running(self) -> Running:
+        return Running(self._acceptor.addresses, self._web.address, self._others.addresses(), self._stop.is_set())
+
+    def _snapshots(self) -> list[metrics.Snapshot]:
+        parts = (self._acceptor, self._configuration, self._store, self._sources, self._web, self._attendants)
+        return [*(part.snapshot() for part in parts), *self._others.snapshots()]

@@ -1,0 +1,98 @@
+"""The HTTP address of a node: the page for people, and the pages for programs."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from urllib.parse import parse_qs
+
+from eir.config import Config
+from eir.device import typed
+from eir.errors import Report
+from eir.lists.record.store import REFUSED
+from eir.node.observe import metrics
+from eir.node.observe.control import Looking
+from eir.node.observe.http import HttpServer, pages
+from eir.node.observe.page import Shown, page
+from eir.node.processes.accept import cannot_listen
+from eir.node.processes.overview import Overview
+from eir.node.processes.store_watch import StoreWatch
+from eir.wire.transport.endpoint import address_text
+from eir.wire.web.access import PAGE, PageAccess
+from eir.wire.web.http1 import Request, Response
+
+ASKED_MAX = 40
+"""Maximum length of an identifier that the page looks up."""
+WRONG_PASSWORD_S = 1.0
+"""Delay of the answer to a wrong password."""
+
+
+class Web:
+    """The pages of a node."""
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        overview: Overview,
+        store: StoreWatch,
+        looking: Looking,
+        *,
+        report: Report,
+    ) -> None:
+        """`config` returns the settings in force."""
+        self._config, self._overview, self._store, self._looking, self._report = (
+            config,
+            overview,
+            store,
+            looking,
+            report,
+        )
+        self._access = PageAccess(ticks=time.monotonic)
+        programs = pages(overview.snapshot, overview.workers.reports, overview.status, report=report)
+        self._server = HttpServer({"/": self._page, **programs}, report=report, forms={"/"})
+        self.address: str | None = None
+        """Address on which the pages are served."""
+
+    async def open(self) -> None:
+        """Open the listener, if one is configured. Raises EirError."""
+        where = self._config().http
+        if where is None:
+            return
+        host, _, port = where.rpartition(":")
+        try:
+            address, bound = await self._server.listen(host.strip("[]"), int(port))
+        except OSError as e:
+            raise cannot_listen(f"http {where}", e) from None
+        self.address = address_text([address], bound)
+        self._report("listening", address=f"http://{self.address}", pages="/ /metrics /live /ready")
+
+    async def close(self) -> None:
+        """Close the listener and its connections."""
+        await self._server.close()
+
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics."""
+        refused = self._access.refused
+        return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
+
+    async def _page(self, request: Request) -> Response:
+        """Return the page for people; with an `imei`, in its form or behind its path, also the answer to that device."""
+
+        def report(reason: str) -> None:
+            self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)
+
+        config = self._config()
+        if (refused := self._access.refusal(request, config.page, report)) is not None:
+            if refused.status == 401 and "authorization" in request.headers:
+                await asyncio.sleep(WRONG_PASSWORD_S)
+            return refused
+        (reports, status), events = await self._overview.reports_and_document(), self._store.events
+        lists = reports[0].lists if reports else {}
+        changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
+        form = request.body.decode("latin-1") if request.method == "POST" else request.query
+        asked = typed(parse_qs(form).get("imei", [""])[0])[:ASKED_MAX]
+        return page(Shown(
+            host=config.identity.host, status=status, peers=await self._overview.workers.peers(), lists=lists,
+            changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._overview.minutes(),
+            asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),
+        ))._replace(authenticated=True)  # fmt: skip
