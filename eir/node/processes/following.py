@@ -9,28 +9,27 @@ the follower is.
 import asyncio
 import ctypes
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import uvloop
-
 from eir.config import Config
-from eir.errors import Report, place_of
+from eir.errors import Report
 from eir.lists.follow.follower import Follower
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.index import Index
 from eir.lists.record.store import ListState
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
-from eir.node.observe.log import Log, call_failed, report_faults
+from eir.node.observe.log import Log
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
-from eir.node.processes.priority import BESIDE_NICE, Aside, give_way
+from eir.node.processes.priority import BESIDE_NICE, Aside
+from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.setup import Listed, hand_over, kinds_of, tell_in_force
 from eir.node.processes.starter import Process, Start
 
@@ -70,35 +69,17 @@ class Following:
 
 
 def run(end: socket.socket, config: Config) -> int:
-    """Be that process until SIGTERM, or until its channel ends. Returns the exit status."""
-    give_way(BESIDE_NICE)
-    return uvloop.run(_follow(end, config))
+    """Be that process until SIGTERM, or until its channel ends. Return the exit status."""
+    return run_process(end, partial(_follow, config), nice=BESIDE_NICE)
 
 
-async def _follow(end: socket.socket, config: Config) -> int:
-    log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    report_faults(log.report)
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    channel = Channel(end)
-    process = _Process(config, channel, log)
-    serving = asyncio.create_task(channel.serve(process.handlers(), failed=call_failed(log.report)))
-    serving.add_done_callback(lambda _: stop.set())
-    working = asyncio.create_task(process.run())
-    working.add_done_callback(lambda _: stop.set())
-    await stop.wait()
-    for task in (serving, working):
-        task.cancel()
-    faults = [
-        each for each in await asyncio.gather(serving, working, return_exceptions=True) if isinstance(each, Exception)
-    ]
-    for fault in faults:
-        log.report("fault", reason="following", level="error", detail=place_of(fault))
-    channel.close()
-    await process.close()
-    log.close()
-    return int(bool(faults))
+async def _follow(config: Config, process: ThisProcess) -> None:
+    process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
+    follower = _Process(config, process.channel, process.log)
+    process.serve(follower.handlers())
+    process.work("following", follower.run())
+    await process.until_stopped()
+    await follower.close()
 
 
 class _Process:

@@ -5,9 +5,7 @@ configuration. `ServiceProcess` is the supervisor's part; `run` is the process. 
 """
 
 import asyncio
-import signal
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -15,19 +13,16 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
-import uvloop
-
 from eir.config import Config
-from eir.errors import Report, detail_of
+from eir.errors import Report, SetupFault, detail_of
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface, Service
 from eir.node.observe import metrics
-from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes.accept import cannot_listen
-from eir.node.processes.channel import Channel
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
-from eir.node.processes.priority import BESIDE_NICE, Aside, give_way, stay_aside
+from eir.node.processes.priority import BESIDE_NICE, Aside, stay_aside
+from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.starter import Process, Start
 from eir.wire.peers.settings import is_from
 from eir.wire.transport import stream
@@ -117,33 +112,23 @@ class ServiceProcess:
 
 
 def run(end: socket.socket, name: str) -> int:
-    """Be the process of the interface of this name until SIGTERM, or until its channel ends. Returns the exit status."""
-    give_way(BESIDE_NICE)
-    return uvloop.run(_serve(end, next(each for each in INTERFACES if each.name == name)))
+    """Be the process of the interface of this name until SIGTERM, or until its channel ends. Return the exit status."""
+    interface = next(each for each in INTERFACES if each.name == name)
+    return run_process(end, partial(_serve, interface), nice=BESIDE_NICE)
 
 
-async def _serve(end: socket.socket, interface: Interface) -> int:
-    log = Log(time.monotonic)
-    loop, stop, channel = asyncio.get_running_loop(), asyncio.Event(), Channel(end)
-    report_faults(log.report)
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    process = _Process(interface, log, partial(channel.tell, "faults"))
-    serving = asyncio.create_task(channel.serve(process.handlers(), failed=call_failed(log.report)))
-    serving.add_done_callback(lambda _: stop.set())
-    process.failed = stop.set
-    await stop.wait()
-    serving.cancel()
-    await process.close()
-    channel.close()
-    log.close()
-    return int(process.fault)
+async def _serve(interface: Interface, process: ThisProcess) -> None:
+    service = _Process(interface, process)
+    process.serve(service.handlers())
+    await process.until_stopped()
+    await service.close()
 
 
 class _Process:
     """The process at work."""
 
-    def __init__(self, interface: Interface, log: Log, tell: Callable[[Mapping[str, str]], None]) -> None:
-        self._interface, self._log, self._tell = interface, log, tell
+    def __init__(self, interface: Interface, process: ThisProcess) -> None:
+        self._interface, self._process, self._log = interface, process, process.log
         self._service: Service | None = None
         self._links: HttpLinks | None = None
         self._tls: Any = None
@@ -155,8 +140,6 @@ class _Process:
         """The faults that the supervisor was told of last."""
         self._ended: Counter[str] = Counter()
         """Connections that were refused, or ended for a fault, by reason."""
-        self.failed: Callable[[], object] = lambda: None
-        self.fault = False
 
     def handlers(self) -> Mapping[str, Callable[..., Any]]:
         """Return the functions that the supervisor may call, by name."""
@@ -187,18 +170,17 @@ class _Process:
             make = resolve_name(self._interface.service)
             self._service = make(config.of(self._interface), config, self._log.report)
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
-            self._log.report("fault", reason=self._interface.name, level="error", detail=detail_of(e))
-            self.fault = True
-            self.failed()
+            self._process.fail(self._interface.name, e)
             return
         self._links = HttpLinks(self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost)
         for work in (self._service.work(), self._look_again(), stay_aside(Aside())):
             self._spawn(work)
 
     def _listen(self, url: str, descriptor: int | None) -> None:
-        if descriptor is None or self._service is None:
-            self.fault = True
-            self.failed()
+        if self._service is None:
+            return  # the process ends for a fault
+        if descriptor is None:
+            self._process.fail(self._interface.name, SetupFault(f"there is no descriptor left for {url}"))
             return
         listening = socket.socket(fileno=descriptor)
         secure = is_secure(url)
@@ -281,7 +263,7 @@ class _Process:
                     "access_file_refused", level="error", interface=self._interface.name, file=file, detail=why
                 )
             if faults != self._said:
-                self._tell(faults)
+                self._process.channel.tell("faults", faults)
             self._said = faults
             await asyncio.sleep(LOOK_S)
 

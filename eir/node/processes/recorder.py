@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -22,18 +21,16 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-import uvloop
-
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError, detail_of
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.stores.open import SQLITE
 from eir.node.observe import metrics
-from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes import state_folder
-from eir.node.processes.channel import Channel, ChannelError
+from eir.node.processes.channel import ChannelError
 from eir.node.processes.child import Child
-from eir.node.processes.priority import Aside, give_way, stand_back, take_part
+from eir.node.processes.priority import Aside, stand_back, take_part
+from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.starter import Start
 from eir.sightings import deliver, files
 from eir.sightings.buffer import EVENTS, HEAD, Buffer
@@ -72,25 +69,16 @@ def run(end: socket.socket, config: Config, receiver: int | None) -> int:
         raise EirError("there is no descriptor left for the socket over which workers hand over what they have seen")
     import eir.sightings.batches  # noqa: F401, PLC0415 - polars takes a fifth of a second: before others go first, or a busy host never gives it
 
-    give_way(NICE)  # but take what they hand over, on a busy host too
-    return uvloop.run(_keep_record(end, config, socket.socket(fileno=receiver)))
+    record = partial(_keep_record, config, socket.socket(fileno=receiver))
+    return run_process(end, record, nice=NICE)  # but take what they hand over, on a busy host too
 
 
-async def _keep_record(end: socket.socket, config: Config, receiver: socket.socket) -> int:
-    log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
-    report_faults(log.report)
-    channel = Channel(end)
-    try:
-        assert config.sightings is not None  # noqa: S101 - else this process was not started
-        recorder = _Recorder(config, config.sightings, receiver, channel, log.report)
-        serving = asyncio.create_task(
-            channel.serve({"write": recorder.write_now, "forget": recorder.forget}, failed=call_failed(log.report))
-        )
-        await recorder.run()
-        serving.cancel()
-    finally:
-        log.close()
-    return 0
+async def _keep_record(config: Config, receiver: socket.socket, process: ThisProcess) -> None:
+    process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
+    assert config.sightings is not None  # noqa: S101 - else this process was not started
+    recorder = _Recorder(config, config.sightings, receiver, process)
+    process.serve({"write": recorder.write_now, "forget": recorder.forget}, outlives=True)
+    await recorder.run()
 
 
 async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
@@ -106,22 +94,17 @@ class _Recorder:
     """The process at work."""
 
     def __init__(
-        self, config: Config, settings: SightingsSettings, receiver: socket.socket, channel: Channel, report: Report
+        self, config: Config, settings: SightingsSettings, receiver: socket.socket, process: ThisProcess
     ) -> None:
-        self._config, self._settings, self._receiver, self._channel, self._report = (
-            config,
-            settings,
-            receiver,
-            channel,
-            report,
-        )
+        self._config, self._settings, self._receiver = config, settings, receiver
+        self._channel, self._report, self._ended = process.channel, process.log.report, process.stop
         self._counts: dict[str, Counter[tuple[str, ...]]] = {}
         """Counts by metric and labels."""
         self._bytes = 0
         """Size of the record."""
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = self._waiting_rows = 0
-        self._wake, self._ended = asyncio.Event(), asyncio.Event()
+        self._wake = asyncio.Event()
         self._prepared = asyncio.Event()
         self._asked: list[asyncio.Future[None]] = []
         """Somebody waits for what there is to be written."""
@@ -148,7 +131,6 @@ class _Recorder:
     async def run(self) -> None:
         """Until the workers have ended, or this process is to end, or the supervisor is gone and the workers take too long."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._ended.set)
         loop.add_reader(self._receiver, self._take)
         tasks = [
             asyncio.create_task(work)

@@ -10,7 +10,6 @@ import ctypes
 import gc
 import itertools
 import os
-import signal
 import socket
 import time
 from collections import Counter
@@ -21,8 +20,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import uvloop
 
 from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, answer
@@ -41,10 +38,11 @@ from eir.lists.images.index import Index
 from eir.lists.record.clock import TrustedClock
 from eir.lists.record.store import ListState
 from eir.node.observe import metrics
-from eir.node.observe.log import Log, call_failed, report_faults
+from eir.node.observe.log import Log
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, ChannelError, Handlers
+from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.recorder import buffer_for
 from eir.node.processes.setup import Listed, kinds_of, limits_of, missing_lists
 from eir.sightings.buffer import Buffer
@@ -105,9 +103,8 @@ def run(end: socket.socket, number: int, origin_state_id: int, grants: int | Non
     memory = Grants(shared_memory(grants), number)
     os.close(grants)
     _keep_buffers()
-    return uvloop.run(
-        _work(end, number, origin_state_id, memory, None if sender is None else socket.socket(fileno=sender))
-    )
+    sightings = None if sender is None else socket.socket(fileno=sender)
+    return run_process(end, partial(_work, origin_state_id, memory, sightings), worker=number)
 
 
 def _keep_buffers() -> None:
@@ -122,21 +119,15 @@ def _keep_buffers() -> None:
         set_option(M_MMAP_THRESHOLD, BUFFER_BYTES)
 
 
-async def _work(
-    end: socket.socket, number: int, origin_state_id: int, grants: Grants, sender: socket.socket | None
-) -> int:
-    loop = asyncio.get_running_loop()
-    log = Log(time.monotonic, worker=number)
-    report_faults(log.report)
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    channel = Channel(end)
-    born: asyncio.Future[Worker] = loop.create_future()
-    handlers: dict[str, Callable[..., Any]] = {"end": stop.set}
+async def _work(origin_state_id: int, grants: Grants, sender: socket.socket | None, process: ThisProcess) -> None:
+    born: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+    handlers: dict[str, Callable[..., Any]] = {"end": process.stop.set}
 
     def configure(configured: Configured) -> None:
         try:
-            worker = built(configured, channel, log, origin_state_id=origin_state_id, grants=grants, sender=sender)
+            worker = built(
+                configured, process.channel, process.log, origin_state_id=origin_state_id, grants=grants, sender=sender
+            )
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
             born.set_exception(e)
         else:
@@ -144,19 +135,12 @@ async def _work(
             born.set_result(worker)
 
     handlers["configure"] = configure
-    serving = asyncio.create_task(channel.serve(handlers, failed=call_failed(log.report)))
-    serving.add_done_callback(lambda _: stop.set())
-    stopped = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((born, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if born.done():
-            await born.result().run(stop)
-    finally:
-        for task in (serving, stopped):
-            task.cancel()
-        channel.close()
-        log.close()
-    return 0
+    process.serve(handlers)
+    stopped = asyncio.create_task(process.stop.wait())
+    await asyncio.wait((born, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if born.done():
+        await born.result().run(process.stop)
 
 
 def built(

@@ -1,0 +1,91 @@
+"""The main of a process that the starter has started: log, channel to the supervisor, signals and end are the same for every kind.
+
+Each kind of process calls `run_process` with a function that does its work.
+"""
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TypeAlias
+
+import uvloop
+
+from eir.errors import detail_of
+from eir.node.observe.log import Log, call_failed, report_faults
+from eir.node.processes.channel import Channel, Handlers
+from eir.node.processes.priority import give_way
+
+
+class ThisProcess:
+    """The process that runs, as its work sees it."""
+
+    def __init__(self, end: socket.socket, worker: int | None) -> None:
+        """`worker`: number of a worker, which stands in each log line."""
+        self.log = Log(time.monotonic, worker=worker)
+        self.channel = Channel(end)
+        self.stop = asyncio.Event()
+        """Set once the process is to end."""
+        self.status = 0
+        """Exit status."""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def serve(self, handlers: Handlers, *, outlives: bool = False) -> None:
+        """Handle the calls of the supervisor. When the supervisor is gone, stop, unless the process `outlives` it."""
+        serving = asyncio.create_task(self.channel.serve(handlers, failed=call_failed(self.log.report)))
+        if not outlives:
+            serving.add_done_callback(lambda _: self.stop.set())
+        self._tasks.append(serving)
+
+    def work(self, name: str, work: Coroutine[None, None, None]) -> None:
+        """Do work until the process stops; stop when the work ends. A fault is logged under this name."""
+        self._tasks.append(asyncio.create_task(self._work(name, work)))
+
+    def fail(self, name: str, fault: Exception) -> None:
+        """Log a fault, and stop with an exit status that shows it."""
+        self.log.report("fault", reason=name, level="error", detail=detail_of(fault))
+        self.status = 1
+        self.stop.set()
+
+    async def until_stopped(self) -> None:
+        """Wait until the process is to end, and end its calls and its work."""
+        await self.stop.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _work(self, name: str, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
+            self.fail(name, e)
+        finally:
+            self.stop.set()
+
+
+Main: TypeAlias = Callable[[ThisProcess], Awaitable[None]]
+"""The work of a process; returns once the process may end."""
+
+
+def run_process(end: socket.socket, main: Main, *, nice: int = 0, worker: int | None = None) -> int:
+    """Do the work of a process, with its end of the channel to the supervisor, and return the exit status.
+
+    `nice` is added to its nice value; `worker` as of ThisProcess.
+    """
+    give_way(nice)
+    return uvloop.run(_run(end, main, worker))
+
+
+async def _run(end: socket.socket, main: Main, worker: int | None) -> int:
+    process = ThisProcess(end, worker)
+    report_faults(process.log.report)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.stop.set)
+    try:
+        await main(process)
+    finally:
+        process.stop.set()
+        await process.until_stopped()
+        process.channel.close()
+        process.log.close()
+    return process.status
