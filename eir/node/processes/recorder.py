@@ -2,52 +2,41 @@
 
 Workers hand over messages (eir.sightings.buffer) through one socket that the supervisor made, so that this process may end and come back
 without their noticing: only the supervisor and the workers have its one end, only the recorder and the supervisor have the other. The recorder
-ends when no worker is left. It takes what comes at once and writes in a thread: a slow disk costs the record its oldest part, and no
-check its answer. Where a processor is short, checks go first; where other programs leave it none, the thread takes its small share
-again, so that what was seen does not wait for ever. `Recorded` is the supervisor's part: the socket, and what recorders have counted.
+ends when no worker is left. It takes what comes at once, and a thread writes it (record_writer.py). `Recorded` is the supervisor's part: the socket, and what recorders have counted.
 """
 
 import asyncio
 import itertools
 import json
-import os
 import socket
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError, detail_of
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.stores.open import SQLITE
 from eir.node.observe import metrics
-from eir.node.processes import state_folder
 from eir.node.processes.channel import ChannelError
 from eir.node.processes.child import Child
-from eir.node.processes.priority import Aside, stand_back, take_part
+from eir.node.processes.priority import take_part
 from eir.node.processes.process import ThisProcess, run_process
+from eir.node.processes.record_writer import RecordWriter
 from eir.node.processes.starter import Start
 from eir.sightings import deliver, files
-from eir.sightings.buffer import EVENTS, HEAD, Buffer
+from eir.sightings.buffer import EVENTS, Buffer
 from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events, without
 from eir.sightings.settings import SightingsSettings
-from eir.sightings.subscribers import Subscribers, subscribers
 
 MESSAGE_BYTES_MAX = 1 << 18
 TURN_MESSAGES = 200
 """Messages taken before others on the loop get their turn."""
-HANDED_BYTES_MAX, WAITING_BYTES_MAX = 16 << 20, 64 << 20
-"""Most bytes that wait in a worker for this process, and here for the disk."""
-WRITE_ROWS = 500_000
-"""Checks at which a file is written before its time."""
-AGAIN_S = 5.0
-"""Pause after the disk took nothing."""
-PRUNE_S = 600.0
+HANDED_BYTES_MAX = 16 << 20
+"""Maximum size of the messages that wait in a worker for this process."""
 EVENTS_S = 0.5
 END_S = 2.0
 """Time for which the process waits at its end for events to go out."""
@@ -60,7 +49,6 @@ LOOK_S = 0.02
 NICE = 15
 
 SENT = "sent"
-T = TypeVar("T")
 
 
 def run(end: socket.socket, config: Config, receiver: int | None) -> int:
@@ -100,23 +88,6 @@ class _Recorder:
         self._channel, self._report, self._ended = process.channel, process.log.report, process.stop
         self._counts: dict[str, Counter[tuple[str, ...]]] = {}
         """Counts by metric and labels."""
-        self._bytes = 0
-        """Size of the record."""
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = self._waiting_rows = 0
-        self._wake = asyncio.Event()
-        self._prepared = asyncio.Event()
-        self._asked: list[asyncio.Future[None]] = []
-        """Somebody waits for what there is to be written."""
-        self._disk = ThreadPoolExecutor(1, "disk")
-        disk = self._disk.submit(threading.get_native_id).result()
-        self._behind = Aside(disk)
-        if not self._behind.permitted:
-            stand_back(disk)  # for good
-        self._pruned = float("-inf")
-        self._clock = state_folder.read_clock(config.state)
-        self._subscribers = Subscribers("")
-        """Until the key is there."""
         kinds = {
             name: DEVICE_CHANGED if config.lists[name].kind == SUBSCRIBERS else SIM_CHANGED for name in settings.watch
         }
@@ -126,6 +97,9 @@ class _Recorder:
             seen=files.read_watched(config.state),
             origin=f"{time.time_ns():x}",
         )
+        self._writer = RecordWriter(
+            config.state, settings, lambda: self._events.seen, count=self._count, report=self._report
+        )
         self._deliveries = dict(self._made_deliveries())
 
     async def run(self) -> None:
@@ -134,7 +108,7 @@ class _Recorder:
         loop.add_reader(self._receiver, self._take)
         tasks = [
             asyncio.create_task(work)
-            for work in (self._write_again_and_again(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
+            for work in (self._writer.run(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
         ]  # fmt: skip
         for task in tasks[:3]:
             task.add_done_callback(lambda _: self._ended.set())  # by a fault: another process goes on in its place
@@ -151,17 +125,14 @@ class _Recorder:
         await _soon(lambda: all(delivery.is_idle for delivery in self._deliveries.values()), END_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(END_S):
-                await self._write()
+                await self._writer.write()
         for task in tasks[3:]:
             task.cancel()
 
     async def write_now(self) -> None:
         """Have what there is written; returns once it is."""
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._take(all_of_it=True)
-        self._asked.append(written)
-        self._wake.set()
-        await written
+        await self._writer.flush()
 
     async def forget(self, subscribers: Sequence[str]) -> None:
         """Take subscribers out of what is remembered of them, and have the rest written, so that who asked finds all of it in the files."""
@@ -171,7 +142,7 @@ class _Recorder:
         for delivery in self._deliveries.values():
             delivery.forget(subscribers)
         if self._settings.watch:
-            await self._aside(partial(files.write_watched, self._config.state, self._events.seen.copy()))
+            await self._writer.save_watched()
         await self.write_now()
 
     async def _end_alone(self) -> None:
@@ -187,7 +158,7 @@ class _Recorder:
 
     def _tell(self) -> None:
         """Tell the counts at once: what is written is counted, whatever happens to this process next."""
-        self._channel.tell("counted", {**self._counts, "eir_sightings_bytes": {(): self._bytes}}, latest="counted")
+        self._channel.tell("counted", {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}, latest="counted")
 
     # ---- from workers ----
 
@@ -204,82 +175,7 @@ class _Recorder:
                 return
             if message[:1] == EVENTS:
                 self._events.take(message)
-            self._keep(message)
-
-    def _keep(self, message: bytes) -> None:
-        self._waiting.append(message)
-        self._waiting_bytes += len(message)
-        self._waiting_rows += HEAD.unpack_from(message)[1]
-        if self._waiting_rows >= WRITE_ROWS:
-            self._wake.set()
-        self._bound()
-
-    def _bound(self) -> None:
-        while self._waiting_bytes > WAITING_BYTES_MAX:
-            oldest = self._waiting.popleft()
-            rows = HEAD.unpack_from(oldest)[1]
-            self._waiting_bytes -= len(oldest)
-            self._waiting_rows -= rows
-            self._count("eir_sightings_dropped_total", "disk", count=rows)
-
-    # ---- to the disk ----
-
-    async def _write_again_and_again(self) -> None:
-        await self._write()  # nothing yet: but the key is there from now on, and what is too old goes
-        self._prepared.set()
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.window_s):
-                    await self._wake.wait()
-            self._wake.clear()
-            if not await self._write():
-                await asyncio.sleep(min(AGAIN_S, self._settings.window_s))
-
-    async def _write(self) -> bool:
-        """Write what waits; True if that is done. What could not be written waits again, as far as there is room."""
-        messages, self._waiting = self._waiting, deque()
-        asked, self._asked = self._asked, []
-        size, rows = self._waiting_bytes, self._waiting_rows
-        self._waiting_bytes = self._waiting_rows = 0
-        try:
-            self._bytes = await self._aside(partial(self._written, messages, self._bytes))
-        except (OSError, EirError) as e:
-            self._report("sightings_failed", reason=_reason(e), level="error", checks=rows, detail=str(e))
-            self._waiting.extendleft(reversed(messages))
-            self._waiting_bytes += size
-            self._waiting_rows += rows
-            self._bound()
-            self._asked += asked
-            return False
-        self._count("eir_sightings_total", count=rows)
-        for written in asked:
-            if not written.done():
-                written.set_result(None)
-        return True
-
-    async def _aside(self, work: Callable[[], T]) -> T:
-        with self._behind():
-            return await asyncio.get_running_loop().run_in_executor(self._disk, work)
-
-    def _written(self, messages: deque[bytes], size: int) -> int:
-        """Write these, in the thread of the disk; returns the size of the record then, which was `size` before."""
-        settings, state = self._settings, self._config.state
-        if self._pruned == float("-inf"):
-            files.clean(state)
-        now = self._clock.now(time.time(), time.monotonic())  # nothing goes because a clock has jumped
-        self._subscribers = subscribers(
-            state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s, now=lambda: now
-        )
-        if messages:
-            from eir.sightings import batches  # noqa: PLC0415 - it is there already; other processes do without
-
-            size += sum(file.bytes for file in files.write(state, batches.rows_of(messages).grouped(self._subscribers)))
-            if self._settings.watch:
-                files.write_watched(state, self._events.seen.copy())
-        if time.monotonic() - self._pruned > PRUNE_S or size > settings.max_bytes:
-            size = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=now)
-            self._pruned = time.monotonic()
-        return size
+            self._writer.add(message)
 
     # ---- to those who want to know at once ----
 
@@ -298,13 +194,13 @@ class _Recorder:
             self._count("eir_events_dropped_total", to, what, count=count)
 
     async def _send_events(self) -> None:
-        await self._prepared.wait()  # or the first events would have no subscriber
+        await self._writer.is_prepared.wait()  # or the first events would have no subscriber
         while True:
             await asyncio.sleep(EVENTS_S)
             self._put_events()
 
     def _put_events(self) -> None:
-        found = self._events.due(time.monotonic(), self._subscribers)
+        found = self._events.due(time.monotonic(), self._writer.subscribers)
         dropped, self._events.dropped = self._events.dropped, 0
         for to, delivery in self._deliveries.items():
             delivery.put(found)
@@ -326,10 +222,6 @@ def _stream(store: str, key: str, report: Report) -> deliver.Send:
             raise deliver.Undelivered(str(e)) from None
 
     return send
-
-
-def _reason(fault: Exception) -> str:
-    return os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno else type(fault).__name__
 
 
 SOCKET_BYTES = 1 << 22

@@ -7,7 +7,6 @@ supervisor's to decide; what happens goes there over the channel, and orders com
 
 import asyncio
 import ctypes
-import gc
 import itertools
 import os
 import socket
@@ -33,18 +32,17 @@ from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Context, Interface
 from eir.interfaces.s13.server import S13Server
 from eir.interfaces.s13.service import PROTOCOL as S13
-from eir.lists.images.image import Image, ImageError
 from eir.lists.images.index import Index
 from eir.lists.record.clock import TrustedClock
 from eir.lists.record.store import ListState
 from eir.node.observe import metrics
-from eir.node.observe.log import Log
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.recorder import buffer_for
-from eir.node.processes.setup import Listed, kinds_of, limits_of, missing_lists
+from eir.node.processes.setup import kinds_of, limits_of, missing_lists
+from eir.node.processes.takeover import Takeover
 from eir.sightings.buffer import Buffer
 from eir.wire.diameter.admission import Claim, Order
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
@@ -60,8 +58,6 @@ DRAIN_S = 8.0
 """Time that peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
 TICK_S = 1.0
 FOLD_EVERY_TICKS = 10
-PAUSE_S = 0.001
-"""Pause between two steps of giving back an image's memory."""
 KEEP_CLOCK_EVERY_TICKS = 60
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt(3)."""
@@ -125,9 +121,7 @@ async def _work(origin_state_id: int, grants: Grants, sender: socket.socket | No
 
     def configure(configured: Configured) -> None:
         try:
-            worker = built(
-                configured, process.channel, process.log, origin_state_id=origin_state_id, grants=grants, sender=sender
-            )
+            worker = built(configured, process, origin_state_id=origin_state_id, grants=grants, sender=sender)
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
             born.set_exception(e)
         else:
@@ -140,20 +134,19 @@ async def _work(origin_state_id: int, grants: Grants, sender: socket.socket | No
     await asyncio.wait((born, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if born.done():
-        await born.result().run(process.stop)
+        await born.result().run()
 
 
 def built(
     configured: Configured,
-    channel: Channel,
-    log: Log,
+    process: ThisProcess,
     *,
     origin_state_id: int,
     grants: Grants,
     sender: socket.socket | None,
 ) -> "Worker":
     """The parts of a worker, put together."""
-    config, counts = configured.config, Counts()
+    config, counts, log, channel = configured.config, Counts(), process.log, process.channel
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     clock = state_folder.read_clock(config.state)
     index = Index(kinds_of(config), lambda: clock.now(time.time(), time.monotonic()))
@@ -176,7 +169,8 @@ def built(
     )  # fmt: skip
     servers = {each.name: resolve_name(each.server)(config.of(each), context) for each in INTERFACES if each.server}
     worker = Worker(
-        config=config, log=log, channel=channel, context=context, index=index, clock=clock, servers=servers, sightings=sightings,
+        config=config, process=process, context=context, index=index, clock=clock, servers=servers, sightings=sightings,
+        lists=Takeover(index, process, servers[S13].renew),
     )  # fmt: skip
     for label in configured.disabled:
         worker.set_peer(label, enabled=False)
@@ -202,23 +196,16 @@ class Worker:
     """The parts of a worker at work."""
 
     config: Config
-    log: Log
-    channel: Channel
+    process: ThisProcess
     context: Context
     index: Index
     clock: TrustedClock
     servers: Mapping[str, Any]
     """Servers by interface."""
     sightings: Buffer | None
-    arrived: asyncio.Queue[tuple[Listed, Image] | None] = field(default_factory=asyncio.Queue)
-    """Lists that are to be taken over; None: these are all."""
+    lists: Takeover
     prepared: tuple[Config, Context] | None = None
     """Another configuration, with all of it that may fail done already."""
-    ending: bool = False
-    replaced: asyncio.Queue[Image] = field(default_factory=asyncio.Queue)
-    """Images whose place others have taken."""
-    longest_slice_s: float = 0.0
-    """The longest time that taking over a list held the loop."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Messages shed up to the last log line about them."""
@@ -237,19 +224,18 @@ class Worker:
     def handlers(self) -> Handlers:
         """Return the functions that the supervisor may call, by name."""
         return {
-            "connection": self.connection, "put_in_force": self.put_in_force, "complete": lambda: self.arrived.put_nowait(None),
+            "connection": self.connection, "put_in_force": self.lists.put_in_force, "complete": self.lists.complete,
             "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.dial,
             "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
             "set_keys": self.set_keys, "explain": self.explain, "trace": self.trace,
             "doubt": lambda protocol, name: self.servers[protocol].doubt(name),
         }  # fmt: skip
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self) -> None:
         """Take over lists, answer until told to stop, send the peers away, let go of everything."""
-        following = [asyncio.create_task(each) for each in (self._take_lists(), self._give_back(), self._tick())]
-        await stop.wait()
-        self.ending = True
-        self.channel.tell("leaving")
+        following = [asyncio.create_task(each) for each in (self.lists.run(), self.lists.free(), self._tick())]
+        await self.process.stop.wait()
+        self.process.channel.tell("leaving")
         await asyncio.gather(*(server.drain(DRAIN_S) for server in self.servers.values()))
         if self.sightings is not None:
             self.sightings.flush()
@@ -261,83 +247,29 @@ class Worker:
 
     # ---- what the supervisor hands over ----
 
-    def put_in_force(self, what: Listed, memory: int | None) -> None:
-        """Map a list's memory, and put it in force when its turn comes."""
-        if memory is None:
-            return  # the supervisor hands it over again
-        try:
-            self.arrived.put_nowait((what, Image.map(memory)))
-        except (ImageError, OSError) as e:
-            self.log.report("image_failed", level="error", list=what.name, detail=str(e))
-
     def connection(self, listener: int, number: int, descriptor: int | None) -> None:
         """Answer on a connection."""
         if descriptor is None:
             self.node.starved()
-            self.channel.tell("gone", number)
+            self.process.channel.tell("gone", number)
             return
         connection = socket.socket(fileno=descriptor)
-        if self.ending:
+        if self.process.stop.is_set():
             connection.close()
-            self.channel.tell("gone", number)
+            self.process.channel.tell("gone", number)
             return
         connection.setblocking(False)
         task = asyncio.create_task(self._serve(connection, number, self.config.listeners[listener]))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _take_lists(self) -> None:
-        """Take over lists as they come, one after another."""
-        while True:
-            arrived = await self.arrived.get()
-            if arrived is None:
-                gc.collect()
-                gc.freeze()  # what the start made stays: no collection walks it again
-                self.channel.tell("started")
-            else:
-                try:
-                    await self._put_in_force(*arrived)
-                except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and takes the next one
-                    self.log.report("fault", reason="lists", level="error", detail=detail_of(e))
-
-    async def _put_in_force(self, listed: Listed, image: Image) -> None:
-        """Put a list in force, of which the supervisor hands over the last version once more if it was not here yet."""
-        entries = self.index.lists.get(listed.name)
-        if entries is None or entries.kind != listed.kind or entries.state == listed.state:
-            return
-        began = time.perf_counter()
-        before = self.index.switch(listed.name, listed.state, image)
-        self.node.renew()
-        self._note_slice(began)
-        if before is not None:
-            self.replaced.put_nowait(before)
-
-    async def _give_back(self) -> None:
-        """Give back the memory of images that are no longer in force, with pauses.
-
-        Other workers do the same at that time: where they share a processor, none is to wait for the end of another's
-        time slice.
-        """
-        while True:
-            image = await self.replaced.get()
-            done = 0
-            while done < len(image.buffer):
-                began = time.perf_counter()
-                done = image.drop(done)
-                self._note_slice(began)
-                await asyncio.sleep(PAUSE_S)
-            del image
-
-    def _note_slice(self, began: float) -> None:
-        self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
-
     async def _serve(self, connection: socket.socket, number: int, listener: Listener) -> None:
         try:
             end = await self.servers[listener.protocol].take(connection, secure=is_secure(listener.url))
             if end is not None:
-                self.channel.tell("connection_ended", end.label, STAYS[listener.protocol] or not end.in_order)
+                self.process.channel.tell("connection_ended", end.label, STAYS[listener.protocol] or not end.in_order)
         finally:
-            self.channel.tell("gone", number)
+            self.process.channel.tell("gone", number)
 
     # ---- what goes on beside the checks ----
 
@@ -346,13 +278,13 @@ class Worker:
             try:
                 await self._look(tick)
             except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
-                self.log.report("fault", reason="tick", level="error", detail=detail_of(e))
+                self.process.log.report("fault", reason="tick", level="error", detail=detail_of(e))
             await asyncio.sleep(TICK_S)
 
     async def _look(self, tick: int) -> None:
         if tick % FOLD_EVERY_TICKS == 0:
             self._tell_shed()
-            self.log.fold()
+            self.process.log.fold()
         (since, before), self.worked = self.worked, (time.monotonic(), time.process_time())
         self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
         self.context.checker.tick(datetime.now(UTC))
@@ -360,7 +292,7 @@ class Worker:
         self.index.now()  # a jump of the clock is noticed, although nobody asks for a row that ends
         if tick % KEEP_CLOCK_EVERY_TICKS == 0:
             if self.clock.jumped:
-                self.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
+                self.process.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
             await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
 
     def _tell_shed(self) -> None:
@@ -368,7 +300,7 @@ class Worker:
         self.shed_lately = self.context.counts.shed - self.shed_told
         self.shed_told = self.context.counts.shed.copy()
         for (peer, reason), count in self.shed_lately.items():
-            self.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
+            self.process.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
 
     # ---- what the supervisor tells ----
 
@@ -396,7 +328,7 @@ class Worker:
         context.checker.reconfigure(new.policy, datetime.now(UTC))
         context.checker.probes = probes_of(new)
         self._apply(new, context, INTERFACES)
-        self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
+        self.process.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
 
     def _apply(self, config: Config, context: Context, interfaces: Iterable[Interface]) -> None:
         for each in interfaces:
@@ -466,7 +398,7 @@ class Worker:
             "eir_list_expires_timestamp_seconds": metrics.times(
                 {name: state.expires for name, state in states.items()}
             ),
-            "eir_switch_longest_slice_seconds": {(): self.longest_slice_s},
+            "eir_switch_longest_slice_seconds": {(): self.lists.longest_slice_s},
             "eir_override_active": {(): float(self.context.checker.policy.overridden)},
         }
 

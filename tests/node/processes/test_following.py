@@ -175,7 +175,7 @@ def words_of(pid):
 MAPS_LATE = """
 from pathlib import Path
 
-import eir.node.processes.worker as worker
+import eir.node.processes.takeover as takeover
 from eir.lists.images.image import Image, ImageError
 
 class Late(Image):
@@ -188,7 +188,7 @@ def late(descriptor):
     return image
 
 Late.map = late
-worker.Image = Late
+takeover.Image = Late
 """
 """Body of a sitecustomize.py by which a worker fails to map lists until a file is there."""
 

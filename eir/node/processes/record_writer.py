@@ -1,0 +1,180 @@
+"""Messages with checks on their way to the disk: kept up to a limit, written in a thread, pruned.
+
+A slow disk costs the record its oldest part, and no check its answer. Where a processor is short, checks go first; where other programs
+leave it none, the thread takes its small share again, so that what was seen does not wait for ever.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from eir.errors import EirError, Report
+from eir.node.processes import state_folder
+from eir.node.processes.priority import Aside, stand_back
+from eir.sightings import files
+from eir.sightings.buffer import HEAD
+from eir.sightings.settings import SightingsSettings
+from eir.sightings.subscribers import Subscribers, subscribers
+
+WAITING_BYTES_MAX = 64 << 20
+"""Maximum size of the messages that wait for the disk."""
+WRITE_ROWS = 500_000
+"""Checks at which a file is written before its time."""
+AGAIN_S = 5.0
+"""Pause after the disk took nothing."""
+PRUNE_S = 600.0
+T = TypeVar("T")
+
+
+class _Waiting:
+    """Messages that wait, the oldest first."""
+
+    def __init__(self) -> None:
+        self.messages: deque[bytes] = deque()
+        self.bytes = self.rows = 0
+
+    def add(self, message: bytes) -> None:
+        self.messages.append(message)
+        self._count(message, 1)
+
+    def add_before(self, messages: deque[bytes]) -> None:
+        self.messages.extendleft(reversed(messages))
+        for message in messages:
+            self._count(message, 1)
+
+    def drop_oldest(self) -> int:
+        """Drop the oldest message; return its number of checks."""
+        return self._count(self.messages.popleft(), -1)
+
+    def _count(self, message: bytes, sign: int) -> int:
+        rows: int = HEAD.unpack_from(message)[1]
+        self.bytes += sign * len(message)
+        self.rows += sign * rows
+        return rows
+
+
+class RecordWriter:
+    """The thread that writes the record, and the messages that wait for it."""
+
+    def __init__(
+        self,
+        state: Path,
+        settings: SightingsSettings,
+        seen: Callable[[], Mapping[str, str]],
+        *,
+        count: Callable[..., None],
+        report: Report,
+    ) -> None:
+        """`seen` returns the partners of what is watched, to be saved with the record. `count` is called with a metric and its labels."""
+        self._state, self._settings, self._seen = state, settings, seen
+        self._count, self._report = count, report
+        self.bytes = 0
+        """Size of the record."""
+        self.subscribers = Subscribers("")
+        """Until the key is there."""
+        self.is_prepared = asyncio.Event()
+        """The key is there."""
+        self._waiting = _Waiting()
+        self._wake = asyncio.Event()
+        self._asked: list[asyncio.Future[None]] = []
+        """Callers that wait until all messages are written."""
+        self._disk = ThreadPoolExecutor(1, "disk")
+        thread = self._disk.submit(threading.get_native_id).result()
+        self._behind = Aside(thread)
+        if not self._behind.permitted:
+            stand_back(thread)  # for good
+        self._pruned = float("-inf")
+        self._clock = state_folder.read_clock(state)
+
+    def add(self, message: bytes) -> None:
+        """Have a message written in its turn; drop the oldest ones above the limit."""
+        self._waiting.add(message)
+        if self._waiting.rows >= WRITE_ROWS:
+            self._wake.set()
+        self._bound()
+
+    async def flush(self) -> None:
+        """Write all messages now."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.append(written)
+        self._wake.set()
+        await written
+
+    async def run(self) -> None:
+        """Write again and again, until cancelled."""
+        await self.write()  # nothing yet: but the key is there from now on, and what is too old goes
+        self.is_prepared.set()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.window_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            if not await self.write():
+                await asyncio.sleep(min(AGAIN_S, self._settings.window_s))
+
+    async def write(self) -> bool:
+        """Write what waits; return True if that is done. What could not be written waits again, as far as there is room."""
+        waiting, self._waiting = self._waiting, _Waiting()
+        asked, self._asked = self._asked, []
+        rows = waiting.rows
+        try:
+            self.bytes = await self._aside(partial(self._write, waiting.messages, self.bytes))
+        except (OSError, EirError) as e:
+            self._report("sightings_failed", reason=_reason(e), level="error", checks=rows, detail=str(e))
+            self._waiting.add_before(waiting.messages)
+            self._bound()
+            self._asked += asked
+            return False
+        self._count("eir_sightings_total", count=rows)
+        for written in asked:
+            if not written.done():
+                written.set_result(None)
+        return True
+
+    async def save_watched(self) -> None:
+        """Save the partners of what is watched."""
+        await self._aside(self._write_watched)
+
+    def _write_watched(self) -> None:
+        files.write_watched(self._state, {**self._seen()})
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """Do work in the thread of the disk, behind all checks."""
+        with self._behind():
+            return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    def _bound(self) -> None:
+        while self._waiting.bytes > WAITING_BYTES_MAX:
+            self._count("eir_sightings_dropped_total", "disk", count=self._waiting.drop_oldest())
+
+    def _write(self, messages: deque[bytes], size: int) -> int:
+        """Write these, in the thread of the disk; return the size of the record then, which was `size` before."""
+        settings, state = self._settings, self._state
+        if self._pruned == float("-inf"):
+            files.clean(state)
+        now = self._clock.now(time.time(), time.monotonic())  # nothing goes because a clock has jumped
+        self.subscribers = subscribers(
+            state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s, now=lambda: now
+        )
+        if messages:
+            from eir.sightings import batches  # noqa: PLC0415 - it is there already; other processes do without
+
+            size += sum(file.bytes for file in files.write(state, batches.rows_of(messages).grouped(self.subscribers)))
+            if settings.watch:
+                self._write_watched()
+        if time.monotonic() - self._pruned > PRUNE_S or size > settings.max_bytes:
+            size = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=now)
+            self._pruned = time.monotonic()
+        return size
+
+
+def _reason(fault: Exception) -> str:
+    return os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno else type(fault).__name__
