@@ -156,7 +156,8 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     A running node does so by itself. Each release goes to `accepted/`, or to `refused/` with a text that gives the reason; one that
     is not complete yet stays. What waits, and for what, is said each time.
     """
-    from eir.node.processes.drop_folder import NICE, loading, make_pass  # noqa: PLC0415 - for this command alone
+    from eir.node.processes.drop_folder import make_pass  # noqa: PLC0415 - for this command alone
+    from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - as above
 
     checked, by = opened(load_config(config)), f"inbox of {who()}"
 
@@ -192,7 +193,7 @@ def pull(
     A running node does so by itself. The index is fetched, what leads from the release in force to the newest one, and loaded as by `eir
     load`: signatures, limits and refusals are the same.
     """
-    from eir.node.processes.drop_folder import NICE, loading  # noqa: PLC0415 - for this command alone
+    from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - for this command alone
     from eir.node.processes.pulling import pull_once  # noqa: PLC0415 - as above
 
     checked = opened(load_config(config))
@@ -282,7 +283,7 @@ def acknowledge(
 
 def _given(checked: Config, what: "Acknowledgement") -> bool:
     """True if the source of the list has taken it; says so, or why not."""
-    from eir.node.processes.pulling import give  # noqa: PLC0415 - for this command alone
+    from eir.node.processes.acknowledging import give  # noqa: PLC0415 - for this command alone
 
     try:
         give(checked, what)

@@ -94,16 +94,17 @@ async def done_apart(
     work: Work,
     *arguments: Any,
     memory_max: int | None = None,
+    nice: int = 0,
     handlers: Handlers | None = None,
     report: Report = silent,
 ) -> Any:
     """Run `work` with these arguments in a process of its own, which ends with this call; return or raise what it does.
 
     The work and its arguments must be picklable. `memory_max`: bytes that it may take beside the program itself, and
-    then it may run for LOAD_S_MAX. `handlers`: what it may tell and ask. Raises SaidNothing if the process ends without
-    a word.
+    then it may run for LOAD_S_MAX. `nice`: its nice value. `handlers`: what it may tell and ask. Raises SaidNothing if the
+    process ends without a word.
     """
-    process = await start(name, _do, work, arguments, memory_max)
+    process = await start(name, _do, work, arguments, memory_max, nice)
     outcomes: list[Outcome] = []
     try:
         await process.channel.serve({OUTCOME: outcomes.append, **(handlers or {})}, failed=call_failed(report))
@@ -117,7 +118,7 @@ async def done_apart(
 
 
 async def load_apart(
-    start: Start, work: Work, *arguments: Any, memory_max: int, progress: Progress | None = None
+    start: Start, work: Work, *arguments: Any, memory_max: int, nice: int = 0, progress: Progress | None = None
 ) -> Any:
     """The same for a load.
 
@@ -131,6 +132,7 @@ async def load_apart(
             work,
             *arguments,
             memory_max=memory_max,
+            nice=nice,
             handlers={PROGRESS: progress or (lambda *_: None)},
         )
     except SaidNothing as nothing:
@@ -164,8 +166,10 @@ async def _end(process: Process) -> None:
 # In such a process
 
 
-def _do(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: int | None) -> int:
+def _do(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: int | None, nice: int) -> int:
     """Be that process: do the work, say what came of it, end."""
+    with suppress(OSError):  # a filter of system calls may be stricter than ours
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
     if memory_max is not None:
         # The work may leave the loop no turn, so that nothing else would notice.
         threading.Thread(target=_end_with, args=(end.fileno(),), daemon=True).start()
@@ -186,10 +190,14 @@ def _do(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: 
 async def _done(end: socket.socket, work: Work, arguments: tuple[Any, ...]) -> Outcome:
     channel = Channel(end)
     serving = asyncio.create_task(channel.serve({}, failed=lambda *_: None))
-    try:
-        return await outcome_of(work(*arguments, channel))
-    finally:
-        serving.cancel()
+    working = asyncio.create_task(outcome_of(work(*arguments, channel)))
+    await asyncio.wait((serving, working), return_when=asyncio.FIRST_COMPLETED)
+    if not working.done():  # nobody waits for its outcome any more
+        working.cancel()
+        await asyncio.wait((working,))
+        os._exit(1)
+    serving.cancel()
+    return working.result()
 
 
 def _end_with(descriptor: int) -> None:

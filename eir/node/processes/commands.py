@@ -166,8 +166,7 @@ class Commands:
         if label not in known:
             raise EirError(f"no peer {label}; there are: {', '.join(known) or 'none'}")
         await self._overview.workers.set_peer(label, enabled=enabled)
-        event = "peer_enabled" if enabled else "peer_disabled"
-        self._report(event, peer=label, level="warning", who=await asker())
+        self._report("peer_enabled" if enabled else "peer_disabled", peer=label, level="warning", who=await asker())
         if enabled:
             return f"{label} is in service"
         return f"{label} is out of service until `eir peer enable {label}` or a restart"

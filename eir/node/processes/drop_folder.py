@@ -5,50 +5,38 @@ nodes one loads, and another when that one died. Each load is in a process of it
 """
 
 import asyncio
-import getpass
 import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 from eir.config import Config
 from eir.errors import EirError, Report, SetupFault, StoreError, place_of
-from eir.lists.changes.load import Loader, LoadReport
-from eir.lists.record.in_force import keep_mark
-from eir.lists.record.store import ACCEPTED, ListStore, Mark
-from eir.lists.releases.release import Release
+from eir.lists.record.store import ACCEPTED
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.lists.sources.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
 from eir.lists.stores.open import open_store, serial_marks
 from eir.node.observe import metrics
-from eir.node.processes.apart import Outcome, done_apart, load_apart, outcome_of, progress_over
+from eir.node.processes.apart import done_apart
 from eir.node.processes.channel import Channel
+from eir.node.processes.lease import CLAIM_S, Lease
+from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user
 from eir.node.processes.starter import Start
-from eir.node.processes.state_folder import as_owner_of, read_clock
+from eir.node.processes.state_folder import read_clock
 
 POLL_S = 1.0
-CLAIM, CLAIM_S = "inbox", 30.0
-"""The right to load from the drop folder, and how long it outlives a process that died."""
+CLAIM = "inbox"
+"""The right to load from the drop folder."""
 ATTEMPTS_FILE = "inbox.attempt"
 INBOX_PROCESS = "inbox"
 """Name of the process in `ps` and `top`."""
-NICE = 10
-"""A node has this done beside it, and checks come first."""
 FAILED_AGAIN_S, FAILED_AGAIN_MAX_S = 5.0, 600.0
 """Pause after a pass that failed as a whole; it doubles."""
 LEVELS = {ACCEPTED: "info", WAITING: "info"}
 """Levels of the log lines by outcome; all others are warnings."""
-
-
-Load: TypeAlias = Callable[[Release, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
-"""Loads a release whose data lie in a folder, by the node's own marks."""
 
 
 async def make_pass(config: Config, who: str, load: Load) -> Pass:
@@ -65,23 +53,17 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
     store = open_store(config.store, config.state)
     holder = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     try:
-        if not await store.claim(CLAIM, holder, CLAIM_S):
-            return Pass(again_s=CLAIM_S / 3, elsewhere=True)
-        lease = Lease(store, CLAIM, holder, time.monotonic() + CLAIM_S)
-        keeping = asyncio.create_task(lease.keep())
-        try:
+        async with Lease(store, CLAIM, holder) as lease:
+            if not await lease.claim():
+                return Pass(again_s=CLAIM_S / 3, elsewhere=True)
             marks = await serial_marks(config.store, config.state)
             return await take_in(
                 PassSettings(
                     folder=config.inbox, lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC), marks=marks,
-                    patience_s=config.inbox_patience_s, attempts=attempts, ours=lease.held, believed=not read_clock(config.state).jumped,
+                    patience_s=config.inbox_patience_s, attempts=attempts, ours=lease.is_held, believed=not read_clock(config.state).jumped,
                     load=lambda release, folder: load(release, folder, marks),
                 )
             )  # fmt: skip
-        finally:
-            keeping.cancel()
-            with suppress(StoreError):
-                await store.claim(CLAIM, holder, 0)
     except StoreError as error:
         away = Taken(manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}", here=True)
         return Pass(taken=(away,), again_s=AGAIN_S)
@@ -89,62 +71,9 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
         await store.close()
 
 
-def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
-    """Loads each release in a process of its own. `force`: as of Loader."""
-
-    async def load(release: Release, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
-        job = release, folder, marks, force
-        report: LoadReport = await load_apart(start, _load, config, who, job, memory_max=config.load_memory)
-        return report
-
-    return load
-
-
-async def _load(
-    config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark], bool], channel: Channel
-) -> LoadReport:
-    """One load, in its own process."""
-    release, folder, marks, force = job
-    with suppress(OSError):  # a filter of system calls may be stricter than ours
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
-    with as_owner_of(config.state):
-        store = open_store(config.store, config.state)
-        try:
-            progress = progress_over(channel)
-            loader = Loader(
-                config.lists,
-                store,
-                who,
-                datetime.now(UTC),
-                marks,
-                force,
-                keep_mark=partial(keep_mark, config.state),
-                progress=progress,
-                memory_max=config.load_memory,
-            )
-            return await loader.load(release, folder)
-        finally:
-            await store.close()
-
-
 async def _pass_of_node(config: Config, who: str, channel: Channel) -> Pass:
-    """One pass, in its own process, which has the node start the loads."""
-    with suppress(OSError):  # as above
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
-
-    async def load(release: Release, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
-        outcome: Outcome = await channel.ask("load", release, folder, marks, patience_s=None)
-        report: LoadReport = outcome.result()
-        return report
-
-    ended = asyncio.create_task(channel.gone.wait())  # nobody waits for it any more
-    ended.add_done_callback(
-        lambda task: None if task.cancelled() else leave(signal.SIGTERM, Attempts(config.state / ATTEMPTS_FILE))
-    )
-    try:
-        return await make_pass(config, who, load)
-    finally:
-        ended.cancel()
+    """Make one pass, in its own process."""
+    return await make_pass(config, who, loading_over(channel))
 
 
 def leave(number: int, attempts: Attempts) -> NoReturn:
@@ -153,36 +82,12 @@ def leave(number: int, attempts: Attempts) -> NoReturn:
     os._exit(128 + number)
 
 
-@dataclass(slots=True)
-class Lease:
-    """The right to load, kept for as long as the store says so."""
-
-    store: ListStore
-    what: str
-    """Name of the claim in the store."""
-    holder: str
-    until: float
-    """Time at which it ends (time.monotonic)."""
-
-    def held(self) -> bool:
-        """Nobody else can have it yet."""
-        return time.monotonic() < self.until
-
-    async def keep(self) -> None:
-        """Renew it, well before it ends, until cancelled."""
-        while True:
-            await asyncio.sleep(CLAIM_S / 3)
-            asked = time.monotonic()
-            with suppress(StoreError):
-                self.until = asked + CLAIM_S if await self.store.claim(self.what, self.holder, CLAIM_S) else 0.0
-
-
 class DropFolder:
     """Watches the drop folder of a node, and has passes made while something is to be done."""
 
-    def __init__(self, config: Callable[[], Config], start: Start, *, report: Report) -> None:
+    def __init__(self, config: Callable[[], Config], start: Start, loads: Loads, *, report: Report) -> None:
         """`config` returns the settings in force; the place of the folder takes a restart."""
-        self._config, self._start, self._report = config, start, report
+        self._config, self._start, self._loads, self._report = config, start, loads, report
         self._watch = Watch(config().inbox_patience_s)
         self._failures = 0
         self._said: dict[str, tuple[str, str]] = {}
@@ -247,12 +152,11 @@ class DropFolder:
         """Run a pass in its process and return its result; None if it failed, which is reported."""
         config = self._config()
         who = f"inbox of {node_user()}"
-        load = loading(self._start, config, who)
-        handlers = {"load": lambda *release: outcome_of(load(*release))}
         try:
             made: Pass = await done_apart(
-                self._start, INBOX_PROCESS, _pass_of_node, config, who, handlers=handlers, report=self._report
-            )
+                self._start, INBOX_PROCESS, _pass_of_node, config, who, nice=NICE,
+                handlers=self._loads.handlers(config, who), report=self._report,
+            )  # fmt: skip
         except EirError as error:
             self._report(
                 "inbox_failed",
@@ -276,12 +180,3 @@ class DropFolder:
             f"release_{taken.outcome}", reason=taken.reason or None, level=LEVELS.get(taken.outcome, "warning"),
             list=taken.list, serial=taken.serial, manifest=taken.manifest or None, detail=taken.detail or None,
         )  # fmt: skip
-
-
-def node_user() -> str:
-    """Return the user and host that the node runs as, for the history."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # one that has no name here
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"

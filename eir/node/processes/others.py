@@ -39,7 +39,7 @@ class OtherProcesses:
         self.recorded = None if config.sightings is None else Recorded(config, config.sightings, start, report)
         self.workers = Workers(
             config.workers, start, lambda: configuration.loaded, self.followed, acceptor, origin_state_id=origin_state_id,
-            sightings=self.recorded and self.recorded.sender, traced=traced, report=report,
+            sightings=None if self.recorded is None else self.recorded.sender, traced=traced, report=report,
         )  # fmt: skip
         self._services = [
             ServiceProcess(each, start, report=report) for each in INTERFACES if each.service and config.of(each).listen

@@ -18,9 +18,7 @@ from eir.node.processes.workers import Workers
 class Overview:
     """All metrics and the status of a node, now and in the last hour."""
 
-    def __init__(
-        self, workers: Workers, status: Status, snapshots: Callable[[], Iterable[metrics.Snapshot]]
-    ) -> None:
+    def __init__(self, workers: Workers, status: Status, snapshots: Callable[[], Iterable[metrics.Snapshot]]) -> None:
         """`snapshots` returns the metrics of each part but the workers."""
         self.workers, self.status, self._snapshots = workers, status, snapshots
         self._lately, self._alerts = Lately(), Alerts()

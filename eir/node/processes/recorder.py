@@ -158,7 +158,9 @@ class _Recorder:
 
     def _tell(self) -> None:
         """Tell the counts at once: what is written is counted, whatever happens to this process next."""
-        self._channel.tell("counted", {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}, latest="counted")
+        self._channel.tell(
+            "counted", {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}, latest="counted"
+        )
 
     # ---- from workers ----
 

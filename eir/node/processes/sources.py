@@ -9,9 +9,11 @@ from eir.errors import Report
 from eir.lists.record.store import ListState
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
+from eir.node.processes.acknowledging import Acknowledging
 from eir.node.processes.drop_folder import POLL_S, DropFolder
 from eir.node.processes.jobs import Jobs
-from eir.node.processes.pulling import Acknowledging, Pulling
+from eir.node.processes.loading import Loads
+from eir.node.processes.pulling import Pulling
 from eir.node.processes.starter import Start
 
 
@@ -21,8 +23,9 @@ class Sources:
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
         """`config` returns the settings in force."""
         self._jobs = jobs
-        self._drop_folder = DropFolder(config, start, report=report)
-        self._pulling = Pulling(config, start, jobs, report=report)
+        loads = Loads(start)
+        self._drop_folder = DropFolder(config, start, loads, report=report)
+        self._pulling = Pulling(config, start, jobs, loads, report=report)
         self._acknowledging = Acknowledging(config, start, jobs, report=report)
 
     def start(self) -> None:

@@ -124,8 +124,8 @@ class Supervisor:
         status = Status(
             workers=config.workers, pid=os.getpid(), running=self._running, is_store_up=lambda: followed.how.store_up,
             losses=(
-                lambda: followed.how.loss_warnings(), self._sources.loss_warnings,
-                lambda: followed.how.copy_warnings(), self._store.form_warnings,
+                lambda: followed.how.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - another one each time
+                lambda: followed.how.copy_warnings(), self._store.form_warnings,  # noqa: PLW0108 - as above
             ),
             warnings=(configuration.warnings, self._store.warnings, self._sources.warnings, self._others.warnings),
             attendants=self._attendants.all, report=report,

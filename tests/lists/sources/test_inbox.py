@@ -20,7 +20,7 @@ import pytest
 from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from node import is_gone
+from node import is_gone, until_async
 from releases import sign
 
 from eir.config import load_config
@@ -35,8 +35,10 @@ from eir.lists.sources import delivery, inbox
 from eir.lists.sources.drop_folder import Item, Watch, delivered, lacking, look, settled
 from eir.lists.sources.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
 from eir.lists.stores.sqlite import SqliteStore
-from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, CLAIM_S, POLL_S, DropFolder, loading, make_pass
+from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, POLL_S, DropFolder, make_pass
 from eir.node.processes.jobs import Jobs
+from eir.node.processes.lease import CLAIM_S
+from eir.node.processes.loading import Loads, loading
 from eir.node.processes.starter import Starter
 from eir.node.processes.state_folder import keep_clock
 
@@ -788,7 +790,7 @@ class Reports(list):
 async def polled(config, start, reports=None):
     """The drop folder of a node, with its job."""
     reports = Reports() if reports is None else reports
-    folder, jobs = DropFolder(lambda: config, start, report=reports), Jobs(reports)
+    folder, jobs = DropFolder(lambda: config, start, Loads(start), report=reports), Jobs(reports)
     jobs.start("inbox", POLL_S, folder.poll)
     try:
         yield folder
@@ -834,8 +836,11 @@ async def test_releases_that_wait_are_counted(site, configured, start):
             site.deliver(files)
         await until(lambda: waiting() == 2)
         site.deliver(site.publish(2, IMEIS[:8]))
-        await until(lambda: waiting() == 0)
-    assert await site.serial() == 4
+
+        async def loaded():
+            return (await site.serial(), waiting()) == (4, 0)
+
+        await until_async(loaded)
 
 
 async def test_a_folder_of_no_use_is_a_trouble_of_the_node(site, configured, start):
@@ -859,26 +864,29 @@ async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
 
 async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
     none = replace(configured, inbox=None)
-    folder = DropFolder(lambda: none, start, report=Reports())
+    folder = DropFolder(lambda: none, start, Loads(start), report=Reports())
     await folder.poll()
     assert (folder.snapshot(), folder.warnings()) == ({}, [])
     with pytest.raises(EirError, match="names no drop folder"):
         await make_pass(none, "tester", loading(start, none, "tester"))
 
 
-async def test_a_node_that_stops_ends_the_pass_too(site, configured, start):
+async def test_a_node_that_stops_ends_the_pass_and_its_load_and_gives_the_right_to_load_back(site, configured, start):
     started = []
 
     async def noting(*what):
         started.append(await start(*what))
+        if started[-1].name == "load":
+            os.kill(started[-1].pid, signal.SIGSTOP)  # it is at it when the node stops
         return started[-1]
 
     async with polled(configured, noting):
         site.deliver(site.publish(1))
-        await until(lambda: started)
-    assert {process.name for process in started} <= {"inbox", "load"}
-    assert all(is_gone(process.pid) for process in started)
+        await until(lambda: [process.name for process in started] == ["inbox", "load"])
+        assert (site.state / ATTEMPTS_FILE).exists()
+    await until(lambda: all(is_gone(process.pid) for process in started))
     assert not (site.state / ATTEMPTS_FILE).exists()
+    assert await site.store.claim(CLAIM, "another node", 1), "the right to load is given back at once"
 
 
 def test_each_release_has_its_own_count_of_loads_that_were_killed(tmp_path):

@@ -14,10 +14,8 @@ import yaml
 from node import LISTED, TRACKED, children, until
 from test_status import reports, status_of
 
-from eir.errors import silent
 from eir.node.observe.alerts import EVERY_S, RULES, SUBJECTS_SHOWN, Alerts, alert_of
 from eir.node.observe.metrics import FAMILIES
-from eir.node.observe.status import Status
 
 PROMETHEUS = Path(__file__).parents[3] / "deploy" / "prometheus"
 SEVERE = {

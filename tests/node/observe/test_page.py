@@ -126,16 +126,8 @@ def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allo
 def test_each_trouble_leads_to_an_alert_of_the_runbook():
     runbook = (ROOT / "deploy" / "RUNBOOK.md").read_text()
     assert not [alert for _, alert in alerts.PARTS if f"`{alert}`" not in runbook]
-    files = (
-        "node/observe/status.py",
-        "node/observe/alerts.py",
-        "node/processes/drop_folder.py",
-        "node/processes/interfaces.py",
-        "node/processes/pulling.py",
-        "interfaces/gsup/server.py",
-        "interfaces/n5g/registration.py",
-    )
-    texts = "\n".join((ROOT / "eir" / name).read_text().partition("\nALERTS = ")[0] for name in files)
+    files = [each for wing in ("node", "interfaces") for each in (ROOT / "eir" / wing).rglob("*.py")]
+    texts = "\n".join(each.read_text().partition("\nALERTS = ")[0] for each in files)
     assert not [part for part, _ in alerts.PARTS if part not in texts]
     assert alert_of("no connection of mme1") == "EirPeerLost"
     assert alert_of("peer x is disabled") is None

@@ -106,7 +106,9 @@ def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw
 def test_the_first_line_has_version_and_lane_and_others_only_what_changed(following, running):
     lines = []
     running[0] = Running()
-    node = status_of(lambda: following[0], lambda: running[0], report=lambda *event, **more: lines.append((event, more)))
+    node = status_of(
+        lambda: following[0], lambda: running[0], report=lambda *event, **more: lines.append((event, more))
+    )
     node.tell(reports())
     running[0] = LISTENING
     node.tell(reports())
@@ -141,7 +143,13 @@ def test_warnings_of_the_parts_keep_their_order():
     """Those that degrade the node come first, each group in the order of its parts."""
     parts = {name: [lambda name=name, n=n: [f"{name} {n}"] for n in (1, 2)] for name in ("losses", "warnings")}
     troubles = status_of(**parts).document(reports(overridden=True))["troubles"]
-    assert troubles == ["losses 1", "losses 2", "warnings 1", "warnings 2", "the policy's override answers everything alike"]
+    assert troubles == [
+        "losses 1",
+        "losses 2",
+        "warnings 1",
+        "warnings 2",
+        "the policy's override answers everything alike",
+    ]
 
 
 async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(node, report, told):

@@ -334,9 +334,7 @@ async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
 
 def test_a_node_whose_end_is_overdue_ends_whatever_hangs():
     """In a process of its own: the thread that is to end it would end the tests."""
-    code = (
-        "import threading; from eir.node.processes.supervisor import end_within; end_within(0.01); threading.Event().wait()"
-    )
+    code = "import threading; from eir.node.processes.supervisor import end_within; end_within(0.01); threading.Event().wait()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 1
     assert "event=killed reason=drain process=front" in done.stderr

@@ -22,7 +22,7 @@ from eir.node.observe.control import STOPPING
 from eir.node.observe.page import alert_of
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
-from eir.node.processes.pulling import Acknowledging
+from eir.node.processes.acknowledging import Acknowledging
 
 REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
 

@@ -19,8 +19,8 @@ from eir.node.observe.control import ask
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import supervisor
 from eir.node.processes.channel import Channel, pair
-from eir.node.processes.supervisor import Supervisor
 from eir.node.processes.starter import Starter
+from eir.node.processes.supervisor import Supervisor
 
 REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
 PID = 1 << 22

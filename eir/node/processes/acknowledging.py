@@ -1,0 +1,185 @@
+"""Acknowledgements: the node tells sources that want to know which release is in force on all workers, and since when.
+
+A process of its own signs each acknowledgement and posts it.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from eir.config import Config
+from eir.errors import EirError, Report, detail_of
+from eir.lists.record.in_force import InForce, in_force_before, save_in_force
+from eir.lists.record.store import NO_LIST, ListState, utc_text
+from eir.lists.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, Rejection, acknowledged, key_of
+from eir.lists.sources.pull_http import Server, Unreached
+from eir.node.observe import metrics
+from eir.node.observe.status import WorkerReport
+from eir.node.processes.apart import done_apart
+from eir.node.processes.channel import Channel
+from eir.node.processes.jobs import Jobs
+from eir.node.processes.pulling import backoff_s
+from eir.node.processes.starter import Start
+from eir.node.processes.state_folder import as_owner_of
+
+ACKNOWLEDGE_PROCESS = "acknowledge"
+POST_S = 60.0
+REPEAT_S = 86400.0
+"""After this long it is said again, although nothing has changed."""
+TELL_AGAIN_MAX_S = 300.0
+"""Longest pause after an acknowledgement that was not taken."""
+
+
+def give(config: Config, what: Acknowledgement) -> None:
+    """Sign an acknowledgement and post it to the list's source. Raises EirError (Unreached) or OSError."""
+    source = config.lists[what.list].source
+    if source is None:
+        raise EirError(f"list {what.list} has no source (lists.{what.list}.source)")
+    with as_owner_of(config.state):
+        content = acknowledged(what, key_of(config.state))
+    Server(source, time.monotonic() + POST_S).give(f"{ACKNOWLEDGED}/{what.name}", content)
+
+
+async def _give_of_node(config: Config, what: Acknowledgement, _: Channel) -> None:
+    await asyncio.to_thread(give, config, what)
+
+
+class _News(NamedTuple):
+    """The part of an acknowledgement that is sent again only when it changes."""
+
+    serial: int
+    content: str
+    since: str
+    rejected: Rejection | None
+
+
+class Acknowledging:
+    """Notices what comes into force on all workers or is rejected, and sends it to the sources that want to know."""
+
+    def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
+        """`config` returns the settings in force."""
+        self._config, self._start, self._jobs, self._report = config, start, jobs, report
+        self._in_force = in_force_before(config().state)
+        self._gone: Sequence[str] = ()
+        """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
+        self.older: Mapping[str, tuple[int, int]] = {}
+        """Lists of which a higher serial was accepted here before than the store knows → its highest serial, and that one."""
+        self._rejected: dict[str, Rejection] = {}
+        self._given: dict[str, tuple[_News, float]] = {}
+        """List → what was said last, and when (time.monotonic)."""
+        self._next: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._under_way: set[str] = set()
+        """Lists whose acknowledgement is being sent."""
+
+    def look(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
+        """Compare with what is in force and rejected now; start the acknowledgements that are due."""
+        if not reports:
+            return
+        known = self._config().lists
+        there = [name for name in self._in_force if name in known and known[name].local]
+        self._gone = [name for name in there if not any(name in report.lists for report in reports)]
+        self._compare(reports)
+        before_rejected, self._rejected = self._rejected, dict(rejected or {})
+        for name in {*before_rejected, *self._rejected}:
+            if before_rejected.get(name) != self._rejected.get(name):
+                self._next.pop(name, None)
+        for name in dict.fromkeys((*reports[0].lists, *self._rejected)):
+            if (news := self._news(name, name in reports[0].lists)) is not None and self._is_due(name, news):
+                self._under_way.add(name)
+                self._jobs.spawn(self._tell(name, news))
+
+    def _compare(self, reports: Sequence[WorkerReport]) -> None:
+        """Store what all workers have in force."""
+        changed = False
+        for name, state in reports[0].lists.items():
+            if not all(report.lists.get(name) == state for report in reports):
+                continue
+            before = self._in_force.get(name)
+            mark = state.mark if before is None else max(before.mark, state.mark)
+            if before is None or before[:2] != (state.serial, state.content_digest):
+                self._in_force[name] = InForce(state.serial, state.content_digest, utc_text(datetime.now(UTC)), mark)
+                self._next.pop(name, None)
+                changed = True
+            elif before.mark != mark:
+                self._in_force[name] = before._replace(mark=mark)
+                changed = True
+        self.older = {
+            name: (state.highest_serial, self._in_force[name].mark[1])
+            for name, state in reports[0].lists.items()
+            if name in self._in_force and state.mark < self._in_force[name].mark
+        }
+        if changed:
+            with suppress(OSError):
+                self._in_force = save_in_force(self._config().state, self._in_force, {})
+
+    def _news(self, name: str, has_list: bool) -> "_News | None":
+        """Return what there is to acknowledge about a list."""
+        rejected, in_force = self._rejected.get(name), self._in_force.get(name)
+        if not has_list and rejected is not None:  # nothing is in force, since the rejection at the latest
+            return _News(0, NO_LIST.content_digest, rejected.at, rejected)
+        return _News(*in_force[:3], rejected) if in_force is not None and in_force.since else None
+
+    def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
+        """Since when lists in these states are in force."""
+        return {
+            name: self._in_force[name].since
+            for name, state in states.items()
+            if self._in_force.get(name, ())[:2] == (state.serial, state.content_digest)
+        }
+
+    def warnings(self) -> list[str]:
+        """Return warnings about data that the store has lost."""
+        gone = [f"the store lost list {name}, which was in force here before: restore a backup" for name in self._gone]
+        return gone + [
+            f"the store lost list {name} as it was: serial {highest} is the highest that it knows of, and {before} was accepted here before; load the newest release again"
+            for name, (highest, before) in self.older.items()
+        ]
+
+    def snapshot(self) -> metrics.Snapshot:
+        """Return the metrics."""
+        return {
+            "eir_source_acknowledgements_total": {labels: float(count) for labels, count in self._counts.items()},
+            "eir_store_lost_data": dict.fromkeys(((name,) for name in (*self._gone, *self.older)), 1.0),
+        }
+
+    def _is_due(self, name: str, news: "_News") -> bool:
+        settings, now = self._config().lists.get(name), time.monotonic()
+        if settings is None or settings.source is None or not settings.source.acknowledge:
+            return False
+        if name in self._under_way:
+            return False
+        said, at = self._given.get(name, (None, 0.0))
+        return now >= self._next.get(name, 0.0) and (said != news or now - at > REPEAT_S)
+
+    async def _tell(self, name: str, news: "_News") -> None:
+        serial = news.serial
+        made = Acknowledgement(
+            node=self._config().identity.host, list=name, made=utc_text(datetime.now(UTC)), **news._asdict()
+        )
+        try:
+            async with asyncio.timeout(2 * POST_S):
+                await done_apart(
+                    self._start, ACKNOWLEDGE_PROCESS, _give_of_node, self._config(), made, report=self._report
+                )
+        except (EirError, OSError, TimeoutError) as e:
+            reason = e.reason if isinstance(e, Unreached) else "process"
+            self._counts[name, "not_given"] += 1
+            self._failures[name] += 1
+            self._next[name] = time.monotonic() + backoff_s(self._failures[name], TELL_AGAIN_MAX_S)
+            detail = detail_of(e)
+            self._report(
+                "acknowledgement_not_given", level="warning", reason=reason, list=name, serial=serial, detail=detail
+            )
+            return
+        finally:
+            self._under_way.discard(name)
+        self._given[name] = news, time.monotonic()
+        self._failures[name] = 0
+        self._counts[name, "given"] += 1
+        self._report("acknowledgement_given", list=name, serial=serial)

@@ -1,0 +1,53 @@
+"""Lease of the right to do something that one node at a time has, of all nodes on a store."""
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Self
+
+from eir.errors import StoreError
+from eir.lists.record.store import ListStore
+
+CLAIM_S = 30.0
+"""Time for which a lease outlives a process that died."""
+
+
+class Lease:
+    """A right in the store, renewed until the end of a `with`, and then given back."""
+
+    def __init__(self, store: ListStore, name: str, holder: str) -> None:
+        self._store, self._name, self._holder = store, name, holder
+        self._until = 0.0
+        """Time at which it ends (time.monotonic)."""
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def claim(self) -> bool:
+        """Take the right; return False while another holder has it. Raises StoreError."""
+        began = time.monotonic()
+        if not await self._store.claim(self._name, self._holder, CLAIM_S):
+            return False
+        self._until = began + CLAIM_S
+        self._keeping = asyncio.create_task(self._keep())
+        return True
+
+    def is_held(self) -> bool:
+        """Return True while nobody else can have the right yet."""
+        return time.monotonic() < self._until
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            with suppress(StoreError):
+                await self._store.claim(self._name, self._holder, 0)
+
+    async def _keep(self) -> None:
+        """Renew the right, well before it ends, until cancelled."""
+        while True:
+            await asyncio.sleep(CLAIM_S / 3)
+            began = time.monotonic()
+            with suppress(StoreError):
+                is_ours = await self._store.claim(self._name, self._holder, CLAIM_S)
+                self._until = began + CLAIM_S if is_ours else 0.0

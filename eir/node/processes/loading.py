@@ -1,0 +1,104 @@
+"""The one way in which a release from the drop folder or from a source is loaded: in a process of its own.
+
+`loading` starts that process. A pass or a pull of a node is itself in a process beside the node, and asks the node for each load.
+"""
+
+import asyncio
+import getpass
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from eir.config import Config
+from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.record.in_force import keep_mark
+from eir.lists.record.store import Mark
+from eir.lists.releases.release import Release
+from eir.lists.stores.open import open_store
+from eir.node.processes.apart import Outcome, load_apart, outcome_of, progress_over
+from eir.node.processes.channel import Channel, Handlers
+from eir.node.processes.starter import Start
+from eir.node.processes.state_folder import as_owner_of
+
+NICE = 10
+"""A node has loads made beside it, and checks come first."""
+
+Load: TypeAlias = Callable[[Release, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
+"""Loads a release whose data lie in a folder, by the node's own marks."""
+
+
+def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
+    """Return a function that loads each release in a process of its own. `force`: as of Loader."""
+
+    async def load(release: Release, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
+        job = release, folder, marks, force
+        report: LoadReport = await load_apart(start, _load, config, who, job, memory_max=config.load_memory, nice=NICE)
+        return report
+
+    return load
+
+
+class Loads:
+    """Loads that processes beside the node have the node start; one at a time."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._turn = asyncio.Lock()
+
+    def handlers(self, config: Config, who: str) -> Handlers:
+        """Return the handlers of such a process (loading_over)."""
+        load = loading(self._start, config, who)
+
+        async def one(release: Release, folder: Path, marks: Mapping[str, Mark]) -> Outcome:
+            async with self._turn:
+                return await outcome_of(load(release, folder, marks))
+
+        return {"load": one}
+
+
+def loading_over(channel: Channel) -> Load:
+    """Return a function that has the node load each release, for a process beside the node."""
+
+    async def load(release: Release, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
+        outcome: Outcome = await channel.ask("load", release, folder, marks, patience_s=None)
+        report: LoadReport = outcome.result()
+        return report
+
+    return load
+
+
+async def _load(
+    config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark], bool], channel: Channel
+) -> LoadReport:
+    """Load one release, in its own process."""
+    release, folder, marks, force = job
+    with as_owner_of(config.state):
+        store = open_store(config.store, config.state)
+        try:
+            loader = Loader(
+                config.lists,
+                store,
+                who,
+                datetime.now(UTC),
+                marks,
+                force,
+                keep_mark=partial(keep_mark, config.state),
+                progress=progress_over(channel),
+                memory_max=config.load_memory,
+            )
+            return await loader.load(release, folder)
+        finally:
+            await store.close()
+
+
+def node_user() -> str:
+    """Return the user and host that the node runs as, for the history."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # one that has no name here
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
