@@ -17,13 +17,11 @@ from eir.schema import Document, Key, Kind, Section, Spot, Unexpected, did_you_m
 FILE_BYTES_MAX = 1 << 18
 DEPTH_MAX = 20
 """Levels of a file; no table of keys is that deep."""
-NODES_MAX = 100_000
-"""Values that are read from one file. An alias counts each time it is used, so that a few lines cannot stand for a billion."""
 SHOWN_MAX = 60
 """Most characters of a wrong value that a message repeats."""
 
 YAML_TAG = "tag:yaml.org,2002:"
-NULL_TAG, MERGE_TAG = f"{YAML_TAG}null", f"{YAML_TAG}merge"
+NULL_TAG = f"{YAML_TAG}null"
 PLAIN_TAGS = {
     YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")
 }
@@ -79,11 +77,16 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
 
 
 class _Bounded(yaml.SafeLoader):
-    """A safe loader that gives nodes, and stops at a depth that no table of keys has."""
+    """Safe loader that creates nodes. It rejects aliases, tags, and a depth that no table of keys has."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()  # type: ignore[no-untyped-call]
+            raise ComposerError(
+                None, None, f"found the alias *{alias.anchor}; expected the value itself", alias.start_mark
+            )
         self.depth += 1
         if self.depth > DEPTH_MAX and parent is not None:
             raise ComposerError(None, None, f"nested more than {DEPTH_MAX} deep", parent.start_mark)
@@ -122,14 +125,6 @@ class _Reader:
 
     document: Document
     folder: Path
-    visited: int = 0
-
-    def visit(self, node: yaml.Node) -> int:
-        """Count the node; its line. Raises ConfigError above the limit."""
-        self.visited += 1
-        if self.visited > NODES_MAX:
-            raise _unreadable(self.document.file, _line(node), f"more than {NODES_MAX} values, aliases counted")
-        return _line(node)
 
     def wrong(self, spot: Spot, line: int, text: str) -> None:
         """Note a fault."""
@@ -138,7 +133,7 @@ class _Reader:
 
     def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:
         """One mapping whose keys the table knows."""
-        line, found = self.visit(node), self.pairs(node, spot)
+        line, found = _line(node), self.pairs(node, spot)
         for name in found or ():
             if name not in section.entries:
                 instead = f"; {section.gone[name]}" if name in section.gone else did_you_mean(name, section.entries)
@@ -188,7 +183,7 @@ class _Reader:
         if isinstance(entry, Key):
             return self.value(node, entry, spot)
         if node.tag == NULL_TAG:
-            return self.missing(entry, spot, self.visit(node))
+            return self.missing(entry, spot, _line(node))
         if not entry.shape:
             short = entry.short and isinstance(node, yaml.ScalarNode)
             return (
@@ -196,7 +191,7 @@ class _Reader:
                 if short
                 else self.mapping(node, entry, spot)
             )
-        line = self.visit(node)
+        line = _line(node)
         if entry.shape == ".*":
             found = self.pairs(node, spot) or {}
             named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in found.items()}
@@ -214,48 +209,31 @@ class _Reader:
         read = [self.mapping(item, entry, (*spot, number)) for number, item in enumerate(node.value)]
         return tuple(value for value, _ in read), [shown for _, shown in read]
 
-    def pairs(self, node: yaml.Node, spot: Spot, depth: int = 0) -> dict[str, Found] | None:
-        """Return what a mapping holds, with merge keys (`<<`) resolved, `depth` of these down.
-
-        For anything else, None and a fault.
-        """
-        if node.tag == NULL_TAG and not depth:
+    def pairs(self, node: yaml.Node, spot: Spot) -> dict[str, Found] | None:
+        """Return the keys of a mapping. For any other node, note a fault and return None."""
+        if node.tag == NULL_TAG:
             return {}
-        if not isinstance(node, yaml.MappingNode) or depth > DEPTH_MAX:
-            text = f"found {_found(node)}{' as a merge key' if depth else ''}{_in(spot)}"
-            text += "; expected an alias of a section" if depth else "; expected keys, each with ': ' and a value"
-            self.wrong(
-                spot,
-                _line(node),
-                f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep" if depth > DEPTH_MAX else text,
-            )
+        if not isinstance(node, yaml.MappingNode):
+            self.wrong(spot, _line(node), f"found {_found(node)}{_in(spot)}; expected keys, each with ': ' and a value")
             return None
-        own: dict[str, Found] = {}
-        others: dict[str, Found] = {}
+        pairs: dict[str, Found] = {}
         for key, value in node.value:
-            line = self.visit(key)
-            if key.tag == MERGE_TAG:
-                # Own keys come before merged ones, earlier merged ones before later ones (YAML's merge key, draft of 2005).
-                for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    others = (self.pairs(each, spot, depth + 1) or {}) | others
-            elif not isinstance(key, yaml.ScalarNode):
+            line = _line(key)
+            if not isinstance(key, yaml.ScalarNode):
                 self.wrong(spot, line, f"found {_found(key)} as a key{_in(spot)}; expected a name")
-            elif key.value in own:
+            elif key.value in pairs:
+                first = pairs[key.value][0]
                 self.wrong(
-                    (*spot, key.value),
-                    line,
-                    f"the key '{key.value}'{_in(spot)} stands twice, first in line {own[key.value][0]}",
+                    (*spot, key.value), line, f"the key '{key.value}'{_in(spot)} stands twice, first in line {first}"
                 )
             else:
-                own[key.value] = (_line(value) if depth else line, value)
-        found = others | own
-        if not depth:
-            self.document.lines |= {(*spot, name): line for name, (line, _) in found.items()}
-        return found
+                pairs[key.value] = (line, value)
+        self.document.lines |= {(*spot, name): line for name, (line, _) in pairs.items()}
+        return pairs
 
     def value(self, node: yaml.Node, key: Key, spot: Spot) -> Read:
         """The value of a key; its default if there is a fault in it."""
-        line, kind = self.visit(node), key.kind
+        line, kind = _line(node), key.kind
         if kind.many and isinstance(node, yaml.SequenceNode):
             if not node.value and not kind.may_be_empty:
                 self.wrong(
@@ -272,7 +250,7 @@ class _Reader:
 
     def scalar(self, node: yaml.Node, kind: Kind, spot: Spot) -> tuple[Any, ...]:
         """The one value; empty, and the fault noted, if it is wrong."""
-        line = self.visit(node)
+        line = _line(node)
         self.document.lines.setdefault(spot, line)
         expected = f"expected {kind.form_with_example}"
         if isinstance(node, yaml.ScalarNode) and kind.bare and node.style is not None:
