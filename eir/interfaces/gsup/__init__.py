@@ -22,7 +22,7 @@ LISTEN_GSUP = url(PORTS, f"tcp://127.0.0.1:{PORT}")
 HLR = url(PORTS, "tcp://127.0.0.1:4223", connects=True)
 KEYS = (
     Key("gsup.listen", many(LISTEN_GSUP), (), "addresses on which an OsmoMSC reaches the node as its HLR (GSUP); default port 4222; not served if left out", live=False),
-    Key("gsup.hlr", HLR, None, "address of the OsmoHLR, which gets everything but CHECK-IMEI; if left out, all that gets an error"),
+    Key("gsup.hlr", HLR, None, "address of the OsmoHLR, which gets all messages except CHECK-IMEI; if left out, these messages get an error"),
     Key("gsup.store", FLAG, False, "whether the HLR also gets the CHECK-IMEI of an accepted device (its `store-imei`); its NACK then rejects the device"),
 )  # fmt: skip
 FAMILIES = (
