@@ -190,7 +190,7 @@ TABLE = (
     Key("control_read", schema.FILE, None, "file of a second, read-only control socket (`$EIR_CONTROL`), which belongs to the group of its folder; no such socket if left out", live=False),
     Key("store", kinds.STORE, SQLITE, "store of the lists", live=False),
     Key("heal", schema.FLAG, True, "whether the node writes its copy of a list back to a store that lost the list or has an older one", live=False),
-    Key("boot_without_lists", schema.word("serve", "refuse"), "serve", "behaviour of a start without any copy of a list: serve answers by the rest of the policy (/ready responds 503), refuse opens no listener", live=False),
+    Key("boot_without_lists", schema.word("serve", "refuse"), "serve", "behaviour of a start without any copy of a list: serve answers by the rest of the policy (/ready responds 503), refuse opens no listener until the lists are loaded", live=False),
     Key("lists.*.kind", schema.word(*KINDS), DEVICES, "kind of entries: devices (identifiers, TACs, ranges), pairs (a device with its SIM, by IMSI), subscribers (IMSIs), or device_types (TACs with their type)"),
     Key("lists.*.signers", schema.FILE, None, "OpenSSH allowed_signers file for releases of this list; required unless the list is local"),
     Key("lists.*.local", schema.FLAG, False, "whether the list changes by `eir add` and `eir remove` instead of signed releases"),
