@@ -85,8 +85,8 @@ class Buffer:
         self, send: Callable[[bytes], bool], later: Callable[[float, Callable[[], None]], object], *, rate_max: float, waiting_bytes_max: int,
         now: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self._send, self._later, self._now, self._monotonic = send, later, now, monotonic
-        self._rate_max, self._waiting_bytes_max = rate_max, waiting_bytes_max
+        self._later, self._now, self._monotonic = later, now, monotonic
+        self._rate_max = rate_max
         self._room = self._room_then = rate_max
         self._room_at = monotonic()
         self._share: Final[Counter[str]] = Counter()
@@ -94,10 +94,9 @@ class Buffer:
         self._began: float | None = None
         """Time at which the first of the checks was answered that are not handed over yet; None: no flush is due."""
         self._parts: dict[bytes, list[Part]] = {EVENTS: [], PLAIN: []}
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
         self.dropped: Counter[str] = Counter()
         """Checks that are not in the record, by reason."""
+        self._queue = MessageQueue(send, waiting_bytes_max, self.dropped)
         self.full: set[str] = set()
         """See Sightings: a peer is in it from its first check for which there is no room until the next flush."""
 
@@ -132,26 +131,42 @@ class Buffer:
         self._room_at = now
         for kind, parts in self._parts.items():
             for message in _messages(kind, [piece for part in parts for piece in part.pieces()], began_us):
-                self._waiting.append(message)
-                self._waiting_bytes += len(message)
+                self._queue.append(message)
             parts.clear()
-        self._drain()
+        if not self._queue.send_all():
+            self._arm(AGAIN_S)
 
     def _arm(self, pause_s: float) -> None:
         if self._began is None:
             self._began = self._now()
             self._later(pause_s, self.flush)
 
-    def _drain(self) -> None:
-        waiting = self._waiting
-        while waiting and self._send(waiting[0]):
-            self._waiting_bytes -= len(waiting.popleft())
-        while self._waiting_bytes > self._waiting_bytes_max:
-            message = waiting.popleft()
-            self._waiting_bytes -= len(message)
-            self.dropped[NOT_TAKEN] += HEAD.unpack_from(message)[1]
-        if waiting:
-            self._arm(AGAIN_S)
+
+class MessageQueue:
+    """Messages on their way to the process that writes the record.
+
+    Above `bytes_max` the oldest messages are dropped, and their checks are counted in `dropped`.
+    """
+
+    def __init__(self, send: Callable[[bytes], bool], bytes_max: int, dropped: Counter[str]) -> None:
+        self._send, self._bytes_max, self._dropped = send, bytes_max, dropped
+        self._messages: deque[bytes] = deque()
+        self._bytes = 0
+
+    def append(self, message: bytes) -> None:
+        """Queue a message."""
+        self._messages.append(message)
+        self._bytes += len(message)
+
+    def send_all(self) -> bool:
+        """Send messages until the other process takes no more; returns True if none is left."""
+        while self._messages and self._send(self._messages[0]):
+            self._bytes -= len(self._messages.popleft())
+        while self._bytes > self._bytes_max:
+            message = self._messages.popleft()
+            self._bytes -= len(message)
+            self._dropped[NOT_TAKEN] += HEAD.unpack_from(message)[1]
+        return not self._messages
 
 
 def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[bytes]:

@@ -95,6 +95,77 @@ class Ask(NamedTuple):
     """Redirects that have led there."""
 
 
+class AccessToken:
+    """Access token for the NRF that asked for one (TS 29.510 5.4.2.2)."""
+
+    def __init__(self) -> None:
+        self.wanted_at: int | None = None
+        """Index of the NRF that wants a token; None: no token is to be requested."""
+        self.is_untried = False
+        """True until an NRF has accepted a request with the token."""
+        self._root, self._value = "", ""
+
+    def store(self, root: str, value: str) -> None:
+        """Store the token that the NRF with this API root issued."""
+        self._root, self._value = root, value
+        self.is_untried, self.wanted_at = True, None
+
+    def clear(self) -> None:
+        """Forget the token and that one was wanted."""
+        self._root, self._value = "", ""
+        self.is_untried, self.wanted_at = False, None
+
+    def accepted(self) -> None:
+        """Note that an NRF has accepted a request."""
+        self.is_untried = False
+
+    def request_at(self, index: int) -> None:
+        """Request a token at the NRF with this index next."""
+        self.wanted_at = index
+
+    def header(self, root: str) -> list[tuple[str, str]]:
+        """Return the Authorization header for a request to this NRF, if it issued the token."""
+        return [authorization(self._value)] if self._value and self._root == root else []
+
+
+class Turns:
+    """Turns of the configured NRFs. After each had its turn without success, there is a pause, which doubles."""
+
+    def __init__(self, count: int, chance: Callable[[], float]) -> None:
+        self.at = 0
+        """Index of the NRF whose turn it is."""
+        self.prefer_at = 0.0
+        """Time of the next attempt at the preferred NRF, which is the first one."""
+        self._count, self._chance = count, chance
+        self._failures = 0
+        self._pause_s, self._retry_s = PAUSE_S, 0.0
+
+    def register(self, index: int, now: float) -> None:
+        """Note that the NRF with this index has registered the node."""
+        self.at = index
+        self._failures, self._pause_s = 0, PAUSE_S
+        self.prefer_later(now)
+
+    def prefer_later(self, now: float) -> None:
+        """Put off the next attempt at the preferred NRF."""
+        self.prefer_at = now + PREFER_S
+
+    def wait_at_least(self, seconds: float) -> None:
+        """Note the pause that an NRF asked for (Retry-After)."""
+        self._retry_s = max(self._retry_s, seconds)
+
+    def advance(self) -> float:
+        """Give the turn to the next NRF. Return the pause in seconds before its request."""
+        self.at = (self.at + 1) % self._count
+        self._failures += 1
+        if self._failures < self._count:
+            return 0.0
+        pause_s = max(self._pause_s * (0.5 + self._chance() / 2), min(self._retry_s, PAUSE_S_MAX))
+        self._failures, self._retry_s = 0, 0.0
+        self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
+        return pause_s
+
+
 class Registration:
     """The registration. `profile` gives the NF profile without what changes; `chance` numbers from 0 to 1."""
 
@@ -102,27 +173,13 @@ class Registration:
         self, settings: NrfSettings, instance: str, profile: Mapping[str, Any], *, report: Report, chance: Callable[[], float], now: float
     ) -> None:  # fmt: skip
         self._settings = settings
-        self._wants_token: int | None = None
-        """The NRF that wants an access token, as a place in settings.uri."""
-        self._token: tuple[str, str] | None = None
-        """NRF and the access token that it gave."""
-        self._token_is_new = False
-        """No NRF has taken a request with it yet."""
         self._instance = instance
-        self._path = f"/nnrf-nfm/v1/nf-instances/{instance}"
         self._profile = profile
         self._report = report
-        self._chance = chance
-        self._at = 0
-        """Place in settings.uri of the NRF whose turn it is."""
+        self._token = AccessToken()
+        self._turns = Turns(len(settings.uri), chance)
         self._asked: Ask | None = None
-        self._failures = 0
-        """NRFs in a row that did not take the node."""
-        self._pause_s = PAUSE_S
-        self._retry_s = 0.0
-        """Pause that one of them told us to make, if longer."""
         self._heartbeat_s = settings.heartbeat_s
-        self._prefer_at = 0.0
         self.due = now
         """Time at which `step` has something to ask."""
         self.registered = False
@@ -140,24 +197,25 @@ class Registration:
     @property
     def where(self) -> str | None:
         """The NRF that the node is registered with; None: with none."""
-        return self._settings.uri[self._at] if self.registered else None
+        return self._settings.uri[self._turns.at] if self.registered else None
 
     def step(self, now: float, standing: Standing) -> Ask:
         """Return the next request."""
         status = "REGISTERED" if standing.serving else "SUSPENDED"
         if (redirected := self.redirected()) is not None:
             return redirected
-        if self._wants_token is not None:
-            self._asked = self._ask(TOKEN, self._wants_token, "POST", _FORM, self._token_request())
-        elif not self.registered or (self._at and now >= self._prefer_at):
+        turns = self._turns
+        if self._token.wanted_at is not None:
+            self._asked = self._ask(TOKEN, self._token.wanted_at, "POST", _FORM, self._token_request())
+        elif not self.registered or (turns.at and now >= turns.prefer_at):
             profile = {**self._profile, "nfStatus": status, "load": standing.load}
-            self._asked = self._ask(REGISTER, 0 if self.registered else self._at, "PUT", _JSON, _json(profile))
+            self._asked = self._ask(REGISTER, 0 if self.registered else turns.at, "PUT", _JSON, _json(profile))
         else:
             changes = [
                 {"op": "replace", "path": path, "value": value}
                 for path, value in (("/nfStatus", status), ("/load", standing.load))
             ]
-            self._asked = self._ask(HEARTBEAT, self._at, "PATCH", _PATCH, _json(changes))
+            self._asked = self._ask(HEARTBEAT, turns.at, "PATCH", _PATCH, _json(changes))
         return self._asked
 
     def redirected(self) -> Ask | None:
@@ -172,7 +230,7 @@ class Registration:
         self._redirected = None
         if not self.registered:
             return None
-        self._asked = self._ask(DEREGISTER, self._at, "DELETE")
+        self._asked = self._ask(DEREGISTER, self._turns.at, "DELETE")
         self.registered = False
         return self._asked
 
@@ -184,9 +242,11 @@ class Registration:
         elif ask.what == DEREGISTER:
             self._report("nrf_deregistered", nrf=ask.root, status=status)
         elif ask.what == TOKEN and status == 200 and (token := issued(_document(body))) is not None:
-            self._token, self._token_is_new, self._wants_token, self.due = (ask.root, token), True, None, now
-        elif status == 401 and ask.what in {REGISTER, HEARTBEAT} and not self._token_is_new:
-            self._wants_token, self.due = self._settings.uri.index(ask.root), now
+            self._token.store(ask.root, token)
+            self.due = now
+        elif status == 401 and ask.what in {REGISTER, HEARTBEAT} and not self._token.is_untried:
+            self._token.request_at(self._settings.uri.index(ask.root))
+            self.due = now
         elif ask.what == REGISTER and status in {200, 201}:
             self._now_with(ask, body, now)
         elif ask.what == HEARTBEAT and status in {200, 204}:
@@ -202,7 +262,7 @@ class Registration:
                 detail="the NRF does not know the node any more",
             )
         else:
-            self._retry_s = max(self._retry_s, _seconds(headers.get("retry-after")))
+            self._turns.wait_at_least(_seconds(headers.get("retry-after")))
             self._not_taken(ask, f"status {status}{_problem(body)}", now)
 
     def failed(self, now: float, why: str) -> None:
@@ -216,8 +276,8 @@ class Registration:
         headers = [("user-agent", NF_TYPE), ("accept", "application/json, application/problem+json")]
         if content_type is not None:
             headers += [("content-type", content_type), ("content-length", str(len(body)))]
-        if what != TOKEN and self._token is not None and self._token[0] == root:
-            headers.append(authorization(self._token[1]))
+        if what != TOKEN:
+            headers += self._token.header(root)
         url = self._below(root, what)
         return Ask(what, root, method, self._moved.get(url, url), headers, body)
 
@@ -234,7 +294,7 @@ class Registration:
 
     def _below(self, root: str, what: str) -> str:
         """The URL of what is asked for, where nobody has redirected."""
-        return root.rstrip("/") + (ISSUES_AT if what == TOKEN else self._path)
+        return root.rstrip("/") + (ISSUES_AT if what == TOKEN else f"/nnrf-nfm/v1/nf-instances/{self._instance}")
 
     def _token_request(self) -> bytes:
         return urlencode({
@@ -250,9 +310,8 @@ class Registration:
         return ask
 
     def _now_with(self, ask: Ask, body: bytes, now: float) -> None:
-        at = self._settings.uri.index(ask.root)
-        self._at, self.registered = at, True
-        self._failures, self._pause_s, self._prefer_at = 0, PAUSE_S, now + PREFER_S
+        self._turns.register(self._settings.uri.index(ask.root), now)
+        self.registered = True
         self._heard(body, now)
         elsewhere = {} if ask.url == self._below(ask.root, ask.what) else {"redirected_to": ask.url}
         self._report("nrf_registered", nrf=ask.root, heartbeat_s=self._heartbeat_s, **elsewhere)
@@ -263,30 +322,25 @@ class Registration:
         if isinstance(said, int) and not isinstance(said, bool) and said > 0:
             self._heartbeat_s = min(max(said, HEARTBEAT_S_MIN), HEARTBEAT_S_MAX)
         self.due = now + self._heartbeat_s * HEARTBEAT_EARLY
-        self._token_is_new = False
+        self._token.accepted()
         self.last_error, self.last_answer = None, now
 
     def _not_taken(self, ask: Ask, why: str, now: float) -> None:
         if ask.what == DEREGISTER:
             self._report("nrf_not_deregistered", level="warning", nrf=ask.root, detail=why)
             return
-        self._wants_token, self._token, self._token_is_new = None, None, False
+        self._token.clear()
         for what in (REGISTER, TOKEN):
             self._moved.pop(self._below(ask.root, what), None)
         if self.registered and ask.root != self.where:  # the preferred one is still away
-            self._prefer_at = now + PREFER_S
+            self._turns.prefer_later(now)
             return
         if self.registered:
             self._report("nrf_lost", level="warning", nrf=ask.root, reason="heartbeat", detail=why)
         else:
             self._report("nrf_not_registered", level="warning", nrf=ask.root, detail=why)
         self.registered, self.last_error = False, f"{ask.root}: {why}"
-        self._at = (self._at + 1) % len(self._settings.uri)
-        self._failures += 1
-        self.due = now
-        if self._failures >= len(self._settings.uri):
-            self.due += max(self._pause_s * (0.5 + self._chance() / 2), min(self._retry_s, PAUSE_S_MAX))
-            self._failures, self._retry_s, self._pause_s = 0, 0.0, min(2 * self._pause_s, PAUSE_S_MAX)
+        self.due = now + self._turns.advance()
 
 
 def profile_of(
