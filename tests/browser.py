@@ -13,6 +13,8 @@ AXE = Path(__file__).parents[1] / ".venv" / "share" / "axe.min.js"
 LOOKS = """<script src=axe.min.js></script><script>addEventListener('load',()=>axe.run().then(({violations})=>{
 frameElement.dataset.found=JSON.stringify({ground:getComputedStyle(document.body).backgroundColor,
 wide:[document.documentElement.scrollWidth,innerWidth],
+broken:[...document.querySelectorAll('th')].filter(each=>{const text=document.createRange();text.selectNodeContents(each);
+return text.getClientRects().length>1}).map(each=>each.textContent),
 wrong:violations.flatMap(({id,nodes})=>nodes.map(({html})=>[id,html]))})}))</script></body>"""
 
 in_chromium = pytest.mark.skipif(
@@ -22,7 +24,7 @@ in_chromium = pytest.mark.skipif(
 
 
 def looked_at(folder, pages, *, frames=(("light", 1200), ("dark", 1200), ("light", 320))):
-    """Each page (its HTML) in a frame of each scheme and width: colour of the ground, width of content and frame, what is wrong.
+    """Each page (its HTML) in a frame of each scheme and width: colour of the ground, width of content and frame, headings in more than one line, what is wrong.
 
     A window of the browser has 500 pixels at least; a frame has what it is given.
     """

@@ -46,7 +46,8 @@ svg{width:100%;height:auto;display:block;border-bottom:1px solid var(--line)}
 .whitelisted{fill:var(--whitelisted)}.greylisted{fill:var(--greylisted)}.blacklisted{fill:var(--blacklisted)}.unknown{fill:var(--unknown)}
 .key{display:inline-block;width:12px;height:12px;margin-right:4px}
 table{border-collapse:collapse;width:100%;font-size:15px}
-th{text-align:left;font-weight:600;color:var(--soft)}
+th{text-align:left;font-weight:600;color:var(--soft);white-space:nowrap}
+td:first-child{min-width:6em}
 th,td{padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
 form{display:flex;flex-wrap:wrap;gap:8px;align-items:end}
 label{display:block}

@@ -330,14 +330,19 @@ async def test_60_connections_guess_20_passwords_and_are_named(site):
 @in_chromium
 def test_everybody_can_use_it_in_light_and_dark_and_on_a_narrow_screen(tmp_path):
     """WCAG, by axe-core; and 1.4.10: nothing is wider than the screen."""
-    long = shown(
-        asked=LISTED, answer=f"{LISTED}: blacklisted\n  by rule 1, list stolen (serial 1)\n  reason: {'x' * 200}"
+    load = Event(
+        time="2026-11-20T01:00:00Z", who="operator@host.core.example", what="load", list="stolen", outcome="ok"
     )
+    long = shown(
+        asked=LISTED, answer=f"{LISTED}: blacklisted\n  by rule 1, list stolen (serial 1)\n  reason: {'x' * 200}",
+        changes={"stolen": load},
+    )  # fmt: skip
     bare = shown(status={**STATUS, "state": "OK", "troubles": []}, peers=[], lists={}, refusals=[], minutes=[])
     found = looked_at(tmp_path, [page(each).body.decode() for each in (long, bare)])
     assert [each["wrong"] for each in found] == [[]] * 6
     assert [each["ground"] for each in found] == ["rgb(251, 251, 249)", "rgb(21, 23, 26)", "rgb(251, 251, 249)"] * 2
     assert all(content <= window for content, window in (each["wide"] for each in found))
+    assert [each["broken"] for each in found] == [[]] * 6
     assert {window for _, window in (each["wide"] for each in found)} == {1200, 320}
 
 
