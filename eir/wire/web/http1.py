@@ -114,7 +114,7 @@ class RequestParser:
 
     def __init__(self, body_bytes_max: int | None) -> None:
         self.fault = 0
-        """Status for the invalid request at the end of what was parsed; 0: there is none."""
+        """Status for the invalid request at the end of the parsed bytes; 0 without one."""
         self.ended = False
         """True if no further request follows the parsed ones."""
         self.expects_continue = False
