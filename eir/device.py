@@ -1,9 +1,9 @@
-"""Identifiers of devices and subscribers: text to key and back. Imports only errors.
+"""Identifiers of devices and subscribers: conversion between text and key. Imports only errors.
 
-A device's key is an integer. IMEI and IMEISV: their first 14 digits (TS 23.003 6.2: the 15th digit of an IMEI is a check
-digit or a spare 0, the 15th and 16th of an IMEISV are a software version, none of them tells devices apart). A MEID of
-decimal digits only shares that space; one with letters has a range of its own above it, `MEID_BASE` + its 56-bit value.
-What phones send that is neither (`0`, twelve digits, a word) has keys above these, from `ODD_BASE` on, so that it can be listed.
+A device's key is an integer. The key of an IMEI or IMEISV is its first 14 digits (TS 23.003 6.2: the 15th digit of an IMEI is a
+check digit or a spare 0, the 15th and 16th of an IMEISV are a software version; these digits do not identify a device). A MEID
+with decimal digits only has a key in the same range. A MEID with letters has the key `MEID_BASE` + its 56-bit value. Other
+identifiers that phones send (`0`, 12 digits, a word) have keys from `ODD_BASE` on, so that they can be listed.
 """
 
 import re
@@ -16,38 +16,39 @@ KEY_DIGITS = 14
 TAC_DIGITS = 8
 MCC_MNC_DIGITS = 5
 SNR_KEYS = 1_000_000
-"""Identifiers under one TAC: the six digits of the serial number (SNR)."""
+"""Number of identifiers of one TAC: the serial number (SNR) has 6 digits."""
 MEID_BASE = 10**14
 ODD_BASE = 731 * 10**14
-"""Above all MEIDs, and a multiple of SNR_KEYS as MEID_BASE is."""
+"""First key above all MEIDs; a multiple of SNR_KEYS, as MEID_BASE is."""
 ODD_OCTETS_MAX = 20
-"""An identifier that is longer has no key."""
+"""Maximum length of an identifier in octets; a longer one has no key."""
 _ODD_DIGITS_MAX, _HASHED, _HASH_DIGITS = 13, 1 << 54, 14
 HEX_DIGITS = frozenset(hexdigits)
 ROUNDED = re.compile(r"[0-9][.,]?[0-9]*E\+?[0-9]+", re.ASCII | re.IGNORECASE)
-"""A number as spreadsheets show one of more than eleven digits."""
+"""Number of more than 11 digits as spreadsheets show it."""
 DASHES = "-\u2010\u2011\u2012\u2013\u2014"
 
 IMEI_LENGTHS = (14, 15, 16)
 IMSI_LENGTHS = range(6, 16)
-"""TS 23.003 2.2: at most 15 digits, of which MCC and MNC take five or six."""
+"""Digits of an IMSI: at most 15 (TS 23.003 2.2), of which 5 or 6 are MCC and MNC."""
 
 
 def is_digits(text: str) -> bool:
-    """True if the text is ASCII digits only (`str.isdigit` also takes other scripts' digits)."""
+    """Return True if the text is ASCII digits only (`str.isdigit` also accepts digits of other scripts)."""
     return text.isascii() and text.isdigit()
 
 
-def typed(text: str) -> str:
-    """An identifier as typed off a box, without its blanks and dashes; any other text unchanged."""
+def strip_separators(text: str) -> str:
+    """Remove blanks and dashes from an identifier that a person typed; return any other text unchanged."""
     plain = "".join(character for character in text if not character.isspace() and character not in DASHES)
     return plain if plain and HEX_DIGITS.issuperset(plain) else text
 
 
 def imei_key(text: str) -> int:
-    """The key of an IMEI (14 digits, or 15 with any last digit) or an IMEISV (16 digits).
+    """Return the key of an IMEI (14 digits, or 15 with any last digit) or an IMEISV (16 digits).
 
-    Raises IdentifierError for anything else.
+    Raises:
+        IdentifierError: for any other text.
     """
     if len(text) in IMEI_LENGTHS and is_digits(text):
         return int(text[:KEY_DIGITS])
@@ -55,9 +56,10 @@ def imei_key(text: str) -> int:
 
 
 def meid_key(text: str) -> int:
-    """The key of a MEID: 14 hexadecimal digits, as text.
+    """Return the key of a MEID: 14 hexadecimal digits, as text.
 
-    Raises IdentifierError for anything else.
+    Raises:
+        IdentifierError: for any other text.
     """
     if len(text) != KEY_DIGITS:
         raise IdentifierError(f"a MEID has 14 hexadecimal digits; got {len(text)} characters")
@@ -67,25 +69,26 @@ def meid_key(text: str) -> int:
 
 
 def device_key(text: str) -> int:
-    """The key of an identifier that a person typed or a list holds: an IMEI, an IMEISV, or a MEID.
+    """Return the key of an identifier that a person typed or a list has: an IMEI, an IMEISV, or a MEID.
 
-    Raises IdentifierError for anything else.
+    Raises:
+        IdentifierError: for any other text.
     """
     try:
         return imei_key(text) if is_digits(text) else meid_key(text)
     except IdentifierError:
         raise IdentifierError(
-            f"no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got {_instead(text)}"
+            f"no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got {_fault_text(text)}"
         ) from None
 
 
-def _instead(text: str) -> str:
-    """Return what stands in the place of an identifier, in words that show no digit of it."""
+def _fault_text(text: str) -> str:
+    """Describe a text that is not an identifier, without its digits."""
     if not text:
         return "nothing"
     if ROUNDED.fullmatch(text):
         return "a number that a spreadsheet has rounded: make it text there, and take it from its source again"
-    if typed(text) != text:
+    if strip_separators(text) != text:
         return f"{len(text)} characters, blanks or dashes among them"
     if len(text) == TAC_DIGITS and is_digits(text):
         return f"{TAC_DIGITS} digits, which are a TAC"
@@ -94,10 +97,13 @@ def _instead(text: str) -> str:
 
 
 def odd_key(text: str) -> int:
-    """The key of an identifier that is neither IMEI nor MEID: 1 to 20 octets, or what `key_text` shows of such a key.
+    """Return the key of an identifier that is neither IMEI nor MEID: 1 to 20 octets, or the text that `key_text` returns.
 
-    Up to 13 digits are kept as they are. Of anything else 54 bits of its SHA-256 are: two that share a key are not met in practice.
-    Raises IdentifierError for nothing, and for what is longer.
+    Up to 13 digits are stored in the key. For any other text the key has 54 bits of its SHA-256, so collisions do not
+    occur in practice.
+
+    Raises:
+        IdentifierError: if the text is empty or too long.
     """
     octets = text.encode(errors="surrogateescape")
     if not 0 < len(octets) <= ODD_OCTETS_MAX:
@@ -110,7 +116,11 @@ def odd_key(text: str) -> int:
 
 
 def any_key(text: str) -> int:
-    """The key of any device: an IMEI, an IMEISV, a MEID, or else `odd_key`. Raises IdentifierError as that does."""
+    """Return the key of any device: an IMEI, an IMEISV, a MEID, or else `odd_key`.
+
+    Raises:
+        IdentifierError: as `odd_key`.
+    """
     try:
         return device_key(text)
     except IdentifierError:
@@ -118,9 +128,9 @@ def any_key(text: str) -> int:
 
 
 def key_text(key: int) -> str:
-    """The identifier of a key.
+    """Return the identifier of a key.
 
-    14 digits, or the few digits, or `#` and the hash, of one that is neither IMEI nor MEID.
+    It has 14 digits; for an identifier that is neither IMEI nor MEID, up to 13 digits, or `#` and the hash.
     """
     if key >= ODD_BASE:
         odd = key - ODD_BASE
@@ -129,15 +139,16 @@ def key_text(key: int) -> str:
 
 
 def check_digit(digits: str) -> int:
-    """The check digit of an IMEI, by its first 14 digits (TS 23.003 annex B: Luhn)."""
+    """Return the check digit of an IMEI for its first 14 digits (TS 23.003 annex B: Luhn)."""
     doubled = (2 * int(digit) if position % 2 else int(digit) for position, digit in enumerate(digits))
     return -sum(each // 10 + each % 10 for each in doubled) % 10
 
 
 def imsi_key(text: str) -> int:
-    """The key of an IMSI: its digits as a number, with a leading 1 so that IMSIs of different length differ.
+    """Return the key of an IMSI: its digits after a leading 1, so that IMSIs of different lengths differ.
 
-    Raises IdentifierError unless the text is 6 to 15 digits.
+    Raises:
+        IdentifierError: unless the text is 6 to 15 digits.
     """
     if len(text) in IMSI_LENGTHS and is_digits(text):
         return int("1" + text)
@@ -145,14 +156,14 @@ def imsi_key(text: str) -> int:
 
 
 def device_type_key(text: str) -> int:
-    """The key of a device type such as `IoT Device`, in the range of keys of IMSIs with 15 digits. Case and spaces do not matter."""
+    """Return the key of a device type such as `IoT Device`, in the range of keys of IMSIs with 15 digits. Case and spaces are ignored."""
     name = " ".join(text.replace("_", " ").casefold().split())
     return 10**15 + int.from_bytes(sha256(name.encode()).digest()[:6]) % 10**15
 
 
-def short(identifier: str, first: int = TAC_DIGITS) -> str:
-    """An identifier as logs show it unless configured otherwise: its first and its last two characters.
+def shorten(identifier: str, first: int = TAC_DIGITS) -> str:
+    """Shorten an identifier for logs to its first and its last two characters.
 
-    `first`: how many at its beginning: the TAC of an IMEI, MCC and MNC of an IMSI.
+    `first`: number of characters at the beginning: the TAC of an IMEI, or MCC and MNC of an IMSI.
     """
     return f"{identifier[:first]}…{identifier[-2:]}" if len(identifier) > first + 2 else "…"

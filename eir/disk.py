@@ -1,4 +1,4 @@
-"""Files that are there wholly or not at all, and names that outlive a power failure. Imports nothing of ours."""
+"""Atomic writes of files, durable names, and detection of changed files. Imports no module of eir."""
 
 import os
 from collections.abc import Iterator
@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import IO
 
 UNFINISHED = ".tmp"
-"""Ending of a file that has not got its name yet."""
+"""Ending of a file that is not complete."""
 
 
 @contextmanager
-def putting(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
-    """A file to be written, which takes its place, over one that may be there, once that is done.
+def open_replacement(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
+    """Open a temporary file for writing, which replaces `path` at the end of the context.
 
-    `mode`: its permissions, from the first byte on, if the umask's are not wanted; `durable`: it is on the disk before it has its name.
-    Raises OSError, and leaves no part of it then: of a disk that is full the rest stays free.
+    If the block fails, the temporary file is removed, so that it uses no space on a full disk.
+
+    Args:
+        path: file to create or replace.
+        mode: permissions from the first byte on; None: those of the umask.
+        durable: write the content to the disk before the file gets its name.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with open(fresh, "wb", opener=partial(os.open, mode=0o666 if mode is None else mode)) as file:
             if mode is not None:
-                os.fchmod(file.fileno(), mode)  # whatever the umask is
+                os.fchmod(file.fileno(), mode)  # independent of the umask
             yield file
             if durable:
                 file.flush()
@@ -32,14 +39,22 @@ def putting(path: Path, *, mode: int | None = None, durable: bool = False) -> It
         fresh.unlink(missing_ok=True)
 
 
-def put(path: Path, content: bytes, *, mode: int | None = None, durable: bool = False) -> None:
-    """Put a file in its place, over one that may be there. Raises OSError; see `putting`."""
-    with putting(path, mode=mode, durable=durable) as file:
+def write_file(path: Path, content: bytes, *, mode: int | None = None, durable: bool = False) -> None:
+    """Write a file atomically, replacing an existing one; see `open_replacement`.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with open_replacement(path, mode=mode, durable=durable) as file:
         file.write(content)
 
 
-def sync(folder: Path) -> None:
-    """Have the names in a folder on the disk. Raises OSError."""
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk.
+
+    Raises:
+        OSError: if that fails.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -47,25 +62,25 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-class Watched:
-    """A file whose content counts, read again when it has changed, and is the same at two looks: half of it might read as another whole."""
+class WatchedFile:
+    """File whose changes are detected. A change counts only if two checks see the same state, because a partly written file may be valid."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._taken: tuple[int, ...] | None = None
+        self._reported: tuple[int, ...] | None = None
         self._seen: tuple[int, ...] | None = None
         self._is_first = True
 
     def changed(self) -> bool:
-        """True if the file exists and is another one than when this was true last; a change counts from the second call on that sees it."""
+        """Return True if the file exists and differs from the last time that this was True; from the second check of the change on."""
         now = None
         if self.path is not None:
             with suppress(OSError):
-                found = self.path.stat()
-                now = found.st_ino, found.st_size, found.st_mtime_ns
+                status = self.path.stat()
+                now = status.st_ino, status.st_size, status.st_mtime_ns
         is_settled = self._is_first or now == self._seen
         self._is_first, self._seen = False, now
-        if now is None or now == self._taken or not is_settled:
+        if now is None or now == self._reported or not is_settled:
             return False
-        self._taken = now
+        self._reported = now
         return True

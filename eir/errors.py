@@ -1,19 +1,19 @@
-"""Every error of the project, as one tree, and how a part reports what is not an error to its caller. Imports nothing of ours.
+"""Errors of the project as one tree, and the callback that reports events. Imports no module of eir.
 
 EirError
-├── ConfigError           the YAML file: all its problems, each with file, line and what was expected
-├── FileError             files that a setting names and that cannot be used; carries the setting
-├── SetupFault            what keeps a node from starting and does not go away by itself: to try again is of no use
+├── ConfigError           all problems of the YAML file, each with file, line and expected value
+├── FileError             unusable files that a setting names; has the setting
+├── SetupFault            a fault that prevents a node's start and needs an operator, so retries are useless
 ├── UsageError            wrong arguments of a command
-├── IdentifierError       a text that is no IMEI, IMEISV, MEID or IMSI
-├── ReleaseRefused        a release that must not change a list; carries a short reason for metrics and scripts
-├── EntryRefused          an operator's change of a list that cannot be made
-├── StoreError            the store cannot do what was asked; carries the cause
-│   ├── GenerationConflict    another loader was faster
-│   ├── StoreChanged          the list changed while its pages were read: start over
-│   └── NothingToRollBack     no earlier release is kept
-└── DiameterError         a fault on the wire; carries the Result-Code and the Failed-AVP that the answer needs
-    └── ConnectionFault       the same, and the transport connection must be closed after the answer (if any)
+├── IdentifierError       a text that is not an IMEI, IMEISV, MEID or IMSI
+├── ReleaseRefused        a rejected release; has a reason word for metrics and scripts
+├── EntryRefused          a rejected change of a list by an operator
+├── StoreError            a failure of the store; has the cause
+│   ├── GenerationConflict    another loader changed the list first
+│   ├── StoreChanged          the list changed while its pages were read: read again
+│   └── NothingToRollBack     no earlier release is stored
+└── DiameterError         a fault of a message; has the Result-Code and the Failed-AVP for the answer
+    └── ConnectionFault       a fault after which the transport connection must be closed
 """
 
 from pathlib import Path
@@ -21,27 +21,27 @@ from traceback import walk_tb
 from typing import NamedTuple, Protocol
 
 DETAIL_CHARS_MAX = 4096
-"""Characters of a text about a refused release: it quotes what somebody delivered."""
+"""Maximum length of the detail of a refusal, which quotes delivered data."""
 
 
 class EirError(Exception):
-    """Root of every error that this project raises on purpose."""
+    """Base class of all errors that this project raises deliberately."""
 
 
 class Problem(NamedTuple):
-    """One thing wrong in a configuration file."""
+    """Problem in a configuration file."""
 
     file: str
     line: int
     text: str
-    """The fault that was found, and what was expected instead."""
+    """Fault and expected value."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}"
 
 
 class FileError(EirError):
-    """Files that a setting names and that cannot be used; `key` is the setting."""
+    """Error for unusable files that a setting names; `key` is the setting."""
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
@@ -49,7 +49,7 @@ class FileError(EirError):
 
 
 class ConfigError(EirError):
-    """A configuration that cannot be taken over; `problems` holds every fault that was found, in file order."""
+    """Error for an invalid configuration; `problems` has every fault in file order."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -57,55 +57,55 @@ class ConfigError(EirError):
 
 
 class SetupFault(EirError):
-    """Something that the configuration names is unavailable (a folder, a password file).
+    """Error for an unavailable resource that the configuration names (a folder, a password file).
 
-    Someone has to mend it before a node can start.
+    An operator must repair it before a node can start.
     """
 
 
 class UsageError(EirError):
-    """Wrong arguments of a command."""
+    """Error for wrong arguments of a command."""
 
 
 class IdentifierError(EirError):
-    """A text that is not the identifier that it should be (TS 23.003 clause 6)."""
+    """Error for a text that is not the expected identifier (TS 23.003 clause 6)."""
 
 
 class ReleaseRefused(EirError):
-    """A release that was not loaded; the list in force is untouched.
+    """Error for a rejected release; the list in force is unchanged.
 
-    `reason` is a short stable word (`bad_signature`, `expired`, `serial`, …) and `detail` says what was found, what was
-    expected, and what to do next. `list_name` is None as long as no verified manifest has named one.
+    `reason` is a stable word (`bad_signature`, `expired`, `serial`, …). `detail` contains the problem, the expectation
+    and the remedy. `list_name` is None unless a verified manifest names the list.
     """
 
     def __init__(self, reason: str, detail: str, *, list_name: str | None = None, serial: int | None = None) -> None:
         self.reason = reason
-        self.detail = shown(detail[:DETAIL_CHARS_MAX])
+        self.detail = escape_invalid(detail[:DETAIL_CHARS_MAX])
         super().__init__(self.detail)
         self.list_name = list_name
         self.serial = serial
         self.claims: tuple[str, int] | None = None
-        """List and serial that a manifest names which was never verified: for people to read, and for no decision."""
+        """List and serial in an unverified manifest: for people only, never for a decision."""
 
 
-def shown(text: str) -> str:
-    """A text that every log, file and store takes: octets of a file's name that are not UTF-8 are escaped."""
+def escape_invalid(text: str) -> str:
+    """Escape bytes that are not valid UTF-8, so that the text can be logged and stored."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def place_of(fault: BaseException) -> str:
-    """The type of a fault and the line that raised it; never its text, which may hold an identifier."""
+    """Return the type of an exception and the line that raised it, without its text, which may contain an identifier."""
     places = [f" at {frame.f_code.co_filename}:{line}" for frame, line in walk_tb(fault.__traceback__)]
     return type(fault).__name__ + "".join(places[-1:])
 
 
 def detail_of(fault: BaseException) -> str:
-    """The text about a fault in the log: an error of this program's own says what is wrong, of any other the place is told."""
+    """Return the text of an exception for the log: the message of an EirError; for any other only type and line."""
     return str(fault) if isinstance(fault, EirError) else place_of(fault)
 
 
 def refused_by(fault: Exception) -> ReleaseRefused:
-    """The refusal of a release that the program itself fails over (`fault`), with the place; the values at hand are left out."""
+    """Return the refusal for a release that causes a bug (`fault`), with the line of code but without values."""
     frames = [
         (Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)
     ]
@@ -122,11 +122,11 @@ def refused_by(fault: Exception) -> ReleaseRefused:
 
 
 class EntryRefused(EirError):
-    """An operator's change of a list that would not do what it says, or more than its limits allow; the list is untouched."""
+    """Error for an operator's change of a list that would have no effect or exceeds a limit; the list is unchanged."""
 
 
 class StoreError(EirError):
-    """The store could not do what was asked. `cause` is a short word for metrics (`refused`, `timeout`, `full`, …)."""
+    """Error of the store. `cause` is a short word for metrics (`refused`, `timeout`, `full`, …)."""
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(detail)
@@ -134,32 +134,32 @@ class StoreError(EirError):
 
 
 class GenerationConflict(StoreError):
-    """The list changed after the loader saw it and before the write; nothing was written."""
+    """Error for a list that changed between the loader's read and its write; nothing was written."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("conflict", detail)
 
 
 class StoreChanged(StoreError):
-    """The list changed while its pages were being read; what was read so far must be thrown away."""
+    """Error for a list that changed while its pages were read; the pages must be discarded."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("changed", detail)
 
 
 class NothingToRollBack(StoreError):
-    """The store keeps no release before the one in force."""
+    """Error for a rollback without a stored earlier release."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("nothing_to_roll_back", detail)
 
 
 class DiameterError(EirError):
-    """A fault in a Diameter message that its sender gets to know (RFC 6733 7).
+    """Fault of a Diameter message that is reported to its sender (RFC 6733 7).
 
-    `result_code` is the Result-Code of the answer, `failed_avp` the encoded AVPs that its Failed-AVP holds (empty: none),
-    `reason` a short word for metrics and logs, `entry` the label of the sender's entry in the peer table (None: none fits), `nearest`
-    the label of the entry that would fit but for one condition.
+    `result_code` is the Result-Code of the answer, `failed_avp` the encoded AVPs of its Failed-AVP (empty: none),
+    `reason` a short word for metrics and logs, `entry` the label of the sender's entry in the peer table (None: none
+    matches), `nearest` the label of the entry that matches except for one condition.
     """
 
     def __init__(
@@ -175,16 +175,16 @@ class DiameterError(EirError):
 
 
 class ConnectionFault(DiameterError):
-    """A fault after which the byte stream cannot be trusted: answer (if `result_code` is not 0), then close."""
+    """Fault after which the byte stream is unusable: answer (if `result_code` is not 0), then close."""
 
 
 class Report(Protocol):
-    """A function that a part calls to report an event; the log makes a line of it, and limits how many there are.
+    """Callback that reports an event; the log writes a line for it, limited in rate.
 
-    `reason` is one short word for each cause, `level` a key of the log's levels, `fields` whatever helps to understand the event.
+    `reason` is a short word for each cause, `level` a key of the log's levels, `fields` further values.
     """
 
-    def __call__(  # noqa: D102 - the class says it
+    def __call__(  # noqa: D102 - see the class
         self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
     ) -> None: ...
 
@@ -192,4 +192,4 @@ class Report(Protocol):
 def silent(
     event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
 ) -> None:
-    """Report nothing: for a caller that learns all it needs from results and exceptions."""
+    """Ignore the event: for a caller that needs only results and exceptions."""

@@ -1,9 +1,9 @@
-"""Types that describe a configuration and its metrics: keys, sections, kinds of values, a file as it was read, metric families.
+"""Types for configuration keys and metrics: keys, sections, kinds of values, a parsed file, metric families.
 
-A part that has keys or metrics of its own exports them in these types. Imports eir.errors alone; knows no key and no file.
+A package with keys or metrics of its own exports them in these types. Imports only eir.errors; contains no key and no file.
 
-A value is read from the text that stands in the file, never from YAML's own idea of it, so that `tac: 00101001` keeps its
-zeros and a peer may be called `no`.
+A value is parsed from its text in the file, never from YAML's interpretation, so that `tac: 00101001` keeps its zeros and a
+peer may be called `no`.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from eir.errors import Problem
 
 LABEL_MAX, NAME_MAX = 63, 255
-"""Octets in a label and in a whole domain name (RFC 1035 2.3.4)."""
+"""Maximum lengths of a label and of a whole domain name in octets (RFC 1035 2.3.4)."""
 SCTP, DTLS = "sctp", "dtls"
 SECONDS: dict[str, Decimal | int] = {"": 1, "ms": Decimal("0.001"), "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 DAYS = {"d": 1, "y": 365}
@@ -40,22 +40,22 @@ BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of value: how it is written, read and shown."""
+    """Kind of value: its form, its parser and its formatter."""
 
     expected: str
-    """Form of one value, for the reference and for error messages."""
+    """Description that completes "expected …" and is used in the reference."""
     read: Callable[[str], Any]
-    """The value that a text stands for. Raises ValueError, or Unexpected to say more than `expected` does."""
+    """Parser of a text. It raises ValueError, or Unexpected for a more precise message than `expected`."""
     show: Callable[[Any], Any] = str
-    """The inverse: what to print, as JSON knows it."""
+    """Formatter of a value as JSON; the inverse of `read`."""
     place: Callable[[Any, Path], Any] = lambda value, _: value
-    """The value with the files that it names found from a folder."""
+    """Function that resolves the files of a value in a folder."""
     bare: bool = False
-    """Must not stand in quotes: a number or a switch, where quotes say that someone meant a text."""
+    """True if the value must not be quoted: a number or a switch, because quotes show that a text was meant."""
     many: bool = False
-    """One value, or a list of them; read as a tuple."""
+    """True if the key accepts one value or a list of them; it is read as a tuple."""
     may_be_empty: bool = False
-    """With `many`: `[]` has a meaning. Otherwise: a key without a value has one, and is read as None."""
+    """With `many`: `[]` is allowed. Otherwise: a key without a value is allowed, and is read as None."""
     example: str = ""
     """Examples of a value, for error messages."""
 
@@ -72,11 +72,11 @@ class Kind:
 
 
 class Unexpected(ValueError):
-    """A wrong value of which more can be said than what its kind expects; the message completes "found …; "."""
+    """Error for a wrong value with a precise message, which completes "found …; "."""
 
 
 def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.Match.group, **more: Any) -> Kind:
-    """A text that matches the whole pattern; `read` makes the value of the match."""
+    """Return the kind of a text that matches the whole pattern; `read` converts the match to the value."""
 
     def matched(written: str) -> Any:
         match = re.fullmatch(pattern, written, re.ASCII | re.DOTALL)
@@ -88,7 +88,7 @@ def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.
 
 
 def one_of(words: Mapping[str, Any]) -> Kind:
-    """One of some words, each of which stands for a value."""
+    """Return the kind of words that stand for values."""
     *most, last = words
     listed = f"{', '.join(most)} or {last}" if most else last
 
@@ -102,14 +102,14 @@ def one_of(words: Mapping[str, Any]) -> Kind:
 
 
 def word(*words: str) -> Kind:
-    """One of some words, which is the value."""
+    """Return the kind of words that are the values themselves."""
     return one_of({each: each for each in words})
 
 
 def quantity(
     expected: str, low: float, high: float, units: Mapping[str, Decimal | int], of: type = float, **more: Any
 ) -> Kind:
-    """A number with one of the units behind it, within limits that are given in the unit that is 1."""
+    """Return the kind of a number followed by a unit; the limits are in the unit 1."""
 
     def read(match: re.Match[str]) -> Any:
         value = Decimal(match[1]) * units[match[2]]
@@ -122,7 +122,7 @@ def quantity(
 
 
 def whole(low: int, high: int) -> Kind:
-    """A whole number within limits."""
+    """Return the kind of a whole number within limits."""
     expected = f"a whole number from {low} to {high}"
     kind = quantity(expected, low, high, {"": 1}, of=int, bare=True)
 
@@ -134,19 +134,19 @@ def whole(low: int, high: int) -> Kind:
     return replace(kind, read=read)
 
 
-def number(low: float, high: float, what: str) -> Kind:
-    """A number within limits, with or without a decimal point."""
-    return quantity(f"{what} from {low:.10g} to {high:.10g}", low, high, {"": 1}, bare=True)
+def number(low: float, high: float, label: str) -> Kind:
+    """Return the kind of a number within limits, with or without a decimal point."""
+    return quantity(f"{label} from {low:.10g} to {high:.10g}", low, high, {"": 1}, bare=True)
 
 
 def seconds(low: float, high: float) -> Kind:
-    """A time, read as seconds: a plain number, or one with a unit."""
+    """Return the kind of a time in seconds: a plain number, or a number with a unit."""
     expected = f"seconds from {low:.10g} to {high:.10g}"
     return quantity(expected, low, high, SECONDS, example="500ms, 30s, 2m")
 
 
 def days(low: int, high: int) -> Kind:
-    """A long time, read as days: a number with a unit; a year has 365."""
+    """Return the kind of a long time in days: a number with a unit; a year has 365 days."""
 
     def show(value: int) -> str:
         return f"{value}d" if value % DAYS["y"] else f"{value // DAYS['y']}y"
@@ -155,12 +155,12 @@ def days(low: int, high: int) -> Kind:
 
 
 def byte_size(low: int, high: int) -> Kind:
-    """A size, read as bytes: a plain number, or one with a unit."""
+    """Return the kind of a size in bytes: a plain number, or a number with a unit."""
     return quantity(f"bytes from {low} to {high}", low, high, BYTES, of=int, example="64KiB")
 
 
 def percentage(high: int) -> Kind:
-    """A percentage, read as a fraction; the sign has to be there, since 0.2 might be meant either way."""
+    """Return the kind of a percentage, read as a fraction; the sign is required, because 0.2 would be ambiguous."""
     expected = f"a percentage from 0% to {high}%"
     return quantity(
         expected, 0, high / 100, {"%": Decimal("0.01")}, show=lambda value: f"{value * 100:.10g}%", example="20%"
@@ -168,31 +168,31 @@ def percentage(high: int) -> Kind:
 
 
 def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
-    """One value of a kind, or a list of them."""
+    """Return the kind of one value or a list of them."""
     return replace(kind, many=True, may_be_empty=may_be_empty)
 
 
 def did_you_mean(written: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing if no known word is near."""
+    """Return `; did you mean 'x'?` for a similar known word, or an empty text."""
     words, forms = list(known), (written.lower().replace("-", "_"), written)
     near = [match for form in forms for match in difflib.get_close_matches(form, words, n=1)]
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def mask_password(url: str) -> str:
-    """A URL with its password hidden; anything else as it is."""
+    """Hide the password of a URL; return any other text unchanged."""
     return re.sub(r"(?<=://)([^/@\s:]*):\S*@", r"\1:***@", url)
 
 
 def mask_secrets(url: str) -> str:
-    """Return a URL with its password, query and fragment hidden; any other text unchanged."""
-    # A password that holds ? and a query that holds @ look alike: everything from there on is hidden.
+    """Hide the password, query and fragment of a URL; return any other text unchanged."""
+    # A password with ? and a query with @ cannot be distinguished, so everything from there on is hidden.
     whole = re.sub(r"(?<=://)([^/@\s:]*):\S*[?#]\S*@.*", r"\1:***", url, flags=re.DOTALL)
     return re.sub(r"(://[^?#]*[?#]).*", r"\1***", mask_password(whole), flags=re.DOTALL)
 
 
 def domain_name(written: str) -> str:
-    """A DiameterIdentity: a fully qualified domain name (RFC 6733 4.3.1)."""
+    """Parse a DiameterIdentity: a fully qualified domain name (RFC 6733 4.3.1)."""
     if "://" in written or ":" in written:
         raise Unexpected("expected a name alone, without aaa:// and without a port")
     if not written.isascii():
@@ -204,7 +204,7 @@ def domain_name(written: str) -> str:
 
 
 def address(written: str, default_port: int | None) -> str:
-    """host:port of an address or a name; IPv6 in brackets."""
+    """Parse host:port of an address or a name; IPv6 in brackets."""
     parts = urlsplit(f"//{written}")
     host, port = parts.hostname, parts.port if parts.port is not None else default_port
     if not host or port is None or parts.netloc != written or "@" in written:
@@ -217,23 +217,23 @@ def address(written: str, default_port: int | None) -> str:
 
 
 def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Kind:
-    """URL with one of these schemes, an address and a port; each scheme has its port unless the URL names one.
+    """Return the kind of a URL with one of these schemes, an address and a port; each scheme has a default port.
 
-    Over SCTP there may be several addresses. `connects`: the node connects to it, so that port 0 is not allowed.
+    Over SCTP several addresses are allowed. `connects`: the node connects to the URL, so port 0 is not allowed.
     """
     *most, last = (f"{scheme}://ADDRESS{',ADDRESS' if scheme == SCTP else ''}:PORT" for scheme in ports)
     forms = f"{', '.join(most)} or {last}" if most else last
 
     def read(match: re.Match[str]) -> str:
         scheme = match[1]
-        *others, final = match[2].split(",") if SCTP in ports else [match[2]]
+        *more_addresses, final = match[2].split(",") if SCTP in ports else [match[2]]
         if scheme == DTLS:
             raise Unexpected("DTLS over SCTP is not offered: expected sctp:// with IPsec below it, or tls://")
-        if others and scheme != SCTP:
+        if more_addresses and scheme != SCTP:
             raise Unexpected("expected one address; only sctp:// takes several")
-        if any(urlsplit(f"//{each}").port is not None for each in others):
+        if any(urlsplit(f"//{each}").port is not None for each in more_addresses):
             raise Unexpected("expected the port behind the last address alone, since it is that of all")
-        hosts = [address(each, 0).removesuffix(":0") for each in others]
+        hosts = [address(each, 0).removesuffix(":0") for each in more_addresses]
         return f"{scheme}://{','.join([*hosts, address(final, ports[scheme])])}"
 
     schemes = "|".join((*ports, *([DTLS] if SCTP in ports and "tls" in ports else [])))
@@ -276,96 +276,95 @@ LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
 # The table of keys
 
 REQUIRED: Final = object()
-"""The default of a key that has to be there."""
+"""Default of a required key."""
 
 Spot = tuple[Hashable, ...]
-"""Place of a value: keys by name, entries of a list by their number from 0."""
+"""Position of a value: keys by name, members of a list by their index from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One row of the table."""
+    """Row of the table of keys."""
 
     path: str
-    """Dotted; `name[]` is a list of sections, `name.*` a section whose keys are free names."""
+    """Dotted path; `name[]` is a list of sections, `name.*` a section whose keys are free names."""
     kind: Kind
     default: Any
-    """None: no value; REQUIRED: the key has to be there."""
+    """Default; None: no value; REQUIRED: the key is required."""
     says: str
     field: str = ""
-    """Name of the value in what is built, if not the one in the file."""
+    """Name of the value in the built object, if it differs from the key."""
     live: bool = True
-    """A reload takes it over; otherwise it needs a restart, and its path is that of the value's field, too."""
+    """True if a reload applies it; otherwise it needs a restart, and its path is also the path of the field."""
 
     @property
     def required(self) -> bool:
-        """True if the key has to be there."""
+        """True if the key is required."""
         return self.default is REQUIRED
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A mapping of the file, or, if its path says so, many of one form."""
+    """Mapping in the file, or, depending on its path, many mappings of one form."""
 
     path: str
-    """As in a Key."""
+    """Path as in Key."""
     build: Callable[..., Any] | None = None
-    """Called with the values by name; None: they belong to what is around the section, as all in a dict that is built do."""
+    """Function that is called with the values by name; None: the values belong to the surrounding section."""
     optional: bool = False
-    """None if it is not there, although something in it is required."""
+    """True if the section is None when it is missing, even if it has required keys."""
     live: bool = True
-    """A reload takes it over; otherwise it needs a restart, as a whole."""
+    """True if a reload applies it; otherwise the whole section needs a restart."""
     short: str = ""
-    """The key that is meant where one value stands instead of the section."""
+    """Key that is meant if one value is given instead of the section."""
     gone: Mapping[str, str] = field(default_factory=dict)
-    """Keys that earlier versions had, and what to write instead."""
+    """Keys of earlier versions, and their replacements."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
 
     @property
     def shape(self) -> str:
-        """`[]`, `.*`, or nothing."""
+        """`[]`, `.*`, or empty."""
         return self.path[-2:] if self.path.endswith(("[]", ".*")) else ""
 
     @property
     def required(self) -> bool:
-        """True if the section has to be there, because something in it does."""
+        """True if the section is required because one of its keys is."""
         return not (self.optional or self.shape) and any(entry.required for entry in self.entries.values())
 
 
 @dataclass(slots=True)
 class Document:
-    """A file as it was read, and where what stands; a value with a fault reads as its default, and as None if it has none."""
+    """Parsed file with line numbers; an invalid value is replaced by its default, or by None."""
 
     file: str
     values: dict[str, Any] = field(default_factory=dict)
-    """All that was built, defaults included."""
+    """All built values, including defaults."""
     shown: dict[str, Any] = field(default_factory=dict)
-    """The same by the file's own keys, as JSON knows it."""
+    """Same by the keys of the file, as JSON."""
     lines: dict[Spot, int] = field(default_factory=dict)
-    """Lines (from 1) of keys and entries that are in the file."""
+    """Lines (from 1) of keys and members in the file."""
     problems: dict[Problem, Spot] = field(default_factory=dict)
-    """Problems in the order found, each with the value that it is about; a node that is read twice through an alias has
-    one fault."""
+    """Problems in the order in which they were found, each with its value; a node that is read twice through an alias has one fault."""
     faults: set[Spot] = field(default_factory=set)
 
     def faulty(self, *spot: Hashable) -> bool:
-        """True if there is a fault in the value or section, or in anything inside it."""
+        """Return True if the value or section, or a value inside it, has a fault."""
         return any(fault[: len(spot)] == spot for fault in self.faults)
 
     def line(self, *spot: Hashable) -> int:
-        """The line of a value, else that of the nearest section around it."""
+        """Return the line of a value, or that of the nearest section around it."""
         while spot and spot not in self.lines:
             spot = spot[:-1]
         return self.lines.get(spot, 1)
 
 
 Findings = Iterator[tuple[str, Spot]]
-"""Texts to report, each with the place of its value in the file."""
+"""Texts to report, each with the position of its value in the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric: how it is called, what it means, and how the values of several workers become one."""
+    """Metric: name, meaning, and the merging of the workers' values."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]

@@ -21,7 +21,7 @@ import test_feed_history
 import test_history
 from made import event
 
-from eir.lists.record.history import appended, broken
+from eir.lists.record.history import append_events, chain_faults
 from eir.lists.record.store import FEED, Ledger, ListStore, Record
 from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.sqlite import SqliteStore
@@ -79,7 +79,7 @@ async def _lived(name: str, days: int, server: servers.Server | None) -> bool:
 
 async def _held(name: str, store: ListStore, refusals: int) -> bool:
     """True if all records are there, in a chain that holds, after a year and a flood."""
-    records, _ = appended(Ledger(), test_history.year())
+    records, _ = append_events(Ledger(), test_history.year())
     began = time.monotonic()
     await store.rewrite_history(_one(records), (), after=0, seen=Ledger())
     await store.record(event(detail="before the flood"))
@@ -94,7 +94,7 @@ async def _held(name: str, store: ListStore, refusals: int) -> bool:
     await store.record(event(detail="after the flood"))
     there = [record async for batch in store.records() for record in batch]
     folds, faults = await store.folds(), []
-    faults += broken(there, folds, await store.ledger())
+    faults += chain_faults(there, folds, await store.ledger())
     if there[: len(records)] != records or len(there) != len(records) + 2:
         faults.append("records are gone")
     if sum(each.count for each in await store.outcomes() if each.outcome == "refused") != refusals:

@@ -26,7 +26,7 @@ from web_folder import FAULTS, Web, tls
 
 from eir.errors import ReleaseRefused
 from eir.lists.sources import acknowledge
-from eir.lists.sources.folder_writer import index_in
+from eir.lists.sources.folder_writer import load_index
 
 RECOVERED_S = 60.0
 """From the end of the faults until every node holds what the folder offers, and has said so."""
@@ -107,7 +107,7 @@ class _Soak:
             self._refused(nodes)
             for node in nodes:
                 node.end()
-        index = index_in(self.register.folder)
+        index = load_index(self.register.folder)
         print(
             f"{sum(self.befell.values())} faults: {', '.join(f'{count} {what}' for what, count in sorted(self.befell.items()))}"
         )
@@ -129,7 +129,7 @@ class _Soak:
         return site
 
     def _offer(self) -> None:
-        index = index_in(self.register.folder)
+        index = load_index(self.register.folder)
         if index is not None:
             self.proven |= {offer.serial: offer.content for offer in index.releases}
 
@@ -173,7 +173,9 @@ class _Soak:
         found = []
         for path, content in sorted(self.web.given.items()):
             try:
-                said = acknowledge.read(content, path, self.register.folder / acknowledge.NODES, datetime.now(UTC))
+                said = acknowledge.verify_acknowledgement(
+                    content, path, self.register.folder / acknowledge.NODES, datetime.now(UTC)
+                )
             except ReleaseRefused as e:
                 self.broken.append(f"{path} is not proved: {e}")
                 continue

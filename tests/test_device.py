@@ -18,7 +18,7 @@ from eir.device import (
     is_digits,
     key_text,
     meid_key,
-    short,
+    shorten,
 )
 from eir.errors import IdentifierError
 
@@ -169,15 +169,15 @@ def test_is_digits(text, answer):
     [("001010010000014", "00101001…14"), ("00101001000001", "00101001…01"), ("0010100101", "…"), ("", "…")],
 )
 def test_short(identifier, shown):
-    assert short(identifier) == shown
+    assert shorten(identifier) == shown
 
 
 @pytest.mark.parametrize(("imsi", "shown"), [("001010000000001", "00101…01"), ("0010100", "…"), ("", "…")])
 def test_short_imsi(imsi, shown):
-    assert short(imsi, MCC_MNC_DIGITS) == shown
+    assert shorten(imsi, MCC_MNC_DIGITS) == shown
 
 
 @given(st.text(string.digits, min_size=14, max_size=16))
 def test_short_never_gives_a_serial_number_away(identifier):
-    assert identifier[8:-2] not in short(identifier)[8:]
-    assert len(short(identifier)) == 11
+    assert identifier[8:-2] not in shorten(identifier)[8:]
+    assert len(shorten(identifier)) == 11

@@ -1,5 +1,5 @@
-"""The check itself: from a question about a device to a verdict and its reasons, whatever protocol asked.
+"""Checks: from a question about a device to a verdict and its reasons, independent of the protocol.
 
-question.py says what is asked, checker.py answers it by the policy in force (policy.py, whose rules are made of conditions.py), and
-explain.py is `eir check`.
+question.py defines the question. checker.py answers it by the policy in force (policy.py, with the conditions of
+conditions.py). explain.py implements `eir check`.
 """

@@ -1,8 +1,8 @@
-"""The check: from a question to a verdict, whichever protocol asks; and what is counted and told of it.
+"""Checker: answers questions by the policy in force, counts the answers and reports them.
 
-A protocol's translator makes a Question of a request and an answer of what `check` returns. A fast path of a protocol asks the
-policy in force itself (`policy`), and hands in what it answered by the batch (`count`, `note`). Synchronous, without I/O: the time
-is an argument, and events go to callables. May import eir.checks, eir.lists.images.index, eir.device and errors.
+An interface converts a request to a Question, and the verdict to an answer. The fast path of an interface evaluates `policy`
+itself and reports its answers in batches (`count`, `note`). Synchronous, without I/O: the time is an argument, and events go to
+callbacks. May import eir.checks, eir.lists.images.index, eir.device and errors.
 """
 
 from collections import Counter, defaultdict
@@ -17,8 +17,7 @@ from eir.errors import IdentifierError, Report, silent
 from eir.lists.images.index import Index
 
 Labels = tuple[str, ...]
-"""Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`, `no_imei`), protocol,
-and PROBE behind it where a probe asked."""
+"""Status, list that decided (or empty), rule (name, number, `default`, `override`, `no_identity`, `bad_identity` or `no_imei`), protocol, and PROBE if a probe asked."""
 
 PROBE = "yes"
 
@@ -26,28 +25,26 @@ Kind = tuple[str, str, str, str]
 """Status, list and rule as in Labels, and the label of the peer."""
 
 NoteCheck = Callable[[Kind, str, str, str, int], None]
-"""Called with checks that did not end in `whitelisted`: their kind, the Origin-Host of the request (behind an agent not
-the peer's own), identifier and IMSI, which are those of the last one and empty where absent, and the number of
-checks."""
+"""Callback for checks without the status `whitelisted`. It receives their kind, the Origin-Host of the request (behind an agent not that of the peer), identifier and IMSI of the last one (empty if absent), and the number of checks."""
 
 NoteObserved = Callable[[int, str, str | None], None]
-"""Called for each check that an observed rule would have answered: the rule's number, the status, the rule's name."""
+"""Callback for each check that matches an observed rule: the rule's number, the status, the rule's name."""
 
 ERRORS = {why: Decision("error", why.value, None, is_plain=False) for why in NoDevice}
-"""Decisions recorded for requests that got the protocol's own error."""
+"""Decisions recorded for requests that were answered with the protocol's own error."""
 
 IDENTIFIER_MAX, NAME_MAX = 32, 255
-"""Characters of an identifier and of a name that sightings keep: a text from the wire may be as long as a message."""
+"""Maximum lengths of an identifier and of a name in sightings, because a text from the wire may be as long as a message."""
 TEXT_MAX = (NAME_MAX, NAME_MAX, IDENTIFIER_MAX, IDENTIFIER_MAX, IDENTIFIER_MAX)
 
 KINDS = {NoDevice.MISSING: "none", NoDevice.MALFORMED: "bad"}
-"""Names in metrics of requests that name no device."""
+"""Names in metrics for requests without a device."""
 
 
 class Checker:
-    """Answers questions by the policy in force, and counts what it answered.
+    """Checker of questions by the policy in force, with counters.
 
-    Made from the policy's settings and the lists that its rules look into; raises as compile_policy.
+    The arguments are the policy's settings and the lists of its rules. Raises as compile_policy.
     """
 
     def __init__(
@@ -56,33 +53,33 @@ class Checker:
         probes: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:  # fmt: skip
         self.sightings = sightings
-        """Takes every check; a fast path hands in its own. None: nothing is kept."""
+        """Receiver of every check; a fast path sends its checks itself. None if sightings are off."""
         self.probes = probes
-        """Protocol and label of peers whose checks are nobody's phones: they are answered and counted, but no sightings."""
+        """Protocol and label of probing peers: their checks are answered and counted, but not recorded."""
         self.traced: Callable[[Question, Verdict | NoDevice], None] | None = None
-        """Called for each check that is decided here, but not for those that a fast path decides."""
+        """Callback for each check that is decided here, not by a fast path."""
         self.held: list[Verdict] = []
-        """Rules under observation that held in the check that is being decided, where there are sightings."""
+        """Observed rules that matched in the current check, if sightings are on."""
         self._index, self._report = index, report
         self._note_check, self._note_observed = note_check, note_observed
         self._answered: defaultdict[Labels, Counter[Verdict]] = defaultdict(Counter)
-        """The last of Labels → checks by verdict of the policy in force. The first are made of them when someone wants to see them."""
+        """End of Labels → checks by verdict of the policy in force. The full labels are built only for metrics."""
         self._answered_before: Counter[Labels] = Counter()
-        """Checks by verdict of earlier policies."""
+        """Checks under earlier policies."""
         self.observed: Counter[tuple[str, str]] = Counter()
-        """(rule, status) → checks that a rule under observation would have answered."""
+        """(rule, status) → number of checks that an observed rule matched."""
         self.identity_errors: Counter[tuple[str, str]] = Counter()
-        """(`none` or `bad`, peer label) → requests without an identifier, or with a malformed one."""
+        """(`none` or `bad`, peer label) → number of requests without an identifier, or with a malformed one."""
         self._overridden = False
-        self.reconfigure(settings, now)
+        self.apply(settings, now)
 
     @property
     def policy(self) -> Policy:
-        """The policy in force; another object as soon as another one is."""
+        """Policy in force; each change sets another object."""
         return self._policy
 
-    def reconfigure(self, settings: PolicySettings, now: datetime) -> None:
-        """Put another policy in force, over the lists that the index has now. If it cannot be compiled, the one in force stays."""
+    def apply(self, settings: PolicySettings, now: datetime) -> None:
+        """Put another policy in force, with the present lists of the index. If it cannot be compiled, the present one stays."""
         policy = compile_policy(settings, self._index, observed=self._observe, now=now)
         self._answered_before = self.checks()
         self._answered.clear()
@@ -97,15 +94,15 @@ class Checker:
         self._overridden = policy.overridden
 
     def tick(self, now: datetime) -> bool:
-        """Return True if an override has ended, so that the rules answer again. To be called each second."""
+        """Restore the rules if an override has ended, and return True then. Called each second."""
         ends = self._policy.override_until
         if ends is None or now < ends:
             return False
-        self.reconfigure(self._settings, now)
+        self.apply(self._settings, now)
         return True
 
     def check(self, question: Question) -> Verdict | NoDevice:
-        """The answer. NoDevice if the request names no device and the policy wants the protocol's own error for that."""
+        """Return the verdict, or NoDevice if the request names no device and the policy wants the protocol's own error."""
         verdict = self._check(question)
         if self.traced is not None:
             self.traced(question, verdict)
@@ -158,11 +155,11 @@ class Checker:
     def _sight(self, decision: Decision, question: Question, imsi: str) -> None:
         if self.sightings is None:
             return
-        told = (question.origin_host, question.origin_realm, question.identifier(), imsi, question.version())
-        self.sight(decision, question.protocol, question.peer, told, early=question.unproven)
+        texts = (question.origin_host, question.origin_realm, question.identifier(), imsi, question.version())
+        self.sight(decision, question.protocol, question.peer, texts, early=question.unproven)
 
     def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str], *, early: bool = False) -> None:
-        """Tell the record of a check that was just decided; `texts`: see eir.checks.sighting.TEXTS."""
+        """Record a check that was just decided; `texts` as in eir.checks.policy.TEXTS."""
         observed = self.observed_now()
         if self.sightings is not None and (protocol, peer) not in self.probes:
             lines = "".join(
@@ -171,17 +168,17 @@ class Checker:
             self.sightings.add((SightingKind(decision, protocol, peer, observed, early),), bytes(2), lines.encode())
 
     def observed_now(self) -> str:
-        """The rules under observation that held in the check that was just decided, as the record of sightings shows them."""
+        """Format the observed rules that matched in the check just decided, for the record of sightings; then clear them."""
         if not self.held:
             return ""
-        said = " ".join(
+        text = " ".join(
             f"{verdict.rule}={verdict.status}{f'@{verdict.list}' if verdict.list else ''}" for verdict in self.held
         )
         self.held.clear()
-        return said
+        return text
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int], peer: str = "") -> None:
-        """Count checks that `policy` decided elsewhere, and who asked: verdict → how many there were."""
+        """Count checks that a fast path decided for a peer: verdict → number."""
         self._answered[self._asked_by(protocol, peer)].update(verdicts)
 
     def _asked_by(self, protocol: str, peer: str) -> Labels:
@@ -190,12 +187,12 @@ class Checker:
     def note(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Tell of checks that did not end in `whitelisted`: peer label; of the last one Origin-Host, device (key of eir.device), IMSI (empty: none)."""
+        """Report checks without the status `whitelisted`: their peer's label; Origin-Host, device key and IMSI (or empty) of the last one."""
         device = "" if key is None else key_text(key)
         self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi, count)
 
     def checks(self) -> Counter[Labels]:
-        """Checks answered since the start, under all policies."""
+        """Return the number of checks since the start, under all policies."""
         answered = self._answered_before.copy()
         for asked_by, verdicts in self._answered.items():
             for verdict, count in verdicts.items():

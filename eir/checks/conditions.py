@@ -1,6 +1,6 @@
-"""The conditions that a rule may have: one table, from the condition's name to what makes a test of its value.
+"""Table of the conditions of a rule, from a condition's name to a function that compiles its value to a test.
 
-A new condition is a row here and a field of `settings.Rule` with the same name.
+A new condition needs a row here and a field of `settings.Rule` with the same name.
 """
 
 from collections.abc import Callable
@@ -15,31 +15,30 @@ if TYPE_CHECKING:  # the configuration is checked without the lists
     from eir.lists.images.index import Index, PairList
 
 Holds = Callable[[int, str, str, str, str], bool]
-"""(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → whether the condition holds; texts are empty where absent."""
+"""Test with (device key, IMSI, Software-Version, Origin-Host, Origin-Realm), texts empty if absent; it returns whether the condition holds."""
 
-NOBODY = 0
-"""The key of no IMSI (eir.device.imsi_key gives each a leading 1), so no list has it."""
+NO_SUBSCRIBER = 0
+"""Key that no IMSI has (eir.device.imsi_key gives each a leading 1), so it is in no list."""
 
 
 class Condition(NamedTuple):
-    """One condition, whose value in a rule is a tuple of texts, or the name of a list."""
+    """Condition, whose value in a rule is a tuple of texts, or the name of a list."""
 
     compile: Callable[[Any, "Index"], Holds]
-    """Makes the test. Raises KeyError if the value names a list that the index does not have, or has as one of another kind."""
+    """Function that builds the test. It raises KeyError if the value names a list that does not exist or has a wrong kind."""
     length: int | None = None
-    """Characters of a complete text, where shorter ones stand for all that begin with them. None: texts are compared
-    whole."""
+    """Number of characters of a complete text; a shorter text is a prefix. None: texts are compared as a whole."""
     names_list: bool = False
     pairs_only: bool = False
-    """The list has to be one of pairs."""
+    """True if the list must be one of pairs."""
 
 
 def subscriber_key(imsi: str) -> int:
-    """The key of an IMSI; NOBODY where the request carried none, or a text that is not an IMSI."""
+    """Return the key of an IMSI, or NO_SUBSCRIBER if the text is empty or not an IMSI."""
     try:
-        return imsi_key(imsi) if imsi else NOBODY
+        return imsi_key(imsi) if imsi else NO_SUBSCRIBER
     except IdentifierError:
-        return NOBODY
+        return NO_SUBSCRIBER
 
 
 def _imei(identifiers: tuple[str, ...], _: "Index") -> Holds:
@@ -48,8 +47,8 @@ def _imei(identifiers: tuple[str, ...], _: "Index") -> Holds:
 
 
 def _tac(prefixes: tuple[str, ...], _: "Index") -> Holds:
-    # key // divisor leaves as many leading digits as the prefix has. The key of a MEID with letters has 15 digits or
-    # more, so what is left of it is longer than any prefix and equals none.
+    # key // divisor has as many digits as the prefix. The key of a MEID with letters has 15 digits or more, so its
+    # quotient is longer than any prefix and never equal.
     by_divisor: dict[int, set[int]] = {}
     for prefix in prefixes:
         by_divisor.setdefault(SNR_KEYS * 10 ** (TAC_DIGITS - len(prefix)), set()).add(int(prefix))
@@ -59,7 +58,7 @@ def _tac(prefixes: tuple[str, ...], _: "Index") -> Holds:
     lengths = tuple(by_divisor.items())
 
     def one_holds(key: int, _imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
-        for divisor, wanted in lengths:  # noqa: SIM110  a generator for each check costs more than the comparisons do
+        for divisor, wanted in lengths:  # noqa: SIM110  a generator would take longer than the comparisons
             if key // divisor in wanted:
                 return True
         return False
@@ -85,7 +84,7 @@ def _imsi(prefixes: tuple[str, ...], _: "Index") -> Holds:
 
 
 def _identifier(wrong: tuple[str, ...], _: "Index") -> Holds:
-    # What the key does not show is what `policy` compiles the rules for besides: there such a rule asks nothing here.
+    # For faults that the key does not show, `policy` compiles variants of the rules without this condition.
     tests = tuple(BY_KEY[name] for name in wrong if name in BY_KEY)
     return lambda key, _imsi, _software_version, _host, _realm: any(test(key) for test in tests)
 
@@ -101,7 +100,7 @@ def _origin_realm(realms: tuple[str, ...], _: "Index") -> Holds:
 
 
 def _list(name: str, index: "Index") -> Holds:
-    # The bound method is taken once: a switch replaces what the list holds, never the list.
+    # The bound method stays valid: a switch replaces the content of a list, never the list object.
     entries = index.lists[name]
     holds = entries.holds
     if entries.kind == SUBSCRIBERS:
@@ -117,8 +116,8 @@ def _not_list(name: str, index: "Index") -> Holds:
     needs_subscriber = entries.kind != DEVICES
 
     def not_in_list(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
-        # An allow-list that never arrived holds nobody. Taken at its word it would block everyone, so the rule waits
-        # for the first load (and /ready says 503); an allow-list that was loaded and is empty does mean everyone.
+        # An allowlist that was never loaded would block every device, so the rule does not match before the first load
+        # (and /ready returns 503). A loaded allowlist that is empty does block every device.
         if entries.state is None or (needs_subscriber and not subscriber_key(imsi)):
             return False
         return not in_list(key, imsi, software_version, host, realm)
@@ -136,7 +135,7 @@ def _elsewhere(question: str) -> Callable[[str, "Index"], Holds]:
 
         def holds(key: int, imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
             subscriber = subscriber_key(imsi)
-            return subscriber != NOBODY and bound_elsewhere(key, subscriber)
+            return subscriber != NO_SUBSCRIBER and bound_elsewhere(key, subscriber)
 
         return holds
 
@@ -157,4 +156,4 @@ CONDITIONS: dict[str, Condition] = {
     "device_bound_elsewhere": Condition(_elsewhere("device_bound_elsewhere"), names_list=True, pairs_only=True),
     "subscriber_bound_elsewhere": Condition(_elsewhere("subscriber_bound_elsewhere"), names_list=True, pairs_only=True),
 }
-"""Name → condition, in the order in which people are told of them."""
+"""Name → condition, in the order of reports."""

@@ -1,9 +1,8 @@
-"""The answer that a device would get, and why: `eir check`. From the lists in a node's memory, or from the store.
+"""Explanation of the answer that a device would get (`eir check`), from the lists in a node's memory or in the store.
 
-The answer is that of a Checker, as on the wire; only those pages of the store are read that the device is in. The
-reason is read from a store in any case, as no node holds it in memory. A list of pairs is kept by device, so the
-devices that a SIM is bound to are looked for in the whole of it, a batch of pages at a time, and only for a rule that
-asks (`subscriber_bound_elsewhere`).
+A Checker computes the answer, as for a request. Only the store's pages of the device are read. The reason is always read from
+the store, because nodes do not keep it in memory. A list of pairs is sorted by device, so the devices of an IMSI are searched in
+all pages, in batches, and only if a rule needs them (`subscriber_bound_elsewhere`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from eir.checks.checker import Checker
-from eir.checks.conditions import CONDITIONS, NOBODY, subscriber_key
+from eir.checks.conditions import CONDITIONS, NO_SUBSCRIBER, subscriber_key
 from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, imsi_key, is_digits
@@ -26,47 +25,47 @@ from eir.lists.record.settings import SUBSCRIBERS, ListSettings
 from eir.lists.record.store import ListState, ListStore
 
 NAMED_MAX = 5
-"""Values of a rule's condition that are named."""
+"""Maximum number of values of a rule's condition that are named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer that a device would get, and why."""
+    """Answer that a device would get, and the reasons."""
 
     question: Question
     status: Status | None
-    """None: the protocol's error for a request that names no device."""
+    """Status; None for the protocol's error for a request without a device."""
     rule: int | str
     name: str | None = None
     list: str | None = None
-    """These three as in Verdict."""
+    """Rule, its name, and its list, as in Verdict."""
     serial: int | None = None
     change: int | None = None
-    """Number of the list's change, counted from 1, where operators change the list and no release does."""
+    """Number of the list's change, from 1, if the list is local."""
     reason: str | None = None
-    """The list's reason for this device; what is wrong with the identifier if it names no device."""
+    """Reason in the list for this device; if the request names no device, the fault of the identifier."""
     conditions: str = ""
     """Conditions of the rule besides its list."""
     observed: tuple[tuple[int, str, str | None], ...] = ()
-    """Rules under observation that held before: number, what they would have answered, name."""
+    """Observed rules that matched before: number, their status, name."""
     not_loaded: tuple[str, ...] = ()
-    """Lists that rules look into and that have never been loaded, so that these rules could not hold."""
+    """Lists of rules that were never loaded, so that these rules cannot match."""
 
     def as_fields(self) -> dict[str, Any]:
-        """Return everything besides the question, as JSON knows it; `of_fields` reverses this."""
+        """Return all fields besides the question in JSON types; `of_fields` reverses this."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "question"}
 
     @classmethod
-    def of_fields(cls, question: Question, found: Mapping[str, Any]) -> "Explanation":
-        """Make an explanation of the question that it answers and what `as_fields` gave, perhaps by way of JSON."""
-        status = None if found["status"] is None else Status(found["status"])
-        observed = tuple((rule, answer, name) for rule, answer, name in found["observed"])
+    def of_fields(cls, question: Question, values: Mapping[str, Any]) -> "Explanation":
+        """Build an explanation from its question and the result of `as_fields`, which may have passed through JSON."""
+        status = None if values["status"] is None else Status(values["status"])
+        observed = tuple((rule, answer, name) for rule, answer, name in values["observed"])
         return cls(
-            question, **{**found, "status": status, "observed": observed, "not_loaded": tuple(found["not_loaded"])}
+            question, **{**values, "status": status, "observed": observed, "not_loaded": tuple(values["not_loaded"])}
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The document that `--json` prints; null where nothing applies."""
+        """Return the document for `--json`, with null for fields that do not apply."""
         return {
             "imei": self.question.imei or self.question.other or "", "imsi": self.question.imsi or None, "status": self.status,
             "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
@@ -75,7 +74,7 @@ class Explanation:
         }  # fmt: skip
 
     def as_text(self) -> str:
-        """The same for a person, and what else is worth knowing."""
+        """Format the explanation for a person, with notes."""
         lines = [f"{self.question.imei or self.question.other or 'no identifier'}: {self.status or 'error'}"]
         rule = (
             f"by {_rule(self.rule, self.name)}"
@@ -96,15 +95,15 @@ class Explanation:
 
 
 def question_of(device: str, *, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
-    """The question about a device as a person types it: an IMEI, an IMEISV or a MEID; or nothing, as a request without one asks."""
+    """Return the question about a device as a person enters it: an IMEI, an IMEISV, a MEID, or an empty text for none."""
     imei = device or None
     return Question(imei, None if is_digits(device) else imei, imsi, software_version, origin_host, origin_realm)
 
 
-def wrong_option(question: Question) -> str | None:
-    """Return what is wrong with `--imsi` or `--software-version`, in words; None if nothing is.
+def option_fault(question: Question) -> str | None:
+    """Return the fault of `--imsi` or `--software-version` for a person; None if both are valid.
 
-    A malformed identifier of the device is not wrong here: the policy has an answer to it.
+    A malformed identifier of the device is allowed, because the policy has an answer to it.
     """
     if question.imsi:
         try:
@@ -120,16 +119,24 @@ def wrong_option(question: Question) -> str | None:
 async def explain(
     question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, now: datetime
 ) -> Explanation:
-    """Answer the question from the lists in the store. Raises StoreError."""
+    """Answer the question from the lists in the store.
+
+    Raises:
+        StoreError: if the store cannot be read.
+    """
     index = Index({name: settings.kind for name, settings in lists.items()}, now.timestamp)
     if (key := question.any_device()) is not None:
         await _read(question, key, policy, lists, store, index=index)
-    found = answer(question, policy, index, now=now)
-    return found if found.list is None else await give_reason(found, lists[found.list].kind, store, now=now)
+    explanation = answer(question, policy, index, now=now)
+    return (
+        explanation
+        if explanation.list is None
+        else await add_reason(explanation, lists[explanation.list].kind, store, now=now)
+    )
 
 
 def answer(question: Question, policy: PolicySettings, index: Index, *, now: datetime) -> Explanation:
-    """Answer the question from the lists in memory, without the reason that the list gives. Nothing is counted, and nobody told."""
+    """Answer the question from the lists in memory, without the reason of the list. Nothing is counted or reported."""
     observed: list[tuple[int, str, str | None]] = []
     verdict = Checker(policy, index, now=now, note_observed=lambda *rule: observed.append(rule)).check(question)
     wrong = None
@@ -159,13 +166,20 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
     )
 
 
-async def give_reason(found: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
-    """The same with the reason that its list, of this kind, gives in the store. Raises StoreError."""
-    key = found.question.any_device()
-    wanted = None if key is None else _wanted(kind, key, found.question.imsi)
-    if found.list is None or wanted is None:
-        return found
-    return replace(found, reason=await reason_of(store, found.list, wanted, now=now.timestamp()) or found.reason)
+async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
+    """Add the reason of the list, which is of kind `kind`, from the store.
+
+    Raises:
+        StoreError: if the store cannot be read.
+    """
+    key = explanation.question.any_device()
+    key_in_list = None if key is None else _key_for(kind, key, explanation.question.imsi)
+    if explanation.list is None or key_in_list is None:
+        return explanation
+    return replace(
+        explanation,
+        reason=await reason_of(store, explanation.list, key_in_list, now=now.timestamp()) or explanation.reason,
+    )
 
 
 async def _read(
@@ -177,42 +191,42 @@ async def _read(
     *,
     index: Index,
 ) -> None:
-    """Put into the index what the lists hold that may bear on the question."""
+    """Load the pages that affect the question into the index."""
     bound = {rule.subscriber_bound_elsewhere for rule in policy.rules}
     subscriber = subscriber_key(question.imsi)
     for name, settings in lists.items():
-        if name in bound and subscriber != NOBODY:
+        if name in bound and subscriber != NO_SUBSCRIBER:
             state, pages = await _pages_of_pair(store, name, key // SNR_KEYS, subscriber)
         else:
-            wanted = _wanted(settings.kind, key, question.imsi)
-            state, pages = await store.some_pages(name, [] if wanted is None else [wanted // SNR_KEYS])
-        if state is not None and state.kind == settings.kind:  # else no node has it in force
+            key_in_list = _key_for(settings.kind, key, question.imsi)
+            state, pages = await store.some_pages(name, [] if key_in_list is None else [key_in_list // SNR_KEYS])
+        if state is not None and state.kind == settings.kind:  # nodes ignore a list of another kind
             index.switch(name, state, image_of(pages))
 
 
-def _wanted(kind: str, key: int, imsi: str) -> int | None:
-    """The key by which a list of this kind is asked: the device's or the subscriber's; None if there is no IMSI to ask by."""
+def _key_for(kind: str, key: int, imsi: str) -> int | None:
+    """Return the key with which a list of this kind is searched: the device's or the subscriber's; None without an IMSI."""
     return key if kind != SUBSCRIBERS else subscriber_key(imsi) or None
 
 
 async def _pages_of_pair(
     store: ListStore, name: str, number: int, subscriber: int
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """The page of the device, and those in which the SIM is bound to some device (or seems to be: the policy looks closer)."""
-    sought = subscriber.to_bytes(8, "little")
-    return await read_pages(store, name, lambda page: page.number == number or sought in page.extra)
+    """Return the page of the device, and all pages whose bytes contain the IMSI's key; the policy evaluates them exactly."""
+    needle = subscriber.to_bytes(8, "little")
+    return await read_pages(store, name, lambda page: page.number == number or needle in page.extra)
 
 
 def _conditions(rule: Rule) -> str:
-    """`tac 3512345*; imsi 26201*`: the conditions besides the list that the answer names anyway."""
-    said = []
+    """Format the conditions besides the list, such as `tac 3512345*; imsi 26201*`."""
+    parts = []
     for name, value in rule.conditions.items():
         values, length = (value,) if CONDITIONS[name].names_list else value, CONDITIONS[name].length
-        shown = [text if length in {None, len(text)} else f"{text}*" for text in values[:NAMED_MAX]]
+        texts = [text if length in {None, len(text)} else f"{text}*" for text in values[:NAMED_MAX]]
         more = f" and {len(values) - NAMED_MAX} more" if len(values) > NAMED_MAX else ""
         if name != "list":
-            said.append(f"{name} {', '.join(shown)}{more}")
-    return "; ".join(said)
+            parts.append(f"{name} {', '.join(texts)}{more}")
+    return "; ".join(parts)
 
 
 def _rule(number: int, name: str | None) -> str:

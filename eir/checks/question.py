@@ -1,9 +1,9 @@
-"""A question: a device, the subscriber that uses it and who asks; which identifiers are good (TS 23.003 6.2), and which are suspect.
+"""Question about a device: the device, its subscriber and the requester; validity of identifiers (TS 23.003 6.2).
 
-A translator (eir.interfaces.s13.service is S13's) fills a Question with the texts that its protocol carried and judges none of them: what is
-missing or malformed is told apart here, in the same way for each protocol. An identifier may be suspect by itself, before anybody looks
-into a list: reprogrammed phones carry zeros, one digit over and over, runs of digits, identifiers of test equipment, or an IMEI whose
-check digit belongs to another one. Imports eir.device and errors; knows no policy.
+An interface (such as eir.interfaces.s13.service) fills a Question with the texts of its protocol without a validation. This
+module distinguishes missing and malformed identifiers in the same way for each protocol. An identifier may also be suspect by
+itself, without a list: reprogrammed phones have zeros, a repeated digit, sequences of digits, identifiers of test equipment, or
+an IMEI with a wrong check digit. Imports eir.device and errors; independent of the policy.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,34 +17,35 @@ SOFTWARE_VERSION_DIGITS = IMEISV_DIGITS - KEY_DIGITS
 
 
 class Question(NamedTuple):
-    """One check that is asked for. Texts are as the protocol carried them, empty where it carried none."""
+    """Request for one check. Texts are as the protocol carried them, empty if absent."""
 
     imei: str | None = None
-    """IMEI or IMEISV; None: the request has none, which is not the same as an empty one."""
+    """IMEI or IMEISV; None if the request has none, which is not the same as an empty one."""
     meid: str | None = None
-    """MEID, as hexadecimal digits; None: the request has none."""
+    """MEID as hexadecimal digits; None if the request has none."""
     imsi: str = ""
     software_version: str = ""
     origin_host: str = ""
     origin_realm: str = ""
     protocol: str = ""
-    """Over which the request came: a label of the metrics."""
+    """Protocol of the request, as a label of metrics."""
     peer: str = ""
-    """Label of the peer that sent the request, for metrics and log. Comes from the configuration, never from the wire."""
+    """Configured label of the peer that sent the request, for metrics and log; never a text from the wire."""
     unproven: bool = False
-    """The SIM was not authenticated before the request, so that anybody may have given its IMSI."""
+    """True if the SIM was not authenticated before the request, so that any phone may have claimed its IMSI."""
     other: str | None = None
-    """An identifier of another kind, of devices that have no IMEI: no list has one (5G: a MAC address or an EUI-64)."""
+    """Identifier of a device without an IMEI, which is in no list (5G: a MAC address or an EUI-64)."""
 
     @property
     def is_anonymous(self) -> bool:
-        """True if the request carries no identifier of a device, not even a malformed one."""
+        """True if the request has no identifier of a device, not even a malformed one."""
         return self.imei is None and self.meid is None
 
     def device(self) -> int:
-        """The key (eir.device) of the device: by its IMEI if that is good, else by its MEID.
+        """Return the key (eir.device) of the device, by its IMEI if that is valid, else by its MEID.
 
-        Raises IdentifierError if neither is, with the reason in words.
+        Raises:
+            IdentifierError: if neither is valid, with the reason for a person.
         """
         if self.imei is None:
             if self.meid is None:
@@ -62,7 +63,7 @@ class Question(NamedTuple):
             raise IdentifierError(f"{bad_imei}; {e}") from None
 
     def any_device(self) -> int | None:
-        """The key of what the device calls itself, which need be neither IMEI nor MEID; None if it is nothing, or too long for a key."""
+        """Return the key of the identifier, even if it is neither IMEI nor MEID; None if it is empty or too long for a key."""
         try:
             return self.device()
         except IdentifierError:
@@ -73,20 +74,20 @@ class Question(NamedTuple):
             return None
 
     def identifier(self) -> str:
-        """Return what names the device, as it was sent.
+        """Return the identifier of the device as it was sent.
 
-        It is the MEID if the IMEI is not one; empty if the request carries neither.
+        It is the MEID if the IMEI is not valid; it is empty if the request has neither.
         """
         if self.imei and (self.meid is None or (len(self.imei) in IMEI_LENGTHS and is_digits(self.imei))):
             return self.imei
         return self.meid or self.imei or self.other or ""
 
     def subscriber(self) -> str:
-        """The IMSI; empty if it is not digits only, so that it decides nothing."""
+        """Return the IMSI, or an empty text if it is not digits only, so that it has no effect."""
         return self.imsi if is_digits(self.imsi) else ""
 
     def version(self) -> str:
-        """The software version, two digits: its own if it is digits, else the end of an IMEISV. Empty if that is not two digits."""
+        """Return the software version (two digits): that of the request, or the end of an IMEISV; empty if neither is valid."""
         version = self.software_version
         if not is_digits(version):
             version = (
@@ -96,9 +97,9 @@ class Question(NamedTuple):
 
 
 MALFORMED, CHECK_DIGIT = "malformed", "check_digit"
-"""Faults that the key of a device (eir.device) does not show any more."""
+"""Faults that the key of a device (eir.device) does not show."""
 NO_KEY = ODD_BASE
-"""The key of nothing at all, so no list has it."""
+"""Key that no identifier has, so it is in no list."""
 IMEI_DIGITS = 15
 
 _UPWARD = "0123456789" * 3
@@ -106,7 +107,7 @@ _TEST_TACS = (
     *((f"0010{body:02d}00", f"0010{body:02d}99") for body in range(1, 18)),
     *((f"{body}0000", f"{body}9999") for body in ("0044", "0086", "0091")),
 )
-"""Test equipment: GSMA TS.06 and the reporting bodies' test TACs; the first and the last one of each range."""
+"""TACs of test equipment (GSMA TS.06, and test TACs of the reporting bodies): first and last TAC of each range."""
 
 
 def _alone(*identifiers: str) -> tuple[tuple[int, int], ...]:
@@ -119,7 +120,7 @@ STRETCHES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "sequence": _alone(*(row[at : at + KEY_DIGITS] for row in (_UPWARD, _UPWARD[::-1]) for at in range(10))),
     "test": tuple((int(first) * SNR_KEYS, (int(last) + 1) * SNR_KEYS - 1) for first, last in _TEST_TACS),
 }
-"""Faults that the key of a device shows by itself: by name, ranges of keys, the first and the last one of each."""
+"""Faults that the key of a device shows, by name: first and last key of each range."""
 
 
 def _within(stretches: tuple[tuple[int, int], ...]) -> Callable[[int], bool]:
@@ -129,7 +130,7 @@ def _within(stretches: tuple[tuple[int, int], ...]) -> Callable[[int], bool]:
 
 
 BY_KEY: Mapping[str, Callable[[int], bool]] = {name: _within(stretches) for name, stretches in STRETCHES.items()}
-"""The same as tests."""
+"""Same as tests of a key."""
 
 SUSPECT = (MALFORMED, *BY_KEY, CHECK_DIGIT)
 """Values of the condition `identifier`."""
@@ -138,7 +139,7 @@ _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 
 
 def is_wrong_digit(imei: str | bytes) -> bool:
-    """True if an IMEI's 15th digit is neither its check digit (TS 23.003 annex B) nor the spare 0 that phones send."""
+    """Return True if the 15th digit of an IMEI is neither its check digit (TS 23.003 annex B) nor the spare 0 that phones send."""
     if len(imei) != IMEI_DIGITS or not imei.isdigit():
         return False
     digits = [int(digit) for digit in (imei if isinstance(imei, str) else imei.decode())]

@@ -1,8 +1,8 @@
-"""A trace of one subscriber or one device: each of its checks with the whole reasoning, as it is decided.
+"""Trace of one subscriber or one device: each of its checks with the complete explanation.
 
-A worker has one tracer, with at most one trace. It judges by the same lists in the same moment as the check, tells a few checks a
-second, and has fast paths leave alone what it is looking for only while it may still tell. Synchronous; clock and callables are
-arguments.
+A worker has one tracer, with at most one trace. The tracer explains a check with the same lists at the same moment, and sends a
+limited number of checks per second. Fast paths skip matching checks only as long as the limit is not reached. Synchronous;
+clock and callbacks are arguments.
 """
 
 from collections.abc import Callable
@@ -15,29 +15,29 @@ from eir.checks.settings import NoDevice
 from eir.errors import IdentifierError
 
 TOLD_MAX = 20
-"""Checks and messages that a worker tells a second."""
+"""Maximum number of checks and messages that a worker sends per second."""
 ANY = (1 << 64) - 2
 NOBODY = ANY + 1, ANY
-"""Any device or SIM, as a number beside those of real ones; and the number of no device, with any SIM."""
+"""ANY: number for any device or SIM, besides the numbers of real ones. NOBODY: the number of no device, with any SIM."""
 CHECK, WIRE, LIMIT = "check", "wire", "limit"
-"""Kinds of what is told."""
+"""Kinds of trace records."""
 
 
-class Sought(NamedTuple):
-    """The checks that a trace tells."""
+class TraceFilter(NamedTuple):
+    """Filter for the checks of a trace."""
 
     device: int | None
-    """A key of eir.device; None: any device."""
+    """Key of eir.device; None for any device."""
     imsi: str
-    """Empty: any subscriber."""
+    """IMSI; empty for any subscriber."""
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """Device and SIM, as a fast path compares them (eir.checks.program.Field): ANY for any."""
+        """Device and SIM as a fast path compares them (eir.checks.program.Field), ANY for any."""
         return ANY if self.device is None else self.device, int(self.imsi or ANY)
 
     def fits(self, question: Question) -> bool:
-        """True if the trace is looking for this check."""
+        """Return True if the check matches the filter."""
         if self.imsi and question.imsi != self.imsi:
             return False
         try:
@@ -47,30 +47,30 @@ class Sought(NamedTuple):
 
 
 class Tracer:
-    """Tells the checks of one trace."""
+    """Sender of the checks of one trace."""
 
     def __init__(
-        self, explain: Callable[[Question], Explanation], tell: Callable[[dict[str, Any]], None], seek: Callable[[Sought | None], None],
+        self, explain: Callable[[Question], Explanation], tell: Callable[[dict[str, Any]], None], seek: Callable[[TraceFilter | None], None],
         now: Callable[[], float],
     ) -> None:  # fmt: skip
-        """`tell` gets each record, `seek` what fast paths are to leave alone, `now` is Unix time."""
+        """Create a tracer. `tell` receives each record, `seek` the filter for fast paths; `now` returns Unix time."""
         self._explain, self._tell, self._seek, self._now = explain, tell, seek, now
         self._left = 0
-        self.sought: Sought | None = None
+        self.sought: TraceFilter | None = None
 
-    def begin(self, sought: Sought | None) -> None:
-        """Tell of these checks from now on; None: of none."""
+    def begin(self, sought: TraceFilter | None) -> None:
+        """Start a trace with this filter; None stops the trace."""
         self.sought = sought
         self.refill()
 
     def refill(self) -> None:
-        """Allow for another second of checks and messages. To be called each second."""
+        """Allow another second's number of checks and messages. Called each second."""
         self._left = TOLD_MAX
         self._seek(self.sought)
 
     def check(self, question: Question, verdict: Verdict | NoDevice) -> None:
-        """A check was decided."""
-        if self._is_told(question):
+        """Send a check that was just decided, if it matches."""
+        if self._admits(question):
             status = None if isinstance(verdict, NoDevice) else verdict.status
             self._tell(
                 {
@@ -83,14 +83,14 @@ class Tracer:
             )
 
     def wire(self, question: Question, request: bytes, answer: bytes, result: str) -> None:
-        """A request that asks this was answered; both as they went over the wire, and the result in words."""
-        if self._is_told(question):
+        """Send an answered request, if it matches: both messages as on the wire, and the result as text."""
+        if self._admits(question):
             self._tell({
                 "kind": WIRE, "time": self._now(), "protocol": question.protocol, "peer": question.peer, "origin_host": question.origin_host,
                 "result": result, "request": request.hex(), "answer": answer.hex(),
             })  # fmt: skip
 
-    def _is_told(self, question: Question) -> bool:
+    def _admits(self, question: Question) -> bool:
         if self.sought is None or not self.sought.fits(question) or not self._left:
             return False
         self._left -= 1

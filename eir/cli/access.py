@@ -14,7 +14,7 @@ import typer
 
 from eir.cli.output import EXIT_USAGE, fail, say, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
-from eir.device import typed
+from eir.device import strip_separators
 from eir.errors import EirError, IdentifierError, StoreError
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ListStore
@@ -129,8 +129,8 @@ def imsi_named(config: Config, text: str) -> str:
     from eir.lists.rows.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - numpy, for those that need it
 
     if not text.startswith("+"):
-        return typed(text)
-    number = f"+{typed(text[1:])}"
+        return strip_separators(text)
+    number = f"+{strip_separators(text[1:])}"
     if config.numbers is None:
         raise fail(f"{number}: {config.path} names no table of `numbers`", EXIT_USAGE)
     try:

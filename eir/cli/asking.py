@@ -15,7 +15,7 @@ from eir.cli.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json, imsi
 from eir.cli.in_force import FromStore
 from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
 from eir.config import Config, load_config, load_identity, load_whereabouts
-from eir.device import typed
+from eir.device import strip_separators
 from eir.errors import ConfigError, IdentifierError
 from eir.interfaces import INTERFACES
 from eir.interfaces.probing import Calls, Names, Wanted
@@ -117,7 +117,7 @@ def check(
     from eir.checks import explain  # noqa: PLC0415 - for this command alone
 
     checked = opened(load_config(config))
-    imei, imsi = typed(imei), imsi_named(checked, imsi)
+    imei, imsi = strip_separators(imei), imsi_named(checked, imsi)
     interface = next((each for each in INTERFACES if each.name == protocol), None)
     if interface is not None and interface.question is not None:
         question = interface.question(imei, imsi, software_version, origin_host, origin_realm)
@@ -125,7 +125,7 @@ def check(
         question = explain.question_of(
             imei, imsi=imsi, software_version=software_version, origin_host=origin_host, origin_realm=origin_realm
         )
-    if wrong := explain.wrong_option(question):
+    if wrong := explain.option_fault(question):
         raise fail(wrong, EXIT_USAGE)
     now = datetime.now(UTC)
     node = in_force.asked(checked, "check", store_only=from_store, as_json=as_json, **question._asdict())
@@ -158,10 +158,10 @@ def with_reason(config: Config, states: Mapping[str, ListState], found: "Explana
     """Return what the node answers by these lists, with the reason from the store or from the node's copy of it."""
     if found.list is None or found.list not in states:
         return found
-    from eir.checks.explain import give_reason  # noqa: PLC0415 - as above
+    from eir.checks.explain import add_reason  # noqa: PLC0415 - as above
 
     held = states[found.list]
-    read = in_force.read_as_held(config, found.list, held, lambda store: give_reason(found, held.kind, store, now=now))
+    read = in_force.read_as_held(config, found.list, held, lambda store: add_reason(found, held.kind, store, now=now))
     if read is None:
         say("note: the reason is not known: neither the store nor the node's copy has what the node answers by")
     return found if read is None else read[0]
@@ -218,7 +218,7 @@ def probe(
     calls = Calls(gt, point_code, eir_point_code, routing_context)
     prober, asked = prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls, config)
     for each in imeis:
-        if (plain := typed(each)) != each:
+        if (plain := strip_separators(each)) != each:
             say(f"note: '{each}' is sent as typed; without blanks and dashes it would be {plain}")
     if count is not None:
         summary = asyncio.run(

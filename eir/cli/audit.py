@@ -43,15 +43,15 @@ from eir.lists.changes.audit import (
     AT_LEAST,
     CONFIDENCE,
     SAMPLE_MAX,
+    AuditReport,
     Check,
-    Listed,
-    Report,
+    ReleaseEntries,
     judge,
-    listed_in,
+    load_entries,
     sample_size,
 )
 from eir.lists.changes.audit import audit as ask_about
-from eir.lists.sources.acknowledge import ENDS, listed_by
+from eir.lists.sources.acknowledge import ENDS, acknowledged_entries
 from eir.wire.transport.endpoint import PORTS, TCP
 
 RATE = 100.0
@@ -120,9 +120,9 @@ def audit(
     with progress() as advance:
         shown = advance or (lambda *_: None)
         if release.name.endswith(ENDS):
-            listed = listed_by(release, checked.lists, now=now)
+            listed = acknowledged_entries(release, checked.lists, now=now)
         else:
-            listed = listed_in(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)
+            listed = load_entries(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)
         answer = str(wanted or _answer(checked, listed.manifest.list))
         if asker is not None:
             first, most = _sizes(len(listed), sample, sample_max, floor, sure, everything=everything)
@@ -178,10 +178,10 @@ def _sizes(
 
 async def _ask(
     asker: AbstractAsyncContextManager[Callable[[str], Awaitable[str]]],
-    listed: Listed,
+    listed: ReleaseEntries,
     size: int,
-    about: Callable[..., Awaitable[Report]],
-) -> Report:
+    about: Callable[..., Awaitable[AuditReport]],
+) -> AuditReport:
     keys = listed.sample(size)
     async with asker as ask:
         return await about(listed, keys, ask)
@@ -210,9 +210,9 @@ def _captured(capture: Path, ports: list[int], config: Config) -> tuple[list[Che
 
 
 def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:
-    from eir.sightings.seen import asked  # noqa: PLC0415 - for this alone
+    from eir.sightings.seen import sum_checks  # noqa: PLC0415 - for this alone
 
-    return [Check(*row) for row in asked(recorded(config).state, since)], set(), set()
+    return [Check(*row) for row in sum_checks(recorded(config).state, since)], set(), set()
 
 
 def _answer(config: Config, name: str) -> Status:
@@ -220,7 +220,7 @@ def _answer(config: Config, name: str) -> Status:
     return next((rule.answer for rule in config.policy.rules if rule.list == name), Status.BLACKLISTED)
 
 
-def _tell(report: Report, floor: float | None, *, as_json: bool) -> None:
+def _tell(report: AuditReport, floor: float | None, *, as_json: bool) -> None:
     show_one(report.as_json(), _text(report), as_json=as_json)
     if report.fault:
         say(f"eir: {report.fault}")
@@ -242,7 +242,7 @@ def _tell(report: Report, floor: float | None, *, as_json: bool) -> None:
         raise fail(f"at most {high:.4%} are answered as listed, less than {floor:.4%}")
 
 
-def _text(report: Report) -> str:
+def _text(report: AuditReport) -> str:
     low, high = report.interval
     what = (
         "devices" if report.origins is None else f"checks of listed devices (different ones: {len(report.devices):,})"

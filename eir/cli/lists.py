@@ -26,14 +26,14 @@ from eir.cli.access import (
 from eir.cli.in_force import STORE_ITSELF, FromStore, Node, Stored, asked, read_as_held, states_of, taken_over
 from eir.cli.output import EXIT_USAGE, MANY, duration, fail, print_json, progress, say, show, show_one, written_to
 from eir.config import Whereabouts, load_config
-from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, typed
+from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, strip_separators
 from eir.errors import IdentifierError, StoreError
 from eir.lists.changes.local import ADD, REMOVE, Edit, added_by, edit_list, parse_entries
 from eir.lists.changes.rollback import reset_serial as reset_highest
 from eir.lists.changes.rollback import roll_back
 from eir.lists.pages.pages import PAGE_KEYS, Page
-from eir.lists.record.entries import Listed, entries_of, imsi_text, read_pages, until_text
-from eir.lists.record.in_force import in_force_before, keep_mark
+from eir.lists.record.entries import ListEntry, entries_of, imsi_text, read_pages, until_text
+from eir.lists.record.in_force import load_in_force, save_mark
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import PAIRS, SUBSCRIBERS, TYPES
 from eir.lists.record.store import Event, ListState, ListStore
@@ -125,7 +125,7 @@ def reset_serial(
 
     async def done(store: ListStore) -> ListState:
         state = await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
-        keep_mark(checked.state, list_name, state.mark)
+        save_mark(checked.state, list_name, state.mark)
         return state
 
     state = with_store(checked, done, fresh=False)
@@ -247,12 +247,14 @@ def _edit(
         raise fail(str(e), EXIT_USAGE) from None
     edit = Edit(what=what, entries=entries, **details)
 
-    had = partial(in_force_before, checked.state)
+    had = partial(load_in_force, checked.state)
     report = with_store(
         checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC), had=had)
     )
     for wrong in (
-        () if what == REMOVE or settings.kind == SUBSCRIBERS else filter(is_wrong_digit, map(typed, identifiers))
+        ()
+        if what == REMOVE or settings.kind == SUBSCRIBERS
+        else filter(is_wrong_digit, map(strip_separators, identifiers))
     ):
         say(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; was it typed wrong?")
     show_one(asdict(report), report.as_text(), as_json=as_json)
@@ -394,7 +396,7 @@ async def _found(checked: Whereabouts, name: str, identifier: str, store: ListSt
 
 def _sought(identifier: str, kind: str) -> range:
     """The keys of the entries that are about an identifier: of a device its own and its TAC's, of a TAC all under it."""
-    identifier = typed(identifier)
+    identifier = strip_separators(identifier)
     try:
         if kind == SUBSCRIBERS:
             return range(key := imsi_key(identifier), key + 1)
@@ -405,7 +407,7 @@ def _sought(identifier: str, kind: str) -> range:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
 
 
-def _row(entry: Listed, found: _Found, added: Event | None) -> dict[str, Any]:
+def _row(entry: ListEntry, found: _Found, added: Event | None) -> dict[str, Any]:
     state = found.state
     loaded = next(
         (

@@ -14,7 +14,7 @@ from eir.cli.output import EXIT_NO, EXIT_USAGE, MANY, fail, moment, print_json, 
 from eir.config import Whereabouts
 from eir.errors import EirError, StoreError
 from eir.lists.follow.history import adopt
-from eir.lists.record.history import about, broken, linked, read_record, record_digest, unanchored
+from eir.lists.record.history import chain_faults, feed_faults, is_linked, list_of, read_record, record_digest
 from eir.lists.record.reasons import check_reason
 from eir.lists.record.store import ACCEPTED, CHAINS, FEED, MAIN, Event, Fold, Ledger, ListStore, Record, utc_text
 from eir.lists.stores.open import COPY_FILE, open_copy
@@ -169,9 +169,9 @@ async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
             break
     fed = [record for record in read if record.number <= feed.number] if await _goes_on(store, feed) else read
     copied = ours or {MAIN: {}, FEED: {}}
-    faults = [*broken(records, folds, ledger), *_against(records, copied[MAIN]), *_gap(records, copied[MAIN])]
-    of_feed = [*broken(fed, (), feed), *_against(fed, copied[FEED])]  # anchors prove what comes behind a gap
-    faults += [*(f"feed: {fault}" for fault in of_feed), *unanchored(records, fed, feed)]
+    faults = [*chain_faults(records, folds, ledger), *_against(records, copied[MAIN]), *_gap(records, copied[MAIN])]
+    of_feed = [*chain_faults(fed, (), feed), *_against(fed, copied[FEED])]  # anchors prove what comes behind a gap
+    faults += [*(f"feed: {fault}" for fault in of_feed), *feed_faults(records, fed, feed)]
     return _Whole(ledger, records, fed, folds, faults, None if ours is None else max(ours[MAIN], default=0))
 
 
@@ -213,7 +213,7 @@ def _against(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str
 def _gap(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
     """Yield a gap between the records of this node and those of the store."""
     oldest, last = records[0].number if records else 1, max(ours, default=0)
-    if ours and oldest > last and not (oldest == last + 1 and linked(records[:1], ours[last])):
+    if ours and oldest > last and not (oldest == last + 1 and is_linked(records[:1], ours[last])):
         yield f"the store's records, from {oldest} on, do not continue this node's, which end with {last}"
 
 
@@ -258,7 +258,7 @@ def _export(
             texts += _lines(records, list_name, since)
     for fold in whole.folds if chain != FEED else ():
         event = read_record(Record(0, fold.text))
-        if list_name in {None, about(event)} and (since is None or event.time >= since):
+        if list_name in {None, list_of(event)} and (since is None or event.time >= since):
             texts.append(fold.text)
     with written_to(file) as out:
         out.writelines(f"{text}\n" for text in texts)
@@ -272,4 +272,4 @@ def _lines(records: Sequence[Record], list_name: str | None, since: str | None) 
     """Return the records of a chain that are asked for, as they are stored."""
     events = [(record.text, read_record(record)) for record in records]
     start = next((at for at, (_, event) in enumerate(events) if since is None or event.time >= since), len(events))
-    return [text for text, event in events[start:] if list_name in {None, about(event)}]
+    return [text for text, event in events[start:] if list_name in {None, list_of(event)}]

@@ -17,7 +17,7 @@ from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, prog
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader, LoadReport
-from eir.lists.record.in_force import keep_mark
+from eir.lists.record.in_force import save_mark
 from eir.lists.record.store import REFUSED, ListStore, utc_text
 from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
@@ -116,7 +116,7 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
                 store,
                 who(),
                 datetime.now(UTC),
-                keep_mark=partial(keep_mark, config.state),
+                save_mark=partial(save_mark, config.state),
                 progress=progress,
                 memory_max=config.load_memory,
                 **options,
@@ -242,12 +242,12 @@ def acknowledge(
 
     With the digest of its content, since when, and what the node rejected since then. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
     """
-    from eir.lists.sources.acknowledge import Acknowledgement, Rejection, acknowledged, key_of, signer_line  # noqa: PLC0415 - as above
+    from eir.lists.sources.acknowledge import Acknowledgement, Rejection, load_key, sign_acknowledgement, signer_line  # noqa: PLC0415 - as above
 
     checked = opened(load_config(config))
     node = checked.identity.host
     with as_owner_of(checked.state):
-        own = key_of(checked.state)
+        own = load_key(checked.state)
         line = signer_line(own, node)
     if key:
         print(line)
@@ -271,7 +271,7 @@ def acknowledge(
         )  # fmt: skip
         if out is not None:
             with as_owner_of(checked.state):
-                content = acknowledged(what, own)
+                content = sign_acknowledgement(what, own)
             out.mkdir(parents=True, exist_ok=True)
             (out / what.name).write_bytes(content)
             say(f"{out / what.name}: {name} {what.serial} since {what.since}")
@@ -306,12 +306,12 @@ def show_acknowledged(
     status 1 if a node is behind for longer than --within, rejects what the folder offers, has other content, has not proved what it says,
     or says nothing.
     """
-    from eir.lists.sources.acknowledge import IN_STEP, LATE, as_rows, standings  # noqa: PLC0415 - for this command alone
+    from eir.lists.sources.acknowledge import IN_STEP, LATE, as_rows, node_statuses  # noqa: PLC0415 - for this command alone
 
     late = duration(within)
     if late is None or late < timedelta(0):
         raise fail(f"--within {within}: expected a number and a unit: 1h, 15m or 2d", EXIT_USAGE)
-    found = standings(folder, now=datetime.now(UTC), within=late, nodes=nodes)
+    found = node_statuses(folder, now=datetime.now(UTC), within=late, nodes=nodes)
     show(
         as_rows(found),
         ("node", "list", "state", "serial", "behind", "late_s", "since", "acknowledged", "detail"),

@@ -30,7 +30,7 @@ from eir.node.observe import control
 from eir.node.processes.state_folder import prepare
 from eir.sightings import files
 from eir.sightings.settings import FULL, SightingsSettings
-from eir.sightings.subscribers import forms, subscribers
+from eir.sightings.subscribers import load_subscribers, subscriber_names
 
 EDR = "edr"
 SEEN_COLUMNS = (
@@ -52,7 +52,7 @@ def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_js
     if context.invoked_subcommand is not None:
         return
     checked = opened(load_config(config))
-    there = files.found(checked.state)
+    there = files.list_files(checked.state)
     document: dict[str, Any] = {
         "kept": checked.sightings is not None, "files": len(there), "bytes": sum(file.bytes for file in there),
         "first_hour": _hour(there[0].path) if there else None, "last_hour": _hour(there[-1].path) if there else None,
@@ -73,17 +73,21 @@ def seen(
     One row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM is shown as its hash. A running node
     writes first what it has just seen. Exit status 1 if there is nothing.
     """
-    from eir.sightings.seen import Sought, sought  # noqa: PLC0415 - as above
-    from eir.sightings.seen import seen as look  # noqa: PLC0415 - polars, for those that need it
+    from eir.sightings.seen import SearchTerms, parse_search  # noqa: PLC0415 - as above
+    from eir.sightings.seen import find_sightings as look  # noqa: PLC0415 - polars, for those that need it
 
     checked = opened(load_config(config))
     try:
-        what = Sought(None, imsi_named(checked, identifier)) if identifier.startswith("+") else sought(identifier)
+        what = (
+            SearchTerms(None, imsi_named(checked, identifier))
+            if identifier.startswith("+")
+            else parse_search(identifier)
+        )
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
     begin = moment(since)
     write_down(checked)
-    rows = look(checked.state, what, forms(checked.state, what.imsi) if what.imsi else [], begin)
+    rows = look(checked.state, what, subscriber_names(checked.state, what.imsi) if what.imsi else [], begin)
     if as_json:
         print_json({
             "identifier": identifier, "device": None if what.device is None else key_text(what.device), "imsi": what.imsi,
@@ -112,7 +116,7 @@ def forget(
         imsi_key(imsi)
     except IdentifierError as e:
         raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
-    names, damaged, remembered = forms(checked.state, imsi), list[Path](), ""
+    names, damaged, remembered = subscriber_names(checked.state, imsi), list[Path](), ""
     try:
         control.ask(checked.state, "forget", subscribers=names)
     except control.ControlAway:
@@ -138,7 +142,7 @@ def take_in(
     Columns by name: time, imei, and where there are such software_version, imsi, origin_host, status. Bad rows are left out and named
     by file and line. What is taken in is kept as long as what is seen today; a file that is taken in twice counts twice. Exit status 1 if there were bad rows.
     """
-    from eir.sightings.intake import take_in as take  # noqa: PLC0415 - polars, for those that need it
+    from eir.sightings.intake import import_log as take  # noqa: PLC0415 - polars, for those that need it
 
     checked = opened(load_config(config))
     settings = checked.sightings or SightingsSettings()
@@ -146,7 +150,9 @@ def take_in(
         with acting_in(checked.state), progress() as advance:
             prepare(checked.state)
             files.folder_of(checked.state)
-            how = subscribers(checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s)
+            how = load_subscribers(
+                checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s
+            )
             taken = take(
                 file,
                 checked.state,
@@ -210,7 +216,7 @@ def export(
 def recorded(checked: Config) -> Config:
     """The configuration of a node that has a record, with what it has just seen. Raises EirError where nothing was ever kept."""
     write_down(checked)
-    if checked.sightings is None and not files.found(checked.state):
+    if checked.sightings is None and not files.list_files(checked.state):
         raise EirError(f"no check is on record in {checked.state}{not_kept(checked)}")
     return checked
 

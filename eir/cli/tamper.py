@@ -21,7 +21,7 @@ from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import TYPES
 from eir.lists.record.store import Event, utc_text
-from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, cases, decide, decided
+from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, add_decision, load_cases, load_decisions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -172,7 +172,7 @@ def export(
     boxes are in each of them only if somebody confirmed them. Exit status 1 if there is nothing to write.
     """
     from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
-    from eir.sightings.page import EXPORTS, ROWS, listed  # noqa: PLC0415 - as above
+    from eir.sightings.page import EXPORTS, ROWS, export_rows  # noqa: PLC0415 - as above
 
     if layout not in EXPORTS:
         raise fail(f"--as {layout}: expected {' or '.join(EXPORTS)}", EXIT_USAGE)
@@ -196,13 +196,13 @@ def export(
         and (finding.confirmed or "sim_box" not in finding.conditions)
     ]
     # Confirmed is confirmed, whether the device was seen in this time or not.
-    others = {device for device, verdict in cases(checked.state).items() if verdict and not wanted}
+    others = {device for device, verdict in load_cases(checked.state).items() if verdict and not wanted}
     others -= {finding.device for finding in chosen}
     for_tests = {device for device in (*(finding.device for finding in chosen), *others) if BY_KEY["test"](device)}
     if for_tests:
         say(f"{len(for_tests):,} devices with a TAC for tests are left out")
     chosen, others = [finding for finding in chosen if finding.device not in for_tests], others - for_tests
-    head, *rows = listed(chosen, layout, found.until, map(key_text, sorted(others)), kind=kind)
+    head, *rows = export_rows(chosen, layout, found.until, map(key_text, sorted(others)), kind=kind)
     if not rows:
         if waiting := len(chosen):
             raise fail(
@@ -235,7 +235,7 @@ def show_one_device(
     checked = opened(load_config(config))
     begin, end = _window(since, until)
     with _judging(checked, begin, end, _Where(record, on_spark, work), min_score=0) as (engine, found):
-        made = sheet(engine, found, device, decided(checked.state))
+        made = sheet(engine, found, device, load_decisions(checked.state))
     if not made["subscribers"]:
         raise fail(f"{identifier} is not on record from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")
     if html_file is not None:
@@ -280,7 +280,7 @@ def forget(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_
     From then on the device is judged as if nobody had decided, and the decision calibrates nothing. Exit status 1 if nobody decided. The decision and the
     withdrawal stay in the history.
     """
-    if _device(identifier) not in cases(opened(load_config(config)).state):
+    if _device(identifier) not in load_cases(opened(load_config(config)).state):
         raise fail(f"{identifier}: nobody confirmed or cleared it")
     _decide(identifier, FORGOTTEN, reason, config, as_json=as_json)
 
@@ -305,7 +305,7 @@ def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json
         raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
     with_store(checked, lambda store: store.record(event))
     with acting_in(checked.state):
-        decide(checked.state, decision)
+        add_decision(checked.state, decision)
     show_one(decision, f"{decision['imei']} is {verdict}", as_json=as_json)
 
 
@@ -346,7 +346,7 @@ def _judging(
     with progress() as advance, _engine(config, begin, end, where) as engine:
         yield engine, judge(
             engine, settings, since=begin, until=end, tacs=_tacs(config), warn=lambda text: say(f"warning: {text}"), progress=advance or (lambda *_: None),
-            keep_users=keep_users, cases=cases(config.state),
+            keep_users=keep_users, cases=load_cases(config.state),
         )  # fmt: skip
 
 

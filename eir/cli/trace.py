@@ -17,7 +17,7 @@ from eir.cli.access import DEFAULT_CONFIG, ConfigFile, imsi_named
 from eir.cli.asking import with_reason
 from eir.cli.output import EXIT_USAGE, duration, fail, printable, say
 from eir.config import Config, load_config
-from eir.device import device_key, imsi_key, typed
+from eir.device import device_key, imsi_key, strip_separators
 from eir.errors import EirError, IdentifierError
 from eir.interfaces.s13.capture import begin_capture, captured
 from eir.lists.record.reasons import check_reason
@@ -40,7 +40,7 @@ def trace(
     asked, and ends by itself, or by Ctrl-C. One trace at a time; of more than ten checks a second not all are shown.
     """
     checked = load_config(config)
-    imei, imsi, lasting = typed(imei), imsi_named(checked, imsi), duration(lasts)
+    imei, imsi, lasting = strip_separators(imei), imsi_named(checked, imsi), duration(lasts)
     try:
         if not imei and not imsi:
             raise fail("whose checks? --imei IMEI or --imsi N", EXIT_USAGE)

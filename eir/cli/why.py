@@ -6,19 +6,19 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from eir.checks.explain import Explanation, explain, question_of, wrong_option
+from eir.checks.explain import Explanation, explain, option_fault, question_of
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, imsi_named, opened, with_store
 from eir.cli.output import EXIT_USAGE, fail, moment, printable, second, show_one
 from eir.cli.sightings import not_kept, write_down
 from eir.config import Config, load_config
-from eir.device import device_key, imsi_key, typed
+from eir.device import device_key, imsi_key, strip_separators
 from eir.errors import IdentifierError
 from eir.lists.changes.local import added_by
-from eir.lists.record.entries import Past, imsi_text, past, until_text
+from eir.lists.record.entries import Past, imsi_text, load_past, until_text
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.record.store import MAIN, Event, ListStore
-from eir.sightings.subscribers import forms
+from eir.sightings.subscribers import subscriber_names
 
 POLICY = ("policy", "peers")
 """Sections whose change may change an answer."""
@@ -61,22 +61,22 @@ def why(
     stood then: release, who signed and loaded it, and the row with its reason, where that release is kept (`keep` of the list); and what
     has changed since. Exit status 1 if no check is on record.
     """
-    from eir.sightings.seen import answered  # noqa: PLC0415 - polars, for those that need it
+    from eir.sightings.seen import find_answers  # noqa: PLC0415 - polars, for those that need it
 
     checked = opened(load_config(config))
-    imei, imsi = typed(imei), imsi_named(checked, imsi)
+    imei, imsi = strip_separators(imei), imsi_named(checked, imsi)
     question = question_of(imei, imsi=imsi, software_version="", origin_host="", origin_realm="")
     try:
         key = device_key(imei)
     except IdentifierError as e:
         raise fail(f"{imei}: {e}", EXIT_USAGE) from None
-    if wrong := wrong_option(question):
+    if wrong := option_fault(question):
         raise fail(wrong, EXIT_USAGE)
     asked = moment(at, "--at") or datetime.now(UTC)
     write_down(checked)
     rows = [
         {name: row[name] for name in ANSWER}
-        for row in answered(checked.state, key, forms(checked.state, imsi) if imsi else [], asked)
+        for row in find_answers(checked.state, key, subscriber_names(checked.state, imsi) if imsi else [], asked)
     ]
     then = min(datetime.fromisoformat(rows[0]["last"]), asked) if rows else asked
     found = with_store(checked, lambda store: _look(checked, store, question, key, then), fresh=False, reads=True)
@@ -99,7 +99,7 @@ async def _look(config: Config, store: ListStore, question: Any, key: int, then:
         subscriber = imsi_key(question.imsi) if question.imsi else None
         lists[name] = (
             settings.kind,
-            await past(store, name, subscriber if settings.kind == SUBSCRIBERS else key, then),
+            await load_past(store, name, subscriber if settings.kind == SUBSCRIBERS else key, then),
             await store.history(name),
         )
     since = then.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

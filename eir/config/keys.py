@@ -22,7 +22,7 @@ from eir.lists.record.settings import (
     HistorySettings,
     Layout,
     ListSettings,
-    Record,
+    RecordFormat,
     Source,
 )
 from eir.lists.record.store import KEEP
@@ -111,8 +111,8 @@ SECTIONS = (
     Section("history", HistorySettings),
     Section("layouts.*", _layout),
     Section("layouts.*.columns", _given),
-    Section("layouts.*.header", Record, optional=True),
-    Section("layouts.*.trailer", Record, optional=True),
+    Section("layouts.*.header", RecordFormat, optional=True),
+    Section("layouts.*.trailer", RecordFormat, optional=True),
     Section(
         "tamper",
         TamperSettings,

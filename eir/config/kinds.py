@@ -58,9 +58,9 @@ def _store_url(written: str) -> str:
 def _with_files(store: str, folder: Path) -> str:
     if store == SQLITE:
         return store
-    from eir.lists.stores.redis_url import with_files_in  # noqa: PLC0415  # as above
+    from eir.lists.stores.redis_url import resolve_files  # noqa: PLC0415  # as above
 
-    return with_files_in(store, folder)
+    return resolve_files(store, folder)
 
 
 def _device(written: str) -> str:

@@ -1,1 +1,1 @@
-"""Lists on their way from a publisher's file to the memory of a worker."""
+"""Lists, from a publisher's file to the memory of a worker."""

@@ -1,6 +1,6 @@
-"""Sightings: what checks have shown over time, on the way from workers to files, and what is found in these.
+"""Sightings: the record of checks, from workers to files, and its analysis.
 
-`buffer` is the worker's side and costs a check next to nothing; `batches`, `subscribers` and `files` make Parquet files
-of what it hands over, by `schema`; `events` and `deliver` send events out at once; `seen` and `intake` read and import
-for people. May import eir.device and eir.errors; knows neither policy nor protocol nor configuration file.
+`buffer` runs in a worker and adds very little time to a check. `batches`, `subscribers` and `files` write its messages to
+Parquet files according to `schema`. `events` and `deliver` send events at once. `seen` and `intake` search and import records.
+May import eir.device and eir.errors; independent of policy, protocols and the configuration file.
 """

@@ -1,9 +1,9 @@
-"""A worker's side of the record: what it has just answered, for some milliseconds, and on its way to the process that writes.
+"""Buffer in a worker for checks that were just answered, until the recorder receives them some milliseconds later.
 
-Called on the path of a check, so that nothing here waits: checks that were answered together cost one entry in a list. Bounded: above a
-rate checks that nobody needs to be told of are left out, and when the other process takes nothing the oldest go; both are counted. One
-peer takes half of the room that is left at most, so that a flood of one leaves out no check of the others. Knows neither socket nor loop:
-what sends and what calls later is handed in.
+A check calls it, so it never blocks: checks that were answered together are one list entry. Above a maximum rate, plain checks
+(without an event) are dropped, and if the recorder does not receive, the oldest messages are dropped; both are counted. One
+peer may use at most half of the remaining room, so a flood of one peer displaces no check of the others. Independent of
+sockets and the event loop: the caller passes functions that send and that schedule.
 """
 
 import pickle
@@ -15,30 +15,29 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 FLUSH_S = 0.01
-"""Time that checks wait to be handed over together: short, since handing over holds the loop."""
+"""Seconds for which checks are collected before they are sent; short, because sending blocks the event loop."""
 AGAIN_S = 0.05
-"""Pause after the other process took no more."""
+"""Seconds until the next attempt after the recorder could not receive."""
 MESSAGE_BYTES = 48 << 10
-"""Size of one message, about: the kernel takes a message whole or not at all, and refuses one that is larger than its
-buffer."""
+"""Approximate size of a message in bytes: the kernel sends a message completely or not at all, and rejects one larger than its buffer."""
 PART_BYTES = 100
-"""Size in a message of checks that were handed in together, besides their texts, about."""
+"""Approximate bytes of a part in a message besides its texts."""
 TEXTS, NUMBER = 5, struct.Struct("=H")
-"""Number of texts of each check (see eir.checks.policy.Sightings.add), and form of a number."""
+"""Number of texts of each check (see eir.checks.policy.Sightings.add), and format of a number."""
 PLAIN, EVENTS = b"p", b"e"
-"""First byte of a message: whether somebody may want to know of its checks at once."""
+"""First byte of a message: whether its checks are events."""
 HEAD = struct.Struct("!cI")
 """First byte of a message, and its number of checks."""
 PEER_SHARE = 2
-"""A peer takes one part in so many of the room at the last flush: alone it comes to the whole rate, since what it leaves is room at the next."""
+"""A peer may use 1/PEER_SHARE of the room at the last flush. A peer alone still reaches the whole rate, because unused room stays for the next flush."""
 KINDS_MAX = 1024
-"""Kinds of checks that are remembered while messages are read."""
+"""Maximum number of cached kinds of checks while messages are decoded."""
 OVER_RATE, NOT_TAKEN = "rate", "buffer"
-"""Reasons of what is left out."""
+"""Reasons for dropped checks."""
 
 
-class Kind(NamedTuple):
-    """Properties that checks may have in common, by the columns of the record; None where there is nothing."""
+class CheckKind(NamedTuple):
+    """Properties that checks may share, by the columns of the record; None if absent."""
 
     origin_host: str | None = None
     origin_realm: str | None = None
@@ -52,20 +51,20 @@ class Kind(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Checks that were handed in together."""
+    """Checks that were added together."""
 
     kinds: Sequence[Any]
-    """eir.checks.policy.SightingKind"""
+    """Kinds as eir.checks.policy.SightingKind."""
     numbers: bytes
     texts: bytes
 
     @property
     def checks(self) -> int:
-        """Return the number of checks."""
+        """Number of checks."""
         return len(self.numbers) // NUMBER.size
 
     def pieces(self) -> Iterator["Part"]:
-        """The same in pieces that a message has room for."""
+        """Yield the part in pieces that fit into a message."""
         if len(self.texts) <= MESSAGE_BYTES or self.checks == 1:
             yield self
         else:
@@ -76,9 +75,15 @@ class Part(NamedTuple):
 
 
 class Buffer:
-    """See eir.checks.policy.Sightings. `send` takes a message, or says False; `later` calls after so many seconds.
+    """Implementation of eir.checks.policy.Sightings.
 
-    `waiting_bytes_max`: most bytes that wait for the other process.
+    Args:
+        send: sends a message, or returns False.
+        later: schedules a call after a number of seconds.
+        rate_max: maximum number of plain checks per second.
+        waiting_bytes_max: maximum number of bytes of messages that wait for the recorder.
+        now: wall clock.
+        monotonic: monotonic clock.
     """
 
     def __init__(
@@ -90,39 +95,39 @@ class Buffer:
         self._room = self._room_then = rate_max
         self._room_at = monotonic()
         self._share: Final[Counter[str]] = Counter()
-        """Peer → plain checks that were taken of it since the last flush."""
+        """Number of plain checks accepted from each peer since the last flush."""
         self._began: float | None = None
-        """Time at which the first of the checks was answered that are not handed over yet; None: no flush is due."""
+        """Time of the first check that is not sent yet; None if no flush is scheduled."""
         self._parts: dict[bytes, list[Part]] = {EVENTS: [], PLAIN: []}
         self.dropped: Counter[str] = Counter()
-        """Checks that are not in the record, by reason."""
+        """Number of dropped checks, by reason."""
         self._queue = MessageQueue(send, waiting_bytes_max, self.dropped)
         self.full: set[str] = set()
-        """See Sightings: a peer is in it from its first check for which there is no room until the next flush."""
+        """Peers without room, from their first dropped check until the next flush (see Sightings)."""
 
     def add(self, kinds: Sequence[Any], numbers: bytes, texts: bytes) -> None:
-        """Checks that were answered just now; see eir.checks.policy.Sightings."""
+        """Add checks that were just answered; see eir.checks.policy.Sightings."""
         self._arm(FLUSH_S)
         part = Part(kinds, numbers, texts)
         count, kind = part.checks, kinds[NUMBER.unpack_from(numbers)[0]]
         is_plain = kind.decision.is_plain and not kind.observed
         if is_plain:
-            taken = self._share[kind.peer] + count
-            if count > self._room or taken * PEER_SHARE > self._room_then:
+            accepted = self._share[kind.peer] + count
+            if count > self._room or accepted * PEER_SHARE > self._room_then:
                 self.left_out(count, kind.peer)
                 return
-            self._share[kind.peer] = taken
+            self._share[kind.peer] = accepted
         self._room -= count
         self._parts[PLAIN if is_plain else EVENTS].append(part)
 
     def left_out(self, count: int, peer: str) -> None:
-        """Plain checks of a peer for which there was no room."""
+        """Count plain checks of a peer that were dropped."""
         self._arm(FLUSH_S)
         self.dropped[OVER_RATE] += count
         self.full.add(peer)
 
     def flush(self) -> None:
-        """Hand over what there is, as far as the other process takes it."""
+        """Send all collected checks, as far as the recorder can receive them."""
         began_us, self._began = round((self._began or 0.0) * 1e6), None
         self.full.clear()
         self._share.clear()
@@ -170,7 +175,7 @@ class MessageQueue:
 
 
 def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[bytes]:
-    """Parts, each of which a message has room for, in as few messages as they fit into."""
+    """Pack parts, each of which fits into a message, into as few messages as possible."""
     packed: list[list[Part]] = []
     size = MESSAGE_BYTES
     for part in parts:
@@ -184,19 +189,19 @@ def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[byt
         yield HEAD.pack(kind, count) + pickle.dumps([(began_us, *part) for part in each], pickle.HIGHEST_PROTOCOL)
 
 
-def checks_of(message: bytes) -> Iterator[tuple[int, Kind, str, str, str]]:
-    """The checks of a message: time in microseconds, kind, and identifier, IMSI and software version, empty where absent."""
+def checks_of(message: bytes) -> Iterator[tuple[int, CheckKind, str, str, str]]:
+    """Decode a message; yield time in microseconds, kind, identifier, IMSI and software version, empty if absent."""
     for time_us, kinds, numbers, octets in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
         texts = octets.decode("utf-8", "replace").split("\n")
-        for (number,), host, realm, *said in zip(
+        for (number,), host, realm, *texts_of_check in zip(
             NUMBER.iter_unpack(numbers), *(texts[at:-1:TEXTS] for at in range(TEXTS)), strict=True
         ):
-            yield time_us, _kind_of(kinds[number], host, realm), *said
+            yield time_us, _kind_of(kinds[number], host, realm), *texts_of_check
 
 
 @lru_cache(KINDS_MAX)
-def _kind_of(kind: Any, host: str, realm: str) -> Kind:
-    """The same for equal ones, which are many: `kind` is eir.checks.policy.SightingKind."""
+def _kind_of(kind: Any, host: str, realm: str) -> CheckKind:
+    """Return the kind of a check, cached because most are equal. `kind`: eir.checks.policy.SightingKind."""
     decision, protocol, peer, observed, early = kind
-    said = host, realm, peer, protocol, decision.status, decision.rule, decision.list, observed, early
-    return Kind._make(each or None for each in said)
+    values = host, realm, peer, protocol, decision.status, decision.rule, decision.list, observed, early
+    return CheckKind._make(each or None for each in values)

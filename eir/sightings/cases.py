@@ -1,6 +1,6 @@
-"""Findings that operators confirmed or cleared, by whom and why.
+"""Decisions of operators: findings that they confirmed or cleared, with user and reason.
 
-Kept in the state folder, one line for each decision; the last one counts.
+They are stored in the state folder, one line for each decision; the last decision about a device counts.
 """
 
 import errno
@@ -16,8 +16,12 @@ from eir.errors import EirError
 FILE, CONFIRMED, CLEARED, FORGOTTEN = "tamper-cases.jsonl", "confirmed", "cleared", "forgotten"
 
 
-def decided(state: Path) -> list[dict[str, Any]]:
-    """All decisions, the oldest first: `time`, `who`, `imei`, `verdict`, `reason`. Raises EirError for a file that cannot be read."""
+def load_decisions(state: Path) -> list[dict[str, Any]]:
+    """Load all decisions, the oldest first: `time`, `who`, `imei`, `verdict`, `reason`.
+
+    Raises:
+        EirError: if the file cannot be read.
+    """
     try:
         return [json.loads(line) for line in (state / FILE).read_text("utf-8").splitlines()]
     except FileNotFoundError:
@@ -28,14 +32,18 @@ def decided(state: Path) -> list[dict[str, Any]]:
         ) from None
 
 
-def cases(state: Path) -> dict[int, bool]:
-    """Device → whether it was confirmed last (True), or cleared; without devices whose decision was taken back."""
-    last = {device_key(each["imei"]): each["verdict"] for each in decided(state)}
+def load_cases(state: Path) -> dict[int, bool]:
+    """Return for each device whether its last decision confirmed (True) or cleared it; withdrawn decisions are left out."""
+    last = {device_key(each["imei"]): each["verdict"] for each in load_decisions(state)}
     return {device: verdict == CONFIRMED for device, verdict in last.items() if verdict != FORGOTTEN}
 
 
-def decide(state: Path, decision: dict[str, Any]) -> Path:
-    """Write a decision down; returns the file. Raises OSError, and leaves no part of a line: all of the file would be unreadable."""
+def add_decision(state: Path, decision: dict[str, Any]) -> Path:
+    """Append a decision and return the file.
+
+    Raises:
+        OSError: if the write fails; a partial line is removed, because it would make the file unreadable.
+    """
     line, file = f"{json.dumps(decision)}\n".encode(), state / FILE
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "ab", buffering=0) as stream:  # noqa: PTH123 - of a descriptor, for its mode

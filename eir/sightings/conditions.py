@@ -1,7 +1,7 @@
-"""The conditions by which sightings are judged, what each weighs, and what the configuration says of them.
+"""Conditions by which sightings are judged, their weights, and their settings.
 
-Each is a file of SQL, `sql/conditions/NAME.sql`, that gives devices, what that says for or against several phones (in log odds, natural
-logarithm), and its evidence in words. Data only; imports nothing of ours.
+Each condition is an SQL file, `sql/conditions/NAME.sql`, that returns devices, the log odds (natural logarithm) for several
+phones with this identity, and the evidence as text. Data only; imports no module of eir.
 """
 
 import re
@@ -18,30 +18,29 @@ CONDITIONS: Mapping[str, str] = {
     "tac": "a TAC that speaks against it",
     "placeholder": "an identifier that stands for none",
 }
-"""Name → what it means, in the order of the report."""
+"""Meaning of each condition, in the order of the report."""
 
 WEIGHTS: Mapping[str, float] = {
     # Fitted by `scripts/bench tamper --fit` to networks of seeds that judge nothing: log odds for each unit of a column of `evidence`.
     "intercept": 1.97, "places": 2.2, "versions_two": 2.41, "versions_one": -4.73, "blocks": -1.41, "lockstep": -1.04, "uneven": -1.08,
     "switches": 3.42, "members": 1.46, "busy": 2.57,
-    # Set by hand. Exported; reported and never exported by itself; and a body that no TAC of the list has, of which made networks say nothing but that
-    # they are made up.
+    # Set by hand: enough for an export; enough for a report but not for an export; a TAC that the list does not have, for
+    # which simulated networks give no realistic value.
     "certain": 14.0, "likely": 7.8, "no_body": 9.0,
 }  # fmt: skip
-"""Values that replace the names in braces in the SQL of the conditions."""
+"""Values for the names in braces in the SQL of the conditions."""
 PRIOR, HOLDS_FROM = 0.005, 0.5
-"""Share of devices that are tampered with, before anything was seen: in Pakistan's register 0.88 million of some 190 million IMEIs were cloned. Log
-odds from which a condition is named in a finding."""
+"""Prior share of tampered devices (in Pakistan's register 0.88 million of about 190 million IMEIs were cloned), and log odds from which a finding names a condition."""
 SAID = ((0.95, 0.97), (0.9, 0.9), (0.8, 0.8), (0.7, 0.75), (0.6, 0.55))
-"""Score from which on, up to the one before → share of such devices that were tampered with, at least, in made networks that nothing was fitted to."""
+"""Lower bound of a score band → least share of tampered devices in that band, in simulated networks that no weight was fitted to."""
 
 
 MODULES = re.compile(r"module|iot|m2m|modem|vehicle|router|dongle", re.IGNORECASE)
-"""Device types of which whole batches were given one IMEI, as registers have found."""
+"""Device types for which registers have found whole batches with one IMEI."""
 
 
 class Tac(NamedTuple):
-    """A TAC that is allocated, as a list of device types has it."""
+    """Allocated TAC in a list of device types."""
 
     tac: int
     allocated: date | None
@@ -57,12 +56,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TamperSettings:
-    """Settings by which sightings are judged."""
+    """Settings for the analysis of sightings."""
 
     report_min: float = 0.85
     """Score from which a device is reported."""
     export_min: float = 0.95
-    """Score from which it is exported."""
+    """Score from which a device is exported."""
     memory: int = 3 << 30
-    """Bytes that the engine may take; more is done on the disk."""
+    """Memory of the engine in bytes; it uses the disk beyond that."""
     origins: Mapping[str, Place] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""Events on their way out: in order, again and again until they are taken, and never more waiting than there is room for.
+"""Delivery of events in order, with retries and a bounded queue.
 
-One delivery after the other, so that what happened to a device arrives in the order in which it happened. A receiver that is away
-costs memory up to a limit; then the oldest events go, and are counted.
+Batches are delivered one after the other, so events about a device arrive in order. If the receiver is unreachable, events are
+queued up to a limit; then the oldest are dropped and counted.
 """
 
 import asyncio
@@ -21,33 +21,39 @@ from urllib.parse import urlsplit
 from eir.errors import EirError, Report, place_of
 
 WAITING_MAX = 10_000
-"""Events."""
+"""Maximum number of queued events."""
 BATCH_MAX = 100
 AGAIN_S, AGAIN_MAX_S = 0.5, 60.0
-"""Pause after a delivery that failed; it doubles."""
+"""Seconds until a failed delivery is retried, which double up to a maximum."""
 POST_S = 10.0
-"""Longest time of an exchange with a receiver, from the connection to the status."""
-TAKES_LATER = frozenset({408, 425, 429})
-"""Answers of a receiver that says no for now, beside those from 500 on."""
+"""Maximum duration of an exchange with a receiver in seconds, from the connection to the status."""
+RETRY_STATUSES = frozenset({408, 425, 429})
+"""Status codes of a temporary rejection, besides those from 500 on."""
 TIME_HEADER, SIGNATURE_HEADER, ID_HEADER = "X-EIR-Timestamp", "X-EIR-Signature", "X-EIR-Delivery"
 
 Event: TypeAlias = dict[str, Any]
 Send: TypeAlias = Callable[[Sequence[Event]], Awaitable[None]]
-"""Delivers events. Raises Undelivered, or NotTaken."""
+"""Function that delivers events. It raises Undelivered or EventsRejected."""
 
 
 class Undelivered(EirError):
-    """The receiver is away, or says no for now."""
+    """Error for an unreachable receiver, or a temporary rejection."""
 
 
-class NotTaken(EirError):
-    """The receiver will not take these events, however often they come."""
+class EventsRejected(EirError):
+    """Error for events that the receiver will never accept."""
 
 
-class Delivery:
-    """Events for one receiver. `counted` is told: `sent`, `queue` or `refused`, and how many events.
+class EventSender:
+    """Queue and sender of events for one receiver.
 
-    `waiting_max`: events that wait at most. `again_s`: the first pause before what was not delivered comes again, and the longest one.
+    Args:
+        to: name of the receiver for logs.
+        send: delivers events.
+        counted: receives an outcome (`sent`, `queue` or `refused`) and a number of events.
+        report: logs failures.
+        waiting_max: maximum number of queued events.
+        again_s: first and longest pause before a retry.
     """
 
     def __init__(
@@ -58,11 +64,11 @@ class Delivery:
         self._to, self._send, self._counted, self._report = to, send, counted, report
         self._waiting: list[Event] = []
         self._under_way = 0
-        """Number of events at the head of those that wait which are being delivered."""
-        self._there = asyncio.Event()
+        """Number of events at the head of the queue that are being delivered."""
+        self._not_empty = asyncio.Event()
 
-    def put(self, events: Sequence[Event]) -> None:
-        """Have events delivered."""
+    def add(self, events: Sequence[Event]) -> None:
+        """Queue events for delivery."""
         self._waiting += events
         too_many = len(self._waiting) - self._waiting_max
         if too_many > 0:
@@ -70,10 +76,10 @@ class Delivery:
             self._under_way = max(0, self._under_way - too_many)
             self._counted("queue", too_many)
         if self._waiting:
-            self._there.set()
+            self._not_empty.set()
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Take the names of subscribers out of events that wait."""
+        """Remove the names of subscribers from queued events."""
         for event in self._waiting:
             for name in ("subscriber", "previous"):
                 if event.get(name) in subscribers:
@@ -81,23 +87,23 @@ class Delivery:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing waits."""
+        """True if no event is queued."""
         return not self._waiting
 
     async def run(self) -> None:
-        """Deliver, until cancelled."""
+        """Deliver events until cancelled."""
         pause_s, again_max_s = self._again_s
         while True:
-            await self._there.wait()
+            await self._not_empty.wait()
             batch = self._waiting[:BATCH_MAX]
             self._under_way = len(batch)
             try:
                 await self._send(batch)
                 outcome = "sent"
-            except NotTaken as e:
+            except EventsRejected as e:
                 self._report("events_refused", reason=self._to, level="error", detail=str(e))
                 outcome = "refused"
-            except Exception as e:  # noqa: BLE001 - Undelivered, or a fault: the outermost loop of this task says so, and tries again
+            except Exception as e:  # noqa: BLE001 - Undelivered, or a bug: this is the outermost loop of the task, so it logs and retries
                 self._report(
                     "events_undelivered",
                     reason=self._to,
@@ -109,18 +115,19 @@ class Delivery:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, again_max_s)
                 continue
-            # Fewer than were sent, if the oldest went meanwhile: those are counted as lost.
+            # If the oldest events were dropped meanwhile, they are already counted as lost.
             self._counted(outcome, self._under_way)
             del self._waiting[: self._under_way]
             pause_s = self._again_s[0]
             if not self._waiting:
-                self._there.clear()
+                self._not_empty.clear()
 
 
 def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post_s: float = POST_S) -> Send:
-    """Posts events to a URL: `{"events": [...]}`, with the time, and an HMAC-SHA256 over time, a dot and the body in headers.
+    """Return a function that posts events to a URL as `{"events": [...]}`.
 
-    The key is read for each delivery: it may change, and come back, while the node runs. The receiver has `post_s` for it.
+    Headers contain the time, and an HMAC-SHA256 over the time, a dot and the body. The key file is read for each
+    delivery, because it may change or be missing for a while. `post_s` is the time limit for the receiver.
     """
 
     async def send(events: Sequence[Event]) -> None:
@@ -147,12 +154,12 @@ def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post
 
 
 def signature(key: bytes, stamp: str, body: bytes) -> str:
-    """Return the signature, which a receiver computes too and compares: hexadecimal digits."""
+    """Return the signature as hexadecimal digits; the receiver computes it too and compares."""
     return hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
 class _Exchange:
-    """One POST, in a thread, which another thread can end at any time: a receiver may drip its answer byte by byte."""
+    """One POST in a thread, which another thread can end at any time, because a receiver may send its answer very slowly."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         parts = urlsplit(url)
@@ -167,7 +174,12 @@ class _Exchange:
         self._ended = False
 
     def post(self, body: bytes, headers: dict[str, str]) -> None:
-        """Post it, and see what the receiver says. Raises Undelivered, or NotTaken."""
+        """Send the request and check the status of the answer.
+
+        Raises:
+            Undelivered: if the receiver is unreachable or rejects the events temporarily.
+            EventsRejected: if the receiver rejects the events.
+        """
         try:
             self._link.connect()
             if self._ended:
@@ -176,20 +188,17 @@ class _Exchange:
             status = self._link.getresponse().status
         except OSError as e:
             raise Undelivered(f"{self.where}: {str(e) or type(e).__name__}") from None
-        except (
-            http.client.HTTPException,
-            ValueError,
-        ) as e:  # without its text, in which the receiver may repeat an event
+        except (http.client.HTTPException, ValueError) as e:  # without its text, which may repeat an event
             raise Undelivered(f"{self.where}: what it sends is no answer: {type(e).__name__}") from None
         finally:
             self._link.close()
         if not 200 <= status < 300:
-            later = status < 200 or status >= 500 or status in TAKES_LATER
-            raise (Undelivered if later else NotTaken)(f"{self.where} answered {status}")
+            later = status < 200 or status >= 500 or status in RETRY_STATUSES
+            raise (Undelivered if later else EventsRejected)(f"{self.where} answered {status}")
 
     def end(self) -> None:
-        """Whatever it waits for, it ends."""
-        self._ended = True  # before the look at the socket: it may connect in this moment
+        """End the exchange in any state."""
+        self._ended = True  # before the socket is read, because it may be connecting at this moment
         if (connected := self._link.sock) is not None:
             with suppress(OSError):
                 socket.socket.shutdown(

@@ -1,9 +1,9 @@
-"""Engines of the analysis, which make tables by name, with SQL: their contract, and DuckDB, which judges on one machine.
+"""Engines of the analysis, which create tables with SQL: their contract, and DuckDB for one machine.
 
-Spark does it on several (spark.py). The SQL is DuckDB's, limited to what can be translated for others with the same result: integers, and
-decimal numbers that stand for doubles, ties broken by name, no function that another engine lacks except `instant_s`: Unix seconds of a
-moment, as a double. What does not fit into DuckDB's memory goes to a folder of the run's own, which only its user may read. Imports
-duckdb, which is installed by `pip install '.[analysis]'` in the clone.
+Spark (spark.py) is for several machines. The SQL is DuckDB's, limited to parts with the same result on other engines: integers,
+decimal numbers that stand for doubles, ties broken by name, and no function that another engine lacks, except `instant_s` (Unix
+seconds of a time, as a double). DuckDB writes data that exceeds its memory to a temporary folder that only its user can read.
+`pip install '.[analysis]'` in the clone installs duckdb.
 """
 
 import tempfile
@@ -21,49 +21,50 @@ if TYPE_CHECKING:
 
 SQL = Path(__file__).parent / "sql"
 TABLES = {path.stem.partition("_")[2]: path for path in sorted((SQL / "tables").glob("*.sql"))}
-"""Tables that the conditions look at, in the order in which one is made from another."""
+"""Tables that the conditions read, in the order in which they are built."""
 
 
 class Engine(Protocol):
-    """Tables by name. All SQL that it is given is in DuckDB's dialect."""
+    """Engine with named tables. All SQL is in DuckDB's dialect."""
 
     def define(self, name: str, select: str) -> None:
-        """Make a table of a SELECT; one of that name is replaced, and may be what the SELECT reads."""
+        """Create a table from a SELECT; it may replace a table that the SELECT reads."""
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Make a table of values; `columns` with their types."""
+        """Create a table from values; `columns` with their types."""
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         """Return the rows of a SELECT."""
 
 
-def number(engine: Engine, select: str) -> int:
-    """The one number that a SELECT gives."""
+def scalar(engine: Engine, select: str) -> int:
+    """Return the single number of a SELECT."""
     return int(engine.rows(select)[0][0])
 
 
-def window(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
-    """The SELECT of the sightings of a time, each with the number of its day; `without`: peers whose checks are no subscribers'.
+def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
+    """Return the SELECT of the sightings of a time, each with the number of its day.
 
-    What is early is left out: anybody may have named the SIM, so that it speaks against nobody.
+    `without`: peers whose checks are not subscribers'. Early checks are left out: any phone could have claimed the
+    IMSI, so they are not evidence.
     """
-    asked = ", ".join("'" + peer.replace("'", "''") + "'" for peer in ("", *without))
-    limits = f"time >= TIMESTAMP '{since:%Y-%m-%d %H:%M:%S}' AND time < TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AND (peer IS NULL OR NOT peer IN ({asked})) AND COALESCE(early, FALSE) = FALSE"
+    peers = ", ".join("'" + peer.replace("'", "''") + "'" for peer in ("", *without))
+    limits = f"time >= TIMESTAMP '{since:%Y-%m-%d %H:%M:%S}' AND time < TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AND (peer IS NULL OR NOT peer IN ({peers})) AND COALESCE(early, FALSE) = FALSE"
     return f"SELECT {', '.join(SCHEMA)}, CAST(DATE_DIFF('day', DATE '{since:%Y-%m-%d}', CAST(time AS DATE)) AS INTEGER) AS day FROM {source} WHERE {limits}"  # noqa: S608 - names of ours
 
 
 class Duck:
-    """Tables in DuckDB (an Engine)."""
+    """Engine with tables in DuckDB."""
 
     def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
         self._connection = connection
 
     def define(self, name: str, select: str) -> None:
-        """As Engine.define."""
+        """Create a table, as Engine.define."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {select}")
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """As Engine.fill."""
+        """Create a table, as Engine.fill."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} ({columns})")
         if rows:  # by columns: a list of TACs has hundreds of thousands
             self._connection.execute(
@@ -72,7 +73,7 @@ class Duck:
             )
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """As Engine.rows."""
+        """Return rows, as Engine.rows."""
         return self._connection.execute(select).fetchall()
 
 
@@ -86,9 +87,19 @@ def duck(
     threads: int | None = None,
     without: Sequence[str] = (),
 ) -> Iterator[Duck]:
-    """An engine with `sightings` from `since` to before `until` (both naive UTC), of the files that a pattern or a list names.
+    """Open an engine with `sightings` from `since` to before `until` (both naive UTC).
 
-    `without`: peers whose checks are left out. Raises SetupFault without duckdb, and EirError where the memory or the disk does not suffice or a file cannot be read.
+    Args:
+        files: pattern or list of the record's files.
+        since: start.
+        until: end.
+        memory: memory in bytes; the engine uses the disk beyond that.
+        threads: number of threads; None: DuckDB's default.
+        without: peers whose checks are left out.
+
+    Raises:
+        SetupFault: if duckdb is not installed.
+        EirError: if memory or disk do not suffice, or a file cannot be read.
     """
     try:
         import duckdb  # noqa: PLC0415 - takes a while, and only an analysis on this machine needs it
@@ -105,14 +116,14 @@ def duck(
         """)
         if threads:
             connection.execute(f"SET threads = {threads}")
-        # Files from before there were such columns lack them.
+        # Older files lack these columns.
         source = f"(SELECT * FROM read_parquet({files!r}, union_by_name = true) UNION ALL BY NAME SELECT CAST(NULL AS VARCHAR) AS peer, CAST(NULL AS BOOLEAN) AS early WHERE FALSE) AS recorded"  # noqa: S608 - names of ours
         try:
-            connection.execute(f"CREATE VIEW sightings AS {window(source, since, until, without)}")
+            connection.execute(f"CREATE VIEW sightings AS {window_select(source, since, until, without)}")
             yield Duck(connection)
         except duckdb.OutOfMemoryException as e:
             raise EirError(
                 f"the analysis needs more than it may take: tamper.memory is {memory >> 20} MiB ({str(e).splitlines()[0]})"
             ) from None
-        except duckdb.Error as e:  # a full disk, a file that is damaged
+        except duckdb.Error as e:  # a full disk, a damaged file
             raise EirError(f"the record cannot be judged: {str(e).splitlines()[0]}") from None

@@ -1,8 +1,8 @@
-"""Checks that somebody may want to know of at once, as events: folded, limited, and compared with the one before where a list is watched.
+"""Events: checks to be reported at once, grouped, limited in rate, and for watched lists compared with the previous check.
 
-An event is a check that was not simply whitelisted (blocked, tracked, unknown, overridden, or a rule under observation held), or that a
-device of a watched list came with another SIM, or a SIM of one in another device. Like checks within a second are one event with
-their count. No I/O and no clock: the time is an argument.
+An event is a check that was not plainly whitelisted (blocked, tracked, unknown, overridden, or a match of an observed rule). It
+is also a device of a watched list with another SIM, or a SIM of a watched list in another device. Similar checks within a second
+are one event with their count. No I/O and no clock: the time is an argument.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -11,20 +11,24 @@ from typing import Any
 
 from eir.device import device_key, key_text
 from eir.errors import IdentifierError
-from eir.sightings.buffer import Kind, checks_of
+from eir.sightings.buffer import CheckKind, checks_of
 from eir.sightings.schema import HOME_DIGITS, IDENTIFIER_CHARS_MAX
 from eir.sightings.subscribers import Subscribers
 
 CHECK, SIM_CHANGED, DEVICE_CHANGED = "check", "sim_changed", "device_changed"
 """Kinds of event."""
 WATCHED_MAX = 100_000
-"""Devices and SIMs that are remembered; past that the one that was seen longest ago is forgotten."""
+"""Maximum number of remembered devices and SIMs; above it, the one seen longest ago is removed."""
 
 
 class Events:
-    """Takes messages of workers, gives events.
+    """Converter from workers' messages to events.
 
-    `watched`: kind of change by the name of a watched list. `seen`: what was last seen, as `seen` gave it out before.
+    Args:
+        per_second_max: maximum number of events per second.
+        watched: kind of change by the name of a watched list.
+        seen: saved `seen` of a previous process.
+        origin: prefix of event ids.
     """
 
     def __init__(
@@ -33,43 +37,43 @@ class Events:
         self._max, self._room = per_second_max, per_second_max
         self._watched = watched
         self.seen: dict[str, str] = dict(seen)
-        """`KIND IDENTIFIER` → what it was last seen with; the one seen last stands last."""
+        """`KIND IDENTIFIER` → the partner with which it was last seen; the most recent entry is last."""
         self._origin, self._numbers = origin, count(1)
-        self._groups: dict[tuple[Kind, str, str, str], list[int]] = {}
-        """Kind, identifier, IMSI and software version of similar checks → first time and last time in microseconds, and how many."""
+        self._groups: dict[tuple[CheckKind, str, str, str], list[int]] = {}
+        """Kind, identifier, IMSI and software version of similar checks → first and last time in microseconds, and count."""
         self._at = 0.0
         self.dropped = 0
-        """Events above the rate."""
+        """Number of events above the rate."""
 
-    def take(self, message: bytes) -> None:
-        """Take a message whose checks are events."""
+    def add(self, message: bytes) -> None:
+        """Add the checks of a message, which are all events."""
         for time_us, kind, identifier, imsi, version in checks_of(message):
             group = self._groups.setdefault((kind, identifier, imsi, version), [time_us, time_us, 0])
             group[1] = time_us
             group[2] += 1
 
     def due(self, now: float, subscribers: Subscribers) -> list[dict[str, Any]]:
-        """The events since the last call, in the order in which they began; `now` in seconds."""
+        """Return the events since the last call, in the order in which they began; `now` in seconds."""
         self._room = min(max(1.0, self._max), self._room + max(0.0, now - self._at) * self._max)
         self._at = now
         groups, self._groups = self._groups, {}
-        made: list[dict[str, Any]] = []
+        new_events: list[dict[str, Any]] = []
         for (kind, identifier, imsi, version), (first_us, last_us, checks) in groups.items():
             subscriber = subscribers.one(imsi)
             event = {
                 "time": first_us / 1e6, "last": last_us / 1e6, "checks": checks, "imei": identifier[:IDENTIFIER_CHARS_MAX] or None,
                 "software_version": version or None, "subscriber": subscriber, "home": imsi[:HOME_DIGITS] or None, **kind._asdict(),
             }  # fmt: skip
-            made.append({"event": CHECK, **event})
+            new_events.append({"event": CHECK, **event})
             for change, previous in self._changes(kind, identifier, subscriber):
-                made.append({"event": change, **event, "previous": previous})
-        sent = made[: int(self._room)]
+                new_events.append({"event": change, **event, "previous": previous})
+        sent = new_events[: int(self._room)]
         self._room -= len(sent)
-        self.dropped += len(made) - len(sent)
+        self.dropped += len(new_events) - len(sent)
         return [{"id": f"{self._origin}-{next(self._numbers)}", **event} for event in sent]
 
-    def _changes(self, kind: Kind, identifier: str, subscriber: str | None) -> Iterator[tuple[str, str]]:
-        """Give what changed: the kind of event, and the value before; nothing where anybody may have named the SIM."""
+    def _changes(self, kind: CheckKind, identifier: str, subscriber: str | None) -> Iterator[tuple[str, str]]:
+        """Yield the kind of each change, and the previous value; none if the SIM was not authenticated."""
         lists = {kind.list, *(rule.partition("@")[2] for rule in (kind.observed or "").split())}
         changes = {change for name, change in self._watched.items() if name in lists}
         if kind.early or subscriber is None or not changes:
@@ -79,24 +83,24 @@ class Events:
         except IdentifierError:
             return
         for change in changes:
-            who, other = (device, subscriber) if change == SIM_CHANGED else (subscriber, device)
+            who, partner = (device, subscriber) if change == SIM_CHANGED else (subscriber, device)
             before = self.seen.pop(f"{change} {who}", None)
-            self.seen[f"{change} {who}"] = other
+            self.seen[f"{change} {who}"] = partner
             if len(self.seen) > WATCHED_MAX:
                 self.seen.pop(next(iter(self.seen)))
-            # Hashes under two keys (their first two digits) say nothing about each other.
+            # Hashes with different keys (their first two digits) cannot be compared.
             if (
                 before is not None
-                and before != other
-                and (change == DEVICE_CHANGED or len(other) <= 15 or before[:2] == other[:2])
+                and before != partner
+                and (change == DEVICE_CHANGED or len(partner) <= 15 or before[:2] == partner[:2])
             ):
                 yield change, before
 
 
-def without(seen: Mapping[str, str], subscribers: Collection[str]) -> dict[str, str]:
-    """All of it that is not about these subscribers."""
+def without_subscribers(seen: Mapping[str, str], subscribers: Collection[str]) -> dict[str, str]:
+    """Return the entries that are not about these subscribers."""
     return {
-        who: other
-        for who, other in seen.items()
-        if (other if who.startswith(SIM_CHANGED) else who.partition(" ")[2]) not in subscribers
+        who: partner
+        for who, partner in seen.items()
+        if (partner if who.startswith(SIM_CHANGED) else who.partition(" ")[2]) not in subscribers
     }

@@ -1,10 +1,10 @@
-"""The files of the record: written whole or not at all, kept within an age and a size, and cleaned of what somebody wants forgotten.
+"""Files of the record: atomic writes, limits on age and size, and the deletion of subscribers.
 
-A file gets its name once all of it is on the disk, so that whatever ends a process leaves files that can be read, and perhaps one
-with another ending, which the next start removes. Names are by the time of the first row and a random part: a clock that goes back
-makes no file take another's place. Imports polars where it needs it.
+A file gets its name after all of it is on the disk. So a killed process leaves only readable files, and at most one unfinished
+file, which the next start removes. A name has the time of the first row and a random part, so a clock that goes back cannot
+cause an overwrite. polars is imported only in functions that need it.
 
-Beside them is `watched.json`: partners with which devices and SIMs of watched lists were last seen.
+The file `watched.json` has the partners with which devices and SIMs of watched lists were last seen.
 """
 
 import json
@@ -18,8 +18,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from eir.disk import UNFINISHED, put, putting, sync
-from eir.sightings.events import without
+from eir.disk import UNFINISHED, open_replacement, sync_folder, write_file
+from eir.sightings.events import without_subscribers
 from eir.sightings.schema import FILES, FOLDER
 
 if TYPE_CHECKING:
@@ -28,48 +28,52 @@ if TYPE_CHECKING:
 WATCHED = "watched.json"
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 FREE_BYTES_MIN = 64 << 20
-"""Space left on the disk for what matters more: lists, their history and the log."""
+"""Bytes that stay free on the disk for lists, their history and the log."""
 SMALL_DISK_SHARE = 20
-"""On a small disk, one part in so many is left instead."""
+"""On a small disk, 1/20 of it stays free instead."""
 GROUP_ROWS = 1 << 16
-"""Rows that a reader may pass over together."""
+"""Rows of a row group, which a reader can skip."""
 PEERS = "eir.wire.peers"
-"""Key in a file's footer: how many rows each peer has in it, as a JSON object; a peer that is not known counts as an empty label."""
+"""Key in a file's footer: the number of rows of each peer as a JSON object; an unknown peer has an empty label."""
 PRUNED_SHARE = 0.95
-"""Pruning brings a record that is too large down to this share of `max_bytes`, so that the next pruning is some time off."""
+"""Share of `max_bytes` to which pruning reduces a record that is too large, so that the next pruning is not due at once."""
 
 
-class File(NamedTuple):
-    """One file."""
+class RecordFile(NamedTuple):
+    """File of the record."""
 
     path: Path
     bytes: int
     written: float
-    """Unix seconds; of what was taken in from elsewhere, when that was: its age counts from there."""
+    """Unix seconds of writing, from which the age counts; for imported rows, the time of the import."""
 
 
-def write(state: Path, rows: "pl.DataFrame") -> list[File]:
-    """Write rows (schema.COLUMNS) into files by day and hour; returns these. Raises OSError, and leaves nothing unfinished then."""
-    made: list[File] = []
+def write(state: Path, rows: "pl.DataFrame") -> list[RecordFile]:
+    """Write rows (schema.COLUMNS) to files by day and hour; return the files.
+
+    Raises:
+        OSError: if a write fails; files that were already written are removed.
+    """
+    new_files: list[RecordFile] = []
     try:
         for (hour,), part in rows.group_by(rows["time"].dt.strftime("%Y-%m-%d/%H"), maintain_order=True):
             first_us = part["time"].to_physical().to_numpy().min()
             path = state / FOLDER / f"{hour}-{first_us}-{secrets.token_hex(4)}.parquet"
             path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            made.append(_write(path, part, time.time()))
+            new_files.append(_write(path, part, time.time()))
     except OSError:
-        for file in made:  # so that who tries again does not write it twice
+        for file in new_files:  # otherwise a retry would write the rows twice
             file.path.unlink(missing_ok=True)
         raise
-    return made
+    return new_files
 
 
-def _write(path: Path, rows: "pl.DataFrame", written: float) -> File:
+def _write(path: Path, rows: "pl.DataFrame", written: float) -> RecordFile:
     room = os.statvfs(path.parent)
     if room.f_bavail * room.f_frsize < min(FREE_BYTES_MIN, room.f_blocks * room.f_frsize // SMALL_DISK_SHARE):
         raise OSError(28, "the disk is nearly full; what is left is for lists and their history", str(path))
     try:
-        with putting(path, mode=FILE_MODE, durable=True) as stream:
+        with open_replacement(path, mode=FILE_MODE, durable=True) as stream:
             peers = (
                 rows["peer"].fill_null("") if "peer" in rows.columns else rows.clear().to_series(0)
             )  # files from before there were peers
@@ -80,61 +84,65 @@ def _write(path: Path, rows: "pl.DataFrame", written: float) -> File:
             stream.flush()
             os.utime(stream.fileno(), (written, written))
             size = os.fstat(stream.fileno()).st_size
-        sync(path.parent)
+        sync_folder(path.parent)
     except OSError:
         raise
     except Exception as e:  # noqa: BLE001 - polars has errors of its own for a disk's
         raise OSError(5, f"{type(e).__name__}: {e}", str(path)) from None
-    return File(path, size, written)
+    return RecordFile(path, size, written)
 
 
-def found(state: Path) -> list[File]:
-    """All files, the oldest first by what is in them."""
-    there = []
+def list_files(state: Path) -> list[RecordFile]:
+    """Return all files, sorted by the time of their first row."""
+    files = []
     for path in sorted((state / FOLDER).glob(FILES)):
-        with suppress(FileNotFoundError):  # it was too old just now
+        with suppress(FileNotFoundError):  # pruned meanwhile
             status = path.stat()
-            there.append(File(path, status.st_size, status.st_mtime))
-    return there
+            files.append(RecordFile(path, status.st_size, status.st_mtime))
+    return files
 
 
 def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
-    """Remove what is too old, and of what is too much the oldest; returns the bytes that are left. Raises OSError.
+    """Delete files that are too old, and the oldest rows of a record that is too large; return the remaining bytes.
 
-    While one peer has more than half of all rows, it is its oldest rows that go: a peer that floods the record pushes out its own.
-    The newest file stays. If it alone exceeds `max_bytes`, as many of the others stay as fit within `max_bytes`.
+    While one peer has more than half of all rows, its oldest rows are deleted, so a peer that floods the record
+    displaces only its own rows. The newest file always stays. If it alone exceeds `max_bytes`, the others are limited
+    to `max_bytes`.
+
+    Raises:
+        OSError: if a file cannot be deleted.
     """
-    there = found(state)
-    for file in [file for file in there if now - file.written > keep_s]:
+    files = list_files(state)
+    for file in [file for file in files if now - file.written > keep_s]:
         file.path.unlink(missing_ok=True)
-        there.remove(file)
-    newest = there[-1].bytes if there else 0
+        files.remove(file)
+    newest = files[-1].bytes if files else 0
     counted = newest if newest <= max_bytes else 0
-    older = sum(file.bytes for file in there[:-1])
+    older = sum(file.bytes for file in files[:-1])
     if older + counted > max_bytes:
-        older = _shrink(there[:-1], older, int(max_bytes * PRUNED_SHARE) - counted)
+        older = _shrink(files[:-1], older, int(max_bytes * PRUNED_SHARE) - counted)
     for day in (state / FOLDER).glob("*/"):
-        with suppress(OSError):  # there is something in it
+        with suppress(OSError):  # not empty
             day.rmdir()
     return older + newest
 
 
-def _shrink(there: Sequence[File], total: int, wanted: int) -> int:
-    """Take from these files until there are `wanted` bytes of `total`; returns how many there are then.
+def _shrink(files: Sequence[RecordFile], total: int, bytes_max: int) -> int:
+    """Delete from these files until at most `wanted` of `total` bytes remain; return the remaining bytes.
 
-    A file that alone is larger than `wanted` goes first, then the oldest.
+    A file that alone is larger than `wanted` is deleted first, then the oldest.
     """
-    rows = {file: _rows_of_peers(file.path) for file in there}
+    rows = {file: _rows_of_peers(file.path) for file in files}
     counts = sum(rows.values(), Counter[str]())
-    left = {file.path: file.bytes for file in there}
+    sizes = {file.path: file.bytes for file in files}
     for file, peers in rows.items():
         loud, count = max(counts.items(), key=itemgetter(1), default=("", 0))
-        if total > wanted and count * 2 > counts.total() and loud in peers:
+        if total > bytes_max and count * 2 > counts.total() and loud in peers:
             counts[loud] -= peers.pop(loud)
-            left[file.path] = _bytes_without(file, loud, others=bool(peers))
-            total -= file.bytes - left[file.path]
-    for path, size in sorted(left.items(), key=lambda each: each[1] <= wanted):
-        if total <= wanted:
+            sizes[file.path] = _bytes_without(file, loud, has_others=bool(peers))
+            total -= file.bytes - sizes[file.path]
+    for path, size in sorted(sizes.items(), key=lambda each: each[1] <= bytes_max):
+        if total <= bytes_max:
             break
         path.unlink(missing_ok=True)
         total -= size
@@ -142,20 +150,20 @@ def _shrink(there: Sequence[File], total: int, wanted: int) -> int:
 
 
 def _rows_of_peers(path: Path) -> Counter[str]:
-    """Return the number of rows of each peer; nothing for a file that does not say so, or cannot be read."""
-    import polars as pl  # noqa: PLC0415 - what is too large was written by this process
+    """Return the number of rows of each peer; empty for a file without this information or an unreadable file."""
+    import polars as pl  # noqa: PLC0415 - the process that writes has imported it already
 
     with suppress(OSError, ValueError, pl.exceptions.PolarsError):
         return Counter(json.loads(pl.read_parquet_metadata(path).get(PEERS, "{}")))
     return Counter()
 
 
-def _bytes_without(file: File, peer: str, *, others: bool) -> int:
-    """Write a file again without a peer's rows; returns its size. It goes where there are no others, or that cannot be."""
+def _bytes_without(file: RecordFile, peer: str, *, has_others: bool) -> int:
+    """Rewrite a file without a peer's rows and return its size; delete it if no other rows exist or if the rewrite fails."""
     import polars as pl  # noqa: PLC0415 - as above
 
     with suppress(OSError, pl.exceptions.PolarsError):  # a full disk
-        if others:
+        if has_others:
             rows = pl.read_parquet(file.path, glob=False)
             return _write(file.path, rows.filter(pl.col("peer").fill_null("") != peer), file.written).bytes
     file.path.unlink(missing_ok=True)
@@ -163,53 +171,68 @@ def _bytes_without(file: File, peer: str, *, others: bool) -> int:
 
 
 def clean(state: Path) -> None:
-    """Make the folder, and remove what processes that have ended left unfinished. Raises OSError."""
+    """Create the folder, and remove unfinished files of processes that have ended.
+
+    Raises:
+        OSError: if that fails.
+    """
     for path in folder_of(state).glob(f"**/.*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def folder_of(state: Path) -> Path:
-    """The folder of the files, made if it is not there. Raises OSError."""
+    """Return the folder of the files; create it if needed.
+
+    Raises:
+        OSError: if that fails.
+    """
     folder = state / FOLDER
     folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     return folder
 
 
 def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], object] = lambda _: None) -> int:
-    """Take every row of these subscribers out of the files, and what a watched list remembers of them; returns how many rows there were.
+    """Delete every row of these subscribers, and their entries in `watched.json`; return the number of deleted rows.
 
-    `damaged` is told of files that cannot be read. Raises OSError.
+    `damaged` receives each unreadable file.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
-    import polars as pl  # noqa: PLC0415 - for this alone
+    import polars as pl  # noqa: PLC0415 - only needed here
 
     gone = 0
-    for file in found(state):
+    for file in list_files(state):
         try:
             rows = pl.read_parquet(file.path, glob=False)
         except pl.exceptions.PolarsError:
             damaged(file.path)
             continue
-        kept = rows.filter(~pl.col("subscriber").is_in(list(subscribers)).fill_null(value=False))
-        gone += len(rows) - len(kept)
-        if kept.is_empty():
+        remaining = rows.filter(~pl.col("subscriber").is_in(list(subscribers)).fill_null(value=False))
+        gone += len(rows) - len(remaining)
+        if remaining.is_empty():
             file.path.unlink(missing_ok=True)
-        elif len(kept) < len(rows):
-            _write(file.path, kept, file.written)
+        elif len(remaining) < len(rows):
+            _write(file.path, remaining, file.written)
     seen = read_watched(state)
-    if len(left := without(seen, subscribers)) < len(seen):
-        write_watched(state, left)
+    if len(remaining_watched := without_subscribers(seen, subscribers)) < len(seen):
+        write_watched(state, remaining_watched)
     return gone
 
 
 def read_watched(state: Path) -> dict[str, str]:
-    """Return the partners on file (eir.sightings.events.Events.seen); nothing if the file is missing or damaged."""
+    """Return the stored partners (eir.sightings.events.Events.seen); empty if the file is missing or damaged."""
     try:
-        found = json.loads((state / FOLDER / WATCHED).read_text())
+        document = json.loads((state / FOLDER / WATCHED).read_text())
     except (OSError, ValueError):
         return {}
-    return {str(who): str(other) for who, other in found.items()} if isinstance(found, dict) else {}
+    return {str(who): str(partner) for who, partner in document.items()} if isinstance(document, dict) else {}
 
 
 def write_watched(state: Path, seen: Mapping[str, str]) -> None:
-    """Put these there instead. Raises OSError."""
-    put(state / FOLDER / WATCHED, json.dumps(seen).encode(), mode=FILE_MODE)
+    """Replace the stored partners.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    write_file(state / FOLDER / WATCHED, json.dumps(seen).encode(), mode=FILE_MODE)

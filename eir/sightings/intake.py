@@ -1,7 +1,7 @@
-"""The log of another EIR, taken into the record: CSV or Parquet with columns by name, read a piece at a time. Imports polars.
+"""Import of another EIR's log into the record: CSV or Parquet with named columns, read in pieces. Imports polars.
 
-`time` and `imei` have to be there, `software_version`, `imsi`, `origin_host` and `status` may. A row that cannot be read is left out
-and named by file and line, never with its identifiers. Times are ISO 8601 (UTC where there is no zone) or Unix seconds.
+`time` and `imei` are required; `software_version`, `imsi`, `origin_host` and `status` are optional. A bad row is skipped and
+reported by file and line, never with its identifiers. Times are ISO 8601 (UTC if there is no zone) or Unix seconds.
 """
 
 import os
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eir.errors import EirError
-from eir.sightings.batches import ROWS, Rows
-from eir.sightings.buffer import Kind
+from eir.sightings.batches import ROWS, CheckRows
+from eir.sightings.buffer import CheckKind
 from eir.sightings.files import write
 from eir.sightings.subscribers import Subscribers
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # it reads the number of its threads when it is imported
+import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 REQUIRED, OPTIONAL = ("time", "imei"), ("software_version", "imsi", "origin_host", "status")
 STATUSES = ("whitelisted", "blacklisted", "greylisted", "unknown", "error")
@@ -31,55 +31,59 @@ STATUS_WORDS = {
     "grey": "greylisted",
     "gray": "greylisted",
 }
-"""Status words of other EIRs, with ours."""
+"""Status words of other EIRs → ours."""
 PROTOCOL = "import"
 PIECE_BYTES, PIECE_ROWS = 32 << 20, 500_000
 COMPLAINTS_MAX = 10
 AHEAD_S = 300
-"""Time by which another EIR's clock may be ahead."""
+"""Seconds by which another EIR's clock may be ahead."""
 YEAR_US = 365 * 86400 * 10**6
 EARLIEST_US, LATEST_US = 20 * YEAR_US, 200 * YEAR_US
-"""The years 1990 to 2170: a number outside of them is not a time."""
+"""Years 1990 to 2170; a number outside of them is not a time."""
 
 
 @dataclass(slots=True)
-class Taken:
-    """The result of an import."""
+class ImportReport:
+    """Result of an import."""
 
     rows: int = 0
-    """Rows that are on record now."""
+    """Number of imported rows."""
     bad: int = 0
     complaints: list[str] = field(default_factory=list)
-    """The first bad rows: file, line and what was expected."""
+    """First bad rows: file, line and expectation."""
     files: list[Path] = field(default_factory=list)
 
 
-def take_in(
+def import_log(
     file: Path, state: Path, subscribers: Subscribers, progress: Callable[[int, int], None] = lambda *_: None
-) -> Taken:
-    """Take a file into the record of a state folder; `progress` is told how much is done, of how much. Raises EirError or OSError.
+) -> ImportReport:
+    """Import a file into the record of a state folder. `progress` receives the bytes done and the total.
 
-    Where it fails, what had been taken in before stays out again.
+    If it fails, all rows of the import are removed.
+
+    Raises:
+        EirError: if the file cannot be parsed.
+        OSError: if a file cannot be read or written.
     """
-    taken, total = Taken(), file.stat().st_size
+    report, total = ImportReport(), file.stat().st_size
     with file.open("rb") as stream:
         pieces = _parquet(file) if stream.read(4) == b"PAR1" else _csv(file)
     try:
         for piece, line, done in pieces:
-            rows = _rows(piece, file, line, taken)
-            taken.files += [made.path for made in write(state, rows.grouped(subscribers))]
+            rows = _rows(piece, file, line, report)
+            report.files += [new_file.path for new_file in write(state, rows.grouped(subscribers))]
             progress(done, total)
     except BaseException as e:
-        for path in taken.files:
+        for path in report.files:
             path.unlink(missing_ok=True)
         if isinstance(e, pl.exceptions.PolarsError):
             raise EirError(f"{file}: {str(e).splitlines()[0]}") from None
         raise
-    return taken
+    return report
 
 
-def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
-    """The good rows of a piece whose first row stands in `line`; the others are counted and named."""
+def _rows(piece: pl.DataFrame, file: Path, line: int, report: ImportReport) -> CheckRows:
+    """Return the good rows of a piece whose first row is in `line`; count and name the bad ones."""
     rows = (
         piece.with_columns(pl.lit("").alias(name) for name in OPTIONAL if name not in piece.columns)
         .select(
@@ -97,26 +101,26 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
     )  # fmt: skip
     rows = rows.with_columns(wrong=wrong)
     bad = rows.filter(pl.col("wrong").is_not_null()).select("at", "wrong")
-    taken.bad += len(bad)
-    named = bad.head(COMPLAINTS_MAX - len(taken.complaints))
-    taken.complaints += [f"{file.name}:{line + at}: {said}" for at, said in named.iter_rows()]
+    report.bad += len(bad)
+    selected = bad.head(COMPLAINTS_MAX - len(report.complaints))
+    report.complaints += [f"{file.name}:{line + at}: {fault}" for at, fault in selected.iter_rows()]
     good = rows.filter(pl.col("wrong").is_null())
-    taken.rows += len(good)
+    report.rows += len(good)
     kinds = good.select("status", "origin_host").unique().with_row_index("kind")
     good = good.join(kinds, on=["status", "origin_host"], how="left", maintain_order="left")
-    return Rows(
+    return CheckRows(
         good.select(*ROWS),
-        [Kind(host or None, status=status or None, protocol=PROTOCOL) for _, status, host in kinds.iter_rows()],
+        [CheckKind(host or None, status=status or None, protocol=PROTOCOL) for _, status, host in kinds.iter_rows()],
     )
 
 
 def _time(kind: pl.DataType) -> pl.Expr:
-    """Return the column `time` as microseconds, null where it is not a time."""
+    """Return the column `time` in microseconds, null for an invalid time."""
     column = pl.col("time")
     if isinstance(kind, pl.Datetime):
-        found = column.dt.timestamp("us")
+        microseconds = column.dt.timestamp("us")
     elif kind.is_numeric():
-        found = (column.cast(pl.Float64) * 1e6).round().cast(pl.Int64, strict=False)
+        microseconds = (column.cast(pl.Float64) * 1e6).round().cast(pl.Int64, strict=False)
     else:
         text = column.cast(pl.String).str.strip_chars()
         plain = text.str.replace(r"[Zz]$", "+00:00")
@@ -125,14 +129,16 @@ def _time(kind: pl.DataType) -> pl.Expr:
             pl.when(zoned).then(plain).otherwise(plain + "+00:00").str.replace(" ", "T", literal=True)
             .str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False).dt.timestamp("us")
         )  # fmt: skip
-        found = pl.coalesce(iso, (text.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False))
-    return pl.when((found >= EARLIEST_US) & (found < LATEST_US)).then(found).alias("time")
+        microseconds = pl.coalesce(
+            iso, (text.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False)
+        )
+    return pl.when((microseconds >= EARLIEST_US) & (microseconds < LATEST_US)).then(microseconds).alias("time")
 
 
 def _parquet(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
-    """Pieces of a Parquet file, each with the number of its first row, and how much is read."""
+    """Yield pieces of a Parquet file, each with the number of its first row and the bytes read so far."""
     frame = pl.scan_parquet(file, glob=False)
-    names = _named(file, frame.collect_schema().names())
+    names = _known_columns(file, frame.collect_schema().names())
     total = frame.select(pl.len()).collect().item()
     size = file.stat().st_size
     for at in range(0, total, PIECE_ROWS):
@@ -140,12 +146,12 @@ def _parquet(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
 
 
 def _csv(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
-    """Pieces of a CSV file, each with the line of its first row, and how much is read."""
+    """Yield pieces of a CSV file, each with the line of its first row and the bytes read so far."""
     with file.open("rb") as stream:
         head = stream.readline().decode("utf-8-sig", "replace")
         separator = max(",;\t|", key=head.count)
         columns = [name.strip().strip('"').lower() for name in head.strip().split(separator)]
-        names = _named(file, columns)
+        names = _known_columns(file, columns)
         line = 2
         while octets := stream.read(PIECE_BYTES):
             octets += stream.readline()
@@ -157,8 +163,12 @@ def _csv(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
             line += octets.count(b"\n")
 
 
-def _named(file: Path, columns: list[str]) -> list[str]:
-    """The columns that mean something here. Raises EirError if one that has to be there is not."""
+def _known_columns(file: Path, columns: list[str]) -> list[str]:
+    """Return the known columns of a file.
+
+    Raises:
+        EirError: if a required column is missing.
+    """
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise EirError(

@@ -1,7 +1,7 @@
-"""From sightings to findings: which devices carry an identity that was tampered with, how sure that is, and why.
+"""Analysis of sightings: devices whose identity was tampered with, each with a score and its evidence.
 
-One judgement a device: the share of all devices that are tampered with, as log odds, and what each condition adds to it or takes from it.
-README.md argues that, and what it was fitted to. Runs the SQL on an engine that it is handed.
+The log odds of a device are the prior share of tampered devices plus the weight of each condition. README.md explains the model
+and its fit. The SQL runs on the engine that the caller passes.
 """
 
 import math
@@ -22,57 +22,57 @@ from eir.sightings.conditions import (
     Tac,
     TamperSettings,
 )
-from eir.sightings.engine import SQL, TABLES, Engine, number
-from eir.sightings.trust import distrusted
+from eir.sightings.engine import SQL, TABLES, Engine, scalar
+from eir.sightings.trust import find_distrusted
 
 DAYS_MAX = 62
-"""Days of one judgement: each is a bit of a 64-bit number."""
+"""Maximum number of days of one judgement: each day is a bit of a 64-bit number."""
 SCORE_MAX = 0.999
 LIKELY_ODDS = -2.6
-"""Log odds from which a device counts as suspicious where peers are judged: a chance of one in fourteen. A planted SIM makes some victims likely and the others nearly so."""
+"""Log odds from which a device is suspicious when peers are judged (a chance of 1 in 14). A planted SIM makes some victims likely findings and the others nearly so."""
 SHIFT_MAX, SHIFT_PRIOR = 1.0, 20.0
-"""Log odds by which decisions shift their condition at most, and how many decisions against all odds it takes for that."""
+"""Maximum shift of a condition's log odds by decisions, and the number of decisions against all odds that reach it."""
 CLEAR_DAYS = 7
-"""Days for which a later subscriber of a device has to be later than the first one, to be a newcomer for certain."""
+"""Days after the first subscriber from which a later subscriber certainly is a newcomer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One device."""
+    """Finding about one device."""
 
     device: int
     score: float
     """Score from 0 to 1."""
     conditions: tuple[str, ...]
-    """Names, the one that speaks loudest first; none where an operator's word is all there is."""
+    """Names of conditions, that with the highest weight first; empty if only an operator's decision exists."""
     subscribers: int
     copies: int
-    """Subscribers that come back on another day; 0 where none does."""
+    """Number of subscribers that were seen on more than one day."""
     first_seen: datetime
     last_seen: datetime
     evidence: str
     honest: str
-    """Grounds for an honest explanation, if any; else empty."""
+    """Reason for an honest explanation, or empty."""
     confirmed: bool = False
-    """An operator said so."""
+    """True if an operator confirmed the device."""
     users: tuple[str, ...] = ()
-    """Subscribers who hold copies: those who came later than the owner can have come, while an earlier one went on."""
+    """Subscribers of copies: those who came too late to be the owner while an earlier one was still active."""
     distrusted: tuple[str, ...] = ()
-    """Origins and peers that are not trusted and without whose word the device is no finding."""
+    """Distrusted origins and peers without whose checks the device would not be a finding."""
 
     @property
     def imei(self) -> str:
-        """Its 14 digits."""
+        """14 digits of the IMEI."""
         return key_text(self.device)
 
     @property
     def sure(self) -> str:
-        """The score in words."""
+        """Score as text."""
         return (
             "confirmed"
             if self.confirmed
             else next(
-                (f"{said * 100:.0f} of 100 like it" for least, said in SAID if self.score >= least), "less than even"
+                (f"{share * 100:.0f} of 100 like it" for least, share in SAID if self.score >= least), "less than even"
             )
         )
 
@@ -87,7 +87,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """All that was found."""
+    """All results of one analysis."""
 
     since: datetime
     until: datetime
@@ -95,22 +95,21 @@ class Judgement:
     devices: int
     subscribers: int
     findings: tuple[Finding, ...]
-    """The highest score first; without those that an operator cleared."""
+    """Findings, the highest score first, without devices that an operator cleared."""
     doubted: tuple[Finding, ...]
-    """Devices that would be findings by the word of distrusted origins and peers; they are listed apart and never exported."""
+    """Devices that are findings only because of distrusted origins and peers; they are listed separately and never exported."""
     left_out: tuple[str, ...]
-    """Origins and peers whose word does not count."""
+    """Distrusted origins and peers."""
     places: int
-    """Pairs of origins that are known to be two places; 0: place says nothing."""
+    """Number of pairs of origins that are known to be at different places; if 0, places are not evidence."""
     has_imsis: bool
-    """True if subscribers on record are named by their IMSIs, and not by keyed hashes."""
+    """True if the record has IMSIs of subscribers, not keyed hashes."""
     reliability: tuple[tuple[float, float, int, int, int], ...]
-    """Bands of the score: from which on, the share of tampered devices there in made networks, and here how many devices have such a score, how many
-    of them an operator confirmed, and how many he cleared."""
+    """Score bands: lower bound, share of tampered devices in simulated networks, and the number of devices here: all, confirmed, cleared."""
     batches: tuple[tuple[str, int], ...]
-    """Numbers of many modules, which a maker may have given to a whole batch: IMEI, subscribers; they are no findings."""
+    """IMEIs of many modules, which a maker may have given to a whole batch: IMEI, number of subscribers; they are not findings."""
     malformed: tuple[tuple[str, int, int], ...]
-    """Origins of checks whose identifier names no device: origin, sightings, subscribers; the most first."""
+    """Origins of checks whose identifier is not a device: origin, sightings, subscribers; most sightings first."""
 
 
 def judge(
@@ -119,16 +118,24 @@ def judge(
 ) -> Judgement:  # fmt: skip
     """Judge the sightings of an engine.
 
-    `tacs`: those that are allocated; none: what needs them is not looked for. `cases`: devices that an operator confirmed (True) or cleared.
-    `warn` is told of peers that are left out; `keep_users`: findings name the subscribers of their devices.
+    Args:
+        engine: engine with the table `sightings`.
+        settings: thresholds and places.
+        since: start of the sightings.
+        until: end of the sightings.
+        tacs: allocated TACs; if empty, conditions that need them are skipped.
+        warn: receives a warning about distrusted peers.
+        progress: receives a stage, the tables done and their number.
+        keep_users: include the subscribers in findings.
+        cases: devices that an operator confirmed (True) or cleared.
     """
     places = [(origin, *place) for origin, place in settings.origins.items()]
     engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
     allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
     engine.fill("allocations", "tac BIGINT, allocated DATE, is_module INTEGER", allocated)
     engine.fill("confirmed", "device BIGINT", [(device,) for device, confirmed in cases.items() if confirmed])
-    _look(engine, set(), progress)
-    untrusted = _untrusted(engine)
+    _build_tables(engine, set(), progress)
+    untrusted = _find_untrusted(engine)
     doubted: list[Finding] = []
     if untrusted:
         warn(
@@ -139,7 +146,7 @@ def judge(
             replace(finding, distrusted=tuple(sorted(untrusted)))
             for finding in _findings(engine, cases, (since, until), keep_users=False)
         ]
-        _look(engine, untrusted, progress)
+        _build_tables(engine, untrusted, progress)
     _score(engine, cases, settings.report_min)
     findings = [
         finding
@@ -148,12 +155,12 @@ def judge(
     ]
     known = {finding.device for finding in findings}
     return Judgement(
-        since=since, until=until, devices=number(engine, "SELECT COUNT(*) FROM devices"), sightings=number(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
-        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=_sorted(findings), doubted=_sorted(each for each in doubted if each.device not in known and cases.get(each.device, True)),
+        since=since, until=until, devices=scalar(engine, "SELECT COUNT(*) FROM devices"), sightings=scalar(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
+        subscribers=scalar(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=_sorted(findings), doubted=_sorted(each for each in doubted if each.device not in known and cases.get(each.device, True)),
         left_out=tuple(sorted(untrusted)),
-        has_imsis=number(engine, "SELECT COUNT(*) FROM usage WHERE LENGTH(subscriber) IN (14, 15)") > 0,
+        has_imsis=scalar(engine, "SELECT COUNT(*) FROM usage WHERE LENGTH(subscriber) IN (14, 15)") > 0,
         reliability=_reliability(engine, cases, settings.report_min),
-        places=number(engine, "SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND origin < other"),
+        places=scalar(engine, "SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND origin < other"),
         batches=tuple((key_text(device), who) for device, who in engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")),
         malformed=tuple((str(origin), int(seen), int(who)) for origin, seen, who in engine.rows("""
             SELECT COALESCE(origin_host, ''), SUM(checks), COUNT(DISTINCT subscriber) FROM sightings
@@ -166,18 +173,18 @@ def _reliability(
     engine: Engine, cases: Mapping[int, bool], least_score: float
 ) -> tuple[tuple[float, float, int, int, int], ...]:
     rows = engine.rows(f"SELECT device, score FROM scores WHERE score >= {least_score}")
-    told = Counter(
+    counts = Counter(
         (next((least for least, _ in SAID if score >= least), 0), cases.get(device)) for device, score in rows
     )
     return tuple(
         (
             least,
-            said,
-            sum(told[least, verdict] for verdict in (None, True, False)),
-            told[least, True],
-            told[least, False],
+            share,
+            sum(counts[least, verdict] for verdict in (None, True, False)),
+            counts[least, True],
+            counts[least, False],
         )
-        for least, said in SAID
+        for least, share in SAID
     )
 
 
@@ -185,21 +192,21 @@ def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: (-finding.score, finding.device)))
 
 
-def _look(engine: Engine, untrusted: Iterable[str], progress: Callable[[str, int, int], None]) -> None:
-    """Create all tables, the evidence of each condition for each device (`marks`), and their sum with the condition that weighs most (`summed`)."""
+def _build_tables(engine: Engine, untrusted: Iterable[str], progress: Callable[[str, int, int], None]) -> None:
+    """Build all tables, the evidence of each condition (`marks`), and their sum with the condition that weighs most (`summed`)."""
     engine.fill("distrusted", "voice VARCHAR", [(voice,) for voice in sorted(untrusted)])
     stages = [*TABLES, *CONDITIONS]
     for done, name in enumerate(stages):
         progress("judging", done + 1, len(stages))
         if name == "watched":
-            _make_box(engine)
+            _build_box(engine)
         path = TABLES.get(name, SQL / "conditions" / f"{name}.sql")
         engine.define(name, path.read_text("utf-8").format_map(WEIGHTS))
     marks = " UNION ALL ".join(
         f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS
     )
     engine.define("marks", f"SELECT * FROM ({marks}) AS told WHERE NOT device IN (SELECT batches.device FROM batches)")
-    # Ports of a box are one body each, so that what speaks for one body, or what a list says of a number, is weighed by itself.
+    # Each port of a SIM box is one phone, so evidence for one phone must not outweigh the box, the TAC list or a placeholder.
     alone = "MAX(CASE WHEN name IN ('sim_box', 'tac', 'placeholder') THEN says ELSE -30 END)"
     engine.define(
         "summed",
@@ -212,14 +219,16 @@ def _look(engine: Engine, untrusted: Iterable[str], progress: Callable[[str, int
 
 
 def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> None:
-    """Create the table `scores`: devices from a score on, and all that an operator confirmed."""
+    """Build the table `scores`: devices with at least `least_score`, and all devices that an operator confirmed."""
     decided: defaultdict[str, list[tuple[float, bool]]] = defaultdict(list)
     engine.fill("decided", "device BIGINT", [(device,) for device in cases])
     for device, odds, loudest in engine.rows(
         "SELECT summed.device, summed.odds, summed.loudest FROM summed JOIN decided ON summed.device = decided.device"
     ):
         decided[loudest].append((odds, cases[device]))
-    shifts = "".join(f" WHEN '{name}' THEN {calibrated(told):.6f}" for name, told in sorted(decided.items()))
+    shifts = "".join(
+        f" WHEN '{name}' THEN {calibration_shift(decisions):.6f}" for name, decisions in sorted(decided.items())
+    )
     shift = f"CASE loudest{shifts} ELSE 0.0 END" if shifts else "0.0"
     engine.define(
         "scores",
@@ -233,24 +242,24 @@ def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> Non
     )
 
 
-def calibrated(told: Iterable[tuple[float, bool]]) -> float:
-    """Return the shift of one condition's log odds by its decisions: log odds of each device, and whether it was confirmed.
+def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
+    """Return the shift of a condition's log odds by decisions: for each device its log odds, and whether it was confirmed.
 
-    This is one step of Newton's method, with a prior as strong as `SHIFT_PRIOR` and at most `SHIFT_MAX` long. Each further confirmation
-    raises the shift or leaves it, and each further clearance lowers it or leaves it.
+    This is one step of Newton's method with a prior of strength `SHIFT_PRIOR`, limited to `SHIFT_MAX`. A further
+    confirmation never lowers the shift, and a further clearance never raises it.
     """
     missed, information = 0.0, SHIFT_PRIOR
-    for odds, was in told:
+    for odds, was in decisions:
         chance = 1 / (1 + math.exp(-max(min(odds, 30), -30)))
         missed += was - chance
         information += chance * (1 - chance)
     return max(min(missed / information, SHIFT_MAX), -SHIFT_MAX)
 
 
-def _make_box(engine: Engine) -> None:
-    """The table `box`: the largest set of devices and SIMs that go round among one another, each device with four such SIMs, each SIM with two such devices.
+def _build_box(engine: Engine) -> None:
+    """Build the table `box`: the largest set of devices and SIMs in which each device has four of the SIMs and each SIM two of the devices.
 
-    They hold little else: four fifths of a device's checks, and half of a SIM's.
+    Two thirds of a device's checks and half of a SIM's checks must be within the set.
     """
     engine.define("box", """
         SELECT usage.device, usage.subscriber, usage.checks, devices.checks AS device_checks, sims.checks AS sim_checks
@@ -258,8 +267,8 @@ def _make_box(engine: Engine) -> None:
         JOIN (SELECT subscriber, SUM(checks) AS checks FROM usage GROUP BY subscriber HAVING COUNT(*) >= 2) AS sims ON usage.subscriber = sims.subscriber
         WHERE devices.subscribers >= 4
     """)  # fmt: skip
-    before, left = -1, number(engine, "SELECT COUNT(*) FROM box")
-    while before != left:
+    before, count = -1, scalar(engine, "SELECT COUNT(*) FROM box")
+    while before != count:
         engine.define("box", """
             SELECT device, subscriber, checks, device_checks, sim_checks
             FROM (
@@ -270,12 +279,12 @@ def _make_box(engine: Engine) -> None:
             ) AS counted
             WHERE sims >= 4 AND devices >= 2 AND of_device * 3 >= device_checks * 2 AND of_sim * 2 >= sim_checks
         """)  # fmt: skip
-        before, left = left, number(engine, "SELECT COUNT(*) FROM box")
+        before, count = count, scalar(engine, "SELECT COUNT(*) FROM box")
 
 
-def _untrusted(engine: Engine) -> set[str]:
-    """Return the origins and peers whose word does not count, by the devices that they make suspicious and the ordinary phones that they carry."""
-    told = engine.rows(f"""
+def _find_untrusted(engine: Engine) -> set[str]:
+    """Return the distrusted origins and peers, by the devices that they make suspicious and the ordinary phones that they carry."""
+    claims = engine.rows(f"""
         SELECT DISTINCT steps.device, CAST(steps.subscriber AS VARCHAR) AS subscriber, claims.origin, claims.peer
         FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
         WHERE summed.odds > {LIKELY_ODDS}
@@ -289,7 +298,7 @@ def _untrusted(engine: Engine) -> set[str]:
         "SELECT carried.device, claims.origin, claims.peer, carried.share FROM carried JOIN claims ON carried.claim = claims.claim"
     )
     share = max((int(each[3]) for each in carried), default=1)
-    found = set[str]()
+    untrusted = set[str]()
     for at, column in ((0, "origin"), (1, "peer")):
         ordinary: defaultdict[int, set[str]] = defaultdict(set)
         for device, *voices, _ in carried:
@@ -297,9 +306,11 @@ def _untrusted(engine: Engine) -> set[str]:
         sent = {
             voice: int(checks) for voice, checks in engine.rows(f"SELECT {column}, SUM(checks) FROM claims GROUP BY 1")
         }
-        mine = [(device, subscriber, voices[at]) for device, subscriber, *voices in told]
-        found |= distrusted([*mine, *(boxes if at else ())], map(sorted, ordinary.values()), share=share, sent=sent)
-    return found
+        mine = [(device, subscriber, voices[at]) for device, subscriber, *voices in claims]
+        untrusted |= find_distrusted(
+            [*mine, *(boxes if at else ())], map(sorted, ordinary.values()), share=share, sent=sent
+        )
+    return untrusted
 
 
 def _findings(
@@ -310,36 +321,36 @@ def _findings(
         "SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"
     ):
         marks[device].append((-says, name, evidence))
-    held: defaultdict[int, list[Held]] = defaultdict(list)
+    periods: defaultdict[int, list[SubscriberPeriod]] = defaultdict(list)
     if keep_users:
         for device, *row in engine.rows(
             "SELECT usage.device, usage.subscriber, usage.first_seen, usage.last_seen, usage.day_count FROM usage JOIN scores ON usage.device = scores.device WHERE usage.day_count >= 2 AND NOT usage.subscriber IS NULL"
         ):
-            held[device].append(Held(*row))
+            periods[device].append(SubscriberPeriod(*row))
     for device, score, subscribers, regulars, first, last, honest in engine.rows("""
         SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen, COALESCE(honest.words, '')
         FROM scores JOIN devices ON scores.device = devices.device LEFT JOIN honest ON scores.device = honest.device
         ORDER BY 2 DESC, 1
     """):
-        told = sorted(marks[device])
-        holding = [(name, evidence) for says, name, evidence in told if -says >= HOLDS_FROM] or [
-            each[1:] for each in told[:1]
+        ranked = sorted(marks[device])
+        holding = [(name, evidence) for says, name, evidence in ranked if -says >= HOLDS_FROM] or [
+            each[1:] for each in ranked[:1]
         ]
         confirmed = cases.get(device, False)
         yield Finding(
             device=device, score=SCORE_MAX if confirmed else min(score, SCORE_MAX), conditions=tuple(name for name, _ in holding), subscribers=subscribers, copies=regulars,
             first_seen=first, last_seen=last, evidence="; ".join(evidence for _, evidence in holding), honest=honest,
-            confirmed=confirmed, users=newcomers(held[device], *window),
+            confirmed=confirmed, users=newcomers(periods[device], *window),
         )  # fmt: skip
 
 
 def as_text(moment: datetime) -> str:
-    """A moment of the record as JSON has it."""
+    """Format a time of the record as in JSON."""
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-class Held(NamedTuple):
-    """A subscriber's time with a device."""
+class SubscriberPeriod(NamedTuple):
+    """Time of a subscriber with a device."""
 
     subscriber: str
     first_seen: datetime
@@ -347,18 +358,20 @@ class Held(NamedTuple):
     days: int
 
 
-def newcomers(held: Sequence[Held], since: datetime, until: datetime) -> tuple[str, ...]:
-    """Return the subscribers of a copied number that are certain to hold copies, in order; none where the owner may be among them.
+def newcomers(periods: Sequence[SubscriberPeriod], since: datetime, until: datetime) -> tuple[str, ...]:
+    """Return the subscribers of a copied identity that certainly have copies, sorted; empty if the owner may be among them.
 
-    The owner is the first in the record, or was there from the beginning and was just not checked for some days. A newcomer came `CLEAR_DAYS` later, while
-    one of those went on: a buyer comes after the owner. It has been seen on every other day since then: an owner may come back from where no MME reports. Nothing is clear if a newcomer held the device for more days than all of them, or if the device itself came
+    The owner is the first in the record, or was there from the beginning and not checked for some days. A newcomer came
+    `CLEAR_DAYS` later, while one of those was still active, because a buyer comes after the owner has stopped. It must
+    have been seen on every other day since then, because an owner may return from a place where no MME reports. The
+    result is empty if a newcomer had the device for more days than all of the first, or if the device itself appeared
     `CLEAR_DAYS` after the record begins (`since`).
     """
-    begin = min((each.first_seen for each in held), default=None)
+    begin = min((each.first_seen for each in periods), default=None)
     if begin is None or begin - since > timedelta(days=CLEAR_DAYS):
         return ()
-    early = [each for each in held if each.first_seen - begin <= timedelta(days=CLEAR_DAYS)]
-    late = [each for each in held if each not in early]
+    early = [each for each in periods if each.first_seen - begin <= timedelta(days=CLEAR_DAYS)]
+    late = [each for each in periods if each not in early]
     if max((each.days for each in late), default=0) >= max(each.days for each in early):
         return ()
     last = max(each.last_seen for each in early)

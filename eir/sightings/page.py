@@ -1,7 +1,8 @@
-"""Findings for those who decide: a page for a browser, the sheet of one device, and the rows of a list that `eir publish` signs.
+"""Output of findings: HTML pages, the sheet of one device, and rows for a list that `eir publish` signs.
 
-A page has charts and a table in a single file that loads nothing, light or dark as the reader's system is. `page` is for a fraud desk and names devices;
-`public_page` is for a yearly report and holds counts alone, none below ten. `sheet` reads the tables of a judgement.
+A page is one file with charts and a table, without external resources, light or dark as the browser prefers. `page` is for a
+fraud desk and names devices. `public_page` is for a yearly report: it has only counts, none below ten. `sheet` reads the tables
+of a judgement.
 """
 
 from collections import Counter
@@ -23,7 +24,7 @@ RULES = "5"
 EXAMPLES, SAMPLE = 20, 400
 EXPORTS = ("eir", "dirbs-notifications")
 ROWS = ("pairs", "tracked", "devices")
-"""Choices of what is exported: copies' pairs, IMEIs to watch, and confirmed IMEIs."""
+"""Choices for the export: pairs of copies, IMEIs to track, confirmed IMEIs."""
 CERTAIN = SAID[0][0]
 SUPPRESSED_BELOW = 10
 FEW = f"fewer than {SUPPRESSED_BELOW}"
@@ -35,7 +36,7 @@ BANDS = (
     (7, 20, "7 to 20"),
     (21, 10**9, "more than 20"),
 )
-"""Copies: from, to, and how that is said."""
+"""Numbers of copies: from, to, label."""
 BAR_PX, GAP_PX, LABEL_PX, WIDTH_PX = 18, 8, 330, 720
 
 STYLE = """
@@ -76,7 +77,7 @@ SHEET = (
 
 
 def page(found: Judgement) -> str:
-    """The page of a fraud desk: every device, its score, and what speaks against it."""
+    """Render the page for a fraud desk: every device with its score and evidence."""
     findings = found.findings
     charts = [
         _bars("What was found", "devices for which each condition holds", _by_condition(findings)),
@@ -101,13 +102,13 @@ def page(found: Judgement) -> str:
         if malformed
         else ""
     )
-    left = (
+    notes = (
         f"<p><b>Not trusted:</b> {escape(', '.join(found.left_out))}: too many devices would be tampered with by its word alone.</p>"
         if found.left_out
         else ""
     )
     if not found.places:
-        left += "<p>No two origins are known to be two places, so place says nothing.</p>"
+        notes += "<p>No two origins are known to be two places, so place says nothing.</p>"
     doubted = (
         _section(
             f"Devices that rest on the word of {', '.join(found.left_out)}, which is not trusted",
@@ -117,8 +118,8 @@ def page(found: Judgement) -> str:
         else ""
     )
     bands = "".join(
-        f"<tr><td>{least:.2f} and more<td class=n>{said:.0%}<td class=n>{devices:,}<td class=n>{confirmed:,}<td class=n>{cleared:,}"
-        for least, said, devices, confirmed, cleared in found.reliability
+        f"<tr><td>{least:.2f} and more<td class=n>{share:.0%}<td class=n>{devices:,}<td class=n>{confirmed:,}<td class=n>{cleared:,}"
+        for least, share, devices, confirmed, cleared in found.reliability
     )
     reliability = _section(
         "What the score means",
@@ -134,13 +135,13 @@ def page(found: Judgement) -> str:
         found,
         f"""
 <div class=figures>{_figure(len(findings), "devices reported")}{_figure(sum(finding.score >= CERTAIN for finding in findings), "of them 0.95 and more")}{_figure(found.devices, "devices seen")}{_figure(found.subscribers, "subscribers")}{_figure(found.sightings, "checks")}</div>
-{left}<div class=charts>{"".join(charts)}</div>
+{notes}<div class=charts>{"".join(charts)}</div>
 {_section("Devices, the likeliest first", table)}{doubted}{reliability}{wrong}""",
     )
 
 
 def public_page(found: Judgement) -> str:
-    """The page of a yearly report: no identifier, no place, no day, and no count below ten."""
+    """Render the page for a yearly report: no identifier, no place, no day, and no count below ten."""
     findings = found.findings
     by_condition = {
         label: count if count >= SUPPRESSED_BELOW else None for label, count in _by_condition(findings).items()
@@ -153,13 +154,13 @@ def public_page(found: Judgement) -> str:
         found,
         f"""
 <div class=figures>{figures}</div>
-<div class=charts>{_bars("What was found", "devices for which each condition holds", by_condition)}{_bars("How many phones share an identity", "devices by their regular subscribers", suppressed(_by_copies(findings)))}</div>
+<div class=charts>{_bars("What was found", "devices for which each condition holds", by_condition)}{_bars("How many phones share an identity", "devices by their regular subscribers", suppress_small(_by_copies(findings)))}</div>
 <p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""",
     )
 
 
 def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """All that a finding rests on, check by check, for scripts and for the page; `engine` has judged it just now."""
+    """Return all evidence of a finding, check by check, for scripts and for the page; `engine` still has the tables of the judgement."""
     finding = next((each for each in found.findings if each.device == device), None)
     return {
         "imei": key_text(device), "since": as_text(found.since), "until": as_text(found.until), "rules": RULES, "base_rate": PRIOR,
@@ -200,7 +201,7 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
 
 
 def sheet_page(made: Mapping[str, Any]) -> str:
-    """The sheet of one device as a page, for the person who decides about the device."""
+    """Render the sheet of one device as a page."""
     finding = made["finding"]
     score = (
         f"<p><b>{finding['score']:.3f}</b>: {escape(finding['sure'])}. Of all devices {made['base_rate']:.1%} are tampered with before anything is seen.</p>"
@@ -213,20 +214,21 @@ def sheet_page(made: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     tables = "".join(_section(title, f"<table><tr>{head}{body}</table>") for title, head, body in parts)
     against = "".join(f"<p>For an honest explanation: {escape(text)}</p>" for text in made["against"])
-    left = f"<p>Not trusted: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
-    return _framed(
+    notes = f"<p>Not trusted: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
+    return _html(
         f"Device {made['imei']}",
         f"{made['since'][:10]} to {made['until'][:10]}, rules {made['rules']}",
-        f"{score}{against}{left}{tables}",
+        f"{score}{against}{notes}{tables}",
     )
 
 
-def listed(
+def export_rows(
     findings: Iterable[Finding], layout: str, made: datetime, confirmed: Iterable[str] = (), *, kind: str
 ) -> Iterator[Sequence[str]]:
-    """Yield findings as the rows of a list: the header, then a row for each pair (`pairs`), finding (`tracked`) or confirmed device (`devices`).
+    """Yield the rows of a list: the header, then a row for each pair (`pairs`), finding (`tracked`) or confirmed device (`devices`).
 
-    `confirmed`: further devices, of which an operator's word is all there is. A reason is the condition that weighs most: lists hold 255 texts, and a device's own numbers would be as many as devices.
+    `confirmed`: further devices, for which only an operator's decision exists. The reason is the condition that weighs
+    most: a list has at most 255 reasons, so a reason must not include values of a device.
     """
     day = f"{made:%Y%m%d}"
     is_eir, has_imsi = layout == "eir", kind == "pairs"
@@ -251,16 +253,16 @@ def listed(
 
 
 def is_imsi(subscriber: str) -> bool:
-    """True if a subscriber on record is named by an IMSI, and not by a keyed hash."""
+    """Return True if the name of a subscriber in the record is an IMSI, not a keyed hash."""
     return subscriber.isdigit() and len(subscriber) in {14, 15}
 
 
-def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:
-    """Counts that add up to a known sum, those below ten as None; where that hides one alone, the next smallest too."""
+def suppress_small(counts: Mapping[str, int]) -> dict[str, int | None]:
+    """Replace counts below ten by None; if that hides only one count, hide the next smallest too, because their sum is known."""
     hidden = [name for name, count in counts.items() if 0 < count < SUPPRESSED_BELOW]
     if len(hidden) == 1:
-        others = sorted((count, name) for name, count in counts.items() if count and name not in hidden)
-        hidden += [name for _, name in others[:1]]
+        smallest = sorted((count, name) for name, count in counts.items() if count and name not in hidden)
+        hidden += [name for _, name in smallest[:1]]
     return {name: None if name in hidden else count for name, count in counts.items()}
 
 
@@ -274,19 +276,19 @@ def _by_copies(findings: Sequence[Finding]) -> dict[str, int]:
 
 
 def _section(title: str, content: str) -> str:
-    """A part with a table, which may be wider than the screen: keys scroll it too."""
+    """Render a section with a table, which may be wider than the screen and can be scrolled with keys."""
     return f'<section tabindex=0 aria-label="{escape(title)}"><h2>{escape(title)}</h2>{content}</section>'
 
 
-def _figure(count: int, what: str) -> str:
-    shown = FEW if 0 < count < SUPPRESSED_BELOW and what.startswith("devices with") else f"{count:,}"
-    return f"<div><b>{shown}</b>{escape(what)}</div>"
+def _figure(count: int, label: str) -> str:
+    text = FEW if 0 < count < SUPPRESSED_BELOW and label.startswith("devices with") else f"{count:,}"
+    return f"<div><b>{text}</b>{escape(label)}</div>"
 
 
-def _bars(title: str, says: str, counts: Mapping[str, int | None]) -> str:
-    """Lines with a bar each, drawn as an image that is read out as its title and a list; a count of None is one that is not given."""
+def _bars(title: str, caption: str, counts: Mapping[str, int | None]) -> str:
+    """Render a bar chart as an image with a text alternative; a count of None is shown as suppressed."""
     most = max((count or 0 for count in counts.values()), default=0) or 1
-    shown = {label: FEW if count is None else f"{count:,}" for label, count in counts.items()}
+    texts = {label: FEW if count is None else f"{count:,}" for label, count in counts.items()}
     drawn = []
     for number, (label, count) in enumerate(counts.items()):
         top = number * (BAR_PX + GAP_PX)
@@ -294,11 +296,11 @@ def _bars(title: str, says: str, counts: Mapping[str, int | None]) -> str:
         drawn.append(
             f'<text x="{LABEL_PX - 8}" y="{top + 14}" text-anchor="end">{escape(label if len(label) <= 48 else f"{label[:47]}…")}<title>{escape(label)}</title></text>'
             f'<rect class="bar" x="{LABEL_PX}" y="{top}" width="{wide:.1f}" height="{BAR_PX}" rx="2"/>'
-            f'<text class="soft" x="{LABEL_PX + wide + 6:.1f}" y="{top + 14}">{escape(shown[label])}</text>'
+            f'<text class="soft" x="{LABEL_PX + wide + 6:.1f}" y="{top + 14}">{escape(texts[label])}</text>'
         )
     high = max(len(counts), 1) * (BAR_PX + GAP_PX)
-    read = "; ".join(f"{label}: {count}" for label, count in shown.items()) or "nothing"
-    return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {high}" role="img" aria-label="{escape(f"{title}: {read}")}">{"".join(drawn)}</svg><figcaption>{escape(says)}</figcaption></figure>'
+    read = "; ".join(f"{label}: {count}" for label, count in texts.items()) or "nothing"
+    return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {high}" role="img" aria-label="{escape(f"{title}: {read}")}">{"".join(drawn)}</svg><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _row(finding: Finding) -> str:
@@ -309,10 +311,10 @@ def _row(finding: Finding) -> str:
 
 
 def _document(title: str, found: Judgement, body: str) -> str:
-    return _framed(title, f"{found.since:%d %B %Y} to {found.until:%d %B %Y}", body)
+    return _html(title, f"{found.since:%d %B %Y} to {found.until:%d %B %Y}", body)
 
 
-def _framed(title: str, time: str, body: str) -> str:
+def _html(title: str, time: str, body: str) -> str:
     return f"""<!doctype html>
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><meta name=referrer content=no-referrer>
 <meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'"><title>{escape(title)}</title><style>{STYLE}</style></head>

@@ -1,22 +1,22 @@
-"""The form of sightings as data: the columns of the files, and where each file lies in the state folder.
+"""Schema of sightings: the columns of the files, and their paths in the state folder.
 
 A row is a group of similar checks within a few minutes (`sightings.window_s`). Files are Parquet, compressed by zstd,
 in `STATE/sightings/YYYY-MM-DD/HH-START-UNIQUE.parquet` (UTC; START: the first row's time in microseconds), mode 0600.
-An unfinished file has another ending. Data only; imports nothing of ours.
+An unfinished file has another ending. Data only; imports no module of eir.
 """
 
 from typing import NamedTuple
 
 HOME_DIGITS = 6
-"""Digits of an IMSI in the column `home`: MCC and MNC."""
+"""Number of digits of an IMSI in the column `home`: MCC and MNC."""
 
 
 class Column(NamedTuple):
-    """One column."""
+    """Column of the files."""
 
     name: str
     kind: str
-    """Its type in SQL."""
+    """Type in SQL."""
     says: str
 
 
@@ -41,10 +41,10 @@ COLUMNS = (
 )  # fmt: skip
 
 SCHEMA = {column.name: column.kind for column in COLUMNS}
-"""Name → type in SQL, in the order of the files."""
+"""Name of each column → type in SQL, in the order of the files."""
 
 FOLDER = "sightings"
 """Name of the folder in the state folder."""
 FILES = "*/*.parquet"
-"""Pattern of all files, from that folder."""
+"""Pattern of all files, relative to that folder."""
 IDENTIFIER_CHARS_MAX = 32

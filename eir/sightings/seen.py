@@ -1,6 +1,6 @@
-"""The record as people and registers read it: of one device or SIM, of all devices at once, and a day as a file. Imports polars.
+"""Queries of the record: one device or SIM, all devices, and a day as a file. Imports polars.
 
-Files are sorted by device, so that most of each is skipped where one is looked for.
+Files are sorted by device, so a search for one device skips most of each file.
 """
 
 import os
@@ -10,103 +10,113 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from eir.device import IMSI_LENGTHS, ODD_OCTETS_MAX, device_key, is_digits, key_text, typed
+from eir.device import IMSI_LENGTHS, ODD_OCTETS_MAX, device_key, is_digits, key_text, strip_separators
 from eir.errors import EirError, IdentifierError
 from eir.sightings.batches import FRAME
-from eir.sightings.files import found
+from eir.sightings.files import list_files
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # it reads the number of its threads when it is imported
+import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 ALIKE = tuple(name for name in FRAME if name not in {"time", "last", "checks", "device"})
-"""Columns that the sightings of one line have in common."""
+"""Columns that are equal in all sightings of one row."""
 ASKED = ("device", "origin_host", "status")
 EDR_COLUMNS = ("imei", "imsi", "msisdn", "timestamp", "protocol", "source", "file_name", "event_time", "operator")
 NO_IMEI = "888888888888888"
-"""A register's own number for where no identifier came, or one that says nothing."""
+"""Register's number for a missing identifier, or one that is not an IMEI."""
 FILES_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Sought:
+class SearchTerms:
     """Possible meanings of an identifier."""
 
     device: int | None
     """Key of eir.device."""
     imsi: str | None
     odd: str | None = None
-    """The digits as a phone may have sent them in place of an IMEI; None: they are an IMEI or a MEID, or no digits at all."""
+    """Digits that a phone may have sent instead of an IMEI; None if they are an IMEI or a MEID, or not digits."""
 
 
-def sought(identifier: str) -> Sought:
-    """Tell what a person may mean: 15 digits are an IMEI or an IMSI; other digits may be what a phone sent in place of an IMEI.
+def parse_search(identifier: str) -> SearchTerms:
+    """Parse an identifier that a person entered: 15 digits are an IMEI or an IMSI; other digits may be sent instead of an IMEI.
 
-    Raises IdentifierError for anything else.
+    Raises:
+        IdentifierError: for any other text.
     """
-    identifier = typed(identifier)
+    identifier = strip_separators(identifier)
     is_number = is_digits(identifier)
-    # Of fewer than 15 digits only an IMEI without its check digit, or an IMSI of a network with short ones: both are looked for.
+    # 14 digits may be an IMEI without its check digit or a short IMSI, so both are searched.
     imsi = identifier if is_number and len(identifier) in IMSI_LENGTHS else None
     try:
-        return Sought(device_key(identifier), imsi)
+        return SearchTerms(device_key(identifier), imsi)
     except IdentifierError:
         if not is_number or len(identifier) > ODD_OCTETS_MAX:
             raise
-        return Sought(None, imsi, odd=identifier)
+        return SearchTerms(None, imsi, odd=identifier)
 
 
-def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime | None) -> list[dict[str, Any]]:
-    """The sightings of a device or SIM, alike ones in one row, the oldest first: what ALIKE names, `first`, `last`, `checks`.
+def find_sightings(
+    state: Path, what: SearchTerms, subscribers: Sequence[str], since: datetime | None
+) -> list[dict[str, Any]]:
+    """Return the sightings of a device or SIM, the oldest first; equal ones (ALIKE) are one row with `first`, `last`, `checks`.
 
-    `subscribers`: all that the record may call the SIM. Raises EirError where a file cannot be read.
+    `subscribers`: all names of the SIM in the record.
+
+    Raises:
+        EirError: if a file cannot be read.
     """
-    meant = [("device", what.device), ("imei", what.odd), *(("subscriber", each) for each in subscribers)]
-    wanted = pl.any_horizontal(False, *(pl.col(name) == value for name, value in meant if value is not None))
+    alternatives = [("device", what.device), ("imei", what.odd), *(("subscriber", each) for each in subscribers)]
+    condition = pl.any_horizontal(False, *(pl.col(name) == value for name, value in alternatives if value is not None))
     if since is not None:
-        wanted &= pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
+        condition &= pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
     rows = (
-        _rows(state, since, lambda rows: rows.filter(wanted))
+        _rows(state, since, lambda rows: rows.filter(condition))
         .group_by(ALIKE)
         .agg(
             pl.col("time").min().alias("first"), pl.col("last").max(), pl.col("checks").sum(), pl.col("device").first()
         )
     )
-    return [_shown(row) for row in rows.sort("first", "last").iter_rows(named=True)]
+    return [_as_row(row) for row in rows.sort("first", "last").iter_rows(named=True)]
 
 
-def answered(state: Path, device: int, subscribers: Sequence[str], until: datetime) -> list[dict[str, Any]]:
-    """The last checks of a device that began by a time: those that were under way then, else the newest ones; as rows of `seen`.
+def find_answers(state: Path, device: int, subscribers: Sequence[str], until: datetime) -> list[dict[str, Any]]:
+    """Return the last checks of a device up to a time: those that were in progress then, or else the newest one; as `find_sightings`.
 
-    `subscribers`: all that the record may call the SIM, where one is meant; else checks with any count. Raises EirError as `seen` does.
+    `subscribers`: all names of a SIM in the record, if only its checks count.
+
+    Raises:
+        EirError: if a file cannot be read.
     """
     last = until.astimezone(UTC).replace(tzinfo=None)
-    wanted = (pl.col("device") == device) & (pl.col("time") <= last)
+    condition = (pl.col("device") == device) & (pl.col("time") <= last)
     if subscribers:
-        wanted &= pl.col("subscriber").is_in(list(subscribers))
+        condition &= pl.col("subscriber").is_in(list(subscribers))
     hour = f"{last:%Y-%m-%d/%H}"
-    there = [str(file.path) for file in found(state) if f"{file.path.parent.name}/{file.path.name[:2]}" <= hour]
-    for end in range(len(there), 0, -FILES_AT_ONCE):
+    paths = [str(file.path) for file in list_files(state) if f"{file.path.parent.name}/{file.path.name[:2]}" <= hour]
+    for end in range(len(paths), 0, -FILES_AT_ONCE):
         rows = _read(
-            there[max(end - FILES_AT_ONCE, 0) : end],
-            lambda frame: frame.filter(wanted).sort("last", "time", descending=True),
+            paths[max(end - FILES_AT_ONCE, 0) : end],
+            lambda frame: frame.filter(condition).sort("last", "time", descending=True),
         )
         if len(rows):
             chosen = rows.filter(pl.col("last") >= last)
             return [
-                _shown(dict(row) | {"first": row["time"]})
+                _as_row(dict(row) | {"first": row["time"]})
                 for row in (chosen if len(chosen) else rows.head(1)).iter_rows(named=True)
             ]
     return []
 
 
-def asked(state: Path, since: datetime) -> list[tuple[str, int, str, str, int]]:
-    """(identifier as it was sent, device, Origin-Host, status, checks) of the sightings from `since` on, one for each device, origin and status.
+def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, int]]:
+    """Return (identifier as sent, device, Origin-Host, status, checks) since a time, one row for each device, origin and status.
 
-    Raises EirError where a file cannot be read.
+    Raises:
+        EirError: if a file cannot be read.
     """
-    wanted = pl.col("device").is_not_null() & (pl.col("time") >= since.astimezone(UTC).replace(tzinfo=None))
+    condition = pl.col("device").is_not_null() & (pl.col("time") >= since.astimezone(UTC).replace(tzinfo=None))
     origin = pl.col("origin_host").fill_null("")
-    rows = _rows(state, since, lambda rows: _summed(rows.filter(wanted).with_columns(origin)), None)
+    rows = _rows(state, since, lambda rows: _summed(rows.filter(condition).with_columns(origin)), None)
     return _summed(rows.lazy()).collect().rows()
 
 
@@ -121,9 +131,9 @@ def _rows(
     plan: Callable[[pl.LazyFrame], pl.LazyFrame],
     form: Mapping[str, Any] | None = FRAME,
 ) -> pl.DataFrame:
-    """The rows of the files of a time, some files at once, as a plan chooses or sums them; `form`: None takes columns as the files have them."""
-    there = [str(file.path) for file in found(state) if since is None or file.written >= since.timestamp()]
-    parts = (_read(there[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(there), FILES_AT_ONCE))
+    """Return the rows of the files of a time, filtered or summed by `plan`, some files together; `form` None keeps the files' columns."""
+    paths = [str(file.path) for file in list_files(state) if since is None or file.written >= since.timestamp()]
+    parts = (_read(paths[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(paths), FILES_AT_ONCE))
     return pl.concat([plan(pl.LazyFrame(schema=FRAME)).collect(), *parts])  # the first is empty: there may be no file
 
 
@@ -140,7 +150,7 @@ def _read(
         ) from None
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _as_row(row: dict[str, Any]) -> dict[str, Any]:
     times = {
         name: row[name].replace(tzinfo=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         for name in ("first", "last")
@@ -152,15 +162,16 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 def daily_rows(
     state: Path, day: date, *, operator: str, file_name: str, msisdn: Callable[[str], str]
 ) -> Iterator[Sequence[str | int]]:
-    """The file that a national register takes each day: the header, and a row for each device and SIM of that day (UTC), in the order of devices.
+    """Yield the daily file for a national register: the header, and a row for each device and SIM of that day (UTC), sorted by device.
 
-    `msisdn`: the number of an IMSI, empty for none.
+    `msisdn` maps an IMSI to its number, or to an empty string. The column `imsi` is empty if the record has only a hash
+    of the IMSI or no subscriber.
 
-    A SIM that is kept as a hash has no IMSI here, and of one that is not kept at all nothing is known: those rows are the devices'.
-    Raises OSError, polars' errors for a file that cannot be read.
+    Raises:
+        OSError: if a file cannot be read; also polars' errors.
     """
     yield EDR_COLUMNS
-    paths = [file.path for file in found(state) if file.path.parent.name == day.isoformat()]
+    paths = [file.path for file in list_files(state) if file.path.parent.name == day.isoformat()]
     if not paths:
         return
     is_imsi = pl.col("subscriber").str.contains("^[0-9]{6,15}$")
@@ -182,7 +193,7 @@ def daily_rows(
         .collect()
     )
     for imei, imsi, time, protocol, origin in frame.iter_rows():
-        seen = time.replace(tzinfo=UTC)
+        moment = time.replace(tzinfo=UTC)
         yield (
-            imei, imsi, msisdn(imsi) if imsi else "", round(seen.timestamp() * 1000), protocol, origin, file_name, f"{seen:%Y-%m-%d %H:%M:%S}", operator,
+            imei, imsi, msisdn(imsi) if imsi else "", round(moment.timestamp() * 1000), protocol, origin, file_name, f"{moment:%Y-%m-%d %H:%M:%S}", operator,
         )  # fmt: skip

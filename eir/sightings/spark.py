@@ -1,7 +1,7 @@
-"""Spark over the files of the record, for what one machine does not hold: the same SQL, its dialect translated by sqlglot.
+"""Spark engine, for records that are too large for one machine: the same SQL, translated by sqlglot.
 
-Each table is written into a work folder that all of the cluster can reach, and read from there by what builds on it; the folder of a
-run goes at its end. Imports pyspark and sqlglot, which are installed by `pip install '.[spark]'` in the clone.
+Each table is written to a work folder that the whole cluster can reach, and later tables read it there; the folder is deleted
+at the end. `pip install '.[spark]'` in the clone installs pyspark and sqlglot.
 """
 
 import json
@@ -12,7 +12,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from eir.errors import EirError, SetupFault
-from eir.sightings.engine import window
+from eir.sightings.engine import window_select
 from eir.sightings.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -20,51 +20,50 @@ if TYPE_CHECKING:
     from sqlglot.expressions import Expression
 
 TYPES = {"VARCHAR": "STRING", "INTEGER": "INT", "UINTEGER": "BIGINT", "TIMESTAMP": "TIMESTAMP_NTZ"}
-"""Types of DuckDB that have another name; Spark reads unsigned numbers as the next larger type."""
+"""DuckDB types with another name in Spark, which reads unsigned numbers as the next larger type."""
 SETTINGS = {
     "spark.app.name": "eir tamper",
     "spark.log.level": "ERROR",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.session.timeZone": "UTC",
-    # Times in the files are UTC without saying so; so are all others here.
+    # Times in the files, and all other times here, are UTC without a zone.
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
 }
-"""Settings on which the results depend, and those of what people see; all others are in the operator's
-spark-defaults.conf."""
+"""Settings that affect results and output; all others are in the operator's spark-defaults.conf."""
 
 
 class Spark:
-    """Tables in Spark (an eir.sightings.engine.Engine)."""
+    """Engine (eir.sightings.engine.Engine) with tables in Spark."""
 
     def __init__(self, session: "SparkSession", work: str) -> None:
         self._session = session
         self._work = work
 
     def define(self, name: str, select: str) -> None:
-        """As Engine.define."""
-        self._keep(name, self._session.sql(translated(select)))
+        """Create a table, as Engine.define."""
+        self._write_table(name, self._session.sql(translate(select)))
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """As Engine.fill."""
+        """Create a table, as Engine.fill."""
         fields = [column.split() for column in columns.split(", ")]
         layout = ", ".join(f"{field}: {TYPES.get(kind, kind)}" for field, kind in fields)
         select = f"SELECT INLINE(FROM_JSON(:rows, 'ARRAY<STRUCT<{layout}>>'))"
-        # As one text, and not as Python objects: those would need this Python on every worker.
+        # As one text: Python objects would need this version of Python on every worker.
         text = json.dumps(
             [dict(zip((field for field, _ in fields), row, strict=True)) for row in rows], default=date.isoformat
         )
-        self._keep(name, self._session.sql(select, {"rows": text}))
+        self._write_table(name, self._session.sql(select, {"rows": text}))
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """As Engine.rows."""
-        return [tuple(row) for row in self._session.sql(translated(select)).collect()]
+        """Return rows, as Engine.rows."""
+        return [tuple(row) for row in self._session.sql(translate(select)).collect()]
 
-    def _keep(self, name: str, frame: "DataFrame") -> None:
-        """Write a table down, so that what reads it does not make it again, and so that it may be replaced by what is made of it."""
+    def _write_table(self, name: str, frame: "DataFrame") -> None:
+        """Write a table to the work folder, so that it is computed once and can be replaced by a table that reads it."""
         path = f"{self._work}/{name}-{secrets.token_hex(8)}"
         frame.write.parquet(path)
-        # Told what is in it, Spark starts no job to find out.
+        # With the schema given, Spark needs no job to read it.
         self._session.read.schema(frame.schema).parquet(path).createOrReplaceTempView(name)
 
 
@@ -72,15 +71,24 @@ class Spark:
 def spark(
     files: str | list[str], *, since: datetime, until: datetime, master: str, work: str, without: Sequence[str] = ()
 ) -> Iterator[Spark]:
-    """An engine with `sightings` from `since` to before `until` (both naive UTC), of the files that a pattern or a list names.
+    """Open an engine with `sightings` from `since` to before `until` (both naive UTC).
 
-    `master`: as Spark names it, spark://HOST:PORT, yarn, k8s://…, or local[2] in this process. `work`: a folder, as a path or URL that
-    every worker reaches. `without`: peers whose checks are left out. Raises SetupFault without pyspark, and EirError for what Spark cannot do.
+    Args:
+        files: pattern or list of the record's files.
+        since: start.
+        until: end.
+        master: Spark's master: spark://HOST:PORT, yarn, k8s://…, or local[2] in this process.
+        work: folder, as a path or URL that every worker reaches.
+        without: peers whose checks are left out.
+
+    Raises:
+        SetupFault: if pyspark is not installed.
+        EirError: if Spark fails.
     """
     try:
-        import sqlglot  # noqa: F401, PLC0415 - so that it is missed before anything is started
+        import sqlglot  # noqa: F401, PLC0415 - fails before Spark is started
         from py4j.protocol import Py4JError  # noqa: PLC0415 - Spark's bridge to Java
-        from pyspark.errors import PySparkException  # noqa: PLC0415 - for this alone
+        from pyspark.errors import PySparkException  # noqa: PLC0415 - only needed here
         from pyspark.sql import SparkSession  # noqa: PLC0415 - as above
     except ModuleNotFoundError:
         raise SetupFault(
@@ -96,32 +104,35 @@ def spark(
         session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files)).createOrReplaceTempView(
             "recorded"
         )
-        session.sql(translated(window("recorded", since, until, without))).createOrReplaceTempView("sightings")
+        session.sql(translate(window_select("recorded", since, until, without))).createOrReplaceTempView("sightings")
         yield Spark(session, own)
     except (PySparkException, Py4JError) as e:
         raise EirError(f"the record cannot be judged on Spark at {master}: {_first(e)}") from None
     finally:
-        with suppress(PySparkException, Py4JError, OSError):  # where Spark itself is gone, that has been said
+        with suppress(PySparkException, Py4JError, OSError):  # a lost Spark is already reported
             java = session._jvm  # noqa: SLF001 - Spark's own way to a file system of Hadoop's has no other name in Python
             path = java.org.apache.hadoop.fs.Path(own)
             path.getFileSystem(session._jsc.hadoopConfiguration()).delete(path, True)  # noqa: SLF001 - as above
             session.stop()
 
 
-def translated(select: str) -> str:
-    """A SELECT of DuckDB's as one of Spark's. Raises sqlglot's errors for what has no translation."""
+def translate(select: str) -> str:
+    """Translate a SELECT from DuckDB's dialect to Spark's.
+
+    sqlglot raises its errors for parts without a translation.
+    """
     import sqlglot  # noqa: PLC0415 - where it is needed
 
-    tree = sqlglot.parse_one(select, read="duckdb").transform(_changed)
+    tree = sqlglot.parse_one(select, read="duckdb").transform(_translate_node)
     return str(tree.sql("spark", unsupported_level=sqlglot.ErrorLevel.RAISE, comments=False))
 
 
-def _changed(node: "Expression") -> "Expression":
-    """Translate what sqlglot cannot know: `instant_s`, and that decimal numbers stand for doubles."""
+def _translate_node(node: "Expression") -> "Expression":
+    """Translate parts that sqlglot cannot know: `instant_s`, and decimal numbers that stand for doubles."""
     from sqlglot import exp  # noqa: PLC0415 - where it is needed
 
     if isinstance(node, exp.Anonymous) and node.name.lower() == "instant_s":
-        moment = node.expressions[0].transform(_changed)
+        moment = node.expressions[0].transform(_translate_node)
         return exp.paren(exp.cast(exp.func("UNIX_MICROS", moment), "DOUBLE") / 1000000)
     if isinstance(node, exp.Literal) and not node.is_string and "." in node.name:
         return exp.cast(node.copy(), "DOUBLE")

@@ -1,7 +1,7 @@
-"""Origins and peers whose word makes honest phones suspicious: they vouch for subscribers of other peers' devices, and carry little ordinary traffic.
+"""Distrusted origins and peers: they report SIMs in other peers' devices, but carry little ordinary traffic.
 
-Anybody who may send checks can invent a SIM beside a phone's own. An MME that serves phones carries ordinary phones too, many of which other MMEs
-see as well; that cannot be invented without knowledge of real phones and their SIMs. Data only; imports nothing of ours.
+A peer that may send checks can invent another SIM for a phone. A real MME also carries ordinary phones, many of which other MMEs
+report too; an attacker cannot invent these without knowing real phones and their SIMs. Data only; imports no module of eir.
 """
 
 from collections import Counter, defaultdict
@@ -9,30 +9,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 TOGETHER_MAX = 4
-"""Size of the largest group of voices that is distrusted together."""
+"""Maximum number of voices (origins or peers) of a group that is distrusted together."""
 ORDINARY_MIN, UNSEEN = 2, 50
-"""Ordinary phones that others see too, for each device that a group alone makes suspicious: with fewer the group is distrusted. Number of phones that nobody else sees,
-such as those of a small operator, that count as much as one that others see: they can be invented."""
+"""A group with fewer ordinary phones that others report too, for each device that only the group makes suspicious, is distrusted. UNSEEN phones that only the group reports, such as those of a small operator, count as one, because they can be invented."""
 
 LARGE = 10
-"""A group that sends more than this part (a tenth) of all checks is never distrusted: an operator whose phones nobody else sees may have so few MMEs."""
+"""A group that sends more than 1/10 of all checks is never distrusted: an operator whose phones no other reports may have so few MMEs."""
 OFTEN = 5
-"""A group is distrusted if it makes so many times as many devices suspicious for its ordinary phones as all peers together do."""
+"""A group is distrusted if it makes this many times as many devices suspicious for each ordinary phone as all peers together."""
 
 Voices = frozenset[str]
 
 
-def distrusted(
+def find_distrusted(
     told: Iterable[tuple[int, str, str]], ordinary: Iterable[Sequence[str]], *, share: int, sent: Mapping[str, int]
 ) -> set[str]:
-    """Return the voices (origins, or peers) whose word does not count.
+    """Return the distrusted voices (origins, or peers).
 
     Args:
-        told: Device, subscriber and voice of each suspicious device.
-        ordinary: Voices of each ordinary phone in the sample.
-        share: One of so many ordinary phones is in the sample.
-        sent: Voice → all its checks.
-
+        told: device, subscriber and voice of each suspicious device.
+        ordinary: voices of each ordinary phone in the sample.
+        share: one of `share` ordinary phones is in the sample.
+        sent: number of checks of each voice.
     """
     devices: defaultdict[int, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for device, subscriber, voice in told:
@@ -50,51 +48,51 @@ def distrusted(
     everything = sum(sent.values())
     usual = len(set[int]().union(*spoken.values())) / (share * sum(len(voices) > 1 for voices in phones) + 1)
     doubtful: list[tuple[Voices, set[int], float]] = []
-    for group in {*spoken, *(_wider(narrow, carried, phones) for narrow in spoken)}:
-        lies = set[int]().union(*(spoken.get(part, ()) for part in _parts(group)))
-        seen = share * _seen(group, carried, phones)
+    for group in {*spoken, *(_with_accomplice(narrow, carried, phones) for narrow in spoken)}:
+        lies = set[int]().union(*(spoken.get(part, ()) for part in _subgroups(group)))
+        seen = share * _ordinary_count(group, carried, phones)
         if (
             len(lies) * ORDINARY_MIN > seen
             and len(lies) > OFTEN * usual * seen
             and sum(sent[voice] for voice in group) * LARGE <= everything
         ):
             doubtful.append((group, lies, seen))
-    found, explained = set[str](), set[int]()
-    while doubtful:  # the worst first: the devices that it explains say nothing against others
+    distrusted, explained = set[str](), set[int]()
+    while doubtful:  # the worst first: devices that it explains do not count against other groups
         group, lies, _ = max(doubtful, key=lambda each: (len(each[1] - explained) / (each[2] + 1), sorted(each[0])))
-        found |= group
+        distrusted |= group
         explained |= lies
         doubtful = [
-            each for each in doubtful if not each[0] & found and len(each[1] - explained) * ORDINARY_MIN > each[2]
+            each for each in doubtful if not each[0] & distrusted and len(each[1] - explained) * ORDINARY_MIN > each[2]
         ]
-    return found
+    return distrusted
 
 
-def _parts(group: Voices) -> Iterator[Voices]:
-    """Yield each part of a group that is not empty."""
+def _subgroups(group: Voices) -> Iterator[Voices]:
+    """Yield each subset of a group that is not empty."""
     for size in range(1, len(group) + 1):
         yield from map(frozenset, combinations(sorted(group), size))
 
 
 def _shared(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> list[int]:
-    """Return the ordinary phones that a group carries and others too."""
+    """Return the ordinary phones that a group and others carry."""
     return [
         number for number in set().union(*(carried.get(voice, ()) for voice in group)) if not phones[number] <= group
     ]
 
 
-def _seen(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> float:
-    """Return the number of ordinary phones that a group carries, as far as they count."""
+def _ordinary_count(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> float:
+    """Return the weighted number of ordinary phones that a group carries."""
     mine = len(set[int]().union(*(carried.get(voice, ()) for voice in group)))
     shared = len(_shared(group, carried, phones))
     return shared + (mine - shared) / UNSEEN
 
 
-def _wider(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> Voices:
-    """Return the group with the voice that confirms most of its phones, as an accomplice does; the group itself if it is large already."""
-    others = Counter(voice for number in _shared(group, carried, phones) for voice in phones[number] - group)
+def _with_accomplice(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> Voices:
+    """Add the voice that shares most of the group's phones, as an accomplice does; a group of TOGETHER_MAX stays as it is."""
+    candidates = Counter(voice for number in _shared(group, carried, phones) for voice in phones[number] - group)
     return (
-        group | {min(others, key=lambda voice: (-others[voice], voice))}
-        if others and len(group) < TOGETHER_MAX
+        group | {min(candidates, key=lambda voice: (-candidates[voice], voice))}
+        if candidates and len(group) < TOGETHER_MAX
         else group
     )

@@ -150,11 +150,11 @@ class TestCheck:
 class TestPolicies:
     def test_another_policy_answers_at_once_and_what_was_counted_stays(self, checks):
         first, verdict = checks.checker.policy, checks.ask(STOLEN)
-        checks.checker.reconfigure(PolicySettings(rules=(Rule(name="new", list="stolen", answer=GREY), *RULES)), NOW)
+        checks.checker.apply(PolicySettings(rules=(Rule(name="new", list="stolen", answer=GREY), *RULES)), NOW)
         assert checks.checker.policy is not first
         assert checks.ask(STOLEN).name == "new"
         checks.checker.count("toy", {verdict: 1})  # of a batch that began before
-        checks.checker.reconfigure(POLICY, NOW)
+        checks.checker.apply(POLICY, NOW)
         checks.ask(STOLEN)
         assert checks.checker.checks() == {(BLACK, "stolen", "2", "toy"): 3, (GREY, "stolen", "new", "toy"): 1}
         assert checks.reports == []
@@ -162,7 +162,7 @@ class TestPolicies:
     def test_one_that_cannot_be_compiled_changes_nothing(self, checks):
         policy = checks.checker.policy
         with pytest.raises(KeyError):
-            checks.checker.reconfigure(PolicySettings(rules=(Rule(list="nowhere", answer=GREY),)), NOW)
+            checks.checker.apply(PolicySettings(rules=(Rule(list="nowhere", answer=GREY),)), NOW)
         assert checks.checker.policy is policy
         assert checks.ask(STOLEN).status is BLACK
 
@@ -187,7 +187,7 @@ class TestPolicies:
         assert not checks.checker.tick(NOW + timedelta(days=1000))
         assert checks.ask(STOLEN).status is GREY
         for _ in range(2):
-            checks.checker.reconfigure(POLICY, NOW)
+            checks.checker.apply(POLICY, NOW)
             assert checks.ask(STOLEN).status is BLACK
         assert [event for event, _ in checks.reports] == ["override", "override_ended"]
 

@@ -7,7 +7,7 @@ import pytest
 from made import page, pages_of, pair_pages, state
 
 from eir.checks.checker import Checker
-from eir.checks.explain import Explanation, explain, question_of, wrong_option
+from eir.checks.explain import Explanation, explain, option_fault, question_of
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key, imsi_key
@@ -171,7 +171,7 @@ def test_what_a_person_types(typed, question):
     ],
 )  # fmt: skip
 def test_an_option_that_is_wrong(question, said):
-    assert wrong_option(question) == said
+    assert option_fault(question) == said
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until
 from servers import free_port
 from wire import HOST, REALM, TGPP, Message, cer, ecr
 
-from eir.checks.trace import Sought
+from eir.checks.trace import TraceFilter
 from eir.interfaces.gsup import probe as osmo
 from eir.interfaces.map import probe as msc
 from eir.interfaces.n5g import probe as n5g
@@ -214,8 +214,8 @@ def test_the_lane_leaves_what_is_sought_and_nothing_else():
         for imsi in (IMSI, OTHER, None)
     ]
     for sought, left in (
-        (None, 0), (Sought(int(LISTED), ""), 3), (Sought(None, IMSI), 4), (Sought(int(LISTED), OTHER), 1), (Sought(int(LISTED) + 1, ""), 0),
-        (Sought(None, IMSI[:-1]), 0), (Sought(int(LISTED), IMSI), 1),
+        (None, 0), (TraceFilter(int(LISTED), ""), 3), (TraceFilter(None, IMSI), 4), (TraceFilter(int(LISTED), OTHER), 1), (TraceFilter(int(LISTED) + 1, ""), 0),
+        (TraceFilter(None, IMSI[:-1]), 0), (TraceFilter(int(LISTED), IMSI), 1),
     ):  # fmt: skip
         side, plain = lanes.Side(lane=True), lanes.Side(lane=True)
         side.lanes.seek(sought)

@@ -22,7 +22,7 @@ from wire import EIR, HOST, REALM
 
 from eir.cli.app import command_line, main
 from eir.cli.output import written_to
-from eir.lists.record.in_force import in_force_before
+from eir.lists.record.in_force import load_in_force
 
 COMMANDS = get_command(command_line()).commands
 IMSI = "001010123456789"
@@ -548,7 +548,7 @@ class TestLists:
             node.end()
             backup = (site.state / "lists.sqlite").read_bytes()
             site.eir("load", site.release([LISTED, UNLISTED], serial=7))
-            assert in_force_before(site.state)["stolen"].mark == (0, 7)
+            assert load_in_force(site.state)["stolen"].mark == (0, 7)
             for file in site.state.glob("lists.sqlite*"):
                 file.unlink()
             (site.state / "lists.sqlite").write_bytes(backup)
@@ -560,7 +560,7 @@ class TestLists:
         with Site(tmp_path / "site", host.publisher) as site:
             site.load([LISTED], serial=6)
             site.eir("lists", "reset-serial", "stolen", "--to", "2", "--reason", "a mistake")
-            assert in_force_before(site.state)["stolen"].mark == (1, 2)
+            assert load_in_force(site.state)["stolen"].mark == (1, 2)
 
     def test_a_whole_tac_takes_force_and_a_dry_run_says_its_size(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:

@@ -8,7 +8,7 @@ from servers import USER_FILE, Protected, programs
 
 from eir.errors import StoreError
 from eir.lists.pages.pages import PAGE_KEYS
-from eir.lists.record.history import broken
+from eir.lists.record.history import chain_faults
 from eir.lists.stores.redis import RedisStore
 
 A, B = pages_of([1, 2]), pages_of([3, 5 * PAGE_KEYS])
@@ -71,7 +71,7 @@ async def test_a_restart_loses_nothing(program, ends, rewrites):
 
 async def everything(store):
     records = [each async for batch in store.records() for each in batch]
-    assert not list(broken(records, await store.folds(), await store.ledger()))
+    assert not list(chain_faults(records, await store.folds(), await store.ledger()))
     return (
         await store.states(),
         await store.releases("a"),

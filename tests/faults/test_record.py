@@ -13,7 +13,7 @@ from servers import Protected
 
 from eir.device import device_key
 from eir.lists.follow import history as keeping
-from eir.lists.record.history import appended
+from eir.lists.record.history import append_events
 from eir.lists.record.store import Ledger
 from eir.lists.stores.redis import RedisStore
 
@@ -64,7 +64,7 @@ async def test_a_history_that_was_written_over_is_told_and_kept_until_it_is_adop
     anchored = [line["digest"] for line in node.lines("history_at")]
     async with stolen_password(redis) as store:
         assert anchored[-1] == (await store.ledger()).digest
-        forged, _ = appended(
+        forged, _ = append_events(
             Ledger(first=200, number=199), [event("stolen", detail="all is well"), event("stolen", detail="as always")]
         )
         await store.rewrite_history(one(forged), (), after=0, seen=await store.ledger(), exact=True)

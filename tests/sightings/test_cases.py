@@ -3,7 +3,7 @@
 import pytest
 from full_disk import no_file_above
 
-from eir.sightings.cases import CLEARED, CONFIRMED, FILE, cases, decide, decided
+from eir.sightings.cases import CLEARED, CONFIRMED, FILE, add_decision, load_cases, load_decisions
 
 IMEI, OTHER = "00101001000001", "00101001000002"
 
@@ -13,9 +13,9 @@ def decision(imei, verdict):
 
 
 def test_a_decision_that_found_no_room_damages_none_before_it_and_none_after(tmp_path):
-    decide(tmp_path, decision(IMEI, CONFIRMED))
+    add_decision(tmp_path, decision(IMEI, CONFIRMED))
     with no_file_above((tmp_path / FILE).stat().st_size + 20), pytest.raises(OSError, match=FILE):
-        decide(tmp_path, decision(OTHER, CONFIRMED))
-    assert decided(tmp_path) == [decision(IMEI, CONFIRMED)]
-    decide(tmp_path, decision(IMEI, CLEARED))
-    assert list(cases(tmp_path).values()) == [False]
+        add_decision(tmp_path, decision(OTHER, CONFIRMED))
+    assert load_decisions(tmp_path) == [decision(IMEI, CONFIRMED)]
+    add_decision(tmp_path, decision(IMEI, CLEARED))
+    assert list(load_cases(tmp_path).values()) == [False]

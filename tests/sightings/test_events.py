@@ -18,10 +18,10 @@ from test_sightings import BLACK, IMSI, NOON, OTHER_IMSI, Handed, asked, each
 from eir.checks.policy import Decision
 from eir.errors import silent
 from eir.sightings import deliver
-from eir.sightings.deliver import SIGNATURE_HEADER, TIME_HEADER, Delivery, NotTaken, Undelivered, signature
+from eir.sightings.deliver import SIGNATURE_HEADER, TIME_HEADER, EventSender, EventsRejected, Undelivered, signature
 from eir.sightings.events import CHECK, DEVICE_CHANGED, SIM_CHANGED, Events
 from eir.sightings.settings import FULL, HASHED
-from eir.sightings.subscribers import Key, Subscribers
+from eir.sightings.subscribers import HashKey, Subscribers
 
 FULL_SUBSCRIBERS = Subscribers(FULL)
 TRACK = Decision("greylisted", "2", "tracked", False)
@@ -34,7 +34,7 @@ def events_of(events, *sightings, now=0.0, subscribers=FULL_SUBSCRIBERS):
     handed.flush()
     for message in handed.messages:
         if message[:1] == b"e":
-            events.take(message)
+            events.add(message)
     return events.due(now, subscribers)
 
 
@@ -120,7 +120,7 @@ def test_no_sim_has_changed_by_a_check_before_it_was_authenticated():
 
 
 def test_a_new_key_of_the_hashes_is_no_change():
-    events, keys = made(tracked=SIM_CHANGED), [Key(number, 0, bytes([number]) * 32) for number in (1, 2)]
+    events, keys = made(tracked=SIM_CHANGED), [HashKey(number, 0, bytes([number]) * 32) for number in (1, 2)]
     for key in keys:
         found = events_of(events, each(TRACKED, decision=TRACK), subscribers=Subscribers(HASHED, key))
         assert [event["event"] for event in found] == [CHECK]
@@ -150,7 +150,7 @@ class Receiver:
 @pytest.fixture
 async def receiver():
     found = Receiver()
-    found.delivery = Delivery(
+    found.delivery = EventSender(
         "webhook", found.send, found.count, report=silent, waiting_max=1000, again_s=(0.001, 0.002)
     )
     running = asyncio.create_task(found.delivery.run())
@@ -164,9 +164,9 @@ def numbered(*numbers):
 
 async def test_what_could_not_be_delivered_comes_again_in_order(receiver):
     receiver.fault = Undelivered("away")
-    receiver.delivery.put(numbered(*range(250)))
+    receiver.delivery.add(numbered(*range(250)))
     await asyncio.sleep(0.01)
-    receiver.delivery.put(numbered(*range(250, 300)))
+    receiver.delivery.add(numbered(*range(250, 300)))
     receiver.fault = None
     await until_async(lambda: receiver.delivery.is_idle)
     assert receiver.got == [str(number) for number in range(300)]
@@ -176,7 +176,7 @@ async def test_what_could_not_be_delivered_comes_again_in_order(receiver):
 async def test_a_receiver_that_is_away_for_long_costs_the_oldest_events(receiver):
     receiver.fault = Undelivered("away")
     for at in range(0, 3000, 100):
-        receiver.delivery.put(numbered(*range(at, at + 100)))
+        receiver.delivery.add(numbered(*range(at, at + 100)))
         await asyncio.sleep(0)
     receiver.fault = None
     await until_async(lambda: receiver.delivery.is_idle)
@@ -185,18 +185,18 @@ async def test_a_receiver_that_is_away_for_long_costs_the_oldest_events(receiver
 
 
 async def test_what_a_receiver_will_never_take_does_not_stop_the_rest(receiver):
-    receiver.fault = NotTaken("answered 400")
-    receiver.delivery.put(numbered(1, 2))
+    receiver.fault = EventsRejected("answered 400")
+    receiver.delivery.add(numbered(1, 2))
     await until_async(lambda: receiver.counted)
     receiver.fault = None
-    receiver.delivery.put(numbered(3))
+    receiver.delivery.add(numbered(3))
     await until_async(lambda: receiver.got)
     assert (receiver.got, receiver.counted) == (["3"], {"refused": 2, "sent": 1})
 
 
 async def test_a_fault_of_the_program_ends_no_delivery(receiver):
     receiver.fault = UnicodeError("label empty or too long")
-    receiver.delivery.put(numbered(1))
+    receiver.delivery.add(numbered(1))
     await asyncio.sleep(0.01)
     receiver.fault = None
     await until_async(lambda: receiver.delivery.is_idle)
@@ -256,8 +256,8 @@ async def test_a_webhook_without_its_key_is_tried_again(key_file):
         (103, Undelivered),
         (500, Undelivered),
         (429, Undelivered),
-        (400, NotTaken),
-        (302, NotTaken),
+        (400, EventsRejected),
+        (302, EventsRejected),
     ],
 )
 async def test_a_webhook_by_what_it_answers(status, fault, key_file):

@@ -20,9 +20,9 @@ from eir.sightings import buffer, files
 from eir.sightings.batches import FRAME, rows_of
 from eir.sightings.buffer import HEAD, Buffer
 from eir.sightings.schema import COLUMNS, SCHEMA
-from eir.sightings.seen import seen, sought
+from eir.sightings.seen import find_sightings, parse_search
 from eir.sightings.settings import FULL, HASHED, OFF
-from eir.sightings.subscribers import KEY_FILE, Subscribers, forms, read_keys, subscribers
+from eir.sightings.subscribers import KEY_FILE, Subscribers, load_subscribers, read_keys, subscriber_names
 
 IMSI, OTHER_IMSI = "001010000000001", "001010000000002"
 WHITE, BLACK = Decision("whitelisted", "default", None, True), Decision("blacklisted", "1", "stolen", False)
@@ -238,7 +238,7 @@ def test_like_checks_are_one_row_within_an_hour_and_a_file_holds_one_hour(tmp_pa
     assert [row["checks"] for row in found["12"]] == [3]
     assert (found["12"][0]["last"] - found["12"][0]["time"]).seconds == 3599
     again = files.write(tmp_path, handed.frame())
-    assert len(files.found(tmp_path)) == len(made) + len(again)
+    assert len(files.list_files(tmp_path)) == len(made) + len(again)
 
 
 def test_what_is_too_old_or_too_much_goes_oldest_first(tmp_path):
@@ -247,10 +247,10 @@ def test_what_is_too_old_or_too_much_goes_oldest_first(tmp_path):
         os.utime(file.path, (NOON + day * DAY, NOON + day * DAY))
     now = NOON + 5 * DAY
     left = files.prune(tmp_path, keep_s=3.5 * DAY, max_bytes=10**9, now=now)
-    assert [file.path for file in files.found(tmp_path)] == [file.path for file in made[2:]]
+    assert [file.path for file in files.list_files(tmp_path)] == [file.path for file in made[2:]]
     assert left == sum(file.bytes for file in made[2:])
     assert files.prune(tmp_path, keep_s=3.5 * DAY, max_bytes=round(2.2 * made[0].bytes), now=now) == 2 * made[0].bytes
-    assert [file.path for file in files.found(tmp_path)] == [file.path for file in made[3:]]
+    assert [file.path for file in files.list_files(tmp_path)] == [file.path for file in made[3:]]
     assert not made[0].path.parent.exists()
 
 
@@ -258,7 +258,7 @@ def test_what_a_process_left_unfinished_is_not_read_and_goes(tmp_path):
     (made,) = files.write(tmp_path, frame_of(each(UNLISTED)))
     left = made.path.with_name(f".{made.path.name}{files.UNFINISHED}")
     left.write_bytes(made.path.read_bytes()[:100])
-    assert len(seen(tmp_path, sought(UNLISTED), [], None)) == 1
+    assert len(find_sightings(tmp_path, parse_search(UNLISTED), [], None)) == 1
     files.clean(tmp_path)
     assert not left.exists()
     assert made.path.exists()
@@ -268,17 +268,17 @@ def test_what_a_process_left_unfinished_is_not_read_and_goes(tmp_path):
 
 
 def test_a_subscriber_is_a_hash_under_a_key_that_is_kept_and_rotated(tmp_path):
-    how = subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON)
+    how = load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON)
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
     one, other = how.one(IMSI), how.one(OTHER_IMSI)
     assert len(one) == 18
     assert one != other
-    assert one == subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 99).one(IMSI)
-    later = subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 101)
+    assert one == load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 99).one(IMSI)
+    later = load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 101)
     assert later.one(IMSI)[:2] != one[:2]
     assert later.one(IMSI)[2:] != one[2:]
-    assert forms(tmp_path, IMSI) == [IMSI, one, later.one(IMSI)]
-    subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 1102)
+    assert subscriber_names(tmp_path, IMSI) == [IMSI, one, later.one(IMSI)]
+    load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 1102)
     assert [key.number for key in read_keys(tmp_path)] == [1, 2]  # what the first one hashed is too old to be there
     assert how.of(pl.Series([IMSI, "", IMSI])).to_list() == [one, None, one]
 
@@ -287,20 +287,22 @@ def test_a_subscriber_is_a_hash_under_a_key_that_is_kept_and_rotated(tmp_path):
 def test_a_subscriber_as_the_configuration_says(tmp_path, how, kept):
     (row,) = rows(frame_of(each(UNLISTED), how=how))
     assert (row["subscriber"], row["home"]) == (kept, "001010")
-    subscribers(tmp_path, how, rotate_s=1, keep_s=1)
+    load_subscribers(tmp_path, how, rotate_s=1, keep_s=1)
     assert not (tmp_path / KEY_FILE).exists()
 
 
 def test_a_key_made_by_a_clock_that_was_ahead_gives_way(tmp_path):
-    made = [subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda at=at: at) for at in (NOON + DAY, NOON)]
+    made = [
+        load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda at=at: at) for at in (NOON + DAY, NOON)
+    ]
     assert [each.key.number for each in made] == [0, 1]
-    assert made[1] == subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON - 1)
+    assert made[1] == load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON - 1)
 
 
 def test_a_key_file_that_is_damaged_is_not_replaced(tmp_path):
     (tmp_path / KEY_FILE).write_text("rubbish\n")
     with pytest.raises(EirError, match="put it back from a backup"):
-        subscribers(tmp_path, HASHED, rotate_s=1, keep_s=1)
+        load_subscribers(tmp_path, HASHED, rotate_s=1, keep_s=1)
     assert (tmp_path / KEY_FILE).read_text() == "rubbish\n"
 
 
@@ -333,7 +335,7 @@ def files_of_rows(folder, *counts):
             for number in range(count)
         ]
         files.write(folder, frame_of(*parts, at=NOON + day * DAY))
-    return files.found(folder)
+    return files.list_files(folder)
 
 
 def test_the_newest_file_displaces_no_other_if_it_alone_exceeds_the_limit(tmp_path):
@@ -342,8 +344,8 @@ def test_the_newest_file_displaces_no_other_if_it_alone_exceeds_the_limit(tmp_pa
     limit = round(2.5 * older[0].bytes)
     assert newest.bytes > limit
     left = files.prune(tmp_path, keep_s=10**9, max_bytes=limit, now=newest.written)
-    assert files.found(tmp_path) == [*older[1:], newest]
-    assert left == sum(file.bytes for file in files.found(tmp_path))
+    assert files.list_files(tmp_path) == [*older[1:], newest]
+    assert left == sum(file.bytes for file in files.list_files(tmp_path))
     assert files.prune(tmp_path, keep_s=10**9, max_bytes=limit, now=newest.written) == left
 
 
@@ -353,7 +355,7 @@ def test_a_file_that_cannot_fit_goes_before_older_ones(tmp_path):
     limit = sum(file.bytes for file in (*older, newest)) * 11 // 10
     left = files.prune(tmp_path, keep_s=10**9, max_bytes=limit, now=newest.written)
     assert large.bytes > limit >= left
-    assert files.found(tmp_path) == [*older, newest]
+    assert files.list_files(tmp_path) == [*older, newest]
 
 
 def test_of_what_is_too_much_the_oldest_of_the_loudest_peer_goes_first(tmp_path):
@@ -363,17 +365,19 @@ def test_of_what_is_too_much_the_oldest_of_the_loudest_peer_goes_first(tmp_path)
             [each(f"{day}{number:013d}", imsi=f"{random.getrandbits(49):015d}", peer="loud") for number in range(5000)],
         )
         files.write(tmp_path, frame_of(calm, *loud, at=NOON + day * DAY))
-    whole = files.found(tmp_path)
+    whole = files.list_files(tmp_path)
     size = sum(file.bytes for file in whole)
 
     def kept():
         return {
-            peer: [pl.read_parquet(file.path).filter(pl.col("peer") == peer).height for file in files.found(tmp_path)]
+            peer: [
+                pl.read_parquet(file.path).filter(pl.col("peer") == peer).height for file in files.list_files(tmp_path)
+            ]
             for peer in ("calm", "loud")
         }
 
     left = files.prune(tmp_path, keep_s=10**9, max_bytes=size // 2, now=whole[-1].written)
-    assert left == sum(file.bytes for file in files.found(tmp_path)) <= size // 2
+    assert left == sum(file.bytes for file in files.list_files(tmp_path)) <= size // 2
     assert kept() == {"calm": [1] * 6, "loud": [0, 0, 0, 0, 5000, 5000]}
     assert files.prune(tmp_path, keep_s=10**9, max_bytes=size // 4, now=whole[-1].written) <= size // 4
     assert kept() == {"calm": [1] * 6, "loud": [0, 0, 0, 0, 0, 5000]}
@@ -395,16 +399,16 @@ def test_a_peer_pushes_out_its_own_rows_while_it_has_more_than_half_of_all(tmp_p
             for number in range(count)
         ]
         files.write(tmp_path, frame_of(*parts, at=NOON + day * DAY))
-    whole = files.found(tmp_path)
+    whole = files.list_files(tmp_path)
     files.prune(tmp_path, keep_s=10**9, max_bytes=sum(file.bytes for file in whole) - 1, now=whole[-1].written)
-    left = [dict(pl.read_parquet(file.path)["peer"].value_counts().iter_rows()) for file in files.found(tmp_path)]
+    left = [dict(pl.read_parquet(file.path)["peer"].value_counts().iter_rows()) for file in files.list_files(tmp_path)]
     assert left == ([first] if first != rows else []) + [rows] * 2
 
 
 def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
     made = []
     for at in (NOON, NOON + 101):
-        how = subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda at=at: at)
+        how = load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda at=at: at)
         handed = Handed()
         handed.now = at
         handed.add(each(UNLISTED), each(LISTED, imsi=OTHER_IMSI), each(TRACKED, imsi=""))
@@ -412,13 +416,13 @@ def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
         made += files.write(tmp_path, rows_of(handed.messages).grouped(how))
     only, _ = files.write(tmp_path, frame_of(each(UNLISTED), at=NOON + 300))[0], None
     os.utime(made[0].path, (5, 5))
-    assert files.forget(tmp_path, forms(tmp_path, IMSI)) == 3
-    left = pl.read_parquet([file.path for file in files.found(tmp_path)])
+    assert files.forget(tmp_path, subscriber_names(tmp_path, IMSI)) == 3
+    left = pl.read_parquet([file.path for file in files.list_files(tmp_path)])
     assert sorted(left["device"].to_list()) == sorted([int(LISTED), int(TRACKED)] * 2)
     assert made[0].path.stat().st_mtime == 5  # it is as old as it was
     assert stat.S_IMODE(made[0].path.stat().st_mode) == 0o600
     assert not only.path.exists()
-    assert files.forget(tmp_path, forms(tmp_path, IMSI)) == 0
+    assert files.forget(tmp_path, subscriber_names(tmp_path, IMSI)) == 0
 
 
 # Taking in

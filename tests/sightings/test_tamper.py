@@ -20,7 +20,7 @@ from eir.errors import EirError
 from eir.sightings import page
 from eir.sightings.conditions import CONDITIONS, PRIOR, WEIGHTS, TamperSettings
 from eir.sightings.engine import SQL, duck
-from eir.sightings.judge import Finding, Held, calibrated, judge, newcomers
+from eir.sightings.judge import Finding, SubscriberPeriod, calibration_shift, judge, newcomers
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -96,19 +96,19 @@ def test_the_second_network_is_another_with_each_seed(worlds, tmp_path):
 
 
 def test_decisions_shift_their_condition_by_little_and_within_bounds():
-    assert calibrated([]) == 0
-    assert calibrated([(4.0, False)] * 6) == pytest.approx(-0.29, abs=0.01)
-    assert calibrated([(4.0, False)] * 1000) == -1
-    assert calibrated([(-40.0, True)] * 1000) == 1
-    assert calibrated([(2.0, number < 88) for number in range(100)]) == pytest.approx(0, abs=0.05)
+    assert calibration_shift([]) == 0
+    assert calibration_shift([(4.0, False)] * 6) == pytest.approx(-0.29, abs=0.01)
+    assert calibration_shift([(4.0, False)] * 1000) == -1
+    assert calibration_shift([(-40.0, True)] * 1000) == 1
+    assert calibration_shift([(2.0, number < 88) for number in range(100)]) == pytest.approx(0, abs=0.05)
     assert PRIOR == 0.005
 
 
 @given(st.lists(st.tuples(st.floats(-50, 50), st.booleans()), max_size=60), st.floats(-50, 50))
 def test_each_decision_shifts_towards_itself(told, odds):
-    before = calibrated(told)
-    assert -1 <= calibrated([*told, (odds, False)]) <= before + 1e-12
-    assert before - 1e-12 <= calibrated([*told, (odds, True)]) <= 1
+    before = calibration_shift(told)
+    assert -1 <= calibration_shift([*told, (odds, False)]) <= before + 1e-12
+    assert before - 1e-12 <= calibration_shift([*told, (odds, True)]) <= 1
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_names_from_the_wire_do_not_steer_the_page(judge_rows):
 )
 def test_small_counts_are_not_published_nor_can_they_be_worked_out(counts, hidden):
     named = dict(zip("abcdef", counts, strict=False))
-    assert {name for name, count in page.suppressed(named).items() if count is None} == {
+    assert {name for name, count in page.suppress_small(named).items() if count is None} == {
         name for name, count in named.items() if count in hidden
     }
 
@@ -313,7 +313,7 @@ def test_without_imsis_only_confirmed_devices_are_exported(site):
 
 
 def held(who, first, last, days):
-    return Held(who, START + timedelta(days=first), START + timedelta(days=last), days)
+    return SubscriberPeriod(who, START + timedelta(days=first), START + timedelta(days=last), days)
 
 
 @pytest.mark.parametrize(

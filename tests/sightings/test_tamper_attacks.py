@@ -12,7 +12,7 @@ from tampered import files
 from eir.sightings.conditions import TamperSettings
 from eir.sightings.engine import duck
 from eir.sightings.judge import judge
-from eir.sightings.trust import distrusted
+from eir.sightings.trust import find_distrusted
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 try:
@@ -146,18 +146,18 @@ CITY = [*ordinary(["city", "town"], 100), *ordinary(["city", "port"], 300)]
 )  # fmt: skip
 def test_who_is_distrusted(told, carried, found):
     sent = {"city": 10_000, "town": 2000, "port": 3000, "hamlet": 20, "liar": 600, "second": 600}
-    assert distrusted(told, carried, share=1, sent=sent) == found
+    assert find_distrusted(told, carried, share=1, sent=sent) == found
 
 
 def test_who_sends_a_tenth_of_all_checks_is_believed():
     told = [row for device in range(9) for row in ((device, "own", "small"), (device, "copy", "large"))]
-    assert distrusted(told, [], share=1, sent={"large": 10_000, "small": 1000}) == {"small"}
-    assert distrusted(told, [], share=1, sent={"large": 10_000, "small": 1200}) == set()
+    assert find_distrusted(told, [], share=1, sent={"large": 10_000, "small": 1000}) == {"small"}
+    assert find_distrusted(told, [], share=1, sent={"large": 10_000, "small": 1200}) == set()
 
 
 def test_a_sample_of_ordinary_phones_counts_for_all():
     told = [row for device in range(10) for row in ((device, "own", "city"), (device, "copy", "town"))]
     few = [*ordinary(["city", "town"], 5), *ordinary(["city", "port"], 30)]
     sent = {"city": 1000, "town": 100, "port": 100}
-    assert distrusted(told, few, share=1, sent=sent) == {"town"}
-    assert distrusted(told, few, share=4, sent=sent) == set()
+    assert find_distrusted(told, few, share=1, sent=sent) == {"town"}
+    assert find_distrusted(told, few, share=4, sent=sent) == set()

@@ -18,7 +18,7 @@ from eir.errors import EirError
 from eir.sightings.conditions import CONDITIONS, Place, TamperSettings
 from eir.sightings.engine import TABLES, duck
 from eir.sightings.judge import judge
-from eir.sightings.spark import spark, translated
+from eir.sightings.spark import spark, translate
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 PEOPLE = 500
@@ -147,4 +147,4 @@ def test_what_spark_cannot_do_is_said(standalone, world, site, tmp_path):
     ],
 )
 def test_what_is_translated_by_rules_of_ours(ours, theirs):
-    assert translated(ours) == theirs
+    assert translate(ours) == theirs

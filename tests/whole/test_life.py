@@ -33,7 +33,7 @@ from eir.lists.record.clock import TrustedClock
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import KEEP, ListState
 from eir.lists.releases.publish import publish
-from eir.lists.releases.release import Release, parse_manifest
+from eir.lists.releases.release import VerifiedRelease, parse_manifest
 from eir.lists.stores.open import open_store
 from eir.lists.stores.sqlite import SqliteStore
 from eir.node.observe.status import REMIND_S, ExpiryReminder, expired
@@ -197,7 +197,7 @@ class Chain:
 
 def believed(manifest, _trusts, *, now):  # noqa: ARG001  # tests/lists/releases/test_release.py and test_load.py are about signatures
     content = manifest.read_bytes()
-    return Release(manifest=parse_manifest(content), digest=f"{len(content):064x}", signers=())
+    return VerifiedRelease(manifest=parse_manifest(content), digest=f"{len(content):064x}", signers=())
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from eir.errors import EntryRefused, StoreError
 from eir.interfaces.feed.feed_rows import DONE, Refused
-from eir.lists.changes.local import Edit, Entry, Had, edit_what_differs
+from eir.lists.changes.local import Edit, Entry, KnownLists, edit_differences
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ListStore
 
@@ -55,7 +55,7 @@ class FeedWriter:
         *,
         now: Callable[[], datetime],
         failed: Callable[[Exception], None],
-        had: Had = tuple,
+        had: KnownLists = tuple,
         waiting_max: int = WAITING_MAX,
     ) -> None:
         self._waiting_max = waiting_max
@@ -124,7 +124,7 @@ class FeedWriter:
             return
         edit = Edit(what=what, entries=[row.entry for row in rows], reason=reason)
         try:
-            changed = await edit_what_differs(edit, settings, self._store, who=who, now=self._now(), had=self.had)
+            changed = await edit_differences(edit, settings, self._store, who=who, now=self._now(), had=self.had)
         except EntryRefused as e:
             # The limits of a list are for each row: one that is past them keeps no other out.
             if len(rows) == 1:

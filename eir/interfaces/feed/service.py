@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eir.disk import Watched
+from eir.disk import WatchedFile
 from eir.errors import EirError, Report, StoreError, place_of
 from eir.interfaces.feed.feed import Feed, no_request
 from eir.interfaces.feed.feed_users import Users, read_users
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FEED_SCOPE, NAME, FeedSettings
 from eir.interfaces.interface import Samples, SharedSettings
-from eir.lists.record.in_force import in_force_before
+from eir.lists.record.in_force import load_in_force
 from eir.lists.rows.msisdn import NO_NUMBERS, read_numbers
 from eir.lists.stores.open import open_store
 from eir.wire.peers.settings import PeerSettings
@@ -40,7 +40,7 @@ class FeedService:
             shared.lists,
             now=lambda: datetime.now(UTC),
             failed=self._failed,
-            had=partial(in_force_before, shared.state),
+            had=partial(load_in_force, shared.state),
         )
         self._feed = Feed(settings, self._writer, host=socket.gethostname(), report=report)
         self._keys: KeyFiles | None = None
@@ -51,7 +51,7 @@ class FeedService:
     def apply(self, settings: FeedSettings, shared: SharedSettings) -> None:
         """See Service. Files are looked at again, since others may be named."""
         self.peers = PeerSettings(label=NAME, sources=settings.sources)
-        self._watched = settings, Watched(settings.users), Watched(shared.numbers)
+        self._watched = settings, WatchedFile(settings.users), WatchedFile(shared.numbers)
         self.faults = {}
         self._writer.lists = shared.lists
         self._feed.configure(settings)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from eir.disk import put
+from eir.disk import write_file
 from eir.errors import Report
 from eir.interfaces.interface import Samples, SharedSettings, Standing
 from eir.interfaces.n5g.nrf import Ask, Registration, profile_of
@@ -50,7 +50,7 @@ def own_instance(folder: Path) -> str:
     except (OSError, ValueError):
         made = str(uuid.uuid4())
     with suppress(OSError):
-        put(file, f"{made}\n".encode())
+        write_file(file, f"{made}\n".encode())
     return made
 
 

@@ -15,7 +15,7 @@ class Lane:
         keys: bytes,
         are_groups: bytes,
         sought_device: int,
-        sought_sim: int,  # whose messages are for the general path: see eir.checks.trace.Sought.numbers
+        sought_sim: int,  # whose messages are for the general path: see eir.checks.trace.TraceFilter.numbers
     ) -> None: ...
 
     # Answer the messages at `position`, up to the first that is for the general path.

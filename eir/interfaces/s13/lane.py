@@ -12,7 +12,7 @@ from eir.checks.checker import IDENTIFIER_MAX, Checker
 from eir.checks.policy import TEXTS, SightingKind, Verdict
 from eir.checks.program import LISTS_MAX, STATUSES, VERDICTS_MAX, WORD_BYTES, Asked, Field, Program, names_in_words
 from eir.checks.settings import Status
-from eir.checks.trace import NOBODY, Sought
+from eir.checks.trace import NOBODY, TraceFilter
 from eir.device import IMSI_LENGTHS, KEY_DIGITS, SNR_KEYS
 from eir.interfaces.s13.dictionary import DICTIONARY, ME_IDENTITY_CHECK, ME_IDENTITY_CHECK_NAME, S13_APPLICATION
 from eir.interfaces.s13.service import PROTOCOL
@@ -51,7 +51,7 @@ class ExpressLanes:
         self.program: Program | None = None
         self._sought, self._version = NOBODY, -1
 
-    def seek(self, sought: Sought | None) -> None:
+    def seek(self, sought: TraceFilter | None) -> None:
         """Leave checks that are sought to the general path from now on, where they can be told; None: none is."""
         self.program, self._sought = None, NOBODY if sought is None else sought.numbers
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from eir.checks.settings import Status
-from eir.checks.trace import Sought
+from eir.checks.trace import TraceFilter
 from eir.interfaces.interface import Context, SharedSettings
 from eir.interfaces.s13.application import s13_application
 from eir.interfaces.s13.lane import COMPILED, ExpressLane, ExpressLanes
@@ -45,7 +45,7 @@ class S13Server(Node):
         if self._lanes is not None:
             self._lanes.renew()
 
-    def seek(self, sought: Sought | None) -> None:
+    def seek(self, sought: TraceFilter | None) -> None:
         """Leave these checks to the general path, where a trace sees them."""
         if self._lanes is not None:
             self._lanes.seek(sought)

@@ -1,1 +1,1 @@
-"""Changes of a list: loads, operators' own entries, rollbacks; and the audit of an EIR against a release. May import releases and what it may."""
+"""Changes of a list: loads, operators' entries, rollbacks; also the audit of an EIR. May import releases and the rooms below it."""

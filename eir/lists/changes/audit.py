@@ -1,6 +1,6 @@
-"""Does an EIR answer as a list says: what a signed release lists, a random sample of it, and what came of asking about that.
+"""Audit: whether an EIR answers as a signed release lists, tested with a random sample or with recorded answers.
 
-Knows no protocol: it is handed a function that asks, or what others were answered.
+Independent of protocols: the caller passes a function that asks, or recorded answers.
 """
 
 import asyncio
@@ -23,36 +23,35 @@ from eir.lists.pages.content import Content, Keys, decode
 from eir.lists.pages.pages import Page
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, LOAD_MEMORY, ListSettings
-from eir.lists.releases.release import Manifest, about, verify_release
+from eir.lists.releases.release import Manifest, naming_release, verify_release
 from eir.lists.rows.build import build_pages
-from eir.lists.rows.delivered import Done, Progress, adding_up
+from eir.lists.rows.delivered import Done, Progress, sum_progress
 
 ASK = "ask"
-"""The last stage of an audit, behind those of a load."""
+"""Last stage of an audit, after those of a load."""
 CONFIDENCE = 0.95
 AT_LEAST = 0.999
-"""Share that a sample is made to show, where no other is wanted."""
+"""Default for the share that a sample must be able to show."""
 SAMPLE_MAX = 30_000
-"""Devices that an audit asks about at most until the share is decided; at 100 questions per second they take 15 minutes."""
-LOOK_MIN = 100
-"""Devices between two looks at the share, or a tenth of those before if that is more."""
+"""Default maximum number of devices that an audit asks about until the share is decided: 15 minutes at 100 questions per second."""
+INTERIM_MIN = 100
+"""Devices between two evaluations of the share, or a tenth of those before if that is more."""
 PRIOR = 1.0, 0.1
-"""Parameters (a, b) of the beta-binomial prior of `interval`. They affect its width and not its validity. With these an audit
-in which all answers are right takes as many devices as one with a fixed sample size."""
+"""Parameters (a, b) of the beta-binomial prior of `interval`. They change its width but not its validity. With these values an audit with only right answers needs as many devices as one with a fixed sample size."""
 UNBOUNDED = 10**9
-"""Population that stands for an unlimited one: all checks that phones may ever cause."""
+"""Size of an unlimited population: all checks that phones may ever cause."""
 UNDER_WAY_MAX = 256
-"""Devices that are being asked about; more wait, whatever the rate."""
+"""Maximum number of devices with open questions at any rate; further devices wait."""
 
 Ask: TypeAlias = Callable[[str], Awaitable[str]]
-"""Asks about an identifier and returns the status, or what came instead. Raises EirError once nothing can be asked any more."""
+"""Function that asks about an identifier and returns the status or another answer. It raises EirError if no further question is possible."""
 
 
-# What a release lists
+# Entries of a release
 
 
-class Listed:
-    """The entries of a release that are in force at some time: identifiers on their own, and whole TACs."""
+class ReleaseEntries:
+    """Entries of a release that are in force at a given time: single identifiers and whole TACs."""
 
     def __init__(self, manifest: Manifest, pages: Sequence[Page], now: datetime) -> None:
         self.manifest = manifest
@@ -66,19 +65,22 @@ class Listed:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def _content(self, number: int) -> Content:
-        """A page without what has ended."""
+        """Return the rows of a page that have not ended."""
         low, reasons, until, tac = decode(self._pages[number])
-        left = (until == 0) | (until > self._now)
+        in_force = (until == 0) | (until > self._now)
         return Content(
-            low[left], reasons[left], until[left], None if tac is not None and 0 < tac.until <= self._now else tac
+            low[in_force],
+            reasons[in_force],
+            until[in_force],
+            None if tac is not None and 0 < tac.until <= self._now else tac,
         )
 
     def sample(self, count: int) -> list[int]:
-        """Return the keys of `count` entries, at random and in no order.
+        """Return the keys of `count` random entries in random order, or of all entries if there are no more.
 
-        They are those of all if there are no more; for a TAC, that of some device.
+        The key of a whole TAC is that of a random device.
         """
-        chance = secrets.SystemRandom()  # whoever runs the EIR must not know what will be asked
+        chance = secrets.SystemRandom()  # the operator of the EIR must not be able to predict the sample
         chosen = np.array(sorted(chance.sample(range(len(self)), min(count, len(self)))), np.int64)
         of_page = np.searchsorted(self._ends, chosen, side="right")
         keys = []
@@ -93,34 +95,36 @@ class Listed:
         return keys
 
     def holds(self, keys: Keys) -> NDArray[np.bool_]:
-        """Return which of these devices are listed, as a mask."""
-        numbers, found = keys // np.uint64(SNR_KEYS), np.zeros(len(keys), bool)
+        """Return a mask of the devices that are listed."""
+        numbers, mask = keys // np.uint64(SNR_KEYS), np.zeros(len(keys), bool)
         order = np.argsort(numbers, kind="stable")
         starts = np.flatnonzero(np.diff(numbers[order])) + 1
         for of_page in np.split(order, starts) if len(keys) else ():
             if (number := int(numbers[of_page[0]])) in self._pages:
                 content = self._content(number)
-                found[of_page] = content.tac is not None or np.isin(keys[of_page] % np.uint64(SNR_KEYS), content.low)
-        return found
+                mask[of_page] = content.tac is not None or np.isin(keys[of_page] % np.uint64(SNR_KEYS), content.low)
+        return mask
 
 
-def listed_in(
+def load_entries(
     manifest: Path,
     lists: Mapping[str, ListSettings],
     *,
     now: datetime,
     memory_max: int = LOAD_MEMORY,
     progress: Progress = lambda *_: None,
-) -> Listed:
-    """Return what a signed release lists; for a delta, what it adds.
+) -> ReleaseEntries:
+    """Load the entries of a signed release; for a delta, those that it adds.
 
-    Raises ReleaseRefused if the release is not to be trusted, EirError if it is not about devices.
+    Raises:
+        ReleaseRefused: if the release cannot be verified.
+        EirError: if it is not a list of devices.
     """
-    from eir.lists.rows.reader import Tally  # noqa: PLC0415  # for this alone, and polars takes long to import
+    from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only needed here, and polars takes long to import
 
     @contextmanager
     def stage(name: str, total: int) -> Iterator[Done]:
-        yield adding_up(progress, name, total)
+        yield sum_progress(progress, name, total)
         progress(name, total, total)
 
     with stage(VERIFY, 1):
@@ -129,7 +133,7 @@ def listed_in(
     if settings.kind != DEVICES:
         raise EirError(f"{settings.name} is a list of {settings.kind}; what can be audited is a list of {DEVICES}")
     tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max)
-    with about(release.manifest):
+    with naming_release(release.manifest):
         rows = next(
             iter(
                 read_release(
@@ -138,16 +142,16 @@ def listed_in(
             )
         )
         with stage(BUILD, 1):
-            return Listed(release.manifest, build_pages(rows).pages, now)
+            return ReleaseEntries(release.manifest, build_pages(rows).pages, now)
 
 
-# How many, and how sure
+# Sample size and confidence interval
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
-    """Return the size of the smallest sample of `of` entries whose `interval` lies above `at_least` if all answers are right.
+    """Return the smallest sample size of `of` entries whose `interval` is above `at_least` if all answers are right.
 
-    All entries, if every one has to be right.
+    If `at_least` is 1, the sample is all entries.
     """
     low, high = 1 if at_least < 1 else of, of
     while low < high:
@@ -159,26 +163,26 @@ def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> 
     return low
 
 
-def looks(first: int, most: int) -> Iterator[int]:
-    """Yield the numbers of devices after which an audit compares the share with the wanted one: `first`, …, `most`."""
+def interim_sizes(first: int, most: int) -> Iterator[int]:
+    """Yield the numbers of devices after which an audit evaluates the share: from `first` to `most`."""
     size = min(first, most)
     while size < most:
         yield size
-        size = min(most, size + max(LOOK_MIN, size // 10))
+        size = min(most, size + max(INTERIM_MIN, size // 10))
     yield size
 
 
 def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: int = UNBOUNDED) -> tuple[float, float]:
-    """Return an interval for the share of `of` entries that are right, if `right` of `asked` random ones are.
+    """Return a confidence interval for the share of right entries among `of`, if `right` of `asked` random ones are right.
 
-    The intervals of a growing sample form a confidence sequence: with probability `confidence` every one of them holds the
-    true share, so that an audit may look at any time and stop at any look. Sampling is without replacement, and the interval
-    of all entries is a point. Source: I. Waudby-Smith, A. Ramdas, Confidence sequences for sampling without replacement,
-    NeurIPS 2020, section 2: a count of right entries is in the set as long as the ratio of its prior to its posterior
-    probability is below 1/(1 - confidence). The prior is beta-binomial, so the set is an interval.
+    The intervals of a growing sample are a confidence sequence: with probability `confidence` all of them contain the
+    true share. So an audit may evaluate the share at any time and stop then. Sampling is without replacement, and the
+    interval of all entries is a point. Source: I. Waudby-Smith, A. Ramdas, Confidence sequences for sampling without
+    replacement, NeurIPS 2020, section 2: a count of right entries is in the set as long as the ratio of its prior to
+    its posterior probability is below 1/(1 - confidence). The prior is beta-binomial, so the set is an interval.
 
-    An answer may be a fraction from 0 to 1 if the population is unbounded: the likelihood of its mean is convex in the answer,
-    so that the ratio stays a supermartingale.
+    If the population is unbounded, an answer may be a fraction from 0 to 1: the likelihood of its mean is convex in the
+    answer, so the ratio stays a supermartingale.
     """
     if not asked:
         return 0.0, 1.0
@@ -187,11 +191,11 @@ def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: in
     smallest = math.log(1 - confidence) + _log_beta(a + right, b + wrong) - _log_beta(a, b)
 
     def fits(count: int) -> bool:
-        """True if the answers are likely enough with this count of right entries, of all."""
+        """Return True if this count of right entries among all is likely enough with these answers."""
         return _log_choose(of - asked, count - right) - _log_choose(of, count) >= smallest
 
     def bound(outside: int) -> int:
-        """The last count from the most likely one towards `outside` that fits; the likelihood has one maximum."""
+        """Return the last fitting count between the most likely one and `outside`; the likelihood has one maximum."""
         if fits(outside):
             return outside
         inside = likeliest
@@ -216,31 +220,31 @@ def _log_choose(n: float, k: float) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-# What came of it
+# Results
 
 
 class Mistake(NamedTuple):
-    """An answer that is not what the list says; the keys of `--json`."""
+    """Answer that differs from the list; the fields are the keys of `--json`."""
 
     imei: str
-    """As it was asked about."""
+    """Identifier as it was sent."""
     wanted: str
     got: str
 
 
 @dataclass(slots=True)
 class Origin:
-    """Answers to one MME about listed devices, or about one listed device."""
+    """Counts of answers to one MME about listed devices, or about one listed device."""
 
     asked: int = 0
     as_listed: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
-class Report:
+class AuditReport:
     """Results of an audit.
 
-    One that asks counts devices, each asked about in all its forms; one that only looks counts checks.
+    An audit that asks counts devices, each asked about in all its forms. An audit of recorded answers counts checks.
     """
 
     list: str
@@ -251,25 +255,25 @@ class Report:
     confidence: float = CONFIDENCE
     exceptions: Sequence[Mistake] = ()
     origins: Mapping[str, Origin] | None = None
-    """Results by Origin-Host; None: it was we who asked."""
+    """Results by Origin-Host of recorded checks; None if the audit itself asked."""
     devices: Mapping[int, Origin] = field(default_factory=dict)
     """Results by listed device, if `origins` is set."""
     never_asked: Sequence[str] = ()
-    """MMEs that are known, and from which no check came."""
+    """Known MMEs without a check."""
     fault: str | None = None
-    """Reason why it ended early."""
+    """Reason why the audit ended early."""
 
     @property
     def share(self) -> float | None:
-        """Return the share of devices, or checks, that were answered as the list says; None if nothing was asked."""
+        """Share of devices, or checks, that were answered as listed; None if nothing was asked."""
         return self.as_listed / self.asked if self.asked else None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the bounds of the true share, with this confidence.
+        """Bounds of the true share, with this confidence.
 
-        If others asked, each listed device that they asked about is one draw from an unlimited number, and its answer is the
-        share of its checks that were answered as the list says: a hundred checks of one phone show no more of the network than one.
+        In recorded checks, each listed device is one draw from an unlimited number, and its answer is the share of its
+        checks that were answered as listed: a hundred checks of one phone show no more of the network than one.
         """
         if self.origins is None:
             return interval(self.as_listed, self.asked, self.confidence, of=self.entries)
@@ -277,20 +281,20 @@ class Report:
         return interval(shares, len(self.devices), self.confidence)
 
     def verdict(self, at_least: float) -> bool | None:
-        """Return whether the true share is at least this one, by the interval; None if the interval does not decide it."""
+        """Return whether the true share is at least this one; None if the interval does not decide it."""
         low, high = self.interval
         if low >= at_least:
             return True
         return False if high < at_least else None
 
     def as_json(self) -> dict[str, Any]:
-        """The report for scripts."""
-        shown: dict[str, Any] = {
+        """Return the report for scripts."""
+        document: dict[str, Any] = {
             "list": self.list, "serial": self.serial, "asked": self.asked, "as_listed": self.as_listed, "share": self.share,
             "interval": [round(bound, 6) for bound in self.interval], "exceptions": [each._asdict() for each in self.exceptions],
         }  # fmt: skip
         if self.origins is not None:
-            shown["origins"] = [
+            document["origins"] = [
                 {
                     "origin_host": name,
                     "asked": each.asked,
@@ -299,13 +303,17 @@ class Report:
                 }
                 for name, each in self.origins.items()
             ]
-            shown["devices"] = len(self.devices)
-            shown["never_asked"] = list(self.never_asked)
-        return shown
+            document["devices"] = len(self.devices)
+            document["never_asked"] = list(self.never_asked)
+        return document
 
 
 def forms(key: int, turn: int) -> list[str]:
-    """An identifier as MMEs send it: 14 digits, 15 with the check digit or a spare 0 in turn (TS 23.003 6.2.1), 16 with a software version."""
+    """Return an identifier in the forms that MMEs send.
+
+    These are 14 digits, 15 digits with alternately the check digit or the spare 0 (TS 23.003 6.2.1), and 16 digits with
+    a software version.
+    """
     text = key_text(key)
     if key >= MEID_BASE:
         return [text]
@@ -313,20 +321,20 @@ def forms(key: int, turn: int) -> list[str]:
 
 
 @dataclass(slots=True)
-class _Asking:
-    """Questions that go out at a rate, and what has come of them so far."""
+class _Inquiry:
+    """Questions at a given rate, and the results so far."""
 
     ask: Ask
     wanted: str
     rate: float | None
-    report: Report
+    report: AuditReport
     progress: Progress
     size: int = 0
-    """Devices that are to be asked about before the next look."""
+    """Number of devices to ask about before the next evaluation."""
     mistakes: list[Mistake] = field(default_factory=list)
 
     async def round(self, keys: Sequence[int], begun: int) -> None:
-        """Ask about these devices, after `begun` others; return when all answers have come or nothing can be asked any more."""
+        """Ask about these devices, after `begun` others; return after all answers, or if no further question is possible."""
         loop = asyncio.get_running_loop()
         room, due = asyncio.Semaphore(UNDER_WAY_MAX), loop.time()
         self.size = begun + len(keys)
@@ -352,12 +360,12 @@ class _Asking:
             if self.rate is not None:
                 await asyncio.sleep(max(0.0, begins + number / self.rate - asyncio.get_running_loop().time()))
             try:
-                got = await self.ask(text)
+                answer = await self.ask(text)
             except EirError as e:
                 self.report.fault = self.report.fault or str(e)
                 return
-            if got != self.wanted:
-                wrong.append(Mistake(text, self.wanted, got))
+            if answer != self.wanted:
+                wrong.append(Mistake(text, self.wanted, answer))
         self.report.asked += 1
         self.report.as_listed += not wrong
         self.mistakes += wrong
@@ -365,19 +373,27 @@ class _Asking:
 
 
 async def audit(
-    listed: Listed, keys: Sequence[int], ask: Ask, *, wanted: str, rate: float | None, confidence: float = CONFIDENCE,
+    listed: ReleaseEntries, keys: Sequence[int], ask: Ask, *, wanted: str, rate: float | None, confidence: float = CONFIDENCE,
     first: int | None = None, at_least: float | None = None, progress: Progress = lambda *_: None,
-) -> Report:  # fmt: skip
-    """Ask about each key in all its forms, until it is decided whether the share is `at_least`, or nothing can be asked any more.
+) -> AuditReport:  # fmt: skip
+    """Ask about each key in all its forms, until the share is decided or no further question is possible.
 
-    `keys` are a random sample in random order. `rate`: questions per second; None: the next question follows the answer to the
-    one before. `first`: devices before the first look at the share; None: all. `at_least`: None: all devices are asked about.
+    Args:
+        listed: entries of the release.
+        keys: random sample in random order.
+        ask: function that asks.
+        wanted: expected answer.
+        rate: questions per second; None: each question follows the previous answer.
+        confidence: probability that the interval contains the true share.
+        first: devices before the first evaluation of the share; None: all.
+        at_least: share to decide; None: ask about all devices.
+        progress: receives the number of devices done.
     """
-    report = Report(
+    report = AuditReport(
         list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), confidence=confidence
     )
-    asking, begun = _Asking(ask, wanted, rate, report, progress), 0
-    for size in looks(len(keys) if first is None or at_least is None else first, len(keys)):
+    asking, begun = _Inquiry(ask, wanted, rate, report, progress), 0
+    for size in interim_sizes(len(keys) if first is None or at_least is None else first, len(keys)):
         await asking.round(keys[begun:size], begun)
         begun = size
         if report.fault:
@@ -390,7 +406,7 @@ async def audit(
 
 
 class Check(NamedTuple):
-    """Checks of others, alike."""
+    """Equal recorded checks."""
 
     imei: str
     device: int
@@ -401,23 +417,29 @@ class Check(NamedTuple):
 
 
 def judge(
-    listed: Listed, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = (),
+    listed: ReleaseEntries, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = (),
     confidence: float = CONFIDENCE,
-) -> Report:  # fmt: skip
-    """Hold what others were answered against the list.
+) -> AuditReport:  # fmt: skip
+    """Compare recorded answers with the list.
 
-    `known`: Origin-Hosts of MMEs that ought to ask; `asking`: of those that have asked, whatever about, besides those in `checks`.
+    Args:
+        listed: entries of the release.
+        checks: recorded checks.
+        wanted: expected answer.
+        known: Origin-Hosts of MMEs that should ask.
+        asking: further Origin-Hosts that have asked, about any device.
+        confidence: probability that the interval contains the true share.
     """
-    found = list(checks)
-    origins = {name: Origin() for name in sorted({check.origin for check in found})}
+    recorded = list(checks)
+    origins = {name: Origin() for name in sorted({check.origin for check in recorded})}
     devices: dict[int, Origin] = {}
-    report = Report(
+    report = AuditReport(
         list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), confidence=confidence,
         origins=origins, devices=devices,
     )  # fmt: skip
     mistakes = set()
     for check, is_listed in zip(
-        found, listed.holds(np.array([check.device for check in found], np.uint64)).tolist(), strict=True
+        recorded, listed.holds(np.array([check.device for check in recorded], np.uint64)).tolist(), strict=True
     ):
         if is_listed:
             right = check.checks if check.got == wanted else 0

@@ -1,8 +1,8 @@
-"""A release from its folder into the store: verified, read, built, within its limits, switched.
+"""Loader of a release: it verifies, reads, builds and stores the release.
 
-The order of trust is in one place each: signatures and manifest in lists.release, then here size and digest of every file
-before the first row of any is read. Until the store switches, nothing of the list in force has changed; every refusal is
-an event in the store's history. The work is done on the calling thread: a load belongs in a process of its own.
+Signatures and manifest are verified in eir.lists.releases.release. Then this module verifies size and digest of all files
+before it reads the first row. The list in force does not change until the store switches. Every refusal is an event in the
+store's history. A load blocks the calling thread, so it needs a process of its own.
 """
 
 import gc
@@ -28,7 +28,7 @@ from eir.lists.record.store import (
     ListState,
     ListStore,
     Mark,
-    recorded,
+    try_record,
     utc_text,
 )
 from eir.lists.releases.release import (
@@ -37,39 +37,39 @@ from eir.lists.releases.release import (
     REMOVED,
     ROLES,
     Manifest,
-    Release,
-    about,
+    VerifiedRelease,
     check_role,
     check_serial,
     check_times,
+    naming_release,
     verify_release,
 )
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
-from eir.lists.rows.delivered import DataFile, Done, Progress, adding_up, open_folder
+from eir.lists.rows.delivered import DataFile, Done, Progress, open_folder, sum_progress
 from eir.lists.rows.layout import layout_named
-from eir.lists.rows.turnover import by_force, differences, past_limits, turnover
+from eir.lists.rows.turnover import differences, exceeded_limits, force_text, turnover
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
 
 STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
-"""Stages in the order in which a load goes through them; each reports its begin with 0 done."""
+"""Stages of a load in their order; each first reports 0 done."""
 
 ROW_BYTES = 12
-"""Least memory that a load takes for each row: its key, and its part of a page."""
+"""Minimum number of bytes of memory that a load needs for each row: its key, and its part of a page."""
 Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
-"""Called with a stage's name and how much there is to do: what it yields is told what of that was just done."""
+"""Context manager with the name and the size of a stage; it yields a function that receives the amount just done."""
 KEPT_BYTES_MAX = 256 << 20
-"""Data files of a release that together are no larger stay in memory between hashing and reading."""
+"""Total size of a release's data files up to which they stay in memory between hashing and reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """The result of a load, or of a dry run."""
+    """Result of a load, or of a dry run."""
 
     list: str
     holds: str
-    """The list's kind."""
+    """Kind of the list."""
     kind: str
     serial: int
     rows: int
@@ -79,46 +79,48 @@ class LoadReport:
     devices_before: int
     bad_rows: int
     bad: tuple[str, ...]
-    """The first bad rows, as Tally has them."""
+    """First bad rows, as in Tally."""
     skipped: int
     wrong_check_digits: int | None
-    """As Tally has both; wrong check digits are looked for in a dry run only, and their rows count all the same."""
+    """Counts as in Tally; check digits are verified only in a dry run, and their rows count anyway."""
     come: int
-    """Identifiers (a TAC counts a million) that were not in the list before."""
+    """Number of identifiers that were not in the list before; a whole TAC counts as 1,000,000."""
     gone: int
-    """Identifiers that are no longer in it."""
+    """Number of identifiers that are no longer in the list."""
     lifted: tuple[str, ...]
-    """The limits that the release passes, and that were lifted by force: `shrink`, `growth`, `range`."""
+    """Limits that the release exceeds and that `force` lifted: `shrink`, `growth`, `range`."""
     seconds: Mapping[str, float]  # by stage
     state: ListState | None
-    """As stored; None for a dry run."""
+    """Stored state; None for a dry run."""
 
     def as_json(self) -> dict[str, object]:
-        """The report for scripts."""
-        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "state"}
-        return shown | {"seconds": {stage: round(taken, 3) for stage, taken in self.seconds.items()}}
+        """Return the report for scripts."""
+        document = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "state"}
+        return document | {"seconds": {stage: round(duration, 3) for stage, duration in self.seconds.items()}}
 
     def as_text(self) -> str:
-        """The report in a line, and a line for each bad row that is named."""
-        said = {
+        """Format the report in one line, followed by a line for each named bad row."""
+        parts = {
             f"{self.list} {self.kind} {self.serial}: {self.entries:,} entries, before {self.entries_before:,}": True,
             turnover(self.holds, self.come, self.gone): True,
-            by_force(self.lifted): self.lifted,
+            force_text(self.lifted): self.lifted,
             f"{self.skipped:,} junk identifiers skipped": self.skipped,
             f"warning: {self.wrong_check_digits or 0:,} IMEIs of 15 digits end in a wrong check digit": self.wrong_check_digits,
             f"{self.bad_rows:,} bad rows left out": self.bad_rows,
             f"{sum(self.seconds.values()):.1f} s": True,
         }
-        return "\n  ".join(("; ".join(text for text, holds in said.items() if holds), *self.bad))
+        return "\n  ".join(("; ".join(text for text, holds in parts.items() if holds), *self.bad))
 
 
 async def load_release(
     manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
     dry_run: bool = False, marks: Mapping[str, Mark] | None = None, progress: Progress | None = None,
 ) -> LoadReport:  # fmt: skip
-    """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
+    """Verify a release and load it into its list atomically. The arguments are those of Loader.
 
-    Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
+    Raises:
+        ReleaseRefused: after the refusal was recorded, if the store can be written.
+        StoreError: if the store fails.
     """
     return await Loader(
         lists, store, who, now, marks or {}, force, dry_run, progress=progress or (lambda *_: None)
@@ -127,47 +129,46 @@ async def load_release(
 
 @dataclass(slots=True)
 class Loader:
-    """A load of a release, with its settings and the duration of its stages."""
+    """Load of a release, with its settings and the duration of its stages."""
 
     lists: Mapping[str, ListSettings]
     store: ListStore
     who: str
     now: datetime
     marks: Mapping[str, Mark] = field(default_factory=dict)
-    """The highest serial of each list that this node has ever had in force, as `ListState.mark`, whatever the store
-    says."""
+    """Highest mark of each list (`ListState.mark`) that was ever in force on this node, independent of the store."""
     force: bool = False
-    """Lift the limits on shrinking, growth and ranges, and nothing else."""
+    """Lift the limits on shrinking, growth and ranges, but no other check."""
     dry_run: bool = False
-    """Do all but the switch, and record nothing."""
-    keep_mark: Callable[[str, Mark], None] = lambda *_: None
-    """Stores the highest serial of a list on this host; called once the list is in force, before the load returns."""
+    """Do everything except the write to the store, and record nothing."""
+    save_mark: Callable[[str, Mark], None] = lambda *_: None
+    """Function that stores the mark of a list on this host; called after the list is in force and before the load returns."""
     progress: Progress = lambda *_: None
     memory_max: int = LOAD_MEMORY
-    """Bytes; a release whose rows alone would take more is refused before one is read."""
+    """Bytes of memory; a release whose rows need more is rejected before a row is read."""
     kept_max: int = KEPT_BYTES_MAX
-    """Bytes; data files of a release are kept in memory from their digest to their rows if all of them together have no more."""
+    """Total bytes of a release's data files up to which they stay in memory between hashing and reading."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Done]:
-        """A stage; what it yields is called with what of `total` was just done."""
+        """Measure a stage; the yielded function receives the part of `total` just done."""
         began = time.monotonic()
-        yield adding_up(self.progress, name, total)
+        yield sum_progress(self.progress, name, total)
         self.seconds[name] = time.monotonic() - began
         self.progress(name, total, total)
 
     async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
-        """Write a refusal to the history, if the store can be written. `digest`: of a manifest whose signatures hold."""
+        """Write a refusal to the history if the store can be written. `digest`: of a manifest with valid signatures."""
         claims = CLAIMS.format(*refused.claims) if refused.claims is not None else ""
         if not self.dry_run:
-            await recorded(self.store, Event(
+            await try_record(self.store, Event(
                 time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial,
                 digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
             ))  # fmt: skip
 
     async def verify_and_load(self, manifest: Path) -> LoadReport:
-        """Load the release that this manifest makes. Raises as load_release."""
+        """Verify and load the release of this manifest. Raises as load_release."""
         try:
             with self.stage(VERIFY, 1):
                 release = verify_release(manifest, self.lists, now=self.now)
@@ -176,12 +177,12 @@ class Loader:
             raise
         return await self.load(release, manifest.parent)
 
-    async def load(self, release: Release, folder: Path) -> LoadReport:
-        """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
+    async def load(self, release: VerifiedRelease, folder: Path) -> LoadReport:
+        """Load a release that verify_release has just returned; its data files are in `folder`. Raises as load_release."""
         name = release.manifest.list
-        gc.disable()  # it would walk hundreds of thousands of new pages again and again to free nothing
+        gc.disable()  # otherwise it repeatedly scans hundreds of thousands of new pages and frees nothing
         try:
-            with about(release.manifest):
+            with naming_release(release.manifest):
                 try:
                     return await self._load(release, folder)
                 except (GenerationConflict, StoreChanged):
@@ -193,7 +194,7 @@ class Loader:
         finally:
             gc.enable()
 
-    async def _load(self, release: Release, folder: Path) -> LoadReport:
+    async def _load(self, release: VerifiedRelease, folder: Path) -> LoadReport:
         from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
 
         manifest = release.manifest
@@ -223,19 +224,20 @@ class Loader:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
         if before is not NO_LIST and not self.force and not is_delta:
-            come = (
-                next(iter(rows)).devices_min() - before.devices
-            )  # where whole TACs tell already, nothing needs to be built
-            for reason, found in past_limits(settings, before.devices, come, 0).items():
-                raise ReleaseRefused(reason, f"at least {found}; if that is meant, load it with --force")
+            # Whole TACs alone may exceed the limit; then no page needs to be built.
+            come = next(iter(rows)).devices_min() - before.devices
+            for reason, excess in exceeded_limits(settings, before.devices, come, 0).items():
+                raise ReleaseRefused(reason, f"at least {excess}; if that is meant, load it with --force")
         with self.stage(BUILD, 1):
             built = await (
-                self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, before, *rows)
+                self._build_delta(settings, before, *rows)
+                if is_delta
+                else self._build_full(manifest.list, before, *rows)
             )
-        passed = {} if before is NO_LIST else past_limits(settings, before.devices, built.come, built.gone)
+        passed = {} if before is NO_LIST else exceeded_limits(settings, before.devices, built.come, built.gone)
         if passed and not self.force:
-            reason, found = next(iter(passed.items()))
-            raise ReleaseRefused(reason, f"{found}; if that is meant, load it with --force")
+            reason, excess = next(iter(passed.items()))
+            raise ReleaseRefused(reason, f"{excess}; if that is meant, load it with --force")
         lifted = (*passed, *(("range",) if tally.wide else ()))
 
         state = ListState(
@@ -245,7 +247,7 @@ class Loader:
             signers=release.signers, loaded_at=utc_text(self.now),
         )  # fmt: skip
         conditions = f"; {tally.bad} bad rows left out" if tally.bad else ""
-        conditions += f"; {by_force(lifted)}" if self.force else ""
+        conditions += f"; {force_text(lifted)}" if self.force else ""
         sizes = f"{built.entries} entries, before {before.entries}; {turnover(settings.kind, built.come, built.gone)}"
         event = Event(
             time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
@@ -259,7 +261,7 @@ class Loader:
                 stored = await write(
                     manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event
                 )
-            self.keep_mark(manifest.list, stored.mark)
+            self.save_mark(manifest.list, stored.mark)
         return LoadReport(
             list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,
@@ -268,7 +270,7 @@ class Loader:
             come=built.come, gone=built.gone, lifted=lifted, seconds=self.seconds, state=stored,
         )  # fmt: skip
 
-    async def _replaced(self, name: str, state: ListState, rows: Rows) -> Built:
+    async def _build_full(self, name: str, state: ListState, rows: Rows) -> Built:
         """Build a list from a full release that replaces its present state."""
         built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
         built.content_digest = content_digest(built.pages)
@@ -277,8 +279,8 @@ class Loader:
         if state is NO_LIST or built.content_digest == state.content_digest:
             return built
         new, now = {page.number: page for page in built.pages}, self.now.timestamp()
-        async for found, before in self.store.pages(name):
-            if found.generation != state.generation:
+        async for stored, before in self.store.pages(name):
+            if stored.generation != state.generation:
                 raise GenerationConflict(f"list {name} is no longer at generation {state.generation}")
             after = [new.pop(page.number) for page in before if page.number in new]
             come, gone = differences(before, after, now)
@@ -286,15 +288,19 @@ class Loader:
         built.come += differences((), new.values(), now)[0]
         return built
 
-    async def _amended(self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows) -> Built:
-        """Build a list from a delta: the pages that differ, and the sums of the whole list."""
+    async def _build_delta(
+        self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows
+    ) -> Built:
+        """Build the pages that a delta changes, and the counts of the whole list."""
         if state.kind != settings.kind:
             raise ReleaseRefused(
                 "base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed"
             )
         removed, added = build_pages(rows_removed).pages, build_pages(rows_added).pages
-        found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
-        if found is None or found.generation != state.generation:
+        stored, before = await self.store.some_pages(
+            settings.name, sorted({page.number for page in (*removed, *added)})
+        )
+        if stored is None or stored.generation != state.generation:
             raise GenerationConflict(f"list {settings.name} is no longer at generation {state.generation}")
         built = amend_pages(
             before, removed, added, state.content_digest, self.now.timestamp(), one_each=settings.kind == TYPES
@@ -315,9 +321,12 @@ def read_release(
     memory_max: int = LOAD_MEMORY,
     kept_max: int = KEPT_BYTES_MAX,
 ) -> Iterable[Rows]:
-    """The rows of all files for each role, once the size and digest of every file hold; those that are added before those that are removed.
+    """Verify size and digest of every file, then read all rows; return them by role, added rows before removed ones.
 
-    `manifest` is one that `verify_release` has just returned. Raises ReleaseRefused.
+    `manifest` is one that `verify_release` has just returned.
+
+    Raises:
+        ReleaseRefused: if a file or its rows are not as the manifest states.
     """
     from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
@@ -343,18 +352,18 @@ def read_release(
             for entry, file in opened:
                 chunks = file.chunks(entry.rows, entry.sha256, done)
                 check_role(entry, layout_named(entry.name, entry.layout, settings.layouts), settings.kind)
-                found = read_rows(
+                count = read_rows(
                     chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows.get(entry.role), reasons=reasons, tally=tally,
                     rows_max=entry.rows, declared=settings.layouts, actions=actions,
                 )  # fmt: skip
-                if found != entry.rows:
-                    raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
-            actions.into(rows[roles[0]], rows.get(REMOVED))
+                if count != entry.rows:
+                    raise ReleaseRefused("rows", f"{entry.name} has {count} rows; the manifest says {entry.rows}")
+            actions.move_to(rows[roles[0]], rows.get(REMOVED))
     return rows.values()
 
 
 def _check_rows(rows: int, memory_max: int) -> None:
-    """Refuse a release that cannot fit in memory, by what its manifest says (`too_large`)."""
+    """Reject a release that cannot fit in memory according to its manifest (`too_large`)."""
     if rows * ROW_BYTES > memory_max:
         advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
         raise ReleaseRefused(

@@ -1,7 +1,7 @@
-"""Ways back: undo the last changes of a list, or give back serials that were used up by one that was far too high.
+"""Rollback: undo the last changes of a list, or lower its highest serial after a release whose serial was far too high.
 
-The highest serial ever accepted keeps old releases from being replayed. Only a person can lower it. That goes on record, and nodes
-follow it because the list's state counts how often it happened.
+The highest serial ever accepted prevents replays of old releases. Only a person can lower it, and the history records it.
+Nodes accept the lower serial because the list's state counts the resets.
 """
 
 from collections.abc import Sequence
@@ -16,54 +16,51 @@ from eir.lists.record.store import FORCED, NO_LIST, ROLLED_BACK, Event, ListStat
 async def roll_back(
     name: str, store: ListStore, *, who: str, now: datetime, to: int | None = None, dry_run: bool = False
 ) -> ListState:
-    """The state after all that came after a kept release is undone; its serials stay used.
+    """Undo all changes after a kept release and return the state; the serials stay used.
 
-    `to`: the serial of that release, or of a local list the number of the change (its generation); None: undo the last one. Raises
-    StoreError (NothingToRollBack).
+    `to`: serial of that release, or for a local list the number of the change (its generation); None: undo the last
+    one.
+
+    Raises:
+        StoreError: NothingToRollBack, if the release is not kept.
     """
-    found = await store.releases(name)
-    before = found[0].state if found else NO_LIST
-    steps = _steps_to(name, before, found, to)
-    target = found[steps].state
-    undone = found[:steps]
+    releases = await store.releases(name)
+    before = releases[0].state if releases else NO_LIST
+    steps = _count_steps(name, before, releases, to)
+    target = releases[steps].state
+    undone = releases[:steps]
     if dry_run:
         return replace(target, highest_serial=before.highest_serial)
     event = Event(
         time=utc_text(now), who=who, what="rollback", list=name, serial=target.serial or None, digest=target.release_digest or None, outcome=ROLLED_BACK,
-        detail=f"{_undone(undone)}; {target.entries} entries",
+        detail=f"{_undone_text(undone)}; {target.entries} entries",
     )  # fmt: skip
     try:
         return await store.rollback(name, seen=before.generation, to=target.generation, event=event)
     except NothingToRollBack as error:
-        raise NothingToRollBack(f"{error}; {_instead(name, before)}") from None
+        raise NothingToRollBack(f"{error}; {_advice(name, before)}") from None
 
 
-def number(state: ListState) -> int:
-    """Return the number by which a release is known.
-
-    It is the serial or, in a local list, the number of the change that made it.
-    """
+def release_number(state: ListState) -> int:
+    """Return the serial of a release or, for a local list, the number of the change."""
     return state.serial or state.generation
 
 
-def _steps_to(name: str, before: ListState, found: Sequence[Release], to: int | None) -> int:
+def _count_steps(name: str, before: ListState, releases: Sequence[Release], to: int | None) -> int:
     """Return the number of releases to undo."""
-    if len(found) < 2:  # the one in force, and one before it
-        raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_instead(name, before)}")
-    for steps, release in enumerate(found[1:], 1):
-        if to is None or number(release.state) == to:
+    if len(releases) < 2:  # the one in force, and one before it
+        raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_advice(name, before)}")
+    for steps, release in enumerate(releases[1:], 1):
+        if to is None or release_number(release.state) == to:
             return steps
-    kept = ", ".join(str(number(release.state)) for release in found[1:])
+    numbers_text = ", ".join(str(release_number(release.state)) for release in releases[1:])
     raise NothingToRollBack(
-        f"{'serial' if before.serial else 'change'} {to} of list {name} is not kept; there are: {kept}"
+        f"{'serial' if before.serial else 'change'} {to} of list {name} is not kept; there are: {numbers_text}"
     )
 
 
-def _undone(releases: Sequence[Release]) -> str:
-    """Return what a rollback undoes, newest first.
-
-    Releases are named by their serials, changes of a local list with all that the history says of each.
-    """
+def _undone_text(releases: Sequence[Release]) -> str:
+    """Describe the undone changes, newest first: releases by serial, changes of a local list with their event."""
     if releases[0].state.serial:
         return f"release {', '.join(str(release.state.serial) for release in releases)} undone"
     return "; ".join(f"change {release.state.generation} undone{_change(release.made)}" for release in releases)
@@ -73,8 +70,8 @@ def _change(made: Event | None) -> str:
     return "" if made is None else f" ({made.what} by {made.who}, {made.time}: {made.detail})"
 
 
-def _instead(name: str, state: ListState) -> str:
-    """Say what leads to good data where a rollback cannot."""
+def _advice(name: str, state: ListState) -> str:
+    """Return advice for a case in which a rollback is not possible."""
     if state is NO_LIST:
         return "it has never been loaded"
     if not state.serial:
@@ -83,10 +80,11 @@ def _instead(name: str, state: ListState) -> str:
 
 
 async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who: str, now: datetime) -> ListState:
-    """Set the highest serial of a list back to `to`, whatever is in force; returns the state as stored.
+    """Set the highest serial of a list to `to`, independent of the release in force; return the stored state.
 
-    Raises EntryRefused where there is no such list, where `to` is not below its highest serial, or without a valid reason;
-    StoreError.
+    Raises:
+        EntryRefused: if the list does not exist, if `to` is not below its highest serial, or without a valid reason.
+        StoreError: if the store fails.
     """
     check_reason(reason)
     before = await store.state(name)

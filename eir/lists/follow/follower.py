@@ -18,10 +18,10 @@ from eir.errors import Report, StoreChanged, StoreError
 from eir.lists.follow.copy import PAUSES, CopyKeeper, Heavy, Pauses, Relation, relation, while_large
 from eir.lists.images.chunks import Chunk
 from eir.lists.images.image import Image
-from eir.lists.images.imaging import chunks_of, image_with, make
+from eir.lists.images.imaging import build_image, chunks_of, image_with
 from eir.lists.images.index import DeviceList, Index
 from eir.lists.pages.pages import Page, digest_text
-from eir.lists.record.clock import STOOD_STILL, in_time
+from eir.lists.record.clock import STOOD_STILL, await_store
 from eir.lists.record.store import NO_LIST, ListState, ListStore
 
 PROOF_MASK = (1 << 64) - 1
@@ -195,7 +195,7 @@ class Follower:
     async def _wait(self) -> None:
         """Wait until a list may have changed, or there are others to follow. Raises StoreError."""
         wait_s = self._pauses.wait_s
-        store = in_time(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
+        store = await_store(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
         tasks = [asyncio.create_task(store), asyncio.create_task(self._others.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -231,7 +231,7 @@ class Follower:
         return states
 
     async def _state(self, name: str) -> ListState | None:
-        return await in_time(self._store.state(name), self._pauses.answer_s)
+        return await await_store(self._store.state(name), self._pauses.answer_s)
 
     async def _pass(self, states: Mapping[str, ListState]) -> None:
         if not self.up and self.errors:
@@ -330,7 +330,7 @@ class Follower:
             return
         if (found := digest_text(total)) != read.content_digest:
             raise StoreError("digest", f"list {name}: pages have the digest {found}, not {read.content_digest}")
-        if self._switch(name, entries, read, await _made(name, partial(make, chunks))):
+        if self._switch(name, entries, read, await _made(name, partial(build_image, chunks))):
             self._proofs[name] = proof
             if source is self._store:
                 self._keep_copy(name, read, None)
@@ -341,7 +341,7 @@ class Follower:
         if proof is None or image is None or stored.generation < held.generation:
             return False
         try:
-            steps = await in_time(self._store.changes(name, held.generation), self._pauses.answer_s) or ()
+            steps = await await_store(self._store.changes(name, held.generation), self._pauses.answer_s) or ()
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
@@ -370,7 +370,7 @@ class Follower:
         state, there = NO_LIST, dict[int, Page]()
         for at in range(0, len(numbers), SOME_PAGES):
             part = numbers[at : at + SOME_PAGES]
-            found, pages = await in_time(self._store.some_pages(name, part), self._pauses.answer_s)
+            found, pages = await await_store(self._store.some_pages(name, part), self._pauses.answer_s)
             if found is None or found.generation != generation:
                 raise StoreChanged(f"list {name} changed while its touched pages were read")
             state = found
@@ -443,7 +443,7 @@ async def _batches(
     async with aclosing(source.pages(name)) as batches:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
-                yield await in_time(anext(batches), answer_s)
+                yield await await_store(anext(batches), answer_s)
             except StopAsyncIteration:
                 return
 

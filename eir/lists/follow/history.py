@@ -16,18 +16,18 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain as chain_of
 
 from eir.errors import GenerationConflict, Report, StoreError
-from eir.lists.record.clock import TrustedClock, in_time
+from eir.lists.record.clock import TrustedClock, await_store
 from eir.lists.record.history import (
     FOLDS_MAX,
-    appended,
-    broken,
+    append_events,
+    chain_faults,
+    feed_faults,
+    is_linked,
     is_of,
-    linked,
     newest_change,
     read_record,
-    readable,
+    readable_events,
     record_digest,
-    unanchored,
 )  # fmt: skip
 from eir.lists.record.settings import HistorySettings
 from eir.lists.record.store import (
@@ -122,28 +122,28 @@ class HistoryKeeper:
 
     async def look(self, store: ListStore, settings: HistorySettings, lists: Sequence[str] = ()) -> None:
         """Bring copy and store level, write what waits, forget what is overdue, and hold `lists` against their records. Raises StoreError."""
-        writes = self._writes and await in_time(store.newer()) is None
+        writes = self._writes and await await_store(store.newer()) is None
         if self._copy is not None and writes:
             try:
-                healed = await in_time(give_back(store, self._copy, self._who), COPY_TIMEOUT_S)
+                healed = await await_store(give_back(store, self._copy, self._who), COPY_TIMEOUT_S)
             except GenerationConflict:  # another node was faster, or somebody wrote: the next look sees what
                 return
             if healed:
                 self._report("history_healed", level="warning", detail=healed)
         if writes:
-            await in_time(store.settle())
+            await await_store(store.settle())
             while self._waiting:
-                await in_time(store.record(self._waiting[0]))
+                await await_store(store.record(self._waiting[0]))
                 self._waiting.popleft()
             await self._trim(store, settings)
             await self._limit_feed(store, settings)
         if self._copy is not None:
             with suppress(GenerationConflict):  # it was written meanwhile: the next look sees what
-                await in_time(self._grow(store, self._copy), COPY_TIMEOUT_S)
+                await await_store(self._grow(store, self._copy), COPY_TIMEOUT_S)
             if not self.differs:
-                await self._limit_copy(self._copy, settings, (await in_time(store.ledger(FEED))).bytes)
-        self._note({chain: await in_time(store.ledger(chain)) for chain in CHAINS}, settings)
-        await in_time(self._hold(store, lists))
+                await self._limit_copy(self._copy, settings, (await await_store(store.ledger(FEED))).bytes)
+        self._note({chain: await await_store(store.ledger(chain)) for chain in CHAINS}, settings)
+        await await_store(self._hold(store, lists))
 
     async def events(
         self, name: str | None, *, limit: int | None, since: str | None, chain: str | None
@@ -163,7 +163,7 @@ class HistoryKeeper:
             return
         until = self._until(settings)
         event = self._event("trim", "history.keep")
-        await in_time(store.trim_history(until, None, event), COPY_TIMEOUT_S)
+        await await_store(store.trim_history(until, None, event), COPY_TIMEOUT_S)
         if self._copy is not None and not self.differs:
             for chain in CHAINS:
                 await self._copy.trim_history(until, None, None, chain)
@@ -180,14 +180,14 @@ class HistoryKeeper:
 
     async def _limit_feed(self, store: ListStore, settings: HistorySettings) -> None:
         """Anchor the feed's chain in the main chain each day and when the feed's chain is full; then forget its oldest records."""
-        feed = await in_time(store.ledger(FEED))
+        feed = await await_store(store.ledger(FEED))
         is_full = feed.bytes > settings.feed_max_bytes
         if not feed.number or self._is_recent(feed.anchored_at, FEED_TRIM_S if is_full else ANCHOR_S):
             return
-        await in_time(store.record(self._event(ANCHOR, "newest record of the feed's chain")))
+        await await_store(store.record(self._event(ANCHOR, "newest record of the feed's chain")))
         event = self._event("trim", "history.keep, history.feed_max_bytes", FEED)
         bytes_max = int(settings.feed_max_bytes * FEED_KEPT) if is_full else None
-        await in_time(store.trim_history(self._until(settings), bytes_max, event, FEED), COPY_TIMEOUT_S)
+        await await_store(store.trim_history(self._until(settings), bytes_max, event, FEED), COPY_TIMEOUT_S)
 
     def _is_recent(self, time: str, span_s: float) -> bool:
         """True if a time is less than so many seconds from now; in the future too, since nodes have clocks of their own."""
@@ -232,7 +232,7 @@ class HistoryKeeper:
             read = [record async for batch in store.records(chain=FEED) for record in batch]
             fed = [record for record in read if record.number <= theirs.number]
             main = [record async for batch in copy.records() for record in batch]
-            if found := next(chain_of(broken(fed, (), theirs), unanchored(main, fed, theirs)), ""):
+            if found := next(chain_of(chain_faults(fed, (), theirs), feed_faults(main, fed, theirs)), ""):
                 return found
             await copy.rewrite_history(_one(fed), (), after=0, seen=ours, chain=FEED)
             return ""
@@ -244,7 +244,7 @@ class HistoryKeeper:
     async def _append(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger) -> None:
         """Take over the records behind the copy's."""
         async for batch in store.records(ours.number, chain):
-            if linked(
+            if is_linked(
                 batch, ours.digest if ours.number else None
             ):  # else it was changed meanwhile: the next look tells
                 await copy.rewrite_history(_one(batch), (), after=ours.number, seen=ours, chain=chain)
@@ -293,7 +293,7 @@ async def _unlinked(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) 
     async for batch in store.records(ours.number, chain):
         if number and batch[0].number != number + 1:
             return f"record {batch[0].number} comes after {number}"
-        if not linked(batch, digest):
+        if not is_linked(batch, digest):
             return f"a record after {number} was not written behind the one before it"
         number, digest = batch[-1].number, record_digest(batch[-1].text)
     return (
@@ -334,7 +334,7 @@ async def _give_back(store: ListStore, copy: ListStore, who: str, chain: str) ->
         outcome=ACCEPTED,
         detail=f"{shown}; given back from this node's copy",
     )
-    behind, _ = appended(ours, [healed]) if chain == MAIN else ((), ours)
+    behind, _ = append_events(ours, [healed]) if chain == MAIN else ((), ours)
     folds = await copy.folds() if chain == MAIN else ()
     batches = _both(copy.records(after, chain), behind)
     await store.rewrite_history(batches, folds, after=after, seen=seen, chain=chain)
@@ -376,11 +376,11 @@ async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
     ours = {chain: await copy.ledger(chain) for chain in CHAINS}
     main, folds = [record async for batch in store.records() for record in batch], await store.folds()
     theirs = await store.ledger()
-    if [*broken(main, folds, theirs)]:
-        again, _ = appended(Ledger(), readable(main))
+    if [*chain_faults(main, folds, theirs)]:
+        again, _ = append_events(Ledger(), readable_events(main))
         await store.rewrite_history(_one(again), folds, after=0, seen=theirs, exact=True)
     fed, feed = [record async for batch in store.records(chain=FEED) for record in batch], await store.ledger(FEED)
-    if [*broken(fed, (), feed), *unanchored(main, fed, feed)]:
+    if [*chain_faults(fed, (), feed), *feed_faults(main, fed, feed)]:
         await _renew_feed(store, main, fed, feed)
         await store.record(replace(event, what=ANCHOR, detail="the feed's chain was made again of its records"))
     await store.record(event)
@@ -393,10 +393,10 @@ async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
 
 async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Record], feed: Ledger) -> None:
     """Make the feed's chain again of its records that can be read, with numbers above all that anchors hold."""
-    heads = [event.head or 0 for event in readable(main) if event.what == ANCHOR]
+    heads = [event.head or 0 for event in readable_events(main) if event.what == ANCHOR]
     last = max(feed.number, *heads, 0)
     place = (await store.ledger()).number
-    chain, _ = appended(Ledger(first=last + 1, number=last), readable(fed, FEED), place)
+    chain, _ = append_events(Ledger(first=last + 1, number=last), readable_events(fed, FEED), place)
     await store.rewrite_history(_one(chain), (), after=0, seen=feed, chain=FEED)
 
 

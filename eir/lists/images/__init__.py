@@ -1,1 +1,1 @@
-"""Lists in memory: flat images that a node's processes share, and the index that checks are answered from. May import record and pages."""
+"""Images: lists in memory that a node's processes share, and the index over them. May import record and pages."""

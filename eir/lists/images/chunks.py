@@ -1,7 +1,7 @@
-"""Pages of a list as arrays: what images (eir.lists.images.image) are made of.
+"""Chunks: pages of a list as arrays, from which images (eir.lists.images.image) are built.
 
-A chunk is pages that follow one another, in ascending order, each with the 2^16 keys of a block together. Chunks come from pages
-of a store, or are stretches of an image that is there already around the pages that changed.
+A chunk has pages in ascending order; the keys of a page are grouped in blocks of 2^16. Chunks are built from a store's pages,
+or from the unchanged parts of an existing image and the pages that changed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,15 +17,15 @@ from eir.lists.pages.roaring import is_fresh
 
 BLOCK_BITS = 16
 BLOCKS: Final = 0xFFFF
-"""Those of a page's bits that say which of its 16 blocks it has."""
+"""Bits of a page that show which of its 16 blocks exist."""
 WHOLE, WHOLE_UNTIL, ENDS = 1 << 16, 1 << 17, 1 << 18
-"""Bits for a page that is listed whole, for one that is until a time, and for one with rows of its own that end."""
+"""Bits for a page that is listed whole, for a page that is listed whole until a time, and for a page with rows that end."""
 
 Numbers = NDArray[Any]
 
 
 class Chunk(NamedTuple):
-    """Pages that follow one another, in arrays. `sizes`: keys of each block; `rows`: how many rows each page with ENDS has."""
+    """Arrays of consecutive pages. `sizes`: number of keys of each block; `rows`: number of rows of each page with ENDS."""
 
     numbers: Numbers
     bits: Numbers
@@ -35,19 +35,19 @@ class Chunk(NamedTuple):
     ends: Numbers = np.empty(0, np.uint32)
     tac_ends: Numbers = np.empty(0, np.uint32)
     counts: Numbers = np.empty(0, np.uint32)
-    """Pairs: how many IMSIs each device has."""
+    """In lists of pairs: number of IMSIs of each device."""
     imsis: Numbers = np.empty(0, np.uint64)
 
 
 def chunk_of(keys: Numbers) -> Chunk:
-    """Plain keys, sorted and each once, as a chunk."""
+    """Build a chunk from sorted distinct keys."""
     keys = keys.astype(np.uint64, copy=False)
     pages = keys // np.uint64(PAGE_KEYS)
     return chunk_of_pages(pages, (keys - pages * np.uint64(PAGE_KEYS)).astype(np.uint32))
 
 
 def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
-    """As chunk_of, from the number of each key's page, and the key's remainder in it."""
+    """Like `chunk_of`, for (page, remainder) keys."""
     if not len(pages):
         return Chunk(*(np.empty(0, form) for form in (np.uint64, np.uint32, np.uint32, np.uint16)))
     uppers = remainders >> np.uint32(BLOCK_BITS)
@@ -63,25 +63,25 @@ def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
 
 @dataclass(slots=True, frozen=True)
 class PageRows:
-    """One page with all that its rows say. Ends are Unix seconds, 0 for none; one for all rows, one for each, or nothing."""
+    """One page with all columns of its rows. `ends` (Unix seconds, 0 for none) has one value for each row, one for all, or none."""
 
     number: int
     keys: Numbers
-    """Remainders of the identifiers listed singly, in ascending order."""
+    """Remainders of the single identifiers in ascending order."""
     ends: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
     counts: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
-    """Pairs: how many IMSIs each key has, which then are rows of their own."""
+    """In lists of pairs: number of IMSIs of each key; each pair is a row."""
     imsis: Numbers = field(default_factory=lambda: np.empty(0, np.uint64))
     tac: int | None = None
-    """The page is listed whole, until then (0: it does not end)."""
+    """End of the entry for the whole TAC in Unix seconds (0: no end); None if the TAC is not listed as a whole."""
 
     @property
     def is_plain(self) -> bool:
-        """It has nothing but keys."""
+        """True if the page has only keys."""
         return self.tac is None and not len(self.ends) and not len(self.counts) and bool(len(self.keys))
 
     def chunk(self) -> Chunk:
-        """The page as a chunk."""
+        """Convert the page to a chunk."""
         keys = self.keys.astype(np.uint32, copy=False)
         plain = chunk_of_pages(np.full(len(keys), self.number, np.uint64), keys)
         flags = 0 if self.tac is None else WHOLE_UNTIL if self.tac else WHOLE
@@ -103,7 +103,7 @@ class PageRows:
 
 
 def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
-    """Pages in ascending order as chunks: those that are only keys many together."""
+    """Yield pages, which ascend, as chunks; consecutive pages that have only keys share a chunk."""
     for plain, group in groupby((page for page in pages if page is not None), lambda page: page.is_plain):
         rows = list(group)
         if plain:
@@ -115,29 +115,29 @@ def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
 
 
 def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
-    """Pages with some of them replaced, or gone (None)."""
+    """Return the chunk with some pages replaced; the value None removes a page."""
     numbers = sorted(changes)
-    return replaced(
-        old, np.array(numbers, np.uint64), joined(list(chunks_of_rows(changes[number] for number in numbers)))
+    return replace_pages(
+        old, np.array(numbers, np.uint64), join(list(chunks_of_rows(changes[number] for number in numbers)))
     )
 
 
-def replaced(old: Chunk, wanted: Numbers, new: Chunk) -> Chunk:
-    """Pages with those of the wanted numbers, which ascend, as they are in `new`, or gone."""
+def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
+    """Return the chunk `old` with the pages of `numbers` (ascending) as in `new`; a page that `new` lacks is removed."""
     goes, comes = (
-        np.stack([np.searchsorted(of.numbers, wanted, side) for side in ("left", "right")]) for of in (old, new)
+        np.stack([np.searchsorted(of.numbers, numbers, side) for side in ("left", "right")]) for of in (old, new)
     )
     bounds = zip(_bounds(old), _bounds(new), strict=True)
     return Chunk(
         *(
-            _spliced(before, kept[goes], after, come[comes])
-            for before, after, (kept, come) in zip(old, new, bounds, strict=True)
+            _splice(before, old_bounds[goes], after, new_bounds[comes])
+            for before, after, (old_bounds, new_bounds) in zip(old, new, bounds, strict=True)
         )
     )
 
 
 def _bounds(of: Chunk) -> Chunk:
-    """The positions in each array of a chunk at which each page's part begins; and the array's end."""
+    """Return, for each array of a chunk, the index at which each page's part begins, and the array's length."""
     pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
     keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
     devices = keys if len(of.counts) else np.zeros_like(keys)
@@ -146,8 +146,8 @@ def _bounds(of: Chunk) -> Chunk:
     )
 
 
-def _spliced(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbers:
-    """`old`, with stretches of `new` in place of its own: two rows each say where these begin and end."""
+def _splice(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbers:
+    """Replace stretches of `old` by stretches of `new`; `goes` and `comes` have two rows: where they begin and where they end."""
     pieces: list[Numbers] = []
     done = 0
     for kept_to, kept_from, first, last in zip(*goes.tolist(), *comes.tolist(), strict=True):
@@ -156,8 +156,12 @@ def _spliced(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbe
     return np.concatenate((*pieces, old[done:]))
 
 
-def joined(chunks: Sequence[Chunk]) -> Chunk:
-    """All of them as one. Raises ValueError if their pages do not ascend."""
+def join(chunks: Sequence[Chunk]) -> Chunk:
+    """Join chunks into one.
+
+    Raises:
+        ValueError: if their pages do not ascend.
+    """
     chunks = chunks or [chunk_of(np.empty(0, np.uint64))]
     whole = chunks[0] if len(chunks) == 1 else Chunk(*map(np.concatenate, zip(*chunks, strict=True)))
     if (whole.numbers[1:] <= whole.numbers[:-1]).any():
@@ -166,14 +170,14 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def begins(counts: Numbers) -> Numbers:
-    """Positions where the counted items begin, one after the other from 0 on, and where the last ends; below 2^32."""
-    found = np.zeros(len(counts) + 1, np.uint32)
-    np.cumsum(counts, dtype=np.uint32, out=found[1:])
-    return found
+    """Return the index at which each group of consecutive items begins, and where the last one ends; all below 2^32."""
+    positions = np.zeros(len(counts) + 1, np.uint32)
+    np.cumsum(counts, dtype=np.uint32, out=positions[1:])
+    return positions
 
 
 def blocks_of(bits: Numbers) -> Numbers:
-    """The number of blocks in pages with these bits."""
+    """Return the number of blocks of the pages with these bits."""
     counts = bits & BLOCKS
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         counts = (counts & mask) + (counts >> np.uint32(shift) & mask)

@@ -1,16 +1,17 @@
-"""One flat, immutable image of a list: sorted arrays in memory that many processes map.
+"""Image of a list: sorted arrays in immutable memory that many processes map.
 
-An image is made (eir.lists.images.imaging) beside the one in force. It is in a sealed memory file, so a process that is given
-the descriptor maps memory that can never change. Whether a row has ended is decided when the row is asked for: the time is an argument.
+A new image is built (eir.lists.images.imaging) while the previous one is in force. It is in a sealed memory file: a process
+that receives the descriptor maps memory that cannot change. Each lookup has the time as an argument and ignores rows that
+have ended.
 
-The arrays, each in its own section (little-endian):
+Arrays, each in a section of its own (little-endian):
 
-    numbers, bits, firsts   for each page its number; which blocks it has (a bit each) and the flags below; its first block
-    slots                   a hash of the pages below 2^32 (TACs, IMSIs): number, first block, bits, place among the pages plus one
-    offsets, lows           for each block, which is 2^16 keys of a page, where its keys begin; the lower 16 bits of all keys
-    end_pages, end_starts, ends    the pages with rows that end, where theirs begin, and for each row when (0: it does not)
-    tac_pages, tac_ends     pages that are listed whole until a time, and that time
-    pair_ends, imsis        pairs: for each device the position behind its last IMSI (nothing if each has one), and all IMSIs
+    numbers, bits, firsts   for each page: its number; one bit for each block that exists, and flags; its first block
+    slots                   hash table of the pages below 2^32 (TACs, IMSIs): number, first block, bits, index of the page plus one
+    offsets, lows           for each block of 2^16 keys: the index of its first key; the lower 16 bits of all keys
+    end_pages, end_starts, ends    the pages with rows that end; the index of their first end; the end of each row (0: none)
+    tac_pages, tac_ends     the pages that are listed whole until a time; that time
+    pair_ends, imsis        pairs: for each device the index after its last IMSI (empty if each has one); all IMSIs
 """
 
 import os
@@ -27,7 +28,7 @@ from eir.lists.pages.pages import PAGE_KEYS
 
 MAGIC, VERSION = b"EIRIMAGE", 1
 HASHED: Final = 1 << 32
-"""Pages below this number are in the hash; others (MEIDs with letters) are few."""
+"""Pages below this number are in the hash table; the others (MEIDs with letters) are few."""
 SLOT_WORDS, SPREAD, WORD_BITS = 4, 0x9E3779B1, 32
 ALIGNED = 64
 
@@ -36,19 +37,19 @@ _DEVICES = (
     ("end_starts", "<u4"), ("ends", "<u4"), ("tac_pages", "<u4"), ("tac_ends", "<u4"), ("pair_ends", "<u4"), ("imsis", "<u8"),
 )  # fmt: skip
 SECTIONS: Final = (*_DEVICES, *((f"subscriber_{name}", form) for name, form in _DEVICES[:9]))
-"""The arrays in order. Lists of pairs have a second set, for their IMSIs; of one IMSI's rows the latest end counts."""
+"""Arrays in order. Lists of pairs have a second set for their IMSIs; the latest end of an IMSI's rows counts."""
 HEADER = Struct("<8sIIQ32x")
-"""Magic, version, number of sections, size; the rest is free."""
+"""Magic, version, number of sections, size in bytes; the rest is free."""
 SECTION = Struct("<QQ")
 BODY_AT: Final = -(-(HEADER.size + SECTION.size * len(SECTIONS)) // ALIGNED) * ALIGNED
 
 
 class ImageError(ValueError):
-    """These bytes are not an image that this version can use."""
+    """Error for bytes that are not an image of this version."""
 
 
 class _Table:
-    """The arrays of devices, or of subscribers, by name; and as Python reads single places of them fastest."""
+    """Arrays of devices or of subscribers by name, and as buffers from which Python reads single values fastest."""
 
     __slots__ = (
         "arrays",
@@ -73,42 +74,42 @@ class _Table:
         self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
 
     def page(self, number: int) -> int:
-        """The place of a page among the pages; -1 if it is not there."""
+        """Return the index of a page, or -1 if the list does not have it."""
         if number >= HASHED:
             place = int(np.searchsorted(self.numbers, np.uint64(number)))
             return place if place < len(self.numbers) and self.numbers[place] == number else -1
         slots, at = self.slots, ((number * SPREAD & 0xFFFFFFFF) >> self.shift) * SLOT_WORDS
-        for _ in range(0, len(slots), SLOT_WORDS):  # there are free slots, but in one that is damaged
+        for _ in range(0, len(slots), SLOT_WORDS):  # bounds the search: a damaged table may have no free slot
             if slots[at] == number or not slots[at + 3]:
                 return slots[at + 3] - 1
             at = (at + SLOT_WORDS) % len(slots)
         return -1
 
     def position(self, place: int, remainder: int) -> int:
-        """The position of a key among all keys, by the place of its page; -1 if it is not there."""
+        """Return the index of a key among all keys, or -1; `place` is the index of its page."""
         upper = remainder >> BLOCK_BITS
         if place < 0 or not (bits := self.bits[place]) >> upper & 1:
             return -1
         offsets, block = self.offsets, self.firsts[place] + (bits & (1 << upper) - 1).bit_count()
         low, end = remainder & 0xFFFF, offsets[block + 1]
-        found = bisect_left(self.lows, low, offsets[block], end)
-        return found if found < end and self.lows[found] == low else -1
+        at = bisect_left(self.lows, low, offsets[block], end)
+        return at if at < end and self.lows[at] == low else -1
 
     def keys(self, place: int) -> range:
-        """The positions of a page's keys."""
+        """Return the indexes of a page's keys."""
         return range(self.offsets[self.firsts[place]], self.offsets[self.firsts[place + 1]])
 
     def remainders(self, place: int) -> list[int]:
-        """The keys of a page, in ascending order."""
-        bits, block, found = self.bits[place] & BLOCKS, self.firsts[place], list[int]()
+        """Return the keys of a page in ascending order."""
+        bits, block, keys = self.bits[place] & BLOCKS, self.firsts[place], list[int]()
         for upper in range(BLOCK_BITS):
             if bits >> upper & 1:
-                found += [upper << BLOCK_BITS | low for low in self.lows[self.offsets[block] : self.offsets[block + 1]]]
+                keys += [upper << BLOCK_BITS | low for low in self.lows[self.offsets[block] : self.offsets[block + 1]]]
                 block += 1
-        return found
+        return keys
 
     def ends_of(self, place: int) -> "memoryview | None":
-        """The ends of the rows of a page; None if no row ends."""
+        """Return the ends of a page's rows, or None if no row ends."""
         if not self.bits[place] & ENDS:
             return None
         at = int(np.searchsorted(self.end_pages, place))
@@ -116,9 +117,9 @@ class _Table:
 
 
 class Image:
-    """The keys of a list, mapped. Keys and IMSIs are those of eir.device; `now` is in Unix seconds.
+    """Keys of a list in mapped memory. Keys and IMSIs are those of eir.device; `now` is in Unix seconds.
 
-    Whatever an image's bytes say, nothing is read outside of it; `map` refuses what cannot be one.
+    No bytes of an image can cause a read outside it. `map` rejects bytes that cannot be an image.
     """
 
     __slots__ = (
@@ -137,9 +138,9 @@ class Image:
     def __init__(self, mapped: MappedFile, arrays: Mapping[str, Numbers], descriptor: int) -> None:
         self._map = mapped
         self.descriptor = descriptor
-        """The memory file, to be handed on; closed with the image."""
+        """Descriptor of the memory file, for other processes; closed with the image."""
         self.buffer = mapped.buffer
-        """All of it."""
+        """All bytes of the image."""
         self._devices = _Table(arrays)
         self._subscribers = _Table(
             {
@@ -151,20 +152,25 @@ class Image:
         self._pair_ends, self._imsis = arrays["pair_ends"].data, arrays["imsis"].data
         self._tac_pages, self._tac_ends = arrays["tac_pages"], arrays["tac_ends"]
         self.numbers = self._devices.numbers
-        """The numbers of all pages, in ascending order."""
+        """Numbers of all pages in ascending order."""
 
     def __del__(self) -> None:
         os.close(self.descriptor)
 
     def fileno(self) -> int:
-        """The descriptor, for handing the image on."""
+        """Return the descriptor of the memory file, for sending it to another process."""
         return self.descriptor
 
     @classmethod
     def map(cls, descriptor: int) -> "Image":
-        """The image in a memory file, whose descriptor is the image's from now on. Raises ImageError, and OSError."""
+        """Map the image in a memory file. The image closes the descriptor.
+
+        Raises:
+            ImageError: if the file is not an image of this version.
+            OSError: if the file cannot be mapped.
+        """
         try:
-            mapped, arrays = _mapped(descriptor)
+            mapped, arrays = _map_file(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -172,21 +178,21 @@ class Image:
 
     @property
     def lane_arrays(self) -> tuple[memoryview, memoryview, memoryview]:
-        """Arrays for a compiled look-up: `slots`, `offsets` and `lows` of the devices, or of a list's subscribers."""
+        """Arrays for a compiled lookup: `slots`, `offsets` and `lows` of the keys."""
         return self._devices.slots, self._devices.offsets, self._devices.lows
 
     @property
     def has_pairs(self) -> bool:
-        """Its devices are listed with IMSIs."""
+        """True if devices are listed with IMSIs."""
         return bool(len(self._imsis))
 
     @property
     def has_ends(self) -> bool:
-        """Some of its rows end."""
+        """True if a row has an end."""
         return bool(len(self._devices.ends) or len(self._tac_ends))
 
     def holds(self, key: int, now: float) -> bool:
-        """True if a row with this key is in force."""
+        """Return True if a row with this key is in force."""
         number, remainder = divmod(key, PAGE_KEYS)
         table = self._devices
         if (place := table.page(number)) < 0:
@@ -200,7 +206,7 @@ class Image:
         )
 
     def imsis(self, key: int, now: float) -> tuple[int, ...]:
-        """The IMSIs of the rows with this device that are in force."""
+        """Return the IMSIs of the device's rows that are in force."""
         place = self._devices.page(key // PAGE_KEYS)
         position = self._devices.position(place, key % PAGE_KEYS)
         if position < 0 or not len(self._imsis):
@@ -210,7 +216,7 @@ class Image:
         return tuple(imsi for imsi, end in bound if not end or end > now)
 
     def has_subscriber(self, imsi: int, now: float) -> bool:
-        """True if a row with this IMSI is in force."""
+        """Return True if a row with this IMSI is in force."""
         table = self._subscribers
         place = table.page(imsi // PAGE_KEYS)
         position = table.position(place, imsi % PAGE_KEYS)
@@ -220,7 +226,7 @@ class Image:
         return not end or end > now
 
     def keys(self, now: float) -> Iterator[int]:
-        """All keys in ascending order that a row in force has."""
+        """Yield all keys that have a row in force, in ascending order."""
         for place, number in enumerate(self.numbers.tolist()):
             bits = self._devices.bits[place]
             ended = bits & WHOLE_UNTIL and self._tac_ends[np.searchsorted(self._tac_pages, place)] <= now
@@ -230,7 +236,7 @@ class Image:
             yield from (base + each for each in remainders if every or not bits & ENDS or self.holds(base + each, now))
 
     def chunk(self) -> Chunk:
-        """All of it as one chunk, for another image that is made of this one."""
+        """Return the whole image as one chunk, from which a changed image can be built."""
         of, pair_ends, imsis = self._devices.arrays, np.asarray(self._pair_ends), np.asarray(self._imsis)
         counts = np.diff(pair_ends, prepend=np.uint32(0)) if len(pair_ends) else np.ones(len(imsis), np.uint32)
         return Chunk(
@@ -246,11 +252,11 @@ class Image:
         )
 
     def drop(self, done: int) -> int:
-        """Give back a part of the mapping's memory, from byte `done` on, and return up to where it is: nobody asks this image any more."""
+        """Release mapped memory from byte `done` on, a step at a time; return the end of the step. The image must not be used any more."""
         return self._map.drop(done)
 
     def _rows(self, position: int) -> range:
-        """The rows of a key: one, or in a list of pairs one for each of its IMSIs."""
+        """Return the indexes of a key's rows: one row, or in a list of pairs one for each IMSI."""
         if not len(self._pair_ends):
             return range(position, position + 1)
         return range(self._pair_ends[position - 1] if position else 0, self._pair_ends[position])
@@ -264,8 +270,8 @@ class Image:
         return ends[begin : begin + len(rows)]
 
 
-def _mapped(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
-    """See Image.map."""
+def _map_file(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
+    """Map a memory file; see Image.map."""
     size = os.fstat(descriptor).st_size
     if size < BODY_AT:
         raise ImageError(f"an image of {size} bytes is cut short")
@@ -274,14 +280,18 @@ def _mapped(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
 
 
 def _arrays(image: memoryview) -> dict[str, Numbers]:
-    """The arrays of an image, once they agree with one another. Raises ImageError."""
-    magic, version, count, said = HEADER.unpack_from(image)
+    """Return the arrays of an image after a check that they are consistent.
+
+    Raises:
+        ImageError: if they are not.
+    """
+    magic, version, count, stated = HEADER.unpack_from(image)
     if (magic, version, count) != (MAGIC, VERSION, len(SECTIONS)):
         raise ImageError(
             f"an image of version {version}; this program has {VERSION}" if magic == MAGIC else "no image of a list"
         )
-    if said != (size := len(image)):
-        raise ImageError(f"an image of {said} bytes has {size}: it is cut short")
+    if stated != (size := len(image)):
+        raise ImageError(f"an image of {stated} bytes has {size}: it is cut short")
     arrays: dict[str, Numbers] = {}
     for index, (name, form) in enumerate(SECTIONS):
         at, length = SECTION.unpack_from(image, HEADER.size + index * SECTION.size)
@@ -292,7 +302,7 @@ def _arrays(image: memoryview) -> dict[str, Numbers]:
     for prefix in ("", "subscriber_"):
         if prefix and not len(arrays["subscriber_firsts"]):
             continue
-        _prove_sizes({name: arrays[prefix + name] for name, _ in _DEVICES[:9]})
+        _check_sizes({name: arrays[prefix + name] for name, _ in _DEVICES[:9]})
     if len(arrays["tac_pages"]) != len(arrays["tac_ends"]):
         raise ImageError("the ends of an image's TACs are damaged")
     rows = len(arrays["lows"])
@@ -303,7 +313,7 @@ def _arrays(image: memoryview) -> dict[str, Numbers]:
     return arrays
 
 
-def _prove_sizes(of: Mapping[str, Numbers]) -> None:
+def _check_sizes(of: Mapping[str, Numbers]) -> None:
     pages, blocks, slots = len(of["numbers"]), len(of["offsets"]) - 1, len(of["slots"]) // SLOT_WORDS
     sizes = (
         len(of["bits"]),

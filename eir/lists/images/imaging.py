@@ -1,4 +1,4 @@
-"""Images of lists (eir.lists.images.image), as they are made of the pages that stores keep."""
+"""Builder of images (eir.lists.images.image) from the pages of stores."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +18,7 @@ from eir.lists.images.chunks import (
     chunk_of,
     chunk_of_pages,
     chunks_of_rows,
-    joined,
+    join,
     with_changes,
 )
 from eir.lists.images.image import (
@@ -40,9 +40,14 @@ from eir.lists.pages.pages import PAGE_KEYS, Page, Sections, decode_sections
 from eir.lists.pages.roaring import BEYOND, ArrayPages, Indexes, decode_keys, is_fresh, may_be_arrays
 
 
-def make(chunks: Sequence[Chunk]) -> Image:
-    """An image of these chunks, whose pages ascend, in a sealed memory file. Raises ValueError if they do not fit one another, and OSError."""
-    whole = joined(chunks)
+def build_image(chunks: Sequence[Chunk]) -> Image:
+    """Build an image from chunks, whose pages ascend, in a sealed memory file.
+
+    Raises:
+        ValueError: if the chunks are inconsistent.
+        OSError: if the memory file cannot be written.
+    """
+    whole = join(chunks)
     arrays = _tables(whole)
     if len(whole.counts):
         if len(whole.counts) != len(whole.lows):
@@ -52,11 +57,15 @@ def make(chunks: Sequence[Chunk]) -> Image:
         arrays["pair_ends"] = np.empty(0) if (whole.counts == 1).all() else np.cumsum(whole.counts)
         arrays["imsis"] = whole.imsis
         arrays |= {f"subscriber_{name}": values for name, values in _tables(_subscribers(whole)).items()}
-    return Image.map(_written(arrays))
+    return Image.map(_write_arrays(arrays))
 
 
 def _tables(of: Chunk) -> dict[str, Numbers]:
-    """The look-up tables of all pages. Raises ValueError for more than 2^32 keys."""
+    """Build the lookup tables of all pages.
+
+    Raises:
+        ValueError: if there are 2^32 keys or more.
+    """
     if len(of.lows) >= HASHED or len(of.imsis) >= HASHED:
         raise ValueError("a list has more rows than an image can hold")
     firsts = begins(blocks_of(of.bits))
@@ -69,25 +78,27 @@ def _tables(of: Chunk) -> dict[str, Numbers]:
 
 
 def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
-    """The hash of pages."""
+    """Build the hash table of pages."""
     hashed = int(np.searchsorted(numbers, np.uint64(HASHED)))
     size_bits = max(3, (2 * hashed).bit_length())
     slots = np.zeros((1 << size_bits, SLOT_WORDS), np.uint32)
-    wanted = numbers[:hashed].astype(np.uint32)
-    rows = np.stack((wanted, firsts[:-1][:hashed], bits[:hashed], np.arange(1, hashed + 1, dtype=np.uint32)), axis=1)
-    at = (wanted * np.uint32(SPREAD) >> np.uint32(WORD_BITS - size_bits)).astype(np.int64)
-    left = np.arange(hashed)
-    while len(left):
-        # Of those that want a free slot one gets it; the others go on to the next.
-        free = left[slots[at[left], 3] == 0]
+    hashed_numbers = numbers[:hashed].astype(np.uint32)
+    rows = np.stack(
+        (hashed_numbers, firsts[:-1][:hashed], bits[:hashed], np.arange(1, hashed + 1, dtype=np.uint32)), axis=1
+    )
+    at = (hashed_numbers * np.uint32(SPREAD) >> np.uint32(WORD_BITS - size_bits)).astype(np.int64)
+    unplaced = np.arange(hashed)
+    while len(unplaced):
+        # If several pages compete for a free slot, one gets it, and the others try the next slot.
+        free = unplaced[slots[at[unplaced], 3] == 0]
         slots[at[free]] = rows[free]
-        left = left[slots[at[left], 3] != left + 1]
-        at[left] = at[left] + 1 & (1 << size_bits) - 1
+        unplaced = unplaced[slots[at[unplaced], 3] != unplaced + 1]
+        at[unplaced] = at[unplaced] + 1 & (1 << size_bits) - 1
     return slots.ravel()
 
 
 def _subscribers(of: Chunk) -> Chunk:
-    """All IMSIs, each once, with its last end."""
+    """Return a chunk of all IMSIs, each once, with its latest end."""
     if not len(of.ends):
         imsis = np.sort(of.imsis)
         return chunk_of(imsis[is_fresh(imsis)] if len(imsis) else imsis)
@@ -110,19 +121,20 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Arrays as Image.lane_arrays, of the TACs that these images bind to one of some keys, each as a whole.
+    """Return lookup arrays, like `Image.lane_arrays`, of the TACs that the images bind to one of the keys `to`.
 
-    One that is bound by rows that end alone is whole until then, so that a compiled look-up leaves it to others.
+    Each TAC is listed as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL, for which a compiled
+    lookup leaves the check to the general path.
     """
-    found = [np.empty(0, np.uint64)]
+    tagged_tacs = [np.empty(0, np.uint64)]
     for of in (image.chunk() for image in images):
         rows, ends = _rows_of_pages(of), np.zeros(len(of.imsis), np.uint32)
         ends[np.repeat(of.bits & ENDS != 0, rows)] = of.ends
         bound = np.isin(of.imsis, np.fromiter(to, np.uint64))
-        found.append(np.repeat(of.numbers, rows)[bound] << np.uint64(1) | (ends[bound] != 0))
+        tagged_tacs.append(np.repeat(of.numbers, rows)[bound] << np.uint64(1) | (ends[bound] != 0))
     tacs = np.sort(
-        np.concatenate(found), kind="stable"
-    )  # quick where they are in order; of one TAC first the rows that do not end
+        np.concatenate(tagged_tacs), kind="stable"
+    )  # fast if nearly sorted; of one TAC the rows without an end are first
     numbers = tacs >> np.uint64(1)
     first = is_fresh(numbers) if len(numbers) else np.empty(0, bool)
     numbers, bits = numbers[first], np.where(tacs[first] % 2, WHOLE_UNTIL, WHOLE).astype(np.uint32)
@@ -131,13 +143,13 @@ def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview
 
 
 def _rows_of_pages(of: Chunk) -> Numbers:
-    """The number of pairs in each page."""
+    """Return the number of pairs in each page."""
     keys = begins(of.sizes)[begins(blocks_of(of.bits))]
     return np.diff(begins(of.counts)[keys])
 
 
-def _written(arrays: Mapping[str, Numbers]) -> int:
-    """A sealed memory file with these arrays; returns its descriptor."""
+def _write_arrays(arrays: Mapping[str, Numbers]) -> int:
+    """Write the arrays to a sealed memory file and return its descriptor."""
     at, table, places = BODY_AT, b"", dict[str, int]()
     for name, form in SECTIONS:
         length = len(arrays.get(name, ())) * np.dtype(form).itemsize
@@ -152,31 +164,45 @@ def _written(arrays: Mapping[str, Numbers]) -> int:
     return descriptor
 
 
-UNTIL_MAX = 2**32 - 1  # 2106: later ends are held as this one
+UNTIL_MAX = 2**32 - 1  # in the year 2106; later ends are stored as this value
 _REASONS, _SUBSCRIBERS, _HEAD = b"R", b"S", 5
-"""Tags of sections R and S; tag and length of a section."""
+"""Tags of sections R and S; bytes of a section's tag and length."""
 KEYS, PAIRS, ROWS = range(3)
-"""Forms of pages: those that say nothing but keys, and those that say pairs without ends, are taken many together."""
+"""Forms of pages: keys only; pairs without ends; all others. Pages of the first two forms are decoded many together."""
 
 
 def image_of(pages: Sequence[Page]) -> Image:
-    """The image of a whole list, whose pages ascend. Raises ValueError if one is damaged, and OSError."""
-    return make(chunks_of(pages))
+    """Build the image of a whole list, whose pages ascend.
+
+    Raises:
+        ValueError: if a page is damaged.
+        OSError: if the memory file cannot be written.
+    """
+    return build_image(chunks_of(pages))
 
 
 def image_with(image: Image, pages: Sequence[Page]) -> Image:
-    """Another image: this one with these pages in place of those of the same number. Raises ValueError if one is damaged, and OSError."""
-    return make([with_changes(image.chunk(), {page.number: rows_of(page) for page in pages})])
+    """Build an image from `image` in which `pages` replace the pages with the same numbers.
+
+    Raises:
+        ValueError: if a page is damaged.
+        OSError: if the memory file cannot be written.
+    """
+    return build_image([with_changes(image.chunk(), {page.number: rows_of(page) for page in pages})])
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
-    """Pages that ascend as a chunk, or none: what a store gives together, many pages at a time. Raises ValueError if one is damaged."""
-    found = [chunk for form, group in groupby(pages, _form) for chunk in _chunks(list(group), form)]
-    return [joined(found)] if found else []
+    """Convert ascending pages, as a store returns them, to at most one chunk.
+
+    Raises:
+        ValueError: if a page is damaged.
+    """
+    chunks = [chunk for form, group in groupby(pages, _form) for chunk in _chunks(list(group), form)]
+    return [join(chunks)] if chunks else []
 
 
 def _form(page: Page) -> int:
-    """The form of a page besides keys and their reasons, which no image has; most pages of a list are of one form."""
+    """Return the form of a page. Reasons are ignored, because an image has none; most pages of a list have the same form."""
     extra, at = page.extra, 0
     if extra[:1] == _REASONS:
         at = _HEAD + int.from_bytes(extra[1:_HEAD], "little")
@@ -187,9 +213,7 @@ def _form(page: Page) -> int:
 
 def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
     if form != ROWS:
-        with suppress(
-            ValueError
-        ):  # one of them looks like it, and is not: each on its own, then, says what is wrong with it
+        with suppress(ValueError):  # a page only looks like this form: decoding each page alone shows its fault
             arrays = ArrayPages([page.keys for page in pages])
             chunk = chunk_of_pages(
                 np.repeat(np.array([page.number for page in pages], np.uint64), arrays.counts), arrays.keys()
@@ -200,8 +224,12 @@ def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
 
 
 def rows_of(page: Page) -> PageRows | None:
-    """The rows of a page without reasons; None if it is gone. Raises ValueError if it is damaged."""
-    if page.gone:
+    """Decode the rows of a page without reasons; return None if the page is empty.
+
+    Raises:
+        ValueError: if the page is damaged.
+    """
+    if page.is_empty:
         return None
     tac = page.tac
     whole_until = None if tac is None else min(max(tac.until, 0), UNTIL_MAX)
@@ -214,16 +242,20 @@ def rows_of(page: Page) -> PageRows | None:
     if len(ends) not in {0, 1, rows}:
         raise ValueError(f"page {page.number} has {rows} rows and {len(ends)} ends")
     if len(keys) == PAGE_KEYS and not ends.any() and not len(counts):
-        return PageRows(page.number, keys[:0], tac=0)  # as if it were listed whole
+        return PageRows(page.number, keys[:0], tac=0)  # all keys: the same as the whole TAC
     return PageRows(page.number, keys, np.clip(ends, 0, UNTIL_MAX).astype("<u4"), counts, imsis, whole_until)
 
 
 def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
-    """The columns of pairs of these pages, with their numbers of devices. Raises ValueError if one is damaged."""
+    """Decode the pair columns of pages; `devices` has the number of devices of each page.
+
+    Raises:
+        ValueError: if a page is damaged.
+    """
     sections = [decode_sections(page.extra) for page in pages]
-    if any(said.until for said in sections):
+    if any(section.until for section in sections):
         raise ValueError("a page has ends out of place")
-    contents, sizes = [said.imsis for said in sections], devices.tolist()
+    contents, sizes = [section.imsis for section in sections], devices.tolist()
     counts = np.frombuffer(
         b"".join([content[: 4 * size] for content, size in zip(contents, sizes, strict=True)]), "<u4"
     )
@@ -237,7 +269,7 @@ def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
 
 
 def _pairs(number: int, devices: int, sections: Sections) -> tuple[Numbers, Numbers]:
-    """The number of IMSIs of each device, and all IMSIs; both empty if the page has no pairs."""
+    """Return the number of IMSIs of each device, and all IMSIs; both are empty if the page has no pairs."""
     content = sections.imsis
     counts = np.frombuffer(content[: 4 * devices], "<u4")
     if content and (len(counts) != devices or len(content) != 4 * devices + 8 * int(counts.sum())):

@@ -1,8 +1,8 @@
-"""The lists in memory, from which every check is answered.
+"""Index: the lists in memory, from which every check is answered.
 
-A list is an image (eir.lists.images.image), which is made elsewhere and mapped, and the state that it is in: both are replaced in one
-step. Whether a row has ended is decided when the row is asked for, by the clock that the index goes by. So no moment is left at
-which a row that has ended could answer, however it came here: by a switch, an amendment, a start, or time that went by.
+A list has an image (eir.lists.images.image), which another process builds, and a state; both are replaced in one step. Each
+lookup compares a row's end with the index's clock. So a row that has ended never matches, no matter whether it came by a
+switch, an amendment or a start, or ended later.
 """
 
 import time
@@ -16,94 +16,94 @@ from eir.lists.record.settings import BOUND, DEVICES, TYPES
 from eir.lists.record.store import ListState
 
 Clock = Callable[[], float]
-"""The time by which rows end, in Unix seconds."""
+"""Clock by which rows end, in Unix seconds."""
 
 
 class DeviceList:
-    """A list of keys: devices, or for kind `subscribers` IMSIs. What it holds changes by Index.switch only."""
+    """List of device keys, or of IMSI keys for kind `subscribers`. Only Index.switch changes its content."""
 
     __slots__ = ("_ends", "image", "kind", "name", "now", "state")
 
     def __init__(self, name: str, kind: str, now: Clock) -> None:
         self.name, self.kind, self.now = name, kind, now
         self.state: ListState | None = None
-        """The state of the release in memory; None before the first one."""
+        """State of the release in memory; None before the first one."""
         self.image: Image | None = None
-        """Its image in memory."""
+        """Image in memory."""
         self._ends = False
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
-        """The arrays that a compiled look-up reads (Image.lane_arrays); None before the list is loaded."""
+        """Arrays for a compiled lookup (Image.lane_arrays); None before the list is loaded."""
         return None if self.image is None else self.image.lane_arrays
 
-    def put(self, state: ListState, image: Image) -> None:
-        """See Index.switch."""
+    def replace(self, state: ListState, image: Image) -> None:
+        """Replace state and image; only Index.switch calls it."""
         self.state, self.image, self._ends = state, image, image.has_ends
 
     @property
     def time(self) -> float:
-        """The time that matters to its rows; any if none of them ends."""
+        """Time at which rows are evaluated in Unix seconds; 0 if no row ends."""
         return self.now() if self._ends else 0.0
 
     def holds(self, key: int) -> bool:
-        """True if a row with the key (eir.device) is in force."""
+        """Return True if a row with the key (eir.device) is in force."""
         image = self.image
         return image is not None and image.holds(key, self.now() if self._ends else 0.0)
 
     def __iter__(self) -> Iterator[int]:
-        """All keys in ascending order that a row in force has: a walk through the whole list."""
+        """Iterate over all keys that have a row in force, in ascending order."""
         return iter(()) if self.image is None else self.image.keys(self.time)
 
 
 class PairList(DeviceList):
-    """A list of devices, each with the SIMs (IMSIs) that it is listed with; `holds` is True with any SIM."""
+    """List of devices, each with IMSIs; `holds` is True if the device is listed with any IMSI."""
 
     __slots__ = ()
 
     def binds(self, device: int, imsi: int) -> bool:
-        """True if the list has this device with this SIM (keys of eir.device)."""
+        """Return True if the list has this device with this IMSI (keys of eir.device)."""
         return imsi in self.imsis(device)
 
     def imsis(self, device: int) -> tuple[int, ...]:
-        """The SIMs that a device is listed with."""
+        """Return the IMSIs with which a device is listed."""
         return () if self.image is None else self.image.imsis(device, self.time)
 
     def has_subscriber(self, imsi: int) -> bool:
-        """True if the list has this SIM with any device."""
+        """Return True if the list has this IMSI with any device."""
         return self.image is not None and self.image.has_subscriber(imsi, self.time)
 
     def is_of_type(self, device: int, types: frozenset[int]) -> bool:
-        """True if a list of device types says one of these (device_type_key) of the device's TAC."""
+        """Return True if a list of device types has one of these types (device_type_key) for the device's TAC."""
         return not types.isdisjoint(self.imsis(device // SNR_KEYS * SNR_KEYS))
 
     def device_bound_elsewhere(self, device: int, imsi: int) -> bool:
-        """True if the list has the device, but not with this SIM."""
+        """Return True if the list has the device, but not with this IMSI."""
         imsis = self.imsis(device)
         return bool(imsis) and imsi not in imsis
 
     def subscriber_bound_elsewhere(self, device: int, imsi: int) -> bool:
-        """True if the list has the SIM, but not with this device."""
-        # Asked first: a row that ends in between does not count as one with another device.
+        """Return True if the list has the IMSI, but not with this device."""
+        # `binds` is evaluated first: if its row ends between the two lookups, the row must not count as another device's.
         return not self.binds(device, imsi) and self.has_subscriber(imsi)
 
 
 class TacsOfTypes:
-    """The TACs that lists of device types have with one of some types (device_type_key), as a list of devices for a compiled look-up."""
+    """TACs that lists of device types map to one of `types` (device_type_key), as a device list for a compiled lookup."""
 
     __slots__ = ("_arrays", "_states", "_types", "tables")
     kind: ClassVar[str] = DEVICES
 
     def __init__(self, index: "Index", types: frozenset[int]) -> None:
         self.tables = [cast("PairList", entries) for entries in index.lists.values() if entries.kind == TYPES]
-        """The lists that say of which type a device is."""
+        """Lists of device types."""
         self._types = types
         self._states: list[ListState | None] = []
         self._arrays: tuple[memoryview, memoryview, memoryview] | None = None
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
-        """As DeviceList.arrays, of the lists as they are now."""
+        """Like DeviceList.arrays, for the current content of the lists."""
         if (states := [table.state for table in self.tables]) != self._states:
             images = [table.image for table in self.tables if table.image is not None]
             self._states, self._arrays = states, tacs_bound(images, self._types) if images else None
@@ -111,28 +111,33 @@ class TacsOfTypes:
 
 
 class Index:
-    """All lists that the configuration names, in its order. `kinds`: name → its kind (eir.lists.record.settings); rows end by `now`."""
+    """All lists of the configuration, in its order.
+
+    Args:
+        kinds: name of each list → its kind (eir.lists.record.settings).
+        now: clock by which rows end.
+    """
 
     def __init__(self, kinds: Mapping[str, str], now: Clock = time.time) -> None:
         self.lists: dict[str, DeviceList] = {}
         self.now = now
         self.version = 0
-        """Another one after each change."""
-        self.reconfigure(kinds)
+        """Counter that changes with each change."""
+        self.apply(kinds)
 
-    def reconfigure(self, kinds: Mapping[str, str]) -> None:
-        """Take over other lists; those that stay keep what they hold."""
+    def apply(self, kinds: Mapping[str, str]) -> None:
+        """Apply another set of lists; a list with the same name and kind keeps its content."""
         before, self.lists = self.lists, {}
         self.version += 1
         for name, kind in kinds.items():
-            kept = before.get(name)
-            if kept is None or kept.kind != kind:
-                kept = (PairList if kind in BOUND else DeviceList)(name, kind, self.now)
-            self.lists[name] = kept
+            entries = before.get(name)
+            if entries is None or entries.kind != kind:
+                entries = (PairList if kind in BOUND else DeviceList)(name, kind, self.now)
+            self.lists[name] = entries
 
     def switch(self, name: str, state: ListState, image: Image) -> Image | None:
-        """Put in force what list `name` is from now on; returns the image that was in force before, if it is another one."""
+        """Put a state and an image in force for list `name`; return the previous image if it is another one."""
         before = self.lists[name].image
-        self.lists[name].put(state, image)
+        self.lists[name].replace(state, image)
         self.version += 1
         return None if before is image else before

@@ -1,6 +1,7 @@
-"""Memory files that never change once they are sealed, and how a process maps one: in pages of 2 MB, where the kernel makes them.
+"""Memory files that cannot change after they are sealed, mapped in pages of 2 MB if the kernel supports it.
 
-A look-up in a large list reads places that are far apart, and the processor finds them sooner among fewer pages. Of ours nothing is imported.
+A lookup in a large list reads distant addresses, and large pages need fewer address translations. This module imports no
+other module of eir.
 """
 
 import ctypes
@@ -15,9 +16,9 @@ import numpy as np
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 HUGE_BYTES = 2 << 20
 STEP_BYTES = 1 << 20
-"""Bytes of a mapping that are released at a time: some 50 us."""
+"""Bytes of a mapping that are released in one step (about 50 us)."""
 MAP_FIXED, MADV_COLLAPSE = 0x10, 25
-"""Linux's, which the module mmap does not name; the second one since Linux 6.1."""
+"""Linux constants that the module mmap lacks; MADV_COLLAPSE exists since Linux 6.1."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
@@ -26,19 +27,27 @@ _LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def write_all(descriptor: int, octets: "memoryview | bytes", at: int) -> None:
-    """Write all of it from byte `at` on. Raises OSError."""
-    left = memoryview(octets)
-    while left:
-        written = os.pwrite(descriptor, left, at)
-        left, at = left[written:], at + written
+    """Write all octets from byte `at` on.
+
+    Raises:
+        OSError: if a write fails.
+    """
+    rest = memoryview(octets)
+    while rest:
+        written = os.pwrite(descriptor, rest, at)
+        rest, at = rest[written:], at + written
 
 
 class MappedFile:
-    """A memory file of at least a byte as this process reads it, from an address on where a page of 2 MB can begin. Raises OSError."""
+    """Mapping of a memory file (at least one byte) at an address at which a page of 2 MB can begin.
+
+    Raises:
+        OSError: if the file cannot be mapped.
+    """
 
     def __init__(self, descriptor: int) -> None:
         size = os.fstat(descriptor).st_size
-        # The kernel aligns no mapping of such a file by itself: room is reserved, and the file takes a part of it.
+        # The kernel does not align the mapping of such a file, so address space is reserved and the file mapped within it.
         self._room = mmap.mmap(-1, size + HUGE_BYTES, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
         begins = np.frombuffer(self._room, np.uint8).ctypes.data
         self._at = -begins % HUGE_BYTES
@@ -46,14 +55,14 @@ class MappedFile:
         if _LIBC.mmap(self._address, size, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, descriptor, 0) != self._address:
             raise OSError(ctypes.get_errno(), "a memory file cannot be mapped")
         self.buffer = memoryview(self._room)[self._at : self._at + size]
-        """All of it."""
+        """All bytes of the file."""
 
     def gather(self, size: int) -> None:
-        """Have that much of it in pages of 2 MB, for all who map it; if the kernel cannot, nothing changes."""
+        """Move the first `size` bytes to pages of 2 MB, for all processes that map them; if the kernel cannot, nothing changes."""
         _LIBC.madvise(self._address, size, MADV_COLLAPSE)
 
     def drop(self, done: int) -> int:
-        """Give back a part of the mapping, from byte `done` on, and return up to where it is: nobody reads it any more."""
+        """Release memory of the mapping from byte `done` on, at most STEP_BYTES; return the end of the released part."""
         length = min(STEP_BYTES, len(self.buffer) - done)
         self._room.madvise(mmap.MADV_DONTNEED, self._at + done, length)
         return done + length
@@ -61,7 +70,11 @@ class MappedFile:
 
 @contextmanager
 def sealed(size: int) -> Iterator[int]:
-    """The descriptor of a memory file of that size, all zeros, which is sealed once it was written. Raises OSError."""
+    """Open a memory file of `size` zero bytes and seal it at the end of the context.
+
+    Raises:
+        OSError: if the file cannot be created.
+    """
     descriptor = os.memfd_create("eir-list", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
@@ -75,10 +88,10 @@ def sealed(size: int) -> Iterator[int]:
 
 
 def _enlarge_pages(descriptor: int, size: int) -> None:
-    """Have the memory of an empty file in large pages.
+    """Move the memory of an empty file to pages of 2 MB.
 
-    While the kernel makes one it may serve nothing else on that processor, and one that is empty takes half as long as one with content.
+    While the kernel moves a page it may block that processor, and an empty page takes half as long as one with content.
     """
     for at in range(0, size, HUGE_BYTES):
-        os.pwrite(descriptor, b"\0", at)  # of what has no page at all it makes none
+        os.pwrite(descriptor, b"\0", at)  # the kernel moves only pages that exist
     MappedFile(descriptor).gather(size)

@@ -1,6 +1,6 @@
-"""The content of a page as arrays: a page unfolded, and folded again to its one canonical form.
+"""Rows of a page as arrays, and their encoding to the one canonical form of a page.
 
-In a list of pairs a device has a reason, and each SIM of it an end.
+In a list of pairs each device has one reason, and each of its IMSIs has its own end.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,23 +17,27 @@ from eir.lists.pages.roaring import Indexes, Remainders, decode_keys, encode_man
 Keys: TypeAlias = NDArray[np.uint64]
 ReasonIndexes: TypeAlias = NDArray[np.uint8]
 Seconds: TypeAlias = NDArray[np.int64]
-"""Unix seconds at which entries end; 0: they do not."""
+"""Unix seconds at which rows end; 0 for rows without an end."""
 
 _EXACT_QUOTIENTS = np.uint64(1 << 52)
 
 
 class Content(NamedTuple):
-    """A page: the remainders listed on their own, in order, what was said of each, and the TAC if it is listed."""
+    """Rows of a page: remainders of the single identifiers in ascending order, their reasons and ends, and the TAC entry."""
 
     low: Remainders
     reasons: ReasonIndexes
     until: Seconds
-    """All 0 in lists of pairs, where SIMs have ends and not devices."""
+    """All 0 in lists of pairs, where IMSIs have ends and devices have none."""
     tac: TacEntry | None = None
 
 
 def decode(page: Page) -> Content:
-    """The page unfolded. Raises ValueError if it is damaged."""
+    """Decode a page into arrays.
+
+    Raises:
+        ValueError: if the page is damaged.
+    """
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
     reasons, until, imsis, _ = decode_sections(page.extra)
     ends = each(b"" if imsis else until, np.int64, len(low))
@@ -41,7 +45,7 @@ def decode(page: Page) -> Content:
 
 
 def encode(number: int, content: Content) -> Page:
-    """The page of this content."""
+    """Encode rows as the page with this number."""
     whole = b"" if content.tac is None else content.tac.extra
     if not len(content.low):
         return Page(number, b"", whole)
@@ -50,9 +54,10 @@ def encode(number: int, content: Content) -> Page:
 
 
 def sections(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
-    """Section R, U or D of each of many pages, whose rows have the values from each start on, as many as its size says.
+    """Encode section R, U or D for each of many pages.
 
-    A section has a value for each row, or one if all rows share it; it is empty if that is 0.
+    The values of page i are `values[starts[i]:starts[i] + sizes[i]]`. A section has one value for each row, or a single
+    value if all rows share it. It is empty if that value is 0.
     """
     if not values.any():
         return repeat(b"", len(starts))
@@ -64,7 +69,11 @@ def sections(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[
 
 
 def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
-    """A value for each row, from the content that `sections` gives. Raises ValueError if there are more or fewer."""
+    """Return one value for each row from a section that `sections` encoded.
+
+    Raises:
+        ValueError: if the section has neither one value nor `rows` values.
+    """
     values = np.frombuffer(content or bytes(8), np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)
     if not content or len(values) == 1:
         return np.full(rows, values[0])
@@ -74,7 +83,7 @@ def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
 
 
 def extras(reasons: ReasonIndexes, until: Seconds, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
-    """`extra` of each of many pages, with the arguments of `sections`."""
+    """Encode `extra` for each of many pages; the arguments are those of `sections`."""
     if not reasons.any() and not until.any():
         return repeat(b"", len(starts))
     return map(_extra, sections(reasons, starts, sizes), sections(until, starts, sizes))
@@ -90,36 +99,40 @@ def _short_extra(reasons: bytes, until: bytes) -> bytes:
 
 
 def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
-    """Sorted keys, one at least, cut into pages: page numbers, remainders, where each page begins in them, and its size.
+    """Split sorted keys (at least one) into pages.
 
-    Doubles are divided and converted from and to signed integers several times as fast as unsigned integers are divided.
-    Below 2^52 that is exact: a quotient just below a whole number misses it by 10^-6, and is rounded by less than half that.
+    Double division and its conversions are several times as fast as the division of unsigned integers. It is exact
+    below 2^52: a quotient just below a whole number differs from it by 10^-6, and the rounding error is less than half
+    of that.
+
+    Returns:
+        Page numbers, remainders, the index of each page's first key, and the number of keys of each page.
     """
     if keys[-1] < _EXACT_QUOTIENTS:
         page_of = (keys.view(np.int64) / np.float64(PAGE_KEYS)).astype(np.int64).view(np.uint64)
     else:
         page_of = keys // np.uint64(PAGE_KEYS)
-    # The remainder is below 2^32, so arithmetic modulo 2^32 gives it.
+    # The remainder is below 2^32, so arithmetic modulo 2^32 is exact.
     low = keys.astype(np.uint32) - page_of.astype(np.uint32) * np.uint32(PAGE_KEYS)
     starts = np.flatnonzero(is_fresh(page_of))
     return page_of[starts], low, starts, np.diff(starts, append=len(keys))
 
 
 def endless(until: Seconds) -> Seconds:
-    """Ends that compare: no end is the latest."""
+    """Return ends that can be compared: 0 (no end) becomes the latest time."""
     return np.where(until == 0, np.iinfo(np.int64).max, until)
 
 
 SLAB_PAIRS = 1 << 16
-"""Pairs whose pages are made in one go: small arrays stay in the processor's cache."""
+"""Number of pairs whose pages are built together; with this size the arrays fit into the processor's cache."""
 
 Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds, Keys]
-"""Devices, IMSIs, and for each pair its reason, its end, and the date of the device in Unix seconds, 0 for none."""
+"""Device keys, IMSI keys, and for each pair its reason, its end, and the date of the device in Unix seconds (0 for none)."""
 _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Paired(NamedTuple):
-    """A device in a page of pairs: its reason, its IMSIs, each with the end of its pair, and its date."""
+    """Device in a page of pairs: its reason, its IMSIs with the end of each pair, and its date."""
 
     reason: int
     imsis: dict[int, int]
@@ -127,41 +140,43 @@ class Paired(NamedTuple):
 
 
 class _Column:
-    """Values that come piece by piece. Where none is said, none takes memory: they are all 0."""
+    """Column of values that are appended in pieces. A column that is all 0 uses no memory."""
 
-    __slots__ = ("_kind", "_pieces", "says")
+    __slots__ = ("_kind", "_pieces", "has_values")
 
     def __init__(self, kind: type[Any]) -> None:
         self._kind = kind
         self._pieces: list[NDArray[Any]] = []
-        self.says = False
-        """Some value is not 0."""
+        self.has_values = False
+        """True if a value is not 0."""
 
     def append(self, values: NDArray[Any] | None, rows: int) -> None:
         if values is None or not values.any():
             values = np.broadcast_to(self._kind(0), rows)
         else:
-            self.says = True
+            self.has_values = True
         self._pieces.append(values)
 
     def whole(self) -> NDArray[Any]:
-        """All of it in one array."""
+        """Return all values in one array."""
         pieces, self._pieces = self._pieces, []
         if len(pieces) != 1:
-            pieces = [np.concatenate(pieces) if self.says else np.broadcast_to(self._kind(0), sum(map(len, pieces)))]
+            pieces = [
+                np.concatenate(pieces) if self.has_values else np.broadcast_to(self._kind(0), sum(map(len, pieces)))
+            ]
         self._pieces = pieces
         return pieces[0]
 
     def arrange(self, order: Indexes) -> None:
-        """Have the values in this order."""
-        if self.says:
+        """Reorder the values."""
+        if self.has_values:
             self._pieces = [self.whole()[order]]
 
 
 class PairRows:
-    """Pairs that come in any order, some by some, and may repeat: of equal ones the one that ends last counts.
+    """Pairs in any order, appended in pieces; equal pairs may repeat, and the one with the latest end counts.
 
-    A hundred million are sorted in memory that holds little more than twice what they say.
+    Sorting 100 million pairs uses little more than twice the memory of the values.
     """
 
     def __init__(self) -> None:
@@ -183,24 +198,24 @@ class PairRows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """More of them."""
+        """Append rows."""
         for column, values in zip(self._all, (devices, imsis, reasons, until, dates), strict=True):
             column.append(values, len(devices))
         self._rows += len(devices)
         self._sorted = False
 
     def repeats(self) -> tuple[int, int]:
-        """Return how many rows name what an earlier row names, and how many of them contradict it.
+        """Return the number of rows that repeat an earlier pair, and how many of these contradict it.
 
-        As Rows.repeats in eir.lists.rows.build.
+        Like `Rows.repeats` in eir.lists.rows.build.
         """
         devices, imsis, reasons, until, _ = self.in_order()
         same = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
-        other = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
-        return int(same.sum()), int((same & other).sum())
+        contradicts = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
+        return int(same.sum()), int((same & contradicts).sum())
 
     def slabs(self, most: int = SLAB_PAIRS) -> Iterator[Pairs]:
-        """All of them in order, some pages' at a time: about `most`."""
+        """Yield all rows in order, in portions of whole pages with about `most` rows each."""
         devices, imsis, reasons, until, dates = self.in_order()
         first = 0
         while first < len(devices):
@@ -210,14 +225,14 @@ class PairRows:
             first = last
 
     def in_order(self) -> Pairs:
-        """All of them by device, of one device by IMSI, and of equal pairs first what counts."""
+        """Return all rows by device, then by IMSI; of equal pairs the one that counts is first."""
         if not self._sorted:
             keys = [self._imsis.whole(), self._devices.whole()]
-            if self._until.says:
+            if self._until.has_values:
                 keys.insert(0, ~endless(self._until.whole()))
-            if self._reasons.says:
+            if self._reasons.has_values:
                 keys.insert(0, self._reasons.whole())
-            if self._dates.says:
+            if self._dates.has_values:
                 keys.insert(0, self._dates.whole())
             order = np.lexsort(keys)
             del keys
@@ -234,9 +249,10 @@ class PairRows:
 
 
 def pair_pages(pairs: Pairs) -> list[Page]:
-    """The pages of these pairs, which come in order, of equal ones first the one that counts.
+    """Build pages from sorted pairs; of equal pairs the first counts.
 
-    A device has the reason of its pair that ends last, of several the one with the lowest index, and its earliest date.
+    A device gets the reason of its pair with the latest end, and its earliest date. If several pairs have the latest
+    end, the lowest reason index counts.
     """
     keys, imsis, reasons, until, dates = pairs
     fresh = is_fresh(keys) | is_fresh(imsis)
@@ -265,23 +281,31 @@ def pair_pages(pairs: Pairs) -> list[Page]:
 
 
 def has_pairs(page: Page) -> bool:
-    """True if the page is one of a list of pairs, and not empty."""
+    """Return True if the page belongs to a list of pairs and has at least one pair."""
     return bool(decode_sections(page.extra).imsis)
 
 
 def amended_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
-    """The page after a delta: pairs in `gone` go, then those in `new` come, and their devices take the new reasons and dates.
+    """Return the page after a delta: first remove the pairs of `gone`, then add those of `new`.
 
-    `one_each`: a device is bound to one thing at a time, so that a new one takes the place of the one before.
+    A device in `new` gets its reason and date from there.
+
+    Args:
+        old: page before the delta.
+        gone: pairs to remove.
+        new: pairs to add.
+        one_each: a device has one IMSI or type at a time, so a new one replaces the previous one.
     """
     after = decode_pairs(old)
     for low, goes in decode_pairs(gone).items():
-        had = after.pop(low, None)
-        if had is not None and (stays := {imsi: end for imsi, end in had.imsis.items() if imsi not in goes.imsis}):
-            after[low] = had._replace(imsis=stays)
+        before = after.pop(low, None)
+        if before is not None and (
+            stays := {imsi: end for imsi, end in before.imsis.items() if imsi not in goes.imsis}
+        ):
+            after[low] = before._replace(imsis=stays)
     for low, comes in decode_pairs(new).items():
-        had = after.get(low)
-        after[low] = comes if had is None or one_each else comes._replace(imsis=had.imsis | comes.imsis)
+        before = after.get(low)
+        after[low] = comes if before is None or one_each else comes._replace(imsis=before.imsis | comes.imsis)
     base = old.number * PAGE_KEYS
     rows = [
         (base + low, imsi, paired.reason, end, paired.date)
@@ -304,11 +328,11 @@ def amended_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
 
 
 def decode_pairs(page: Page) -> dict[int, Paired]:
-    """The content of a page of pairs, by device (its remainder)."""
+    """Decode a page of pairs; the key of the result is the device's remainder."""
     low, reasons, *_ = decode(page)
-    _, until, bound, said = decode_sections(page.extra)
+    _, until, bound, dates = decode_sections(page.extra)
     counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()
     imsis = np.frombuffer(bound[4 * len(low) :], "<u8").tolist()
     ends = zip(imsis, each(until, np.int64, len(imsis)).tolist(), strict=True)
-    devices = zip(low.tolist(), reasons.tolist(), counts, each(said, np.int64, len(low)).tolist(), strict=True)
+    devices = zip(low.tolist(), reasons.tolist(), counts, each(dates, np.int64, len(low)).tolist(), strict=True)
     return {device: Paired(reason, dict(islice(ends, count)), date) for device, reason, count, date in devices}

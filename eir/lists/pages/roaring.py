@@ -1,11 +1,12 @@
-"""The portable Roaring format, in which a page has its keys: the one place that writes and reads it.
+"""Encoder and decoder of the portable Roaring format, in which a page stores its keys.
 
-CRoaring writes and reads one bitmap at a time. Most pages of a list are small and made of array containers only, and there
-are hundreds of thousands of them: numpy does many of these at once. Both ways give the same bytes (tests/lists/rows/test_build.py
-holds them to it), which the content digest needs.
-A bitmap of array containers ("no run containers" in RoaringFormatSpec) is, in units of two bytes, little-endian: cookie 2,
-number of containers 2; for each container its upper half and its size less one; for each container the byte at which its
-keys begin (2); the lower halves of all keys.
+CRoaring encodes and decodes one bitmap at a time. A list can have hundreds of thousands of pages, most of them small and
+made of array containers only; numpy encodes and decodes many of these together. Both ways must give the same bytes because
+the content digest covers them (verified by tests/lists/rows/test_build.py).
+
+A bitmap of array containers ("no run containers" in RoaringFormatSpec) has, in units of two bytes, little-endian: the
+cookie (2 units) and the number of containers (2); for each container its upper half (1) and its size less one (1); for each
+container the byte at which its keys begin (2); the lower halves of all keys (1 each).
 """
 
 import array
@@ -20,42 +21,46 @@ from eir.lists.pages.pages import PAGE_KEYS
 
 Indexes = NDArray[np.int64]
 Remainders = NDArray[np.uint32]
-"""Keys of pages, modulo PAGE_KEYS."""
+"""Keys of pages modulo PAGE_KEYS."""
 
 ARRAY_KEYS = 4096
-"""Keys up to which a container is an array, unless runs are shorter; a page with no more has no bitset containers."""
+"""Maximum number of keys of an array container, unless runs are shorter; a page with at most so many has no bitset container."""
 CONTAINERS_MAX = 16
-"""Containers of 2^16 keys each that a page's 10^6 keys can lie in."""
+"""Maximum number of containers of a page: 10^6 keys in containers of 2^16."""
 NOT_ARRAYS = "a page is not made of arrays"
 BEYOND = "a page has keys beyond its million"
 
 _COOKIE = (12346).to_bytes(4, "little")
-"""The first bytes of a bitmap of array and bitset containers, without runs."""
+"""First bytes of a bitmap of array and bitset containers without runs."""
 _HEADS = [_COOKIE + containers.to_bytes(4, "little") for containers in range(CONTAINERS_MAX + 1)]
 _HEAD, _CONTAINER = 4, 4
-"""Units of two bytes: in cookie and number of containers together; in the head of one container."""
+"""Sizes in units of two bytes: of the cookie with the number of containers, and of the head of one container."""
 
 
 def encode_keys(bitmap: BitMap) -> bytes:
-    """The one canonical form of a set of keys: run-optimised, portable. Changes the bitmap's inner form only."""
+    """Encode a set of keys in its one canonical form: run-optimised and portable. Changes only the bitmap's internal form."""
     bitmap.run_optimize()
     return bytes(bitmap.serialize())
 
 
 def decode_keys(stored: bytes) -> BitMap:
-    """The bitmap of a page's keys. Raises ValueError if the bytes are neither a Roaring bitmap nor empty."""
+    """Decode the keys of a page; no bytes are an empty set.
+
+    Raises:
+        ValueError: if the bytes are not a Roaring bitmap.
+    """
     return BitMap.deserialize(stored) if stored else BitMap()
 
 
 def encode_sorted(low: Remainders) -> bytes:
-    """The canonical form of one page's keys, which are in order and at least one."""
+    """Encode the sorted keys (at least one) of one page in the canonical form."""
     keys = array.array("I")
     keys.frombytes(low.tobytes())
     return encode_keys(BitMap(keys))
 
 
 def is_fresh(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """For each of the sorted values (at least one), True if it differs from the one before."""
+    """Return, for each of the sorted values (at least one), whether it differs from the value before it."""
     fresh = np.empty(len(values), bool)
     fresh[0] = True
     np.not_equal(values[1:], values[:-1], out=fresh[1:])
@@ -63,7 +68,7 @@ def is_fresh(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]:
-    """The canonical form of each page: `low` from each start on, in order, as many as its size says."""
+    """Encode the keys of many pages in the canonical form; the keys of page i are `low[starts[i]:starts[i] + sizes[i]]`."""
     high = low >> np.uint32(16)
     fresh = is_fresh(high)
     fresh[starts] = True
@@ -73,7 +78,7 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
     joined = np.bincount(np.searchsorted(containers, adjacent, side="right") - 1, minlength=len(containers))
     first_of_page = np.searchsorted(containers, starts)
     per_page = np.diff(first_of_page, append=len(containers))
-    # CRoaring stores a container as an array while it has 4096 keys at most and runs would not be shorter.
+    # CRoaring stores a container as an array if it has at most 4096 keys and runs would not be shorter.
     plain = np.logical_and.reduceat((counts <= ARRAY_KEYS) & (2 * (counts - joined) >= counts), first_of_page)
     described = np.stack((high[containers], counts - 1), axis=1).astype("<u2").tobytes()
     begins = 2 * (containers - np.repeat(starts - _HEAD - _CONTAINER * per_page, per_page)).astype("<u4")
@@ -90,14 +95,18 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
 
 
 def may_be_arrays(stored: bytes) -> bool:
-    """True if these keys may have the form that ArrayPages takes, and are at most ARRAY_KEYS."""
+    """Return True if ArrayPages may be able to decode these keys, which are at most ARRAY_KEYS."""
     if stored[:4] != _COOKIE or len(stored) < 2 * _HEAD:
         return False
     return len(stored) <= 2 * (_HEAD + _CONTAINER * stored[4] + ARRAY_KEYS)
 
 
 class ArrayPages:
-    """The keys of many pages of array containers. Raises ValueError if one is not of that form, or is damaged."""
+    """Decoder for the keys of many pages that consist of array containers.
+
+    Raises:
+        ValueError: if a page has another form or is damaged.
+    """
 
     def __init__(self, stored: Sequence[bytes]) -> None:
         lengths = np.array([len(page) for page in stored])
@@ -125,7 +134,7 @@ class ArrayPages:
             raise ValueError(BEYOND)
 
     def keys(self) -> Remainders:
-        """All keys, page after page."""
+        """Return all keys, page after page."""
         ends = np.cumsum(self.counts)
         keys_at = self._starts + _HEAD + _CONTAINER * self._containers
         lows = self._words[np.arange(ends[-1]) + np.repeat(keys_at - (ends - self.counts), self.counts)]

@@ -1,1 +1,1 @@
-"""The contract of a store, the chain of the history, reasons, and a list's settings. May import pages."""
+"""Contract of a store, chains of the history, reasons, and settings of a list. May import pages."""

@@ -1,12 +1,12 @@
-"""Time on hosts whose clocks jump and which stand still: when rows with `until` end, and how long the store may take to answer.
+"""Clock for the ends of rows, and timeout of the store, on hosts whose clock can jump and which can be suspended.
 
-A phone that drops out of a list because some clock jumped is a stolen phone that works again. So the time for that purpose
-never goes back, and a wall clock that jumps ahead of the monotonic one is believed only once it has kept the jump for an
-hour; until then time goes on at the pace of the monotonic clock. A start is no exception where the last time seen is known:
-a host that was off for a day waits the hour, since a clock that is a day wrong looks the same.
+If a clock error ended a row early, a stolen phone would work again. So the time for `until` never goes back. If the wall clock
+jumps ahead of the monotonic clock, the new time is accepted only after the jump has lasted for an hour; until then the time
+advances with the monotonic clock. This also applies at a start if the last time is known: a host that was off for a day waits
+an hour, because a clock that is wrong by a day looks the same.
 
-A process that was stopped, or whose host stood still, finds every answer late, and that is not the store's fault: so the time that the
-store has is counted while this process runs. Imports eir.errors.
+After a process was stopped or its host was suspended, every answer is late, but that is not a fault of the store. So the
+timeout of the store counts only time in which this process ran. Imports eir.errors.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from typing import TypeVar
 from eir.errors import StoreError
 
 JUMP_S = 3600.0
-"""Further ahead than this, a wall clock has jumped. Steps of NTP and leap seconds are far below."""
-BELIEVED_AFTER_S = 3600.0
-"""Time after which a jump that was kept counts as the right time (a suspended host, a clock that was set)."""
+"""Seconds ahead of the expected time above which the wall clock has jumped. Steps of NTP and leap seconds are far below."""
+ACCEPTED_AFTER_S = 3600.0
+"""Seconds after which a jump that lasts is accepted (the host was suspended, or the clock was set)."""
 
 
 class TrustedClock:
-    """Unix seconds that do not jump. `last_seen`: the latest time known from before (a file), 0 if none."""
+    """Clock in Unix seconds that does not jump. `last_seen`: latest time before the start (from a file), 0 if there is none."""
 
     __slots__ = ("_jumped_at", "_monotonic", "_time")
 
@@ -33,23 +33,23 @@ class TrustedClock:
 
     @property
     def jumped(self) -> bool:
-        """True while the wall clock is ahead by a jump that is not believed yet."""
+        """True while the wall clock is ahead by a jump that is not accepted yet."""
         return self._jumped_at is not None
 
     @property
     def time(self) -> float:
-        """The time gone by last, in Unix seconds; what to keep over a restart as `last_seen`."""
+        """Unix seconds that `now` returned last; stored over a restart as `last_seen`."""
         return self._time
 
     def now(self, wall: float, monotonic: float) -> float:
-        """The time to use, from the readings of both clocks."""
-        # The monotonic clock says nothing about the time before the process began.
+        """Return the time to use, from the readings of both clocks."""
+        # The monotonic clock does not cover the time before the process began.
         begins = self._monotonic is None and not self._time
         expected = self._time + (0.0 if self._monotonic is None else monotonic - self._monotonic)
         self._monotonic = monotonic
         if begins or wall <= expected + JUMP_S:
             self._jumped_at, self._time = None, max(self._time, wall)
-        elif self._jumped_at is None or monotonic - self._jumped_at < BELIEVED_AFTER_S:
+        elif self._jumped_at is None or monotonic - self._jumped_at < ACCEPTED_AFTER_S:
             self._jumped_at = monotonic if self._jumped_at is None else self._jumped_at
             self._time = expected
         else:
@@ -60,35 +60,41 @@ class TrustedClock:
 T = TypeVar("T")
 
 STORE_TIMEOUT_S = 5.0
-"""Seconds that one answer of the store may take."""
+"""Seconds within which the store must answer."""
 TICK_S = 0.25
-"""The event loop counts the time in such pieces; one that lasted longer counts once, since the loop did not run in it."""
+"""Seconds of one tick of the timeout; a tick that lasted longer counts once, because the process did not run meanwhile."""
 STILL_S = 1.0
-"""Longer than that beyond its time a piece lasts only if the process did not run."""
+"""Seconds by which a tick is late only if the process did not run."""
 STOOD_STILL = "stood_still"
-"""Cause of a failure in an answer's time in which this process did not run: what waited for the answer, a client of the store for one,
-may have given up without looking. To be tried again."""
+"""Reason word for a failure while this process did not run: a client of the store may have given up without reading. Try again."""
 
 
-async def in_time(
+async def await_store(
     answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S, *, tick_s: float = TICK_S, stopped_s: float = STILL_S
 ) -> T:
-    """The store's answer. Raises StoreError: what the answer raises, `timeout` if the loop ran for `timeout_s` without it, or STOOD_STILL.
+    """Return the store's answer.
 
-    Time is counted in pieces of `tick_s`; one that lasts longer by `stopped_s` shows that the process did not run.
+    Args:
+        answer: call of the store.
+        timeout_s: time for the answer, counted in ticks of `tick_s`.
+        tick_s: length of a tick.
+        stopped_s: a tick that is late by this much shows that the process did not run.
+
+    Raises:
+        StoreError: the error of the answer; `timeout`, if the loop ran for `timeout_s` without an answer; STOOD_STILL.
     """
     loop = asyncio.get_running_loop()
     ticking: asyncio.TimerHandle | None = None
     still_s = 0.0
 
-    def look() -> None:
+    def measure() -> None:
         nonlocal still_s
         if ticking is not None:
             still_s = max(still_s, loop.time() - ticking.when())
 
     def tick(left_s: float) -> None:
         nonlocal ticking
-        look()
+        measure()
         if left_s > 0:
             ticking = loop.call_later(min(tick_s, left_s), tick, left_s - tick_s)
         else:
@@ -100,7 +106,7 @@ async def in_time(
             try:
                 return await answer
             finally:
-                look()
+                measure()
                 if ticking is not None:
                     ticking.cancel()
     except TimeoutError:

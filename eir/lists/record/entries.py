@@ -1,6 +1,6 @@
-"""The entries of a list, as people look at them: pages unfolded into rows, now or as they were at a past time.
+"""Entries of a list for commands: rows decoded from pages, now or at a past time.
 
-The past is read by the history, and by the releases that a rollback could bring back.
+Past entries come from the history and from the releases that are stored for a rollback.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,57 +17,65 @@ from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.record.store import Event, ListState, ListStore, Release, utc_text
 
 READ_AGAIN_MAX = 5
-"""Times that a list is read again because it changed while it was read."""
+"""Maximum number of reads of a list that changes while it is read."""
 
 
-class Listed(NamedTuple):
+class ListEntry(NamedTuple):
     """One entry of a list."""
 
     key: int
-    """The key of the device or the subscriber; the lowest one under a whole TAC."""
+    """Key of the device or the subscriber; for a whole TAC its lowest key."""
     imsi: int = 0
-    """The key of a pair's subscriber; 0 in other lists."""
+    """Key of a pair's subscriber; 0 in other lists."""
     whole_tac: bool = False
     reason: int = 0
-    """The byte that stands for its text, see ListState.reasons."""
+    """Index of the reason in ListState.reasons."""
     until: int = 0
-    """Unix seconds at which it ends; 0: it does not."""
+    """End in Unix seconds; 0 for none."""
     date: int = 0
-    """Unix seconds of the day on which a TAC in a list of device types was allocated; 0: not known."""
+    """Unix seconds of the day on which a TAC in a list of device types was allocated; 0 if unknown."""
 
     def text(self, kind: str) -> str:
-        """The listed identifier or TAC, as a data file of this kind of list has it."""
+        """Format the identifier or TAC as in a data file for this kind of list."""
         if kind == SUBSCRIBERS:
             return imsi_text(self.key)
         return f"{self.key // SNR_KEYS:0{TAC_DIGITS}d}" if self.whole_tac else key_text(self.key)
 
 
 def imsi_text(key: int) -> str:
-    """The IMSI that a key stands for (see eir.device.imsi_key)."""
+    """Return the IMSI of a key (see eir.device.imsi_key)."""
     return str(key)[1:]
 
 
 def until_text(until: int) -> str:
-    """The end of an entry as data files have it; empty for none."""
+    """Format the end of an entry as in data files; empty for none."""
     return utc_text(datetime.fromtimestamp(until, UTC)) if until else ""
 
 
 async def read_pages(
-    store: ListStore, name: str, wanted: Callable[[Page], bool] = lambda _: True
+    store: ListStore, name: str, is_selected: Callable[[Page], bool] = lambda _: True
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """A list's state and those of its pages that are wanted, by rising number, as of one moment. Raises StoreError."""
+    """Return a list's state and the selected pages in ascending order, all of the same moment.
+
+    Raises:
+        StoreError: if the list cannot be read.
+    """
     for _ in range(READ_AGAIN_MAX):
         with suppress(StoreChanged):
             state: ListState | None = None
             pages: list[Page] = []
             async for state, batch in store.pages(name):  # noqa: B007  # the last one is returned
-                pages += filter(wanted, batch)
+                pages += filter(is_selected, batch)
             return state, sorted(pages)
     raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read: try again")
 
 
-def entries_of(pages: Iterable[Page]) -> Iterator[Listed]:
-    """The entries of these pages, page by page: first the whole TAC, then by rising key. Raises StoreError if one is damaged."""
+def entries_of(pages: Iterable[Page]) -> Iterator[ListEntry]:
+    """Yield the entries of pages: in each page first the whole TAC, then by ascending key.
+
+    Raises:
+        StoreError: if a page is damaged.
+    """
     for page in pages:
         try:
             yield from _entries_of(page)
@@ -75,40 +83,45 @@ def entries_of(pages: Iterable[Page]) -> Iterator[Listed]:
             raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
 
 
-def _entries_of(page: Page) -> Iterator[Listed]:
+def _entries_of(page: Page) -> Iterator[ListEntry]:
     first, tac = page.number * PAGE_KEYS, page.tac
     if tac is not None:
-        yield Listed(first, 0, True, tac.reason, tac.until)
+        yield ListEntry(first, 0, True, tac.reason, tac.until)
     if has_pairs(page):
         for low, paired in decode_pairs(page).items():
             yield from (
-                Listed(first + low, imsi, False, paired.reason, end, paired.date) for imsi, end in paired.imsis.items()
+                ListEntry(first + low, imsi, False, paired.reason, end, paired.date)
+                for imsi, end in paired.imsis.items()
             )
     else:
         content = decode(page)
         rows = zip(content.low.tolist(), content.reasons.tolist(), content.until.tolist(), strict=True)
-        yield from (Listed(first + low, 0, False, reason, end) for low, reason, end in rows)
+        yield from (ListEntry(first + low, 0, False, reason, end) for low, reason, end in rows)
 
 
 RESET = "reset-serial"
-"""The one change that leaves a list as it was."""
+"""Event that leaves the entries of a list as they were."""
 
 
 class Past(NamedTuple):
-    """A list as it was at a time."""
+    """List at a past time."""
 
     event: Event | None
-    """The event that made it so; None: it had not been loaded, or the history does not reach back so far."""
+    """Event that led to this state; None if the list had not been loaded, or if the history does not reach back so far."""
     release: Release | None
-    """The release that came of that event, if it is kept or still in force."""
-    rows: Sequence[Listed] | None
-    """The entries under which a key was listed, ended ones left out; None: the pages are kept no longer."""
+    """Release of that event, if it is still stored or in force."""
+    rows: Sequence[ListEntry] | None
+    """Entries of a key that had not ended; None if the pages are no longer stored."""
     since: Sequence[Event]
     """Changes of the list after that time, oldest first."""
 
 
-async def past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """The state of a list at a time, with its rows for a key (None: no key is asked for). Raises StoreError."""
+async def load_past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
+    """Return a list at a past time, with the entries of `key` if it is given.
+
+    Raises:
+        StoreError: if the store cannot be read.
+    """
     events = [event for event in await store.history(name) if not is_refusal(event) and event.what != RESET]
     at = utc_text(moment)
     before, since = [event for event in events if event.time <= at], [event for event in events if event.time > at]
@@ -116,16 +129,16 @@ async def past(store: ListStore, name: str, key: int | None, moment: datetime) -
         return Past(None, None, None, since)
     event = before[-1]
     release = next((release for release in await store.releases(name) if is_of(event, release.state)), None)
-    rows: Sequence[Listed] | None = None
+    rows: Sequence[ListEntry] | None = None
     if release is not None and key is not None:
         pages = await store.kept_pages(name, release.state.generation, [key // PAGE_KEYS])
         rows = (
             None
             if pages is None
-            else [each for each in entries_of(pages) if _names(each, key) and not 0 < each.until <= moment.timestamp()]
+            else [each for each in entries_of(pages) if _covers(each, key) and not 0 < each.until <= moment.timestamp()]
         )
     return Past(event, release, rows, since)
 
 
-def _names(entry: Listed, key: int) -> bool:
+def _covers(entry: ListEntry, key: int) -> bool:
     return entry.key == key or (entry.whole_tac and entry.key // PAGE_KEYS == key // PAGE_KEYS)

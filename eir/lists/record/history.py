@@ -1,11 +1,11 @@
-"""The history as two chains: each record holds the digest of the one before it, so that none can be changed, removed or moved unseen.
+"""Hash chains of the history: each record has the digest of the previous one, so a change, removal or move is detected.
 
-A record is a line of JSON with its number, `before` (the SHA-256 of the text of the record before it) and an event. Rows that a
-register feeds are in a chain of their own, FEED, which is limited in size. Each of its records holds as `after` the number of the record
-of MAIN that was the newest then, and anchors in MAIN hold its head, which proves FEED by MAIN.
+A record is a line of JSON with its number, `before` (SHA-256 of the text of the previous record) and an event. Rows that a
+register feeds are in a chain of their own, FEED, which is limited in size. Each of its records has in `after` the number of
+the newest record of MAIN at that time. Anchors in MAIN hold the head of FEED, so MAIN proves FEED.
 
-Refusals are in no chain, since anyone may cause any number of them: they are folded by day, reason, sender and list, the sum of their
-digests proves them, and the oldest folds go.
+Refusals are not in a chain, because anyone can cause any number of them. They are folded by day, reason, sender and list. The
+sum of their digests proves them, and the oldest folds are deleted.
 """
 
 import json
@@ -21,77 +21,82 @@ from eir.lists.pages.pages import digest_text
 from eir.lists.record.store import ANCHOR, FEED, MAIN, REFUSED, Event, Fold, Ledger, ListState, Record
 
 CLAIMS = " (claims {} {}, unverified)"
-"""Ends the detail of a refusal whose manifest was never verified: the list and the serial that it names all the same."""
+"""End of the detail of a refusal whose manifest was never verified: the list and serial that the manifest claims."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 FOLDS_MAX = 1_000
-"""Folded refusals that are kept; beyond, a tenth of them goes, the oldest first."""
+"""Maximum number of stored folds; above it, the oldest tenth is deleted."""
 CONTENT_DIGITS = 32
-"""Hexadecimal digits of the digest of a list's content, in the record of the event that made it."""
+"""Number of hexadecimal digits of a list's content digest in the record of the event that led to it."""
 _EVENT_FIELDS = tuple(field.name for field in fields(Event))
-_SAID = tuple(name for name in _EVENT_FIELDS if name not in {"number", "count", "first", "chain"})
+_RECORD_FIELDS = tuple(name for name in _EVENT_FIELDS if name not in {"number", "count", "first", "chain"})
 _TEXTS = ("time", "who", "what", "outcome", "detail")
 
 
 def record_digest(text: str) -> str:
-    """The digest that the next record holds as `before`."""
+    """Return the digest of a record, which the next record has as `before`."""
     return sha256(text.encode()).hexdigest()
 
 
-def about(event: Event) -> str | None:
-    """The list that an event is about, or that a refused release claimed to be for."""
-    found = _CLAIMED.search(event.detail) if event.list is None else None
-    return found[1] if found else event.list
+def list_of(event: Event) -> str | None:
+    """Return the list of an event, or the list that a rejected release claimed."""
+    claim = _CLAIMED.search(event.detail) if event.list is None else None
+    return claim[1] if claim else event.list
 
 
 # Writing
 
 
-def appended(ledger: Ledger, events: Iterable[Event], after: int | None = None) -> tuple[list[Record], Ledger]:
-    """The records that events become, and the ledger after them. `after`: number of the newest record of MAIN, in records of FEED."""
+def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = None) -> tuple[list[Record], Ledger]:
+    """Return records for the events, and the ledger after them.
+
+    For records of FEED, `after` is the number of the newest record of MAIN.
+    """
     records, digest, size = [], ledger.digest, ledger.bytes
     place = {} if after is None else {"after": after}
     for number, event in enumerate(events, ledger.number + 1):
-        text = _json({"number": number, "before": digest, **place, **_said(event)})
+        text = _json({"number": number, "before": digest, **place, **_event_fields(event)})
         records.append(Record(number, text))
         digest, size = record_digest(text), size + len(text)
     return records, replace(ledger, number=ledger.number + len(records), digest=digest, bytes=size)
 
 
-def completed(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
-    """Return an anchor with the head of the feed's chain, and the ledger of that chain after it.
+def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
+    """Add the head of the feed's chain to an anchor; return it, and the ledger of that chain after it.
 
-    The anchor is None if the last one holds the same head.
+    The anchor is None if the last one has the same head.
     """
     after = replace(feed, anchored=feed.number, anchored_at=anchor.time)
     return None if feed.number == feed.anchored else replace(anchor, head=feed.number, digest=feed.digest), after
 
 
 def fold_key(event: Event) -> str:
-    """Under which a refusal is folded."""
-    parts = (event.time[:10], about(event) or "", event.who, event.detail.partition(":")[0])
+    """Return the key of the fold to which a refusal belongs."""
+    parts = (event.time[:10], list_of(event) or "", event.who, event.detail.partition(":")[0])
     return sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def folded(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledger]:
-    """The fold that a refusal makes of the one before it (None: there was none), and the ledger after it."""
+def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledger]:
+    """Add a refusal to its fold (`before`, None if there is none); return the new fold and the ledger after it."""
     count, first = 0, event.time
     if before is not None:
         was = _read_fold(before)
         count, first = was["count"], was["first"]
-    text = _json({"at": ledger.refused + 1, "after": ledger.number, "count": count + 1, "first": first, **_said(event)})
+    text = _json(
+        {"at": ledger.refused + 1, "after": ledger.number, "count": count + 1, "first": first, **_event_fields(event)}
+    )
     total = int(ledger.refusals, 16) + _number(text) - (0 if before is None else _number(before))
     return Fold(fold_key(event), text), replace(ledger, refused=ledger.refused + 1, refusals=digest_text(total))
 
 
-def left_out(folds: Sequence[Fold]) -> Sequence[Fold]:
-    """The folds to drop if there are too many."""
+def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
+    """Return the folds to delete if there are too many."""
     if len(folds) <= FOLDS_MAX:
         return ()
     return sorted(folds, key=lambda fold: int(_read_fold(fold.text)["at"]))[: len(folds) - FOLDS_MAX + FOLDS_MAX // 10]
 
 
 def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
-    """The ledger with these folds added, or taken out (`times` -1)."""
+    """Return the ledger with these folds added, or removed if `times` is -1."""
     texts = [fold.text for fold in folds]
     refused = max([ledger.refused, *(_read_fold(text)["at"] for text in texts)])
     return replace(
@@ -99,10 +104,12 @@ def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
     )
 
 
-def exchanged(there: Sequence[Fold], given: Sequence[Fold], *, exact: bool) -> tuple[Sequence[Fold], Sequence[Fold]]:
-    """The folds that go and those that come when folds are given.
+def exchange_folds(
+    there: Sequence[Fold], given: Sequence[Fold], *, exact: bool
+) -> tuple[Sequence[Fold], Sequence[Fold]]:
+    """Return the folds to delete and the folds to store if a writer brings `given`.
 
-    If `exact`, they replace those that are there; else the one with the higher count stays.
+    If `exact` is set, they replace all stored folds; otherwise the fold with the higher count stays.
     """
     if exact:
         return there, given
@@ -111,18 +118,18 @@ def exchanged(there: Sequence[Fold], given: Sequence[Fold], *, exact: bool) -> t
     return [known[fold.key] for fold in new if fold.key in known], new
 
 
-def rewritten(ledger: Ledger, first: Record | None, last: Record | None, size: int) -> Ledger:
-    """The ledger after a chain was rewritten. `first`: where it begins from now on; None: as before."""
+def rewritten_ledger(ledger: Ledger, first: Record | None, last: Record | None, size: int) -> Ledger:
+    """Return the ledger after a chain was rewritten. `first`: its new first record, None if it did not change."""
     number, digest = (0, Ledger().digest) if last is None else (last.number, record_digest(last.text))
     return replace(
         ledger, first=ledger.first if first is None else first.number, number=number, digest=digest, bytes=size
     )
 
 
-def overdue(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int | None) -> Sequence[Record]:
-    """The oldest records that are to go: those before a time, or while all take more than `bytes_max`.
+def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int | None) -> Sequence[Record]:
+    """Return the oldest records to delete: those before `until`, and more while all together exceed `bytes_max`.
 
-    The newest one stays.
+    The newest record of the chain always stays.
     """
     too_much = 0 if bytes_max is None else ledger.bytes - bytes_max
     for at, record in enumerate(records):
@@ -132,28 +139,36 @@ def overdue(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: in
     return records
 
 
-def trimmed(
+def trim_records(
     ledger: Ledger, gone: Sequence[Record], event: Event | None, after: int | None = None
 ) -> tuple[Sequence[Record], Ledger]:
-    """The record which tells that these are forgotten, if an event is to, and the ledger after it. `after`: as in `appended`."""
+    """Return the record of a deletion (none if `event` is None), and the ledger after it. `after`: as in `append_events`."""
     first, last = gone[0].number, gone[-1].number
     ledger = replace(ledger, first=last + 1, bytes=ledger.bytes - sum(len(record.text) for record in gone))
     if event is None:
         return (), ledger
     detail = f"{event.detail}: records {first} to {last} are forgotten, the last of {read_record(gone[-1]).time}"
-    return appended(ledger, [replace(event, detail=detail)], after)
+    return append_events(ledger, [replace(event, detail=detail)], after)
 
 
 # Reading
 
 
 def read_record(record: Record, chain: str = MAIN) -> Event:
-    """The event of a record. Raises StoreError (corrupt)."""
+    """Return the event of a record.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
     return _event(_read(record.text), number=record.number, chain=chain)
 
 
 def place_of(record: Record) -> int:
-    """Return the number of the record of MAIN after which a record of FEED was written. Raises StoreError (corrupt)."""
+    """Return the number of the record of MAIN after which a record of FEED was written.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
     place = _read(record.text).get("after")
     if type(place) is not int:
         raise StoreError("corrupt", f"record {record.number} of the feed is not whole")
@@ -169,82 +184,93 @@ def events_of(
     *,
     fed: Sequence[Record] = (),
 ) -> list[Event]:
-    """The records and refusals asked for, in the order in which they happened: the newest `limit` events.
+    """Return the newest `limit` events of records and refusals, in the order in which they happened.
 
-    `name`: of the list that they are about; `since`: from that time on; `fed`: records of FEED. Raises StoreError (corrupt).
+    Args:
+        records: records of MAIN.
+        folds: folded refusals.
+        name: only events of this list.
+        since: only events from this time on.
+        limit: maximum number of events; None for all.
+        fed: records of FEED.
+
+    Raises:
+        StoreError: `corrupt`.
     """
-    found = [((record.number, 0, "", 0), read_record(record)) for record in records]
+    placed = [((record.number, 0, "", 0), read_record(record)) for record in records]
     texts = [(fold.text, _read_fold(fold.text)) for fold in folds]
     refused = [
         (
-            said["after"],
-            said["at"],
-            _event(said, count=said["count"], first=said["first"] if said["count"] > 1 else None),
+            fields["after"],
+            fields["at"],
+            _event(fields, count=fields["count"], first=fields["first"] if fields["count"] > 1 else None),
         )
-        for _, said in sorted(texts, key=lambda each: (each[1]["after"], each[1]["at"]))
+        for _, fields in sorted(texts, key=lambda each: (each[1]["after"], each[1]["at"]))
     ]
     rows = [(place_of(record), record.number, read_record(record, FEED)) for record in sorted(fed)]
-    # Of what came after the same record, the order within refusals and within rows is known, and between them the time.
+    # Refusals after the same record have an order, and so have rows of a feed; between the two kinds, the time decides.
     for sequence in (refused, rows):
         latest = ""
         for after, at, event in sequence:
             latest = max(latest, event.time)
-            found.append(((after, 1, latest, at), event))
-    kept = [
-        each for each in found if (name is None or about(each[1]) == name) and (since is None or each[1].time >= since)
+            placed.append(((after, 1, latest, at), event))
+    selected = [
+        each
+        for each in placed
+        if (name is None or list_of(each[1]) == name) and (since is None or each[1].time >= since)
     ]
-    events = [event for _, event in sorted(kept, key=lambda each: each[0])]
+    events = [event for _, event in sorted(selected, key=lambda each: each[0])]
     return events if limit is None else events[-limit:]
 
 
-def readable(records: Iterable[Record], chain: str = MAIN) -> list[Event]:
-    """The events of those records that can be read."""
-    found: list[Event] = []
+def readable_events(records: Iterable[Record], chain: str = MAIN) -> list[Event]:
+    """Return the events of the records that can be parsed."""
+    events: list[Event] = []
     for record in records:
         with suppress(StoreError):
-            found.append(read_record(record, chain))
-    return found
+            events.append(read_record(record, chain))
+    return events
 
 
 def newest_change(events: Sequence[Event]) -> Event | None:
-    """The newest of a list's events that changed it."""
+    """Return the newest event that changed the list."""
     return next((event for event in reversed(events) if not is_refusal(event)), None)
 
 
 def is_of(event: Event, state: ListState) -> bool:
-    """True if an event made a list's state. An event of a version without content is compared by its release."""
+    """Return True if the event led to this state of a list. Events of old versions have no content; their release is compared."""
     if event.content is not None:
         return event.content == content_of(state)
     return event.digest in {None, state.release_digest}
 
 
 def content_of(state: ListState) -> str:
-    """The digits of a list's content digest that an event holds."""
+    """Return the digits of a list's content digest that an event has."""
     return state.content_digest[:CONTENT_DIGITS]
 
 
-def linked(records: Sequence[Record], before: str | None) -> bool:
-    """True if records have no gap, each written after the one before it.
+def is_linked(records: Sequence[Record], before: str | None) -> bool:
+    """Return True if the records have no gap, and each has the digest of the previous one.
 
-    `before`: the digest that the first one holds; None: any.
+    `before` is the digest that the first record must have; None for any.
     """
     start = records[0].number
     for at, (number, text) in enumerate(records, start):
-        if number != at or _wrong_in(number, text, before):
+        if number != at or _record_fault(number, text, before):
             return False
         before = record_digest(text)
     return True
 
 
-def broken(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> Iterator[str]:
-    """The faults of a history, in words; empty if it is whole. `records`: as they stand, oldest first."""
+def chain_faults(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> Iterator[str]:
+    """Yield the faults of a chain for a person; a valid chain has none. `records` are the stored records, oldest first."""
     expected, before = ledger.first, None if ledger.first > 1 else Ledger().digest
     for number, text in records:
         if number > expected:
             yield _missing(expected, number - 1)
-            before = None  # what was there cannot be known
-        if found := _wrong_in(number, text, before):
-            yield found
+            before = None  # the digest of a missing record is unknown
+        if fault := _record_fault(number, text, before):
+            yield fault
         expected, before = number + 1, record_digest(text)
     if expected <= ledger.number:
         yield _missing(expected, ledger.number)
@@ -256,11 +282,11 @@ def broken(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> 
         yield "refusals were changed or removed"
 
 
-def unanchored(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger) -> Iterator[str]:
-    """The faults of the feed's chain by the anchors in MAIN, in words. `fed`, `ledger`: the feed's chain as it stands."""
+def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger) -> Iterator[str]:
+    """Yield the faults of the feed's chain that anchors in MAIN reveal, for a person. `fed`, `ledger`: the feed's chain."""
     anchors = {
         event.head: (event.number, event.digest)
-        for event in readable(records)
+        for event in readable_events(records)
         if event.what == ANCHOR and event.head is not None
     }
     for number, text in fed:
@@ -274,18 +300,18 @@ def unanchored(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger)
         yield f"records of the feed before {ledger.first} were removed: no record of the history holds one that came later"
 
 
-def _wrong_in(number: int, text: str, before: str | None) -> str:
-    """The fault in the record at this number, in words.
+def _record_fault(number: int, text: str, before: str | None) -> str:
+    """Return the fault of the record at this number, for a person.
 
-    `before`: the digest of the one before it, if that is known.
+    `before` is the digest of the previous record; None if it is unknown.
     """
     try:
-        said = _read(text)
+        fields = _read(text)
     except StoreError:
         return f"record {number} was changed: it cannot be read"
-    if said.get("number") != number:
-        return f"record {said.get('number', 'without a number')} stands where record {number} was"
-    if before in {None, said.get("before")}:
+    if fields.get("number") != number:
+        return f"record {fields.get('number', 'without a number')} stands where record {number} was"
+    if before in {None, fields.get("before")}:
         return ""
     return (
         f"record {number - 1} is not the one that record {number} was written after: it was changed"
@@ -301,12 +327,12 @@ def _missing(first: int, last: int) -> str:
 # Texts
 
 
-def _said(event: Event) -> dict[str, Any]:
-    return {name: value for name in _SAID if (value := getattr(event, name)) is not None}
+def _event_fields(event: Event) -> dict[str, Any]:
+    return {name: value for name in _RECORD_FIELDS if (value := getattr(event, name)) is not None}
 
 
-def _json(said: dict[str, Any]) -> str:
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+def _json(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
 def _count(fold: Fold) -> int:
@@ -319,23 +345,26 @@ def _number(text: str) -> int:
 
 def _read(text: str) -> dict[str, Any]:
     try:
-        said = json.loads(text)
+        fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise StoreError("corrupt", f"a record of the history is not JSON: {error}") from error
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         raise StoreError("corrupt", "a record of the history is not a JSON object")
-    return said
+    return fields
 
 
 def _read_fold(text: str) -> dict[str, Any]:
-    said = _read(text)
-    if any(type(said.get(name)) is not int for name in ("count", "at", "after")) or type(said.get("first")) is not str:
+    fields = _read(text)
+    if (
+        any(type(fields.get(name)) is not int for name in ("count", "at", "after"))
+        or type(fields.get("first")) is not str
+    ):
         raise StoreError("corrupt", "a refusal of the history is not whole")
-    return said
+    return fields
 
 
-def _event(said: dict[str, Any], **more: Any) -> Event:
-    known = {key: value for key, value in said.items() if key in _EVENT_FIELDS}
+def _event(fields: dict[str, Any], **more: Any) -> Event:
+    known = {key: value for key, value in fields.items() if key in _EVENT_FIELDS}
     try:
         event = Event(**{**known, **more})
     except TypeError as error:
@@ -346,10 +375,10 @@ def _event(said: dict[str, Any], **more: Any) -> Event:
 
 
 def is_refusal(event: Event) -> bool:
-    """True if an event is folded with others of its kind; False if it is a record of its own."""
+    """Return True if the event is a refusal, which is folded; other events have a record of their own."""
     return event.outcome == REFUSED
 
 
 def is_counted(event: Event) -> bool:
-    """True if it is an outcome of a release, or of a change of a list."""
+    """Return True if the event is an outcome of a release or of a change of a list."""
     return event.list is not None or is_refusal(event)

@@ -1,4 +1,4 @@
-"""Reasons: the texts behind the byte that pages keep for each entry."""
+"""Reasons: the texts of the index that pages store for each entry."""
 
 from collections.abc import Sequence
 
@@ -15,31 +15,31 @@ OTHER_REASON = "other"
 
 
 def check_reason(text: str) -> None:
-    """Raise EntryRefused unless this says, in one line, why an operator does something."""
+    """Raise EntryRefused unless the text is a reason in one line."""
     if not text.strip() or not text.isprintable() or len(text) > REASON_CHARS_MAX:
         raise EntryRefused(f"a reason is needed: one line of at most {REASON_CHARS_MAX} characters")
 
 
 class Reasons:
-    """The texts of reason bytes, in the order in which they first appeared. The first is empty: no reason."""
+    """Texts of reasons by index, in the order of their first appearance. The first text is empty: no reason."""
 
     def __init__(self, known: Sequence[str] = ()) -> None:
-        """`known`: those that a list's pages refer to already."""
+        """Create a table; `known` has the texts to which pages of the list already refer."""
         self._texts = list(known) or [""]
         self._index = {text: index for index, text in enumerate(self._texts[:REASONS_MAX])}
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts as a state carries them; empty if no row had a reason."""
+        """Texts for ListState.reasons; empty if no row has a reason."""
         return tuple(self._texts) if len(self._texts) > 1 else ()
 
     @property
     def known(self) -> Sequence[str]:
-        """The reasons that have a byte of their own."""
+        """Texts that have an index of their own."""
         return self._texts[:REASONS_MAX]
 
     def index(self, text: str) -> int:
-        """The byte for a text of at most REASON_CHARS_MAX characters; past 255 texts new ones are `other`."""
+        """Return the index of a text of at most REASON_CHARS_MAX characters; after 255 texts, new texts become `other`."""
         if text not in self._index and len(self._texts) < REASONS_MAX:
             self._index[text] = len(self._texts)
             self._texts.append(text)
@@ -49,10 +49,14 @@ class Reasons:
 
 
 async def reason_byte(text: str, state: ListState, store: ListStore, name: str) -> tuple[int, tuple[str, ...]]:
-    """The byte for one more reason of a list, and the texts of the list's bytes then.
+    """Return the index for one more reason of a list, and the texts of the list with it.
 
-    A full release brings all its reasons, but operators' reasons pile up over the years: so the byte of a reason that no
-    entry has any more is used again. A list that is changed meanwhile refuses the change that this is for. Raises StoreError.
+    Each full release brings all its reasons, but the reasons of operators accumulate over the years. So the index of a
+    reason that no entry has any more is reused. If the list changes meanwhile, the store rejects the change that uses
+    the index.
+
+    Raises:
+        StoreError: if the list cannot be read.
     """
     known = Reasons(state.reasons)
     if (byte := known.index(text)) < REASONS_MAX:
@@ -69,17 +73,20 @@ async def reason_byte(text: str, state: ListState, store: ListStore, name: str) 
 
 
 def reason_text(state: ListState, byte: int) -> str:
-    """The text that a reason byte of a list stands for; empty for no reason."""
+    """Return the text of a reason index; empty for no reason."""
     if not byte:
         return ""
     return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON
 
 
 async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) -> str | None:
-    """The reason that a list gives for a key, read from the store; None if the key is not listed or has no reason.
+    """Return the reason of a list for a key, read from the store; None if the key is not listed or has no reason.
 
-    The reason of the identifier's own row counts before that of its TAC, which is shown where there is no such row, or it
-    has no reason, or it ended by `now` (Unix seconds; 0: ends do not matter). Raises StoreError.
+    The reason of the identifier's own row has priority. The reason of its TAC counts if there is no such row, if the
+    row has no reason, or if the row has ended by `now` (Unix seconds; 0: ends are ignored).
+
+    Raises:
+        StoreError: if the list cannot be read.
     """
     state, pages = await store.some_pages(name, [key // PAGE_KEYS])
     if state is None or not pages:
@@ -88,8 +95,8 @@ async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) ->
         low, reasons, until, tac = decode(pages[0])
     except ValueError as error:
         raise StoreError("corrupt", f"page {pages[0].number} is damaged: {error}") from error
-    said = [(int(reasons[at]), until[at]) for at in np.flatnonzero(low == key % PAGE_KEYS)]
+    entries = [(int(reasons[at]), until[at]) for at in np.flatnonzero(low == key % PAGE_KEYS)]
     if tac is not None:
-        said.append(tac)
-    byte = next((reason for reason, end in said if reason and (not end or end > now)), 0)
+        entries.append(tac)
+    byte = next((reason for reason, end in entries if reason and (not end or end > now)), 0)
     return reason_text(state, byte) or None

@@ -1,7 +1,7 @@
-"""The contract between those who change lists, those who follow them, and the store in between.
+"""Contract of a store, between the loaders that change lists and the followers that read them.
 
-One suite of tests (tests/lists/stores/test_store_contract.py) holds every store to it. All methods are coroutines, may be called
-from one event loop, and raise StoreError (eir.errors) when the store cannot do what was asked.
+The same tests (tests/lists/stores/test_store_contract.py) verify every store. All methods are coroutines of one event loop, and
+raise StoreError (eir.errors) if the store fails.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
@@ -14,64 +14,64 @@ from eir.errors import StoreError
 from eir.lists.pages.pages import EMPTY_DIGEST, Page
 
 Mark: TypeAlias = tuple[int, int]
-"""Up to where a list's serials are used up: how often an operator set that back, and the highest one accepted. It only rises."""
+"""Number of times that an operator set the serial back, and the highest serial accepted since. A mark never decreases."""
 
 ACCEPTED, FORCED, REFUSED, ROLLED_BACK = "accepted", "forced", "refused", "rolled_back"
-"""Outcomes of releases, as `eir_releases_total` labels them. FORCED: put in force with a limit lifted by hand."""
+"""Outcomes of releases, as `eir_releases_total` labels them. FORCED: put in force although a limit was exceeded."""
 
 MAIN, FEED = "main", "feed"
 CHAINS = (MAIN, FEED)
-"""Chains of the history. FEED holds rows that registers feed and has a size limit of its own, so that rows displace no record of MAIN."""
+"""Chains of the history. FEED has the rows of registers and a size limit of its own, so that rows displace no record of MAIN."""
 ANCHOR = "anchor"
-"""`what` of a record in MAIN that holds number and digest of the newest record in FEED."""
+"""`what` of a record in MAIN with the number and the digest of the newest record in FEED."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListState:
-    """A store's record of a list, besides its pages. Times are UTC, ISO 8601 with a Z, or None."""
+    """State of a list, without its pages. Times are UTC, ISO 8601 with a Z, or None."""
 
     kind: str
     serial: int
-    """The serial of the release in force; 0 for a local list."""
+    """Serial of the release in force; 0 for a local list."""
     generation: int
-    """+1 at every change, rollback included; a new list has 1."""
+    """Number of changes, including rollbacks; a new list has 1."""
     highest_serial: int
-    """The highest serial of all releases ever accepted; only `reset_serial` lowers it."""
+    """Highest serial of all accepted releases; only `reset_serial` lowers it."""
     release_digest: str
     """SHA-256 of the manifest in force, hexadecimal."""
     serial_resets: int = 0
-    """Times that an operator has set the highest serial back."""
+    """Number of times that an operator set the highest serial back."""
     content_digest: str = EMPTY_DIGEST
-    """Proves the pages, see pages.content_digest."""
+    """Digest of all pages (pages.content_digest)."""
     entries: int = 0
-    """Single identifiers, and whole TACs, each counted as one."""
+    """Number of single identifiers and whole TACs; each counts as one."""
     devices: int = 0
-    """Identifiers that are listed: a whole TAC counts a million, the single ones under it not again."""
+    """Number of listed identifiers: a whole TAC counts as 1,000,000, and single identifiers under it do not count again."""
     reasons: tuple[str, ...] = ()
-    """The reasons that the reason bytes in pages stand for; 255 at most, then `other`."""
+    """Texts of the reason indexes in pages; at most 255, then `other`."""
     issued: str | None = None
     expires: str | None = None
     signers: tuple[str, ...] = ()
-    """Principals whose signatures counted, each with its key's fingerprint: `name SHA256:…`."""
+    """Principals whose signatures count, each with its key's fingerprint: `name SHA256:…`."""
     loaded_at: str | None = None
 
     @property
     def mark(self) -> Mark:
-        """The mark that a release must exceed, by its serial."""
+        """Mark that the serial of the next release must exceed."""
         return self.serial_resets, self.highest_serial
 
 
 NO_LIST = ListState(kind="", serial=0, generation=0, highest_serial=0, release_digest="")
-"""The state of a list that has never been loaded."""
+"""State of a list that was never loaded."""
 
 
 KEEP = 5
-"""Releases of a list that are kept for a rollback, unless configured otherwise."""
+"""Default number of releases of a list that are stored for a rollback."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One step of a list: from generation `before` to `after`; `pages` None means that all were replaced."""
+class ListChange:
+    """One change of a list from generation `before` to `after`; `pages` is None if all pages were replaced."""
 
     before: int
     after: int
@@ -80,88 +80,87 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One line of the history; refusals are events too."""
+    """One event of the history; refusals are events too."""
 
     time: str
     who: str
-    """User and host that did it."""
+    """User and host of the event."""
     what: str
     """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt, trace, anchor."""
     list: str | None = None
-    """None where no verified manifest named a list."""
+    """Name of the list; None if no verified manifest named a list."""
     serial: int | None = None
     digest: str | None = None
-    """Release digest (SHA-256 of the manifest); of a reload the SHA-256 of the configuration; of an anchor that of the record `head`."""
+    """SHA-256 of the manifest; for a reload, of the configuration; for an anchor, of the record `head`."""
     outcome: str
     detail: str = ""
     content: str | None = field(default=None, compare=False)
-    """The first digits of the content digest of the list after it (eir.lists.record.history); the store sets it in the write."""
+    """First digits of the list's content digest after the event (eir.lists.record.history); the store sets them when it writes."""
     count: int = 1
-    """Refusals that are folded into one; `time` and `detail` are the last one's."""
+    """Number of refusals in a fold; `time` and `detail` are those of the last one."""
     first: str | None = None
-    """The time of the first of several."""
+    """Time of the first refusal in a fold of several."""
     head: int | None = None
-    """Number of the newest record in the feed's chain, in an anchor; the store sets it in the write."""
+    """In an anchor: number of the newest record in the feed's chain; the store sets it when it writes."""
     number: int | None = field(default=None, compare=False)
-    """The record's number in its chain; None for a refusal, and for an event that is not written yet."""
+    """Number of the record in its chain; None for a refusal, and for an event that is not written yet."""
     chain: str = field(default=MAIN, compare=False)
-    """The chain that the event is recorded in."""
+    """Chain of the record."""
 
 
 class Record(NamedTuple):
-    """One link of the history's chain, see eir.lists.record.history."""
+    """One record of a chain of the history (eir.lists.record.history)."""
 
     number: int
-    """Its position in the chain."""
+    """Position in the chain."""
     text: str
-    """The record's text, which includes its own number and the digest of the record before it."""
+    """JSON text, which includes the number and the digest of the previous record."""
 
 
 class Fold(NamedTuple):
     """Refusals of one day, list, sender and reason."""
 
     key: str
-    """The day, list, sender and reason."""
+    """Key for the day, list, sender and reason."""
     text: str
-    """JSON: the last of these events, with `count` and `first` (its time); `after`, the number of the record that was the newest then;
-    and `at`, its place among all refusals."""
+    """JSON: the last of these events; `count`; `first` (time of the first one); `after`, the number of the newest record at that time; `at`, its position among all refusals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """The ledger of a chain: the contents that the chain must have to be whole. Refusals belong to MAIN, anchors are about FEED."""
+    """Ledger of a chain: the values that prove that the chain is complete. Refusals are counted in MAIN's, anchors in FEED's."""
 
     first: int = 1
-    """Number of the oldest record that is kept."""
+    """Number of the oldest stored record."""
     number: int = 0
-    """Number of the newest one."""
+    """Number of the newest record."""
     digest: str = "0" * 64
-    """SHA-256 of its text."""
+    """SHA-256 of the newest record's text."""
     bytes: int = 0
-    """Bytes of all texts that are kept, roughly."""
+    """Approximate size of all stored texts."""
     refused: int = 0
-    """All refusals that there ever were."""
+    """Number of all refusals so far."""
     refusals: str = EMPTY_DIGEST
-    """The sum of the SHA-256 of those that are kept, folded."""
+    """Sum of the SHA-256 of the stored folds."""
     anchored: int = 0
     """Number of the record that the last anchor holds."""
     anchored_at: str = ""
-    """Time of the last anchor, or of the last attempt that found nothing new."""
+    """Time of the last anchor, or of the last attempt without a new record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A state that is, or was, in force in a list: a release, or the result of one change of a local list."""
+    """State that is or was in force in a list: of a release, or after a change of a local list."""
 
     state: ListState
-    """The state as it was when it came into force, generation included."""
+    """State at the time when it came into force."""
     made: Event | None
-    """The event that brought it, if known."""
+    """Event that put it in force, if known."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """An outcome of a list: its count and its last time."""
+class OutcomeCount:
+    """Number of times that a list had an outcome, and the last time."""
 
     list: str | None
     outcome: str
@@ -170,17 +169,17 @@ class Outcome:
 
 
 class ListStore(Protocol):
-    """The store of verified lists.
+    """Store of verified lists.
 
-    `seen` is the generation that the caller saw (0: no list yet). Writes are conditional on it, atomic for every reader,
-    and raise GenerationConflict when someone was faster.
+    `seen` is the generation that the caller read (0: no list yet). Every write is atomic and conditional on it; it
+    raises GenerationConflict if the list has changed since.
     """
 
     async def state(self, name: str) -> ListState | None:
-        """The state in force; None if the list has never been loaded."""
+        """Return the state in force, or None if the list was never loaded."""
 
     async def states(self) -> Mapping[str, ListState]:
-        """The states of all lists."""
+        """Return the states of all lists."""
 
     async def replace(
         self,
@@ -192,10 +191,10 @@ class ListStore(Protocol):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Put a full release in force and keep the `keep` releases before it for a rollback; returns the state as stored.
+        """Put a full release in force and keep the `keep` previous releases for a rollback; return the state as stored.
 
-        The store sets `generation` (seen + 1), `highest_serial` (never lower than before) and `serial_resets`. `event`, here and
-        below, goes into the history if the write is made, and only then, whatever happens to who makes it.
+        The store sets `generation` (seen + 1), `highest_serial` (never lower than before) and `serial_resets`. `event`,
+        here and in the other writes, is appended to the history in the same transaction.
         """
 
     async def amend(
@@ -208,81 +207,87 @@ class ListStore(Protocol):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """As `replace` for a delta: its pages replace those of the same number, which are kept (one that is `gone` goes)."""
+        """Put a delta in force, like `replace`: its pages replace those with the same numbers; an empty page deletes one."""
 
     async def rollback(self, name: str, *, seen: int, to: int | None = None, event: Event | None = None) -> ListState:
-        """Undo all releases after the kept one of generation `to` (None: the last one), full or delta, as a new generation.
+        """Undo all releases after the kept one of generation `to` (None: the last release), as a new generation.
 
-        What was undone is kept no longer, what was before it still is. Raises NothingToRollBack.
+        Undone releases are deleted; releases before them stay available for a rollback.
+
+        Raises:
+            NothingToRollBack: if no such release is stored.
         """
 
     async def reset_serial(self, name: str, to: int, *, seen: int, event: Event | None = None) -> ListState:
-        """Set the highest serial to `to`, as a new generation of the same list; what is kept for a rollback stays."""
+        """Set the highest serial to `to`, as a new generation with the same content; stored releases stay."""
 
     async def releases(self, name: str) -> Sequence[Release]:
-        """The release in force, then those that a rollback could bring back, newest first.
+        """Return the release in force, then those to which a rollback can return, newest first.
 
-        Empty if the list does not exist.
+        The result is empty if the list does not exist.
         """
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Those of the numbered pages that a release of `releases` has, by its generation.
+        """Return the numbered pages of one of `releases`, by its generation; None if the release is no longer stored.
 
-        None if the release or its pages are not kept any more.
-
-        Raises StoreChanged when the list changed meanwhile.
+        Raises:
+            StoreChanged: if the list changed meanwhile.
         """
 
     async def restore(
         self, name: str, state: ListState, batches: AsyncIterable[Sequence[Page]], *, seen: int, whole: bool = True,
         event: Event | None = None,
     ) -> None:  # fmt: skip
-        """Put a list in force exactly as `state` says, its generation and highest serial included.
+        """Put a list in force with exactly this state, including its generation and highest serial.
 
-        For a node's last good copy, and for writing such a copy back to a store that lost it. `whole` False: the pages
-        replace those of the same number, as in `amend`. What was kept for a rollback is dropped.
+        It is used for a node's last good copy, and to write such a copy back to a store that lost it. If `whole` is
+        False, the pages replace those with the same numbers, as in `amend`. Stored releases are deleted.
         """
 
     def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """The list as batches of pages, each with the state that it belongs to; the first batch may be empty.
+        """Yield the list in batches of pages, each with its state; the first batch may be empty.
 
-        Raises StoreChanged when the list changed meanwhile. Nothing is yielded for a list that does not exist.
+        A list that does not exist yields no batch.
+
+        Raises:
+            StoreChanged: if the list changed meanwhile.
         """
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """The state and those of the numbered pages that exist, read as of one moment."""
+        """Return the state and the numbered pages that exist, all of the same moment."""
 
-    async def changes(self, name: str, after: int) -> Sequence[Change] | None:
-        """The steps after generation `after`, oldest first, without a gap; None if they are no longer all kept."""
+    async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
+        """Return the changes after generation `after`, oldest first, without a gap; None if some are no longer stored."""
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Return as soon as a list's generation may differ from the one given (0: no list yet), else after the time."""
+        """Return when a list's generation may differ from the given one (0: no list yet), or after `timeout_s`."""
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """Take, or keep, the sole right to do `what` for a time; False while another has it. `ttl_s` 0 gives it back."""
+        """Claim or renew the exclusive right to do `what` for `ttl_s`; return False while another holds it. `ttl_s` 0 releases it."""
 
     async def record(self, event: Event) -> None:
-        """Append to the event's chain; a refusal is folded into others of its kind.
+        """Append an event to its chain; a refusal is added to its fold.
 
-        The store completes an anchor with the head of the feed's chain, and writes none if the last anchor holds the same head.
+        The store completes an anchor with the head of the feed's chain, and skips it if the last anchor has the same
+        head.
         """
 
     async def settle(self) -> None:
-        """Append what a writer that died in the middle left to be written."""
+        """Append events that an interrupted writer left unwritten."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        """The newest events, oldest first: about a list, from a time on, of one chain (None: of both). Refusals count to MAIN."""
+        """Return the newest events, oldest first: of a list, from a time on, of a chain (None: both). Refusals belong to MAIN."""
 
     async def ledger(self, chain: str = MAIN) -> Ledger:
-        """The ledger of a chain."""
+        """Return the ledger of a chain."""
 
     def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
-        """The records of a chain after a number, oldest first, in batches, as they stand: nothing of them is checked."""
+        """Yield the records of a chain after a number in batches, oldest first, without verifying them."""
 
     async def folds(self) -> Sequence[Fold]:
-        """Refusals, folded."""
+        """Return all folds of refusals."""
 
     async def rewrite_history(
         self,
@@ -294,31 +299,34 @@ class ListStore(Protocol):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Replace all records of a chain after number `after`, and add refusals to MAIN (`exact`: and drop all others).
+        """Replace all records of a chain after number `after`, and add folds to MAIN; if `exact` is set, delete all other folds.
 
-        For a node's copy of the history, and for giving it back to a store that lost it. Raises GenerationConflict if the chain's ledger
-        is no longer `seen`. With `seen` None, of a chain that is damaged nothing stays.
+        It is used for a node's copy of the history, and to write that copy back to a store that lost its history. If
+        `seen` is None, all records of a damaged chain are deleted.
+
+        Raises:
+            GenerationConflict: if the chain's ledger is no longer `seen`.
         """
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
-        """Forget the records of a chain from before a time, and the oldest while all take more than that; returns how many.
+        """Delete the records before `until`, and the oldest ones while all exceed `bytes_max`; return the number of deleted records.
 
-        `bytes_max` None: by time alone. If any goes, `event` is appended to the same chain, with what went in its detail; None, for a
-        copy on a node's own disk: nothing is.
+        If records are deleted, `event` is appended to the same chain, with the record numbers in its detail. It is None
+        for a copy on a node's own disk. If `bytes_max` is None, only the time counts.
         """
 
-    async def outcomes(self) -> Sequence[Outcome]:
-        """The outcomes of each list, with their counts and last times."""
+    async def outcomes(self) -> Sequence[OutcomeCount]:
+        """Return the outcomes of each list with their counts and last times."""
 
     async def newer(self) -> str | None:
-        """The reason why this program changes nothing in the store: its form is newer. None if it may."""
+        """Return why this program must not change the store (the store's format is newer), or None if it may."""
 
     async def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
 
 
-async def recorded(store: ListStore, event: Event) -> bool:
-    """Write an event to the history; False if the store cannot: the event has happened all the same."""
+async def try_record(store: ListStore, event: Event) -> bool:
+    """Write an event to the history; return False if the store cannot store it, because the event has happened anyway."""
     with suppress(StoreError):
         await store.record(event)
         return True
@@ -326,5 +334,5 @@ async def recorded(store: ListStore, event: Event) -> bool:
 
 
 def utc_text(moment: datetime) -> str:
-    """A moment as manifests, states and events have it: UTC, whole seconds, with a Z."""
+    """Format a time as in manifests, states and events: UTC, whole seconds, with a Z."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,13 +1,13 @@
-"""OpenSSH itself (`ssh-keygen -Y`, SSHSIG) makes and checks signatures; this is where it is run, and where signers are counted.
+"""Signatures (SSHSIG), made and verified by OpenSSH (`ssh-keygen -Y`), and the count of signers.
 
-Whether a signature counts is told by exit status 0 of `verify` alone; what OpenSSH says besides only names a refusal.
+A signature counts only if `verify` returns exit status 0. Other output of OpenSSH is used only to explain a refusal.
 
-Signers are counted by person: k of n signatures are of k persons, however a signers file writes their names. A principal of an
-allowed_signers file may be a name or a pattern (`*@agency.example`), and OpenSSH tells upper from lower case. Two that may be the same
-person count once: names that differ in case, and a pattern with whatever it fits.
+Signers are counted by person: k of n signatures must be of k persons, however the signers file writes their names. A principal
+in an allowed_signers file is a name or a pattern (`*@agency.example`), and OpenSSH distinguishes upper and lower case. Two
+principals that may be the same person count once: names that differ only in case, and a pattern and a name that it matches.
 
-A document and the signature over it may be one file, so that no reader finds one without the other: the document comes first, behind
-it stands the signature as `ssh-keygen -Y sign` writes it. `cat FILE FILE.sig` makes one.
+A document and its signature may share one file, so that a reader always has both: first the document, then the signature as
+`ssh-keygen -Y sign` writes it. `cat FILE FILE.sig` creates such a file.
 """
 
 import base64
@@ -28,19 +28,19 @@ from eir.errors import ReleaseRefused
 
 NAMESPACE = "eir-release"
 SIGNATURE_BYTES_MAX = 16 << 10
-"""ssh-keygen takes time that grows with the square of a signature's size."""
+"""Maximum size of a signature in bytes; the time of ssh-keygen grows with the square of the size."""
 SIGNERS_BYTES_MAX = 64 << 20
 PRINCIPALS_MAX = 32
-"""Principals tried for one signature: a signer's line may name many."""
+"""Maximum number of principals that are tried for one signature; a line of a signers file may name many."""
 OPENSSH_TIMEOUT_S = 10.0
-"""Seconds for all calls over one release together."""
+"""Seconds for all calls of ssh-keygen for one release together."""
 _KEY_AT = len(b"SSHSIG") + 4 + 4
-"""Position of the public key: behind the magic, the version, and its own length."""
-FILES_NAMED_MAX = 3  # signers files that a refusal names
+"""Position of the public key in a signature: after the magic, the version and the key's length."""
+FILES_NAMED_MAX = 3  # most signers files in a refusal
 
 _GOOD = re.compile(rb'^Good "[a-z-]+" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
 
-_SAID = {
+_OPENSSH_TEXTS = {
     "namespace": (b"namespace does not match", b"not permitted for use in signature namespace"),
     "signer_expired": (b"key has expired", b"not yet valid", b"Certificate invalid", b"no valid principals found"),
     "bad_signature": (b"sshsig_armor", b"sshsig_get_pubkey"),
@@ -53,24 +53,24 @@ _DETAILS = {
 }
 _NEAREST = (*_DETAILS, "untrusted_signer")
 UNSIGNED = frozenset(_NEAREST)
-"""Reasons why a signature does not count."""
+"""Reason words for a signature that does not count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A signature that holds: the key that made it, and the owner of that key in one signers file."""
+    """Valid signature: the fingerprint of its key, and the key's principals in one signers file."""
 
     fingerprint: str
     principals: tuple[str, ...]
 
 
 class Verifier:
-    """Checks signatures over one message in a private folder, with private copies of all files; one deadline, one time T."""
+    """Verifier of signatures over one message, with private copies of all files, one deadline and one time T."""
 
     def __init__(
         self, folder: Path, message: bytes, now: datetime, namespace: str = NAMESPACE, what: str = "the manifest"
     ) -> None:
-        """`what`: how refusals call the message."""
+        """Create a verifier; `what` names the message in refusals."""
         self._folder = folder
         self._message = message
         self._namespace, self._what = namespace, what
@@ -80,32 +80,33 @@ class Verifier:
         self._checked: dict[tuple[Path, Path, Path | None], Signature | str] = {}
 
     def copy(self, name: str, content: bytes) -> Path:
-        """A private file with this content, such as a signature to check."""
+        """Write a private file with this content, such as a signature to verify, and return its path."""
         path = self._folder / name
         path.write_bytes(content)
         return path
 
     def check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
-        """The signature as these files see it, or the reason why it does not count; the same is checked once.
+        """Verify a signature with these files; return it, or the reason why it does not count. Results are cached.
 
-        Raises ReleaseRefused: `signers_file` or `revoked_file` that cannot be used, `timeout`, `openssh`.
+        Raises:
+            ReleaseRefused: `signers_file` or `revoked_file` for an unusable file, `timeout`, `openssh`.
         """
-        if (found := self._checked.get((signature, signers_file, revoked_file))) is None:
-            found = self._checked[signature, signers_file, revoked_file] = self._check(
+        if (outcome := self._checked.get((signature, signers_file, revoked_file))) is None:
+            outcome = self._checked[signature, signers_file, revoked_file] = self._check(
                 signature, signers_file, revoked_file
             )
-        return found
+        return outcome
 
     def _check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
         signers = self._snapshot(signers_file, "signers")
         revoked = () if revoked_file is None else ("-r", self._snapshot(revoked_file, "revoked"))
-        found = self._run("find-principals", "-f", signers, "-s", signature, self._time)
-        if found.returncode:
-            return _reason(found.stderr, "untrusted_signer")
+        candidates = self._run("find-principals", "-f", signers, "-s", signature, self._time)
+        if candidates.returncode:
+            return _reason(candidates.stderr, "untrusted_signer")
         principals: list[str] = []
         fingerprint, reason = "", "bad_signature"
-        listed = found.stdout.decode("utf-8", "surrogateescape").splitlines()
-        # A name behind a `!` is one that the line's patterns are not for; OpenSSH would verify it as a name of its own.
+        listed = candidates.stdout.decode("utf-8", "surrogateescape").splitlines()
+        # `!name` excludes a name from the line's patterns; `verify` would treat it as a literal name.
         for principal in [each for each in listed if not each.startswith("!")][:PRINCIPALS_MAX]:
             verify = ("verify", "-f", signers, "-I", principal, "-n", self._namespace, "-s", signature, self._time)
             done = self._run(*verify, *revoked)
@@ -119,11 +120,11 @@ class Verifier:
         return Signature(fingerprint, tuple(principals)) if principals else reason
 
     def explain(self, reason: str, signature: Path, looked_at: Iterable[Path]) -> str:
-        """The reason why a signature does not count, for a person. `looked_at`: the signers files."""
+        """Describe, for a person, why a signature does not count. `looked_at`: the signers files."""
         if reason in _DETAILS:
             return _DETAILS[reason].format(namespace=self._namespace, what=self._what)
-        made = _GOOD.search(self._run("check-novalidate", "-n", self._namespace, "-s", signature).stdout)
-        key = f"the key {made[1].decode()} that signed" if made else "the key that signed"
+        key_line = _GOOD.search(self._run("check-novalidate", "-n", self._namespace, "-s", signature).stdout)
+        key = f"the key {key_line[1].decode()} that signed" if key_line else "the key that signed"
         files = list(dict.fromkeys(map(str, looked_at)))
         if len(files) == 1:
             return f"{key} is not in the signers file {files[0]}"
@@ -131,7 +132,7 @@ class Verifier:
         return f"{key} is not in any signers file ({', '.join(files[:FILES_NAMED_MAX])}{more})"
 
     def _snapshot(self, path: Path, what: str) -> Path:
-        """A private copy, the same for all calls. OpenSSH would let an empty or missing revocation file pass."""
+        """Return a private copy of a file, the same for all calls. OpenSSH would accept an empty or missing revocation file."""
         if path not in self._snapshots:
             try:
                 with path.open("rb") as file:
@@ -148,24 +149,26 @@ class Verifier:
         return self._snapshots[path]
 
     def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-        # Under this environment ssh-keygen reads times as UTC and speaks English; nothing else of ours goes in.
+        # With this environment ssh-keygen parses times as UTC and prints English; no other variable is passed on.
         environment = {"PATH": os.environ.get("PATH", os.defpath), "TZ": "UTC", "LC_ALL": "C"}
-        left_s = max(self._deadline - time.monotonic(), 0.01)
-        return _ssh_keygen(*arguments, input=self._message, stderr=subprocess.PIPE, env=environment, timeout=left_s)
+        remaining_s = max(self._deadline - time.monotonic(), 0.01)
+        return _ssh_keygen(
+            *arguments, input=self._message, stderr=subprocess.PIPE, env=environment, timeout=remaining_s
+        )
 
 
 def keys_of(signers: bytes) -> set[bytes]:
-    """The public keys in an allowed_signers file, as SSH encodes them: whatever looks like one."""
-    found = set()
+    """Return the public keys in an allowed_signers file in SSH encoding: every word that looks like a key."""
+    keys = set()
     for word in signers.split():
         if word.startswith(b"AAAA"):
             with suppress(binascii.Error):
-                found.add(base64.b64decode(word))
-    return found
+                keys.add(base64.b64decode(word))
+    return keys
 
 
 def key_in(signature: bytes) -> bytes:
-    """Return the public key or certificate that a signature names, as SSH encodes it; empty if the signature is damaged. PROTOCOL.sshsig, 3."""
+    """Return the public key or certificate in a signature in SSH encoding; empty if the signature is damaged. PROTOCOL.sshsig, 3."""
     try:
         blob = base64.b64decode(b"".join(line for line in signature.splitlines() if not line.startswith(b"-----")))
     except binascii.Error:
@@ -174,35 +177,37 @@ def key_in(signature: bytes) -> bytes:
     return blob[_KEY_AT : _KEY_AT + length]
 
 
-def names_one_of(keys: Collection[bytes], signature: bytes) -> bool:
-    """True if a signature says that it is by one of these keys, or under a certificate that one of them signed.
+def claims_one_of(keys: Collection[bytes], signature: bytes) -> bool:
+    """Return True if a signature claims to be by one of these keys, or by a certificate that one of them signed.
 
-    It costs next to nothing and proves nothing: it tells which deliveries to look at first.
+    This is a cheap check without proof, which decides only the order in which deliveries are verified.
     """
     key = key_in(signature)
     return key in keys or (b"-cert-v01@openssh.com" in key[:64] and any(authority in key for authority in keys))
 
 
 def sign(message: bytes, key: Path, namespace: str = NAMESPACE) -> bytes:
-    """The signature over a message by this key, or by the one of this `.pub` that an agent holds; it was checked.
+    """Return a signature over a message by this key, or by the agent's key for this `.pub` file, after verifying it.
 
-    Passphrases, agents and security keys are left to ssh-keygen, which inherits terminal and environment. Raises
-    ReleaseRefused: `signing`, `openssh`.
+    ssh-keygen inherits terminal and environment, and handles passphrases, agents and security keys.
+
+    Raises:
+        ReleaseRefused: `signing`, `openssh`.
     """
-    # Reading from standard input it writes to standard output: a file in the way can neither stay nor be asked about.
-    signed = _ssh_keygen("sign", "-q", "-n", namespace, "-f", key, input=message)
-    if signed.returncode or not 0 < len(signed.stdout) <= SIGNATURE_BYTES_MAX:
+    # With standard input ssh-keygen writes to standard output, so an existing signature file cannot be kept silently.
+    done = _ssh_keygen("sign", "-q", "-n", namespace, "-f", key, input=message)
+    if done.returncode or not 0 < len(done.stdout) <= SIGNATURE_BYTES_MAX:
         raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see what it said above")
     with tempfile.NamedTemporaryFile(prefix="eir-sign-") as signature:
-        Path(signature.name).write_bytes(signed.stdout)
+        Path(signature.name).write_bytes(done.stdout)
         check = ("check-novalidate", "-n", namespace, "-s", signature.name)
         if _ssh_keygen(*check, input=message, stderr=subprocess.DEVNULL).returncode:
             raise ReleaseRefused("signing", f"the signature that ssh-keygen made with {key} does not hold")
-    return signed.stdout
+    return done.stdout
 
 
 def _ssh_keygen(what: str | Path, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    command = ["ssh-keygen", "-Y", what, *arguments]  # OpenSSH stands where the host's PATH has it
+    command = ["ssh-keygen", "-Y", what, *arguments]  # found by the host's PATH
     try:
         return subprocess.run(command, stdout=subprocess.PIPE, check=False, **options)
     except subprocess.TimeoutExpired:
@@ -212,28 +217,35 @@ def _ssh_keygen(what: str | Path, *arguments: str | Path, **options: Any) -> sub
 
 
 def _reason(stderr: bytes, otherwise: str) -> str:
-    return next((reason for reason, texts in _SAID.items() if any(text in stderr for text in texts)), otherwise)
+    return next(
+        (reason for reason, texts in _OPENSSH_TEXTS.items() if any(text in stderr for text in texts)), otherwise
+    )
 
 
-def nearest(reasons: Iterable[str]) -> str:
-    """The most telling of several reasons: a signers file that knows the key knows why it does not count."""
+def most_specific(reasons: Iterable[str]) -> str:
+    """Return the most specific of several reasons: a signers file that has the key explains why the key does not count."""
     return min(reasons, key=_NEAREST.index)
 
 
 BEGINS = b"-----BEGIN SSH SIGNATURE-----"
 
 
-def signed(document: bytes, key: Path, namespace: str = NAMESPACE) -> bytes:
-    """The document, signed. It ends with a newline. Raises ReleaseRefused as openssh.sign."""
+def sign_document(document: bytes, key: Path, namespace: str = NAMESPACE) -> bytes:
+    """Return the document, which must end with a newline, followed by its signature.
+
+    Raises:
+        ReleaseRefused: as `sign`.
+    """
     return document + sign(document, key, namespace)
 
 
-def document_in(
+def verify_document(
     content: bytes, name: str, signers: Path, now: datetime, *, revoked: Path | None = None, namespace: str = NAMESPACE
 ) -> tuple[bytes, Signature]:
-    """The document in a file's content, and who signed it, if that is to be believed at `now`. `name`: of the file, for messages.
+    """Return the document in a file's content and its signature, if the signature is valid at `now`. `name`: for messages.
 
-    Raises ReleaseRefused: `signature_missing`, `too_large`, and as openssh.Verifier.
+    Raises:
+        ReleaseRefused: `signature_missing`, `too_large`, and as Verifier.
     """
     at = content.rfind(b"\n" + BEGINS) + 1
     if not at:
@@ -251,14 +263,15 @@ def document_in(
 
 
 ANY, ONE = "*", "?"
-"""Wildcards of a pattern, for any characters and for one (ssh-keygen(1), ALLOWED SIGNERS; ssh_config(5), PATTERNS)."""
+"""Wildcards of a pattern: any characters, one character (ssh-keygen(1), ALLOWED SIGNERS; ssh_config(5), PATTERNS)."""
 
 
 def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """A choice of keys (fingerprint → principals) such that each has a principal of its own, no two of which may be one person.
+    """Choose keys (fingerprint → principals) with one principal each, so that no two principals may be the same person.
 
-    One person with two keys counts once, and so does one key that two persons share. Of keys with names it is the largest
-    choice; a key that has none left counts by a pattern, if that fits nobody who counts already.
+    One person with two keys counts once, and so does one key of two persons. Among keys with names the choice is the
+    largest possible. A key without a free name counts by a pattern if the pattern matches none of the chosen
+    principals.
     """
     owner: dict[str, tuple[str, str]] = {}  # name in lower case → key, and the name as the key has it
 
@@ -276,30 +289,31 @@ def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
         place(fingerprint, set())
     chosen = dict(owner.values())
     for fingerprint in [key for key in keys if key not in chosen]:
-        alone = (one for one in keys[fingerprint] if not any(may_be_one(one, other) for other in chosen.values()))
-        if (principal := next(alone, None)) is not None:
+        counted = chosen.values()
+        free = (name for name in keys[fingerprint] if not any(may_be_same_person(name, each) for each in counted))
+        if (principal := next(free, None)) is not None:
             chosen[fingerprint] = principal
     return chosen
 
 
-def may_be_one(first: str, second: str) -> bool:
-    """True if some name fits both principals, in whatever case."""
+def may_be_same_person(first: str, second: str) -> bool:
+    """Return True if a name exists that both principals match, ignoring case."""
     first, second = first.casefold(), second.casefold()
-    seen, to_see = set(), [(0, 0)]
-    while to_see:
-        here = at, other = to_see.pop()
-        if here in seen:
+    seen, pending = set(), [(0, 0)]
+    while pending:
+        position = first_at, second_at = pending.pop()
+        if position in seen:
             continue
-        seen.add(here)
-        one, two = first[at : at + 1], second[other : other + 1]
-        if not one and not two:
+        seen.add(position)
+        first_char, second_char = first[first_at : first_at + 1], second[second_at : second_at + 1]
+        if not first_char and not second_char:
             return True
-        if one == ANY:
-            to_see += [(at + 1, other)] + ([(at, other + 1)] if two else [])
-        if two == ANY:
-            to_see += [(at, other + 1)] + ([(at + 1, other)] if one else [])
-        if one and two and (one == two or ONE in {one, two}):
-            to_see.append((at + 1, other + 1))
+        if first_char == ANY:
+            pending += [(first_at + 1, second_at)] + ([(first_at, second_at + 1)] if second_char else [])
+        if second_char == ANY:
+            pending += [(first_at, second_at + 1)] + ([(first_at + 1, second_at)] if first_char else [])
+        if first_char and second_char and (first_char == second_char or ONE in {first_char, second_char}):
+            pending.append((first_at + 1, second_at + 1))
     return False
 
 

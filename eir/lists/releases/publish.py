@@ -1,4 +1,4 @@
-"""The publisher's side: data files, a manifest, and signatures over it."""
+"""Publisher of releases: it writes data files, a manifest, and signatures over the manifest."""
 
 import contextlib
 import filecmp
@@ -24,8 +24,8 @@ from eir.lists.releases import release
 from eir.lists.releases.openssh import sign
 from eir.lists.releases.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
 from eir.lists.rows.build import Rows, build_pages
-from eir.lists.rows.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, adding_up, open_folder
-from eir.lists.rows.layout import LAYOUTS, guess_layout, kinds_for, layout_named, separator_hint, strange_columns
+from eir.lists.rows.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, open_folder, sum_progress
+from eir.lists.rows.layout import LAYOUTS, guess_layout, kinds_for, layout_named, separator_hint, unknown_columns
 from eir.lists.rows.records import Frame
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ ROWS_MAX = 10**10
 ZIP_MEMBERS_MAX = 1000
 BAD_ROWS_NAMED_MAX = 20
 REPLACED = "\ufffd"
-"""Stands for octets that are no UTF-8."""
+"""Character in place of bytes that are not valid UTF-8."""
 
 # D_blacklist.csv, D_notifications_{operator}.csv, D_exceptions_{operator}.csv and their deltas, D being YYYYmmdd_HHMMSS.
 _DIRBS_NAME = re.compile(
@@ -51,36 +51,36 @@ _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A release that was written, and the counts of its rows."""
+    """Release that was written, and the counts of its rows."""
 
     manifest: Path
     rows: int
     entries: Mapping[str, int]
-    """Identifiers, TACs and ranges by their role: `entries` of a full release, `added` and `removed` of a delta."""
+    """Number of identifiers, TACs and ranges by role: `entries` of a full release, `added` and `removed` of a delta."""
     duplicates: int
     conflicting: int
-    """Both as Rows.repeats counts them."""
+    """Repeated entries, and those that conflict, as Rows.repeats counts them."""
     bad_rows: int
     skipped: int
     wrong_dates: int
     wrong_check_digits: int
-    """As in Tally."""
+    """Counts as in Tally."""
 
     def as_json(self) -> dict[str, Any]:
-        """The report as a JSON object."""
+        """Return the report as a JSON object."""
         counts = {key: value for key, value in asdict(self).items() if key not in {"manifest", "entries"}}
         entries = {"entries": sum(self.entries.values()), **self.entries}
         return {"manifest": str(self.manifest), "signature": f"{self.manifest}.sig", **entries, **counts}
 
     def as_text(self) -> str:
-        """The counts in a line."""
-        said = {
+        """Format the counts in one line."""
+        parts = {
             f"{self.rows:,} rows": True,
             ", ".join(f"{count:,} {role}" for role, count in self.entries.items()): True,
             f"{self.duplicates:,} duplicates, of which {self.conflicting:,} give another reason or end": self.duplicates,
             f"{self.skipped:,} junk identifiers that an EIR skips": self.skipped,
         }
-        return "; ".join(text for text, holds in said.items() if holds)
+        return "; ".join(text for text, holds in parts.items() if holds)
 
 
 def publish(
@@ -89,15 +89,31 @@ def publish(
     out: Path | None = None, replace: bool = True, bad_rows_max: int = 0, progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Published:  # fmt: skip
-    """Make a signed release of these data files (or DIRBS zips).
+    """Write a signed release of data files (or DIRBS zips).
 
-    `base` makes it a delta: then a file's name ends in `added` or `removed`, or is one of DIRBS's delta files, or its rows say it
-    by a code. `layout` None: guessed from each file's header; `declared`: layouts that a configuration declares. `out`: the folder
-    that the release goes to; None: the one that the files are in. `key`: an OpenSSH key, or the `.pub` of one that an agent holds;
-    `more_keys` sign after it, for lists that want several signatures. `replace` False: a release of this serial that is there with
-    other data stays. Rows are read as a load reads them: more than `bad_rows_max` that are wrong refuse the release, fewer are named
-    to `warn`, as is what an EIR would take and nobody may have meant. `progress` hears of the stages `extract` and `measure`, in
-    bytes. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature then, nor what is refused in `out`.
+    Rows are read as a load reads them.
+
+    Args:
+        files: data files.
+        list_name: list of the release.
+        serial: serial of the release.
+        base: serial on which a delta builds. In a delta, a file's name ends in `added` or `removed` or is a DIRBS delta
+            name,
+            or its rows have a code for it.
+        issued: start of validity.
+        expires: end of validity.
+        key: OpenSSH key, or the `.pub` file of an agent's key.
+        more_keys: keys for further signatures, for lists that need several.
+        layout: layout of the files; None: guessed from each header.
+        declared: layouts of the configuration.
+        out: folder of the release; None: the folder of the files.
+        replace: if False, an existing release of this serial with other data stays, and this one is rejected.
+        bad_rows_max: maximum number of bad rows; up to this number they are warnings.
+        progress: receives the stages `extract` and `measure`, in bytes.
+        warn: receives warnings, such as data that an EIR accepts but that is probably a mistake.
+
+    Raises:
+        ReleaseRefused: with the reason word of a load. Then neither a signature nor new data files remain in `out`.
     """
     from eir.lists.rows.reader import Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
@@ -110,9 +126,9 @@ def publish(
         raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
     folder = out or files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    with _undone() as made:
-        placed = [name for file in files for name in _place(file, folder, kind, report, made)]
-        if len(set(placed)) < len(placed):
+    with _remove_on_failure() as new_files:
+        names = [name for file in files for name in _place(file, folder, kind, report, new_files)]
+        if len(set(names)) < len(names):
             raise ReleaseRefused("file_name", "two data files have the same name")
         tally = Tally(
             bad_rows_max=ROWS_MAX,
@@ -121,9 +137,9 @@ def publish(
             dates=True,
             complaints_max=BAD_ROWS_NAMED_MAX,
         )
-        said: list[str] = []
-        entries, rows = _described(
-            folder, placed, kind, layout, declared or {}, tally=tally, say=said.append, report=report
+        warnings: list[str] = []
+        entries, rows = _describe_files(
+            folder, names, kind, layout, declared or {}, tally=tally, say=warnings.append, report=report
         )
         if tally.bad > bad_rows_max:
             more = f"{tally.bad} bad rows; {bad_rows_max} may be bad (--bad-rows-max)"
@@ -133,16 +149,16 @@ def publish(
             "issued": utc_text(issued), "expires": utc_text(expires), "files": [asdict(entry) for entry in entries],
         }  # fmt: skip
         path = folder / f"{list_name}-{serial}.manifest.json"
-        if not replace and _other_data(path, manifest):
+        if not replace and _has_other_data(path, manifest):
             advice = "give this one a higher serial, or --force"
             raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
     repeats = [each.repeats() for each in rows.values()]
     built = {role: build_pages(each) for role, each in rows.items()}
     if kind == DELTA and (both := _in_both(built[ADDED].pages, built[REMOVED].pages)):
-        said.append(f"{both:,} identifiers are both added and removed: they are in the list then")
+        warnings.append(f"{both:,} identifiers are both added and removed: they are in the list then")
     published = Published(
         manifest=path, rows=sum(entry.rows for entry in entries), entries={role: each.entries for role, each in built.items()},
-        duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(other for _, other in repeats),
+        duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(contradictions for _, contradictions in repeats),
         bad_rows=tally.bad, skipped=tally.skipped, wrong_dates=tally.wrong_dates, wrong_check_digits=tally.wrong_check_digits,
     )  # fmt: skip
     signatures = [folder / name for name in release.signature_names(path.name)]
@@ -153,16 +169,18 @@ def publish(
     signed = [sign(document, signing_key) for signing_key in (key, *more_keys)]
     for signature, content in zip(signatures, signed, strict=False):
         _write(signature, content)
-    for text in (*said, *_warnings(entries, tally)):
+    for text in (*warnings, *_warnings(entries, tally)):
         warn(text)
     return published
 
 
 def _in_both(added: Sequence[Page], removed: Sequence[Page]) -> int:
-    """The number of identifiers that are listed on their own in both; pairs do not count."""
-    there = {page.number: page.keys for page in removed if page.keys and not has_pairs(page)}
-    both = [(page.keys, there[page.number]) for page in added if page.keys and page.number in there]
-    return sum(decode_keys(one).intersection_cardinality(decode_keys(other)) for one, other in both)
+    """Count the identifiers that are listed singly in both; pairs are ignored."""
+    removed_keys = {page.number: page.keys for page in removed if page.keys and not has_pairs(page)}
+    both = [(page.keys, removed_keys[page.number]) for page in added if page.keys and page.number in removed_keys]
+    return sum(
+        decode_keys(added_part).intersection_cardinality(decode_keys(removed_part)) for added_part, removed_part in both
+    )
 
 
 def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
@@ -177,15 +195,17 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
         yield f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit"
 
 
-def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """True if a release of other data is already at this place; the same data may be signed once more, for longer."""
+def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
+    """Return True if this path has a release with other data; the same data may be signed again, for a later end."""
     try:
-        there = json.loads(path.read_bytes())
+        existing = json.loads(path.read_bytes())
     except FileNotFoundError:
         return False
     except (OSError, ValueError):
         return True
-    return not isinstance(there, dict) or any(there.get(key) != manifest.get(key) for key in ("kind", "base", "files"))
+    return not isinstance(existing, dict) or any(
+        existing.get(key) != manifest.get(key) for key in ("kind", "base", "files")
+    )
 
 
 def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
@@ -198,21 +218,21 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
 
 
 @contextlib.contextmanager
-def _undone() -> Iterator[list[Path]]:
-    """A list for files that are made; they go again if what is done with them fails, so that the next try does not meet them."""
-    made: list[Path] = []
+def _remove_on_failure() -> Iterator[list[Path]]:
+    """Provide a list for paths of new files, which are removed if the block fails, so that the next try does not find them."""
+    new_files: list[Path] = []
     try:
-        yield made
+        yield new_files
     except BaseException:
-        for each in made:
+        for each in new_files:
             each.unlink(missing_ok=True)
         raise
 
 
-def _place(file: Path, folder: Path, kind: str, report: Progress, made: list[Path]) -> Sequence[str]:
-    """Put this file's data files into the release's folder, and return their names; those that are new are appended to `made`."""
+def _place(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
+    """Copy this file's data files to the release's folder; return their names and append new paths to `made`."""
     if file.suffix.lower() == ".zip":
-        return _extract(file, folder, kind, report, made)
+        return _extract(file, folder, kind, report, new_files)
     if not is_plain_name(file.name):
         raise ReleaseRefused("file_name", f"{file.name!r} is not a plain file name")
     if file.resolve().parent != folder.resolve():
@@ -221,23 +241,23 @@ def _place(file: Path, folder: Path, kind: str, report: Progress, made: list[Pat
         except OSError as error:
             raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
         with source:
-            _put(source, folder / file.name, os.fstat(source.fileno()).st_size, made)
+            _write_new(source, folder / file.name, os.fstat(source.fileno()).st_size, new_files)
     return (file.name,)
 
 
-def _extract(file: Path, folder: Path, kind: str, report: Progress, made: list[Path]) -> Sequence[str]:
-    """The CSVs of a zip that a release of this kind is made of, extracted."""
+def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
+    """Extract the CSV files of a zip that belong to a release of this kind."""
     try:
         with zipfile.ZipFile(file) as archive:
-            members = _chosen(archive.infolist(), file.name, kind)
-            done = adding_up(report, "extract", sum(member.file_size for member in members.values()))
+            members = _select_members(archive.infolist(), file.name, kind)
+            done = sum_progress(report, "extract", sum(member.file_size for member in members.values()))
             for name, member in members.items():
                 if member.file_size > max(member.compress_size, 1 << 10) * EXPANDED_RATIO_MAX:
                     raise ReleaseRefused(
                         "expanded", f"{file.name}: {name} is packed more than {EXPANDED_RATIO_MAX} times"
                     )
                 with archive.open(member) as source:
-                    _put(source, folder / name, member.file_size, made)
+                    _write_new(source, folder / name, member.file_size, new_files)
                 done(member.file_size)
     except OSError as error:
         raise ReleaseRefused("file_missing", f"{file}: {error.strerror or error}") from None
@@ -246,50 +266,50 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress, made: list[P
     return tuple(members)
 
 
-def _chosen(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
-    """Members by the plain name that they get: DIRBS's full file or its delta files, else every CSV.
+def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
+    """Select members of a zip by file name: DIRBS's full file or its delta files, or else every CSV.
 
-    A DIRBS zip holds the full file and the deltas of the same run; its blacklist, notifications and exceptions come in
-    zips of their own, for each operator one.
+    A DIRBS zip has the full file and the deltas of the same run. Its blacklist, notifications and exceptions are in
+    separate zips, one for each operator.
     """
     if len(infos) > ZIP_MEMBERS_MAX:
         raise ReleaseRefused("data", f"{zip_name} holds more than {ZIP_MEMBERS_MAX} files")
-    found: dict[str, zipfile.ZipInfo] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = PurePosixPath(info.filename).name
         if info.is_dir() or not name.endswith((".csv", ".csv.gz", ".csv.zst")):
             continue
         if info.filename != name and ".." in PurePosixPath(info.filename).parts:
             raise ReleaseRefused("file_name", f"{zip_name}: {info.filename!r} leads out of its folder")
-        if not is_plain_name(name) or name in found:
+        if not is_plain_name(name) or name in members:
             raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is not a plain file name, or there twice")
-        found[name] = info
-    dirbs = {name: match for name in found if (match := _DIRBS_NAME.fullmatch(name))}
+        members[name] = info
+    dirbs = {name: match for name in members if (match := _DIRBS_NAME.fullmatch(name))}
     if dirbs:
-        wanted = {name: match for name, match in dirbs.items() if (match["change"] is not None) == (kind == DELTA)}
-        sources = {(match["what"], match["operator"]) for match in wanted.values()}
+        selected = {name: match for name, match in dirbs.items() if (match["change"] is not None) == (kind == DELTA)}
+        sources = {(match["what"], match["operator"]) for match in selected.values()}
         if len(sources) > 1:
             listed = ", ".join(sorted(" ".join(filter(None, source)) for source in sources))
             raise ReleaseRefused("layout", f"{zip_name} holds several lists ({listed}); publish them apart")
-        found = {name: info for name, info in found.items() if name in wanted}
-    if not found:
+        members = {name: info for name, info in members.items() if name in selected}
+    if not members:
         raise ReleaseRefused("layout", f"{zip_name} holds no CSV for a {kind} release")
-    return found
+    return members
 
 
-def _put(source: IO[bytes], target: Path, size: int, made: list[Path]) -> None:
-    """Write `size` bytes under a new name; what is there already is left alone if it is the same, and refused if not."""
+def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]) -> None:
+    """Write `size` bytes to a new file. An existing file stays if it has the same content, otherwise the release is rejected."""
     with _temporary(target) as temporary:
         with temporary.open("wb") as file:
-            left = size
-            while data := source.read(min(CHUNK_BYTES, left + 1)):
-                left -= len(data)
-                if left < 0:
+            rest = size
+            while data := source.read(min(CHUNK_BYTES, rest + 1)):
+                rest -= len(data)
+                if rest < 0:
                     raise ReleaseRefused("expanded", f"{target.name} is larger than it says")
                 file.write(data)
         if not os.path.lexists(target):
             temporary.replace(target)
-            made.append(target)
+            new_files.append(target)
         elif target.is_symlink() or not target.is_file() or not filecmp.cmp(target, temporary, shallow=False):
             raise ReleaseRefused("file_exists", f"{target} is there already and differs; remove it first")
 
@@ -301,34 +321,34 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _write(target: Path, content: bytes) -> None:
-    """A file that is there wholly or not at all."""
+    """Write a file atomically."""
     with _temporary(target) as temporary:
         temporary.write_bytes(content)
         temporary.replace(target)
 
 
-def _described(
+def _describe_files(
     folder: Path, names: Sequence[str], kind: str, layout: str | None, declared: Mapping[str, Layout], *,
     tally: "Tally", say: Callable[[str], None], report: Progress,
 ) -> tuple[Sequence[FileEntry], Mapping[str, Rows]]:  # fmt: skip
-    """The manifest's entry for each file, and the rows of all for each role, as a load would read them."""
+    """Return the manifest's entry for each file, and all rows by role, as a load would read them."""
     from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
     rows = {role: Rows() for role in release.ROLES[kind] if role != CHANGES}
     reasons, entries, actions = Reasons(), [], Actions()
     with open_folder(folder) as folder_fd:
-        begun = [_begun(name, folder_fd, layout, declared) for name in names]
+        inspected = [_inspect(name, folder_fd, layout, declared) for name in names]
         kinds = list(KINDS)
-        for name, begin in zip(names, begun, strict=True):
-            kinds = [each for each in kinds if each in begin.kinds]
+        for name, inspection in zip(names, inspected, strict=True):
+            kinds = [each for each in kinds if each in inspection.kinds]
             if not kinds:
-                detail = f"{name} is for lists of {' or '.join(begin.kinds)}, and a file before it is not; publish them apart"
+                detail = f"{name} is for lists of {' or '.join(inspection.kinds)}, and a file before it is not; publish them apart"
                 raise ReleaseRefused("layout", detail)
-        for name, (digest, dialect, _, header) in zip(names, begun, strict=True):
+        for name, (digest, dialect, _, header) in zip(names, inspected, strict=True):
             role = _role(name, kind, dialect)
             with DataFile(name, folder_fd) as file:
                 count = read_rows(
-                    file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size)), name=name, layout=dialect.name,
+                    file.chunks(ROWS_MAX, digest, sum_progress(report, "measure", file.size)), name=name, layout=dialect.name,
                     kind=kinds[0], rows=rows.get(role), reasons=reasons, tally=tally, declared=declared, actions=actions,
                 )  # fmt: skip
                 if file.is_unended:
@@ -336,16 +356,16 @@ def _described(
             entries.append(
                 FileEntry(name=name, role=role, layout=dialect.name, bytes=file.size, rows=count, sha256=digest)
             )
-            for column in strange_columns(header, dialect):
+            for column in unknown_columns(header, dialect):
                 say(f"{name}: no EIR reads the column {column}")
-    actions.into(next(iter(rows.values())), rows.get(REMOVED))
-    for text in _of_reasons(reasons.texts):
+    actions.move_to(next(iter(rows.values())), rows.get(REMOVED))
+    for text in _reason_warnings(reasons.texts):
         say(text)
     return entries, rows
 
 
-def _of_reasons(texts: Sequence[str]) -> Iterator[str]:
-    """Warnings of reasons that a list does not keep as they are."""
+def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
+    """Yield warnings for reasons that a list does not store unchanged."""
     if (garbled := next((text for text in texts if REPLACED in text), None)) is not None:
         yield f"reasons are not in UTF-8, such as '{garbled}': save the file so, or declare its encoding (layouts)"
     if (cut := next((text for text in texts if len(text) == REASON_CHARS_MAX), None)) is not None:
@@ -354,32 +374,32 @@ def _of_reasons(texts: Sequence[str]) -> Iterator[str]:
         yield f"an EIR keeps the first {REASONS_MAX - 1} different reasons; all others become '{OTHER_REASON}'"
 
 
-class _Begin(NamedTuple):
-    """The facts about a file before its rows are read."""
+class _Inspected(NamedTuple):
+    """Properties of a file that are read before its rows."""
 
     sha256: str
     layout: Layout
     kinds: Sequence[str]
-    """Kinds of lists that it may be for."""
+    """Kinds of lists for which the file may be used."""
     header: bytes
-    """The line with the names of its columns."""
+    """Line with the column names."""
 
 
-def _begun(name: str, folder_fd: int, layout: str | None, declared: Mapping[str, Layout]) -> _Begin:
+def _inspect(name: str, folder_fd: int, layout: str | None, declared: Mapping[str, Layout]) -> _Inspected:
     with DataFile(name, folder_fd) as file:
         digest = file.sha256()
         chunks = file.chunks(ROWS_MAX, digest)
         begin = next(chunks, b"")
         header = begin.partition(b"\n")[0]
-        found = layout or guess_layout(header)
-        if found is None:
+        layout_name = layout or guess_layout(header)
+        if layout_name is None:
             advice = f"give one of {', '.join((*LAYOUTS, *declared))} (--layout)"
             hint = separator_hint(header) or " (none of its columns is named imei, nor as another layout has it)"
             why = f"no layout fits its first line{hint}" if begin else "the file is empty"
             raise ReleaseRefused("layout", f"{name}: {why}; {advice}")
-        dialect = layout_named(name, found, declared)
+        dialect = layout_named(name, layout_name, declared)
         header = next(iter(Frame(name, dialect).lines((begin,) if begin else ())), b"").partition(b"\n")[0]
-        return _Begin(digest, dialect, kinds_for(name, dialect, header), header)
+        return _Inspected(digest, dialect, kinds_for(name, dialect, header), header)
 
 
 def _role(name: str, kind: str, layout: Layout) -> str:

@@ -1,8 +1,8 @@
-"""Trust: what of a release is believed, in which order, and who signed it.
+"""Verification of a release: the order of its steps, and its signers.
 
-The manifest and its signatures are read once and copied to a private folder, where OpenSSH checks the signatures against
-allowed_signers files; only then is the manifest read as JSON, and only what it says of a list that is known here, signed by
-that list's own signers, goes on to the data files. Nothing here reads rows; the serial in force is an argument.
+The manifest and its signatures are read once and copied to a private folder. There OpenSSH verifies the signatures with
+allowed_signers files. The manifest is parsed as JSON only after that. Data files are read only if the manifest's list is
+configured and its own signers have signed. This module reads no rows; the serial in force is an argument.
 """
 
 import difflib
@@ -20,25 +20,25 @@ from typing import Any, TypeAlias, TypeVar
 from eir.errors import ReleaseRefused
 from eir.lists.record.settings import DEVICES, Layout, ListSettings, is_list_name
 from eir.lists.record.store import utc_text
-from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, distinct_signers, nearest
+from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, distinct_signers, most_specific
 from eir.lists.rows.delivered import open_folder, read_small
 
 Value = TypeVar("Value")
 Trust: TypeAlias = tuple[Path, Path | None]
-"""The trust in signers of a list: an allowed_signers file, and one of revoked keys."""
+"""Trust files of a list: an allowed_signers file, and a file of revoked keys."""
 
 FORMAT = "eir-release/1"
 MANIFEST_ENDS = ".manifest.json"
-"""End of a manifest's name in a drop folder."""
+"""End of a manifest's file name."""
 MANIFEST_BYTES_MAX = 1 << 20
 SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
 FIRST_SERIAL_MAX = 10**16
-"""Room for a date with time and a number, such as 2026112612000001; and above it for as many releases as anyone makes."""
+"""Highest first serial: date, time and a number, such as 2026112612000001, fit, and enough higher serials remain."""
 
 FULL, DELTA = "full", "delta"
 ENTRIES, ADDED, REMOVED, CHANGES = "entries", "added", "removed", "changes"
 ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED, CHANGES)}
-"""Roles of the files of each kind of release; `changes` holds both, by a code in each row."""
+"""Roles of the files of each kind of release; `changes` has added and removed rows, by a code in each row."""
 
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -47,7 +47,7 @@ _NOT_DATA = re.compile(r"\.(?:manifest\.json|sig(?:\.[0-9]+)?)\Z", re.IGNORECASE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One data file as the manifest promises it; `bytes` and `sha256` as delivered, `rows` without the header."""
+    """One data file in a manifest; `bytes` and `sha256` as delivered, `rows` without the header."""
 
     name: str
     role: str
@@ -59,21 +59,21 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A release's description of itself."""
+    """Manifest of a release."""
 
     list: str
     kind: str
     serial: int
     base: int | None
-    """The serial that a delta builds on."""
+    """Serial on which a delta builds."""
     issued: datetime
     expires: datetime
     files: tuple[FileEntry, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """A manifest whose signatures hold for the list that it names."""
+class VerifiedRelease:
+    """Manifest with valid signatures for its list."""
 
     manifest: Manifest
     digest: str
@@ -82,10 +82,11 @@ class Release:
     """`principal SHA256:…` of each signature that counts."""
 
 
-def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> Release:
-    """The release of a manifest and the signatures beside it, if they are trustworthy at `now`.
+def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> VerifiedRelease:
+    """Verify the signatures beside a manifest at `now` and return the release.
 
-    Raises ReleaseRefused, with list and serial once a signature holds for the list named, with what is claimed until then.
+    Raises:
+        ReleaseRefused: with list and serial if a signature is valid for the list; before that, with the claimed ones.
     """
     content = b""
     try:
@@ -97,15 +98,19 @@ def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: da
             copies = {name: openssh.copy(name, signature) for name, signature in signatures.items()}
             return _verify(content, copies, lists, openssh, now)
     except ReleaseRefused as refused:
-        if refused.list_name is None and (claims := _claimed(content)) is not None:
+        if refused.list_name is None and (claims := _claimed_release(content)) is not None:
             refused.claims = claims
             if refused.reason == "unknown_list":
-                refused.detail += _which_list(claims[0], lists)
+                refused.detail += _list_advice(claims[0], lists)
         raise
 
 
 def check_times(manifest: Manifest, now: datetime) -> None:
-    """Refuse a release from the future or the past. Raises ReleaseRefused (`issued_in_future`, `expired`)."""
+    """Reject a release from the future or with a past end.
+
+    Raises:
+        ReleaseRefused: `issued_in_future`, `expired`.
+    """
     if manifest.issued > now:
         raise ReleaseRefused("issued_in_future", f"issued {utc_text(manifest.issued)}, and it is {utc_text(now)}")
     if manifest.expires <= now:
@@ -113,20 +118,28 @@ def check_times(manifest: Manifest, now: datetime) -> None:
 
 
 def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
-    """Refuse a release that is not the next one. Raises ReleaseRefused (`serial`, `serial_step`, `base`).
+    """Reject a release that is not the next one.
 
-    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted (0: none); `step_max`: how far
-    above it the next one may be, since it uses up all serials in between.
+    Args:
+        manifest: manifest of the release.
+        current: serial in force; None if there is no list yet.
+        highest: highest serial ever accepted; 0 for none.
+        step_max: maximum difference between the serial and `highest`, because all serials in between become unusable.
+
+    Raises:
+        ReleaseRefused: `serial`, `serial_step`, `base`.
     """
     if manifest.serial <= highest:
         detail = f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
         raise ReleaseRefused("serial", detail)
     most = highest + step_max if highest else FIRST_SERIAL_MAX
     if manifest.serial > most:
-        found = f"serial {manifest.serial} is too high: no release with a lower one could follow it"
+        problem = f"serial {manifest.serial} is too high: no release with a lower one could follow it"
         limit = f"{highest} is the highest ever accepted for {manifest.list}, and serial_step_max is {step_max}"
         limit = limit if highest else f"this would be the first release of {manifest.list}"
-        raise ReleaseRefused("serial_step", f"{found}. {limit}: publish it with a serial from {highest + 1} to {most}")
+        raise ReleaseRefused(
+            "serial_step", f"{problem}. {limit}: publish it with a serial from {highest + 1} to {most}"
+        )
     if manifest.kind == DELTA and manifest.base != current:
         needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
         needed = "there is no list yet: a full release is needed first" if current is None else needed
@@ -134,8 +147,8 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_
 
 
 @contextmanager
-def about(manifest: Manifest) -> Iterator[None]:
-    """Refusals within name the list and the serial of this manifest, whose signatures hold."""
+def naming_release(manifest: Manifest) -> Iterator[None]:
+    """Add the list and the serial of this manifest, whose signatures are valid, to refusals in the block."""
     try:
         yield
     except ReleaseRefused as refused:
@@ -144,7 +157,11 @@ def about(manifest: Manifest) -> Iterator[None]:
 
 
 def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
-    """Refuse a file whose role does not fit its layout, or a list of this kind. Raises ReleaseRefused (`layout`)."""
+    """Reject a file whose role does not fit its layout or the kind of list.
+
+    Raises:
+        ReleaseRefused: `layout`.
+    """
     if layout.by_pair and entry.role == REMOVED and holds == DEVICES:
         detail = f"layout {layout.name} has a row for each device with one of its SIMs: who goes with one may be there with another"
         raise ReleaseRefused("layout", f"{entry.name}: {detail}; a list of {DEVICES} takes full releases of it alone")
@@ -161,34 +178,34 @@ def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
 
 
 def is_plain_name(name: str) -> bool:
-    """True for a name that stays in its folder: no separator, no `..`, no control character, not hidden, not an option."""
+    """Return True for a name that stays in its folder: no separator, no `..`, no control character, not hidden, not an option."""
     fits = 0 < len(name.encode("utf-8", "replace")) <= 255 and name.isprintable()
     return fits and not name.startswith((".", "-")) and not any(separator in name for separator in "/\\:")
 
 
 def signature_names(manifest_name: str) -> list[str]:
-    """The names of the signatures beside a manifest: `.sig`, then `.sig.2`, `.sig.3` and so on."""
+    """Return the names of the signatures beside a manifest: `.sig`, then `.sig.2`, `.sig.3` and so on."""
     return [f"{manifest_name}.sig", *(f"{manifest_name}.sig.{number}" for number in range(2, SIGNATURES_MAX + 1))]
 
 
 def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
-    """The signatures by name, as many as there are without a gap."""
-    found: dict[str, bytes] = {}
+    """Return the signatures by name, up to the first missing number."""
+    signatures: dict[str, bytes] = {}
     for name in signature_names(manifest_name):
         try:
-            found[name] = read_small(name, folder_fd, SIGNATURE_BYTES_MAX)
+            signatures[name] = read_small(name, folder_fd, SIGNATURE_BYTES_MAX)
         except ReleaseRefused as refused:
             if refused.reason != "file_missing":
                 raise
-            if not found:
+            if not signatures:
                 raise ReleaseRefused("signature_missing", f"{name} is not there") from None
             break
-    return found
+    return signatures
 
 
 def _verify(
     content: bytes, copies: Mapping[str, Path], lists: Mapping[str, ListSettings], openssh: Verifier, now: datetime
-) -> Release:
+) -> VerifiedRelease:
     trusts = {
         name: (each.signers, each.revoked)
         for name, each in lists.items()
@@ -200,14 +217,14 @@ def _verify(
         raise ReleaseRefused(
             "unknown_list", f"no list {name} that releases may change is configured", serial=manifest.serial
         )
-    with about(manifest):
+    with naming_release(manifest):
         signers = _signers(copies, lists[name], trusts[name], openssh)
         check_times(manifest, now)
-    return Release(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=signers)
+    return VerifiedRelease(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=signers)
 
 
 def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: Verifier) -> None:
-    """Some signature holds for some configured signers file; before that the manifest is not even read as JSON."""
+    """Require a valid signature of any configured signers file; before that the manifest must not be parsed."""
     if not trusts:
         raise ReleaseRefused("unknown_list", "no list with signers is configured")
     reasons: list[str] = []
@@ -219,38 +236,38 @@ def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: V
             except ReleaseRefused as refused:
                 if refused.reason not in {"signers_file", "revoked_file"}:
                     raise
-                unreadable = refused  # another list's file may be in order; it is named if no other is
+                unreadable = refused  # raised only if no file of another list has a valid signer
                 continue
             if isinstance(outcome, Signature):
                 return
             reasons.append(outcome)
     if unreadable is not None:
         raise unreadable
-    reason = nearest(reasons)
+    reason = most_specific(reasons)
     name, copy = next(iter(copies.items()))
     raise ReleaseRefused(reason, f"{name}: {openssh.explain(reason, copy, [signers for signers, _ in trusts])}")
 
 
 def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, openssh: Verifier) -> tuple[str, ...]:
-    """The signers for this list, if there are enough."""
+    """Return the signers for this list if they reach the threshold."""
     outcomes = {name: openssh.check(copy, *trust) for name, copy in copies.items()}
     reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
     signatures = [outcome for outcome in outcomes.values() if isinstance(outcome, Signature)]
     counted = distinct_signers({signature.fingerprint: signature.principals for signature in signatures})
     if len(counted) < settings.threshold:
         explained = {name: openssh.explain(reason, copies[name], trust[:1]) for name, reason in reasons.items()}
-        said = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
+        faults = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
         if not counted:
-            raise ReleaseRefused(nearest(reasons.values()), said)
+            raise ReleaseRefused(most_specific(reasons.values()), faults)
         needed = f"{len(counted)} of the {settings.threshold} persons whose keys {settings.name} needs have signed"
         if len(signatures) > len(counted):
             needed += f", with {len(signatures)} signatures: one key, and names that may be one person's, count once"
-        raise ReleaseRefused("threshold", f"{needed} ({said})" if said else needed)
+        raise ReleaseRefused("threshold", f"{needed} ({faults})" if faults else needed)
     return tuple(f"{principal} {fingerprint}" for fingerprint, principal in counted.items())
 
 
-def _claimed(content: bytes) -> tuple[str, int] | None:
-    """List and serial that a refused manifest names, which nothing vouches for: for people to read, and for no decision."""
+def _claimed_release(content: bytes) -> tuple[str, int] | None:
+    """Return the unverified list and serial of a rejected manifest: for people only, never for a decision."""
     with suppress(ReleaseRefused, ValueError, RecursionError):
         document = json.loads(content.decode("utf-8"))
         if isinstance(document, dict):
@@ -258,18 +275,19 @@ def _claimed(content: bytes) -> tuple[str, int] | None:
     return None
 
 
-def _which_list(name: str, lists: Mapping[str, ListSettings]) -> str:
-    """Advice on a release for a list that takes no releases."""
+def _list_advice(name: str, lists: Mapping[str, ListSettings]) -> str:
+    """Format advice for a release whose list accepts no releases."""
     if name in lists:
         return f"; {name} is local: entries go into it by eir add"
-    near = difflib.get_close_matches(name, lists, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(lists) or 'none'}"
+    similar = difflib.get_close_matches(name, lists, n=1)
+    return f"; did you mean '{similar[0]}'?" if similar else f"; there are: {', '.join(lists) or 'none'}"
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """The manifest in these bytes. Raises ReleaseRefused (`manifest`, `file_name`) and says which member is wrong.
+    """Parse a manifest. Unknown members are ignored; a change of meaning would change `format`.
 
-    Members that are not known are ignored; a change of meaning would change `format`.
+    Raises:
+        ReleaseRefused: `manifest` or `file_name`, with the wrong member.
     """
     try:
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
@@ -296,7 +314,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are unique: two readers must not see two different manifests."""
+    """Return a JSON object after a check that its names are unique: two parsers must not read two different manifests."""
     document = dict(members)
     if len(document) < len(members):
         raise ValueError("a name stands twice in one object")
@@ -347,8 +365,12 @@ def member(
     *,
     reason: str = "manifest",
 ) -> Value:
-    """The member of a document. Raises ReleaseRefused, by that reason, if it is not of this kind or does not fit."""
+    """Return a member of a document.
+
+    Raises:
+        ReleaseRefused: by `reason`, if the member is not of this type or does not fit.
+    """
     value = document.get(name)
-    if type(value) is not kind or not fits(value):  # by isinstance a bool would be a number
+    if type(value) is not kind or not fits(value):  # isinstance would accept a bool as an int
         raise ReleaseRefused(reason, f'"{name}" is missing or is not {expected}')
     return value

@@ -1,6 +1,6 @@
-"""Rows to pages: collect keys, sort them, drop repeats, cut them at page boundaries, encode them; also apply a delta.
+"""Builder of pages: it sorts keys, removes repeats, splits them at page boundaries and encodes them; it also applies deltas.
 
-Ten million keys go through numpy a slab at a time, thousands of pages in one go; pages that ranges reach into go one by one.
+numpy processes keys in slabs, thousands of pages together. Pages with ranges are built one at a time.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,21 +34,20 @@ from eir.lists.pages.roaring import decode_keys, encode_many, is_fresh
 from eir.lists.rows.turnover import differences
 
 SLAB_KEYS = 1 << 16
-"""Keys that are encoded in one go: small arrays stay in the processor's cache, and malloc keeps their memory."""
+"""Number of keys that are encoded together; with this size the arrays fit into the processor's cache, and malloc reuses memory."""
 SPAN_PAGES_MAX = 500_000
-"""TACs that the ranges and whole TACs of one release may reach into, `--force` or not: twice as many as were ever allocated."""
+"""Maximum number of TACs that the ranges and whole TACs of one release may touch, even with `--force`: twice as many as were ever allocated."""
 SPAN_KEYS_MAX = 10**9
-"""Identifiers between the first and the last of the ranges within each TAC, over all TACs: memory is walked for this
-many."""
+"""Maximum number of identifiers between the first and the last range within each TAC, summed over all TACs: this much memory is scanned."""
 EXPECTED_MAX = 1 << 27
-"""Rows for which memory is set aside on a manifest's word; what no row fills is never really taken."""
+"""Maximum number of rows for which memory is reserved because the manifest announces them; the kernel allocates it when rows fill it."""
 
 _REASON_BITS = np.uint64(8)
 _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Span(NamedTuple):
-    """A range of keys within one page: the first and the last remainder in it, its reason and its end."""
+    """Range of keys within one page: the first and the last remainder, the reason and the end."""
 
     first: int
     last: int
@@ -58,23 +57,23 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Built:
-    """Pages by rising number, and their counts.
+    """Pages in ascending order and their counts.
 
-    Of deltas: the pages that differ from a list, emptied ones included, and by how much.
+    For a delta, the pages are those that differ from the list, including pages that became empty.
     """
 
     pages: Sequence[Page] = ()
     entries: int = 0
     devices: int = 0
-    """Both as in ListState."""
+    """Number of devices; `entries` and `devices` are counted as in ListState."""
     come: int = 0
     gone: int = 0
-    """Both as `differences` counts them; of deltas."""
+    """For a delta: number of identifiers that come and that go, as `differences` counts them."""
     content_digest: str = ""
-    """The digest of the whole list; set for deltas."""
+    """Digest of the whole list; set for deltas."""
 
     def count(self, page: Page, sign: int = 1) -> None:
-        """Count a page in (1) or out (-1)."""
+        """Count a page; `sign` -1 subtracts it."""
         singles = len(decode_keys(page.keys))
         whole = page.tac is not None
         self.devices += sign * (PAGE_KEYS if whole else singles)
@@ -82,14 +81,14 @@ class Built:
 
 
 class _Singles:
-    """Keys with their reasons, packed into one array that grows: chunk by chunk, without a copy at the end."""
+    """Keys with their reasons, packed into one growing array, so that no copy is needed at the end."""
 
     __slots__ = ("_ends", "_packed", "_used")
 
     def __init__(self, expected: int) -> None:
-        self._packed: Keys = np.empty(expected, np.uint64)  # memory is taken where it is written to, not here
+        self._packed: Keys = np.empty(expected, np.uint64)  # the kernel allocates memory on the first write, not here
         self._used = 0
-        self._ends: list[tuple[int, Seconds]] = []  # where chunks with ends begin, and those ends
+        self._ends: list[tuple[int, Seconds]] = []  # index of the first row of each chunk with ends, and the ends
 
     def append(self, keys: Keys, reasons: ReasonIndexes | None, until: Seconds | None) -> None:
         first, last = self._used, self._used + len(keys)
@@ -106,10 +105,10 @@ class _Singles:
         self._used = last
 
     def repeats(self) -> tuple[int, int]:
-        """As Rows.repeats."""
+        """Return the same counts as Rows.repeats."""
         packed = self._packed[: self._used]
         if not self._ends:
-            packed.sort()  # in place, as `take` would: no second copy of a hundred million
+            packed.sort()  # in place, like `pop_sorted`: avoids a second copy of up to 100 million keys
             same = packed[1:] >> _REASON_BITS == packed[:-1] >> _REASON_BITS
             return int(same.sum()), int((same & (packed[1:] != packed[:-1])).sum())
         return _repeats((packed >> _REASON_BITS,), (packed, self._until()))
@@ -120,8 +119,11 @@ class _Singles:
             until[first : first + len(some)] = some
         return until
 
-    def take(self) -> tuple[Keys, Seconds | None]:
-        """Packed keys in order, of equal ones first what counts, with their ends if any row has one; nothing is left here."""
+    def pop_sorted(self) -> tuple[Keys, Seconds | None]:
+        """Return the packed keys in order, with their ends if a row has one, and clear this object.
+
+        Of equal keys the one that counts is first.
+        """
         packed, until = self._packed[: self._used], self._until() if self._ends else None
         self._packed, self._used, self._ends = np.empty(0, np.uint64), 0, []
         if until is None:
@@ -132,33 +134,36 @@ class _Singles:
 
 
 class Rows:
-    """The content of a release's rows, collected file by file and chunk by chunk; order does not matter.
+    """Rows of a release, collected file by file and chunk by chunk in any order.
 
-    A row names entries: an identifier, a whole TAC, or a range. A range is, cut at page boundaries, a whole TAC for each TAC
-    that it covers from end to end, and single identifiers besides. It is the row alone that tells, not what is listed
-    already or by other rows: so a chain of deltas leads to the same entries as the full list. (Two ranges that only together
-    cover a TAC are a million single identifiers.)
+    A row has entries: an identifier, a whole TAC, or a range. A range is split at page boundaries into a whole TAC for
+    each TAC that it covers completely, and single identifiers for the rest. The split depends only on the row itself,
+    not on the list or on other rows, so a chain of deltas leads to the same entries as the full list. (Two ranges that
+    cover a TAC only together become a million single identifiers.)
 
-    Of rows that name the same entry the one that ends last counts, of those the one with the lowest reason index; a range
-    counts before a single row, whatever its reason, where both end at the same time.
+    If several rows have the same entry, the row with the latest end counts; of rows with the same end a range counts
+    before a single row, then the lowest reason index.
     """
 
     def __init__(
         self, expected: int = 0, *, span_pages_max: int = SPAN_PAGES_MAX, span_keys_max: int = SPAN_KEYS_MAX
     ) -> None:
-        """`expected`: how many single identifiers may come; more are taken too, with some copying.
+        """Create an empty collection.
 
-        `span_pages_max`, `span_keys_max`: how far all ranges together may reach, in TACs and in identifiers of TACs that they do not cover.
+        Args:
+            expected: number of single identifiers for which memory is reserved; more are possible but need a copy.
+            span_pages_max: most TACs that all ranges together may touch.
+            span_keys_max: most identifiers that ranges may span within TACs that they do not cover.
         """
         self._span_pages_max, self._span_keys_max = span_pages_max, span_keys_max
         self.singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0), ODD_BASE: _Singles(0)}
-        """Less what they are listed under here, so that a key and a reason fit in 64 bits."""
+        """Single identifiers by base; each key is stored less its base, so that a key and a reason fit in 64 bits."""
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
         self._span_pages = 0
         self.pairs = PairRows()
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
-        """Single identifiers."""
+        """Add single identifiers."""
         high, odd = keys >= np.uint64(MEID_BASE), keys >= np.uint64(ODD_BASE)
         if not high.any():
             self.singles[0].append(keys, reasons, until)
@@ -172,14 +177,15 @@ class Rows:
     def add_spans(
         self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
     ) -> None:
-        """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest.
+        """Add ranges of keys, inclusive, with first <= last; a whole TAC is a range from its lowest to its highest key.
 
-        Raises ReleaseRefused (`range`) as soon as all of them together reach into more than `span_pages_max` TACs.
+        Raises:
+            ReleaseRefused: `range`, as soon as all ranges together touch more than `span_pages_max` TACs.
         """
         self._span_pages += int((last // _PAGE - first // _PAGE).sum()) + len(first)
         if self._span_pages > self._span_pages_max:
             detail = f"its ranges and TACs reach into {self._span_pages} TACs or more; {self._span_pages_max} is the most for one release"
-            raise ReleaseRefused("range", f"{detail}: split it, with deltas for what is left")
+            raise ReleaseRefused("range", f"{detail}: split it into a full release and deltas")
         self._spans.append((first, last, reasons, until))
 
     def add_pairs(
@@ -190,28 +196,28 @@ class Rows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """Devices, each with a subscriber (an IMSI's key). Reason and date are kept for the device, not for the pair."""
+        """Add devices, each with a subscriber (an IMSI's key). Reason and date belong to the device, not to the pair."""
         self.pairs.append(keys, imsis, reasons, until, dates)
 
     def repeats(self) -> tuple[int, int]:
-        """Return how many rows name what an earlier row names, and how many of them contradict it.
+        """Return the number of rows that repeat an earlier entry, and how many of these contradict the earlier row.
 
-        They contradict if they give another reason or another end. Ranges and TACs are compared with each other, not with
-        what is in them. To be asked before `build_pages`, which takes the rows.
+        A row contradicts if its reason or its end differs. Ranges and TACs are compared with each other, not with the
+        identifiers in them. Call it before `build_pages`, which empties the rows.
         """
-        found = [singles.repeats() for singles in self.singles.values()]
+        counts = [singles.repeats() for singles in self.singles.values()]
         if self._spans:
             first, second, why, until = (
                 np.concatenate([np.zeros(len(row[0]), np.int64) if row[at] is None else row[at] for row in self._spans])
                 for at in range(4)
             )
-            found.append(_repeats((first, second), (why, until)))
+            counts.append(_repeats((first, second), (why, until)))
         if self.pairs:
-            found.append(self.pairs.repeats())
-        return sum(rows for rows, _ in found), sum(other for _, other in found)
+            counts.append(self.pairs.repeats())
+        return sum(rows for rows, _ in counts), sum(contradictions for _, contradictions in counts)
 
     def devices_min(self) -> int:
-        """The least number of identifiers in a list of these rows: those of its whole TACs that do not end."""
+        """Return a lower bound for the number of identifiers in a list of these rows: those of its whole TACs without an end."""
         whole = [np.zeros(0, np.uint64)]
         for first, last, _, until in self._spans:
             if until is None or not until.any():
@@ -224,10 +230,14 @@ class Rows:
         return PAGE_KEYS * len(np.unique(np.concatenate(whole)))
 
     def spans(self) -> dict[int, list[Span]]:
-        """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if they are too long within TACs."""
+        """Return the ranges, split at page boundaries, by page number.
+
+        Raises:
+            ReleaseRefused: `range`, if they span more than `span_keys_max` identifiers within TACs.
+        """
         by_page: dict[int, list[Span]] = {}
         for first, last, reasons, until in self._spans:
-            reason_of, end_of = (repeat(0) if said is None else said.tolist() for said in (reasons, until))
+            reason_of, end_of = (repeat(0) if values is None else values.tolist() for values in (reasons, until))
             for low, high, reason, end in zip(first.tolist(), last.tolist(), reason_of, end_of, strict=False):
                 for number in range(low // PAGE_KEYS, high // PAGE_KEYS + 1):
                     start = number * PAGE_KEYS
@@ -240,18 +250,18 @@ class Rows:
         return by_page
 
 
-def _repeats(names: Sequence[NDArray[Any]], says: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """As Rows.repeats, for rows in columns: the names in one, their reasons and ends in the other."""
-    order = np.lexsort((*says, *names))
+def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> tuple[int, int]:
+    """Return the same counts as Rows.repeats for rows in columns: `names` are the entries, `values` their reasons and ends."""
+    order = np.lexsort((*values, *names))
 
     def same(columns: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = np.logical_and.reduce(
+        equal: NDArray[np.bool_] = np.logical_and.reduce(
             [column[order][1:] == column[order][:-1] for column in columns]
         )
-        return found
+        return equal
 
     repeated = same(names)
-    return int(repeated.sum()), int((repeated & ~same(says)).sum())
+    return int(repeated.sum()), int((repeated & ~same(values)).sum())
 
 
 def build_pages(
@@ -261,13 +271,20 @@ def build_pages(
     slab_keys: int = SLAB_KEYS,
     slab_pairs: int = SLAB_PAIRS,
 ) -> Built:
-    """The pages of a full list. `progress` gets keys done and keys in all. Raises as Rows.spans.
+    """Build the pages of a full list.
 
-    `slab_keys`, `slab_pairs`: how many are made into pages at a time, more or less.
+    Args:
+        rows: rows of the list; they are empty afterwards.
+        progress: receives the number of keys done and of all keys.
+        slab_keys: approximate number of single identifiers that are encoded together.
+        slab_pairs: approximate number of pairs that are encoded together.
+
+    Raises:
+        ReleaseRefused: `range`, as Rows.spans.
     """
     built = Built()
     if rows.pairs:
-        pairs, rows.pairs = rows.pairs, PairRows()  # let go at the end of this function
+        pairs, rows.pairs = rows.pairs, PairRows()  # the memory is freed at the end of this function
         built.pages = [page for some in pairs.slabs(slab_pairs) for page in pair_pages(some)]
         for page in built.pages:
             built.count(page)
@@ -275,7 +292,7 @@ def build_pages(
     spans = rows.spans()
     pages: list[Page] = []
     for base, singles in rows.singles.items():
-        packed, until = singles.take()  # they are let go there, so that they exist once
+        packed, until = singles.pop_sorted()  # `singles` keeps no copy
         for first, last in _slabs(packed, slab_keys):
             if progress is not None:
                 progress(first, len(packed))
@@ -308,22 +325,28 @@ def amend_pages(
 ) -> Built:
     """Apply a delta to the pages that it touches.
 
-    `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers, and
-    `content_digest` that of the list. Identifiers in `removed` go, then those in `added` come; one that is in the list
-    already takes the reason and the end of its new row. TACs do so too, on their own: a removed TAC leaves what is listed
-    singly under it, and a removed identifier that only its TAC covers is not there. `now`: as for `differences`; `one_each`: as
-    for `amended_pairs`.
+    Identifiers in `removed` are deleted first, then those in `added` are inserted; one that the list already has gets
+    the reason and the end of its new row. TACs are independent entries: removing a TAC keeps the single identifiers
+    under it, and removing an identifier that only its TAC covers has no effect.
+
+    Args:
+        before: pages of the list with the page numbers of the delta.
+        removed: pages built from the delta's removed rows.
+        added: pages built from the delta's added rows.
+        content_digest: digest of the list.
+        now: as for `differences`.
+        one_each: as for `amended_pairs`.
     """
     old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
     amended = Built()
     touched, after = [], []
     for number in sorted(gone.keys() | new.keys()):
         empty = Page(number, b"")
-        had, goes, comes = (pages.get(number, empty) for pages in (old, gone, new))
-        if (page := _amended(had, goes, comes, one_each)) != had:
-            amended.count(had, -1)
+        previous, goes, comes = (pages.get(number, empty) for pages in (old, gone, new))
+        if (page := _amended(previous, goes, comes, one_each)) != previous:
+            amended.count(previous, -1)
             amended.count(page)
-            touched.append(had)
+            touched.append(previous)
             after.append(page)
     amended.pages = after
     amended.come, amended.gone = differences(touched, after, now)
@@ -332,21 +355,21 @@ def amend_pages(
 
 
 def _parts(spans: Iterable[Span]) -> list[Span]:
-    """The ranges that do not cover their TAC."""
+    """Return the ranges that do not cover their TAC."""
     return [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
 
 
 def _reach(parts: Sequence[Span]) -> tuple[int, int]:
-    """The first remainder in these ranges, and the one behind the last."""
+    """Return the first remainder in these ranges, and the last one plus 1."""
     return min((span.first for span in parts), default=0), max((span.last + 1 for span in parts), default=0)
 
 
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
-    """A page of single identifiers with the ranges that reach into it."""
+    """Add ranges to a page of single identifiers."""
     parts = _parts(spans)
     whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
     tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
-    if not parts:  # no single identifier comes: nothing needs to be unfolded
+    if not parts:  # no single identifier is added: the page need not be decoded
         return page if tac is None else page._replace(extra=tac.extra + page.extra)
     content, (begin, end) = decode(page), _reach(parts)
     under = slice(*np.searchsorted(content.low, (begin, end)))
@@ -357,7 +380,7 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
         np.zeros(end - begin, np.int64),
     )
     present[at], reasons[at], until[at] = True, content.reasons[under], content.until[under]
-    # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
+    # A later write wins, so the range with the latest end is written last: otherwise an earlier end would replace it.
     for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):
         part = slice(span.first - begin, span.last + 1 - begin)
         where = ~present[part] | (endless(until[part]) <= endless(np.array(span.until)))
@@ -372,20 +395,20 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
 def _amended(old: Page, gone: Page, new: Page, one_each: bool) -> Page:
     if any(map(has_pairs, (old, gone, new))):
         return amended_pairs(old, gone, new, one_each=one_each)
-    if old.gone:
+    if old.is_empty:
         return new
-    had, goes, comes = decode(old), decode(gone), decode(new)
-    stays = ~np.isin(had.low, np.union1d(goes.low, comes.low), assume_unique=True)
-    low = np.concatenate((had.low[stays], comes.low))
+    previous, goes, comes = decode(old), decode(gone), decode(new)
+    stays = ~np.isin(previous.low, np.union1d(goes.low, comes.low), assume_unique=True)
+    low = np.concatenate((previous.low[stays], comes.low))
     order = np.argsort(low, kind="stable")
-    reasons = np.concatenate((had.reasons[stays], comes.reasons))[order]
-    until = np.concatenate((had.until[stays], comes.until))[order]
-    tac = comes.tac or (had.tac if goes.tac is None else None)
+    reasons = np.concatenate((previous.reasons[stays], comes.reasons))[order]
+    until = np.concatenate((previous.until[stays], comes.until))[order]
+    tac = comes.tac or (previous.tac if goes.tac is None else None)
     return encode(old.number, Content(low[order], reasons, until, tac))
 
 
 def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
-    """Bounds of slices of about `most` keys that end where a page ends."""
+    """Yield bounds of slices of about `most` keys that end at a page boundary."""
     first = 0
     while first < len(packed):
         key = int(packed[min(first + most, len(packed)) - 1] >> _REASON_BITS)
@@ -396,7 +419,7 @@ def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[Page], int]:
-    """The pages of some sorted packed keys, none of which another slab has keys of; and how many identifiers they list."""
+    """Encode sorted packed keys whose pages no other slab touches; return the pages and the number of identifiers in them."""
     keys = packed >> _REASON_BITS
     fresh = is_fresh(keys)
     if not fresh.all():
@@ -405,6 +428,6 @@ def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[P
     numbers, low, starts, sizes = split(keys)
     encoded = encode_many(low, starts, sizes)
     reasons = packed.astype(np.uint8)  # the lowest byte of each
-    said = extras(reasons, np.zeros(len(low), np.int64) if until is None else until, starts, sizes)
+    sections = extras(reasons, np.zeros(len(low), np.int64) if until is None else until, starts, sizes)
     numbers += np.uint64(base // PAGE_KEYS)
-    return list(map(Page._make, zip(numbers.tolist(), encoded, said, strict=True))), len(low)
+    return list(map(Page._make, zip(numbers.tolist(), encoded, sections, strict=True))), len(low)

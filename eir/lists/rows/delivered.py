@@ -1,9 +1,9 @@
-"""Files as delivered: opened once, regular files only, measured, hashed, and read out in bounded pieces.
+"""Delivered files: regular files only, opened once, measured, hashed, and read in bounded pieces.
 
-Those who deliver may write a drop folder at any moment. So a file is opened through its folder's descriptor, without
-following a link and without waiting for a pipe's writer, and what was hashed is what is read: either the bytes are kept in
-memory, or they are read again through the same descriptor, and a second hash notices a file that was changed in place.
-May import eir.errors and numpy; knows neither manifests nor layouts.
+A publisher may write to the drop folder at any time. So a file is opened through its folder's descriptor, without following
+a link and without waiting for the writer of a pipe. The bytes that are read are those that were hashed: either they are kept
+in memory, or they are read again through the same descriptor, and a second hash detects a file that was changed in place.
+May import eir.errors and numpy; depends neither on manifests nor on layouts.
 """
 
 import errno
@@ -23,22 +23,22 @@ import zstandard
 from eir.errors import ReleaseRefused
 
 CHUNK_BYTES = 2 << 20
-"""Bytes that are read, expanded and parsed at a time: this stays in the processor's cache and bounds the memory."""
+"""Bytes that are read, expanded and parsed together: a chunk fits into the processor's cache and bounds the memory."""
 LINE_BYTES_MAX = 64 << 10
 EXPANDED_BYTES_PER_ROW = 4 << 10
-"""Data may expand to this much for each row that the manifest promises (and for the header)."""
+"""Maximum number of expanded bytes for each row of the manifest, plus one for the header."""
 EXPANDED_RATIO_MAX, EXPANDED_BYTES_FREE = 500, 16 << 20
-"""And to this many times its size as delivered, above the second: consecutive IMEIs with a long reason pack by 160."""
+"""Maximum expanded size as a multiple of the delivered size, plus a constant: consecutive IMEIs with a long reason reach 160."""
 ZSTD_WINDOW_BYTES_MAX = 128 << 20
 
 Done = Callable[[int], None]
-"""Called with the bytes of a delivered file that were just worked through."""
+"""Callback that receives the number of bytes of a delivered file that were just processed."""
 Progress = Callable[[str, int, int], None]
-"""Called with a stage, the part of it that is done, and the total (bytes, keys or pages)."""
+"""Callback that receives a stage, the part that is done, and the total (bytes, keys or pages)."""
 
 
-def adding_up(progress: Progress, stage: str, total: int) -> Done:
-    """A function that reports to `progress` the sum of all that it is called with; it begins with 0."""
+def sum_progress(progress: Progress, stage: str, total: int) -> Done:
+    """Return a callback that reports the sum of its arguments to `progress`; the first report is 0."""
     so_far = 0
 
     def done(more: int) -> None:
@@ -52,7 +52,11 @@ def adding_up(progress: Progress, stage: str, total: int) -> Done:
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[int]:
-    """A descriptor of the folder of a release. Raises ReleaseRefused (`file_missing`)."""
+    """Open the folder of a release.
+
+    Raises:
+        ReleaseRefused: `file_missing`.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -64,9 +68,10 @@ def open_folder(folder: Path) -> Iterator[int]:
 
 
 def open_regular(name: str, folder_fd: int) -> int:
-    """A descriptor of a regular file in that folder; closed by the caller.
+    """Open a regular file in that folder without ever blocking; the caller closes the descriptor.
 
-    Raises ReleaseRefused: `file_missing`, or `not_a_file` for a link, pipe, folder or device. Never blocks.
+    Raises:
+        ReleaseRefused: `file_missing`, or `not_a_file` for a link, pipe, folder or device.
     """
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
@@ -83,7 +88,11 @@ def open_regular(name: str, folder_fd: int) -> int:
 
 
 def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
-    """The content of a regular file of at most that size. Raises ReleaseRefused (`too_large` and as `open_regular`)."""
+    """Read a regular file of at most `max_bytes`.
+
+    Raises:
+        ReleaseRefused: `too_large`, and as `open_regular`.
+    """
     with os.fdopen(open_regular(name, folder_fd), "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -92,22 +101,25 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class DataFile(AbstractContextManager["DataFile"]):
-    """One data file of a release, open until the end of `with`."""
+    """One data file of a release; it is open until the end of `with`."""
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name
         self._fd = open_regular(name, folder_fd)
-        self._kept: memoryview | None = None
+        self._content: memoryview | None = None
         self.size = os.fstat(self._fd).st_size  # bytes as delivered
         self.is_unended = False
-        """The last line has no newline, as `chunks` found: the file may have been cut off."""
+        """True if the last line has no newline, as `chunks` found: the file may have been cut off."""
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
     def sha256(self, done: Done = lambda _: None, *, keep: bool = False) -> str:
-        """The digest of the bytes as delivered, hexadecimal. `keep`: hold the first `size` of them in memory for `chunks`."""
-        # An array of numpy's, unlike one of bytes, asks for huge pages: half the time of keeping is in touching memory.
+        """Return the digest of the delivered bytes as hexadecimal digits.
+
+        If `keep` is set, the first `size` bytes stay in memory for `chunks`.
+        """
+        # Unlike a bytearray, a numpy array uses huge pages: half of the time is spent on page faults.
         room = np.empty(self.size if keep else CHUNK_BYTES, np.uint8).data
         digest = hashlib.sha256()
         at = 0
@@ -116,28 +128,30 @@ class DataFile(AbstractContextManager["DataFile"]):
             at += count
             done(count)
         if keep:
-            self._kept = room[:at]
+            self._content = room[:at]
         return digest.hexdigest()
 
     def _read_at(self, size: int, at: int) -> bytes:
-        return os.pread(self._fd, size, at) if self._kept is None else bytes(self._kept[at : at + size])
+        return os.pread(self._fd, size, at) if self._content is None else bytes(self._content[at : at + size])
 
     def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
-        """The expanded content in pieces that end with a newline each (one is added to a last line without).
+        """Yield the expanded content in pieces that end with a newline; one is added to a last line without it.
 
-        Raises ReleaseRefused: `expanded` past `rows_max` rows' worth of bytes or EXPANDED_RATIO_MAX, `data` where it cannot be expanded or a
-        line has no end, `changed` if in the end the delivered bytes do not hash to `sha256`.
+        Raises:
+            ReleaseRefused: `expanded` above the bytes for `rows_max` rows or above EXPANDED_RATIO_MAX; `data` if the
+                content cannot
+                be expanded or a line is too long; `changed` if the delivered bytes do not have the digest `sha256`.
         """
-        digest = hashlib.sha256() if self._kept is None else None
+        digest = hashlib.sha256() if self._content is None else None
         source = _Delivered(self._read_at, digest, done)
         packed = EXPANDED_BYTES_FREE + EXPANDED_RATIO_MAX * self.size
-        left = most = min((rows_max + 1) * EXPANDED_BYTES_PER_ROW, packed)
+        budget = most = min((rows_max + 1) * EXPANDED_BYTES_PER_ROW, packed)
         rest = b""
         expanded = _expanded(self.name, source)
         try:
             while chunk := expanded.read(CHUNK_BYTES):
-                left -= len(chunk)
-                if left < 0:
+                budget -= len(chunk)
+                if budget < 0:
                     of = (
                         f"{EXPANDED_RATIO_MAX} times its size"
                         if most == packed
@@ -156,14 +170,14 @@ class DataFile(AbstractContextManager["DataFile"]):
         self.is_unended = bool(rest)
         if rest:
             yield rest + b"\n"
-        while source.read(CHUNK_BYTES):  # what an expander left unread counts for the digest all the same
+        while source.read(CHUNK_BYTES):  # the digest includes bytes that the decompressor did not read
             pass
         if digest is not None and digest.hexdigest() != sha256:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
 
 class _Delivered:
-    """The delivered bytes from the start, hashed as they pass; a position of its own, so that passes are independent."""
+    """Reader of the delivered bytes from the start, which hashes them. Each reader has a position of its own."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
         self._read_at, self._digest, self._done, self._at = read_at, digest, done, 0

@@ -1,11 +1,11 @@
-"""CSV dialects: the columns of a file, the ones that identify a row, and the fault of a row that cannot be read.
+"""Layouts of data files: the columns of a file, the columns that identify a row, and the fault of an unreadable row.
 
-What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and leaves to this
-module only the rows that need explaining.
+This module reads one line at a time and is the reference for eir.lists.rows.reader, which reads whole files and calls this
+module only to explain bad rows.
 
-Answers of GSMA Device Check are rows too: a file has an answer a line, a JSON object as the service gave it (`deviceid`,
-`responsestatus`, `blockliststatus`, and in `imeihistory` what networks did, each with `action`, `date`, `reasoncode` and
-`reasoncodedesc`); of the actions that an answer tells of a device, the last one counts.
+A file of GSMA Device Check answers has one JSON object of the service in each line (`deviceid`, `responsestatus`,
+`blockliststatus`, and in `imeihistory` the actions of networks, each with `action`, `date`, `reasoncode` and
+`reasoncodedesc`). The last action in the history counts.
 """
 
 import csv
@@ -24,22 +24,22 @@ from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
 
 INSERT, REMOVE = "insert", "remove"
-"""Codes of the rows: the device is blocked, or is no longer."""
+"""Codes of the rows: the device is blocked, or is unblocked."""
 _LISTS = {"block": True, "blacklist": True, "general": False, "greylist": False}
-"""First word of an action: whether it is about the list of blocked devices. `Blacklist` is the word of older versions."""
+"""First word of an action, and whether it concerns the list of blocked devices. Older versions use `Blacklist`."""
 _STATES = {"Yes": INSERT, "No": REMOVE}
 _BAD_ROW = ("", "", "", "0")
 
 
-def looks_like_answer(line: bytes) -> bool:
-    """True if a file that begins with this line is one of answers."""
+def is_device_check_answer(line: bytes) -> bool:
+    """Return True if this first line belongs to a file of Device Check answers."""
     return line.startswith(b"{") and b'"deviceid"' in line and b'"responsestatus"' in line
 
 
-def rows_of(lines: bytes) -> bytes:
-    """A row `device,code,reason,Unix seconds` for each line that is not blank.
+def device_check_rows(lines: bytes) -> bytes:
+    """Convert each line that is not blank to a CSV row `device,code,reason,Unix seconds`.
 
-    Without a device if the line is not a usable answer.
+    The device is empty if the line is not a usable answer.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -66,26 +66,30 @@ def _row(line: bytes) -> tuple[str, ...]:
 
 
 def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Code, reason and time of the answer that counts. Raises ValueError."""
-    found, history = [], answer.get("imeihistory") or []
+    """Return code, reason and time of the action that counts.
+
+    Raises:
+        ValueError: if the answer cannot be read.
+    """
+    actions, history = [], answer.get("imeihistory") or []
     if not isinstance(history, list):
-        raise ValueError("no list of actions")  # noqa: TRY004 - as for what else is wrong in an answer
+        raise ValueError("no list of actions")  # noqa: TRY004 - callers expect ValueError for every fault of an answer
     for at, action in enumerate(history):
-        which, _, what = str(action.get("action") if isinstance(action, dict) else "").lower().rpartition(" ")
-        if what not in {INSERT, REMOVE} or which not in _LISTS:
+        which, _, code = str(action.get("action") if isinstance(action, dict) else "").lower().rpartition(" ")
+        if code not in {INSERT, REMOVE} or which not in _LISTS:
             raise ValueError("an action that is not known")
         if _LISTS[which]:
-            found.append(
-                (_seconds(action.get("date")), at, what, action.get("reasoncodedesc") or action.get("reasoncode") or "")
+            actions.append(
+                (_seconds(action.get("date")), at, code, action.get("reasoncodedesc") or action.get("reasoncode") or "")
             )
-    if not found:  # a device of which nothing was ever told, or only what its status says
+    if not actions:  # the device has no history: only its status may be set
         return _STATES.get(str(answer.get("blockliststatus", answer.get("blackliststatus"))), ""), "", "0"
-    seconds, _, what, reason = max(found)
-    return what, _one_line(str(reason)), str(seconds)
+    seconds, _, code, reason = max(actions)
+    return code, _one_line(str(reason)), str(seconds)
 
 
 def _seconds(date: Any) -> int:
-    """Unix seconds of `2014-08-02 12:05:24.0`; the service does not say in which zone, so it is the same for all."""
+    """Parse a time such as `2014-08-02 12:05:24.0` as Unix seconds. The service does not state a time zone; UTC is assumed."""
     moment = datetime.fromisoformat(str(date).strip())
     return max(1, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
 
@@ -105,16 +109,20 @@ BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR, BY_TYPE = (
     ("imei", "imsi"),
     ("tac", "device_type"),
 )
-"""The subjects of rows, by the columns that identify them."""
+"""Subjects of rows: the columns that identify them."""
 SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,), TYPES: (BY_TYPE,)}
 REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
-"""Columns that say why, when an entry ends, when it was made (of a TAC with its type: allocated), and whether a row adds or removes it."""
+"""Columns for the reason, the end, the date (for a device type: of the TAC's allocation), and the code for add or remove."""
 ALLOCATED, CHANGE, WHEN = "allocation_date", "change", "when"
-"""The date in a file of TACs; a second column that says whether a row adds or removes; and one with the time, in Unix seconds, by which the latest row of a device counts."""
+"""Column with the allocation date of a TAC; second column with a code for add or remove; column with Unix seconds, by which the latest row of a device counts."""
 
 
 def tac_key(text: str) -> int:
-    """The lowest key under a TAC. Raises IdentifierError unless the text is 8 digits."""
+    """Return the lowest key of a TAC.
+
+    Raises:
+        IdentifierError: if the text is not 8 digits.
+    """
     if len(text) != TAC_DIGITS or not is_digits(text):
         raise IdentifierError(f"a TAC has {TAC_DIGITS} digits; got {len(text)} characters")
     return int(text) * SNR_KEYS
@@ -124,7 +132,7 @@ _KEY_OF: Mapping[str, Callable[[str], int]] = {
     "imei": device_key, "identifier": any_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
     "device_type": device_type_key,
 }  # fmt: skip
-"""The columns that identify, and how each is read."""
+"""Columns that identify a row, and the function that parses each."""
 COLUMNS = (*_KEY_OF, REASON, UNTIL, DATE, ACTION)
 """All columns that a file may have."""
 
@@ -137,9 +145,9 @@ LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
     Layout(name="imei", columns={"imei": 1}, names=False, separator=_NO_SEPARATOR, subjects={DEVICES: (BY_IMEI,)}),
     Layout(name="dirbs-blacklist", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,)}, junk=True),
     Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True, by_pair=True),
-    # An exception is for one SIM in one device: as a device's alone it would exempt the device from everything.
+    # An exception covers one IMSI in one device; in a list of devices it would exempt the device for every IMSI.
     Layout(name="dirbs-exceptions", columns={"imei": "imei", "imsi": "imsi"}, subjects={PAIRS: (BY_PAIR,)}, junk=True),
-    # A case that is pending is not to be blocked yet, and a case without a status is as one that is closed (DIRBS-Core, StolenListSchema).
+    # A pending case must not be blocked yet, and a case without a status counts as closed (DIRBS-Core, StolenListSchema).
     Layout(
         name="lsds", columns={"imei": "imei", DATE: "reporting_date", ACTION: "status", CHANGE: "change_type"}, subjects={DEVICES: (BY_IMEI,)},
         added=frozenset({"", "blacklist", "add", "update"}), removed=frozenset({"pending", "recovered", "remove"}),
@@ -151,7 +159,7 @@ LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
         added=frozenset({INSERT}), removed=frozenset({REMOVE}), answers=True,
     ),
 )}  # fmt: skip
-"""The layouts that need no declaration."""
+"""Built-in layouts."""
 _HEADERS = {
     "imei,block_date,reasons": "dirbs-blacklist",
     "imei,imsi,msisdn,block_date,reasons": "dirbs-notifications",
@@ -164,32 +172,37 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The positions of the columns in the rows of one file."""
+    """Positions of the columns in the rows of one file."""
 
     subject: tuple[str, ...]
     at: Mapping[str, int]
-    """Positions, from 0, of the columns that are read: the subject's in their order, then others."""
+    """Positions, from 0, of the columns to read: first those of the subject in their order, then the others."""
     layout: Layout
 
     @property
     def may_be_open(self) -> bool:
-        """True if a range without an end is its first identifier alone."""
+        """True if a range without an end stands for its first identifier only."""
         return self.layout.declared and self.subject == BY_RANGE
 
 
 def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """The columns to read from a file that begins with these lines, and the rows among the lines. As `plan_for`."""
+    """Return the plan for a file that begins with these lines, and the lines after the header.
+
+    Raises:
+        ReleaseRefused: `layout`, as `plan_for`.
+    """
     begin = begin.removeprefix(BOM)
     header, _, rows = begin.partition(b"\n") if layout.names else (b"", b"", begin)
     return plan_for(name, layout, kind, header, dates=dates), rows
 
 
 def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
-    """The columns to read from a file with this header line.
+    """Return the plan for a file with this header line.
 
-    `dates`: the column `date` too, which decides nothing but in a list of device types.
+    If `dates` is set, the plan includes the column `date`, which has an effect only in a list of device types.
 
-    Raises ReleaseRefused (`layout`).
+    Raises:
+        ReleaseRefused: `layout`, if the header does not fit.
     """
     allowed = layout.subjects.get(kind)
     if allowed is None:
@@ -211,38 +224,42 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
             missing = f"the header has no column {theirs!r}, which layout {layout.name} declares for {ours}"
             raise ReleaseRefused("layout", f"{where}: {missing}{separator_hint(header, layout.separator)}")
     present = at.keys() & _KEY_OF.keys()
-    # Of the columns that identify in an agency's own file the list's kind says which are meant; elsewhere all of them are.
+    # A publisher's own format may have more identifying columns than the kind of list needs; elsewhere all of them must fit.
     chosen = layout.junk or layout.declared
     subject = next((each for each in allowed if present == set(each) or (chosen and present.issuperset(each))), None)
     if subject is None:
         expected = " or ".join("+".join(columns) for columns in allowed)
-        found = "+".join(sorted(present)) or "none of them"
+        header_columns = "+".join(sorted(present)) or "none of them"
         raise ReleaseRefused(
             "layout",
-            f"{where}: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}",
+            f"{where}: a header with {expected} is expected for {kind}; it has {header_columns}{separator_hint(header)}",
         )
     if subject == BY_TYPE:
-        at[REASON] = at["device_type"]  # so that people are shown what they wrote
-    others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
-    return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout)
+        at[REASON] = at["device_type"]  # keeps the type's text for display
+    optional = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
+    return Plan(subject, {column: at[column] for column in (*subject, *optional) if column in at}, layout)
 
 
 def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
-    """The kinds of list that a file with this header line may be for. Raises ReleaseRefused (`layout`) if it fits none."""
-    found, faults = [], []
+    """Return the kinds of list for which a file with this header line may be used.
+
+    Raises:
+        ReleaseRefused: `layout`, if there is none.
+    """
+    kinds, faults = [], []
     for kind in layout.subjects:
         try:
             plan_for(name, layout, kind, header)
-            found.append(kind)
+            kinds.append(kind)
         except ReleaseRefused as fault:
             faults.append(fault)
-    if not found:
+    if not kinds:
         raise faults[0]
-    return found
+    return kinds
 
 
-def strange_columns(header: bytes, layout: Layout) -> list[str]:
-    """Warnings for columns of the layout `eir` that mean nothing to it; files of other layouts hold what they need."""
+def unknown_columns(header: bytes, layout: Layout) -> list[str]:
+    """Return warnings for unknown columns in the layout `eir`; other layouts may have columns that are ignored."""
     known = layout.columns
     strange = [column for column in _header_names(header, ",") if column not in known] if layout.name == "eir" else []
     near = {column: difflib.get_close_matches(column, known, n=1) for column in strange}
@@ -250,20 +267,20 @@ def strange_columns(header: bytes, layout: Layout) -> list[str]:
 
 
 def separator_hint(header: bytes, separator: str = ",") -> str:
-    """A hint for a header as spreadsheets of some countries write it; empty for any other."""
+    """Return a hint for a header in UTF-16 or with another separator, as some spreadsheets write it; empty for any other."""
     if header.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return " (it is in UTF-16; save it as CSV in UTF-8)"
-    for other, called in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
-        if other in header and separator.encode() not in header:
-            return f" (its columns are separated by {called}; " + (
+    for separator_byte, label in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
+        if separator_byte in header and separator.encode() not in header:
+            return f" (its columns are separated by {label}; " + (
                 "save it with commas)" if separator == "," else f"{separator!r} is expected)"
             )
     return ""
 
 
 def guess_layout(first_line: bytes) -> str | None:
-    """The layout of a file that begins with this line; None if nothing known fits."""
-    if looks_like_answer(first_line):
+    """Return the layout of a file that begins with this line, or None if no built-in layout fits."""
+    if is_device_check_answer(first_line):
         return "gsma-device-check"
     names = _header_names(first_line, ",")
     if (known := _HEADERS.get(",".join(names)) or _layout_of_types(first_line)) is not None:
@@ -278,7 +295,7 @@ def guess_layout(first_line: bytes) -> str | None:
 
 
 def _layout_of_types(header: bytes) -> str | None:
-    """The layout of a file of TACs with their types; None if it is another file."""
+    """Return the layout of a file of device types, or None for another file."""
     by_comma, by_bar = (
         {name.replace(" ", "_") for name in _header_names(header, separator)} for separator in (",", "|")
     )
@@ -292,21 +309,26 @@ _DATE_PART = re.compile("|".join(_DATE_PARTS))
 
 
 def is_date_form(form: str) -> bool:
-    """True for a form of dates: YYYY, MM or Mon, and DD, optionally hh, mm and ss, with signs between them."""
-    found = _DATE_PART.findall(form)
+    """Return True for a form of dates: YYYY, MM or Mon, and DD, optionally hh, mm and ss, separated by punctuation."""
+    parts = _DATE_PART.findall(form)
     signs = _DATE_PART.sub("", form)
     complete = (
-        {"YYYY", "DD"} < set(found)
-        and ("MM" in found) != ("Mon" in found)
-        and {"hh", "mm"}.intersection(found) in ({"hh", "mm"}, set())
+        {"YYYY", "DD"} < set(parts)
+        and ("MM" in parts) != ("Mon" in parts)
+        and {"hh", "mm"}.intersection(parts) in ({"hh", "mm"}, set())
     )
-    return complete and len(set(found)) == len(found) and re.fullmatch(r"[ ./:_TZ-]*", signs) is not None
+    return complete and len(set(parts)) == len(parts) and re.fullmatch(r"[ ./:_TZ-]*", signs) is not None
 
 
 def until_seconds(text: str, form: str | None = None) -> int:
-    """Unix seconds of an end: that day's end, UTC, or the moment; 0 if empty; else ValueError.
+    """Parse the end of an entry as Unix seconds: the end of that day (UTC), or the given moment; 0 if the text is empty.
 
-    `form`: how it is written, as in a Layout; None: `20261231`, `2026-12-31` or `2026-12-31T12:00:00Z`.
+    Args:
+        text: date, such as `20261231`, `2026-12-31` or `2026-12-31T12:00:00Z` if `form` is None.
+        form: form of the date, as in a Layout.
+
+    Raises:
+        ValueError: if the text has another form.
     """
     if not text:
         return 0
@@ -326,7 +348,11 @@ def until_seconds(text: str, form: str | None = None) -> int:
 
 
 def layout_named(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
-    """The dialect that a manifest names for the file `name`. Raises ReleaseRefused (`layout`)."""
+    """Return the layout that a manifest names for the file `name`.
+
+    Raises:
+        ReleaseRefused: `layout`, if the layout is unknown.
+    """
     known = {**declared, **LAYOUTS}
     if layout not in known:
         advice = "the configuration may declare others (layouts)"
@@ -345,7 +371,7 @@ def _header_names(header: bytes, separator: str) -> list[str]:
 
 
 def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
-    """The plan's fields of one line, None for those that it does not have; all None if it is not a line of CSV."""
+    """Return the plan's fields of one line: None for a missing field, and for all fields if the line is not valid CSV."""
     try:
         fields = next(csv.reader([line.decode("utf-8", "replace")], delimiter=plan.layout.separator, strict=True), [])
     except csv.Error:
@@ -353,15 +379,15 @@ def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
     return {column: fields[position] if position < len(fields) else None for column, position in plan.at.items()}
 
 
-def complaint(line: bytes, plan: Plan) -> str:
-    """The fault of one row, read by Python alone."""
+def row_fault(line: bytes, plan: Plan) -> str:
+    """Return the fault of one bad row, for a person."""
     fields, layout = fields_of(line, plan), plan.layout
     if plan.may_be_open:
         fields["imei_to"] = fields["imei_to"] or fields["imei_from"]
     if None in (fields[column] for column in plan.subject) or (layout.answers and not fields["imei"]):
-        one = "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions"
+        expectation = "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions"
         return (
-            f"{one}, is expected"
+            f"{expectation}, is expected"
             if layout.answers
             else f"the row has no {'+'.join(plan.subject)}; one row a line, quotes closed, is expected"
         )

@@ -1,6 +1,7 @@
-"""Subscribers by their numbers: a table that the operator delivers, from MSISDN to IMSI. Imports eir.device and errors.
+"""Table from MSISDN to IMSI, which the operator delivers as a file.
 
-A file of two columns, `msisdn,imsi`, with or without that line before them; two arrays in memory, of 16 bytes for each subscriber.
+The file has two columns, `msisdn,imsi`, with or without a header line. In memory the table has two arrays: 16 bytes for each
+subscriber.
 """
 
 from array import array
@@ -16,17 +17,21 @@ from eir.errors import EirError, IdentifierError
 from eir.lists.record.entries import imsi_text
 
 DIGITS = range(5, 16)
-"""ITU-T E.164 6.2: at most 15, the country's code included."""
+"""Digits of an MSISDN with country code: at most 15 (ITU-T E.164 6.2)."""
 ROWS_MAX = 1 << 31
 HEADER = ("msisdn", "imsi")
 
 
 class NumbersError(EirError):
-    """A table that cannot be used."""
+    """Error for an unusable table of numbers."""
 
 
 def number_key(text: str) -> int:
-    """The key of an MSISDN: its digits behind a 1, without the signs of an international number. Raises IdentifierError."""
+    """Return the key of an MSISDN: a 1 followed by its digits, without `+` or `00`.
+
+    Raises:
+        IdentifierError: if the text is not an MSISDN.
+    """
     digits = text[1:] if text.startswith("+") else text.removeprefix("00")
     if len(digits) in DIGITS and is_digits(digits):
         return int("1" + digits)
@@ -34,22 +39,26 @@ def number_key(text: str) -> int:
 
 
 class Numbers(NamedTuple):
-    """The table: keys of numbers in order, and the IMSI's key of each."""
+    """Table of numbers: sorted keys of MSISDNs, and the key of the IMSI of each."""
 
     numbers: NDArray[np.uint64]
     imsis: NDArray[np.uint64]
 
     def imsi(self, msisdn: str) -> str | None:
-        """The subscriber of a number; None: it is not in the table. Raises IdentifierError."""
+        """Return the IMSI of an MSISDN, or None if the table does not have it.
+
+        Raises:
+            IdentifierError: if the text is not an MSISDN.
+        """
         key = np.uint64(number_key(msisdn))
         at = int(np.searchsorted(self.numbers, key))
         return imsi_text(int(self.imsis[at])) if at < len(self.numbers) and self.numbers[at] == key else None
 
 
 def number_of(numbers: Numbers) -> Callable[[str], str]:
-    """A function from an IMSI to its number, the lowest of several; empty if it has no number.
+    """Return a function that maps an IMSI to its lowest MSISDN, or to an empty string if it has none.
 
-    Raises IdentifierError.
+    The function raises IdentifierError for a text that is not an IMSI.
     """
     order = np.lexsort((numbers.numbers, numbers.imsis))
     imsis = numbers.imsis[order]
@@ -66,7 +75,11 @@ NO_NUMBERS = Numbers(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
 
 def read_numbers(path: Path) -> Numbers:
-    """Read the table. Raises NumbersError, with the line that is wrong: half of a table would leave subscribers out."""
+    """Read the table. One bad line rejects the whole file, because a partial table would miss subscribers.
+
+    Raises:
+        NumbersError: with the line of the fault.
+    """
     numbers, imsis = array("Q"), array("Q")
     try:
         with path.open("rb") as stream:

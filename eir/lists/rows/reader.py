@@ -1,10 +1,10 @@
-"""Data files to keys: the rows of a file as arrays.
+"""Reader of data files: it parses rows into arrays of keys.
 
-A piece of the file goes through polars' CSV reader and its vectorised casts; pieces in which a quote does not close within
-its line, or that polars will not have, go through Python's csv line by line, with the same result.
+polars' CSV reader and vectorised casts parse a piece of the file. If a quote does not close within its line, or if polars
+rejects the piece, Python's csv module parses it line by line with the same result.
 
-polars parses on one thread: a load runs beside a server that answers, and one core is what it may take. polars takes 30 MB
-and a fifth of a second to import, so modules that may not need it import this one where they do.
+polars parses on one thread, because a load shares the host with a server and may use only one core. Importing polars takes
+30 MB and 0.2 s, so modules that may not need it import this module where they use it.
 """
 
 import os
@@ -36,23 +36,23 @@ from eir.lists.rows.layout import (
     USUAL_DATES,
     WHEN,
     Plan,
-    complaint,
     fields_of,
     layout_named,
     plan_of,
+    row_fault,
     until_seconds,
 )  # fmt: skip
 from eir.lists.rows.records import Frame
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # it reads the number of its threads when it is imported
+import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 COMPLAINTS_MAX, DAY_S = 10, 86_400
-"""Bad rows that are named: with file, line and expectation, never with the identifier. All are counted."""
+"""Bad rows that are named, with file, line and expectation but never with the identifier. All bad rows are counted."""
 
 Mask: TypeAlias = NDArray[np.bool_]
 Parsed: TypeAlias = tuple[Keys, Mask]
-"""A key for each row, and which rows hold one."""
+"""Key of each row, and which rows have a valid key."""
 
 _DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
 _MEID = "^[0-9A-Fa-f]{14}$"
@@ -60,25 +60,25 @@ _MEID = "^[0-9A-Fa-f]{14}$"
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """Counts over all files of a release, and the faults."""
+    """Limits, counts and faults over all files of a release."""
 
     bad_rows_max: int
     range_tacs_max: int
     check_digits: bool = False
-    """Look at check digits, which decide nothing and cost time."""
+    """Verify check digits, which have no effect and take time."""
     dates: bool = False
-    """Look at the column `date`, which decides nothing either but in a list of device types."""
+    """Parse the column `date`, which has an effect only in a list of device types."""
     complaints_max: int = COMPLAINTS_MAX
     bad: int = 0
     skipped: int = 0
     """Junk identifiers, in layouts where they are normal."""
     wrong_check_digits: int = 0
-    """IMEIs of 15 digits of which the last is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
+    """IMEIs of 15 digits whose last digit is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
     wrong_dates: int = 0
     complaints: list[str] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
-    """The first bad rows, the first ranges over the limit, and the first rows with an invalid date."""
+    """First bad rows, first ranges over the limit, and first rows with an invalid date."""
 
 
 def read_rows(
@@ -86,12 +86,28 @@ def read_rows(
     rows_max: int | None = None, removed: Rows | None = None, declared: Mapping[str, Layout] | None = None,
     actions: "Actions | None" = None,
 ) -> int:  # fmt: skip
-    """Read one file's rows into `rows` (None: only to count them); returns how many there are, bad and skipped ones included.
+    """Read one file's rows and return their number, including bad and skipped ones. Blank lines do not count.
 
-    Where the layout has codes for rows that are removed, these go to `removed` (None: they are only counted); `actions` gathers rows with
-    codes instead, for a caller that reads several files and wants the last row of all of them to count. `declared`: layouts of the configuration. `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header
-    that does not fit, `rows` where a record of the file promises another count, or as soon as there are more than `rows_max`,
-    `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far, `range` as Rows.add_spans.
+    Args:
+        chunks: content in pieces that end with a newline.
+        name: name of the file for messages.
+        layout: name of the layout.
+        kind: kind of the list.
+        rows: receives the rows; None to count them only.
+        reasons: receives new reasons.
+        tally: receives counts and faults.
+        rows_max: maximum number of rows.
+        removed: receives rows whose code removes an entry; None to count them only.
+        declared: layouts of the configuration.
+        actions: receives rows with codes instead of `rows` and `removed`. A caller that reads several files uses it so
+            that the
+            last row of all files counts.
+
+    Raises:
+        ReleaseRefused: `layout` if the header does not fit; `rows` if a record of the file states another count, or as
+            soon as
+            there are more than `rows_max`; `bad_rows` as soon as all files so far have more than `tally.bad_rows_max`; `range`
+            as Rows.add_spans.
     """
     dialect = layout_named(name, layout, declared or {})
     gathered = actions or Actions()
@@ -109,15 +125,15 @@ def read_rows(
             count += len(bad)
             tally.bad += int(bad.sum())
             tally.wrong_dates += int(odd.sum())
-            for names, which, says in (
+            for names, which, fault in (
                 (tally.complaints, bad, None),
                 (tally.wide, wide, None),
                 (tally.odd, odd, no_date),
             ):
-                _name_rows(names, (name, line), chunk, which, plan, most=tally.complaints_max, says=says)
+                _name_rows(names, (name, line), chunk, which, plan, most=tally.complaints_max, fault=fault)
             if tally.bad > tally.bad_rows_max:
-                more = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
-                raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
+                detail = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
+                raise ReleaseRefused("bad_rows", "\n".join((detail, *tally.complaints)))
             if rows_max is not None and count > rows_max:
                 raise ReleaseRefused("rows", f"{name} has {count} rows; the manifest says {rows_max}")
             line += lines
@@ -125,7 +141,7 @@ def read_rows(
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
     frame.check(count)
     if actions is None:
-        gathered.into(rows, removed)
+        gathered.move_to(rows, removed)
     return count
 
 
@@ -136,12 +152,12 @@ def _read_chunk(
     into: tuple[Rows | None, Reasons, Tally],
     actions: "Actions",
 ) -> tuple[Mask, Mask, Mask]:
-    """Take some lines: of the rows that they hold, which are bad, which hold a range over the limit, and which no date."""
+    """Parse some lines; return which rows are bad, which have a range over the limit, and which have an invalid date."""
     rows, reasons, tally = into
     columns, layout = _columns(data, lines, plan), plan.layout
     if not len(columns[plan.subject[0]]):  # blank lines
         return np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, bool)
-    plus = b"+" in data  # numbers may have a sign, identifiers may not
+    plus = b"+" in data  # polars accepts a sign before a number; identifiers have none
     if tally.check_digits:
         tally.wrong_check_digits += sum(
             _wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei")
@@ -164,7 +180,7 @@ def _read_chunk(
         junk = ~parsed[0][1] & _matches(columns[plan.subject[0]], _DIRBS_JUNK)
         tally.skipped += int(junk.sum())
         bad &= ~junk
-    why = None if REASON not in columns else _reason_indexes(_said(columns[REASON], layout), reasons)
+    why = None if REASON not in columns else _reason_indexes(_expand_reason_codes(columns[REASON], layout), reasons)
     if plan.subject == BY_TAC:
         keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
     if plan.subject == BY_TYPE:
@@ -179,40 +195,40 @@ def _read_chunk(
 
 
 class _Part(NamedTuple):
-    """Rows that say whether they add or remove, in the order in which they came."""
+    """Rows with a code for add or remove, in the order of the file."""
 
     plan: Plan
     keys: Sequence[Keys]
-    """As _add takes them."""
+    """Arrays in the order of `_add`."""
     goes: Mask
     when: Seconds | None
-    """Unix seconds, where the layout has them."""
+    """Unix seconds, if the layout has times."""
     why: ReasonIndexes | None
     until: Seconds | None
 
 
 class Actions:
-    """Rows that say whether they add or remove. For each entry the latest row counts; among rows of one time, or without one, the last one."""
+    """Rows that add or remove an entry. The latest row of each entry counts; without times, or at equal times, the last one."""
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
 
     def add(self, part: _Part) -> None:
-        """More of them."""
+        """Add rows."""
         self._parts.append(part)
 
-    def into(self, rows: Rows | None, removed: Rows | None) -> None:
-        """Hand on the rows that count; nothing is left here."""
+    def move_to(self, rows: Rows | None, removed: Rows | None) -> None:
+        """Move the rows that count to `rows` and `removed`."""
         parts, self._parts = [part for part in self._parts if len(part.goes)], []
         for part, counts in zip(parts, _latest(parts), strict=True):
-            for taker, which in ((rows, counts & ~part.goes), (removed, counts & part.goes)):
-                if taker is not None:
+            for target, which in ((rows, counts & ~part.goes), (removed, counts & part.goes)):
+                if target is not None:
                     keys = [_some(each, which) for each in part.keys]
-                    _add(taker, part.plan, keys, _some(part.why, which), _some(part.until, which))
+                    _add(target, part.plan, keys, _some(part.why, which), _some(part.until, which))
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """The rows of each part that count. Those of an entry that no row removes all do, unless they have times."""
+    """Return which rows of each part count. If no row removes an entry, all its rows count, unless the layout has times."""
     gone = np.concatenate([part.keys[0][part.goes] for part in parts]) if parts else np.zeros(0, np.uint64)
     disputed = [
         np.ones(len(part.goes), bool) if part.when is not None else np.isin(part.keys[0], gone) for part in parts
@@ -230,23 +246,23 @@ def _latest(parts: Sequence[_Part]) -> list[Mask]:
     first, last = first[order], last[order]
     counts = np.zeros(len(order), bool)
     counts[order[np.append((first[1:] != first[:-1]) | (last[1:] != last[:-1]), True)]] = True
-    found, at = [], 0
+    masks, at = [], 0
     for which in disputed:
         mine = ~which
         mine[which] = counts[at : at + int(which.sum())]
         at += int(which.sum())
-        found.append(mine)
-    return found
+        masks.append(mine)
+    return masks
 
 
 def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:
-    """Close a range that may lack an end: it is then its first identifier alone."""
+    """Set the end of each range that has none to its first identifier."""
     if plan.may_be_open:
         columns["imei_to"] = columns["imei_from"].zip_with(columns["imei_to"].fill_null("") == "", columns["imei_to"])
 
 
 def _ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> Mask:
-    """The rows with a range over the limit. Rows whose range ends before it begins are no longer `good`."""
+    """Return the rows whose range exceeds the limit; clear `good` for rows whose range ends before it begins."""
     if plan.subject != BY_RANGE:
         return np.zeros(len(good), bool)
     good &= keys[0] <= keys[1]
@@ -261,10 +277,10 @@ def _some(values: _Values, which: Mask) -> _Values:
 
 
 def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None, until: Seconds | None) -> None:
-    if plan.subject in {BY_PAIR, BY_TYPE}:  # between a TAC and its type stands the day of its allocation
+    if plan.subject in {BY_PAIR, BY_TYPE}:  # for BY_TYPE, keys[1] is the day of the TAC's allocation
         rows.add_pairs(keys[0], keys[-1], why, until, *keys[1:-1])
         return
-    if plan.may_be_open and (single := keys[0] == keys[1]).any():  # as ranges they would take long
+    if plan.may_be_open and (single := keys[0] == keys[1]).any():  # ranges would take longer
         rows.add(_some(keys[0], single), _some(why, single), _some(until, single))
         keys, why, until = [_some(each, ~single) for each in keys], _some(why, ~single), _some(until, ~single)
     if len(keys) == 1:
@@ -274,7 +290,7 @@ def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None
 
 
 def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask]:
-    """The rows that one of their codes removes, and the rows whose codes are known."""
+    """Return the rows that one of their codes removes, and the rows whose codes are known."""
     texts = [columns[name].str.strip_chars().fill_null("") for name in (ACTION, CHANGE) if name in columns]
     removes = [codes.is_in(list(layout.removed)).to_numpy() for codes in texts]
     adds = [codes.is_in(list(layout.added)).to_numpy() for codes in texts]
@@ -283,8 +299,8 @@ def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask
     )
 
 
-def _said(texts: pl.Series, layout: Layout) -> pl.Series:
-    """Reasons, by their codes if the layout has some."""
+def _expand_reason_codes(texts: pl.Series, layout: Layout) -> pl.Series:
+    """Replace reason codes by the texts that the layout declares."""
     return texts.str.strip_chars().replace(dict(layout.reasons)) if layout.reasons else texts
 
 
@@ -292,7 +308,7 @@ _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
 
 
 def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
-    """IMEIs, IMEISVs and MEIDs."""
+    """Parse IMEIs, IMEISVs and MEIDs."""
     keys, good = _imeis(texts, plus)
     if not good.all() and (letters := ~good & _matches(texts, _MEID)).any():
         keys = keys.copy()
@@ -302,18 +318,18 @@ def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _any_keys(texts: pl.Series, plus: bool) -> Parsed:
-    """Keys of anything that devices call themselves."""
+    """Parse identifiers of any form."""
     keys, good = _device_keys(texts, plus)
     if not good.all():
         keys, good = keys.copy(), good.copy()
-        for row in np.flatnonzero(~good):  # few: a register has some thousands of these
+        for row in np.flatnonzero(~good):  # a loop is fast enough: a register has some thousands of these
             with suppress(IdentifierError):
                 keys[row], good[row] = odd_key(texts[int(row)] or ""), True
     return keys, good
 
 
 def _imeis(texts: pl.Series, plus: bool) -> Parsed:
-    """IMEIs and IMEISVs."""
+    """Parse IMEIs and IMEISVs."""
     numbers, good = _digits(texts, plus, IMEI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     if (lengths == KEY_DIGITS).all():  # no division
@@ -322,20 +338,20 @@ def _imeis(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _tacs(texts: pl.Series, plus: bool) -> Parsed:
-    """The lowest keys of TACs."""
+    """Parse TACs; return the lowest key of each."""
     numbers, good = _digits(texts, plus, (TAC_DIGITS,))
     return numbers * np.uint64(SNR_KEYS), good
 
 
 def _imsis(texts: pl.Series, plus: bool) -> Parsed:
-    """IMSIs, as eir.device.imsi_key gives them: with a leading 1."""
+    """Parse IMSIs as keys of eir.device.imsi_key, which have a leading 1."""
     numbers, good = _digits(texts, plus, IMSI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     return numbers + _POWERS[np.minimum(lengths, IMSI_LENGTHS[-1])], good
 
 
 def _types(texts: pl.Series, _: bool) -> Parsed:
-    """Device types; none is a type too, which no rule can name."""
+    """Parse device types; an empty text is a type too, but no rule can name it."""
     texts = texts.fill_null("")
     known = {text: device_type_key(text) for text in texts.unique().to_list()}
     return texts.replace_strict(known, return_dtype=pl.UInt64).to_numpy(), np.ones(len(texts), bool)
@@ -345,35 +361,35 @@ _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
     "imei": _device_keys, "identifier": _any_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
     "device_type": _types,
 }  # fmt: skip
-"""The same as layout's table, for whole columns."""
+"""Same table as `_KEY_OF` in eir.lists.rows.layout, for whole columns."""
 
 
 def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
     """Count the IMEIs of 15 digits that end in neither the Luhn digit of TS 23.003 annex B nor the spare 0."""
     numbers, good = _digits(texts, plus, (KEY_DIGITS + 1,))
-    left, last = np.divmod(numbers[good], np.uint64(10))
-    total = np.zeros(len(left), np.uint64)
+    rest, last = np.divmod(numbers[good], np.uint64(10))
+    total = np.zeros(len(rest), np.uint64)
     for position in range(KEY_DIGITS):
-        left, digit = np.divmod(left, np.uint64(10))
+        rest, digit = np.divmod(rest, np.uint64(10))
         total += digit if position % 2 else np.where(digit > 4, 2 * digit - np.uint64(9), 2 * digit)
     return int(np.count_nonzero((last != 0) & ((total + last) % 10 != 0)))
 
 
 def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
-    """Texts of digits only, of these lengths, as numbers."""
+    """Parse texts of these lengths that have digits only."""
     numbers = texts.cast(pl.UInt64, strict=False)
     sizes = texts.str.len_bytes()
     if not plus and not numbers.null_count() and sizes.min() in lengths and sizes.max() in lengths:
         return numbers.to_numpy(), np.ones(len(numbers), bool)
     size = sizes.fill_null(0).to_numpy()
     good = numbers.is_not_null().to_numpy() & (size >= lengths[0]) & (size <= lengths[-1])
-    if plus:  # a sign is a number's, not an identifier's
+    if plus:  # reject identifiers with a sign, which polars accepted as numbers
         good &= ~texts.str.starts_with("+").fill_null(value=False).to_numpy()
     return numbers.fill_null(0).to_numpy(), good
 
 
 def _ends(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
-    """Unix seconds of each `until`, and which rows have one that can be read; as until_seconds."""
+    """Parse each `until` as until_seconds does; return Unix seconds, and which rows are valid."""
     texts = texts.fill_null("")
     known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
     for text in known:
@@ -384,7 +400,7 @@ def _ends(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
 
 
 def _days(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Keys, Mask]:
-    """Unix seconds of each row's day, 0 for none, and the rows whose date cannot be read."""
+    """Parse each date as Unix seconds of the day, 0 for none; return also the rows with an invalid date."""
     if DATE not in columns:
         rows = len(next(iter(columns.values())))
         return np.zeros(rows, np.uint64), np.zeros(rows, bool)
@@ -397,9 +413,9 @@ def _matches(texts: pl.Series, pattern: str) -> Mask:
 
 
 def _columns(data: bytes, lines: int, plan: Plan) -> dict[str, pl.Series]:
-    """The plan's columns of some lines; blank lines do not count."""
+    """Return the plan's columns of some lines, without blank lines."""
     in_file_order = sorted(set(plan.at.values()))
-    if data.startswith(BOM):  # the file's own is gone, and polars would take another one for that of a file
+    if data.startswith(BOM):  # the file's own BOM is already removed; polars would remove this one too
         return _columns_by_line(data, plan)
     try:
         frame = pl.read_csv(
@@ -421,8 +437,8 @@ def _columns(data: bytes, lines: int, plan: Plan) -> dict[str, pl.Series]:
 
 
 def _columns_by_line(data: bytes, plan: Plan) -> dict[str, pl.Series]:
-    found = [fields_of(line, plan) for line in data.split(b"\n") if line]
-    return {column: pl.Series([fields[column] for fields in found], dtype=pl.String) for column in plan.at}
+    rows = [fields_of(line, plan) for line in data.split(b"\n") if line]
+    return {column: pl.Series([fields[column] for fields in rows], dtype=pl.String) for column in plan.at}
 
 
 def _lines(data: bytes) -> int:
@@ -430,17 +446,17 @@ def _lines(data: bytes) -> int:
 
 
 def _reason_indexes(texts: pl.Series, reasons: Reasons) -> ReasonIndexes:
-    """The byte for each text; new texts become known."""
+    """Return the index of each reason; new reasons are added."""
     texts = texts.fill_null("")
     if texts.str.len_bytes().max() > REASON_CHARS_MAX:  # type: ignore[operator]  # polars: any literal; these are numbers
         texts = texts.str.slice(0, REASON_CHARS_MAX)
-    found = _known_reasons(texts, reasons)
-    if found.null_count():
-        for text in texts.filter(found.is_null()).unique(maintain_order=True).to_list():
+    indexes = _known_reasons(texts, reasons)
+    if indexes.null_count():
+        for text in texts.filter(indexes.is_null()).unique(maintain_order=True).to_list():
             if reasons.index(text) == REASONS_MAX:
                 break
-        found = _known_reasons(texts, reasons).fill_null(REASONS_MAX)
-    return found.to_numpy()
+        indexes = _known_reasons(texts, reasons).fill_null(REASONS_MAX)
+    return indexes.to_numpy()
 
 
 def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
@@ -448,14 +464,14 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
 
 
 def _name_rows(
-    names: list[str], where: tuple[str, int], chunk: bytes, which: Mask, plan: Plan, *, most: int, says: str | None
+    names: list[str], where: tuple[str, int], chunk: bytes, which: Mask, plan: Plan, *, most: int, fault: str | None
 ) -> None:
-    """Add `file:line: what is wrong` for the first of these rows. `where`: the file, and the line that begins the chunk."""
-    wanted = set(np.flatnonzero(which)[: most - len(names)].tolist())
-    if wanted:
+    """Add `file:line: fault` to `names` for the first of these rows; `where` is the file and the line at which the chunk begins."""
+    selected = set(np.flatnonzero(which)[: most - len(names)].tolist())
+    if selected:
         lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), where[1]) if text)
         names += [
-            f"{where[0]}:{line}: {says or complaint(text, plan)}"
+            f"{where[0]}:{line}: {fault or row_fault(text, plan)}"
             for row, (line, text) in enumerate(lines)
-            if row in wanted
+            if row in selected
         ]

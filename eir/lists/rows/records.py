@@ -1,80 +1,85 @@
-"""The frame around the rows of a file: its encoding, a header and a trailer record, and what these promise."""
+"""Parts of a file around its rows: its encoding, header record and trailer record, and the row counts in these records."""
 
 import codecs
 import csv
 from collections.abc import Iterable, Iterator
 
 from eir.errors import ReleaseRefused
-from eir.lists.record.settings import Layout, Record
+from eir.lists.record.settings import Layout, RecordFormat
 from eir.lists.rows.delivered import LINE_BYTES_MAX
-from eir.lists.rows.layout import BOM, USUAL_DATES, rows_of, until_seconds
+from eir.lists.rows.layout import BOM, USUAL_DATES, device_check_rows, until_seconds
 
 UTF_8 = "utf-8"
 
 
 def one_line_end(piece: bytes) -> bytes:
-    """Lines that end with a newline alone: one before it goes, and any other carriage return ends nothing, and stands as a blank.
+    """Normalise line ends: remove a carriage return before a newline, and replace any other carriage return by a blank.
 
-    Readers differ over these, and over where a piece may be cut, so that none of them is to see one.
+    CSV readers treat carriage returns differently, and a piece may end between the two characters of a line end.
     """
     return piece.replace(b"\r\n", b"\n").replace(b"\r", b" ") if b"\r" in piece else piece
 
 
 class Frame:
-    """One file as its layout has it around the rows."""
+    """Reader of the encoding, header and trailer of one file."""
 
     def __init__(self, name: str, layout: Layout) -> None:
         self._name, self._layout = name, layout
         self._promised: dict[str, int] = {}
 
     def lines(self, chunks: Iterable[bytes]) -> Iterable[bytes]:
-        """The names of columns and the rows, in UTF-8, in pieces that end with a newline each, as those of `chunks` do.
+        """Yield the column names and the rows in UTF-8, in pieces that end with a newline, as those of `chunks` do.
 
-        Raises ReleaseRefused: `layout` where the header record is not as declared, `rows` where the trailer record is not.
+        Raises:
+            ReleaseRefused: `layout` if the header record is not as declared, `rows` if the trailer record is not.
         """
         if self._layout.encoding != UTF_8:
             chunks = _decoded(self._name, chunks, self._layout.encoding)
         chunks = map(one_line_end, chunks)
         if self._layout.answers:
-            chunks = map(rows_of, chunks)
+            chunks = map(device_check_rows, chunks)
         if self._layout.lines_before:
-            chunks = self._below(chunks)
-        return chunks if self._layout.trailer is None else self._above(chunks, self._layout.trailer)
+            chunks = self._skip_header(chunks)
+        return chunks if self._layout.trailer is None else self._split_trailer(chunks, self._layout.trailer)
 
     def check(self, count: int) -> None:
-        """Hold what the records promise against the rows that were found. Raises ReleaseRefused (`rows`)."""
-        for what, promised in self._promised.items():
-            if promised != count:
-                raise ReleaseRefused("rows", f"{self._name} has {count} rows; its {what} says {promised}")
+        """Compare the counts in the header and trailer records with the number of rows.
 
-    def _below(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        left, begin, before = iter(chunks), b"", self._layout.lines_before
-        while begin.count(b"\n") <= before and (piece := next(left, b"")):
+        Raises:
+            ReleaseRefused: `rows`, if they differ.
+        """
+        for record, promised in self._promised.items():
+            if promised != count:
+                raise ReleaseRefused("rows", f"{self._name} has {count} rows; its {record} says {promised}")
+
+    def _skip_header(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        rest, begin, before = iter(chunks), b"", self._layout.lines_before
+        while begin.count(b"\n") <= before and (piece := next(rest, b"")):
             begin += piece
         lines = begin.removeprefix(BOM).split(b"\n", before)
         if self._layout.header is not None:
             self._read("header", lines[0], self._layout.header, "layout")
         if len(lines) > before and lines[before]:
             yield lines[before]
-        yield from left
+        yield from rest
 
-    def _above(self, chunks: Iterable[bytes], trailer: Record) -> Iterator[bytes]:
-        kept = b""
+    def _split_trailer(self, chunks: Iterable[bytes], trailer: RecordFormat) -> Iterator[bytes]:
+        pending = b""
         for piece in chunks:
-            whole = kept + piece
+            whole = pending + piece
             start = whole.rfind(b"\n", 0, len(whole.rstrip(b"\n"))) + 1
             if start:
                 yield whole[:start]
-            kept = whole[start:]
-        self._read("trailer", kept, trailer, "rows")
+            pending = whole[start:]
+        self._read("trailer", pending, trailer, "rows")
 
-    def _read(self, what: str, line: bytes, record: Record, reason: str) -> None:
-        where = "the first line" if what == "header" else "the last line"
+    def _read(self, label: str, line: bytes, record: RecordFormat, reason: str) -> None:
+        where = "the first line" if label == "header" else "the last line"
         text = line.decode("utf-8", "replace").strip("\n")
         if not text.startswith(record.begins):
-            cut = "" if what == "header" else ": was the file cut off?"
+            cut = "" if label == "header" else ": was the file cut off?"
             raise ReleaseRefused(
-                reason, f"{self._name}: {where} does not begin with {record.begins!r}, as a {what} record does{cut}"
+                reason, f"{self._name}: {where} does not begin with {record.begins!r}, as a {label} record does{cut}"
             )
         try:
             fields = next(csv.reader([text], delimiter=self._layout.separator, strict=True), [])
@@ -84,9 +89,9 @@ class Frame:
             count = fields[record.count - 1].strip() if record.count <= len(fields) else ""
             if not (count.isascii() and count.isdigit()):
                 raise ReleaseRefused(
-                    reason, f"{self._name}: field {record.count} of the {what} record is not a number of rows"
+                    reason, f"{self._name}: field {record.count} of the {label} record is not a number of rows"
                 )
-            self._promised[what] = int(count[:18])
+            self._promised[label] = int(count[:18])
         if record.date is not None:
             date = fields[record.date - 1].strip() if record.date <= len(fields) else ""
             try:
@@ -94,12 +99,16 @@ class Frame:
             except ValueError:
                 form = self._layout.dates or USUAL_DATES
                 raise ReleaseRefused(
-                    reason, f"{self._name}: field {record.date} of the {what} record is not a date like {form}"
+                    reason, f"{self._name}: field {record.date} of the {label} record is not a date like {form}"
                 ) from None
 
 
 def _decoded(name: str, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """The same lines in UTF-8; what cannot be read in this encoding stands as U+FFFD. Raises ReleaseRefused (`data`)."""
+    """Yield the lines in UTF-8; bytes that are invalid in `encoding` become U+FFFD.
+
+    Raises:
+        ReleaseRefused: `data`, if a line is too long.
+    """
     decoder, rest = codecs.getincrementaldecoder(encoding)("replace"), ""
     for chunk in chunks:
         lines, newline, rest = (rest + decoder.decode(chunk)).rpartition("\n")

@@ -1,6 +1,6 @@
-"""Turnover: the devices that a change adds to a list and removes from it, and the list's limits on both.
+"""Turnover: the devices that a change adds to a list and removes from it, and the limits of the list on both.
 
-Two lists of the same size may have nothing in common: what counts is what comes and what goes, never the difference of sizes.
+The difference of sizes is not enough: two lists of the same size may have no device in common.
 """
 
 from collections.abc import Collection, Iterable
@@ -16,26 +16,35 @@ _WHOLE = BitMap(range(PAGE_KEYS))
 
 
 def differences(before: Iterable[Page], after: Iterable[Page], now: float = 0.0) -> tuple[int, int]:
-    """Identifiers that come and that go between two lists (or the touched pages of one), a TAC counted as a million.
+    """Count the identifiers that come and that go between two lists, or between the touched pages of one list.
 
-    One that a TAC covers before and after stays, whether it is listed on its own or not. In a list of pairs a device comes
-    if it has a SIM that it was not listed with, and goes if it loses one. `now`: Unix seconds; a row that has ended by then
-    lists nothing. 0: ends do not count. A page of `before` that is damaged lists nothing, so that it can be replaced.
+    A whole TAC counts as 1,000,000. An identifier that a TAC covers before and after stays, whether it is listed singly
+    or not. In a list of pairs a device comes if it gets a new IMSI, and goes if it loses one. A damaged page of
+    `before` counts as empty, so that it can be replaced.
+
+    Args:
+        before: pages before the change.
+        after: pages after it.
+        now: Unix seconds; rows that ended before do not count. If 0, ends are ignored.
     """
     old = {page.number: page for page in before}
     come = gone = 0
     for page in after:
         was = old.pop(page.number, None) or Page(page.number, b"")
         if page != was:
-            comes, goes = _between(was, page, now)
+            comes, goes = _count_changes(was, page, now)
             come, gone = come + comes, gone + goes
-    return come, gone + sum(_between(page, Page(page.number, b""), now)[1] for page in old.values())
+    return come, gone + sum(_count_changes(page, Page(page.number, b""), now)[1] for page in old.values())
 
 
-def past_limits(settings: ListSettings, devices: int, come: int, gone: int) -> dict[str, str]:
-    """The size limits of a list that a change passes: `shrink`, `growth` → what was found, for a person.
+def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) -> dict[str, str]:
+    """Return the size limits of a list that a change exceeds: `shrink`, `growth` → description for a person.
 
-    `devices`: identifiers in force. A change of fewer than `change_min` passes none.
+    Args:
+        settings: settings of the list.
+        devices: identifiers in force.
+        come: identifiers that come.
+        gone: identifiers that go. A change below `change_min` exceeds no limit.
     """
     passed = {}
     for reason, verb, change, limit in (
@@ -50,29 +59,29 @@ def past_limits(settings: ListSettings, devices: int, come: int, gone: int) -> d
 
 
 def turnover(kind: str, come: int, gone: int) -> str:
-    """The turnover of a list of this kind, for a person."""
+    """Format the turnover of a list of this kind for a person."""
     return f"{come:,} {SUBSCRIBERS if kind == SUBSCRIBERS else 'devices'} come, {gone:,} go"
 
 
-def by_force(lifted: Collection[str]) -> str:
-    """The effect of --force, for a person: the limits that it lifted, if any."""
+def force_text(lifted: Collection[str]) -> str:
+    """Format the effect of --force for a person: the limits that it lifted, if any."""
     return f"--force lifted the limit on {', '.join(lifted)}" if lifted else "--force, which lifted no limit"
 
 
-def _but_reasons(page: Page) -> tuple[object, ...]:
-    """The part of a page that says who is listed, and until when."""
-    said = decode_sections(page.extra)
-    return page.keys, page.tac and page.tac.until, said.until, said.imsis
+def _listed_part(page: Page) -> tuple[object, ...]:
+    """Return the part of a page that decides which keys are listed, and until when."""
+    sections = decode_sections(page.extra)
+    return page.keys, page.tac and page.tac.until, sections.until, sections.imsis
 
 
-def _between(was: Page, page: Page, now: float) -> tuple[int, int]:
+def _count_changes(was: Page, page: Page, now: float) -> tuple[int, int]:
     try:
-        if was.extra or page.extra:  # most pages have keys only, and this is asked of hundreds of thousands
-            if _but_reasons(was) == _but_reasons(page):
+        if was.extra or page.extra:  # fast path: most of the hundreds of thousands of pages have keys only
+            if _listed_part(was) == _listed_part(page):
                 return 0, 0
             if has_pairs(was) or has_pairs(page):
-                had, has = _sims(was, now), _sims(page, now)
-                return _more(had, has), _more(has, had)
+                old_sims, new_sims = _sims(was, now), _sims(page, now)
+                return _count_gains(old_sims, new_sims), _count_gains(new_sims, old_sims)
         before = _listed(was, now)
     except ValueError:
         before = BitMap()
@@ -81,13 +90,13 @@ def _between(was: Page, page: Page, now: float) -> tuple[int, int]:
     return len(after) - stay, len(before) - stay
 
 
-def _more(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
-    """Devices that have after what they did not have before."""
+def _count_gains(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
+    """Count the devices that have an IMSI in `after` that they do not have in `before`."""
     return sum(not sims <= before.get(low, set()) for low, sims in after.items())
 
 
 def _listed(page: Page, now: float) -> BitMap:
-    """The devices listed, singly or by their TAC."""
+    """Return the devices that are listed singly or by their TAC."""
     if page.tac is not None and _lasts(page.tac, now):
         return _WHOLE
     if not page.extra or not decode_sections(page.extra).until:
@@ -103,7 +112,7 @@ def _lasts(entry: TacEntry, now: float) -> bool:
 
 
 def _sims(page: Page, now: float) -> dict[int, set[int]]:
-    """The SIMs of each device in a page of pairs; of another page one and the same for all."""
+    """Return the IMSIs of each device in a page of pairs; in another page each device has the same dummy IMSI."""
     if not has_pairs(page):
         return {low: {0} for low in _listed(page, now)}
     lasting = (

@@ -1,4 +1,1 @@
-"""Sources of lists besides a drop folder: pulled from a publisher's folder, acknowledged, fed row by row.
-
-On the path of no check.
-"""
+"""Sources of releases: the drop folder, pulls from a publisher's folder, acknowledgements. Checks do not use them."""

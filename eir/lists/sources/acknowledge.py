@@ -1,9 +1,10 @@
-"""Acknowledgements: a node's signed word on the content of a list that it has in force, and a publisher's view of it.
+"""Acknowledgements: a node's signed statement on the content of a list in force, and the publisher's evaluation of it.
 
-A node signs with a key of its own, and says since when the content is in force, and the release or index that it rejected last.
+A node signs with its own key. The statement includes the time from which the content is in force, and the release or index that
+the node rejected last.
 
-The key is an OpenSSH one in the node's state folder, its signatures have a namespace of their own, and whoever wants proof has the public
-keys of all nodes in an allowed_signers file, each under the node's Origin-Host.
+The key is an OpenSSH key in the node's state folder, and its signatures have a namespace of their own. The publisher has the
+public keys of all nodes in an allowed_signers file, each with the node's Origin-Host.
 """
 
 import asyncio
@@ -19,24 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from eir.errors import EirError, ReleaseRefused
-from eir.lists.changes.audit import Listed
+from eir.lists.changes.audit import ReleaseEntries
 from eir.lists.record.settings import ListSettings, is_list_name
 from eir.lists.record.store import utc_text
-from eir.lists.releases.openssh import document_in, signed
+from eir.lists.releases.openssh import sign_document, verify_document
 from eir.lists.releases.release import SERIAL_MAX, member, parse_manifest, verify_release
 from eir.lists.rows.delivered import open_folder, read_small
-from eir.lists.sources.folder import AHEAD_MAX, Index, Offer, is_digest, steps
-from eir.lists.sources.folder_writer import Contents, index_in
+from eir.lists.sources.folder import AHEAD_MAX, FolderIndex, Offer, is_digest, releases_to_load
+from eir.lists.sources.folder_writer import Contents, load_index
 
 FORMAT, NAMESPACE = "eir-acknowledgement/1", "eir-acknowledgement"
 KEY = "acknowledgement.key"
-"""A file in the state folder; made when it is first needed."""
+"""File in the state folder, created when it is first needed."""
 ACKNOWLEDGED, ENDS, NODES = "acknowledgements", ".ack", "nodes"
-"""In a publisher's folder: the folder of acknowledgements, the end of their names, and the file with the nodes' public
-keys."""
+"""Names in a publisher's folder: the folder of acknowledgements, the ending of their names, and the file with the nodes' public keys."""
 BYTES_MAX = 1 << 16
 SILENT = timedelta(days=2)
-"""A node says once a day what it has, whether that has changed or not."""
+"""Age after which an acknowledgement is old; a node sends one each day, even without a change."""
 IN_STEP, LATE, BEHIND, DIFFERS, UNPROVEN, OLD, NEVER, REJECTS = STATES = (
     "in step",
     "on its way",
@@ -53,96 +53,113 @@ _member = partial(member, reason="acknowledgement")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """A release or an index of the source that a node rejected. Without its detail, which may hold rows and the node's paths."""
+    """Release or index of the source that a node rejected. The detail is left out, because it may contain rows and the node's paths."""
 
     reason: str
-    """A short stable word, as ReleaseRefused has it."""
+    """Reason word, as in ReleaseRefused."""
     at: str
     """Time of the first such rejection in a row, UTC with a Z."""
     serial: int | None = None
-    """Serial of the release; None for an index, whose serials are not believed."""
+    """Serial of the release; None for an index, whose serials are not verified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledgement:
-    """A node's statement on a list. Times are UTC with a Z."""
+    """Statement of a node on a list. Times are UTC with a Z."""
 
     node: str
-    """Its Origin-Host."""
+    """Origin-Host of the node."""
     list: str
     serial: int
     content: str
     """Digest of the list in force (ListState.content_digest)."""
     since: str
-    """The time when the node put it in force."""
+    """Time from which the content is in force."""
     made: str
     rejected: Rejection | None = None
-    """The rejection after which nothing of the source was accepted; absent in the document if nothing was rejected."""
+    """Rejection after which nothing of the source was accepted; absent in the document if there is none."""
 
     @property
     def name(self) -> str:
-        """The name of the file that it goes into."""
+        """Name of the file."""
         return f"{self.node}.{self.list}{ENDS}"
 
 
-def key_of(state: Path) -> Path:
-    """The node's key, made if it does not exist yet. Raises EirError."""
+def load_key(state: Path) -> Path:
+    """Return the path of the node's key; create the key if it does not exist.
+
+    Raises:
+        EirError: if the key cannot be created.
+    """
     key = state / KEY
     if not key.exists():
         try:
-            made = subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "eir", "-f", key],  # noqa: S607 - OpenSSH stands where the host's PATH has it
+            done = subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "eir", "-f", key],  # noqa: S607 - found by the host's PATH
                 stdin=subprocess.DEVNULL, capture_output=True, check=False,
             )  # fmt: skip
         except OSError as e:
             raise EirError(f"ssh-keygen cannot be run: {e}; install OpenSSH's client") from None
-        if made.returncode and not key.exists():
-            raise EirError(f"the key {key} cannot be made: {made.stderr.decode(errors='replace').strip()}")
+        if done.returncode and not key.exists():
+            raise EirError(f"the key {key} cannot be made: {done.stderr.decode(errors='replace').strip()}")
     return key
 
 
 def signer_line(key: Path, node: str) -> str:
-    """The line by which an allowed_signers file knows the node."""
+    """Return the node's line for an allowed_signers file."""
     kind, public = key.with_name(f"{key.name}.pub").read_text().split()[:2]
     return f'{node} namespaces="{NAMESPACE}" {kind} {public}'
 
 
-def acknowledged(what: Acknowledgement, key: Path) -> bytes:
-    """The acknowledgement, signed. Raises ReleaseRefused as openssh.sign."""
+def sign_acknowledgement(what: Acknowledgement, key: Path) -> bytes:
+    """Encode and sign an acknowledgement.
+
+    Raises:
+        ReleaseRefused: as openssh.sign.
+    """
     members = {name: value for name, value in asdict(what).items() if name != "rejected" or value is not None}
-    return signed((json.dumps({"format": FORMAT, **members}, indent=1) + "\n").encode(), key, NAMESPACE)
+    return sign_document((json.dumps({"format": FORMAT, **members}, indent=1) + "\n").encode(), key, NAMESPACE)
 
 
-def read(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgement:
-    """The acknowledgement in a file, proved to be the node's own. `nodes`: the allowed_signers file. Raises ReleaseRefused."""
-    document, signature = document_in(content, name, nodes, now, namespace=NAMESPACE)
+def verify_acknowledgement(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgement:
+    """Verify and parse a node's acknowledgement. `nodes`: the allowed_signers file.
+
+    Raises:
+        ReleaseRefused: if the signature is not the node's, or a member is wrong.
+    """
+    document, signature = verify_document(content, name, nodes, now, namespace=NAMESPACE)
     try:
-        said = json.loads(document)
+        members = json.loads(document)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        members = None
+    if not isinstance(members, dict) or members.get("format") != FORMAT:
         raise ReleaseRefused("acknowledgement", f'the "format" of {name} is not "{FORMAT}"')
-    found = Acknowledgement(
-        node=_member(said, "node", str, bool, "a host"), list=_member(said, "list", str, is_list_name, "the name of a list"),
-        serial=_member(said, "serial", int, lambda serial: 0 <= serial <= SERIAL_MAX, "a serial"),
-        content=_member(said, "content", str, is_digest, "64 hexadecimal digits"),
-        since=_member(said, "since", str, _is_time, "a time"), made=_member(said, "made", str, _is_time, "a time"),
-        rejected=_rejection(said),
+    acknowledgement = Acknowledgement(
+        node=_member(members, "node", str, bool, "a host"), list=_member(members, "list", str, is_list_name, "the name of a list"),
+        serial=_member(members, "serial", int, lambda serial: 0 <= serial <= SERIAL_MAX, "a serial"),
+        content=_member(members, "content", str, is_digest, "64 hexadecimal digits"),
+        since=_member(members, "since", str, _is_time, "a time"), made=_member(members, "made", str, _is_time, "a time"),
+        rejected=_rejection(members),
     )  # fmt: skip
-    if found.node not in signature.principals:
+    if acknowledgement.node not in signature.principals:
         raise ReleaseRefused(
-            "acknowledgement", f"{name} is signed by {', '.join(signature.principals)}, and speaks for {found.node}"
+            "acknowledgement",
+            f"{name} is signed by {', '.join(signature.principals)}, and speaks for {acknowledgement.node}",
         )
-    if datetime.fromisoformat(found.made) > now + AHEAD_MAX:  # it would never be old
-        raise ReleaseRefused("acknowledgement", f"{name} was made {found.made}, and it is {utc_text(now)}")
-    return found
+    if datetime.fromisoformat(acknowledgement.made) > now + AHEAD_MAX:  # it would never be old
+        raise ReleaseRefused("acknowledgement", f"{name} was made {acknowledgement.made}, and it is {utc_text(now)}")
+    return acknowledgement
 
 
-def _rejection(said: Mapping[str, Any]) -> Rejection | None:
-    """Return the rejection in an acknowledgement, if there is one. Raises ReleaseRefused."""
-    if said.get("rejected") is None:
+def _rejection(members: Mapping[str, Any]) -> Rejection | None:
+    """Return the rejection in an acknowledgement, if there is one.
+
+    Raises:
+        ReleaseRefused: if a member is wrong.
+    """
+    if members.get("rejected") is None:
         return None
-    rejected: dict[str, Any] = _member(said, "rejected", dict, bool, "an object")
+    rejected: dict[str, Any] = _member(members, "rejected", dict, bool, "an object")
     serial = rejected.get("serial")
     return Rejection(
         reason=_member(rejected, "reason", str, _REASON.fullmatch, "a short word"),
@@ -154,8 +171,8 @@ def _rejection(said: Mapping[str, Any]) -> Rejection | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """The standing of a node with a publisher's folder."""
+class NodeStatus:
+    """State of a node with respect to a publisher's folder."""
 
     node: str
     list: str
@@ -163,27 +180,28 @@ class Standing:
     """One of STATES."""
     serial: int | None = None
     behind: int = 0
-    """Releases that it has not."""
+    """Number of releases that the node lacks."""
     late_s: int = 0
-    """Seconds for which the first of these has been there."""
+    """Seconds since the first of these was issued."""
     since: str | None = None
     acknowledged: str | None = None
-    """The time when the node last said so."""
+    """Time of the last acknowledgement."""
     detail: str = ""
 
 
-def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | None = None) -> list[Standing]:
-    """The standing of each node that has a key in the folder's `nodes`.
+def node_statuses(folder: Path, *, now: datetime, within: timedelta, nodes: Path | None = None) -> list[NodeStatus]:
+    """Return the state of each node that has a key in the folder's `nodes`, or has posted an acknowledgement.
 
-    `within`: the time that a node may take for a release.
+    `within`: time that a node may take for a release.
 
-    Raises EirError if the folder or the file of nodes cannot be read.
+    Raises:
+        EirError: if the folder or the file of nodes cannot be read.
     """
-    index, keys = index_in(folder), nodes or folder / NODES
+    index, keys = load_index(folder), nodes or folder / NODES
     if index is None:
         raise EirError(f"{folder} is no folder of `eir publish --to`: it has no index")
     try:
-        known = list(_named(keys.read_text()))
+        known = list(_hosts_in(keys.read_text()))
     except OSError as e:
         raise EirError(
             f"the nodes' public keys {keys} cannot be read: {e.strerror}; `eir acknowledge --key` on a node says its line"
@@ -192,15 +210,15 @@ def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | N
     posted = {path.name.removesuffix(end) for path in room.glob(f"*{end}")}
     acknowledgements: dict[str, Acknowledgement] = {}
     unproven = dict.fromkeys(sorted(posted.difference(known)), f"it has no key in {keys}")
-    for node in posted.intersection(known):  # files of others are not read: that takes time, and proves nothing
+    for node in posted.intersection(known):  # without a key, an acknowledgement cannot be verified
         try:
             acknowledgements[node] = _of_node(room / f"{node}{end}", node, index.list, keys, now)
         except (ReleaseRefused, OSError) as e:
             unproven[node] = str(e)
-    index = index_in(folder) or index  # a release that came meanwhile may be in force already
-    rows = [standing(index, acknowledgements[node], now, within) for node in known if node in acknowledgements]
+    index = load_index(folder) or index  # nodes may already have a release that was published meanwhile
+    rows = [node_status(index, acknowledgements[node], now, within) for node in known if node in acknowledgements]
     rows += [
-        _without(index, node, unproven.get(node))
+        _unacknowledged(index, node, unproven.get(node))
         for node in dict.fromkeys([*known, *unproven])
         if node not in acknowledgements
     ]
@@ -208,77 +226,96 @@ def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | N
 
 
 def _of_node(file: Path, node: str, list_name: str, keys: Path, now: datetime) -> Acknowledgement:
-    """Return a node's acknowledgement of a list. Raises ReleaseRefused, OSError."""
-    found = read(_content(file), file.name, keys, now)
-    if (found.node, found.list) != (node, list_name):
-        raise ReleaseRefused("acknowledgement", f"{file.name} is the acknowledgement of {found.node} for {found.list}")
-    return found
+    """Return a node's acknowledgement of a list.
+
+    Raises:
+        ReleaseRefused: if it is not valid.
+        OSError: if the file cannot be read.
+    """
+    acknowledgement = verify_acknowledgement(_content(file), file.name, keys, now)
+    if (acknowledgement.node, acknowledgement.list) != (node, list_name):
+        raise ReleaseRefused(
+            "acknowledgement",
+            f"{file.name} is the acknowledgement of {acknowledgement.node} for {acknowledgement.list}",
+        )
+    return acknowledgement
 
 
-def standing(index: Index, said: Acknowledgement, now: datetime, within: timedelta) -> Standing:
-    """The standing of one node."""
-    missed = sorted({(offer.serial, offer.issued) for offer in index.releases if offer.serial > said.serial})
+def node_status(index: FolderIndex, acknowledgement: Acknowledgement, now: datetime, within: timedelta) -> NodeStatus:
+    """Return the state of one node."""
+    missed = sorted({(offer.serial, offer.issued) for offer in index.releases if offer.serial > acknowledgement.serial})
     late = now - datetime.fromisoformat(missed[0][1]) if missed else timedelta(0)
-    content = index.content_of(said.serial)
+    content = index.content_of(acknowledgement.serial)
     state, detail = IN_STEP, ""
-    if said.serial > index.serial:
-        state, detail = DIFFERS, f"it has serial {said.serial}, and {index.serial} is the newest in the folder"
-    elif content is not None and content != said.content:
+    if acknowledgement.serial > index.serial:
         state, detail = (
             DIFFERS,
-            f"it has {said.content[:12]} for serial {said.serial}, and the release makes {content[:12]}",
+            f"it has serial {acknowledgement.serial}, and {index.serial} is the newest in the folder",
         )
-    elif now - datetime.fromisoformat(said.made) > SILENT:
+    elif content is not None and content != acknowledgement.content:
+        state, detail = (
+            DIFFERS,
+            f"it has {acknowledgement.content[:12]} for serial {acknowledgement.serial}, and the release makes {content[:12]}",
+        )
+    elif now - datetime.fromisoformat(acknowledgement.made) > SILENT:
         state, detail = OLD, "it has not said for long what it has"
-    elif (rejected := said.rejected) is not None and (rejected.serial is None or rejected.serial > said.serial):
-        what = "the index" if rejected.serial is None else f"serial {rejected.serial}"
-        state, detail = REJECTS, f"it rejected {what} at {rejected.at}: {rejected.reason}"
+    elif (rejected := acknowledgement.rejected) is not None and (
+        rejected.serial is None or rejected.serial > acknowledgement.serial
+    ):
+        subject = "the index" if rejected.serial is None else f"serial {rejected.serial}"
+        state, detail = REJECTS, f"it rejected {subject} at {rejected.at}: {rejected.reason}"
     elif missed:
         state = BEHIND if late > within else LATE
-    return Standing(
-        node=said.node, list=said.list, state=state, serial=said.serial, behind=len({serial for serial, _ in missed}),
-        late_s=max(0, int(late.total_seconds())), since=said.since, acknowledged=said.made, detail=detail,
+    return NodeStatus(
+        node=acknowledgement.node, list=acknowledgement.list, state=state, serial=acknowledgement.serial, behind=len({serial for serial, _ in missed}),
+        late_s=max(0, int(late.total_seconds())), since=acknowledgement.since, acknowledged=acknowledgement.made, detail=detail,
     )  # fmt: skip
 
 
-def listed_by(file: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> Listed:
-    """The entries that a node says are in force, by the releases of the folder that its acknowledgement lies in.
+def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> ReleaseEntries:
+    """Return the entries that a node acknowledges, computed from the releases in the folder of the acknowledgement.
 
-    Raises ReleaseRefused for what is not to be believed, EirError if the folder has no such list any more.
+    Raises:
+        ReleaseRefused: if the acknowledgement or a release is not valid.
+        EirError: if the folder no longer has the releases.
     """
     folder = file.resolve().parent.parent
-    index = index_in(folder)
-    said = read(_content(file), file.name, folder / NODES, now)
-    if index is None or index.list != said.list or said.list not in lists:
-        raise EirError(f"{file} is about list {said.list}, and lies in no folder of that list that is configured here")
-    chain = _chain_to(index, said.serial)
-    if not chain or index.content_of(said.serial) is None:
-        raise EirError(f"{folder} has no releases any more that lead to serial {said.serial}")
+    index = load_index(folder)
+    acknowledgement = verify_acknowledgement(_content(file), file.name, folder / NODES, now)
+    if index is None or index.list != acknowledgement.list or acknowledgement.list not in lists:
+        raise EirError(
+            f"{file} is about list {acknowledgement.list}, and lies in no folder of that list that is configured here"
+        )
+    chain = _chain_to(index, acknowledgement.serial)
+    if not chain or index.content_of(acknowledgement.serial) is None:
+        raise EirError(f"{folder} has no releases any more that lead to serial {acknowledgement.serial}")
     manifests = [folder / offer.folder / offer.manifest for offer in chain]
     for path in manifests:
         issued = parse_manifest(path.read_bytes()).issued
         verify_release(path, lists, now=issued)
     with tempfile.TemporaryDirectory(prefix="eir-audit-") as room:
-        contents = Contents(folder, said.list, index.holds, lists[said.list].layouts, Path(room))
-        state, pages = asyncio.run(contents.loaded(manifests))
-    if state.content_digest != said.content:
+        contents = Contents(folder, acknowledgement.list, index.holds, lists[acknowledgement.list].layouts, Path(room))
+        state, pages = asyncio.run(contents.load(manifests))
+    if state.content_digest != acknowledgement.content:
         raise ReleaseRefused(
             "acknowledgement",
-            f"{said.node} has {said.content[:12]} in force, and release {said.serial} makes {state.content_digest[:12]}",
+            f"{acknowledgement.node} has {acknowledgement.content[:12]} in force, and release {acknowledgement.serial} makes {state.content_digest[:12]}",
         )
-    return Listed(parse_manifest(manifests[-1].read_bytes()), sorted(pages), now)
+    return ReleaseEntries(parse_manifest(manifests[-1].read_bytes()), sorted(pages), now)
 
 
-def _chain_to(index: Index, serial: int) -> Sequence[Offer]:
-    """The releases that lead to a serial, from the newest full one at or below it."""
+def _chain_to(index: FolderIndex, serial: int) -> Sequence[Offer]:
+    """Return the releases that lead to a serial, from the newest full one at or below it."""
     offers = tuple(offer for offer in index.releases if offer.serial <= serial)
     if not any(offer.base is None for offer in offers):
         return ()
-    return steps(Index(list=index.list, holds=index.holds, written=index.written, releases=offers), None, 0)
+    return releases_to_load(
+        FolderIndex(list=index.list, holds=index.holds, written=index.written, releases=offers), None, 0
+    )
 
 
-def _without(index: Index, node: str, why: str | None) -> Standing:
-    return Standing(
+def _unacknowledged(index: FolderIndex, node: str, why: str | None) -> NodeStatus:
+    return NodeStatus(
         node=node,
         list=index.list,
         state=NEVER if why is None else UNPROVEN,
@@ -287,15 +324,15 @@ def _without(index: Index, node: str, why: str | None) -> Standing:
     )
 
 
-def _named(signers: str) -> Iterator[str]:
-    """Hosts in an allowed_signers file."""
+def _hosts_in(signers: str) -> Iterator[str]:
+    """Yield the hosts in an allowed_signers file."""
     for line in signers.splitlines():
         if line.strip() and not line.startswith("#"):
             yield from line.split()[0].strip('"').split(",")
 
 
 def _content(file: Path) -> bytes:
-    """The content of a file that a node has put there, or somebody else: no pipe holds the reader, and no link leads elsewhere."""
+    """Read a file that any node may have written, without blocking on a pipe or following a link."""
     with open_folder(file.parent) as folder:
         return read_small(file.name, folder, BYTES_MAX)
 
@@ -307,6 +344,6 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def as_rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
-    """Rows for tables and scripts."""
+def as_rows(found: Sequence[NodeStatus]) -> list[dict[str, Any]]:
+    """Return rows for tables and scripts."""
     return [asdict(each) for each in found]

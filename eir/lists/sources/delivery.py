@@ -1,7 +1,7 @@
-"""A delivery: a manifest in the drop folder with its signatures, what verification says of it, and whose turn it is.
+"""Deliveries: manifests in the drop folder with their signatures, their verification, and their order.
 
-Who may deliver may deliver rubbish, and a great deal of it. So deliveries that name a trusted key are looked at first, both the
-newest and the oldest of them, and those that are verified take turns by list.
+Anyone with write access may deliver many invalid files. So deliveries that claim a trusted key are verified first, alternately
+the newest and the oldest, and the lists take turns with verified deliveries.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -12,41 +12,47 @@ from pathlib import Path
 
 from eir.errors import ReleaseRefused, refused_by
 from eir.lists.record.settings import ListSettings
-from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, SIGNERS_BYTES_MAX, keys_of, names_one_of
-from eir.lists.releases.release import Release, is_plain_name, signature_names, verify_release
+from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, SIGNERS_BYTES_MAX, claims_one_of, keys_of
+from eir.lists.releases.release import VerifiedRelease, is_plain_name, signature_names, verify_release
 from eir.lists.rows.delivered import read_small
-from eir.lists.sources.drop_folder import Listing, delivered, printable
+from eir.lists.sources.drop_folder import Listing, printable, signed_manifests
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A manifest whose signature is there, and the result of its verification."""
+    """Manifest with a signature, and the result of its verification."""
 
     name: str
     signatures: tuple[str, ...]
-    """Signatures by name. The first one stands last, since a release is there as long as that one is."""
-    release: Release | None
-    """Once its signatures hold."""
+    """Names of the signatures. The first signature is last, because a release counts as delivered as long as it exists."""
+    release: VerifiedRelease | None
+    """Release, if its signatures are valid."""
     refused: ReleaseRefused | None
 
     @property
     def data(self) -> tuple[str, ...]:
-        """Its data files, by name; none as long as its manifest is not believed."""
+        """Names of its data files; empty if the manifest is not verified."""
         return () if self.release is None else tuple(file.name for file in self.release.manifest.files)
 
     @property
     def list(self) -> str | None:
-        """The list that it is for, if its manifest is believed."""
+        """Its list, if the manifest is verified."""
         return None if self.release is None else self.release.manifest.list
 
     @property
     def serial(self) -> int | None:
-        """Its serial, if its manifest is believed."""
+        """Its serial, if the manifest is verified."""
         return None if self.release is None else self.release.manifest.serial
 
 
-def verified(name: str, folder: Path, listing: Listing, lists: Mapping[str, ListSettings], now: datetime) -> Delivery:
-    """The delivery, with its signatures verified as of now. Raises OSError for a fault of this host."""
+def verify_delivery(
+    name: str, folder: Path, listing: Listing, lists: Mapping[str, ListSettings], now: datetime
+) -> Delivery:
+    """Verify the signatures of a delivery at `now`.
+
+    Raises:
+        OSError: for a fault of this host.
+    """
     first, *further = (signature for signature in signature_names(name) if signature in listing)
     if not is_plain_name(name):
         return Delivery(
@@ -61,37 +67,39 @@ def verified(name: str, folder: Path, listing: Listing, lists: Mapping[str, List
         return Delivery(name, (*further, first), None, refused)
     except OSError:
         raise
-    except Exception as fault:  # noqa: BLE001 - the outermost loop over deliveries: the others go on
+    except Exception as fault:  # noqa: BLE001 - a bug with one delivery must not stop the others
         return Delivery(name, (*further, first), None, refused_by(fault))
 
 
-def to_look_at(listing: Listing, folder_fd: int, lists: Iterable[ListSettings]) -> tuple[list[str], list[str]]:
-    """The manifests whose signature has arrived: those signed by a key that some list trusts, or so they say, and the others.
+def manifests_by_priority(
+    listing: Listing, folder_fd: int, lists: Iterable[ListSettings]
+) -> tuple[list[str], list[str]]:
+    """Return the manifests with a signature: those that claim a trusted key, and the others.
 
-    Each in the order in which to look at them: the newest, the oldest, the next to newest and so on, so that whoever has
-    delivered ten thousand before or after a good release cannot keep it waiting.
+    Each list alternates between the newest and the oldest, so that ten thousand deliveries before or after a good
+    release cannot delay it.
     """
-    keys = _trusted(lists)
+    keys = _trusted_keys(lists)
     likely: list[str] = []
-    others: list[str] = []
-    for name in sorted(delivered(listing), key=lambda name: listing[name].changed):
-        (likely if keys is None or _names_one(name, folder_fd, listing, keys) else others).append(name)
-    return list(_from_both_ends(likely)), list(_from_both_ends(others))
+    unlikely: list[str] = []
+    for name in sorted(signed_manifests(listing), key=lambda name: listing[name].changed):
+        (likely if keys is None or _claims_trusted_key(name, folder_fd, listing, keys) else unlikely).append(name)
+    return list(_from_both_ends(likely)), list(_from_both_ends(unlikely))
 
 
-def in_turn(deliveries: Iterable[Delivery], last: Callable[[Delivery], bool]) -> Iterator[tuple[int, Delivery]]:
-    """Deliveries and the round in which each has its turn, by round: one of each list a round, in the order of serials.
+def order_by_turn(deliveries: Iterable[Delivery], last: Callable[[Delivery], bool]) -> Iterator[tuple[int, Delivery]]:
+    """Yield deliveries with the number of their round: in each round one of each list, by serial.
 
-    Those of which `last` holds come after all rounds, and after them those that were not verified, by name.
+    Deliveries for which `last` returns True follow after all rounds, then unverified ones by name.
     """
     rounds: dict[tuple[bool, str | None], int] = {}
-    found = []
+    turns = []
     for each in sorted(deliveries, key=lambda each: (each.serial or 0, each.name)):
         late = each.release is None or last(each)
         number = rounds[late, each.list] = rounds.get((late, each.list), -1) + 1
-        found.append((each.release is None, late, number, each.list or "", each))
-    found.sort(key=lambda turn: turn[:4])
-    return ((number + 1 if late else number, each) for _, late, number, _, each in found)
+        turns.append((each.release is None, late, number, each.list or "", each))
+    turns.sort(key=lambda turn: turn[:4])
+    return ((number + 1 if late else number, each) for _, late, number, _, each in turns)
 
 
 def _from_both_ends(names: list[str]) -> Iterator[str]:
@@ -103,8 +111,8 @@ def _from_both_ends(names: list[str]) -> Iterator[str]:
         left, right = left + 1, right - 1
 
 
-def _trusted(lists: Iterable[ListSettings]) -> Collection[bytes] | None:
-    """The keys in all signers files; None if one cannot be read."""
+def _trusted_keys(lists: Iterable[ListSettings]) -> Collection[bytes] | None:
+    """Return the keys in all signers files, or None if one cannot be read."""
     keys: set[bytes] = set()
     for path in {settings.signers for settings in lists if settings.signers is not None}:
         try:
@@ -115,10 +123,10 @@ def _trusted(lists: Iterable[ListSettings]) -> Collection[bytes] | None:
     return keys
 
 
-def _names_one(name: str, folder_fd: int, listing: Listing, keys: Collection[bytes]) -> bool:
+def _claims_trusted_key(name: str, folder_fd: int, listing: Listing, keys: Collection[bytes]) -> bool:
     for signature in signature_names(name):
         if signature in listing:
             with suppress(ReleaseRefused, OSError):
-                if names_one_of(keys, read_small(signature, folder_fd, SIGNATURE_BYTES_MAX)):
+                if claims_one_of(keys, read_small(signature, folder_fd, SIGNATURE_BYTES_MAX)):
                     return True
     return False

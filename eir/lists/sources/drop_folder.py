@@ -1,7 +1,7 @@
-"""A drop folder: its content, the complete part of it, the time of the next look, and the two rooms for files.
+"""Drop folder: its files, their completeness, the time of the next pass, and the two subfolders for processed files.
 
-Files come in any order and in halves, change while they are read, or are links: everything is moved through descriptors that
-no link leads astray. What is here reads names, sizes and times, and no content.
+Files may arrive in any order and in parts, change while they are read, or be links. So all files are moved through descriptors,
+which no link can redirect. This module reads names, sizes and times, but no content.
 """
 
 import errno
@@ -18,20 +18,20 @@ from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.releases.release import MANIFEST_ENDS, Manifest
 
 SETTLED_S = 1.0
-"""A file that was changed less than this ago may still be on its way."""
+"""Seconds after the last change during which a file may be incomplete."""
 ITEMS_MAX = 50_000
-"""Files of the folder that are looked at; the rest waits until these have gone."""
+"""Maximum number of files that one pass reads; the others wait."""
 AGAIN_S, CHANGED_AGAIN_S = 30.0, 10.0
-"""Pause between two passes where no file changes, and while files only grow."""
+"""Seconds between two passes while no file changes, and while files only grow."""
 
 FOLDER_MODE, TEXT_MODE = 0o750, 0o640
 NAME_BYTES_MAX = 255
 REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
-"""Limits of `refused`: the oldest files go first, those of the latest release never."""
+"""Limits of `refused`: the oldest files are deleted first, those of the latest release never."""
 
 
 class Item(NamedTuple):
-    """One name in the folder: bytes, and Unix seconds of the last change of content or name (ctime)."""
+    """File in the folder: bytes, and Unix seconds of the last change of content or name (ctime)."""
 
     size: int
     changed: float
@@ -40,112 +40,119 @@ class Item(NamedTuple):
 Listing = Mapping[str, Item]
 
 
-def look(folder: Path | int, most: int = ITEMS_MAX) -> dict[str, Item]:
-    """The names in the folder (or its descriptor) that may belong to releases, `most` of them: no folders, nothing hidden. Raises OSError."""
-    found: dict[str, Item] = {}
+def scan_folder(folder: Path | int, most: int = ITEMS_MAX) -> dict[str, Item]:
+    """Return up to `most` files in the folder (or its descriptor) that may belong to releases: no folders, no hidden files.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    items: dict[str, Item] = {}
     with os.scandir(folder) as entries:
         for entry in (each for each in entries if not each.name.startswith(".")):
             with suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
                 if not stat.S_ISDIR(status.st_mode):
-                    found[entry.name] = Item(status.st_size, status.st_ctime)
-            if len(found) >= most:
+                    items[entry.name] = Item(status.st_size, status.st_ctime)
+            if len(items) >= most:
                 break
-    return found
+    return items
 
 
-def delivered(listing: Listing) -> list[str]:
-    """Manifests whose signature has arrived, by name. Others' files cannot be taken for one: no data file may have such a name."""
+def signed_manifests(listing: Listing) -> list[str]:
+    """Return the names of manifests with a signature. Other files cannot be mistaken for one, because data files have other names."""
     return sorted(name for name in listing if name.endswith(MANIFEST_ENDS) and f"{name}.sig" in listing)
 
 
 def printable(name: str) -> str:
-    """A file's name as texts have it: octets that are not UTF-8 and control characters are escaped."""
+    """Escape bytes that are not valid UTF-8, and control characters, in a file's name."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def lacking(manifest: Manifest, listing: Listing, now: float) -> str:
-    """The reason why a release's data files are not whole; empty if they are."""
+def missing_part(manifest: Manifest, listing: Listing, now: float) -> str:
+    """Return why a release's data files are not complete, or an empty text."""
     for file in manifest.files:
         item = listing.get(file.name)
         if item is None:
             return f"{file.name} is not there"
         if item.size != file.bytes:
             return f"{file.name} has {item.size} of {file.bytes} bytes"
-        if not settled(item, now):
+        if not is_settled(item, now):
             return f"{file.name} was changed just now"
     return ""
 
 
-def settled(item: Item, now: float) -> bool:
-    """True unless the file was changed a moment ago. A time in the future is another host's clock, and says nothing."""
+def is_settled(item: Item, now: float) -> bool:
+    """Return False if the file was changed less than SETTLED_S ago. A time in the future is of another host's clock, and ignored."""
     return not now - SETTLED_S < item.changed <= now
 
 
 class Watch:
-    """Decides from one look at the folder after another when a pass is worth making. `patience_s` as in inbox.PassSettings."""
+    """Scheduler of passes, from scans of the folder. `patience_s` as in inbox.PassSettings."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s, self._again_at, self._passed_at = patience_s, 0.0, -float("inf")
-        self._seen: Listing = {}  # as the last pass found it
+        self._seen: Listing = {}  # files of the last pass
 
     def due(self, listing: Listing, now: float) -> bool:
-        """True if there may be something to do. `now` in Unix seconds, like the times of the files."""
+        """Return True if a pass is due. `now` in Unix seconds, like the times of the files."""
         if not listing:
             return False
         since = now - self._passed_at
         lain = since >= AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now
         if now >= self._again_at or lain:
             return True
-        fresh: dict[str, list[Item]] = {}  # a manifest and its signatures together, any other file alone
+        fresh: dict[str, list[Item]] = {}  # a manifest is grouped with its signatures; other files are separate
         for name, item in listing.items():
             if self._seen.get(name) != item:
                 fresh.setdefault(name.partition(f"{MANIFEST_ENDS}.sig")[0].removesuffix(MANIFEST_ENDS), []).append(item)
         if not fresh or not any(name.endswith(".sig") for name in listing):
             return False
-        return since >= CHANGED_AGAIN_S or any(all(settled(item, now) for item in items) for items in fresh.values())
+        return since >= CHANGED_AGAIN_S or any(all(is_settled(item, now) for item in items) for items in fresh.values())
 
-    def passed(self, listing: Listing, again_s: float | None, now: float) -> None:
-        """A pass over the content of `listing` was made."""
+    def record_pass(self, listing: Listing, again_s: float | None, now: float) -> None:
+        """Record a pass over the files of `listing`."""
         self._seen, self._passed_at = listing, now
         self._again_at = float("inf") if again_s is None else now + again_s
 
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """A drop folder, open: descriptors of it and of the rooms in it, and the names that were put into a room since."""
+    """Open drop folder: its descriptor, those of its subfolders, and the names of files that were moved."""
 
     drop: int
     rooms: dict[str, int]
     moved: set[str] = field(default_factory=set)
 
     def places(self, names: Iterable[str], room: str) -> dict[str, str]:
-        """New names for these files in a room, so that they replace nothing there.
-
-        All stay as they are, or all get one mark.
-        """
+        """Return names for these files in a room that replace no file there: all unchanged, or all with the same number."""
         names, number = list(names), 1
         while True:
-            places = {name: _marked(name, number) for name in names}
+            places = {name: _numbered(name, number) for name in names}
             if not any(self._is_taken(place, room) for place in places.values()):
                 return places
             number += 1
 
-    def put_away(self, places: Mapping[str, str], room: str, text: tuple[str, str] | None = None) -> None:
-        """Move files in this order, and write a text (its place, its content) beside them first. Raises OSError."""
+    def move_files(self, places: Mapping[str, str], room: str, text: tuple[str, str] | None = None) -> None:
+        """Move files in this order, after writing a text (name, content) beside them.
+
+        Raises:
+            OSError: if a file cannot be moved.
+        """
         self.moved.update(places.values())
         if text is not None:
             self.moved.add(text[0])
             _write_text(*text, self.rooms[room])
         for name, place in places.items():
-            with suppress(FileNotFoundError):  # the publisher took it back
+            with suppress(FileNotFoundError):  # the publisher removed it
                 os.rename(name, place, src_dir_fd=self.drop, dst_dir_fd=self.rooms[room])
 
     def prune(self, files_max: int, bytes_max: int) -> None:
-        """Delete the oldest refused files past what is kept of them."""
+        """Delete the oldest rejected files above the limits."""
         files = size = 0
-        for name, item in sorted(look(self.rooms[REFUSED]).items(), key=lambda named: named[1].changed, reverse=True):
+        for name, item in sorted(
+            scan_folder(self.rooms[REFUSED]).items(), key=lambda named: named[1].changed, reverse=True
+        ):
             files, size = files + 1, size + item.size
             if name not in self.moved and (files > files_max or size > bytes_max):
                 with suppress(OSError):
@@ -159,8 +166,8 @@ class Rooms:
         return True
 
 
-def _marked(name: str, number: int) -> str:
-    """`name`, then `name~2`, `name~3` and so on, within what a file system takes."""
+def _numbered(name: str, number: int) -> str:
+    """Return `name`, then `name~2`, `name~3` and so on, within the length limit of the file system."""
     if number == 1:
         return name
     mark = f"~{number}".encode()
@@ -169,14 +176,18 @@ def _marked(name: str, number: int) -> str:
 
 @contextmanager
 def open_rooms(folder: Path) -> Iterator[Rooms]:
-    """Open a drop folder, and make the folders in it if need be. Raises EirError if it cannot be used."""
+    """Open a drop folder, and create its subfolders if needed.
+
+    Raises:
+        EirError: if it cannot be used.
+    """
     with ExitStack() as stack:
-        drop = _opened(folder, None, stack)
-        yield Rooms(drop, {room: _opened(Path(room), drop, stack) for room in (ACCEPTED, REFUSED)})
+        drop = _open_folder(folder, None, stack)
+        yield Rooms(drop, {room: _open_folder(Path(room), drop, stack) for room in (ACCEPTED, REFUSED)})
 
 
-def _opened(folder: Path, inside: int | None, stack: ExitStack) -> int:
-    """A descriptor of the folder, or of one inside another, which may not be a link."""
+def _open_folder(folder: Path, inside: int | None, stack: ExitStack) -> int:
+    """Open the folder, or one inside another, which must not be a link; return the descriptor."""
     try:
         if inside is not None:
             with suppress(FileExistsError):
@@ -203,4 +214,4 @@ def _write_text(name: str, text: str, folder_fd: int) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        # A release that may not stay in the folder goes without its text; log and history say the same.
+        # On a full disk the files are moved without the text; log and history have the same information.

@@ -1,8 +1,8 @@
-"""A publisher's folder: what its index says, and which of its releases lead a reader from where it is to the newest one.
+"""Publisher's folder: its index, and the choice of the releases that lead a reader to the newest one.
 
-The folder lies on any web server or object store. Each release has a folder of its own in it, and the index names them: a full one, and
-deltas. The index is one file with its signature (lists.signed), so that no reader sees half of a change. It is signed by whoever signs the
-list's releases; it grants nothing that these do not, and is only the way to them.
+The folder is on any web server or object store. Each release has a folder of its own, and the index lists them: a full release
+and deltas. The index and its signature share one file (eir.lists.releases.openssh), so that a reader never reads half of a
+change. A signer of the list's releases signs it. The index grants no rights, because each release is verified by itself.
 """
 
 import json
@@ -22,9 +22,9 @@ FORMAT = "eir-folder/1"
 INDEX = "index.signed"
 INDEX_BYTES_MAX = 1 << 20
 RELEASES_MAX, KEPT_MAX = 2000, 1000
-"""Releases that fit into an index, and those that a publisher leaves in it."""
+"""Maximum number of releases in an index, and of those that a publisher keeps in it."""
 AHEAD_MAX = timedelta(minutes=5)
-"""The most by which a publisher's clock may be ahead of ours."""
+"""Time by which a publisher's clock may be ahead of ours."""
 _FOLDER = re.compile(r"[0-9]{1,19}(?:-full)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _member = partial(member, reason="index")
@@ -32,83 +32,87 @@ _member = partial(member, reason="index")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A release in the folder."""
+    """Release in the folder."""
 
     serial: int
     kind: str
     base: int | None
-    """The serial that a delta builds on."""
+    """Serial on which a delta builds."""
     folder: str
-    """The folder of its files."""
+    """Folder of its files."""
     manifest: str
     sha256: str
     """Digest of the manifest."""
     signatures: tuple[str, ...]
-    """Digests of the signatures beside it."""
+    """Digests of the signatures beside the manifest."""
     issued: str
     content: str
-    """Digest of the list's content once it is loaded (ListState.content_digest); what a node has in force is compared with it."""
+    """Digest of the list's content after the release (ListState.content_digest), with which a node's content is compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Index:
-    """The offer of the folder."""
+class FolderIndex:
+    """Index of the folder."""
 
     list: str
     holds: str
-    """The list's kind."""
+    """Kind of the list."""
     written: datetime
-    """When; a reader takes none that is older than one which it has seen."""
+    """Time of the index; a reader rejects an index that is older than one that it has read."""
     releases: tuple[Offer, ...]
-    """Releases by rising serial, a delta before a full release of the same serial."""
+    """Releases by ascending serial, a delta before a full release of the same serial."""
 
     @property
     def serial(self) -> int:
-        """The newest one."""
+        """Newest serial."""
         return self.releases[-1].serial
 
     @property
     def full(self) -> Offer:
-        """The newest full release."""
+        """Newest full release."""
         return next(offer for offer in reversed(self.releases) if offer.kind == FULL)
 
     def content_of(self, serial: int) -> str | None:
-        """The digest of the list's content at a serial, if the folder still knows it."""
+        """Return the digest of the list's content at a serial, or None if the folder no longer has that release."""
         return next((offer.content for offer in self.releases if offer.serial == serial), None)
 
 
-def written(index: Index) -> bytes:
-    """The document to sign."""
+def encode_index(index: FolderIndex) -> bytes:
+    """Encode the index as the document to sign."""
     releases = [{name: value for name, value in asdict(offer).items() if value is not None} for offer in index.releases]
-    said = {
+    document = {
         "format": FORMAT,
         "list": index.list,
         "holds": index.holds,
         "written": utc_text(index.written),
         "releases": releases,
     }
-    return (json.dumps(said) + "\n").encode()
+    return (json.dumps(document) + "\n").encode()
 
 
-def read(document: bytes) -> Index:
-    """The index in a document whose signature holds. Raises ReleaseRefused (`index`) and says which member is wrong."""
+def parse_index(document: bytes) -> FolderIndex:
+    """Parse the document of a verified index.
+
+    Raises:
+        ReleaseRefused: `index`, with the wrong member.
+    """
     try:
-        said = json.loads(document.decode("utf-8"))
+        members = json.loads(document.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ReleaseRefused("index", f"{INDEX} is not JSON: {error}") from None
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+    if not isinstance(members, dict) or members.get("format") != FORMAT:
         raise ReleaseRefused("index", f'the "format" of {INDEX} is not "{FORMAT}"')
     releases = _member(
-        said,
+        members,
         "releases",
         list,
         lambda found: 1 <= len(found) <= RELEASES_MAX,
         f"an array of 1 to {RELEASES_MAX} objects",
     )
-    index = Index(
-        list=_member(said, "list", str, is_list_name, "the name of a list"),
-        holds=_member(said, "holds", str, KINDS.__contains__, " or ".join(KINDS)),
-        written=_time(said, "written"), releases=tuple(map(_offer, releases)),
+    index = FolderIndex(
+        list=_member(members, "list", str, is_list_name, "the name of a list"),
+        holds=_member(members, "holds", str, KINDS.__contains__, " or ".join(KINDS)),
+        written=_time(members, "written"), releases=tuple(map(_offer, releases)),
     )  # fmt: skip
     places = [(offer.serial, offer.kind != DELTA) for offer in index.releases]
     if places != sorted(set(places)) or not any(full for _, full in places):
@@ -116,10 +120,13 @@ def read(document: bytes) -> Index:
     return index
 
 
-def check(index: Index, name: str, holds: str, now: datetime, before: datetime | None) -> None:
-    """Refuse an index that is not the next one of this list.
+def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before: datetime | None) -> None:
+    """Reject an index that is not the next one of this list.
 
-    `before`: when the newest one that was seen was written. Raises ReleaseRefused: `mixed`, `issued_in_future`, `replayed`.
+    `before`: time of the newest index that was read.
+
+    Raises:
+        ReleaseRefused: `mixed`, `issued_in_future`, `replayed`.
     """
     if index.list != name:
         raise ReleaseRefused("mixed", f"the folder is one of {index.list}, and this is the source of {name}")
@@ -135,13 +142,15 @@ def check(index: Index, name: str, holds: str, now: datetime, before: datetime |
         )
 
 
-def steps(index: Index, current: int | None, highest: int) -> Sequence[Offer]:
-    """The releases that lead to the newest one, in order.
+def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> Sequence[Offer]:
+    """Return the releases to load to reach the newest one, in order; none if it is loaded already or cannot be reached.
 
-    Empty if it is there already, or nothing in the folder leads there.
+    Deltas are preferred; otherwise the result is the newest full release and the deltas after it.
 
-    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted. Deltas alone if they do; otherwise the newest
-    full release, and the deltas behind it.
+    Args:
+        index: index of the folder.
+        current: serial in force; None if there is no list yet.
+        highest: highest serial ever accepted.
     """
     deltas = {offer.base: offer for offer in index.releases if offer.kind == DELTA}
     if index.serial <= highest:
@@ -153,7 +162,7 @@ def steps(index: Index, current: int | None, highest: int) -> Sequence[Offer]:
 
 
 def _chain(deltas: dict[int | None, Offer], serial: int, highest: int) -> Sequence[Offer]:
-    """The deltas behind a serial, one after the other; none if the first of them is not above `highest`."""
+    """Return the consecutive deltas after a serial; none if the first of them is not above `highest`."""
     chain: list[Offer] = []
     while (offer := deltas.get(serial)) is not None and (chain or offer.serial > highest):
         chain.append(offer)
@@ -161,61 +170,64 @@ def _chain(deltas: dict[int | None, Offer], serial: int, highest: int) -> Sequen
     return chain
 
 
-def without(index: Index, until: datetime) -> Index:
-    """The index without what nobody needs who was in step at that time: deltas of before it, and full releases but the newest one."""
+def trim_index(index: FolderIndex, until: datetime) -> FolderIndex:
+    """Return the index without releases that a reader who was up to date at `until` does not need.
+
+    These are older deltas, and all full releases but the newest.
+    """
     full = index.full
-    kept = [
+    offers = [
         offer for offer in index.releases
         if offer is full or (offer.kind == DELTA and (offer.serial > full.serial or datetime.fromisoformat(offer.issued) >= until))
     ]  # fmt: skip
-    return Index(list=index.list, holds=index.holds, written=index.written, releases=tuple(kept[-KEPT_MAX:]))
+    return FolderIndex(list=index.list, holds=index.holds, written=index.written, releases=tuple(offers[-KEPT_MAX:]))
 
 
-def in_order(offers: Iterable[Offer]) -> tuple[Offer, ...]:
-    """Offers in the order of an index."""
+def sort_offers(offers: Iterable[Offer]) -> tuple[Offer, ...]:
+    """Sort offers in the order of an index."""
     return tuple(sorted(offers, key=lambda offer: (offer.serial, offer.kind != DELTA)))
 
 
 def is_digest(text: str) -> bool:
-    """True for a SHA-256 in hexadecimal digits."""
+    """Return True for a SHA-256 in hexadecimal digits."""
     return _DIGEST.fullmatch(text) is not None
 
 
-def _offer(said: Any) -> Offer:
-    if not isinstance(said, dict):
+def _offer(members: Any) -> Offer:
+    if not isinstance(members, dict):
         raise ReleaseRefused("index", f'a member of "releases" of {INDEX} is not an object')
-    kind = _member(said, "kind", str, (FULL, DELTA).__contains__, f"{FULL} or {DELTA}")
-    serial = _member(said, "serial", int, lambda number: 1 <= number <= SERIAL_MAX, "a serial")
+    kind = _member(members, "kind", str, (FULL, DELTA).__contains__, f"{FULL} or {DELTA}")
+    serial = _member(members, "serial", int, lambda number: 1 <= number <= SERIAL_MAX, "a serial")
     base = (
         None
         if kind == FULL
-        else _member(said, "base", int, lambda number: 0 <= number < serial, "a serial below that of the release")
+        else _member(members, "base", int, lambda number: 0 <= number < serial, "a serial below that of the release")
     )
-    _time(said, "issued")
+    _time(members, "issued")
     return Offer(
-        serial=serial, kind=kind, base=base, folder=_member(said, "folder", str, _FOLDER.fullmatch, "a folder such as 42 or 42-full"),
-        manifest=_member(said, "manifest", str, is_plain_name, "a plain file name"), issued=said["issued"],
-        signatures=_signatures(said),
-        sha256=_member(said, "sha256", str, is_digest, "64 hexadecimal digits"),
-        content=_member(said, "content", str, is_digest, "64 hexadecimal digits"),
+        serial=serial, kind=kind, base=base, folder=_member(members, "folder", str, _FOLDER.fullmatch, "a folder such as 42 or 42-full"),
+        manifest=_member(members, "manifest", str, is_plain_name, "a plain file name"), issued=members["issued"],
+        signatures=_signatures(members),
+        sha256=_member(members, "sha256", str, is_digest, "64 hexadecimal digits"),
+        content=_member(members, "content", str, is_digest, "64 hexadecimal digits"),
     )  # fmt: skip
 
 
-def _signatures(said: dict[str, Any]) -> tuple[str, ...]:
+def _signatures(members: dict[str, Any]) -> tuple[str, ...]:
     def are_digests(found: list[Any]) -> bool:
         return 1 <= len(found) <= SIGNATURES_MAX and all(isinstance(each, str) and is_digest(each) for each in found)
 
     found: list[str] = _member(
-        said, "signatures", list, are_digests, f"an array of 1 to {SIGNATURES_MAX} times 64 hexadecimal digits"
+        members, "signatures", list, are_digests, f"an array of 1 to {SIGNATURES_MAX} times 64 hexadecimal digits"
     )
     return tuple(found)
 
 
-def _time(said: dict[str, Any], name: str) -> datetime:
+def _time(members: dict[str, Any], name: str) -> datetime:
     def is_time(text: str) -> bool:
         try:
             return utc_text(datetime.fromisoformat(text)) == text
         except ValueError:
             return False
 
-    return datetime.fromisoformat(_member(said, name, str, is_time, "a time like 2026-11-24T00:00:00Z"))
+    return datetime.fromisoformat(_member(members, name, str, is_time, "a time like 2026-11-24T00:00:00Z"))

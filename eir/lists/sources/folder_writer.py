@@ -1,8 +1,8 @@
-"""The publisher's side of a folder: put a release in, write the index last, and remove what nobody needs any more.
+"""Writer of a publisher's folder: it adds a release, writes the index last, and deletes releases that are no longer needed.
 
-Every now and then the deltas are folded: a full release of the same content joins the last of them, so that a reader who is far behind has
-one to begin with, and old deltas can go. What the list holds at each serial is found by loading the releases of the folder, as an EIR does,
-into a store that lives as long as that takes.
+From time to time the deltas are folded: a full release with the same content is added for the last delta. A reader that is far
+behind starts with it, and old deltas can be deleted. The content of the list at a serial is computed as in an EIR: the releases
+of the folder are loaded into a temporary store.
 """
 
 import asyncio
@@ -21,39 +21,49 @@ from pathlib import Path
 
 import zstandard
 
-from eir.disk import put, sync
+from eir.disk import sync_folder, write_file
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader
 from eir.lists.pages.pages import Page
 from eir.lists.record.settings import DEVICES, Layout, ListSettings
 from eir.lists.record.store import ListState, utc_text
-from eir.lists.releases.openssh import BEGINS, key_in, keys_of, names_one_of, signed
+from eir.lists.releases.openssh import BEGINS, claims_one_of, key_in, keys_of, sign_document
 from eir.lists.releases.publish import Published, publish
-from eir.lists.releases.release import Release, parse_manifest, signature_names
+from eir.lists.releases.release import VerifiedRelease, parse_manifest, signature_names
 from eir.lists.rows.export import export
-from eir.lists.sources.folder import AHEAD_MAX, INDEX, Index, Offer, in_order, read, steps, without, written
+from eir.lists.sources.folder import (
+    AHEAD_MAX,
+    INDEX,
+    FolderIndex,
+    Offer,
+    encode_index,
+    parse_index,
+    releases_to_load,
+    sort_offers,
+    trim_index,
+)
 from eir.lists.stores.sqlite import SqliteStore
 
 KEEP = timedelta(days=7)
-"""The time that a reader may be behind and still catch up by deltas."""
+"""Default time for which a reader may be behind and still catch up by deltas."""
 DELTAS_MAX = 100
-"""Deltas after a full release, after which it is time for another one."""
+"""Maximum number of deltas after a full release before the next full release."""
 MODE = 0o644
 ROOM = ".eir-publish-"
-"""Begin of the names of folders in which releases are made."""
+"""Prefix of the names of folders in which releases are built."""
 MEMORY_MAX = 1 << 44
 SIGNERS = "signers"
-"""File in the folder with the keys that nodes trust, an allowed_signers file of the publisher's own."""
+"""File in the folder with the keys that nodes trust: an allowed_signers file of the publisher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """The folder after a release was put into it."""
+    """Result of adding a release to the folder."""
 
     published: Published
-    index: Index
+    index: FolderIndex
     folded: bool
-    """A full release was made of the deltas."""
+    """True if the deltas were folded into a full release."""
 
 
 def publish_into(
@@ -62,15 +72,35 @@ def publish_into(
     bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
     more_keys: Sequence[Path] = (), new_key: bool = False,
 ) -> Placed:  # fmt: skip
-    """Make a signed release of data files, as lists.publish, and put it into the folder.
+    """Write a signed release of data files, as eir.lists.releases.publish, and add it to the folder.
 
-    `holds`: the list's kind; None: as the folder says already, devices in a new one. `keep`: how long deltas stay. `key` signs the index;
-    it and `more_keys` sign each release, and the full one that deltas are folded into. `new_key`: accept keys that the folder
-    does not know. Raises ReleaseRefused, and the index offers what it offered before then; EirError if somebody else publishes
-    into the folder at this moment.
+    If it fails, the index stays as it was.
+
+    Args:
+        folder: publisher's folder.
+        files: data files.
+        list_name: list of the release.
+        serial: serial of the release.
+        base: serial on which a delta builds.
+        issued: start of validity.
+        expires: end of validity.
+        key: key that signs the index and the releases.
+        holds: kind of the list; None: that of the folder, `devices` in a new one.
+        keep: time for which deltas are kept.
+        layout: layout of the files; None: guessed.
+        declared: layouts of the configuration.
+        bad_rows_max: maximum number of bad rows.
+        progress: receives stages of the publishing.
+        warn: receives warnings.
+        more_keys: further keys that sign each release, also a full release of folded deltas.
+        new_key: accept keys that the folder does not know.
+
+    Raises:
+        ReleaseRefused: if the release is rejected.
+        EirError: if another process is publishing into the folder.
     """
-    with _alone(folder):
-        before = index_in(folder)
+    with _publish_lock(folder):
+        before = load_index(folder)
         kind = holds or (DEVICES if before is None else before.holds)
         _check(before, folder, list_name=list_name, serial=serial, base=base, holds=kind)
         with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as name:
@@ -83,23 +113,26 @@ def publish_into(
                 _check_keys(folder, before, _signatures_of(published.manifest))
             here = Contents(folder, list_name, kind, declared or {}, Path(name))
             offers = list(before.releases) if before is not None else []
-            chain = steps(before, None, 0) if before is not None and base is not None else ()
+            chain = releases_to_load(before, None, 0) if before is not None and base is not None else ()
             offer = _offer(published.manifest)
             state, pages = asyncio.run(
-                here.loaded([*((folder / each.folder / each.manifest) for each in chain), published.manifest])
+                here.load([*((folder / each.folder / each.manifest) for each in chain), published.manifest])
             )
             offer = replace(offer, content=state.content_digest)
-            made = [_put(offer, staged, folder)]
-            time = _time(before, issued, warn)
-            index = Index(list=list_name, holds=kind, written=time, releases=in_order([*offers, *made]))
-            if folds := base is not None and _is_time(index, folder, issued - keep, issued + (expires - issued) / 2):
-                full = here.folded(state, pages, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys))
-                made.append(_put(full, Path(name) / full.folder, folder))
-                index = replace(index, releases=in_order([*offers, *made]))
-        index = without(index, issued - keep)
-        put(folder / INDEX, signed(written(index), key), mode=MODE, durable=True)  # after all that it names
-        _clear(folder, before, index)
-    manifest = folder / made[0].folder / made[0].manifest
+            placed = [_place_release(offer, staged, folder)]
+            time = _next_index_time(before, issued, warn)
+            index = FolderIndex(list=list_name, holds=kind, written=time, releases=sort_offers([*offers, *placed]))
+            if folds := base is not None and _needs_full_release(
+                index, folder, issued - keep, issued + (expires - issued) / 2
+            ):
+                full = here.fold(state, pages, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys))
+                placed.append(_place_release(full, Path(name) / full.folder, folder))
+                index = replace(index, releases=sort_offers([*offers, *placed]))
+        index = trim_index(index, issued - keep)
+        # The index is written after all files that it lists.
+        write_file(folder / INDEX, sign_document(encode_index(index), key), mode=MODE, durable=True)
+        _delete_unused(folder, before, index)
+    manifest = folder / placed[0].folder / placed[0].manifest
     return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
 
 
@@ -107,40 +140,40 @@ def offer_release(
     folder: Path, manifest: Path, *, key: Path, now: datetime, holds: str | None = None, keep: timedelta = KEEP,
     declared: Mapping[str, Layout] | None = None, warn: Callable[[str], None] = lambda _: None, deltas_max: int = DELTAS_MAX,
     new_key: bool = False,
-) -> Index:  # fmt: skip
-    """Put a release that is signed already into the folder, with all its signatures; return the index, which `key` signs.
+) -> FolderIndex:  # fmt: skip
+    """Add a signed release with all its signatures to the folder; return the index, which `key` signs.
 
-    No deltas are folded, since whoever has to sign the full release is not here. Raises as `publish_into`.
+    Deltas are not folded, because the signers of a full release may be absent. Raises as `publish_into`.
     """
-    said = parse_manifest(_content(manifest))
-    with _alone(folder):
-        before = index_in(folder)
+    release = parse_manifest(_content(manifest))
+    with _publish_lock(folder):
+        before = load_index(folder)
         kind = holds or (DEVICES if before is None else before.holds)
-        _check(before, folder, list_name=said.list, serial=said.serial, base=said.base, holds=kind)
+        _check(before, folder, list_name=release.list, serial=release.serial, base=release.base, holds=kind)
         with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as name:
-            staged = Path(name) / str(said.serial)
+            staged = Path(name) / str(release.serial)
             staged.mkdir()
-            for each in (manifest.name, *_signatures(manifest), *(file.name for file in said.files)):
+            for each in (manifest.name, *_signatures(manifest), *(file.name for file in release.files)):
                 _copy(manifest.with_name(each), staged / each)
-            here = Contents(folder, said.list, kind, declared or {}, Path(name))
-            chain = steps(before, None, 0) if before is not None and said.base is not None else ()
+            here = Contents(folder, release.list, kind, declared or {}, Path(name))
+            chain = releases_to_load(before, None, 0) if before is not None and release.base is not None else ()
             manifests = [*((folder / each.folder / each.manifest) for each in chain), staged / manifest.name]
-            state, _ = asyncio.run(here.loaded(manifests))
+            state, _ = asyncio.run(here.load(manifests))
             offer = replace(_offer(staged / manifest.name), content=state.content_digest)
             offers = [] if before is None else before.releases
-            time = _time(before, now, warn)
-            index = Index(list=said.list, holds=kind, written=time, releases=in_order([*offers, offer]))
+            time = _next_index_time(before, now, warn)
+            index = FolderIndex(list=release.list, holds=kind, written=time, releases=sort_offers([*offers, offer]))
             if len([each for each in index.releases if each.serial > index.full.serial]) > deltas_max:
                 detail = f"{deltas_max} deltas stand behind serial {index.full.serial}: a full release is needed now"
                 raise ReleaseRefused("base", detail)
-            index = without(index, now - keep)
-            content = signed(written(index), key)
+            index = trim_index(index, now - keep)
+            content = sign_document(encode_index(index), key)
             if not new_key:
                 signatures = [*_signatures_of(staged / manifest.name), content[content.rfind(BEGINS) :]]
                 _check_keys(folder, before, signatures)
-            _put(offer, staged, folder)
-        put(folder / INDEX, content, mode=MODE, durable=True)  # after all that it names
-        _clear(folder, before, index)
+            _place_release(offer, staged, folder)
+        write_file(folder / INDEX, content, mode=MODE, durable=True)  # after all files that it lists
+        _delete_unused(folder, before, index)
     return index
 
 
@@ -159,13 +192,15 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def _signatures(manifest: Path) -> list[str]:
-    found = [name for name in signature_names(manifest.name) if manifest.with_name(name).exists()]
-    if not found:
+    names = [name for name in signature_names(manifest.name) if manifest.with_name(name).exists()]
+    if not names:
         raise ReleaseRefused("signature_missing", f"{manifest} has no signature beside it")
-    return found
+    return names
 
 
-def _check(before: Index | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str) -> None:
+def _check(
+    before: FolderIndex | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str
+) -> None:
     if before is None:
         if base is not None:
             raise ReleaseRefused("base", f"{folder} has no release yet: a full one is needed first")
@@ -187,10 +222,13 @@ def _signatures_of(manifest: Path) -> list[bytes]:
     return [manifest.with_name(name).read_bytes() for name in _signatures(manifest)]
 
 
-def _check_keys(folder: Path, before: Index | None, signatures: Sequence[bytes]) -> None:
-    """Refuse signatures by a key that nodes may not trust: it has signed no release in the folder and is not in its `signers`.
+def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[bytes]) -> None:
+    """Reject signatures by a key that has signed no release in the folder and is not in `signers`: nodes may not trust it.
 
-    The first release of a folder without `signers` may have any key. Raises ReleaseRefused (`untrusted_signer`).
+    The first release of a folder without `signers` may have any key.
+
+    Raises:
+        ReleaseRefused: `untrusted_signer`.
     """
     file = folder / SIGNERS
     try:
@@ -203,7 +241,7 @@ def _check_keys(folder: Path, before: Index | None, signatures: Sequence[bytes])
         paths = [folder / offer.folder / name for name in signature_names(offer.manifest)]
         known.update(key_in(path.read_bytes()) for path in paths if path.exists())
     for signature in signatures:
-        if not names_one_of(known, signature):
+        if not claims_one_of(known, signature):
             fingerprint = base64.b64encode(hashlib.sha256(key_in(signature)).digest()).decode().rstrip("=")
             raise ReleaseRefused(
                 "untrusted_signer",
@@ -212,8 +250,8 @@ def _check_keys(folder: Path, before: Index | None, signatures: Sequence[bytes])
             )
 
 
-def _time(before: Index | None, now: datetime, warn: Callable[[str], None]) -> datetime:
-    """The time of the next index: readers take none that is older than one before it, by a clock that was set back a little either."""
+def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[str], None]) -> datetime:
+    """Return the time of the next index: not before that of the last one, which readers would reject, if the clock is only a little late."""
     if before is None or now >= before.written:
         return now
     if before.written <= now + AHEAD_MAX:
@@ -223,11 +261,11 @@ def _time(before: Index | None, now: datetime, warn: Callable[[str], None]) -> d
     return now
 
 
-def _is_time(index: Index, folder: Path, until: datetime, ends: datetime) -> bool:
-    """True if the deltas behind the newest full release are to be folded.
+def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends: datetime) -> bool:
+    """Return True if the deltas after the newest full release must be folded.
 
-    They are if there are many, if the first is older than the time that deltas are kept (`until`), or if the full release expires before
-    `ends`: a node that begins with it takes none that has expired.
+    The reasons are: there are many deltas; the first one is older than `until`; or the full release expires before
+    `ends`, after which a new node cannot load it.
     """
     if parse_manifest((folder / index.full.folder / index.full.manifest).read_bytes()).expires < ends:
         return True
@@ -236,18 +274,22 @@ def _is_time(index: Index, folder: Path, until: datetime, ends: datetime) -> boo
 
 
 class Contents:
-    """The list that the folder's releases make. `room`: a folder for the store that it takes for a while."""
+    """Content of the list, computed from the folder's releases. `room`: folder for a temporary store."""
 
     def __init__(self, folder: Path, name: str, kind: str, declared: Mapping[str, Layout], room: Path) -> None:
-        # They are the publisher's own: no limit on changes holds here, and no signature is asked for.
+        # The releases are the publisher's own, so there are no limits on changes and no signature checks.
         self._settings = ListSettings(
             name=name, kind=kind, shrink_max=1.0, growth_max=1e9, range_tacs_max=10**8, bad_rows_max=10**9,
             serial_step_max=1 << 63, layouts=declared, keep=1,
         )  # fmt: skip
         self._folder, self._room = folder, room
 
-    async def loaded(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page]]:
-        """The list after these releases, one after the other. Raises ReleaseRefused."""
+    async def load(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page]]:
+        """Load these releases one after the other and return the list.
+
+        Raises:
+            ReleaseRefused: if one cannot be loaded.
+        """
         name = self._settings.name
         pages: list[Page] = []
         store = SqliteStore(self._room / "lists.sqlite")
@@ -255,7 +297,7 @@ class Contents:
             for path in manifests:
                 content = path.read_bytes()
                 manifest = parse_manifest(content)
-                release = Release(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=())
+                release = VerifiedRelease(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=())
                 loader = Loader(
                     {name: self._settings}, store, "publisher", manifest.issued, force=True, memory_max=MEMORY_MAX
                 )
@@ -271,7 +313,7 @@ class Contents:
             raise ReleaseRefused("fault", f"{self._folder} has no releases")
         return state, pages
 
-    def folded(
+    def fold(
         self,
         state: ListState,
         pages: Sequence[Page],
@@ -281,20 +323,21 @@ class Contents:
         expires: datetime,
         keys: Sequence[Path],
     ) -> Offer:
-        """Make a full release of the present list, signed by each of `keys`.
+        """Write a full release of the present list, signed by each of `keys`.
 
-        Raises ReleaseRefused if it would not be the same list.
+        Raises:
+            ReleaseRefused: if its content would differ.
         """
         staged = self._room / f"{serial}-full"
         staged.mkdir()
         files = [
-            self._written(state, pages, staged / f"{state.serial}-{what}.csv.zst", only)
+            self._write_rows(state, pages, staged / f"{state.serial}-{what}.csv.zst", only)
             for what, only in self._parts(pages)
         ]
         published = publish(
             files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=keys[0], more_keys=keys[1:], layout="eir"
         )  # fmt: skip
-        again, _ = asyncio.run(self.loaded([published.manifest]))
+        again, _ = asyncio.run(self.load([published.manifest]))
         if again.content_digest != state.content_digest:
             raise ReleaseRefused(
                 "fault", "the full release that the deltas were folded into is not the same list; report this"
@@ -306,7 +349,7 @@ class Contents:
         return (("imei", False), ("tac", True)) if both else (("all", None),)
 
     @staticmethod
-    def _written(state: ListState, pages: Sequence[Page], path: Path, only_tacs: bool | None) -> Path:
+    def _write_rows(state: ListState, pages: Sequence[Page], path: Path, only_tacs: bool | None) -> Path:
         with (
             path.open("wb") as file,
             zstandard.ZstdCompressor().stream_writer(file) as packed,
@@ -318,16 +361,16 @@ class Contents:
 
 def _offer(manifest: Path) -> Offer:
     content = manifest.read_bytes()
-    said = parse_manifest(content)
+    release = parse_manifest(content)
     beside = [manifest.with_name(name) for name in _signatures(manifest)]
     return Offer(
-        serial=said.serial, kind=said.kind, base=said.base, folder=str(said.serial), manifest=manifest.name, signatures=tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in beside),
-        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(said.issued), content="",
+        serial=release.serial, kind=release.kind, base=release.base, folder=str(release.serial), manifest=manifest.name, signatures=tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in beside),
+        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(release.issued), content="",
     )  # fmt: skip
 
 
-def _put(offer: Offer, staged: Path, folder: Path) -> Offer:
-    """Into its place in the folder; what an earlier try left there, and no index names, goes."""
+def _place_release(offer: Offer, staged: Path, folder: Path) -> Offer:
+    """Move a release to its place in the folder, replacing files of an earlier attempt, which no index lists."""
     place = folder / offer.folder
     shutil.rmtree(place, ignore_errors=True)
     staged.chmod(0o755)
@@ -335,23 +378,27 @@ def _put(offer: Offer, staged: Path, folder: Path) -> Offer:
         with file.open("rb") as content:
             os.fsync(content.fileno())
         file.chmod(MODE)
-    sync(staged)
+    sync_folder(staged)
     staged.rename(place)
-    sync(folder)
+    sync_folder(folder)
     return offer
 
 
-def index_in(folder: Path) -> Index | None:
-    """The index that is there. It is our own: its signature is the readers' matter. Raises ReleaseRefused if it cannot be read."""
+def load_index(folder: Path) -> FolderIndex | None:
+    """Load the present index. Its signature is not verified, because the publisher has written it.
+
+    Raises:
+        ReleaseRefused: if it cannot be parsed.
+    """
     try:
         content = (folder / INDEX).read_bytes()
     except FileNotFoundError:
         return None
-    return read(content[: content.rfind(BEGINS)])
+    return parse_index(content[: content.rfind(BEGINS)])
 
 
-def _clear(folder: Path, before: Index | None, now: Index) -> None:
-    """Delete what neither this index names nor the one before it, by which somebody may be reading."""
+def _delete_unused(folder: Path, before: FolderIndex | None, now: FolderIndex) -> None:
+    """Delete folders that neither this index nor the previous one lists, with which a reader may still be working."""
     named = {offer.folder for index in (before, now) if index is not None for offer in index.releases}
     for place in folder.iterdir():
         if (
@@ -364,16 +411,16 @@ def _clear(folder: Path, before: Index | None, now: Index) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _publish_lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise EirError(f"somebody else publishes into {folder} just now") from None
-        for left in (*folder.glob(f"{ROOM}*"), *folder.glob(f".{INDEX}.*")):  # by one that was cut off
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
+        for path in (*folder.glob(f"{ROOM}*"), *folder.glob(f".{INDEX}.*")):  # of an interrupted attempt
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         yield

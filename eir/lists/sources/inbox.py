@@ -1,9 +1,9 @@
-"""One pass over the drop folder: the releases in it that are loaded, their order, and the outcome of each.
+"""One pass over the drop folder: the order in which its releases are loaded, and the outcome of each.
 
-Nothing is believed but what lists.release and lists.load believe, and each release is verified once; one that is not whole
-waits; one that is finished goes to `accepted/` or, with a text that says why, to `refused/`. What is not the release's fault
-(a store that is away, a full disk, a signers file that cannot be read) leaves it where it is. A pass loads on the calling
-thread, so it belongs in a process of its own.
+Each release is verified once, by eir.lists.releases.release and eir.lists.changes.load. An incomplete release waits. A loaded
+release is moved to `accepted/`, a rejected one to `refused/` with a text that gives the reason. If the host is at fault (the store
+is unreachable, the disk is full, a signers file cannot be read), the release stays where it is. A pass loads on the calling
+thread, so it needs a process of its own.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from eir.errors import ReleaseRefused, StoreError, refused_by, shown
+from eir.errors import ReleaseRefused, StoreError, escape_invalid, refused_by
 from eir.lists.changes.load import KEPT_BYTES_MAX, Loader, LoadReport
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ACCEPTED, REFUSED, ListStore, Mark, utc_text
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, UNSIGNED
-from eir.lists.releases.release import MANIFEST_BYTES_MAX, FileEntry, Release, about
+from eir.lists.releases.release import MANIFEST_BYTES_MAX, FileEntry, VerifiedRelease, naming_release
 from eir.lists.rows.delivered import DataFile, read_small
-from eir.lists.sources.delivery import Delivery, in_turn, to_look_at, verified
+from eir.lists.sources.delivery import Delivery, manifests_by_priority, order_by_turn, verify_delivery
 from eir.lists.sources.drop_folder import (
     AGAIN_S,
     ITEMS_MAX,
@@ -33,70 +33,68 @@ from eir.lists.sources.drop_folder import (
     REFUSED_FILES_MAX,
     SETTLED_S,
     Rooms,
-    lacking,
-    look,
+    is_settled,
+    missing_part,
     open_rooms,
     printable,
-    settled,
+    scan_folder,
 )
 
 WAITING = "waiting"
-"""The outcome of a release that is neither accepted nor refused."""
+"""Outcome of a release that is neither accepted nor rejected yet."""
 CRASH, KILLED = "crash", "killed"
 UNRECORDED = frozenset({CRASH, KILLED, "memory", "time", "fault"})
-"""Refusals that come of the load's process, after which it could not write the history itself."""
+"""Reasons of refusals by the load's process, after which that process could not write to the history itself."""
 
 ATTEMPTS_MAX, ATTEMPTED_MAX = 3, 100
-"""Times that a load may end with the process, before its release counts as the reason; how many such releases are remembered."""
+"""Number of loads that may be killed before the release counts as the cause; number of such releases that are remembered."""
 NOT_MOVED_AGAIN_S = 600.0
 TEXT_NAME_BYTES_MAX = 240
-"""Bytes of a name that says what a text is about, so that there is room behind it."""
+"""Maximum number of bytes of the file name in the name of a text, so that a suffix fits."""
 IN_VAIN_S, VERIFY_S, PASS_S = 3.0, 10.0, 3.0
-"""Seconds that a pass spends on verifying manifests that claim a trusted key in vain, on all verification, and then on
-the rest. It ends after that, so that the next one sees what has arrived meanwhile. One release of each list always has
-its turn; good ones have to be known before their list's turn, or a later serial would come before an earlier one."""
+"""Limits of a pass in seconds: for manifests that claim a trusted key but fail, for all verification, and for all else. After them the pass ends, so that the next one sees new files. One release of each list always has its turn. Good releases must be verified before their list's turn, otherwise a later serial would be loaded before an earlier one."""
 
 OURS = frozenset({"openssh", "signers_file", "revoked_file"})
-"""Refusals that say something about this host, not about the release: it stays until that is mended."""
+"""Reasons that concern this host, not the release: the release stays until the host is repaired."""
 AGED = frozenset({"expired", "signer_expired"})
-"""Refusals of what is too old, by a clock that is believed."""
+"""Reasons for an old release, if the clock is trusted."""
 PATIENT = frozenset({"threshold", "issued_in_future", "timeout"})
-"""Refusals that time may mend: further signatures come, clocks come nearer."""
+"""Reasons that may disappear with time: further signatures arrive, clocks converge."""
 MOVED_UNDER_US = PATIENT | {"conflict", "changed", "file_missing", "file_size", "signature_missing"}
-"""Refusals of a release that was whole when it was looked at: files or list changed since."""
+"""Reasons for a release whose files or list changed after the scan."""
 OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ})
-"""Faults of the system that a delivery brings about; any other is this host's."""
+"""System errors that a delivery causes; all others are this host's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """The outcome of one release, or of a file that belongs to no release."""
+    """Outcome of a release, or of a file that belongs to no release."""
 
     manifest: str
     outcome: str  # ACCEPTED, REFUSED or WAITING
     list: str | None = None
     serial: int | None = None
     reason: str = ""
-    """A short stable word, as ReleaseRefused has it; `incomplete`, `base` and others for those that wait."""
+    """Reason word, as in ReleaseRefused; also `incomplete`, `base` and others for a waiting release."""
     detail: str = ""
     here: bool = False
-    """It waits for this host: its store, its disk, its signers files."""
+    """True if the release waits for this host: its store, its disk, its signers files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """The result of one pass."""
+    """Result of one pass."""
 
     taken: tuple[Taken, ...] = ()
     again_s: float | None = None
-    """Seconds until the next look even if no file changes; None: a look would find nothing."""
+    """Seconds until the next pass even without a change; None if it would have no effect."""
     strays: tuple[str, ...] = ()
     """Files that no release names yet."""
     elsewhere: bool = False
-    """Another process makes a pass just now, and this one made none."""
+    """True if another process is making a pass, so this one made none."""
 
     def as_json(self) -> dict[str, object]:
-        """The pass for scripts, and for the node that had it made."""
+        """Return the pass for scripts, and for the node that requested it."""
         return {
             name: value
             for name, value in asdict(self).items()
@@ -106,14 +104,18 @@ class Pass:
 
 @dataclass(slots=True)
 class Attempts:
-    """A note, in a file, of loads that went on when their process was killed: no release is tried for ever."""
+    """File with the loads whose process was killed, so that no release is retried forever."""
 
     _path: Path
     _going_on: str = ""
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
-        """Around one load of the release with this digest. Raises ReleaseRefused (`crash`) after ATTEMPTS_MAX without an end."""
+        """Count one load of the release with this digest while the block runs.
+
+        Raises:
+            ReleaseRefused: `crash`, after ATTEMPTS_MAX loads that were killed.
+        """
         before = self.of(digest)
         if before >= ATTEMPTS_MAX:
             self.forget(digest)
@@ -134,11 +136,11 @@ class Attempts:
         self.forget(digest)
 
     def of(self, digest: str) -> int:
-        """Loads of the release that were killed so far."""
+        """Return the number of killed loads of the release."""
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
-        """Forget a load, or else the one in progress: it ended for its own reason, or because somebody wants it to."""
+        """Delete the count of a load, or else of the one in progress: it was not the cause of the end."""
         self._write({noted: count for noted, count in self._read().items() if noted != (digest or self._going_on)})
 
     def _read(self) -> dict[str, int]:
@@ -154,7 +156,7 @@ class Attempts:
 
 
 class _Delay(NamedTuple):
-    """The reason why a release cannot be taken yet; `bounded`: past the patience that counts as final."""
+    """Reason why a release must wait; if `bounded`, the reason becomes final after the patience."""
 
     reason: str
     detail: str
@@ -163,7 +165,7 @@ class _Delay(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSettings:
-    """The settings of a pass."""
+    """Settings of a pass."""
 
     folder: Path
     lists: Mapping[str, ListSettings]
@@ -171,30 +173,32 @@ class PassSettings:
     who: str
     clock: Callable[[], datetime]
     patience_s: float
-    """Seconds after the last change of its files for which an incomplete release may wait, and a file that no release
-    names may lie."""
+    """Seconds after the last change for which an incomplete release, or a file that no release names, may wait."""
     attempts: Attempts
     believed: bool = True
-    """False while the clock is ahead by hours that it was not ahead by before: then nothing counts as too old."""
+    """False while a jump of the clock is not accepted yet: then no release counts as too old."""
     marks: Mapping[str, Mark] | None = None  # as for load_release
     ours: Callable[[], bool] = lambda: True
-    """Asked before each load: whether the right to load is still held."""
-    load: Callable[[Release, Path], Awaitable[LoadReport]] | None = None
-    """Loads a release whose data lie in a folder, as Loader.load does; None: that, in this process."""
+    """Function that returns whether this process still holds the right to load; called before each load."""
+    load: Callable[[VerifiedRelease, Path], Awaitable[LoadReport]] | None = None
+    """Function that loads a release from a folder, as Loader.load; None: Loader.load in this process."""
     in_vain_s: float = IN_VAIN_S
     verify_s: float = VERIFY_S
     pass_s: float = PASS_S
     items_max: int = ITEMS_MAX
-    """Files that a pass looks at."""
+    """Maximum number of files that a pass reads."""
     refused_max: tuple[int, int] = REFUSED_FILES_MAX, REFUSED_BYTES_MAX
-    """Refused files that are kept, and their bytes."""
+    """Maximum number of rejected files that are kept, and of their bytes."""
 
 
 async def take_in(terms: PassSettings) -> Pass:
-    """Load each whole release, by serial, and move those that are finished. Raises EirError if the folder cannot be used.
+    """Load all complete releases by serial, and move the processed ones.
 
-    Whatever one of them brings about, the others have their turn. A list whose store fails, and a release for which there is no
-    room, stay where they are. A pass ends after `pass_s`; what is left then is the next one's.
+    No delivery can prevent the others from their turn. If the store fails for a list, or has no room for a release, the
+    releases stay. A pass ends after `pass_s`, and the next pass continues.
+
+    Raises:
+        EirError: if the folder cannot be used.
     """
     with open_rooms(terms.folder) as rooms:
         turn = _Turn(terms, rooms)
@@ -205,7 +209,7 @@ async def take_in(terms: PassSettings) -> Pass:
 
 
 class _Turn:
-    """One pass: the open folder as it was found, and the outcome of everything in it."""
+    """State of one pass: the scanned folder, and the outcome of each file."""
 
     def __init__(self, terms: PassSettings, rooms: Rooms) -> None:
         self.terms = terms
@@ -213,30 +217,29 @@ class _Turn:
         self.again: list[float] = []
         self.strays: list[str] = []
         self._rooms = rooms
-        self._listing = look(rooms.drop, terms.items_max)
+        self._listing = scan_folder(rooms.drop, terms.items_max)
         self._looked = terms.clock().timestamp()
-        """The time of the look, so that of two releases the later one does not settle before the earlier one during the
-        pass."""
+        """Time of the scan: with one time for the whole pass, a later release cannot count as settled before an earlier one."""
         self._began = time.monotonic()
         self._away: set[str | None] = set()
-        """Lists whose store failed in this pass, and None if one did."""
+        """Lists whose store failed in this pass, and None if there is one."""
         self._gone: set[str] = set()
-        """Files that were put away."""
+        """Files that were moved."""
         self._cut = False
-        """Not everything was looked at."""
+        """True if the pass did not process all files."""
 
     async def make(self) -> None:
-        """Each release, then what belongs to none."""
+        """Process each release, then the files that belong to none."""
         if len(self._listing) >= self.terms.items_max:
             self.again.append(SETTLED_S)
         likely, unlikely = await asyncio.to_thread(
-            to_look_at, self._listing, self._rooms.drop, self.terms.lists.values()
+            manifests_by_priority, self._listing, self._rooms.drop, self.terms.lists.values()
         )
         pending = [delivery async for delivery in self._verified(likely, self.terms.verify_s, self.terms.in_vain_s)]
         self._began = time.monotonic()
         waits = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
         left = {delivery.name: delivery for delivery in pending}
-        for number, delivery in in_turn(pending, self._was_killed):
+        for number, delivery in order_by_turn(pending, self._was_killed):
             if not self.terms.ours():
                 self.again.append(AGAIN_S)
                 return
@@ -252,11 +255,11 @@ class _Turn:
         if not self._cut and not any(
             delivery.release is None and delivery.name not in self._gone for delivery in pending
         ):
-            # Else what seems to belong to none may belong to a manifest that is not believed yet.
+            # Otherwise a file may still belong to a manifest that is not verified yet.
             self._sweep(self._listing.keys() - waits)
 
     async def _verified(self, names: Sequence[str], until_s: float, in_vain_max_s: float) -> AsyncIterator[Delivery]:
-        """The result of verifying each, as long as the pass has time for that, and for those that fail."""
+        """Verify deliveries and yield the results, within the time limits of the pass and of failed verifications."""
         terms, in_vain_s = self.terms, 0.0
         for name in names:
             if self._spent(until_s) or (in_vain_s > in_vain_max_s and self._spent(0.0)):
@@ -264,7 +267,7 @@ class _Turn:
             began = time.monotonic()
             try:
                 delivery = await asyncio.to_thread(
-                    verified, name, terms.folder, self._listing, terms.lists, terms.clock()
+                    verify_delivery, name, terms.folder, self._listing, terms.lists, terms.clock()
                 )
                 if delivery.refused is not None and delivery.refused.reason in UNSIGNED:
                     in_vain_s += time.monotonic() - began
@@ -274,7 +277,7 @@ class _Turn:
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
 
     def _spent(self, after_s: float) -> bool:
-        """True if the pass has taken this long; the next one does the rest."""
+        """Return True if the pass has taken this long; the next pass continues."""
         if time.monotonic() - self._began < after_s:
             return False
         self.again.append(0.0)
@@ -285,7 +288,7 @@ class _Turn:
         return delivery.release is not None and self.terms.attempts.of(delivery.release.digest) > 0
 
     async def _handled(self, delivery: Delivery, others: set[str]) -> None:
-        """Take one delivery; anything that goes wrong with it is reported for it alone."""
+        """Process one delivery; errors concern only this delivery."""
         if delivery.list in self._away:
             return
         try:
@@ -298,11 +301,11 @@ class _Turn:
                 await self._refuse(delivery, others, refused_by(error))
             else:
                 self._stays(delivery, "disk", str(error))
-        except Exception as fault:  # noqa: BLE001 - the outermost loop over deliveries: the others have their turn
+        except Exception as fault:  # noqa: BLE001 - a bug with one delivery must not stop the others
             await self._refuse(delivery, others, refused_by(fault))
 
     async def _take(self, delivery: Delivery, others: set[str]) -> None:
-        """Load one release, refuse it, or let it wait. `others`: files that further releases need as well."""
+        """Load a release, reject it, or let it wait. `others`: files that further releases need too."""
         left = self._patience_left((delivery.name, *delivery.signatures, *delivery.data))
         delay = await self._delay(delivery)
         if delay is not None and (not delay.bounded or left > 0):
@@ -326,16 +329,16 @@ class _Turn:
             return
         await self._refuse(delivery, others, refused)
 
-    async def _load(self, delivery: Delivery, release: Release, others: set[str]) -> ReleaseRefused | None:
-        """Load a release and put it away; returns why it was refused, which the history says then."""
+    async def _load(self, delivery: Delivery, release: VerifiedRelease, others: set[str]) -> ReleaseRefused | None:
+        """Load a release and move it; return the refusal if it is rejected, which the history then has."""
         manifest, terms = release.manifest, self.terms
         state = await terms.store.state(manifest.list)
         if state is not None and (state.serial, state.release_digest) == (manifest.serial, release.digest):
-            # It was loaded by a pass that could not move it any more.
+            # An earlier pass loaded it but could not move it.
             await self._move(delivery, others, _taken(delivery, ACCEPTED, detail="it is in force already"))
             return None
         try:
-            with about(manifest), terms.attempts.one(release.digest):
+            with naming_release(manifest), terms.attempts.one(release.digest):
                 report = await (terms.load or self._loader().load)(release, terms.folder)
         except ReleaseRefused as refused:
             return refused
@@ -343,7 +346,7 @@ class _Turn:
         return None
 
     async def _refuse(self, delivery: Delivery, others: set[str], refused: ReleaseRefused) -> None:
-        """Move a delivery to the refused, with a record in the history if nobody else has written it."""
+        """Move a delivery to the rejected ones, and record the refusal if the history does not have it."""
         release = delivery.release
         if release is not None:
             refused.list_name, refused.serial = release.manifest.list, release.manifest.serial
@@ -356,7 +359,7 @@ class _Turn:
         return Loader(terms.lists, terms.store, terms.who, terms.clock(), terms.marks or {})
 
     async def _delay(self, delivery: Delivery) -> _Delay | None:
-        """The reason why the release cannot be taken yet; None if it can be, or can be refused."""
+        """Return why the release must wait, or None if it can be loaded or rejected."""
         refused = delivery.refused
         if refused is not None:
             if refused.reason in OURS:
@@ -367,21 +370,21 @@ class _Turn:
         if delivery.release is None:
             return None
         manifest = delivery.release.manifest
-        if lack := lacking(manifest, self._listing, self._looked):
+        if lack := missing_part(manifest, self._listing, self._looked):
             return _Delay("incomplete", lack)
         state, base = await self.terms.store.state(manifest.list), manifest.base
-        # The base of a delta may still come: releases arrive in any order.
+        # The base of a delta may still arrive, because releases arrive in any order.
         comes = base is not None and (state is None or (base > state.serial and manifest.serial > state.highest_serial))
         there = "there is no list yet" if state is None else f"serial {state.serial} is in force"
         return _Delay("base", f"it builds on serial {base}, and {there}") if comes else None
 
     def _half(self, delivery: Delivery) -> str:
-        """The sign that manifest and signatures are not complete yet, found without reading any meaning into them."""
+        """Return why manifest and signatures seem incomplete, without parsing them, or an empty text."""
         signatures = ((name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures)
         for name, limit, ends in ((delivery.name, MANIFEST_BYTES_MAX, b"}"), *signatures):
             with suppress(ReleaseRefused, FileNotFoundError):
                 changed = os.stat(name, dir_fd=self._rooms.drop, follow_symlinks=False).st_ctime
-                if changed != self._listing[name].changed or not settled(self._listing[name], self._looked):
+                if changed != self._listing[name].changed or not is_settled(self._listing[name], self._looked):
                     return f"{name} was changed just now"
                 if not read_small(name, self._rooms.drop, limit).rstrip().endswith(ends):
                     return f"{name} ends in the middle"
@@ -392,20 +395,20 @@ class _Turn:
         self.again.append(max(again_s, SETTLED_S))
 
     def _stays(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """It waits for this host, for as long as it takes."""
+        """Let a delivery wait for this host without a time limit."""
         self._waits(delivery, _Delay(reason, detail, bounded=False), AGAIN_S)
 
     def _patience_left(self, names: Iterable[str]) -> float:
-        """Seconds until files that do not change any more have waited long enough."""
+        """Return the seconds until files that no longer change have waited long enough."""
         if not self.terms.believed:
             return self.terms.patience_s
         changed = max((self._listing[name].changed for name in names if name in self._listing), default=0.0)
         return changed + self.terms.patience_s - self.terms.clock().timestamp()
 
     async def _move(self, delivery: Delivery, others: set[str], taken: Taken) -> None:
-        """Move a delivery to its place, data first.
+        """Move a delivery to its room, data files first.
 
-        While its signature is there, a later pass ends what this one began.
+        While its first signature stays, a later pass completes an interrupted move.
         """
         files = [] if delivery.release is None else delivery.release.manifest.files
         names = [file.name for file in files if file.name not in others and file.name in self._listing]
@@ -418,9 +421,9 @@ class _Turn:
         )
 
     def _is_its_own(self, file: FileEntry) -> bool:
-        """True if a data file is the one that a refused manifest means, or has lain there too long to be anybody's.
+        """Return True if a data file is the one in the rejected manifest, or has waited too long to belong to another release.
 
-        It may have another release's name only, whose manifest is still on its way.
+        Otherwise it may only have the name of another release's file, whose manifest is still to arrive.
         """
         if self._patience_left((file.name,)) <= 0:
             return True
@@ -429,21 +432,21 @@ class _Turn:
         return False
 
     def _put_away(self, names: Sequence[str], about: str, taken: Taken) -> None:
-        """Move files, and put a text about one of them beside them."""
+        """Move files and write a text about one of them."""
         self._gone.update(names)
         text_name = f"{os.fsdecode(os.fsencode(about)[:TEXT_NAME_BYTES_MAX])}.txt"
         try:
             places = self._rooms.places([*names, text_name], taken.outcome)
             text_place = places.pop(text_name)
             text = (text_place, _said(taken, places.values(), self.terms.clock())) if taken.outcome == REFUSED else None
-            self._rooms.put_away(places, taken.outcome, text)
+            self._rooms.move_files(places, taken.outcome, text)
         except OSError as error:
             taken = replace(taken, detail=f"{taken.detail}; it could not be moved: {error.strerror}")
             self.again.append(NOT_MOVED_AGAIN_S)
         self.taken.append(taken)
 
     def _sweep(self, strays: Iterable[str]) -> None:
-        """Put away files that no release names, among the refused, once they have lain there for long enough."""
+        """Move files that no release names to the rejected ones after they have waited long enough."""
         detail = "no signed release named it; a release is NAME.manifest.json, its .sig, and the data files that the manifest names"
         for name in sorted(strays):
             if (left := self._patience_left((name,))) > 0:
@@ -456,10 +459,10 @@ class _Turn:
 
 
 def _taken(delivery: Delivery, outcome: str, reason: str = "", detail: str = "", *, here: bool = False) -> Taken:
-    """The outcome of a delivery."""
+    """Return the outcome of a delivery."""
     return Taken(
         manifest=printable(delivery.name), outcome=outcome, list=delivery.list, serial=delivery.serial, reason=reason,
-        detail=shown(detail), here=here,
+        detail=escape_invalid(detail), here=here,
     )  # fmt: skip
 
 

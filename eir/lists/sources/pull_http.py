@@ -1,7 +1,7 @@
-"""Requests of a pull to a web server, bounded in size and time: an index if it changed, a file, or the rest of a file.
+"""HTTP client of a pull, bounded in size and time: it fetches an index if it has changed, a file, or the rest of a file.
 
-Over https only, but for this host's own addresses; a redirect is followed on the same server and nowhere else. The proxies of the environment
-(`https_proxy`, `no_proxy`) are used as others use them. All of it blocks, and belongs in a thread of a process that answers nobody.
+It uses https only, except for addresses of this host, and follows redirects only on the same server. It uses the proxies of the
+environment (`https_proxy`, `no_proxy`). All calls block, so they need a thread of a process that answers no checks.
 """
 
 import http.client
@@ -24,47 +24,51 @@ from eir.errors import EirError
 from eir.lists.record.settings import Source
 
 STALL_S = 20.0
-"""Seconds that a server may send nothing."""
+"""Seconds for which a server may send nothing."""
 ANSWER_S = 60.0
-"""Seconds for a whole small file, or until the headers of a large file end; redirects and each `100 Continue` included."""
+"""Seconds for a whole small file, or for the headers of a large file, including redirects and each `100 Continue`."""
 PIECE_BYTES = 1 << 18
 REDIRECTS_MAX = 3
 TOKEN_BYTES_MAX = 1 << 16
 NOT_MODIFIED, PARTIAL = 304, 206
 RANGE_FAULTS = frozenset({"status_400", "status_416"})
-"""Reasons for which a download begins again: the file is shorter than the part that came, or the server takes no such request."""
+"""Reasons for which a download starts again: the file is shorter than the stored part, or the server rejects the range."""
 _TAG = re.compile(r'(?:W/)?"[!#-~]{0,200}"')
-"""An entity tag (RFC 9110 8.8.3) in ASCII that fits into any server's limit on headers."""
+"""Entity tag (RFC 9110 8.8.3) in ASCII, short enough for the header limits of all servers."""
 
 
 class Unreached(EirError):
-    """The requested content did not come; `reason` is a short word for metrics."""
+    """Error for content that could not be fetched; `reason` is a short word for metrics."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
-class Content(NamedTuple):
-    """The content of a small file, and the tag by which it is known again."""
+class FetchedFile(NamedTuple):
+    """Content of a small file, and its entity tag."""
 
     octets: bytes
     etag: str | None
     """None if the server sent no valid tag."""
 
 
-class Server:
-    """A source that can be asked. `until`: the time by which all has to be done (time.monotonic)."""
+class SourceClient:
+    """Client for a source. `until`: end of the time for all requests (time.monotonic)."""
 
     def __init__(self, source: Source, until: float) -> None:
-        """Raises Unreached (`setup`) if its files cannot be used."""
+        """Create a client.
+
+        Raises:
+            Unreached: `setup`, if the source's files cannot be used.
+        """
         self._base, self._until = source.url, until
         self._answer_by = until
-        """Time by which the present answer has to come: the small file, or the headers of a large file."""
+        """End of the time for the present answer: the small file, or the headers of a large file."""
         self._redirects = _Redirects(source.url)
         self._headers = {"User-Agent": "eir", "Accept-Encoding": "identity"}
         self.bytes = 0
-        """Bytes that came."""
+        """Number of received bytes."""
         try:
             context = ssl.create_default_context(cafile=source.ca)
             if source.certificate is not None:
@@ -78,14 +82,18 @@ class Server:
         opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler({}) if local else urllib.request.ProxyHandler(), self._redirects, urllib.request.HTTPErrorProcessor(),
-            urllib.request.HTTPDefaultErrorHandler(), _Handler(context, self._left),
+            urllib.request.HTTPDefaultErrorHandler(), _Handler(context, self._remaining_s),
         ):  # fmt: skip
             opener.add_handler(handler)
         self._opener = opener
 
-    def small(self, name: str, most: int, etag: str | None = None) -> Content | None:
-        """The content of a file; None if it is still the one with this tag. Raises Unreached."""
-        with self._asked(name, {"If-None-Match": etag} if etag else {}) as answer:
+    def fetch(self, name: str, most: int, etag: str | None = None) -> FetchedFile | None:
+        """Fetch a small file; return None if it still has this tag.
+
+        Raises:
+            Unreached: if it cannot be fetched.
+        """
+        with self._request(name, {"If-None-Match": etag} if etag else {}) as answer:
             if answer is None:
                 return None
             octets = bytearray()
@@ -94,25 +102,33 @@ class Server:
                 if len(octets) > most:
                     raise Unreached("too_large", f"{self._at(name)} is larger than {most} bytes")
             tag = answer.headers.get("ETag", "")
-            return Content(bytes(octets), tag if _TAG.fullmatch(tag) else None)
+            return FetchedFile(bytes(octets), tag if _TAG.fullmatch(tag) else None)
 
-    def into(self, name: str, part: Path, size: int) -> None:
-        """Bring a file of `size` bytes up to its end, from where an earlier try was cut off. Raises Unreached; what came stays."""
-        there = part.stat().st_size if part.exists() else 0
-        if there == size and there:
+    def download(self, name: str, part: Path, size: int) -> None:
+        """Download a file of `size` bytes, from the end of the part that an earlier attempt stored.
+
+        Raises:
+            Unreached: if the download is incomplete; the received part stays.
+        """
+        stored_bytes = part.stat().st_size if part.exists() else 0
+        if stored_bytes == size and stored_bytes:
             return
         try:
-            self._on(name, part, there, size)
+            self._download_rest(name, part, stored_bytes, size)
         except Unreached as e:
-            if there and e.reason in RANGE_FAULTS:
+            if stored_bytes and e.reason in RANGE_FAULTS:
                 part.unlink()
             raise
 
-    def _on(self, name: str, part: Path, there: int, size: int) -> None:
-        with self._asked(name, {"Range": f"bytes={there}-"} if there else {}) as answer, part.open("ab") as file:
+    def _download_rest(self, name: str, part: Path, stored_bytes: int, size: int) -> None:
+        with (
+            self._request(name, {"Range": f"bytes={stored_bytes}-"} if stored_bytes else {}) as answer,
+            part.open("ab") as file,
+        ):
             self._answer_by = self._until
             if answer is None or (
-                answer.status == PARTIAL and not answer.headers.get("Content-Range", "").startswith(f"bytes {there}-")
+                answer.status == PARTIAL
+                and not answer.headers.get("Content-Range", "").startswith(f"bytes {stored_bytes}-")
             ):
                 file.truncate(0)
                 raise Unreached(
@@ -120,23 +136,27 @@ class Server:
                 )
             if answer.status != PARTIAL:
                 file.truncate(0)
-                there = 0
+                stored_bytes = 0
             for piece in self._pieces(answer, name):
-                there += len(piece)
-                if there > size:
+                stored_bytes += len(piece)
+                if stored_bytes > size:
                     file.truncate(0)
                     raise Unreached(
                         "too_large", f"{self._at(name)} is larger than the {size} bytes that its manifest says"
                     )
                 file.write(piece)
-        if there < size:
-            raise Unreached("cut_off", f"{self._at(name)} ended after {there} of {size} bytes")
+        if stored_bytes < size:
+            raise Unreached("cut_off", f"{self._at(name)} ended after {stored_bytes} of {size} bytes")
 
-    def give(self, name: str, content: bytes) -> None:
-        """Post a document; a server that knows no POST there, as one for files, is given it by PUT. Raises Unreached."""
+    def upload(self, name: str, content: bytes) -> None:
+        """Upload a document by POST, or by PUT if the server rejects POST, as file servers do.
+
+        Raises:
+            Unreached: if it cannot be uploaded.
+        """
         for method in ("POST", "PUT"):
             try:
-                with self._asked(name, {"Content-Type": "application/octet-stream"}, content, method):
+                with self._request(name, {"Content-Type": "application/octet-stream"}, content, method):
                     return
             except Unreached as e:
                 if method == "PUT" or e.reason not in {"status_405", "status_501"}:
@@ -146,17 +166,17 @@ class Server:
         return urljoin(self._base, quote(name))
 
     @contextmanager
-    def _asked(
+    def _request(
         self, name: str, headers: Mapping[str, str], data: bytes | None = None, method: str = "GET"
     ) -> Iterator[Any]:
-        """The answer, to be read; None for one without content since nothing has changed."""
+        """Send a request and yield the open answer, or None if the file has not changed."""
         at = self._at(name)
         request = urllib.request.Request(at, data=data, headers={**self._headers, **headers}, method=method)  # noqa: S310 - of a url that is https, or of this host
         self._redirects.followed = 0
         self._answer_by = min(self._until, time.monotonic() + ANSWER_S)
         try:
             try:
-                answer = self._opener.open(request, timeout=self._left())
+                answer = self._opener.open(request, timeout=self._remaining_s())
             except urllib.error.HTTPError as e:
                 e.close()
                 if e.code == NOT_MODIFIED and "If-None-Match" in headers:
@@ -169,9 +189,9 @@ class Server:
             with answer:
                 yield answer
         except urllib.error.URLError as e:
-            raise _unreached(at, e.reason) from None
+            raise _unreached_error(at, e.reason) from None
         except (OSError, http.client.HTTPException, ValueError) as e:
-            raise _unreached(at, e) from None
+            raise _unreached_error(at, e) from None
 
     def _pieces(self, answer: Any, name: str) -> Iterator[bytes]:
         at = self._at(name)
@@ -179,7 +199,7 @@ class Server:
             try:
                 piece: bytes = answer.read1(PIECE_BYTES)
             except (OSError, http.client.HTTPException) as e:
-                raise _unreached(at, e) from None
+                raise _unreached_error(at, e) from None
             if not piece:
                 break
             self.bytes += len(piece)
@@ -187,8 +207,12 @@ class Server:
         if answer.length:
             raise Unreached("cut_off", f"{at} ended {answer.length} bytes before its end")
 
-    def _left(self) -> float:
-        """Return the seconds for which the next bytes may be awaited. Raises Unreached (`timeout`) once the answer is late."""
+    def _remaining_s(self) -> float:
+        """Return the seconds for which the next bytes may be awaited.
+
+        Raises:
+            Unreached: `timeout`, if the answer is late.
+        """
         left_s = self._answer_by - time.monotonic()
         if left_s > 0:
             return min(left_s, STALL_S)
@@ -198,11 +222,11 @@ class Server:
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opens connections that read each piece of an answer within `left()` seconds."""
+    """Handler that opens connections on which each piece of an answer must arrive within `left()` seconds."""
 
     def __init__(self, context: ssl.SSLContext, left: Callable[[], float]) -> None:
         urllib.request.HTTPSHandler.__init__(self, context=context)
-        self._tls, self._left = context, left
+        self._tls, self._remaining_s = context, left
 
     def http_open(self, req: urllib.request.Request) -> Any:
         """Send a request over TCP."""
@@ -215,12 +239,12 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
     def _connection(self, kind: type[http.client.HTTPConnection], host: str, **how: Any) -> http.client.HTTPConnection:
         connection = kind(host, **how)
-        connection.response_class = partial(_Response, left=self._left)  # type: ignore[assignment]  # for a proxy's answer too
+        connection.response_class = partial(_Response, left=self._remaining_s)  # type: ignore[assignment]  # for a proxy's answer too
         return connection
 
 
 class _Response(http.client.HTTPResponse):
-    """Answer of which each piece is read within `left()` seconds."""
+    """Answer of which each piece must arrive within `left()` seconds."""
 
     def __init__(self, sock: socket.socket, *how: Any, left: Callable[[], float], **more: Any) -> None:
         super().__init__(sock, *how, **more)
@@ -228,20 +252,20 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Pieces(io.RawIOBase):
-    """Bytes of a socket, each piece with a timeout of its own."""
+    """Bytes of a socket, with a timeout for each piece."""
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase, left: Callable[[], float]) -> None:
-        self._sock, self._raw, self._left = sock, raw, left
+        self._sock, self._raw, self._remaining_s = sock, raw, left
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._left())
+        self._sock.settimeout(self._remaining_s())
         try:
             return self._raw.readinto(buffer)
         except TimeoutError:
-            self._left()
+            self._remaining_s()
             raise
 
     def close(self) -> None:
@@ -250,21 +274,25 @@ class _Pieces(io.RawIOBase):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect on the same server, and no other."""
+    """Handler that follows redirects only on the same server."""
 
     def __init__(self, base: str) -> None:
         self._origin = _origin(base)
         self.followed = 0
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:  # noqa: PLR0917 - urllib's own
-        """The next request. Raises Unreached (`redirect`)."""
+        """Return the next request.
+
+        Raises:
+            Unreached: `redirect`, for another server or too many redirects.
+        """
         self.followed += 1
         if _origin(newurl) != self._origin or self.followed > REDIRECTS_MAX or req.get_method() != "GET":
             raise Unreached(
                 "redirect",
                 f"{req.full_url}: the server sends us to {newurl.partition('?')[0]}, and only its own places are followed, {REDIRECTS_MAX} times at most",
             )
-        fp.close()  # or urllib reads its body, which may be endless
+        fp.close()  # otherwise urllib reads the body, which may be endless
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -276,7 +304,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
         return "", None, None
 
 
-def _unreached(at: str, fault: Any) -> Unreached:
+def _unreached_error(at: str, fault: Any) -> Unreached:
     if isinstance(fault, Unreached):
         return fault
     if isinstance(fault, ssl.SSLCertVerificationError):
@@ -285,7 +313,7 @@ def _unreached(at: str, fault: Any) -> Unreached:
         return Unreached("timeout", f"{at}: nothing came for {STALL_S:g} s")
     if isinstance(fault, ssl.SSLError):
         return Unreached("tls", f"{at}: {fault.reason or fault}")
-    if isinstance(fault, http.client.HTTPException | ValueError):  # of a header that urllib or email cannot read
+    if isinstance(fault, http.client.HTTPException | ValueError):  # an invalid header
         return Unreached("answer", f"{at}: what the server sends is no answer: {type(fault).__name__}")
     return Unreached(
         "connection",

@@ -1,1 +1,1 @@
-"""The stores that keep lists between a load and the workers."""
+"""Stores for lists: SQLite for one host, Redis for several nodes."""

@@ -1,4 +1,4 @@
-"""Opens the store that the configuration names. Imports the stores; nobody below server and cli imports this."""
+"""Factory for the store that the configuration names. It imports both stores; only eir.node and eir.cli import it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +14,21 @@ COPY_FILE = "copy.sqlite"
 def open_store(
     url: str, state_folder: Path, *, report: Report = silent, check: bool = True, upgrades: bool = True
 ) -> ListStore:
-    """The store that `store: URL` means: `sqlite` (a file in the state folder), or a URL of eir.lists.stores.redis_url.
+    """Create the store for `store: URL`: `sqlite` (a file in the state folder), or a URL of eir.lists.stores.redis_url.
 
-    Nothing is opened or connected yet. Raises StoreError (`url`) for a URL that names no store; with `check` also where a
-    file or a variable that it names is not there, which does not go away by itself: a node ends then. Without it, as in a
-    process of a node that has started, that is a StoreError (`noauth`, `refused`) of each call that has to connect. `upgrades`: a file of
-    an older form is brought to this one, which `report` is told before.
+    The store opens its file or connection when it is first used.
+
+    Args:
+        url: the configured URL.
+        state_folder: folder of the SQLite file.
+        report: receives events that are not errors.
+        check: verify now that the files and variables in the URL exist; a node ends if they do not. If False, as in a
+            process
+            of a running node, each call that must connect raises StoreError (`noauth`, `refused`) instead.
+        upgrades: upgrade a file of an older form, and report it before.
+
+    Raises:
+        StoreError: `url`, for a URL that is not a store's.
     """
     if url == SQLITE:
         return _sqlite(state_folder / SQLITE_FILE, report, upgrades=upgrades)
@@ -29,7 +38,7 @@ def open_store(
 
 
 def open_copy(url: str, state_folder: Path, *, report: Report = silent, upgrades: bool = True) -> ListStore | None:
-    """The last good copy that this node keeps of a store that is elsewhere; None for one that is on its own disk anyway."""
+    """Create the store for this node's last good copy of a remote store; None if the store itself is on this disk."""
     return None if url == SQLITE else _sqlite(state_folder / COPY_FILE, report, upgrades=upgrades)
 
 
@@ -40,10 +49,12 @@ def _sqlite(path: Path, report: Report, *, upgrades: bool) -> ListStore:
 
 
 async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:
-    """The mark of each list's serials in this node's last good copy, whatever the store says.
+    """Return the mark of each list's serials in this node's last good copy, independent of the store.
 
-    Nothing where there is no copy: the store is on this disk itself, or no node ever ran on this host. Raises StoreError if
-    there is one and it cannot be read: a release that was in force before might pass for a new one.
+    The result is empty if there is no copy: the store is on this disk, or no node ever ran on this host.
+
+    Raises:
+        StoreError: if the copy cannot be read; otherwise a release that was in force before could pass as new.
     """
     path = state_folder / COPY_FILE
     try:

@@ -1,7 +1,7 @@
-"""The records of the contract as text, as all stores write them.
+"""Encoding of the contract's records as text, the same for all stores.
 
-A record is a JSON object of its fields. Readers pass over fields that they do not know, so that nodes of two versions can
-share a store while one after the other is upgraded.
+A record is a JSON object of its fields. Readers ignore unknown fields, so that nodes of two versions can share a store during
+an upgrade.
 """
 
 import json
@@ -13,14 +13,14 @@ from typing import Any, get_type_hints
 
 from eir.errors import Report, StoreError
 from eir.lists.pages.pages import NUMBER_BITS
-from eir.lists.record.store import Change, Event, Ledger, ListState
+from eir.lists.record.store import Event, Ledger, ListChange, ListState
 
 FORM = 3
-"""Version of the stored form (2 had no chain for the rows of feeds). A program changes nothing in a store of a higher version."""
+"""Version of the store's format (version 2 had no chain for feeds). A program does not write to a store of a newer version."""
 OLDEST_FORM = 2
-"""Lowest version that this program reads and brings to its own."""
+"""Oldest version that this program reads and upgrades."""
 VALUE_BYTES_MAX = 64 << 20
-"""No page and no record of ours is longer: readers leave anything longer alone."""
+"""Maximum size of a page or a record in bytes; readers skip longer values, because EIR never writes them."""
 INTEGER_MAX = (1 << 63) - 1
 _STATE_TYPES, _EVENT_TYPES, _LEDGER_TYPES = map(get_type_hints, (ListState, Event, Ledger))
 _STATE_TUPLES = ("reasons", "signers")
@@ -38,18 +38,15 @@ def _known(fields: Container[str], record: str | bytes | dict[str, Any]) -> dict
 
 
 def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """The reason why data of this form are not changed.
-
-    None if they may be: the form is known, or not written down, as in old data.
-    """
+    """Return why data of this form must not be changed, or None if the form is known or missing (old data)."""
     try:
-        found = 0 if form is None else int(form)
+        version = 0 if form is None else int(form)
     except ValueError:
-        found = FORM + 1
-    if found <= FORM:
+        version = FORM + 1
+    if version <= FORM:
         return None
-    said = form.decode(errors="replace") if isinstance(form, bytes) else form
-    return f"{where} was written by a newer eir (form {said}, this one knows {FORM}): it is read, and nothing in it is changed; upgrade eir"
+    form_text = form.decode(errors="replace") if isinstance(form, bytes) else form
+    return f"{where} was written by a newer eir (form {form_text}, this one knows {FORM}): it is read, and nothing in it is changed; upgrade eir"
 
 
 def check_form(where: str, form: str | bytes | int | None) -> None:
@@ -60,36 +57,40 @@ def check_form(where: str, form: str | bytes | int | None) -> None:
 
 
 def check_oldest(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (schema) if this program reads no data of this form. None: a form that had no version yet."""
-    found = 1 if form is None else int(form)
-    if found < OLDEST_FORM:
+    """Raise StoreError (schema) if this program cannot read data of this form. `form` is None if the data has no version yet."""
+    version = 1 if form is None else int(form)
+    if version < OLDEST_FORM:
         raise StoreError(
             "schema",
-            f"{where} has form {found}, and this eir reads forms {OLDEST_FORM} to {FORM}: upgrade with an older eir first, or load the lists into an empty store",
+            f"{where} has form {version}, and this eir reads forms {OLDEST_FORM} to {FORM}: upgrade with an older eir first, or load the lists into an empty store",
         )
 
 
 def log_upgrade(report: Report, where: str, form: str | bytes | int | None) -> None:
-    """Log that the next write brings data of an older form to this program's form."""
-    found = FORM if form is None else int(form)
-    if found < FORM:
-        detail = f"{where} has form {found}, and is brought to form {FORM} now: an older eir reads it from then on, if at all, and changes nothing"
+    """Log that the next write upgrades data of an older form."""
+    version = FORM if form is None else int(form)
+    if version < FORM:
+        detail = f"{where} has form {version}, and is brought to form {FORM} now: an older eir reads it from then on, if at all, and changes nothing"
         report("store_upgraded", level="warning", reason="older", detail=detail)
 
 
 def encode(record: ListState | Event | Ledger) -> str:
-    """A record as JSON."""
+    """Encode a record as JSON."""
     return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
 
 
 def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
-    """The state out of its JSON, as text or read already. Raises StoreError (corrupt)."""
+    """Decode a state from JSON, as text or parsed.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
     fields = _known(_STATE_TYPES, record)
     try:
         for name in _STATE_TUPLES:
             fields[name] = tuple(fields.get(name, ()))
         state = ListState(**fields)
-        wrong = _wrong_in(state)
+        wrong = _invalid_field(state)
     except (TypeError, ValueError) as error:
         raise StoreError("corrupt", f"a state in the store is not whole: {error}") from error
     if wrong:
@@ -99,8 +100,12 @@ def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
     return state
 
 
-def _wrong_in(state: ListState) -> str | None:
-    """A field whose value is not of its type, out of range, or no time with a zone; JSON says nothing of these. Raises ValueError."""
+def _invalid_field(state: ListState) -> str | None:
+    """Return a field with a wrong type, a value out of range, or a time without a zone; None if the state is valid.
+
+    Raises:
+        ValueError: if a text cannot be parsed.
+    """
     int(state.content_digest, 16)
     for name, kind in _STATE_TYPES.items():
         value = getattr(state, name)
@@ -116,18 +121,26 @@ def _wrong_in(state: ListState) -> str | None:
 
 
 def decode_ledger(text: str | bytes) -> Ledger:
-    """The ledger from its JSON. Raises StoreError (corrupt)."""
-    found = _known(_LEDGER_TYPES, text)
-    wrong = [name for name, value in found.items() if not isinstance(value, _LEDGER_TYPES[name])]
+    """Decode a ledger from JSON.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
+    fields = _known(_LEDGER_TYPES, text)
+    wrong = [name for name, value in fields.items() if not isinstance(value, _LEDGER_TYPES[name])]
     if wrong:
         raise StoreError(
-            "corrupt", f"the ledger of the history has another {wrong[0]} than it may: {found[wrong[0]]!r:.200}"
+            "corrupt", f"the ledger of the history has another {wrong[0]} than it may: {fields[wrong[0]]!r:.200}"
         )
-    return Ledger(**found)
+    return Ledger(**fields)
 
 
 def decode_event(text: str | bytes | dict[str, Any]) -> Event:
-    """The event out of its JSON. Raises StoreError (corrupt)."""
+    """Decode an event from JSON, as text or parsed.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
     try:
         return Event(**_known(_EVENT_TYPES, text))
     except TypeError as error:
@@ -135,12 +148,16 @@ def decode_event(text: str | bytes | dict[str, Any]) -> Event:
 
 
 def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
-    """The numbers of the pages that a change touched, 8 bytes each, little-endian; None: all."""
+    """Encode the numbers of the pages that a change touched, 8 bytes each, little-endian; None for all pages."""
     return None if pages is None else array("Q", pages).tobytes()
 
 
-def decode_change(before: int, after: int, pages: bytes | None) -> Change:
-    """The step from one generation to another, with page numbers as encoded above. Raises StoreError (corrupt)."""
+def decode_change(before: int, after: int, pages: bytes | None) -> ListChange:
+    """Decode a change from one generation to another, with page numbers as in `encode_numbers`.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
     if type(before) is not int or type(after) is not int:
         raise StoreError("corrupt", f"a change in the store is from {before!r:.50} to {after!r:.50}")
     try:
@@ -149,4 +166,4 @@ def decode_change(before: int, after: int, pages: bytes | None) -> Change:
         raise StoreError("corrupt", f"a change in the store names no pages: {error}") from error
     if numbers and max(numbers) >> NUMBER_BITS:
         raise StoreError("corrupt", f"a change in the store names the page {max(numbers)}, which cannot be")
-    return Change(before, after, numbers)
+    return ListChange(before, after, numbers)

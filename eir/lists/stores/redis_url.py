@@ -1,12 +1,12 @@
-"""A `store:` URL of Redis: what it says of where the server is and how to connect to it.
+"""Parser of a `store:` URL of Redis: servers and connection options.
 
     redis://[USER@]HOST[:PORT][/DB]                       rediss:// with TLS, for the other forms too
-    redis+sentinel://[USER@]HOST[:PORT],…/SERVICE[/DB]    the sentinels, and the name of what they watch
+    redis+sentinel://[USER@]HOST[:PORT],…/SERVICE[/DB]    the sentinels, and the name of the master
     redis+cluster://[USER@]HOST[:PORT],…                  some of the nodes
 
 and after a `?`: `password_file`, `password_env` (EIR_REDIS_PASSWORD unless given), `sentinel_user`,
 `sentinel_password_file`, `sentinel_password_env`; with TLS `ca_file`, `cert_file`, `key_file`. A password in the URL itself
-is taken too, and never shown. A password file is read for each connection, so a password may change while a node runs.
+is accepted too, and never printed. A password file is read for each connection, so a password may change while a node runs.
 Imports only eir.errors.
 """
 
@@ -32,7 +32,7 @@ FORMS = {
     "redis+sentinel": (SENTINEL, False), "rediss+sentinel": (SENTINEL, True),
     "redis+cluster": (CLUSTER, False), "rediss+cluster": (CLUSTER, True),
 }  # fmt: skip
-"""Scheme → form, and whether with TLS."""
+"""Scheme → form, and whether it uses TLS."""
 PORT, SENTINEL_PORT = 6379, 26379
 PASSWORD_ENV = "EIR_REDIS_PASSWORD"  # noqa: S105  # the name of a variable
 TLS_FILES = {"ca_file": "ssl_ca_certs", "cert_file": "ssl_certfile", "key_file": "ssl_keyfile"}
@@ -46,21 +46,20 @@ OPTIONS = {
 }
 
 ESCAPED = " (in a password / is written %2F, ? %3F, and # %23)"
-"""Ends a message about a part of a URL, which is not quoted: one of these signs makes the rest of a password that part."""
+"""End of a message about a part of a URL. The part is not quoted: after an unescaped sign it may be the rest of a password."""
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
-"""Longer than any read that waits for a change (`wait_s` of eir.lists.follow.copy)."""
+"""Seconds for an answer: longer than any read that waits for a change (`wait_s` of eir.lists.follow.copy)."""
 GUIDE_TIMEOUT_S = 1.5
-"""Seconds for a sentinel or cluster node, which only says where to go. Others can be asked, and the time of one answer
-(eir.lists.record.clock.STORE_TIMEOUT_S) has to be enough although two of them hang."""
+"""Seconds for a sentinel or cluster node that only names the server. The time of one answer (eir.lists.record.clock.STORE_TIMEOUT_S) must suffice even if two of them hang."""
 RETRIES = 2
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """The parts of a URL."""
+class RedisAddress:
+    """Parts of a URL."""
 
     form: str
     hosts: tuple[tuple[str, int], ...]
@@ -70,21 +69,24 @@ class Address:
     options: Mapping[str, Any] = field(repr=False)
     """Arguments of each connection to a server."""
     guide_options: Mapping[str, Any] = field(repr=False)
-    """Arguments of each connection to a sentinel, or to a node of a cluster that is asked who has what. No retries: the next
-    one is asked instead."""
+    """Arguments of each connection to a sentinel, or to a cluster node that is asked for the slot map. Without retries: the next node is asked instead."""
 
     def __str__(self) -> str:
         return f"{self.form} " + ",".join(f"{host}:{port}" for host, port in self.hosts)
 
 
 class PasswordFile(CredentialProvider):
-    """User and password for a connection, as the file has it when the connection is made."""
+    """User and password for a connection; the file is read when the connection is opened."""
 
     def __init__(self, user: str | None, path: Path) -> None:
         self._user, self._path = user, path
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """The arguments of AUTH. Raises AuthenticationError that names the file if it cannot be read."""
+        """Return the arguments of AUTH.
+
+        Raises:
+            AuthenticationError: with the name of the file, if it cannot be read.
+        """
         try:
             password = self._path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
         except OSError as error:
@@ -92,14 +94,20 @@ class PasswordFile(CredentialProvider):
         return (self._user, password) if self._user else (password,)
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        """The same, without holding the loop while the disk is slow."""
+        """Return the arguments of AUTH without blocking the event loop on a slow disk."""
         return await asyncio.to_thread(self.get_credentials)
 
 
-def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: bool = True) -> Address:
-    """Take a URL apart. Raises StoreError (`url`) that says what is wrong, without showing secrets.
+def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: bool = True) -> RedisAddress:
+    """Parse a URL. Errors contain no secrets.
 
-    `check`: what it names must be there by now, files and variables. Without it, only how it is written counts.
+    Args:
+        url: the configured URL.
+        environment: environment variables.
+        check: verify that the files and variables in the URL exist; if False, only the syntax is checked.
+
+    Raises:
+        StoreError: `url`.
     """
     parts = urlsplit(url)
     if parts.scheme not in FORMS:
@@ -107,15 +115,15 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
             "url", f"no store has the scheme {parts.scheme!r}; expected sqlite or one of {', '.join(FORMS)}"
         )
     form, tls = FORMS[parts.scheme]
-    given = dict(parse_qsl(parts.query))
+    options = dict(parse_qsl(parts.query))
     if "@" in parts.query:
         raise StoreError("url", f"what follows ? in the store's URL are options{ESCAPED}")
-    if unknown := given.keys() - OPTIONS:
+    if unknown := options.keys() - OPTIONS:
         raise StoreError(
             "url", f"unknown option {min(unknown)!r} of the store; expected one of {', '.join(sorted(OPTIONS))}"
         )
     if check:
-        _check_named(given, environment)
+        _check_references(options, environment)
     path = [step for step in parts.path.split("/") if step]
     service = ""
     if form == SENTINEL:
@@ -131,31 +139,31 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
     common: dict[str, Any] = {"socket_keepalive": True, "protocol": 2}
     if tls:
         common |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
-        common |= {argument: given[option] for option, argument in TLS_FILES.items() if option in given}
+        common |= {argument: options[option] for option, argument in TLS_FILES.items() if option in options}
     retry = Retry(FullJitterBackoff(cap=BACKOFF_CAP_S, base=BACKOFF_BASE_S), RETRIES, (RedisConnectionError,))
-    login_there = guide = _login(
-        user, given, "password", environment.get(given.get("password_env", PASSWORD_ENV)) or secret
+    login_options = guide = _login(
+        user, options, "password", environment.get(options.get("password_env", PASSWORD_ENV)) or secret
     )
     if form == SENTINEL:
-        variable = given.get("sentinel_password_env", "")
-        guide = _login(given.get("sentinel_user"), given, "sentinel_password", environment.get(variable))
+        variable = options.get("sentinel_password_env", "")
+        guide = _login(options.get("sentinel_user"), options, "sentinel_password", environment.get(variable))
     port = SENTINEL_PORT if form == SENTINEL else PORT
-    return Address(
+    return RedisAddress(
         form, tuple(_host(text, port) for text in hosts.split(",")), service, database=int(path[0]) if path else 0,
-        options={**common, **login_there, **_patience(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, retry)},
-        guide_options={**common, **guide, **_patience(GUIDE_TIMEOUT_S, GUIDE_TIMEOUT_S, Retry(NoBackoff(), 0))},
+        options={**common, **login_options, **_timeouts(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, retry)},
+        guide_options={**common, **guide, **_timeouts(GUIDE_TIMEOUT_S, GUIDE_TIMEOUT_S, Retry(NoBackoff(), 0))},
     )  # fmt: skip
 
 
-def _patience(connect_s: float, answer_s: float, retry: Retry) -> dict[str, Any]:
+def _timeouts(connect_s: float, answer_s: float, retry: Retry) -> dict[str, Any]:
     return {"socket_connect_timeout": connect_s, "socket_timeout": answer_s, "retry": retry}
 
 
-def _check_named(given: Mapping[str, str], environment: Mapping[str, str]) -> None:
-    for option, named in given.items():
-        if option.endswith("_env") and named not in environment:
-            raise StoreError("url", f"{option} of the store names the variable {named}, which is not set")
-    for option, file in _files(given).items():
+def _check_references(options: Mapping[str, str], environment: Mapping[str, str]) -> None:
+    for option, value in options.items():
+        if option.endswith("_env") and value not in environment:
+            raise StoreError("url", f"{option} of the store names the variable {value}, which is not set")
+    for option, file in _files(options).items():
         try:
             with file.open("rb") as stream:
                 empty = not stream.read(1)
@@ -165,39 +173,43 @@ def _check_named(given: Mapping[str, str], environment: Mapping[str, str]) -> No
             raise StoreError("url", f"{option} {file} of the store is empty")
 
 
-def _files(given: Mapping[str, str]) -> dict[str, Path]:
-    return {option: Path(named) for option, named in given.items() if option.endswith("_file")}
+def _files(options: Mapping[str, str]) -> dict[str, Path]:
+    return {option: Path(value) for option, value in options.items() if option.endswith("_file")}
 
 
 def files_of(url: str) -> Mapping[str, Path]:
-    """The files that a URL names, by their options, once each could be opened. Raises StoreError (`url`) for one that cannot."""
-    given = dict(parse_qsl(urlsplit(url).query))
-    _check_named({option: named for option, named in given.items() if option.endswith("_file")}, {})
-    return _files(given)
+    """Return the files in a URL by option, after each could be opened.
+
+    Raises:
+        StoreError: `url`, for a file that cannot be read or is empty.
+    """
+    options = dict(parse_qsl(urlsplit(url).query))
+    _check_references({option: value for option, value in options.items() if option.endswith("_file")}, {})
+    return _files(options)
 
 
-def _login(user: str | None, given: Mapping[str, str], option: str, otherwise: str | None) -> dict[str, Any]:
-    """Arguments of a connection for its user; `otherwise`: the password if no file is named."""
-    path = given.get(f"{option}_file")
+def _login(user: str | None, options: Mapping[str, str], option: str, otherwise: str | None) -> dict[str, Any]:
+    """Return the user's connection arguments; `otherwise` is the password if no file is named."""
+    path = options.get(f"{option}_file")
     if path is not None:
         return {"credential_provider": PasswordFile(user, Path(path))}
     return {"username": user or None, "password": otherwise or None}
 
 
-def with_files_in(url: str, folder: Path) -> str:
-    """The URL with the files that it names looked for in `folder`, unless their paths are absolute."""
+def resolve_files(url: str, folder: Path) -> str:
+    """Return the URL with its relative file paths resolved in `folder`."""
     parts = urlsplit(url)
-    given = parse_qsl(parts.query, keep_blank_values=True)
-    options = [(name, str(folder / value) if name.endswith("_file") else value) for name, value in given]
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    options = [(name, str(folder / value) if name.endswith("_file") else value) for name, value in pairs]
     return urlunsplit(parts._replace(query=urlencode(options, safe="/")))
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
-        found = parts.port or port
+        port_number = parts.port or port
     except ValueError:
         raise StoreError("url", f"the store's URL has a bad port{ESCAPED}") from None
     if not parts.hostname:
         raise StoreError("url", "the store's URL names no host")
-    return parts.hostname, found
+    return parts.hostname, port_number

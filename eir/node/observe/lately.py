@@ -11,8 +11,8 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-from eir.lists.record.clock import in_time
-from eir.lists.record.store import ACCEPTED, FORCED, MAIN, ListStore, Outcome
+from eir.lists.record.clock import await_store
+from eir.lists.record.store import ACCEPTED, FORCED, MAIN, ListStore, OutcomeCount
 from eir.node.observe import metrics
 from eir.node.observe.metrics import Labels, Snapshot
 
@@ -91,7 +91,7 @@ class Rhythms:
         self._seen: dict[str, int] = {}
         """Number of loads put in force when the history was last read, by list."""
 
-    async def look(self, outcomes: Iterable[Outcome], store: ListStore) -> None:
+    async def look(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
         """Read the history of those lists of which the outcomes have changed. Raises StoreError."""
         puts: Counter[str] = Counter()
         for each in outcomes:
@@ -100,7 +100,7 @@ class Rhythms:
         for name, count in puts.items():
             if self._seen.get(name) == count:
                 continue
-            events = await in_time(store.history(name, limit=EVENTS, chain=MAIN))
+            events = await await_store(store.history(name, limit=EVENTS, chain=MAIN))
             loads = (event.time for event in events if event.what == "load" and event.outcome in PUT)
             if times := sorted(datetime.fromisoformat(time).timestamp() for time in loads)[-LOADS:]:
                 self._last[name] = times[-1]

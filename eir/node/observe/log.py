@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from eir.device import MCC_MNC_DIGITS, short
+from eir.device import MCC_MNC_DIGITS, shorten
 from eir.errors import Report, place_of
 
 NOTIFY_SOCKET, JOURNAL_STREAM = "NOTIFY_SOCKET", "JOURNAL_STREAM"
@@ -216,7 +216,7 @@ class Log:
         for (status, list_name, rule, peer), fold in folds.items():
             imei, imsi = fold.imei, fold.imsi
             if not self._full_identifiers:
-                imei, imsi = short(imei) if imei else "", short(imsi, MCC_MNC_DIGITS) if imsi else ""
+                imei, imsi = shorten(imei) if imei else "", shorten(imsi, MCC_MNC_DIGITS) if imsi else ""
             line = {
                 "event": "checks",
                 "status": status,

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from eir.config import Config
 from eir.errors import EirError, Report, detail_of
-from eir.lists.record.in_force import InForce, in_force_before, save_in_force
+from eir.lists.record.in_force import InForce, load_in_force, save_in_force
 from eir.lists.record.store import NO_LIST, ListState, utc_text
-from eir.lists.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, Rejection, acknowledged, key_of
-from eir.lists.sources.pull_http import Server, Unreached
+from eir.lists.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, Rejection, load_key, sign_acknowledgement
+from eir.lists.sources.pull_http import SourceClient, Unreached
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
 from eir.node.processes.apart import done_apart
@@ -40,8 +40,8 @@ def give(config: Config, what: Acknowledgement) -> None:
     if source is None:
         raise EirError(f"list {what.list} has no source (lists.{what.list}.source)")
     with as_owner_of(config.state):
-        content = acknowledged(what, key_of(config.state))
-    Server(source, time.monotonic() + POST_S).give(f"{ACKNOWLEDGED}/{what.name}", content)
+        content = sign_acknowledgement(what, load_key(config.state))
+    SourceClient(source, time.monotonic() + POST_S).upload(f"{ACKNOWLEDGED}/{what.name}", content)
 
 
 async def _give_of_node(config: Config, what: Acknowledgement, _: Channel) -> None:
@@ -63,7 +63,7 @@ class Acknowledging:
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
         """`config` returns the settings in force."""
         self._config, self._start, self._jobs, self._report = config, start, jobs, report
-        self._in_force = in_force_before(config().state)
+        self._in_force = load_in_force(config().state)
         self._gone: Sequence[str] = ()
         """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
         self.older: Mapping[str, tuple[int, int]] = {}

@@ -16,7 +16,7 @@ from typing import NoReturn
 from eir.config import Config
 from eir.errors import EirError, Report, SetupFault, StoreError, place_of
 from eir.lists.record.store import ACCEPTED
-from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, look
+from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, scan_folder
 from eir.lists.sources.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
 from eir.lists.stores.open import open_store, serial_marks
 from eir.node.observe import metrics
@@ -121,7 +121,7 @@ class DropFolder:
         if folder is None:
             return
         try:
-            listing = await asyncio.to_thread(look, folder)
+            listing = await asyncio.to_thread(scan_folder, folder)
         except OSError as error:
             self._readable = False
             self._report("inbox_unusable", level="error", reason="folder", folder=folder, detail=error.strerror)
@@ -146,7 +146,7 @@ class DropFolder:
             still = {taken.manifest for taken in made.taken if taken.outcome == WAITING}
             self._waiting = len(still)
             self._said = {manifest: said for manifest, said in self._said.items() if manifest in still}
-        self._watch.passed(listing, again_s, time.time())
+        self._watch.record_pass(listing, again_s, time.time())
 
     async def _made(self) -> Pass | None:
         """Run a pass in its process and return its result; None if it failed, which is reported."""

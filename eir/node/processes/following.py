@@ -152,7 +152,7 @@ class _Process:
         hand_over(self._channel, Listed(name, self._index.lists[name].kind, state), image)
 
     def _configure(self, config: Config) -> None:
-        self._index.reconfigure(kinds_of(config))
+        self._index.apply(kinds_of(config))
         self._follower.look()
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 

@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 from eir.config import Config
 from eir.lists.changes.load import Loader, LoadReport
-from eir.lists.record.in_force import keep_mark
+from eir.lists.record.in_force import save_mark
 from eir.lists.record.store import Mark
-from eir.lists.releases.release import Release
+from eir.lists.releases.release import VerifiedRelease
 from eir.lists.stores.open import open_store
 from eir.node.processes.apart import Outcome, load_apart, outcome_of, progress_over
 from eir.node.processes.channel import Channel, Handlers
@@ -27,14 +27,14 @@ from eir.node.processes.state_folder import as_owner_of
 NICE = 10
 """A node has loads made beside it, and checks come first."""
 
-Load: TypeAlias = Callable[[Release, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
+Load: TypeAlias = Callable[[VerifiedRelease, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
 """Loads a release whose data lie in a folder, by the node's own marks."""
 
 
 def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
     """Return a function that loads each release in a process of its own. `force`: as of Loader."""
 
-    async def load(release: Release, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
+    async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         job = release, folder, marks, force
         report: LoadReport = await load_apart(start, _load, config, who, job, memory_max=config.load_memory, nice=NICE)
         return report
@@ -53,7 +53,7 @@ class Loads:
         """Return the handlers of such a process (loading_over)."""
         load = loading(self._start, config, who)
 
-        async def one(release: Release, folder: Path, marks: Mapping[str, Mark]) -> Outcome:
+        async def one(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> Outcome:
             async with self._turn:
                 return await outcome_of(load(release, folder, marks))
 
@@ -63,7 +63,7 @@ class Loads:
 def loading_over(channel: Channel) -> Load:
     """Return a function that has the node load each release, for a process beside the node."""
 
-    async def load(release: Release, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
+    async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         outcome: Outcome = await channel.ask("load", release, folder, marks, patience_s=None)
         report: LoadReport = outcome.result()
         return report
@@ -72,7 +72,7 @@ def loading_over(channel: Channel) -> Load:
 
 
 async def _load(
-    config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark], bool], channel: Channel
+    config: Config, who: str, job: tuple[VerifiedRelease, Path, Mapping[str, Mark], bool], channel: Channel
 ) -> LoadReport:
     """Load one release, in its own process."""
     release, folder, marks, force = job
@@ -86,7 +86,7 @@ async def _load(
                 datetime.now(UTC),
                 marks,
                 force,
-                keep_mark=partial(keep_mark, config.state),
+                save_mark=partial(save_mark, config.state),
                 progress=progress_over(channel),
                 memory_max=config.load_memory,
             )

@@ -22,7 +22,7 @@ from eir.node.processes.priority import Aside, stand_back
 from eir.sightings import files
 from eir.sightings.buffer import HEAD
 from eir.sightings.settings import SightingsSettings
-from eir.sightings.subscribers import Subscribers, subscribers
+from eir.sightings.subscribers import Subscribers, load_subscribers
 
 WAITING_BYTES_MAX = 64 << 20
 """Maximum size of the messages that wait for the disk."""
@@ -161,7 +161,7 @@ class RecordWriter:
         if self._pruned == float("-inf"):
             files.clean(state)
         now = self._clock.now(time.time(), time.monotonic())  # nothing goes because a clock has jumped
-        self.subscribers = subscribers(
+        self.subscribers = load_subscribers(
             state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s, now=lambda: now
         )
         if messages:

@@ -29,7 +29,7 @@ from eir.node.processes.record_writer import RecordWriter
 from eir.node.processes.starter import Start
 from eir.sightings import deliver, files
 from eir.sightings.buffer import EVENTS, Buffer
-from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events, without
+from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events, without_subscribers
 from eir.sightings.settings import SightingsSettings
 
 MESSAGE_BYTES_MAX = 1 << 18
@@ -138,7 +138,7 @@ class _Recorder:
         """Take subscribers out of what is remembered of them, and have the rest written, so that who asked finds all of it in the files."""
         self._take(all_of_it=True)
         self._put_events()
-        self._events.seen = without(self._events.seen, subscribers)
+        self._events.seen = without_subscribers(self._events.seen, subscribers)
         for delivery in self._deliveries.values():
             delivery.forget(subscribers)
         if self._settings.watch:
@@ -176,18 +176,18 @@ class _Recorder:
                 self._ended.set()
                 return
             if message[:1] == EVENTS:
-                self._events.take(message)
+                self._events.add(message)
             self._writer.add(message)
 
     # ---- to those who want to know at once ----
 
-    def _made_deliveries(self) -> "list[tuple[str, deliver.Delivery]]":
+    def _made_deliveries(self) -> "list[tuple[str, deliver.EventSender]]":
         made: list[tuple[str, deliver.Send]] = []
         if (hook := self._settings.webhook) is not None:
             made.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
         if self._settings.stream is not None and self._config.store != SQLITE:
             made.append(("stream", _stream(self._config.store, self._settings.stream, self._report)))
-        return [(to, deliver.Delivery(to, send, partial(self._sent, to), report=self._report)) for to, send in made]
+        return [(to, deliver.EventSender(to, send, partial(self._sent, to), report=self._report)) for to, send in made]
 
     def _sent(self, to: str, what: str, count: int) -> None:
         if what == SENT:
@@ -205,16 +205,16 @@ class _Recorder:
         found = self._events.due(time.monotonic(), self._writer.subscribers)
         dropped, self._events.dropped = self._events.dropped, 0
         for to, delivery in self._deliveries.items():
-            delivery.put(found)
+            delivery.add(found)
             self._sent(to, RATE, dropped)
 
 
 def _stream(store: str, key: str, report: Report) -> deliver.Send:
     """Adds events to a stream of Redis, one entry each, whose field `event` is the event as JSON."""
-    from eir.lists.stores.redis.link import Link  # noqa: PLC0415 - takes 0.2 s
+    from eir.lists.stores.redis.link import RedisClient  # noqa: PLC0415 - takes 0.2 s
     from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415 - with the one above
 
-    link = Link(parse_url(store, check=False), report)
+    link = RedisClient(parse_url(store, check=False), report)
 
     async def send(events: Any) -> None:
         adding = [("XADD", key, "MAXLEN", "~", STREAM_EVENTS_MAX, "*", "event", json.dumps(event)) for event in events]

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eir import __version__
-from eir.disk import put
+from eir.disk import write_file
 from eir.errors import EirError, Report, SetupFault
 from eir.lists.record.clock import TrustedClock
 from eir.node.observe.control import PING, RUNNING, ControlError, as_owner, ask
@@ -129,7 +129,7 @@ def keep_clock(clock: TrustedClock, folder: Path) -> None:
 
 def _keep(file: Path, text: str) -> None:
     with suppress(OSError):
-        put(file, text.encode())
+        write_file(file, text.encode())
 
 
 _LIBC = ctypes.CDLL(None)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from eir.config import Config
 from eir.errors import Report, StoreError, silent
 from eir.lists.follow.history import HistoryKeeper
-from eir.lists.record.clock import STOOD_STILL, in_time
-from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, Outcome
+from eir.lists.record.clock import STOOD_STILL, await_store
+from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, OutcomeCount
 from eir.lists.stores.open import SQLITE, open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.observe.lately import Rhythms
@@ -35,7 +35,7 @@ class StoreWatch:
             clock=state_folder.read_clock(settings.state),
         )  # fmt: skip
         self._rhythms = Rhythms()
-        self._outcomes: tuple[Outcome, ...] = ()
+        self._outcomes: tuple[OutcomeCount, ...] = ()
         self.events: Sequence[Event] = ()
         """The newest events of the history, the oldest first."""
         self._newer: str | None = None
@@ -47,12 +47,12 @@ class StoreWatch:
         report = self._report if config.store == SQLITE else silent  # of Redis the follower tells
         store = open_store(config.store, config.state, report=report, check=False)
         try:
-            self._newer = await in_time(store.newer())
+            self._newer = await await_store(store.newer())
             await self.history.look(store, config.history, [*config.lists])
-            outcomes = tuple(await in_time(store.outcomes()))
+            outcomes = tuple(await await_store(store.outcomes()))
             if outcomes != self._outcomes or not self.events:
                 # The rows of a feed displace no load from the page.
-                events = [await in_time(store.history(limit=EVENTS_MAX, chain=chain)) for chain in CHAINS]
+                events = [await await_store(store.history(limit=EVENTS_MAX, chain=chain)) for chain in CHAINS]
                 self.events = sorted((event for each in events for event in each), key=lambda event: event.time)
             self._outcomes = outcomes
             await self._rhythms.look(self._outcomes, store)

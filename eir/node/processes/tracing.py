@@ -13,8 +13,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from eir.checks.trace import Sought
-from eir.device import MCC_MNC_DIGITS, device_key, imsi_key, key_text, short
+from eir.checks.trace import TraceFilter
+from eir.device import MCC_MNC_DIGITS, device_key, imsi_key, key_text, shorten
 from eir.errors import EirError, Report
 from eir.lists.record.reasons import check_reason
 from eir.lists.record.store import ACCEPTED, Event, utc_text
@@ -34,7 +34,7 @@ class Tracing:
 
     def __init__(
         self,
-        seek: Callable[[Sought | None], Awaitable[None]],
+        seek: Callable[[TraceFilter | None], Awaitable[None]],
         record: Callable[[Event], None],
         report: Report,
         idle_s: float = IDLE_S,
@@ -45,7 +45,7 @@ class Tracing:
         A trace that nobody has read for `idle_s` ends; a reader waits for something for `read_s` at most.
         """
         self._seek, self._record, self._report, self._idle_s, self._read_s = seek, record, report, idle_s, read_s
-        self.sought: Sought | None = None
+        self.sought: TraceFilter | None = None
         self._number = 0
         """The number of the last trace that began. Who reads or ends says which: it may be over, and another one on."""
         self._changing = asyncio.Lock()
@@ -80,9 +80,9 @@ class Tracing:
             raise EirError("whose checks? an IMEI or an IMSI is needed")
         if imsi:
             imsi_key(str(imsi))
-        sought = Sought(device_key(str(imei)) if imei else None, str(imsi or ""))
-        named = [f"IMEI {short(key_text(sought.device))}"] if sought.device is not None else []
-        self._about = " with ".join([*named, *([f"IMSI {short(sought.imsi, MCC_MNC_DIGITS)}"] if imsi else [])])
+        sought = TraceFilter(device_key(str(imei)) if imei else None, str(imsi or ""))
+        named = [f"IMEI {shorten(key_text(sought.device))}"] if sought.device is not None else []
+        self._about = " with ".join([*named, *([f"IMSI {shorten(sought.imsi, MCC_MNC_DIGITS)}"] if imsi else [])])
         self._who, self._until, self._read_at = who, time.time() + lasts_s, time.monotonic()
         self._told.clear()
         self._news = asyncio.Event()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
 from eir.config import Config
-from eir.device import typed
+from eir.device import strip_separators
 from eir.errors import Report
 from eir.lists.record.store import REFUSED
 from eir.node.observe import metrics
@@ -90,7 +90,7 @@ class Web:
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
         form = request.body.decode("latin-1") if request.method == "POST" else request.query
-        asked = typed(parse_qs(form).get("imei", [""])[0])[:ASKED_MAX]
+        asked = strip_separators(parse_qs(form).get("imei", [""])[0])[:ASKED_MAX]
         return page(Shown(
             host=config.identity.host, status=status, peers=await self._overview.workers.peers(), lists=lists,
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._overview.minutes(),

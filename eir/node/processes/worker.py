@@ -24,7 +24,7 @@ from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, answer
 from eir.checks.policy import compile_policy
 from eir.checks.question import Question
-from eir.checks.trace import Sought, Tracer
+from eir.checks.trace import TraceFilter, Tracer
 from eir.config import Config
 from eir.config.settings import Listener
 from eir.errors import EirError, detail_of
@@ -84,7 +84,7 @@ class Configured(NamedTuple):
     """Keys that access tokens are checked with, by interface."""
     dials: bool
     """This worker connects to peers that have a `connect`, which is one worker's business."""
-    sought: Sought | None = None
+    sought: TraceFilter | None = None
     """The checks that a trace is to tell."""
 
 
@@ -324,8 +324,8 @@ class Worker:
         if self.prepared is None:
             raise EirError("this worker has prepared nothing")
         (new, context), self.prepared = self.prepared, None
-        self.index.reconfigure(kinds_of(new))
-        context.checker.reconfigure(new.policy, datetime.now(UTC))
+        self.index.apply(kinds_of(new))
+        context.checker.apply(new.policy, datetime.now(UTC))
         context.checker.probes = probes_of(new)
         self._apply(new, context, INTERFACES)
         self.process.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
@@ -351,7 +351,7 @@ class Worker:
         changed = [each for each in INTERFACES if keys.get(each.name) != self.context.keys.get(each.name)]
         self._apply(self.config, replace(self.context, keys=keys), changed)
 
-    def trace(self, sought: Sought | None) -> None:
+    def trace(self, sought: TraceFilter | None) -> None:
         """Tell of these checks from now on; None: of none."""
         self.context.tracer.begin(sought)
         self.context.checker.traced = None if sought is None else self.context.tracer.check

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from eir.checks.explain import Explanation
 from eir.checks.question import Question
-from eir.checks.trace import Sought
+from eir.checks.trace import TraceFilter
 from eir.errors import EirError, Report
 from eir.lists.images.image import Image
 from eir.node.observe import metrics
@@ -99,7 +99,7 @@ class Workers:
         self._disabled: set[str] = set()
         """Labels of peers that are out of service."""
         self._dials = False
-        self._sought: Sought | None = None
+        self._sought: TraceFilter | None = None
         """The checks that are traced."""
 
     @property
@@ -316,7 +316,7 @@ class Workers:
         """Have every worker check access tokens with these keys."""
         await self._ask_all("set_keys", lambda _: (keys,))
 
-    async def trace(self, sought: Sought | None) -> None:
+    async def trace(self, sought: TraceFilter | None) -> None:
         """Have every worker report these checks (None: no check)."""
         self._sought = sought
         await self._ask_all("trace", lambda _: (sought,))

@@ -13,7 +13,7 @@ from made import Altered
 from register import DATE, basic, device, path, request
 
 from eir.device import device_key, imsi_key
-from eir.disk import Watched
+from eir.disk import WatchedFile
 from eir.errors import StoreError
 from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
 from eir.interfaces.feed.feed_rows import Refused, Row, read_row
@@ -35,7 +35,7 @@ PASSWORD = "correct horse battery"
 def test_a_file_that_is_being_written_is_read_once_it_is_whole(tmp_path):
     path = tmp_path / "numbers"
     path.write_text("85512345678,001010000000009\n")
-    watched = Watched(path)
+    watched = WatchedFile(path)
     assert [watched.changed(), watched.changed()] == [True, False]
     for written in ("85512345678,0010100000", "85512345678,001010000000009\n8"):
         path.write_text(written)

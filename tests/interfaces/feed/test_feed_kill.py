@@ -20,7 +20,7 @@ from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.lists.changes.local import ADD, REMOVE, added_by, parse_entries
 from eir.lists.follow.follower import Follower
 from eir.lists.images.index import Index
-from eir.lists.record.history import broken
+from eir.lists.record.history import chain_faults
 from eir.lists.record.settings import DEVICES, PAIRS, ListSettings
 
 LISTS = {
@@ -101,7 +101,7 @@ def held(case):
         assert not follower.errors, follower.errors
         await store.settle()
         records = [record async for batch in store.records() for record in batch]
-        assert not list(broken(records, await store.folds(), await store.ledger()))
+        assert not list(chain_faults(records, await store.folds(), await store.ledger()))
         for name, settings in LISTS.items():
             state = await store.state(name)
             events = await store.history(name)

@@ -748,7 +748,7 @@ def test_a_new_policy_is_in_force_at_once():
     with_lane, without = Side(lane=True), Side(lane=False)
     for side in (with_lane, without):
         side.feed(ecr("00101001000001") * 2)
-        side.checker.reconfigure(PolicySettings(), datetime.now(UTC))
+        side.checker.apply(PolicySettings(), datetime.now(UTC))
     assert with_lane.feed(ecr("00101001000001") * 3) == without.feed(ecr("00101001000001") * 3)
     assert with_lane.state() == without.state()
 

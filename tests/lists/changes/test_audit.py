@@ -28,12 +28,12 @@ from eir.interfaces.map import checkimei as codec
 from eir.lists.changes.audit import (
     CONFIDENCE,
     UNDER_WAY_MAX,
-    Listed,
-    Report,
+    AuditReport,
+    ReleaseEntries,
     audit,
     forms,
+    interim_sizes,
     interval,
-    looks,
     sample_size,
 )
 from eir.sightings.schema import FOLDER
@@ -105,12 +105,12 @@ def test_sequential_audits_are_wrong_no_more_often_than_stated(right, at_least, 
 
     @cache
     def judged(as_listed, asked):
-        return Report(list="stolen", serial=1, entries=10_000, asked=asked, as_listed=as_listed).verdict(at_least)
+        return AuditReport(list="stolen", serial=1, entries=10_000, asked=asked, as_listed=as_listed).verdict(at_least)
 
     answers, verdicts = np.arange(10_000) < right, Counter()
     for seed in range(AUDITS):
         counts = np.random.default_rng(seed).permutation(answers).cumsum()
-        sizes = looks(sample_size(at_least, of=10_000), most)
+        sizes = interim_sizes(sample_size(at_least, of=10_000), most)
         verdicts[
             next((found for size in sizes if (found := judged(int(counts[size - 1]), size)) is not None), None)
         ] += 1
@@ -130,9 +130,9 @@ def test_a_sample_is_as_large_as_it_has_to_be(at_least, confidence, entries):
 
 
 def test_looks_come_after_each_tenth_more():
-    assert list(looks(10, 300)) == [10, 110, 210, 300]
-    assert list(looks(2000, 2450)) == [2000, 2200, 2420, 2450]
-    assert list(looks(500, 300)) == [300]
+    assert list(interim_sizes(10, 300)) == [10, 110, 210, 300]
+    assert list(interim_sizes(2000, 2450)) == [2000, 2200, 2420, 2450]
+    assert list(interim_sizes(500, 300)) == [300]
 
 
 def test_forms_are_those_of_mmes():
@@ -143,7 +143,7 @@ def test_forms_are_those_of_mmes():
 
 
 def listed(*pages):
-    return Listed(SimpleNamespace(list="stolen", serial=1), pages, NOW)
+    return ReleaseEntries(SimpleNamespace(list="stolen", serial=1), pages, NOW)
 
 
 def test_what_is_listed_and_what_has_ended():

@@ -22,7 +22,7 @@ from eir.lists.changes.load import STAGES, load_release
 from eir.lists.changes.rollback import reset_serial, roll_back
 from eir.lists.pages.pages import PAGE_KEYS, Page, content_digest, decode_sections
 from eir.lists.pages.roaring import decode_keys
-from eir.lists.record.history import about
+from eir.lists.record.history import list_of
 from eir.lists.record.store import ACCEPTED, FORCED, REFUSED, ROLLED_BACK
 from eir.lists.stores.sqlite import SqliteStore
 
@@ -582,7 +582,7 @@ async def test_what_a_manifest_claims_that_nobody_vouches_for_is_on_record(agenc
         None,
         f"{caught.value.reason}: {caught.value.detail}{says}",
     )
-    assert (about(event) == NAME) is (NAME in says)
+    assert (list_of(event) == NAME) is (NAME in says)
 
 
 async def test_a_local_list_takes_no_releases(agency, store):

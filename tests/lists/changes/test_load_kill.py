@@ -22,7 +22,7 @@ from releases import NAME, NOW, Agency
 from eir.lists.changes.load import load_release
 from eir.lists.follow.follower import Follower
 from eir.lists.images.index import Index
-from eir.lists.record.history import broken
+from eir.lists.record.history import chain_faults
 
 OLD = [f"{35_000_000 + n:08d}{n:06d}" for n in range(50)]
 NEW = [f"{35_000_000 + n:08d}{n + 1:06d}" for n in range(5, 55)]
@@ -78,7 +78,7 @@ async def check_history(store):
     await store.settle()
     records = [record async for batch in store.records() for record in batch]
     assert len(records) == generation
-    assert not list(broken(records, await store.folds(), await store.ledger()))
+    assert not list(chain_faults(records, await store.folds(), await store.ledger()))
 
 
 def each_step(level, kind, folder):

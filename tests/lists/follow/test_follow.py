@@ -108,7 +108,7 @@ async def test_a_list_that_a_reload_brings_is_looked_for_at_once(store):
     await store.replace("b", state(B), B, seen=0)
     async with Node(store, {"a": "devices"}, pauses=replace(QUICK, wait_s=3600.0, answer_s=3600.0)) as node:
         await until(lambda: node.follower.up)
-        node.index.reconfigure({"a": "devices", "b": "devices"})
+        node.index.apply({"a": "devices", "b": "devices"})
         node.follower.look()
         await until(lambda: node.index.lists["b"].state is not None)
 
@@ -385,7 +385,7 @@ async def test_a_list_that_the_configuration_lets_go_while_it_is_read(store, fau
     node = Node(faulty, {"a": "devices"})
 
     def let_go(p):
-        node.index.reconfigure({"b": "devices"})
+        node.index.apply({"b": "devices"})
         return p
 
     faulty.alter = let_go
@@ -398,7 +398,7 @@ async def test_a_list_that_the_configuration_lets_go_while_it_is_read(store, fau
 async def test_a_list_that_the_configuration_adds_is_filled(store):
     await store.replace("a", state(A), A, seen=0)
     async with Node(store, {}) as node:
-        node.index.reconfigure({"a": "devices"})
+        node.index.apply({"a": "devices"})
         await node.reaches(1)
 
 

@@ -19,7 +19,7 @@ from eir.device import MEID_BASE, imsi_key
 from eir.interfaces.s13.lane import COMPILED
 from eir.lists.images.chunks import PageRows, chunk_of
 from eir.lists.images.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, _arrays
-from eir.lists.images.imaging import _written, image_of, image_with, make
+from eir.lists.images.imaging import _write_arrays, build_image, image_of, image_with
 from eir.lists.images.index import Index
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.record.entries import entries_of
@@ -150,7 +150,7 @@ def test_plain_keys_in_any_chunks(keys, parts):
         *sorted({int(np.searchsorted(by_page, np.uint64(key // PAGE_KEYS * PAGE_KEYS))) for key in list(keys)[:parts]}),
         len(by_page),
     ]
-    image = make([chunk_of(by_page[at:to]) for at, to in pairwise(cuts)])
+    image = build_image([chunk_of(by_page[at:to]) for at, to in pairwise(cuts)])
     assert list(image.keys(NOW)) == sorted(keys)
     assert len(image.chunk().lows) == len(keys)
     assert all(image.holds(key, NOW) for key in keys)
@@ -161,7 +161,7 @@ def test_plain_keys_in_any_chunks(keys, parts):
 
 def test_a_hash_that_is_full_of_neighbours():
     numbers = [*range(35_000_000, 35_004_000), *range(0, 400_000_000, 100_003)]
-    image = make([chunk_of(np.array(sorted(numbers), np.uint64) * np.uint64(PAGE_KEYS) + np.uint64(7))])
+    image = build_image([chunk_of(np.array(sorted(numbers), np.uint64) * np.uint64(PAGE_KEYS) + np.uint64(7))])
     assert all(image.holds(number * PAGE_KEYS + 7, NOW) for number in numbers)
     assert not any(image.holds((number + 50_000) * PAGE_KEYS + 7, NOW) for number in range(36_000_000, 36_001_000))
 
@@ -171,7 +171,7 @@ def arrays_of(name):
     if name in {"pair_ends", "imsis"} or name.startswith("subscriber_"):
         image = image_of([page(35, [1, 2], imsis=[[1, 2], [2]], until=[2000, 0, 1500])])
     else:
-        image = make(
+        image = build_image(
             [
                 PageRows(35, np.array([1, 70_000])).chunk(),
                 PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk(),
@@ -179,7 +179,7 @@ def arrays_of(name):
         )
     found = _arrays(image.buffer)
     assert len(found[name])
-    assert Image.map(_written(found)).numbers.tolist() == image.numbers.tolist()
+    assert Image.map(_write_arrays(found)).numbers.tolist() == image.numbers.tolist()
     return found
 
 
@@ -187,7 +187,7 @@ class TestWhatPasses:
     """What is mapped is an image of this version, whole; and it cannot change."""
 
     def image(self):
-        return make(
+        return build_image(
             [
                 PageRows(35, np.array([1, 70_000])).chunk(),
                 PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk(),
@@ -237,14 +237,14 @@ class TestWhatPasses:
             case _:
                 arrays[name] = np.append(item[:-1], item[-1:] + item.dtype.type(1))
         with pytest.raises(ImageError, match=r"damaged|do not fit"):
-            Image.map(_written(arrays))
+            Image.map(_write_arrays(arrays))
 
     @pytest.mark.parametrize("slots", [0, 3, 12])
     def test_a_hash_without_a_free_slot_or_of_a_size_that_is_no_power_of_two(self, slots):
         arrays = arrays_of("slots")
         arrays["slots"] = np.resize(arrays["slots"], slots * 4)
         with pytest.raises(ImageError, match="do not fit"):
-            Image.map(_written(arrays))
+            Image.map(_write_arrays(arrays))
 
     def test_another_file(self):
         with pytest.raises(ImageError, match="no image"):
@@ -262,7 +262,7 @@ class TestWhatPasses:
                 image.holds(key, NOW)
 
     def test_its_memory_goes_in_steps(self):
-        image = make([chunk_of(np.arange(3_000_000, dtype=np.uint64))])
+        image = build_image([chunk_of(np.arange(3_000_000, dtype=np.uint64))])
         done = steps = 0
         while done < len(image.buffer):
             done, steps = image.drop(done), steps + 1
@@ -271,7 +271,7 @@ class TestWhatPasses:
 
     def test_pages_have_to_ascend(self):
         with pytest.raises(ValueError, match="ascend"):
-            make([chunk_of(np.array([35_000_000])), chunk_of(np.array([35_000_001]))])
+            build_image([chunk_of(np.array([35_000_000])), chunk_of(np.array([35_000_001]))])
 
 
 def test_pages_of_a_store():

@@ -12,7 +12,7 @@ from made import fill, page, pages_of, pair_pages, state
 from pyroaring import BitMap
 
 from eir.device import MEID_BASE
-from eir.lists.images.imaging import chunks_of, image_of, make, rows_of
+from eir.lists.images.imaging import build_image, chunks_of, image_of, rows_of
 from eir.lists.images.index import Index
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.pages.roaring import ARRAY_KEYS, encode_keys
@@ -76,7 +76,7 @@ class TestManyAtOnce:
     @settings(max_examples=80)
     def test_equals_one_after_another(self, rows):
         pages = [page(number, keys)._replace(extra=extra if keys else b"") for number, (keys, extra) in enumerate(rows)]
-        alone = make([rows.chunk() for each in pages if (rows := rows_of(each)) is not None])
+        alone = build_image([rows.chunk() for each in pages if (rows := rows_of(each)) is not None])
         assert bytes(image_of(pages).buffer) == bytes(alone.buffer)
 
     damaged = st.one_of(
@@ -359,11 +359,11 @@ def test_reconfigure_keeps_what_stays():
     fill(index, "a", pages_of([1]))
     fill(index, "b", pages_of([2]))
     kept = index.lists["a"]
-    index.reconfigure({"c": "pairs", "a": "devices"})
+    index.apply({"c": "pairs", "a": "devices"})
     assert list(index.lists) == ["c", "a"]
     assert index.lists["a"] is kept
     assert kept.holds(1)
-    index.reconfigure({"a": "subscribers"})
+    index.apply({"a": "subscribers"})
     assert not index.lists["a"].holds(1)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eir.errors import StoreError
-from eir.lists.record.clock import BELIEVED_AFTER_S, JUMP_S, TrustedClock, in_time
+from eir.lists.record.clock import ACCEPTED_AFTER_S, JUMP_S, TrustedClock, await_store
 
 START = 1_700_000_000.0
 
@@ -20,8 +20,8 @@ WALKS = {
     "a jump ahead is not": ([(0, 0), (JUMP_S * 5, 1), (JUMP_S * 5 + 1, 2)], [0, 1, 2]),
     "a jump that is taken back": ([(0, 0), (10**7, 1), (2, 2), (3, 3)], [0, 1, 2, 3]),
     "a jump that is kept is believed": (
-        [(0, 0), (10**7, 1), (10**7 + BELIEVED_AFTER_S, 1 + BELIEVED_AFTER_S)],
-        [0, 1, 10**7 + BELIEVED_AFTER_S],
+        [(0, 0), (10**7, 1), (10**7 + ACCEPTED_AFTER_S, 1 + ACCEPTED_AFTER_S)],
+        [0, 1, 10**7 + ACCEPTED_AFTER_S],
     ),
 }
 
@@ -45,7 +45,7 @@ def test_a_start_with_a_clock_that_is_far_ahead_of_the_last_time_seen():
     assert clock.now(START + 86400, 5) == START
     assert clock.jumped
     assert clock.now(START + 86401, 6) == START + 1
-    assert clock.now(START + 86400 + BELIEVED_AFTER_S, 5 + BELIEVED_AFTER_S) == START + 86400 + BELIEVED_AFTER_S
+    assert clock.now(START + 86400 + ACCEPTED_AFTER_S, 5 + ACCEPTED_AFTER_S) == START + 86400 + ACCEPTED_AFTER_S
     assert TrustedClock(START).now(START + JUMP_S, 5) == START + JUMP_S  # a restart
 
 
@@ -73,7 +73,7 @@ async def test_a_store_that_does_not_answer_is_given_up():
     loop = asyncio.get_running_loop()
     began = loop.time()
     with pytest.raises(StoreError, match=r"within 0\.1 s") as raised:
-        await in_time(asyncio.sleep(60), 0.1, tick_s=0.02)
+        await await_store(asyncio.sleep(60), 0.1, tick_s=0.02)
     assert raised.value.cause == "timeout"
     assert loop.time() - began > 0.09
 
@@ -95,7 +95,7 @@ async def test_while_the_process_stands_still_no_time_passes():
         await asyncio.sleep(0.05)
         return "there"
 
-    assert await in_time(late(), 5) == "there"
+    assert await await_store(late(), 5) == "there"
 
 
 async def test_what_failed_while_the_process_stood_still_is_not_the_stores():
@@ -108,7 +108,7 @@ async def test_what_failed_while_the_process_stood_still_is_not_the_stores():
 
     for still_s, cause in ((1.5, "stood_still"), (0.0, "timeout")):
         with pytest.raises(StoreError, match="the client waited too long") as raised:
-            await in_time(given_up(still_s), 60, stopped_s=1.0)
+            await await_store(given_up(still_s), 60, stopped_s=1.0)
         assert raised.value.cause == cause
 
 
@@ -118,8 +118,8 @@ async def test_what_the_store_says_goes_through_and_nothing_is_left():
         raise StoreError("refused", "no")
 
     with pytest.raises(StoreError, match="no"):
-        await in_time(refused(), 0.1)
-    waiting = asyncio.create_task(in_time(asyncio.sleep(60), 60))
+        await await_store(refused(), 0.1)
+    waiting = asyncio.create_task(await_store(asyncio.sleep(60), 60))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

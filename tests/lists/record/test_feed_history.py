@@ -14,9 +14,9 @@ from test_history import make_form_2
 
 from eir.device import device_key
 from eir.errors import StoreError
-from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, added_by, edit_what_differs
+from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, added_by, edit_differences
 from eir.lists.follow.history import ANCHOR_S, FEED_TRIM_S, HistoryKeeper, adopt
-from eir.lists.record.history import appended, broken, is_of, readable, record_digest, unanchored
+from eir.lists.record.history import append_events, chain_faults, feed_faults, is_of, readable_events, record_digest
 from eir.lists.record.settings import HistorySettings, ListSettings
 from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger, utc_text
 from eir.lists.stores.redis import RedisStore
@@ -108,8 +108,8 @@ async def records_of(store, chain=MAIN):
 async def faults_of(store):
     main, fed = await records_of(store), await records_of(store, FEED)
     feed = await store.ledger(FEED)
-    faults = [*broken(main, await store.folds(), await store.ledger()), *broken(fed, (), feed)]
-    return [*faults, *unanchored(main, fed, feed)]
+    faults = [*chain_faults(main, await store.folds(), await store.ledger()), *chain_faults(fed, (), feed)]
+    return [*faults, *feed_faults(main, fed, feed)]
 
 
 async def events_of(store, *what):
@@ -140,7 +140,7 @@ async def test_a_feed_displaces_no_load(store):
     for _ in range(50):
         for what in (ADD, REMOVE):
             edit = Edit(what=what, entries=entries, reason="fed by register")
-            await edit_what_differs(edit, OWN, store, who="register at 192.0.2.1", now=now)
+            await edit_differences(edit, OWN, store, who="register at 192.0.2.1", now=now)
     await keeper.look(store, settings, ["stolen"])
     assert "a load" in [each.detail for each in await store.history("stolen")]
 
@@ -237,8 +237,8 @@ async def test_a_feed_behind_a_gap_without_an_anchor_is_not_followed(node, store
     await node.feed(*range(5))
     await node.look()
     before = await records_of(node.copy, FEED)
-    rows = readable(await records_of(store, FEED), FEED)
-    forged, _ = appended(Ledger(first=100, number=99), rows, 0)
+    rows = readable_events(await records_of(store, FEED), FEED)
+    forged, _ = append_events(Ledger(first=100, number=99), rows, 0)
     await store.rewrite_history(one(forged), (), after=0, seen=await store.ledger(FEED), chain=FEED)
     for number in range(2):
         await node.look()
@@ -349,7 +349,7 @@ async def test_the_author_of_a_row_is_found_in_either_chain(store):
     now = datetime.now(UTC)
     for number, who in enumerate(("operator", "register at 192.0.2.1")):
         edit = Edit(what=ADD, entries=[Entry(f"0010100100000{number}", 101001 * 10**6 + number)], reason="a case")
-        await edit_what_differs(edit, OWN, store, who=who, now=now)
+        await edit_differences(edit, OWN, store, who=who, now=now)
     found = added_by(await store.history("own"), "devices")
     assert [added.who for added in found.values()] == ["operator", "register at 192.0.2.1"]
 
@@ -472,7 +472,7 @@ def site(tmp_path_factory):
 async def _fed(site):
     store = SqliteStore(site.state / "lists.sqlite")
     edit = Edit(what=ADD, entries=[Entry(UNLISTED[:14], device_key(UNLISTED))], reason="fed by register")
-    await edit_what_differs(edit, OWN, store, who="register at 192.0.2.1", now=datetime.now(UTC))
+    await edit_differences(edit, OWN, store, who="register at 192.0.2.1", now=datetime.now(UTC))
     await store.record(event(None, what=ANCHOR, time=utc_text(datetime.now(UTC))))
     await store.close()
 

@@ -18,7 +18,7 @@ from node import LISTED, UNLISTED, Publisher, Site, until
 from eir.errors import StoreError
 from eir.lists.follow.history import HistoryKeeper, adopt
 from eir.lists.record.clock import TrustedClock
-from eir.lists.record.history import appended, broken, events_of, linked, read_record, record_digest
+from eir.lists.record.history import append_events, chain_faults, events_of, is_linked, read_record, record_digest
 from eir.lists.record.settings import HistorySettings
 from eir.lists.record.store import MAIN, Fold, Ledger, Record, utc_text
 from eir.lists.stores.redis import RedisStore, writing
@@ -95,7 +95,7 @@ async def details(store):
 
 
 async def holds(store):
-    return not list(broken(await records_of(store), await store.folds(), await store.ledger()))
+    return not list(chain_faults(await records_of(store), await store.folds(), await store.ledger()))
 
 
 async def one(batch):
@@ -112,7 +112,7 @@ async def lose(store, keep=0, others=(), time=LATER):
     records, seen = await records_of(store), await store.ledger()
     left = records[:keep]
     start = Ledger(number=keep, digest=record_digest(left[-1].text) if left else Ledger().digest)
-    more, _ = appended(start, [event(detail=text, time=NOW if text == "a" else time) for text in others])
+    more, _ = append_events(start, [event(detail=text, time=NOW if text == "a" else time) for text in others])
     await store.rewrite_history(one([*left, *more]), (), after=0, seen=seen, exact=True)
 
 
@@ -323,7 +323,7 @@ async def test_records_behind_a_ledger_that_begins_later_are_not_followed(node, 
     await recorded(store, "a", "b")
     await node.look()
     before = await records_of(node.copy)
-    forged, _ = appended(Ledger(first=100, number=99), [event(detail=text, time=LATER) for text in "xyz"])
+    forged, _ = append_events(Ledger(first=100, number=99), [event(detail=text, time=LATER) for text in "xyz"])
     await store.rewrite_history(one(forged), (), after=0, seen=await store.ledger(), exact=True)
     assert await holds(store)
     for _ in range(3):
@@ -335,7 +335,7 @@ async def test_records_behind_a_ledger_that_begins_later_are_not_followed(node, 
 
 @pytest.mark.parametrize("begins", [1, 8])
 async def test_a_new_node_takes_what_there_is_and_grows_from_there(store, opener, begins):
-    chain, _ = appended(Ledger(first=begins, number=begins - 1), [event(detail=text, time=NOW) for text in "abc"])
+    chain, _ = append_events(Ledger(first=begins, number=begins - 1), [event(detail=text, time=NOW) for text in "abc"])
     await store.rewrite_history(one(chain), (), after=0, seen=Ledger())
     node = Node(store, opener("copy"))
     await node.look()
@@ -451,10 +451,10 @@ async def test_a_list_of_a_version_that_said_no_content_goes_by_its_release(node
 
 @pytest.mark.parametrize("text", ["[1]", "7", '"x"', "null"])
 def test_a_record_that_is_json_and_no_object_is_a_fault_of_the_history(text):
-    records, ledger = appended(Ledger(), [event(detail="a"), event(detail="b")])
+    records, ledger = append_events(Ledger(), [event(detail="a"), event(detail="b")])
     changed = [records[0], Record(2, text)]
-    assert "record 2 was changed: it cannot be read" in [*broken(changed, (), ledger)]
-    assert not linked(changed, None)
+    assert "record 2 was changed: it cannot be read" in [*chain_faults(changed, (), ledger)]
+    assert not is_linked(changed, None)
     with pytest.raises(StoreError, match="not a JSON object") as caught:
         read_record(changed[1])
     assert caught.value.cause == "corrupt"
@@ -599,7 +599,7 @@ def year():
 
 async def test_a_year_takes_less_than_50_mb_and_holds(store, request, tmp_path):
     """By a part of it; the whole of it: scripts/soak history."""
-    records, ledger = appended(Ledger(), year())
+    records, ledger = append_events(Ledger(), year())
     assert len(records) > 95_000 // PART
     await store.rewrite_history(one(records), (), after=0, seen=Ledger())
     for number in range(200):
@@ -617,7 +617,7 @@ async def test_a_year_takes_less_than_50_mb_and_holds(store, request, tmp_path):
     assert taken < YEAR_BYTES_MAX / PART
     assert await store.history("stolen-national-1", limit=3) == events_of(records, (), "stolen-national-1", limit=3)
     assert (await store.history(limit=1))[0].count == 200
-    assert not list(broken(records, (), ledger))
+    assert not list(chain_faults(records, (), ledger))
 
 
 def make_form_2(path):

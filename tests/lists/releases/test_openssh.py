@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.lists.releases.openssh import distinct_signers, may_be_one
+from eir.lists.releases.openssh import distinct_signers, may_be_same_person
 
 NAMES = ["".join(letters) for size in range(7) for letters in product("ab", repeat=size)]
 """Two patterns of four characters that have a name in common have one of these: with a star in each, it has six letters at most."""
@@ -16,8 +16,14 @@ PATTERN = st.text("ab*?", max_size=4)
 
 @given(PATTERN, PATTERN)
 def test_patterns_are_one_person_if_a_name_fits_both(first, second):
-    assert may_be_one(first, second) is any(fnmatchcase(name, first) and fnmatchcase(name, second) for name in NAMES)
-    assert may_be_one(first, second) == may_be_one(second, first) == may_be_one(first.upper(), second)
+    assert may_be_same_person(first, second) is any(
+        fnmatchcase(name, first) and fnmatchcase(name, second) for name in NAMES
+    )
+    assert (
+        may_be_same_person(first, second)
+        == may_be_same_person(second, first)
+        == may_be_same_person(first.upper(), second)
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,6 +55,6 @@ def test_no_two_that_count_may_be_one_person(keys):
     named = {str(number): principals for number, principals in enumerate(keys)}
     chosen = distinct_signers(named)
     assert all(principal in named[key] for key, principal in chosen.items())
-    assert not any(may_be_one(one, other) for one, other in combinations(chosen.values(), 2))
+    assert not any(may_be_same_person(one, other) for one, other in combinations(chosen.values(), 2))
     left = [principal for key, principals in named.items() if key not in chosen for principal in principals]
-    assert all(any(may_be_one(one, other) for other in chosen.values()) for one in left)
+    assert all(any(may_be_same_person(one, other) for other in chosen.values()) for one in left)

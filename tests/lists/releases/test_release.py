@@ -16,8 +16,15 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 from eir.errors import ReleaseRefused
 from eir.lists.releases import openssh
 from eir.lists.releases import release as releases
-from eir.lists.releases.openssh import distinct_signers, keys_of, names_one_of
-from eir.lists.releases.release import SERIAL_MAX, about, check_serial, is_plain_name, parse_manifest, verify_release
+from eir.lists.releases.openssh import claims_one_of, distinct_signers, keys_of
+from eir.lists.releases.release import (
+    SERIAL_MAX,
+    check_serial,
+    is_plain_name,
+    naming_release,
+    parse_manifest,
+    verify_release,
+)
 
 IMEIS = ["35123456789012"]
 
@@ -475,7 +482,7 @@ def test_serials(kind, serial, base, current, highest, reason):
     if reason is None:
         check_serial(manifest, current=current, highest=highest, step_max=100)
         return
-    with pytest.raises(ReleaseRefused) as caught, about(manifest):
+    with pytest.raises(ReleaseRefused) as caught, naming_release(manifest):
         check_serial(manifest, current=current, highest=highest, step_max=100)
     assert caught.value.reason == reason
     assert (caught.value.list_name, caught.value.serial) == ("l", serial)
@@ -506,9 +513,9 @@ def test_a_signature_names_its_key_or_the_authority_behind_it(tmp_path):
     under = sign(manifest, keys["member"].with_name("member-cert.pub")).read_bytes()
     trusted = keys_of(f'agency namespaces="a b" {public(keys["agency"])}'.encode())
     authority = keys_of(f"# AAAA\n* cert-authority {public(keys['authority'])}".encode())
-    assert (names_one_of(trusted, plain), names_one_of(trusted, under)) == (True, False)
-    assert (names_one_of(authority, plain), names_one_of(authority, under)) == (False, True)
+    assert (claims_one_of(trusted, plain), claims_one_of(trusted, under)) == (True, False)
+    assert (claims_one_of(authority, plain), claims_one_of(authority, under)) == (False, True)
     assert not any(
-        names_one_of(trusted | authority, junk)
+        claims_one_of(trusted | authority, junk)
         for junk in (b"", b"x", b"AAAA", b"-----BEGIN", b"\xff" * 99, plain[:60])
     )

@@ -69,7 +69,7 @@ def test_any_list_read_again_has_the_same_digest(kind, data):
     removed, added = (pages_of(kind, data.draw(LISTS[kind])) for _ in range(2))
     amended = amend_pages(first, removed, added, content_digest(first))
     changed = {page.number: page for page in amended.pages}
-    pages = sorted(page for page in {**{page.number: page for page in first}, **changed}.values() if not page.gone)
+    pages = sorted(page for page in {**{page.number: page for page in first}, **changed}.values() if not page.is_empty)
     held = state(pages, kind=kind, reasons=TEXTS)
     tacs, letters = any(page.tac for page in pages), any(page.number >= MEID_BASE // PAGE_KEYS for page in pages)
     if tacs and letters:

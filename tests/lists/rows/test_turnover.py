@@ -7,7 +7,7 @@ from made import page, pair_pages
 
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.settings import ListSettings
-from eir.lists.rows.turnover import by_force, differences, past_limits, turnover
+from eir.lists.rows.turnover import differences, exceeded_limits, force_text, turnover
 
 NOW = 100
 ENDS = st.sampled_from([0, NOW, NOW + 1])
@@ -86,17 +86,17 @@ def test_a_page_that_is_damaged_lists_nothing(damaged):
     ],
 )
 def test_limits(devices, come, gone, passed):
-    assert list(past_limits(ListSettings(name="l"), devices, come, gone)) == passed
+    assert list(exceeded_limits(ListSettings(name="l"), devices, come, gone)) == passed
 
 
 @pytest.mark.parametrize("percent", range(101))
 def test_a_share_is_exact(percent):
     settings = ListSettings(name="l", shrink_max=percent / 100, growth_max=percent / 100, change_min=0)
-    assert not past_limits(settings, 100, percent, percent)
-    assert list(past_limits(settings, 100, percent + 1, percent + 1)) == ["shrink", "growth"]
+    assert not exceeded_limits(settings, 100, percent, percent)
+    assert list(exceeded_limits(settings, 100, percent + 1, percent + 1)) == ["shrink", "growth"]
 
 
 def test_words():
     assert turnover("pairs", 10**6, 0) == "1,000,000 devices come, 0 go"
     assert turnover("subscribers", 1, 2) == "1 subscribers come, 2 go"
-    assert by_force(["shrink", "range"]) == "--force lifted the limit on shrink, range"
+    assert force_text(["shrink", "range"]) == "--force lifted the limit on shrink, range"

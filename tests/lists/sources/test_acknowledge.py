@@ -15,7 +15,7 @@ from releases import make_key
 from servers import free_port
 
 from eir.errors import EirError, ReleaseRefused
-from eir.lists.releases.openssh import document_in, signed
+from eir.lists.releases.openssh import sign_document, verify_document
 from eir.lists.sources import acknowledge
 from eir.lists.sources.acknowledge import (
     BEHIND,
@@ -27,14 +27,14 @@ from eir.lists.sources.acknowledge import (
     REJECTS,
     Acknowledgement,
     Rejection,
-    acknowledged,
-    key_of,
-    read,
+    load_key,
+    node_status,
+    node_statuses,
+    sign_acknowledgement,
     signer_line,
-    standing,
-    standings,
+    verify_acknowledgement,
 )
-from eir.lists.sources.folder_writer import index_in
+from eir.lists.sources.folder_writer import load_index
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR = timedelta(hours=1)
@@ -67,7 +67,7 @@ def register(tmp_path, keys):
 
 
 def test_how_nodes_stand(register):
-    index = index_in(register.folder)
+    index = load_index(register.folder)
     first, second, third = (index.content_of(serial) for serial in (1, 2, 3))
     for what, state, behind in (
         (said(serial=3, content=third), IN_STEP, 0), (said(serial=2, content=second), LATE, 1), (said(serial=1, content=first), BEHIND, 2),
@@ -78,12 +78,12 @@ def test_how_nodes_stand(register):
         (said(serial=3, content=third, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), IN_STEP, 0),
         (said(serial=3, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=4)), DIFFERS, 0),
     ):  # fmt: skip
-        found = standing(index, what, NOW, HOUR)
+        found = node_status(index, what, NOW, HOUR)
         assert (found.state, found.behind) == (state, behind), what
-    assert standing(
+    assert node_status(
         index, said(serial=2, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), NOW, HOUR
     ).detail == (f"it rejected serial 3 at {text(NOW)}: growth")
-    assert standing(
+    assert node_status(
         index, said(serial=2, content=second, rejected=Rejection(reason="index", at=text(NOW))), NOW, HOUR
     ).detail == (f"it rejected the index at {text(NOW)}: index")
 
@@ -95,17 +95,21 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
     )
     room = register.folder / "acknowledgements"
     room.mkdir()
-    third = index_in(register.folder).content_of(3)
-    (room / "eir.one.stolen.ack").write_bytes(acknowledged(said(serial=3, content=third), keys[0]))
-    (room / "eir.two.stolen.ack").write_bytes(acknowledged(said(node="eir.two", serial=3, content=third), keys[0]))
+    third = load_index(register.folder).content_of(3)
+    (room / "eir.one.stolen.ack").write_bytes(sign_acknowledgement(said(serial=3, content=third), keys[0]))
+    (room / "eir.two.stolen.ack").write_bytes(
+        sign_acknowledgement(said(node="eir.two", serial=3, content=third), keys[0])
+    )
     (room / "eir.four.stolen.ack").write_bytes(b"{}\n")
     os.mkfifo(room / "eir.five.stolen.ack")
-    (room / "eir.six.stolen.ack").write_bytes(acknowledged(said(serial=3, content=third), keys[0]))  # the first's own
-    (room / "eir.seven.stolen.ack").write_bytes(acknowledged(said(node="eir.seven", list="other"), keys[0]))
-    (room / "eir.one.other.ack").write_bytes(acknowledged(said(list="other"), keys[0]))
+    (room / "eir.six.stolen.ack").write_bytes(
+        sign_acknowledgement(said(serial=3, content=third), keys[0])
+    )  # the first's own
+    (room / "eir.seven.stolen.ack").write_bytes(sign_acknowledgement(said(node="eir.seven", list="other"), keys[0]))
+    (room / "eir.one.other.ack").write_bytes(sign_acknowledgement(said(list="other"), keys[0]))
     with nodes.open("a") as file:
         file.write("".join(f"{signer_line(keys[0], f'eir.{name}')}\n" for name in ("six", "seven")))
-    found = {each.node: (each.state, each.behind) for each in standings(register.folder, now=NOW, within=HOUR)}
+    found = {each.node: (each.state, each.behind) for each in node_statuses(register.folder, now=NOW, within=HOUR)}
     assert found == {
         "eir.one": ("in step", 0),
         "eir.two": ("unproven", 3),
@@ -115,14 +119,14 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
         "eir.six": ("unproven", 3),
         "eir.seven": ("unproven", 3),
     }
-    content = acknowledged(said(), keys[0])
+    content = sign_acknowledgement(said(), keys[0])
     for damaged in (
         content.replace(b"eir.one", b"eir.two"),
         content[:-40],
-        signed(b'{"format": "x"}\n', keys[0], NAMESPACE),
-        acknowledged(said(made=text(NOW + HOUR)), keys[0]),
+        sign_document(b'{"format": "x"}\n', keys[0], NAMESPACE),
+        sign_acknowledgement(said(made=text(NOW + HOUR)), keys[0]),
         *(
-            acknowledged(said(rejected=Rejection(**{"reason": "growth", "at": text(NOW)} | wrong)), keys[0])
+            sign_acknowledgement(said(rejected=Rejection(**{"reason": "growth", "at": text(NOW)} | wrong)), keys[0])
             for wrong in (
                 {"reason": "no word"},
                 {"reason": "\x1b[2J"},
@@ -133,18 +137,20 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
                 {"at": "soon"},
             )
         ),
-        acknowledged(said(), keys[0]).replace(b'"made"', b'"rejected": 7, "made"'),
-        signed(content.split(b"-----")[0], keys[0]),
+        sign_acknowledgement(said(), keys[0]).replace(b'"made"', b'"rejected": 7, "made"'),
+        sign_document(content.split(b"-----")[0], keys[0]),
     ):
         with pytest.raises(ReleaseRefused):
-            read(damaged, "x", nodes, NOW)
-    assert read(content, "x", nodes, NOW) == said()
+            verify_acknowledgement(damaged, "x", nodes, NOW)
+    assert verify_acknowledgement(content, "x", nodes, NOW) == said()
     assert b"rejected" not in content, "as before"
     for rejected in (
         Rejection(reason="growth", at=text(NOW), serial=3),
         Rejection(reason="untrusted_signer", at=text(NOW)),
     ):
-        assert read(acknowledged(said(rejected=rejected), keys[0]), "x", nodes, NOW) == said(rejected=rejected)
+        assert verify_acknowledgement(sign_acknowledgement(said(rejected=rejected), keys[0]), "x", nodes, NOW) == said(
+            rejected=rejected
+        )
 
 
 def test_files_of_nodes_without_a_key_are_not_read(register, tmp_path, monkeypatch):
@@ -153,11 +159,13 @@ def test_files_of_nodes_without_a_key_are_not_read(register, tmp_path, monkeypat
     (register.folder / "nodes").write_text(f"{signer_line(key, 'eir.one')}\n")
     room = register.folder / "acknowledgements"
     room.mkdir()
-    content = acknowledged(said(serial=3, content=index_in(register.folder).content_of(3)), key)
+    content = sign_acknowledgement(said(serial=3, content=load_index(register.folder).content_of(3)), key)
     for name in ("one", *(f"stranger-{n}" for n in range(30))):
         (room / f"eir.{name}.stolen.ack").write_bytes(content)
-    monkeypatch.setattr(acknowledge, "document_in", lambda *a, **k: checked.append(a[1]) or document_in(*a, **k))
-    found = standings(register.folder, now=NOW, within=HOUR)
+    monkeypatch.setattr(
+        acknowledge, "verify_document", lambda *a, **k: checked.append(a[1]) or verify_document(*a, **k)
+    )
+    found = node_statuses(register.folder, now=NOW, within=HOUR)
     assert checked == ["eir.one.stolen.ack"]
     assert (found[0].node, found[0].state, len(found)) == ("eir.one", "in step", 31)
     assert {(each.state, each.detail) for each in found[1:]} == {
@@ -266,9 +274,9 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
 def test_a_folder_that_is_none_and_a_key_that_cannot_be_made_are_named(tmp_path):
     (tmp_path / "nodes").touch()
     with pytest.raises(EirError, match="is no folder of `eir publish --to`"):
-        standings(tmp_path, now=NOW, within=HOUR)
+        node_statuses(tmp_path, now=NOW, within=HOUR)
     with pytest.raises(EirError, match=r"cannot be made: .*No such file or directory"):
-        key_of(tmp_path / "nowhere")
+        load_key(tmp_path / "nowhere")
 
 
 def test_the_soak_in_its_short_form():

@@ -13,10 +13,10 @@ from releases import sign
 
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.lists.record.store import ACCEPTED, REFUSED
-from eir.lists.releases.release import Manifest, Release
+from eir.lists.releases.release import Manifest, VerifiedRelease
 from eir.lists.sources import delivery
-from eir.lists.sources.delivery import Delivery, in_turn, to_look_at
-from eir.lists.sources.drop_folder import look
+from eir.lists.sources.delivery import Delivery, manifests_by_priority, order_by_turn
+from eir.lists.sources.drop_folder import scan_folder
 from eir.lists.sources.inbox import WAITING
 
 GOOD = {"other-1.manifest.json": (ACCEPTED, "")}
@@ -290,13 +290,16 @@ async def test_a_flood_that_claims_a_trusted_key_delays_nobody_who_comes_before_
     site.deliver(site.publish(40))
     changed = {}
     for at, name in enumerate(
-        sorted(look(site.drop), key=lambda name: (name.startswith("stolen") * (2 - name.startswith("stolen-40")), name))
+        sorted(
+            scan_folder(site.drop),
+            key=lambda name: (name.startswith("stolen") * (2 - name.startswith("stolen-40")), name),
+        )
     ):
         when = {"o": 1, "s": 2}[name[0]] if not name.startswith("stolen-40") else 3
         changed[name] = when + at / 1000
-    listing = {name: item._replace(changed=changed[name]) for name, item in look(site.drop).items()}
+    listing = {name: item._replace(changed=changed[name]) for name, item in scan_folder(site.drop).items()}
     drop = os.open(site.drop, os.O_RDONLY)
-    likely, others = to_look_at(listing, drop, site.lists.values())
+    likely, others = manifests_by_priority(listing, drop, site.lists.values())
     os.close(drop)
     assert others == []
     assert likely[:2] == ["stolen-40.manifest.json", "other-1.manifest.json"]
@@ -316,12 +319,12 @@ def test_lists_take_turns():
         return Delivery(
             f"{name}-{serial}",
             (),
-            Release(manifest=manifest, digest=f"{name}{serial}", signers=()) if verified else None,
+            VerifiedRelease(manifest=manifest, digest=f"{name}{serial}", signers=()) if verified else None,
             None,
         )
 
     found = [of("a", 3), of("a", 1), of("c", 9), of("a", 2), of("b", 5), of("b", 4), of("x", 1, verified=False)]
-    turns = in_turn(found, lambda each: each.name == "b-4")
+    turns = order_by_turn(found, lambda each: each.name == "b-4")
     assert [(number, each.name) for number, each in turns] == [
         (0, "a-1"), (0, "b-5"), (0, "c-9"), (1, "a-2"), (2, "a-3"), (1, "b-4"), (1, "x-1"),
     ]  # fmt: skip

@@ -18,10 +18,19 @@ from releases import make_key, public
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import load_release
 from eir.lists.record.settings import ListSettings
-from eir.lists.releases.openssh import document_in
+from eir.lists.releases.openssh import verify_document
 from eir.lists.releases.publish import publish
 from eir.lists.sources import folder as folders
-from eir.lists.sources.folder import INDEX, Index, Offer, in_order, read, steps, without, written
+from eir.lists.sources.folder import (
+    INDEX,
+    FolderIndex,
+    Offer,
+    encode_index,
+    parse_index,
+    releases_to_load,
+    sort_offers,
+    trim_index,
+)
 from eir.lists.sources.folder_writer import offer_release, publish_into
 from eir.lists.stores.sqlite import SqliteStore
 
@@ -62,7 +71,7 @@ class Publisher:
         return publish_into(self.folder, files, **given | how)
 
     def index(self):
-        return read(document_in((self.folder / INDEX).read_bytes(), INDEX, self.signers, self.now)[0])
+        return parse_index(verify_document((self.folder / INDEX).read_bytes(), INDEX, self.signers, self.now)[0])
 
     def index_of(self, key):
         """The index, which another key has signed."""
@@ -97,7 +106,7 @@ def test_a_reader_that_begins_finds_a_full_release_that_has_not_expired(keeper, 
     for row in ROWS[10:18]:
         keeper.publish(added=[row], minutes=pause.total_seconds() / 60, expires=keeper.now + pause + lasts)
         (room := tmp_path / row).mkdir()
-        assert content(keeper, steps(keeper.index(), None, 0), room) == keeper.index().releases[-1].content
+        assert content(keeper, releases_to_load(keeper.index(), None, 0), room) == keeper.index().releases[-1].content
 
 
 def test_what_a_run_leaves_that_was_killed_is_gone_after_the_next_one(keeper, tmp_path):
@@ -165,12 +174,12 @@ def test_deltas_are_folded_and_every_way_leads_to_the_same_list(keeper, tmp_path
     assert {path.name for path in keeper.folder.iterdir() if path.is_dir()} >= named
     assert not (keeper.folder / "1").exists()
     wanted = index.content_of(index.serial)
-    assert content(keeper, steps(index, None, 0), tmp_path / "data", kind) == wanted
+    assert content(keeper, releases_to_load(index, None, 0), tmp_path / "data", kind) == wanted
     full = index.full
     behind = [offer for offer in index.releases if offer.kind == "delta" and offer.serial > full.serial]
-    assert steps(index, None, 0) == (full, *behind)
-    assert [offer.base for offer in steps(index, oldest, oldest)][:1] == [oldest]
-    assert steps(index, oldest, oldest)[-1].serial == index.serial
+    assert releases_to_load(index, None, 0) == (full, *behind)
+    assert [offer.base for offer in releases_to_load(index, oldest, oldest)][:1] == [oldest]
+    assert releases_to_load(index, oldest, oldest)[-1].serial == index.serial
 
 
 def test_a_list_with_tacs_and_devices_is_folded_too(keeper, tmp_path):
@@ -191,7 +200,7 @@ def test_a_list_that_two_must_sign_is_folded_too(keeper, tmp_path):
     keeper.publish(added=ROWS[3:5], minutes=2, **how)
     index = keeper.publish(added=ROWS[5:6], minutes=2, **how).index
     assert {len(offer.signatures) for offer in index.releases} == {2}
-    for offers in (steps(index, None, 0), [index.full]):
+    for offers in (releases_to_load(index, None, 0), [index.full]):
         assert content(keeper, offers, tmp_path / "data", threshold=2) == index.content_of(3)
     alone = keeper.publish(full=ROWS[:3]).index.full
     with pytest.raises(ReleaseRefused) as caught:
@@ -225,7 +234,7 @@ def test_a_release_that_two_signed_on_their_own_hosts_is_offered(keeper, tmp_pat
     for manifest in (full, delta):
         index = offer_release(keeper.folder, manifest, **how)
     assert index == keeper.index()
-    assert content(keeper, steps(index, None, 0), tmp_path / "data", threshold=2) == index.content_of(2)
+    assert content(keeper, releases_to_load(index, None, 0), tmp_path / "data", threshold=2) == index.content_of(2)
     before = keeper.index()
     unsigned, lacking = made(3, 2, "y-added.csv", ROWS[5:6]), made(4, 2, "z-added.csv", ROWS[5:6])
     for signature in out.glob(f"{unsigned.name}.sig*"):
@@ -377,7 +386,7 @@ def offer(serial, base=None, minutes=0):
 
 
 def index_of(*offers):
-    return Index(list=NAME, holds="devices", written=NOW, releases=in_order(offers))
+    return FolderIndex(list=NAME, holds="devices", written=NOW, releases=sort_offers(offers))
 
 
 CHAIN = index_of(offer(10), *(offer(n, n - 1) for n in (8, 9, 11, 12)), offer(15, 12))
@@ -392,16 +401,16 @@ CHAIN = index_of(offer(10), *(offer(n, n - 1) for n in (8, 9, 11, 12)), offer(15
 )  # fmt: skip
 def test_the_way_to_the_newest_release(current, highest, wanted):
     """Behind 9 nothing leads on but the full one; where a rollback was made nothing is loaded again."""
-    found = [each.serial for each in steps(CHAIN, current, highest)]
+    found = [each.serial for each in releases_to_load(CHAIN, current, highest)]
     assert found == ([10, 11, 12, 15] if wanted == [8, 9] else wanted)
 
 
 @given(st.sets(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 31), st.integers(0, 31), st.integers(0, 40))
 def test_any_way_ends_at_the_newest_and_rises(serials, full, current, above):
     offers = [offer(serial, serial - 1, serial) for serial in serials if serial > 1] + [offer(full, minutes=full)]
-    index = without(index_of(*offers), NOW + timedelta(minutes=above))
-    assert read(written(index)) == index
-    chain = steps(index, current or None, current)
+    index = trim_index(index_of(*offers), NOW + timedelta(minutes=above))
+    assert parse_index(encode_index(index)) == index
+    chain = releases_to_load(index, current or None, current)
     at, highest = current, current
     for each in chain:
         assert each.serial > highest
@@ -422,13 +431,13 @@ def test_any_way_ends_at_the_newest_and_rises(serials, full, current, above):
     ],
 )  # fmt: skip
 def test_an_index_that_is_not_one(change, says):
-    said = json.loads(written(index_of(offer(1))))
+    said = json.loads(encode_index(index_of(offer(1))))
     if change.keys() <= said.keys() - {"serial"}:
         said |= change
     else:
         said["releases"][0] |= change
     with pytest.raises(ReleaseRefused, match=says) as caught:
-        read(json.dumps(said).encode())
+        parse_index(json.dumps(said).encode())
     assert caught.value.reason == "index"
 
 
@@ -445,14 +454,14 @@ def test_an_index_that_is_not_one(change, says):
 )
 def test_what_is_no_index_at_all(document):
     with pytest.raises(ReleaseRefused):
-        read(document)
+        parse_index(document)
 
 
 def test_releases_that_do_not_rise_are_no_index():
     index = index_of(offer(1), offer(2, 1))
     for releases in (index.releases[::-1], (*index.releases, index.releases[-1])):
         with pytest.raises(ReleaseRefused, match="do not rise"):
-            read(written(Index(list=NAME, holds="devices", written=NOW, releases=releases)))
+            parse_index(encode_index(FolderIndex(list=NAME, holds="devices", written=NOW, releases=releases)))
 
 
 @pytest.mark.parametrize(
@@ -465,10 +474,10 @@ def test_releases_that_do_not_rise_are_no_index():
 def test_an_index_that_is_not_the_next_one_of_its_list(arguments, reason):
     given = {"name": NAME, "holds": "devices", "now": NOW, "before": None} | arguments
     if reason is None:
-        folders.check(CHAIN, **given)
+        folders.check_index(CHAIN, **given)
         return
     with pytest.raises(ReleaseRefused) as caught:
-        folders.check(CHAIN, **given)
+        folders.check_index(CHAIN, **given)
     assert caught.value.reason == reason
 
 

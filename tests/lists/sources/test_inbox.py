@@ -32,7 +32,7 @@ from eir.lists.record.clock import TrustedClock
 from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.releases.release import parse_manifest
 from eir.lists.sources import delivery, inbox
-from eir.lists.sources.drop_folder import Item, Watch, delivered, lacking, look, settled
+from eir.lists.sources.drop_folder import Item, Watch, is_settled, missing_part, scan_folder, signed_manifests
 from eir.lists.sources.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
 from eir.lists.stores.sqlite import SqliteStore
 from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, POLL_S, DropFolder, make_pass
@@ -62,8 +62,8 @@ def test_what_counts_as_delivered():
         "a.sig",
         f"{manifests[1]}.sig.sig",
     ]
-    assert delivered(dict.fromkeys(names, one)) == manifests[1:3]
-    assert delivered({}) == []
+    assert signed_manifests(dict.fromkeys(names, one)) == manifests[1:3]
+    assert signed_manifests({}) == []
 
 
 def test_hidden_names_and_folders_are_not_looked_at(tmp_path):
@@ -72,15 +72,15 @@ def test_hidden_names_and_folders_are_not_looked_at(tmp_path):
     (tmp_path / "accepted").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
-    found = look(tmp_path)
+    found = scan_folder(tmp_path)
     assert found.keys() == {"a.csv", "link", "pipe"}
 
 
 @pytest.mark.parametrize(
-    ("changed", "is_settled"), [(98.9, True), (99.0, True), (99.1, False), (100.0, False), (100.1, True), (400.0, True)]
+    ("changed", "expected"), [(98.9, True), (99.0, True), (99.1, False), (100.0, False), (100.1, True), (400.0, True)]
 )
-def test_a_file_settles(changed, is_settled):
-    assert settled(Item(1, changed), 100.0) is is_settled
+def test_a_file_settles(changed, expected):
+    assert is_settled(Item(1, changed), 100.0) is expected
 
 
 def test_what_a_release_lacks():
@@ -93,10 +93,10 @@ def test_what_a_release_lacks():
     }  # fmt: skip
     manifest = parse_manifest(json.dumps(document).encode())
     old, fresh, half = Item(10, 0.0), Item(10, 99.9), Item(4, 0.0)
-    assert lacking(manifest, {"a": old, "b": old}, 100.0) == ""
-    assert lacking(manifest, {"a": old}, 100.0) == "b is not there"
-    assert lacking(manifest, {"a": half, "b": old}, 100.0) == "a has 4 of 10 bytes"
-    assert lacking(manifest, {"a": old, "b": fresh}, 100.0) == "b was changed just now"
+    assert missing_part(manifest, {"a": old, "b": old}, 100.0) == ""
+    assert missing_part(manifest, {"a": old}, 100.0) == "b is not there"
+    assert missing_part(manifest, {"a": half, "b": old}, 100.0) == "a has 4 of 10 bytes"
+    assert missing_part(manifest, {"a": old, "b": fresh}, 100.0) == "b was changed just now"
 
 
 SIGNED = {"m": Item(1, 50.0), "m.sig": Item(1, 50.0)}
@@ -106,7 +106,7 @@ class TestWatch:
     def passed(self, listing, again_s, now):
         watch = Watch(PATIENCE_S)
         assert watch.due(listing, now)
-        watch.passed(listing, again_s, now)
+        watch.record_pass(listing, again_s, now)
         return watch
 
     def test_an_empty_folder_is_never_worth_a_pass(self):
@@ -135,7 +135,7 @@ class TestWatch:
             listing = listing | {f"{second}.manifest.json{end}": Item(1, second - 0.5) for end in ("", ".sig")}
             if watch.due(listing, second):
                 due.append(second)
-                watch.passed(listing, None, second)
+                watch.record_pass(listing, None, second)
         assert due == [102, 104, 106, 108]
 
     def test_a_file_that_grows_for_hours_holds_no_other_up(self):
@@ -145,7 +145,7 @@ class TestWatch:
             listing = SIGNED | {"big": Item(second, second)}
             if watch.due(listing, second):
                 due.append(second)
-                watch.passed(listing, None, second)
+                watch.record_pass(listing, None, second)
         assert due == [110, 120, 130]
 
     def test_data_alone_is_no_release_until_it_has_lain_for_too_long(self):
@@ -153,7 +153,7 @@ class TestWatch:
         listing = {"a.csv": Item(2, 200.0), "b.csv": Item(2, 300.0)}
         assert not watch.due(listing, 3799.0)
         assert watch.due(listing, 3800.0)
-        watch.passed(listing, None, 3800.0)
+        watch.record_pass(listing, None, 3800.0)
         assert not watch.due(listing, 3801.0)  # it could not be moved: not each second
 
     def test_what_goes_away_is_nothing_new(self):
@@ -686,7 +686,7 @@ def command(config):
 
 
 def settle(site):
-    while not all(settled(item, time.time()) for item in look(site.drop).values()):
+    while not all(is_settled(item, time.time()) for item in scan_folder(site.drop).values()):
         time.sleep(0.05)
 
 

@@ -21,9 +21,9 @@ from eir.config import load_config
 from eir.errors import ConfigError
 from eir.lists.changes.load import Loader
 from eir.lists.record.settings import ListSettings, Source
-from eir.lists.releases.openssh import signed
+from eir.lists.releases.openssh import sign_document
 from eir.lists.sources import pull_http
-from eir.lists.sources.folder import INDEX, read, written
+from eir.lists.sources.folder import INDEX, encode_index, parse_index
 from eir.lists.sources.pull import Terms, pull
 from eir.lists.stores.sqlite import SqliteStore
 
@@ -87,7 +87,7 @@ async def test_a_list_follows_its_folder(register, node):
     asked = len(register.web.asked)
     assert await node.pull() == ("unchanged", "")
     assert register.web.asked[asked:] == [(f"/{INDEX}", 304)]
-    assert (await node.store.state(NAME)).content_digest == read(_document(register)).content_of(4)
+    assert (await node.store.state(NAME)).content_digest == parse_index(_document(register)).content_of(4)
     assert [path.name for path in node.room.iterdir() if path.is_dir()] == []
 
 
@@ -126,7 +126,7 @@ async def test_whoever_is_far_behind_gets_the_full_release(register, node):
     for n in range(6):
         register.publish(added=[ROWS[20 + n]], ahead_s=n - 30, keep=timedelta(seconds=1))
     assert await node.pull() == ("loaded", "")
-    assert node.loads[0] == read(_document(register)).full.serial > 1
+    assert node.loads[0] == parse_index(_document(register)).full.serial > 1
     assert await node.serial() == 7
 
 
@@ -260,15 +260,15 @@ async def test_an_index_of_before_and_one_of_another_list_are_refused(register, 
     assert not node.said.reached
     register.web.fault = None
     assert await node.pull() == ("unchanged", "")
-    index = read(_document(register))
+    index = parse_index(_document(register))
     for change, reason in (
         ({"list": "other"}, "mixed"), ({"holds": "pairs"}, "mixed"), ({"written": index.written + timedelta(hours=1)}, "issued_in_future"),
     ):  # fmt: skip
-        (register.folder / INDEX).write_bytes(signed(written(replace(index, **change)), register.key))
+        (register.folder / INDEX).write_bytes(sign_document(encode_index(replace(index, **change)), register.key))
         assert await node.pull() == ("refused", reason)
-    (register.folder / INDEX).write_bytes(signed(written(index), make_key(tmp_path, "stranger")))
+    (register.folder / INDEX).write_bytes(sign_document(encode_index(index), make_key(tmp_path, "stranger")))
     assert await node.pull() == ("refused", "untrusted_signer")
-    (register.folder / INDEX).write_bytes(signed(b'{"format": "eir-folder/1"}\n', register.key))
+    (register.folder / INDEX).write_bytes(sign_document(b'{"format": "eir-folder/1"}\n', register.key))
     assert await node.pull() == ("refused", "index")
     (register.folder / INDEX).write_bytes(b"{}\n")
     assert await node.pull() == ("refused", "signature_missing")
@@ -277,10 +277,10 @@ async def test_an_index_of_before_and_one_of_another_list_are_refused(register, 
 
 async def test_a_release_that_is_not_what_the_index_says_is_refused(register, node):
     register.publish(ROWS[:20])
-    index = read(_document(register))
+    index = parse_index(_document(register))
     (first,) = index.releases
     (register.folder / INDEX).write_bytes(
-        signed(written(replace(index, releases=(replace(first, serial=7),))), register.key)
+        sign_document(encode_index(replace(index, releases=(replace(first, serial=7),))), register.key)
     )
     assert await node.pull() == ("refused", "mixed")
     assert await node.serial() is None
@@ -314,7 +314,7 @@ async def test_what_was_refused_is_tried_again_by_other_settings(register, node,
     assert await node.pull() == ("loaded", "")
     other = make_key(tmp_path, "other")
     register.publish(added=ROWS[:1], key=other, new_key=True)
-    (register.folder / INDEX).write_bytes(signed(_document(register), register.key))
+    (register.folder / INDEX).write_bytes(sign_document(_document(register), register.key))
     assert await node.pull() == ("refused", "untrusted_signer")
     assert await node.pull() == ("refused", "untrusted_signer")
     register.signers.write_text(f"{register.signers.read_text()}\nother {public(other)}")
@@ -344,7 +344,7 @@ async def test_deltas_are_not_put_on_another_publishers_list(register, node, tmp
         other.publish(added=[ROWS[21]])  # and a full release, since the one before ends soon
         node.source = replace(node.source, url=other.web.url)
         assert await node.pull() == ("loaded", "")
-        assert (await node.store.state(NAME)).content_digest == read(_document(other)).content_of(3)
+        assert (await node.store.state(NAME)).content_digest == parse_index(_document(other)).content_of(3)
 
 
 async def test_a_delta_waits_where_another_content_is_in_force_and_no_full_release_leads_on(register, node, tmp_path):
@@ -363,7 +363,7 @@ async def test_a_delta_waits_where_another_content_is_in_force_and_no_full_relea
     register.publish(ROWS[:22])
     node.settings = replace(node.settings, shrink_max=1, growth_max=10)
     assert await node.pull() == ("loaded", "")
-    assert (await node.store.state(NAME)).content_digest == read(_document(register)).content_of(3)
+    assert (await node.store.state(NAME)).content_digest == parse_index(_document(register)).content_of(3)
 
 
 async def test_after_a_rollback_nothing_is_loaded_that_was_undone(register, node):
@@ -477,11 +477,11 @@ async def test_a_refused_release_is_behind_and_a_serial_that_is_offered_no_more_
     for minute in (1, 2):
         assert await late.behind(minute) == 1
         assert late.outcome == ("refused", "growth")
-    index = read(_document(register))
+    index = parse_index(_document(register))
     index = replace(
         index, written=index.written + timedelta(seconds=1), releases=(replace(index.full, serial=1, folder="1"),)
     )
-    (register.folder / INDEX).write_bytes(signed(written(index), register.key))
+    (register.folder / INDEX).write_bytes(sign_document(encode_index(index), register.key))
     assert await late.behind(3) is None
 
 

@@ -20,7 +20,7 @@ from made import Altered, event, page, pages_of, state, until
 from eir.errors import GenerationConflict, NothingToRollBack, StoreError
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.clock import STORE_TIMEOUT_S
-from eir.lists.record.history import broken
+from eir.lists.record.history import chain_faults
 from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.stores import redis as redis_store
 from eir.lists.stores import redis_url
@@ -423,7 +423,7 @@ class TestSwitch:
         await store.record(event("list-1", REFUSED) if refused else event("list-3"))
         now, records = await store.ledger(), [record async for batch in store.records() for record in batch]
         assert now.number == before.number + (not refused) == len(records)
-        assert not list(broken(records, await store.folds(), now))
+        assert not list(chain_faults(records, await store.folds(), now))
         assert [each.list for each in await store.history() if each.outcome == ACCEPTED] == [
             f"list-{n}" for n in range(len(records))
         ]
@@ -435,7 +435,7 @@ class TestSwitch:
         assert await store.trim_history("2026-11-03T00:00:00Z", 1 << 20, event(None, what="trim")) == 2
         records = [record async for batch in store.records() for record in batch]
         assert [record.number for record in records] == [3, 4, 5]
-        assert not list(broken(records, (), await store.ledger()))
+        assert not list(chain_faults(records, (), await store.ledger()))
 
     async def test_a_set_that_was_evicted_is_a_list_that_was_lost(self, server, store):
         await store.replace("a", state(A, serial=7), A, seen=0)
@@ -979,7 +979,7 @@ async def test_a_fault_is_told_without_pythons_own_words(url, says):
     ],
 )
 def test_faults_without_a_text(error, says):
-    assert link.said(error) == says
+    assert link.error_text(error) == says
 
 
 @pytest.mark.parametrize(

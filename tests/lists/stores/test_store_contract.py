@@ -15,7 +15,7 @@ from made import event, page, pages_of, state, until
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
 from eir.lists.pages.pages import PAGE_KEYS, amended_digest
 from eir.lists.record import history
-from eir.lists.record.store import ANCHOR, FEED, MAIN, Change, Ledger, Outcome, Record
+from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger, ListChange, OutcomeCount, Record
 from eir.lists.stores.open import open_store
 
 KINDS = ["sqlite", *servers.programs(), *(["cluster", "sentinel"] if "redis" in servers.programs() else [])]
@@ -152,7 +152,7 @@ async def test_lists_do_not_mix(store):
     assert (await read(store, "a"))[1] == A
     assert (await read(store, "b"))[1] == B
     assert sorted(await store.states()) == ["a", "b"]
-    assert await store.changes("b", 0) == [Change(0, 1, None)]
+    assert await store.changes("b", 0) == [ListChange(0, 1, None)]
 
 
 async def test_replace_leaves_nothing_of_the_list_before(store):
@@ -183,7 +183,7 @@ async def test_a_reset_sets_the_highest_serial_back_and_nothing_else(store, othe
     found = await store.reset_serial("stolen", 5, seen=2)
     assert found == replace(before, generation=3, highest_serial=5, serial_resets=1)
     assert await read(other, "stolen") == (found, after)
-    assert await store.changes("stolen", 2) == [Change(2, 3, ())]
+    assert await store.changes("stolen", 2) == [ListChange(2, 3, ())]
     # What was kept is there for a rollback, which brings no serial back that was given up.
     assert [release.state for release in await store.releases("stolen")] == [found, first]
     undone = await store.rollback("stolen", seen=3)
@@ -263,7 +263,9 @@ async def ten_releases(store, keep=10):
         else:
             new += [page(9 + serial, [])]  # what the one before brought goes
         pages = {
-            number: each for number, each in {**pages, **{each.number: each for each in new}}.items() if not each.gone
+            number: each
+            for number, each in {**pages, **{each.number: each for each in new}}.items()
+            if not each.is_empty
         }
         write = store.replace if kind == FULL else store.amend
         written = await write(
@@ -380,7 +382,7 @@ async def test_changes_tell_the_steps(store):
     await store.amend("stolen", state(A, serial=2), [A[0], A[2]], seen=1)
     await store.replace("stolen", state(B, serial=3), B, seen=2)
     await store.rollback("stolen", seen=3)
-    steps = [Change(0, 1, None), Change(1, 2, (0, 7)), Change(2, 3, None), Change(3, 4, None)]
+    steps = [ListChange(0, 1, None), ListChange(1, 2, (0, 7)), ListChange(2, 3, None), ListChange(3, 4, None)]
     for after in range(5):
         assert await store.changes("stolen", after) == steps[after:]
     assert await store.changes("stolen", 5) is None
@@ -395,7 +397,7 @@ async def test_restore_puts_a_state_in_force_as_it_is(store, other):
     amended = state(after, serial=8, generation=60)
     await store.restore("stolen", amended, batches_of(touched), seen=57, whole=False)
     assert await read(other, "stolen") == (amended, after)
-    assert await store.changes("stolen", 57) == [Change(57, 60, (0, 3))]
+    assert await store.changes("stolen", 57) == [ListChange(57, 60, (0, 3))]
     with pytest.raises(NothingToRollBack):
         await store.rollback("stolen", seen=60)
     stored = await store.replace("stolen", state(B, serial=9), B, seen=60)
@@ -471,9 +473,9 @@ async def test_outcomes_are_counted_beyond_the_history(store):
     found = await store.outcomes()
     assert sorted(found, key=str) == sorted(
         [
-            Outcome("stolen", "refused", 3, "2026-11-24T00:00:02Z"),
-            Outcome(None, "refused", 1, "2026-11-24T00:00:00Z"),
-            Outcome("stolen", "accepted", 1, "2026-11-24T00:00:00Z"),
+            OutcomeCount("stolen", "refused", 3, "2026-11-24T00:00:02Z"),
+            OutcomeCount(None, "refused", 1, "2026-11-24T00:00:00Z"),
+            OutcomeCount("stolen", "accepted", 1, "2026-11-24T00:00:00Z"),
         ],
         key=str,
     )
@@ -484,7 +486,7 @@ async def records_of(store):
 
 
 async def faults_of(store):
-    return list(history.broken(await records_of(store), await store.folds(), await store.ledger()))
+    return list(history.chain_faults(await records_of(store), await store.folds(), await store.ledger()))
 
 
 async def test_the_history_is_a_chain(store, other):
@@ -525,7 +527,7 @@ async def test_what_somebody_did_to_the_history_is_found(store, tamper):
         Record(number, text) for number, text in enumerate(change([text for _, text in records]), 1) if text is not None
     ]
     await store.rewrite_history(batches_of(changed), (), after=0, seen=ledger)
-    assert says in "; ".join(history.broken(await records_of(store), await store.folds(), ledger))
+    assert says in "; ".join(history.chain_faults(await records_of(store), await store.folds(), ledger))
 
 
 async def test_what_somebody_did_to_refusals_is_found(store):
@@ -534,7 +536,7 @@ async def test_what_somebody_did_to_refusals_is_found(store):
     ledger, folds = await store.ledger(), await store.folds()
     for changed in (folds[:1], [folds[0], folds[1]._replace(text=folds[1].text.replace("…", "!"))]):
         await store.rewrite_history(batches_of(), changed, after=0, seen=await store.ledger(), exact=True)
-        assert list(history.broken((), await store.folds(), ledger)) == ["refusals were changed or removed"]
+        assert list(history.chain_faults((), await store.folds(), ledger)) == ["refusals were changed or removed"]
 
 
 async def test_two_that_write_at_once_make_one_chain(store, other):
@@ -657,7 +659,7 @@ async def test_a_history_is_rewritten(store):
         await store.record(event(detail=str(number)))
     await store.record(event("stolen", "refused", what="refuse", detail="expired: …"))
     records, folds, seen = await records_of(store), await store.folds(), await store.ledger()
-    other, ledger = history.appended(Ledger(), [event(detail=text) for text in "ab"])
+    other, ledger = history.append_events(Ledger(), [event(detail=text) for text in "ab"])
     with pytest.raises(GenerationConflict):
         await store.rewrite_history(batches_of(other), (), after=0, seen=Ledger())
     await store.rewrite_history(batches_of(other[:1], other[1:]), (), after=0, seen=seen, exact=True)
@@ -666,7 +668,7 @@ async def test_a_history_is_rewritten(store):
     await store.rewrite_history(batches_of(records[:4]), folds, after=0, seen=await store.ledger())
     await store.rewrite_history(batches_of(records[4:]), folds, after=4, seen=await store.ledger())
     assert (await records_of(store), await store.folds(), await faults_of(store)) == (records, folds, [])
-    changed, _ = history.appended(
+    changed, _ = history.append_events(
         replace(seen, number=3, digest=history.record_digest(records[2].text)), [event(detail="x")]
     )
     await store.rewrite_history(batches_of(changed), (), after=3, seen=await store.ledger())
@@ -686,7 +688,7 @@ async def feed_of(store):
 
 async def faults_of_feed(store):
     records, ledger = await feed_of(store), await store.ledger(FEED)
-    return [*history.broken(records, (), ledger), *history.unanchored(await records_of(store), records, ledger)]
+    return [*history.chain_faults(records, (), ledger), *history.feed_faults(await records_of(store), records, ledger)]
 
 
 async def test_rows_of_a_feed_are_a_chain_beside_the_main_one(store, other):
@@ -775,8 +777,8 @@ async def test_a_feed_that_was_written_again_is_found_by_its_anchor(store, forge
     for detail in range(3):
         await store.record(fed(detail))
     await store.record(ANCHORING)
-    events = history.readable(await feed_of(store), FEED)
-    forged, _ = history.appended(Ledger(first=number + 1, number=number), change(events), 0)
+    events = history.readable_events(await feed_of(store), FEED)
+    forged, _ = history.append_events(Ledger(first=number + 1, number=number), change(events), 0)
     await store.rewrite_history(batches_of(forged), (), after=0, seen=await store.ledger(FEED), chain=FEED)
     faults = await faults_of_feed(store)
     assert faults

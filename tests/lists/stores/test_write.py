@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from made import event, page, pages_of, state
 
 from eir.errors import GenerationConflict, NothingToRollBack
-from eir.lists.record.store import Change
+from eir.lists.record.store import ListChange
 from eir.lists.stores import write
 from eir.lists.stores.write import (
     Kept,
     Stored,
-    Wanted,
+    WriteRequest,
     check_generation,
+    contiguous_changes,
     decide,
     decide_undo,
     portions,
-    steps_back,
-    without_gap,
+    rollback_steps,
 )
 
 A, B = replace(state(pages_of([1]), serial=7, generation=4), highest_serial=9), state(pages_of([2]), serial=8)
@@ -30,19 +30,19 @@ WAS_WHOLE, WAS_TOUCHED = Kept(C, "before", whole=True), Kept(C, "touched", whole
 AFTER_FULL, AFTER_DELTA = Stored(A, "in force", (WAS_WHOLE,)), Stored(A, "in force", (WAS_TOUCHED,))
 LOST = replace(AFTER_FULL, lost=True)
 
-RELEASE, DELTA = Wanted(state=B, whole=True), Wanted(state=B, pages=TOUCHED)
-COPY = Wanted(state=replace(B, generation=60, highest_serial=8), whole=True, exact=True, keep=0)
+RELEASE, DELTA = WriteRequest(state=B, whole=True), WriteRequest(state=B, pages=TOUCHED)
+COPY = WriteRequest(state=replace(B, generation=60, highest_serial=8), whole=True, exact=True, keep=0)
 COPIED_PAGES = replace(COPY, pages=TOUCHED, whole=False)
-RESET = Wanted(state=replace(A, generation=5, highest_serial=2, serial_resets=1), exact=True, keep=None)
+RESET = WriteRequest(state=replace(A, generation=5, highest_serial=2, serial_resets=1), exact=True, keep=None)
 NEXT = replace(B, generation=5, highest_serial=9)
-ALL, SOME = Change(4, 5, None), Change(4, 5, (0, 5))
+ALL, SOME = ListChange(4, 5, None), ListChange(4, 5, (0, 5))
 
 
 @pytest.mark.parametrize(
     ("stored", "wanted", "after", "aside", "dropped", "change", "new_log"),
     [
         # A full release keeps the one before, a delta the pages that it replaces; what was kept until then stays behind it.
-        (None, RELEASE, Stored(replace(B, generation=1, highest_serial=8), "own"), None, (), Change(0, 1, None), True),
+        (None, RELEASE, Stored(replace(B, generation=1, highest_serial=8), "own"), None, (), ListChange(0, 1, None), True),
         (PLAIN, RELEASE, Stored(NEXT, "own", (Kept(A, "in force", whole=True),)), None, (), ALL, False),
         (PLAIN, DELTA, Stored(NEXT, "in force", (Kept(A, "own", whole=False),)), "own", (), SOME, False),
         (AFTER_FULL, RELEASE, Stored(NEXT, "own", (Kept(A, "in force", whole=True), WAS_WHOLE)), None, (), ALL, False),
@@ -51,14 +51,14 @@ ALL, SOME = Change(4, 5, None), Change(4, 5, (0, 5))
         (AFTER_FULL, replace(RELEASE, keep=1), Stored(NEXT, "own", (Kept(A, "in force", whole=True),)), None, ("before",), ALL, False),
         (AFTER_DELTA, replace(DELTA, keep=1), Stored(NEXT, "in force", (Kept(A, "own", whole=False),)), "own", ("touched",), SOME, False),
         # A list that lost its pages goes on from its generation and its highest serial; nothing of it is kept.
-        (LOST, RELEASE, Stored(NEXT, "own"), None, ("in force", "before"), Change(0, 5, None), True),
+        (LOST, RELEASE, Stored(NEXT, "own"), None, ("in force", "before"), ListChange(0, 5, None), True),
         # A serial that was set back: the same list, and the same is kept.
-        (AFTER_FULL, RESET, replace(AFTER_FULL, state=RESET.state), None, (), Change(4, 5, ()), False),
-        (AFTER_DELTA, RESET, replace(AFTER_DELTA, state=RESET.state), None, (), Change(4, 5, ()), False),
+        (AFTER_FULL, RESET, replace(AFTER_FULL, state=RESET.state), None, (), ListChange(4, 5, ()), False),
+        (AFTER_DELTA, RESET, replace(AFTER_DELTA, state=RESET.state), None, (), ListChange(4, 5, ()), False),
         # A copy comes into force as it is; nothing is kept.
-        (None, COPY, Stored(COPY.state, "own"), None, (), Change(0, 60, None), True),
-        (AFTER_FULL, COPY, Stored(COPY.state, "own"), None, ("in force", "before"), Change(4, 60, None), True),
-        (AFTER_DELTA, COPIED_PAGES, Stored(COPY.state, "in force"), None, ("touched",), Change(4, 60, (0, 5)), False),
+        (None, COPY, Stored(COPY.state, "own"), None, (), ListChange(0, 60, None), True),
+        (AFTER_FULL, COPY, Stored(COPY.state, "own"), None, ("in force", "before"), ListChange(4, 60, None), True),
+        (AFTER_DELTA, COPIED_PAGES, Stored(COPY.state, "in force"), None, ("touched",), ListChange(4, 60, (0, 5)), False),
         # One of a generation that is not higher is no step from what was there.
         (PLAIN, replace(COPY, state=A), Stored(A, "own"), None, ("in force",), None, True),
         (PLAIN, replace(COPIED_PAGES, state=A), Stored(A, "in force"), None, (), None, True),
@@ -84,12 +84,12 @@ OLD_PAGES = [page(0, [7]), page(6, [8])]
         # What a delta touched, in the whole set that was in force after it.
         ((LAST, FULL, FIRST), 2, Stored(replace(D, generation=5, highest_serial=9), "full"), OLD_PAGES, ("in force", "last", "first"), ALL),
         # Of a page that two deltas touched, as it was before the older one.
-        ((LAST, FIRST), 2, Stored(replace(D, generation=5, highest_serial=9), "in force"), [OLD_PAGES[0], TOUCHED[1], OLD_PAGES[1]], ("last", "first"), Change(4, 5, (0, 5, 6))),
+        ((LAST, FIRST), 2, Stored(replace(D, generation=5, highest_serial=9), "in force"), [OLD_PAGES[0], TOUCHED[1], OLD_PAGES[1]], ("last", "first"), ListChange(4, 5, (0, 5, 6))),
     ],
 )  # fmt: skip
 def test_a_rollback_goes_back_step_by_step(kept, to, after, put, dropped, change):
     stored = Stored(A, "in force", kept, OTHER_LOAD)
-    steps = steps_back("a", stored, to)
+    steps = rollback_steps("a", stored, to)
     pages = {"last": TOUCHED, "first": OLD_PAGES}
     found = decide_undo(stored, steps, [pages.get(step.page_set, ()) for step in steps], LOAD)
     assert found == write.Write(after, put, None, dropped, change, new_log=False, event=LOAD)
@@ -113,7 +113,10 @@ def test_the_mark_of_serials_rises(before, written, after):
         replace(each, serial_resets=resets, highest_serial=highest)
         for each, (resets, highest) in ((A, before), (B, written))
     ]
-    assert decide(replace(PLAIN, state=states[0]), Wanted(state=states[1], whole=True), "own").after.state.mark == after
+    assert (
+        decide(replace(PLAIN, state=states[0]), WriteRequest(state=states[1], whole=True), "own").after.state.mark
+        == after
+    )
     kept = Stored(states[0], "in force", (Kept(states[1], "before", whole=True),))
     assert decide_undo(kept, kept.kept, [()], None).after.state.mark == before  # a rollback uses up nothing
 
@@ -123,7 +126,7 @@ def test_the_mark_of_serials_rises(before, written, after):
 )
 def test_nothing_to_roll_back(stored, to):
     with pytest.raises(NothingToRollBack):
-        steps_back("a", stored, to)
+        rollback_steps("a", stored, to)
 
 
 @pytest.mark.parametrize(("stored", "generation"), [(None, 0), (PLAIN, 4), (LOST, 0)])
@@ -150,9 +153,9 @@ def test_a_change_of_many_pages_is_logged_as_one_of_all():
 )  # fmt: skip
 def test_steps_without_a_gap(steps, after, current, found):
     def changes(pairs):
-        return [Change(*pair, None) for pair in pairs]
+        return [ListChange(*pair, None) for pair in pairs]
 
-    assert without_gap(iter(changes(steps)), after, current) == (None if found is None else changes(found))
+    assert contiguous_changes(iter(changes(steps)), after, current) == (None if found is None else changes(found))
 
 
 @given(sizes=st.lists(st.integers(0, 5)), pages_max=st.integers(1, 4), bytes_max=st.integers(1, 12))

@@ -16,7 +16,7 @@ from eir import __version__
 from eir.cli.app import command_line
 from eir.cli.manual import _does, commands_of
 from eir.errors import EirError, SetupFault, silent
-from eir.lists.record.in_force import IN_FORCE_FILE, in_force_before, keep_mark
+from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_mark
 from eir.lists.record.store import NO_LIST
 from eir.node.observe.control import STOPPING
 from eir.node.observe.page import alert_of
@@ -193,7 +193,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
     assert older(1, 1, resets=1) == [], "an operator has set the highest serial back"
     assert older(4, 4, resets=1) == []
     (tmp_path / IN_FORCE_FILE).write_text('{"stolen": [7, "", "2026-11-20T00:00:00Z"]}')
-    assert in_force_before(tmp_path)["stolen"].mark == (0, 7), "as versions before wrote it"
+    assert load_in_force(tmp_path)["stolen"].mark == (0, 7), "as versions before wrote it"
     (said,) = older(6, 6)
     assert said in warning(6, 7)
     assert alert_of(said) == "EirStoreLostData"
@@ -210,13 +210,13 @@ def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
             for name, serial in serials.items()
         }
         node.look([replace(REPORT, lists=lists)])
-        return {name: entry.mark[1] for name, entry in in_force_before(tmp_path).items()}
+        return {name: entry.mark[1] for name, entry in load_in_force(tmp_path).items()}
 
     assert look(stolen=6) == {"stolen": 6}
-    keep_mark(tmp_path, "stolen", (0, 7))
-    keep_mark(tmp_path, "other", (0, 3))
+    save_mark(tmp_path, "stolen", (0, 7))
+    save_mark(tmp_path, "other", (0, 3))
     assert look(stolen=6, third=1) == {"stolen": 7, "other": 3, "third": 1}
-    keep_mark(tmp_path, "stolen", (0, 2))
-    assert in_force_before(tmp_path)["stolen"][:2] == (6, NO_LIST.content_digest)
+    save_mark(tmp_path, "stolen", (0, 2))
+    assert load_in_force(tmp_path)["stolen"][:2] == (6, NO_LIST.content_digest)
     assert look(stolen=7, other=3, third=1) == {"stolen": 7, "other": 3, "third": 1}
-    assert all(entry.since for entry in in_force_before(tmp_path).values())
+    assert all(entry.since for entry in load_in_force(tmp_path).values())

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from node import until_async
 
-from eir.checks.trace import Sought
+from eir.checks.trace import TraceFilter
 from eir.errors import EirError
 from eir.node.processes import tracing
 from eir.node.processes.tracing import Tracing
@@ -56,7 +56,7 @@ async def test_two_who_begin_in_one_moment(played):
     first, second = await asyncio.gather(played.begin(), played.begin(OTHER), return_exceptions=True)
     assert isinstance(second, EirError), second
     assert "one at a time" in str(second)
-    assert played.sought == [Sought(int(DEVICE), "")]
+    assert played.sought == [TraceFilter(int(DEVICE), "")]
     assert len(played.recorded) == 1
     played.tracing.add({"kind": "check"})
     assert await played.read(first) == {"records": [{"kind": "check"}], "over": False}

@@ -1,7 +1,7 @@
-"""Commands to the server that has a key, and their faults by cause. Knows no list.
+"""Client for Redis commands, which finds the server of a key and maps errors to causes. Independent of lists.
 
-Clients connect when first used and again after a fault. Where Sentinel or a cluster says which server that is, it is asked
-again when a server is away. A value longer than any of ours ends the connection.
+Clients connect when first used and again after an error. If Sentinel or a cluster names the server, it is asked again when a
+server is unreachable. A value that is longer than any page or record closes the connection.
 """
 
 import asyncio
@@ -21,21 +21,22 @@ from redis.exceptions import RedisError
 
 from eir.errors import Report, StoreError
 from eir.lists.stores.records import VALUE_BYTES_MAX
-from eir.lists.stores.redis_url import CLUSTER, SENTINEL, Address
+from eir.lists.stores.redis_url import CLUSTER, SENTINEL, RedisAddress
 
 
 class TooLong(RedisError):
-    """A value in the server is longer than any page or record of ours."""
+    """Error for a value that is longer than any page or record."""
 
 
-class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]  # the one that redis chose, as it found hiredis
-    """Parses answers as redis does.
-
-    It holds no more of one value than VALUE_BYTES_MAX and the bytes that came with it.
-    """
+class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]  # redis chooses it, depending on hiredis
+    """Parser of answers that buffers at most VALUE_BYTES_MAX of one value, plus the bytes that arrived with it."""
 
     async def read_from_socket(self) -> bool:
-        """Take some bytes more. Raises TooLong."""
+        """Read more bytes.
+
+        Raises:
+            TooLong: if the value is too long.
+        """
         await super().read_from_socket()
         if self._reader.len() > VALUE_BYTES_MAX:
             raise TooLong(f"a value is longer than {VALUE_BYTES_MAX >> 20} MB, as none of EIR is")
@@ -49,7 +50,7 @@ REPLAYED = (
     ("HSET", _KEY, "a", "b"), ("HDEL", _KEY, "a"), ("HINCRBY", _KEY, "a", "1"), ("PERSIST", _KEY), ("UNLINK", _KEY), ("XADD", _KEY, "*", "a", "b"),
     ("DEL", _KEY), ("PEXPIREAT", _KEY, "1"),
 )  # fmt: skip
-"""The commands that our transactions become in an AOF."""
+"""Commands that an AOF contains for our transactions."""
 
 POLICY_SAFE = "noeviction"
 
@@ -67,86 +68,94 @@ CAUSES: dict[str, tuple[type[Exception], ...]] = {
     "refused": (fault.ConnectionError, OSError),
     "error": (fault.RedisError,),
 }
-"""The first that fits; the more special ones come first."""
+"""Causes of errors; the first match counts, so special classes precede general ones."""
 OUT_OF_MEMORY = "raise maxmemory of Redis, or make room in it, and do it again"
 REPLIES = ("LOADING", "NOAUTH", "NOPERM", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
 WORDS = {"WRONGPASS": "noauth", "WRONGTYPE": "corrupt", **{word: word.lower() for word in REPLIES}}
-"""Error replies by their first word, where redis has no class of its own or wraps them in another."""
+"""Causes by the first word of an error reply, for errors without a class of their own or wrapped in another."""
 WRONG_TYPE = "is of another type than EIR writes there: another program wrote it"
 AWAY = (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, OSError)
-"""After these it is asked again which server has a key."""
+"""Errors after which the server of a key is looked up again."""
 REPLICA_WAIT_MS = 1_000
 
 
-class Link:
-    """A store's connection for its commands. `report` hears of anything that is not an error; `replica_wait_ms`: a replica's time for a write."""
+class RedisClient:
+    """Client of a store. `report` receives events that are not errors; `replica_wait_ms`: time for a replica to receive a write."""
 
-    def __init__(self, address: Address, report: Report, replica_wait_ms: int = REPLICA_WAIT_MS) -> None:
+    def __init__(self, address: RedisAddress, report: Report, replica_wait_ms: int = REPLICA_WAIT_MS) -> None:
         self.replica_wait_ms = replica_wait_ms
         self.where = str(address)
         self.clustered = address.form == CLUSTER
-        """One command must stay in one slot."""
+        """True if one command must stay in one slot."""
         self._address, self.report = address, report
         self._clients: dict[tuple[str, int], Redis] = {}
         self._sentinel: _Sentinels | None = None
         self._cluster: RedisCluster | None = None
-        self._learning = asyncio.Lock()
-        self._greeted = False
+        self._map_lock = asyncio.Lock()
+        self._checked = False
         self.names_only: tuple[str, ...] = ("NOVALUES",)
-        """Arguments that make HSCAN leave out the values, as far as is known."""
+        """Arguments with which HSCAN omits the values, as long as the server accepts them."""
 
     async def do(self, *command: object, key: str = "", **options: object) -> Any:
-        """The answer to a command; `key`: the one that it is about, unless that is its second word. Raises StoreError."""
+        """Execute a command and return the answer. `key`: its key, if that is not its second word.
+
+        Raises:
+            StoreError: if the command fails.
+        """
         return await self.call(key or str(command[1]), lambda client: client.execute_command(*command, **options))
 
     async def do_all(self, *commands: Sequence[object], transaction: bool = False) -> list[Any]:
-        """The answers to commands that are sent together, to the server that has the first one's key. Raises StoreError."""
+        """Execute commands together on the server of the first one's key; return the answers.
+
+        Raises:
+            StoreError: if a command fails.
+        """
 
         async def send(client: Any) -> list[Any]:
             async with client.pipeline(transaction=transaction) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
-                found: list[Any] = await pipe.execute()
-                return found
+                answers: list[Any] = await pipe.execute()
+                return answers
 
         return await self.call(str(commands[0][1]), send)
 
     async def call(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
-        """Run an operation with the client of the server that has the key. Raises StoreError for errors of redis.
+        """Run an operation with the client for the server of the key, again if a cluster has moved the slot.
 
-        Once more where a cluster has moved the slot.
+        Raises:
+            StoreError: for every error of redis.
         """
         try:
             try:
-                return await _heeding(self._with_client(key, operation))
-            except fault.AskError:  # MovedError too: the slot is elsewhere
+                return await _await_cancellable(self._with_client(key, operation))
+            except fault.AskError:  # or its subclass MovedError: another server has the slot
                 self._cluster = None
-                return await _heeding(self._with_client(key, operation))
+                return await _await_cancellable(self._with_client(key, operation))
         except (fault.RedisError, fault.RedisClusterException, OSError) as error:
             if isinstance(error, AWAY):
                 self._cluster = None
             cause = _cause(error)
             advice = f"; nothing was changed: {OUT_OF_MEMORY}" if cause == "oom" else ""
-            fault_text = f"{key}, or a key beside it, {WRONG_TYPE}" if is_wrong_type(error) else said(error)
+            fault_text = f"{key}, or a key beside it, {WRONG_TYPE}" if is_wrong_type(error) else error_text(error)
             raise StoreError(cause, f"Redis ({self.where}): {fault_text}{advice}") from error
 
     async def _with_client(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
         client = await self._client(key)
-        if not self._greeted:
-            self._greeted = True  # others that ask at the same time do not look too
+        if not self._checked:
+            self._checked = True  # concurrent calls must not repeat the check
             try:
-                await self._greet(client, key)
+                await self._check_server(client, key)
             except BaseException as error:
-                self._greeted = isinstance(error, fault.NoPermissionError)
-                if not self._greeted:
+                self._checked = isinstance(error, fault.NoPermissionError)
+                if not self._checked:
                     raise
         return await operation(client)
 
-    async def _greet(self, client: Any, key: str) -> None:
-        told = await client.info(
-            "memory", "persistence"
-        )  # at once: a server that is loading takes its time over each question
-        policy = told.get("maxmemory_policy", POLICY_SAFE)
+    async def _check_server(self, client: Any, key: str) -> None:
+        # One command for both sections: a server that is loading answers slowly.
+        info = await client.info("memory", "persistence")
+        policy = info.get("maxmemory_policy", POLICY_SAFE)
         if policy != POLICY_SAFE:
             self.report(
                 "store_may_evict", level="warning", reason=str(policy),
@@ -157,47 +166,46 @@ class Link:
                 "store_unprotected", level="warning", reason="no_password",
                 detail="Redis lets anyone who reaches it change lists, without a password; put `user default off ~* &* +@all` into its user file",
             )  # fmt: skip
-        if told.get("aof_enabled") and (denied := await _cannot_replay(client)) is not None:
+        if info.get("aof_enabled") and (denied := await _cannot_replay(client)) is not None:
             self.report(
                 "store_cannot_replay", level="warning", reason="default_user",
                 detail=f"a restart of Redis would lose what was written in transactions: {denied}; put `user default off ~* &* +@all` into its user file",
             )  # fmt: skip
 
     async def _is_open_to_all(self, client: Any, key: str) -> bool:
-        """True if a connection without a password may write there, as far as that can be told. Writes nothing."""
+        """Return True if a connection without a password could write there. The check writes nothing."""
         host, port = await _where(client)
         options = {
             name: value
             for name, value in self._address.guide_options.items()
             if name not in {"username", "password", "credential_provider"}
         }
-        stranger = Redis(host=host, port=port, **options)
+        anonymous = Redis(host=host, port=port, **options)
         try:
-            async with stranger.pipeline(transaction=False) as pipe:
+            async with anonymous.pipeline(transaction=False) as pipe:
                 for command in (("MULTI",), ("APPEND", key, ""), ("DISCARD",)):
                     pipe.execute_command(*command)
                 queued = (await pipe.execute(raise_on_error=False))[1]
         except (fault.RedisError, OSError):
             return False
         finally:
-            await stranger.aclose()
+            await anonymous.aclose()
         return queued in {b"QUEUED", "QUEUED"}
 
     @contextmanager
     def as_written(self) -> Iterator[None]:
-        """Decode in this context what was read.
-
-        Raises StoreError (corrupt) if another program, or version, wrote it.
-        """
+        """Convert decoding errors in this context to a StoreError (corrupt): another program or version wrote the data."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise StoreError("corrupt", f"Redis ({self.where}): not what EIR writes there: {said(error)}") from error
+            raise StoreError(
+                "corrupt", f"Redis ({self.where}): not what EIR writes there: {error_text(error)}"
+            ) from error
 
     async def _client(self, key: str) -> Redis:
         address, where = self._address, self._address.hosts[0]
         if self.clustered:
-            node = (await self._learned()).get_node_from_key(key)
+            node = (await self._slot_map()).get_node_from_key(key)
             if node is None:
                 raise fault.SlotNotCoveredError(f"no node of the cluster has the slot of {key}")
             where = str(node.host), int(node.port)
@@ -212,12 +220,13 @@ class Link:
             self._clients[where].connection_pool.connection_kwargs["parser_class"] = BoundedParser
         return self._clients[where]
 
-    async def _learned(self) -> RedisCluster:
-        """The cluster, once its key ranges are known. It only says where to go: commands use clients of our own.
+    async def _slot_map(self) -> RedisCluster:
+        """Return the cluster's slot map. It is only used to find servers; commands use clients of this object.
 
-        Not by its `initialize`, which also asks one certain node for the commands that there are, and fails if that hangs.
+        The library's `initialize` is not used: it also asks one particular node for its commands, and fails if that
+        node hangs.
         """
-        async with self._learning:
+        async with self._map_lock:
             if self._cluster is None:
                 nodes = [ClusterNode(host, port) for host, port in self._address.hosts]
                 cluster = RedisCluster(startup_nodes=nodes, **self._address.guide_options)
@@ -238,10 +247,10 @@ class Link:
 
 
 class _Sentinels(Sentinel):
-    """All sentinels, whoever asks them.
+    """List of all sentinels, safe for concurrent calls.
 
-    redis puts the one that answered first, in the list that it goes through; where two ask at the same time, one sentinel took another's
-    place, and the other was lost. Here each goes through a list of its own.
+    The library moves the sentinel that answered to the front of the list while it iterates. With two concurrent calls
+    one sentinel replaced another, which was lost. Here each call iterates over a list of its own.
     """
 
     async def discover_master(self, service_name: str) -> Any:
@@ -254,7 +263,7 @@ class _Sentinels(Sentinel):
 
 
 async def _where(client: Any) -> tuple[str, int]:
-    """Host and port of the server that a client's connections go to."""
+    """Return host and port of the server of a client's connections."""
     pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
         host, port = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis has no types there
@@ -263,24 +272,24 @@ async def _where(client: Any) -> tuple[str, int]:
 
 
 async def _cannot_replay(client: Any) -> str | None:
-    """Why the user `default`, as which Redis replays the transactions of its AOF, could not write ours; None: it can."""
+    """Return why the user `default`, as which Redis replays the transactions of its AOF, could not write ours; None if it can."""
     async with client.pipeline(transaction=False) as pipe:
         for command in REPLAYED:
             pipe.execute_command("ACL", "DRYRUN", "default", *command)
         answers = await pipe.execute(raise_on_error=False)
     for answer in answers:
         if isinstance(answer, Exception):
-            return f"this user may not ask what the user default may (+acl|dryrun): {said(answer)}"
+            return f"this user may not ask what the user default may (+acl|dryrun): {error_text(answer)}"
         if answer not in {b"OK", "OK", True}:
             return str(answer, "utf-8", "replace") if isinstance(answer, bytes) else str(answer)
     return None
 
 
-async def _heeding(answer: Awaitable[T]) -> T:
+async def _await_cancellable(answer: Awaitable[T]) -> T:
     """Return the awaited result, unless this task was cancelled meanwhile.
 
-    redis sends under asyncio.wait_for, which before Python 3.12 loses a cancellation that comes while the bytes go out: a
-    worker would not end, and a timeout around it would not hold.
+    redis sends within asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives while the bytes are
+    sent. Then a worker would not end, and a timeout around the call would not hold.
     """
     task = asyncio.current_task()
     before = 0 if task is None else task.cancelling()
@@ -296,12 +305,12 @@ _WORDS_OF: dict[tuple[type[Exception], ...], str] = {
 }  # fmt: skip
 
 
-def said(error: Exception) -> str:
-    """The error's text, without what only a Python programmer reads: tuples of sockets, objects, names of classes."""
+def error_text(error: Exception) -> str:
+    """Return the error's text without details for Python programmers: socket tuples, objects, class names."""
     text = str(error)
     if (
         unknown := re.match(r"No master found for '(.+?)'", text)
-    ) is not None:  # with every object on the way to a sentinel behind it
+    ) is not None:  # the text continues with every object on the way to a sentinel
         return f"no sentinel that can be reached names a master for {unknown[1]}"
     for kinds, words in _WORDS_OF.items():
         if isinstance(error, kinds):
@@ -319,14 +328,14 @@ def said(error: Exception) -> str:
 
 
 def _reply(error: Exception) -> str:
-    """Return the first word of an error reply, also of one to a command of a transaction, before which redis puts the command."""
+    """Return the first word of an error reply; for a command of a transaction the library puts the command before it."""
     text = str(error)
     _, is_of_transaction, reply = text.rpartition(" of pipeline caused error: ")
     return re.split(r"\W+", reply.lstrip("('\"") if is_of_transaction else text, maxsplit=1)[0]
 
 
 def is_wrong_type(error: Exception) -> bool:
-    """Return whether a command met a key of another type, by the error of redis or by the StoreError that it became."""
+    """Return True if a command met a key of another type, by the error of redis or the StoreError made of it."""
     return _reply(error) == "WRONGTYPE" or (isinstance(error, StoreError) and str(error).endswith(WRONG_TYPE))
 
 

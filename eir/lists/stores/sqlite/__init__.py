@@ -1,10 +1,10 @@
-"""The embedded store: one SQLite file in the state folder, for all processes of one host.
+"""Embedded store: one SQLite file in the state folder, for all processes of one host.
 
-Every operation runs in a thread of the store's own, so that a slow disk or a lock never holds the event loop.
+Every operation runs in a thread of the store, so a slow disk or a lock never blocks the event loop.
 
-A release is written to a set of its own in several transactions and put in force by one small one, so that nobody waits
-long for the write lock; a set that nobody finished is collected by a later load. Readers take a batch a transaction and
-compare generations: none holds the write-ahead log back while a list is read.
+A release is written to a set of its own in several transactions and put in force by a small one, so that other writers wait
+only briefly for the write lock. A later load deletes sets that were never finished. Readers read each batch in a transaction
+of its own and compare generations, so they do not keep the write-ahead log from being reset.
 """
 
 import asyncio
@@ -15,18 +15,18 @@ from pathlib import Path
 
 from eir.errors import Report, StoreChanged, silent
 from eir.lists.pages.pages import Page
-from eir.lists.record.store import MAIN, Change, Event, Fold, Ledger, ListState, Outcome, Record
+from eir.lists.record.store import MAIN, Event, Fold, Ledger, ListChange, ListState, OutcomeCount, Record
 from eir.lists.stores.records import VALUE_BYTES_MAX, decode_change, decode_state, newer_form
 from eir.lists.stores.sqlite import history, reading, writing
-from eir.lists.stores.sqlite.file import File, checkpoint, form_of
-from eir.lists.stores.write import Batches, PageSetStore, Stored, Undo, Wanted, portions, without_gap
+from eir.lists.stores.sqlite.file import SqliteFile, checkpoint, form_of
+from eir.lists.stores.write import Batches, PageSetStore, Stored, Undo, WriteRequest, contiguous_changes, portions
 
 POLL_S = 0.1
-"""Seconds between looks at the generations in `wait`; a look costs some 100 µs."""
+"""Seconds between reads of the generations in `wait`; each takes about 100 us."""
 PORTION_PAUSE_S = 0.005
-"""Seconds between a load's transactions, so that another process gets the write lock in the middle of it."""
+"""Seconds between a load's transactions, in which another process can get the write lock."""
 
-# Those up to the generation in force, which is in each row.
+# Changes up to the generation in force, which is in each row.
 READ_CHANGES = """
 SELECT generation, changes.before, after, pages FROM lists LEFT JOIN changes
 ON list = name AND after > :after AND after <= generation WHERE name = :name ORDER BY after
@@ -35,21 +35,28 @@ CLAIM = """
 INSERT INTO claims VALUES (:what, :who, :now + :ttl_s) ON CONFLICT (what)
 DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :now OR until > :now + 3600
 """
-"""A claim that ends in more than an hour was made by a clock that went back since, and holds nobody up."""
+"""Statement for a claim. A claim that ends in more than an hour was made before the clock was set back, and has no effect."""
 
 
 class SqliteStore(PageSetStore):
-    """Implements eir.lists.record.store.ListStore over one file, which is made if it is not there and opened when first asked."""
+    """Implementation of eir.lists.record.store.ListStore on one file, which is created or opened at the first call."""
 
     def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent, **times: float) -> None:
-        """`upgrades`: bring a file of an older form to this one, and tell `report` before; else it is read as it is. `times`: as of a File."""
+        """Create the store.
+
+        Args:
+            path: the file.
+            upgrades: upgrade a file of an older form and report it before; if False, it is only read.
+            report: receives events that are not errors.
+            times: as in SqliteFile.
+        """
         self.path = path
-        self._file = File(path, upgrades=upgrades, report=report, **times)
+        self._file = SqliteFile(path, upgrades=upgrades, report=report, **times)
 
     async def _stored(self, name: str) -> Stored[int] | None:
-        return await self._file.call(writing.stored, name)
+        return await self._file.call(writing.read_stored, name)
 
-    async def _pages_in(self, stored: Stored[int], page_set: int, numbers: Sequence[int]) -> Sequence[Page]:  # noqa: ARG002  # a set lasts as long as the record
+    async def _pages_in(self, stored: Stored[int], page_set: int, numbers: Sequence[int]) -> Sequence[Page]:  # noqa: ARG002  # a set exists as long as its record
         return await self._file.call(reading.read_set, page_set, numbers)
 
     async def state(self, name: str) -> ListState | None:
@@ -64,28 +71,30 @@ class SqliteStore(PageSetStore):
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
         await self._file.call(writing.make_room, name, pages, amends)
 
-    async def _write(self, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None = None) -> ListState:
-        """Write a whole list to a set of its own first, and the rest in one transaction.
+    async def _write(
+        self, name: str, seen: int, request: WriteRequest | Undo, batches: Batches | None = None
+    ) -> ListState:
+        """Write a whole list to a set of its own first, and all else in one transaction.
 
-        Staged pages are given up on failure.
+        If it fails, the staged pages are deleted.
         """
         if batches is None:
-            return await self._file.call(writing.commit, name, seen, wanted, None)
+            return await self._file.call(writing.commit, name, seen, request, None)
         staged = await self._file.call(writing.begin_set, name, seen)
         try:
             async for batch in batches:
                 for portion in portions(batch, writing.PORTION_PAGES, writing.PORTION_BYTES):
                     await self._file.call(writing.fill, staged, portion)
                     await asyncio.sleep(PORTION_PAUSE_S)
-            stored = await self._file.call(writing.commit, name, seen, wanted, staged)
+            stored = await self._file.call(writing.commit, name, seen, request, staged)
         except BaseException:
-            self._file.submit(writing.clear, staged)
+            self._file.submit(writing.discard_set, staged)
             raise
         await self._file.call(checkpoint)
         return stored
 
     async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """Yield the pages in batches, each read in one transaction."""
+        """Yield batches, each read in one transaction."""
         state: ListState | None = None
         first, is_last = 0, False
         while not is_last:
@@ -104,31 +113,31 @@ class SqliteStore(PageSetStore):
         batch = await self._file.call(reading.read_some, name, numbers)
         return (None, []) if batch is None else (decode_state(batch.state), batch.pages)
 
-    async def changes(self, name: str, after: int) -> Sequence[Change] | None:
+    async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
         rows = await self._file.rows(READ_CHANGES, name=name, after=after)
         steps = [decode_change(*step) for _, *step in rows if step[1] is not None]
-        return without_gap(steps, after, rows[0][0] if rows else 0)
+        return contiguous_changes(steps, after, rows[0][0] if rows else 0)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Looks each POLL_S: SQLite tells nobody of a commit."""
+        """Poll each POLL_S, because SQLite does not notify other processes of a commit."""
         end = time.monotonic() + timeout_s
-        while (left := end - time.monotonic()) > 0:
+        while (rest_s := end - time.monotonic()) > 0:
             generations = dict(await self._file.rows("SELECT name, generation FROM lists"))
             if any(generations.get(name, 0) != generation for name, generation in seen.items()):
                 return
-            await asyncio.sleep(min(POLL_S, left))
+            await asyncio.sleep(min(POLL_S, rest_s))
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """A row with an end by this host's clock. It is written although the caller is told to end: it may be what it gives back."""
+        """Write a claim with an end by this host's clock. It is written even if the caller is cancelled, who may be releasing it."""
         values = {"what": what, "who": who, "ttl_s": ttl_s, "now": time.time()}
         return await asyncio.shield(self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount)))
 
     async def record(self, event: Event) -> None:
-        """One transaction; durable when it returns."""
+        """Append an event in one durable transaction."""
         await self._file.call(history.record, event)
 
     async def settle(self) -> None:
-        """Nothing: a write and its event are one transaction."""
+        """Return at once: a write and its event are one transaction."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
@@ -156,7 +165,7 @@ class SqliteStore(PageSetStore):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """All of it in one transaction."""
+        """Rewrite a chain in one transaction."""
         records = [record async for batch in batches for record in batch]
         rewrite = partial(history.rewrite, exact=exact, chain=chain)
         await self._file.call(rewrite, records, folds, after, seen)
@@ -164,9 +173,9 @@ class SqliteStore(PageSetStore):
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
         return await self._file.call(history.trim, until, bytes_max, event, chain)
 
-    async def outcomes(self) -> Sequence[Outcome]:
+    async def outcomes(self) -> Sequence[OutcomeCount]:
         rows = await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")
-        return [Outcome(*row) for row in rows]
+        return [OutcomeCount(*row) for row in rows]
 
     async def newer(self) -> str | None:
         return await self._file.call(lambda db: newer_form(str(self.path), form_of(db)))

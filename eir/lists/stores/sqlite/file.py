@@ -1,4 +1,4 @@
-"""The file: its schema, a connection to it in a thread of its own, its faults by cause. Does not know what a list is.
+"""SQLite file: its schema, a connection in a thread of its own, and its errors by cause. Independent of lists.
 
 Imports eir.errors, eir.lists.pages.pages and the form of eir.lists.stores.records.
 """
@@ -22,15 +22,15 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 BUSY_TIMEOUT_S = 10.0
-"""Seconds that a write waits for another process's transaction; those of a load take some ten milliseconds each."""
+"""Seconds for which a write waits for another process's transaction; a load's transactions take tens of milliseconds each."""
 BUSY_RETRY_S = 0.01
 WAL_BYTES_MAX = 16 << 20
-"""Bytes that the write-ahead log is cut to when it starts over."""
+"""Size in bytes to which the write-ahead log is truncated when it restarts."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 
-APPLICATION_ID = 0x45495230  # "EIR0", so that `file` and a wrong path tell
+APPLICATION_ID = 0x45495230  # "EIR0": identifies the file for `file`, and a wrong path
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
-"""The row id of a page is its set's id and its number."""
+"""Mask for the page number in a row id; the bits above it are the id of the set."""
 
 SCHEMA = f"""
 CREATE TABLE lists (
@@ -80,20 +80,20 @@ CAUSES = {
     "BUSY": "busy", "LOCKED": "busy", "FULL": "full", "CORRUPT": "corrupt", "NOTADB": "corrupt", "IOERR": "io",
     "READONLY": "readonly", "PERM": "readonly", "CANTOPEN": "cannot_open", "TOOBIG": "corrupt",
 }  # fmt: skip
-"""Our causes, by the name of SQLite's error."""
+"""Causes by the name of SQLite's error."""
 REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
-"""Causes after which the connection is useless."""
+"""Causes after which the connection is unusable."""
 NO_ROOM = frozenset({"full", "io", "cannot_open"})
-"""Causes after which a file may not open on a full disk: even a reader creates a file of shared memory beside it."""
+"""Causes for which a full disk may be the reason: even a reader creates a file of shared memory beside the database."""
 STILL_S = 1.0
-"""Seconds for which a file that was opened without shared memory is read as it is; then it is opened again."""
+"""Seconds for which a file that was opened without shared memory is read; then it is opened again."""
 
 
-class File:
-    """An SQLite file of ours, which is made if it is not there.
+class SqliteFile:
+    """SQLite file, which is created if it does not exist.
 
-    It is opened by the first operation and again after a fault, or when another file has taken its place. An operation is a
-    function of the connection; all run in one thread, in the order in which they came.
+    The first operation opens it, and it is opened again after an error or if another file has replaced it. An operation
+    is a function of the connection; all run in one thread, in the order of their calls.
     """
 
     def __init__(
@@ -107,31 +107,39 @@ class File:
     ) -> None:
         self.path, self._still_s = path, still_s
         self._open = partial(
-            _opened,
+            _connect,
             path,
             partial(_prepare, path=path, upgrades=upgrades, report=report),
             busy_s=busy_s,
         )
         self._db: sqlite3.Connection | None = None
         self._still: tuple[float, str] | None = None
-        """For a file that could be opened for reading only: until when (time.monotonic), and why."""
+        """For a file that could only be opened for reading: end of this state (time.monotonic) and the reason."""
         self._inode: tuple[int, int] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
     def submit(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> "Future[T]":
-        """Have an operation done, whether its result is awaited or not."""
+        """Run an operation, even if its result is not awaited."""
         return self._thread.submit(lambda: self._run(operation, *args))
 
     async def call(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
-        """Have an operation done and give its result. Raises StoreError."""
+        """Run an operation and return its result.
+
+        Raises:
+            StoreError: if it fails.
+        """
         return await asyncio.wrap_future(self.submit(operation, *args))
 
     async def rows(self, statement: str, **values: object) -> list[tuple[Any, ...]]:
-        """All rows that a statement finds. Raises StoreError."""
+        """Return all rows of a statement.
+
+        Raises:
+            StoreError: if it fails.
+        """
         return await self.call(find, statement, values)
 
     async def close(self) -> None:
-        """Close the file once what was begun is done."""
+        """Close the file after all submitted operations."""
         await asyncio.wrap_future(self._thread.submit(self._disconnect))
         self._thread.shutdown(wait=False)
 
@@ -163,14 +171,14 @@ class File:
     def _connection(self) -> sqlite3.Connection:
         if self._db is not None:
             with suppress(FileNotFoundError):
-                found = self.path.stat()
-                if (found.st_dev, found.st_ino) == self._inode and (
+                status = self.path.stat()
+                if (status.st_dev, status.st_ino) == self._inode and (
                     self._still is None or time.monotonic() < self._still[0]
                 ):
                     return self._db
             self._disconnect()
         self.path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        # SQLite gives its side files the mode of the file, and would give that the umask's.
+        # SQLite creates its side files with the mode of the file, and the file itself with the umask.
         with suppress(FileExistsError):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             os.fchmod(descriptor, FILE_MODE)
@@ -182,8 +190,8 @@ class File:
                 raise
             db = self._open(still=error)
             self._still = time.monotonic() + self._still_s, str(error)
-        found = self.path.stat()
-        self._db, self._inode = db, (found.st_dev, found.st_ino)
+        status = self.path.stat()
+        self._db, self._inode = db, (status.st_dev, status.st_ino)
         return db
 
     def _disconnect(self) -> None:
@@ -193,24 +201,25 @@ class File:
 
 
 def _cause(error: sqlite3.Error) -> str:
-    """The cause of an error, by the second word of a name like SQLITE_IOERR_WRITE.
+    """Return the cause of an error, by the second word of a name like SQLITE_IOERR_WRITE.
 
     Errors of the module sqlite3 itself have no name.
     """
     return CAUSES.get(getattr(error, "sqlite_errorname", "_").split("_")[1], "error")
 
 
-def _opened(
+def _connect(
     path: Path, prepare: Callable[[sqlite3.Connection, int], None], *, busy_s: float, still: sqlite3.Error | None = None
 ) -> sqlite3.Connection:
-    """A connection to the file, which waits `busy_s` for a lock; `still`: why it cannot be opened as always, which is raised if it is empty.
+    """Open a connection that waits `busy_s` for a lock. `still`: why the file cannot be opened normally.
 
-    Then it is read as it is on the disk, without lock, shared memory and what the write-ahead log may have on top: a node
-    that starts on a full disk has its lists from it. Nobody writes meanwhile, since a process that has it open for writing
-    made the shared memory, with which it opens as always. What a killed process left half done shows in the digests.
+    With `still` the file is read as it is on the disk, without lock, shared memory and the content of the write-ahead
+    log, so a node that starts on a full disk has its lists. No process writes meanwhile: a writer would have created
+    the shared memory, with which the file opens normally. Digests reveal an incomplete write of a killed process. If
+    the file is empty, `still` is raised.
     """
     uri = f"{path.absolute().as_uri()}?{'mode=rwc' if still is None else 'mode=ro&immutable=1'}"
-    # One thread at a time uses it: the store's own, or the one that closes it.
+    # Only one thread at a time uses it: the store's thread, or the one that closes it.
     db = sqlite3.connect(uri, uri=True, timeout=busy_s, isolation_level=None, check_same_thread=False)
     try:
         version = _version(db, path)
@@ -225,7 +234,11 @@ def _opened(
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    """The file's form, 0 for one that is empty. Raises StoreError for a file that is not ours."""
+    """Return the file's form, 0 for an empty file.
+
+    Raises:
+        StoreError: for a file of another program.
+    """
     version = form_of(db)
     application = _pragma(db, "application_id")
     if application not in {0, APPLICATION_ID} or (version and not application):
@@ -251,7 +264,7 @@ def _prepare(
         db.execute("PRAGMA query_only = 1")
         return
     _use_wal(db)
-    # A release that was reported as accepted survives a power cut, and with it the serial below which none is taken.
+    # An accepted release must survive a power cut, and so must its serial, below which releases are rejected.
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
     if version < FORM:
@@ -266,7 +279,7 @@ def _prepare(
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch to WAL mode. Waits here, since SQLite says busy at once while several processes create the file."""
+    """Switch to WAL mode. Retries, because SQLite reports `busy` at once while several processes create the file."""
     end = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
@@ -280,7 +293,7 @@ def _use_wal(db: sqlite3.Connection) -> None:
 
 
 def form_of(db: sqlite3.Connection) -> int:
-    """The version of the file's form, as in eir.lists.stores.records."""
+    """Return the version of the file's form, as in eir.lists.stores.records."""
     return _pragma(db, "user_version")
 
 
@@ -290,7 +303,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Write all that is done in it, or nothing."""
+    """Commit all writes of the block, or none."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -304,7 +317,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Read in it what was there at one moment."""
+    """Read data of one moment in the block."""
     db.execute("BEGIN")
     try:
         yield
@@ -313,12 +326,12 @@ def snapshot(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
-    """All rows that a statement finds."""
+    """Return all rows of a statement."""
     return db.execute(statement, values).fetchall()
 
 
 def checkpoint(db: sqlite3.Connection) -> None:
-    """Empty the write-ahead log if no reader is in the way; a later write does it otherwise."""
+    """Empty the write-ahead log if no reader needs it; otherwise a later write does it."""
     ((before_ms,),) = db.execute("PRAGMA busy_timeout").fetchall()
     db.execute("PRAGMA busy_timeout = 0")
     try:

@@ -1,7 +1,7 @@
-"""The history in the file: its chains, refusals, and the ledgers. Functions of the connection.
+"""History in the SQLite file: its chains, refusals, and the ledgers. All functions need a connection.
 
-The tables `records` and `feed_records` are the chains, number → text, in which anyone can look with SQL; `refusals` has key → text
-(eir.lists.record.history), and `ledger` has a row for each chain: what the chain has to hold (JSON).
+The tables `records` and `feed_records` are the chains, number → text, which can be queried with SQL. `refusals` has key → text
+(eir.lists.record.history), and `ledger` has each chain's ledger (JSON).
 """
 
 import sqlite3
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from eir.errors import GenerationConflict
 from eir.lists.record.history import (
     FOLDS_MAX,
-    appended,
-    completed,
+    append_events,
+    complete_anchor,
     events_of,
-    exchanged,
+    excess_folds,
+    exchange_folds,
     fold_key,
-    folded,
+    fold_refusal,
     is_counted,
     is_refusal,
-    left_out,
-    overdue,
-    rewritten,
-    trimmed,
+    overdue_records,
+    rewritten_ledger,
+    trim_records,
     with_folds,
 )
 from eir.lists.record.store import ANCHOR, FEED, MAIN, Event, Fold, Ledger, Record
@@ -29,9 +29,9 @@ from eir.lists.stores.records import decode_ledger, encode
 from eir.lists.stores.sqlite.file import snapshot, transaction
 
 BATCH = 1_000
-"""Records that are read, or forgotten, at a time."""
+"""Records that are read or deleted together."""
 TABLES = {MAIN: ("records", 1), FEED: ("feed_records", 2)}
-"""The table of each chain, and the row of its ledger."""
+"""Table of each chain, and the row of its ledger."""
 READ = """
 SELECT number, text FROM {} WHERE (:name IS NULL OR list = :name) AND (:since IS NULL OR json_extract(text, '$.time') >= :since)
 ORDER BY number DESC LIMIT :limit
@@ -43,38 +43,38 @@ DO UPDATE SET count = count + 1, last = max(last, excluded.last)
 
 
 def ledger(db: sqlite3.Connection, chain: str = MAIN) -> Ledger:
-    """The ledger of a chain."""
-    found = db.execute("SELECT text FROM ledger WHERE id = ?", (TABLES[chain][1],)).fetchone()
-    return Ledger() if found is None else decode_ledger(found[0])
+    """Return the ledger of a chain."""
+    row = db.execute("SELECT text FROM ledger WHERE id = ?", (TABLES[chain][1],)).fetchone()
+    return Ledger() if row is None else decode_ledger(row[0])
 
 
 def append(db: sqlite3.Connection, event: Event | None) -> None:
-    """Append an event, in the transaction that goes on."""
+    """Append an event in the current transaction; `counted`: the outcomes already include it."""
     if event is not None and event.what == ANCHOR:
-        event, feed = completed(event, ledger(db, FEED))
-        _keep(db, feed, FEED)
+        event, feed = complete_anchor(event, ledger(db, FEED))
+        _save_ledger(db, feed, FEED)
     if event is None:
         return
     now = ledger(db, event.chain)
     if is_refusal(event):
-        found = db.execute("SELECT text FROM refusals WHERE key = ?", (fold_key(event),)).fetchone()
-        fold, now = folded(now, event, None if found is None else found[0])
-        now = with_folds(now, _put_folds(db, [fold]), -1)
+        row = db.execute("SELECT text FROM refusals WHERE key = ?", (fold_key(event),)).fetchone()
+        fold, now = fold_refusal(now, event, None if row is None else row[0])
+        now = with_folds(now, _insert_folds(db, [fold]), -1)
     else:
-        records, now = appended(now, [event], _place(db, event.chain))
-        _put_records(db, records, event.chain)
-    _keep(db, now, event.chain)
+        records, now = append_events(now, [event], _place(db, event.chain))
+        _insert_records(db, records, event.chain)
+    _save_ledger(db, now, event.chain)
     if is_counted(event):
         db.execute(COUNT_OUTCOME, {"list": event.list, "outcome": event.outcome, "time": event.time})
 
 
 def _place(db: sqlite3.Connection, chain: str) -> int | None:
-    """Number of the newest record of MAIN, which a record of FEED holds."""
+    """Return the number of the newest record of MAIN for a record of FEED, else None."""
     return ledger(db).number if chain == FEED else None
 
 
 def record(db: sqlite3.Connection, event: Event) -> None:
-    """Append an event."""
+    """Append an event in a transaction."""
     with transaction(db):
         append(db, event)
 
@@ -82,20 +82,20 @@ def record(db: sqlite3.Connection, event: Event) -> None:
 def history(
     db: sqlite3.Connection, name: str | None, since: str | None, limit: int | None, chain: str | None
 ) -> list[Event]:
-    """The events asked for, as of one moment."""
+    """Return events, all of one moment."""
     values = {"name": name, "since": since, "limit": -1 if limit is None else limit}
     with snapshot(db):
-        found = {
+        records_of = {
             each: [Record(*row) for row in db.execute(READ.format(table), values)]
             for each, (table, _) in TABLES.items()
             if chain in {None, each}
         }
         refused = () if chain == FEED else folds(db)
-        return events_of(found.get(MAIN, ()), refused, name, since, limit, fed=found.get(FEED, ()))
+        return events_of(records_of.get(MAIN, ()), refused, name, since, limit, fed=records_of.get(FEED, ()))
 
 
 def some_records(db: sqlite3.Connection, after: int, chain: str) -> list[Record]:
-    """The next ones of a chain after a number."""
+    """Return the next records of a chain after a number."""
     return [
         Record(*row)
         for row in db.execute(
@@ -106,7 +106,7 @@ def some_records(db: sqlite3.Connection, after: int, chain: str) -> list[Record]
 
 
 def folds(db: sqlite3.Connection) -> list[Fold]:
-    """All refusals."""
+    """Return all folds of refusals."""
     return [Fold(*row) for row in db.execute("SELECT key, text FROM refusals")]
 
 
@@ -120,7 +120,7 @@ def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain after a number; add refusals to those that are there, or replace them."""
+    """Replace the records of a chain after a number; add refusals to the stored ones, or replace them."""
     table, row = TABLES[chain]
     with transaction(db):
         if seen is None:
@@ -133,53 +133,53 @@ def rewrite(
             raise GenerationConflict("the history was written meanwhile")
         appends = after == now.number > 0
         db.execute(f"DELETE FROM {table} WHERE number > ?", (after,))  # noqa: S608  # as above
-        _put_records(db, records, chain)
+        _insert_records(db, records, chain)
         last = db.execute(f"SELECT number, text FROM {table} ORDER BY number DESC LIMIT 1").fetchone()  # noqa: S608  # as above
-        if appends:  # a copy grows by a few records, and a sum would read all that it has
+        if appends:  # usually a few records: a sum over the table would read all of it
             size = now.bytes + sum(len(record.text) for record in records)
         else:
             (size,) = db.execute(f"SELECT coalesce(sum(length(text)), 0) FROM {table}").fetchone()  # noqa: S608  # as above
-        now = rewritten(
+        now = rewritten_ledger(
             now, records[0] if records and not after else None, None if last is None else Record(*last), size
         )
         if chain == MAIN:
-            gone, new = exchanged(folds(db), given, exact=exact)
+            gone, new = exchange_folds(folds(db), given, exact=exact)
             db.executemany("DELETE FROM refusals WHERE key = ?", ((fold.key,) for fold in gone))
             now = with_folds(with_folds(now, gone, -1), new)
-            now = with_folds(now, _put_folds(db, new), -1)
-        _keep(db, now, chain)
+            now = with_folds(now, _insert_folds(db, new), -1)
+        _save_ledger(db, now, chain)
 
 
 def trim(db: sqlite3.Connection, until: str, bytes_max: int | None, event: Event | None, chain: str) -> int:
-    """Forget what is overdue, in portions; returns how many records that were."""
+    """Delete overdue records in portions; return their number."""
     table, _ = TABLES[chain]
     count, portion = 0, BATCH
     while portion == BATCH:
         with transaction(db):
             now = ledger(db, chain)
-            gone = overdue(some_records(db, 0, chain), now, until, bytes_max)
+            gone = overdue_records(some_records(db, 0, chain), now, until, bytes_max)
             portion = len(gone)
             if gone:
-                told, now = trimmed(now, gone, event, _place(db, chain))
+                trim_record, now = trim_records(now, gone, event, _place(db, chain))
                 db.execute(f"DELETE FROM {table} WHERE number <= ?", (gone[-1].number,))  # noqa: S608  # as above
-                _put_records(db, told, chain)
-                _keep(db, now, chain)
+                _insert_records(db, trim_record, chain)
+                _save_ledger(db, now, chain)
         count += portion
     return count
 
 
-def _put_records(db: sqlite3.Connection, records: Sequence[Record], chain: str) -> None:
+def _insert_records(db: sqlite3.Connection, records: Sequence[Record], chain: str) -> None:
     db.executemany(f"INSERT INTO {TABLES[chain][0]} (number, text) VALUES (?, ?)", records)  # noqa: S608  # names of our own
 
 
-def _put_folds(db: sqlite3.Connection, new: Sequence[Fold]) -> Sequence[Fold]:
-    """Write folds, and take out those that are too many, which it returns."""
+def _insert_folds(db: sqlite3.Connection, new: Sequence[Fold]) -> Sequence[Fold]:
+    """Write folds, delete those in excess, and return the deleted ones."""
     db.executemany("INSERT OR REPLACE INTO refusals VALUES (?, ?)", new)
     (count,) = db.execute("SELECT count(*) FROM refusals").fetchone()
-    gone = left_out(folds(db)) if count > FOLDS_MAX else ()
+    gone = excess_folds(folds(db)) if count > FOLDS_MAX else ()
     db.executemany("DELETE FROM refusals WHERE key = ?", ((fold.key,) for fold in gone))
     return gone
 
 
-def _keep(db: sqlite3.Connection, now: Ledger, chain: str) -> None:
+def _save_ledger(db: sqlite3.Connection, now: Ledger, chain: str) -> None:
     db.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (TABLES[chain][1], encode(now)))

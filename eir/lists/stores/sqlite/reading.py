@@ -1,4 +1,4 @@
-"""Pages of a list as readers see them. Each function reads as of one moment."""
+"""Reader of pages in the file. Each function returns data of one moment."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from eir.lists.stores.records import VALUE_BYTES_MAX
 from eir.lists.stores.sqlite.file import NUMBER_MASK, snapshot
 
 READ_BYTES, ROW_BYTES = 1 << 18, 100
-"""Number of bytes after which a batch of a whole list ends, and bytes of memory that a page takes besides its content."""
+"""Bytes after which a batch of a whole list ends, and bytes of memory of a page besides its content."""
 BOUND = {"bits": NUMBER_BITS, "mask": NUMBER_MASK, "most": VALUE_BYTES_MAX}
-# A value that is longer than any value of ours is left on the disk. The digest shows that it is missing.
+# Values that are longer than any page are read as empty, so the digest shows them.
 PAGE = "id & :mask, iif(length(keys) > :most, x'', keys), iif(length(extra) > :most, x'', extra)"
 READ_STATE = "SELECT generation, iif(length(state) > :most, '', state), page_set FROM lists WHERE name = :name"
 READ_BATCH = f"""
@@ -24,7 +24,7 @@ SELECT {PAGE} FROM pages WHERE id IN (SELECT :page_set << :bits | value FROM jso
 
 
 class Batch(NamedTuple):
-    """Pages of a list as of one moment."""
+    """Pages of a list, all of one moment."""
 
     generation: int
     state: str
@@ -35,17 +35,17 @@ class Batch(NamedTuple):
 
 
 def read_batch(db: sqlite3.Connection, name: str, first: int) -> Batch | None:
-    """Return pages of the list from number `first` on, about READ_BYTES of them; None if there is no such list."""
+    """Return pages from number `first` on, about READ_BYTES of them; None if the list does not exist."""
     return _read(db, name, READ_BATCH, {"first": first}, READ_BYTES)
 
 
 def read_some(db: sqlite3.Connection, name: str, numbers: Sequence[int]) -> Batch | None:
-    """Return the pages of these numbers that the list has; None if there is no such list."""
+    """Return the numbered pages of the list that exist; None if the list does not exist."""
     return _read(db, name, READ_SOME, {"numbers": str([*numbers])})
 
 
 def read_set(db: sqlite3.Connection, page_set: int, numbers: Sequence[int]) -> list[Page]:
-    """Return the pages of these numbers that the set has."""
+    """Return the numbered pages of the set that exist."""
     values = {"page_set": page_set, "numbers": str([*numbers])}
     return [Page(*row) for row in db.execute(READ_SOME, {**values, **BOUND})]
 

@@ -1,4 +1,4 @@
-"""Lists in the file as writers see them: sets of pages that are filled, put in force, and collected when nobody needs them."""
+"""Writer of lists in the file: it fills sets of pages, puts them in force, and deletes unused sets."""
 
 import json
 import os
@@ -21,29 +21,29 @@ from eir.lists.stores.write import (
     Kept,
     Stored,
     Undo,
-    Wanted,
     Write,
+    WriteRequest,
     check_generation,
     check_room,
     decide,
     decide_undo,
-    steps_back,
+    rollback_steps,
 )
 
 PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
-"""Most pages and bytes that one transaction of a load writes: it holds the write lock for about 70 ms."""
+"""Maximum number of pages and bytes of one transaction of a load, which holds the write lock for about 70 ms."""
 SET_IDLE_S = 600
-"""A set that is being filled and was not touched for this long (s) belongs to a load that died."""
+"""Seconds without a write after which a set that was being filled belongs to a load that died."""
 RESERVE_BYTES = 2 * WAL_BYTES_MAX
-"""Bytes that a load leaves free on the disk: for the write-ahead log, and as much again for later writes there."""
+"""Bytes that a load leaves free on the disk: for the write-ahead log, and the same again for later writes."""
 AMENDED_TIMES = 2
-"""An amendment writes pages as they were and as they are, to the log and to the file."""
+"""Factor for the bytes of an amendment, which writes the old and the new pages, to the log and to the file."""
 DB_PAGE_BYTES, LEAF_BYTES, ROW_BYTES = 4096, 4084, 16
-"""SQLite's page, the bytes in it for rows, and those of a row besides its content."""
+"""Bytes of SQLite's page, its bytes for rows, and the bytes of a row besides its content."""
 CHANGES_MAX = 1_000
-"""Steps that are kept for each list."""
+"""Maximum number of stored changes of each list."""
 
-# A value longer than any record of ours is not one of ours.
+# Values that are longer than any record are read as empty.
 READ_RECORD = """
 SELECT generation, iif(length(state) > :most, '', state), page_set, iif(length(made) > :most, NULL, made) FROM lists WHERE name = :name
 """
@@ -51,7 +51,7 @@ READ_KEPT = """
 SELECT generation, iif(length(state) > :most, '', state), page_set, whole, iif(length(made) > :most, NULL, made) FROM kept WHERE list = :name
 ORDER BY generation DESC
 """
-# A page as it is under the id that it is kept under; one that is not there as one without keys.
+# Copies a page to the id under which it is kept; a page that does not exist becomes one without keys.
 KEEP = """
 INSERT OR REPLACE INTO pages SELECT ?, coalesce(keys, x''), coalesce(extra, x'') FROM (SELECT 1) LEFT JOIN pages ON id = ?
 """
@@ -66,31 +66,43 @@ WHERE keep_until < ? AND NOT EXISTS (SELECT 1 FROM lists WHERE page_set = sets.i
 DELETE_SOME = "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETWEEN ? AND ? LIMIT ?)"
 
 
-def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
-    """The record of a list. Raises StoreError (corrupt)."""
+def read_stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
+    """Return the record of a list.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
     values = {"name": name, "most": VALUE_BYTES_MAX}
-    found = db.execute(READ_RECORD, values).fetchone()
-    if found is None:
+    record = db.execute(READ_RECORD, values).fetchone()
+    if record is None:
         return None
     kept = tuple(
         Kept(_state(name, *row), row[2], bool(whole), _event(by)) for *row, whole, by in db.execute(READ_KEPT, values)
     )
-    *row, made = found
+    *row, made = record
     return Stored(_state(name, *row), row[2], kept, _event(made))
 
 
 def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
-    """The state in force. Raises StoreError (corrupt)."""
-    found = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
-    return None if found is None else _state(name, *found[:3])
+    """Return the state in force.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
+    row = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
+    return None if row is None else _state(name, *row[:3])
 
 
 def _state(name: str, generation: object, text: str, page_set: object) -> ListState:
-    """The state in a row. Raises StoreError (corrupt) for a row that another program wrote: SQLite takes a text for a number."""
+    """Return the state of a row. SQLite accepts text as a number, so the types are checked.
+
+    Raises:
+        StoreError: `corrupt`, for a row of another program.
+    """
     state = decode_state(text)
     if type(generation) is not int or generation != state.generation or type(page_set) is not int:
-        found = f"generation {generation!r:.50} and page_set {page_set!r:.50} beside a state of generation {state.generation}"
-        raise StoreError("corrupt", f"list {name} has a row that is not as EIR writes it: {found}")
+        row_text = f"generation {generation!r:.50} and page_set {page_set!r:.50} beside a state of generation {state.generation}"
+        raise StoreError("corrupt", f"list {name} has a row that is not as EIR writes it: {row_text}")
     return state
 
 
@@ -102,7 +114,7 @@ def _event(text: str | None) -> Event | None:
 
 
 def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: bool) -> None:
-    """Raise StoreError (full) if the disk has no room for these pages. Useless sets are cleared away before."""
+    """Delete unused sets, and raise StoreError (full) if the disk still has no room for these pages."""
     sizes = [len(keys) + len(extra) for _, keys, extra in pages]
     if amends:
         numbers = json.dumps([page.number for page in pages])
@@ -110,18 +122,18 @@ def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: 
     needs = file_bytes(sizes) * (AMENDED_TIMES if amends else 1)
     if needs > SMALL_BYTES:
         _collect(db)
-        check_room("full", *_told(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES)
+        check_room("full", *_room_advice(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES)
 
 
 def file_bytes(sizes: Sequence[int]) -> int:
-    """Bytes that rows with contents of these sizes take in the file, roughly (sqlite.org/fileformat2.html 1.6)."""
+    """Estimate the bytes of rows with these content sizes in the file (sqlite.org/fileformat2.html 1.6)."""
     rows = np.array(sizes, np.int64) + ROW_BYTES
     in_leaf = DB_PAGE_BYTES / (LEAF_BYTES // rows.clip(1, LEAF_BYTES))
     return int(np.where(rows <= LEAF_BYTES, in_leaf, (rows // LEAF_BYTES + 1) * DB_PAGE_BYTES).sum())
 
 
-def _told(db: sqlite3.Connection) -> tuple[str, str]:
-    """The file, and advice for when it has no room."""
+def _room_advice(db: sqlite3.Connection) -> tuple[str, str]:
+    """Return the path of the file, and advice for a full disk."""
     return _path(db), f"make room on the disk of {Path(_path(db)).parent}, and do it again"
 
 
@@ -130,36 +142,38 @@ def _path(db: sqlite3.Connection) -> str:
 
 
 def _free(db: sqlite3.Connection) -> int:
-    """Bytes that the file has free in it, and those that the disk has for it."""
+    """Return the unused bytes in the file plus the free bytes of the disk."""
     disk = os.statvfs(Path(_path(db)).parent)
     (unused,) = db.execute("PRAGMA freelist_count").fetchone()
     return int(unused * DB_PAGE_BYTES + disk.f_bavail * disk.f_frsize)
 
 
-# Sets that are being filled, and those of no more use
+# Staged sets and unused sets
 
 
 def begin_set(db: sqlite3.Connection, name: str, seen: int) -> int:
-    """A new set for a list that is at the generation seen."""
+    """Create a set for a list at generation `seen`."""
     _collect(db)
     with transaction(db):
-        check_generation(name, stored(db, name), seen)
+        check_generation(name, read_stored(db, name), seen)
         return _new_set(db)
 
 
 def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Add pages to a set that is being filled.
+    """Add pages to a staged set.
 
-    Raises StoreError: `staging_lost` if it has been collected, `full` if the reserve would be touched: something else took the room.
+    Raises:
+        StoreError: `staging_lost`, if the set was deleted; `full`, if another writer used the room and the reserve
+            would shrink.
     """
     needs = file_bytes([len(keys) + len(extra) for _, keys, extra in pages])
-    check_room("full", *_told(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES - WAL_BYTES_MAX)
+    check_room("full", *_room_advice(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES - WAL_BYTES_MAX)
     with transaction(db):
-        _hold(db, page_set)
+        _renew_set(db, page_set)
         _insert(db, page_set, pages)
 
 
-def _hold(db: sqlite3.Connection, page_set: int) -> None:
+def _renew_set(db: sqlite3.Connection, page_set: int) -> None:
     values = (time.time() + SET_IDLE_S, page_set)
     if not db.execute("UPDATE sets SET keep_until = ? WHERE id = ? AND NOT doomed", values).rowcount:
         raise StoreError(
@@ -167,15 +181,15 @@ def _hold(db: sqlite3.Connection, page_set: int) -> None:
         )
 
 
-def give_up(db: sqlite3.Connection, page_set: int) -> None:
-    """Leave a set to be collected, unless a list points to it."""
+def release_set(db: sqlite3.Connection, page_set: int) -> None:
+    """Mark a set for deletion unless a list uses it."""
     db.execute("UPDATE sets SET keep_until = 0 WHERE id = ?", (page_set,))
 
 
-def clear(db: sqlite3.Connection, page_set: int) -> None:
-    """Clear away a set that was given up while it was filled, so that its room is there for others at once."""
-    checkpoint(db)  # on a full disk: what is in the log needs no more room then, and may be written over
-    give_up(db, page_set)
+def discard_set(db: sqlite3.Connection, page_set: int) -> None:
+    """Delete a set whose load failed, so that its room is free at once."""
+    checkpoint(db)  # on a full disk: frees the room of the log, which can then be overwritten
+    release_set(db, page_set)
     _collect(db)
     checkpoint(db)
 
@@ -185,12 +199,12 @@ def _new_set(db: sqlite3.Connection) -> int:
 
 
 def _ids(page_set: int) -> tuple[int, int]:
-    """The first and the last row id that a page of the set may have."""
+    """Return the first and the last possible row id of a set's pages."""
     return page_set << NUMBER_BITS, page_set << NUMBER_BITS | NUMBER_MASK
 
 
 def _collect(db: sqlite3.Connection) -> None:
-    """Delete the pages of sets that no list points to, a portion a transaction."""
+    """Delete the pages of unused sets, a portion in each transaction."""
     with transaction(db):
         db.execute(DOOM, (time.time(),))
     for (page_set,) in db.execute("SELECT id FROM sets WHERE doomed").fetchall():
@@ -203,32 +217,31 @@ def _collect(db: sqlite3.Connection) -> None:
 
 
 def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Write pages, but those without keys."""
+    """Insert pages, some hundreds in each statement: like reading, it releases the interpreter's lock once for all of them."""
     base = page_set << NUMBER_BITS
     rows = [(base | number, keys, extra) for number, keys, extra in pages if keys or extra]
     db.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?, ?)", rows)
 
 
-# The one transaction by which a list changes
+# The transaction that changes a list
 
 
-def commit(db: sqlite3.Connection, name: str, seen: int, wanted: Wanted | Undo, staged: int | None) -> ListState:
-    """Put in force what is wanted, and into the history; `staged`: the set with the whole list, if it is that."""
+def commit(db: sqlite3.Connection, name: str, seen: int, request: WriteRequest | Undo, staged: int | None) -> ListState:
+    """Put a request in force and append its event; `staged`: the set with the whole list, if there is one."""
     with transaction(db):
-        before = stored(db, name)
+        before = read_stored(db, name)
         check_generation(name, before, seen)
-        if isinstance(wanted, Undo):
-            steps = steps_back(name, before, wanted.to)
+        if isinstance(request, Undo):
+            steps = rollback_steps(name, before, request.to)
             pages = [[] if step.whole else _pages(db, step.page_set) for step in steps]
-            write = decide_undo(
-                cast("Stored[int]", before), steps, pages, wanted.event
-            )  # steps_back has raised if there is no such step
+            # rollback_steps raises if there is no record.
+            write = decide_undo(cast("Stored[int]", before), steps, pages, request.event)
         elif staged is not None:
-            _hold(db, staged)
-            write = decide(before, wanted, staged)
+            _renew_set(db, staged)
+            write = decide(before, request, staged)
         else:
-            write = decide(before, wanted, _new_set(db) if wanted.keep else 0)  # 0: it needs none
-        _carry_out(db, name, write)
+            write = decide(before, request, _new_set(db) if request.keep else 0)  # 0: no set is needed
+        _apply(db, name, write)
         append(db, write.event)
     return write.after.state
 
@@ -238,15 +251,15 @@ def _pages(db: sqlite3.Connection, page_set: int) -> list[Page]:
     return [Page(*row) for row in rows]
 
 
-def _carry_out(db: sqlite3.Connection, name: str, write: Write[int]) -> None:
+def _apply(db: sqlite3.Connection, name: str, write: Write[int]) -> None:
     after, change = write.after, write.change
     base = after.page_set << NUMBER_BITS
     if write.aside is not None:
         db.executemany(KEEP, ((write.aside << NUMBER_BITS | page.number, base | page.number) for page in write.put))
     _insert(db, after.page_set, write.put)
-    db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in write.put if page.gone))
+    db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in write.put if page.is_empty))
     for each in write.dropped:
-        give_up(db, each)
+        release_set(db, each)
     row = (name, after.state.generation, encode(after.state), after.page_set, _text(after.made))
     db.execute("INSERT OR REPLACE INTO lists (name, generation, state, page_set, made) VALUES (?, ?, ?, ?, ?)", row)
     db.execute("DELETE FROM kept WHERE list = ?", (name,))
