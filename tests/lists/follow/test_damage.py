@@ -112,7 +112,7 @@ DAMAGE = {
 @pytest.fixture(autouse=True)
 def bounds(monkeypatch):
     monkeypatch.setattr(link, "VALUE_BYTES_MAX", 1 << 20)
-    monkeypatch.setitem(sqlite.BOUND, "most", 1 << 20)
+    monkeypatch.setitem(sqlite.reading.BOUND, "most", 1 << 20)
     monkeypatch.setattr(sqlite.writing, "VALUE_BYTES_MAX", 1 << 20)
 
 
