@@ -46,6 +46,11 @@ _DIRBS_ROLES = {
     **dict.fromkeys(("blocked", "new", "changed", "added"), ADDED),
     **dict.fromkeys(("unblocked", "resolved", "blacklisted", "no_longer_seen", "removed"), REMOVED),
 }
+_ODD_IN_ALL = {
+    "wrong_dates": "have an invalid date", "ended": "have an end that is over", "zeros": "have an IMEI of zeros",
+    "future_dates": "have a date more than a year ahead", "long_rows": "have more fields than the header",
+}  # fmt: skip
+"""Kind of an odd row (reader.ODD) → end of the line that counts such rows."""
 _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 
@@ -62,15 +67,16 @@ class Published:
     """Repeated entries, and those that conflict, as Rows.repeats counts them."""
     bad_rows: int
     skipped: int
-    wrong_dates: int
     wrong_check_digits: int
-    """Counts as in Tally."""
+    """As in Tally."""
+    odd: Mapping[str, int]
+    """Rows that an EIR accepts and that are probably not meant, by kind of `reader.ODD`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
-        counts = {key: value for key, value in asdict(self).items() if key not in {"manifest", "entries"}}
+        """The report as a JSON object."""
+        counts = {key: value for key, value in asdict(self).items() if key not in {"manifest", "entries", "odd"}}
         entries = {"entries": sum(self.entries.values()), **self.entries}
-        return {"manifest": str(self.manifest), "signature": f"{self.manifest}.sig", **entries, **counts}
+        return {"manifest": str(self.manifest), "signature": f"{self.manifest}.sig", **entries, **counts, **self.odd}
 
     def as_text(self) -> str:
         """Format the counts in one line."""
@@ -87,7 +93,7 @@ def publish(
     files: Sequence[Path], *, list_name: str, serial: int, base: int | None = None, issued: datetime, expires: datetime,
     key: Path, more_keys: Sequence[Path] = (), layout: str | None = None, declared: Mapping[str, Layout] | None = None,
     out: Path | None = None, replace: bool = True, bad_rows_max: int = 0, progress: Progress | None = None,
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Published:  # fmt: skip
     """Write a signed release of data files (or DIRBS zips).
 
@@ -110,12 +116,14 @@ def publish(
         replace: if False, an existing release of this serial with other data stays, and this one is rejected.
         bad_rows_max: maximum number of bad rows; up to this number they are warnings.
         progress: receives the stages `extract` and `measure`, in bytes.
+        strict: a warning rejects the release.
+        each_bad: receives each bad row: file, line, fault and the row.
         warn: receives warnings, such as data that an EIR accepts but that is probably a mistake.
 
     Raises:
         ReleaseRefused: with the reason word of a load. Then neither a signature nor new data files remain in `out`.
     """
-    from eir.lists.rows.reader import Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
+    from eir.lists.rows.reader import ODD, Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
     report = progress or (lambda *_: None)
     kind = FULL if base is None else DELTA
@@ -135,15 +143,15 @@ def publish(
             range_tacs_max=ROWS_MAX,
             check_digits=True,
             dates=True,
+            now_s=int(issued.timestamp()),
             complaints_max=BAD_ROWS_NAMED_MAX,
+            each_bad=each_bad,
         )
         warnings: list[str] = []
         entries, rows = _describe_files(
             folder, names, kind, layout, declared or {}, tally=tally, say=warnings.append, report=report
         )
-        if tally.bad > bad_rows_max:
-            more = f"{tally.bad} bad rows; {bad_rows_max} may be bad (--bad-rows-max)"
-            raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
+        _check_bad(tally, bad_rows_max)
         manifest = {
             "format": release.FORMAT, "list": list_name, "kind": kind, "serial": serial, **({} if base is None else {"base": base}),
             "issued": utc_text(issued), "expires": utc_text(expires), "files": [asdict(entry) for entry in entries],
@@ -152,14 +160,17 @@ def publish(
         if not replace and _has_other_data(path, manifest):
             advice = "give this one a higher serial, or --force"
             raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
-    repeats = [each.repeats() for each in rows.values()]
-    built = {role: build_pages(each) for role, each in rows.items()}
-    if kind == DELTA and (both := _in_both(built[ADDED].pages, built[REMOVED].pages)):
-        warnings.append(f"{both:,} identifiers are both added and removed: they are in the list then")
+        repeats = [each.repeats() for each in rows.values()]
+        built = {role: build_pages(each) for role, each in rows.items()}
+        if kind == DELTA and (both := _in_both(built[ADDED].pages, built[REMOVED].pages)):
+            warnings.append(f"{both:,} identifiers are both added and removed: they are in the list then")
+        warnings += _warnings(entries, tally)
+        _check_warnings(warnings, strict=strict)
     published = Published(
         manifest=path, rows=sum(entry.rows for entry in entries), entries={role: each.entries for role, each in built.items()},
         duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(contradictions for _, contradictions in repeats),
-        bad_rows=tally.bad, skipped=tally.skipped, wrong_dates=tally.wrong_dates, wrong_check_digits=tally.wrong_check_digits,
+        bad_rows=tally.bad, skipped=tally.skipped, wrong_check_digits=tally.wrong_check_digits,
+        odd={kind: tally.odd[kind].count if kind in tally.odd else 0 for kind in ODD},
     )  # fmt: skip
     signatures = [folder / name for name in release.signature_names(path.name)]
     for signature in signatures:  # those of an earlier try are over other bytes
@@ -169,9 +180,20 @@ def publish(
     signed = [sign(document, signing_key) for signing_key in (key, *more_keys)]
     for signature, content in zip(signatures, signed, strict=False):
         _write(signature, content)
-    for text in (*warnings, *_warnings(entries, tally)):
+    for text in warnings:
         warn(text)
     return published
+
+
+def _check_bad(tally: "Tally", bad_rows_max: int) -> None:
+    if tally.bad > bad_rows_max:
+        more = f"{tally.bad} bad rows; {bad_rows_max} may be bad (--bad-rows-max)"
+        raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
+
+
+def _check_warnings(warnings: Sequence[str], *, strict: bool) -> None:
+    if strict and warnings:
+        raise ReleaseRefused("warnings", "\n".join((f"{len(warnings)} warnings; --strict allows none", *warnings)))
 
 
 def _in_both(added: Sequence[Page], removed: Sequence[Page]) -> int:
@@ -188,9 +210,10 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
     yield from (f"a bad row, which an EIR leaves out: {complaint}" for complaint in tally.complaints)
     if tally.bad > len(tally.complaints):
         yield f"{tally.bad} bad rows in all"
-    yield from tally.odd
-    if tally.wrong_dates > len(tally.odd):
-        yield f"{tally.wrong_dates:,} rows have an invalid date"
+    for kind, rows in tally.odd.items():
+        yield from rows.named
+        if rows.count > len(rows.named):
+            yield f"{rows.count:,} rows {_ODD_IN_ALL[kind]}"
     if tally.wrong_check_digits:
         yield f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit"
 

@@ -178,6 +178,8 @@ class Plan:
     at: Mapping[str, int]
     """Positions, from 0, of the columns to read: first those of the subject in their order, then the others."""
     layout: Layout
+    width: int = 0
+    """Number of columns in the header; 0 without a header."""
 
     @property
     def may_be_open(self) -> bool:
@@ -235,9 +237,9 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
             f"{where}: a header with {expected} is expected for {kind}; it has {header_columns}{separator_hint(header)}",
         )
     if subject == BY_TYPE:
-        at[REASON] = at["device_type"]  # keeps the type's text for display
-    optional = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
-    return Plan(subject, {column: at[column] for column in (*subject, *optional) if column in at}, layout)
+        at[REASON] = at["device_type"]  # so that people are shown what they wrote
+    others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
+    return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout, len(names))
 
 
 def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
@@ -370,12 +372,17 @@ def _header_names(header: bytes, separator: str) -> list[str]:
         return []
 
 
-def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
-    """Return the plan's fields of one line: None for a missing field, and for all fields if the line is not valid CSV."""
+def csv_fields(line: bytes, separator: str) -> list[str]:
+    """Return the fields of one line; none if it is not a line of CSV."""
     try:
-        fields = next(csv.reader([line.decode("utf-8", "replace")], delimiter=plan.layout.separator, strict=True), [])
+        return next(csv.reader([line.decode("utf-8", "replace")], delimiter=separator, strict=True), [])
     except csv.Error:
-        fields = []
+        return []
+
+
+def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
+    """The plan's fields of one line, None for those that it does not have; all None if it is not a line of CSV."""
+    fields = csv_fields(line, plan.layout.separator)
     return {column: fields[position] if position < len(fields) else None for column, position in plan.at.items()}
 
 

@@ -8,7 +8,7 @@ polars parses on one thread, because a load shares the host with a server and ma
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
@@ -36,6 +36,7 @@ from eir.lists.rows.layout import (
     USUAL_DATES,
     WHEN,
     Plan,
+    csv_fields,
     fields_of,
     layout_named,
     plan_of,
@@ -58,6 +59,23 @@ _DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
 _MEID = "^[0-9A-Fa-f]{14}$"
 
 
+WRONG_DATES, ENDED, ZEROS, FUTURE_DATES, LONG_ROWS = "wrong_dates", "ended", "zeros", "future_dates", "long_rows"
+ODD = {
+    WRONG_DATES: "its date is not like {dates}", ENDED: "its end (until) is over", ZEROS: "its IMEI is all zeros",
+    FUTURE_DATES: "its date is more than a year ahead", LONG_ROWS: "it has more fields than the header",
+}  # fmt: skip
+"""Kind of an odd row → its fault."""
+
+
+@dataclass(slots=True)
+class OddRows:
+    """Rows of one kind of `ODD`."""
+
+    count: int = 0
+    named: list[str] = field(default_factory=list)
+    """The first of them, with file and line."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """Limits, counts and faults over all files of a release."""
@@ -67,18 +85,22 @@ class Tally:
     check_digits: bool = False
     """Verify check digits, which have no effect and take time."""
     dates: bool = False
-    """Parse the column `date`, which has an effect only in a list of device types."""
+    """Look at the column `date`, which decides nothing either but in a list of device types."""
+    now_s: int | None = None
+    """Unix seconds by which rows that are accepted and probably not meant are counted; None: they are not."""
     complaints_max: int = COMPLAINTS_MAX
+    each_bad: Callable[[str, int, str, bytes], None] | None = None
+    """Called for each bad row: file, line, fault, and the row itself."""
     bad: int = 0
     skipped: int = 0
     """Junk identifiers, in layouts where they are normal."""
     wrong_check_digits: int = 0
-    """IMEIs of 15 digits whose last digit is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
-    wrong_dates: int = 0
+    """IMEIs of 15 digits of which the last is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
     complaints: list[str] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)
-    """First bad rows, first ranges over the limit, and first rows with an invalid date."""
+    """The first bad rows, and the first ranges over the limit."""
+    odd: dict[str, "OddRows"] = field(default_factory=dict)
+    """Rows that are accepted and probably not meant, by kind: a key of `ODD`."""
 
 
 def read_rows(
@@ -111,7 +133,7 @@ def read_rows(
     """
     dialect = layout_named(name, layout, declared or {})
     gathered = actions or Actions()
-    frame, no_date = Frame(name, dialect), f"its date is not like {dialect.dates or USUAL_DATES}"
+    frame = Frame(name, dialect)
     plan: Plan | None = None
     count, line = 0, 1 + dialect.lines_before
     for piece in frame.lines(chunks):
@@ -124,13 +146,7 @@ def read_rows(
             bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, reasons, tally), gathered)
             count += len(bad)
             tally.bad += int(bad.sum())
-            tally.wrong_dates += int(odd.sum())
-            for names, which, fault in (
-                (tally.complaints, bad, None),
-                (tally.wide, wide, None),
-                (tally.odd, odd, no_date),
-            ):
-                _name_rows(names, (name, line), chunk, which, plan, most=tally.complaints_max, fault=fault)
+            _note(tally, plan, (name, line), chunk, (bad, wide, odd))
             if tally.bad > tally.bad_rows_max:
                 detail = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
                 raise ReleaseRefused("bad_rows", "\n".join((detail, *tally.complaints)))
@@ -151,13 +167,13 @@ def _read_chunk(
     plan: Plan,
     into: tuple[Rows | None, Reasons, Tally],
     actions: "Actions",
-) -> tuple[Mask, Mask, Mask]:
-    """Parse some lines; return which rows are bad, which have a range over the limit, and which have an invalid date."""
+) -> tuple[Mask, Mask, Mapping[str, Mask]]:
+    """Read some lines; returns which of their rows are bad, which hold a range over the limit, and which are odd, by kind of `ODD`."""
     rows, reasons, tally = into
     columns, layout = _columns(data, lines, plan), plan.layout
     if not len(columns[plan.subject[0]]):  # blank lines
-        return np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, bool)
-    plus = b"+" in data  # polars accepts a sign before a number; identifiers have none
+        return np.zeros(0, bool), np.zeros(0, bool), {}
+    plus = b"+" in data  # numbers may have a sign, identifiers may not
     if tally.check_digits:
         tally.wrong_check_digits += sum(
             _wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei")
@@ -170,11 +186,12 @@ def _read_chunk(
     if UNTIL in columns:
         until, readable = _ends(columns[UNTIL], layout.dates)
         good &= readable
-    days, odd = _days(columns, layout)
+    days, wrong = _days(columns, layout)
     if ACTION in columns:
         goes, readable = _codes(columns, layout)
         good &= readable
     wide = _ranges(plan, keys, good, tally)
+    odd = {WRONG_DATES: wrong} | _unmeant(data, plan, (keys[0], days, until), good, now_s=tally.now_s)
     bad = ~good
     if layout.junk and bad.any():
         junk = ~parsed[0][1] & _matches(columns[plan.subject[0]], _DIRBS_JUNK)
@@ -192,6 +209,31 @@ def _read_chunk(
     elif rows is not None:
         _add(rows, plan, keys, why, until)
     return bad, wide, odd
+
+
+def _unmeant(
+    data: bytes, plan: Plan, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
+) -> dict[str, Mask]:
+    """Return good rows that a publisher probably did not mean, by kind of `ODD`. `columns`: keys, days and ends; `now_s` None: no row."""
+    if now_s is None:
+        return {}
+    keys, days, until = columns
+    found = {FUTURE_DATES: days > np.uint64(now_s + 365 * DAY_S), LONG_ROWS: _too_long(data, plan)}
+    if plan.subject[0].startswith("imei"):
+        found[ZEROS] = keys == 0
+    if until is not None:
+        found[ENDED] = (until > 0) & (until <= now_s)
+    return {kind: which & good for kind, which in found.items()}
+
+
+def _too_long(data: bytes, plan: Plan) -> Mask:
+    """Return the rows with more fields than the header, such as by a comma in a reason without quotes."""
+    lines, separator = [line for line in data.split(b"\n") if line], plan.layout.separator
+    counts = np.fromiter((line.count(separator.encode()) for line in lines), np.int64, len(lines))
+    long = (counts >= plan.width) if plan.width else np.zeros(len(lines), bool)
+    for row in np.flatnonzero(long):
+        long[row] = len(csv_fields(lines[row], separator)) > plan.width
+    return long
 
 
 class _Part(NamedTuple):
@@ -463,15 +505,48 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
     return texts.cast(pl.Enum(reasons.known), strict=False).to_physical().cast(pl.UInt8)
 
 
-def _name_rows(
-    names: list[str], where: tuple[str, int], chunk: bytes, which: Mask, plan: Plan, *, most: int, fault: str | None
+def _note(
+    tally: Tally, plan: Plan, where: tuple[str, int], chunk: bytes, which: tuple[Mask, Mask, Mapping[str, Mask]]
 ) -> None:
-    """Add `file:line: fault` to `names` for the first of these rows; `where` is the file and the line at which the chunk begins."""
-    selected = set(np.flatnonzero(which)[: most - len(names)].tolist())
-    if selected:
-        lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), where[1]) if text)
-        names += [
-            f"{where[0]}:{line}: {fault or row_fault(text, plan)}"
-            for row, (line, text) in enumerate(lines)
-            if row in selected
-        ]
+    """Name rows of a chunk in the tally, count odd ones, and hand on each bad one.
+
+    `where`: the file, and the line that begins the chunk; `which`: the rows, as `_read_chunk` returns them.
+    """
+    bad, wide, odd = which
+    for names, mask in ((tally.complaints, bad), (tally.wide, wide)):
+        _name_rows(names, where, chunk, mask, plan, most=tally.complaints_max)
+    for kind, mask in odd.items():
+        rows = tally.odd.setdefault(kind, OddRows())
+        rows.count += int(mask.sum())
+        fault = ODD[kind].format(dates=plan.layout.dates or USUAL_DATES)
+        _name_rows(rows.named, where, chunk, mask, plan, most=tally.complaints_max, fault=fault)
+    if tally.each_bad is not None:
+        for line, row in _rows_of(chunk, where[1], bad):
+            tally.each_bad(where[0], line, row_fault(row, plan), row)
+
+
+def _name_rows(
+    names: list[str],
+    where: tuple[str, int],
+    chunk: bytes,
+    which: Mask,
+    plan: Plan,
+    *,
+    most: int,
+    fault: str | None = None,
+) -> None:
+    """Append `file:line: fault` for the first of these rows; without `fault` each row has its own.
+
+    `where`: the file, and the line that begins the chunk.
+    """
+    first = np.zeros(len(which), bool)
+    first[np.flatnonzero(which)[: most - len(names)]] = True
+    for line, row in _rows_of(chunk, where[1], first):
+        names.append(f"{where[0]}:{line}: {fault or row_fault(row, plan)}")
+
+
+def _rows_of(chunk: bytes, begin: int, which: Mask) -> Iterator[tuple[int, bytes]]:
+    """Yield line and text of these rows of a chunk whose first line is `begin`."""
+    if which.any():
+        lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), begin) if text)
+        yield from (each for each, wanted in zip(lines, which, strict=False) if wanted)

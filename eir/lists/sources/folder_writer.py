@@ -70,7 +70,7 @@ def publish_into(
     folder: Path, files: Sequence[Path], *, list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime, key: Path,
     holds: str | None = None, keep: timedelta = KEEP, layout: str | None = None, declared: Mapping[str, Layout] | None = None,
     bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
-    more_keys: Sequence[Path] = (), new_key: bool = False,
+    more_keys: Sequence[Path] = (), new_key: bool = False, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Placed:  # fmt: skip
     """Write a signed release of data files, as eir.lists.releases.publish, and add it to the folder.
 
@@ -94,6 +94,8 @@ def publish_into(
         warn: receives warnings.
         more_keys: further keys that sign each release, also a full release of folded deltas.
         new_key: accept keys that the folder does not know.
+        strict: a warning rejects the release.
+        each_bad: receives each bad row: file, line, fault and the row.
 
     Raises:
         ReleaseRefused: if the release is rejected.
@@ -107,7 +109,7 @@ def publish_into(
             staged = Path(name) / str(serial)
             published = publish(
                 files, list_name=list_name, serial=serial, base=base, issued=issued, expires=expires, key=key, out=staged, layout=layout,
-                declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn, more_keys=more_keys,
+                declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn, more_keys=more_keys, strict=strict, each_bad=each_bad,
             )  # fmt: skip
             if not new_key:
                 _check_keys(folder, before, _signatures_of(published.manifest))

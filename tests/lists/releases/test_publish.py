@@ -18,8 +18,10 @@ from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.pages.roaring import decode_keys
 from eir.lists.releases.publish import publish
 from eir.lists.releases.release import verify_release
+from eir.lists.rows.layout import USUAL_DATES
 from eir.lists.stores.sqlite import SqliteStore
 
+NOTHING_ODD = {"wrong_dates": 0, "ended": 0, "zeros": 0, "future_dates": 0, "long_rows": 0}
 RUN = "20261124_010203"
 BLACKLIST = b"imei,block_date,reasons\r\n35111111111111,20261124,stolen|dup\r\n351111111111128,20261124,x\r\n*#06#,20261124,x\r\n"
 BLOCKED = b"imei,block_date,reasons\r\n35111111111113,20261125,stolen\r\n"
@@ -376,7 +378,7 @@ def test_rows_entries_and_repeats_are_counted(agency, files, arguments, counts):
     assert (made.rows, made.entries, made.duplicates, made.conflicting) == counts
     assert made.as_json() == {
         "manifest": str(made.manifest), "signature": f"{made.manifest}.sig", "rows": counts[0], "entries": sum(counts[1].values()),
-        **counts[1], "duplicates": counts[2], "conflicting": counts[3], "bad_rows": 0, "skipped": 0, "wrong_dates": 0, "wrong_check_digits": 0,
+        **counts[1], "duplicates": counts[2], "conflicting": counts[3], "bad_rows": 0, "skipped": 0, "wrong_check_digits": 0, **NOTHING_ODD,
     }  # fmt: skip
     assert ("duplicates" in made.as_text()) == bool(counts[2])
 
@@ -393,7 +395,66 @@ def test_what_an_eir_does_not_read_and_may_be_meant_is_named(agency):
         "a.csv:3: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
         "a.csv:5: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
     ]
-    assert (made.rows, made.bad_rows, made.wrong_dates) == (4, 0, 2)
+    assert (made.rows, made.bad_rows, made.odd) == (4, 0, NOTHING_ODD | {"wrong_dates": 2})
+
+
+UNMEANT = (
+    "imei,reason,date,until\n"
+    f"{ONE},lost,2026-11-20,20991231\n"
+    f"{ONE},lost,2026-11-20,20200101\n"
+    "00000000000000,lost,,\n"
+    f"{TWO},lost,2999-01-01,\n"
+    f"{TWO},lost, in Paris,,\n"
+    f'{TWO},"lost, in Paris",,\n'
+    "\n"
+    f'{THREE},"lost, in Paris",,,more\n'
+)
+UNMEANT_WARNINGS = [
+    "a.csv:3: its end (until) is over",
+    "a.csv:4: its IMEI is all zeros",
+    "a.csv:5: its date is more than a year ahead",
+    "a.csv:6: it has more fields than the header",
+    "a.csv:9: it has more fields than the header",
+]
+
+
+def test_rows_that_are_probably_not_meant_are_named_and_counted(agency):
+    """The comma without quotes also shifts the date, which is then invalid."""
+    told = []
+    made = published(agency, put(agency.drop, "a.csv", UNMEANT.encode()), warn=told.append)
+    assert sorted(told) == sorted([*UNMEANT_WARNINGS, f"a.csv:6: its date is not like {USUAL_DATES}"])
+    assert made.odd == {"wrong_dates": 1, "ended": 1, "zeros": 1, "future_dates": 1, "long_rows": 2}
+    assert made.as_json() == made.as_json() | made.odd
+
+
+def test_more_than_twenty_such_rows_are_counted(agency):
+    told = []
+    rows = "".join(f"{10_000_000 + number:014d},2020-01-01\n" for number in range(30))
+    published(agency, put(agency.drop, "a.csv", f"imei,until\n{rows}".encode()), warn=told.append)
+    assert told[:20] == [f"a.csv:{line}: its end (until) is over" for line in range(2, 22)]
+    assert told[20:] == ["30 rows have an end that is over"]
+
+
+def test_strict_refuses_a_release_with_a_warning_and_leaves_nothing(agency):
+    data = put(agency.drop, "a.csv", UNMEANT.encode())
+    with pytest.raises(ReleaseRefused) as refused:
+        published(agency, data, strict=True)
+    assert refused.value.reason == "warnings"
+    assert set(UNMEANT_WARNINGS) <= set(str(refused.value).splitlines())
+    assert [path.name for path in agency.drop.iterdir()] == ["a.csv"]
+    told = []
+    published(agency, put(agency.drop, "b.csv", f"imei\n{ONE}\n".encode()), strict=True, warn=told.append)
+    assert told == []
+
+
+def test_every_bad_row_is_handed_on(agency):
+    rows = "".join(f"{ONE}\nwrong {number}\n" for number in range(50))
+    bad = []
+    with pytest.raises(ReleaseRefused, match="50 bad rows"):
+        published(agency, put(agency.drop, "a.csv", f"imei\n{rows}".encode()), each_bad=lambda *each: bad.append(each))
+    assert [each[:2] for each in bad] == [("a.csv", 3 + 2 * number) for number in range(50)]
+    assert bad[7][3] == b"wrong 7"
+    assert bad[7][2].startswith("no IMEI (14 to 16 digits)")
 
 
 def test_reasons_that_an_eir_does_not_keep_as_they_are_are_named(agency):
