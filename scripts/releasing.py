@@ -123,7 +123,9 @@ def main(arguments: Sequence[str]) -> int:
         "--key", type=Path, help="the OpenSSH key that signs the checksums; without one they are not signed"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER")
-    parser.add_argument("--wheel-only", action="store_true", help="no Debian package: nothing is fetched")
+    parser.add_argument(
+        "--wheel-only", action="store_true", help="the wheel and the chart alone, without a Debian package"
+    )
     parser.add_argument(
         "--check",
         action="store_true",
@@ -142,6 +144,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.prepare is not None:
             print("\n".join(prepare(ROOT, options.prepare, datetime.now(UTC).date())))
             return 0
+        set_up()
         with tempfile.TemporaryDirectory(prefix="eir-release-") as folder:
             made = release(Path(folder), options.tag, None if options.wheel_only else options.maintainer)
             if options.check:
@@ -159,6 +162,12 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     print("\n".join(str(file) for file in [*files, sums]))
     return 0
+
+
+def set_up() -> None:
+    """Install the programs and packages that a release needs, unless they are there. Raises Broken."""
+    if subprocess.run([ROOT / "scripts" / "setup", "--release"], stdout=sys.stderr, check=False).returncode:
+        raise Broken("scripts/setup --release failed; its messages are above")
 
 
 def release(folder: Path, tag: str | None, maintainer: str | None) -> list[Path]:
@@ -197,7 +206,7 @@ def wheel(source: Path) -> Path:
     build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
     flags = f"-g0 -ffile-prefix-map={source}=. -Wdate-time"
     run(
-        sys.executable if has_setuptools() else ROOT / ".venv/bin/python",
+        ROOT / ".venv/bin/python",
         "-c",
         build,
         cwd=source,
@@ -220,15 +229,6 @@ def chart(source: Path, version: str, folder: Path, epoch: int) -> Path:
             with path.open("rb") as content:
                 tar.addfile(member, content)
     return made
-
-
-def has_setuptools() -> bool:
-    """True if this interpreter can build."""
-    try:
-        import setuptools  # noqa: F401, PLC0415 - as it says
-    except ImportError:
-        return False
-    return True
 
 
 def environment(tree: Path, source: Path, made: Path) -> Path:

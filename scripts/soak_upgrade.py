@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--turns", type=int, default=10, help="there and back")
     parser.add_argument("--rate", type=float, default=5000, help="requests a second")
     options = parser.parse_args(arguments)
+    if (earlier := options.earlier or newest_tag()) is None:
+        parser.error("this clone has no tag before its commit: name the earlier program with --from COMMIT")
     if not agent.has_an_address() and agent.IN_ITS_OWN_NETWORK not in os.environ:
         make = "ip link set lo up && (ip link add eir0 type dummy || ip link add eir0 type veth peer name eir1) && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
         again = [
@@ -67,6 +69,7 @@ def main(arguments: list[str]) -> int:
             "-c",
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import soak_upgrade; sys.exit(soak_upgrade.main(sys.argv[1:]))",
             *arguments,
+            f"--from={earlier}",
         ]
         return subprocess.run(
             ["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again],
@@ -75,11 +78,16 @@ def main(arguments: list[str]) -> int:
         ).returncode
     with tempfile.TemporaryDirectory(prefix="eir-upgrade-") as name:
         folder = Path(name)
-        earlier = exported(options.earlier or git("describe", "--tags", "--abbrev=0", "HEAD^"), folder / "earlier")
-        found = soak(folder, earlier, options)
+        found = soak(folder, exported(earlier, folder / "earlier"), options)
     print(f"asked {found.total():,}; {', '.join(f'{what}: {count:,}' for what, count in sorted(found.items()))}")
     bad = {what: count for what, count in found.items() if what != "right"}
     return 1 if bad or not found["right"] else 0
+
+
+def newest_tag() -> str | None:
+    """Return the newest tag before this commit, or None."""
+    command = ["git", "-C", str(ROOT), "describe", "--tags", "--abbrev=0", "HEAD^"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def git(*arguments: str) -> str:

@@ -40,6 +40,7 @@ LONG = frozenset({
     "lists/changes/test_load_kill.py::test_every_step[redis-release]",
     "lists/changes/test_load_kill.py::test_every_step[sqlite-store]",
     "scripts/test_mutants.py::test_what_no_test_noticed_is_told_with_file_line_and_diff",
+    "deploy/test_packages.py::test_a_fresh_clone_sets_up_what_a_release_needs",
     "deploy/test_offline.py::test_the_lines_without_the_internet_install_without_a_network",
     "wire/diameter/test_pairs.py::test_every_order_of_things_between_two_nodes[1]",
     "wire/diameter/test_pairs.py::test_every_order_of_things_between_two_nodes[2]",

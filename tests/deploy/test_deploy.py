@@ -86,6 +86,67 @@ class TestAlerts:
         assert used <= SERIES, used - SERIES
 
 
+ALERTMANAGER = shutil.which("prometheus-alertmanager")
+TO_NOWHERE = "receivers: [{name: operators}, {name: on-call}]\n"
+
+
+@pytest.mark.skipif(ALERTMANAGER is None, reason="prometheus-alertmanager is not installed")
+def test_alertmanager_inhibits_the_alerts_of_single_peers_where_there_is_none(tmp_path):
+    """The example as it is, but for the addresses of mail."""
+    example = (PROMETHEUS / "alertmanager.yml").read_text()
+    (tmp_path / "alertmanager.yml").write_text(example[: example.index("receivers:\n")] + TO_NOWHERE)
+    port = free_port()
+    command = [
+        ALERTMANAGER,
+        "--config.file=alertmanager.yml",
+        "--storage.path=data",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}/api/v2"
+
+        def get(path):
+            with suppress(OSError), urllib.request.urlopen(f"{url}/{path}", timeout=60) as answer:
+                return json.load(answer)
+
+        until(lambda: get("status"))
+        labels = [
+            {"alertname": "EirPeerLost", "instance": "a", "peer": "mme1"}, {"alertname": "EirPeerLost", "instance": "b", "peer": "mme1"},
+            {"alertname": "EirNoPeers", "instance": "a", "severity": "critical"}, {"alertname": "EirListExpired", "instance": "a"},
+        ]  # fmt: skip
+        body = json.dumps([{"labels": each} for each in labels]).encode()
+        request = urllib.request.Request(f"{url}/alerts", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=60).close()
+
+        def states():
+            found = {
+                (each["labels"]["alertname"], each["labels"]["instance"]): each["status"]["state"]
+                for each in get("alerts")
+            }
+            return found if len(found) == 4 and "unprocessed" not in found.values() else None
+
+        assert until(states) == {
+            ("EirPeerLost", "a"): "suppressed", ("EirPeerLost", "b"): "active", ("EirNoPeers", "a"): "active", ("EirListExpired", "a"): "active",
+        }  # fmt: skip
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_the_example_for_alertmanager_names_alerts_that_there_are():
+    text = (PROMETHEUS / "alertmanager.yml").read_text()
+    document = yaml.safe_load(text)
+    named = set(re.findall(r'alertname = "(\w+)"', text))
+    assert named == {"EirNoPeers", "EirPeerLost"}
+    assert named <= {alert["alert"] for alert in ALERTS}
+    (rule,) = document["inhibit_rules"]
+    assert rule["equal"] == ["instance"]
+    assert {each["name"] for each in document["receivers"]} == {"operators", "on-call"}
+
+
 class TestDashboard:
     def test_it_shows_each_metric_of_the_node_and_no_other(self):
         used = {name for _, expression in queries() for name in METRIC.findall(expression)}
@@ -489,6 +550,13 @@ class TestContainers:
             "targets"
         ]
         assert targets == ["eir-a:9868", "eir-b:9868"]
+
+    def test_every_service_starts_again_after_a_reboot(self):
+        """`on-failure` and `no` leave a container down that ended in order with the host."""
+        services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
+        assert {name: service.get("restart") for name, service in services.items()} == dict.fromkeys(
+            services, "unless-stopped"
+        )
 
     @pytest.mark.parametrize("name", ["eir-a", "eir-b"])
     def test_a_nodes_configuration_is_one(self, name, tmp_path):

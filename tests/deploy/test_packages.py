@@ -111,6 +111,23 @@ def test_lintian_finds_nothing(package):
     releasing.lint(package)
 
 
+def test_a_fresh_clone_sets_up_what_a_release_needs(tmp_path):
+    """From the package index, as a clone on another host does; whatever of the system's packages is missing is installed as well."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("takes a clone with its history")
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--no-local", "--depth", "1", ROOT.as_uri(), clone], check=True)
+    for name in ("pyproject.toml", "scripts/setup", "scripts/release", "scripts/releasing.py"):
+        shutil.copy2(ROOT / name, clone / name)
+    bare = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
+    done = subprocess.run(
+        ["/usr/bin/python3", "scripts/release", "--wheel-only"], cwd=clone, env=bare | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in (clone / "dist").iterdir()} == {".whl", ".tgz", ""}
+
+
 def test_a_bill_of_materials_names_what_is_there(tmp_path):
     site = tmp_path / releasing.PREFIX / "lib" / "python3.13" / "site-packages"
     for name, version in (("h11", "0.16.0"), ("Some.Thing", "1.0"), ("eir-register", "0.1.0")):

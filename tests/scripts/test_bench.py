@@ -396,6 +396,29 @@ def test_every_part_says_how_it_is_used():
     assert done.stdout.count("usage: ") == len(parts)
 
 
+UPGRADE_HERE = """
+import sys
+from pathlib import Path
+import soak_upgrade
+soak_upgrade.ROOT = Path(sys.argv[1])
+sys.exit(soak_upgrade.main([]))
+"""
+
+
+def test_soak_upgrade_in_a_clone_without_tags_names_the_option_that_it_needs(tmp_path):
+    git = ["git", "-C", tmp_path, "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run([*git[:3], "init", "-q"], check=True)
+    for text in ("first", "second"):
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", text], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", UPGRADE_HERE, tmp_path], cwd=SCRIPTS, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "soak upgrade: error: this clone has no tag before its commit: name the earlier program with --from COMMIT"
+    )
+
+
 # ---- the questions ----
 
 
