@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -21,8 +22,13 @@ from eir.errors import Problem
 LABEL_MAX, NAME_MAX = 63, 255
 """Maximum lengths of a label and of a whole domain name in octets (RFC 1035 2.3.4)."""
 SCTP, DTLS = "sctp", "dtls"
-SECONDS: dict[str, Decimal | int] = {"": 1, "ms": Decimal("0.001"), "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-DAYS = {"d": 1, "y": 365}
+DAY_S, YEAR_DAYS = 86400, 365
+DURATIONS: dict[str, Decimal | int] = {
+    "ms": Decimal("0.001"), "s": 1, "m": 60, "min": 60, "h": 3600, "d": DAY_S, "y": YEAR_DAYS * DAY_S,
+}  # fmt: skip
+"""Unit of a duration → seconds."""
+DURATION_MAX_S = 1000 * YEAR_DAYS * DAY_S
+"""1000 years: a time that is this long ago or ahead is still in the calendar."""
 BYTES = {
     "": 1,
     "B": 1,
@@ -106,19 +112,41 @@ def word(*words: str) -> Kind:
     return one_of({each: each for each in words})
 
 
-def quantity(
-    expected: str, low: float, high: float, units: Mapping[str, Decimal | int], of: type = float, **more: Any
-) -> Kind:
-    """Return the kind of a number followed by a unit; the limits are in the unit 1."""
+def parse_amount(written: str, units: Mapping[str, Decimal | int]) -> Decimal:
+    """Parse a number with one of the units behind it; returns the amount in the unit that is 1. Raises ValueError."""
+    match = re.fullmatch(rf"(-?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})", written, re.ASCII)
+    if match is None:
+        raise ValueError
+    return Decimal(match[1]) * units[match[2]]
 
-    def read(match: re.Match[str]) -> Any:
-        value = Decimal(match[1]) * units[match[2]]
+
+def parse_duration(written: str) -> timedelta:
+    """Parse a number with a unit of time, such as `20s`, `90m`, `36h` or `14d`. Raises ValueError, also below 0 and above `DURATION_MAX_S`."""
+    amount_s = parse_amount(written, DURATIONS)
+    if not 0 <= amount_s <= DURATION_MAX_S:
+        raise ValueError
+    return timedelta(seconds=float(amount_s))
+
+
+def quantity(
+    expected: str,
+    low: float,
+    high: float,
+    units: Mapping[str, Decimal | int],
+    of: type = float,
+    *,
+    one: int = 1,
+    **more: Any,
+) -> Kind:
+    """Return the kind of a number followed by a unit; value and limits are in multiples of `one`."""
+
+    def read(written: str) -> Any:
+        value = parse_amount(written, units) / one
         if not Decimal(str(low)) <= value <= Decimal(str(high)) or of(value) != float(value):
             raise ValueError
         return of(value)
 
-    pattern = rf"(-?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})"
-    return text(expected, pattern, read, **{"show": lambda value: int(value) if value == int(value) else value, **more})
+    return Kind(expected, read, **{"show": lambda value: int(value) if value == int(value) else value, **more})
 
 
 def whole(low: int, high: int) -> Kind:
@@ -142,16 +170,17 @@ def number(low: float, high: float, label: str) -> Kind:
 def seconds(low: float, high: float) -> Kind:
     """Return the kind of a time in seconds: a plain number, or a number with a unit."""
     expected = f"seconds from {low:.10g} to {high:.10g}"
-    return quantity(expected, low, high, SECONDS, example="500ms, 30s, 2m")
+    return quantity(expected, low, high, {"": 1} | DURATIONS, example="500ms, 30s, 2m")
 
 
 def days(low: int, high: int) -> Kind:
     """Return the kind of a long time in days: a number with a unit; a year has 365 days."""
 
     def show(value: int) -> str:
-        return f"{value}d" if value % DAYS["y"] else f"{value // DAYS['y']}y"
+        return f"{value}d" if value % YEAR_DAYS else f"{value // YEAR_DAYS}y"
 
-    return quantity(f"a time from {show(low)} to {show(high)}, such as 90d or 10y", low, high, DAYS, of=int, show=show)
+    expected = f"a time in whole days from {show(low)} to {show(high)}, such as 90d or 10y"
+    return quantity(expected, low, high, DURATIONS, of=int, one=DAY_S, show=show)
 
 
 def byte_size(low: int, high: int) -> Kind:

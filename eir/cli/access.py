@@ -14,8 +14,9 @@ import typer
 
 from eir.cli.output import EXIT_USAGE, fail, say, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
+from eir.config.reader import read_file
 from eir.device import strip_separators
-from eir.errors import EirError, IdentifierError, StoreError
+from eir.errors import ConfigError, EirError, IdentifierError, StoreError
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ListStore
 from eir.lists.stores.open import SQLITE, open_store
@@ -28,11 +29,41 @@ DENIED = ("cannot_open", "readonly")
 """Causes of store errors that may be for want of permission."""
 
 
+def is_named(path: Path) -> bool:
+    """Return True if the person named the configuration, by -c or by $EIR_CONFIG: a default file is one of these very objects."""
+    return path is not DEFAULT_CONFIG and path is not SYSTEM_CONFIG
+
+
 def _found(context: typer.Context, path: Path) -> Path:
-    """Return the file that is meant. If none was named, it is the system's where the folder has none."""
-    named = context.get_parameter_source("config")
-    is_named = named is not None and named.name != "DEFAULT"
-    return SYSTEM_CONFIG if not is_named and not path.exists() and SYSTEM_CONFIG.exists() else path
+    """Return the file that is named, else the first default file that can be read, else the first that is there."""
+    source = context.get_parameter_source("config")
+    if source is not None and source.name != "DEFAULT":
+        return path
+    unreadable = []
+    for each in (DEFAULT_CONFIG, SYSTEM_CONFIG):
+        try:
+            each.open("rb").close()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            unreadable.append(each)
+            continue
+        return each
+    return unreadable[0] if unreadable else DEFAULT_CONFIG
+
+
+def optional_config(path: Path) -> Path | None:
+    """Return the configuration of a command that works without one; None if no default file can be read.
+
+    Raises ConfigError if a file that was named cannot be read.
+    """
+    try:
+        read_file(path)
+    except ConfigError:
+        if is_named(path):
+            raise
+        return None
+    return path
 
 
 ConfigFile = Annotated[Path, typer.Option(
@@ -78,9 +109,13 @@ def with_store(
     try:
         there = config.state.is_dir()
     except PermissionError as e:
-        raise EirError(f"the state folder {config.state}: {e.strerror}{control.as_owner(config.state)}") from None
+        raise EirError(
+            f"the state folder {config.state} (`state` in {config.path}): {e.strerror}{control.as_owner(config.state)}"
+        ) from None
     if not fresh and config.store == SQLITE and not there:
-        raise EirError(f"the state folder {config.state} does not exist: no list was ever loaded (eir load creates it)")
+        raise EirError(
+            f"the state folder {config.state} (`state` in {config.path}) does not exist: no list was ever loaded (eir load creates it)"
+        )
 
     async def run() -> T:
         store = open_store(config.store, config.state, report=warn, upgrades=not reads)

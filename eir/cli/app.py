@@ -109,8 +109,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("undo all after release 41", "eir rollback stolen-national --to 41"),
     ),
     "add": (
-        ("block a phone", f'eir add {BLOCKS} {PHONE} --reason "stolen, case 17"'),
-        ("for two weeks", f'eir add {BLOCKS} {PHONE} --until 14d --reason "case 17"'),
+        ("block a phone, for two weeks", f'eir add {BLOCKS} {PHONE} --until 14d --reason "stolen, case 17"'),
+        ("thousands of them", f'eir add {BLOCKS} --file recalled.csv --reason "recalled by its maker" --dry-run'),
         ("a whole model", f'eir add {BLOCKS} 00101001 --tac --reason "never approved"'),
     ),
     "remove": (

@@ -11,7 +11,7 @@ import click
 import typer
 
 from eir.cli import in_force
-from eir.cli.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json, imsi_named, opened, with_store
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, imsi_named, is_named, opened, optional_config, with_store
 from eir.cli.in_force import FromStore
 from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
 from eir.config import Config, load_config, load_identity, load_whereabouts
@@ -20,6 +20,7 @@ from eir.errors import ConfigError, IdentifierError
 from eir.interfaces import INTERFACES
 from eir.interfaces.probing import Calls, Names, Wanted
 from eir.lists.record.store import ListState
+from eir.schema import DAY_S, seconds
 from eir.wire.transport.endpoint import is_http
 from eir.wire.transport.tls import Tls
 
@@ -34,6 +35,16 @@ CLIENTS = {each.name: each.client for each in INTERFACES if each.words}
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
 UNAUTHORIZED = 401
 OWN_POINT_CODE = "0-0-1"
+
+TIMEOUT = seconds(0.001, DAY_S)
+
+
+def _timeout_s(written: str) -> float:
+    try:
+        return float(TIMEOUT.read(str(written)))
+    except ValueError:
+        raise typer.BadParameter(f"{written}: expected {TIMEOUT.form_with_example}") from None
+
 
 # Options of the commands that ask over the wire.
 Imsi = Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")]
@@ -58,7 +69,10 @@ DestinationHost = Annotated[
     str | None, typer.Option(metavar="HOST", help="Destination-Host, for an EIR behind an agent; none if not given.")
 ]
 Timeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="How long to wait for each answer, in seconds.", min=0.001)
+    float,
+    typer.Option(
+        metavar="TIME", help="How long to wait for each answer: 500ms, 5s, or a number of seconds.", parser=_timeout_s
+    ),
 ]
 Ca = Annotated[
     Path | None,
@@ -258,11 +272,14 @@ def names_of(
     destination_realm: str | None,
     config: Path,
 ) -> Names:
-    """The names that are given, and those of the configuration where there is one. Raises ConfigError where one is named and unreadable."""
-    own = origin_realm
-    if own is None:
-        with suppress(*[ConfigError] * (config in {DEFAULT_CONFIG, SYSTEM_CONFIG})):
-            own = load_identity(config).realm
+    """Return the names that are given, and those of the configuration where there is one.
+
+    Raises ConfigError if a configuration was named and cannot be read.
+    """
+    own, file = origin_realm, optional_config(config)
+    if own is None and file is not None:
+        with suppress(*[ConfigError] * (not is_named(config))):
+            own = load_identity(file).realm
     own = own or PROBE_REALM
     return Names(origin_host or f"probe.{own}", own, destination_host, destination_realm, origin_host)
 

@@ -34,7 +34,7 @@ from eir.cli.asking import (
     prober_for,
     tls_of,
 )
-from eir.cli.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, fail, lasting, progress, say, show_one
+from eir.cli.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, duration, fail, progress, say, show_one
 from eir.cli.sightings import recorded
 from eir.config import Config, load_to_ask
 from eir.interfaces import INTERFACES
@@ -109,7 +109,7 @@ def audit(
         raise fail(
             "--sample-max goes with HOST and --at-least, not with --all, and is no smaller than --sample", EXIT_USAGE
         )
-    back = lasting(since, "--since") if since else None
+    back = duration(since, "--since") if since else None
     names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
     calls = Calls(gt, point_code, eir_point_code, routing_context)
     asker = None

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
@@ -25,12 +25,15 @@ from eir.config import load_config
 from eir.errors import ConfigError
 from eir.interfaces.feed.feed_users import UsersError, check_name, user_line
 from eir.lists.releases.openssh import NAMESPACE, keys_of
+from eir.schema import IDENTITY, Kind, Unexpected, url
+from eir.wire.transport.endpoint import PORTS
 
 SYSTEM_STATE, STATE = "/var/lib/eir", "var"
 """State folder of a configuration in /etc/eir, and of any other."""
 GROUP = "eir"
 """Group of the service's system user, who reads the configuration."""
 LISTEN = "tcp://0.0.0.0:3868"
+LISTENER = url(PORTS, LISTEN)
 KEY_BYTES_MAX = 64 << 10
 UNIT = Path(__file__).with_name("eir.service")
 
@@ -60,16 +63,20 @@ def init(
     On a terminal it asks for what no option says. Into FOLDER go eir.yaml with comments, the publisher's key in signers/, and
     eir.service, the unit for systemd. It writes over nothing: exit status 1 if one of them is there.
     """
+    _check_option("--realm", check_identity, [realm])
+    _check_option("--host", check_identity, [host])
+    _check_option("--listen", check_listen, listen or [])
+    _check_option("--peer", parse_peer, peer or [])
+    signers = None if key is None else _signers_of_option(key, signer)
     if sys.stdin.isatty():
-        realm = realm or typer.prompt("Realm of the node (epc.mncMNC.mccMCC.3gppnetwork.org)")
-        host = host or typer.prompt("Its host name", default=f"eir1.{realm}")
-        listen = listen or [typer.prompt("Where peers connect to", default=LISTEN)]
+        realm = realm or _ask("Realm of the node (epc.mncMNC.mccMCC.3gppnetwork.org)", check_identity)
+        host = host or _ask("Its host name", check_identity, default=f"eir1.{realm}")
+        listen = listen or [_ask("Where peers connect to", check_listen, default=LISTEN)]
         peer = peer or _asked_peers()
-        key = key or _asked_key()
+        signers = signers or _asked_signers(signer)
     if not realm or not peer:
         raise fail(f"which {'peers may ask (--peer)' if realm else 'realm is it (--realm)'}?", EXIT_USAGE)
-    peers = [_peer(text, realm) for text in peer]
-    signers = None if key is None else _signers(key, signer)
+    peers = [parse_peer(text, realm) for text in peer]
     where = state or (SYSTEM_STATE if folder.absolute() == SYSTEM_CONFIG.parent else STATE)
     names = {"host": _whole(host or "eir1", realm), "realm": realm}
     text = configuration(names, listen or [LISTEN], peers, None if signers is None else list_name, where)
@@ -88,21 +95,67 @@ def init(
     )
 
 
+def _ask(question: str, check: Callable[[str], object], default: str | None = None) -> str:
+    """Ask a question until the answer passes the check, which raises ValueError; returns the answer."""
+
+    def value(answer: str) -> str:
+        try:
+            check(answer)
+        except ValueError as e:
+            raise typer.BadParameter(str(e)) from None
+        return answer
+
+    return str(typer.prompt(question, default=default, show_default=bool(default), value_proc=value))
+
+
+def _check_option(option: str, check: Callable[[str], object], texts: Sequence[str]) -> None:
+    """End the command with a usage error if a text that was given does not pass the check."""
+    for text in filter(None, texts):
+        try:
+            check(text)
+        except ValueError as e:
+            raise fail(f"{option} {e}", EXIT_USAGE) from None
+
+
 def _asked_peers() -> list[str]:
-    """Peers as they are typed, until nothing is."""
-    found: list[str] = []
-    while text := typer.prompt(
-        "Who may ask (HOST@ADDRESS, or a network)" if not found else "Who else (nothing: nobody)",
-        default="" if found else None,
-        show_default=False,
-    ):
+    """Ask for peers until nothing is typed."""
+    found = [_ask("Who may ask (HOST@ADDRESS, or a network)", parse_peer)]
+    while text := _ask("Who else (nothing: nobody)", lambda text: text and parse_peer(text), default=""):
         found.append(text)
     return found
 
 
-def _asked_key() -> Path | None:
-    text = typer.prompt("File of the publisher's public key (nothing: none yet)", default="", show_default=False)
-    return Path(text) if text else None
+def _asked_signers(signer: str) -> str | None:
+    """Ask for the publisher's key; returns the line of a signers file, or None."""
+    question = "File of the publisher's public key (nothing: none yet)"
+    text = _ask(question, lambda text: text and parse_signers(Path(text), signer), default="")
+    return parse_signers(Path(text), signer) if text else None
+
+
+def _signers_of_option(key: Path, signer: str) -> str:
+    try:
+        return parse_signers(key, signer)
+    except ValueError as e:
+        raise fail(str(e), EXIT_USAGE) from None
+
+
+def check_identity(text: str) -> None:
+    """Raise ValueError unless the text is a realm, or a host name in full or of the realm."""
+    _check_kind(text, IDENTITY)
+
+
+def check_listen(text: str) -> None:
+    """Raise ValueError unless the text is the URL of a listener."""
+    _check_kind(text, LISTENER)
+
+
+def _check_kind(text: str, kind: Kind) -> None:
+    try:
+        kind.read(text)
+    except Unexpected as e:
+        raise ValueError(f"{text}: {e}") from None
+    except ValueError:
+        raise ValueError(f"{text}: expected {kind.expected}") from None
 
 
 def _whole(host: str, realm: str) -> str:
@@ -110,32 +163,34 @@ def _whole(host: str, realm: str) -> str:
     return host if "." in host else f"{host}.{realm}"
 
 
-def _peer(text: str, realm: str) -> Peer:
+def parse_peer(text: str, realm: str = "") -> Peer:
+    """Parse a peer as the option has it. Raises ValueError."""
     host, at, networks = text.rpartition("@")
     named = [each.strip() for each in networks.split(",")]
     try:
         for each in named:
             ip_network(each)
     except ValueError as e:
-        raise fail(
-            f"--peer {text}: {e}; expected HOST@ADDRESS, or a network such as 10.20.0.0/24", EXIT_USAGE
-        ) from None
+        raise ValueError(f"{text}: {e}; expected HOST@ADDRESS, or a network such as 10.20.0.0/24") from None
     if at and not host:
-        raise fail(f"--peer {text}: nothing stands before the @", EXIT_USAGE)
+        raise ValueError(f"{text}: nothing stands before the @")
+    if host:
+        check_identity(host)
     return Peer(_whole(host, realm) if host else None, named)
 
 
-def _signers(key: Path, signer: str) -> str:
-    """The line of a signers file for the public key in a file."""
-    with key.open("rb") as file:
-        words = file.read(KEY_BYTES_MAX).decode("utf-8", "replace").split()
+def parse_signers(key: Path, signer: str) -> str:
+    """Return the line of a signers file for the public key in a file. Raises ValueError."""
+    try:
+        with key.open("rb") as file:
+            words = file.read(KEY_BYTES_MAX).decode("utf-8", "replace").split()
+    except OSError as e:
+        raise ValueError(f"{key}: {e.strerror}") from None
     if len(words) < 2 or "PRIVATE" in words or not keys_of(words[1].encode()):
-        raise fail(
-            f"{key} is no public key of OpenSSH; expected the .pub that ssh-keygen writes beside a key", EXIT_USAGE
-        )
+        raise ValueError(f"{key} is no public key of OpenSSH; expected the .pub that ssh-keygen writes beside a key")
     name = signer or (words[2] if len(words) > 2 else "publisher")
     if not name.isascii() or set(name) & set(' "#,*?!'):
-        raise fail(f"--signer {name}: expected one name, such as register@agency.example", EXIT_USAGE)
+        raise ValueError(f"--signer {name}: expected one name, such as register@agency.example")
     return f'{name} namespaces="{NAMESPACE}" {words[0]} {words[1]}\n'
 
 

@@ -1,6 +1,8 @@
 """Commands about the lists in force: what they are and what is in one, the way back, and changes of a local one by hand."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -24,21 +26,23 @@ from eir.cli.access import (
     with_store,
 )
 from eir.cli.in_force import STORE_ITSELF, FromStore, Node, Stored, asked, read_as_held, states_of, taken_over
-from eir.cli.output import EXIT_USAGE, MANY, duration, fail, print_json, progress, say, show, show_one, written_to
-from eir.config import Whereabouts, load_config
+from eir.cli.output import EXIT_USAGE, MANY, fail, print_json, progress, say, show, show_one, written_to
+from eir.config import Config, Whereabouts, load_config
 from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, strip_separators
 from eir.errors import IdentifierError, StoreError
-from eir.lists.changes.local import ADD, REMOVE, Edit, added_by, edit_list, parse_entries
+from eir.lists.changes.local import ADD, ENTRIES_MAX, FILE, REMOVE, Edit, EditReport, added_by, edit_list, parse_entries
 from eir.lists.changes.rollback import reset_serial as reset_highest
 from eir.lists.changes.rollback import roll_back
+from eir.lists.changes.rows_file import BYTES_MAX, ROWS_MAX, parse_rows_file
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.entries import ListEntry, entries_of, imsi_text, read_pages, until_text
 from eir.lists.record.in_force import load_in_force, save_mark
 from eir.lists.record.reasons import reason_text
-from eir.lists.record.settings import PAIRS, SUBSCRIBERS, TYPES
+from eir.lists.record.settings import PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import Event, ListState, ListStore
 from eir.lists.rows.export import EIR, EXPORTS, export
 from eir.lists.rows.layout import ALLOCATED, tac_key, until_seconds
+from eir.schema import parse_duration
 
 Reason = Annotated[
     str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")
@@ -186,7 +190,10 @@ def rollback(
 
 
 def add(
-    list_name: LocalList, identifiers: Identifiers, reason: Reason,
+    list_name: LocalList, reason: Reason,
+    identifiers: Annotated[list[str] | None, typer.Argument(metavar="IMEI", help="IMEIs, IMEISVs or MEIDs; IMSIs, or +NUMBER by the table `numbers`, for a list of subscribers.", show_default=False)] = None,
+    rows: Annotated[Path | None, typer.Option("--file", metavar="FILE", help=f"Instead of IMEIs: a data file as `eir publish` reads it, up to {ROWS_MAX:,} rows; - for standard input. Rows without a reason or an end have those of the options.", show_default=False, allow_dash=True)] = None,
+    layout: Annotated[str | None, typer.Option(metavar="NAME", help="With --file: its layout; guessed from the first line if not given.", show_default=False)] = None,
     until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
     imsi: Imsi = None, tac: Tac = False, verbatim: Verbatim = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason and end.")] = False,
@@ -195,17 +202,72 @@ def add(
     """Put entries into a local list.
 
     Running nodes follow at once. Nothing is added if one of the entries is there already, or if more devices come than the list's
-    growth_max and change_min allow.
+    growth_max and change_min allow. The rows of a file are one change, within the limits of a release: bad_rows_max and range_tacs_max too.
     """
-    try:
-        from_now = duration(until)
-        end = until_seconds(until) if from_now is None else int((datetime.now(UTC) + from_now).timestamp())
-    except ValueError:
+    options: dict[str, Any] = {
+        "reason": reason,
+        "dry_run": dry_run,
+        "force": force,
+        "until": _end(until),
+        "replace": replace,
+    }
+    if rows is None and identifiers:
+        if layout is not None:
+            raise fail("--layout goes with --file", EXIT_USAGE)
+        _edit(config, list_name, ADD, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, **options)
+        return
+    if rows is None or identifiers or imsi or tac or verbatim:
         raise fail(
-            f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE
-        ) from None
-    options = {"reason": reason, "dry_run": dry_run, "force": force, "until": end, "replace": replace}
-    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, **options)
+            "IMEIs or --file FILE are needed; --file goes without IMEIs, --imsi, --tac and --verbatim", EXIT_USAGE
+        )
+    checked = opened(load_config(config))
+    settings = list_settings(checked, list_name)
+    with progress() as advance:
+        shown = advance or (lambda *_: None)
+        found = parse_rows_file(
+            _content(rows),
+            rows.name,
+            settings,
+            now_s=datetime.now(UTC).timestamp(),
+            layout=layout,
+            force=force,
+            progress=partial(shown, "read"),
+        )
+        is_named = len(found.entries) <= ENTRIES_MAX and len({entry.whole_tac for entry in found.entries}) == 1
+        source = "" if is_named else f"{found.name}: {FILE}{found.sha256}"
+        shown("write", 0, 1)
+        edit = Edit(what=ADD, entries=found.entries, said=found.said, source=source, **options)
+        report = _apply(checked, settings, edit)
+        shown("write", 1, 1)
+    show_one(asdict(report), report.as_text(), as_json=as_json)
+    for complaint in found.tally.complaints:
+        say(f"warning: a bad row, which was left out: {complaint}")
+    if found.tally.bad > len(found.tally.complaints):
+        say(f"warning: {found.tally.bad:,} bad rows in all")
+    if found.ended:
+        say(f"warning: {found.ended:,} entries have an end that is over, and were left out")
+    if found.tally.wrong_check_digits:
+        say(f"warning: {found.tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of a file, or of standard input for `-`, up to a byte more than a file may have."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read(BYTES_MAX + 1)
+    with path.open("rb") as stream:
+        return stream.read(BYTES_MAX + 1)
+
+
+def _end(until: str) -> int:
+    """Return the time at which entries end, in Unix seconds; 0 without an end."""
+    with suppress(ValueError):
+        return int((datetime.now(UTC) + parse_duration(until)).timestamp())
+    with suppress(ValueError):
+        return until_seconds(until)
+    raise fail(
+        f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a duration from now such as 14d or 36h",
+        EXIT_USAGE,
+    )
 
 
 def remove(
@@ -245,12 +307,7 @@ def _edit(
         entries = parse_entries(settings.kind, named, imsis=sims, tacs=tac, verbatim=verbatim)
     except IdentifierError as e:
         raise fail(str(e), EXIT_USAGE) from None
-    edit = Edit(what=what, entries=entries, **details)
-
-    had = partial(load_in_force, checked.state)
-    report = with_store(
-        checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC), had=had)
-    )
+    report = _apply(checked, settings, Edit(what=what, entries=entries, **details))
     for wrong in (
         ()
         if what == REMOVE or settings.kind == SUBSCRIBERS
@@ -258,6 +315,14 @@ def _edit(
     ):
         say(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; was it typed wrong?")
     show_one(asdict(report), report.as_text(), as_json=as_json)
+
+
+def _apply(checked: Config, settings: ListSettings, edit: Edit) -> EditReport:
+    """Change the list in the store."""
+    had = partial(load_in_force, checked.state)
+    return with_store(
+        checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC), had=had)
+    )
 
 
 ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")]

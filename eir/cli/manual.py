@@ -1,18 +1,22 @@
-"""The manual page and the completion of a shell, made from the commands themselves. Knows no command by name."""
+"""The manual page and the completion of a shell, made from the commands themselves."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from eir import __version__
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile
 from eir.cli.output import EXIT_USAGE, fail
+from eir.config import load_config, load_whereabouts
+from eir.node.observe import control
 
 SHELLS = ("bash", "zsh", "fish")
 
 _FILES = {
-    "config/eir.yaml, /etc/eir/eir.yaml": "The configuration; of those that are there the first, unless $EIR_CONFIG or -c names another.",
+    "config/eir.yaml, /etc/eir/eir.yaml": "The configuration; of those that can be read the first, unless $EIR_CONFIG or -c names another.",
     "/var/lib/eir": "The usual state folder of a service: lists, last good copies, control socket.",
 }
 _STATUSES = {
@@ -31,15 +35,44 @@ def manual(context: typer.Context) -> None:
     print(man_page(context.find_root().command), end="")
 
 
+def _list_names(config: Path) -> Iterable[str]:
+    return load_whereabouts(config).lists
+
+
+def _peer_names(config: Path) -> Iterable[str]:
+    """Return the peers as the running node calls them, or else those of the configuration."""
+    try:
+        return dict.fromkeys(peer["label"] for peer in control.ask(load_whereabouts(config).state, "peers"))
+    except control.ControlError:
+        return [peer.label for peer in load_config(config).peers]
+
+
+NAMES: dict[str, Callable[[Path], Iterable[str]]] = {"lists": _list_names, "peers": _peer_names}
+"""Kind of names that a script offers → the names."""
+
+
+def _named_by(names: tuple[str, ...], command: Any) -> str:
+    """Return the kind of names that the command's first argument takes; empty for none."""
+    first = next((each.metavar for each in command.params if each.param_type_name == "argument"), None)
+    if first in {"LIST", "[LIST]"}:
+        return "lists"
+    return "peers" if names[:1] == ("peer",) and first == "NAME" else ""
+
+
 def completion(
-    context: typer.Context, shell: Annotated[str, typer.Argument(metavar="SHELL", help=f"{', '.join(SHELLS)}.")]
-) -> None:
+    context: typer.Context,
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help=f"{', '.join(SHELLS)}; or {' or '.join(NAMES)}: the names that such a script offers.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:  # fmt: skip
     """Print what completes commands in a shell.
 
     For bash, in ~/.bashrc: eval "$(eir completion bash)"; for zsh the same in ~/.zshrc; for fish: eir completion fish | source
     """
+    if shell in NAMES:
+        print("\n".join(NAMES[shell](config)))
+        return
     if shell not in SHELLS:
-        raise fail(f"{shell}: expected {', '.join(SHELLS)}", EXIT_USAGE)
+        raise fail(f"{shell}: expected {', '.join((*SHELLS, *NAMES))}", EXIT_USAGE)
     command = context.find_root().command
     print(fish(command) if shell == "fish" else bash(command, zsh=shell == "zsh"), end="")
 
@@ -119,16 +152,28 @@ def bash(root: Any, *, zsh: bool = False) -> str:
             }
         )
     )
+    offered = {
+        kind: "|".join(
+            f'"0 {" ".join(names)}"' for names, command in commands_of(root) if _named_by(names, command) == kind
+        )
+        for kind in NAMES
+    }
+    dynamic = "\n".join(
+        f'    {commands}) words="$words $(EIR_CONFIG="${{config:-${{EIR_CONFIG-}}}}" "${{COMP_WORDS[0]}}" completion {kind} 2>/dev/null)" ;;'
+        for kind, commands in offered.items()
+    )
     begin = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n" if zsh else ""
     return f"""{begin}_eir() {{
-  local word="${{COMP_WORDS[COMP_CWORD]}}" command="" words="" at
+  local word="${{COMP_WORDS[COMP_CWORD]}}" command="" words="" config="" places=0 at
   for ((at = 1; at < COMP_CWORD; at++)); do
     case "${{COMP_WORDS[at]}}" in
+      -c|--config) ((at++)); config="${{COMP_WORDS[at]}}" ;;
       {with_value}) ((at++)) ;;
       -*) ;;
       *) case "$command" in
            "") command="${{COMP_WORDS[at]}}" ;;
            {groups}) command="$command ${{COMP_WORDS[at]}}" ;;
+           *) ((places += 1)) ;;
          esac ;;
     esac
   done
@@ -137,6 +182,9 @@ def bash(root: Any, *, zsh: bool = False) -> str:
   esac
   COMPREPLY=()
   case "${{COMP_WORDS[COMP_CWORD - 1]}}" in {with_value}) return ;; esac
+  case "$places $command" in
+{dynamic}
+  esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
 }}
 complete -o default -F _eir eir
@@ -153,6 +201,8 @@ def fish(root: Any) -> str:
         condition = f"-n {_quoted(seen.replace(' and ', '; and '))}"
         for name, inner in getattr(command, "commands", {}).items():
             lines.append(f"complete -c eir {condition} -f -a {name} -d {_quoted(_first_sentence(inner))}")
+        if kind := _named_by(names, command):
+            lines.append(f"complete -c eir {condition} -f -a '(eir completion {kind} 2>/dev/null)'")
         for each in _options(command):
             flags = " ".join(f"-l {opt[2:]}" if opt.startswith("--") else f"-s {opt[1:]}" for opt in each.opts)
             lines.append(

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,11 +16,9 @@ from typing import Any, TextIO
 import typer
 
 from eir.node.observe.log import with_priority
+from eir.schema import parse_duration
 
 NOTHING = "-"
-UNITS = {"d": "days", "h": "hours", "m": "minutes"}
-DIGITS_MAX = 6
-"""Most digits of a duration: a million days and more lead beyond the calendar."""
 
 
 def cell(value: Any, column: str) -> str:
@@ -55,14 +53,6 @@ def principal(signer: str) -> str:
     return signer.partition(" SHA256:")[0]
 
 
-def duration(text: str) -> timedelta | None:
-    """The duration that a text such as `14d`, `36h` or `90m` stands for; None if it is not one."""
-    number, unit = text[:-1], UNITS.get(text[-1:])
-    if unit is None or not number.isascii() or not number.isdigit() or len(number) > DIGITS_MAX:
-        return None
-    return timedelta(**{unit: int(number)})
-
-
 FORMS: dict[str, Callable[[Any], str]] = {
     "time": second, **dict.fromkeys(("issued", "expires", "loaded", "since", "first_seen", "last_seen"), minute), "signers": principal,
 }  # fmt: skip
@@ -93,21 +83,26 @@ def fail(message: str, code: int = EXIT_NO) -> typer.Exit:
     return typer.Exit(code)
 
 
-def lasting(text: str, option: str) -> timedelta:
-    """The duration that an option gives; ends the command if it is not one, or nothing."""
-    found = duration(text)
-    if not found:
-        raise fail(f"{option} {text}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
-    return found
+def duration(
+    text: str, option: str, *, least: timedelta = timedelta(microseconds=1), most: timedelta = timedelta.max
+) -> timedelta:
+    """Return the duration that an option gives; ends the command for any other text, and outside of the limits."""
+    with suppress(ValueError):
+        given = parse_duration(text)
+        if least <= given <= most:
+            return given
+    limit = "" if most == timedelta.max else f" up to {most.total_seconds() / 3600:g}h"
+    raise fail(f"{option} {text}: expected a duration{limit}, a number and a unit: 14d, 36h, 90m or 20s", EXIT_USAGE)
 
 
 def moment(text: str, option: str = "--since") -> datetime | None:
     """The time that an option gives, in UTC; None if it is not given. Ends the command if it is not one."""
     if not text:
         return None
+    with suppress(ValueError):
+        return datetime.now(UTC) - parse_duration(text)
     try:
-        ago = duration(text)
-        meant = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text)
+        meant = datetime.fromisoformat(text)
         return meant.astimezone(UTC) if meant.tzinfo else meant.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise fail(

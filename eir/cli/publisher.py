@@ -1,14 +1,19 @@
 """The command of those who publish lists: make a signed release of data files."""
 
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json
-from eir.cli.output import EXIT_USAGE, fail, lasting, progress, say, show_one
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, optional_config
+from eir.cli.output import EXIT_USAGE, duration, fail, progress, say, show_one
 from eir.config import load_layouts
 from eir.lists.record.settings import KINDS
 from eir.lists.rows.layout import LAYOUTS
@@ -28,6 +33,8 @@ def publish(
     holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="With --to: what the list holds, devices, pairs, subscribers or device_types; as the folder says, else devices.", show_default=False)] = None,
     keep: Annotated[str, typer.Option(metavar="7d", help="With --to: how far behind a node may be and catch up by deltas. Older ones are folded into a full release.")] = "7d",
     bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
+    bad_rows: Annotated[Path | None, typer.Option("--bad-rows", metavar="FILE", help="Write all bad rows to FILE, as CSV: file, line, problem, row.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A warning refuses the release, such as of a row that has ended or an IMEI of zeros.")] = False,
     new_key: Annotated[bool, typer.Option("--new-key", help="With --to: sign with a key that has signed no release in FOLDER and is not in FOLDER/signers. Nodes have to trust it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
@@ -47,23 +54,25 @@ def publish(
     """  # noqa: D301 - for typer: the command is not to be wrapped
     from eir.lists.releases.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
 
-    lasts = lasting(expires, "--expires")
+    lasts = duration(expires, "--expires")
     now = datetime.now(UTC).replace(microsecond=0)
+    optional_config(config)
+    declared = load_layouts(config) if layout and layout not in LAYOUTS else None
     if to is not None:
-        kept = lasting(keep, "--keep")
+        kept = duration(keep, "--keep")
         if holds not in {None, *KINDS}:
             raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
         if folder is not None or force:
             raise fail("--to takes neither --out nor --force: what stands in an index has been read", EXIT_USAGE)
         _publish_into(
-            to, files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout, holds=holds,
-            keep=kept, declared=load_layouts(config) if layout and layout not in LAYOUTS else None, bad_rows_max=bad_rows_max, new_key=new_key, as_json=as_json,
+            to, files, bad_rows=bad_rows, strict=strict, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout, holds=holds,
+            keep=kept, declared=declared, bad_rows_max=bad_rows_max, new_key=new_key, as_json=as_json,
         )  # fmt: skip
         return
-    with progress() as advance:
+    with progress() as advance, _bad_rows_to(bad_rows, files) as each_bad:
         published = publish_release(
-            files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout,
-            declared=load_layouts(config) if layout and layout not in LAYOUTS else None, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
+            files, strict=strict, each_bad=each_bad, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout,
+            declared=declared, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
         )  # fmt: skip
     written = f"{published.manifest} and its .sig are written; on the EIR: eir load {quote(str(published.manifest))}"
     show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
@@ -85,10 +94,11 @@ def offer(
     """
     from eir.lists.sources.folder_writer import offer_release  # noqa: PLC0415 - for this alone
 
-    kept = lasting(keep, "--keep")
+    kept = duration(keep, "--keep")
     if holds not in {None, *KINDS}:
         raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
-    declared = load_layouts(config) if config.exists() else None
+    file = optional_config(config)
+    declared = None if file is None else load_layouts(file)
     now = datetime.now(UTC).replace(microsecond=0)
     index = offer_release(
         to,
@@ -112,11 +122,27 @@ def offer(
     show_one(document, text, as_json=as_json)
 
 
-def _publish_into(folder: Path, files: list[Path], *, as_json: bool, **how: Any) -> None:
+@contextmanager
+def _bad_rows_to(path: Path | None, files: Sequence[Path]) -> Iterator[Callable[[str, int, str, bytes], None] | None]:
+    """Write bad rows to a file that only its owner can read; None without a file."""
+    if path is None:
+        yield None
+        return
+    if path.resolve() in {each.resolve() for each in files}:
+        raise fail(f"--bad-rows {path}: that is a data file; name another one", EXIT_USAGE)
+    with open(path, "w", encoding="utf-8", newline="", opener=partial(os.open, mode=0o600)) as stream:
+        out = csv.writer(stream)
+        out.writerow(("file", "line", "problem", "row"))
+        yield lambda name, line, problem, row: out.writerow((name, line, problem, row.decode("utf-8", "replace")))
+
+
+def _publish_into(folder: Path, files: list[Path], *, bad_rows: Path | None, as_json: bool, **how: Any) -> None:
     from eir.lists.sources.folder_writer import publish_into  # noqa: PLC0415 - for this alone
 
-    with progress() as advance:
-        placed = publish_into(folder, files, progress=advance, warn=lambda text: say(f"warning: {text}"), **how)
+    with progress() as advance, _bad_rows_to(bad_rows, files) as each_bad:
+        placed = publish_into(
+            folder, files, each_bad=each_bad, progress=advance, warn=lambda text: say(f"warning: {text}"), **how
+        )
     index = placed.index
     said = f"{placed.published.as_text()}\n{folder} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
     said += "; its deltas were folded into a full release" if placed.folded else ""

@@ -308,9 +308,7 @@ def show_acknowledged(
     """
     from eir.lists.sources.acknowledge import IN_STEP, LATE, as_rows, node_statuses  # noqa: PLC0415 - for this command alone
 
-    late = duration(within)
-    if late is None or late < timedelta(0):
-        raise fail(f"--within {within}: expected a number and a unit: 1h, 15m or 2d", EXIT_USAGE)
+    late = duration(within, "--within", least=timedelta(0))
     found = node_statuses(folder, now=datetime.now(UTC), within=late, nodes=nodes)
     show(
         as_rows(found),

@@ -302,7 +302,9 @@ def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json
         detail=f"{decision['imei']}: {reason}",
     )
     if not checked.state.is_dir():
-        raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
+        raise EirError(
+            f"the state folder {checked.state} (`state` in {checked.path}) does not exist; eir serve or eir load makes it"
+        )
     with_store(checked, lambda store: store.record(event))
     with acting_in(checked.state):
         add_decision(checked.state, decision)
@@ -370,9 +372,7 @@ def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
     """Return begin and end, in UTC without a time zone."""
     from eir.sightings.judge import DAYS_MAX  # noqa: PLC0415 - for these commands alone
 
-    lasts = duration(since)
-    if not lasts or lasts > timedelta(days=DAYS_MAX - 1):
-        raise fail(f"--since {since}: expected a number and a unit, up to {DAYS_MAX - 1}d: 30d or 36h", EXIT_USAGE)
+    lasts = duration(since, "--since", most=timedelta(days=DAYS_MAX - 1))
     try:
         end = (datetime.fromisoformat(until) if until else datetime.now(UTC)).replace(tzinfo=None) + timedelta(
             seconds=0 if until else 1

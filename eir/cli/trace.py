@@ -29,7 +29,7 @@ def trace(
     imei: Annotated[str, typer.Option(metavar="IMEI", help="Checks of this device.")] = "",
     imsi: Annotated[str, typer.Option(metavar="N", help="Checks with this subscriber's SIM (+NUMBER by the table `numbers`); with --imei, of the two together.")] = "",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, such as the number of a complaint; it goes on record.", show_default=False)] = "",
-    lasts: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 10m, 1h at most.")] = "10m",
+    lasts: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 20s, 10m, 1h at most.")] = "10m",
     pcap: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what went over Diameter into a new file, for Wireshark.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
@@ -40,7 +40,7 @@ def trace(
     asked, and ends by itself, or by Ctrl-C. One trace at a time; of more than ten checks a second not all are shown.
     """
     checked = load_config(config)
-    imei, imsi, lasting = strip_separators(imei), imsi_named(checked, imsi), duration(lasts)
+    imei, imsi = strip_separators(imei), imsi_named(checked, imsi)
     try:
         if not imei and not imsi:
             raise fail("whose checks? --imei IMEI or --imsi N", EXIT_USAGE)
@@ -52,8 +52,7 @@ def trace(
         raise fail(str(e), EXIT_USAGE) from None
     except EirError as e:
         raise fail(f"--reason: {e}", EXIT_USAGE) from None
-    if not lasting:
-        raise fail(f"--for {lasts}: expected a time such as 10m", EXIT_USAGE)
+    lasting = duration(lasts, "--for")
     with ExitStack() as stack:
         out = None if pcap is None else stack.enter_context(_made(pcap))
         if out is not None:

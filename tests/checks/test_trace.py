@@ -99,7 +99,7 @@ def ask_of_2g(site, imei, imsi):
 
 def test_each_check_of_a_subscriber_over_all_protocols_and_of_nobody_else(site):
     pcap = site.folder / "trace.pcap"
-    with Trace(site, "--imsi", IMSI, "--for", "5m", "--pcap", str(pcap)) as trace:
+    with Trace(site, "--imsi", IMSI, "--for", "300s", "--pcap", str(pcap)) as trace:
         assert ask(site, LISTED, TRACKED, UNLISTED, imsi=IMSI) == ["blacklisted", "greylisted", "whitelisted"]
         assert ask(site, LISTED, imsi=OTHER) == ["blacklisted"]
         assert ask_amf(site, LISTED, IMSI) == ["blacklisted"]
@@ -232,6 +232,7 @@ def test_the_lane_leaves_what_is_sought_and_nothing_else():
         ("--imei", "35", "--reason", "x"),
         ("--imsi", "1", "--reason", "x"),
         ("--imei", LISTED, "--reason", "x", "--for", "soon"),
+        ("--imei", LISTED, "--reason", "x", "--for", "20"),
     ],
 )
 def test_wrong_usage(shared, arguments):

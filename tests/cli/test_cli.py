@@ -1,5 +1,6 @@
 """The commands: exit status, what goes to which stream, documents for scripts, tables for people, and how they end early."""
 
+import csv
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
 from typer.main import get_command
 from wire import EIR, HOST, REALM
 
+from eir.cli import access
 from eir.cli.app import command_line, main
 from eir.cli.output import written_to
 from eir.lists.record.in_force import load_in_force
@@ -116,7 +118,7 @@ class TestUsage:
         [
             "nonsense", "check", "check 1 --nonsense", "load", "rollback", "rollback nowhere", "publish x.csv", "lists --json=maybe",
             "probe 127.0.0.1", "probe 127.0.0.1:0 1", "probe 127.0.0.1:99999 1", "probe [::1]:x 1", "history -n 0", "show \udcff",
-            "probe 127.0.0.1:1 1 --timeout 0", "peer", "peer enable", "add stolen", "lists surplus",
+            "probe 127.0.0.1:1 1 --timeout 0", "probe 127.0.0.1:1 1 --timeout 5x", "peer", "peer enable", "add stolen", "lists surplus",
             "publish x.csv --list stolen --serial 0 --expires 14d --key k", "publish x.csv --list stolen --serial 1 --expires 14 --key k",
             "publish x.csv --list stolen --serial 1 --expires soon --key k",
             "publish x.csv --list stolen --serial 1 --expires 9999999d --key k", "add stolen 35209900176148 --reason x --until 9999999d",
@@ -664,6 +666,23 @@ class TestLists:
             "refused (bad_rows): 1 bad rows; 0 may be bad (--bad-rows-max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
         )
         assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+        every = tmp_path / "every.csv"
+        status, _, _ = eir(*command, "--bad-rows", every)
+        header, row = csv.reader(every.read_text().splitlines())
+        assert (status, header, row[:2], row[3]) == (
+            1,
+            ["file", "line", "problem", "row"],
+            ["new.csv", "3"],
+            f"{LISTED[:-1]}O",
+        )
+        assert every.stat().st_mode & 0o777 == 0o600
+        every.unlink()
+        assert eir(*command, "--bad-rows", data)[0] == 2
+        assert data.read_text() == f"imei\n{LISTED}\n{LISTED[:-1]}O\n"
+        status, _, _ = eir(*command, "--bad-rows-max", "1", "--strict", "--to", tmp_path / "www", "--bad-rows", every)
+        assert (status, len(every.read_text().splitlines())) == (1, 2)
+        every.unlink()
+        shutil.rmtree(tmp_path / "www")
         status, _, err = eir(*command, "--bad-rows-max", "1")
         assert (status, err.startswith("warning: a bad row, which an EIR leaves out: new.csv:3: ")) == (0, True)
 
@@ -674,7 +693,8 @@ class TestLists:
         said = document(eir("publish", data, *options, "--json"))
         assert said == {
             "manifest": str(tmp_path / "stolen-9.manifest.json"), "signature": str(tmp_path / "stolen-9.manifest.json.sig"),
-            "rows": 1, "entries": 1, "duplicates": 0, "conflicting": 0, "bad_rows": 0, "skipped": 0, "wrong_dates": 0, "wrong_check_digits": 0,
+            "rows": 1, "entries": 1, "duplicates": 0, "conflicting": 0, "bad_rows": 0, "skipped": 0, "wrong_check_digits": 0,
+            "wrong_dates": 0, "ended": 0, "zeros": 0, "future_dates": 0, "long_rows": 0,
         }  # fmt: skip
         assert eir("publish", data, *options)[1].startswith("1 rows; 1 entries\n")
         assert "x-added.csv" in eir("publish", "--help")[1]
@@ -798,6 +818,26 @@ class TestWithoutANode:
             assert str(file) in err
 
 
+def test_the_first_default_file_that_can_be_read_is_the_configuration(host, tmp_path, monkeypatch, capsys):
+    """A folder stands where a file should: even root cannot read it."""
+    monkeypatch.delenv("EIR_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(access, "SYSTEM_CONFIG", host.path)
+
+    def ends(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments=arguments)
+        return ended.value.code, capsys.readouterr()
+
+    assert ends("config")[0] == 0, "the first is missing"
+    (tmp_path / "config" / "eir.yaml").mkdir(parents=True)
+    code, done = ends("config")
+    assert (code, EIR in done.out) == (0, True)
+    monkeypatch.setattr(access, "SYSTEM_CONFIG", tmp_path)
+    code, done = ends("config")
+    assert (code, done.err.partition(":")[0]) == (2, "config/eir.yaml")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives the state folder to somebody else")
 class TestAsSomebodyElse:
     """As a user whom the file modes hold back, though this one is root: without the capabilities that lift them."""
@@ -810,6 +850,63 @@ class TestAsSomebodyElse:
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         return done
+
+    @pytest.fixture
+    def elsewhere(self, host, tmp_path):
+        """Run a command in a folder whose config/ only another user can read, as on a node's host; no file is named."""
+        (tmp_path / "config").mkdir(mode=0o700)
+        (tmp_path / "config" / "eir.yaml").write_text("identity: {host: eir.example, realm: example}\n")
+        os.chown(tmp_path / "config", 65534, -1)
+        without = {name: value for name, value in host.environment().items() if name != "EIR_CONFIG"}
+
+        def run(*arguments, **changes):
+            done = subprocess.run(
+                [*self.HELD_BACK, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=without | changes, check=False, cwd=tmp_path,
+            )  # fmt: skip
+            assert "Traceback" not in done.stderr, done.stderr
+            return done
+
+        return run
+
+    def test_a_default_file_that_they_may_not_read_is_passed_over(self, host, elsewhere, tmp_path):
+        (tmp_path / "rows.csv").write_text(f"imei\n{LISTED}\n")
+        release = ("--list", "stolen", "--expires", "14d", "--key", host.publisher.key, tmp_path / "rows.csv")
+        assert elsewhere("publish", "--serial", "1", *release).returncode == 0
+        assert elsewhere("publish", "--serial", "2", "--to", tmp_path / "www", *release).returncode == 0
+        key = host.publisher.key
+        done = elsewhere("offer", tmp_path / "stolen-1.manifest.json", "--to", tmp_path / "other", "--key", key)
+        assert done.returncode == 0, done.stderr
+        with socket.create_server(("127.0.0.1", 0)) as nobody:
+            port = nobody.getsockname()[1]
+        done = elsewhere("probe", f"127.0.0.1:{port}", LISTED)
+        assert (done.returncode, "config/eir.yaml" in done.stderr) == (1, False), "no EIR answers there"
+        host.start()
+        done = elsewhere("probe", "{}:{}".format(*host.node.address), LISTED, "--origin-realm", REALM)
+        host.node.end()
+        assert (done.returncode, "blacklisted" in done.stdout) == (0, True), done.stderr
+
+    @pytest.mark.parametrize("named", ["-c", "EIR_CONFIG"])
+    @pytest.mark.parametrize("command", ["publish", "offer", "probe", "audit", "lists"])
+    def test_a_named_file_that_they_may_not_read_is_an_error(self, host, elsewhere, tmp_path, command, named):
+        (tmp_path / "rows.csv").write_text(f"imei\n{LISTED}\n")
+        key = host.publisher.key
+        arguments = {
+            "publish": ("--list", "stolen", "--serial", "1", "--expires", "14d", "--key", key, tmp_path / "rows.csv"),
+            "offer": (tmp_path / "x.manifest.json", "--to", tmp_path / "www", "--key", key),
+            "probe": ("127.0.0.1:1", LISTED, "--origin-realm", REALM), "audit": (tmp_path / "x.manifest.json", "127.0.0.1:1"),
+            "lists": (),
+        }[command]  # fmt: skip
+        how = {} if named == "-c" else {named: "config/eir.yaml"}
+        done = elsewhere(command, *arguments, *(["-c", "config/eir.yaml"] if named == "-c" else []), **how)
+        assert done.returncode == 2
+        assert "config/eir.yaml:1: cannot be read: Permission denied" in done.stderr
+
+    def test_status_without_a_readable_configuration_is_unknown(self, elsewhere):
+        for done in (elsewhere("status"), elsewhere("status", EIR_CONFIG="config/eir.yaml")):
+            assert done.returncode == 3
+            assert re.fullmatch(
+                r"EIR UNKNOWN - .*config/eir\.yaml:1: cannot be read: Permission denied.*\n", done.stdout
+            )
 
     def test_they_are_told_as_whom_to_run_it(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:

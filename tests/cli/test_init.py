@@ -181,3 +181,28 @@ def test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter(t
     assert shell.returncode == 0, told
     found = [(row.split()[0], row.split()[2]) for row in out.splitlines() if re.match("[0-9]{14} ", row)]
     assert found == [("00101001000001", "blacklisted"), ("00101009000009", "whitelisted")], out + told
+
+
+def test_a_wrong_answer_is_asked_again_at_once(tmp_path, key):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "init", str(tmp_path / "asked")],
+        stdin=follower, stdout=follower, stderr=follower, env=os.environ | {"TERM": "dumb", "COLUMNS": "300"}, start_new_session=True,
+    )  # fmt: skip
+    os.close(follower)
+    answers = [
+        "no realm", REALM, "a host", "eir7", "http://127.0.0.1:1", "tcp://127.0.0.1:3868", "mme1", "@127.0.0.1", "mme1@127.0.0.1",
+        "10.0.0.1/8", "", str(tmp_path / "none"), str(tmp_path / "key"), str(key),
+    ]  # fmt: skip
+    os.write(leader, "".join(f"{answer}\n" for answer in answers).encode())
+    said = b""
+    with suppress(OSError):  # it has ended
+        while piece := os.read(leader, 4096):
+            said += piece
+    os.close(leader)
+    assert process.wait(180) == 0, said
+    assert [error.split(":")[0] for error in re.findall(r"Error: (.*)\r", said.decode())] == [
+        "no realm", "a host", "http", "mme1", "@127.0.0.1", "10.0.0.1/8", str(tmp_path / "none"), f"{tmp_path / 'key'} is no public key of OpenSSH; expected the .pub that ssh-keygen writes beside a key",
+    ]  # fmt: skip
+    config = load_config(tmp_path / "asked" / "eir.yaml")
+    assert (config.identity.host, [*config.lists]) == (f"eir7.{REALM}", ["stolen", "blocked-here"])

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 from node import COMMAND
@@ -132,3 +133,39 @@ def test_which_configuration_is_read(there, arguments, variable, read, tmp_path,
         main(arguments=["config", *arguments])
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[0].split(":")[0].endswith(read)
+
+
+NAMED = {
+    "lists": {"stolen": {"signers": "signers"}, "blocked-here": {"local": True}},
+    "peers": [{"name": "dra1", "realm": "example.org"}, {"host": "mme.example.org"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["show", ""], {"stolen", "blocked-here"}), (["add", "blo"], {"blocked-here"}), (["history", "s"], {"stolen"}), (["lists", "reset-serial", "s"], {"stolen"}),
+        (["add", "stolen", "s"], set()), (["peer", "disable", ""], {"dra1", "mme.example.org"}), (["peer", "enable", "d"], {"dra1"}), (["check", "s"], set()),
+        (["-c", "other.yaml", "show", ""], {"other"}), (["show", "-c", "other.yaml", "o"], {"other"}), (["show", "-c", "none.yaml", "o"], set()),
+    ],
+)  # fmt: skip
+def test_names_of_lists_and_peers_are_completed(site, words, offered):
+    site.configure(policy={"default": "whitelisted"}, **NAMED)
+    (site.folder / "other.yaml").write_text(
+        site.path.read_text().replace("stolen:", "other:").replace("blocked-here:", "-x:")
+    )
+    program = site.folder / "eir"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m eir "$@"\n')
+    program.chmod(0o755)
+    script = bash(ROOT) + 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _eir; printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(
+        ["bash", "--norc", "-uc", script, "bash", str(program), *words], text=True, capture_output=True, check=True,
+        cwd=site.folder, env=site.environment(),
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert {word for word in done.stdout.split() if not word.startswith("-")} == offered
+
+
+def test_a_running_node_names_its_peers(site):
+    site.start()
+    assert site.eir("completion", "peers").stdout == "mme\n"

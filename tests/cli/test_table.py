@@ -1,13 +1,14 @@
 """Tables for people: nothing is cut, whatever the width; times as people type them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.cli.output import minute, moment
+from eir import schema
+from eir.cli.output import duration, minute, moment
 from eir.cli.table import table
 
 ROWS = [
@@ -107,6 +108,31 @@ def test_a_time_is_in_utc_and_one_beyond_the_calendar_is_a_usage_error():
     for text in ("soon", "999999d", "0001-01-01T00:00:00+14:00"):
         with pytest.raises(typer.Exit):
             moment(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("20s", 20), ("90m", 5400), ("36h", 129600), ("14d", 1209600), ("1.5h", 5400)]
+)
+def test_a_duration_has_the_same_units_in_options_and_in_the_configuration(text, seconds):
+    assert duration(text, "--for").total_seconds() == seconds
+    assert schema.seconds(0, 10**7).read(text) == seconds
+    before, meant, after = datetime.now(UTC), moment(text), datetime.now(UTC)
+    assert before <= meant + timedelta(seconds=seconds) <= after
+
+
+def test_a_configured_time_of_days_takes_every_unit_of_whole_days():
+    keep = schema.days(1, 3650)
+    assert [keep.read(text) for text in ("48h", "2880m", "172800s", "2d", "1y")] == [2, 2, 2, 2, 365]
+    with pytest.raises(ValueError, match=r"^$"):
+        keep.read("36h")
+
+
+@pytest.mark.parametrize("text", ["20", "soon", "-5d", "0s", "", "9" * 40 + "d", "1e3s", "٣d"])
+def test_an_option_that_is_no_duration_is_a_usage_error_that_names_the_units(text, capsys):
+    with pytest.raises(typer.Exit) as ended:
+        duration(text, "--for")
+    assert ended.value.exit_code == 2
+    assert f"--for {text}: expected a duration, a number and a unit: 14d, 36h, 90m or 20s" in capsys.readouterr().err
 
 
 WORD = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=30)

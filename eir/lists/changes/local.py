@@ -6,9 +6,9 @@ atomic, and the history records the user, the entries, the time and the reason.
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreC
 from eir.lists.pages.content import decode, decode_pairs, has_pairs
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.entries import until_text
-from eir.lists.record.reasons import check_reason, reason_byte
+from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import ACCEPTED, FEED, FORCED, MAIN, NO_LIST, Event, ListState, ListStore, utc_text
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
@@ -35,6 +35,8 @@ PAUSE_MAX_S = 0.05
 NAMED_MAX = 10  # most entries that a refusal names
 TACS = "TACs "
 """Prefix of the entries in an event that are whole TACs."""
+FILE = "a file with SHA-256 "
+"""Text of an event in place of entries that are too many to be named."""
 
 KnownLists = Callable[[], Collection[str]]
 """Function that returns names of lists; called if a list is not in the store."""
@@ -49,6 +51,15 @@ class Entry(NamedTuple):
     imsi: int = 0
     """Key of a pair's IMSI; 0 in other lists."""
     whole_tac: bool = False
+
+
+class Said(NamedTuple):
+    """Reason and end of one entry."""
+
+    reason: str
+    """Empty: that of the edit."""
+    until: int
+    """Unix seconds; 0: that of the edit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +77,10 @@ class Edit:
     """Lift the limits on shrinking and growth, but no other check."""
     dry_run: bool = False
     """Report the effect, but write and record nothing."""
+    said: Mapping[tuple[int, int, bool], Said] = field(default_factory=dict)
+    """Reasons and ends of single entries, by `entry[1:]`; all others have those of the edit."""
+    source: str = ""
+    """Name and SHA-256 of the file of the entries, as the history has them; empty: the history names each entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,9 +247,12 @@ async def _edit(
 def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
     """Return the history's event for an edit. `lifted`: description of the limits that `force` lifted."""
     until = f", until {until_text(edit.until)}" if edit.until else ""
+    named = ", ".join(entry.text for entry in edit.entries)
     prefix = TACS if any(entry.whole_tac for entry in edit.entries) else ""
     forced = f"; {turnover(settings.kind, amended.come, amended.gone)}; {lifted}" if edit.force else ""
-    detail = f"{edit.reason}{until}{forced}: {prefix}{', '.join(entry.text for entry in edit.entries)}"
+    detail = f"{edit.reason}{until}{forced}{edit.source and f'; {len(edit.entries)} entries of {edit.source}'}"
+    if not edit.source:
+        detail += f": {prefix}{named}"
     outcome = FORCED if edit.force else ACCEPTED
     return Event(time=utc_text(now), who=who, what=edit.what, list=settings.name, outcome=outcome, detail=detail)
 
@@ -245,6 +263,8 @@ def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], 
     for event in events:
         if event.what == ADD:
             entry_texts = event.detail.rpartition(": ")[2]
+            if entry_texts.startswith(FILE):
+                continue
             tacs = entry_texts.startswith(TACS)
             for text in entry_texts.removeprefix(TACS).split(", "):
                 identifier, _, imsi = text.partition("+")
@@ -338,10 +358,19 @@ def _reject_no_ops(edit: Edit, name: str, present: Container[tuple[int, int, boo
         wrong = [entry.text for entry in edit.entries if entry[1:] in present and not edit.replace]
         state_text, advice = f"in {name} already", "; --replace gives them the new reason and end"
     if wrong:
-        listed = ", ".join(wrong[:NAMED_MAX]) + (", …" if len(wrong) > NAMED_MAX else "")
         raise EntryRefused(
-            f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {state_text}: {listed}{advice}"
+            f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {state_text}: {_first_of(wrong)}{advice}"
         )
+
+
+def _first_of(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:NAMED_MAX]) + (", …" if len(texts) > NAMED_MAX else "")
+
+
+def _said_of(edit: Edit, entry: Entry) -> Said:
+    """Return reason and end of an entry of the edit."""
+    said = edit.said.get(entry[1:], Said("", 0))
+    return Said(said.reason or edit.reason, said.until or edit.until)
 
 
 async def _build_edit(
@@ -349,18 +378,25 @@ async def _build_edit(
 ) -> tuple[ListState, Built]:
     """Return the list's state after the edit, and its changed pages. `stored`: the present state and pages."""
     state, before = stored
-    texts, reason = state.reasons, 0
+    said_of = [_said_of(edit, entry) for entry in edit.entries]
+    texts, bytes_of = state.reasons, dict[str, int]()
     if edit.what == ADD:
-        reason, texts = await reason_byte(edit.reason, state, store, settings.name)
+        wanted = dict.fromkeys(said.reason for said in said_of)
+        bytes_of, texts = await reason_bytes(wanted, state, store, settings.name)
     rows = Rows()
     for of_pairs, of_tacs in ((True, False), (False, True), (False, False)):
-        same = [entry for entry in edit.entries if bool(entry.imsi) is of_pairs and entry.whole_tac is of_tacs]
-        keys = np.array([entry.key for entry in same], np.uint64)
-        columns = np.full(len(same), reason, np.uint8), np.full(len(same), edit.until, np.int64)
+        same = [
+            (entry, said)
+            for entry, said in zip(edit.entries, said_of, strict=True)
+            if bool(entry.imsi) is of_pairs and entry.whole_tac is of_tacs
+        ]
         if not same:
             continue
+        keys = np.array([entry.key for entry, _ in same], np.uint64)
+        reasons = np.array([bytes_of.get(said.reason, 0) for _, said in same], np.uint8)
+        columns = reasons, np.array([said.until for _, said in same], np.int64)
         if of_pairs:
-            rows.add_pairs(keys, np.array([entry.imsi for entry in same], np.uint64), *columns)
+            rows.add_pairs(keys, np.array([entry.imsi for entry, _ in same], np.uint64), *columns)
         elif of_tacs:
             rows.add_spans(keys, keys + np.uint64(PAGE_KEYS - 1), *columns)
         else:

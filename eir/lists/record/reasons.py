@@ -1,6 +1,6 @@
 """Reasons: the texts of the index that pages store for each entry."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -48,8 +48,10 @@ class Reasons:
         return self._index.get(text, REASONS_MAX)
 
 
-async def reason_byte(text: str, state: ListState, store: ListStore, name: str) -> tuple[int, tuple[str, ...]]:
-    """Return the index for one more reason of a list, and the texts of the list with it.
+async def reason_bytes(
+    texts: Iterable[str], state: ListState, store: ListStore, name: str
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the byte of each of some more reasons of a list, and the texts of the list's bytes then.
 
     Each full release brings all its reasons, but the reasons of operators accumulate over the years. So the index of a
     reason that no entry has any more is reused. If the list changes meanwhile, the store rejects the change that uses
@@ -59,17 +61,24 @@ async def reason_byte(text: str, state: ListState, store: ListStore, name: str) 
         StoreError: if the list cannot be read.
     """
     known = Reasons(state.reasons)
-    if (byte := known.index(text)) < REASONS_MAX:
-        return byte, known.texts
-    used = {0, REASONS_MAX}
+    found = {text: known.index(text) for text in texts}
+    if REASONS_MAX not in found.values():
+        return found, known.texts
+    used = {0, REASONS_MAX, *found.values()}
     async for _, batch in store.pages(name):
         for page in batch:
             used.update(decode_sections(page.extra).reasons)
             if page.tac is not None:
                 used.add(page.tac.reason)
-    if (free := next((byte for byte in range(REASONS_MAX) if byte not in used), None)) is None:
-        return byte, known.texts
-    return free, (*state.reasons[:free], text, *state.reasons[free + 1 :])
+    free = (byte for byte in range(REASONS_MAX) if byte not in used)
+    held = list(known.texts)
+    for text in [text for text, byte in found.items() if byte == REASONS_MAX]:
+        found[text] = next(free, REASONS_MAX)
+        if found[text] < REASONS_MAX:
+            held[found[text]] = text
+    if REASONS_MAX not in found.values():
+        del held[max(len(state.reasons), REASONS_MAX) :]
+    return found, tuple(held)
 
 
 def reason_text(state: ListState, byte: int) -> str:

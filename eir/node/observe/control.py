@@ -245,7 +245,7 @@ RUN_ACCEPTS: Mapping[str, Arguments] = {RUN: {"arguments": list}}
 
 _ALL = {"--json", "--help", "-h"}
 LOOKS: Mapping[str, set[str]] = {
-    "status": _ALL, "peers": _ALL,
+    "status": _ALL, "peers": _ALL, "lists": _ALL | {"--store"},
     "check": _ALL | {"--imsi", "--software-version", "--origin-host", "--origin-realm", "--protocol", "--store"},
     "show": _ALL | {"-n", "--limit", "--skip", "--store"},
     "history": _ALL | {"-n", "--limit", "--since", "--chain", "--verify"},
@@ -253,6 +253,8 @@ LOOKS: Mapping[str, set[str]] = {
     "why": _ALL | {"--imsi", "--at"},
 }  # fmt: skip
 """Command → the options that may be given: none that reads another configuration, or writes a file."""
+_WITHOUT_ARGUMENTS = {"lists"}
+"""Commands whose second word is another command, which may change something."""
 AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
 """Limits of such processes: how many run at once, for how long, and how much they may write."""
 
@@ -266,7 +268,7 @@ def refusal(arguments: Sequence[str]) -> str | None:
         return f"who may only look may say: {', '.join(LOOKS)}"
     for argument in rest:
         option, _, _ = argument.partition("=")
-        if argument.startswith("-") and option not in LOOKS[command]:
+        if option not in LOOKS[command] and (argument.startswith("-") or command in _WITHOUT_ARGUMENTS):
             return f"{command} {option}: not for who may only look"
     return None
 

@@ -36,9 +36,9 @@ def prepare(folder: Path) -> None:
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     except OSError as e:
-        raise SetupFault(f"the state folder {folder} cannot be made: {e.strerror}") from None
+        raise SetupFault(f"the state folder {folder} (`state`) cannot be made: {e.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise SetupFault(f"the state folder {folder} is not writable for user {os.getuid()}")
+        raise SetupFault(f"the state folder {folder} (`state`) is not writable for user {os.getuid()}")
 
 
 def hold(folder: Path, ending_s: float = ENDING_S) -> int:

@@ -59,7 +59,7 @@ def looks(site, *arguments, prefix=(), **changes):
     [
         ("check", LISTED, "--json"), ("check", UNLISTED), ("show", "stolen"), ("show", "stolen", UNLISTED), ("history", "--verify"), ("peers", "--json"),
         ("history", "stolen", "-n", "1", "--json"), ("seen", UNLISTED, "--json"), ("seen", LISTED), ("seen", "12345"), ("show", "nothing"),
-        ("history", "--since=3000d"), ("check", "--help"), ("check", LISTED, "--imsi"),
+        ("lists",), ("lists", "--json", "--store"), ("history", "--since=3000d"), ("check", "--help"), ("check", LISTED, "--imsi"),
     ],
 )  # fmt: skip
 def test_who_looks_is_told_what_the_operator_is_told(watched, command):
@@ -88,6 +88,7 @@ def test_status_is_for_nagios(watched, tmp_path):
         ("peer", "disable", "mme"), ("drain",), ("reload",), ("add", "stolen", LISTED), ("sightings", "forget", "--imsi", "1"), ("serve",), ("config",),
         ("history", "--export", "/tmp/x"), ("history", "--export=/tmp/x"), ("check", LISTED, "-c", "/etc/passwd"), ("status", "-c/etc/passwd"),
         ("show", "stolen", "-o", "/tmp/x"), ("check", "--", LISTED), ("-c", "x", "status"), (), ("seen", UNLISTED, "--config=x"),
+        ("lists", "reset-serial", "stolen", "--reason", "x"), ("lists", "--json", "reset-serial", "stolen"), ("lists", "reset-serial"),
     ],
 )  # fmt: skip
 def test_who_may_only_look_changes_nothing(watched, command):

@@ -1,0 +1,183 @@
+"""`eir add --file`: thousands of rows as one change of a local list, checked and limited as the rows of a release are."""
+
+import hashlib
+import json
+import os
+import pty
+import subprocess
+from contextlib import suppress
+
+import pytest
+from luhn import check_digit
+from node import COMMAND, LISTED, UNLISTED, Site
+
+ROWS = 5_000
+LISTS = {
+    "many": {"local": True, "change_min": 10_000},
+    "own": {"local": True, "bad_rows_max": 2, "range_tacs_max": 2},
+    "old": {"local": True},
+    "new": {"local": True},
+    "small": {"local": True, "change_min": 10},
+    "bound": {"kind": "pairs", "local": True},
+    "sims": {"kind": "subscribers", "local": True},
+    "types": {"kind": "device_types", "local": True},
+    "signed": {"signers": "signers"},
+}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory, publisher):
+    with Site(tmp_path_factory.mktemp("added") / "site", publisher) as site:
+        site.configure(lists=LISTS, policy={"rules": [{"list": "many", "answer": "blacklisted"}]})
+        yield site
+
+
+def imei(number):
+    digits = f"{35_000_000 + number % 7:08d}{number:06d}"
+    return digits + str(check_digit(digits))
+
+
+def put(host, *rows):
+    path = host.folder / "rows.csv"
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return path
+
+
+def add(host, name, *rows, options=(), status=0):
+    return host.eir("add", name, "--file", put(host, *rows), "--reason", "recalled", *options, status=status)
+
+
+def entries(host, name):
+    """Entries of a list with their reasons and ends."""
+    rows = host.json("show", name, "-n", "10000", status=None)["entries"]
+    return {"+".join(filter(None, (row["entry"], row["imsi"]))): (row["reason"], row["until"]) for row in rows}
+
+
+def details(host, name):
+    return [event["detail"] for event in host.json("history", name) if event["what"] == "add"]
+
+
+def test_thousands_of_rows_are_one_change_with_their_reasons_and_ends(host):
+    rows = [f"{imei(n)},{'stolen' if n % 2 else ''},{'' if n % 3 else '2031-12-31'}" for n in range(ROWS)]
+    done = add(host, "many", "imei,reason,until", *rows, options=["--until", "2041-12-31"])
+    assert done.stdout == f"many: {ROWS:,} devices come, 0 go; entries now: {ROWS:,}\n"
+    found = entries(host, "many")
+    assert len(found) == ROWS
+    for n in (0, 1, 2, 3, ROWS - 1):
+        year = 2042 if n % 3 else 2032
+        assert found[imei(n)[:14]] == ("stolen" if n % 2 else "recalled", f"{year}-01-01T00:00:00Z")
+    digest = hashlib.sha256((host.folder / "rows.csv").read_bytes()).hexdigest()
+    assert details(host, "many") == [
+        f"recalled, until 2042-01-01T00:00:00Z; {ROWS} entries of rows.csv: a file with SHA-256 {digest}"
+    ]
+    assert host.json("check", imei(7))["status"] == "blacklisted"
+    again = add(host, "many", "imei", imei(3), imei(ROWS + 1), status=1)
+    assert f"nothing was changed: 1 of 2 are in many already: {imei(3)[:14]}" in again.stderr
+    add(host, "many", "imei,until", f"{imei(3)},", options=["--replace"])
+    assert entries(host, "many")[imei(3)[:14]] == ("recalled", None)
+
+
+def test_a_file_of_few_rows_is_named_row_by_row(host):
+    add(host, "small", LISTED, UNLISTED)
+    assert details(host, "small")[-1] == f"recalled: {UNLISTED}, {LISTED}"
+    assert host.json("show", "small", LISTED)["entries"][0]["who"]
+
+
+def test_growth_is_limited_as_that_of_a_release(host):
+    rows = [imei(n) for n in range(30)]
+    done = add(host, "small", *rows, status=1)
+    assert "growth_max" in done.stderr
+    assert "devices come" in add(host, "small", *rows, options=["--dry-run", "--force"]).stdout
+    assert imei(3)[:14] not in entries(host, "small")
+    add(host, "small", *rows, options=["--force"])
+    assert imei(3)[:14] in entries(host, "small")
+
+
+def test_bad_rows_ranges_and_ends_are_checked_as_those_of_a_release(host):
+    done = add(host, "own", "imei", LISTED, "one", "two", "three", status=1)
+    assert done.stderr.startswith("refused (bad_rows): 3 bad rows at least, 2 are allowed (bad_rows_max)\nrows.csv:3: ")
+    done = add(host, "own", "imei_from,imei_to", "35000000000000,35000009999999", status=1)
+    assert done.stderr.startswith("refused (range): ranges over 2 TACs (range_tacs_max)")
+    done = add(
+        host, "own", "imei_from,imei_to", "35000000000000,35000000999999", "35000001000000,35000001999990", status=1
+    )
+    assert done.stderr.startswith("refused (rows): rows.csv makes 999,992 entries, and 100,000 are the most")
+    done = add(host, "own", "imei,until", f"{LISTED},2020-12-31", status=1)
+    assert done.stderr.startswith("refused (rows): rows.csv has no entry that is in force")
+    assert add(host, "own", "colour", "red", status=1).stderr.startswith("refused (layout): ")
+    assert add(host, "own", "imei", status=1).stderr.startswith("refused (rows): rows.csv has no entry")
+    assert host.json("history", "own") == [], "nothing of it was a change"
+    wrong = LISTED + str((check_digit(LISTED) + 5) % 10)
+    done = add(host, "own", "imei", wrong, "one")
+    assert "warning: a bad row, which was left out: rows.csv:3: " in done.stderr
+    assert "warning: 1 IMEIs of 15 digits end in a wrong check digit" in done.stderr
+    assert [*entries(host, "own")] == [LISTED]
+
+
+def test_a_list_goes_into_another_one_with_its_reasons_and_ends(host):
+    """`eir export` also has rows that ended."""
+    add(host, "old", "imei,reason,until", f"{imei(1)},stolen,", f"{imei(2)},lost,2031-12-31", f"{imei(3)},found,")
+    host.eir("remove", "old", imei(3), "--reason", "x")
+    rows = host.eir("export", "old").stdout.splitlines()
+    done = add(host, "new", *rows, f"{imei(4)},gone,2020-01-01")
+    assert entries(host, "new") == entries(host, "old")
+    assert done.stderr == "warning: 1 entries have an end that is over, and were left out\n"
+
+
+def test_other_kinds_of_lists_take_files_too(host):
+    add(host, "bound", "imei,imsi", f"{LISTED},001010000000001", f"{LISTED},001010000000002")
+    assert set(entries(host, "bound")) == {f"{LISTED}+001010000000001", f"{LISTED}+001010000000002"}
+    add(host, "sims", "imsi,reason", "001010000000001,box")
+    assert entries(host, "sims") == {"001010000000001": ("box", None)}
+    add(host, "small", "tac", "35999999", options=["--force"])
+    assert entries(host, "small")["35999999*"] == ("recalled", None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("own",), ("own", LISTED, "--file", "rows.csv"), ("own", "--file", "rows.csv", "--tac"), ("bound", "--file", "rows.csv", "--imsi", "1"),
+        ("own", LISTED, "--layout", "imei"), ("none", "--file", "rows.csv"), ("own", "--file", "rows.csv", "--until", "soon"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(host, arguments):
+    put(host, LISTED)
+    host.eir("add", *arguments, "--reason", "x", status=2)
+
+
+def test_a_list_that_takes_no_entries_of_ours_refuses_the_file(host):
+    for name in ("signed", "types"):
+        assert add(host, name, "imei", LISTED, status=1).stderr
+
+
+def test_standard_input_is_a_file(host):
+    done = subprocess.run(
+        [*COMMAND, "add", "own", "--file", "-", "--reason", "x", "--json"], input=f"imei\n{UNLISTED}\n", capture_output=True, text=True,
+        env=host.environment(), cwd=host.folder, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["come"] == 1
+
+
+def test_a_terminal_shows_progress_and_a_pipe_none(host):
+    command = [
+        *COMMAND,
+        "add",
+        "many",
+        "--file",
+        str(put(host, *(imei(n) for n in range(ROWS, ROWS + 100)))),
+        "--reason",
+        "x",
+        "--dry-run",
+    ]
+    assert subprocess.run(command, capture_output=True, env=host.environment(), check=True).stderr == b""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=host.environment(TERM="xterm"))
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"read" in shown
+    assert b"write" in shown
