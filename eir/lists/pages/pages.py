@@ -50,7 +50,7 @@ class Page(NamedTuple):
     number: int
     """Key // 10^6 of every identifier in the page."""
     keys: bytes
-    """Key % 10^6 of each single identifier, as a run-optimised Roaring bitmap in the portable format; empty if there are none."""
+    """Key % 10^6 of each single identifier, as a run-optimised Roaring bitmap in the portable format; empty without single identifiers."""
     extra: bytes = b""
     """Tagged sections in the order T, R, U, S, D; empty if the rows hold only identifiers."""
 

@@ -77,7 +77,7 @@ class Acknowledgement:
     """Time from which the content is in force."""
     made: str
     rejected: Rejection | None = None
-    """Rejection after which nothing of the source was accepted; absent in the document if there is none."""
+    """Rejection after which nothing of the source was accepted; absent in the document without one."""
 
     @property
     def name(self) -> str:

@@ -39,7 +39,7 @@ CREATE TABLE lists (
 );
 CREATE TABLE sets (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    page_count INTEGER NOT NULL DEFAULT 0,  -- unused
+    page_count INTEGER NOT NULL DEFAULT 0,  -- of version 1 of the schema; nobody counts or reads it
     keep_until REAL NOT NULL,               -- for a set that no list points to: Unix seconds
     doomed INTEGER NOT NULL DEFAULT 0       -- 1: its pages are being deleted
 );
