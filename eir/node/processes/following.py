@@ -25,7 +25,6 @@ from eir.lists.images.index import Index
 from eir.lists.record.store import ListState
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
-from eir.node.observe.log import Log
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.priority import BESIDE_NICE, Aside
@@ -75,7 +74,7 @@ def run(end: socket.socket, config: Config) -> int:
 
 async def _follow(config: Config, process: ThisProcess) -> None:
     process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
-    follower = _Process(config, process.channel, process.log)
+    follower = _Process(config, process)
     process.serve(follower.handlers())
     process.work("following", follower.run())
     await process.until_stopped()
@@ -85,8 +84,8 @@ async def _follow(config: Config, process: ThisProcess) -> None:
 class _Process:
     """The process at work."""
 
-    def __init__(self, config: Config, channel: Channel, log: Log) -> None:
-        self._channel, self._log = channel, log
+    def __init__(self, config: Config, process: ThisProcess) -> None:
+        self._process, self._channel, log = process, process.channel, process.log
         self._index = Index(kinds_of(config))
         self._all_there = asyncio.Event()
         self._store, self._copy = (
@@ -108,13 +107,12 @@ class _Process:
         """Take what is in force already, and follow."""
         await self._all_there.wait()
         await self._follower.start()
-        self._tell()  # how following goes is told before it is told that all is there
+        await self._tell()  # how following goes is told before it is told that all is there
         self._channel.tell("complete")
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tell_again())
-            tasks.create_task(self._follower.run(Aside()))
+        self._process.jobs.start("following", TELL_S, self._tell, delay_s=TELL_S)
+        await self._follower.run(Aside())
 
-    def _tell(self) -> None:
+    async def _tell(self) -> None:
         follower = self._follower
         lost, copies = dict(follower.lost), sorted(follower.from_copy)
         how = Following(
@@ -126,11 +124,6 @@ class _Process:
         )
         self._channel.tell("following", how, latest="following")
         self._channel.tell("counted", self._counters(), latest="counted")
-
-    async def _tell_again(self) -> None:
-        while True:
-            await asyncio.sleep(TELL_S)
-            self._tell()
 
     async def close(self) -> None:
         """Let go of everything."""
@@ -148,13 +141,13 @@ class _Process:
 
     def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
-        tell_in_force(self._log.report, name, state)
+        tell_in_force(self._process.log.report, name, state)
         hand_over(self._channel, Listed(name, self._index.lists[name].kind, state), image)
 
     def _configure(self, config: Config) -> None:
         self._index.apply(kinds_of(config))
         self._follower.look()
-        self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
+        self._process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:
         return {"eir_store_errors_total": metrics.by_label(self._follower.errors)}

@@ -7,7 +7,7 @@ configuration. `ServiceProcess` is the supervisor's part; `run` is the process. 
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pkgutil import resolve_name
@@ -120,6 +120,8 @@ def run(end: socket.socket, name: str) -> int:
 async def _serve(interface: Interface, process: ThisProcess) -> None:
     service = _Process(interface, process)
     process.serve(service.handlers())
+    await process.stop.wait()
+    await service.drain()
     await process.until_stopped()
     await service.close()
 
@@ -133,7 +135,6 @@ class _Process:
         self._links: HttpLinks | None = None
         self._tls: Any = None
         self._listeners: list[Listener] = []
-        self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes: dict[socket.socket, str] = {}
         """Connections in their TLS handshake, the oldest first, and whose each is, by address."""
         self._said: Mapping[str, str] | None = None
@@ -145,15 +146,15 @@ class _Process:
         """Return the functions that the supervisor may call, by name."""
         return {"configure": self._configure, "listen": self._listen, "counters": self._counters}
 
-    async def close(self) -> None:
-        """Answer what was asked, and let go of everything."""
+    async def drain(self) -> None:
+        """Accept nothing any more, and answer what was asked."""
         for listener in self._listeners:
             listener.close()
         if self._links is not None:
             await self._links.drain(DRAIN_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Release everything."""
         if self._service is not None:
             await self._service.close()
 
@@ -173,8 +174,9 @@ class _Process:
             self._process.fail(self._interface.name, e)
             return
         self._links = HttpLinks(self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost)
-        for work in (self._service.work(), self._look_again(), stay_aside(Aside())):
-            self._spawn(work)
+        for work in (self._service.work(), stay_aside(Aside())):
+            self._process.jobs.spawn(work)
+        self._process.jobs.start("files", LOOK_S, self._read_files)
 
     def _listen(self, url: str, descriptor: int | None) -> None:
         if self._service is None:
@@ -200,7 +202,7 @@ class _Process:
         elif secure and self._tls is None:
             self._refused(connection, host, "tls_handshake")
         else:
-            self._spawn(self._take(links, connection, host, secure=secure))
+            self._process.jobs.spawn(self._take(links, connection, host, secure=secure))
 
     def _admits(self, host: str) -> bool:
         """True if clients at this address may connect."""
@@ -250,22 +252,23 @@ class _Process:
         self._ended["accept_failed"] += 1
         self._log.report("accept_failed", level="error", reason="other", detail=fault.strerror)
 
-    async def _look_again(self) -> None:
-        while self._service is not None:
-            faults = dict[str, str]()
-            try:
-                (await asyncio.to_thread(self._service.look))()
-            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
-                faults[FILES] = detail_of(e)
-            faults |= self._service.faults
-            for file, why in faults.items() - (self._said or {}).items():
-                self._log.report(
-                    "access_file_refused", level="error", interface=self._interface.name, file=file, detail=why
-                )
-            if faults != self._said:
-                self._process.channel.tell("faults", faults)
-            self._said = faults
-            await asyncio.sleep(LOOK_S)
+    async def _read_files(self) -> None:
+        """Have the service read its files again; report each new fault."""
+        if self._service is None:
+            return
+        faults = dict[str, str]()
+        try:
+            (await asyncio.to_thread(self._service.look))()
+        except Exception as e:  # noqa: BLE001 - whatever it is: it is a fault of the files, told as such
+            faults[FILES] = detail_of(e)
+        faults |= self._service.faults
+        for file, why in faults.items() - (self._said or {}).items():
+            self._log.report(
+                "access_file_refused", level="error", interface=self._interface.name, file=file, detail=why
+            )
+        if faults != self._said:
+            self._process.channel.tell("faults", faults)
+        self._said = faults
 
     def _counters(self) -> metrics.Snapshot:
         if self._service is None:
@@ -276,8 +279,3 @@ class _Process:
                 (self._interface.name, reason): count for reason, count in self._ended.items()
             },
         }
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

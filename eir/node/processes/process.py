@@ -15,6 +15,7 @@ import uvloop
 from eir.errors import detail_of
 from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes.channel import Channel, Handlers
+from eir.node.processes.jobs import Jobs
 from eir.node.processes.priority import give_way
 
 
@@ -29,18 +30,17 @@ class ThisProcess:
         """Set once the process is to end."""
         self.status = 0
         """Exit status."""
-        self._tasks: list[asyncio.Task[None]] = []
+        self.jobs = Jobs(self.log.report)
 
     def serve(self, handlers: Handlers, *, outlives: bool = False) -> None:
         """Handle the calls of the supervisor. When the supervisor is gone, stop, unless the process `outlives` it."""
-        serving = asyncio.create_task(self.channel.serve(handlers, failed=call_failed(self.log.report)))
+        serving = self.jobs.spawn(self.channel.serve(handlers, failed=call_failed(self.log.report)))
         if not outlives:
             serving.add_done_callback(lambda _: self.stop.set())
-        self._tasks.append(serving)
 
     def work(self, name: str, work: Coroutine[None, None, None]) -> None:
         """Do work until the process stops; stop when the work ends. A fault is logged under this name."""
-        self._tasks.append(asyncio.create_task(self._work(name, work)))
+        self.jobs.spawn(self._work(name, work))
 
     def fail(self, name: str, fault: Exception) -> None:
         """Log a fault, and stop with an exit status that shows it."""
@@ -49,11 +49,9 @@ class ThisProcess:
         self.stop.set()
 
     async def until_stopped(self) -> None:
-        """Wait until the process is to end, and end its calls and its work."""
+        """Wait until the process is to end, and end its calls, its work and its jobs."""
         await self.stop.wait()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.jobs.close()
 
     async def _work(self, name: str, work: Coroutine[None, None, None]) -> None:
         try:

@@ -7,7 +7,6 @@ supervisor's to decide; what happens goes there over the channel, and orders com
 
 import asyncio
 import ctypes
-import itertools
 import os
 import socket
 import time
@@ -27,7 +26,7 @@ from eir.checks.question import Question
 from eir.checks.trace import TraceFilter, Tracer
 from eir.config import Config
 from eir.config.settings import Listener
-from eir.errors import EirError, detail_of
+from eir.errors import EirError
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Context, Interface
 from eir.interfaces.s13.server import S13Server
@@ -57,8 +56,8 @@ if TYPE_CHECKING:
 DRAIN_S = 8.0
 """Time that peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
 TICK_S = 1.0
-FOLD_EVERY_TICKS = 10
-KEEP_CLOCK_EVERY_TICKS = 60
+FOLD_S = 10.0
+KEEP_CLOCK_S = 60.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt(3)."""
 KEPT_BYTES, BUFFER_BYTES = 4 << 20, 1 << 20
@@ -206,7 +205,6 @@ class Worker:
     lists: Takeover
     prepared: tuple[Config, Context] | None = None
     """Another configuration, with all of it that may fail done already."""
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
     shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Messages shed up to the last log line about them."""
     worked: tuple[float, float] = (0.0, 0.0)
@@ -233,15 +231,17 @@ class Worker:
 
     async def run(self) -> None:
         """Take over lists, answer until told to stop, send the peers away, let go of everything."""
-        following = [asyncio.create_task(each) for each in (self.lists.run(), self.lists.free(), self._tick())]
+        jobs = self.process.jobs
+        for work in (self.lists.run(), self.lists.free()):
+            jobs.spawn(work)
+        jobs.start("fold", FOLD_S, self._fold)
+        jobs.start("tick", TICK_S, self._tick)
+        jobs.start("clock", KEEP_CLOCK_S, self._keep_clock)
         await self.process.stop.wait()
         self.process.channel.tell("leaving")
         await asyncio.gather(*(server.drain(DRAIN_S) for server in self.servers.values()))
         if self.sightings is not None:
             self.sightings.flush()
-        for task in following:
-            task.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
         await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
         self._tell_shed()
 
@@ -259,9 +259,7 @@ class Worker:
             self.process.channel.tell("gone", number)
             return
         connection.setblocking(False)
-        task = asyncio.create_task(self._serve(connection, number, self.config.listeners[listener]))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.process.jobs.spawn(self._serve(connection, number, self.config.listeners[listener]))
 
     async def _serve(self, connection: socket.socket, number: int, listener: Listener) -> None:
         try:
@@ -274,26 +272,20 @@ class Worker:
     # ---- what goes on beside the checks ----
 
     async def _tick(self) -> None:
-        for tick in itertools.count():
-            try:
-                await self._look(tick)
-            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
-                self.process.log.report("fault", reason="tick", level="error", detail=detail_of(e))
-            await asyncio.sleep(TICK_S)
-
-    async def _look(self, tick: int) -> None:
-        if tick % FOLD_EVERY_TICKS == 0:
-            self._tell_shed()
-            self.process.log.fold()
         (since, before), self.worked = self.worked, (time.monotonic(), time.process_time())
         self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
         self.context.checker.tick(datetime.now(UTC))
         self.context.tracer.refill()
         self.index.now()  # a jump of the clock is noticed, although nobody asks for a row that ends
-        if tick % KEEP_CLOCK_EVERY_TICKS == 0:
-            if self.clock.jumped:
-                self.process.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
-            await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
+
+    async def _fold(self) -> None:
+        self._tell_shed()
+        self.process.log.fold()
+
+    async def _keep_clock(self) -> None:
+        if self.clock.jumped:
+            self.process.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
+        await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
 
     def _tell_shed(self) -> None:
         """One line for each peer and limit about what was turned away since the last ones."""
