@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, `key=value` pairs, limited in rate. Imports nothing of ours but device and errors.
+"""Structured logs: one line an event, `key=value` pairs, limited in rate.
 
 Parts are handed `Log.report` and know nothing else of logging. A line for each refused message could fill a disk as fast as
 a peer can send, so lines are limited for each (event, peer, reason, list, entry); what was left out is counted on the next line. Checks
@@ -15,12 +15,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from eir.device import MCC_MNC_DIGITS, shorten
 from eir.errors import Report, place_of
+from eir.wire.peers.rate import Buckets
 
 NOTIFY_SOCKET, JOURNAL_STREAM = "NOTIFY_SOCKET", "JOURNAL_STREAM"
 READY, ENDING = "READY=1", "STOPPING=1"
@@ -102,18 +102,10 @@ def _value(value: object) -> str:
     return f'"{escaped}"'
 
 
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    at: float
-    suppressed: int = 0
+class _Fold(NamedTuple):
+    """Number of checks of one kind; the other fields are those of the latest check."""
 
-
-@dataclass(slots=True)
-class _Fold:
-    """Checks of one kind; the rest is of the latest of them."""
-
-    count: int = 0
+    checks: int
     host: str = ""
     imei: str = ""
     imsi: str = ""
@@ -133,9 +125,10 @@ class Log:
         self._now = now
         self._worker = worker
         self._in_journal = is_journal()
-        self._buckets: dict[int, _Bucket] = {}
-        """Buckets by the hash of what tells kinds apart: the texts themselves, which come from the wire, would take
-        megabytes."""
+        self._buckets = Buckets(1 / INTERVAL_S, BURST, KINDS_MAX)
+        """Buckets by the hash of a kind's fields: the fields come from the wire, and would take megabytes."""
+        self._suppressed: Counter[str] = Counter()
+        """Lines that were left out since the last one, by such a hash."""
         self._folds: dict[tuple[str, str, str, str], _Fold] = {}
         self._observed: Counter[tuple[int, str, str | None]] = Counter()
         self._writer = _Writer(sys.stderr.fileno()) if in_background else None
@@ -155,7 +148,9 @@ class Log:
         if LEVELS[level] < self._level:
             return
         suppressed = (
-            0 if event in ALWAYS else self._take(hash((event, peer, reason, fields.get("list"), fields.get("entry"))))
+            0
+            if event in ALWAYS
+            else self._take(str(hash((event, peer, reason, fields.get("list"), fields.get("entry")))))
         )
         if suppressed is None:
             return
@@ -174,37 +169,25 @@ class Log:
         else:
             self._writer.put(text)
 
-    def _take(self, kind: int) -> int | None:
+    def _take(self, kind: str) -> int | None:
         """Return how many lines of this kind were left out since the last one; None if this one is left out too."""
         now = self._now()
-        bucket = self._buckets.get(kind)
-        if bucket is None:
-            if len(self._buckets) >= KINDS_MAX:
-                self._buckets.clear()
-            bucket = self._buckets[kind] = _Bucket(BURST, now)
-        bucket.tokens = min(BURST, bucket.tokens + (now - bucket.at) / INTERVAL_S)
-        bucket.at = now
-        if bucket.tokens < 1:
-            bucket.suppressed += 1
-            return None
-        bucket.tokens -= 1
-        suppressed, bucket.suppressed = bucket.suppressed, 0
-        return suppressed
+        if self._buckets.of(kind, now).take(now):
+            return self._suppressed.pop(kind, 0)
+        if len(self._suppressed) >= KINDS_MAX:
+            self._suppressed.clear()
+        self._suppressed[kind] += 1
+        return None
 
     def note_check(self, kind: tuple[str, str, str, str], host: str, imei: str, imsi: str, count: int = 1) -> None:
         """Take note of checks that did not end in `whitelisted`; `fold` writes what has come together.
 
         `kind`: status, list (or empty), rule, peer. `host`: Origin-Host of the last request, as `imei` and `imsi` are its.
         """
-        fold = self._folds.get(kind)
-        if fold is None:
-            if len(self._folds) >= FOLDS_MAX:
-                kind = (*kind[:3], "other")
-                fold = self._folds.get(kind)
-            if fold is None:
-                fold = self._folds[kind] = _Fold()
-        fold.count += count
-        fold.host, fold.imei, fold.imsi = host, imei, imsi
+        if kind not in self._folds and len(self._folds) >= FOLDS_MAX:
+            kind = (*kind[:3], "other")
+        before = self._folds.get(kind)
+        self._folds[kind] = _Fold(count if before is None else before.checks + count, host, imei, imsi)
 
     def note_observed(self, rule: int, status: str, name: str | None = None) -> None:
         """Take note of a check that an observed rule would have answered; `fold` writes how many there were."""
@@ -223,7 +206,7 @@ class Log:
                 "list": list_name or None,
                 "rule": rule,
                 "peer": peer,
-                "count": fold.count,
+                "count": fold.checks,
             }
             self._write("info", {**line, "host": fold.host or None, "imei": imei or None, "imsi": imsi or None})
         observed, self._observed = self._observed, Counter()
