@@ -67,8 +67,8 @@ class Kind:
 
     @property
     def form(self) -> str:
-        """The form of the value or of the list of values."""
-        return f"{self.expected}{', or a list' if self.many else ''}"
+        """The form of the value or of the list of values, for the reference: without an article."""
+        return re.sub(r"^(an?|the) ", "", f"{self.expected}{', or a list' if self.many else ''}")
 
     @property
     def form_with_example(self) -> str:
