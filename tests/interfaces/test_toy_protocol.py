@@ -59,20 +59,20 @@ INTERFACE = Interface(
 from collections import Counter
 
 from eir.checks.question import Question
-from eir.wire.peers.link import Link
+from eir.wire.peers.link import PeerConnection
 from eir.wire.peers.server import Server
 from eir.wire.peers.settings import Requester, is_from
 
 
-class ToyLink(Link):
-    received, end, lines = b"", "", 0
+class ToyConnection(PeerConnection):
+    received, lines = b"", 0
 
     def begin(self):
-        return self.owner.accept(self)
+        return self.owner.admit(self)
 
     def data_received(self, data):
         self.received += data
-        self.owner.turns.come(self)
+        self.go_on()
 
     def work(self, enough):
         *lines, self.received = self.received.split(b"\\n")
@@ -86,9 +86,6 @@ class ToyLink(Link):
 
     def wants_bytes(self):
         return True
-
-    def has_work(self):
-        return False
 
     @property
     def tally(self):
@@ -105,17 +102,11 @@ class ToyServer(Server):
         self.use(context.shared.peers, context.shared.limits)
 
     def link(self):
-        return ToyLink(self, self.loop)
+        return ToyConnection(self, self.loop)
 
     def who(self, link):
         found = next((each for each in self.peers if is_from(each, link.source)), None)
         return None if found is None else (found, Requester(found.label))
-
-    def accept(self, link):
-        if not self.identify(link):
-            return False
-        self.links.add(link)
-        return True
 
     def answer(self, link, imei):
         label = link.requester.label

@@ -18,7 +18,7 @@ from eir.wire.transport.endpoint import endpoint
 from eir.wire.transport.stream import connect, fault_text
 
 if TYPE_CHECKING:
-    from eir.interfaces.gsup.link import Link
+    from eir.interfaces.gsup.link import GsupConnection
 
 HOLD_S: Final = 1.0
 """Time that messages wait for a connection, or for an HLR that does not read; and pause before the next attempt to
@@ -48,7 +48,9 @@ class State(Enum):
 class Hlr(asyncio.Protocol):
     """The connection, again and again, until `close`."""
 
-    def __init__(self, client: "Link", url: str, limits: Callable[[], Limits], silent: set[str] | None = None) -> None:
+    def __init__(
+        self, client: "GsupConnection", url: str, limits: Callable[[], Limits], silent: set[str] | None = None
+    ) -> None:
         """`silent`: URLs of HLRs that were lost by silence and have sent nothing since; all clients of a server share it."""
         self._client, self._to, self._limits = client, endpoint(url), limits
         self._url, self._silent = url, set() if silent is None else silent

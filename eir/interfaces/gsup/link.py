@@ -22,7 +22,7 @@ from eir.interfaces.gsup.message import (
     result,
     says_no,
 )
-from eir.wire.peers import link
+from eir.wire.peers.link import PeerConnection
 
 if TYPE_CHECKING:
     from eir.interfaces.gsup.server import GsupServer
@@ -39,12 +39,11 @@ LATE_MAX: Final = 4096
 """Answers that an HLR may owe; one that owes more is not taken for one that answers."""
 
 
-class Link(link.Link):
+class GsupConnection(PeerConnection["GsupServer"]):
     """The connection."""
 
     def __init__(self, owner: "GsupServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
-        self._owner = owner
         self._frames = Frames(owner.limits.max_message_bytes)
         self._read_at = 0.0
         self._partial_at: float | None = None
@@ -57,7 +56,6 @@ class Link(link.Link):
         """IMSI → checks that were passed on and wait for the HLR's word, in order; None: it was answered without that."""
         self._late = 0
         self._hlr: Hlr | None = None
-        self._why = ""
         self._spoken = False
         self.identity: bytes | None = None
         self.name = ""
@@ -65,12 +63,13 @@ class Link(link.Link):
         """Number of names that the client gave, one after the other."""
         self.requests = self.answers = 0
 
-    # link.Link
+    # link.PeerConnection
 
     def begin(self) -> bool:
         """Ask the owner whether the connection is wanted, and the client who it is."""
-        if not self._owner.accept(self):
+        if not self.owner.admit(self):
             return False
+        self.owner.watch()
         self.send(ipa.ID_GET)
         return True
 
@@ -79,7 +78,7 @@ class Link(link.Link):
         self._read_at = time.perf_counter()
         self._heard_at, self._pinged_at, self._doubted = self.loop.time(), None, False
         self._frames.feed(data)
-        self.owner.turns.come(self)
+        self.go_on()
 
     def work(self, enough: Callable[[], bool]) -> bool:
         """Answer and pass on what has come, until it is enough; whether there is more to do now."""
@@ -92,7 +91,7 @@ class Link(link.Link):
             for frame in self._frames.whole():
                 self._take(frame, out, on)
                 frames += 1
-                if self._why or (frames % STRIDE == 0 and enough()):
+                if self.over or (frames % STRIDE == 0 and enough()):
                     more = True
                     break
         except FrameTooLong:
@@ -102,7 +101,7 @@ class Link(link.Link):
         if on:
             self._pass_on(on)
         if answered := self.answers - before:
-            self._owner.answered(self, answered, time.perf_counter() - self._read_at)
+            self.owner.answered(self, answered, time.perf_counter() - self._read_at)
         if not self._frames.unread:
             self._partial_at = None
         elif frames or self._partial_at is None:
@@ -111,15 +110,13 @@ class Link(link.Link):
 
     def wants_bytes(self) -> bool:
         """True if there is room for more."""
-        return not (self.waits and self._frames.unread > AHEAD_BYTES) and (self._hlr is None or not self._hlr.full)
-
-    def has_work(self) -> bool:
-        """True if something may wait."""
-        return self._frames.unread > 0
+        return not (self._frames.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self)) and (
+            self._hlr is None or not self._hlr.full
+        )
 
     def leave(self) -> None:
         """Close: IPA knows no good-bye. What waits for the HLR's word is answered without it."""
-        self._why = self._why or "left"
+        self.over = self.over or "left"
         self._answer_stored()
         self.close()
 
@@ -144,20 +141,15 @@ class Link(link.Link):
         """Checks and answers so far."""
         return self.requests, self.answers
 
-    @property
-    def end(self) -> str:
-        """Return why the connection is over."""
-        return self._why
-
     # what the owner calls
 
     def tick(self, now: float) -> None:
         """See whether the client is still there, and the HLR."""
-        limits, watchdog_s = self._owner.limits, 30.0 if self.settings is None else self.settings.watchdog_s
+        limits, watchdog_s = self.owner.limits, 30.0 if self.settings is None else self.settings.watchdog_s
         if (
             self._partial_at is not None
             and now - self._partial_at > limits.partial_message_timeout_s
-            and not self.waits
+            and not self.owner.turns.is_waiting(self)
         ):
             self._fault("partial_message")
         elif self._doubted and self._pinged_at is not None and now - self._pinged_at > limits.duplicate_probe_s:
@@ -199,16 +191,16 @@ class Link(link.Link):
         if self._stored:
             messages = [message for message in messages if not self._is_word(message)]
         if messages:
-            self._owner.passed(self, "in", len(messages))
+            self.owner.passed(self, "in", len(messages))
             self.send(b"".join(messages))
 
     def went(self, count: int) -> None:
         """So many messages went to the HLR."""
-        self._owner.passed(self, "out", count)
+        self.owner.passed(self, "out", count)
 
     def not_passed(self, messages: Sequence[bytes], reason: str) -> None:
         """Requests get an error; a check is answered without the HLR."""
-        self._owner.not_passed(self, len(messages), reason)
+        self.owner.not_passed(self, len(messages), reason)
         for message in messages:
             if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or len(message) <= TYPE_AT:
                 continue
@@ -221,7 +213,7 @@ class Link(link.Link):
         """The HLR is there, or not: what waits for its word waits no longer."""
         if state is not State.READY:
             self._answer_stored()
-        self._owner.hlr_is(self, state, detail)
+        self.owner.hlr_is(self, state, detail)
 
     # inside
 
@@ -238,17 +230,17 @@ class Link(link.Link):
 
     def _check(self, frame: bytes, out: list[bytes], on: list[bytes]) -> None:
         self.requests += 1
-        decision = self._owner.permits(self, frame)
+        decision = self.owner.permits(self, frame)
         if decision is None:
             return
         imsi, permitted = decision
-        if permitted and self._owner.store and self._reach_hlr():
+        if permitted and self.owner.store and self._reach_hlr():
             self._stored.setdefault(imsi, deque()).append(self.loop.call_later(STORE_S, self._is_late, imsi))
             on.append(frame)
             return
         self.answers += 1
         out.append(result(imsi, permitted=permitted))
-        self._owner.decided(self, permitted=permitted)
+        self.owner.decided(self, permitted=permitted)
 
     def _ccm(self, frame: bytes, out: list[bytes]) -> None:
         kind = frame[HEADER_BYTES] if len(frame) > HEADER_BYTES else None
@@ -262,7 +254,8 @@ class Link(link.Link):
                 self._fault("names")
                 return
             self.identity, self.name = frame, name_in(frame)
-            if not self._owner.named(self):
+            self.settings = None
+            if not self.owner.named(self):
                 self.leave()
                 return
             self._speak()
@@ -272,7 +265,7 @@ class Link(link.Link):
     def _speak(self) -> None:
         if not self._spoken:
             self._spoken = True
-            self._owner.opened(self)
+            self.owner.opened(self)
 
     def _pass_on(self, messages: list[bytes]) -> None:
         if not self._reach_hlr() or self._hlr is None:
@@ -282,8 +275,8 @@ class Link(link.Link):
 
     def _reach_hlr(self) -> bool:
         """True if there is an HLR to pass things on to; the connection begins when there is something to say."""
-        if self._hlr is None and self._owner.hlr is not None and not self._why:
-            self._hlr = Hlr(self, self._owner.hlr, lambda: self._owner.limits, self._owner.silent_hlrs)
+        if self._hlr is None and self.owner.hlr is not None and not self.over:
+            self._hlr = Hlr(self, self.owner.hlr, lambda: self.owner.limits, self.owner.silent_hlrs)
         return self._hlr is not None
 
     def _end_hlr(self) -> None:
@@ -341,10 +334,10 @@ class Link(link.Link):
     def _answer(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
         self.answers += 1
         self.send(result(imsi, permitted=permitted))
-        self._owner.decided(self, permitted=permitted, by_hlr=by_hlr)
+        self.owner.decided(self, permitted=permitted, by_hlr=by_hlr)
 
     def _fault(self, why: str) -> None:
-        self._why = self._why or why
+        self.over = self.over or why
         self.abort()
 
 

@@ -13,14 +13,12 @@ from typing import Any, Final
 from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import Asks, NoDevice, Status, answers_of
-from eir.errors import place_of
 from eir.interfaces.gsup.hlr import State
-from eir.interfaces.gsup.link import Link
+from eir.interfaces.gsup.link import GsupConnection
 from eir.interfaces.gsup.message import CheckImei, read_check_imei
 from eir.interfaces.gsup.settings import GsupSettings
 from eir.interfaces.interface import Context
-from eir.wire.peers.rate import DEFAULT_PRIORITY, refusing
-from eir.wire.peers.server import Server
+from eir.wire.peers.server import DISABLED, SOURCE, UNKNOWN_PEER, Server
 from eir.wire.peers.settings import PeerSettings, Requester, is_from
 
 PROTOCOL: Final = "gsup"
@@ -67,7 +65,7 @@ ACK, NACK, NOBODY = "ack", "nack", "none"
 """Names of answers in metrics; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""
 
 
-class GsupServer(Server[Link]):
+class GsupServer(Server[GsupConnection]):
     """Answers CHECK-IMEIs, and stands between clients and their HLR."""
 
     def __init__(self, settings: GsupSettings, context: Context) -> None:
@@ -95,16 +93,16 @@ class GsupServer(Server[Link]):
         self._service.configure(peers, [peer.label for peer in peers if peer.early])
         elsewhere, self.hlr, self.store = settings.hlr != self.hlr, settings.hlr, settings.store
         self.use(peers, context.shared.limits)
-        for link in list(self.links) if elsewhere else ():
+        for link in list(self.links.values()) if elsewhere else ():
             link.renew_hlr()
 
     # server.Server
 
-    def link(self) -> Link:
+    def link(self) -> GsupConnection:
         """A connection that is to come."""
-        return Link(self, self.loop)
+        return GsupConnection(self, self.loop)
 
-    def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
+    def who(self, link: GsupConnection) -> tuple[PeerSettings, Requester] | None:
         """Return the peer and requester of a link, by its address and the client's name: GSUP knows no realm.
 
         Until the client has said its name, the first entry for the address that needs no name is preferred to one that
@@ -130,7 +128,7 @@ class GsupServer(Server[Link]):
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
         """Return whether the HLR is there, for each peer that needs it."""
         up: dict[tuple[str], float] = {}
-        for link in self.links:
+        for link in self.links.values():
             if link.has_hlr is not None:
                 label = (link.requester.label,)
                 up[label] = min(up.get(label, 1.0), float(link.has_hlr))
@@ -138,14 +136,14 @@ class GsupServer(Server[Link]):
 
     def warnings(self) -> Mapping[str, str]:
         """Return a warning for each peer whose HLR is away."""
-        away = {link.requester.label for link in self.links if link.has_hlr is False}
+        away = {link.requester.label for link in self.links.values() if link.has_hlr is False}
         return {
             label: f"the HLR of {label} is away ({detail}): its phones cannot attach"
             for label, (_, detail) in self._away.items()
             if label in away
         }
 
-    def standing(self, link: Link) -> Mapping[str, Any]:
+    def standing(self, link: GsupConnection) -> Mapping[str, Any]:
         """Return the state of a connection; while its HLR is away, that is its last error."""
         label = link.requester.label
         fault = self.warnings().get(label)
@@ -153,42 +151,29 @@ class GsupServer(Server[Link]):
             return super().standing(link)
         return {**super().standing(link), "last_error": fault, "last_error_at": max(self._away[label][0], link.since)}
 
-    def doubt(self, name: str, newest: Link | None = None) -> None:
+    def doubt(self, name: str, newest: GsupConnection | None = None) -> None:
         """Ask other clients of this name whether they are there: with one that is gone without a word, the HLR has two of that name."""
-        for link in self.links:
+        for link in self.links.values():
             if link is not newest and link.name.lower() == name.lower():
                 link.doubt()
 
     # link.Owner
 
-    def accept(self, link: Link) -> bool:
-        """Take a connection if the peer table has an entry for it."""
-        known = self.identify(link)
-        refusal = "draining" if self.draining else "source" if link.settings is None else None if known else "disabled"
-        if refusal is not None:
-            self.refused(refusal, address=link.address, setting="peers: from" if refusal == "source" else None)
-            return False
-        self.links.add(link)
-        self.watch()
-        return True
-
-    def named(self, link: Link) -> bool:
+    def named(self, link: GsupConnection) -> bool:
         """Find the entry of a client that has said its name; True if the client is still wanted."""
-        link.settings = None
-        if self.identify(link):
+        refusal = self.identify(link)
+        if refusal is None:
             if link.name:
                 self.doubt(link.name, link)
                 self._announce(PROTOCOL, link.name)
             return True
-        refusal, setting = (
-            ("disabled", None)
-            if link.settings is not None
-            else ("unknown_peer", "peers: host, or an entry without one")
-        )
+        if refusal == SOURCE:
+            refusal = UNKNOWN_PEER
+        setting = None if refusal == DISABLED else "peers: host, or an entry without one"
         self.refused(refusal, address=link.address, host=link.name, setting=setting)
         return False
 
-    def permits(self, link: Link, frame: bytes) -> tuple[bytes, bool] | None:
+    def permits(self, link: GsupConnection, frame: bytes) -> tuple[bytes, bool] | None:
         """Decide about a CHECK-IMEI, within the limits: its IMSI, and whether the device may pass; None: it has no IMSI, so nobody waits for an answer."""
         label = link.requester.label
         asked = read_check_imei(frame)
@@ -196,30 +181,28 @@ class GsupServer(Server[Link]):
             self.answers[label, NOBODY] += 1
             return None
         try:
-            if link.rates and (limit := refusing(link.rates, self.loop.time(), DEFAULT_PRIORITY)) is not None:
-                self.node_counts.shed[label, limit.reason] += 1
+            if link.rates and self.past_limit(label, link.rates):
                 return asked.imsi, self._overloaded
             return asked.imsi, self._service.permits(asked, link.requester)
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
-            self.errors["internal"] += 1
-            self.report("fault", peer=label, reason="internal", level="error", detail=place_of(e))
+            self.failed(e, label)
             return asked.imsi, self._service.permits_after_fault()
 
-    def decided(self, link: Link, *, permitted: bool, by_hlr: bool = False) -> None:
+    def decided(self, link: GsupConnection, *, permitted: bool, by_hlr: bool = False) -> None:
         """Count an answer, and tell of one that the HLR has made a refusal."""
         self.answers[link.requester.label, ACK if permitted else NACK] += 1
         if by_hlr and not permitted:
             self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)
 
-    def passed(self, link: Link, direction: str, count: int) -> None:
+    def passed(self, link: GsupConnection, direction: str, count: int) -> None:
         """Count messages that went through, `out` to the HLR or `in` from it."""
         self.through[link.requester.label, direction] += count
 
-    def not_passed(self, link: Link, count: int, reason: str) -> None:
+    def not_passed(self, link: GsupConnection, count: int, reason: str) -> None:
         """Count what the HLR did not get."""
         self.kept[link.requester.label, reason] += count
 
-    def hlr_is(self, link: Link, state: State, detail: str) -> None:
+    def hlr_is(self, link: GsupConnection, state: State, detail: str) -> None:
         """Tell of an HLR that is away, and of its coming back."""
         label = link.requester.label
         if state is not State.READY and label not in self._away:

@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from eir.interfaces.map.settings import GatewaySettings
-from eir.wire.peers import link
+from eir.wire.peers.link import Alarm, PeerConnection
 from eir.wire.ss7 import m3ua
 from eir.wire.ss7.asp import Association, Happened, State
 from eir.wire.ss7.m3ua import Kind, Transfer
@@ -42,19 +42,17 @@ CARRIED = Carried(
 """The way SCTP carries M3UA."""
 
 
-class Link(link.Link):
+class SigtranConnection(PeerConnection["MapServer"]):
     """The connection."""
 
     def __init__(
         self, owner: "MapServer", loop: asyncio.AbstractEventLoop, gateway: GatewaySettings | None = None
     ) -> None:
         super().__init__(owner, loop)
-        self._owner = owner
         self._waiting: deque[Transfer] = deque()
         self._unread, self._at = b"", 0
         """Bytes that have come, and how far they were handed to the association."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._alarm = Alarm(loop, self._due)
         self._read_at = 0.0
         self._requests = self._answers = 0
         self.gateway = gateway
@@ -69,18 +67,21 @@ class Link(link.Link):
         """The other end takes part: it is active, or stands by."""
         return self.association is not None and self.association.state in {State.ACTIVE, State.STANDBY}
 
-    def paths(self) -> Mapping[str, bool]:
-        """Addresses of the other end, and whether each is reached; none over TCP."""
-        found: Mapping[str, bool] | None = (
-            self.transport.get_extra_info("paths") if self.transport is not None else None
-        )
-        return found or {}
+    @property
+    def is_open(self) -> bool:
+        """The peer is known, and takes part."""
+        return self.is_up and super().is_open
 
-    # link.Link
+    @property
+    def outgoing(self) -> bool:
+        """We connect to a gateway."""
+        return self.gateway is not None
+
+    # link.PeerConnection
 
     def begin(self) -> bool:
         """Ask the owner whether the connection is wanted."""
-        self.association = self._owner.accept(self)
+        self.association = self.owner.accept(self)
         if self.association is None:
             return False
         self.flush()
@@ -92,24 +93,15 @@ class Link(link.Link):
             return
         self._read_at = time.perf_counter()
         self._unread, self._at = self._unread[self._at :] + data, 0
-        self.owner.turns.come(self)
+        self.go_on()
 
     def ended(self) -> None:
         """Nothing more is answered."""
         self._forget()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.cancel()
         if self.association is not None:
             self.association.lost()
             self._tell(self.association)
-
-    def has_work(self) -> bool:
-        """True if something waits."""
-        association = self.association
-        return bool(self._waiting) or (
-            self._at < len(self._unread) and association is not None and not association.over
-        )
 
     def wants_bytes(self) -> bool:
         """True if there is room for more."""
@@ -129,7 +121,7 @@ class Link(link.Link):
     @property
     def end(self) -> str:
         """Return why the connection is over."""
-        return "" if self.association is None else self.association.over
+        return self.over or ("" if self.association is None else self.association.over)
 
     def work(self, enough: Callable[[], bool]) -> bool:
         """Answer what has come, until it is enough; whether there is more to do now."""
@@ -137,13 +129,13 @@ class Link(link.Link):
         if association is None or self.stalled is not None:
             return False
         answered = 0
-        while self.has_work():
+        while self._has_work(association):
             if not waiting:
                 piece = self._unread[self._at : self._at + PIECE_BYTES]
                 self._at += len(piece)
                 waiting.extend(association.receive(piece, self.loop.time()))
             else:
-                answer = self._owner.transferred(self, waiting.popleft())
+                answer = self.owner.transferred(self, waiting.popleft())
                 self._requests += 1
                 if answer is not None:
                     association.send(answer)
@@ -155,8 +147,8 @@ class Link(link.Link):
         self._answers += answered
         self.flush()
         if answered:
-            self._owner.answered(self, answered, time.perf_counter() - self._read_at)
-        return self.has_work() and self.stalled is None
+            self.owner.answered(self, answered, time.perf_counter() - self._read_at)
+        return self._has_work(association) and self.stalled is None
 
     def flush(self) -> None:
         """Send what the association has to say, tell what happened, close if it is over, and set the timer."""
@@ -169,7 +161,7 @@ class Link(link.Link):
         if association.over:
             self.close()
             return
-        self._set_timer(association)
+        self._alarm.set(association.deadline())
         self.set_reading()
 
     # sctp.Receiver
@@ -182,7 +174,7 @@ class Link(link.Link):
             return
         self.association.lost()
         self._tell(self.association)
-        again = self._owner.accept(self)
+        again = self.owner.accept(self)
         if again is None:
             self.abort()
             return
@@ -193,7 +185,7 @@ class Link(link.Link):
     def path_changed(self, address: str, *, up: bool) -> None:
         """A path to the other end was lost, or is back."""
         paths = self.paths()
-        self._owner.happened(self, Happened(
+        self.owner.happened(self, Happened(
             "path_up" if up else "path_down", "answers" if up else "unreachable", {"address": address, "up": sum(paths.values()), "of": len(paths)}
         ))  # fmt: skip
 
@@ -206,20 +198,13 @@ class Link(link.Link):
     def _tell(self, association: Association) -> None:
         events, association.events = association.events, []
         for each in events:
-            self._owner.happened(self, each)
+            self.owner.happened(self, each)
 
-    def _set_timer(self, association: Association) -> None:
-        due = association.deadline()
-        if due is None or (self._timer is not None and self._timer_at <= due):
-            return  # a timer that comes too early finds nothing to do, and sets the right one
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = due
-        self._timer = self.loop.call_at(due, self._timer_ran_out)
+    def _has_work(self, association: Association) -> bool:
+        """True if something waits."""
+        return bool(self._waiting) or (self._at < len(self._unread) and not association.over)
 
-    def _timer_ran_out(self) -> None:
-        self._timer = None
+    def _due(self, now: float) -> None:
         if self.association is not None:
-            # The loop's clock is that of the iteration's start, which may lie a little before the timer's time.
-            self.association.timer(max(self.loop.time(), self._timer_at))
+            self.association.timer(now)
             self.flush()

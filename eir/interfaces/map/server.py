@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eir.checks.settings import answers_of
-from eir.errors import place_of
 from eir.interfaces.interface import Context
-from eir.interfaces.map.link import CARRIED, Link
+from eir.interfaces.map.link import CARRIED, SigtranConnection
 from eir.interfaces.map.service import PROTOCOL, MapService, Reply
 from eir.interfaces.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
-from eir.wire.peers.rate import DEFAULT_PRIORITY, Limit, refusing
-from eir.wire.peers.server import ENDED, Server
+from eir.wire.peers.rate import Limit
+from eir.wire.peers.server import DISABLED, DRAINING, ENDED, Server
 from eir.wire.peers.settings import PeerSettings, Requester, is_from
+from eir.wire.peers.status import PeerStatus
 from eir.wire.ss7 import m3ua, sccp
 from eir.wire.ss7.asp import Association, Happened, State
 from eir.wire.ss7.m3ua import Transfer
@@ -44,7 +44,7 @@ class Asker(NamedTuple):
     """The sender is out of service."""
 
 
-class MapServer(Server[Link]):
+class MapServer(Server[SigtranConnection]):
     """Answers MSCs and SGSNs over SIGTRAN."""
 
     carried = CARRIED
@@ -52,8 +52,7 @@ class MapServer(Server[Link]):
     def __init__(self, ss7: Ss7Settings, context: Context) -> None:
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
         self._service = MapService(context.checker)
-        self._service.failed = self._failed
-        self._all_rates = context.rates
+        self._service.failed = self.failed
         self.results: Counter[tuple[str, str]] = Counter()
         """(peer label, status or what was wrong)."""
         self._askers: dict[tuple[object, ...], Asker] = {}
@@ -71,15 +70,15 @@ class MapServer(Server[Link]):
         self._service.configure(answers_of(shared.peers), shared.policy.bad_identity, ss7.imsi_tags)
         self._askers.clear()
         self.use(shared.peers, shared.limits)
-        self._dial_all()
+        self.dial_all()
 
     # server.Server
 
-    def link(self) -> Link:
+    def link(self) -> SigtranConnection:
         """A connection that is to come."""
-        return Link(self, self.loop)
+        return SigtranConnection(self, self.loop)
 
-    def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
+    def who(self, link: SigtranConnection) -> tuple[PeerSettings, Requester] | None:
         """The entry that an association comes by: the gateway's own, or by its address the first that wants no name, else any.
 
         None for all where the section `ss7` is gone: its listener is open until a restart, and nobody is to ask in vain.
@@ -98,36 +97,30 @@ class MapServer(Server[Link]):
     async def drain(self, timeout_s: float) -> None:
         """Leave each association in order, and close, after `timeout_s` at most."""
         self._dials = False
-        self._dial_all()
+        self.dial_all()
         await super().drain(timeout_s)
 
     def dial(self) -> None:
         """Connect to the gateways from now on."""
         self._dials = True
-        self._dial_all()
+        self.dial_all()
 
-    def disable(self, label: str) -> None:
-        """Turn a peer, or a gateway, away until `enable`."""
-        super().disable(label)
+    def dial_all(self) -> None:
+        """Connect to the gateways that are in service. Who asks is looked up afresh: another peer may be out of service."""
         self._askers.clear()
-        self._dial_all()
-
-    def enable(self, label: str) -> None:
-        """Take a peer again that was disabled."""
-        super().enable(label)
-        self._askers.clear()
-        self._dial_all()
-
-    def paths(self) -> Sequence[tuple[str, str, bool]]:
-        """Return the paths of associations that are up: peer label, address, and whether it is reached."""
-        return [(link.requester.label, *path) for link in self.links if link.is_up for path in link.paths().items()]
+        wanted = [each for each in self._ss7.gateways if self._dials and each.label not in self._disabled]
+        for gateway in self._dialing.keys() - set(wanted):
+            self._dialing.pop(gateway).cancel()
+        for gateway in wanted:
+            if gateway not in self._dialing:
+                self._dialing[gateway] = self.loop.create_task(self._keep(gateway))
 
     def connected(self) -> Counter[str]:
         """Associations that are up, by label; 0 for each gateway without one.
 
         An MSC that is known by its title or point code has no connection of its own: it counts as there while any association is up.
         """
-        up = Counter(link.requester.label for link in self.links if link.is_up and link.settings is not None)
+        up = super().connected()
         found = Counter({gateway.label: 0 for gateway in self._ss7.gateways if gateway.label not in self._disabled})
         found.update(up)
         if self._ss7.point_code is not None:
@@ -136,59 +129,42 @@ class MapServer(Server[Link]):
                     found[each.label] += int(up.total() > 0)
         return found
 
-    def status(self) -> list[Mapping[str, Any]]:
+    def status(self) -> list[PeerStatus]:
         """A row of `eir peers` for each association, for each gateway that has none, and for each MSC that has an entry."""
-        rows, there = super().status(), {link.requester.label for link in self.links}
+        rows, there = super().status(), {link.requester.label for link in self.links.values()}
         for gateway in self._ss7.gateways:
-            before = {each["label"]: each for each in rows if each["state"] == ENDED}.get(gateway.label, {})
-            rows = [each for each in rows if each is not before]
+            before = {row.label: row for row in rows if row.state == ENDED}.get(gateway.label)
+            rows = [row for row in rows if row is not before]
             if gateway.label not in there:
                 at, why = self._failures.get(gateway.label, (None, None))
-                state = "disabled" if gateway.label in self._disabled else "down"
-                tally = {name: before[name] for name in ("requests", "answers") if before}
+                tally = {} if before is None else {"requests": before.requests, "answers": before.answers}
+                state = self._state(gateway.label, "down")
                 rows.append(
-                    self._absent(gateway.label, state, direction="out", last_error=why, last_error_at=at, **tally)
+                    self.absent(gateway.label, state, direction="out", last_error=why, last_error_at=at, **tally)
                 )
         answers: Counter[str] = Counter()
         for (label, _), count in self.results.items():
             answers[label] += count
+        reached = "open" if any(link.is_up for link in self.links.values()) else "down"
         for each in self.peers:
             if each.is_titled and each.label not in there:
-                state = (
-                    "disabled"
-                    if each.label in self._disabled
-                    else "open"
-                    if any(link.is_up for link in self.links)
-                    else "down"
-                )
-                rows.append(self._absent(each.label, state, requests=answers[each.label], answers=answers[each.label]))
+                count = answers[each.label]
+                rows.append(self.absent(each.label, self._state(each.label, reached), requests=count, answers=count))
         return rows
 
-    def _absent(self, label: str, state: str, **more: Any) -> Mapping[str, Any]:
-        last = self.node_counts.last_request.get(label)
-        row = {
-            "address": None,
-            "state": state,
-            "since": None,
-            "connections": 0,
-            "requests": 0,
-            "answers": 0,
-            "last_seen": last,
-        }
-        return self._row(Requester(label), **row | more)
+    def _state(self, label: str, state: str) -> str:
+        return DISABLED if label in self._disabled else state
 
-    def standing(self, link: Link) -> Mapping[str, Any]:
-        """State, direction and paths of an association."""
+    def standing(self, link: SigtranConnection) -> Mapping[str, Any]:
+        """Return the state of an association."""
         association = link.association
-        state = (
-            "down" if association is None else "open" if association.state == State.ACTIVE else str(association.state)
-        )
-        return {"state": state, "direction": "in" if link.gateway is None else "out", "paths": dict(link.paths())}
+        state = "down" if association is None else str(association.state)
+        return {"state": "open" if state == State.ACTIVE else state}
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
         """Return the counters of this protocol alone."""
         errors = self.errors.copy()
-        for link in self.links:
+        for link in self.links.values():
             if link.association is not None:
                 errors.update(link.association.dropped)
         return {
@@ -196,7 +172,7 @@ class MapServer(Server[Link]):
             "eir_sigtran_errors_total": {(reason,): count for reason, count in errors.items()},
         }
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: SigtranConnection) -> None:
         """Forget a connection, and say why it ended."""
         if link.association is not None:
             self.errors.update(link.association.dropped)
@@ -204,22 +180,15 @@ class MapServer(Server[Link]):
 
     # link.Owner
 
-    def accept(self, link: Link) -> Association | None:
+    def refusal(self, link: SigtranConnection, fault: str | None = None) -> str | None:
+        """Return the reason why a connection is not wanted: none is where the section `ss7` is gone."""
+        return super().refusal(link, DRAINING if self._point_code is None else fault)
+
+    def accept(self, link: SigtranConnection) -> Association | None:
         """Take a connection that we made, or one that the peer table has an entry for."""
-        now = self.loop.time()
-        refusal = (
-            "draining"
-            if self.draining or self._point_code is None
-            else None
-            if self.identify(link)
-            else "disabled"
-            if link.settings is not None
-            else "source"
-        )
-        if refusal is not None:
-            self.refused(refusal, address=link.address, setting="peers: from" if refusal == "source" else None)
+        if not self.admit(link):
             return None
-        self.links.add(link)
+        now = self.loop.time()
         longest, gateway = self.limits.max_message_bytes, link.gateway
         if gateway is None:
             return Association(now, dials=False, longest=longest, up_s=self.limits.cer_timeout_s)
@@ -228,17 +197,17 @@ class MapServer(Server[Link]):
             longest=longest,
         )  # fmt: skip
 
-    def transferred(self, link: Link, transfer: Transfer) -> Transfer | None:
+    def transferred(self, link: SigtranConnection, transfer: Transfer) -> Transfer | None:
         """Return the answer to a transfer; None if it gets no answer."""
         try:
             return self._answer(link, transfer)
         except SccpFault as e:
             self.errors[f"sccp_{e}"] += 1
         except Exception as e:  # noqa: BLE001 - whatever it is: one MSC gets no answer, and the association of all goes on
-            self._failed(e)
+            self.failed(e)
         return None
 
-    def happened(self, link: Link, what: Happened) -> None:
+    def happened(self, link: SigtranConnection, what: Happened) -> None:
         """Tell of it; point codes as people write them."""
         fields = dict(what.fields)
         if "point_codes" in fields:
@@ -255,14 +224,9 @@ class MapServer(Server[Link]):
             what.event, peer=link.requester.label, reason=what.reason, level=level, **{"address": link.address} | fields
         )
 
-    def answered(self, link: Link, count: int, seconds: float) -> None:
-        """Count them; who asked is noted with each request."""
-        self.node_counts.durations.add(seconds, count)
-        self.node_counts.last_request[link.requester.label] = time.time()
-
     # inside
 
-    def _answer(self, link: Link, transfer: Transfer) -> Transfer | None:
+    def _answer(self, link: SigtranConnection, transfer: Transfer) -> Transfer | None:
         """As `transferred`. Raises SccpFault for a unitdata that cannot be read, or whose answer does not fit into one."""
         if transfer.indicator != m3ua.SCCP or transfer.dpc != self._point_code:
             self.errors["not_sccp" if transfer.indicator != m3ua.SCCP else "not_our_point_code"] += 1
@@ -296,18 +260,13 @@ class MapServer(Server[Link]):
 
         def above_limit(version: int) -> tuple[bytes, str] | None:
             """Count one invocation; return its answer if it is above a limit."""
-            if (limit := refusing(asker.rates, self.loop.time(), DEFAULT_PRIORITY)) is None:
+            if not self.past_limit(label, asker.rates):
                 return None
-            self.node_counts.shed[label, limit.reason] += 1
             return self._service.component_of(version, self._overload)
 
         return self._service.answer(octets, asker.requester, above_limit)
 
-    def _failed(self, fault: Exception) -> None:
-        self.errors["internal"] += 1
-        self.report("fault", peer=None, reason="internal", level="error", detail=place_of(fault))
-
-    def _back(self, link: Link, transfer: Transfer, calling: Address, payload: bytes) -> Transfer:
+    def _back(self, link: SigtranConnection, transfer: Transfer, calling: Address, payload: bytes) -> Transfer:
         """A message to the calling address: to its point code where that is what it is reached by, else to where the question came from."""
         to = calling.pc if calling.by_ssn and calling.pc is not None else transfer.opc
         context = (
@@ -325,7 +284,7 @@ class MapServer(Server[Link]):
             transfer.appearance,
         )
 
-    def _asker(self, link: Link, calling: Address, opc: int) -> Asker:
+    def _asker(self, link: SigtranConnection, calling: Address, opc: int) -> Asker:
         """Return who asks, by the title and the point code of the calling address, and by where the association comes from."""
         key = calling.octets, opc, link.requester.label, link.source
         found = self._askers.get(key)
@@ -336,7 +295,7 @@ class MapServer(Server[Link]):
         self.node_counts.last_request[found.requester.label] = time.time()
         return found
 
-    def _look_up(self, link: Link, calling: Address, opc: int) -> Asker:
+    def _look_up(self, link: SigtranConnection, calling: Address, opc: int) -> Asker:
         variant, code = self._ss7.variant, calling.pc if calling.pc is not None else opc
         for each in self.peers:
             if (
@@ -351,24 +310,16 @@ class MapServer(Server[Link]):
         else:
             settings = link.settings or PeerSettings(label=link.requester.label)
         host = calling.digits or point_code_text(code, variant)
-        rates = self._all_rates.of(settings, self.loop.time()) if settings is not link.settings else link.rates
+        rates = self._rates.of(settings, self.loop.time()) if settings is not link.settings else link.rates
         return Asker(Requester(settings.label, host), rates, settings.label in self._disabled)
 
     # gateways
-
-    def _dial_all(self) -> None:
-        wanted = [each for each in self._ss7.gateways if self._dials and each.label not in self._disabled]
-        for gateway in self._dialing.keys() - set(wanted):
-            self._dialing.pop(gateway).cancel()
-        for gateway in wanted:
-            if gateway not in self._dialing:
-                self._dialing[gateway] = self.loop.create_task(self._keep(gateway))
 
     async def _keep(self, gateway: GatewaySettings) -> None:
         """Stay connected to a gateway."""
         pause_s = gateway.reconnect_after_s
         while True:
-            link = Link(self, self.loop, gateway)
+            link = SigtranConnection(self, self.loop, gateway)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await begin.connect(link, endpoint(gateway.connect), None, self._sctp, CARRIED)

@@ -5,33 +5,32 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from eir.wire.peers import link
+from eir.wire.peers.link import PeerConnection
 
 if TYPE_CHECKING:
     from eir.interfaces.n5g.server import N5gServer
-    from eir.wire.web.http2 import Connection
+    from eir.wire.web.http2 import Http2Connection
 
 AHEAD_BYTES = 1 << 16
 """Most bytes that a connection may have ready before its turn; no more is read from it then."""
 
 
-class Link(link.Link):
+class N5gConnection(PeerConnection["N5gServer"]):
     """The connection."""
 
     def __init__(self, owner: "N5gServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
-        self._owner = owner
         self._read_at = 0.0
         self._ended = False
-        self.http: Connection | None = None
+        self.http: Http2Connection | None = None
         """None before the owner has accepted the connection, and once it is over."""
 
-    # link.Link
+    # link.PeerConnection
 
     def begin(self) -> bool:
         """Ask the owner whether the connection is wanted."""
         tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
-        self.http = self._owner.accept(self, self.names, None if tls is None else tls.selected_alpn_protocol() or "")
+        self.http = self.owner.accept(self, None if tls is None else tls.selected_alpn_protocol() or "")
         if self.http is None:
             return False
         self.flush()
@@ -42,7 +41,7 @@ class Link(link.Link):
         if self.http is not None:
             self._read_at = time.perf_counter()
             self.http.receive(data, self.loop.time())
-            self.owner.turns.come(self)
+            self.go_on()
 
     def eof_received(self) -> bool:
         """The client will send nothing more; what it asked before is answered, then the transport closes."""
@@ -53,14 +52,12 @@ class Link(link.Link):
         """Nothing more is answered."""
         self.http = None
 
-    def has_work(self) -> bool:
-        """True if requests wait."""
-        return self.http is not None and self.http.more
-
     def wants_bytes(self) -> bool:
         """True if there is room for more."""
         http = self.http
-        return http is not None and not http.more and not (self.waits and http.unread > AHEAD_BYTES)
+        return (
+            http is not None and not http.more and not (http.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self))
+        )
 
     def leave(self) -> None:
         """GOAWAY."""
@@ -76,7 +73,7 @@ class Link(link.Link):
     @property
     def end(self) -> str:
         """Return why the connection is over."""
-        return "" if self.http is None else self.http.over
+        return self.over or ("" if self.http is None else self.http.over)
 
     def work(self, enough: Callable[[], bool]) -> bool:
         """Answer what has come, until it is enough; whether there is more to do now."""
@@ -88,7 +85,7 @@ class Link(link.Link):
         self.flush()
         answered = http.answers - before
         if answered:
-            self._owner.answered(self, answered, time.perf_counter() - self._read_at)
+            self.owner.answered(self, answered, time.perf_counter() - self._read_at)
         more = http.more and not http.over and self.stalled is None
         if self._ended and not more and self.transport is not None:
             self.transport.close()

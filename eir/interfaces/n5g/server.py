@@ -1,23 +1,21 @@
 """The AMFs of a worker: who each is, access tokens, limits, what is counted. Puts the parts of this package on an event loop."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from eir.checks.settings import answers_of
-from eir.errors import place_of
 from eir.interfaces.interface import Context
 from eir.interfaces.n5g import sbi
-from eir.interfaces.n5g.link import Link
+from eir.interfaces.n5g.link import N5gConnection
 from eir.interfaces.n5g.sbi import carried_back, priority_of, problem
 from eir.interfaces.n5g.service import PROTOCOL, STATUSES, N5gService, Reply
 from eir.interfaces.n5g.settings import SERVICE, N5gSettings
 from eir.wire.peers.counts import OTHER
-from eir.wire.peers.rate import refusing
-from eir.wire.peers.server import Server
-from eir.wire.peers.settings import PeerSettings, Requester, may_connect, requester
+from eir.wire.peers.server import SOURCE, UNKNOWN_PEER, Server
+from eir.wire.peers.settings import PeerSettings, Requester, may_connect, requester, setting_for
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting, tokens_of
-from eir.wire.web.http2 import Connection
+from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits
 from eir.wire.web.http2_message import Request, Response, Shapes
 
@@ -40,7 +38,7 @@ _DENIALS = {
 """Answers to requests without a good access token, encoded once."""
 
 
-class N5gServer(Server[Link]):
+class N5gServer(Server[N5gConnection]):
     """Answers AMFs over HTTP/2."""
 
     def __init__(self, settings: N5gSettings, context: Context) -> None:
@@ -67,11 +65,11 @@ class N5gServer(Server[Link]):
 
     # server.Server
 
-    def link(self) -> Link:
+    def link(self) -> N5gConnection:
         """A connection that is to come."""
-        return Link(self, self.loop)
+        return N5gConnection(self, self.loop)
 
-    def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
+    def who(self, link: N5gConnection) -> tuple[PeerSettings, Requester] | None:
         """Return the peer and requester of a link, by the names in the certificate, or by the address without one."""
         return requester(self.peers, link.names, link.source)
 
@@ -84,29 +82,31 @@ class N5gServer(Server[Link]):
 
     # link.Owner
 
-    def accept(self, link: Link, names: Sequence[str] | None, protocol: str | None) -> Connection | None:
-        """Take a connection if the peer table has an entry for it."""
-        refusal = "draining" if self.draining else "alpn" if protocol is not None and protocol != "h2" else None
-        if refusal is None and not self.identify(link) and link.settings is not None:
-            refusal = "disabled"
-        shown = {"names": ",".join(names)} if names else {}
+    def accept(self, link: N5gConnection, protocol: str | None) -> Http2Connection | None:
+        """Take a connection, also that of a stranger for a moment: it gets a 403, where an AMF would wait for seconds after a closed connection.
+
+        `protocol`: agreed on by TLS (ALPN); None: there is no TLS.
+        """
+        refusal = self.refusal(link, "alpn" if protocol not in {None, "h2"} else None)
+        is_stranger = refusal == SOURCE
+        if is_stranger and may_connect(self.peers, link.source):
+            refusal = UNKNOWN_PEER
         if refusal is not None:
-            self.refused(refusal, address=link.address, **shown)
-            return None
-        self.links.add(link)
-        if link.settings is None:
-            known = may_connect(self.peers, link.source)
-            setting = "peers: tls_names, host or realm" if known else "peers: from"
-            self.refused("unknown_peer" if known else "source", address=link.address, setting=setting, **shown)
+            setting = "peers: tls_names, host or realm" if refusal == UNKNOWN_PEER else setting_for(refusal)
+            names = ",".join(link.names or ()) or None
+            self.refused(refusal, address=link.address, setting=setting, names=names)
+            if not is_stranger:
+                return None
             self.loop.call_later(self.limits.cer_timeout_s, link.abort)
         else:
             self.opened(link)
+        self.enter(link)
         self.watch()
-        return Connection(
+        return Http2Connection(
             lambda request: self.respond(link, request), self._http_limits, self._shapes, self.loop.time()
         )
 
-    def respond(self, link: Link, request: Request) -> Response:
+    def respond(self, link: N5gConnection, request: Request) -> Response:
         """Answer a request, within the limits."""
         if link.settings is None:
             self.responses[OTHER, sbi.DENIALS[403].result] += 1
@@ -114,34 +114,29 @@ class N5gServer(Server[Link]):
             return carried_back(request.headers, _STRANGER)
         label = link.requester.label
         try:
-            if (
-                link.rates
-                and (limit := refusing(link.rates, self.loop.time(), priority_of(request.headers))) is not None
-            ):
-                self.node_counts.shed[label, limit.reason] += 1
+            if link.rates and (reason := self.past_limit(label, link.rates, priority_of(request.headers))):
                 if self._overload is not None:
                     response, result = STATUSES[self._overload], self._overload.value
                 else:
-                    response, result = _TURNED_AWAY[limit.reason], BY_LIMIT[limit.reason].result
+                    response, result = _TURNED_AWAY[reason], BY_LIMIT[reason].result
             elif self.tokens is None:
                 response, result = self._service.answer(request, link.requester)
             else:
                 response, result = self._by_token(self.tokens, request, link)
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
-            self.errors["internal"] += 1
-            self.report("fault", peer=label, reason="internal", level="error", detail=place_of(e))
+            self.failed(e, label)
             response, result = _FAULT, sbi.FAULT.result
         self.responses[label, result] += 1
         return carried_back(request.headers, response)
 
-    def answered(self, link: Link, count: int, seconds: float) -> None:
+    def answered(self, link: N5gConnection, count: int, seconds: float) -> None:
         """Count them."""
         if link.settings is not None:
             super().answered(link, count, seconds)
 
     # inside
 
-    def _by_token(self, tokens: "Tokens", request: Request, link: Link) -> Reply:
+    def _by_token(self, tokens: "Tokens", request: Request, link: N5gConnection) -> Reply:
         """The reply to a request by whom its access token names, or the refusal of one that has no good one (TS 33.501 13.4.1.1).
 
         Bad tokens count against the address that they come from: an entry may be that of all AMFs.

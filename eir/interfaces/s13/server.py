@@ -1,7 +1,6 @@
 """S13 in a worker: the Diameter node, what answers its requests, and the lanes that all its connections share."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,7 @@ class S13Server(Node):
         super().__init__(
             shared.identity, shared.peers, shared.limits, s13_application(self._service, lane, context.tracer), counts=context.counts,
             report=context.report, admission=context.admission, dials=context.dials, overload=_overload(shared.overload_answer),
-            tls=context.tls, rates=context.rates, sctp=shared.sctp,
+            tls=context.tls, rates=context.rates, sctp=shared.sctp, protocol=PROTOCOL,
         )  # fmt: skip
 
     def apply(self, _: SharedSettings, context: Context) -> None:
@@ -50,19 +49,6 @@ class S13Server(Node):
         if self._lanes is not None:
             self._lanes.seek(sought)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of `eir peers`: all connections, and the entries of the peer table that have none.
-
-        Nobody knows which protocol an entry without a connection will speak.
-        """
-        return [
-            {
-                **asdict(peer), "connections": int(peer.address is not None),
-                "protocol": PROTOCOL if peer.address is not None or peer.direction == "out" else None,
-            }
-            for peer in self.status()
-        ]  # fmt: skip
-
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
         """Return the counters of this protocol alone."""
         self.count_retransmissions()
@@ -73,10 +59,6 @@ class S13Server(Node):
             "eir_diameter_errors_total": {(reason,): count for reason, count in counts.errors.items()},
             "eir_diameter_drops_total": {(reason,): count for reason, count in counts.dropped.items()},
         }
-
-    def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the gauges of this protocol alone."""
-        return {}
 
 
 def _overload(answer: Status | None) -> Reply:

@@ -10,7 +10,7 @@ from eir.errors import Report, place_of
 from eir.node.observe import metrics
 from eir.node.observe.status import NOT_READY, Status, WorkerReport
 from eir.wire.web.http1 import Request, Response
-from eir.wire.web.http1_server import HttpLimits, HttpLinks
+from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
 TEXT = "text/plain; charset=utf-8"
 LIMITS = HttpLimits(request_body_max=4096)
@@ -28,7 +28,7 @@ class HttpServer:
         self._limits = limits
         self._report = report
         self._server: asyncio.Server | None = None
-        self._links = HttpLinks(self._answer, limits=limits)
+        self._links = HttpConnections(self._answer, limits=limits)
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Open the listener; port 0 takes a free one. Returns the address bound. Raises OSError."""

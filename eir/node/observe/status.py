@@ -14,7 +14,7 @@ from eir.errors import Report
 from eir.interfaces.s13.lane import COMPILED, LANE
 from eir.lists.record.store import ListState
 from eir.node.observe.alerts import Trouble, alert_of
-from eir.wire.diameter.status import Failure
+from eir.wire.peers.status import Failure
 
 if TYPE_CHECKING:
     from eir.interfaces.interface import Attendant

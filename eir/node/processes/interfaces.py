@@ -30,7 +30,7 @@ from eir.wire.transport.begin import Listener, listening_sockets
 from eir.wire.transport.endpoint import address_text, is_secure, listening_at
 from eir.wire.transport.settings import source_address
 from eir.wire.transport.tls import TlsFiles, load_tls
-from eir.wire.web.http1_server import HttpLimits, HttpLinks
+from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
 LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512, request_body_max=4096)
 HANDSHAKES_MAX = 64
@@ -132,7 +132,7 @@ class _Process:
     def __init__(self, interface: Interface, process: ThisProcess) -> None:
         self._interface, self._process, self._log = interface, process, process.log
         self._service: Service | None = None
-        self._links: HttpLinks | None = None
+        self._links: HttpConnections | None = None
         self._tls: Any = None
         self._listeners: list[Listener] = []
         self._handshakes: dict[socket.socket, str] = {}
@@ -173,7 +173,7 @@ class _Process:
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
             self._process.fail(self._interface.name, e)
             return
-        self._links = HttpLinks(self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost)
+        self._links = HttpConnections(self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost)
         for work in (self._service.work(), stay_aside(Aside())):
             self._process.jobs.spawn(work)
         self._process.jobs.start("files", LOOK_S, self._read_files)
@@ -208,7 +208,7 @@ class _Process:
         """True if clients at this address may connect."""
         return self._service is not None and is_from(self._service.peers, source_address(host))
 
-    async def _take(self, links: HttpLinks, connection: socket.socket, host: str, *, secure: bool) -> None:
+    async def _take(self, links: HttpConnections, connection: socket.socket, host: str, *, secure: bool) -> None:
         if secure:
             self._make_room()
             self._handshakes[connection] = host

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pkgutil import resolve_name
@@ -402,7 +402,7 @@ class Worker:
             missing=missing_lists(self.config, states), lists=states, overridden=self.context.checker.policy.overridden,
             checks=self.context.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
             shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.disabled(), load=self.load,
-            refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.lost_paths(),
+            refused=self.node.refusals(), newest=self.node.newest(), lost_paths=self.lost_paths(),
             warnings={
                 label: text
                 for server in self.servers.values() if server is not self.node
@@ -416,9 +416,7 @@ class Worker:
 
     def peers(self) -> list[dict[str, Any]]:
         """All connections, and the entries of the peer table that have none: of these nobody knows which protocol they will speak."""
-        node = self.node
-        others = (server for server in self.servers.values() if server is not node)
-        return [*node.rows(), *(dict(row) for server in others for row in server.status())]
+        return [asdict(row) for server in self.servers.values() for row in server.status()]
 
     def disabled(self) -> list[str]:
         """Labels of the peers and gateways that are turned away."""

@@ -6,7 +6,7 @@ link (bytes of one connection) → framing (messages) → peer (what is done in 
 (application) → message (bytes again), sent and counted by traffic.
 
 `application` has the commands of the base protocol too, `dictionary` the AVPs, `result` the Result-Codes. `node` holds listeners and the
-peer table; `admission` says which connections of a peer may be open, `dialer` makes those that we make, `status` tells of them.
+peer table; `admission` says which connections of a peer may be open, `dialer` makes those that we make.
 `watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side, with one node
 to ask or several. Who may connect, limits and transports are eir.wire.peers.
 """

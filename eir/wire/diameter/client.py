@@ -1,6 +1,6 @@
 """The asking side: connect to a Diameter node, exchange capabilities, send requests, await their answers, disconnect.
 
-A thin layer over Peer and Link; what is answered is handed on as it came (RFC 6733 6.1.8 redirects included: an answer is
+A thin layer over Peer and DiameterConnection; what is answered is handed on as it came (RFC 6733 6.1.8 redirects included: an answer is
 reported, never followed). `Servers` asks several: each request goes to the first that is well, and to the next if no answer comes
 (RFC 6733 5.5.4).
 """
@@ -20,12 +20,13 @@ from eir.errors import EirError, silent
 from eir.wire.diameter.application import Application
 from eir.wire.diameter.avp import encode_text
 from eir.wire.diameter.dictionary import SESSION_ID
-from eir.wire.diameter.link import Link
+from eir.wire.diameter.link import DiameterConnection
 from eir.wire.diameter.message import T_FLAG, Answer
 from eir.wire.diameter.peer import Answered, Closed, DisconnectCause, Event, Leaving, Opened, Peer
 from eir.wire.diameter.result import TOO_BUSY, UNABLE_TO_DELIVER
 from eir.wire.diameter.serve import NodeContext
 from eir.wire.peers.counts import Counts
+from eir.wire.peers.link import Turns
 from eir.wire.peers.settings import APPLICATIONS, Identity, Limits, PeerSettings
 from eir.wire.transport import begin
 from eir.wire.transport.endpoint import TCP, TLS, Endpoint, endpoint
@@ -70,8 +71,10 @@ class Client:
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
+        self.limits = context.limits
         self._loop = asyncio.get_running_loop()
-        self._link: Link | None = None
+        self.turns = Turns(self._loop)
+        self._link: DiameterConnection | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self.peer: Capabilities | None = None
@@ -81,7 +84,7 @@ class Client:
 
     def certificate_names(self) -> Sequence[str] | None:
         """Names in the other end's certificate, which a caller holds against `peer`; None without TLS."""
-        return None if self._link is None else self._link.certificate_names()
+        return None if self._link is None else self._link.names
 
     async def request(
         self, command: int, avps: bytes, *, timeout_s: float = 5.0, sending: Sending | None = None
@@ -122,13 +125,13 @@ class Client:
 
     # transport.Owner
 
-    def accept(self, link: Link) -> Peer:
+    def accept(self, link: DiameterConnection) -> Peer:
         """The connection stands: begin with our CER."""
         peer = link.new_peer(lambda _: SERVER)
         peer.connect(SERVER, self._loop.time())
         return peer
 
-    def handle(self, link: Link, event: Event) -> None:
+    def handle(self, link: DiameterConnection, event: Event) -> None:
         """Wake the one that waits for it."""
         said = link.peer.capabilities if link.peer is not None else None
         match event:
@@ -147,7 +150,7 @@ class Client:
             case _:
                 pass
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: DiameterConnection) -> None:
         """Nothing will be answered any more."""
         del link
         self._over("peer_closed")
@@ -158,7 +161,7 @@ class Client:
         """Connect and exchange capabilities; see `connect`."""
         try:
             async with asyncio.timeout(timeout_s):
-                link = Link(self, self._loop)
+                link = DiameterConnection(self, self._loop)
                 await begin.connect(link, to, tls, sctp)
                 self._link = link
                 await self._opened

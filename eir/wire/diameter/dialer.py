@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Collection
 
 from eir.errors import EirError
-from eir.wire.diameter.link import Link, Owner
+from eir.wire.diameter.link import DiameterConnection, DiameterOwner
 from eir.wire.peers.settings import APPLICATIONS, PeerSettings
 from eir.wire.transport import begin
 from eir.wire.transport.endpoint import TLS, endpoint
@@ -26,7 +26,7 @@ class Dialer:
     """
 
     def __init__(
-        self, owner: Owner, is_wanted: Callable[[PeerSettings], Awaitable[bool]],
+        self, owner: DiameterOwner, is_wanted: Callable[[PeerSettings], Awaitable[bool]],
         failed: Callable[[PeerSettings, Exception], None], stay_away_s: float = STAY_AWAY_S,
     ) -> None:  # fmt: skip
         self._owner, self.stay_away_s = owner, stay_away_s
@@ -77,7 +77,7 @@ class Dialer:
 
     async def _attempt(self, settings: PeerSettings) -> None:
         to = endpoint(settings.connect or "")
-        link = Link(self._owner, asyncio.get_running_loop(), settings)
+        link = DiameterConnection(self._owner, asyncio.get_running_loop(), settings)
         if to.scheme == TLS and self._tls is None:
             self._failed(settings, EirError("a connection over TLS needs a certificate"))
             return

@@ -5,14 +5,14 @@ Puts the parts of this package together on an event loop; knows of its applicati
 
 import asyncio
 import errno
-import itertools
 import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from eir.errors import DiameterError, EirError, Report
 from eir.wire.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse, Yield
@@ -27,23 +27,27 @@ from eir.wire.diameter.capabilities import (
     nearest_miss,
 )
 from eir.wire.diameter.dialer import STAY_AWAY_S, Dialer
-from eir.wire.diameter.link import Link
+from eir.wire.diameter.link import DiameterConnection
 from eir.wire.diameter.message import Reply
-from eir.wire.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
+from eir.wire.diameter.peer import Alive, Arrived, Closed, Event, Leaving, Opened, Peer
 from eir.wire.diameter.result import UNKNOWN_PEER
 from eir.wire.diameter.serve import TOO_BUSY_REPLY, NodeContext
 from eir.wire.diameter.states import State
-from eir.wire.diameter.status import Failure, PeerStatus, newest, peer_rows
 from eir.wire.diameter.watchdog import JITTER_S, WATCHDOG_LEAST_S
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.gate import Gate
 from eir.wire.peers.rate import RateLimits
-from eir.wire.peers.settings import Identity, Limits, PeerSettings, may_connect, setting_for
-from eir.wire.transport import begin, stream
+from eir.wire.peers.server import DISABLED, DRAINING, SOURCE, End, Server
+from eir.wire.peers.settings import Identity, Limits, PeerSettings, Requester, may_connect, setting_for
+from eir.wire.peers.status import Failure, PeerStatus
+from eir.wire.transport import stream
 from eir.wire.transport.begin import Listener, open_listener
 from eir.wire.transport.endpoint import TLS, endpoint
 from eir.wire.transport.settings import SctpSettings
 from eir.wire.transport.tls import Tls
+
+if TYPE_CHECKING:
+    import ssl
 
 AT_ONCE_S = 1.0
 """A peer that closes the connection within this time after our CEA did not like what it says."""
@@ -54,7 +58,7 @@ SETTLED = frozenset({"duplicate", "election_lost", "election", "yielded", "disab
 _jitter = partial(random.uniform, -JITTER_S, JITTER_S)
 
 
-class Node:
+class Node(Server[DiameterConnection]):
     """One Diameter node on the running event loop."""
 
     def __init__(
@@ -62,39 +66,35 @@ class Node:
         counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
         dials: bool = True, tls: Tls | None = None, rates: RateLimits | None = None, sctp: SctpSettings | None = None,
         stay_away_s: float = STAY_AWAY_S, watchdog_least_s: float = WATCHDOG_LEAST_S, jitter: Callable[[], float] = _jitter,
+        protocol: str = "diameter",
     ) -> None:  # fmt: skip
         """`dials` False: nobody is connected to until `dial`, or `connect` of peers is another worker's business.
 
         `rates`: limits that its requests draw from; None: limits of its own. `tls` is for `tls://` both ways; None: there is no TLS. `sctp` is for `sctp://`; None: its defaults. `stay_away_s`: how long a peer that
-        refuses us, or may, is left alone. `watchdog_least_s`, `jitter`: the lowest Tw, and what is added to each (RFC 3539 3.4.1).
+        refuses us, or may, is left alone. `watchdog_least_s`, `jitter`: the lowest Tw, and what is added to each (RFC 3539 3.4.1). `protocol`: its name in reports.
         """
+        super().__init__(protocol, counts=counts, rates=rates or RateLimits(peers, limits, None), report=report)
+        self.errors = counts.errors
         self.context = NodeContext(
-            identity=identity, limits=limits, application=application, counts=counts, report=report, overload=replace(overload),
-            jitter=jitter, watchdog_least_s=watchdog_least_s,
+            identity=identity, limits=limits, application=application, counts=counts, report=partial(report, protocol=protocol),
+            overload=replace(overload), jitter=jitter, watchdog_least_s=watchdog_least_s,
         )  # fmt: skip
-        self._peers = tuple(peers)
-        self._tls = tls
+        self._connecting: ssl.SSLContext | None = None
         self._sctp = sctp or SctpSettings()
-        self._links: dict[int, Link] = {}
-        """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
-        self._numbers = itertools.count()
         self._gate = Gate(self._crowded_out)
-        self._taking: set[asyncio.Task[None]] = set()
+        self._taking: set[asyncio.Task[End | None]] = set()
         """Connections of our own listeners, TLS handshakes included."""
         self._admission = admission or Admission()
         self._probes: dict[int, asyncio.TimerHandle] = {}
         """Connections that were asked for a sign of life, until when."""
-        self._rates = rates or RateLimits(self._peers, limits, None)
-        self._disabled: set[str] = set()
         self._failures: dict[str, Failure] = {}
         """The last failure since a connection was opened, by label."""
         self._seen: dict[str, float] = {}
         """The time when a connection last began or ended, by label of configured peers."""
         self._listeners: list[Listener] = []
-        self._draining = False
         self._dialer = Dialer(self, self._is_wanted, self._connect_failed, stay_away_s)
         self._dials = dials
-        self._dial_all()
+        self._use(peers, limits, tls)
 
     @property
     def identity(self) -> Identity:
@@ -113,24 +113,14 @@ class Node:
         self._listeners.append(listener)
         return listener.address
 
-    async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
-        """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
-        link = Link(self, asyncio.get_running_loop())
-        try:
-            await (self._shake_hands(link, connection) if secure else begin.accept(link, connection))
-        except OSError:
-            connection.close()
-            return
-        await link.closed
-
     def starved(self) -> None:
         """A connection that was handed to this process was closed: there was no descriptor left for it."""
-        self._refused("open_files", level="error", detail="no descriptor left for a connection")
+        self.refused("open_files", level="error", detail="no descriptor left for a connection")
 
     def dial(self) -> None:
         """Connect to peers that have a `connect`, from now on."""
         self._dials = True
-        self._dial_all()
+        self.dial_all()
 
     def reconfigure(
         self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None, *,
@@ -140,146 +130,116 @@ class Node:
 
         Closed are also those of peers that are to see other names of ours from now on. `tls` and `sctp` are for connections to come.
         """
-        self._peers = tuple(peers)
-        self._tls, self._sctp = tls or self._tls, sctp or self._sctp
+        self._sctp = sctp or self._sctp
         for listener in self._listeners:
             listener.configure(self._sctp)
         self.context = replace(
-            self.context, identity=identity or self.identity, limits=limits or self.context.limits,
-            overload=replace(overload or self.context.overload),
+            self.context, identity=identity or self.identity, limits=limits or self.limits, overload=replace(overload or self.context.overload),
         )  # fmt: skip
-        self._rates.reconfigure(self._peers, self.context.limits)
-        now = _now()
+        self._rates.reconfigure(tuple(peers), self.context.limits)
+        before = {link: link.settings.lenient for link in self.links.values() if link.settings is not None}
+        self._use(peers, self.context.limits, tls)
         taken: dict[tuple[str, str], list[str]] = {}
-        for link in list(self._links.values()):
-            if (peer := link.peer) is not None:
-                before = peer.settings
-                self._reconfigure_link(link, peer, now)
-                link.pump()
-                less = (
-                    before.lenient - peer.settings.lenient if before is not None and peer.settings is not None else ()
-                )
-                if less and peer.capabilities is not None:
-                    taken.setdefault((peer.traffic.label, ",".join(sorted(less))), []).append(
-                        f"{peer.capabilities.host} at {link.address}"
-                    )
+        for link, forgiven in before.items():
+            less = forgiven - link.settings.lenient if link.settings is not None else ()
+            if less:
+                connections = taken.setdefault((link.requester.label, ",".join(sorted(less))), [])
+                connections.append(f"{link.requester.host} at {link.address}")
         for (label, lenient), connections in taken.items():
             self.context.report(
                 "lenience_taken", peer=label, level="warning", lenient=lenient, connected=", ".join(connections),
                 detail="its connections stay; what was forgiven is an error from now on, in the next CER too",
             )  # fmt: skip
-        self._dial_all()
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, tell each peer by DPR (REBOOTING), answer until they close, at most `timeout_s`.
 
         Afterwards no connection, no listener and no task of the node is left.
         """
-        self._draining = True
+        self.draining = True
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
         await self._dialer.close()
-        now = _now()
-        for link in list(self._links.values()):
-            if link.peer is not None:
-                link.peer.stop(DisconnectCause.REBOOTING, now, "drained")
-                link.pump()
-            else:
-                link.abort()  # it is in its handshake
-        if closing := [link.closed for link in self._links.values()]:
-            await asyncio.wait(closing, timeout=timeout_s)
-        for link in (rest := list(self._links.values())):
-            link.abort()
-        if rest:
-            await asyncio.wait([link.closed for link in rest])
+        await super().drain(timeout_s)
         await asyncio.gather(*self._taking, return_exceptions=True)
 
-    def disable(self, label: str) -> bool:
-        """Turn a peer away until `enable`: a DPR now, 3010 for later CERs. False if no entry has this label."""
-        if label not in {settings.label for settings in self._peers}:
-            return False
-        self._disabled.add(label)
-        now = _now()
-        for link in list(self._links.values()):
-            if link.peer is not None and link.peer.settings is not None and link.peer.settings.label == label:
-                link.peer.stop(DisconnectCause.REBOOTING, now, "disabled")
-                link.pump()
-        self._dial_all()
-        return True
-
-    def enable(self, label: str) -> bool:
-        """Take a peer again that was disabled. False if no entry has this label."""
-        if label not in {settings.label for settings in self._peers}:
-            return False
-        self._disabled.discard(label)
-        self._dial_all()
-        return True
-
-    def disabled(self) -> list[str]:
-        """Labels of the peers that are turned away."""
-        return [label for label in dict.fromkeys(settings.label for settings in self._peers) if label in self._disabled]
-
     def status(self) -> list[PeerStatus]:
-        """All connections, and the entries of the peer table that have none."""
-        seen, asked = self._seen, self.context.counts.last_request
-        last_seen = {label: max(seen.get(label, 0.0), asked.get(label, 0.0)) for label in seen.keys() | asked.keys()}
-        return peer_rows(
-            self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures
-        )
+        """All connections, and the entries of the peer table that have none: nobody knows which protocol those that connect to us will speak."""
+        rows = [self.row(link) for link in self.links.values() if link.peer is not None]
+        there = {row.label for row in rows}
+        for settings in self.peers:
+            if settings.label not in there and not settings.is_titled:
+                state = DISABLED if settings.label in self._disabled else "down"
+                known = {"host": settings.host, "realm": settings.realm} | self._past(settings.label)
+                if settings.connect is None:
+                    known["protocol"] = None
+                else:
+                    known["direction"] = "out"
+                rows.append(self.absent(settings.label, state, **known))
+        return rows
 
-    def connected(self) -> dict[str, int]:
-        """Open connections by peer label; 0 for each entry of the peer table that has none and is expected."""
-        peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is State.OPEN]
+    def standing(self, link: DiameterConnection) -> Mapping[str, Any]:
+        """Return state, watchdog and past of a connection."""
+        if link.peer is None:
+            return {"state": "down"}
+        watchdog = "initial" if link.peer.watchdog is None else link.peer.watchdog.status.name.lower()
+        return {"state": link.peer.state.name.lower(), "watchdog": watchdog, **self._past(link.requester.label)}
+
+    def _past(self, label: str) -> dict[str, Any]:
+        """When a peer was last seen, and its last failure, since which no connection of it was opened."""
+        seen = [times[label] for times in (self._seen, self.node_counts.last_request) if label in times]
+        failure = self._failures.get(label)
         return {
-            **dict.fromkeys(
-                (settings.label for settings in self._peers if settings.expected and not settings.is_titled), 0
-            ),
-            **Counter(peer.traffic.label for peer in peers),
-        }
+            "last_seen": max(seen, default=None), "last_error": None if failure is None else failure.text,
+            "last_error_at": None if failure is None else failure.at,
+        }  # fmt: skip
 
-    def paths(self) -> list[tuple[str, str, bool]]:
-        """Paths of SCTP to peers that are connected: peer label, address, and whether it is reached."""
-        return [
-            (link.peer.traffic.label, *path)
-            for link in self._links.values()
-            if link.peer is not None and link.peer.state is State.OPEN
-            for path in link.paths().items()
-        ]
+    def connected(self) -> Counter[str]:
+        """Open connections by peer label; 0 for each entry of the peer table that has none and is expected."""
+        found = Counter({each.label: 0 for each in self.peers if each.expected and not each.is_titled})
+        found.update(super().connected())
+        return found
 
-    def refused(self) -> dict[str, Failure]:
+    def refusals(self) -> dict[str, Failure]:
         """The last refusal, of the peer or by it, since a connection was opened; by label."""
         return {label: failure for label, failure in self._failures.items() if failure.refusal}
 
     def newest(self) -> dict[str, float]:
         """Label of each peer that is connected → Unix time at which its newest open connection began."""
-        return newest(self._links.values())
+        found: dict[str, float] = {}
+        for link in self.links.values():
+            if link.is_open:
+                found[link.requester.label] = max(found.get(link.requester.label, 0.0), link.opened)
+        return found
 
     def count_retransmissions(self) -> None:
         """Add what SCTP has sent again since the last call to the counts."""
-        for link in self._links.values():
+        for link in self.links.values():
             self._count_retransmissions(link)
 
     @property
     def pending(self) -> int:
         """Requests of the node's own (CER, DWR) that have no answer yet."""
-        return sum(link.peer.pending for link in self._links.values() if link.peer is not None)
+        return sum(link.peer.pending for link in self.links.values() if link.peer is not None)
 
     # transport.Owner
 
-    def accept(self, link: Link) -> Peer | None:
+    def accept(self, link: DiameterConnection) -> Peer | None:
         """Take a connection that we made, or a new one from a known source, within the limits."""
         if link.dialed is not None:
             return self._connect(link, link.dialed)
-        if link.number not in self._links and not self._let_in(link):
+        if link.number not in self.links and not self.admit(link):
             return None
         return link.new_peer(partial(self._identify, link))
 
-    def handle(self, link: Link, event: Event) -> None:
+    def handle(self, link: DiameterConnection, event: Event) -> None:
         """Decide what concerns more than one connection."""
         match event:
             case Arrived(said, settings):
                 self._gate.identified(link)
+                who = Requester(settings.label, said.host, said.realm)
+                link.identified(settings, who, self._rates.of(settings, self.loop.time()))
                 claim = Claim(link.number, said.host, settings.connections, said.origin_state_id or 0, settings.label)
                 self._follow(self._admission.arrived(claim))
             case Opened():
@@ -294,10 +254,74 @@ class Node:
             case _:
                 pass  # The node asks nothing, so that nothing is Answered.
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: DiameterConnection) -> None:
         """Forget a connection."""
-        if self._links.pop(link.number, None) is not None and link.dialed is None:
+        if self.links.pop(link.number, None) is not None and link.dialed is None:
             self._gate.leave(link)
+
+    # server.Server
+
+    def link(self) -> DiameterConnection:
+        """A connection that is to come."""
+        return DiameterConnection(self, self.loop)
+
+    def may_shake_hands(self, link: DiameterConnection) -> bool:
+        """Return whether a connection is wanted, since a handshake costs more than a message does."""
+        return self.admit(link)
+
+    def refusal(self, link: DiameterConnection, fault: str | None = None) -> str | None:
+        """Return the reason why a connection is not wanted: its source, or a limit. Its peer is known by its CER."""
+        refusal = self._gate.sources.refusal(link.source, self.peers, self.limits, len(self.links))
+        return refusal or (DRAINING if self.draining else fault)
+
+    def enter(self, link: DiameterConnection) -> None:
+        """Number a connection, and count it among those of its source if the other end made it."""
+        super().enter(link)
+        if link.dialed is None:
+            self._gate.enter(link, self.peers, self.limits)
+
+    def send_away(self, link: DiameterConnection, why: str) -> None:
+        """End a connection by a DPR, or its handshake."""
+        link.leave(why)
+
+    def reconsider(self, link: DiameterConnection) -> None:
+        """Apply other settings to a connection, or send its peer away."""
+        if (peer := link.peer) is None:
+            return
+        now, said = self.loop.time(), peer.capabilities
+        if said is None:
+            peer.configure(self.context, None, now)
+            if not may_connect(self.peers, link.source):
+                peer.drop(SOURCE, now)
+            link.pump()
+            return
+        settings = find_peer(self.peers, said.host, said.realm, link.source)
+        if settings is None:
+            self.send_away(link, "removed")
+            return
+        names, shown = link.names, (settings.as_host or self.identity.host, settings.as_realm or self.identity.realm)
+        if names is not None and not certificate_fits(names, said, settings):
+            self.send_away(link, "tls_name")
+        elif (peer.traffic.names.host, peer.traffic.names.realm) != shown:
+            self.send_away(link, "renamed")
+        else:
+            peer.configure(self.context, settings, now)
+            link.identified(settings, Requester(settings.label, said.host, said.realm), self._rates.of(settings, now))
+            link.pump()
+
+    def dial_all(self) -> None:
+        """Connect to the peers that are to be connected to, and no longer to others."""
+        wanted = self.peers if self._dials and not self.draining else ()
+        self._dialer.dial(
+            [each for each in wanted if each.connect is not None and each.label not in self._disabled], self._connecting, self._sctp
+        )  # fmt: skip
+
+    def _use(self, peers: Sequence[PeerSettings], limits: Limits, tls: Tls | None) -> None:
+        """Apply settings; without `tls` that of before stays."""
+        if tls is not None:
+            self._connecting = tls.connecting
+        self.use(peers, limits, self._tls if tls is None else tls.accepting)
+        self.dial_all()
 
     # Connections that others make
 
@@ -313,58 +337,20 @@ class Node:
         name = errno.errorcode.get(fault.errno or 0, "other")
         self.context.report("accept_failed", level="error", reason=name, detail=fault.strerror)
 
-    async def _shake_hands(self, link: Link, connection: socket.socket) -> None:
-        """The TLS handshake; whether the connection is wanted at all is asked before. Raises OSError."""
-        link.expect(connection)
-        if self._tls is None or not self._let_in(link):
-            raise ConnectionRefusedError
-        try:
-            await begin.accept(link, connection, self._tls.accepting, self.context.limits.cer_timeout_s)
-        except OSError as e:
-            if not link.closed.done():
-                # The link has not seen it begin, so it will not tell that it is over.
-                self._refused("tls_handshake", address=link.address, detail=stream.fault_text(e, secure=True))
-                self.lost(link)
-                link.over()
-            raise
-
-    def _let_in(self, link: Link) -> bool:
-        """Return whether a connection is within the limits, and enter it if it is."""
-        refusal = self._gate.sources.refusal(link.source, self._peers, self.context.limits, len(self._links))
-        if (refusal := refusal or ("draining" if self._draining else None)) is not None:
-            self._refused(refusal, address=link.address, setting=setting_for(refusal))
-            return False
-        self._enter(link)
-        self._gate.enter(link, self._peers, self.context.limits)
-        return True
-
-    def _refused(self, reason: str, *, level: str = "warning", **fields: object) -> None:
-        self.context.counts.peers_refused[reason] += 1
-        self.context.report("peer_refused", peer=None, reason=reason, level=level, **fields)
-
     # Connections that we make
-
-    def _dial_all(self) -> None:
-        """Connect to the peers that are to be connected to, and no longer to others."""
-        wanted = self._peers if self._dials and not self._draining else ()
-        self._dialer.dial(
-            [settings for settings in wanted if settings.connect is not None and settings.label not in self._disabled],
-            self._tls.connecting if self._tls is not None else None,
-            self._sctp,
-        )
 
     async def _is_wanted(self, settings: PeerSettings) -> bool:
         """True if there is no connection to this peer, nor from it."""
         peers = [
-            link.peer for link in self._links.values() if link.peer is not None and link.peer.state is not State.CLOSED
+            link.peer for link in self.links.values() if link.peer is not None and link.peer.state is not State.CLOSED
         ]
         if any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers):
             return False
-        return await self._admission.may_dial(settings.host, settings.label, _now())
+        return await self._admission.may_dial(settings.host, settings.label, self.loop.time())
 
     def _stay_away(self, label: str) -> None:
         """Leave a peer that offers none of our applications to connect by itself: it would reject our CER."""
-        self._admission.stay_away(label, _now() + self._dialer.stay_away_s)
+        self._admission.stay_away(label, self.loop.time() + self._dialer.stay_away_s)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
         secure = settings.connect is not None and endpoint(settings.connect).scheme == TLS
@@ -378,11 +364,11 @@ class Node:
             "connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail, address=address
         )
 
-    def _connect(self, link: Link, settings: PeerSettings) -> Peer:
+    def _connect(self, link: DiameterConnection, settings: PeerSettings) -> Peer:
         """We have made this connection: the peer that speaks on it."""
-        self._enter(link)
-        peer, now = link.new_peer(partial(self._identify, link)), _now()
-        peer.limit(self._rates.of(settings, now))
+        self.enter(link)
+        peer, now = link.new_peer(partial(self._identify, link)), self.loop.time()
+        link.identified(settings, Requester(settings.label), self._rates.of(settings, now))
         peer.connect(settings, now)
         if settings.host is not None:
             self._follow(self._admission.dialing(link.number, settings.host, peer.traffic.names.host))
@@ -390,21 +376,17 @@ class Node:
 
     # Connections and the peer table
 
-    def _enter(self, link: Link) -> None:
-        link.number = next(self._numbers)
-        self._links[link.number] = link
-
-    def _identify(self, link: Link, said: Capabilities) -> PeerSettings:
+    def _identify(self, link: DiameterConnection, said: Capabilities) -> PeerSettings:
         """Find the peer of a CER or CEA (RFC 6733 5.3, 5.6). Raises DiameterError 3010."""
-        settings = find_peer(self._peers, said.host, said.realm, link.source)
+        settings = find_peer(self.peers, said.host, said.realm, link.source)
         if settings is None:
-            entry, but = nearest_miss(self._peers, said, link.source)
+            entry, but = nearest_miss(self.peers, said, link.source)
             detail = f"no entry of the peer table fits {link.address}" + (
                 f"; {entry} would, but for its {but}" if entry else ""
             )
             raise DiameterError(UNKNOWN_PEER, "unknown_peer", detail, nearest=entry)
         reason = detail = ""
-        names = link.certificate_names()
+        names = link.names
         if said.host.lower() in {self.identity.host.lower(), (settings.as_host or "").lower()}:
             reason, detail = "own_origin_host", "it calls itself by our own name"
         elif settings.label in self._disabled:
@@ -417,14 +399,13 @@ class Node:
 
     def obey(self, order: Order) -> None:
         """Do what the admission has decided."""
-        link = self._links.get(order.connection) if isinstance(order.connection, int) else None
+        link = self.links.get(order.connection) if isinstance(order.connection, int) else None
         if link is None or link.peer is None:
             return  # It is gone, and the admission has been told so.
-        peer, now = link.peer, _now()
+        peer, now = link.peer, self.loop.time()
         match order:
             case Admit(_, failed_before):
                 if peer.settings is not None:
-                    peer.limit(self._rates.of(peer.settings, now))
                     peer.admit(now, failed_before=failed_before)
             case Refuse(_, result_code, reason, detail):
                 peer.refuse(DiameterError(result_code, reason, detail), now)
@@ -435,30 +416,32 @@ class Node:
             case Drop():
                 self._drop(link, order.reason)
             case Yield():
-                peer.stop(DisconnectCause.REBOOTING, now, "yielded")
+                link.leave("yielded")
         link.pump()
 
     def _follow(self, orders: Sequence[Order]) -> None:
         for order in orders:
             self.obey(order)
 
-    def _silent(self, link: Link) -> None:
+    def _silent(self, link: DiameterConnection) -> None:
         """No DWA on the oldest connection in time: the new one takes its place."""
         if self._probes.pop(link.number, None) is not None:
             self._drop(link, "duplicate_silent")
 
-    def _opened(self, link: Link) -> None:
+    def _opened(self, link: DiameterConnection) -> None:
         peer = link.peer
-        if peer is None or peer.capabilities is None:
+        if peer is None or peer.capabilities is None or peer.settings is None:
             return
-        label, said = peer.traffic.label, peer.capabilities
-        self._seen[label] = link.opened = time.time()
-        self._failures.pop(label, None)
-        self.context.report("peer_open", peer=label, host=said.host, realm=said.realm, address=link.address)
+        said = peer.capabilities
+        if link.dialed is not None:
+            link.identified(peer.settings, Requester(peer.settings.label, said.host, said.realm), link.rates)
+        self._seen[link.requester.label] = link.opened
+        self._failures.pop(link.requester.label, None)
+        self.opened(link)
         if link.dialed is not None:
             self._follow(self._admission.opened(link.number, said.host, said.origin_state_id or 0))
 
-    def _closed(self, link: Link, event: Closed) -> None:
+    def _closed(self, link: DiameterConnection, event: Closed) -> None:
         peer = link.peer
         if (timer := self._probes.pop(link.number, None)) is not None:
             timer.cancel()
@@ -491,7 +474,7 @@ class Node:
                 self.context.report("peer_closed", **about)
         self._follow(self._admission.closed(link.number, event.reason))
 
-    def _dial_ended(self, link: Link, peer: Peer, settings: PeerSettings, event: Closed) -> None:
+    def _dial_ended(self, link: DiameterConnection, peer: Peer, settings: PeerSettings, event: Closed) -> None:
         """A connection that we made is over, or its capabilities exchange has failed."""
         if event.entry is None and event.reason not in SETTLED:
             self._failures[settings.label] = Failure(time.time(), event.detail or event.reason, refusal=False)
@@ -503,13 +486,13 @@ class Node:
             reason = "tls_handshake" if peer.secure else event.reason
             self._cannot_connect(settings, reason, stream.fault_text(fault, secure=peer.secure), address=link.address)
 
-    def _count_retransmissions(self, link: Link) -> None:
+    def _count_retransmissions(self, link: DiameterConnection) -> None:
         if link.peer is not None and (again := link.retransmitted()):
             self.context.counts.sctp_retransmissions[link.peer.traffic.label] += again
 
-    def _crowded_out(self, link: Link, reason: str) -> None:
+    def _crowded_out(self, link: DiameterConnection, reason: str) -> None:
         """Close a connection that sends no CER, for a limit."""
-        self._refused(
+        self.refused(
             reason,
             address=link.address,
             setting=setting_for(reason),
@@ -517,41 +500,13 @@ class Node:
         )
         self._end(link, reason)
 
-    def _drop(self, link: Link, reason: str) -> None:
+    def _drop(self, link: DiameterConnection, reason: str) -> None:
         self.context.counts.errors[reason] += 1
         self._end(link, reason)
 
-    @staticmethod
-    def _end(link: Link, reason: str) -> None:
+    def _end(self, link: DiameterConnection, reason: str) -> None:
         if link.peer is not None:
-            link.peer.drop(reason, _now())
+            link.peer.drop(reason, self.loop.time())
             link.pump()
         else:
             link.abort()
-
-    def _reconfigure_link(self, link: Link, peer: Peer, now: float) -> None:
-        said = peer.capabilities
-        if said is None:
-            peer.configure(self.context, None, now)
-            if not may_connect(self._peers, link.source):
-                peer.drop("source", now)
-            return
-        settings = find_peer(self._peers, said.host, said.realm, link.source)
-        if settings is None:
-            peer.stop(DisconnectCause.REBOOTING, now, "removed")
-            return
-        names, shown = link.certificate_names(), peer.traffic.names
-        if names is not None and not certificate_fits(names, said, settings):
-            peer.stop(DisconnectCause.REBOOTING, now, "tls_name")
-        elif (shown.host, shown.realm) != (
-            settings.as_host or self.identity.host,
-            settings.as_realm or self.identity.realm,
-        ):
-            peer.stop(DisconnectCause.REBOOTING, now, "renamed")
-        else:
-            peer.configure(self.context, settings, now)
-            peer.limit(self._rates.of(settings, now))
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -34,7 +34,7 @@ class Arrival(Protocol):
         """True while something that it sent is unread."""
 
 
-Link = TypeVar("Link", bound=Arrival)
+A = TypeVar("A", bound=Arrival)
 
 
 def network_of(source: Address) -> Network:
@@ -81,21 +81,21 @@ class Sources:
             del self._by_network[network]
 
 
-class Gate(Generic[Link]):
+class Gate(Generic[A]):
     """The connections of a node that others made. `drop` closes one and is given the limit that it exceeded."""
 
-    def __init__(self, drop: Callable[[Link, str], None]) -> None:
+    def __init__(self, drop: Callable[[A, str], None]) -> None:
         self._drop = drop
         self.sources = Sources()
         self._peers: Sequence[PeerSettings] = ()
         self._limits = Limits()
-        self._unidentified: dict[Link, float] = {}
+        self._unidentified: dict[A, float] = {}
         """Connections without a good CER, oldest first, and the time of their arrival (the loop's clock)."""
         self._soon: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
         """The next looks at whether there are too many of them."""
 
-    def enter(self, link: Link, peers: Sequence[PeerSettings], limits: Limits) -> None:
+    def enter(self, link: A, peers: Sequence[PeerSettings], limits: Limits) -> None:
         """A connection was let in."""
         loop = asyncio.get_running_loop()
         self._peers, self._limits = peers, limits
@@ -107,11 +107,11 @@ class Gate(Generic[Link]):
             # A loop may accept many before it reads from any: each gets a chance to be read first.
             self._soon = loop.call_soon(loop.call_soon, self._trim)
 
-    def identified(self, link: Link) -> None:
+    def identified(self, link: A) -> None:
         """Its CER came: it does not count as unidentified any more."""
         self._unidentified.pop(link, None)
 
-    def leave(self, link: Link) -> None:
+    def leave(self, link: A) -> None:
         """A connection is gone."""
         self._unidentified.pop(link, None)
         self.sources.remove(link.source)
@@ -125,10 +125,10 @@ class Gate(Generic[Link]):
             if look is not None:
                 look.cancel()
         self._soon = self._later = None
-        by_network: dict[Network, list[Link]] = {}
+        by_network: dict[Network, list[A]] = {}
         for link in self._unidentified:
             by_network.setdefault(network_of(link.source), []).append(link)
-        spared: set[Link] = set()
+        spared: set[A] = set()
         limits = self._limits
         # A network's limit above the limit for all together has no effect.
         for links in by_network.values() if limits.source_unidentified_max <= limits.unidentified_max else ():
@@ -144,7 +144,7 @@ class Gate(Generic[Link]):
     def _grace_s(self) -> float:
         return min(GRACE_S, self._limits.cer_timeout_s / 2)
 
-    def _thin(self, links: Sequence[Link], most: int, reason: str) -> set[Link]:
+    def _thin(self, links: Sequence[A], most: int, reason: str) -> set[A]:
         """Close what is beyond a limit, but for those whose CER may lie unread or be on its way, which are returned."""
         if len(links) <= most:
             return set()
@@ -160,7 +160,7 @@ class Gate(Generic[Link]):
         return spared
 
 
-def named_connections(peers: Sequence[PeerSettings], links: Sequence[Link]) -> int:
+def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
     """Connections that peers may have, by their settings, which the table names by host or address and that are where these are from."""
     networks = {ip_network((link.source, NETWORK_BITS[link.source.version]), strict=False) for link in links}
     by_version = {version: [each for each in networks if each.version == version] for version in NETWORK_BITS}
@@ -176,7 +176,7 @@ def named_connections(peers: Sequence[PeerSettings], links: Sequence[Link]) -> i
     return found
 
 
-def _surplus(links: Sequence[Link], count: int) -> list[Link]:
+def _surplus(links: Sequence[A], count: int) -> list[A]:
     """The `count` of these connections (oldest first) to close.
 
     Again and again, the oldest connection of the address that has the most of them.

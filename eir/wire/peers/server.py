@@ -1,9 +1,10 @@
-"""The clients of one protocol in a worker: their connections, who each is, limits, counts, drain.
+"""The peers of one protocol in a worker: their connections, who each is, refusals, counts, drain.
 
-A protocol derives from Server. Listeners are the supervisor's; a connection that was accepted is handed to `take`.
+A protocol derives from Server. A connection that was accepted is handed to `take`; its protocol calls `admit` before it reads from it.
 """
 
 import asyncio
+import itertools
 import socket
 import ssl
 import time
@@ -12,11 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from eir.errors import Report
+from eir.errors import Report, place_of
 from eir.wire.peers.counts import Counts
-from eir.wire.peers.link import Link, Turns
-from eir.wire.peers.rate import RateLimits
-from eir.wire.peers.settings import Limits, PeerSettings, Requester
+from eir.wire.peers.link import PeerConnection, Turns
+from eir.wire.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
+from eir.wire.peers.settings import Limits, PeerSettings, Requester, setting_for
+from eir.wire.peers.status import PeerStatus
 from eir.wire.transport import begin
 from eir.wire.transport.sctp import DIAMETER, Carried
 from eir.wire.transport.stream import fault_text
@@ -25,8 +27,12 @@ TICK_S = 0.5
 """Seconds between checks for what takes too long."""
 ENDED = "ended"
 """The state of connections that are over, in `eir peers`."""
-PEER_CLOSED, STALLED_WRITE = "peer_closed", "stalled_write"
+PEER_CLOSED = "peer_closed"
 GOOD_ENDS = frozenset({"left", "drained", "idle", PEER_CLOSED})
+DRAINING, SOURCE, DISABLED, UNKNOWN_PEER = "draining", "source", "disabled", "unknown_peer"
+"""Reasons for which a connection is refused, in any protocol; the last: an entry takes its address, but not its name."""
+_numbers = itertools.count()
+"""Numbers of connections, over all servers of the process."""
 
 
 @dataclass(slots=True)
@@ -50,11 +56,11 @@ class End(NamedTuple):
     """Neither side was at fault."""
 
 
-L = TypeVar("L", bound=Link)
+C = TypeVar("C", bound=PeerConnection[Any])
 
 
-class Server(Generic[L]):
-    """Answers clients over one protocol. `rates` are the node's limits, which all protocols draw from together."""
+class Server(Generic[C]):
+    """Answers peers over one protocol. `rates` are the node's limits, which all protocols draw from together."""
 
     carried: Carried = DIAMETER
     """The way SCTP carries the protocol, for one that goes over it."""
@@ -69,7 +75,8 @@ class Server(Generic[L]):
         self.limits = Limits()
         self.errors: Counter[str] = Counter()
         """Connections that were ended for a fault, and faults of our own, by reason."""
-        self.links: set[L] = set()
+        self.links: dict[int, C] = {}
+        """All connections by number, the oldest first."""
         self.draining = False
         self.node_counts = counts
         """Counts of all protocols together."""
@@ -82,11 +89,11 @@ class Server(Generic[L]):
 
     # what a protocol gives
 
-    def link(self) -> L:
+    def link(self) -> C:
         """A connection that is to come."""
         raise NotImplementedError
 
-    def who(self, link: L) -> tuple[PeerSettings, Requester] | None:
+    def who(self, link: C) -> tuple[PeerSettings, Requester] | None:
         """The peer table's entry for a client, and the requester; None if no entry takes the client."""
         raise NotImplementedError
 
@@ -98,17 +105,29 @@ class Server(Generic[L]):
         """Gauges of this protocol alone: metric → labels → number."""
         return {}
 
-    def standing(self, link: L) -> Mapping[str, Any]:  # noqa: ARG002 - a protocol whose connections have states tells of them
-        """Further fields of a connection for `eir peers`: at least its state."""
+    def standing(self, link: C) -> Mapping[str, Any]:  # noqa: ARG002 - a protocol whose connections have states tells of them
+        """Fields of a connection's PeerStatus that are this protocol's own: at least its state."""
         return {"state": "open"}
 
     def warnings(self) -> Mapping[str, str]:
         """Return warnings for `eir status`, by peer label."""
         return {}
 
-    def paths(self) -> Sequence[tuple[str, str, bool]]:
-        """Return the paths of SCTP: peer label, address, and whether it is reached."""
-        return ()
+    def may_shake_hands(self, link: C) -> bool:  # noqa: ARG002 - for one that refuses connections before
+        """Return whether the TLS handshake of a connection may begin."""
+        return True
+
+    def send_away(self, link: C, why: str) -> None:  # noqa: ARG002 - for one whose connections end for a named reason
+        """Have a peer go elsewhere."""
+        link.leave()
+
+    def reconsider(self, link: C) -> None:
+        """Apply other settings to a connection, or send its peer away."""
+        if self.identify(link) is not None:
+            self.send_away(link, "removed")
+
+    def dial_all(self) -> None:
+        """Connect to whom the protocol connects to, and to no others."""
 
     # what the daemon calls
 
@@ -121,9 +140,8 @@ class Server(Generic[L]):
     def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:
         """Take over new settings; connections that they still allow stay, the others are sent away."""
         self.peers, self.limits, self._tls = tuple(peers), limits, tls
-        for link in list(self.links):
-            if not self.identify(link):
-                link.leave()
+        for link in list(self.links.values()):
+            self.reconsider(link)
 
     async def take(self, connection: socket.socket, *, secure: bool = False) -> End | None:
         """Serve a connection that was accepted, until it is gone, and return its end; None if no entry takes the client.
@@ -131,28 +149,25 @@ class Server(Generic[L]):
         `secure`: the connection begins with a TLS handshake.
         """
         link = self.link()
-        if secure and self._tls is None:
-            connection.close()
-            return None
         try:
-            await begin.accept(link, connection, self._tls if secure else None, self.limits.cer_timeout_s, self.carried)
-        except OSError as e:
+            await (
+                self._shake_hands(link, connection) if secure else begin.accept(link, connection, carried=self.carried)
+            )
+        except OSError:
             connection.close()
-            if secure and not link.closed.done():
-                self.refused("tls_handshake", detail=fault_text(e, secure=True))
             return None
         await link.closed
         ended = self._ended.get(link.requester.label)
         return None if link.settings is None or ended is None else End(link.requester.label, ended.in_order)
 
     async def drain(self, timeout_s: float) -> None:
-        """Tell each client to go elsewhere, answer what is under way, and close, after `timeout_s` at most."""
+        """Have each peer go elsewhere, answer what is under way, and close, after `timeout_s` at most."""
         self.draining = True
-        for link in list(self.links):
-            link.leave()
-        if closing := [link.closed for link in self.links]:
+        for link in list(self.links.values()):
+            self.send_away(link, "drained")
+        if closing := [link.closed for link in self.links.values()]:
             await asyncio.wait(closing, timeout=timeout_s)
-        for link in (rest := list(self.links)):
+        for link in (rest := list(self.links.values())):
             link.abort()
         if rest:
             await asyncio.wait([link.closed for link in rest])
@@ -162,112 +177,161 @@ class Server(Generic[L]):
     def disable(self, label: str) -> None:
         """Turn a peer away until `enable`."""
         self._disabled.add(label)
-        for link in list(self.links):
+        for link in list(self.links.values()):
             if link.requester.label == label:
-                link.leave()
+                self.send_away(link, DISABLED)
+        self.dial_all()
 
     def enable(self, label: str) -> None:
         """Take a peer again that was disabled."""
         self._disabled.discard(label)
+        self.dial_all()
 
     def disabled(self) -> Collection[str]:
         """Labels that are turned away, some of which no entry may have."""
         return self._disabled
 
     def connected(self) -> Counter[str]:
-        """Connections by peer label."""
-        return Counter(link.requester.label for link in self.links if link.settings is not None)
+        """Open connections by peer label."""
+        return Counter(link.requester.label for link in self.links.values() if link.is_open)
 
-    def status(self) -> list[Mapping[str, Any]]:
-        """A row of `eir peers` for each connection, and one for those of each peer that are over."""
-        last = self.node_counts.last_request
+    def paths(self) -> Sequence[tuple[str, str, bool]]:
+        """Paths of SCTP to peers that are connected: peer label, address, and whether it is reached."""
         return [
-            *(
-                self._row(
-                    link.requester, address=link.address, since=link.since, connections=1, requests=link.tally[0],
-                    answers=link.tally[1], **self.standing(link), last_seen=max(link.since, last.get(link.requester.label, 0.0)),
-                )
-                for link in self.links if link.settings is not None
-            ),
-            *(
-                self._row(
-                    ended.requester, address=None, state=ENDED, since=None, connections=ended.connections, requests=ended.requests,
-                    answers=ended.answers, last_seen=last.get(label),
-                )
-                for label, ended in self._ended.items()
-            ),
+            (link.requester.label, *path)
+            for link in self.links.values() if link.is_open
+            for path in link.paths().items()
         ]  # fmt: skip
+
+    def status(self) -> list[PeerStatus]:
+        """A row of `eir peers` for each connection, and one for those of each peer that are over."""
+        rows = [self.row(link) for link in self.links.values() if link.settings is not None]
+        for label, ended in self._ended.items():
+            host, realm = ended.requester.host or None, ended.requester.realm or None
+            tally = {"connections": ended.connections, "requests": ended.requests, "answers": ended.answers}
+            rows.append(self.absent(label, ENDED, host=host, realm=realm, **tally))
+        return rows
 
     # what a protocol calls
 
-    def identify(self, link: L) -> bool:
-        """Return whether an entry takes the client and its peer is in service; set the requester and its limits."""
+    def refusal(self, link: C, fault: str | None = None) -> str | None:
+        """Return the reason why a connection is not wanted, and identify its peer; None: it is wanted.
+
+        `fault`: its protocol's own reason.
+        """
+        return DRAINING if self.draining else fault or self.identify(link)
+
+    def admit(self, link: C) -> bool:
+        """Enter a connection that is wanted; count and log another one. Return whether it is wanted."""
+        if (reason := self.refusal(link)) is not None:
+            self.refused(reason, address=link.address, setting=setting_for(reason))
+            return False
+        self.enter(link)
+        return True
+
+    def enter(self, link: C) -> None:
+        """Number a connection, which is among those of the server from now on."""
+        if link.number < 0:
+            link.number = next(_numbers)
+        self.links[link.number] = link
+
+    def identify(self, link: C) -> str | None:
+        """Find the entry of a peer; return the reason why the peer may not ask, None if it may."""
         found = self.who(link)
         if found is None:
-            return False
-        link.settings, link.requester = found
-        link.rates = self._rates.of(link.settings, self.loop.time())
-        return link.requester.label not in self._disabled
+            return SOURCE
+        link.identified(*found, self._rates.of(found[0], self.loop.time()))
+        return DISABLED if link.requester.label in self._disabled else None
+
+    def past_limit(self, label: str, rates: Sequence[Limit], priority: int = DEFAULT_PRIORITY) -> str:
+        """Return the reason of the first limit that a request exceeds, and count the request as shed; empty: it is within all."""
+        limit = refusing(rates, self.loop.time(), priority)
+        if limit is None:
+            return ""
+        self.node_counts.shed[label, limit.reason] += 1
+        return limit.reason
 
     def watch(self) -> None:
-        """Look at each connection again and again from now on (`Link.tick`), so that what takes too long ends."""
+        """Look at each connection again and again from now on (`PeerConnection.tick`), so that what takes too long ends."""
         if self._tick is None:
             self._tick = self.loop.call_later(TICK_S, self._look)
 
-    def opened(self, link: L) -> None:
-        """Tell of a connection whose client the peer table has."""
+    def opened(self, link: C) -> None:
+        """Tell of a connection whose peer is known."""
         asks = link.requester
-        self.report("peer_open", peer=asks.label, protocol=self.protocol, host=asks.host or None, address=link.address)
+        host, realm = asks.host or None, asks.realm or None
+        self.report("peer_open", peer=asks.label, protocol=self.protocol, host=host, realm=realm, address=link.address)
 
-    def answered(self, link: L, count: int, seconds: float) -> None:
+    def answered(self, link: C, count: int, seconds: float) -> None:
         """Count this many answered requests, each with this duration."""
         self.node_counts.durations.add(seconds, count)
         self.node_counts.last_request[link.requester.label] = time.time()
 
-    def refused(self, reason: str, **fields: object) -> None:
+    def refused(self, reason: str, *, level: str = "warning", **fields: object) -> None:
         """Count and tell of a connection that is not wanted."""
         self.node_counts.peers_refused[reason] += 1
         told = {name: value for name, value in fields.items() if value is not None}
-        self.report("peer_refused", peer=None, protocol=self.protocol, reason=reason, level="warning", **told)
+        self.report("peer_refused", peer=None, protocol=self.protocol, reason=reason, level=level, **told)
 
-    def lost(self, link: L) -> None:
+    def failed(self, fault: Exception, peer: str | None = None) -> None:
+        """Count and tell of a fault of our own."""
+        self.errors["internal"] += 1
+        self.report("fault", peer=peer, reason="internal", level="error", detail=place_of(fault))
+
+    def lost(self, link: C) -> None:
         """Forget a connection, and say why it ended."""
-        if link not in self.links:
-            return
-        self.links.discard(link)
-        if link.settings is None:
-            return  # it was told of as refused
+        if self.links.pop(link.number, None) is None or link.settings is None:
+            return  # of one without an entry it was told that it is refused
         requests, answers = link.tally
         ended = self._ended.setdefault(link.requester.label, _Ended(link.requester))
         ended.requester = link.requester
         ended.connections += 1
         ended.requests += requests
         ended.answers += answers
-        why = STALLED_WRITE if link.unread else link.end or PEER_CLOSED
+        why = link.end or PEER_CLOSED
         ended.in_order = why in GOOD_ENDS
+        about = {"peer": link.requester.label, "protocol": self.protocol, "reason": why, "address": link.address}
         if ended.in_order:
-            self.report(
-                "peer_closed", peer=link.requester.label, protocol=self.protocol, reason=why, address=link.address
-            )
+            self.report("peer_closed", **about)
         else:
             self.errors[why] += 1
-            self.report(
-                "connection_fault",
-                peer=link.requester.label,
-                protocol=self.protocol,
-                reason=why,
-                level="warning",
-                address=link.address,
-            )
+            self.report("connection_fault", level="warning", **about)
+
+    def row(self, link: C) -> PeerStatus:
+        """The row of one connection."""
+        asks, (requests, answers) = link.requester, link.tally
+        shown: dict[str, Any] = {
+            "label": asks.label, "host": asks.host or None, "realm": asks.realm or None, "protocol": self.protocol, "address": link.address,
+            "connections": 1, "since": link.since, "requests": requests, "answers": answers, "paths": link.paths(),
+            "direction": "out" if link.outgoing else "in",
+            "last_seen": max(link.since, self.node_counts.last_request.get(asks.label, 0.0)),
+        }  # fmt: skip
+        return PeerStatus(**{**shown, **self.standing(link)})
+
+    def absent(self, label: str, state: str, **more: Any) -> PeerStatus:
+        """The row of a peer that has no connection."""
+        last_seen = self.node_counts.last_request.get(label)
+        return PeerStatus(**{"label": label, "protocol": self.protocol, "state": state, "last_seen": last_seen} | more)
+
+    # inside
+
+    async def _shake_hands(self, link: C, connection: socket.socket) -> None:
+        """Begin with a TLS handshake, if the connection may have one. Raises OSError."""
+        link.expect(connection)
+        if self._tls is None or not self.may_shake_hands(link):
+            raise ConnectionRefusedError
+        try:
+            await begin.accept(link, connection, self._tls, self.limits.cer_timeout_s)
+        except OSError as e:
+            if not link.closed.done():
+                # The link has not seen it begin, so it will not tell that it is over.
+                self.refused("tls_handshake", address=link.address, detail=fault_text(e, secure=True))
+                self.lost(link)
+                link.gone()
+            raise
 
     def _look(self) -> None:
         now = self.loop.time()
-        for link in list(self.links):
+        for link in list(self.links.values()):
             link.tick(now)
         self._tick = self.loop.call_later(TICK_S, self._look)
-
-    def _row(self, who: Requester, **more: Any) -> Mapping[str, Any]:
-        return {
-            "label": who.label, "host": who.host or None, "realm": who.realm or None, "protocol": self.protocol, "watchdog": "none", "paths": {},
-            "direction": "in", "last_error": None, "last_error_at": None, **more,
-        }  # fmt: skip

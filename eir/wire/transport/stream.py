@@ -1,8 +1,6 @@
 """TCP, and TLS on it: the beginning of a connection, and all that no other transport has.
 
-The loop's own transports carry it.
-
-Another transport is a file like this one. Imports certificate.
+The loop's own transports carry it. Another transport is a file like this one.
 """
 
 import asyncio
@@ -26,6 +24,19 @@ EACH_S = 2.0
 """Time that an address has to answer before the next one of the same name is tried."""
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
+
+
+class Handshake(asyncio.Transport):
+    """A connection during its TLS handshake, as far as it can be closed and looked at."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__({"socket": connection})
+        self._socket = connection
+
+    def abort(self) -> None:
+        """End the handshake."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
 
 async def accept(

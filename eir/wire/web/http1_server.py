@@ -46,7 +46,7 @@ DEFAULT = HttpLimits()
 Answer: TypeAlias = Response | Awaitable[Response]
 
 
-class HttpLinks:
+class HttpConnections:
     """All connections of a server.
 
     `respond` gets a request, with the address that it came from, and must not raise; `refuse` makes the answer to what is no request,
@@ -59,17 +59,17 @@ class HttpLinks:
         refuse: Callable[[int], Response] | None = None, ended: Callable[[str, str], None] = lambda *_: None,
     ) -> None:  # fmt: skip
         self.respond, self.refuse, self.limits, self.ended = respond, refuse, limits, ended
-        self.links: dict[Link, None] = {}
+        self.links: dict[HttpConnection, None] = {}
         """The oldest first."""
         self.tasks: set[asyncio.Future[Response]] = set()
         """Answers that are being made, where that takes a task."""
         self._lost = asyncio.Event()
 
-    def link(self) -> "Link":
+    def link(self) -> "HttpConnection":
         """The protocol of one more connection."""
-        return Link(self, asyncio.get_running_loop())
+        return HttpConnection(self, asyncio.get_running_loop())
 
-    def take(self, link: "Link") -> None:
+    def take(self, link: "HttpConnection") -> None:
         """One more connection stands."""
         self.make_room(authenticated=False)
         self.links[link] = None
@@ -82,7 +82,7 @@ class HttpLinks:
             ((most, _),) = Counter(link.address for link in closable).most_common(1)
             next(link for link in closable if link.address == most).end(TOO_MANY)
 
-    def lost(self, link: "Link") -> None:
+    def lost(self, link: "HttpConnection") -> None:
         """A connection is gone."""
         self.links.pop(link, None)
         self._lost.set()
@@ -107,10 +107,10 @@ class HttpLinks:
         await self.close()
 
 
-class Link(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, owner: HttpLinks, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: HttpConnections, loop: asyncio.AbstractEventLoop) -> None:
         self._owner, self._loop = owner, loop
         self._conversation = Conversation(owner.limits.requests_max, owner.limits.request_body_max)
         self._transport: asyncio.Transport | None = None

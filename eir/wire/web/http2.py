@@ -130,7 +130,7 @@ class _Open:
     body_bytes: int = 0
 
 
-class Connection:
+class Http2Connection:
     """The connection. `over` says why nothing more is read; what `take` gives is to be sent before it is closed."""
 
     def __init__(self, answer: Answer, limits: Http2Limits, shapes: Shapes, now: float) -> None:

@@ -70,7 +70,7 @@ async def test_one_that_hangs_is_away_until_it_answers_something():
         hlr.runs.set()
         for each in (client, later):
             assert await answer(each) in {NET_FAIL, ACCEPTED}
-            await until_async(lambda: all(link.has_hlr for link in server.links))
+            await until_async(lambda: all(link.has_hlr for link in server.links.values()))
             assert await answer(each) == ACCEPTED
         assert [event for event, _ in reports if event.startswith("hlr_")] == ["hlr_away", "hlr_back"]
     await hlr.stop()

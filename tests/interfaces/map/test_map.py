@@ -20,7 +20,7 @@ from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
 from eir.interfaces.map import capture
 from eir.interfaces.map import checkimei as codec
-from eir.interfaces.map.link import PIECE_BYTES, Link
+from eir.interfaces.map.link import PIECE_BYTES, SigtranConnection
 from eir.interfaces.map.server import MapServer
 from eir.interfaces.map.service import MapService, Reply
 from eir.interfaces.map.settings import Ss7Settings
@@ -306,7 +306,7 @@ def map_server(report=lambda *_, **__: None, rate_max=None, **limits):
 
 def stands(server):
     """A connection, and what it writes; `aborted` is in it when it is ended."""
-    link, out = Link(server, server.loop), []
+    link, out = SigtranConnection(server, server.loop), []
     link.transport = SimpleNamespace(
         write=out.append, is_closing=lambda: False, pause_reading=lambda: None, resume_reading=lambda: None,
         abort=lambda: out.append("aborted"),
@@ -319,7 +319,7 @@ async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
     """The section is gone and the listener open until a restart: nobody asks in vain meanwhile."""
     refused = []
     server = map_server(lambda event, *, reason, **_: refused.append((event, reason)))
-    link, late = (Link(server, server.loop) for _ in range(2))
+    link, late = (SigtranConnection(server, server.loop) for _ in range(2))
     association = link.association = server.accept(link)
     association.receive(m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC), 0.0)
     association.take()
@@ -366,7 +366,7 @@ async def test_an_association_that_is_restarted_begins_again_and_its_counters_go
 async def test_an_msc_that_does_not_say_who_it_is_is_let_go():
     told = []
     server = map_server(lambda event, *, reason, **_: told.append((event, reason)), cer_timeout_s=0.01)
-    listener = await server.loop.create_server(lambda: Link(server, server.loop), "127.0.0.1", 0)
+    listener = await server.loop.create_server(lambda: SigtranConnection(server, server.loop), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
     assert await asyncio.wait_for(reader.read(), 180) == b""
     writer.close()
@@ -378,7 +378,7 @@ async def test_an_msc_that_does_not_say_who_it_is_is_let_go():
 async def test_who_tests_whether_the_subsystem_is_there_hears_that_it_is(variant, code, ours):
     """Q.714 5.3.4 (SST, SSA): a gateway that had lost us sends no more questions before that."""
     server = MapServer(Ss7Settings(point_code=code, variant=variant), context())
-    link = Link(server, server.loop)
+    link = SigtranConnection(server, server.loop)
     link.association = server.accept(link)
     management = wire.address(ssn=1, variant=variant)
 

@@ -19,12 +19,12 @@ from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
 from eir.interfaces.n5g import sbi
-from eir.interfaces.n5g.link import Link
+from eir.interfaces.n5g.link import N5gConnection
 from eir.interfaces.n5g.service import N5gService
 from eir.lists.images.index import Index
 from eir.wire.peers.link import Turns
 from eir.wire.peers.settings import PeerSettings, Requester, realm_of, requester
-from eir.wire.web.http2 import Connection
+from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits
 from eir.wire.web.http2_message import Request, Shapes
 
@@ -280,8 +280,8 @@ class Owner:
     def __init__(self, loop):
         self.turns = Turns(loop)
 
-    def accept(self, _link, _names, _protocol):
-        return Connection(None, Http2Limits(), Shapes(), 0.0)
+    def accept(self, _link, _protocol):
+        return Http2Connection(None, Http2Limits(), Shapes(), 0.0)
 
     def lost(self, _link):
         pass
@@ -292,7 +292,7 @@ async def test_of_a_connection_whose_turn_has_not_come_only_so_much_is_read():
     owner, links = Owner(loop), []
 
     def made():
-        links.append(Link(owner, loop))
+        links.append(N5gConnection(owner, loop))
         return links[-1]
 
     server = await loop.create_server(made, "127.0.0.1", 0)
@@ -301,7 +301,7 @@ async def test_of_a_connection_whose_turn_has_not_come_only_so_much_is_read():
         writer.write(HELLO)
         await until_async(lambda: links and links[0].http.unread == 0)
         (link,) = links
-        link.waits = True  # as if others were before it for ever
+        owner.turns._waiting[link] = None  # as if others were before it for ever
         writer.write(bytes(16 << 20))
         await until_async(lambda: not link.transport.is_reading())
         await asyncio.sleep(0.1)

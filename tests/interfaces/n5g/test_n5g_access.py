@@ -20,7 +20,7 @@ from wire import EIR, REALM
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings
 from eir.cli.app import main
-from eir.interfaces.n5g.link import Link
+from eir.interfaces.n5g.link import N5gConnection
 from eir.interfaces.n5g.server import N5gServer
 from eir.interfaces.n5g.settings import SERVICE, N5gSettings
 from eir.lists.images.index import Index
@@ -172,10 +172,10 @@ async def test_bad_tokens_of_one_amf_keep_no_other_of_its_entry_out(tmp_path):
         report=lambda *_, **__: None,
     ))  # fmt: skip
     server.tokens = tokens
-    one, another = Link(server, server.loop), Link(server, server.loop)
+    one, another = N5gConnection(server, server.loop), N5gConnection(server, server.loop)
     for link, source in ((one, "10.20.0.1"), (another, "10.20.0.2")):
         link.source = ip_address(source)
-        assert server.identify(link)
+        assert server.identify(link) is None
     now = time.time()
 
     def status(link, **claims):

@@ -21,7 +21,7 @@ from eir.node.observe.metrics import FAMILIES
 from eir.node.observe.status import Running, Status, WorkerReport, merged_peers
 from eir.node.processes.configuration import certificate_warnings
 from eir.node.processes.following import Following
-from eir.wire.diameter.status import Failure
+from eir.wire.peers.status import Failure
 from eir.wire.web.http1 import Request
 
 HEALTHY = {

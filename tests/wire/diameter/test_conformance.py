@@ -1019,7 +1019,7 @@ async def _():
             reconnect_after_s=0.1,
             lenient=frozenset({"applications"}),
         )
-        setup.node.reconfigure([shy, *setup.node._peers])
+        setup.node.reconfigure([shy, *setup.node.peers])
         for _ in range(3):  # another one is connected to, again and again
             connection = await listener.accept()
             await connection.read()

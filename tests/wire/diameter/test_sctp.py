@@ -152,7 +152,7 @@ def test_a_reader_that_sleeps_gets_every_answer_for_itself():
             asking = asyncio.create_task(ask())
             (link,) = links(setup)
             await until(
-                lambda: link._stalled is not None
+                lambda: link.stalled is not None
             )  # its answers fill the kernel's room and ours: we read no more of it
             got = [await receive(made) for _ in range(3000)]
             await asking
@@ -235,11 +235,11 @@ def test_what_is_configured_is_what_the_kernel_does():
 
 def links(setup):
     """The node's end of each connection, the oldest first."""
-    return list(setup.node._links.values())
+    return list(setup.node.links.values())
 
 
 def socket_of(link):
-    return link._transport.get_extra_info("socket")
+    return link.transport.get_extra_info("socket")
 
 
 def parameters(accepted):

@@ -1,21 +1,23 @@
 """The connection of a client, whatever its protocol."""
 
 import asyncio
+from collections import Counter
+from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import pytest
 
 from eir.wire.peers.counts import Counts
-from eir.wire.peers.link import Link
+from eir.wire.peers.link import Alarm, PeerConnection
 from eir.wire.peers.rate import RateLimits
 from eir.wire.peers.server import Server
-from eir.wire.peers.settings import Limits, PeerSettings, Requester
+from eir.wire.peers.settings import Limits, PeerSettings, Requester, is_from
 
 
 async def test_a_connection_whose_end_goes_wrong_is_gone_all_the_same():
     """Else it would count among those of its source for ever."""
 
-    class Broken(Link):
+    class Broken(PeerConnection):
         def ended(self):
             raise ZeroDivisionError
 
@@ -35,8 +37,8 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_to
     )
     server.use((), Limits(stalled_write_s=0))
 
-    class Asking(Link):
-        tally, end = (2, 1), ""
+    class Asking(PeerConnection):
+        tally = 2, 1
 
         def ended(self):
             pass
@@ -49,7 +51,7 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_to
     link.transport = SimpleNamespace(
         is_closing=lambda: False, pause_reading=lambda: None, abort=lambda: link.connection_lost(None)
     )
-    server.links.add(link)
+    server.enter(link)
     link.pause_writing()
     await asyncio.wait_for(link.closed, 180)
     assert told == [("connection_fault", "stalled_write")]
@@ -58,7 +60,7 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_to
 
 async def test_answers_are_counted_with_their_durations_and_when_the_last_one_was():
     server = Server("any", counts=Counts(), rates=RateLimits((), Limits(), None), report=lambda *_, **__: None)
-    link = Link(server, server.loop)
+    link = PeerConnection(server, server.loop)
     link.requester = Requester("mme")
     for count, seconds in ((3, 0.004), (2, 0.5)):
         server.answered(link, count, seconds)
@@ -70,7 +72,7 @@ async def test_answers_are_counted_with_their_durations_and_when_the_last_one_wa
 async def test_a_peer_that_is_put_out_of_service_is_sent_away_and_no_other():
     left = []
 
-    class Known(Link):
+    class Known(PeerConnection):
         def leave(self):
             left.append(self.requester.label)
 
@@ -78,7 +80,7 @@ async def test_a_peer_that_is_put_out_of_service_is_sent_away_and_no_other():
     for label in ("mme1", "mme2", "mme1"):
         link = Known(server, server.loop)
         link.requester = Requester(label)
-        server.links.add(link)
+        server.enter(link)
     server.disable("mme1")
     assert left == ["mme1", "mme1"]
     assert set(server.disabled()) == {"mme1"}
@@ -98,7 +100,7 @@ async def test_a_server_that_is_drained_takes_nobody_any_more():
 async def test_a_client_that_is_gone_before_the_loop_comes_to_it_is_let_go(name):
     """Its socket has no name any more (ENOTCONN); nobody else would close it."""
     gone = []
-    link = Link(SimpleNamespace(), asyncio.get_running_loop())
+    link = PeerConnection(SimpleNamespace(), asyncio.get_running_loop())
     link.connection_made(SimpleNamespace(get_extra_info=lambda _: name, abort=lambda: gone.append(link)))
     assert gone == [link]
 
@@ -106,12 +108,12 @@ async def test_a_client_that_is_gone_before_the_loop_comes_to_it_is_let_go(name)
 async def test_a_client_is_read_from_as_long_as_there_is_room_and_it_takes_its_answers():
     done, room = [], [True]
 
-    class Asking(Link):
+    class Asking(PeerConnection):
         def wants_bytes(self):
             return room[0]
 
-        def has_work(self):
-            return False
+        def go_on(self):
+            pass
 
     link = Asking(SimpleNamespace(limits=Limits()), asyncio.get_running_loop())
     link.set_reading()  # before there is a transport
@@ -129,3 +131,71 @@ async def test_a_client_is_read_from_as_long_as_there_is_room_and_it_takes_its_a
     closing[0], room[0] = True, False
     link.set_reading()
     assert done == ["resume"]
+
+
+class Leaving(PeerConnection):
+    def leave(self):
+        pass
+
+
+def refused(server, **fields):
+    """The reason for which a server refuses a connection; None: it takes the connection."""
+    link = Leaving(server, server.loop)
+    link.source = ip_address("192.0.2.1")
+    vars(link).update(fields)
+    before = Counter(server.node_counts.peers_refused)
+    taken = server.admit(link)
+    assert taken == (link in server.links.values())
+    return next(iter(server.node_counts.peers_refused - before), None)
+
+
+class Known(Server):
+    """Knows a client by its address alone."""
+
+    def who(self, link):
+        found = next((each for each in self.peers if is_from(each, link.source)), None)
+        return None if found is None else (found, Requester(found.label))
+
+
+async def test_the_first_reason_against_a_connection_is_the_one_that_is_counted():
+    told = []
+    server = Known(
+        "any",
+        counts=Counts(),
+        rates=RateLimits((), Limits(), None),
+        report=lambda event, **fields: told.append((event, fields)),
+    )
+    server.use((PeerSettings(label="mme", sources=(ip_network("192.0.2.0/24"),)),), Limits())
+    assert refused(server) is None
+    assert refused(server, source=ip_address("198.51.100.1")) == "source"
+    server.disable("mme")
+    assert refused(server) == "disabled"
+    server.draining = True
+    assert refused(server, source=ip_address("198.51.100.1")) == "draining"
+    assert [(event, fields["reason"], fields.get("setting"), fields["protocol"]) for event, fields in told] == [
+        ("peer_refused", "source", "peers: from", "any"), ("peer_refused", "disabled", None, "any"), ("peer_refused", "draining", None, "any"),
+    ]  # fmt: skip
+    assert not server.connected() - Counter(mme=1)
+
+
+async def test_a_request_past_a_limit_is_shed_by_the_first_one():
+    server = Known("any", counts=Counts(), rates=RateLimits((), Limits(rate_max=8), None), report=lambda *_, **__: None)
+    server.use((PeerSettings(label="mme", rate_max=4),), Limits())
+    link = PeerConnection(server, server.loop)
+    assert server.identify(link) is None
+    assert [server.past_limit("mme", link.rates) for _ in range(3)] == ["", "rate_max", "rate_max"]
+    assert server.node_counts.shed == {("mme", "rate_max"): 2}
+    assert server.past_limit("mme", ()) == ""
+
+
+async def test_an_alarm_rings_at_the_earliest_deadline_and_no_later_one_moves_it():
+    loop, rung = asyncio.get_running_loop(), asyncio.Queue()
+    alarm, now = Alarm(loop, rung.put_nowait), loop.time()
+    for due in (now + 3600, now, now + 7200, None):
+        alarm.set(due)
+    assert await rung.get() >= now
+    alarm.set(now)
+    alarm.cancel()
+    alarm.set(loop.time())
+    await rung.get()
+    assert rung.empty()

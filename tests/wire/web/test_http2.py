@@ -11,7 +11,7 @@ import pytest
 from hpack import Decoder
 from http2_wire import ATTACKS, END_HEADERS, END_STREAM, HELLO, bodies, frame, frames, get, goaways, statuses
 
-from eir.wire.web.http2 import Connection
+from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits
 from eir.wire.web.http2_message import Response, Shapes
 
@@ -34,7 +34,7 @@ class Peer:
             self.asked.append(request)
             return GOOD
 
-        self.connection = Connection(answer or respond, limits, Shapes(), self.now)
+        self.connection = Http2Connection(answer or respond, limits, Shapes(), self.now)
         self.found = []
         self.rest = b""
 
