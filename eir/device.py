@@ -1,4 +1,4 @@
-"""Identifiers of devices and subscribers: conversion between text and key. Imports only errors.
+"""Identifiers of devices and subscribers: conversion between text and key.
 
 A device's key is an integer. The key of an IMEI or IMEISV is its first 14 digits (TS 23.003 6.2: the 15th digit of an IMEI is a
 check digit or a spare 0, the 15th and 16th of an IMEISV are a software version; these digits do not identify a device). A MEID

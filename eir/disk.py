@@ -1,4 +1,4 @@
-"""Atomic writes of files, durable names, and detection of changed files. Imports no module of eir."""
+"""Atomic writes of files, durable names, and detection of changed files."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Errors of the project as one tree, and the callback that reports events. Imports no module of eir.
+"""Errors of the project as one tree, and the callback that reports events.
 
 EirError
 ├── ConfigError           all problems of the YAML file, each with file, line and expected value

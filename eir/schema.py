@@ -1,6 +1,6 @@
 """Types for configuration keys and metrics: keys, sections, kinds of values, a parsed file, metric families.
 
-A package with keys or metrics of its own exports them in these types. Imports only eir.errors; contains no key and no file.
+A package with keys or metrics of its own exports them in these types. Contains no key and no file.
 
 A value is parsed from its text in the file, never from YAML's interpretation, so that `tac: 00101001` keeps its zeros and a
 peer may be called `no`.

@@ -2,7 +2,7 @@
 
 An interface converts a request to a Question, and the verdict to an answer. The fast path of an interface evaluates `policy`
 itself and reports its answers in batches (`count`, `note`). Synchronous, without I/O: the time is an argument, and events go to
-callbacks. May import eir.checks, eir.lists.images.index, eir.device and errors.
+callbacks.
 """
 
 from collections import Counter, defaultdict

@@ -1,7 +1,7 @@
 """Policy: an ordered list of rules, compiled once into the one function that answers every check; and sightings.
 
-The first rule whose conditions all hold gives the status, `default` where none does. May import eir.checks.conditions and
-eir.lists.images.index; knows neither the wire nor the configuration file, and neither the clock nor a log: time is an argument, and
+The first rule whose conditions all hold gives the status, `default` where none does. Knows neither the wire nor the
+configuration file, and neither the clock nor a log: time is an argument, and
 what observed rules would have answered goes to a callable that it is handed.
 
 Sightings are what decided checks leave for the record, and nobody waits for what becomes of them: the checker and a protocol's fast path

@@ -3,7 +3,7 @@
 For each rule: its verdict (ASK_INSTEAD under observation, since that is counted), how many words follow, and for each condition
 what it asks, how many words follow, and these. The last word is the verdict where no rule holds. A verdict is its number, and the place
 of its status in the upper half of the word. A condition that has no row
-here is asked of the general path. May import eir.checks.conditions and eir.lists.images.index; knows no protocol.
+here is asked of the general path. Knows no protocol.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping

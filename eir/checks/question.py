@@ -3,7 +3,7 @@
 An interface (such as eir.interfaces.s13.service) fills a Question with the texts of its protocol without a validation. This
 module distinguishes missing and malformed identifiers in the same way for each protocol. An identifier may also be suspect by
 itself, without a list: reprogrammed phones have zeros, a repeated digit, sequences of digits, identifiers of test equipment, or
-an IMEI with a wrong check digit. Imports eir.device and errors; independent of the policy.
+an IMEI with a wrong check digit. Independent of the policy.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,4 @@
-"""Settings of the policy: rules, the default answer, and the answers to requests without a device.
-
-May import eir.checks.conditions for the names of conditions. eir.checks.policy compiles the settings.
-"""
+"""Settings of the policy: rules, the default answer, and the answers to requests without a device. eir.checks.policy compiles the settings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Questions to an EIR and its answers, whichever protocol carried them: the results of probes, the ways to ask, and captures.
 
-Captures show the checks of others; Wireshark's tshark reads them. May import errors and eir.wire.peers; what a message of a protocol says, the
+Captures show the checks of others; Wireshark's tshark reads them. What a message of a protocol says, the
 protocol's own folder knows.
 """
 

@@ -1,7 +1,7 @@
 """Conditions by which sightings are judged, their weights, and their settings.
 
 Each condition is an SQL file, `sql/conditions/NAME.sql`, that returns devices, the log odds (natural logarithm) for several
-phones with this identity, and the evidence as text. Data only; imports no module of eir.
+phones with this identity, and the evidence as text. Data only.
 """
 
 import re

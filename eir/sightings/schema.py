@@ -2,7 +2,7 @@
 
 A row is a group of similar checks within a few minutes (`sightings.window_s`). Files are Parquet, compressed by zstd,
 in `STATE/sightings/YYYY-MM-DD/HH-START-UNIQUE.parquet` (UTC; START: the first row's time in microseconds), mode 0600.
-An unfinished file has another ending. Data only; imports no module of eir.
+An unfinished file has another ending. Data only.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Settings of sightings. Imports no module of eir."""
+"""Settings of sightings."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,7 @@
 """IPA: frames over a stream, and the few messages by which both ends say who they are and that they are there (CCM).
 
 A frame is its length (2 octets, of what follows the third), the number of a stream, and what is on it. GSUP is on the stream OSMO,
-behind one octet that says so. Without I/O; imports nothing of ours but errors.
+behind one octet that says so. Without I/O.
 """
 
 from collections.abc import Iterator

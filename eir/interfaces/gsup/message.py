@@ -1,7 +1,6 @@
 """CHECK-IMEI and its answers, and the error of any other request (Osmocom's GSUP: a type, then elements of tag, length, value).
 
-There is no id of a transaction: an answer is found by its IMSI alone, so that one goes back as it came. Without I/O; imports ipa and
-eir.device.
+There is no id of a transaction: an answer is found by its IMSI alone, so that one goes back as it came. Without I/O.
 """
 
 from enum import IntEnum

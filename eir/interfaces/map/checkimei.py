@@ -1,6 +1,6 @@
 """checkIMEI on the wire (TS 29.002 8.7.1, 17.7.1, 17.7.8): the argument of versions 1, 2 and 3, and their results. By hand: one operation.
 
-Tolerant where makers differ: the IMSI is looked for wherever one of them has put it. Imports eir.wire.ss7.ber and tcap.
+Tolerant where makers differ: the IMSI is looked for wherever one of them has put it.
 """
 
 from collections.abc import Collection

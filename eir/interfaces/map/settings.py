@@ -1,4 +1,4 @@
-"""Settings of the node's SIGTRAN side: the section `ss7`. Data only; imports eir.wire.ss7.pointcode."""
+"""Settings of the node's SIGTRAN side: the section `ss7`. Data only."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,6 +1,6 @@
 """AVPs that TS 29.272 numbers: those that S13 uses, and all others that a peer may rightly put into an ECR.
 
-Data only, to be checked against TS 29.272 7.3.1, tables 1 and 2, and TS 29.230. Imports the base dictionary.
+Data only, to be checked against TS 29.272 7.3.1, tables 1 and 2, and TS 29.230.
 """
 
 from eir.wire.diameter.avp import encode_u32

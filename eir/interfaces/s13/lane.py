@@ -1,7 +1,7 @@
 """The express lane: ECRs are read, decided and answered in C (_lane.c), many times as fast as by the general path.
 
 The C has no state from one call to the next: here a policy and its lists are bound, and what was answered is counted and told. What it
-does not take is the general path's, which stays the specification: tests/interfaces/s13/test_express.py. May import what s13.service may.
+does not take is the general path's, which stays the specification: tests/interfaces/s13/test_express.py.
 """
 
 from collections.abc import Callable, Iterable, Mapping

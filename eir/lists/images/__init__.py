@@ -1,1 +1,1 @@
-"""Images: lists in memory that a node's processes share, and the index over them. May import record and pages."""
+"""Images: lists in memory that a node's processes share, and the index over them."""

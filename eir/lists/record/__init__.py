@@ -1,1 +1,1 @@
-"""Contract of a store, chains of the history, reasons, and settings of a list. May import pages."""
+"""Contract of a store, chains of the history, reasons, and settings of a list."""

@@ -6,7 +6,7 @@ advances with the monotonic clock. This also applies at a start if the last time
 an hour, because a clock that is wrong by a day looks the same.
 
 After a process was stopped or its host was suspended, every answer is late, but that is not a fault of the store. So the
-timeout of the store counts only time in which this process ran. Imports eir.errors.
+timeout of the store counts only time in which this process ran.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Settings of a list and of its data files. Imports no module of eir."""
+"""Settings of a list and of its data files."""
 
 import re
 from collections.abc import Mapping

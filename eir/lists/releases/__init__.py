@@ -1,1 +1,1 @@
-"""Signed releases: manifest, signatures, signers, publishing. May import rows and the rooms below it."""
+"""Signed releases: manifest, signatures, signers, publishing."""

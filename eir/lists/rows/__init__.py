@@ -1,1 +1,1 @@
-"""Data files: their delivery, the layouts of their rows, conversion of rows to pages and back. May import record and pages."""
+"""Data files: their delivery, the layouts of their rows, conversion of rows to pages and back."""

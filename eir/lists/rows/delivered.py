@@ -3,7 +3,7 @@
 A publisher may write to the drop folder at any time. So a file is opened through its folder's descriptor, without following
 a link and without waiting for the writer of a pipe. The bytes that are read are those that were hashed: either they are kept
 in memory, or they are read again through the same descriptor, and a second hash detects a file that was changed in place.
-May import eir.errors and numpy; depends neither on manifests nor on layouts.
+Depends neither on manifests nor on layouts.
 """
 
 import errno

@@ -7,7 +7,6 @@
 and after a `?`: `password_file`, `password_env` (EIR_REDIS_PASSWORD unless given), `sentinel_user`,
 `sentinel_password_file`, `sentinel_password_env`; with TLS `ca_file`, `cert_file`, `key_file`. A password in the URL itself
 is accepted too, and never printed. A password file is read for each connection, so a password may change while a node runs.
-Imports only eir.errors.
 """
 
 import asyncio

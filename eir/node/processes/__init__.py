@@ -2,8 +2,7 @@
 
 Here are signals that come before there are handlers: blocked from the first moment of `eir serve`, delivered once the handlers are there.
 Otherwise a node that is stopped while it starts would end as if it had failed, and one that is process 1 of a container would not
-notice; a reload would end it. Threads and children made meanwhile block them too; a thread from before would take them. Imports
-nothing of ours.
+notice; a reload would end it. Threads and children made meanwhile block them too; a thread from before would take them.
 """
 
 import signal

@@ -173,7 +173,9 @@ class _Process:
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
             self._process.fail(self._interface.name, e)
             return
-        self._links = HttpConnections(self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost)
+        self._links = HttpConnections(
+            self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost
+        )
         for work in (self._service.work(), stay_aside(Aside())):
             self._process.jobs.spawn(work)
         self._process.jobs.start("files", LOOK_S, self._read_files)

@@ -3,7 +3,7 @@
 No I/O, no clock, no sockets.
 
 One decides for a whole node: where a node has several workers it stands in a process of its own, each worker tells it what
-happens, and does what it orders. A connection is named by whatever its owner calls it. Imports result alone.
+happens, and does what it orders. A connection is named by whatever its owner calls it.
 """
 
 from collections import OrderedDict

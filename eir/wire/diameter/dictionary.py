@@ -1,4 +1,4 @@
-"""The dictionary: the known AVPs and their types. Imports avp.
+"""The dictionary: the known AVPs and their types.
 
 A known AVP is never the reason for a 5001, whatever its M bit. The base protocol's stand here, for a reader to check against
 RFC 6733 4.5; an application adds its own by a table of the same form.

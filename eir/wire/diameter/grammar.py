@@ -1,7 +1,6 @@
 """Grammars of commands as data, and the one checker that reads them (RFC 6733 3.2, 7.1.5).
 
-A grammar is written as its specification writes it, so that a reader can lay the two side by side. Imports the codec and the
-dictionary; knows no command.
+A grammar is written as its specification writes it, so that a reader can lay the two side by side. Knows no command.
 """
 
 import re

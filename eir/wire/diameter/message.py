@@ -1,4 +1,4 @@
-"""Messages: the header, and a request or an answer as its receiver sees it (RFC 6733 3). Imports avp, dictionary and result.
+"""Messages: the header, and a request or an answer as its receiver sees it (RFC 6733 3).
 
 Answers are made here, from a request and a result to bytes (RFC 6733 6.2, 7.2, 7.5).
 """

@@ -1,7 +1,7 @@
 """One connection with a peer, without I/O (RFC 6733 5): bytes in, events out, bytes out; time is an argument.
 
-`states` says what is done when, here stands how. Events go to the owner, the node or a client. May import all of this package but
-transport, node and client; knows no socket, no event loop, no clock and no log format.
+`states` says what is done when, here stands how. Events go to the owner, the node or a client. Knows no socket,
+no event loop, no clock and no log format.
 """
 
 from collections.abc import Callable, Sequence

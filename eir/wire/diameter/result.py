@@ -1,4 +1,4 @@
-"""Result-Codes by their names in RFC 6733 7.1, less DIAMETER_. Plain numbers; imports nothing of ours."""
+"""Result-Codes by their names in RFC 6733 7.1, less DIAMETER_. Plain numbers."""
 
 SUCCESS = 2001
 

@@ -1,6 +1,6 @@
 """The messages of one connection: ours are encoded here, and both ways are counted and reported under the peer's label.
 
-Knows no state of the connection; may import what peer may.
+Knows no state of the connection.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The node's counters: plain numbers that someone else turns into metrics. Imports nothing of ours.
+"""The node's counters: plain numbers that someone else turns into metrics.
 
 The label of a connection that has not identified itself yet is OTHER, and so is every name from the wire that is not in
 the dictionary: what a stranger sends must not create counters.

@@ -1,7 +1,7 @@
 """The states of an M3UA association (RFC 4666 4.3).
 
 There is the end that connects, an ASP towards a gateway, and the one that is connected to, an IPSP (single exchange). No I/O and no clock: octets and times go in; octets, transfers and events come out. Where the association is, is what the last
-acknowledgement said; where it is to go, is what is asked for until that is acknowledged. Imports eir.wire.ss7.m3ua.
+acknowledgement said; where it is to go, is what is asked for until that is acknowledged.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""ASN.1's Basic Encoding Rules (X.690), as far as TCAP and MAP need them: elements are found, nothing is copied. Imports nothing of ours.
+"""ASN.1's Basic Encoding Rules (X.690), as far as TCAP and MAP need them: elements are found, nothing is copied.
 
 All three forms of a length are read (X.690 8.1.3); what is written has the shortest definite one.
 """

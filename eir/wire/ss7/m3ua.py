@@ -1,4 +1,4 @@
-"""M3UA messages (RFC 4666 3): octets to messages and back. No state (eir.wire.ss7.asp has that), no I/O. Imports nothing of ours."""
+"""M3UA messages (RFC 4666 3): octets to messages and back. No state (eir.wire.ss7.asp has that), no I/O."""
 
 import struct
 from enum import IntEnum

@@ -1,7 +1,7 @@
 """SCCP connectionless (Q.713, ANSI T1.112): unitdata in, unitdata or its return out. Addresses as they come, and what they say.
 
 UDT and XUDT that is not segmented; UDTS and XUDTS where return on error is asked for; of the management of SCCP the test of a
-subsystem. Point codes stand as people write them. No I/O. Imports nothing of ours.
+subsystem. Point codes stand as people write them. No I/O.
 """
 
 import struct

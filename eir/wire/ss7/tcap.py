@@ -1,7 +1,7 @@
 """TCAP (Q.773) of who answers at once and keeps no transaction: Begin in, End or Abort out; and of who asks so.
 
 A message is taken apart into its transaction portion, its dialogue and the invocations in it; what is wrong with it has its answer
-beside it (Q.774 3.2, 3.3). What an operation means is the user's. No I/O, no state. Imports eir.wire.ss7.ber.
+beside it (Q.774 3.2, 3.3). What an operation means is the user's. No I/O, no state.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """SCTP on Linux: socket options and notifications by number, as RFC 6458 names them.
 
 The standard library has one-to-one sockets (RFC 6458 4) and no name for what is special about them. Structures are those of Linux's
-`linux/sctp.h`. Opens nothing, knows no event loop. Imports settings and eir.wire.diameter.capabilities (for `source_address`).
+`linux/sctp.h`. Opens nothing, knows no event loop.
 """
 
 import ctypes

@@ -4,7 +4,7 @@ Files are read once, by `read_tls`; what was read makes the same contexts in eac
 say by then.
 
 Authentication of peers is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
-its certificate are compared with the CER (capabilities.certificate_fits), not with the address that was dialled. Python's ssl module
+its certificate are compared with the CER (eir.wire.diameter.capabilities.certificate_fits), not with the address that was dialled. Python's ssl module
 tells of a peer's certificate, not of one's own (RFC 5280), which `cryptography` reads.
 """
 

@@ -1,6 +1,6 @@
 """Access tokens (RFC 6750) without what checks them: their settings, how clients carry them, the answer where no good one is.
 
-What checks them takes half a second to load and is not needed where no token is asked for. Imports eir.errors.
+What checks them takes half a second to load and is not needed where no token is asked for.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Usual header blocks of clients, decoded for a fraction of the cost of the library's decoder (RFC 7541).
 
 The library's table of headers is used and kept; a block with anything unusual in it is left to the library, untouched. So are
-faults: nothing is refused here but a list that is too long, and sizes of the table without end. Imports nothing of ours.
+faults: nothing is refused here but a list that is too long, and sizes of the table without end.
 """
 
 from hpack import Decoder, HPACKDecodingError, InvalidTableIndex, OversizedHeaderListError

@@ -4,7 +4,7 @@ A response holds its frames' bytes, encoded once: its header block refers to not
 nothing behind (RFC 7541 6.2.3), so that it is the same on each connection.
 
 Clients send the same headers again and again. Judging names costs more than reading values does, so each set of them is judged once, by
-h2; a `Shape` says where each part of such a request is. Imports nothing of ours.
+h2; a `Shape` says where each part of such a request is.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,4 @@
-"""SQLite file: its schema, a connection in a thread of its own, and its errors by cause. Independent of lists.
-
-Imports eir.errors, eir.lists.pages.pages and the form of eir.lists.stores.records.
-"""
+"""SQLite file: its schema, a connection in a thread of its own, and its errors by cause. Independent of lists."""
 
 import asyncio
 import os
