@@ -5,7 +5,6 @@ Answers to checks and messages of the HLR go out as whole frames, each kind in i
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -14,14 +13,12 @@ from eir.interfaces.gsup.hlr import NO_HLR, Hlr, State
 from eir.interfaces.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong, name_in
 from eir.interfaces.gsup.message import (
     CHECK_IMEI,
-    CHECK_IMEI_ERROR,
-    CHECK_IMEI_RESULT,
     TYPE_AT,
     elements,
     error,
     result,
-    says_no,
 )
+from eir.interfaces.gsup.stored import StoredChecks
 from eir.wire.peers.link import PeerConnection
 
 if TYPE_CHECKING:
@@ -31,12 +28,8 @@ AHEAD_BYTES: Final = 1 << 16
 """Most bytes that a connection may have ready before its turn; no more is read from it then."""
 STRIDE: Final = 8
 """Frames between two looks at the clock."""
-STORE_S: Final = 2.0
-"""Time that the HLR has to store an IMEI; its MSC waits 5 s for the answer."""
 NAMES_MAX: Final = 4
 """Maximum number of names that a client may give on one connection; an OsmoMSC gives one."""
-LATE_MAX: Final = 4096
-"""Answers that an HLR may owe; one that owes more is not taken for one that answers."""
 
 
 class GsupConnection(PeerConnection["GsupServer"]):
@@ -52,13 +45,10 @@ class GsupConnection(PeerConnection["GsupServer"]):
         self._pinged_at: float | None = None
         self._doubted = False
         """Another connection gave the same name: the client has a short time to answer a PING."""
-        self._stored: dict[bytes, deque[asyncio.TimerHandle | None]] = {}
-        """IMSI → checks that were passed on and wait for the HLR's word, in order; None: it was answered without that."""
-        self._late = 0
+        self._stored = StoredChecks(loop, self._answer, self._drop_hlr)
         self._hlr: Hlr | None = None
         self._spoken = False
         self.identity: bytes | None = None
-        self.name = ""
         self._names = 0
         """Number of names that the client gave, one after the other."""
         self.requests = self.answers = 0
@@ -117,7 +107,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
     def leave(self) -> None:
         """Close: IPA knows no good-bye. What waits for the HLR's word is answered without it."""
         self.over = self.over or "left"
-        self._answer_stored()
+        self._stored.answer_all()
         self.close()
 
     def ended(self) -> None:
@@ -162,6 +152,11 @@ class GsupConnection(PeerConnection["GsupServer"]):
         if self._hlr is not None:
             self._hlr.tick(now)
 
+    @property
+    def name(self) -> str:
+        """The name that the client gave; empty before that."""
+        return "" if self.identity is None else name_in(self.identity)
+
     def doubt(self) -> None:
         """Send a PING, because another connection gave the same name; while one waits for its answer, none is sent."""
         if not self._doubted:
@@ -188,8 +183,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
 
     def deliver(self, messages: Sequence[bytes]) -> None:
         """Messages of the HLR go to the client, but for its word on checks that were passed on."""
-        if self._stored:
-            messages = [message for message in messages if not self._is_word(message)]
+        messages = self._stored.handle(messages)
         if messages:
             self.owner.passed(self, "in", len(messages))
             self.send(b"".join(messages))
@@ -205,14 +199,14 @@ class GsupConnection(PeerConnection["GsupServer"]):
             if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or len(message) <= TYPE_AT:
                 continue
             if message[TYPE_AT] == CHECK_IMEI:
-                self._settle(elements(message)[1], permitted=True)
+                self._stored.settle(elements(message)[1], permitted=True)
             elif (refusal := error(message)) is not None:
                 self.send(refusal)
 
     def hlr_is(self, state: State, detail: str) -> None:
         """The HLR is there, or not: what waits for its word waits no longer."""
         if state is not State.READY:
-            self._answer_stored()
+            self._stored.answer_all()
         self.owner.hlr_is(self, state, detail)
 
     # inside
@@ -235,7 +229,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
             return
         imsi, permitted = decision
         if permitted and self.owner.store and self._reach_hlr():
-            self._stored.setdefault(imsi, deque()).append(self.loop.call_later(STORE_S, self._is_late, imsi))
+            self._stored.add(imsi)
             on.append(frame)
             return
         self.answers += 1
@@ -253,7 +247,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
             if self._names > NAMES_MAX:
                 self._fault("names")
                 return
-            self.identity, self.name = frame, name_in(frame)
+            self.identity = frame
             self.settings = None
             if not self.owner.named(self):
                 self.leave()
@@ -279,57 +273,15 @@ class GsupConnection(PeerConnection["GsupServer"]):
             self._hlr = Hlr(self, self.owner.hlr, lambda: self.owner.limits, self.owner.silent_hlrs)
         return self._hlr is not None
 
+    def _drop_hlr(self) -> None:
+        if self._hlr is not None:
+            self._hlr.drop("it stores no IMEI")
+
     def _end_hlr(self) -> None:
         if self._hlr is not None:
             self._hlr.close()
             self._hlr = None
-        self._answer_stored()
-        self._late = 0
-
-    def _is_word(self, message: bytes) -> bool:
-        """True if this is the HLR's answer on a check that was passed on.
-
-        The client is answered then, if it was not before.
-        """
-        if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or message[TYPE_AT : TYPE_AT + 1] not in _WORDS:
-            return False
-        imsi = elements(message).get(1, b"")
-        if imsi not in self._stored:
-            return False
-        self._settle(imsi, permitted=not says_no(message), by_hlr=True)
-        return True
-
-    def _settle(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Answer the oldest check of this IMSI that was passed on, if that was not done before."""
-        waiting = self._stored.get(imsi)
-        if not waiting:
-            return
-        timer = waiting.popleft()
-        if not waiting:
-            del self._stored[imsi]
-        if timer is None:
-            self._late -= 1
-            return
-        timer.cancel()
-        self._answer(imsi, permitted=permitted, by_hlr=by_hlr)
-
-    def _is_late(self, imsi: bytes) -> None:
-        """The HLR takes too long over a check: it is answered without the HLR, whose word is not waited for, but known when it comes."""
-        waiting = self._stored[imsi]
-        waiting[waiting.index(next(timer for timer in waiting if timer is not None))] = None
-        self._late += 1
-        self._answer(imsi, permitted=True)
-        if self._late > LATE_MAX and self._hlr is not None:
-            self._hlr.drop("it stores no IMEI")
-
-    def _answer_stored(self) -> None:
-        """Answer all checks that wait for the HLR, which will say nothing any more."""
-        stored, self._stored, self._late = self._stored, {}, 0
-        for imsi, waiting in stored.items():
-            for timer in waiting:
-                if timer is not None:
-                    timer.cancel()
-                    self._answer(imsi, permitted=True)
+        self._stored.answer_all()
 
     def _answer(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
         self.answers += 1
@@ -343,4 +295,3 @@ class GsupConnection(PeerConnection["GsupServer"]):
 
 _CHECK: Final = bytes((GSUP, CHECK_IMEI))
 _GSUP: Final = bytes((GSUP,))
-_WORDS: Final = frozenset({bytes((CHECK_IMEI_ERROR,)), bytes((CHECK_IMEI_RESULT,))})

@@ -178,7 +178,6 @@ class SigtranConnection(PeerConnection["MapServer"]):
         if again is None:
             self.abort()
             return
-        again.dropped = self.association.dropped  # counters only grow
         self.association = again
         self.flush()
 
@@ -196,8 +195,9 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self._unread, self._at = b"", 0
 
     def _tell(self, association: Association) -> None:
-        events, association.events = association.events, []
-        for each in events:
+        for each in association.take_events():
+            if each.event == "m3ua_state" and each.reason == State.ACTIVE:
+                self.served = True
             self.owner.happened(self, each)
 
     def _has_work(self, association: Association) -> bool:

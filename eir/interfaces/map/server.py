@@ -51,8 +51,7 @@ class MapServer(Server[SigtranConnection]):
 
     def __init__(self, ss7: Ss7Settings, context: Context) -> None:
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
-        self._service = MapService(context.checker)
-        self._service.failed = self.failed
+        self._service = MapService(context.checker, self.failed)
         self.results: Counter[tuple[str, str]] = Counter()
         """(peer label, status or what was wrong)."""
         self._askers: dict[tuple[object, ...], Asker] = {}
@@ -190,8 +189,9 @@ class MapServer(Server[SigtranConnection]):
             return None
         now = self.loop.time()
         longest, gateway = self.limits.max_message_bytes, link.gateway
+        dropped = None if link.association is None else link.association.dropped  # counters only grow
         if gateway is None:
-            return Association(now, dials=False, longest=longest, up_s=self.limits.cer_timeout_s)
+            return Association(now, dials=False, longest=longest, up_s=self.limits.cer_timeout_s, dropped=dropped)
         return Association(
             now, dials=True, routing_context=gateway.routing_context, mode=m3ua.MODES[gateway.mode], asp_identifier=gateway.asp_identifier,
             longest=longest,
@@ -215,7 +215,6 @@ class MapServer(Server[SigtranConnection]):
                 point_code_text(code, self._ss7.variant) for code, _ in fields["point_codes"]
             )
         if what.event == "m3ua_state" and what.reason == State.ACTIVE:
-            link.served = True
             self._failures.pop(link.requester.label, None)
             self.opened(link)
             return

@@ -272,8 +272,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     def _hand_out(self, peer: Peer) -> Closed | None:
         """Give the owner the peer's events; return the end, if it is one of them."""
         closed: Closed | None = None
-        events, peer.events = peer.events, []
-        for event in events:
+        for event in peer.take_events():
             if isinstance(event, Closed):
                 closed = event
             elif isinstance(event, Opened):

@@ -275,7 +275,7 @@ class Node(Server[DiameterConnection]):
         return refusal or (DRAINING if self.draining else fault)
 
     def enter(self, link: DiameterConnection) -> None:
-        """Number a connection, and count it among those of its source if the other end made it."""
+        """Count a connection, also among those of its source if the other end made it."""
         super().enter(link)
         if link.dialed is None:
             self._gate.enter(link, self.peers, self.limits)

@@ -147,6 +147,11 @@ class Peer:
         out, self.traffic.out = self.traffic.out, []
         return b"".join(out)
 
+    def take_events(self) -> list[Event]:
+        """The events since the last call."""
+        events, self.events = self.events, []
+        return events
+
     def deadline(self) -> float | None:
         """The time when `timer` is due; None: never."""
         if self.state is _CLOSED:

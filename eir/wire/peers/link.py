@@ -7,6 +7,7 @@ after a while.
 """
 
 import asyncio
+import itertools
 import socket
 import time
 from collections import OrderedDict
@@ -23,6 +24,8 @@ from eir.wire.transport.stream import Handshake, certificate_names
 TURN_S = 0.00015
 """Time (s) that all connections together may take in one turn of the loop. A Diameter peer beside them waits no longer
 than that, and its own checks take as long; a longer turn would save some reads and writes."""
+_numbers = itertools.count()
+"""Numbers of connections, over all protocols in the process."""
 STALLED_WRITE = "stalled_write"
 """End of a connection whose peer left unread what was written."""
 
@@ -127,8 +130,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.owner = owner
         self.loop = loop
         self.transport: asyncio.Transport | None = None
-        self.number = -1
-        """The owner's number for it; -1: not numbered yet."""
+        self.number = next(_numbers)
         self.since = 0.0
         """Unix time of the connection's beginning."""
         self.address = ""

@@ -4,7 +4,6 @@ A protocol derives from Server. A connection that was accepted is handed to `tak
 """
 
 import asyncio
-import itertools
 import socket
 import ssl
 import time
@@ -20,7 +19,7 @@ from eir.wire.peers.rate import DEFAULT_PRIORITY, Limit, RateLimits, refusing
 from eir.wire.peers.settings import Limits, PeerSettings, Requester, setting_for
 from eir.wire.peers.status import PeerStatus
 from eir.wire.transport import begin
-from eir.wire.transport.sctp import DIAMETER, Carried
+from eir.wire.transport.sctp import DIAMETER
 from eir.wire.transport.stream import fault_text
 
 TICK_S = 0.5
@@ -31,8 +30,6 @@ PEER_CLOSED = "peer_closed"
 GOOD_ENDS = frozenset({"left", "drained", "idle", PEER_CLOSED})
 DRAINING, SOURCE, DISABLED, UNKNOWN_PEER = "draining", "source", "disabled", "unknown_peer"
 """Reasons for which a connection is refused, in any protocol; the last: an entry takes its address, but not its name."""
-_numbers = itertools.count()
-"""Numbers of connections, over all servers of the process."""
 
 
 @dataclass(slots=True)
@@ -46,6 +43,14 @@ class _Ended:
     answers: int = 0
     in_order: bool = True
     """Neither side was at fault at the end of the last one."""
+
+    def add(self, requester: Requester, tally: tuple[int, int], why: str) -> None:
+        """Add a connection that has ended for this reason."""
+        self.requester = requester
+        self.connections += 1
+        self.requests += tally[0]
+        self.answers += tally[1]
+        self.in_order = why in GOOD_ENDS
 
 
 class End(NamedTuple):
@@ -62,7 +67,7 @@ C = TypeVar("C", bound=PeerConnection[Any])
 class Server(Generic[C]):
     """Answers peers over one protocol. `rates` are the node's limits, which all protocols draw from together."""
 
-    carried: Carried = DIAMETER
+    carried = DIAMETER
     """The way SCTP carries the protocol, for one that goes over it."""
 
     def __init__(self, protocol: str, *, counts: Counts, rates: RateLimits, report: Report) -> None:
@@ -230,9 +235,7 @@ class Server(Generic[C]):
         return True
 
     def enter(self, link: C) -> None:
-        """Number a connection, which is among those of the server from now on."""
-        if link.number < 0:
-            link.number = next(_numbers)
+        """Count a connection among those of the server from now on."""
         self.links[link.number] = link
 
     def identify(self, link: C) -> str | None:
@@ -282,14 +285,9 @@ class Server(Generic[C]):
         """Forget a connection, and say why it ended."""
         if self.links.pop(link.number, None) is None or link.settings is None:
             return  # of one without an entry it was told that it is refused
-        requests, answers = link.tally
-        ended = self._ended.setdefault(link.requester.label, _Ended(link.requester))
-        ended.requester = link.requester
-        ended.connections += 1
-        ended.requests += requests
-        ended.answers += answers
         why = link.end or PEER_CLOSED
-        ended.in_order = why in GOOD_ENDS
+        ended = self._ended.setdefault(link.requester.label, _Ended(link.requester))
+        ended.add(link.requester, link.tally, why)
         about = {"peer": link.requester.label, "protocol": self.protocol, "reason": why, "address": link.address}
         if ended.in_order:
             self.report("peer_closed", **about)

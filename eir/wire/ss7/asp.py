@@ -73,13 +73,13 @@ class Association:
 
     def __init__(
         self, now: float, *, dials: bool, routing_context: int | None = None, mode: int | None = None, asp_identifier: int | None = None,
-        longest: int = 65_536, up_s: float = 10.0,
+        longest: int = 65_536, up_s: float = 10.0, dropped: Counter[str] | None = None,
     ) -> None:  # fmt: skip
         self.state = State.DOWN
         self.over = ""
         """Reason why the association is to be closed; empty while it is up."""
         self.events: list[Happened] = []
-        self.dropped: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter() if dropped is None else dropped
         """Messages that nothing was done about, by reason."""
         self.context = None if routing_context is None else struct.pack(">I", routing_context)
         """Routing context, as it stands on the wire; of one that the other end brings up: what it has activated."""
@@ -100,6 +100,11 @@ class Association:
         self._out: list[bytes] = []
         if dials:
             self._ask(now)
+
+    def take_events(self) -> list[Happened]:
+        """The events since the last call."""
+        events, self.events = self.events, []
+        return events
 
     # what comes
 
