@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from eir.interfaces.gsup import ipa
 from eir.interfaces.gsup.ipa import CCM, HEADER_BYTES, Ccm, Frames, FrameTooLong
 from eir.wire.peers.settings import Limits
-from eir.wire.transport.endpoint import endpoint
+from eir.wire.transport.endpoint import Endpoint, endpoint
 from eir.wire.transport.stream import connect, fault_text
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ NO_HLR, AWAY, SLOW = "no_hlr", "hlr_away", "hlr_slow"
 """Reasons why messages are not passed on."""
 
 
-class State(Enum):
-    """State of the connection."""
+class HlrState(Enum):
+    """State of the connection to an HLR."""
 
     COMING = 0
     """Messages wait for it."""
@@ -45,53 +45,113 @@ class State(Enum):
     AWAY = 2
 
 
+class HeldMessages:
+    """Messages that wait for the connection."""
+
+    def __init__(self) -> None:
+        self._messages: list[bytes] = []
+        self._bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """True if no further message is to be read from the client."""
+        return self._bytes > HOLD_BYTES
+
+    def add(self, messages: Sequence[bytes]) -> None:
+        """Add messages, in order."""
+        self._messages += messages
+        self._bytes += sum(map(len, messages))
+
+    def clear(self) -> list[bytes]:
+        """Remove and return all messages."""
+        messages, self._messages, self._bytes = self._messages, [], 0
+        return messages
+
+
+class Backlog:
+    """Bytes that the HLR leaves unread. After HOLD_S it is slow; `stalled_write_s` later `drop` is called.
+
+    `changed` is called when the client may be read again or no longer.
+    """
+
+    def __init__(
+        self, stalled_write_s: Callable[[], float], changed: Callable[[], None], drop: Callable[[], None]
+    ) -> None:
+        self._stalled_write_s, self._changed, self._drop = stalled_write_s, changed, drop
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_slow = False
+
+    @property
+    def is_new(self) -> bool:
+        """True for the first HOLD_S, while the client is not read."""
+        return self._timer is not None and not self.is_slow
+
+    def start(self) -> None:
+        """Note that the HLR has stopped reading."""
+        self._timer = asyncio.get_running_loop().call_later(HOLD_S, self._become_slow)
+        self._changed()
+
+    def cancel(self) -> None:
+        """Cancel the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def stop(self) -> None:
+        """Note that the HLR reads again, or that the connection is over."""
+        self.cancel()
+        self._timer, self.is_slow = None, False
+        self._changed()
+
+    def _become_slow(self) -> None:
+        self.is_slow = True
+        self._timer = asyncio.get_running_loop().call_later(self._stalled_write_s(), self._drop)
+        self._changed()
+
+
 class Hlr(asyncio.Protocol):
     """The connection, again and again, until `close`."""
 
     def __init__(
-        self, client: "GsupConnection", url: str, limits: Callable[[], Limits], silent: set[str] | None = None
+        self, client: "GsupConnection", url: str, limits: Callable[[], Limits], silent: set[Endpoint] | None = None
     ) -> None:
-        """`silent`: URLs of HLRs that were lost by silence and have sent nothing since; all clients of a server share it."""
+        """`silent`: HLRs that were lost by silence and have sent nothing since; all clients of a server share it."""
         self._client, self._to, self._limits = client, endpoint(url), limits
-        self._url, self._silent = url, set() if silent is None else silent
-        self._loop = asyncio.get_running_loop()
-        self.state = State.COMING
+        self._silent = set() if silent is None else silent
+        self.state = HlrState.COMING
         self._transport: asyncio.Transport | None = None
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._unread: asyncio.TimerHandle | None = None
-        """While the HLR leaves unread what it was sent: when more than waiting is done about it."""
-        self._slow = False
-        """True if the HLR has left it unread for a while."""
+        self._held = HeldMessages()
+        self._backlog = Backlog(
+            lambda: self._limits().stalled_write_s,
+            client.set_reading,
+            partial(self.drop, "it reads nothing", silent=True),
+        )
         self._waiting: asyncio.TimerHandle | None = None
         """Timer of what happens if nothing else does."""
         self._asked = False
         """The HLR wants to know who is there, and does not know yet."""
         self._frames = Frames(0)
         self._heard_at = self._pinged_at = 0.0
-        self._closing: asyncio.TimerHandle | None = None
-        """Once it is closed: when it is aborted, whatever is unsent."""
-        self._gone: asyncio.Future[str] = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        self._gone: asyncio.Future[str] = loop.create_future()
         self._why = ""
-        self._task = self._loop.create_task(self._stay())
+        self._task = loop.create_task(self._stay())
 
     def pass_on(self, messages: Sequence[bytes]) -> None:
         """Send messages, in order; those that do not go to the HLR go to `not_passed`."""
-        if self.state is State.READY and self._transport is not None:
-            if self._slow:
+        if self.state is HlrState.READY and self._transport is not None:
+            if self._backlog.is_slow:
                 self._client.not_passed(messages, SLOW)
             else:
                 self._send(messages)
-        elif self.state is State.AWAY:
+        elif self.state is HlrState.AWAY:
             self._client.not_passed(messages, AWAY)
         else:
-            self._held += messages
-            self._held_bytes += sum(map(len, messages))
+            self._held.add(messages)
 
     @property
     def full(self) -> bool:
         """So much waits that no more is to come now."""
-        return (self._unread is not None and not self._slow) or self._held_bytes > HOLD_BYTES
+        return self._backlog.is_new or self._held.is_full
 
     def identified(self) -> None:
         """The client has said who it is."""
@@ -119,7 +179,7 @@ class Hlr(asyncio.Protocol):
         """Close this connection, and open another. `silent`: until the HLR sends something, it counts as away."""
         self._why = self._why or why
         if silent:
-            self._silent.add(self._url)
+            self._silent.add(self._to)
         if self._transport is not None:
             self._transport.abort()
 
@@ -127,12 +187,11 @@ class Hlr(asyncio.Protocol):
         """Be done; what was sent may still go out, but not for ever."""
         self._task.cancel()
         self._wait(None)
-        if self._unread is not None:
-            self._unread.cancel()
+        self._backlog.cancel()
         if self._transport is not None:
-            self._closing = self._loop.call_later(self._limits().stalled_write_s, self._transport.abort)
+            self._wait(self._limits().stalled_write_s, self._transport.abort)
             self._transport.close()
-        held, self._held, self._held_bytes = self._held, [], 0
+        held = self._held.clear()
         if held:
             self._client.not_passed(held, AWAY)
 
@@ -143,15 +202,15 @@ class Hlr(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=HOLD_BYTES)
         self._frames = Frames(self._limits().max_message_bytes)
-        self._heard_at = self._pinged_at = self._loop.time()
+        self._heard_at = self._pinged_at = asyncio.get_running_loop().time()
         self._transport.write(ipa.PING)
-        if self._url not in self._silent:
+        if self._to not in self._silent:
             self._wait(UNASKED_S, self._ready)
 
     def data_received(self, data: bytes) -> None:
         """Answer what concerns this connection, and deliver the rest."""
-        self._heard_at = self._loop.time()
-        self._silent.discard(self._url)
+        self._heard_at = asyncio.get_running_loop().time()
+        self._silent.discard(self._to)
         self._frames.feed(data)
         messages: list[bytes] = []
         try:
@@ -168,8 +227,7 @@ class Hlr(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Have another one."""
         self._transport = None
-        if self._closing is not None:
-            self._closing.cancel()
+        self._wait(None)
         if not self._gone.done():
             self._gone.set_result(
                 self._why or (fault_text(exc, secure=False) if exc is not None else "it closed the connection")
@@ -177,22 +235,22 @@ class Hlr(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The HLR does not read: wait a moment."""
-        self._unread = self._loop.call_later(HOLD_S, self._is_slow)
-        self._client.set_reading()
+        self._backlog.start()
 
     def resume_writing(self) -> None:
         """The HLR reads again."""
-        if self._unread is not None:
-            self._unread.cancel()
-        self._unread, self._slow = None, False
-        self._client.set_reading()
+        self._backlog.stop()
 
     # inside
 
     async def _stay(self) -> None:
         while True:
-            began, self._gone, self._why = self._loop.time(), self._loop.create_future(), ""
-            if self.state is not State.AWAY:
+            began, self._gone, self._why = (
+                asyncio.get_running_loop().time(),
+                asyncio.get_running_loop().create_future(),
+                "",
+            )
+            if self.state is not HlrState.AWAY:
                 self._wait(HOLD_S, self._away, "there is no connection yet")
             try:
                 async with asyncio.timeout(DIAL_S):
@@ -205,25 +263,22 @@ class Hlr(asyncio.Protocol):
             self._wait(None)
             self.resume_writing()
             self._asked = False
-            if self.state is State.READY and self._loop.time() - began > HOLD_S and self._url not in self._silent:
-                self.state = State.COMING
-                self._client.hlr_is(State.COMING, why)
+            if (
+                self.state is HlrState.READY
+                and asyncio.get_running_loop().time() - began > HOLD_S
+                and self._to not in self._silent
+            ):
+                self.state = HlrState.COMING
+                self._client.hlr_is(HlrState.COMING, why)
             else:
                 self._away(why)
                 await asyncio.sleep(HOLD_S)
-
-    def _is_slow(self) -> None:
-        self._slow = True
-        self._unread = self._loop.call_later(
-            self._limits().stalled_write_s, partial(self.drop, "it reads nothing", silent=True)
-        )
-        self._client.set_reading()
 
     def _ccm(self, said: bytes) -> None:
         kind = said[0] if said else None
         if kind == Ccm.ID_GET:
             self._asked = True
-            if self.state is not State.READY:
+            if self.state is not HlrState.READY:
                 self._wait(HOLD_S, self._away, "it wants to know who the client is, which does not say so")
             self.identified()
         elif kind == Ccm.PING and self._transport is not None:
@@ -238,27 +293,27 @@ class Hlr(asyncio.Protocol):
 
     def _ready(self) -> None:
         self._wait(None)
-        if self.state is State.READY or self._transport is None:
+        if self.state is HlrState.READY or self._transport is None:
             return
-        self.state = State.READY
-        held, self._held, self._held_bytes = self._held, [], 0
+        self.state = HlrState.READY
+        held = self._held.clear()
         if held:
             self._send(held)
-        self._client.hlr_is(State.READY, "")
+        self._client.hlr_is(HlrState.READY, "")
         self._client.set_reading()
 
     def _away(self, why: str) -> None:
-        if self.state is State.AWAY:
+        if self.state is HlrState.AWAY:
             return
-        self.state = State.AWAY
-        held, self._held, self._held_bytes = self._held, [], 0
+        self.state = HlrState.AWAY
+        held = self._held.clear()
         if held:
             self._client.not_passed(held, AWAY)
-        self._client.hlr_is(State.AWAY, why)
+        self._client.hlr_is(HlrState.AWAY, why)
         self._client.set_reading()
 
     def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
         """Have this happen after a time, and not what was to happen before; None: nothing."""
         if self._waiting is not None:
             self._waiting.cancel()
-        self._waiting = None if seconds is None else self._loop.call_later(seconds, then, *arguments)
+        self._waiting = None if seconds is None else asyncio.get_running_loop().call_later(seconds, then, *arguments)

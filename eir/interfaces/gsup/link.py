@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from eir.interfaces.gsup import ipa
-from eir.interfaces.gsup.hlr import NO_HLR, Hlr, State
+from eir.interfaces.gsup.hlr import NO_HLR, Hlr, HlrState
 from eir.interfaces.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong, name_in
 from eir.interfaces.gsup.message import (
     CHECK_IMEI,
@@ -172,7 +172,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
     @property
     def has_hlr(self) -> bool | None:
         """True if the HLR is there for this client; None: nothing goes there."""
-        return None if self._hlr is None else self._hlr.state is State.READY
+        return None if self._hlr is None else self._hlr.state is HlrState.READY
 
     def send(self, octets: bytes) -> None:
         """Write to the client."""
@@ -203,9 +203,9 @@ class GsupConnection(PeerConnection["GsupServer"]):
             elif (refusal := error(message)) is not None:
                 self.send(refusal)
 
-    def hlr_is(self, state: State, detail: str) -> None:
+    def hlr_is(self, state: HlrState, detail: str) -> None:
         """The HLR is there, or not: what waits for its word waits no longer."""
-        if state is not State.READY:
+        if state is not HlrState.READY:
             self._stored.answer_all()
         self.owner.hlr_is(self, state, detail)
 

@@ -8,18 +8,21 @@ answer.
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import Asks, NoDevice, Status, answers_of
-from eir.interfaces.gsup.hlr import State
+from eir.interfaces.gsup.hlr import HlrState
 from eir.interfaces.gsup.link import GsupConnection
 from eir.interfaces.gsup.message import CheckImei, read_check_imei
 from eir.interfaces.gsup.settings import GsupSettings
 from eir.interfaces.interface import Context
 from eir.wire.peers.server import DISABLED, SOURCE, UNKNOWN_PEER, Server
 from eir.wire.peers.settings import PeerSettings, Requester, is_from
+
+if TYPE_CHECKING:
+    from eir.wire.transport.endpoint import Endpoint
 
 PROTOCOL: Final = "gsup"
 """Name of this protocol in metrics."""
@@ -80,7 +83,7 @@ class GsupServer(Server[GsupConnection]):
         """Messages that the HLR did not get: (peer label, why)."""
         self._away: dict[str, tuple[float, str]] = {}
         """When and why the HLR was lost, by the label of the clients that it is away for, as the log has it."""
-        self.silent_hlrs: set[str] = set()
+        self.silent_hlrs: set[Endpoint] = set()
         """URLs of HLRs that were lost by silence and have sent nothing since."""
         self.hlr: str | None = None
         self.store = False
@@ -202,12 +205,12 @@ class GsupServer(Server[GsupConnection]):
         """Count what the HLR did not get."""
         self.kept[link.requester.label, reason] += count
 
-    def hlr_is(self, link: GsupConnection, state: State, detail: str) -> None:
+    def hlr_is(self, link: GsupConnection, state: HlrState, detail: str) -> None:
         """Tell of an HLR that is away, and of its coming back."""
         label = link.requester.label
-        if state is not State.READY and label not in self._away:
+        if state is not HlrState.READY and label not in self._away:
             self._away[label] = time.time(), detail
             self.report("hlr_away", peer=label, protocol=PROTOCOL, level="warning", address=self.hlr, detail=detail)
-        elif state is State.READY and label in self._away:
+        elif state is HlrState.READY and label in self._away:
             del self._away[label]
             self.report("hlr_back", peer=label, protocol=PROTOCOL, address=self.hlr)
