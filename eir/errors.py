@@ -87,6 +87,15 @@ class ReleaseRefused(EirError):
         self.claims: tuple[str, int] | None = None
         """List and serial in an unverified manifest: for people only, never for a decision."""
 
+    def name_release(self, list_name: str, serial: int) -> None:
+        """Add the list and the serial of a verified manifest."""
+        self.list_name, self.serial = list_name, serial
+
+    def name_claims(self, claims: tuple[str, int], advice: str = "") -> None:
+        """Add the list and the serial of an unverified manifest, and advice to the detail."""
+        self.claims = claims
+        self.detail += advice
+
 
 def escape_invalid(text: str) -> str:
     """Escape bytes that are not valid UTF-8, so that the text can be logged and stored."""
@@ -172,6 +181,10 @@ class DiameterError(EirError):
         self.failed_avp = failed_avp
         self.entry = entry
         self.nearest = nearest
+
+    def name_entry(self, entry: str | None, nearest: str | None = None) -> None:
+        """Add the labels of the sender's entries in the peer table."""
+        self.entry, self.nearest = entry, nearest
 
 
 class ConnectionFault(DiameterError):

@@ -45,6 +45,15 @@ class Events:
         self.dropped = 0
         """Number of events above the rate."""
 
+    def forget(self, subscribers: Collection[str]) -> None:
+        """Remove the subscribers from the memory of pairs."""
+        self.seen = without_subscribers(self.seen, subscribers)
+
+    def clear_dropped(self) -> int:
+        """Return the number of dropped events, and begin to count again."""
+        dropped, self.dropped = self.dropped, 0
+        return dropped
+
     def add(self, message: bytes) -> None:
         """Add the checks of a message, which are all events."""
         for time_us, kind, identifier, imsi, version in checks_of(message):

@@ -6,7 +6,7 @@ reported by file and line, never with its identifiers. Times are ISO 8601 (UTC i
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,12 @@ class ImportReport:
     """First bad rows: file, line and expectation."""
     files: list[Path] = field(default_factory=list)
 
+    def add(self, rows: int, bad: int, complaints: Iterable[str]) -> None:
+        """Add the result of one piece."""
+        self.rows += rows
+        self.bad += bad
+        self.complaints.extend(complaints)
+
 
 def import_log(
     file: Path, state: Path, subscribers: Subscribers, progress: Callable[[int, int], None] = lambda *_: None
@@ -71,7 +77,7 @@ def import_log(
     try:
         for piece, line, done in pieces:
             rows = _rows(piece, file, line, report)
-            report.files += [new_file.path for new_file in write(state, rows.grouped(subscribers))]
+            report.files.extend(new_file.path for new_file in write(state, rows.grouped(subscribers)))
             progress(done, total)
     except BaseException as e:
         for path in report.files:
@@ -101,11 +107,9 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, report: ImportReport) -> C
     )  # fmt: skip
     rows = rows.with_columns(wrong=wrong)
     bad = rows.filter(pl.col("wrong").is_not_null()).select("at", "wrong")
-    report.bad += len(bad)
     selected = bad.head(COMPLAINTS_MAX - len(report.complaints))
-    report.complaints += [f"{file.name}:{line + at}: {fault}" for at, fault in selected.iter_rows()]
     good = rows.filter(pl.col("wrong").is_null())
-    report.rows += len(good)
+    report.add(len(good), len(bad), [f"{file.name}:{line + at}: {fault}" for at, fault in selected.iter_rows()])
     kinds = good.select("status", "origin_host").unique().with_row_index("kind")
     good = good.join(kinds, on=["status", "origin_host"], how="left", maintain_order="left")
     return CheckRows(

@@ -63,6 +63,18 @@ class Feed:
         self.configure(settings)
         self._token_users: set[str] = set()
 
+    def apply_tokens(self, tokens: "Tokens | None") -> None:
+        """Check access tokens with these keys from now on; None: access tokens are not accepted."""
+        self.tokens = tokens
+
+    def apply_users(self, users: Users | None) -> None:
+        """Accept these users from now on; None: passwords are not accepted."""
+        self.users = users
+
+    def apply_numbers(self, numbers: Numbers, *, has_all: bool) -> None:
+        """Look up subscribers in this table from now on. `has_all`: False if the newest table cannot be read."""
+        self.numbers, self.has_all_numbers = numbers, has_all
+
     def configure(self, settings: FeedSettings) -> None:
         """Use these settings from now on."""
         self._lists = {role: names for role, names in settings.lists.by_role.items() if names}

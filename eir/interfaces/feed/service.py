@@ -96,18 +96,18 @@ class FeedService:
         """Go by what was read of files that have changed."""
         feed, (_, users, numbers) = self._feed, self._watched
         if TOKENS in found and (keys := found[TOKENS]) != self._keys:
-            self._keys, feed.tokens = keys, tokens_of(keys, feed.tokens, FEED_SCOPE)
+            self._keys = keys
+            feed.apply_tokens(tokens_of(keys, feed.tokens, FEED_SCOPE))
         if users.path is None:
-            feed.users = None
+            feed.apply_users(None)
         elif USERS in found:
-            feed.users = feed.users or Users(found[USERS], ticks=time.monotonic)
-            feed.users.renew(found[USERS])
-        if numbers.path is None:
-            feed.numbers = NO_NUMBERS
-        elif NUMBERS in found:
-            feed.numbers = found[NUMBERS]
-            self._report("numbers_in_force", numbers=len(feed.numbers.numbers), file=numbers.path)
-        feed.has_all_numbers = NUMBERS not in self.faults
+            known = feed.users or Users(found[USERS], ticks=time.monotonic)
+            known.renew(found[USERS])
+            feed.apply_users(known)
+        table = NO_NUMBERS if numbers.path is None else found.get(NUMBERS, feed.numbers)
+        feed.apply_numbers(table, has_all=NUMBERS not in self.faults)
+        if numbers.path is not None and NUMBERS in found:
+            self._report("numbers_in_force", numbers=len(table.numbers), file=numbers.path)
 
     def counters(self) -> Samples:
         """See Service."""

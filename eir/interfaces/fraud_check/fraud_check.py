@@ -168,6 +168,10 @@ class FraudCheck:
         """(client, word or HTTP status)."""
         self.configure(settings)
 
+    def apply_tokens(self, tokens: "Tokens | None") -> None:
+        """Check access tokens with these keys from now on."""
+        self.tokens = tokens
+
     def configure(self, settings: FraudSettings) -> None:
         """Use these settings from now on."""
         self._rates = Buckets(settings.rate_max, max(1.0, settings.rate_max), CLIENTS_MAX)

@@ -90,7 +90,8 @@ class FraudService:
 
         def use() -> None:
             if keys != self._keys:
-                self._keys, self._check.tokens = keys, tokens_of(keys, self._check.tokens, FRAUD_SCOPE)
+                self._keys = keys
+                self._check.apply_tokens(tokens_of(keys, self._check.tokens, FRAUD_SCOPE))
 
         return use
 

@@ -239,6 +239,11 @@ class Origin:
     asked: int = 0
     as_listed: int = 0
 
+    def count(self, asked: int, as_listed: int) -> None:
+        """Add answers."""
+        self.asked += asked
+        self.as_listed += as_listed
+
 
 @dataclass(slots=True, kw_only=True)
 class AuditReport:
@@ -262,6 +267,11 @@ class AuditReport:
     """Known MMEs without a check."""
     fault: str | None = None
     """Reason why the audit ended early."""
+
+    def count(self, asked: int, as_listed: int) -> None:
+        """Add answers."""
+        self.asked += asked
+        self.as_listed += as_listed
 
     @property
     def share(self) -> float | None:
@@ -366,8 +376,7 @@ class _Inquiry:
                 return
             if answer != self.wanted:
                 wrong.append(Mistake(text, self.wanted, answer))
-        self.report.asked += 1
-        self.report.as_listed += not wrong
+        self.report.count(1, int(not wrong))
         self.mistakes += wrong
         self.progress(ASK, self.report.asked, self.size)
 
@@ -444,8 +453,7 @@ def judge(
         if is_listed:
             right = check.checks if check.got == wanted else 0
             for count in (report, origins[check.origin], devices.setdefault(check.device, Origin())):
-                count.asked += check.checks
-                count.as_listed += right
+                count.count(check.checks, right)
             if not right:
                 mistakes.add(Mistake(check.imei, wanted, check.got))
     seen = {name.lower() for name in (*origins, *asking)}

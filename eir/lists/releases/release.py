@@ -99,9 +99,8 @@ def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: da
             return _verify(content, copies, lists, openssh, now)
     except ReleaseRefused as refused:
         if refused.list_name is None and (claims := _claimed_release(content)) is not None:
-            refused.claims = claims
-            if refused.reason == "unknown_list":
-                refused.detail += _list_advice(claims[0], lists)
+            advice = _list_advice(claims[0], lists) if refused.reason == "unknown_list" else ""
+            refused.name_claims(claims, advice)
         raise
 
 
@@ -152,7 +151,7 @@ def naming_release(manifest: Manifest) -> Iterator[None]:
     try:
         yield
     except ReleaseRefused as refused:
-        refused.list_name, refused.serial = manifest.list, manifest.serial
+        refused.name_release(manifest.list, manifest.serial)
         raise
 
 

@@ -349,7 +349,7 @@ class _Turn:
         """Move a delivery to the rejected ones, and record the refusal if the history does not have it."""
         release = delivery.release
         if release is not None:
-            refused.list_name, refused.serial = release.manifest.list, release.manifest.serial
+            refused.name_release(release.manifest.list, release.manifest.serial)
         if release is None or refused.reason in UNRECORDED:
             await self._loader().record(refused, release.digest if release is not None else None)
         await self._move(delivery, others, _taken(delivery, REFUSED, refused.reason, refused.detail))

@@ -312,7 +312,7 @@ class _Pull:
             with naming_release(release.manifest):
                 await self.terms.load(release, place, self.terms.marks)
         except ReleaseRefused as refused:
-            refused.list_name, refused.serial = self.terms.settings.name, offer.serial
+            refused.name_release(self.terms.settings.name, offer.serial)
             if release is None or refused.reason in UNRECORDED:
                 loader = Loader(
                     {self.terms.settings.name: self.terms.settings},

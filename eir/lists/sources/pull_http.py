@@ -172,7 +172,7 @@ class SourceClient:
         """Send a request and yield the open answer, or None if the file has not changed."""
         at = self._at(name)
         request = urllib.request.Request(at, data=data, headers={**self._headers, **headers}, method=method)  # noqa: S310 - of a url that is https, or of this host
-        self._redirects.followed = 0
+        self._redirects.restart()
         self._answer_by = min(self._until, time.monotonic() + ANSWER_S)
         try:
             try:
@@ -278,6 +278,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def __init__(self, base: str) -> None:
         self._origin = _origin(base)
+        self.followed = 0
+
+    def restart(self) -> None:
+        """Count redirects again, for a new request."""
         self.followed = 0
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:  # noqa: PLR0917 - urllib's own

@@ -29,7 +29,7 @@ from eir.node.processes.record_writer import RecordWriter
 from eir.node.processes.starter import Start
 from eir.sightings import deliver, files
 from eir.sightings.buffer import EVENTS, Buffer
-from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events, without_subscribers
+from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events
 from eir.sightings.settings import SightingsSettings
 
 MESSAGE_BYTES_MAX = 1 << 18
@@ -138,7 +138,7 @@ class _Recorder:
         """Take subscribers out of what is remembered of them, and have the rest written, so that who asked finds all of it in the files."""
         self._take(all_of_it=True)
         self._put_events()
-        self._events.seen = without_subscribers(self._events.seen, subscribers)
+        self._events.forget(subscribers)
         for delivery in self._deliveries.values():
             delivery.forget(subscribers)
         if self._settings.watch:
@@ -203,7 +203,7 @@ class _Recorder:
 
     def _put_events(self) -> None:
         found = self._events.due(time.monotonic(), self._writer.subscribers)
-        dropped, self._events.dropped = self._events.dropped, 0
+        dropped = self._events.clear_dropped()
         for to, delivery in self._deliveries.items():
             delivery.add(found)
             self._sent(to, RATE, dropped)

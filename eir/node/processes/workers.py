@@ -48,6 +48,14 @@ class _Worker:
     named: set[tuple[int, int]] = field(default_factory=set)
     """Its connections in the admission table: (pid, the worker's number for it)."""
 
+    def start(self) -> None:
+        """Note that the worker takes connections."""
+        self.started = True
+
+    def leave(self) -> None:
+        """Note that the worker takes no further connection."""
+        self.leaving = True
+
     @property
     def number(self) -> int:
         """Number of the worker, from 0."""
@@ -134,7 +142,7 @@ class Workers:
     def end(self) -> None:
         """Have all of them send their peers away and end."""
         for worker in self._workers.values():
-            worker.leaving = True
+            worker.leave()
             worker.channel.tell("end")
 
     def close(self) -> None:
@@ -164,11 +172,11 @@ class Workers:
 
     def _handlers(self, worker: _Worker) -> Handlers:
         def started() -> None:
-            worker.started = True
+            worker.start()
             self._change()
 
         def leaving() -> None:
-            worker.leaving = True
+            worker.leave()
 
         def gone(number: int) -> None:
             worker.connections.discard(number)

@@ -93,9 +93,9 @@ def judge_cer(
         _check_common(said, found, context.application.id, secure=secure)
     except DiameterError as e:
         if isinstance(found, PeerSettings):
-            e.entry = found.label
+            e.name_entry(found.label)
         else:
-            e.entry, e.nearest = found.entry, found.nearest
+            e.name_entry(found.entry, found.nearest)
         raise
     return found
 

@@ -213,8 +213,12 @@ class _Server:
     to: Endpoint
     client: Client | None = None
     left_until: float = 0.0
-    """Asked after the others until then, since it failed."""
+    """Time until which other servers come first, because this one failed."""
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def avoid(self, pause_s: float) -> None:
+        """Let other servers come first for `pause_s`."""
+        self.left_until = time.monotonic() + pause_s
 
 
 class Servers:
@@ -252,10 +256,10 @@ class Servers:
             except TimeoutError:
                 # Its connection stays: other answers may be on their way, and the watchdog decides whether it is lost (RFC 3539 3.4).
                 said.append(f"{server.to} did not answer within {self._timeout_s:g} s")
-                server.left_until = time.monotonic() + self._pause_s
+                server.avoid(self._pause_s)
             except EirError as e:
                 said.append(f"{server.to}: {e}")
-                server.left_until = time.monotonic() + self._pause_s
+                server.avoid(self._pause_s)
         if last is not None:
             return last
         raise EirError("; ".join(said) or "there is no server to ask")

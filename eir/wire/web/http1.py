@@ -85,10 +85,7 @@ class Conversation:
 
     def go_on(self) -> bytes:
         """Return the interim response if the client waits for it before it sends the body (RFC 9110 10.1.1), else no bytes."""
-        if not self._parsed.expects_continue:
-            return b""
-        self._parsed.expects_continue = False
-        return b"HTTP/1.1 100 \r\n\r\n"
+        return b"HTTP/1.1 100 \r\n\r\n" if self._parsed.is_continue_due() else b""
 
     def answer(self, response: Response) -> bytes:
         """Return the bytes of the response to the request that `next_request` returned last."""
@@ -128,6 +125,11 @@ class RequestParser:
         self._headers: list[tuple[str, str]] = []
         self._bytes = self._body_bytes = 0
         """Number of bytes of the present request from the first whole piece on, and of its body."""
+
+    def is_continue_due(self) -> bool:
+        """Return True once if the client waits for an interim response."""
+        is_due, self.expects_continue = self.expects_continue, False
+        return is_due
 
     def receive(self, data: bytes) -> None:
         """Add received bytes; no bytes: the client has closed its side."""
