@@ -72,11 +72,11 @@ def test_one_that_waits_for_a_release_holds_nobody_back_who_is_to_load_it(site, 
 
 
 def test_an_address_in_the_abstract_namespace(monkeypatch):
-    from eir.node.observe.log import READY, tell_service
+    from eir.node.observe.log import READY, notify_service
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
         link.bind(f"\0eir-test-{os.getpid()}")
         monkeypatch.setenv("NOTIFY_SOCKET", f"@eir-test-{os.getpid()}")
-        tell_service(READY, "STATUS=x")
+        notify_service(READY, "STATUS=x")
         assert link.recv(100) == b"READY=1\nSTATUS=x"
-    tell_service(READY)  # and nobody listens
+    notify_service(READY)  # and nobody listens

@@ -1,4 +1,4 @@
 """Observation and control of a running node: metrics, log, status, control socket.
 
-The only part that knows Prometheus.
+The only package that imports the Prometheus library.
 """

@@ -1,8 +1,8 @@
 """Conditions of the alerts in deploy/prometheus/alerts.yml, evaluated on the metrics of one node for `eir status`.
 
-While a critical or warning alert fires, the status is not OK. A rule holds at the latest when the alert of its name fires; its windows
-are at least as long as those of the alert, and its wait is a minute shorter. Alerts that compare nodes, and the one for a node that
-does not answer, have no rule. No I/O; the clock is an argument.
+While a critical or warning alert fires, the status is not OK. A rule holds no later than the alert of its name fires: its
+windows are at least as long as those of the alert, and its wait is one minute shorter. Alerts that compare nodes have no rule,
+nor does the alert for a node that does not answer. No I/O; the clock is an argument.
 """
 
 from collections import Counter, deque
@@ -15,11 +15,11 @@ from eir.node.observe.metrics import FAMILIES, Labels, Snapshot
 from eir.wire.web.access import LOCKED_OUT, PAGE
 
 EVERY_S = 60.0
-"""Interval of `Alerts.note`."""
+"""Seconds between two calls of `Alerts.note`."""
 WINDOW_MIN, DAY_MIN = 30, 24 * 60
-"""Minutes for which the rises of counters are kept; those of checks are kept for a day."""
+"""Minutes for which rises of counters are stored; rises of checks are stored for a day."""
 SUBJECTS_SHOWN = 10
-"""Most subjects that one text names."""
+"""Maximum number of subjects in one text."""
 
 CHECKS, DURATIONS = "eir_checks_total", "eir_check_duration_seconds"
 _LABELS = {family.name: ("le",) if family.kind == "histogram" else family.labels for family in FAMILIES}
@@ -37,38 +37,44 @@ class Trouble(NamedTuple):
 
 
 class Figures:
-    """The metrics of a node now, and the rises of its counters minute by minute."""
+    """Current metrics of a node, and the rises of its counters per minute."""
 
     def __init__(self) -> None:
         self.now = 0.0
         """Unix time of the metrics."""
         self._metrics: Snapshot = {}
         self._noted: Snapshot = {}
-        """Counters at the last full minute; empty at the start, when all are 0."""
+        """Counters at the last full minute; empty after the start, when all counters are 0."""
         self._rises: deque[Snapshot] = deque(maxlen=WINDOW_MIN)
-        """Rises of each minute; counters that did not rise are left out."""
+        """Rises of each minute, without counters that did not rise."""
         self._checks: deque[tuple[float, float]] = deque(maxlen=DAY_MIN + 10)
-        """Blocked checks and all checks of each minute, without those of probes."""
+        """Number of blocked checks and of all checks in each minute, without checks of probes."""
 
     def update(self, snapshot: Snapshot, now: float) -> None:
-        """Replace the current metrics. Of Diameter messages, which are the most numerous, only requests for checks are kept."""
+        """Replace the current metrics.
+
+        Only check requests remain of the Diameter messages, the metric with the most samples.
+        """
         requests = {
             labels: count for labels, count in snapshot.get(MESSAGES, {}).items() if labels[1:] == CHECK_REQUEST
         }
         self._metrics, self.now = {**snapshot, MESSAGES: requests}, now
 
     def note(self) -> None:
-        """Add the minute that ends now."""
+        """Close the current minute."""
         self._rises.append(self._rises_since_noted())
         self._checks.append(self.blocked(0))
         self._noted = {name: dict(samples) for name, samples in self._metrics.items() if name in _COUNTERS}
 
     def values(self, name: str, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
-        """Return the sums of a metric by one of its labels; without `by`, one sum under an empty text if there is any sample."""
+        """Return the sums of a metric by one of its labels.
+
+        Without `by`: one sum under an empty key, if the metric has any sample.
+        """
         return _sums(name, self._metrics.get(name, {}), by, where)
 
     def rises(self, name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
-        """Return by how much a counter has risen in the last minutes, as `values` does."""
+        """Return the rises of a counter during the last minutes, grouped like `values`."""
         recent = islice(reversed(self._rises), minutes)
         total: Counter[str] = Counter()
         for rise in (self._rises_since_noted((name,)), *recent):
@@ -76,18 +82,18 @@ class Figures:
         return dict(total)
 
     def blocked(self, minutes: int) -> tuple[float, float]:
-        """Return blocked checks and all checks of the last minutes, without those of probes."""
+        """Return the number of blocked checks and of all checks in the last minutes, without checks of probes."""
         now = _sums(CHECKS, self._rises_since_noted((CHECKS,)).get(CHECKS, {}), "status", _equal("probe", ""))
         past = [(now.get("blacklisted", 0.0), sum(now.values())), *islice(reversed(self._checks), minutes)]
         return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
 
     def blocked_before(self, minutes: int) -> tuple[float, float]:
-        """Return the same of the day before the last minutes."""
+        """Return the number of blocked checks and of all checks in the day before the last minutes."""
         past = list(islice(reversed(self._checks), minutes, None))
         return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
 
     def _rises_since_noted(self, names: Iterable[str] = _COUNTERS) -> Snapshot:
-        """Return the rises since the last full minute; a counter that fell began again at 0."""
+        """Return the rises since the last full minute; a counter that fell restarted at 0."""
         rises: Snapshot = {}
         for name in names:
             before = self._noted.get(name, {})
@@ -121,25 +127,25 @@ class Rule(NamedTuple):
 
     alert: str
     text: str
-    """Text of the trouble; `{}` stands for the subjects."""
+    """Text of the warning; `{}` stands for the subjects."""
     subjects: Callable[[Figures], Iterable[str]]
-    """Return the subjects for which the condition holds: lists, peers, reasons; an empty text if the node itself is the subject."""
+    """Function that returns the subjects for which the condition holds: lists, peers, reasons; an empty text for the node itself."""
     wait_s: float = 0.0
-    """Time for which the condition has to hold."""
+    """Seconds for which the condition must hold."""
 
 
 def _is(name: str, by: str = "", value: float = 1.0) -> Callable[[Figures], Iterable[str]]:
-    """Subjects for which a gauge has this value."""
+    """Return a condition: a gauge has this value."""
     return lambda figures: [each for each, now in figures.values(name, by).items() if now == value]
 
 
 def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Callable[[Figures], Iterable[str]]:
-    """Subjects for which a counter has risen in the last minutes."""
+    """Return a condition: a counter rose during the last minutes."""
     return lambda figures: figures.rises(name, minutes, by, where)
 
 
 def _share(name: str, by: str, fine: set[str], minutes: int = 5) -> Callable[[Figures], Iterable[str]]:
-    """Subjects of which more than 1 % of the answers of the last minutes had another `result` than these."""
+    """Return a condition: more than 1 % of the answers of the last minutes have a `result` that is not in `fine`."""
 
     def subjects(figures: Figures) -> Iterator[str]:
         every = figures.rises(name, minutes, by)
@@ -181,7 +187,7 @@ def _hlr_away(figures: Figures) -> Iterable[str]:
 
 
 def _within(name: str, after_s: float, until_s: float) -> Callable[[Figures], Iterable[str]]:
-    """Subjects whose time is from `after_s` to `until_s` from now."""
+    """Return a condition: the time in this metric is between `after_s` and `until_s` from now."""
     return lambda figures: [
         each for each, at in figures.values(name, "list").items() if after_s < at - figures.now <= until_s
     ]
@@ -194,7 +200,7 @@ def _overdue(figures: Figures) -> Iterable[str]:
 
 
 def _past_patience(name: str) -> Callable[[Figures], Iterable[str]]:
-    """Lists whose time in this metric is longer ago than the patience with their source."""
+    """Return a condition: the time in this metric is longer ago than the list's `source.patience`."""
 
     def subjects(figures: Figures) -> Iterable[str]:
         patience = figures.values("eir_source_patience_seconds", "list")
@@ -232,7 +238,7 @@ def _fails(labels: Mapping[str, str]) -> bool:
 
 FINE = {"2001", "10415:5422"}, {"200", "404:ERROR_EQUIPMENT_UNKNOWN"}
 FINE_MAP = {"whitelisted", "blacklisted", "greylisted", "unknown", "context_not_supported"}
-"""Results that are no error: of Diameter, of N5g-eir, of MAP."""
+"""Results that are no errors: of Diameter, of N5g-eir, of MAP."""
 
 RULES: tuple[Rule, ...] = (
     Rule("EirInternalErrors", "a request was answered 5012 because of a fault of the program (event=fault)", _rose("eir_diameter_errors_total", 5, where=_equal("reason", "internal"))),
@@ -282,15 +288,15 @@ RULES: tuple[Rule, ...] = (
 
 
 class Alerts:
-    """The rules over time. `note` is due each EVERY_S."""
+    """Rules over time; the caller calls `note` every EVERY_S."""
 
     def __init__(self) -> None:
         self._figures = Figures()
         self._since: dict[tuple[str, str], float] = {}
-        """Unix time since which a rule holds for a subject."""
+        """Unix time since when a rule holds for a subject."""
 
     def note(self, snapshot: Snapshot, now: float) -> None:
-        """Add the minute that ends now."""
+        """Close the current minute."""
         self.troubles(snapshot, now)
         self._figures.note()
 
@@ -298,7 +304,7 @@ class Alerts:
         """Return the conditions that hold now, by the current metrics and those of past minutes."""
         self._figures.update(snapshot, now)
         since, self._since = self._since, {}
-        found = []
+        troubles = []
         for rule in RULES:
             subjects = []
             for subject in rule.subjects(self._figures):
@@ -307,8 +313,8 @@ class Alerts:
                     subjects.append(subject)
             if subjects:
                 more = [f"{len(subjects) - SUBJECTS_SHOWN} more"] if len(subjects) > SUBJECTS_SHOWN else []
-                found.append(Trouble(rule.alert, rule.text.format(", ".join([*subjects[:SUBJECTS_SHOWN], *more]))))
-        return found
+                troubles.append(Trouble(rule.alert, rule.text.format(", ".join([*subjects[:SUBJECTS_SHOWN], *more]))))
+        return troubles
 
 
 ALERTS = (
@@ -320,10 +326,10 @@ ALERTS = (
     ("is not reached at", "EirPathLost"), ("peers connected", "EirNoPeers"), ("no connection of", "EirPeerLost"), ("cannot be used (", "EirInterfaceFaulty"),
     *(alert for each in INTERFACES for alert in each.alerts),
 )  # fmt: skip
-"""Part of a text of the status → the alert whose entry in the runbook gives advice."""
+"""Pairs: part of a status text, and the alert whose runbook entry explains that text."""
 PARTS = (*((max(rule.text.split("{}"), key=len), rule.alert) for rule in RULES), *ALERTS)
 
 
 def alert_of(trouble: str) -> str | None:
-    """Return the alert whose entry in the runbook gives advice about a text of the status."""
+    """Return the alert whose runbook entry explains this text of the status."""
     return next((alert for part, alert in PARTS if part in trouble), None)

@@ -1,11 +1,12 @@
-"""The control socket of a running node: how `eir status`, `eir peers`, `eir reload` and `eir drain` reach it.
+"""Control socket of a running node, used by `eir status`, `eir peers`, `eir reload` and `eir drain`.
 
-A Unix socket in the state folder, mode 0660: who may open it is who may steer the node. One JSON document a line, one request
-a connection: `{"command": NAME, ...arguments}` → `{"ok": true, "result": …}` or `{"ok": false, "error": TEXT}`.
+A Unix socket in the state folder, mode 0660: each user who can open it can control the node. Each connection carries one
+request, and each line one JSON document: `{"command": NAME, ...arguments}` → `{"ok": true, "result": …}` or `{"ok": false,
+"error": TEXT}`.
 
-The socket of `control_read` is another one of the kind, in a folder of its own, for people and programs who may do no more than look:
-`Looking` runs their commands. Such a command runs as a process of the node's user, so the caller needs no right on the configuration,
-the store or the record. Arguments come from people who are not trusted with the node: nothing that is not in LOOKS gets through.
+The socket of `control_read` is a second one, in a folder of its own, for people and programs that may only read: `Looking` runs
+their commands. Such a command runs as a process of the node's user, so the caller needs no right on the configuration, the
+store or the record. These callers are not trusted with the node: only commands and options in LOOKS can run.
 """
 
 import asyncio
@@ -30,22 +31,25 @@ SOCKET_NAME = "control.sock"
 REQUEST_MAX_BYTES = 64 * 1024
 TIMEOUT_S = 30.0
 LINKS_MAX = 128
-"""Connections to a socket at once; for a further one the oldest that has not asked yet is closed, or else that one."""
+"""Maximum number of open connections to one socket.
+
+At the limit, a new connection closes the oldest connection that has sent no request; if there is none, the new one is closed.
+"""
 
 PING, RUNNING, STOPPING = "ping", "running", "stopping"
 """A command that each node has, and its two answers."""
 
 NOBODY = "unknown"
 _asker: ContextVar[int | None] = ContextVar("asker", default=None)
-"""The user id of the person who asked for the command that is being carried out."""
+"""User id of the person who requested the current command."""
 
 Command = Callable[[dict[str, Any]], Any | Awaitable[Any]]
 Arguments = Mapping[str, type | UnionType]
-"""Arguments of a command, by name, with their types. An argument whose type includes None may be left out."""
+"""Arguments of a command, by name, with their types. An argument whose type includes None is optional."""
 
 
 class ControlError(EirError):
-    """The node does not run, does not answer, or says no."""
+    """The node does not run, does not answer, or rejects the command."""
 
 
 class ControlAway(ControlError):
@@ -53,13 +57,13 @@ class ControlAway(ControlError):
 
 
 class ControlDenied(ControlError):
-    """The user may not open the socket, so whether a node runs there is not known."""
+    """The user has no right to open the socket, so it is unknown whether a node runs."""
 
 
 class ControlServer:
-    """Answers commands (name → callable of the request's arguments) on a socket in the folder.
+    """Server of commands (name → function of the request's arguments) on a Unix socket in the folder.
 
-    `accepts`: arguments of those commands that have any. A request with others is answered with an error and not logged.
+    `accepts`: arguments of each command that has any. A request with other arguments receives an error and is not logged.
     """
 
     def __init__(
@@ -73,18 +77,24 @@ class ControlServer:
         timeout_s: float = TIMEOUT_S,
         links_max: int = LINKS_MAX,
     ) -> None:
-        """`timeout_s`: the time for a request and its answer; `links_max`: connections at once."""
+        """Create a closed server.
+
+        `timeout_s`: limit for the request and its answer together. `links_max`: maximum number of open connections.
+        """
         self._folder = folder
         self._name = name
         self._commands, self._accepts = commands, accepts or {}
         self._report = report
         self._timeout_s, self._links_max = timeout_s, links_max
         self._links: dict[asyncio.StreamWriter, bool] = {}
-        """Connections, the oldest first, and whether each has asked."""
+        """Connections, the oldest first; the value is true after the request was received."""
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
-        """Open the socket, in the place of one that a killed node left: who holds the state folder has no other node beside it."""
+        """Open the socket; replace the socket file of a killed node.
+
+        The replacement is safe because only one node can lock a state folder.
+        """
         path = self._folder / self._name
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -108,9 +118,9 @@ class ControlServer:
             (self._folder / self._name).unlink(missing_ok=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._links) >= self._links_max:  # who holds connections open takes no files from peers
+        if len(self._links) >= self._links_max:  # open connections must not use up the file descriptors for peers
             oldest = next((each for each, has_asked in self._links.items() if not has_asked), writer)
-            self._links.pop(oldest, None)  # it is closed in a moment, and many may come in this one
+            self._links.pop(oldest, None)  # it closes later, and many connections may arrive before
             oldest.transport.abort()
         self._links[writer] = False
         try:
@@ -122,7 +132,7 @@ class ControlServer:
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError, ValueError):
-            pass  # the client is gone or sends no line
+            pass  # the client has disconnected or sent no line
         finally:
             self._links.pop(writer, None)
             writer.close()
@@ -130,7 +140,7 @@ class ControlServer:
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
-            json.dumps(request, ensure_ascii=False).encode()  # a lone surrogate is no text
+            json.dumps(request, ensure_ascii=False).encode()  # a lone surrogate cannot be encoded
             name = request.pop("command")
             command = self._commands[name]
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
@@ -142,13 +152,13 @@ class ControlServer:
             return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
         except (EirError, OSError) as e:
             return {"ok": False, "error": str(e)}
-        except Exception as e:  # noqa: BLE001 - whatever it is: the client hears of it, and the socket goes on
+        except Exception as e:  # noqa: BLE001 - the client receives the error and the server continues
             self._report("fault", reason=name, level="error", detail=place_of(e))
             return {"ok": False, "error": f"{name} failed ({type(e).__name__}); the log says more (fault)"}
 
 
 def _wrong_arguments(command: str, request: Mapping[str, Any], accepted: Arguments) -> str:
-    """Return why the command does not accept the arguments of a request; empty if it does."""
+    """Return the reason for which the command rejects these arguments; empty if it accepts them."""
     if surplus := [name for name in request if name not in accepted]:
         return f"{command} takes {', '.join(accepted) or 'no argument'}; found: {', '.join(surplus)}"
     for name, kind in accepted.items():
@@ -156,16 +166,16 @@ def _wrong_arguments(command: str, request: Mapping[str, Any], accepted: Argumen
         is_switch = isinstance(value, bool) and bool not in (
             kind,
             *get_args(kind),
-        )  # which Python counts among the numbers
+        )  # bool is a subclass of int
         if not isinstance(value, kind) or is_switch:
             return f"{command} needs {name} ({kind.__name__ if isinstance(kind, type) else kind})"
     return ""
 
 
 async def asker() -> str:
-    """Return who asked for the command that is being carried out, by the kernel's word: a user's name or `uid N`.
+    """Return the user who requested the current command, from the kernel's credentials: a user name or `uid N`.
 
-    The user database may be remote (LDAP), so a thread asks.
+    The lookup runs in a thread because the user database may be remote (LDAP).
     """
     uid = _asker.get()
     return NOBODY if uid is None else await asyncio.to_thread(_user, uid)
@@ -185,7 +195,7 @@ def _user(uid: int, *, otherwise: str = "uid {}") -> str:
 
 @contextmanager
 def _reached(folder: Path, name: str) -> Iterator[str]:
-    """The socket's path through a descriptor of the folder: a Unix socket's path may have 107 bytes only."""
+    """Yield a path of the socket through a descriptor of the folder, because the path of a Unix socket has at most 107 bytes."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}/{name}"
@@ -194,10 +204,14 @@ def _reached(folder: Path, name: str) -> Iterator[str]:
 
 
 def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float | None = None, **arguments: Any) -> Any:
-    """Have the node whose socket is in the folder (its state folder) carry out a command; returns its result.
+    """Send a command to the node whose socket is in the folder, and return the result.
 
-    Raises ControlError when no node runs there, when it does not answer in time (30 s unless given), or when it says no;
-    ControlDenied when this user may not ask.
+    The default timeout is 30 s.
+
+    Raises:
+        ControlAway: if no node runs there.
+        ControlDenied: if this user has no right to open the socket.
+        ControlError: if the node does not answer in time, or rejects the command.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
@@ -228,7 +242,7 @@ def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float |
 
 
 def as_owner(folder: Path) -> str:
-    """Return advice for a state folder that this user may not use; nothing where it is this user's own."""
+    """Return advice for a state folder of another user; empty if the folder belongs to this user."""
     advice = "; run it as the user that the node runs as"
     try:
         owner = folder.stat().st_uid
@@ -238,9 +252,9 @@ def as_owner(folder: Path) -> str:
 
 
 ENVIRONMENT = "EIR_CONTROL"
-"""The environment variable that names the socket to a command."""
+"""Environment variable that holds the socket's path for a command."""
 RUN = "run"
-"""The one command of the socket."""
+"""The only command of the read-only socket."""
 RUN_ACCEPTS: Mapping[str, Arguments] = {RUN: {"arguments": list}}
 
 _ALL = {"--json", "--help", "-h"}
@@ -252,15 +266,15 @@ LOOKS: Mapping[str, set[str]] = {
     "seen": _ALL | {"--since"},
     "why": _ALL | {"--imsi", "--at"},
 }  # fmt: skip
-"""Command → the options that may be given: none that reads another configuration, or writes a file."""
+"""Permitted options by command. None of them reads another configuration or writes a file."""
 _WITHOUT_ARGUMENTS = {"lists"}
-"""Commands whose second word is another command, which may change something."""
+"""Commands whose second word is a subcommand, which could change something."""
 AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
-"""Limits of such processes: how many run at once, for how long, and how much they may write."""
+"""Limits of these processes: number at the same time, seconds, bytes of output."""
 
 
 def refusal(arguments: Sequence[str]) -> str | None:
-    """Return why a command line may not run; None if it may."""
+    """Return the reason for which a command line is forbidden; None if it is permitted."""
     command, *rest = arguments or [""]
     if any("\0" in argument for argument in arguments):
         return "an argument holds a NUL character"
@@ -274,15 +288,19 @@ def refusal(arguments: Sequence[str]) -> str | None:
 
 
 class Looking:
-    """Runs such commands, a few at a time."""
+    """Runner of read-only commands, at most AT_ONCE at the same time."""
 
     def __init__(self, config: Path, *, time_s: float = TIME_S, out_bytes_max: int = OUT_BYTES_MAX) -> None:
-        """`time_s`, `out_bytes_max`: a command that takes longer, or writes more, is ended."""
+        """Set the limits: a command that runs longer or writes more is killed."""
         self._config, self._time_s, self._out_bytes_max = config, time_s, out_bytes_max
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def run(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the command line `arguments`; returns its exit status and what it wrote. Raises EirError for one that may not run."""
+        """Run the command line `arguments` and return its exit status and output.
+
+        Raises:
+            EirError: if the command line is forbidden, or exceeds a limit.
+        """
         arguments = [str(argument) for argument in request["arguments"]]
         if reason := refusal(arguments):
             raise EirError(reason)
@@ -304,14 +322,14 @@ class Looking:
                 await process.wait()
 
     async def answer(self, identifier: str) -> str:
-        """Return the words of `eir check` for an identifier, or why it says nothing; nothing for an empty one."""
+        """Return the output of `eir check` for an identifier, or the error; empty for an empty identifier."""
         if not identifier.isalnum():
             return "that is no identifier of a device" if identifier else ""
         try:
-            said = await self.run({"arguments": ["check", identifier]})
+            result = await self.run({"arguments": ["check", identifier]})
         except EirError as e:
             return str(e)
-        return str(said["out"] or said["err"]).strip()
+        return str(result["out"] or result["err"]).strip()
 
 
 async def _bounded(stream: asyncio.StreamReader | None, most: int) -> str:

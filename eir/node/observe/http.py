@@ -1,6 +1,6 @@
-"""The HTTP server of the supervisor, and its pages for programs: /metrics for Prometheus, /live and /ready for probes.
+"""HTTP server of the supervisor, and its pages for programs: /metrics for Prometheus, /live and /ready for probes.
 
-A client gets neither the loop nor the memory of the supervisor for itself: `eir/wire/web/http1_server.py` sees to that.
+`eir/wire/web/http1_server.py` limits the memory and the loop time that one client can use.
 """
 
 import asyncio
@@ -19,7 +19,10 @@ Page = Callable[[Request], Response | Awaitable[Response]]
 
 
 class HttpServer:
-    """Serves the pages (path → callable) until `close`. `forms`: paths of those that take a form, by POST."""
+    """Server of the pages (path → function).
+
+    `forms`: paths that accept a form by POST.
+    """
 
     def __init__(
         self, pages: Mapping[str, Page], *, report: Report, limits: HttpLimits = LIMITS, forms: Container[str] = ()
@@ -31,13 +34,20 @@ class HttpServer:
         self._links = HttpConnections(self._answer, limits=limits)
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Open the listener; port 0 takes a free one. Returns the address bound. Raises OSError."""
+        """Open the listener; with port 0 the kernel chooses a free port.
+
+        Returns:
+            Bound address and port.
+
+        Raises:
+            OSError: if the address cannot be bound.
+        """
         self._server = await asyncio.get_running_loop().create_server(self._links.link, host, port)
         bound = self._server.sockets[0].getsockname()
         return str(bound[0]), int(bound[1])
 
     async def close(self) -> None:
-        """Close the listener and what is connected."""
+        """Close the listener and all connections."""
         if self._server is not None:
             self._server.close()
         await self._links.close()
@@ -51,10 +61,10 @@ class HttpServer:
         if page is None:
             return Response(404, TEXT, f"not here; there are: {' '.join(self._pages)}\n".encode())
         try:
-            made = page(request)
-            response = made if isinstance(made, Response) else await made
-        except Exception as e:  # noqa: BLE001 - whatever it is: a scrape that sees a closed connection learns nothing
-            return self._failed(request.path, place_of(e))  # its text may hold the identifier that was asked about
+            result = page(request)
+            response = result if isinstance(result, Response) else await result
+        except Exception as e:  # noqa: BLE001 - a scrape needs an answer; a closed connection has no reason
+            return self._failed(request.path, place_of(e))  # the exception's text may hold the requested identifier
         if len(response.body) > self._limits.body_bytes_max:
             return self._failed(request.path, f"it has {len(response.body)} bytes")
         return response
@@ -71,22 +81,22 @@ def pages(
     *,
     report: Report,
 ) -> dict[str, Page]:
-    """The pages by path. `snapshot` gives all numbers of the node, `reports` how its workers are."""
-    strange: set[str] = set()
-    """Metrics without a row in the table, of which the log has told."""
+    """Return the pages by path. `snapshot` returns all metrics of the node, `reports` the reports of its workers."""
+    logged: set[str] = set()
+    """Metrics without a row in the table that have been logged."""
 
     async def show_metrics(_: Request) -> Response:
         numbers = await snapshot()
         for name in metrics.unknown(numbers):
-            if name not in strange:
-                strange.add(name)
+            if name not in logged:
+                logged.add(name)
                 report(
                     "metric_unknown",
                     level="error",
                     reason=name,
                     detail="not in the table of metrics; the page leaves it out",
                 )
-        # Rendering takes milliseconds with many peers: beside the loop, not in it.
+        # Rendering takes milliseconds with many peers, so a thread does it.
         return Response(200, metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, numbers))
 
     async def show_readiness(_: Request) -> Response:

@@ -1,7 +1,7 @@
-"""The recent past of a node: the answers of the last hour, minute by minute, and the rhythm in which releases of each list come.
+"""Recent past of a node: checks of the last hour by minute, and the interval between releases of each list.
 
-Answers come from what workers count anyway, as snapshots that the supervisor hands in each minute; releases are read from the history.
-No clock: an alert compares.
+The supervisor passes a snapshot of the workers' counters each minute; releases come from the history. No clock: alerts compare
+the times.
 """
 
 from collections import Counter, deque
@@ -22,14 +22,14 @@ CHECKS, DURATIONS = "eir_checks_total", "eir_check_duration_seconds"
 
 
 class Minute(NamedTuple):
-    """One of them."""
+    """Checks of one minute."""
 
     checks: Mapping[str, int]
     """Checks by status."""
     median_s: float | None
-    """Upper bound of the time that half of the checks took at most; None: there were no checks."""
+    """Upper bound (s) of the duration of 50 % of the checks; None: there were no checks."""
     p99_s: float | None
-    """The same for 99 of 100."""
+    """Upper bound (s) of the duration of 99 % of the checks."""
 
 
 class _Sample(NamedTuple):
@@ -38,20 +38,20 @@ class _Sample(NamedTuple):
 
 
 class Lately:
-    """The last hour."""
+    """Samples of the last hour."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque(maxlen=MINUTES + 1)
 
     def note(self, snapshot: Snapshot) -> None:
-        """Take what has been counted up to now; to be called each EVERY_S."""
+        """Store the current counters; the caller calls this every EVERY_S."""
         checks: Counter[str] = Counter()
         for (status, *_), count in snapshot.get(CHECKS, {}).items():
             checks[status] += int(count)
         self._samples.append(_Sample(checks, dict(snapshot.get(DURATIONS, {}))))
 
     def minutes(self) -> list[Minute]:
-        """The minutes that are over, the oldest first."""
+        """Return the full minutes, the oldest first."""
         return [
             Minute(
                 {status: count for status, count in (after.checks - before.checks).items() if count},
@@ -62,7 +62,7 @@ class Lately:
 
 
 def _percentiles(before: Mapping[Labels, float], after: Mapping[Labels, float]) -> tuple[float | None, float | None]:
-    """The bounds within which half, and 99 of 100, of what was counted between two samples of a histogram lie."""
+    """Return the bucket bounds that hold 50 % and 99 % of the durations between two samples of a histogram."""
     below = [(float(bound), count - before.get((bound,), 0.0)) for (bound,), count in after.items() if bound != "sum"]
     total = max((count for _, count in below), default=0.0)
     if not total:
@@ -76,14 +76,14 @@ def _percentiles(before: Mapping[Labels, float], after: Mapping[Labels, float]) 
 
 
 LOADS_MIN, LOADS = 4, 12
-"""Loads from which a list has a rhythm, and how many of the last ones count."""
+"""Number of loads from which an interval is computed, and number of most recent loads that count."""
 EVENTS = 1000
-"""Number of events of the history in which loads are looked for."""
+"""Number of events of the history that are searched for loads."""
 PUT = {ACCEPTED, FORCED}
 
 
 class Rhythms:
-    """The rhythm of each list, read again when something was put in force."""
+    """Interval between releases of each list, read again after a release was put in force."""
 
     def __init__(self) -> None:
         self._interval_s: dict[str, float] = {}
@@ -91,8 +91,12 @@ class Rhythms:
         self._seen: dict[str, int] = {}
         """Number of loads put in force when the history was last read, by list."""
 
-    async def look(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
-        """Read the history of those lists of which the outcomes have changed. Raises StoreError."""
+    async def update(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
+        """Read the history of each list whose outcomes changed.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
         puts: Counter[str] = Counter()
         for each in outcomes:
             if each.list and each.outcome in PUT:
@@ -109,7 +113,7 @@ class Rhythms:
             self._seen[name] = count
 
     def snapshot(self) -> metrics.Snapshot:
-        """As metrics: when the last release came, and the median time between the last ones."""
+        """Return as metrics the time of the last release and the median interval between releases, by list."""
         return {
             "eir_release_last_accepted_timestamp_seconds": metrics.by_label(self._last),
             "eir_release_interval_seconds": metrics.by_label(self._interval_s),

@@ -1,9 +1,9 @@
-"""Structured logs: one line an event, `key=value` pairs, limited in rate.
+"""Structured logs: one line per event, `key=value` pairs, limited in rate.
 
-Parts are handed `Log.report` and know nothing else of logging. A line for each refused message could fill a disk as fast as
-a peer can send, so lines are limited for each (event, peer, reason, list, entry); what was left out is counted on the next line. Checks
-that end in `whitelisted` leave no line; the others are folded into one line for each status, list, rule and peer. Faults of the event
-loop become such lines, and the service manager that started a node is told how it is.
+Parts receive `Log.report` and know nothing else of logging. A line per refused message could fill a disk as fast as a peer can
+send, so lines are limited per (event, peer, reason, list, entry); the next line has the number of suppressed lines. Checks with
+the status `whitelisted` are not logged; other checks are folded into one line per status, list, rule and peer. This module also
+logs faults of the event loop, and notifies the service manager of the node's state.
 """
 
 import asyncio
@@ -26,38 +26,36 @@ NOTIFY_SOCKET, JOURNAL_STREAM = "NOTIFY_SOCKET", "JOURNAL_STREAM"
 READY, ENDING = "READY=1", "STOPPING=1"
 
 
-def tell_service(*lines: str) -> None:
-    """Send lines such as `READY=1` to the service manager, if there is one that waits for them."""
+def notify_service(*lines: str) -> None:
+    """Send lines such as `READY=1` to the service manager, if NOTIFY_SOCKET names one."""
     address = os.environ.get(NOTIFY_SOCKET)
     if address:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
-            link.connect(
-                f"\0{address[1:]}" if address.startswith("@") else address
-            )  # @: in the abstract namespace, unix(7)
+            link.connect(f"\0{address[1:]}" if address.startswith("@") else address)  # @: abstract namespace, unix(7)
             link.send("\n".join(lines).encode())
 
 
 PRIORITIES = {"error": "<3>", "warning": "<4>", "info": "<6>", "debug": "<7>"}
-"""Prefix by which the journal gives a line its priority, by level (sd-daemon(3))."""
+"""Prefix of a journal line with its priority, by level (sd-daemon(3))."""
 
 
 def is_journal() -> bool:
-    """True if standard error is the journal's, which gives each line a time (systemd.exec(5), JOURNAL_STREAM)."""
+    """Return true if standard error is the journal, which adds the time to each line (systemd.exec(5), JOURNAL_STREAM)."""
     with suppress(OSError, ValueError):
-        found = os.fstat(sys.stderr.fileno())
-        return os.environ.get(JOURNAL_STREAM) == f"{found.st_dev}:{found.st_ino}"
+        stderr = os.fstat(sys.stderr.fileno())
+        return os.environ.get(JOURNAL_STREAM) == f"{stderr.st_dev}:{stderr.st_ino}"
     return False
 
 
 def with_priority(level: str, text: str) -> str:
-    """Return the text, each line with the priority of its level if standard error is the journal's."""
+    """Return the text; if standard error is the journal, each line has the prefix of its priority."""
     return "\n".join(PRIORITIES[level] + line for line in text.split("\n")) if is_journal() else text
 
 
 BURST = 5
-"""Lines of one kind that go out at once."""
+"""Maximum number of lines of one kind in a burst."""
 INTERVAL_S = 10.0
-"""After a burst, one line of a kind in this time."""
+"""Seconds between two lines of one kind after a burst."""
 ALWAYS = frozenset(
     {
         "reloaded",
@@ -71,24 +69,24 @@ ALWAYS = frozenset(
         "trace_ended",
     }
 )
-"""Events of what people do, and what comes of it: each of these has its line."""
+"""Events of operators' actions and their effects, which are never suppressed."""
 KINDS_MAX = 4096
-"""Kinds of lines that are told apart; past that, the limits start afresh (peers' names come from the wire)."""
+"""Maximum number of kinds with a limit of their own; beyond it, all limits restart, because peer names come from the wire."""
 FOLDS_MAX = 1024
-"""Groups of blocked checks that are kept apart until the next fold; further ones share the group `other`."""
+"""Maximum number of groups of blocked checks between two folds; further checks share the group `other`."""
 VALUE_MAX = 4000
-"""Characters of one value; names that come from the wire may be as long as a message."""
+"""Maximum number of characters of one value; names from the wire may be as long as a message."""
 QUEUE_LINES = 10_000
-"""Lines that wait for the reader of standard error; past that they are dropped."""
+"""Maximum number of lines that wait for the reader of standard error; further lines are dropped."""
 CLOSE_S = 2.0
-"""Time for which the end of the process waits for the reader of standard error."""
+"""Maximum seconds that the end of the process waits for the reader of standard error."""
 
 LEVELS = {level: number for number, level in enumerate(("debug", "info", "warning", "error"))}
 """Levels of lines, the least important first."""
 
 
 def logfmt(fields: dict[str, object]) -> str:
-    """`key=value` pairs; values with blanks, quotes or control characters are quoted so that a line stays a line."""
+    """Encode fields as `key=value` pairs on one line; quote values with blanks, quotes or control characters."""
     return " ".join(f"{key}={_value(value)}" for key, value in fields.items() if value is not None)
 
 
@@ -103,7 +101,7 @@ def _value(value: object) -> str:
 
 
 class _Fold(NamedTuple):
-    """Number of checks of one kind; the other fields are those of the latest check."""
+    """Number of checks in one group; the other fields are those of the latest check."""
 
     checks: int
     host: str = ""
@@ -112,10 +110,11 @@ class _Fold(NamedTuple):
 
 
 class Log:
-    """Turns reports into lines on standard error, which a thread writes: a full pipe must not hold an answer back.
+    """Writer of log lines to standard error.
 
-    `now` gives seconds of a monotonic clock; `full_identifiers` shows whole IMEIs and IMSIs (privacy.identifiers: full);
-    without `in_background` there is no thread, for a process that forks. `worker` stands in each line of one of several.
+    A thread writes the lines, so that a full pipe delays no answer. `now` returns seconds of a monotonic clock.
+    `full_identifiers` logs whole IMEIs and IMSIs (privacy.identifiers: full). Without `in_background` there is no thread, for a
+    process that forks. `worker`: number of this worker, added to each line; None if there is only one.
     """
 
     def __init__(
@@ -126,9 +125,9 @@ class Log:
         self._worker = worker
         self._in_journal = is_journal()
         self._buckets = Buckets(1 / INTERVAL_S, BURST, KINDS_MAX)
-        """Buckets by the hash of a kind's fields: the fields come from the wire, and would take megabytes."""
+        """Buckets by the hash of a kind's fields, because fields from the wire could take megabytes."""
         self._suppressed: Counter[str] = Counter()
-        """Lines that were left out since the last one, by such a hash."""
+        """Number of lines suppressed since the last logged line, by that hash."""
         self._folds: dict[tuple[str, str, str, str], _Fold] = {}
         self._observed: Counter[tuple[int, str, str | None]] = Counter()
         self._writer = _Writer(sys.stderr.fileno()) if in_background else None
@@ -137,20 +136,20 @@ class Log:
         self.configure(level=level, full_identifiers=full_identifiers)
 
     def configure(self, *, level: str, full_identifiers: bool) -> None:
-        """Show lines from this level (a key of LEVELS) upward, and identifiers whole or short."""
+        """Set the minimum level (a key of LEVELS), and whether identifiers are logged whole."""
         self._level = LEVELS[level]
         self._full_identifiers = full_identifiers
 
     def report(
         self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
     ) -> None:
-        """Write one line for the event, unless its kind had too many of late."""
+        """Log an event, unless the limit of its kind is reached."""
         if LEVELS[level] < self._level:
             return
         suppressed = (
             0
             if event in ALWAYS
-            else self._take(str(hash((event, peer, reason, fields.get("list"), fields.get("entry")))))
+            else self._count_suppressed(str(hash((event, peer, reason, fields.get("list"), fields.get("entry")))))
         )
         if suppressed is None:
             return
@@ -167,10 +166,10 @@ class Log:
         if self._writer is None:
             _write(sys.stderr.fileno(), text)
         else:
-            self._writer.put(text)
+            self._writer.write(text)
 
-    def _take(self, kind: str) -> int | None:
-        """Return how many lines of this kind were left out since the last one; None if this one is left out too."""
+    def _count_suppressed(self, kind: str) -> int | None:
+        """Return the number of lines of this kind suppressed since the last one; None if this line is suppressed too."""
         now = self._now()
         if self._buckets.of(kind, now).take(now):
             return self._suppressed.pop(kind, 0)
@@ -180,9 +179,14 @@ class Log:
         return None
 
     def note_check(self, kind: tuple[str, str, str, str], host: str, imei: str, imsi: str, count: int = 1) -> None:
-        """Take note of checks that did not end in `whitelisted`; `fold` writes what has come together.
+        """Count checks with another status than `whitelisted`; `fold` logs the counts.
 
-        `kind`: status, list (or empty), rule, peer. `host`: Origin-Host of the last request, as `imei` and `imsi` are its.
+        Args:
+            kind: status, list (or empty), rule, peer.
+            host: Origin-Host of the last request.
+            imei: identifier in the last request.
+            imsi: subscriber in the last request.
+            count: number of checks.
         """
         if kind not in self._folds and len(self._folds) >= FOLDS_MAX:
             kind = (*kind[:3], "other")
@@ -190,11 +194,11 @@ class Log:
         self._folds[kind] = _Fold(count if before is None else before.checks + count, host, imei, imsi)
 
     def note_observed(self, rule: int, status: str, name: str | None = None) -> None:
-        """Take note of a check that an observed rule would have answered; `fold` writes how many there were."""
+        """Count a check that an observed rule would have answered; `fold` logs the counts."""
         self._observed[rule, status, name] += 1
 
     def fold(self) -> None:
-        """One line for each group of checks noted since the last fold, with the latest device as an example."""
+        """Log one line per group of checks since the last fold, with the latest device as an example."""
         folds, self._folds = self._folds, {}
         for (status, list_name, rule, peer), fold in folds.items():
             imei, imsi = fold.imei, fold.imsi
@@ -214,32 +218,32 @@ class Log:
             self._write("info", {"event": "observed", "rule": number, "name": name, "status": status, "count": count})
 
     def close(self) -> None:
-        """Write what is still queued and stop the writing thread, if someone reads what it writes."""
+        """Log the groups, write the queued lines and stop the thread; wait at most CLOSE_S per step."""
         self.fold()
         if self._writer is not None:
             self._writer.stop()
 
 
 class _Writer(threading.Thread):
-    """Writes lines to a descriptor. When nobody reads them any more, lines are lost, and neither checks nor the end wait for it."""
+    """Thread that writes lines to a descriptor. If the reader stops, lines are lost; checks and the end of the process do not wait."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(name="log", daemon=True)
         self._descriptor = descriptor
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_LINES)
 
-    def put(self, line: str) -> None:
-        """Have a line written; a full queue drops it."""
+    def write(self, line: str) -> None:
+        """Queue a line; drop it if the queue is full."""
         with suppress(queue.Full):
             self._lines.put_nowait(line)
 
     def run(self) -> None:
-        """Write what comes, until `stop`."""
+        """Write queued lines until `stop`."""
         while (line := self._lines.get()) is not None:
             _write(self._descriptor, line)
 
     def stop(self) -> None:
-        """Write what is queued, if someone reads it, and end."""
+        """Write the queued lines and end the thread; give up after CLOSE_S if standard error has no reader."""
         with suppress(queue.Full):
             self._lines.put(None, timeout=CLOSE_S)
             self.join(CLOSE_S)
@@ -247,27 +251,29 @@ class _Writer(threading.Thread):
 
 def _write(descriptor: int, line: str) -> None:
     left = line.encode("utf-8", "replace")
-    with suppress(OSError):  # nobody can read it any more
+    with suppress(OSError):  # the reader has closed it
         while left:
             left = left[os.write(descriptor, left) :]
 
 
 def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
-    """Return what reports a fault of ours in a call of another process (Channel.serve). `who`: as the log names it."""
+    """Return a handler that logs faults of this process in a call of another process (`Channel.serve`).
+
+    `who`: fields that name this process in the log.
+    """
     return lambda what, fault: report("fault", reason=what, level="error", detail=place_of(fault), **who)
 
 
 def report_faults(report: Report) -> None:
-    """Have the running loop report faults by `report`: event `fault`, with the place in the code.
+    """Log faults of the running event loop as event `fault`, with the place in the code.
 
-    Errors while a connection is closing are reported at debug level: the stores' TLS connections fail so when a node
-    ends.
+    Errors while a connection closes have the level debug: TLS connections to stores fail so when a node ends.
     """
 
     def handle(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         fault = context.get("exception")
-        going = "transport" in context and isinstance(fault, OSError | RuntimeError)
+        is_closing = "transport" in context and isinstance(fault, OSError | RuntimeError)
         detail = context["message"] if fault is None else f"{context['message']}: {place_of(fault)}"
-        report("fault", reason="loop", level="debug" if going else "error", detail=detail)
+        report("fault", reason="loop", level="debug" if is_closing else "error", detail=detail)
 
     asyncio.get_running_loop().set_exception_handler(handle)

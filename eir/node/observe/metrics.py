@@ -1,7 +1,7 @@
-"""Every metric, on one page, and what the kernel reports of a node's processes; the only module that knows Prometheus.
+"""Table of every metric, and figures from the kernel about a node's processes. The only module that imports the Prometheus library.
 
-Parts count in plain integers and dicts. The daemon makes a `Snapshot` of those: metric name → label values →
-number. Snapshots of several workers merge as the table says, and `exposition` renders one for a scrape.
+Parts count in plain integers and dicts. The supervisor builds a `Snapshot` from the counts: metric name → label values →
+number. `merge` combines the snapshots of several workers, and `exposition` renders one for a scrape.
 """
 
 import operator
@@ -105,7 +105,7 @@ _MERGE: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min"
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """One truth out of several workers' snapshots, by the `merge` column of the table; a name that is not in it is summed."""
+    """Merge the snapshots of several workers by the `merge` column of the table; sum a metric that has no row in it."""
     merged: dict[str, dict[Labels, float]] = {}
     for snapshot in snapshots:
         for name, samples in snapshot.items():
@@ -117,10 +117,7 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def outliving(snapshot: Snapshot) -> Snapshot:
-    """Return what stays of a worker that has ended: its own counters.
-
-    Its gauges, and what all workers read alike, go.
-    """
+    """Return the part of an ended worker's snapshot that remains: its own counters, without gauges and without values that all workers share."""
     return {
         name: samples
         for name, samples in snapshot.items()
@@ -129,17 +126,17 @@ def outliving(snapshot: Snapshot) -> Snapshot:
 
 
 def by_label(values: Mapping[str, float]) -> dict[Labels, float]:
-    """The samples of a metric that has one label."""
+    """Return the samples of a metric with one label."""
     return {(label,): value for label, value in values.items()}
 
 
 def times(values: Mapping[str, str | None]) -> dict[Labels, float]:
-    """The samples of a metric with one label, from ISO times to Unix seconds; left out are those that have no time."""
+    """Return the samples of a metric with one label, as Unix time (s) from ISO times; leave out labels without a time."""
     return {(label,): datetime.fromisoformat(text).timestamp() for label, text in values.items() if text}
 
 
 def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[Labels, float]:
-    """The samples of a histogram: `counts` has one number for each bound and one for what lies above the last."""
+    """Return the samples of a histogram. `counts` has one number per bound, and one for values above the last bound."""
     samples: dict[Labels, float] = {}
     below = 0
     for bound, count in zip((*(f"{b:g}" for b in bounds), "+Inf"), counts, strict=True):
@@ -150,12 +147,12 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> d
 
 
 def unknown(snapshot: Snapshot) -> list[str]:
-    """Names in a snapshot that are not in the table, and that no page shows: a fault of ours that must not cost the page."""
+    """Return the names in a snapshot without a row in the table. Such a name is a fault of the program; the page omits it."""
     return sorted(snapshot.keys() - _FAMILY.keys())
 
 
 def exposition(snapshot: Snapshot) -> bytes:
-    """The snapshot in Prometheus' text format (CONTENT_TYPE); what `unknown` names in it is left out."""
+    """Render the snapshot in Prometheus' text format (CONTENT_TYPE), without the names that `unknown` returns."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_SnapshotCollector(snapshot))
     return generate_latest(registry)
@@ -170,7 +167,7 @@ class _SnapshotCollector(Collector):
             samples = self._snapshot.get(family.name, {})
             if (
                 samples or family.kind != "histogram"
-            ):  # a name stands there from the start; a histogram is nothing without buckets
+            ):  # a metric without samples keeps its help text, but a histogram needs buckets
                 yield _render(family, samples)
 
 
@@ -189,7 +186,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 """Units per second in which the kernel counts processor time."""
 PREFIX = "eir-"
-"""Prefix of the names of child processes, see daemon/starter.py."""
+"""Prefix of the names of child processes (`eir/node/processes/starter.py`)."""
 _OPEN_MAX = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
@@ -197,16 +194,16 @@ class Usage(NamedTuple):
     """Resources that one process uses."""
 
     resident_bytes: int
-    """Shared memory included, which each of the processes that share it shows."""
+    """Resident memory; shared memory counts in each process that shares it."""
     cpu_s: float
-    """Processor time since its start, the kernel's for it included."""
+    """Processor time since the start of the process, user and system."""
     open_files: int
     open_files_max: int | None
     """None: there is no limit."""
 
 
 def of_processes(first: int) -> Snapshot:
-    """Return the result of `usage` as metrics."""
+    """Return the usage of a node's processes as metrics."""
     used = usage(first)
     return {
         "eir_process_resident_memory_bytes": by_label({name: each.resident_bytes for name, each in used.items()}),
@@ -219,26 +216,26 @@ def of_processes(first: int) -> Snapshot:
 
 
 def usage(first: int) -> Mapping[str, Usage]:
-    """Return what a process and its children use, by name: `front` is the first one.
+    """Return the usage of a process and its children, by name; `front` is the process `first`.
 
-    One that ends meanwhile is left out.
+    Processes that end meanwhile are left out.
     """
-    found: dict[str, Usage] = {}
+    used: dict[str, Usage] = {}
     with suppress(OSError):
-        found["front"] = _usage(first)
+        used["front"] = _usage(first)
     with suppress(OSError):
         for thread in Path(f"/proc/{first}/task").iterdir():
             for child in (thread / "children").read_text().split():
                 with suppress(OSError):
                     name = Path(f"/proc/{child}/comm").read_text().strip()
                     if name.startswith(PREFIX):
-                        found[name.removeprefix(PREFIX)] = _usage(int(child))
-    return found
+                        used[name.removeprefix(PREFIX)] = _usage(int(child))
+    return used
 
 
 def _usage(pid: int) -> Usage:
     folder = Path(f"/proc/{pid}")
-    after_name = (folder / "stat").read_text().rpartition(")")[2].split()  # the name may hold blanks
+    after_name = (folder / "stat").read_text().rpartition(")")[2].split()  # the name may contain blanks
     utime, stime, resident_pages = int(after_name[11]), int(after_name[12]), int(after_name[21])
     limit = _OPEN_MAX.search((folder / "limits").read_text())
     return Usage(

@@ -1,7 +1,7 @@
-"""The page for people, at / of the HTTP address: how the node is in words, and behind them peers, lists, checks and refusals.
+"""Page for people, at / of the HTTP address: status of the node, peers, lists, checks and refused releases.
 
-One document without any resource from elsewhere; its one script loads it again. Everything in it that comes from the wire or from a
-file is escaped. Knows no process: the supervisor hands in what is shown (Shown).
+One document without external resources; its only script reloads it. All text from the wire or from files is escaped. The
+supervisor passes the content (PageContent).
 """
 
 from base64 import b64encode
@@ -68,32 +68,32 @@ HEADERS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class PageContent:
     """Content of the page."""
 
     host: str
-    """The node's own name."""
+    """Name of the host."""
     status: Mapping[str, Any]
-    """The document of `eir status`."""
+    """Document of `eir status`."""
     peers: Sequence[Mapping[str, Any]]
-    """The rows of `eir peers`."""
+    """Rows of `eir peers`."""
     lists: Mapping[str, ListState]
     """Lists in force."""
     changes: Mapping[str, Event]
-    """The last event that changed each list, by list."""
+    """Last event that changed each list, by list."""
     refusals: Sequence[Event]
-    """Releases that were refused, the oldest first."""
+    """Refused releases, the oldest first."""
     minutes: Sequence[Minute]
-    """The last hour."""
+    """Minutes of the last hour."""
     asked: str = ""
-    """The identifier that was asked about; empty: none."""
+    """Identifier in the form of the request; empty: none."""
     answer: str = ""
-    """The answer of `eir check` about it."""
+    """Output of `eir check` for this identifier."""
     now: datetime
 
 
-def page(shown: Shown) -> Response:
-    """The page."""
+def page(shown: PageContent) -> Response:
+    """Render the page."""
     status = shown.status
     body = f"""<h1>{escape(FIRST[status["state"]])}</h1>{_troubles(status["troubles"])}
 <p class=soft>{escape(shown.host)}, eir {escape(status["version"])}, up for {_lasting(status["uptime_s"])}; {status["checks"]:,} checks since then</p>
@@ -110,15 +110,15 @@ def page(shown: Shown) -> Response:
 
 
 def _troubles(troubles: Iterable[str]) -> str:
-    def said(trouble: str) -> str:
+    def item(trouble: str) -> str:
         alert = alert_of(trouble)
         return f"<li>{escape(trouble)}{f' <span class=soft>({alert})</span>' if alert else ''}"
 
-    items = "".join(map(said, troubles))
+    items = "".join(map(item, troubles))
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _ask(shown: Shown) -> str:
+def _ask(shown: PageContent) -> str:
     answer = f"<pre>{escape(shown.answer)}</pre>" if shown.asked else ""
     return (
         "<section><h2>What would a device be answered?</h2><form action=/ method=post><label>IMEI, IMEISV or MEID<br>"
@@ -132,7 +132,7 @@ def _charts(minutes: Sequence[Minute]) -> str:
     total: Counter[str] = Counter()
     for minute in minutes:
         total.update(minute.checks)
-    said = (
+    totals = (
         ", ".join(f"{total[name]:,} {name}" for name in (*STATUSES, *sorted(total.keys() - {*STATUSES})) if total[name])
         or "none"
     )
@@ -159,17 +159,17 @@ def _charts(minutes: Sequence[Minute]) -> str:
     keys = "".join(_key(name, name) for name in STATUSES if total[name])
     times = f"The most that half of a minute's checks took {_key('whitelisted', '')}and 99 of 100 {_key('greylisted', '')}: {_ms(longest)} in the slowest minute."
     return (
-        f"<div class=charts>{_figure(f'Checks a minute: {said}', bars, f'{said}; {most:,} in the busiest minute. {keys}')}"
+        f"<div class=charts>{_figure(f'Checks a minute: {totals}', bars, f'{totals}; {most:,} in the busiest minute. {keys}')}"
         f"{_figure(f'Time that checks took, {_ms(longest)} at most', slow, times)}</div>"
     )
 
 
-def _figure(read: str, drawn: Iterable[str], says: str) -> str:
-    return f'<figure><svg viewBox="0 0 {MINUTES * BAR_W} {HIGH}" role=img aria-label="{escape(read)}">{"".join(drawn)}</svg><figcaption>{says}</figcaption></figure>'
+def _figure(read: str, drawn: Iterable[str], caption: str) -> str:
+    return f'<figure><svg viewBox="0 0 {MINUTES * BAR_W} {HIGH}" role=img aria-label="{escape(read)}">{"".join(drawn)}</svg><figcaption>{caption}</figcaption></figure>'
 
 
-def _key(name: str, says: str) -> str:
-    return f'<span><svg class=key viewBox="0 0 12 12" aria-hidden=true style="width:12px;display:inline-block;border:0"><rect class={name} width=12 height=12 /></svg>{says}</span> '
+def _key(name: str, caption: str) -> str:
+    return f'<span><svg class=key viewBox="0 0 12 12" aria-hidden=true style="width:12px;display:inline-block;border:0"><rect class={name} width=12 height=12 /></svg>{caption}</span> '
 
 
 def _ms(seconds: float) -> str:
@@ -177,7 +177,7 @@ def _ms(seconds: float) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts, which on a narrow screen becomes a card for each row."""
+    """Render a table of texts; on a narrow screen each row becomes a card."""
     body = "".join(
         "<tr>"
         + "".join(
@@ -188,7 +188,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><thead><tr>{''.join(f'<th scope=col>{head}' for head in heads)}</thead><tbody>{body}</table>"
 
 
-def _peers(shown: Shown) -> str:
+def _peers(shown: PageContent) -> str:
     rows = [
         (str(each["label"]), f"{each['protocol'] or ''} {each['state']}".lstrip(), str(each["address"] or ""), f"{each['requests']:,}", _ago(shown.now, each["last_seen"]), str(each["last_error"] or ""))
         for each in shown.peers[:ROWS_MAX]
@@ -200,7 +200,7 @@ def _peers(shown: Shown) -> str:
     )
 
 
-def _lists(shown: Shown) -> str:
+def _lists(shown: PageContent) -> str:
     rows = []
     for name, state in shown.lists.items():
         change = shown.changes.get(name)
@@ -224,7 +224,7 @@ def _lists(shown: Shown) -> str:
     )
 
 
-def _refused(shown: Shown) -> str:
+def _refused(shown: PageContent) -> str:
     events = [
         (_at(event.time), f"release of {event.list or 'an unknown list'}", event.detail.partition("\n")[0])
         for event in reversed(shown.refusals[-REFUSALS_MAX:])

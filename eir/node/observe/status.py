@@ -1,6 +1,6 @@
-"""Status of a node, from what its workers report: readiness, the status document, and a log line when either changes.
+"""Status of a node, from the reports of its workers: readiness, the status document, and a log line when either changes.
 
-No I/O and no clock but the one that it is given. The supervisor asks the workers; Status asks the parts of the supervisor.
+No I/O; the clock is an argument. The supervisor collects the workers' reports; Status calls the parts of the supervisor.
 """
 
 import time
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from eir.interfaces.interface import Attendant
 
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
-"""Exit status and word of `eir status`, as Nagios wants them."""
+"""Exit status and word of `eir status`, in the form of a Nagios plugin."""
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 PEERLESS_S = 60.0
-"""Time after the start within which an absent peer is no warning: peers come back within their Tc, usually 30 s."""
+"""Seconds after the start in which an absent peer causes no warning: peers reconnect within their Tc, usually 30 s."""
 AWAY_SHOWN = 10
-"""Peers without a connection that are named."""
+"""Maximum number of peers without a connection that the status names."""
 REFUSED_S = 300.0
-"""Time for which the refusal of one peer of a label is a warning while others of that label are connected."""
+"""Seconds for which the refusal of one peer is a warning while other peers with its label are connected."""
 REMIND_S = 3600.0
-"""Interval between two reminders of a list that is past its `expires`."""
+"""Seconds between two reminders of a list past its `expires`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,57 +37,57 @@ class WorkerReport:
     """Status of one worker."""
 
     missing: Sequence[str]
-    """Lists that rules in force look into and that have never been loaded."""
+    """Lists that the rules in force use and that have never been loaded."""
     lists: Mapping[str, ListState]
     """Lists in force."""
     overridden: bool
     checks: int
     connected: Mapping[str, int]
-    """Open connections by peer label."""
+    """Number of open connections by peer label."""
     tasks: int = 0
-    """Tasks on its event loop."""
+    """Number of tasks on its event loop."""
     load: float = 0.0
-    """Part of a processor that it took in the last second."""
+    """Share of a processor that it used in the last second."""
     shedding: Sequence[str]
-    """Peers of which requests were turned away by a rate limit in the last seconds."""
+    """Peers whose requests were rejected by a rate limit in the last seconds."""
     disabled: Sequence[str]
     """Peers that are out of service."""
     refused: Mapping[str, Failure] = field(default_factory=dict)
-    """The last refusal since a connection was opened, by peer label."""
+    """Last refusal since a connection was opened, by peer label."""
     newest: Mapping[str, float] = field(default_factory=dict)
     """Unix time at which the newest open connection began, by peer label."""
     lost_paths: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Addresses of a peer that SCTP does not reach at present, by peer label."""
     warnings: Mapping[str, str] = field(default_factory=dict)
-    """Warnings of the protocols besides Diameter, by peer label."""
+    """Warnings of the protocols other than Diameter, by peer label."""
 
 
 class Readiness(NamedTuple):
     """Readiness of the node for traffic, and the reasons."""
 
     word: str
-    """`ready`, `degraded` (it answers, but someone should look) or `not ready`."""
+    """`ready`, `degraded` (the node answers but has a warning of `losses`) or `not ready`."""
     why: Sequence[str]
 
 
 class Running(NamedTuple):
-    """Addresses of a node, and whether it stops."""
+    """Addresses of a node, and whether it is stopping."""
 
     listening: Sequence[str] = ()
-    """Diameter listeners that are open, as URLs."""
+    """Open Diameter listeners, as URLs."""
     http: str | None = None
-    """Address of the pages."""
+    """Address of the HTTP pages."""
     interfaces: Mapping[str, Sequence[str]] = {}
-    """Addresses of the interfaces besides the checks, by their name."""
+    """Addresses of the other interfaces, by name."""
     is_stopping: bool = False
 
 
 Warnings = Callable[[], Sequence[str]]
-"""Return the current warnings of one part of the supervisor."""
+"""Function that returns the current warnings of one part of the supervisor."""
 
 
 class Status:
-    """A node's status over time."""
+    """Status of a node over time."""
 
     def __init__(
         self,
@@ -102,24 +102,28 @@ class Status:
         report: Report,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`workers`: how many there should be. `pid`: the process that signals go to. A warning from `losses` degrades the node."""
+        """Create the status of a node that starts now.
+
+        `workers`: configured number of workers. `pid`: process that receives signals. A warning of `losses` degrades the node; a
+        warning of `warnings` does not.
+        """
         self._workers, self._pid = workers, pid
         self._running, self._is_store_up = running, is_store_up
         self._losses, self._warnings_of_parts, self._attendants = losses, warnings, attendants
         self._report, self._now = report, now
         self.started = now()
         self._in_force: set[str] = set()
-        """Lists that were in force at some time since the start."""
+        """Lists that have been in force since the start."""
         self._was_ready = False
-        self._told: Readiness | None = None
-        """The readiness that the log told last."""
+        self._logged: Readiness | None = None
+        """Readiness in the last log line."""
         self._reminder = ExpiryReminder()
 
     def readiness(self, reports: Sequence[WorkerReport]) -> Readiness:
-        """Return whether the node is ready, and why not.
+        """Return the readiness of the node and the reasons.
 
-        A list that was never loaded keeps a node from becoming ready. One that a reload adds to a ready node leaves it
-        ready: everything else is answered as before.
+        A list that was never loaded keeps a node from becoming ready. If a reload adds such a list, a ready node stays ready,
+        because it answers other checks as before.
         """
         missing = dict.fromkeys(name for report in reports for name in report.missing)
         never = {name: f"list {name} has never been loaded" for name in missing}
@@ -141,22 +145,22 @@ class Status:
         degraded += [text for part in self._losses for text in part()]
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
-    def tell(self, reports: Sequence[WorkerReport]) -> None:
-        """Log the readiness if it or its reason has changed; the first line says that the node serves."""
-        found = self.readiness(reports)
-        if self._running().is_stopping or found == self._told:
+    def log_readiness(self, reports: Sequence[WorkerReport]) -> None:
+        """Log the readiness if it or its reasons changed; the first line reports the start of service."""
+        readiness = self.readiness(reports)
+        if self._running().is_stopping or readiness == self._logged:
             return
-        first, self._told = self._told is None, found
-        ready = found.word == READY
-        event = "ready" if ready else "serving" if first else found.word.replace(" ", "_")
+        first, self._logged = self._logged is None, readiness
+        ready = readiness.word == READY
+        event = "ready" if ready else "serving" if first else readiness.word.replace(" ", "_")
         self._report(
-            event, level="info" if ready else "warning", reason="; ".join(found.why) or None, workers=len(reports),
+            event, level="info" if ready else "warning", reason="; ".join(readiness.why) or None, workers=len(reports),
             version=__version__ if first else None, lane=LANE if first else None,
             detail="no compiled lane: a check costs many times as much" if first and not COMPILED else None,
         )  # fmt: skip
 
     def remind(self, reports: Sequence[WorkerReport]) -> None:
-        """Log each list that is past its expiry, at once and then each REMIND_S."""
+        """Log each list that is past its expiry, at once and then every REMIND_S."""
         states = {name: state for report in reports for name, state in report.lists.items()}
         now = datetime.fromtimestamp(self._now(), UTC)
         for name in self._reminder.due(states, now=now, monotonic=time.monotonic()):
@@ -164,11 +168,11 @@ class Status:
             self._report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
 
     def document(self, reports: Sequence[WorkerReport], alerts: Sequence[Trouble] = ()) -> dict[str, Any]:
-        """Return what `eir status` shows: a Nagios state with its code, one line, and the figures behind it.
+        """Return the document of `eir status`: Nagios state and code, a summary line, and the figures.
 
         `alerts`: conditions of alerts that hold. A condition is left out if another text already leads to its alert.
         """
-        found, running = self.readiness(reports), self._running()
+        readiness, running = self.readiness(reports), self._running()
         lists: dict[str, ListState] = {}
         peers: dict[str, int] = {}
         for report in reports:
@@ -176,19 +180,19 @@ class Status:
                 lists[name] = min(lists.get(name, state), state, key=lambda of: (of.serial, of.generation))
             for label, number in report.connected.items():
                 peers[label] = peers.get(label, 0) + number
-        warnings = [*found.why, *self._warnings(reports, lists, peers)]
+        warnings = [*readiness.why, *self._warnings(reports, lists, peers)]
         named = {alert_of(text) for text in warnings}
         warnings += [each.text for each in alerts if each.alert not in named]
-        code, word = CRITICAL if found.word == NOT_READY else WARNING if warnings else OK
+        code, word = CRITICAL if readiness.word == NOT_READY else WARNING if warnings else OK
         checks = sum(report.checks for report in reports)
         entries = sum(state.entries for state in lists.values())
         figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
         figures += "" if COMPILED else "; no compiled lane here, so that a check costs many times as much"
         return {
-            "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "troubles": warnings, "ready": found.word, "version": __version__, "lane": LANE,
+            "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "troubles": warnings, "ready": readiness.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
             "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
-            "listening": running.listening, "http": running.http, "lists": {name: _shown(state) for name, state in lists.items()},
+            "listening": running.listening, "http": running.http, "lists": {name: _list_figures(state) for name, state in lists.items()},
             "peers": peers, "checks": checks, **{name: value for each in self._attendants for name, value in each.status().items()},
             **({"interfaces": running.interfaces} if running.interfaces else {}),
         }  # fmt: skip
@@ -196,7 +200,7 @@ class Status:
     def _warnings(
         self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]
     ) -> list[str]:
-        """Return what someone should look at, besides what makes the node less than ready."""
+        """Return the warnings that do not affect the readiness."""
         warnings = [
             f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))
         ]
@@ -225,23 +229,23 @@ class Status:
         return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
-        """The last refusal of each peer that has opened no connection since, whichever worker saw it."""
+        """Return the last refusal of each peer that has opened no connection since, from all workers."""
         newest = {label: 0.0 for report in reports for label in report.refused or ()}
         for report in reports:
             newest |= {label: max(at, newest[label]) for label, at in (report.newest or {}).items() if label in newest}
-        found: dict[str, Failure] = {}
+        refusals: dict[str, Failure] = {}
         for report in reports:
             for label, failure in (report.refused or {}).items():
                 lately = not newest[label] or self._now() - failure.at < REFUSED_S
-                if failure.at > max(newest[label], found[label].at if label in found else 0.0) and lately:
-                    found[label] = failure
-        return {label: failure.text for label, failure in found.items()}
+                if failure.at > max(newest[label], refusals[label].at if label in refusals else 0.0) and lately:
+                    refusals[label] = failure
+        return {label: failure.text for label, failure in refusals.items()}
 
 
 def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Rows of `eir peers` out of each worker's: all connections, and for each entry that no worker has one of a row.
+    """Merge the rows of `eir peers` from all workers: all connections, and one row for each entry without a connection.
 
-    Connections of AMFs that are over have a row for each entry.
+    Ended connections of AMFs share one row per entry.
     """
     rows = [{**row, "worker": number} for number, answer in by_worker for row in answer]
     by_label: dict[str, list[dict[str, Any]]] = {}
@@ -256,7 +260,7 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
         elif all(row["address"] is None for row in same):
             shown.append(same[-1])
     for row in shown:
-        # Each worker has seen its own connections, and one of them connects to peers.
+        # Each worker knows only its own connections, and only one worker connects to peers.
         same = by_label[row["label"]]
         row["last_seen"] = max((each["last_seen"] for each in same if each["last_seen"]), default=None)
         newest = max((each["since"] for each in same if each["state"] == "open"), default=0.0)
@@ -269,7 +273,7 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
     return shown
 
 
-def _shown(state: ListState) -> dict[str, Any]:
+def _list_figures(state: ListState) -> dict[str, Any]:
     return {
         "serial": state.serial, "generation": state.generation, "digest": state.content_digest, "entries": state.entries,
         "expires": state.expires,
@@ -277,22 +281,24 @@ def _shown(state: ListState) -> dict[str, Any]:
 
 
 def expired(states: Mapping[str, ListState], now: datetime) -> list[str]:
-    """The names of the lists whose release is past its `expires`; a local list has none."""
+    """Return the names of lists whose release is past its `expires`; a local list has no `expires`."""
     return [name for name, state in states.items() if state.expires and datetime.fromisoformat(state.expires) <= now]
 
 
 class ExpiryReminder:
-    """Remembers when each expired list was last reported."""
+    """Times of the last report about each expired list."""
 
-    __slots__ = ("_said",)
+    __slots__ = ("_reported_at",)
 
     def __init__(self) -> None:
-        self._said: dict[str, float] = {}
+        self._reported_at: dict[str, float] = {}
 
     def due(self, states: Mapping[str, ListState], *, now: datetime, monotonic: float) -> list[str]:
-        """The expired lists to report now: at once, then each REMIND_S of the monotonic clock, until a release renews them."""
+        """Return the expired lists to report now: at once, then every REMIND_S of the monotonic clock until a release renews them."""
         past = expired(states, now)
-        self._said = {name: said for name, said in self._said.items() if name in past}
-        found = [name for name in past if name not in self._said or monotonic - self._said[name] >= REMIND_S]
-        self._said.update(dict.fromkeys(found, monotonic))
-        return found
+        self._reported_at = {name: at for name, at in self._reported_at.items() if name in past}
+        due = [
+            name for name in past if name not in self._reported_at or monotonic - self._reported_at[name] >= REMIND_S
+        ]
+        self._reported_at.update(dict.fromkeys(due, monotonic))
+        return due

@@ -55,7 +55,7 @@ class StoreWatch:
                 events = [await await_store(store.history(limit=EVENTS_MAX, chain=chain)) for chain in CHAINS]
                 self.events = sorted((event for each in events for event in each), key=lambda event: event.time)
             self._outcomes = outcomes
-            await self._rhythms.look(self._outcomes, store)
+            await self._rhythms.update(self._outcomes, store)
         except StoreError as e:
             if e.cause == STOOD_STILL:
                 self._report("stood_still", level="warning", detail=str(e))

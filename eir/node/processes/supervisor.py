@@ -17,7 +17,7 @@ from eir.config import Config
 from eir.node.observe import metrics
 from eir.node.observe.control import Looking
 from eir.node.observe.lately import EVERY_S
-from eir.node.observe.log import ENDING, READY, Log, report_faults, tell_service
+from eir.node.observe.log import ENDING, READY, Log, notify_service, report_faults
 from eir.node.observe.status import Running, Status
 from eir.node.processes import deliver, state_folder
 from eir.node.processes.accept import HOLD_S, Acceptor
@@ -192,7 +192,7 @@ class Supervisor:
                     names = ", ".join(missing)
                     self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
                     if boot == "refuse":  # a start that waits for a release would hold back whoever is to load it
-                        tell_service(READY, f"STATUS=opens no listener before these lists are loaded: {names}")
+                        notify_service(READY, f"STATUS=opens no listener before these lists are loaded: {names}")
                 if not missing or boot != "refuse":
                     return True
             workers.changed.clear()
@@ -206,7 +206,7 @@ class Supervisor:
         await self._acceptor.listen([each.url for each in loaded.config.listeners], workers.hand_over)
         workers.dial()
         await self._poll()
-        tell_service(READY, f"STATUS=answers on {', '.join(self._acceptor.addresses)}")
+        notify_service(READY, f"STATUS=answers on {', '.join(self._acceptor.addresses)}")
         self._jobs.start("status", LOOK_S, self._poll, delay_s=LOOK_S)
         self._jobs.start("keys", LOOK_S, self.reload.poll_keys)
         self._jobs.start("configuration", LOOK_S, self.reload.poll_file)
@@ -218,7 +218,7 @@ class Supervisor:
         if self._stop.is_set():
             return
         self._log.report("stopping", reason=cause)
-        tell_service(ENDING)
+        notify_service(ENDING)
         self._stop.set()
         self._on_stop()
         self._others.stop()
@@ -236,7 +236,7 @@ class Supervisor:
     async def _poll(self) -> None:
         """Log and announce the status of the workers."""
         status, reports = self.overview.status, await self._others.workers.reports()
-        status.tell(reports)
+        status.log_readiness(reports)
         self._sources.acknowledge(reports)
         self._attendants.note(status.readiness(reports), reports)
         status.remind(reports)

@@ -13,7 +13,7 @@ from eir.lists.record.store import REFUSED
 from eir.node.observe import metrics
 from eir.node.observe.control import Looking
 from eir.node.observe.http import HttpServer, pages
-from eir.node.observe.page import Shown, page
+from eir.node.observe.page import PageContent, page
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.overview import Overview
 from eir.node.processes.store_watch import StoreWatch
@@ -91,7 +91,7 @@ class Web:
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
         form = request.body.decode("latin-1") if request.method == "POST" else request.query
         asked = strip_separators(parse_qs(form).get("imei", [""])[0])[:ASKED_MAX]
-        return page(Shown(
+        return page(PageContent(
             host=config.identity.host, status=status, peers=await self._overview.workers.peers(), lists=lists,
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._overview.minutes(),
             asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),

@@ -1,14 +1,14 @@
-"""A Diameter node (RFC 6733) that stands alone: codec, peers without I/O, and a thin asyncio layer around them.
+"""Diameter node (RFC 6733) without the rest of this project: codec, connections without I/O, and a thin asyncio layer around them.
 
-What is public is in `__all__`, and README.md beside this file has an application over it. Inside, in the order from socket to answer:
-link (bytes of one connection) → framing (messages) → peer (what is done in which of its states; the table is in states) → serve
-(what a request gets) → message and avp (the codec) → grammar (is it well formed?) → the application that the node was handed
-(application) → message (bytes again), sent and counted by traffic.
+`__all__` lists the public names; README.md in this folder shows an application on top of them. The modules, in the order from
+socket to answer: link (bytes of one connection) → framing (messages) → peer (state machine; its table is in states) → serve
+(treatment of a request) → message and avp (codec) → grammar (verification) → application → message (bytes of the answer), sent
+and counted by traffic.
 
-`application` has the commands of the base protocol too, `dictionary` the AVPs, `result` the Result-Codes. `node` holds listeners and the
-peer table; `admission` says which connections of a peer may be open, `dialer` makes those that we make.
-`watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side, with one node
-to ask or several. Who may connect, limits and transports are eir.wire.peers.
+`application` also has the commands of the base protocol, `dictionary` the AVPs, `result` the Result-Codes. `node` has the
+listeners and the peer table; `admission` decides which connections of a peer may be open; `dialer` makes outgoing connections.
+`watchdog` and `capabilities` implement the RFC sections of these names. `client` sends requests to one node or to several. Peer
+settings, limits and transports are in eir.wire.peers and eir.wire.transport.
 """
 
 from importlib import import_module
@@ -43,7 +43,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: who wants settings alone does not wait for sockets and TLS."""
+    """Import a public name at its first use, so that a program that needs only settings does not load sockets and TLS."""
     home = next(
         (module if "." in module else f"{__name__}.{module}" for module, names in _HOMES.items() if name in names), None
     )

@@ -1,6 +1,6 @@
-"""A Diameter application, for the node that it is handed to: its commands, its AVPs, and the function that answers.
+"""Diameter application on a node: its commands, its AVPs, and the function that answers requests.
 
-The base application is one, too: the commands that every Diameter node answers, by their grammars (RFC 6733 5.3 to 5.5, 6.11).
+Also the base application: commands that every Diameter node answers, with their grammars (RFC 6733 5.3 to 5.5, 6.11).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -18,57 +18,59 @@ from eir.wire.peers.settings import Limits
 
 
 class Command(NamedTuple):
-    """A command whose requests the node answers."""
+    """Command whose requests the node answers."""
 
     name: str
-    """Its name in counters."""
+    """Name in counters."""
     request: Grammar
     session: bool = False
-    """Its answer begins with a Session-Id, so that without one only the answer-message grammar is left (RFC 6733 7.2)."""
+    """True if the command's answer begins with a Session-Id; without one in the request, an error uses the answer-message grammar (RFC 6733 7.2)."""
     error_avps: bytes = b""
-    """AVPs that its own grammar requires in an answer besides result and origin, even if that answer is an error."""
+    """AVPs that the command's grammar requires in an answer besides result and origin, even in an error."""
 
 
 class Lane(Protocol):
-    """A shortcut that an application may have for the requests of one connection.
+    """Shortcut of an application for the requests of one connection.
 
-    Whatever it takes, it answers as the general path would, to the byte; it keeps the application's own counters, and the
-    connection keeps the node's. What it does not take costs that message alone.
+    The lane returns the same bytes as the general path, and updates the application's counters; the connection updates the
+    node's counters. A message that the lane skips costs only the attempt.
     """
 
     command: str
-    """Name of the command whose requests it takes."""
+    """Name of the command whose requests it answers."""
 
     def take(
         self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
     ) -> tuple[int, Mapping[str, int]]:
-        """Answer the messages at `position`, up to the first that is not for the lane; append the answers to `out`.
+        """Answer the messages at `position`, up to the first that the lane skips; append the answers to `out`.
 
-        Returns the position behind the last one answered, and how many answers of each result there were.
+        Returns:
+            Position behind the last answered message, and number of answers by result.
         """
 
     def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Answer what `take` would, but with the overload answer only.
+        """Answer the messages that `take` would answer, but with the overload answer.
 
-        Returns the position behind it, and the number of answers.
+        Returns:
+            Position behind the last answered message, and number of answers.
         """
 
 
 class LaneTerms(NamedTuple):
-    """The facts that a lane needs about its connection."""
+    """Facts about its connection that a lane needs."""
 
     label: str
-    """The peer's label."""
+    """Label of the peer."""
     origin: bytes
-    """Our Origin-Host and Origin-Realm, encoded."""
+    """Origin-Host and Origin-Realm of the node, encoded."""
     hosts: Collection[bytes]
     realms: Collection[bytes]
-    """The names that a Destination-Host or a Destination-Realm may have, in lower case."""
+    """Values that Destination-Host and Destination-Realm may have, in lower case."""
     lenient: Collection[str]
-    """Faults that the peer is forgiven (eir.wire.peers.settings.LENIENCES)."""
+    """Faults that are tolerated from the peer (eir.wire.peers.settings.LENIENCES)."""
     limits: Limits
     overload: Reply
-    """The answer past a limit on requests a second."""
+    """Answer above a limit of requests per second."""
 
 
 LaneFactory = Callable[[LaneTerms], Lane]
@@ -85,22 +87,21 @@ class Application:
     id: int
     """Application-Id."""
     vendor: int = 0
-    """Vendor-Id of who defined it; 0 for one of the IETF's, which has no Vendor-Specific-Application-Id."""
+    """Vendor-Id of the vendor that defined it; 0 for an application of the IETF, which has no Vendor-Specific-Application-Id."""
     commands: Mapping[int, Command]
-    """The commands, by command code."""
+    """Commands by command code."""
     dictionary: Dictionary
-    """The AVPs that are known, those of the base protocol included."""
+    """Known AVPs, including those of the base protocol."""
     answer: Callable[[Request], Reply] = _answer_nothing
-    """Answers one request, synchronously. Raises DiameterError for a fault of the request; anything else becomes a 5012."""
+    """Function that answers one request synchronously. It raises DiameterError for a fault of the request; any other exception becomes a 5012."""
     lane: LaneFactory | None = None
-    """None: all requests take the general path."""
+    """Factory of a lane; None: all requests take the general path."""
     told: Callable[[Request, bytes], None] | None = None
-    """A function that is told each request on the general path, with its answer as sent, also if it is an error; None:
-    nobody."""
+    """Function that receives each request on the general path with its answer as sent, including errors; None: no function."""
 
 
 def application_id_avp(application: Application) -> bytes:
-    """The AVP that says what application is meant, encoded (RFC 6733 6.8, 6.11)."""
+    """Encode the AVP that names the application (RFC 6733 6.8, 6.11)."""
     own = encode_u32(AUTH_APPLICATION_ID, application.id)
     if not application.vendor:
         return own
@@ -116,7 +117,7 @@ APPLICATION_IDS = read_grammar(
     base.BASE_DICTIONARY,
     either=(base.AUTH_APPLICATION_ID, base.ACCT_APPLICATION_ID),
 )
-"""The inside of a Vendor-Specific-Application-Id in an application's commands: exactly one of the two ids (RFC 6733 6.11)."""
+"""Grammar of a Vendor-Specific-Application-Id in an application's commands: exactly one of the two ids (RFC 6733 6.11)."""
 
 CER = read_grammar(
     """
@@ -162,4 +163,4 @@ BASE_COMMANDS = {
     base.DEVICE_WATCHDOG: Command("Device-Watchdog", DWR),
     base.DISCONNECT_PEER: Command("Disconnect-Peer", DPR),
 }
-"""The commands of the base protocol, by command code."""
+"""Commands of the base protocol, by command code."""

@@ -1,6 +1,6 @@
-"""The AVP codec: encoding of every base type, and the walk over encoded AVPs (RFC 6733 4). Knows no AVP by name.
+"""AVP codec: encoding of every base type, and parser of encoded AVPs (RFC 6733 4). No AVP is known by name here.
 
-An AVP's key is one integer, vendor << 32 | code: it names the AVP everywhere here, and for AVPs of the IETF it is their code.
+The key of an AVP is one integer, vendor << 32 | code. For AVPs of the IETF it equals the code.
 """
 
 import ipaddress
@@ -22,7 +22,7 @@ _ADDRESS_FAMILY = {4: b"\0\x01", 6: b"\0\x02"}
 
 
 class Avp(NamedTuple):
-    """One AVP as it stands in a message; `start` and `end` are offsets into the message, padding not included."""
+    """AVP in a message; `start` and `end` are offsets into the message, without padding."""
 
     key: int
     flags: int
@@ -32,12 +32,12 @@ class Avp(NamedTuple):
 
 
 def key_of(code: int, vendor: int = 0) -> int:
-    """The one integer that names an AVP."""
+    """Return the key of an AVP."""
     return vendor << 32 | code
 
 
 def encode(key: int, data: bytes, *, flags: int = M_FLAG) -> bytes:
-    """An AVP with its padding; the V bit follows from the key. `data` must leave the length within 24 bits."""
+    """Encode an AVP with its padding; the key determines the V bit. The length of the AVP must fit in 24 bits."""
     size = len(data)
     vendor = key >> 32
     if vendor:
@@ -50,17 +50,21 @@ def encode(key: int, data: bytes, *, flags: int = M_FLAG) -> bytes:
 
 
 def encode_u32(key: int, value: int, *, flags: int = M_FLAG) -> bytes:
-    """An AVP of type Unsigned32, or Enumerated."""
+    """Encode an AVP of type Unsigned32 or Enumerated."""
     return encode(key, _WORD.pack(value), flags=flags)
 
 
 def encode_text(key: int, text: str, *, flags: int = M_FLAG) -> bytes:
-    """An AVP of type UTF8String, DiameterIdentity or DiameterURI."""
+    """Encode an AVP of type UTF8String, DiameterIdentity or DiameterURI."""
     return encode(key, text.encode(), flags=flags)
 
 
 def encode_address(key: int, address: str) -> bytes:
-    """An AVP of type Address; what a dual-stack socket shows of IPv4 goes out as IPv4. Raises ValueError for other text."""
+    """Encode an AVP of type Address; an IPv4-mapped IPv6 address becomes IPv4.
+
+    Raises:
+        ValueError: if the text is no IP address.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
@@ -68,29 +72,29 @@ def encode_address(key: int, address: str) -> bytes:
 
 
 def u32(avp: Avp) -> int:
-    """The value of an AVP whose data the grammar found to be four bytes."""
+    """Return the value of an AVP whose length of 4 bytes the grammar has checked."""
     return int.from_bytes(avp.data)
 
 
 def u32_or(avp: Avp | None, otherwise: L) -> int | L:
-    """The value of an AVP that no grammar has checked; `otherwise` if it is missing or its data are not four bytes."""
+    """Return the value of an unchecked AVP, or `otherwise` if it is missing or not 4 bytes long."""
     return int.from_bytes(avp.data) if avp is not None and len(avp.data) == _WORD.size else otherwise
 
 
 def text(avp: Avp) -> str:
-    """The value as text; bytes that are not UTF-8 become U+FFFD."""
+    """Return the value as text; bytes that are not UTF-8 become U+FFFD."""
     return avp.data.decode("utf-8", "replace")
 
 
 def nest(octets: bytes, groups: Sequence[Avp]) -> bytes:
-    """Encoded AVPs inside the groups that they stand in, outermost first, and nothing else (RFC 6733 7.5)."""
+    """Wrap encoded AVPs in the headers of their groups, outermost first, without other members (RFC 6733 7.5)."""
     for group in reversed(groups):
         octets = encode(group.key, octets, flags=group.flags & ~V_FLAG)
     return octets
 
 
 class Fault(NamedTuple):
-    """The point where a walk over encoded AVPs had to stop: the readable part of the AVP's header, else zeros."""
+    """Place where the parser stopped: readable part of the AVP's header, zeros for the rest."""
 
     key: int
     flags: int
@@ -99,12 +103,12 @@ class Fault(NamedTuple):
 
 
 def parse(buffer: bytes, position: int, end: int, room: int) -> tuple[list[Avp], Fault | None]:
-    """The AVPs between two offsets, and the fault that ended the walk early, if one did.
+    """Parse the AVPs between two offsets; return them, and the fault that ended the parsing early.
 
-    `room` bounds the number of AVPs. The last AVP of a group may lack its padding, which some stacks leave out.
+    `room`: maximum number of AVPs. The last AVP of a group may lack its padding, because some stacks omit it.
     """
     avps: list[Avp] = []
-    # Names that are local are found faster: this loop is most of what the general path costs.
+    # Local names are faster: this loop is most of the cost of the general path.
     append, new, kind, unpack, from_bytes = avps.append, tuple.__new__, Avp, _TWO_WORDS.unpack_from, int.from_bytes
     while position < end:
         left = end - position
@@ -116,7 +120,7 @@ def parse(buffer: bytes, position: int, end: int, room: int) -> tuple[list[Avp],
         if word & 0x80000000:
             value = position + 12
             if length < 12 or left < 12:
-                # RFC 6733 7.1.5: what is missing of the header is zero, the Vendor-Id here.
+                # RFC 6733 7.1.5: missing parts of the header are zero, here the Vendor-Id.
                 return avps, Fault(code, word >> 24, "avp_length")
             code |= from_bytes(buffer[position + 8 : value]) << 32
         else:

@@ -1,6 +1,6 @@
-"""The capabilities exchange: what a CER or CEA says, who its sender is, and whether we talk to it (RFC 6733 5.3).
+"""Capabilities exchange: contents of a CER or CEA, its sender, and the decision on it (RFC 6733 5.3).
 
-Knows no connection and no state.
+No connection and no state.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,15 +19,15 @@ from eir.wire.peers.settings import APPLICATIONS, Identity, PeerSettings, holds,
 NO_INBAND_SECURITY = 0
 """Inband-Security-Id (RFC 6733 6.10)."""
 NO_APPLICATION = "no_common_application"
-"""Reason why a CER or CEA is rejected whose sender offers none of our applications."""
+"""Reason for which a CER or CEA without a common application is rejected."""
 CEA_REFUSED, CEA_NOT_NOW = "cea_result", "cea_not_now"
-"""Reasons why a connection that we made is not opened: the peer refuses us, or refuses us for now."""
+"""Reasons for which an outgoing connection is not opened: the peer refuses the node, or refuses it for now."""
 SOON_OVER = frozenset({result.TOO_BUSY, result.ELECTION_LOST, result.UNABLE_TO_COMPLY})
-"""Result-Codes of a CEA by which a peer may take us soon: it is busy, it has another connection of ours."""
+"""Result-Codes of a CEA after which a peer may accept the node soon: it is busy, or has another connection to the node."""
 
 
 class Capabilities(NamedTuple):
-    """The contents of a CER or CEA."""
+    """Contents of a CER or CEA."""
 
     host: str
     realm: str
@@ -38,13 +38,14 @@ class Capabilities(NamedTuple):
 
 
 IdentifyPeer = Callable[[Capabilities], PeerSettings]
-"""Says whose a CER or CEA is; raises DiameterError 3010 if no entry of the peer table fits."""
+"""Function that returns the entry of the peer table for a CER or CEA; raises DiameterError 3010 if no entry matches."""
 
 
 def capability_avps(identity: Identity, addresses: Iterable[str], application: Application) -> bytes:
-    """The AVPs after Origin-Realm in our CER and CEA (RFC 6733 5.3.1, 5.3.2).
+    """Encode the AVPs after Origin-Realm in the node's CER and CEA (RFC 6733 5.3.1, 5.3.2).
 
-    `addresses`: those of the connection's own socket. No Inband-Security-Id: TLS comes before the CER, or not at all.
+    `addresses`: addresses of the connection's own socket. There is no Inband-Security-Id, because TLS begins before the CER or
+    not at all.
     """
     vendor, firmware = application.vendor, identity.firmware_revision
     return b"".join((
@@ -59,8 +60,8 @@ def capability_avps(identity: Identity, addresses: Iterable[str], application: A
 
 
 def read_capabilities(message: Message) -> Capabilities:
-    """Read a CER or CEA; missing or unreadable fields stay empty. Its grammar is checked elsewhere."""
-    # RFC 6733 6.11 wants one id in a group; old stacks send both, and either shows what they can do.
+    """Parse a CER or CEA without a grammar check; missing or unreadable fields stay empty."""
+    # RFC 6733 6.11 requires exactly one id in a group; old stacks send both, and each of them names an application.
     groups = [avp for avp in message.avps if avp.key == avps.VENDOR_SPECIFIC_APPLICATION_ID]
     stated = [*message.avps, *(member for group in groups for member in message.members(group))]
     host, realm, state = (message.first.get(key) for key in (avps.ORIGIN_HOST, avps.ORIGIN_REALM, avps.ORIGIN_STATE_ID))
@@ -71,78 +72,84 @@ def read_capabilities(message: Message) -> Capabilities:
     )  # fmt: skip
 
 
-def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
-    return frozenset(number for avp in found if avp.key in keys and (number := u32_or(avp, None)) is not None)
+def _numbers(stated: Iterable[Avp], *keys: int) -> frozenset[int]:
+    return frozenset(number for avp in stated if avp.key in keys and (number := u32_or(avp, None)) is not None)
 
 
 def judge_cer(
-    request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool
+    request: Request, capabilities: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool
 ) -> PeerSettings:
-    """The peer that a CER comes from. Raises DiameterError: 3010 where the sender is unknown and nothing else is wrong."""
-    found: PeerSettings | DiameterError
+    """Return the entry of the peer table for a CER.
+
+    Raises:
+        DiameterError: if the CER is invalid; 3010 only if the sender is unknown and the CER has no other fault.
+    """
+    entry: PeerSettings | DiameterError
     try:
-        found = identify(said)
+        entry = identify(capabilities)
     except DiameterError as e:
-        found = e
-    settings = found if isinstance(found, PeerSettings) else None
+        entry = e
+    settings = entry if isinstance(entry, PeerSettings) else None
     try:
         check_header_bits(request)
         check_grammar(request, CER, settings, context)
-        if isinstance(found, DiameterError):
-            raise found
-        _check_common(said, found, context.application.id, secure=secure)
+        if isinstance(entry, DiameterError):
+            raise entry
+        _check_common(capabilities, entry, context.application.id, secure=secure)
     except DiameterError as e:
-        if isinstance(found, PeerSettings):
-            e.name_entry(found.label)
+        if isinstance(entry, PeerSettings):
+            e.name_entry(entry.label)
         else:
-            e.name_entry(found.entry, found.nearest)
+            e.name_entry(entry.entry, entry.nearest)
         raise
-    return found
+    return entry
 
 
 def judge_cea(
     answer: Answer, settings: PeerSettings, identify: IdentifyPeer, context: NodeContext, *, secure: bool
 ) -> Capabilities:
-    """The capabilities of the peer that we connected to.
+    """Return the capabilities of a peer to which the node connected.
 
-    Raises DiameterError for a CEA that opens nothing (RFC 6733 5.6).
+    Raises:
+        DiameterError: if the CEA does not open the connection (RFC 6733 5.6).
     """
-    said = read_capabilities(answer)
+    capabilities = read_capabilities(answer)
     if answer.result_codes != [result.SUCCESS]:
         codes = ", ".join(map(str, answer.result_codes)) or "none"
         reason = CEA_NOT_NOW if answer.result_codes and SOON_OVER.issuperset(answer.result_codes) else CEA_REFUSED
         raise DiameterError(0, reason, f"its CEA has Result-Code {codes}")
-    if settings.host is not None and said.host.lower() != settings.host.lower():
-        # 5.6: Process-CEA; it is not the peer that was to be connected to.
-        raise DiameterError(0, "cea_origin_host", f"its CEA has Origin-Host {said.host}")
-    identify(said)
-    _check_common(said, settings, context.application.id, secure=secure)
-    return said
+    if settings.host is not None and capabilities.host.lower() != settings.host.lower():
+        # 5.6: Process-CEA; this is not the configured peer.
+        raise DiameterError(0, "cea_origin_host", f"its CEA has Origin-Host {capabilities.host}")
+    identify(capabilities)
+    _check_common(capabilities, settings, context.application.id, secure=secure)
+    return capabilities
 
 
-def has_common(said: Capabilities, application_id: int) -> bool:
-    """True if a peer offers the application, or relays all of them (RFC 6733 5.3)."""
-    return bool(said.applications & {application_id, avps.RELAY})
+def has_common(capabilities: Capabilities, application_id: int) -> bool:
+    """Return true if a peer offers the application or relays all applications (RFC 6733 5.3)."""
+    return bool(capabilities.applications & {application_id, avps.RELAY})
 
 
-def _check_common(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
-    """Check that we have an application and security in common with a peer (RFC 6733 5.3).
+def _check_common(capabilities: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
+    """Check for a common application and common security (RFC 6733 5.3).
 
-    Raises DiameterError 5010 or 5017.
+    Raises:
+        DiameterError: 5010 or 5017.
     """
-    if not has_common(said, application_id) and APPLICATIONS not in settings.lenient:
-        offered = sorted(said.applications) or "no application"
+    if not has_common(capabilities, application_id) and APPLICATIONS not in settings.lenient:
+        offered = sorted(capabilities.applications) or "no application"
         text = f"it offers {offered}, not {application_id}"
         raise DiameterError(result.NO_COMMON_APPLICATION, NO_APPLICATION, text)
-    # RFC 6733 6.10: an absent AVP means NO_INBAND_SECURITY; inside TLS there is nothing left to agree on.
-    if not secure and said.inband_security and NO_INBAND_SECURITY not in said.inband_security:
+    # RFC 6733 6.10: an absent AVP means NO_INBAND_SECURITY; inside TLS there is nothing to negotiate.
+    if not secure and capabilities.inband_security and NO_INBAND_SECURITY not in capabilities.inband_security:
         raise DiameterError(result.NO_COMMON_SECURITY, "no_common_security", "it wants TLS on a connection without it")
 
 
 def find_peer(
     peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address
 ) -> PeerSettings | None:
-    """The first entry that fits; names compare without case (RFC 6733 4.3.1 and DNS)."""
+    """Return the first matching entry; names are compared without case (RFC 6733 4.3.1 and DNS)."""
     return next(
         (
             each
@@ -154,13 +161,13 @@ def find_peer(
 
 
 def nearest_miss(
-    peers: Sequence[PeerSettings], said: Capabilities, source: IPv4Address | IPv6Address
+    peers: Sequence[PeerSettings], capabilities: Capabilities, source: IPv4Address | IPv6Address
 ) -> tuple[str | None, str]:
-    """The label of the first entry that fits but for one thing, and that thing; None if no entry comes so close."""
+    """Return the first entry with exactly one mismatch, as its label and the mismatching key; None if there is none."""
     for settings in (each for each in peers if not each.is_titled):
         holds = {
-            "host": _is(settings.host, said.host),
-            "realm": _is(settings.realm, said.realm),
+            "host": _is(settings.host, capabilities.host),
+            "realm": _is(settings.realm, capabilities.realm),
             "from": is_from(settings, source),
         }
         asked = {"host": settings.host is not None, "realm": settings.realm is not None, "from": bool(settings.sources)}
@@ -174,13 +181,13 @@ def _is(wanted: str | None, name: str) -> bool:
     return wanted is None or wanted.lower() == name.lower()
 
 
-def certificate_fits(names: Sequence[str], said: Capabilities, settings: PeerSettings) -> bool:
-    """True if a certificate with these DNS names may speak as Origin-Host in Origin-Realm (RFC 6733 5.3, 13.1).
+def certificate_fits(names: Sequence[str], capabilities: Capabilities, settings: PeerSettings) -> bool:
+    """Return true if a certificate with these DNS names is valid for Origin-Host and Origin-Realm (RFC 6733 5.3, 13.1).
 
-    A configured name decides alone. Else the Origin-Host itself has to be there, and the Origin-Realm to be a part of
-    it, or to be there too.
+    Configured names decide alone. Without them, the certificate must name the Origin-Host. The Origin-Realm must be a suffix of
+    the Origin-Host, or be in the certificate too.
     """
     if settings.tls_names:
         return any(holds(names, name) for name in settings.tls_names)
-    host, realm = said.host.lower(), said.realm.lower()
+    host, realm = capabilities.host.lower(), capabilities.realm.lower()
     return holds(names, host) and (host == realm or host.endswith(f".{realm}") or holds(names, realm))

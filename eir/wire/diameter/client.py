@@ -1,8 +1,8 @@
-"""The asking side: connect to a Diameter node, exchange capabilities, send requests, await their answers, disconnect.
+"""Diameter client: connect to a node, exchange capabilities, send requests, await answers, disconnect.
 
-A thin layer over Peer and DiameterConnection; what is answered is handed on as it came (RFC 6733 6.1.8 redirects included: an answer is
-reported, never followed). `Servers` asks several: each request goes to the first that is well, and to the next if no answer comes
-(RFC 6733 5.5.4).
+A thin layer over Peer and DiameterConnection. Answers are returned as received, including redirects (RFC 6733 6.1.8), which are
+never followed. `Servers` uses several servers: each request goes to the first healthy server, and to the next one if no answer
+arrives (RFC 6733 5.5.4).
 """
 
 import asyncio
@@ -47,27 +47,27 @@ SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
 
 
 class Sending(NamedTuple):
-    """The identity of a request, whatever connection it goes out on (RFC 6733 3, 8.8)."""
+    """Identity of a request, which is the same on every connection (RFC 6733 3, 8.8)."""
 
     session: str
     end_to_end: int
     again: bool = False
-    """It went out before on another connection, and may have been received (the T bit)."""
+    """True if the request was sent before on another connection and may have been received (T bit)."""
 
 
 _sessions = itertools.count(random.getrandbits(31))
 
 
 def new_sending(origin_host: str) -> Sending:
-    """The name of a new request."""
-    # RFC 6733 8.8: <DiameterIdentity>;<high 32 bits>;<low 32 bits>;<optional value>, unique for ever.
+    """Return the identity of a new request."""
+    # RFC 6733 8.8: <DiameterIdentity>;<high 32 bits>;<low 32 bits>;<optional value>, globally unique.
     session = f"{origin_host};{int(time.time())};{next(_sessions) & 0xFFFFFFFF};{os.getpid()}"
-    # RFC 6733 3: the low 12 bits of the time, and 20 bits by chance.
+    # RFC 6733 3: the low 12 bits of the time, and 20 random bits.
     return Sending(session, (int(time.time()) & 0xFFF) << 20 | random.getrandbits(20))
 
 
 class Client:
-    """One open connection; made by `connect`. Requests may be sent at the same time."""
+    """Open connection, created by `connect`. Concurrent requests are possible."""
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
@@ -78,20 +78,24 @@ class Client:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self.peer: Capabilities | None = None
-        """The contents of the other end's CEA; set once the connection is open."""
+        """Contents of the server's CEA; None before the connection is open."""
         self.closed_by = ""
-        """The reason why the connection is over; empty while it is open."""
+        """Reason for the end of the connection; empty while it is open."""
 
     def certificate_names(self) -> Sequence[str] | None:
-        """Names in the other end's certificate, which a caller holds against `peer`; None without TLS."""
+        """Return the names in the server's certificate, for a comparison with `peer`; None without TLS."""
         return None if self._link is None else self._link.names
 
     async def request(
         self, command: int, avps: bytes, *, timeout_s: float = 5.0, sending: Sending | None = None
     ) -> Answer:
-        """Send a request of the application and return its answer; Session-Id and our Origin AVPs are put before `avps`.
+        """Send a request of the application and return its answer. Session-Id and the client's Origin AVPs precede `avps`.
 
-        `sending`: what names it; None: it is a new one. Raises TimeoutError without an answer in time, EirError if the connection is over.
+        `sending`: identity of a repeated request; None: a new request.
+
+        Raises:
+            TimeoutError: if no answer arrives in time.
+            EirError: if the connection is closed.
         """
         link, peer = self._link, self._link.peer if self._link is not None else None
         if link is None or peer is None or self.closed_by:
@@ -110,7 +114,7 @@ class Client:
             peer.forget(hop_by_hop)
 
     async def close(self, timeout_s: float = 2.0) -> None:
-        """Disconnect by DPR (DO_NOT_WANT_TO_TALK_TO_YOU), and wait for the end at most `timeout_s`."""
+        """Disconnect by DPR (DO_NOT_WANT_TO_TALK_TO_YOU); wait at most `timeout_s` for the end."""
         link = self._link
         if link is None:
             return
@@ -126,24 +130,24 @@ class Client:
     # transport.Owner
 
     def accept(self, link: DiameterConnection) -> Peer:
-        """The connection stands: begin with our CER."""
+        """Begin with the CER, after the transport is connected."""
         peer = link.new_peer(lambda _: SERVER)
         peer.connect(SERVER, self._loop.time())
         return peer
 
     def handle(self, link: DiameterConnection, event: Event) -> None:
-        """Wake the one that waits for it."""
-        said = link.peer.capabilities if link.peer is not None else None
+        """Wake the task that waits for this event."""
+        capabilities = link.peer.capabilities if link.peer is not None else None
         match event:
-            case Opened() if said is not None and not self._opened.done():
-                self.peer = said
+            case Opened() if capabilities is not None and not self._opened.done():
+                self.peer = capabilities
                 self._opened.set_result(None)
             case Answered(hop_by_hop, answer):
                 waiting = self._waiting.get(hop_by_hop)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(answer)
             case Leaving():
-                # RFC 6733 5.4: what is under way is answered, and nothing new is asked.
+                # RFC 6733 5.4: pending requests are still answered; new ones must not be sent.
                 self.closed_by = self.closed_by or "disconnected by a DPR"
             case Closed(reason, detail):
                 self._over(detail or reason)
@@ -151,14 +155,14 @@ class Client:
                 pass
 
     def lost(self, link: DiameterConnection) -> None:
-        """Nothing will be answered any more."""
+        """Fail all pending requests, because the transport is closed."""
         del link
         self._over("peer_closed")
 
     # Inside
 
     async def open(self, to: Endpoint, tls: ssl.SSLContext | None, sctp: SctpSettings, timeout_s: float) -> None:
-        """Connect and exchange capabilities; see `connect`."""
+        """Connect and exchange capabilities, as described for `connect`."""
         try:
             async with asyncio.timeout(timeout_s):
                 link = DiameterConnection(self, self._loop)
@@ -189,10 +193,13 @@ async def connect(
     timeout_s: float = 5.0, tls: ssl.SSLContext | None = None, counts: Counts | None = None, scheme: str = TCP,
     sctp: SctpSettings | None = None,
 ) -> Client:  # fmt: skip
-    """An open connection to a node, as a client of this name and realm.
+    """Connect to a node as a client with this name and realm.
 
-    With `scheme` SCTP, `host` may be several addresses with commas between them. Whatever applications the node offers, it is asked.
-    Raises EirError if it cannot be reached, or answers the CER by anything but 2001.
+    With `scheme` SCTP, `host` may hold several addresses, separated by commas. The client sends requests whether or not the
+    node offers the application.
+
+    Raises:
+        EirError: if the node cannot be reached, or answers the CER with another result than 2001.
     """
     client = Client(NodeContext(
         identity=Identity(host=origin_host, realm=origin_realm, product_name=product_name, origin_state_id=int(time.time())),
@@ -205,7 +212,7 @@ async def connect(
 
 
 ELSEWHERE = frozenset({UNABLE_TO_DELIVER, TOO_BUSY})
-"""Results with which a request belongs to another server, if there is one (RFC 6733 7.1.3)."""
+"""Results after which the request goes to another server, if there is one (RFC 6733 7.1.3)."""
 
 
 @dataclass(slots=True)
@@ -222,13 +229,19 @@ class _Server:
 
 
 class Servers:
-    """Servers of one application, the preferred one first. Connections are made as they are needed, and kept."""
+    """Servers of one application, the preferred one first. Connections are made when needed, and stay open."""
 
     def __init__(
         self, urls: Sequence[str], application: Application, *, origin_host: str, origin_realm: str, product_name: str = "client",
         timeout_s: float = 2.0, pause_s: float = 30.0, tls: ssl.SSLContext | None = None, sctp: SctpSettings | None = None,
     ) -> None:  # fmt: skip
-        """`timeout_s`: for a connection, and for each answer; one that fails is asked last for `pause_s`. Raises EirError for a wrong URL."""
+        """Create the connections' settings; connect at the first request.
+
+        `timeout_s`: limit for a connection, and for each answer. `pause_s`: time for which a failed server is used last.
+
+        Raises:
+            EirError: if a URL is wrong.
+        """
         self._servers = [_Server(endpoint(url)) for url in urls]
         if tls is None and any(server.to.scheme == TLS for server in self._servers):
             raise EirError("a URL of the form tls:// needs a context for TLS")
@@ -237,35 +250,37 @@ class Servers:
         self.counts = Counts()
 
     async def request(self, command: int, avps: bytes) -> Answer:
-        """Ask until somebody answers: the first answer, but for one that says that another server should be asked.
+        """Send the request to each server until one answers; return the first answer that does not refer to another server.
 
-        What may have been received already goes out again with the T bit, the same Session-Id and end-to-end id. Raises EirError if
-        nobody answers, with what became of each attempt.
+        A request that a server may have received is repeated with the T bit, the same Session-Id and the same end-to-end id.
+
+        Raises:
+            EirError: if no server answers, with the failure of each attempt.
         """
-        sending, said, last = new_sending(self._host), list[str](), None
+        sending, failures, last = new_sending(self._host), list[str](), None
         now = time.monotonic()
         for server in sorted(self._servers, key=lambda server: server.left_until > now):
             try:
                 client = await self._connected(server)
-                asked = client.request(command, avps, timeout_s=self._timeout_s, sending=sending)
+                answer = client.request(command, avps, timeout_s=self._timeout_s, sending=sending)
                 sending = sending._replace(again=True)
-                last = await asked
+                last = await answer
                 if not ELSEWHERE.intersection(last.result_codes):
                     return last
-                said.append(f"{server.to} answered {last.result_codes[0]}")
+                failures.append(f"{server.to} answered {last.result_codes[0]}")
             except TimeoutError:
-                # Its connection stays: other answers may be on their way, and the watchdog decides whether it is lost (RFC 3539 3.4).
-                said.append(f"{server.to} did not answer within {self._timeout_s:g} s")
+                # The connection stays open: other answers may follow, and the watchdog decides whether it is lost (RFC 3539 3.4).
+                failures.append(f"{server.to} did not answer within {self._timeout_s:g} s")
                 server.avoid(self._pause_s)
             except EirError as e:
-                said.append(f"{server.to}: {e}")
+                failures.append(f"{server.to}: {e}")
                 server.avoid(self._pause_s)
         if last is not None:
             return last
-        raise EirError("; ".join(said) or "there is no server to ask")
+        raise EirError("; ".join(failures) or "there is no server to ask")
 
     async def close(self) -> None:
-        """Disconnect from all."""
+        """Disconnect from all servers."""
         await asyncio.gather(*(server.client.close() for server in self._servers if server.client is not None))
 
     async def _connected(self, server: _Server) -> Client:

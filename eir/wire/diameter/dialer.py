@@ -14,15 +14,17 @@ from eir.wire.transport.settings import SctpSettings
 
 CONNECT_TIMEOUT_S = 10.0
 STAY_AWAY_S = 120.0
-"""Seconds for which a peer that refuses us, or may, is left alone. With each CER that they refuse, some peers restart
-their own wait (Tc, usually 6 to 30 s), and others give up: they connect to us only if we stay away for longer than
-that."""
+"""Seconds for which the node does not connect to a peer that refuses it, or would refuse it.
+
+After each refused CER some peers restart their own wait (Tc, usually 6 to 30 s), and others stop: they connect to the node only
+if the node waits for longer than that.
+"""
 
 
 class Dialer:
-    """One task for each peer, which connects while the peer `is_wanted`.
+    """One task per peer, which connects while `is_wanted` returns true for the peer.
 
-    `failed` hears why a connection could not be made.
+    `failed` receives the reason if a connection could not be made.
     """
 
     def __init__(
@@ -35,31 +37,32 @@ class Dialer:
         self._tasks: dict[PeerSettings, asyncio.Task[None]] = {}
         self._tls: ssl.SSLContext | None = None
         self._not_before: dict[PeerSettings, float] = {}
-        """The time until which a peer is left alone, on the loop's clock."""
+        """Time on the loop's clock before which the node does not connect to a peer."""
         self._sctp = SctpSettings()
 
     def dial(
         self, peers: Collection[PeerSettings], tls: ssl.SSLContext | None = None, sctp: SctpSettings | None = None
     ) -> None:  # fmt: skip
-        """Connect to these peers from now on, and to no others; `tls`: for those at `tls://`, `sctp`: at `sctp://`."""
+        """Connect to these peers from now on, and to no others. `tls` is for `tls://`, `sctp` for `sctp://`."""
         self._tls, self._sctp = tls, sctp or self._sctp
         for settings in self._tasks.keys() - set(peers):
             self._tasks.pop(settings).cancel()
         for settings in peers:
             if settings not in self._tasks:
                 if APPLICATIONS in settings.lenient:
-                    # A peer that shows no S13 refuses our CER, and may give us up for good: its own comes first.
+                    # Such a peer refuses a CER with S13 and may stop connecting: its own CER must come
+                    # first.
                     self.stay_away(settings)
                 self._tasks[settings] = asyncio.get_running_loop().create_task(self._keep(settings))
 
     def stay_away(self, settings: PeerSettings) -> None:
-        """Leave the peer alone for `stay_away_s`, taken out and put back or not: it has refused us, or would."""
+        """Do not connect to the peer for `stay_away_s`, even if its entry is removed and added again: it has refused the node, or would."""
         now = asyncio.get_running_loop().time()
         held = {peer: until for peer, until in self._not_before.items() if until > now}
         self._not_before = held | {settings: now + self.stay_away_s}
 
     async def close(self) -> None:
-        """Connect to nobody any more."""
+        """Stop all attempts."""
         tasks = list(self._tasks.values())
         self.dial(())
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -72,7 +75,7 @@ class Dialer:
                 continue
             if await self._is_wanted(settings):
                 await self._attempt(settings)
-            # Tc; it also keeps us away from a peer that said BUSY or DO_NOT_WANT_TO_TALK_TO_YOU (5.4.3).
+            # Tc; it also satisfies 5.4.3 after a DPR with BUSY or DO_NOT_WANT_TO_TALK_TO_YOU.
             await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
 
     async def _attempt(self, settings: PeerSettings) -> None:

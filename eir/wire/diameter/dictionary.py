@@ -1,7 +1,7 @@
-"""The dictionary: the known AVPs and their types.
+"""Dictionary of known AVPs and their types.
 
-A known AVP is never the reason for a 5001, whatever its M bit. The base protocol's stand here, for a reader to check against
-RFC 6733 4.5; an application adds its own by a table of the same form.
+A known AVP never causes a 5001, regardless of its M bit. The AVPs of the base protocol are here, for comparison with RFC 6733
+4.5; an application adds its own AVPs by a table of the same form.
 """
 
 import re
@@ -12,24 +12,24 @@ from eir.wire.diameter.avp import M_FLAG, V_FLAG, encode, key_of
 
 
 def _is_address(data: bytes) -> bool:
-    # RFC 6733 4.3.1: address family and address; families other than IPv4 and IPv6 have lengths of their own.
+    # RFC 6733 4.3.1: address family and address; families other than IPv4 and IPv6 have other lengths.
     return len(data) > 2 and len(data) == {b"\0\x01": 6, b"\0\x02": 18}.get(data[:2], len(data))
 
 
 class Type(NamedTuple):
-    """A base or derived AVP format (RFC 6733 4.2, 4.3)."""
+    """Basic or derived AVP format (RFC 6733 4.2, 4.3)."""
 
     only_bytes: int | None = None
-    """Length of the data, where the format allows only one."""
+    """Length of the data, if the format permits only one."""
     least_bytes: int = 0
-    """Length of the zeros that stand for a value."""
+    """Number of zero bytes in an example of the format."""
     test: Callable[[bytes], object] | None = None
-    """Says of data whether they are a value, where their length does not say it."""
+    """Function that returns whether data are a valid value, if the length does not decide."""
     is_group: bool = False
 
 
-# RFC 6733 4.3.1: an FQDN or a realm, so 255 octets at most (RFC 1035 2.3.4). Any printable ASCII is taken: underscores and
-# the like are common.
+# RFC 6733 4.3.1: FQDN or realm, so at most 255 octets (RFC 1035 2.3.4). Any printable ASCII is accepted, because underscores
+# and the like are common.
 _is_identity = re.compile(rb"[!-~]{1,255}").fullmatch
 TYPES = {
     "octets": Type(), "utf8": Type(), "identity": Type(None, 1, _is_identity), "uri": Type(None, 1), "u32": Type(4, 4),
@@ -40,18 +40,18 @@ TYPES = {
 
 
 class Definition(NamedTuple):
-    """One AVP."""
+    """Definition of one AVP."""
 
     name: str
     type: Type
     flags: int
-    """Flags that we set when we send it, except V."""
+    """Flags that the node sets when it sends the AVP, without V."""
     values: frozenset[int] | None
-    """The values of an Enumerated AVP, where any other is to be answered by an error (RFC 6733 7.1.5, 5004)."""
+    """Valid values of an Enumerated AVP, if other values must be answered with an error (RFC 6733 7.1.5, 5004)."""
 
 
 class Dictionary:
-    """The AVPs that are known, by key and by name."""
+    """Known AVPs, by key and by name."""
 
     __slots__ = ("avps", "groups", "keys")
 
@@ -61,41 +61,41 @@ class Dictionary:
         self.groups = frozenset(key for key, definition in avps.items() if definition.type.is_group)
 
     def plus(self, *tables: Mapping[int, Definition]) -> "Dictionary":
-        """A dictionary of these AVPs and those of further tables."""
+        """Return a dictionary of these AVPs and those of further tables."""
         return Dictionary({key: definition for table in (self.avps, *tables) for key, definition in table.items()})
 
     def name(self, key: int) -> str:
-        """An AVP as a person would call it."""
+        """Return the name of an AVP for people."""
         definition = self.avps.get(key)
         return definition.name if definition else f"AVP {key & 0xFFFFFFFF} of vendor {key >> 32}"
 
     def example(self, key: int) -> bytes:
-        """An example of a missing AVP: zeros of the least length of a value, a text's being 1 (RFC 6733 7.1.5, 5005).
+        """Encode an example of a missing AVP: zeros of the minimum length of a value, 1 for text (RFC 6733 7.1.5, 5005).
 
-        Of a group it has no member, which only its application can choose.
+        An example of a group has no members, because only the application can choose them.
         """
         definition = self.avps[key]
         least = 0 if definition.type.is_group else max(1, definition.type.least_bytes)
         return encode(key, bytes(least), flags=definition.flags)
 
     def corrected(self, key: int, flags: int) -> bytes:
-        """An AVP whose length was wrong, as a Failed-AVP holds it: its header, a payload of zeros, a length that fits both.
+        """Encode an AVP with a wrong length for a Failed-AVP: its header, a payload of zeros, and a correct length.
 
-        RFC 6733 7.1.5 (5014): the least payload of its type; none for a group or an AVP without a definition.
+        RFC 6733 7.1.5 (5014): minimum payload of its type; empty for a group or an AVP without a definition.
         """
         definition = self.avps.get(key)
         payload = bytes(definition.type.least_bytes if definition else 0)
         if flags & V_FLAG and not key >> 32:
-            # A header that was cut before its Vendor-Id keeps its V bit: the Vendor-Id is zero.
+            # A header that ends before its Vendor-Id keeps its V bit, with the Vendor-Id 0.
             return encode(key, bytes(4) + payload, flags=flags)
         return encode(key, payload, flags=flags & ~V_FLAG)
 
 
 def read_avps(table: str, vendor: int = 0) -> dict[int, Definition]:
-    """Definitions by key, from lines of the form `code name type [optional] [values]`.
+    """Parse definitions from lines of the form `code name type [optional] [values]`; return them by key.
 
-    `optional`: we send it without the M bit. `values` and `code` are numbers or ranges (`1,4-6`); AVPs of several codes have
-    no name of their own, but the line's name and their code.
+    `optional`: the node sends the AVP without the M bit. `values` and `code` are numbers or ranges (`1,4-6`). If a line has
+    several codes, the name of each AVP is the line's name and the code.
     """
     read = {}
     for line in table.splitlines():

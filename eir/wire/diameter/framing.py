@@ -1,6 +1,6 @@
-"""Framing: the messages in the bytes of one connection (RFC 6733 2.1, 3), and their number in one turn of the loop.
+"""Framing: splits the bytes of one connection into messages (RFC 6733 2.1, 3) and limits the messages per turn of the event loop.
 
-What the application's lane takes is answered by it, everything else goes to the receiver. Knows no command.
+The application's lane answers the messages that it accepts; the receiver handles all others. No command is known here.
 """
 
 from struct import Struct
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
     from eir.wire.diameter.peer import Peer
 
 TURN_COST, TURN_BYTES = 384, 2
-"""The share of a turn that a message without a lane costs: this many of those that a lane answers, and one more for each so
-many of its bytes. That is more than it takes: one or two of them are a turn, so that others wait for no more."""
+"""Cost of a message on the general path, in units of a message on the lane: a fixed part, and one unit per this number of bytes.
+
+The cost is set above the real one: one or two such messages use up a turn, so that other connections do not wait for more.
+"""
 NO_LANE_SHARE = 24
-"""Without a lane all messages are of that kind, and cost this part of it: a turn is then half a millisecond."""
+"""Divisor of that cost for a connection without a lane, where a turn then takes half a millisecond."""
 
 _OPEN, _CLOSED, _WAIT_ADMISSION = State.OPEN, State.CLOSED, State.WAIT_ADMISSION
-"""Copies for the code that runs on every read: before Python 3.12 the look-up of an enum's member counts there."""
+"""Copies for code that runs on every read: before Python 3.12 the lookup of an enum member is slow."""
 _WORD = Struct("!I")
 _FIRST_WORD_BYTES = 4
 
 
 class Framer:
-    """The bytes that have come, as far as they are not handled.
+    """Received bytes that are not handled yet.
 
-    The receiver is handed each complete message (`handle`), none while it is in WAIT_ADMISSION; in OPEN the lane comes first.
-    Its `more` is set when complete messages are left for another turn.
+    The receiver's `handle` receives each complete message, except while the receiver is in WAIT_ADMISSION; in OPEN the lane is
+    first. `more` of the receiver is true if complete messages remain for the next turn.
     """
 
     __slots__ = ("_lane", "_receiver", "_traffic", "buffered", "need", "partial_at", "rates")
@@ -42,17 +44,17 @@ class Framer:
         self._traffic = traffic
         self._lane: Lane | None = None
         self.rates = NO_LIMITS
-        """Limits on requests a second."""
+        """Limits on requests per second."""
         self.buffered = bytearray()
         self.need = 0
-        """No use in looking at the buffer before it holds that many bytes."""
+        """Number of buffered bytes below which the buffer cannot hold a complete message."""
         self.partial_at: float | None = None
-        """The time when the rest of a message has to be there."""
+        """Time by which the rest of a message must arrive."""
 
     def receive(self, data: bytes | memoryview, now: float) -> int:
-        """Take bytes and hand over the complete messages in them, one turn's share at most; returns how many there were.
+        """Add bytes and handle the complete messages, at most one turn's share; return the number of messages handled.
 
-        What is left of them is copied.
+        The remaining bytes are copied.
         """
         receiver = self._receiver
         if self.buffered:
@@ -102,7 +104,7 @@ class Framer:
                 self.need = length
                 break
             if turn <= 0:
-                # The rest waits until other connections have had their turn of the loop.
+                # The rest waits until other connections have had their turn.
                 receiver.more, self.need = True, 0
                 break
             message = bytes(data[position : position + length])
@@ -118,7 +120,7 @@ class Framer:
     # The lane
 
     def open_lane(self, settings: PeerSettings | None) -> None:
-        """Make another lane, by the settings now in force for the peer."""
+        """Create a new lane with the current settings of the peer."""
         traffic, context = self._traffic, self._traffic.context
         lenient = settings.lenient if settings is not None else frozenset[str]()
         names, make = traffic.names, context.application.lane
@@ -128,17 +130,17 @@ class Framer:
         self._lane = make(terms) if make is not None else None
 
     def close_lane(self) -> None:
-        """The connection is over."""
+        """Remove the lane at the end of the connection."""
         self._lane = None
 
     def _express(self, lane: Lane, data: bytes | memoryview, position: int, wanted: int, now: float) -> tuple[int, int]:
-        """Answer up to `wanted` messages, as far as lane and limits allow; returns the position behind them, and their number."""
+        """Answer up to `wanted` messages, within lane and limits; return the position behind them, and their number."""
         traffic = self._traffic
         granted, reached = allowed(self.rates, now, wanted) if self.rates else (wanted, "")
         before = len(traffic.out)
         try:
             position, results = lane.take(data, position, granted, traffic.out)
-        except Exception as e:  # noqa: BLE001 - the general path answers what the lane could not, by a 5012 if need be
+        except Exception as e:  # noqa: BLE001 - the general path answers this message, with 5012 if needed
             del traffic.out[before:]
             traffic.fault(e)
             return position, 0
@@ -146,7 +148,7 @@ class Framer:
         for limit in self.rates:
             limit.bucket.spend(answered)
         if reached and answered == granted:
-            # What is left of the turn is past that limit, as long as its priority is the usual one.
+            # The rest of the turn is above the limit, for messages of the default priority.
             position, shed = lane.shed(data, position, wanted - answered, traffic.out)
             if shed:
                 overload = traffic.context.overload

@@ -1,6 +1,6 @@
-"""Grammars of commands as data, and the one checker that reads them (RFC 6733 3.2, 7.1.5).
+"""Grammars of commands as data, and the checker that applies them (RFC 6733 3.2, 7.1.5).
 
-A grammar is written as its specification writes it, so that a reader can lay the two side by side. Knows no command.
+A grammar has the notation of its specification, so that a reader can compare the two. No command is known here.
 """
 
 import re
@@ -15,38 +15,37 @@ from eir.wire.diameter.message import Message
 
 
 class Rule(NamedTuple):
-    """A grammar's rule for one AVP."""
+    """Rule of a grammar for one AVP."""
 
     single: bool
-    """At most one."""
+    """True if the AVP may occur only once."""
     members: "Grammar"
-    """The grammar of its inside, if it is a group."""
+    """Grammar of the members, if the AVP is a group."""
     only_bytes: int | None
-    """The only length of its data."""
+    """Required length of the data."""
     values: frozenset[int] | None
-    """The only values of its data."""
+    """Valid values."""
     test: Callable[[bytes], object] | None
-    """Says of its data whether they are a value of the type."""
+    """Function that returns whether the data are a valid value of the type."""
     is_group: bool
     is_free: bool
-    """Its data may be anything."""
+    """True if every value is valid."""
 
 
 class Grammar(NamedTuple):
-    """The grammar of a message or a group."""
+    """Grammar of a message or a group."""
 
     rules: Mapping[int, Rule]
     required: tuple[int, ...]
     """Keys in the order in which the first missing one is reported."""
     strict: bool = True
-    """False: nothing is known of the AVPs that may stand here, so that an unknown one is not an error, whatever its M
-    bit."""
+    """False if the permitted AVPs are not known, so that an unknown AVP is no error even with the M bit."""
     either: tuple[int, ...] = ()
-    """Keys of which exactly one has to be there."""
+    """Keys of which exactly one must be present."""
 
 
 ANYTHING = Grammar({}, (), strict=False)
-"""The inside of a group that none of our grammars names."""
+"""Members of a group without a grammar of its own."""
 
 _LINE = re.compile(r"(?P<many>\d*\*(?!1\b)\d*)?(?:\d*\*1)?\s*(?P<open>[<{\[])\s*(?P<name>[\w-]+)\s*[>}\]]")
 
@@ -54,20 +53,20 @@ _LINE = re.compile(r"(?P<many>\d*\*(?!1\b)\d*)?(?:\d*\*1)?\s*(?P<open>[<{\[])\s*
 def read_grammar(
     text: str, dictionary: Dictionary, groups: Mapping[int, Grammar] | None = None, either: tuple[int, ...] = ()
 ) -> Grammar:
-    """A grammar from the notation of RFC 6733 3.2, `;` before a comment; `groups`: the inside of those to be looked into."""
+    """Parse a grammar in the notation of RFC 6733 3.2; `;` begins a comment. `groups`: grammars of groups whose members are checked."""
     rules, required = {}, []
     for line in text.split("\n"):
-        found = _LINE.match(line.partition(";")[0].strip())
-        if found is None or found["name"] == "AVP":
+        match = _LINE.match(line.partition(";")[0].strip())
+        if match is None or match["name"] == "AVP":
             continue
-        key = dictionary.keys[found["name"]]
+        key = dictionary.keys[match["name"]]
         definition = dictionary.avps[key]
         kind, members = definition.type, (groups or {}).get(key, ANYTHING)
         is_free = kind.only_bytes is None and definition.values is None and kind.test is None and not kind.is_group
         rules[key] = Rule(
-            not found["many"], members, kind.only_bytes, definition.values, kind.test, kind.is_group, is_free
+            not match["many"], members, kind.only_bytes, definition.values, kind.test, kind.is_group, is_free
         )
-        if found["open"] in "<{":
+        if match["open"] in "<{":
             required.append(key)
     return Grammar(rules, tuple(required), either=either)
 
@@ -75,10 +74,13 @@ def read_grammar(
 def check(
     message: Message, grammar: Grammar, dictionary: Dictionary, *, unknown_m: bool = False, depth_max: int = 8
 ) -> None:
-    """Hold a request to its command's grammar; `unknown_m`: AVPs that are not known are ignored although they have the M bit.
+    """Check a request against the grammar of its command.
 
-    Raises DiameterError with result code and Failed-AVP for the first thing that is wrong, in the order of the message;
-    what is missing comes last (RFC 6733 7, 7.1.5).
+    With `unknown_m`, unknown AVPs are ignored even with the M bit.
+
+    Raises:
+        DiameterError: with result code and Failed-AVP, for the first fault in the order of the message; missing AVPs come last
+            (RFC 6733 7, 7.1.5).
     """
     _Checker(message, dictionary, unknown_m, depth_max).check(message.avps, message.fault, grammar, ())
 
@@ -92,11 +94,11 @@ _FAULTS = {
     "avp_value": (result.INVALID_AVP_VALUE, "has a value that its type does not have"),
     "application_mismatch": (result.INVALID_AVP_VALUE, "differs from the application id in the header"),
 }
-"""The faults of a single AVP."""
+"""Faults of a single AVP."""
 
 
 class _Checker(NamedTuple):
-    """One check. `path` holds the groups that lead to the AVPs in question, outermost first."""
+    """One check. `path`: groups that contain the current AVPs, outermost first."""
 
     message: Message
     dictionary: Dictionary
@@ -105,8 +107,8 @@ class _Checker(NamedTuple):
 
     def check(self, avps: Sequence[Avp], fault: Fault | None, grammar: Grammar, path: tuple[Avp, ...]) -> None:
         rules = grammar.rules
-        there = {avp[0] for avp in avps}
-        seen = None if len(there) == len(avps) else set[int]()  # None: no AVP stands twice
+        keys = {avp[0] for avp in avps}
+        seen = None if len(keys) == len(avps) else set[int]()  # None: each AVP occurs once
         for avp in avps:
             key = avp[0]
             rule = rules.get(key)
@@ -126,7 +128,7 @@ class _Checker(NamedTuple):
         if fault is not None:
             raise self._walk_fault(fault, path)
         for key in grammar.required:
-            if key not in there:
+            if key not in keys:
                 raise self._missing(key, path)
 
     def _other(self, avp: Avp, grammar: Grammar, path: tuple[Avp, ...]) -> None:
@@ -141,13 +143,14 @@ class _Checker(NamedTuple):
             raise self._fault("avp_length", avp, path)
         if (rule.values is not None and u32(avp) not in rule.values) or (rule.test is not None and not rule.test(data)):
             raise self._fault("avp_value", avp, path)
-        # RFC 6733 6.8: an application id in an AVP is that of the header; a CER or CEA lists all that its sender has.
+        # RFC 6733 6.8: an application id in an AVP must equal that of the header; a CER or CEA lists all applications
+        # of its sender.
         if avp.key in _APPLICATION_IDS and self.message.application_id not in {BASE, u32(avp)}:
             raise self._fault("application_mismatch", avp, path)
 
     def _group(self, group: Avp, grammar: Grammar, path: tuple[Avp, ...]) -> None:
         if group.key == PROXY_INFO:
-            return  # Its inside is the business of the proxy that put it there (RFC 6733 6.7.2).
+            return  # its members belong to the proxy that added it (RFC 6733 6.7.2)
         path = (*path, group)
         if len(path) > self.depth_max:
             text = f"groups are nested more than {self.depth_max} deep"
@@ -161,7 +164,7 @@ class _Checker(NamedTuple):
     def _either(self, members: Sequence[Avp], fault: Fault | None, either: tuple[int, ...], group: Avp) -> None:
         present = [avp for avp in members if avp.key in either]
         name = self.dictionary.name(group.key)
-        # RFC 6733 6.11: the Failed-AVP holds both AVPs themselves, not inside their group.
+        # RFC 6733 6.11: the Failed-AVP holds the two AVPs without their group.
         if len({avp.key for avp in present}) > 1:
             failed = b"".join(map(self.message.failed, present))
             text = f"{name} has more than one application id"

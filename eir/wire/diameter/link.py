@@ -1,7 +1,7 @@
-"""One Diameter connection on the event loop: what comes in goes to the Peer, what it has to say goes out.
+"""Diameter connection on the event loop: passes received bytes to the Peer, and sends the Peer's bytes.
 
-All complete messages of a read are answered in one write, synchronously. The transport may be any that does what those of asyncio do:
-`stream` has what only TCP and TLS have, `sctp` one that tells more. Knows nothing of other connections.
+All complete messages of a read are answered in one write, synchronously. The transport is any asyncio transport: `stream` has
+functions for TCP and TLS only, and `sctp` a transport with additional information.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ from eir.wire.peers.settings import PeerSettings, Requester
 from eir.wire.transport.stream import reset
 
 REST_BYTES = 250_000
-"""After a read of this size other connections have their turn: a loop may read one connection again and again."""
+"""Bytes of a read after which other connections have their turn, because a loop may read one connection repeatedly."""
 READ_BYTES = 262_144
-"""A read takes so much at most."""
+"""Maximum number of bytes of one read."""
 _WAIT_ADMISSION = State.WAIT_ADMISSION
-"""A copy for the code that runs on every read: before Python 3.12 the look-up of an enum's member counts there."""
+"""Copy for code that runs on every read: before Python 3.12 the lookup of an enum member is slow."""
 
 
 class _Place(threading.local):
-    """All connections of a thread are read into it, one at a time: what came is dealt with, or copied, before the next read.
+    """Read buffer of all connections of a thread; its contents are handled or copied before the next read.
 
-    Each thread has one of its own, so that loops in several threads do not overwrite each other's.
+    Each thread has its own buffer, so that event loops in several threads do not overwrite each other's.
     """
 
     def __init__(self) -> None:
@@ -48,17 +48,17 @@ class DiameterOwner(ConnectionOwner, Protocol):
     """Callbacks of a connection's owner."""
 
     context: NodeContext
-    """Limits, counts and everything else that the node's connections share."""
+    """Limits, counts and other objects that the node's connections share."""
 
     def accept(self, link: "DiameterConnection") -> Peer | None:
-        """A connection stands: the peer that speaks on it, or None to close it at once."""
+        """Return the peer for a new connection, or None to close it at once."""
 
     def handle(self, link: "DiameterConnection", event: Event) -> None:
-        """Something happened on the connection."""
+        """Handle one event of the connection."""
 
 
 class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol):
-    """The connection."""
+    """One Diameter connection."""
 
     def __init__(
         self, owner: DiameterOwner, loop: asyncio.AbstractEventLoop, dialed: PeerSettings | None = None
@@ -73,43 +73,43 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         self._retransmissions = 0
         self.requester = Requester(OTHER)
         self.peer: Peer | None = None
-        """None before the owner has accepted the connection."""
+        """State machine; None before the owner has accepted the connection."""
         self.dialed = dialed
-        """The peer that we make this connection to; None: the other end makes it."""
+        """Entry of the peer to which the node makes this connection; None for an incoming connection."""
         self.opened = 0.0
-        """Unix time at which the capabilities were exchanged; 0: not yet."""
+        """Unix time of the capabilities exchange; 0 before it."""
         self.fault: Exception | None = None
-        """The error that ended the connection, if the transport reported one."""
+        """Error that ended the connection, if the transport reported one."""
         self.locals: Sequence[str] = ()
-        """IP addresses of our end: with SCTP there may be several, and all are named in a CER or CEA (RFC 6733 5.3.1)."""
+        """IP addresses of this end. SCTP may have several, which all stand in a CER or CEA (RFC 6733 5.3.1)."""
 
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Ask the owner whether the connection is wanted."""
+        """Let the owner accept or reject the connection; return false if it is rejected."""
         if self.transport is None:
             return False
         try:
             addresses = self.transport.get_extra_info("local_addresses")
             self.locals = addresses or (self.transport.get_extra_info("sockname")[0],)
         except (TypeError, IndexError, OSError):
-            return False  # the other end was gone before the loop came to it
+            return False  # the other end closed before the loop handled the connection
         self.peer = self.owner.accept(self)
         if self.peer is None:
             return False
         self.pump()
         return True
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - it is always this one
-        """The place that the transport reads into."""
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the size is fixed
+        """Return the buffer into which the transport reads."""
         return self._place
 
     def buffer_updated(self, nbytes: int) -> None:
-        """So many bytes were read."""
+        """Handle the bytes of a read."""
         self.data_received(self._place[:nbytes])
 
     def data_received(self, data: bytes | memoryview) -> None:
-        """Hand the bytes to the peer, and send what it answers. They may change afterwards."""
+        """Pass bytes to the peer and send its answers. The buffer may change after the call."""
         if (peer := self.peer) is None:
             return
         self._read_at = time.perf_counter()
@@ -119,18 +119,18 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         self._turn(peer, data)
 
     def eof_received(self) -> bool:
-        """The peer will send nothing more; what it asked before is answered, then the transport closes."""
+        """Answer the requests received before the end of the stream, then let the transport close."""
         if (peer := self.peer) is None:
             return False
         if peer.more and self.transport is not None and self.transport.can_write_eof():
-            self._ended = True  # TLS and SCTP have no half of a connection
+            self._ended = True  # TLS and SCTP cannot be closed in one direction only
             return True
         peer.end(self.loop.time())
         self.pump()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone, for any reason."""
+        """Handle the end of the transport."""
         self.fault = exc
         self._alarm.cancel()
         if (peer := self.peer) is not None:
@@ -140,17 +140,17 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         super().connection_lost(exc)
 
     def wants_bytes(self) -> bool:
-        """True if what is read can be dealt with at once."""
+        """Return true if read bytes can be handled at once."""
         peer = self.peer
         return peer is not None and not peer.more and not self._resting and peer.state is not _WAIT_ADMISSION
 
     def go_on(self) -> None:
-        """Handle the rest of what came, unless its turn comes anyway."""
+        """Handle the remaining messages, unless a turn is scheduled."""
         if self._next_turn is None:
             self._go_on()
 
     def leave(self, why: str = "stopped") -> None:
-        """End the connection in order, by a DPR where it is open. `why`: the reason in the log."""
+        """End the connection in order, by a DPR if it is open. `why`: reason in the log."""
         if self.peer is None:
             self.abort()  # it is in its handshake
             return
@@ -158,13 +158,13 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         self.pump()
 
     def identified(self, settings: PeerSettings, requester: Requester, rates: Sequence[Limit]) -> None:
-        """Its entry of the peer table was found, and with it who asks and the limits of its requests."""
+        """Store the entry of the peer table, the requester and the rate limits."""
         super().identified(settings, requester, rates)
         if self.peer is not None:
             self.peer.limit(rates)
 
     def give_up(self) -> None:
-        """The peer has left its answers unread for too long."""
+        """Count and log that the peer does not read its answers; close the connection."""
         if self.peer is not None:
             self.owner.context.counts.errors[STALLED_WRITE] += 1
             self.peer.traffic.report("connection_fault", STALLED_WRITE, detail="the peer does not read its answers")
@@ -172,23 +172,23 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Requests and answers so far."""
+        """Number of requests and answers so far."""
         return (0, 0) if self.peer is None else (self.peer.traffic.requests, self.peer.traffic.answers)
 
     @property
     def outgoing(self) -> bool:
-        """We connect to the peer."""
+        """True if the node made the connection."""
         return self.dialed is not None
 
     @property
     def is_open(self) -> bool:
-        """The capabilities are exchanged."""
+        """True if the capabilities are exchanged."""
         return self.peer is not None and self.peer.state is State.OPEN
 
     # sctp.Receiver
 
     def restarted(self) -> None:
-        """The other end restarted the association: as if it had gone and another one had come (RFC 6733 5.6)."""
+        """Handle a restart of the association by the other end: as the end of the connection and a new one (RFC 6733 5.6)."""
         peer = self.peer
         if peer is None:
             return
@@ -198,7 +198,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         self._hand_out(peer)
         self.peer = None
         if self.dialed is not None:
-            self.abort()  # whose CER is due is plain only where the other end connects to us
+            self.abort()  # it is clear who sends the CER only if the other end makes the connection
             return
         self._alarm.cancel()
         if self.stalled is not None:
@@ -209,7 +209,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         self.pump()
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """One of the paths to the peer was lost, or is back: no outage, as long as there is another."""
+        """Log that a path to the peer was lost or is back; the connection stays up while it has another path."""
         if self.peer is not None:
             paths = self.paths()
             self.peer.traffic.report(
@@ -220,13 +220,13 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     # What the owner calls
 
     def retransmitted(self) -> int:
-        """DATA chunks that were sent again since the last call; 0 over a transport that does not tell."""
+        """Return the number of DATA chunks retransmitted since the last call; 0 if the transport does not count them."""
         so_far = self.transport.get_extra_info("retransmissions", 0) if self.transport is not None else 0
         before, self._retransmissions = self._retransmissions, max(so_far, self._retransmissions)
         return self._retransmissions - before
 
     def has_unread(self) -> bool:
-        """True if bytes have come that nobody has read yet."""
+        """Return true if the socket holds unread bytes."""
         end = self.transport.get_extra_info("socket") if self.transport is not None else None
         try:
             return end is not None and fcntl.ioctl(end.fileno(), termios.FIONREAD, bytes(4)) != bytes(4)
@@ -234,7 +234,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
             return False
 
     def new_peer(self, identify: IdentifyPeer) -> Peer:
-        """A peer that speaks on this connection."""
+        """Create the state machine of this connection."""
         self.peer = Peer(
             self.owner.context, identify, addresses=self.locals, now=self.loop.time(), first_id=random.getrandbits(32),
             secure=self.names is not None, remote=self.address,
@@ -242,7 +242,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return self.peer
 
     def pump(self) -> None:
-        """Do what the peer wants done: hand out its events, write its bytes, close, set its timer."""
+        """Handle the peer's events, write its bytes, close, and set its timer."""
         peer, transport = self.peer, self.transport
         if peer is None or transport is None:
             return
@@ -270,7 +270,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     # Inside
 
     def _hand_out(self, peer: Peer) -> Closed | None:
-        """Give the owner the peer's events; return the end, if it is one of them."""
+        """Pass the peer's events to the owner; return the Closed event, if there is one."""
         closed: Closed | None = None
         for event in peer.take_events():
             if isinstance(event, Closed):
@@ -281,7 +281,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return closed
 
     def _turn(self, peer: Peer, data: bytes | memoryview) -> bool:
-        """Handle a turn's share of what came; returns whether more is left."""
+        """Handle one turn's share of the received messages; return true if messages remain."""
         before = peer.traffic.answers
         peer.receive(data, self.loop.time())
         self.pump()
@@ -296,17 +296,17 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return peer.more
 
     def _go_on(self) -> None:
-        """The next turn, unless the peer leaves answers unread: then when it has read them."""
+        """Handle the next turn; if the peer does not read its answers, wait until it does."""
         self._next_turn = None
         if (peer := self.peer) is None or not peer.more or self.stalled is not None:
             return
-        following = self._next_turn = self.loop.call_soon(self._go_on)  # what is read meanwhile comes before it
+        following = self._next_turn = self.loop.call_soon(self._go_on)  # reads come before it
         if not self._turn(peer, b""):
             following.cancel()
             self._next_turn = None
 
     def _after_others(self) -> None:
-        """Let others have their turn: what a read itself calls soon would come before the reads of the next poll."""
+        """Schedule the next turn after the reads of the next poll; a direct `call_soon` would come before them."""
         self._next_turn = self.loop.call_soon(self._go_on)
 
     def _rested(self) -> None:

@@ -1,6 +1,6 @@
-"""Messages: the header, and a request or an answer as its receiver sees it (RFC 6733 3).
+"""Messages: the header, and requests and answers as received (RFC 6733 3).
 
-Answers are made here, from a request and a result to bytes (RFC 6733 6.2, 7.2, 7.5).
+Also the encoding of answers, from a request and a result (RFC 6733 6.2, 7.2, 7.5).
 """
 
 import struct
@@ -16,18 +16,18 @@ VERSION = 1
 HEADER_BYTES = 20
 R_FLAG, P_FLAG, E_FLAG, T_FLAG = 0x80, 0x40, 0x20, 0x10
 TLS_HANDSHAKE = 0x1603
-"""The beginning of a TLS record that begins a handshake: its type, and the major part of its version (RFC 8446 5.1)."""
+"""First two bytes of a TLS handshake record: type and major version (RFC 8446 5.1)."""
 
 _HEADER = struct.Struct("!IIIII")
 
 
 def encode_message(flags: int, command: int, application_id: int, ids: tuple[int, int], avps: bytes) -> bytes:
-    """A whole message of version 1 from its encoded AVPs; `ids` are the hop-by-hop and the end-to-end identifier."""
+    """Encode a message of version 1 from its encoded AVPs. `ids`: hop-by-hop and end-to-end identifier."""
     return _HEADER.pack(VERSION << 24 | HEADER_BYTES + len(avps), flags << 24 | command, application_id, *ids) + avps
 
 
 def frame_fault(first_word: int, length_max: int) -> ConnectionFault:
-    """The fault in a message's length or else its version, after which the stream cannot be followed."""
+    """Return the fault in a message's length or version, after which the rest of the stream cannot be split into messages."""
     length = first_word & 0xFFFFFF
     if first_word >> 16 == TLS_HANDSHAKE:
         return ConnectionFault(0, "tls_hello", "it begins a TLS handshake on a connection without TLS")
@@ -44,19 +44,19 @@ def frame_fault(first_word: int, length_max: int) -> ConnectionFault:
 
 
 class Message:
-    """A received message. `avps` holds those of the top level in their order, up to the `fault` that ended the walk."""
+    """Received message. `avps` holds the AVPs of the top level in order, up to the `fault` that ended the parsing."""
 
     __slots__ = (
         "_members", "application_id", "avps", "buffer", "command", "end_to_end", "fault", "first", "flags", "hop_by_hop", "room",
     )  # fmt: skip
 
     buffer: bytes
-    """The message's own bytes, and no others."""
+    """Bytes of the message only."""
     fault: Fault | None
     first: dict[int, Avp]
-    """Key → first AVP with it, top level."""
+    """First AVP of each key on the top level."""
     room: int
-    """AVPs that may still be read inside its groups."""
+    """Number of AVPs that may still be parsed inside its groups."""
 
     def __init__(self, buffer: bytes, avps_max: int) -> None:
         _, second, self.application_id, self.hop_by_hop, self.end_to_end = _HEADER.unpack_from(buffer)
@@ -69,11 +69,11 @@ class Message:
         self._members: dict[int, tuple[list[Avp], Fault | None]] = {}
 
     def every(self, key: int) -> list[Avp]:
-        """All AVPs of the top level with this key, in their order."""
+        """Return all AVPs of the top level with this key, in order."""
         return [avp for avp in self.avps if avp.key == key]
 
     def walk(self, group: Avp) -> tuple[list[Avp], Fault | None]:
-        """The AVPs inside a Grouped AVP of this message, and the fault that ended the walk early, if one did."""
+        """Parse the members of a group of this message; return them, and the fault that ended the parsing early."""
         walked = self._members.get(group.start)
         if walked is None:
             walked = parse(self.buffer, group.end - len(group.data), group.end, self.room)
@@ -82,30 +82,27 @@ class Message:
         return walked
 
     def members(self, group: Avp) -> list[Avp]:
-        """The AVPs inside a Grouped AVP of this message, as far as they can be read."""
+        """Return the readable members of a group of this message."""
         return self.walk(group)[0]
 
     def raw(self, avp: Avp) -> bytes:
-        """The AVP as it came; its padding, which is no part of it, is ours, and zero (RFC 6733 4.1)."""
+        """Return the AVP as received, with zeros as padding (RFC 6733 4.1)."""
         return self.buffer[avp.start : avp.end] + bytes(avp.start - avp.end & 3)
 
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
-        """The contents of a Failed-AVP for this AVP (RFC 6733 7.5).
-
-        Its bytes, inside the `groups` (outermost first) that lead to it.
-        """
+        """Return the contents of a Failed-AVP for this AVP (RFC 6733 7.5): its bytes inside its `groups`, outermost first."""
         return nest(self.raw(avp), groups)
 
 
 class Request(Message):
-    """A request. The node has checked it against the command's grammar when an application sees it."""
+    """Request. An application receives it only after the check of the command's grammar."""
 
     __slots__ = ("origin_host", "origin_realm", "peer")
 
     def __init__(self, buffer: bytes, avps_max: int, peer: str) -> None:
         super().__init__(buffer, avps_max)
         self.peer = peer
-        """Label of the peer that the request came from, which may be an agent."""
+        """Label of the peer that sent the request, which may be an agent."""
         host, realm = self.first.get(keys.ORIGIN_HOST), self.first.get(keys.ORIGIN_REALM)
         self.origin_host = text(host) if host else ""
         """Origin-Host of the request; empty if it has none."""
@@ -113,23 +110,23 @@ class Request(Message):
 
 
 class Answer(Message):
-    """An answer to a request of ours; nothing in it has been checked but its frame."""
+    """Answer to a request of this node; only its frame has been checked."""
 
     __slots__ = ()
 
     @property
     def is_error(self) -> bool:
-        """True if the E bit is set: the answer follows the answer-message grammar (RFC 6733 7.2)."""
+        """True if the E bit is set, so that the answer follows the answer-message grammar (RFC 6733 7.2)."""
         return bool(self.flags & E_FLAG)
 
     @property
     def result_codes(self) -> list[int]:
-        """All Result-Codes, 0 for one that is not a number; a well-formed answer has at most one."""
+        """All Result-Codes, 0 for an invalid one; a well-formed answer has at most one."""
         return [u32_or(avp, 0) for avp in self.every(keys.RESULT_CODE)]
 
     @property
     def experimental_results(self) -> list[tuple[int, int]]:
-        """All Experimental-Results as (vendor, code); 0 for a part that is missing or not a number."""
+        """All Experimental-Results as (vendor, code); 0 for a missing or invalid part."""
         groups = [
             {avp.key: avp for avp in reversed(self.members(group))} for group in self.every(keys.EXPERIMENTAL_RESULT)
         ]
@@ -139,10 +136,10 @@ class Answer(Message):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The application's answer; the node adds everything else."""
+    """Answer of the application; the node adds everything else."""
 
     result_code: int = 0
-    """Result-Code; 0 where `experimental` is set instead."""
+    """Result-Code; 0 if `experimental` is set."""
     experimental: tuple[int, int] | None = None
     """Experimental-Result as (vendor, code)."""
     avps: bytes = b""
@@ -151,7 +148,7 @@ class Reply:
 
 @cache
 def result_avp(reply_code: int, experimental: tuple[int, int] | None = None) -> bytes:
-    """Result-Code or Experimental-Result, encoded."""
+    """Encode a Result-Code or Experimental-Result."""
     if experimental is None:
         return encode_u32(keys.RESULT_CODE, reply_code)
     vendor, code = experimental
@@ -162,17 +159,22 @@ def result_avp(reply_code: int, experimental: tuple[int, int] | None = None) -> 
 
 @cache
 def result_label(reply_code: int, experimental: tuple[int, int] | None = None) -> str:
-    """A result as counters label it: `2001`, or `10415:5422`."""
+    """Return a result as a label of counters: `2001`, or `10415:5422`."""
     return str(reply_code) if experimental is None else f"{experimental[0]}:{experimental[1]}"
 
 
 def encode_answer(
     request: Message, result: bytes, origin: bytes, *, avps: bytes = b"", failed: bytes = b"", error: bool = False
 ) -> bytes:
-    """The answer to a request: its ids, P bit, Session-Id and Proxy-Info come from there (RFC 6733 3, 6.2).
+    """Encode the answer to a request, with its ids, P bit, Session-Id and Proxy-Info (RFC 6733 3, 6.2).
 
-    `result` and `origin` (Origin-Host and Origin-Realm) are encoded AVPs, `avps` what follows them, `failed` what the
-    Failed-AVP holds, `error` sets the E bit. The T bit is never copied.
+    Args:
+        request: request to answer.
+        result: encoded result.
+        origin: encoded Origin-Host and Origin-Realm.
+        avps: encoded AVPs after the origin.
+        failed: contents of the Failed-AVP; empty: none.
+        error: set the E bit. The T bit is never copied.
     """
     parts = []
     session = request.first.get(keys.SESSION_ID)
@@ -182,7 +184,7 @@ def encode_answer(
     if failed:
         parts.append(encode(keys.FAILED_AVP, failed))
     if keys.PROXY_INFO in request.first:
-        # RFC 6733 6.2: in the same order, and byte for byte: their owner put state into them.
+        # RFC 6733 6.2: same order and same bytes, because they hold state of the proxies.
         parts += [request.raw(avp) for avp in request.avps if avp.key == keys.PROXY_INFO]
     flags = request.flags & P_FLAG | (E_FLAG if error else 0)
     ids = (request.hop_by_hop, request.end_to_end)
@@ -190,11 +192,10 @@ def encode_answer(
 
 
 def error_answer(request: Message, fault: DiameterError, origin: bytes, avps: bytes, *, session: bool) -> bytes:
-    """The answer that tells of a fault; `avps` are those that the command's own grammar requires in addition.
+    """Encode the answer for a fault. `avps`: AVPs that the command's own grammar requires in addition.
 
-    The E bit goes with the answer-message grammar: for protocol errors (3xxx) always, for permanent failures (5xxx) only
-    where the command's own grammar cannot be followed, since it wants a Session-Id (`session`) and the request has none
-    (RFC 6733 7.1.3, 7.1.5, 7.2).
+    The E bit selects the answer-message grammar. Protocol errors (3xxx) always have it. Permanent failures (5xxx) have it only
+    if the command's own grammar requires a Session-Id (`session`) and the request has none (RFC 6733 7.1.3, 7.1.5, 7.2).
     """
     code = fault.result_code
     error = is_protocol_error(code) or (code >= 5000 and session and keys.SESSION_ID not in request.first)

@@ -1,6 +1,6 @@
-"""The node: listeners, the peer table, drain and reconfiguration (RFC 6733 2.1, 5.6.4).
+"""Diameter node: listeners, the peer table, drain and reconfiguration (RFC 6733 2.1, 5.6.4).
 
-Puts the parts of this package together on an event loop; knows of its application what an Application says.
+Assembles the modules of this package on an event loop. The application is an argument.
 """
 
 import asyncio
@@ -50,16 +50,16 @@ if TYPE_CHECKING:
     import ssl
 
 AT_ONCE_S = 1.0
-"""A peer that closes the connection within this time after our CEA did not like what it says."""
+"""Seconds after the CEA within which a peer that closes the connection has rejected the contents of the CEA."""
 NAMES_SETTING = "peers: as: {host, realm}"
 SETTLED = frozenset({"duplicate", "election_lost", "election", "yielded", "disabled"})
-"""Ends of connections for which there is another one, or which somebody asked for."""
+"""Reasons of ends that are no failures: another connection replaces the ended one, or an operator requested the end."""
 
 _jitter = partial(random.uniform, -JITTER_S, JITTER_S)
 
 
 class Node(Server[DiameterConnection]):
-    """One Diameter node on the running event loop."""
+    """Diameter node on the running event loop."""
 
     def __init__(
         self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
@@ -68,10 +68,14 @@ class Node(Server[DiameterConnection]):
         stay_away_s: float = STAY_AWAY_S, watchdog_least_s: float = WATCHDOG_LEAST_S, jitter: Callable[[], float] = _jitter,
         protocol: str = "diameter",
     ) -> None:  # fmt: skip
-        """`dials` False: nobody is connected to until `dial`, or `connect` of peers is another worker's business.
+        """Create a node without listeners.
 
-        `rates`: limits that its requests draw from; None: limits of its own. `tls` is for `tls://` both ways; None: there is no TLS. `sctp` is for `sctp://`; None: its defaults. `stay_away_s`: how long a peer that
-        refuses us, or may, is left alone. `watchdog_least_s`, `jitter`: the lowest Tw, and what is added to each (RFC 3539 3.4.1). `protocol`: its name in reports.
+        `dials` false: no outgoing connections before `dial`; another worker makes them.
+
+        `rates`: limits shared with other interfaces; None: own limits. `tls` is for `tls://` in both directions; None: no TLS.
+        `sctp` is for `sctp://`; None: the defaults. `stay_away_s`: time for which the node does not connect to a peer that
+        refuses it. `watchdog_least_s`, `jitter`: minimum Tw, and seconds added to each interval (RFC 3539 3.4.1). `protocol`:
+        name in log events.
         """
         super().__init__(protocol, counts=counts, rates=rates or RateLimits(peers, limits, None), report=report)
         self.errors = counts.errors
@@ -83,14 +87,14 @@ class Node(Server[DiameterConnection]):
         self._sctp = sctp or SctpSettings()
         self._gate = Gate(self._crowded_out)
         self._taking: set[asyncio.Task[End | None]] = set()
-        """Connections of our own listeners, TLS handshakes included."""
+        """Connections of the node's own listeners, including TLS handshakes."""
         self._admission = admission or Admission()
         self._probes: dict[int, asyncio.TimerHandle] = {}
-        """Connections that were asked for a sign of life, until when."""
+        """Timers of probed connections, by their number."""
         self._failures: dict[str, Failure] = {}
-        """The last failure since a connection was opened, by label."""
+        """Last failure since a connection was opened, by label."""
         self._seen: dict[str, float] = {}
-        """The time when a connection last began or ended, by label of configured peers."""
+        """Unix time when a connection last opened or closed, by label of configured peers."""
         self._listeners: list[Listener] = []
         self._dialer = Dialer(self, self._is_wanted, self._connect_failed, stay_away_s)
         self._dials = dials
@@ -98,13 +102,19 @@ class Node(Server[DiameterConnection]):
 
     @property
     def identity(self) -> Identity:
-        """The node's identity."""
+        """Identity of the node."""
         return self.context.identity
 
     async def listen(self, url: str) -> tuple[str, int]:
-        """Open a listener at a URL (port 0: any free one); return its address, of several the first, and port.
+        """Open a listener at a URL; port 0 is any free port.
 
-        Raises OSError if the address cannot be had, EirError for another form, or for `tls://` without `tls`.
+        Returns:
+            Address (the first of several) and port.
+
+
+        Raises:
+            OSError: if the address cannot be bound.
+            EirError: if the URL has another form, or is `tls://` without `tls`.
         """
         at = endpoint(url)
         if (secure := at.scheme == TLS) and self._tls is None:
@@ -114,11 +124,11 @@ class Node(Server[DiameterConnection]):
         return listener.address
 
     def starved(self) -> None:
-        """A connection that was handed to this process was closed: there was no descriptor left for it."""
+        """Log that a connection passed to this process was closed for lack of a file descriptor."""
         self.refused("open_files", level="error", detail="no descriptor left for a connection")
 
     def dial(self) -> None:
-        """Connect to peers that have a `connect`, from now on."""
+        """Connect to the peers with a `connect` from now on."""
         self._dials = True
         self.dial_all()
 
@@ -126,9 +136,10 @@ class Node(Server[DiameterConnection]):
         self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None, *,
         overload: Reply | None = None, tls: Tls | None = None, sctp: SctpSettings | None = None,
     ) -> None:  # fmt: skip
-        """Take over new settings; connections that they still allow stay, others are sent a DPR and closed.
+        """Apply new settings. Connections that they still permit stay open; others receive a DPR and are closed.
 
-        Closed are also those of peers that are to see other names of ours from now on. `tls` and `sctp` are for connections to come.
+        A connection is also closed if its peer is to see another Origin-Host or Origin-Realm of the node. `tls` and `sctp`
+        apply to new connections.
         """
         self._sctp = sctp or self._sctp
         for listener in self._listeners:
@@ -152,9 +163,9 @@ class Node(Server[DiameterConnection]):
             )  # fmt: skip
 
     async def drain(self, timeout_s: float) -> None:
-        """Stop accepting, tell each peer by DPR (REBOOTING), answer until they close, at most `timeout_s`.
+        """Stop accepting, send a DPR (REBOOTING) to each peer, and answer until the peers close, at most for `timeout_s`.
 
-        Afterwards no connection, no listener and no task of the node is left.
+        Afterwards the node has no connection, no listener and no task.
         """
         self.draining = True
         for listener in self._listeners:
@@ -165,11 +176,11 @@ class Node(Server[DiameterConnection]):
         await asyncio.gather(*self._taking, return_exceptions=True)
 
     def status(self) -> list[PeerStatus]:
-        """All connections, and the entries of the peer table that have none: nobody knows which protocol those that connect to us will speak."""
+        """Return the rows of all connections, and of the entries without one; such a row has no protocol, because the peer may use any."""
         rows = [self.row(link) for link in self.links.values() if link.peer is not None]
-        there = {row.label for row in rows}
+        connected = {row.label for row in rows}
         for settings in self.peers:
-            if settings.label not in there and not settings.is_titled:
+            if settings.label not in connected and not settings.is_titled:
                 state = DISABLED if settings.label in self._disabled else "down"
                 known = {"host": settings.host, "realm": settings.realm} | self._past(settings.label)
                 if settings.connect is None:
@@ -180,14 +191,14 @@ class Node(Server[DiameterConnection]):
         return rows
 
     def standing(self, link: DiameterConnection) -> Mapping[str, Any]:
-        """Return state, watchdog and past of a connection."""
+        """Return state, watchdog and history of a connection."""
         if link.peer is None:
             return {"state": "down"}
         watchdog = "initial" if link.peer.watchdog is None else link.peer.watchdog.status.name.lower()
         return {"state": link.peer.state.name.lower(), "watchdog": watchdog, **self._past(link.requester.label)}
 
     def _past(self, label: str) -> dict[str, Any]:
-        """When a peer was last seen, and its last failure, since which no connection of it was opened."""
+        """Return the time when a peer was last seen, and its last failure since a connection was opened."""
         seen = [times[label] for times in (self._seen, self.node_counts.last_request) if label in times]
         failure = self._failures.get(label)
         return {
@@ -196,37 +207,37 @@ class Node(Server[DiameterConnection]):
         }  # fmt: skip
 
     def connected(self) -> Counter[str]:
-        """Open connections by peer label; 0 for each entry of the peer table that has none and is expected."""
-        found = Counter({each.label: 0 for each in self.peers if each.expected and not each.is_titled})
-        found.update(super().connected())
-        return found
+        """Return the number of open connections by peer label, including 0 for each expected entry without one."""
+        connections = Counter({each.label: 0 for each in self.peers if each.expected and not each.is_titled})
+        connections.update(super().connected())
+        return connections
 
     def refusals(self) -> dict[str, Failure]:
-        """The last refusal, of the peer or by it, since a connection was opened; by label."""
+        """Return the last refusal, by either end, since a connection was opened; by label."""
         return {label: failure for label, failure in self._failures.items() if failure.refusal}
 
     def newest(self) -> dict[str, float]:
-        """Label of each peer that is connected → Unix time at which its newest open connection began."""
-        found: dict[str, float] = {}
+        """Return the Unix time at which the newest open connection began, by label of connected peers."""
+        times: dict[str, float] = {}
         for link in self.links.values():
             if link.is_open:
-                found[link.requester.label] = max(found.get(link.requester.label, 0.0), link.opened)
-        return found
+                times[link.requester.label] = max(times.get(link.requester.label, 0.0), link.opened)
+        return times
 
     def count_retransmissions(self) -> None:
-        """Add what SCTP has sent again since the last call to the counts."""
+        """Add the SCTP retransmissions since the last call to the counts."""
         for link in self.links.values():
             self._count_retransmissions(link)
 
     @property
     def pending(self) -> int:
-        """Requests of the node's own (CER, DWR) that have no answer yet."""
+        """Number of the node's own requests (CER, DWR) without an answer."""
         return sum(link.peer.pending for link in self.links.values() if link.peer is not None)
 
     # transport.Owner
 
     def accept(self, link: DiameterConnection) -> Peer | None:
-        """Take a connection that we made, or a new one from a known source, within the limits."""
+        """Accept an outgoing connection, or an incoming one from a known source within the limits."""
         if link.dialed is not None:
             return self._connect(link, link.dialed)
         if link.number not in self.links and not self.admit(link):
@@ -234,7 +245,7 @@ class Node(Server[DiameterConnection]):
         return link.new_peer(partial(self._identify, link))
 
     def handle(self, link: DiameterConnection, event: Event) -> None:
-        """Decide what concerns more than one connection."""
+        """Handle an event that concerns more than one connection."""
         match event:
             case Arrived(said, settings):
                 self._gate.identified(link)
@@ -252,40 +263,40 @@ class Node(Server[DiameterConnection]):
             case Closed():
                 self._closed(link, event)
             case _:
-                pass  # The node asks nothing, so that nothing is Answered.
+                pass  # the node sends no application requests, so there is no Answered
 
     def lost(self, link: DiameterConnection) -> None:
-        """Forget a connection."""
+        """Remove a connection."""
         if self.links.pop(link.number, None) is not None and link.dialed is None:
             self._gate.leave(link)
 
     # server.Server
 
     def link(self) -> DiameterConnection:
-        """A connection that is to come."""
+        """Create a connection."""
         return DiameterConnection(self, self.loop)
 
     def may_shake_hands(self, link: DiameterConnection) -> bool:
-        """Return whether a connection is wanted, since a handshake costs more than a message does."""
+        """Return whether a connection is wanted, because a handshake costs more than a message."""
         return self.admit(link)
 
     def refusal(self, link: DiameterConnection, fault: str | None = None) -> str | None:
-        """Return the reason why a connection is not wanted: its source, or a limit. Its peer is known by its CER."""
+        """Return the reason for which a connection is rejected: its source, or a limit. The peer is known only after its CER."""
         refusal = self._gate.sources.refusal(link.source, self.peers, self.limits, len(self.links))
         return refusal or (DRAINING if self.draining else fault)
 
     def enter(self, link: DiameterConnection) -> None:
-        """Count a connection, also among those of its source if the other end made it."""
+        """Add a connection, and count an incoming one for its source."""
         super().enter(link)
         if link.dialed is None:
             self._gate.enter(link, self.peers, self.limits)
 
     def send_away(self, link: DiameterConnection, why: str) -> None:
-        """End a connection by a DPR, or its handshake."""
+        """End a connection by a DPR, or abort its handshake."""
         link.leave(why)
 
     def reconsider(self, link: DiameterConnection) -> None:
-        """Apply other settings to a connection, or send its peer away."""
+        """Apply new settings to a connection, or close it."""
         if (peer := link.peer) is None:
             return
         now, said = self.loop.time(), peer.capabilities
@@ -310,14 +321,14 @@ class Node(Server[DiameterConnection]):
             link.pump()
 
     def dial_all(self) -> None:
-        """Connect to the peers that are to be connected to, and no longer to others."""
+        """Start attempts to the peers to connect to, and stop all others."""
         wanted = self.peers if self._dials and not self.draining else ()
         self._dialer.dial(
             [each for each in wanted if each.connect is not None and each.label not in self._disabled], self._connecting, self._sctp
         )  # fmt: skip
 
     def _use(self, peers: Sequence[PeerSettings], limits: Limits, tls: Tls | None) -> None:
-        """Apply settings; without `tls` that of before stays."""
+        """Apply settings; without `tls` the previous contexts stay."""
         if tls is not None:
             self._connecting = tls.connecting
         self.use(peers, limits, self._tls if tls is None else tls.accepting)
@@ -326,13 +337,13 @@ class Node(Server[DiameterConnection]):
     # Connections that others make
 
     def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
-        """A listener of ours has accepted this."""
+        """Start a task for a connection that a listener accepted."""
         task = asyncio.get_running_loop().create_task(self.take(connection, secure=secure))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 
     def _cannot_accept(self, fault: OSError) -> None:
-        """There are too many open files, or too little memory: connections wait in the kernel's queue."""
+        """Count and log that no connection can be accepted, for lack of descriptors or memory; connections wait in the kernel's queue."""
         self.context.counts.errors["accept_failed"] += 1
         name = errno.errorcode.get(fault.errno or 0, "other")
         self.context.report("accept_failed", level="error", reason=name, detail=fault.strerror)
@@ -340,7 +351,7 @@ class Node(Server[DiameterConnection]):
     # Connections that we make
 
     async def _is_wanted(self, settings: PeerSettings) -> bool:
-        """True if there is no connection to this peer, nor from it."""
+        """Return true if the node has no connection to or from this peer."""
         peers = [
             link.peer for link in self.links.values() if link.peer is not None and link.peer.state is not State.CLOSED
         ]
@@ -349,7 +360,7 @@ class Node(Server[DiameterConnection]):
         return await self._admission.may_dial(settings.host, settings.label, self.loop.time())
 
     def _stay_away(self, label: str) -> None:
-        """Leave a peer that offers none of our applications to connect by itself: it would reject our CER."""
+        """Do not connect to a peer that offers no common application, because it would reject the node's CER."""
         self._admission.stay_away(label, self.loop.time() + self._dialer.stay_away_s)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
@@ -365,7 +376,7 @@ class Node(Server[DiameterConnection]):
         )
 
     def _connect(self, link: DiameterConnection, settings: PeerSettings) -> Peer:
-        """We have made this connection: the peer that speaks on it."""
+        """Return the peer for an outgoing connection whose transport is connected."""
         self.enter(link)
         peer, now = link.new_peer(partial(self._identify, link)), self.loop.time()
         link.identified(settings, Requester(settings.label), self._rates.of(settings, now))
@@ -377,7 +388,11 @@ class Node(Server[DiameterConnection]):
     # Connections and the peer table
 
     def _identify(self, link: DiameterConnection, said: Capabilities) -> PeerSettings:
-        """Find the peer of a CER or CEA (RFC 6733 5.3, 5.6). Raises DiameterError 3010."""
+        """Find the entry of a CER or CEA (RFC 6733 5.3, 5.6).
+
+        Raises:
+            DiameterError: 3010 if no entry matches.
+        """
         settings = find_peer(self.peers, said.host, said.realm, link.source)
         if settings is None:
             entry, but = nearest_miss(self.peers, said, link.source)
@@ -398,10 +413,10 @@ class Node(Server[DiameterConnection]):
         return settings
 
     def obey(self, order: Order) -> None:
-        """Do what the admission has decided."""
+        """Execute an order of the admission."""
         link = self.links.get(order.connection) if isinstance(order.connection, int) else None
         if link is None or link.peer is None:
-            return  # It is gone, and the admission has been told so.
+            return  # the connection has closed, and the admission has been notified
         peer, now = link.peer, self.loop.time()
         match order:
             case Admit(_, failed_before):
@@ -424,7 +439,7 @@ class Node(Server[DiameterConnection]):
             self.obey(order)
 
     def _silent(self, link: DiameterConnection) -> None:
-        """No DWA on the oldest connection in time: the new one takes its place."""
+        """Close the oldest connection, which answered no DWR in time, so that the new one takes its place."""
         if self._probes.pop(link.number, None) is not None:
             self._drop(link, "duplicate_silent")
 
@@ -456,7 +471,7 @@ class Node(Server[DiameterConnection]):
             self._dial_ended(link, peer, peer.settings, event)
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
             if peer.settings is not None and not has_common(peer.capabilities, self.context.application.id):
-                self._stay_away(peer.settings.label)  # It was forgiven that, and would not forgive us.
+                self._stay_away(peer.settings.label)  # The node tolerated the missing application; the peer would not.
             label, now = peer.traffic.label, time.time()
             self._seen[label] = now
             about = {"peer": label, "reason": event.reason, "host": peer.capabilities.host, "address": link.address}
@@ -475,13 +490,13 @@ class Node(Server[DiameterConnection]):
         self._follow(self._admission.closed(link.number, event.reason))
 
     def _dial_ended(self, link: DiameterConnection, peer: Peer, settings: PeerSettings, event: Closed) -> None:
-        """A connection that we made is over, or its capabilities exchange has failed."""
+        """Handle the end of an outgoing connection, or of its capabilities exchange."""
         if event.entry is None and event.reason not in SETTLED:
             self._failures[settings.label] = Failure(time.time(), event.detail or event.reason, refusal=False)
         if event.reason == CEA_REFUSED:
             self._dialer.stay_away(settings)
         elif event.reason == "peer_closed" and peer.watchdog is None:
-            # In TLS 1.3 a handshake is over for us before the other end has looked at our certificate.
+            # In TLS 1.3 the client's handshake ends before the server has verified the client's certificate.
             fault = link.fault or ConnectionResetError("it closed the connection without a CEA")
             reason = "tls_handshake" if peer.secure else event.reason
             self._cannot_connect(settings, reason, stream.fault_text(fault, secure=peer.secure), address=link.address)
@@ -491,7 +506,7 @@ class Node(Server[DiameterConnection]):
             self.context.counts.sctp_retransmissions[link.peer.traffic.label] += again
 
     def _crowded_out(self, link: DiameterConnection, reason: str) -> None:
-        """Close a connection that sends no CER, for a limit."""
+        """Close a connection that has sent no CER, because of a limit."""
         self.refused(
             reason,
             address=link.address,

@@ -1,7 +1,7 @@
-"""One connection with a peer, without I/O (RFC 6733 5): bytes in, events out, bytes out; time is an argument.
+"""State machine of one connection with a peer, without I/O (RFC 6733 5): bytes in, events out, bytes out; time is an argument.
 
-`states` says what is done when, here stands how. Events go to the owner, the node or a client. Knows no socket,
-no event loop, no clock and no log format.
+`states` has the table; this module has the actions. The owner of the connection, a node or a client, handles the events. No
+socket, no event loop, no clock.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from eir.wire.peers.settings import PeerSettings
 
 
 class DisconnectCause(IntEnum):
-    """RFC 6733 5.4.3."""
+    """Values of the AVP Disconnect-Cause (RFC 6733 5.4.3)."""
 
     REBOOTING = 0
     BUSY = 1
@@ -38,7 +38,7 @@ class DisconnectCause(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A good CER came; the owner calls `admit` or `refuse`, now or later."""
+    """Event: a valid CER arrived. The owner calls `admit` or `refuse`, at once or later."""
 
     capabilities: Capabilities
     settings: PeerSettings
@@ -46,22 +46,22 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The capabilities are exchanged."""
+    """Event: the capabilities are exchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """A DPR went one way or the other: the connection still answers, but the peer may open another in its place."""
+    """Event: a DPR was sent or received. The connection still answers, but the peer may open another in its place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The peer answered a DWR of ours."""
+    """Event: the peer answered a DWR."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The answer to a request that was sent by `ask`."""
+    """Event: the answer to a request of `ask` arrived."""
 
     hop_by_hop: int
     answer: Answer
@@ -69,21 +69,21 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The connection is over: write what is left, then close the transport."""
+    """Event: the connection is over. The owner writes the remaining bytes, then closes the transport."""
 
     reason: str
     detail: str
     reset: bool
-    """Do not wait for anything: the peer's bytes make no sense."""
+    """True: close without waiting for the peer, because its bytes are invalid."""
     entry: str | None = None
-    """Label of the peer's entry in the peer table, if the peer was refused or refused us; None: no entry fits."""
+    """Label of the peer's entry in the peer table, if either end refused the other; None: no entry matches."""
 
 
 Event = Arrived | Opened | Leaving | Alive | Answered | Closed
 
 
 class _Occasion(NamedTuple):
-    """The arguments of an action: the message, or the owner's order."""
+    """Arguments of an action: the message, or the order of the owner."""
 
     now: float
     message: bytes = b""
@@ -96,12 +96,12 @@ class _Occasion(NamedTuple):
 
 _CER, _REQUEST, _ANSWER = Input.CER, Input.REQUEST, Input.ANSWER
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
-"""Copies for the code that runs for every message: before Python 3.12 the look-up of an enum's member counts there."""
+"""Copies for code that runs for every message: before Python 3.12 the lookup of an enum member is slow."""
 _TWO_WORDS_AND_ID = Struct("!III")
 
 
 class Peer:
-    """One connection. `events` is for its owner to take and clear; `deadline` says when `timer` is to be called."""
+    """State machine of one connection. The owner removes the `events`, and calls `timer` at the time of `deadline`."""
 
     __slots__ = (
         "_asked", "_close_at", "_context", "_dwr_ids", "_framer", "_identify", "_opening_ids", "_pending_cer", "_row", "_wait_until",
@@ -112,20 +112,24 @@ class Peer:
         self, context: NodeContext, identify: IdentifyPeer, *, addresses: Sequence[str], now: float, first_id: int,
         secure: bool = False, remote: str = "",
     ) -> None:  # fmt: skip
-        """`addresses`: of our end, for the CEA or CER. `secure`: the connection is inside TLS. `remote`: of the other end, for reports."""
+        """Create the state machine of an incoming connection; `connect` turns it into that of an outgoing one.
+
+        `addresses`: addresses of this end, for the CER or CEA. `secure`: the connection is inside TLS. `remote`: address of the
+        other end, for the log.
+        """
         self._context = context
         self._identify = identify
         self.traffic = Traffic(context, tuple(addresses), first_id, remote)
-        """Its messages: label, names and numbers."""
+        """Messages of the connection: label, names and counters."""
         self._framer = Framer(self, self.traffic)
         self.secure = secure
         self.settings: PeerSettings | None = None
         self.capabilities: Capabilities | None = None
-        """The peer's capabilities, as it announced them."""
+        """Capabilities that the peer announced."""
         self.watchdog: Watchdog | None = None
         self.events: list[Event] = []
         self.more = False
-        """Complete messages are left for another turn: call `receive` again, with nothing."""
+        """True if complete messages remain; the owner calls `receive` again without bytes."""
         self._asked: set[int] = set()
         self._dwr_ids: set[int] = set()
         self._pending_cer: Request | None = None
@@ -138,12 +142,12 @@ class Peer:
     # What the owner calls
 
     def receive(self, data: bytes | memoryview, now: float) -> None:
-        """Take bytes from the transport and answer the complete messages in them, one turn's share at most."""
+        """Handle bytes from the transport and answer the complete messages, at most one turn's share."""
         if self._framer.receive(data, now) and self.watchdog is not None:
             self.watchdog.handle(watchdog.OTHER, now)
 
     def take(self) -> bytes:
-        """The bytes to send, once."""
+        """Return the bytes to send, and remove them."""
         out, self.traffic.out = self.traffic.out, []
         return b"".join(out)
 
@@ -153,7 +157,7 @@ class Peer:
         return events
 
     def deadline(self) -> float | None:
-        """The time when `timer` is due; None: never."""
+        """Return the time when `timer` is due; None: never."""
         if self.state is _CLOSED:
             return None
         due = self.watchdog.deadline if self.watchdog is not None and self.state is _OPEN else None
@@ -163,7 +167,7 @@ class Peer:
         return due
 
     def timer(self, now: float) -> None:
-        """Do what is due at `now`."""
+        """Handle the timers that are due at `now`."""
         if self._wait_until is not None and now >= self._wait_until:
             self._time_out("cea_timeout" if self.state is State.WAIT_CEA else "cer_timeout", now)
         elif self._framer.partial_at is not None and now >= self._framer.partial_at:
@@ -174,13 +178,13 @@ class Peer:
             self._watch(self.watchdog.timer(now), now)
 
     def end(self, now: float) -> None:
-        """The transport is gone, or the peer will send nothing more and everything else has been received."""
+        """Handle the end of the stream, after all received messages."""
         if self._framer.buffered and self.state not in {State.WAIT_ADMISSION, State.CLOSED}:
             self._context.counts.errors["truncated"] += 1
         self._feed(Input.END, _Occasion(now, reason="peer_closed"))
 
     def connect(self, settings: PeerSettings, now: float) -> None:
-        """We made this connection: send our CER. To be called before anything is received."""
+        """Send the CER on an outgoing connection, before any bytes are received."""
         traffic = self.traffic
         self.settings = settings
         traffic.show(settings)
@@ -190,9 +194,9 @@ class Peer:
         self._asked.add(traffic.request(CAPABILITIES_EXCHANGE, traffic.names.origin + traffic.capability_avps()))
 
     def admit(self, now: float, *, failed_before: bool = False) -> None:
-        """Accept the connection of an `Arrived`.
+        """Accept the connection after `Arrived`.
 
-        It is REOPEN at first if the watchdog gave up the peer's last one (`failed_before`).
+        With `failed_before` (the watchdog closed the peer's last connection) the watchdog begins in REOPEN.
         """
         status = watchdog.Status.DOWN if failed_before else watchdog.Status.INITIAL
         self._feed(Input.ADMIT, _Occasion(now, status=status))
@@ -205,7 +209,7 @@ class Peer:
         self._feed(Input.REFUSE, _Occasion(now, fault=fault))
 
     def stop(self, cause: DisconnectCause, now: float, reason: str = "stopped") -> None:
-        """End the connection in order, by a DPR where it is open."""
+        """End the connection in order, by a DPR if it is open."""
         self._feed(Input.STOP, _Occasion(now, cause=cause, reason=reason))
 
     def drop(self, reason: str, now: float) -> None:
@@ -213,23 +217,23 @@ class Peer:
         self._feed(Input.TIMEOUT, _Occasion(now, reason=reason))
 
     def probe(self, now: float) -> None:
-        """Send a DWR out of turn; `Alive` tells when its answer is there."""
+        """Send a DWR out of turn; the DWA causes an `Alive`."""
         if self.state is State.OPEN and self.watchdog is not None:
             self.watchdog.ask(now)
             self._send_dwr()
 
     def ask(self, command: int, avps: bytes, end_to_end: int | None = None, flags: int = 0) -> int:
-        """Send a request of the application (with the P bit) and return its hop-by-hop id; the connection is to be open."""
+        """Send a request of the application (with the P bit) on an open connection, and return its hop-by-hop id."""
         hop_by_hop = self.traffic.request(command, avps, self._context.application.id, P_FLAG | flags, end_to_end)
         self._asked.add(hop_by_hop)
         return hop_by_hop
 
     def forget(self, hop_by_hop: int) -> None:
-        """Nobody waits for this answer any more; should it come, it is dropped."""
+        """Drop the answer to this request if it still arrives."""
         self._asked.discard(hop_by_hop)
 
     def configure(self, context: NodeContext, settings: PeerSettings | None, now: float) -> None:
-        """Take over new settings; the names that the peer was shown stay what they are."""
+        """Apply new settings; the node's names on this connection stay the same."""
         self._context = context
         self.traffic.configure(context, settings)
         if settings is not None:
@@ -239,7 +243,7 @@ class Peer:
         self._framer.open_lane(self.settings)
 
     def limit(self, rates: Sequence[Limit]) -> None:
-        """Answer no more application requests a second than these limits allow."""
+        """Replace the limits on application requests per second."""
         self._framer.rates = rates
 
     @property
@@ -249,13 +253,13 @@ class Peer:
 
     @property
     def pending(self) -> int:
-        """Requests of ours that have no answer yet, watchdogs included."""
+        """Number of the node's requests without an answer, including DWRs."""
         return len(self._asked) + len(self._dwr_ids)
 
     # framing.Receiver
 
     def handle(self, message: bytes, now: float) -> None:
-        """Do with a message what the state asks for."""
+        """Handle a message by the table of the current state."""
         _, word, application_id = _TWO_WORDS_AND_ID.unpack_from(message)
         code = word & 0xFFFFFF
         command = self.traffic.command(application_id, code)
@@ -263,19 +267,19 @@ class Peer:
         if application_id == BASE:
             what = (REQUESTS if what is _REQUEST else ANSWERS).get(code, what)
         if what is not _CER or self.state is not State.WAIT_CER:
-            # That one is counted when it is known who sent it.
+            # A first CER is counted when its sender is known.
             self.traffic.received(command, "request" if word >> 31 else "answer")
         try:
             self._feed(what, _Occasion(now, message, command))
-        except Exception as e:  # noqa: BLE001 - the outermost loop of all but application requests: these get a 5012, too
+        except Exception as e:  # noqa: BLE001 - outermost handler, except for application requests, which have their own
             self._fail(what, message, command, e)
 
     def refuse_frame(self, message: bytes, first_word: int) -> None:
-        """A header after which the stream cannot be followed; where it can be answered, it is, and then closed."""
+        """Handle a header after which the stream cannot be split into messages: answer it if possible, then close."""
         counts, fault = self._context.counts, frame_fault(first_word, self._context.limits.max_message_bytes)
         self.traffic.report("connection_fault", fault.reason, detail=str(fault))
         if fault.result_code:
-            # Answered from as much of it as is there: the peer may never send the rest.
+            # Answer from the bytes received so far, because the peer may never send the rest.
             request = self._request(message)
             command = self.traffic.command(request.application_id, request.command)
             is_request = bool(request.flags & R_FLAG)
@@ -290,7 +294,7 @@ class Peer:
     # Inputs
 
     def _fail(self, what: Input, message: bytes, command: Command | None, fault: Exception) -> None:
-        """A fault of our own has left the connection in an unknown state: answer, and close."""
+        """Answer and close after a fault of this program, because the state of the connection is unknown."""
         self.traffic.fault(fault)
         if what is Input.CER and self.state is State.WAIT_CER:
             self.traffic.received(command, "request")
@@ -337,7 +341,7 @@ class Peer:
         self.settings = settings
         self.traffic.show(settings)
         self.capabilities, self._pending_cer = said, request
-        self._wait_until = None  # From here on the node lets it wait, and not for ever.
+        self._wait_until = None  # The node decides how long the connection waits.
         self.events.append(Arrived(said, settings))
         return None
 
@@ -346,7 +350,7 @@ class Peer:
         counts.peers_refused[fault.reason] += 1
         counts.errors[fault.reason] += 1
         traffic.received(CER_COMMAND, "request")
-        # 7.1.3: 3010 follows the answer-message grammar; all others are a CEA with everything that belongs in one.
+        # 7.1.3: 3010 has the answer-message grammar; all other errors are a complete CEA.
         traffic.refuse(request, CER_COMMAND, fault)
         detail, result = str(fault), fault.result_code
         traffic.report(
@@ -410,9 +414,9 @@ class Peer:
     def _send_dpa(self, occasion: _Occasion) -> State | None:
         request = self._base_request(occasion, DPR)
         if request is None:
-            return self.state  # A defective DPR was answered as such, and changes nothing.
+            return self.state  # a defective DPR was answered with an error, and changes nothing
         self.traffic.answer(request, occasion.command, Reply(SUCCESS))
-        if self._close_at is None:  # Further DPRs do not put the end off.
+        if self._close_at is None:  # further DPRs do not extend the time
             self._close_at = occasion.now + self._context.limits.close_after_dpa_s
         self.events.append(Leaving())
         return None
@@ -434,7 +438,7 @@ class Peer:
             traffic.answer(request, command, reply)
         except DiameterError as e:
             self._refuse_request(request, command, e)
-        except Exception as e:  # noqa: BLE001 - the outermost loop of a request: whatever is wrong with us, it gets a 5012
+        except Exception as e:  # noqa: BLE001 - outermost handler of a request: any fault of this program becomes a 5012
             traffic.fault(e)
             traffic.refuse(request, command, DiameterError(UNABLE_TO_COMPLY, "internal"))
         traffic.answers += 1
@@ -452,15 +456,15 @@ class Peer:
     def _cer_again(self, occasion: _Occasion) -> None:
         request = self._request(occasion.message)
         if (request.hop_by_hop, request.end_to_end) == self._opening_ids:
-            # go-diameter sends its CER again while the first one is still being judged, and closes at a second CEA.
+            # go-diameter repeats its CER while the first one is being decided, and closes at a second CEA.
             self._context.counts.dropped["cer_repeated"] += 1
             return
-        # 5.6 has R-Snd-CEA here, which would renegotiate; nobody does that, and an open connection stays as it is.
+        # 5.6 has R-Snd-CEA here, which would renegotiate; no peer does that, so an open connection stays unchanged.
         fault = DiameterError(UNABLE_TO_COMPLY, "cer_again", "a CER on an open connection")
         self._refuse_request(request, occasion.command, fault)
 
     def _drop(self, _: _Occasion) -> None:
-        # 6.2.1: an answer that nobody waits for.
+        # 6.2.1: an answer without a pending request.
         self._context.counts.dropped["unsolicited_answer"] += 1
 
     def _discard(self, _: _Occasion) -> State:
@@ -483,7 +487,7 @@ class Peer:
         _nothing, _process_cer, _send_cea, _reject, _process_cea, _send_dwa, _process_dwa, _send_dpa, _send_dpr, _serve,
         _take, _cer_again, _drop, _discard, _disconnect,
     )  # fmt: skip
-    """The method for each states.Action, in the order of its values."""
+    """Methods by states.Action, in the order of its values."""
 
     # Pieces of the actions
 
@@ -491,7 +495,7 @@ class Peer:
         return Request(message, self._context.limits.max_avps, self.traffic.label)
 
     def _base_request(self, occasion: _Occasion, grammar: Grammar) -> Request | None:
-        """A DWR or DPR that is as it should be; None if it was not and has been answered so."""
+        """Return a valid DWR or DPR; answer an invalid one with an error and return None."""
         request = self._request(occasion.message)
         try:
             check_header_bits(request)

@@ -1,4 +1,4 @@
-"""Result-Codes by their names in RFC 6733 7.1, less DIAMETER_. Plain numbers."""
+"""Result-Codes by their names in RFC 6733 7.1 without the prefix DIAMETER_."""
 
 SUCCESS = 2001
 
@@ -39,9 +39,9 @@ INVALID_AVP_BIT_COMBO = 5016
 NO_COMMON_SECURITY = 5017
 
 NAMES = {code: f"DIAMETER_{name}" for name, code in list(globals().items()) if name.isupper()}
-"""Result-Code → its name."""
+"""Names by Result-Code."""
 
 
 def is_protocol_error(code: int) -> bool:
-    """True for 3xxx, which an answer with the E bit carries (RFC 6733 7.1.3)."""
+    """Return true for 3xxx, whose answers have the E bit (RFC 6733 7.1.3)."""
     return 3000 <= code < 4000

@@ -1,6 +1,6 @@
-"""The treatment of a request: routing, rate, grammar, then the application (RFC 6733 6.1, 7). Knows no connection.
+"""Treatment of a request: routing, rate, grammar, then the application (RFC 6733 6.1, 7). No connection is known here.
 
-All requests of a node are treated in one context, with the names that a peer knows us by.
+All requests of a node have one context; the node's names depend on the peer.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ TOO_BUSY_REPLY = Reply(result_code=TOO_BUSY)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeContext:
-    """The context that all connections of a node share."""
+    """Context that all connections of a node share."""
 
     identity: Identity
     limits: Limits
@@ -33,20 +33,19 @@ class NodeContext:
     counts: Counts
     report: Report
     overload: Reply = TOO_BUSY_REPLY
-    """The answer to a request past a rate limit. An object of its own, so that it is never mistaken for the
-    application's."""
+    """Answer above a rate limit. A separate object, to distinguish it from an equal answer of the application."""
     jitter: Callable[[], float]
-    """Seconds of jitter for the watchdog, between -2 and 2."""
+    """Function that returns the jitter of the watchdog in seconds, between -2 and 2."""
     watchdog_least_s: float = WATCHDOG_LEAST_S
 
 
 class LocalNames(NamedTuple):
-    """The names that a peer knows us by, and all that it may call us."""
+    """Names of the node on a connection, and all names that its peer may use."""
 
     host: str
     realm: str
     origin: bytes
-    """Origin-Host and Origin-Realm, encoded."""
+    """Encoded Origin-Host and Origin-Realm."""
     hosts: frozenset[bytes]
     """Names of this node in lower case, for Destination-Host."""
     realms: frozenset[bytes]
@@ -54,7 +53,7 @@ class LocalNames(NamedTuple):
 
 
 def local_names(identity: Identity, host: str, realm: str) -> LocalNames:
-    """The node's names for a peer that is shown this host and realm."""
+    """Return the node's names for a peer that sees this host and realm."""
     return LocalNames(
         host, realm, encode_text(ORIGIN_HOST, host) + encode_text(ORIGIN_REALM, realm),
         frozenset(name.lower().encode() for name in (host, identity.host, *identity.aliases)),
@@ -63,19 +62,27 @@ def local_names(identity: Identity, host: str, realm: str) -> LocalNames:
 
 
 def check_header_bits(request: Request) -> None:
-    """Raise 3008 for a request with the E bit; reserved bits are ignored (RFC 6733 3)."""
+    """Reject a request with the E bit; reserved bits are ignored (RFC 6733 3).
+
+    Raises:
+        DiameterError: 3008.
+    """
     if request.flags & E_FLAG:
         raise DiameterError(result.INVALID_HDR_BITS, "header_bits", "a request with the E bit")
 
 
 def check_grammar(request: Request, grammar: Grammar, settings: PeerSettings | None, context: NodeContext) -> None:
-    """Hold a request to a grammar, as leniently as the peer's settings say; see grammar.check."""
+    """Check a request by `grammar.check`, with the leniences of the peer's settings."""
     unknown_m = settings is not None and UNKNOWN_M in settings.lenient
     check(request, grammar, context.application.dictionary, unknown_m=unknown_m, depth_max=context.limits.max_depth)
 
 
 def check_route(request: Request, names: LocalNames, settings: PeerSettings | None) -> None:
-    """Check that the request is for us (RFC 6733 6.1.4, 7.1.3); nothing is forwarded. Raises 3002 or 3003."""
+    """Check that the request is for this node (RFC 6733 6.1.4, 7.1.3); requests are never forwarded.
+
+    Raises:
+        DiameterError: 3002 or 3003.
+    """
     host, realm = request.first.get(DESTINATION_HOST), request.first.get(DESTINATION_REALM)
     if host is not None and host.data.lower() in names.hosts:
         return
@@ -91,7 +98,11 @@ def reply_to(
     request: Request, command: Command | None, now: float, *, context: NodeContext, settings: PeerSettings | None,
     names: LocalNames, rates: Sequence[Limit],
 ) -> Reply:  # fmt: skip
-    """The reply to a request, checked in this order: header, application, command, routing, AVPs. Raises DiameterError."""
+    """Return the reply to a request, checked in this order: header, application, command, routing, rate, AVPs.
+
+    Raises:
+        DiameterError: if a check fails.
+    """
     check_header_bits(request)
     if command is None:
         if request.application_id in {BASE, context.application.id}:
@@ -102,6 +113,6 @@ def reply_to(
     if limit is not None:
         context.counts.shed[request.peer, limit.reason] += 1
         if result.is_protocol_error(context.overload.result_code):
-            return context.overload  # which any request may get, whatever it lacks (7.2)
+            return context.overload  # valid for any request, even an incomplete one (7.2)
     check_grammar(request, command.request, settings, context)
     return context.application.answer(request) if limit is None else context.overload

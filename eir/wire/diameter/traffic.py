@@ -1,6 +1,6 @@
-"""The messages of one connection: ours are encoded here, and both ways are counted and reported under the peer's label.
+"""Messages of one connection: encoding of outgoing messages, and counters and log events of both directions under the peer's label.
 
-Knows no state of the connection.
+No state of the connection is known here.
 """
 
 from collections.abc import Mapping
@@ -29,40 +29,40 @@ CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
 
 
 class Traffic:
-    """Messages out, counters and reports; `out` holds encoded messages in order until they are taken."""
+    """Outgoing messages, counters and log events. `out` holds encoded messages in order until the owner removes them."""
 
     __slots__ = ("_addresses", "_next_id", "_remote", "answers", "context", "label", "names", "out", "requests")
 
     def __init__(self, context: NodeContext, addresses: tuple[str, ...], first_id: int, remote: str = "") -> None:
-        """`addresses`: of our end. `remote`: of the other end, for reports."""
+        """Create counters of a connection without an identified peer. `addresses`: of this end. `remote`: of the other end, for the log."""
         self.context = context
         self._addresses = addresses
         self._remote = remote
         self._next_id = first_id & 0xFFFFFFFF
         self.label = OTHER
-        """The peer's label, once it is known who it is."""
+        """Label of the peer; OTHER before it is identified."""
         self.names: LocalNames = local_names(context.identity, context.identity.host, context.identity.realm)
-        """The names that the peer knows us by."""
+        """Names of the node on this connection."""
         self.requests = 0
-        """Application requests received."""
+        """Number of application requests received."""
         self.answers = 0
-        """Answers to them sent."""
+        """Number of answers sent to them."""
         self.out: list[bytes] = []
 
     def configure(self, context: NodeContext, settings: PeerSettings | None) -> None:
-        """Take over new settings; the names that the peer was shown stay what they are."""
+        """Apply new settings; the node's names on this connection stay the same."""
         self.context = context
         self.names = local_names(context.identity, self.names.host, self.names.realm)
         if settings is not None:
             self.label = settings.label
 
     def show(self, settings: PeerSettings) -> None:
-        """Show the peer the names that are meant for it."""
+        """Set the node's names for this peer."""
         identity = self.context.identity
         self.names = local_names(identity, settings.as_host or identity.host, settings.as_realm or identity.realm)
 
     def command(self, application_id: int, code: int) -> Command | None:
-        """A command that has a grammar here; None if it is unknown."""
+        """Return a known command; None if it is unknown."""
         if application_id == BASE:
             return BASE_COMMANDS.get(code)
         application = self.context.application
@@ -73,7 +73,7 @@ class Traffic:
     def request(
         self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0, end_to_end: int | None = None
     ) -> int:
-        """Send a request; returns its hop-by-hop id, which is its end-to-end id too if none is given."""
+        """Send a request; return its hop-by-hop id, which is also the end-to-end id if none is given."""
         self._next_id = self._next_id + 1 & 0xFFFFFFFF
         ids = (self._next_id, self._next_id if end_to_end is None else end_to_end)
         self.out.append(encode_message(R_FLAG | flags, code, application_id, ids, avps))
@@ -82,35 +82,35 @@ class Traffic:
         return self._next_id
 
     def answer(self, request: Message, command: Command | None, reply: Reply) -> None:
-        """Send a reply, of the application or our own."""
+        """Send a reply."""
         code, experimental = reply.result_code, reply.experimental
         result, error = result_avp(code, experimental), is_protocol_error(code)
         self.out.append(encode_answer(request, result, self.names.origin, avps=reply.avps, error=error))
         self._count_answer(command, result_label(code, experimental))
 
     def refuse(self, request: Message, command: Command | None, fault: DiameterError) -> None:
-        """Send an error; all but 3xxx contain the AVPs that the command's own grammar requires in addition."""
+        """Send an error. All errors except 3xxx contain the AVPs that the command's own grammar requires in addition."""
         avps = self.capability_avps() if command is CER_COMMAND else command.error_avps if command else b""
         session = command is not None and command.session
         self.out.append(error_answer(request, fault, self.names.origin, avps, session=session))
         self._count_answer(command, result_label(fault.result_code))
 
     def capability_avps(self) -> bytes:
-        """The AVPs of our CER and CEA besides result and origin."""
+        """Return the AVPs of the node's CER and CEA besides result and origin."""
         return capability_avps(self.context.identity, self._addresses, self.context.application)
 
     def state_id_avp(self) -> bytes:
-        """Our Origin-State-Id, encoded."""
+        """Encode the node's Origin-State-Id."""
         return encode_u32(ORIGIN_STATE_ID, self.context.identity.origin_state_id)
 
     # Counters and reports
 
     def received(self, command: Command | None, kind: str) -> None:
-        """Count a message in; `kind`: `request` or `answer`."""
+        """Count an incoming message; `kind`: `request` or `answer`."""
         self.context.counts.messages[self.label, command.name if command else OTHER, kind, "in"] += 1
 
     def by_lane(self, command: str, results: Mapping[str, int]) -> int:
-        """Count requests of one command that a lane has answered, by their results; returns how many there were."""
+        """Count requests of one command that a lane answered, by result; return their number."""
         counts, label, answered = self.context.counts, self.label, 0
         for result, count in results.items():
             counts.answers[label, result] += count
@@ -127,12 +127,12 @@ class Traffic:
         counts.answers[self.label, result] += 1
 
     def report(self, event: str, reason: str, *, level: str = "warning", **fields: object) -> None:
-        """Report an event of this connection, with its address, and the setting that would have prevented it."""
-        where = {"address": self._remote or None, "setting": setting_for(reason)}
-        told = {name: value for name, value in (fields | where).items() if value is not None}
-        self.context.report(event, peer=self.label, reason=reason, level=level, **told)
+        """Log an event of this connection, with its address and the configuration key that would have prevented it."""
+        context = {"address": self._remote or None, "setting": setting_for(reason)}
+        known = {name: value for name, value in (fields | context).items() if value is not None}
+        self.context.report(event, peer=self.label, reason=reason, level=level, **known)
 
     def fault(self, fault: Exception) -> None:
-        """Count and report a fault of our own."""
+        """Count and log a fault of this program."""
         self.context.counts.errors["internal"] += 1
         self.report("fault", "internal", level="error", detail=place_of(fault))

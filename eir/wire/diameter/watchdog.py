@@ -1,8 +1,8 @@
-"""The watchdog of one transport connection (RFC 3539 3.4.1 and appendix A; RFC 6733 5.5): a table, and what it needs.
+"""Watchdog of one transport connection (RFC 3539 3.4.1 and appendix A; RFC 6733 5.5): a table and its state.
 
-Knows no socket, no message and no clock: time is an argument, jitter a callable. It tells its owner to send a DWR, to
-close the connection or to connect; what the states mean for answering is the owner's matter (here: nothing, a request
-is answered in each of them).
+No socket, no message and no clock: time is an argument, jitter a function. The watchdog returns to its owner whether to send a
+DWR, to close the connection or to connect. The owner decides which states affect answers; this node answers requests in every
+state.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from typing import NamedTuple
 WATCHDOG_LEAST_S = 6.0
 """RFC 3539 3.4.1: Tw MUST NOT be set lower than that."""
 JITTER_S = 2.0
-"""RFC 3539 3.4.1: each interval is Tw plus or minus at most this."""
+"""RFC 3539 3.4.1: maximum difference between an interval and Tw."""
 REOPEN_ANSWERS = 3
-"""DWAs in time that a connection needs after it failed before it counts as good again."""
+"""Number of timely DWAs after which a connection in REOPEN is OKAY."""
 
 
 class Status(IntEnum):
@@ -28,58 +28,58 @@ class Status(IntEnum):
 
 
 class Event(IntEnum):
-    """An event of the connection. Timer events are told apart by what is pending, as in the table of appendix A."""
+    """Event of the connection. The pending DWR distinguishes the timer events, as in the table of appendix A."""
 
     CONNECTED = 0
     DISCONNECTED = 1
     DWA = 2
-    """The answer to our DWR."""
+    """The answer to a DWR arrived."""
     OTHER = 3
-    """Any other message."""
+    """Another message arrived."""
     TIMER = 4
-    """Tw ran out, no DWR is pending."""
+    """Tw expired without a pending DWR."""
     TIMER_PENDING = 5
-    """Tw ran out, and our DWR has no answer."""
+    """Tw expired with a pending DWR."""
     TIMER_AGAIN = 6
-    """As TIMER_PENDING, a second time in a row (NumDWA < 0)."""
+    """TIMER_PENDING for the second time in a row (NumDWA < 0)."""
     DWA_ENOUGH = 7
-    """A DWA, the last of those that REOPEN waits for."""
+    """The last DWA that REOPEN needs arrived."""
 
 
 class Action(IntEnum):
-    """The action for the owner; the watchdog keeps NumDWA by itself."""
+    """Action for the owner; the watchdog itself counts NumDWA."""
 
     NONE = 0
     SEND = 1
     """Send a DWR."""
     CLOSE = 2
-    """Close the connection: the peer is silent."""
+    """Close the connection: the peer does not answer."""
     CONNECT = 3
-    """Try to connect, if the peer is one to connect to."""
+    """Try to connect, if the node makes the connections to this peer."""
 
 
 class Step(NamedTuple):
-    """One row of the table."""
+    """Row of the table."""
 
     action: Action
     status: Status
     set_timer: bool = True
     """SetWatchdog() of appendix A."""
     num_dwa: int | None = None
-    """New value of NumDWA; None: it stays."""
+    """New value of NumDWA; None: unchanged."""
 
 
 _INITIAL, _OKAY, _SUSPECT, _DOWN, _REOPEN = Status
 _NONE, _SEND, _CLOSE, _CONNECT = Action
 OTHER = Event.OTHER
-"""The event of every read; before Python 3.12 looking a member up on its enum takes longer than all that is done for it."""
+"""Event of every read. Before Python 3.12 the lookup of an enum member takes longer than the handling."""
 _UP, _GONE, _DWA, _, _TIMER, _PENDING, _AGAIN, _ENOUGH = Event
 
 # fmt: off
 _ROWS: Sequence[tuple[Status, Sequence[Event], Step]] = (
-    # RFC 3539 appendix A. Failover() and Failback() move requests that a node has sent; a node that only answers has
-    # none. Throwaway() would drop what comes in a state that is not open: here it is answered, since silence would
-    # leave a phone without service for nothing.
+    # RFC 3539 appendix A. Failover() and Failback() move requests that a node has sent; a node that only answers has none.
+    # Throwaway() would drop a message in a state that is not open: here the message is answered, because a phone would lose
+    # service without an answer.
     (_INITIAL, [_UP],                      Step(_NONE, _OKAY)),
     (_INITIAL, [_GONE],                    Step(_NONE, _INITIAL)),
     (_INITIAL, [_DWA, _ENOUGH, OTHER],     Step(_NONE, _INITIAL, set_timer=False)),
@@ -111,7 +111,7 @@ TABLE = {(status, event): step for status, events, step in _ROWS for event in ev
 
 
 class Watchdog:
-    """The watchdog's state: `status`, whether a DWR is pending, and when its timer runs out."""
+    """State of the watchdog: `status`, pending DWR, and time when its timer expires."""
 
     __slots__ = ("_interval_s", "_jitter", "_least_s", "_tw_s", "deadline", "num_dwa", "pending", "status")
 
@@ -124,7 +124,7 @@ class Watchdog:
         *,
         least_s: float = WATCHDOG_LEAST_S,
     ) -> None:
-        """`jitter` returns a number of seconds between -JITTER_S and +JITTER_S; `least_s`: the lowest Tw."""
+        """Create a watchdog that waits for its connection. `jitter` returns seconds between -JITTER_S and +JITTER_S; `least_s`: minimum Tw."""
         self._least_s = least_s
         self._tw_s = max(tw_s, least_s)
         self._jitter = jitter
@@ -132,19 +132,19 @@ class Watchdog:
         self.num_dwa = 0
         self.status = status
         self.pending = False
-        """A DWR of ours has no answer yet."""
+        """True if a DWR has no answer yet."""
         self.deadline = now + self._interval_s
-        """The time when `timer` is due, on the clock of `now`."""
+        """Time when `timer` is due, on the clock of `now`."""
 
     def handle(self, event: Event, now: float) -> Action:
-        """Take one event (CONNECTED, DISCONNECTED, DWA or OTHER) and say what the owner has to do."""
+        """Handle CONNECTED, DISCONNECTED, DWA or OTHER; return the action for the owner."""
         if event is OTHER and self.status is _OKAY:
-            # The most frequent cell by far; it keeps its interval, and draws a new one when the timer runs out.
+            # The most frequent cell by far: it keeps its interval until the timer expires.
             self.deadline = now + self._interval_s
             return _NONE
         if event is Event.DWA:
             self.pending = False
-            # Appendix A: NumDWA counts the DWAs in REOPEN; one that came late set it to -1, and starts again.
+            # Appendix A: NumDWA counts the DWAs in REOPEN; a late DWA has set it to -1 and restarts the count.
             self.num_dwa += 1
             if self.num_dwa >= REOPEN_ANSWERS:
                 event = Event.DWA_ENOUGH
@@ -153,18 +153,18 @@ class Watchdog:
         return self._step(event, now)
 
     def timer(self, now: float) -> Action:
-        """Tw ran out; `now` is at or after `deadline`."""
+        """Handle the expiry of Tw; `now` is at or after `deadline`."""
         if not self.pending:
             return self._step(Event.TIMER, now)
         return self._step(Event.TIMER_AGAIN if self.num_dwa < 0 else Event.TIMER_PENDING, now)
 
     def ask(self, now: float) -> None:
-        """The owner sends a DWR by its own choice: it becomes pending as if the table had asked for it."""
+        """Note that the owner has sent a DWR out of turn."""
         self.pending = True
         self.deadline = now + self._interval_s
 
     def retime(self, tw_s: float, now: float) -> None:
-        """Take over another Tw; the timer that runs starts over with it."""
+        """Apply another Tw, and restart the running timer with it."""
         if max(tw_s, self._least_s) != self._tw_s:
             self._tw_s = max(tw_s, self._least_s)
             self._interval_s = self._tw_s + self._jitter()

@@ -23,7 +23,7 @@ from eir.node.observe import page as pages
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.http import LIMITS
 from eir.node.observe.lately import Lately, Minute
-from eir.node.observe.page import STATUSES, Shown, page
+from eir.node.observe.page import STATUSES, PageContent, page
 from eir.wire.web.access import PageAccess, PageSettings
 from eir.wire.web.http1 import Request
 
@@ -69,7 +69,7 @@ def shown(**changes):
         "host": "eir1.example", "status": STATUS, "lists": {"stolen": state}, "changes": {}, "refusals": [refused], "minutes": minutes, "now": NOW,
         "peers": [PEER, {**PEER, "label": "mme2", "state": "closed", "address": None, "last_error": "3010 <script>", "last_error_at": NOW.timestamp() - 60}],
     } | changes  # fmt: skip
-    return Shown(**values)
+    return PageContent(**values)
 
 
 class Seen(HTMLParser):

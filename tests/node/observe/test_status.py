@@ -109,14 +109,14 @@ def test_the_first_line_has_version_and_lane_and_others_only_what_changed(follow
     node = status_of(
         lambda: following[0], lambda: running[0], report=lambda *event, **more: lines.append((event, more))
     )
-    node.tell(reports())
+    node.log_readiness(reports())
     running[0] = LISTENING
-    node.tell(reports())
-    node.tell(reports())
+    node.log_readiness(reports())
+    node.log_readiness(reports())
     following[0] = replace(FOLLOWING, store_up=False)
-    node.tell(reports())
+    node.log_readiness(reports())
     running[0] = LISTENING._replace(is_stopping=True)
-    node.tell([])
+    node.log_readiness([])
     nothing = {"version": None, "lane": None, "detail": None}
     slow = None if COMPILED else "no compiled lane: a check costs many times as much"
     assert lines == [
@@ -286,7 +286,7 @@ def test_connections_that_are_over_are_one_row_whichever_workers_had_them():
 
 async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_started_without_does_not(node, told):
     stolen = ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", entries=1)
-    node.tell(reports(missing=["stolen"]))
+    node.log_readiness(reports(missing=["stolen"]))
     assert told == [("serving", "list stolen has never been loaded")]
     assert (await shown(node, reports(missing=["stolen"]))).status == 503
     assert (await shown(node, reports(lists={"stolen": stolen}))).body == b"ready\n"
@@ -300,7 +300,7 @@ async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_st
 def test_each_change_of_readiness_is_one_line(node, told, following, running):
     away = "the store is away; answers go on from memory"
     following[0] = replace(FOLLOWING, store_up=False)
-    node.tell(reports())
+    node.log_readiness(reports())
     assert told == [("serving", away)]
     lost = "the store lost list stolen (it shows serial 1); the memory stays in force"
     changes = [
@@ -317,13 +317,13 @@ def test_each_change_of_readiness_is_one_line(node, told, following, running):
     for changed, lines in changes:
         told.clear()
         following[0] = replace(FOLLOWING, **changed)
-        node.tell(reports())
+        node.log_readiness(reports())
         assert told == lines
     told.clear()
-    node.tell([])
+    node.log_readiness([])
     assert told == [("not_ready", "no worker answers")]
     running[0] = LISTENING._replace(is_stopping=True)
-    node.tell(reports())  # the end has lines of its own
+    node.log_readiness(reports())  # the end has lines of its own
     assert len(told) == 1
 
 
