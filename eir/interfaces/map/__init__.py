@@ -1,4 +1,4 @@
-"""MAP checkIMEI (TS 29.002 8.7, interfaces F and Gf): how MSCs and SGSNs of 2G and 3G ask, over eir.wire.ss7; and a probe that asks so."""
+"""MAP checkIMEI (TS 29.002 8.7, interfaces F and Gf) for MSCs and SGSNs of 2G and 3G, over eir.wire.ss7; and its probe."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +60,7 @@ FAMILIES = (
 
 
 def _gateway(*, name: str | None, connect: Any, **more: Any) -> GatewaySettings:
-    """A gateway is called by its name, else by where it is."""
+    """Create the settings of a gateway, with its name or else its address as label."""
     return GatewaySettings(label=name or (connect or "").partition("://")[2], connect=connect, **more)
 
 
@@ -97,14 +97,14 @@ def _connects(ss7: Ss7Settings) -> Mapping[Spot, str]:
 
 
 def _words(status: Status) -> str:
-    from eir.interfaces.map.service import EQUIPMENT_STATUSES  # noqa: PLC0415 - for a command alone
+    from eir.interfaces.map.service import EQUIPMENT_STATUSES  # noqa: PLC0415 - only a command needs it
 
     value = EQUIPMENT_STATUSES.get(status)
     return "error 7, unknownEquipment" if value is None else f"equipmentStatus {value}, {status.upper()}"
 
 
 def _probe(wanted: "Wanted") -> tuple[Any, Any]:
-    from eir.interfaces.map import probe  # noqa: PLC0415 - for a probe alone, as the next
+    from eir.interfaces.map import probe  # noqa: PLC0415 - only a probe needs it, and the next
     from eir.interfaces.probing import host_and_port  # noqa: PLC0415 - as above
 
     if wanted.tls is not None:
@@ -126,7 +126,7 @@ def _probe(wanted: "Wanted") -> tuple[Any, Any]:
 
 
 def _capture(capture: Path, _: Sequence[int], ss7: Ss7Settings) -> "Captured":
-    from eir.interfaces.map.capture import read  # noqa: PLC0415 - for `eir audit` alone
+    from eir.interfaces.map.capture import read  # noqa: PLC0415 - only `eir audit` needs it
 
     return read(capture, ss7.variant)
 

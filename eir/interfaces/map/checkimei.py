@@ -1,6 +1,6 @@
-"""checkIMEI on the wire (TS 29.002 8.7.1, 17.7.1, 17.7.8): the argument of versions 1, 2 and 3, and their results. By hand: one operation.
+"""Codec of checkIMEI (TS 29.002 8.7.1, 17.7.1, 17.7.8): the argument of versions 1, 2 and 3, and their results. Written by hand for one operation.
 
-Tolerant where makers differ: the IMSI is looked for wherever one of them has put it.
+Vendors put the IMSI in different places; the parser searches all of them.
 """
 
 from collections.abc import Collection
@@ -11,12 +11,12 @@ from eir.wire.ss7.tcap import MISTYPED_PARAMETER, Problem
 
 CHECK_IMEI: Final = 43
 SYSTEM_FAILURE, DATA_MISSING, UNKNOWN_EQUIPMENT = 34, 35, 7
-"""The errors that the operation has (TS 29.002 17.6.1); no others are sent."""
+"""Errors of the operation (TS 29.002 17.6.1); no others are sent."""
 CONTEXT: Final = bytes.fromhex("04000001000d")
-"""equipmentMngtContext (TS 29.002 17.3.3), without its version."""
+"""equipmentMngtContext (TS 29.002 17.3.3) without its version."""
 VERSIONS = (3, 2, 1)
 IMSI_TAGS: Final = frozenset({0x00, 0x04})
-"""Tags of an IMSI behind the IMEI: 00 is Huawei's, 04 an octet string."""
+"""Tags of an IMSI after the IMEI: 00 is Huawei's, 04 an octet string."""
 _OCTETS, _BITS, _SEQUENCE = 0x04, 0x03, 0x30
 _NESTED_MAX = 4
 _FULL_IMSI_DIGITS = 15
@@ -24,50 +24,53 @@ _SWAPPED = bytes((octet & 0x0F) << 4 | octet >> 4 for octet in range(256))
 
 
 class Asked(NamedTuple):
-    """Content of an argument."""
+    """Contents of an argument."""
 
     imei: str | None
-    """Digits as they came, other signs as letters; None: there is no IMEI."""
+    """Digits as received, other signs as letters; None: there is no IMEI."""
     imsi: str
-    """Empty: none was found."""
+    """Empty: the argument has no IMSI."""
     wants_status: bool = True
-    """bmuef may be asked for without it, which is never given."""
+    """False if only bmuef is requested, which is never returned."""
 
 
 class DataMissing(Exception):
-    """A mandatory part of the argument is not there."""
+    """Mandatory part of the argument is missing."""
 
 
 def context_of(version: int) -> bytes:
-    """The application context name of a version."""
+    """Return the application context name of a version."""
     return CONTEXT + bytes((version,))
 
 
 def version_of(context: bytes) -> int | None:
-    """The version that a context stands for; None: it is another context, or a version that is not served."""
+    """Return the version of a context; None for another context, or a version that is not served."""
     return context[-1] if context[:-1] == CONTEXT and context[-1] in VERSIONS else None
 
 
 def digits(octets: bytes) -> str:
-    """The digits of a TBCD-STRING (17.7.8) without the fillers at its end; what is no digit is a letter."""
+    """Return the digits of a TBCD-STRING (17.7.8) without trailing fillers; other signs than digits become letters."""
     return octets.translate(_SWAPPED).hex().rstrip("f")
 
 
 def packed(text: str) -> bytes:
-    """Digits as a TBCD-STRING."""
+    """Encode digits as a TBCD-STRING."""
     return bytes.fromhex(text if len(text) % 2 == 0 else text + "f").translate(_SWAPPED)
 
 
 def imsi_of(octets: bytes) -> str:
-    """Return the IMSI in these octets; empty if it is not one (TS 23.003 2.2: 6 to 15 digits)."""
-    found = digits(octets)
-    return found if 6 <= len(found) <= 15 and found.isdigit() else ""
+    """Return the IMSI in these octets; empty if they are no IMSI (TS 23.003 2.2: 6 to 15 digits)."""
+    text = digits(octets)
+    return text if 6 <= len(text) <= 15 and text.isdigit() else ""
 
 
 def asked(octets: bytes, version: int, parameters: list[Element], imsi_tags: Collection[int] = ()) -> Asked | Problem:
-    """Return what an invocation asks, or why it is rejected.
+    """Parse the argument of an invocation; return a Problem if it must be rejected.
 
-    `parameters`: what follows its operation. Raises DataMissing.
+    `parameters`: elements after the operation.
+
+    Raises:
+        DataMissing: if a mandatory part is missing.
     """
     tags = IMSI_TAGS | set(imsi_tags)
     inside: list[Element] = []
@@ -98,40 +101,40 @@ def asked(octets: bytes, version: int, parameters: list[Element], imsi_tags: Col
 
 
 def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Collection[int], depth: int) -> str:
-    """The first IMSI among these elements, or inside one of them.
+    """Return the first IMSI among these elements, or inside one of them.
 
-    In what is not known, an octet string counts only if it is an IMSI of 15 digits: other numbers stand there too.
+    Inside an extension, an octet string is an IMSI only if it has 15 digits, because extensions hold other numbers too.
     """
     for each in among:
         part = octets[each.start : each.stop]
-        if each.tag in tags and (found := imsi_of(part)):
-            if depth == 0 or each.tag in named or each.tag != _OCTETS or len(found) == _FULL_IMSI_DIGITS:
-                return found
+        if each.tag in tags and (imsi := imsi_of(part)):
+            if depth == 0 or each.tag in named or each.tag != _OCTETS or len(imsi) == _FULL_IMSI_DIGITS:
+                return imsi
         elif _first(each.tag) & CONSTRUCTED and depth < _NESTED_MAX:
             try:
                 inner = elements(octets, each.start, each.stop)
             except BerError:
                 continue
-            if found := _imsi(octets, inner, tags, named, depth + 1):
-                return found
+            if imsi := _imsi(octets, inner, tags, named, depth + 1):
+                return imsi
     return ""
 
 
 def _first(tag: int) -> int:
-    """The first octet of a tag."""
+    """Return the first octet of a tag."""
     while tag > 0xFF:
         tag >>= 8
     return tag
 
 
 def result(version: int, status: int | None) -> bytes:
-    """The result: an EquipmentStatus (17.7.1); None: it was not asked for."""
-    found = b"" if status is None else bytes((0x0A, 1, status))
-    return bytes((_SEQUENCE, len(found))) + found if version == 3 else found
+    """Encode a result with an EquipmentStatus (17.7.1); None: without one."""
+    encoded = b"" if status is None else bytes((0x0A, 1, status))
+    return bytes((_SEQUENCE, len(encoded))) + encoded if version == 3 else encoded
 
 
 def argument(version: int, imei: str, imsi: str | None = None) -> bytes:
-    """The argument that asks about an IMEI; an IMSI stands behind it in the way that Huawei has (with version 3: as an octet string past the end)."""
+    """Encode the argument for an IMEI. An IMSI follows it in Huawei's form (in version 3: as an octet string at the end)."""
     number = packed(imei)
     first = bytes((_OCTETS, len(number))) + number
     if version < 3:
@@ -145,9 +148,13 @@ def argument(version: int, imei: str, imsi: str | None = None) -> bytes:
 
 
 def status_of(octets: bytes, version: int, parameters: list[Element]) -> int | None:
-    """Return the EquipmentStatus in a result; None if it is missing. Raises BerError."""
+    """Return the EquipmentStatus in a result; None if it is missing.
+
+    Raises:
+        BerError: if the result cannot be parsed.
+    """
     inside = parameters
     if version == 3 and parameters and parameters[0].tag == _SEQUENCE:
         inside = elements(octets, parameters[0].start, parameters[0].stop)
-    found = next((each for each in inside if each.tag == 0x0A and each.stop == each.start + 1), None)
-    return None if found is None else octets[found.start]
+    status = next((each for each in inside if each.tag == 0x0A and each.stop == each.start + 1), None)
+    return None if status is None else octets[status.start]

@@ -1,4 +1,4 @@
-"""One SIGTRAN connection on the event loop: what comes in goes to the M3UA association, and what that has to say goes out."""
+"""SIGTRAN connection on the event loop: passes received bytes to the M3UA association, and sends the association's bytes."""
 
 import asyncio
 import time
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
     from eir.interfaces.map.server import MapServer
 
 AHEAD_BYTES = 1 << 16
-"""Bytes that may wait for their turn; nothing more is read meanwhile."""
+"""Maximum number of bytes that wait for their turn; above it nothing is read."""
 PIECE_BYTES = 1024
-"""Bytes that are taken apart between two looks at the clock: the smallest messages are 8, and what is about the association costs no
-less than a question."""
+"""Number of bytes that are parsed between two checks of the time; the smallest messages have 8 bytes, and management messages cost as much as a request."""
 _DATA = Kind.DATA.to_bytes(2)
 
 
 def _stream(octets: memoryview, streams: int) -> int:
-    """RFC 4666 1.4.7: DATA goes over a stream of its SLS, and not over 0, which is for everything else where there are others."""
+    """Return the stream of a message (RFC 4666 1.4.7): DATA uses a stream by its SLS, other messages stream 0; a single stream carries all."""
     if octets[2:4] != _DATA or streams < 2:
         return 0
     label = bytes(octets).find(b"\2\x10", m3ua.HEADER_BYTES)
@@ -39,11 +38,11 @@ CARRIED = Carried(
     unordered=False,
     stream=_stream,
 )
-"""The way SCTP carries M3UA."""
+"""SCTP parameters of M3UA."""
 
 
 class SigtranConnection(PeerConnection["MapServer"]):
-    """The connection."""
+    """Connection of one gateway or MSC."""
 
     def __init__(
         self, owner: "MapServer", loop: asyncio.AbstractEventLoop, gateway: GatewaySettings | None = None
@@ -51,36 +50,36 @@ class SigtranConnection(PeerConnection["MapServer"]):
         super().__init__(owner, loop)
         self._waiting: deque[Transfer] = deque()
         self._unread, self._at = b"", 0
-        """Bytes that have come, and how far they were handed to the association."""
+        """Received bytes, and the offset up to which they were passed to the association."""
         self._alarm = Alarm(loop, self._due)
         self._read_at = 0.0
         self._requests = self._answers = 0
         self.gateway = gateway
-        """The one that we connect to; None: the other end connects to us."""
+        """Gateway to which the node connects; None: the other end connects."""
         self.association: Association | None = None
         """None before the owner has accepted the connection."""
         self.served = False
-        """The association has been active."""
+        """True if the association has been active."""
 
     @property
     def is_up(self) -> bool:
-        """The other end takes part: it is active, or stands by."""
+        """True if the other end takes part: it is active, or in standby."""
         return self.association is not None and self.association.state in {State.ACTIVE, State.STANDBY}
 
     @property
     def is_open(self) -> bool:
-        """The peer is known, and takes part."""
+        """True if the peer is known and takes part."""
         return self.is_up and super().is_open
 
     @property
     def outgoing(self) -> bool:
-        """We connect to a gateway."""
+        """True if the node connects to a gateway."""
         return self.gateway is not None
 
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Ask the owner whether the connection is wanted."""
+        """Let the owner accept or reject the connection; return false if it is rejected."""
         self.association = self.owner.accept(self)
         if self.association is None:
             return False
@@ -88,7 +87,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes."""
+        """Pass the bytes to the association, in turns."""
         if self.association is None:
             return
         self._read_at = time.perf_counter()
@@ -96,7 +95,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self.go_on()
 
     def ended(self) -> None:
-        """Nothing more is answered."""
+        """Stop answering, and report the end of the association."""
         self._forget()
         self._alarm.cancel()
         if self.association is not None:
@@ -104,27 +103,27 @@ class SigtranConnection(PeerConnection["MapServer"]):
             self._tell(self.association)
 
     def wants_bytes(self) -> bool:
-        """True if there is room for more."""
+        """Return true if the connection can receive more."""
         return len(self._unread) - self._at < AHEAD_BYTES
 
     def leave(self) -> None:
-        """ASPIA and ASPDN, in that order."""
+        """Send ASPIA and ASPDN, in that order."""
         if self.association is not None:
             self.association.leave(self.loop.time())
             self.flush()
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Requests and answers so far."""
+        """Number of requests and answers so far."""
         return self._requests, self._answers
 
     @property
     def end(self) -> str:
-        """Return why the connection is over."""
+        """Reason for the end of the connection; empty while it is open."""
         return self.over or ("" if self.association is None else self.association.over)
 
     def work(self, enough: Callable[[], bool]) -> bool:
-        """Answer what has come, until it is enough; whether there is more to do now."""
+        """Answer received requests until `enough` returns true; return whether requests remain."""
         association, waiting = self.association, self._waiting
         if association is None or self.stalled is not None:
             return False
@@ -143,7 +142,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
             if enough():
                 break
         if self._at == len(self._unread):
-            self._unread, self._at = b"", 0  # an end that is silent now pins no memory
+            self._unread, self._at = b"", 0  # release the memory of an idle connection
         self._answers += answered
         self.flush()
         if answered:
@@ -151,7 +150,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         return self._has_work(association) and self.stalled is None
 
     def flush(self) -> None:
-        """Send what the association has to say, tell what happened, close if it is over, and set the timer."""
+        """Send the association's bytes, report its events, close a finished connection, and set the timer."""
         association, transport = self.association, self.transport
         if association is None or transport is None:
             return
@@ -167,7 +166,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
     # sctp.Receiver
 
     def restarted(self) -> None:
-        """The other end has restarted the association: the end that connects brings it up again (RFC 4666 4.2.1)."""
+        """Handle a restart of the association by the other end; the end that connects brings it up again (RFC 4666 4.2.1)."""
         self._forget()
         if self.gateway is not None or self.association is None:
             self.abort()
@@ -182,7 +181,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self.flush()
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """A path to the other end was lost, or is back."""
+        """Log that a path to the other end was lost or is back."""
         paths = self.paths()
         self.owner.happened(self, Happened(
             "path_up" if up else "path_down", "answers" if up else "unreachable", {"address": address, "up": sum(paths.values()), "of": len(paths)}
@@ -201,7 +200,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
             self.owner.happened(self, each)
 
     def _has_work(self, association: Association) -> bool:
-        """True if something waits."""
+        """Return true if messages or bytes wait."""
         return bool(self._waiting) or (self._at < len(self._unread) and not association.over)
 
     def _due(self, now: float) -> None:

@@ -1,7 +1,7 @@
-"""`eir probe map://…`: an MSC that asks an EIR over SIGTRAN, and reports what it was answered. Knows no list and no policy.
+"""Probe of an EIR for `eir probe map://…`: sends requests over SIGTRAN like an MSC, and reports the answers. No list and no policy.
 
-It is an ASP of the gateway, or an IPSP of the EIR itself. As an MSC it opens a dialogue of version 3, and falls back to 2 and 1 where it
-is refused (TS 29.002 25.6.1).
+The probe is an ASP of the gateway, or an IPSP of the EIR. It opens a dialogue of version 3, and falls back to 2 and 1 if a
+version is refused (TS 29.002 25.6.1).
 """
 
 import asyncio
@@ -34,26 +34,26 @@ TICK_S = 0.2
 STATUSES = {0: "whitelisted", 1: "blacklisted", 2: "greylisted"}
 ERRORS = {codec.SYSTEM_FAILURE: "systemFailure", codec.DATA_MISSING: "dataMissing"}
 REFUSED = "refused"
-"""The dialogue's version is not served."""
+"""Error of a finding: the EIR does not serve the dialogue's version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The EIR to ask, and our addresses."""
+    """EIR to probe, and addresses of the probe."""
 
     hosts: tuple[str, ...]
     port: int
     point_codes: tuple[int, int]
-    """Ours and the EIR's."""
+    """Point code of the probe and of the EIR."""
     gt: str | None = None
-    """Our global title; None: we are called back by our point code."""
+    """Global title of the probe; None: answers go to its point code."""
     routing_context: int | None = None
     variant: str = ITU
     timeout_s: float = 5.0
 
 
 class _Client(asyncio.Protocol):
-    """One association with a gateway or an EIR."""
+    """Association with a gateway or an EIR."""
 
     def __init__(self, target: Target) -> None:
         self._loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ class _Client(asyncio.Protocol):
         self._called = sccp.encoded_address(target.variant, pc=eir, ssn=SSN_EIR)
         self.active: asyncio.Future[None] = self._loop.create_future()
         self.closed_by = ""
-        """Cause of the association's end; empty while it is up."""
+        """Reason for the association's end; empty while it is up."""
 
     # asyncio.Protocol, sctp.Receiver
 
@@ -82,27 +82,27 @@ class _Client(asyncio.Protocol):
         self._tick()
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Handle received bytes."""
         if self._association is not None:
             for each in self._association.receive(data, self._loop.time()):
-                self._take(each)
+                self._handle(each)
             self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The association is over."""
+        """Fail the pending requests."""
         self._over("the other end has closed the connection" if exc is None else fault_text(exc, secure=False))
 
     def restarted(self) -> None:
-        """The other end has forgotten the association."""
+        """Fail the pending requests, because the other end has lost the association."""
         self._over("the other end began again")
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """One of several paths; nothing depends on it."""
+        """Ignore a change of one of several paths."""
 
     # questions
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
-        """Return the answer to one question, by the latest version that the EIR serves."""
+        """Send one request and return its answer, by the latest version that the EIR serves."""
         asked = time.perf_counter()
         number = imei[:14] + software_version if software_version else imei
         try:
@@ -141,8 +141,8 @@ class _Client(asyncio.Protocol):
         finally:
             del self._answers[otid]
 
-    def _take(self, transfer: Transfer) -> None:
-        """An answer, or a question that came back (Q.713 UDTS), whose data begin with our own transaction id."""
+    def _handle(self, transfer: Transfer) -> None:
+        """Handle an answer, or a returned request (Q.713 UDTS), whose data begin with the request's own transaction id."""
         payload = transfer.payload
         with suppress(SccpFault, TcapFault):
             if payload[:1] == bytes((sccp.UDTS,)):
@@ -220,7 +220,11 @@ async def _connected(target: Target) -> AsyncIterator[_Client]:
 
 
 async def _connect(client: _Client, target: Target) -> None:
-    """Over SCTP; over TCP where this kernel has none, or nobody listens there. Raises OSError."""
+    """Connect over SCTP; over TCP if the kernel has no SCTP, or no listener for it.
+
+    Raises:
+        OSError: if the connection fails.
+    """
     if is_supported():
         with suppress(ConnectionRefusedError):
             await sctp.connect(client, Endpoint(SCTP, target.hosts, target.port), SctpSettings(), CARRIED)
@@ -229,15 +233,18 @@ async def _connect(client: _Client, target: Target) -> None:
 
 
 def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> Finding:
-    """The answer in a message of TCAP. `result_code` is the code of an error of MAP; `error` is REFUSED where an earlier version may be asked for."""
+    """Convert a TCAP message to a finding.
+
+    `result_code` is the code of a MAP error. `error` is REFUSED if a request of an earlier version may succeed.
+    """
     try:
         message = tcap.read(octets)
         if message.kind == tcap.ABORT:
             return Finding(imei, imsi, None, None, None, round_trip_ms, None, _aborted(octets, message))
-        found = [] if message.components is None else tcap.outcomes(octets, message.components)
-        if not found:
+        outcomes = [] if message.components is None else tcap.outcomes(octets, message.components)
+        if not outcomes:
             return Finding(imei, imsi, round_trip_ms=round_trip_ms, fault="an End without a result")
-        return _outcome(imei, imsi, octets, version, found[0], round_trip_ms)
+        return _outcome(imei, imsi, octets, version, outcomes[0], round_trip_ms)
     except (TcapFault, BerError) as e:
         return Finding(imei, imsi, round_trip_ms=round_trip_ms, fault=f"an answer that cannot be read ({e})")
 
@@ -245,12 +252,14 @@ def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_t
 def _aborted(octets: bytes, message: Message) -> str:
     if message.cause is not None:
         return f"Abort, cause {message.cause}"
-    said = None if message.dialogue is None else tcap.apdu(octets, message.dialogue)
-    return REFUSED if said is not None and said.kind == tcap.AARE else "Abort"
+    apdu = None if message.dialogue is None else tcap.apdu(octets, message.dialogue)
+    return REFUSED if apdu is not None and apdu.kind == tcap.AARE else "Abort"
 
 
-def _outcome(imei: str, imsi: str | None, octets: bytes, version: int, found: Outcome, round_trip_ms: float) -> Finding:  # noqa: PLR0917 - what a Finding is made of
-    if found.problem is not None:
+def _outcome(  # noqa: PLR0917 - fields of a Finding
+    imei: str, imsi: str | None, octets: bytes, version: int, outcome: Outcome, round_trip_ms: float
+) -> Finding:
+    if outcome.problem is not None:
         return Finding(
             imei,
             imsi,
@@ -259,26 +268,26 @@ def _outcome(imei: str, imsi: str | None, octets: bytes, version: int, found: Ou
             None,
             round_trip_ms,
             None,
-            f"Reject, problem {found.problem.tag & 3}.{found.problem.code}",
+            f"Reject, problem {outcome.problem.tag & 3}.{outcome.problem.code}",
         )
-    if found.error == codec.UNKNOWN_EQUIPMENT:
+    if outcome.error == codec.UNKNOWN_EQUIPMENT:
         return Finding(imei, imsi, "unknown", None, None, round_trip_ms)
-    if found.error is not None:
+    if outcome.error is not None:
         return Finding(
             imei,
             imsi,
             None,
-            found.error,
+            outcome.error,
             None,
             round_trip_ms,
             None,
-            f"{found.error} {ERRORS.get(found.error, '')}".strip(),
+            f"{outcome.error} {ERRORS.get(outcome.error, '')}".strip(),
         )
-    value = codec.status_of(octets, version, found.parameters)
+    value = codec.status_of(octets, version, outcome.parameters)
     status = None if value is None else STATUSES.get(value)
     return Finding(imei, imsi, status, None, None, round_trip_ms, None if status else "a result without a status")
 
 
 _PROBE = Probe(_connected)
 ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""Functions that the commands call."""
+"""Functions for the commands."""

@@ -1,6 +1,6 @@
-"""The SIGTRAN side of a worker: gateways that it connects to, MSCs that connect to it, who asks, limits, counts, drain.
+"""SIGTRAN server of a worker: connections to gateways and from MSCs, identification of senders, limits, counters, drain.
 
-Puts the parts of this package on an event loop. Listeners are the supervisor's; a connection that was accepted is handed to `take`.
+The listeners are in the supervisor; `take` receives an accepted connection.
 """
 
 import asyncio
@@ -29,23 +29,23 @@ from eir.wire.transport.stream import fault_text
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_MAX_S = 30.0
-"""The longest pause before a gateway is connected to again."""
+"""Longest pause in seconds before the next attempt to connect to a gateway."""
 ASKERS_MAX = 4096
-"""Calling addresses that are remembered with who they are; past that they are looked up afresh."""
+"""Maximum number of calling addresses whose sender is cached; beyond it the cache is cleared."""
 _WARNED = frozenset({"m3ua_error", "path_down"})
 
 
 class Asker(NamedTuple):
-    """The sender of a request."""
+    """Sender of a request."""
 
     requester: Requester
     rates: Sequence[Limit]
     refused: bool
-    """The sender is out of service."""
+    """True if the sender is out of service."""
 
 
 class MapServer(Server[SigtranConnection]):
-    """Answers MSCs and SGSNs over SIGTRAN."""
+    """Server for MSCs and SGSNs over SIGTRAN."""
 
     carried = CARRIED
 
@@ -53,16 +53,16 @@ class MapServer(Server[SigtranConnection]):
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
         self._service = MapService(context.checker, self.failed)
         self.results: Counter[tuple[str, str]] = Counter()
-        """(peer label, status or what was wrong)."""
+        """Answers by peer label and result (status or fault)."""
         self._askers: dict[tuple[object, ...], Asker] = {}
         self._dials = False
         self._dialing: dict[GatewaySettings, asyncio.Task[None]] = {}
         self._failures: dict[str, tuple[float, str]] = {}
-        """When and why a gateway could not be connected to, since it last was, by its label."""
+        """Time and reason of the last failed attempt since a connection to a gateway, by its label."""
         self.apply(ss7, context)
 
     def apply(self, ss7: Ss7Settings, context: Context) -> None:
-        """Apply settings; connections that they still allow stay, the others are sent away."""
+        """Apply settings; close connections that they no longer permit."""
         shared = context.shared
         self._ss7, self._overload, self._sctp = ss7, shared.overload_answer, shared.sctp
         self._point_code = ss7.number
@@ -74,13 +74,14 @@ class MapServer(Server[SigtranConnection]):
     # server.Server
 
     def link(self) -> SigtranConnection:
-        """A connection that is to come."""
+        """Create a connection."""
         return SigtranConnection(self, self.loop)
 
     def who(self, link: SigtranConnection) -> tuple[PeerSettings, Requester] | None:
-        """The entry that an association comes by: the gateway's own, or by its address the first that wants no name, else any.
+        """Return the entry of an association: that of its gateway, or the first one for its address; titled entries come first, entries with a name last.
 
-        None for all where the section `ss7` is gone: its listener is open until a restart, and nobody is to ask in vain.
+        Without the section `ss7` the result is None for every association: the listener stays open until a restart, but serves
+        no request.
         """
         if self._point_code is None:
             return None
@@ -88,13 +89,13 @@ class MapServer(Server[SigtranConnection]):
         if gateway is not None:
             settings = PeerSettings(label=gateway.label, connect=gateway.connect)
             return (settings, Requester(gateway.label)) if gateway in self._ss7.gateways else None
-        there = [each for each in self.peers if is_from(each, link.source) and (each.sources or not each.is_titled)]
-        nameless = [each for each in there if each.host is None and each.realm is None]
-        found = next(iter((*(each for each in nameless if each.is_titled), *nameless, *there)), None)
-        return None if found is None else (found, Requester(found.label))
+        matching = [each for each in self.peers if is_from(each, link.source) and (each.sources or not each.is_titled)]
+        nameless = [each for each in matching if each.host is None and each.realm is None]
+        entry = next(iter((*(each for each in nameless if each.is_titled), *nameless, *matching)), None)
+        return None if entry is None else (entry, Requester(entry.label))
 
     async def drain(self, timeout_s: float) -> None:
-        """Leave each association in order, and close, after `timeout_s` at most."""
+        """Leave each association in order, and close it, after at most `timeout_s`."""
         self._dials = False
         self.dial_all()
         await super().drain(timeout_s)
@@ -105,31 +106,34 @@ class MapServer(Server[SigtranConnection]):
         self.dial_all()
 
     def dial_all(self) -> None:
-        """Connect to the gateways that are in service. Who asks is looked up afresh: another peer may be out of service."""
+        """Connect to the gateways that are in service; identify senders again, because another peer may be out of service."""
         self._askers.clear()
         wanted = [each for each in self._ss7.gateways if self._dials and each.label not in self._disabled]
         for gateway in self._dialing.keys() - set(wanted):
             self._dialing.pop(gateway).cancel()
         for gateway in wanted:
             if gateway not in self._dialing:
-                self._dialing[gateway] = self.loop.create_task(self._keep(gateway))
+                self._dialing[gateway] = self.loop.create_task(self._stay_connected(gateway))
 
     def connected(self) -> Counter[str]:
-        """Associations that are up, by label; 0 for each gateway without one.
+        """Return the number of associations that are up, by label; 0 for each gateway without one.
 
-        An MSC that is known by its title or point code has no connection of its own: it counts as there while any association is up.
+        An MSC that is known by its title or point code has no connection of its own: it counts as connected while any
+        association is up.
         """
         up = super().connected()
-        found = Counter({gateway.label: 0 for gateway in self._ss7.gateways if gateway.label not in self._disabled})
-        found.update(up)
+        connections = Counter(
+            {gateway.label: 0 for gateway in self._ss7.gateways if gateway.label not in self._disabled}
+        )
+        connections.update(up)
         if self._ss7.point_code is not None:
             for each in self.peers:
                 if each.is_titled and each.expected and each.label not in up:
-                    found[each.label] += int(up.total() > 0)
-        return found
+                    connections[each.label] += int(up.total() > 0)
+        return connections
 
     def status(self) -> list[PeerStatus]:
-        """A row of `eir peers` for each association, for each gateway that has none, and for each MSC that has an entry."""
+        """Return the rows of `eir peers`: each association, each gateway without one, and each MSC with an entry."""
         rows, there = super().status(), {link.requester.label for link in self.links.values()}
         for gateway in self._ss7.gateways:
             before = {row.label: row for row in rows if row.state == ENDED}.get(gateway.label)
@@ -161,7 +165,7 @@ class MapServer(Server[SigtranConnection]):
         return {"state": "open" if state == State.ACTIVE else state}
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol alone."""
+        """Return the counters of this protocol."""
         errors = self.errors.copy()
         for link in self.links.values():
             if link.association is not None:
@@ -172,7 +176,7 @@ class MapServer(Server[SigtranConnection]):
         }
 
     def lost(self, link: SigtranConnection) -> None:
-        """Forget a connection, and say why it ended."""
+        """Remove a connection; keep the counts of its association."""
         if link.association is not None:
             self.errors.update(link.association.dropped)
         super().lost(link)
@@ -180,11 +184,11 @@ class MapServer(Server[SigtranConnection]):
     # link.Owner
 
     def refusal(self, link: SigtranConnection, fault: str | None = None) -> str | None:
-        """Return the reason why a connection is not wanted: none is where the section `ss7` is gone."""
+        """Return the reason for which a connection is rejected; without the section `ss7` every one is."""
         return super().refusal(link, DRAINING if self._point_code is None else fault)
 
     def accept(self, link: SigtranConnection) -> Association | None:
-        """Take a connection that we made, or one that the peer table has an entry for."""
+        """Accept an outgoing connection, or an incoming one with an entry in the peer table."""
         if not self.admit(link):
             return None
         now = self.loop.time()
@@ -198,17 +202,17 @@ class MapServer(Server[SigtranConnection]):
         )  # fmt: skip
 
     def transferred(self, link: SigtranConnection, transfer: Transfer) -> Transfer | None:
-        """Return the answer to a transfer; None if it gets no answer."""
+        """Return the answer to a transfer; None if it receives no answer."""
         try:
             return self._answer(link, transfer)
         except SccpFault as e:
             self.errors[f"sccp_{e}"] += 1
-        except Exception as e:  # noqa: BLE001 - whatever it is: one MSC gets no answer, and the association of all goes on
+        except Exception as e:  # noqa: BLE001 - one request gets no answer, and the association stays up
             self.failed(e)
         return None
 
     def happened(self, link: SigtranConnection, what: Happened) -> None:
-        """Tell of it; point codes as people write them."""
+        """Log an event of an association, with point codes in their notation for people."""
         fields = dict(what.fields)
         if "point_codes" in fields:
             fields["point_codes"] = ",".join(
@@ -226,7 +230,11 @@ class MapServer(Server[SigtranConnection]):
     # inside
 
     def _answer(self, link: SigtranConnection, transfer: Transfer) -> Transfer | None:
-        """As `transferred`. Raises SccpFault for a unitdata that cannot be read, or whose answer does not fit into one."""
+        """Return the answer, as `transferred` does.
+
+        Raises:
+            SccpFault: if a unitdata cannot be parsed, or the answer exceeds its size.
+        """
         if transfer.indicator != m3ua.SCCP or transfer.dpc != self._point_code:
             self.errors["not_sccp" if transfer.indicator != m3ua.SCCP else "not_our_point_code"] += 1
             return None
@@ -266,7 +274,7 @@ class MapServer(Server[SigtranConnection]):
         return self._service.answer(octets, asker.requester, above_limit)
 
     def _back(self, link: SigtranConnection, transfer: Transfer, calling: Address, payload: bytes) -> Transfer:
-        """A message to the calling address: to its point code where that is what it is reached by, else to where the question came from."""
+        """Return a message to the calling address: to its point code if it routes by that, else to the origin of the request."""
         to = calling.pc if calling.by_ssn and calling.pc is not None else transfer.opc
         context = (
             transfer.context if transfer.context is not None or link.association is None else link.association.context
@@ -284,17 +292,17 @@ class MapServer(Server[SigtranConnection]):
         )
 
     def _asker(self, link: SigtranConnection, calling: Address, opc: int) -> Asker:
-        """Return who asks, by the title and the point code of the calling address, and by where the association comes from."""
+        """Return the sender of a request, by title and point code of the calling address and by the association."""
         key = calling.octets, opc, link.requester.label, link.source
-        found = self._askers.get(key)
-        if found is None:
+        asker = self._askers.get(key)
+        if asker is None:
             if len(self._askers) >= ASKERS_MAX:
                 self._askers.clear()
-            found = self._askers[key] = self._look_up(link, calling, opc)
-        self.node_counts.last_request[found.requester.label] = time.time()
-        return found
+            asker = self._askers[key] = self._find_asker(link, calling, opc)
+        self.node_counts.last_request[asker.requester.label] = time.time()
+        return asker
 
-    def _look_up(self, link: SigtranConnection, calling: Address, opc: int) -> Asker:
+    def _find_asker(self, link: SigtranConnection, calling: Address, opc: int) -> Asker:
         variant, code = self._ss7.variant, calling.pc if calling.pc is not None else opc
         for each in self.peers:
             if (
@@ -314,8 +322,8 @@ class MapServer(Server[SigtranConnection]):
 
     # gateways
 
-    async def _keep(self, gateway: GatewaySettings) -> None:
-        """Stay connected to a gateway."""
+    async def _stay_connected(self, gateway: GatewaySettings) -> None:
+        """Connect to a gateway again after each end, until cancelled."""
         pause_s = gateway.reconnect_after_s
         while True:
             link = SigtranConnection(self, self.loop, gateway)
@@ -342,5 +350,5 @@ class MapServer(Server[SigtranConnection]):
 
 
 def _is_for_us(called: Address) -> bool:
-    """Subsystem EIR; a title may come without a subsystem, which whoever translated it to us has left out."""
+    """Return true if the called subsystem is EIR; after a translation, a title may have no subsystem."""
     return called.ssn == SSN_EIR or (not called.ssn and not called.by_ssn and called.kind > 0)

@@ -1,7 +1,7 @@
-"""checkIMEI of an MSC or SGSN: a Begin becomes questions, and verdicts become an End (TS 29.002 8.7, 25.6, TS 29.305 8.9).
+"""checkIMEI for MSCs and SGSNs: converts a Begin to questions, and verdicts to an End (TS 29.002 8.7, 25.6, TS 29.305 8.9).
 
-Translates and nothing else: what is answered about a device, eir.checks says. Synchronous from request to answer; no transaction is
-kept. Nearly all requests have one of a few shapes and are answered without being taken apart; the bytes are the same.
+Conversion only; eir.checks decides the verdict. Synchronous from request to answer; no transaction is stored. Nearly all
+requests have one of a few shapes and are answered without parsing, with the same bytes.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -20,22 +20,22 @@ from eir.wire.ss7.tcap import BEGIN, CONTINUE, Cause, Invoke, Message, Problem, 
 PROTOCOL = "map"
 """Name of this protocol in metrics."""
 EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
-"""TS 29.002 17.7.1."""
+"""Values of EquipmentStatus (TS 29.002 17.7.1)."""
 _NOT_SUPPORTED = 2
 """application-context-name-not-supported, and no-common-dialogue-portion of the provider (Q.773 4.2.3)."""
 _ACCEPTED = {version: tcap.response(codec.context_of(version), accepted=True) for version in codec.VERSIONS}
 
 
 class Reply(NamedTuple):
-    """An answer, and what metrics call it."""
+    """Answer, and its label in metrics."""
 
     octets: bytes | None
-    """The answer; None: no answer is sent."""
+    """Octets of the answer; None: no answer is sent."""
     result: str
 
 
 Instead = Callable[[int], tuple[bytes, str] | None]
-"""Called once for each invocation, with the version: component and result in place of a check; None: the device is checked."""
+"""Function that receives the version of each invocation and returns component and result in place of a check; None: the device is checked."""
 
 
 class _Shape(NamedTuple):
@@ -51,7 +51,7 @@ class _Shape(NamedTuple):
 
 def _shapes() -> dict[tuple[int, int], _Shape]:
     """Return the shapes of usual requests by the length of a request and of its transaction id."""
-    found = {}
+    shapes = {}
     for version in codec.VERSIONS:
         for imsi in (None, "001010000000001") if version < 3 else (None,):
             dialogue = b"" if version == 1 else tcap.request(codec.context_of(version))
@@ -65,15 +65,15 @@ def _shapes() -> dict[tuple[int, int], _Shape]:
                 version, sent[:number], sent[number + 1 : imei], rest[:2] if imsi else b"", b"" if imsi else rest
             )  # fmt: skip
             for octets in range(1, 5):
-                found[2 + 2 + octets + len(sent), octets] = shape
-    return found
+                shapes[2 + 2 + octets + len(sent), octets] = shape
+    return shapes
 
 
 _SHAPES = _shapes()
 
 
 class MapService:
-    """Answers by what the checker says. `failed` is told of a fault of our own."""
+    """Converter between TCAP messages and the checker. `failed` receives faults of this program."""
 
     def __init__(self, checker: Checker, failed: Callable[[Exception], None] = lambda _: None) -> None:
         self._checker = checker
@@ -85,19 +85,19 @@ class MapService:
     def configure(
         self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
     ) -> None:
-        """Take over what some peers, by label, get instead of a status, and further tags of an IMSI.
+        """Replace the statuses that some peers, by label, receive instead of others, and the further tags of an IMSI.
 
-        `fallback`: what a request gets over a fault of ours; None: systemFailure.
+        `fallback`: status for a request after a fault of this program; None: systemFailure.
         """
         self._replies, self._fallback, self._imsi_tags = answers, fallback, imsi_tags
 
     def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
-        """The answer to a message of TCAP; `asks`: who sends it; `instead`: answers invocations above a limit."""
+        """Return the answer to a TCAP message. `asks`: requester; `instead`: answers invocations above a limit."""
         return self.usual(octets, asks, instead) or self.general(octets, asks, instead)
 
     @staticmethod
     def turned_away(octets: bytes) -> Reply:
-        """The answer to whoever is out of service: an Abort, so that nobody waits."""
+        """Return an Abort for a peer that is out of service, so that it does not wait."""
         try:
             message = tcap.read(octets)
         except TcapFault as e:
@@ -105,7 +105,7 @@ class MapService:
         return Reply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
 
     def usual(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply | None:
-        """The answer to a request of a usual shape; None: it has another one. `instead` as in `answer`."""
+        """Return the answer to a request of a usual shape; None for another shape. `instead` as in `answer`."""
         length = len(octets)
         shape = _SHAPES.get((length, octets[3] if length > 3 else 0))
         if shape is None or octets[0] != BEGIN or octets[1] != length - 2 or octets[2] != 0x48:
@@ -131,7 +131,7 @@ class MapService:
         return Reply(head + octets[4:behind] + between + component, result)
 
     def general(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
-        """The answer to any message; `instead` as in `answer`."""
+        """Return the answer to any message. `instead` as in `answer`."""
         try:
             message = tcap.read(octets)
             if message.kind == BEGIN:
@@ -143,7 +143,11 @@ class MapService:
         return Reply(None, "tcap_not_asked")
 
     def _begun(self, octets: bytes, message: Message, asks: Requester, instead: Instead | None) -> Reply:
-        """The answer to a Begin. Raises TcapFault for a dialogue that is refused."""
+        """Return the answer to a Begin.
+
+        Raises:
+            TcapFault: if the dialogue is refused.
+        """
         version, accepted = _opened(octets, message)
         if message.components is None or message.components.start == message.components.stop:
             return Reply(
@@ -177,12 +181,12 @@ class MapService:
     def _checked(
         self, version: int, number: bytes, imei: str | None, imsi: str, asks: Requester, *, wants_status: bool = True
     ) -> tuple[bytes, str]:
-        """The component that answers a check, and its result."""
+        """Return the component that answers a check, and its result."""
         try:
             verdict = self._checker.check(Question(
                 imei=imei, imsi=imsi, origin_host=asks.host, origin_realm=asks.realm, protocol=PROTOCOL, peer=asks.label,
             ))  # fmt: skip
-        except Exception as e:  # noqa: BLE001 - whatever it is: the MSC gets an answer, and the association goes on
+        except Exception as e:  # noqa: BLE001 - the MSC receives an answer, and the association stays up
             self.failed(e)
             return _with_id(number, *self.component_of(version, self._fallback))
         if isinstance(verdict, NoDevice):
@@ -196,7 +200,7 @@ class MapService:
 
     @staticmethod
     def component_of(version: int, status: Status | None) -> tuple[bytes, str]:
-        """The component for a status (None: systemFailure), with 0 where the invocation's number stands, and its result."""
+        """Return the component for a status (None: systemFailure) with the invoke id 0, and its result."""
         return _COMPONENTS[version, status]
 
     @staticmethod
@@ -206,7 +210,7 @@ class MapService:
 
 @cache
 def _frame(version: int, otid_octets: int, component_octets: int) -> tuple[bytes, bytes]:
-    """Return the octets of an End before the transaction id, and those between that and the component."""
+    """Return the octets of an End before the transaction id, and those between the id and the component."""
     end = tcap.end(bytes(otid_octets), b"" if version == 1 else _ACCEPTED[version], bytes(component_octets))
     return end[:4], end[4 + otid_octets : len(end) - component_octets]
 
@@ -214,7 +218,10 @@ def _frame(version: int, otid_octets: int, component_octets: int) -> tuple[bytes
 def _opened(octets: bytes, message: Message) -> tuple[int, bytes]:
     """Return the version of a dialogue, and the dialogue portion that accepts it.
 
-    Without a dialogue they are 1 and nothing. Raises TcapFault.
+    Without a dialogue portion the version is 1, and the portion empty.
+
+    Raises:
+        TcapFault: if the dialogue is refused.
     """
     if message.dialogue is None:
         return 1, b""
@@ -236,7 +243,7 @@ def _opened(octets: bytes, message: Message) -> tuple[int, bytes]:
 
 
 def _alternative(context: bytes) -> bytes:
-    """The context that a refusal names: the one that was asked for, or of a later version of ours the latest that is served."""
+    """Return the context in a refusal: the requested one, or for a later version of the same context the latest one served."""
     return codec.context_of(codec.VERSIONS[0]) if context[:-1] == codec.CONTEXT else context
 
 
@@ -245,14 +252,17 @@ def _with_id(number: bytes, component: bytes, result: str) -> tuple[bytes, str]:
 
 
 def _components() -> dict[tuple[int, Status | None], tuple[bytes, str]]:
-    found: dict[tuple[int, Status | None], tuple[bytes, str]] = {}
+    components: dict[tuple[int, Status | None], tuple[bytes, str]] = {}
     for version in codec.VERSIONS:
         for status, value in EQUIPMENT_STATUSES.items():
-            found[version, status] = tcap.result(b"\0", codec.CHECK_IMEI, codec.result(version, value)), status.value
-        found[version, Status.UNKNOWN] = tcap.returned_error(b"\0", codec.UNKNOWN_EQUIPMENT), Status.UNKNOWN.value
-        found[version, None] = tcap.returned_error(b"\0", codec.SYSTEM_FAILURE), f"error_{codec.SYSTEM_FAILURE}"
-    return found
+            components[version, status] = (
+                tcap.result(b"\0", codec.CHECK_IMEI, codec.result(version, value)),
+                status.value,
+            )
+        components[version, Status.UNKNOWN] = tcap.returned_error(b"\0", codec.UNKNOWN_EQUIPMENT), Status.UNKNOWN.value
+        components[version, None] = tcap.returned_error(b"\0", codec.SYSTEM_FAILURE), f"error_{codec.SYSTEM_FAILURE}"
+    return components
 
 
 _COMPONENTS = _components()
-"""Encoded once."""
+"""Components by version and status, encoded once."""

@@ -1,4 +1,4 @@
-"""Settings of the node's SIGTRAN side: the section `ss7`. Data only."""
+"""Settings of SIGTRAN: the section `ss7`. Data only."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,14 +6,14 @@ from typing import Final
 from eir.wire.ss7.sccp import ITU, point_code
 
 PORT: Final = 2905
-"""M3UA (RFC 4666 9.2)."""
+"""Port of M3UA (RFC 4666 9.2)."""
 SSN_EIR: Final = 9
 """Subsystem number of an EIR (TS 23.003 8.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """One signalling gateway, of which the node is an ASP."""
+    """Signalling gateway, of which the node is an ASP."""
 
     label: str
     """Name of the gateway in metrics, logs and commands."""
@@ -23,23 +23,27 @@ class GatewaySettings:
     mode: str = "loadshare"
     asp_identifier: int | None = None
     reconnect_after_s: float = 1.0
-    """The first pause; it doubles up to RECONNECT_MAX_S."""
+    """First pause in seconds; it doubles up to RECONNECT_MAX_S."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ss7Settings:
-    """The section `ss7`."""
+    """Settings of the section `ss7`."""
 
     point_code: str | None = None
-    """The node's own, as people write it; None: nothing is spoken over SIGTRAN."""
+    """Point code of the node, in the notation of the configuration; None: no SIGTRAN."""
     variant: str = ITU
     gateways: tuple[GatewaySettings, ...] = ()
     listen: tuple[str, ...] = ()
-    """URLs to which an MSC may connect as IPSP, each with its port."""
+    """URLs at which an MSC may connect as IPSP, each with its port."""
     imsi_tags: tuple[int, ...] = ()
-    """Further tags that an IMSI may have in a request."""
+    """Further tags of an IMSI in a request."""
 
     @property
     def number(self) -> int | None:
-        """Return the node's point code. Raises ValueError if it is not one of the variant."""
+        """Point code of the node.
+
+        Raises:
+            ValueError: if it is invalid in the variant.
+        """
         return None if self.point_code is None else point_code(self.point_code, self.variant)

@@ -1,8 +1,8 @@
-"""N5g-eir (TS 29.511): an AMF's request over HTTP/2 becomes a question, and a verdict becomes a response.
+"""N5g-eir (TS 29.511): converts an AMF's HTTP/2 request to a question, and a verdict to a response.
 
-service.py translates, by sbi.py (what each request and response of a 5G core carries, and its errors); server.py and link.py
-have the connections, on eir.wire.peers; registration.py keeps the node registered with an NRF, by nrf.py; probe.py is the client,
-eir.wire.web.denials has the token that it brings.
+service.py converts with sbi.py (headers and errors of 5G services). server.py and link.py have the connections, on top of
+eir.wire.peers. registration.py keeps the node registered with an NRF by the requests of nrf.py. probe.py is the client.
+eir.wire.web.denials checks the access token.
 """
 
 import ssl
@@ -103,16 +103,16 @@ def _connects(settings: N5gSettings) -> Mapping[Spot, str]:
 
 
 def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | None:
-    """A token may be for the node's own NF instance, too."""
-    from eir.interfaces.n5g.registration import instance_of  # noqa: PLC0415 - for a node alone
+    """Return the token settings; a token may also be for the node's own NF instance."""
+    from eir.interfaces.n5g.registration import instance_of  # noqa: PLC0415 - only a node needs it
 
     if settings.tokens is None:
         return None
     return replace(settings.tokens, audience=(*settings.tokens.audience, instance_of(settings.nrf, shared.state)))
 
 
-def _take_over(old: N5gSettings, new: N5gSettings) -> N5gSettings:
-    """A listener that the new settings have no more stays open until a restart, and goes on asking for tokens."""
+def _settings_until_restart(old: N5gSettings, new: N5gSettings) -> N5gSettings:
+    """Return the settings in force until a restart: a listener that the new settings lack stays open, and still requires tokens."""
     return new if new.listen else replace(new, tokens=old.tokens)
 
 
@@ -121,8 +121,8 @@ def _words(status: Status) -> str:
 
 
 def _question(imei: str, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
-    """Return the question that an AMF would ask, checked as its requests are."""
-    from eir.interfaces.n5g import probe  # noqa: PLC0415 - for a command alone, as the next
+    """Return the question of an AMF, checked like its requests."""
+    from eir.interfaces.n5g import probe  # noqa: PLC0415 - only a command needs it, and the next two
     from eir.interfaces.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
     from eir.wire.web.http2_message import Request  # noqa: PLC0415 - as above
 
@@ -134,14 +134,14 @@ def _question(imei: str, imsi: str, software_version: str, origin_host: str, ori
 
 
 def _probe(wanted: "Wanted") -> tuple[Any, Any]:
-    from eir.interfaces.n5g import probe  # noqa: PLC0415 - for a probe alone
+    from eir.interfaces.n5g import probe  # noqa: PLC0415 - only a probe needs it
 
     where = _where(wanted.target, wanted.tls)
     return probe, probe.Target(*where, wanted.timeout_s, _token_of(wanted.token))
 
 
 def _where(target: str, tls: "Tls | None") -> tuple[str, int, ssl.SSLContext | None]:
-    """Host, port, and what a handshake is made with."""
+    """Return host, port and TLS context of a target."""
     try:
         to = listening_at(target)
     except EirError:
@@ -151,13 +151,13 @@ def _where(target: str, tls: "Tls | None") -> tuple[str, int, ssl.SSLContext | N
     if tls is None:
         return to.hosts[0], to.port, None
     context = tls.connecting
-    context.check_hostname = True  # nothing else says who it is that answers
+    context.check_hostname = True  # only the certificate proves the server's identity
     context.set_alpn_protocols(["h2"])
     return to.hosts[0], to.port, context
 
 
 def _token_of(file: Path | None) -> str | None:
-    """The access token that is to be sent."""
+    """Return the access token in a file."""
     try:
         return None if file is None else token_in(file)
     except EirError as e:
@@ -166,6 +166,6 @@ def _token_of(file: Path | None) -> str | None:
 
 INTERFACE = Interface(
     name=NAME, section="n5g", keys=KEYS, sections=SECTIONS, check=_check, connects=_connects, families=FAMILIES, server="eir.interfaces.n5g.server:N5gServer",
-    stays=False, tokens=_tokens, take_over=_take_over, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
+    stays=False, tokens=_tokens, take_over=_settings_until_restart, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
     alerts=(("any NRF", "EirNotRegistered"),), client="an AMF", words=_words, question=_question, schemes=tuple(HTTP_PORTS), probe=_probe,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One connection of an AMF: what comes in goes to the HTTP/2 connection, what it has to say goes out."""
+"""Connection of one AMF: passes received bytes to the HTTP/2 connection, and sends that connection's bytes."""
 
 import asyncio
 import time
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from eir.wire.web.http2 import Http2Connection
 
 AHEAD_BYTES = 1 << 16
-"""Most bytes that a connection may have ready before its turn; no more is read from it then."""
+"""Maximum number of bytes that a connection may have ready before its turn; above it nothing is read."""
 
 
 class N5gConnection(PeerConnection["N5gServer"]):
-    """The connection."""
+    """Connection of one AMF."""
 
     def __init__(self, owner: "N5gServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
         self._read_at = 0.0
         self._ended = False
         self.http: Http2Connection | None = None
-        """None before the owner has accepted the connection, and once it is over."""
+        """None before the owner has accepted the connection, and after its end."""
 
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Ask the owner whether the connection is wanted."""
+        """Let the owner accept or reject the connection; return false if it is rejected."""
         tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
         self.http = self.owner.accept(self, None if tls is None else tls.selected_alpn_protocol() or "")
         if self.http is None:
@@ -37,46 +37,46 @@ class N5gConnection(PeerConnection["N5gServer"]):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Hand the bytes over."""
+        """Pass the bytes to the HTTP/2 connection."""
         if self.http is not None:
             self._read_at = time.perf_counter()
             self.http.receive(data, self.loop.time())
             self.go_on()
 
     def eof_received(self) -> bool:
-        """The client will send nothing more; what it asked before is answered, then the transport closes."""
+        """Handle the end of the stream; the requests received before are answered, then the transport closes."""
         self._ended = self.http is not None and self.http.more
         return self._ended
 
     def ended(self) -> None:
-        """Nothing more is answered."""
+        """Stop answering."""
         self.http = None
 
     def wants_bytes(self) -> bool:
-        """True if there is room for more."""
+        """Return true if the connection can receive more."""
         http = self.http
         return (
             http is not None and not http.more and not (http.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self))
         )
 
     def leave(self) -> None:
-        """GOAWAY."""
+        """Send GOAWAY."""
         if self.http is not None:
             self.http.leave(self.loop.time())
             self.flush()
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Requests and answers so far."""
+        """Number of requests and answers so far."""
         return (0, 0) if self.http is None else (self.http.requests, self.http.answers)
 
     @property
     def end(self) -> str:
-        """Return why the connection is over."""
+        """Reason for the end of the connection; empty while it is open."""
         return self.over or ("" if self.http is None else self.http.over)
 
     def work(self, enough: Callable[[], bool]) -> bool:
-        """Answer what has come, until it is enough; whether there is more to do now."""
+        """Answer received requests until `enough` returns true; return whether requests remain."""
         http = self.http
         if http is None or self.stalled is not None or (self.transport is not None and self.transport.is_closing()):
             return False
@@ -92,13 +92,13 @@ class N5gConnection(PeerConnection["N5gServer"]):
         return more
 
     def tick(self, now: float) -> None:
-        """End what takes too long."""
+        """Close the connection if a limit of time has passed."""
         if self.http is not None:
             self.http.tick(now)
             self.flush()
 
     def flush(self) -> None:
-        """Send what the connection has to say; close the transport if it is over."""
+        """Send the bytes of the HTTP/2 connection; close the transport if the connection is over."""
         http, transport = self.http, self.transport
         if http is None or transport is None:
             return

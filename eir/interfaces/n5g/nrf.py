@@ -1,15 +1,16 @@
-"""The node's registration with an NRF (TS 29.510 5.2.2): what is asked of which NRF when, and what comes of the answers.
+"""Registration of the node with an NRF (TS 29.510 5.2.2): which request to send to which NRF, and the handling of answers.
 
-Without I/O and without a clock: `step` says what to ask now, `answered` and `failed` take what came of it, and `due` says when there is
-something to ask again. Nothing that answers checks waits for any of it.
+No I/O and no clock: `step` returns the request to send, `answered` and `failed` handle its result, and `due` is the time of the
+next request. No check waits for the registration.
 
     away        PUT at the NRF whose turn it is   200, 201 → registered · else the next NRF, after a pause once all had their turn
-    registered  PATCH when the NRF's timer says   200, 204 → registered · 404 → PUT at the same NRF · else PUT at the next one
-                and now and then, where it is not the preferred NRF, PUT at that: 200, 201 → registered there · else it stays
+    registered  PATCH at the NRF's interval       200, 204 → registered · 404 → PUT at the same NRF · else PUT at the next one
+                sometimes PUT at the preferred NRF, if it is another: 200, 201 → registered there · else unchanged
     leaving     DELETE, once
 
-An NRF that answers 401 wants an access token: POST for one at the same NRF, and the request once more with it (TS 29.510 5.4.2.2).
-One that answers 307 or 308 has the same asked elsewhere, for this time or from now on (TS 29.500 6.10.9); it stays the same NRF.
+If an NRF answers 401, the node requests an access token there by POST, and repeats the request with the token (TS 29.510
+5.4.2.2). If an NRF answers 307 or 308, the node sends the request to the other place, once or from now on (TS 29.500 6.10.9);
+the NRF stays the same.
 """
 
 import json
@@ -27,21 +28,32 @@ from eir.wire.web.denials import authorization, issued
 
 TEMPORARY, PERMANENT = 307, 308
 REDIRECTS: Final = frozenset({TEMPORARY, PERMANENT})
-"""Redirects of a 5G core: the same request, to another place."""
+"""Redirects in a 5G core: the same request at another place."""
 HOPS_MAX: Final = 5
-"""Most redirects of one request, so that servers which send it round and round are left."""
+"""Maximum number of redirects of one request, to end a loop."""
 URL_CHARS_MAX: Final = 2048
 
 
 class NotFollowed(EirError):
-    """A redirect that leads nowhere; says why."""
+    """Redirect that the node must not follow; the text is the reason."""
 
 
 def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | None = None) -> str:
-    """The URL that the Location in the answer to a request for `url` names, after `hops` redirects before. Raises NotFollowed.
+    """Return the URL of a redirect.
 
-    TS 29.500 6.10.9, RFC 9110 15.4. The node follows a redirect only to one of these `hosts`, names or addresses in lower case (None: to any host), so that
-    no answer can send it elsewhere. It follows none from https to http: whoever listens there could read what only the holder of a certificate should.
+    TS 29.500 6.10.9, RFC 9110 15.4. The node follows a redirect only to the `hosts`, names or addresses in lower case (None:
+    any host), so that no answer can send it elsewhere. It never follows a redirect from https to http, because an attacker
+    could then read the request.
+
+    Args:
+        url: URL of the request.
+        location: Location header of its answer.
+        hops: number of redirects before.
+        hosts: permitted hosts.
+
+
+    Raises:
+        NotFollowed: if the redirect must not be followed.
     """
     if not location:
         raise NotFollowed("no Location")
@@ -64,14 +76,14 @@ def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | N
 
 
 API_VERSION: Final = "1.2.0"
-"""Version of the service's description (TS 29.511 A.2, Rel-17)."""
+"""Version of the service's API description (TS 29.511 A.2, Rel-17)."""
 HEARTBEAT_EARLY: Final = 0.9
-"""Part of the NRF's timer after which a heartbeat goes out, so that it is there before the timer ends."""
+"""Part of the NRF's interval after which a heartbeat is sent, so that it arrives in time."""
 HEARTBEAT_S_MIN, HEARTBEAT_S_MAX = 1, 3600
 PAUSE_S, PAUSE_S_MAX = 1.0, 60.0
-"""Pause between two rounds over all NRFs; it doubles up to the second value, and a part of it is left to chance."""
+"""Seconds between two rounds over all NRFs; the pause doubles up to the second value, and a part of it is random."""
 PREFER_S: Final = 60.0
-"""Time between two attempts to be back with the preferred NRF."""
+"""Seconds between two attempts to return to the preferred NRF."""
 REGISTER, HEARTBEAT, DEREGISTER, TOKEN = "register", "heartbeat", "deregister", "token"
 """Names of the requests in metrics."""
 NO_ANSWER: Final = "no_answer"
@@ -80,27 +92,27 @@ _JSON, _PATCH, _FORM = "application/json", "application/json-patch+json", "appli
 
 
 class Ask(NamedTuple):
-    """A request to an NRF."""
+    """Request to an NRF."""
 
     what: str
     """`register`, `heartbeat`, `deregister` or `token`."""
     root: str
-    """API root of the NRF, as the settings have it: scheme, host, port and prefix."""
+    """API root of the NRF in the settings: scheme, host, port and prefix."""
     method: str
     url: str
-    """URL of the resource: below that root, or where the NRF has redirected to."""
+    """URL of the resource: below that root, or the target of a redirect."""
     headers: Sequence[tuple[str, str]]
     body: bytes
     hops: int = 0
-    """Redirects that have led there."""
+    """Number of redirects to this URL."""
 
 
 class AccessToken:
-    """Access token for the NRF that asked for one (TS 29.510 5.4.2.2)."""
+    """Access token for the NRF that requires one (TS 29.510 5.4.2.2)."""
 
     def __init__(self) -> None:
         self.wanted_at: int | None = None
-        """Index of the NRF that wants a token; None: no token is to be requested."""
+        """Index of the NRF that requires a token; None: no token is to be requested."""
         self.is_untried = False
         """True until an NRF has accepted a request with the token."""
         self._root, self._value = "", ""
@@ -111,7 +123,7 @@ class AccessToken:
         self.is_untried, self.wanted_at = True, None
 
     def clear(self) -> None:
-        """Forget the token and that one was wanted."""
+        """Delete the token and the wish for one."""
         self._root, self._value = "", ""
         self.is_untried, self.wanted_at = False, None
 
@@ -120,7 +132,7 @@ class AccessToken:
         self.is_untried = False
 
     def request_at(self, index: int) -> None:
-        """Request a token at the NRF with this index next."""
+        """Request a token from the NRF with this index next."""
         self.wanted_at = index
 
     def header(self, root: str) -> list[tuple[str, str]]:
@@ -129,7 +141,7 @@ class AccessToken:
 
 
 class Turns:
-    """Turns of the configured NRFs. After each had its turn without success, there is a pause, which doubles."""
+    """Turns of the configured NRFs. A round without success is followed by a pause, which doubles."""
 
     def __init__(self, count: int, chance: Callable[[], float]) -> None:
         self.at = 0
@@ -147,15 +159,15 @@ class Turns:
         self.prefer_later(now)
 
     def prefer_later(self, now: float) -> None:
-        """Put off the next attempt at the preferred NRF."""
+        """Postpone the next attempt at the preferred NRF."""
         self.prefer_at = now + PREFER_S
 
     def wait_at_least(self, seconds: float) -> None:
-        """Note the pause that an NRF asked for (Retry-After)."""
+        """Note the pause that an NRF requires (Retry-After)."""
         self._retry_s = max(self._retry_s, seconds)
 
     def advance(self) -> float:
-        """Give the turn to the next NRF. Return the pause in seconds before its request."""
+        """Pass the turn to the next NRF; return the pause in seconds before its request."""
         self.at = (self.at + 1) % self._count
         self._failures += 1
         if self._failures < self._count:
@@ -167,7 +179,10 @@ class Turns:
 
 
 class Registration:
-    """The registration. `profile` gives the NF profile without what changes; `chance` numbers from 0 to 1."""
+    """Registration with one of the NRFs.
+
+    `profile`: NF profile without status and load. `chance` returns random numbers from 0 to 1.
+    """
 
     def __init__(
         self, settings: NrfSettings, instance: str, profile: Mapping[str, Any], *, report: Report, chance: Callable[[], float], now: float
@@ -181,22 +196,22 @@ class Registration:
         self._asked: Ask | None = None
         self._heartbeat_s = settings.heartbeat_s
         self.due = now
-        """Time at which `step` has something to ask."""
+        """Time at which `step` returns the next request."""
         self.registered = False
         self.last_error: str | None = None
-        """Reason why no NRF took the last request; None while all is well."""
+        """Reason for which every NRF rejected the last request; None if there is no error."""
         self._redirected: Ask | None = None
-        """The last request, with the URL to which the answer has redirected it."""
+        """Last request with the URL of its redirect."""
         self._moved: dict[str, str] = {}
-        """URL below an API root → where that is from now on, by word of the NRF, for as long as it is taken there."""
+        """Permanent redirects: target by URL below an API root, until a request to the target fails."""
         self.last_answer: float | None = None
-        """Time at which an NRF last took a request."""
+        """Time at which an NRF last accepted a request."""
         self.requests: Counter[tuple[str, str, str]] = Counter()
-        """(API root, request, status or `no_answer`)."""
+        """Number of requests by API root, request, and status or `no_answer`."""
 
     @property
     def where(self) -> str | None:
-        """The NRF that the node is registered with; None: with none."""
+        """API root of the NRF with which the node is registered; None: not registered."""
         return self._settings.uri[self._turns.at] if self.registered else None
 
     def step(self, now: float, standing: Standing) -> Ask:
@@ -226,7 +241,7 @@ class Registration:
         return None
 
     def leave(self) -> Ask | None:
-        """Return the request to make when the node ends; only its redirects may follow it."""
+        """Return the deregistration, if the node is registered; only its redirects may follow."""
         self._redirected = None
         if not self.registered:
             return None
@@ -235,7 +250,7 @@ class Registration:
         return self._asked
 
     def answered(self, now: float, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """The answer to what was asked last."""
+        """Handle the answer to the last request."""
         ask = self._took(str(status))
         if status in REDIRECTS:
             self._follow(ask, status, headers.get("location"), body, now)
@@ -266,7 +281,7 @@ class Registration:
             self._not_taken(ask, f"status {status}{_problem(body)}", now)
 
     def failed(self, now: float, why: str) -> None:
-        """There was no answer to what was asked last."""
+        """Handle a missing answer to the last request."""
         self._not_taken(self._took(NO_ANSWER), why, now)
 
     # inside
@@ -282,7 +297,7 @@ class Registration:
         return Ask(what, root, method, self._moved.get(url, url), headers, body)
 
     def _follow(self, ask: Ask, status: int, location: str | None, body: bytes, now: float) -> None:
-        """Ask the same elsewhere. The token goes along: it is for NRFs, whichever of them (TS 29.510 6.3.5.2.4), and this one says which."""
+        """Schedule the same request at the target of a redirect, with the token, which is for any NRF (TS 29.510 6.3.5.2.4)."""
         try:
             url = led_to(ask.url, location, ask.hops, self._settings.redirect_hosts)
         except NotFollowed as e:
@@ -293,7 +308,7 @@ class Registration:
         self._redirected, self.due = ask._replace(url=url, hops=ask.hops + 1), now
 
     def _below(self, root: str, what: str) -> str:
-        """The URL of what is asked for, where nobody has redirected."""
+        """Return the URL of a request without redirects."""
         return root.rstrip("/") + (ISSUES_AT if what == TOKEN else f"/nnrf-nfm/v1/nf-instances/{self._instance}")
 
     def _token_request(self) -> bytes:
@@ -302,7 +317,7 @@ class Registration:
         }).encode()  # fmt: skip
 
     def _took(self, result: str) -> Ask:
-        """Return the last request, of which this is the result."""
+        """Count the result of the last request, and return the request."""
         if self._asked is None:
             raise RuntimeError("nothing was asked")
         ask, self._asked = self._asked, None
@@ -317,10 +332,10 @@ class Registration:
         self._report("nrf_registered", nrf=ask.root, heartbeat_s=self._heartbeat_s, **elsewhere)
 
     def _heard(self, body: bytes, now: float) -> None:
-        """The NRF has taken it, and may say another time until the next heartbeat (TS 29.510 5.2.2.3.2)."""
-        said = _document(body).get("heartBeatTimer")
-        if isinstance(said, int) and not isinstance(said, bool) and said > 0:
-            self._heartbeat_s = min(max(said, HEARTBEAT_S_MIN), HEARTBEAT_S_MAX)
+        """Handle a success: schedule the next heartbeat by the interval of the NRF (TS 29.510 5.2.2.3.2)."""
+        timer = _document(body).get("heartBeatTimer")
+        if isinstance(timer, int) and not isinstance(timer, bool) and timer > 0:
+            self._heartbeat_s = min(max(timer, HEARTBEAT_S_MIN), HEARTBEAT_S_MAX)
         self.due = now + self._heartbeat_s * HEARTBEAT_EARLY
         self._token.accepted()
         self.last_error, self.last_answer = None, now
@@ -332,7 +347,7 @@ class Registration:
         self._token.clear()
         for what in (REGISTER, TOKEN):
             self._moved.pop(self._below(ask.root, what), None)
-        if self.registered and ask.root != self.where:  # the preferred one is still away
+        if self.registered and ask.root != self.where:  # the preferred NRF is still unavailable
             self._turns.prefer_later(now)
             return
         if self.registered:
@@ -346,9 +361,14 @@ class Registration:
 def profile_of(
     settings: NrfSettings, instance: str, endpoints: Sequence[str], *, tokens: bool, started: str
 ) -> dict[str, Any]:
-    """The NF profile (TS 29.510 6.1.6.2.2) but for status and load.
+    """Return the NF profile (TS 29.510 6.1.6.2.2) without status and load.
 
-    `endpoints`: URLs of the service; `tokens`: whether it wants them; `started`: when the node did, as a date and time of RFC 3339.
+    Args:
+        settings: section `n5g.nrf`.
+        instance: NF instance id of the node.
+        endpoints: URLs of the service.
+        tokens: the service requires access tokens.
+        started: start of the node, as a date and time of RFC 3339.
     """
     at = [urlsplit(url) for url in endpoints]
     hosts = dict.fromkeys(each.hostname or "" for each in at)
@@ -378,7 +398,7 @@ def profile_of(
 
 
 def _without_empty(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is None or an empty list, of which the description allows neither."""
+    """Return the document without None and without empty lists, because the API description permits neither."""
     return {name: value for name, value in document.items() if value is not None and value != []}
 
 
@@ -388,7 +408,7 @@ def _endpoint(host: str, port: int | None) -> dict[str, Any]:
 
 
 def _version(host: str) -> int:
-    """4 or 6 for an IP address, 0 for a name."""
+    """Return 4 or 6 for an IP address, 0 for a name."""
     try:
         return ip_address(host).version
     except ValueError:
@@ -400,21 +420,21 @@ def _json(document: Any) -> bytes:
 
 
 def _document(body: bytes) -> Mapping[str, Any]:
-    """Return a JSON object; empty if the body is not one."""
+    """Parse a JSON object; return an empty one if the body is another value."""
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _problem(body: bytes) -> str:
-    """Return the content of a problem document, for people; halves of characters, which no page can carry, are question marks."""
-    found = _document(body)
-    said = [str(found[name])[:200] for name in ("cause", "detail", "title") if isinstance(found.get(name), str)]
-    return f" ({', '.join(said)})".encode(errors="replace").decode() if said else ""
+    """Return the content of a problem document for the log; lone surrogates, which cannot be encoded, become question marks."""
+    document = _document(body)
+    texts = [str(document[name])[:200] for name in ("cause", "detail", "title") if isinstance(document.get(name), str)]
+    return f" ({', '.join(texts)})".encode(errors="replace").decode() if texts else ""
 
 
 def _seconds(text: str | None) -> float:
-    """Return the seconds in a Retry-After header (RFC 9110 10.2.3), if it is in the form of a number."""
+    """Parse the number of seconds in a Retry-After header (RFC 9110 10.2.3); return 0 for another form."""
     return float(text) if text is not None and text.isdecimal() and text.isascii() and len(text) < 6 else 0.0

@@ -1,4 +1,4 @@
-"""`eir probe http://…`: an AMF that asks a 5G EIR, ours or any other, and reports what it was answered. Knows no list and no policy."""
+"""Probe of a 5G EIR for `eir probe http://…`: sends requests like an AMF, and reports the answers. No list and no policy."""
 
 import asyncio
 import json
@@ -32,25 +32,25 @@ UNKNOWN_CAUSE = "ERROR_EQUIPMENT_UNKNOWN"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The EIR to ask."""
+    """EIR to probe."""
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
-    """TLS settings of handshakes, for https."""
+    """TLS context, for https."""
     timeout_s: float = 5.0
     token: str | None = field(default=None, repr=False)
-    """The access token of each request."""
+    """Access token of each request."""
 
 
 def check_digit(first14: str) -> int:
-    """The last digit of an IMEI (TS 23.003 annex B)."""
+    """Return the check digit of an IMEI (TS 23.003 annex B)."""
     doubled = [int(digit) * (1 + at % 2) for at, digit in enumerate(first14)]
     return -sum(value // 10 + value % 10 for value in doubled) % 10
 
 
 def pei_of(imei: str, software_version: str | None = None) -> str:
-    """The PEI (TS 29.571 5.3.2) of what a person typed: digits become an `imei-` or `imeisv-`, anything else stays what it is."""
+    """Return the PEI (TS 29.571 5.3.2) for an identifier that a person typed: digits become an `imei-` or `imeisv-`; other text stays the same."""
     if "-" in imei or not is_digits(imei) or len(imei) not in IMEI_LENGTHS:
         return imei if "-" in imei else f"imei-{imei}"
     first = imei[:KEY_DIGITS]
@@ -60,13 +60,13 @@ def pei_of(imei: str, software_version: str | None = None) -> str:
 
 
 def path_of(pei: str, imsi: str | None) -> str:
-    """The path of a request about a PEI."""
+    """Return the path of a request about a PEI."""
     return f"{RESOURCE.decode()}?pei={quote(pei, safe='')}" + (f"&supi=imsi-{quote(imsi, safe='')}" if imsi else "")
 
 
 @dataclass(slots=True)
 class _Answer:
-    """A response that comes."""
+    """Response that is being received."""
 
     done: asyncio.Future[None]
     status: int = 0
@@ -75,19 +75,19 @@ class _Answer:
 
 
 class _Client:
-    """One HTTP/2 connection to an EIR."""
+    """HTTP/2 connection to an EIR."""
 
     def __init__(self, target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._target, self._reader, self._writer = target, reader, writer
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         self._answers: dict[int, _Answer] = {}
         self.closed_by = ""
-        """Cause of the connection's end; empty while it is up."""
+        """Reason for the connection's end; empty while it is open."""
         self._h2.initiate_connection()
         self._send()
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
-        """Return the answer to one question."""
+        """Send one request and return its answer."""
         asked, pei = time.perf_counter(), pei_of(imei, software_version)
         if self.closed_by:
             return Finding(imei, imsi, fault=f"no answer: {self.closed_by}")
@@ -114,7 +114,7 @@ class _Client:
         return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
 
     async def listen(self) -> None:
-        """Take what comes, until the connection ends."""
+        """Handle received bytes until the connection ends."""
         incoming = Incoming(self._h2)
         try:
             while data := await self._reader.read(READ_BYTES):
@@ -128,7 +128,7 @@ class _Client:
             self._over(fault_text(e, secure=self._target.tls is not None))
 
     def _happened(self, event: Event) -> None:
-        if isinstance(event, DataReceived):  # of an answer that came too late, too: the window is that of all
+        if isinstance(event, DataReceived):  # also of a late answer, because the flow-control window is shared
             self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         answer = self._answers.get(getattr(event, "stream_id", None) or 0)
         if answer is None or answer.done.done():
@@ -150,12 +150,12 @@ class _Client:
             case _:
                 pass
 
-    def _sent_away(self, said: GoAway) -> None:
-        """Ask nothing more; what is under way is still answered, unless the server says that it is not."""
-        self._over(f"it was sent away (GOAWAY, error {said.error})", after=0 if said.error else said.last)
+    def _sent_away(self, goaway: GoAway) -> None:
+        """Send no more requests; pending ones are still answered unless the GOAWAY excludes them."""
+        self._over(f"it was sent away (GOAWAY, error {goaway.error})", after=0 if goaway.error else goaway.last)
 
     def _over(self, why: str, after: int = 0) -> None:
-        """The connection is over, or the server answers no stream after this one."""
+        """Fail the pending requests on streams above `after`, which receive no answer."""
         self.closed_by = self.closed_by or why
         for stream, answer in self._answers.items():
             if stream > after and not answer.done.done():
@@ -170,16 +170,16 @@ def _connected(target: Target) -> AbstractAsyncContextManager[_Client]:
 
 
 def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> Finding:
-    """An answer as it came (TS 29.511 6.1.3.2.3.1). `result_code` is the HTTP status."""
+    """Convert an answer to a finding (TS 29.511 6.1.3.2.3.1). `result_code` is the HTTP status."""
     try:
         document = json.loads(answer.body.decode()) if answer.body else {}
     except (ValueError, RecursionError):
         document = {}
-    said = document if isinstance(document, dict) else {}
+    fields = document if isinstance(document, dict) else {}
     status = fault = error = None
-    cause = said.get("cause")
+    cause = fields.get("cause")
     if answer.status == 200:
-        status = STATUS_WORDS.get(str(said.get("status")))
+        status = STATUS_WORDS.get(str(fields.get("status")))
         fault = None if status else "200 without a status that TS 29.511 knows"
     elif answer.status in REDIRECTS and answer.location:
         fault = f"redirected to {answer.location}; not followed"
@@ -188,10 +188,12 @@ def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float)
     elif not answer.status:
         fault = "no status in the answer"
     else:
-        error = " ".join(str(part) for part in (answer.status, cause, said.get("detail") or said.get("title")) if part)
+        error = " ".join(
+            str(part) for part in (answer.status, cause, fields.get("detail") or fields.get("title")) if part
+        )
     return Finding(imei, imsi, status, answer.status or None, None, round_trip_ms, fault, error)
 
 
 _PROBE = Probe(_connected)
 ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""Functions that the commands call."""
+"""Functions for the commands."""

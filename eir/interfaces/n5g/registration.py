@@ -1,7 +1,7 @@
-"""Keeps the node registered with an NRF: sends the requests of eir.interfaces.n5g.nrf over HTTP/2, and waits in between. Runs in the supervisor.
+"""Registration client in the supervisor: sends the requests of eir.interfaces.n5g.nrf over HTTP/2, and waits between them.
 
-Each request has a connection of its own, so that nothing hangs on one that an NRF has forgotten. Nothing here is on the path of a
-check: with no NRF in reach the node answers as always.
+Each request has a connection of its own, so that a connection that an NRF has dropped delays nothing. No check depends on this
+module: without any NRF the node answers checks as before.
 """
 
 import asyncio
@@ -27,42 +27,42 @@ from eir.wire.transport.tls import TlsFiles, load_tls
 from eir.wire.web.http2_client import Answer, Exchange, NoAnswer
 
 ASK_S = 3.0
-"""Time that an NRF has for a connection and an answer."""
+"""Seconds for a connection to an NRF and its answer."""
 LEAVE_S = 0.8
-"""The same at the node's end, which waits for it before clients are sent away."""
+"""Seconds for the deregistration at the node's end, which delays the end of clients' connections."""
 NRF_EACH_S = 1.0
-"""The part of it after which the next address of an NRF's name is tried."""
+"""Seconds of them after which the next address of an NRF's name is tried."""
 READ_BYTES = 65_536
 INSTANCE_FILE = "nf-instance-id"
-"""Keeps the node's own NF instance id in its state folder."""
+"""File in the state folder with the node's own NF instance id."""
 
 
 def instance_of(nrf: NrfSettings | None, folder: Path) -> str:
-    """Return the NF instance id of the node: the configured one, else its own."""
+    """Return the NF instance id of the node: the configured one, or its own."""
     return nrf.instance if nrf is not None and nrf.instance is not None else own_instance(folder)
 
 
 def own_instance(folder: Path) -> str:
-    """Return the node's own NF instance id (TS 29.571 5.3.2: a UUID of version 4), made at its first start and kept in its state folder."""
+    """Return the node's own NF instance id, a UUID of version 4 (TS 29.571 5.3.2); create and store it at the first start."""
     file = folder / INSTANCE_FILE
     try:
         return str(uuid.UUID(file.read_text().strip()))
     except (OSError, ValueError):
-        made = str(uuid.uuid4())
+        instance = str(uuid.uuid4())
     with suppress(OSError):
-        write_file(file, f"{made}\n".encode())
-    return made
+        write_file(file, f"{instance}\n".encode())
+    return instance
 
 
 class Registrar:
-    """Registers the node while it has open listeners for AMFs (an eir.interfaces.interface.Attendant)."""
+    """Registration of the node while it has open listeners for AMFs (an eir.interfaces.interface.Attendant)."""
 
     def __init__(self, standing: Callable[[], Standing], report: Report, ask_s: float = ASK_S) -> None:
         self._standing, self._report, self._ask_s = standing, report, ask_s
         self._clock = time.monotonic
         self._settings: N5gSettings | None = None
         self._tls: ssl.SSLContext | None = None
-        """With what to prove ourselves to an NRF whose URI is https."""
+        """TLS context with the node's certificate, for an NRF whose URI is https."""
         self._registration: Registration | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -70,7 +70,7 @@ class Registrar:
     async def apply(
         self, settings: N5gSettings, shared: SharedSettings, tls: TlsFiles | None, listening: Sequence[str]
     ) -> None:
-        """Go by these settings. A listener of a reload is not open before a restart."""
+        """Apply settings. A listener added by a reload is not open before a restart."""
         before, self._settings = self._settings, settings
         self._tls = None if tls is None else _context(tls)
         if settings == before:
@@ -90,12 +90,12 @@ class Registrar:
         self._task = asyncio.get_running_loop().create_task(self._run(registration))
 
     async def close(self) -> None:
-        """Deregister for good."""
+        """Deregister the node for good."""
         self._closing = True
         await self._leave()
 
     def status(self) -> Mapping[str, Any]:
-        """Return the state of the registration; empty if the node is not to be registered."""
+        """Return the state of the registration; empty if no registration is configured."""
         if (registration := self._registration) is None:
             return {}
         ago = None if registration.last_answer is None else round(self._clock() - registration.last_answer)
@@ -103,7 +103,7 @@ class Registrar:
         return {"nrf": {"registered": registration.where, "last_answer_s_ago": ago, "last_error": error}}
 
     def warnings(self) -> Sequence[str]:
-        """Return a warning if no NRF has the node."""
+        """Return a warning if the node is not registered."""
         if (registration := self._registration) is None or registration.where is not None:
             return ()
         why = registration.last_error or "not asked yet"
@@ -119,13 +119,13 @@ class Registrar:
         }
 
     async def _run(self, registration: Registration) -> None:
-        """Register and stay so, until cancelled."""
+        """Register the node and keep it registered, until cancelled."""
         while True:
             await asyncio.sleep(max(0.0, registration.due - self._clock()))
             await self._make(registration, registration.step(self._clock(), self._standing()), self._ask_s)
 
     async def _leave(self) -> None:
-        """Tell the NRF that the node is not to be asked any more."""
+        """Deregister the node, so that AMFs stop sending requests."""
         registration, task, self._registration, self._task = self._registration, self._task, None, None
         if registration is None or task is None:
             return
@@ -150,7 +150,12 @@ class Registrar:
             registration.answered(self._clock(), answer.status, answer.headers, answer.body)
 
     async def _answer(self, ask: Ask) -> Answer:
-        """Return the answer of the NRF. Raises OSError or NoAnswer."""
+        """Send a request and return the answer of the NRF.
+
+        Raises:
+            OSError: if the NRF cannot be reached.
+            NoAnswer: if it sends no valid answer.
+        """
         at = urlsplit(ask.url)
         secure = at.scheme == "https"
         if secure and self._tls is None:
@@ -174,10 +179,7 @@ class Registrar:
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    """Return the context for handshakes with an NRF.
-
-    Its certificate has to carry the name or address of its URI (TS 33.210 6.2).
-    """
+    """Return the TLS context for an NRF, whose certificate must contain the name or address of its URI (TS 33.210 6.2)."""
     context = load_tls(files).connecting
     context.check_hostname = True
     context.set_alpn_protocols(["h2"])

@@ -1,4 +1,4 @@
-"""Services of a 5G core: headers of requests and their effect; errors, their causes and the documents that tell of them.
+"""Conventions of 5G services: request headers and their effect; errors, causes and problem documents.
 
 TS 29.500 5.2.3, 5.2.7, 6.8, 6.11, 6.13; TS 29.571 ProblemDetails.
 """
@@ -15,9 +15,9 @@ SENDER_TIMESTAMP = b"3gpp-sbi-sender-timestamp"
 MAX_RSP_TIME = b"3gpp-sbi-max-rsp-time"
 CORRELATION_INFO = b"3gpp-sbi-correlation-info"
 ACCEPT_BYTES_MAX = 512
-"""Taking one apart takes as long as its commas are many, and a client that has it remembered (RFC 7541) sends it again for one octet."""
+"""Maximum number of bytes of an Accept header that are parsed: parsing takes time per comma, and a client can repeat an indexed header (RFC 7541) for one octet."""
 PRIORITY_DEFAULT = 24
-"""TS 29.500 6.8.4: that of a request that does not say; 0 is the highest, 31 the lowest."""
+"""Priority of a request without one; 0 is the highest, 31 the lowest (TS 29.500 6.8.4)."""
 DRMP_DEFAULT = 10
 PRIORITIES = tuple(
     round(priority * DRMP_DEFAULT / PRIORITY_DEFAULT)
@@ -25,21 +25,20 @@ PRIORITIES = tuple(
     else DRMP_DEFAULT + round((priority - PRIORITY_DEFAULT) * 5 / 7)
     for priority in range(32)
 )
-"""Priorities of RFC 7944 by message priority of the same rank, so that both protocols' requests share one limit
-fairly."""
+"""Priority of RFC 7944 by message priority, of the same rank, so that the requests of all protocols share one limit fairly."""
 CLOCKS_DIFFER_S = 60.0
-"""A request that seems to be older than this, or from the future, has come from a clock that is wrong, and its age means nothing."""
+"""Seconds of age from which a sender's clock is assumed to be wrong, so that the age is ignored; also for a time in the future."""
 MONTHS = {name: number for number, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
 
 
 def priority_of(headers: Mapping[bytes, bytes]) -> int:
-    """The priority of a request, as limits know it: 0 (highest) to 15."""
-    said = headers.get(MESSAGE_PRIORITY, b"")
-    return PRIORITIES[int(said)] if said.isdigit() and len(said) <= 2 and int(said) < len(PRIORITIES) else DRMP_DEFAULT
+    """Return the priority of a request for rate limits: 0 (highest) to 15."""
+    text = headers.get(MESSAGE_PRIORITY, b"")
+    return PRIORITIES[int(text)] if text.isdigit() and len(text) <= 2 and int(text) < len(PRIORITIES) else DRMP_DEFAULT
 
 
 def is_too_late(headers: Mapping[bytes, bytes], now: float) -> bool:
-    """True if the client has given up waiting, by its own word (TS 29.500 6.11.2); `now` is Unix time."""
+    """Return true if the client has stopped waiting by its own headers (TS 29.500 6.11.2); `now` is Unix time."""
     most = headers.get(MAX_RSP_TIME, b"")
     sent = moment(headers.get(SENDER_TIMESTAMP, b""))
     if sent is None or not most.isdigit() or len(most) > 9:
@@ -48,14 +47,14 @@ def is_too_late(headers: Mapping[bytes, bytes], now: float) -> bool:
 
 
 def carried_back(headers: Mapping[bytes, bytes], response: Response) -> Response:
-    """The response, whatever it says, with what the client wants back to find its own request (TS 29.500 6.13)."""
+    """Return the response with the correlation header of the request (TS 29.500 6.13)."""
     if (info := headers.get(CORRELATION_INFO)) is None:
         return response
     return Response(response.status, (*response.headers, (CORRELATION_INFO, info)), response.body)
 
 
 def moment(text: bytes) -> float | None:
-    """Unix time of `Sun, 04 Aug 2019 08:49:37.845 GMT` (TS 29.500 5.2.3.2.2); None for another form."""
+    """Parse `Sun, 04 Aug 2019 08:49:37.845 GMT` (TS 29.500 5.2.3.2.2) to Unix time; return None for another form."""
     parts = text.replace(b":", b" ").split()
     if len(parts) != 8 or parts[7] != b"GMT":
         return None
@@ -70,9 +69,9 @@ def moment(text: bytes) -> float | None:
 
 
 def accepts_json(accept: bytes) -> bool:
-    """True if an Accept header accepts JSON or, if it is empty, anything (RFC 9110 12.5.1).
+    """Return true if an Accept header accepts JSON, or is empty (RFC 9110 12.5.1).
 
-    What exceeds its limit is ignored.
+    Bytes above the limit are ignored.
     """
     if len(accept) > ACCEPT_BYTES_MAX:
         accept = accept[:ACCEPT_BYTES_MAX].rpartition(b",")[0]
@@ -92,11 +91,11 @@ def accepts_json(accept: bytes) -> bool:
 
 PROBLEM = (b"content-type", b"application/problem+json")
 RETRY_AFTER_S = 1
-"""Time that a client is told to wait when it is turned away for load."""
+"""Seconds in Retry-After when a request is rejected for load."""
 
 
 class Cause(NamedTuple):
-    """An error: its HTTP status, its application error (None: the status says it all), and what it is."""
+    """Error: HTTP status, application error (None: the status is sufficient), and title."""
 
     status: int
     cause: str | None
@@ -105,7 +104,7 @@ class Cause(NamedTuple):
 
     @property
     def result(self) -> str:
-        """Return the name of the error in metrics: `404:ERROR_EQUIPMENT_UNKNOWN`."""
+        """Name of the error in metrics: `404:ERROR_EQUIPMENT_UNKNOWN`."""
         return f"{self.status}:{self.cause}" if self.cause else str(self.status)
 
 
@@ -117,7 +116,7 @@ PEI_INCORRECT = Cause(400, "MANDATORY_QUERY_PARAM_INCORRECT", "Incorrect query p
 OPTIONAL_INCORRECT = Cause(400, "OPTIONAL_QUERY_PARAM_INCORRECT", "Incorrect query parameter")
 INVALID_API = Cause(400, "INVALID_API", "Unsupported API or version")
 DENIALS = {401: Cause(401, None, "Unauthorized"), 403: Cause(403, None, "Forbidden")}
-"""Causes by status: the WWW-Authenticate header says more (TS 29.500 6.7.3)."""
+"""Causes by status; the WWW-Authenticate header has the details (TS 29.500 6.7.3)."""
 NOT_HERE = Cause(404, "RESOURCE_URI_STRUCTURE_NOT_FOUND", "Not found")
 NOT_ALLOWED = Cause(405, None, "Method not allowed", ((b"allow", b"GET"),))
 NOT_ACCEPTABLE = Cause(406, None, "Not acceptable")
@@ -137,7 +136,7 @@ def problem(
     invalid: Sequence[tuple[str, str]] = (),
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Response:
-    """The response for an error. `invalid`: parameters (`query pei`) and what is wrong with each."""
+    """Return the response for an error. `invalid`: names (`query pei`) and faults of parameters."""
     document = {
         "title": cause.title, "status": cause.status, "detail": detail, "cause": cause.cause,
         "invalidParams": [{"param": param, "reason": reason} for param, reason in invalid] or None,

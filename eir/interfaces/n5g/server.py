@@ -1,4 +1,4 @@
-"""The AMFs of a worker: who each is, access tokens, limits, what is counted. Puts the parts of this package on an event loop."""
+"""AMF connections of a worker: identification of peers, access tokens, limits and counters."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eir.wire.web.tokens import Tokens
 
 BY_LIMIT = {"rate_max": sbi.PEER_CONGESTION, "rate_max_all": sbi.CONGESTION}
-"""Answers to requests above a limit: 429 for the peer's own, 503 for that of all together (TS 29.500 6.4)."""
+"""Causes by limit: 429 above the peer's own limit, 503 above the common limit (TS 29.500 6.4)."""
 _TURNED_AWAY = {reason: problem(cause, "above a rate limit") for reason, cause in BY_LIMIT.items()}
 _FAULT = problem(sbi.FAULT)
 _STRANGER = problem(sbi.DENIALS[403], "no entry of the peer table takes this client")
@@ -35,24 +35,28 @@ _DENIALS = {
     )
     for reason, denied in denials(SERVICE).items()
 }  # fmt: skip
-"""Answers to requests without a good access token, encoded once."""
+"""Answers to requests without a valid access token, encoded once."""
 
 
 class N5gServer(Server[N5gConnection]):
-    """Answers AMFs over HTTP/2."""
+    """Server for AMFs over HTTP/2."""
 
     def __init__(self, settings: N5gSettings, context: Context) -> None:
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
         self._service = N5gService(context.checker)
         self.responses: Counter[tuple[str, str]] = Counter()
-        """(peer label, `200` or status and cause)."""
+        """Responses by peer label and result (`200`, or status and cause)."""
         self._shapes = Shapes()
         self.tokens: Tokens | None = None
-        """Checks the access token of each request; None: no token is required."""
+        """Verifier of access tokens; None: no token is required."""
         self.apply(settings, context)
 
     def apply(self, _: N5gSettings, context: Context) -> None:
-        """Apply settings; connections that they still allow stay, the others are sent away. Raises KeysError and changes nothing."""
+        """Apply settings; close connections that they no longer permit.
+
+        Raises:
+            KeysError: if the keys are invalid; nothing has changed then.
+        """
         self.tokens = tokens_of(context.keys.get(PROTOCOL), self.tokens, SERVICE)
         limits, peers = context.shared.limits, context.shared.peers
         self._overload = context.shared.overload_answer
@@ -66,15 +70,15 @@ class N5gServer(Server[N5gConnection]):
     # server.Server
 
     def link(self) -> N5gConnection:
-        """A connection that is to come."""
+        """Create a connection."""
         return N5gConnection(self, self.loop)
 
     def who(self, link: N5gConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return the peer and requester of a link, by the names in the certificate, or by the address without one."""
+        """Return the peer and requester of a connection, by the names in the certificate, or without one by the address."""
         return requester(self.peers, link.names, link.source)
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol alone."""
+        """Return the counters of this protocol."""
         return {
             "eir_sbi_responses_total": self.responses,
             "eir_sbi_errors_total": {(reason,): count for reason, count in self.errors.items()},
@@ -83,9 +87,9 @@ class N5gServer(Server[N5gConnection]):
     # link.Owner
 
     def accept(self, link: N5gConnection, protocol: str | None) -> Http2Connection | None:
-        """Take a connection, also that of a stranger for a moment: it gets a 403, where an AMF would wait for seconds after a closed connection.
+        """Accept a connection. A stranger's connection stays open for a moment and receives a 403, because an AMF waits for seconds after a closed connection.
 
-        `protocol`: agreed on by TLS (ALPN); None: there is no TLS.
+        `protocol`: protocol negotiated in TLS (ALPN); None: no TLS.
         """
         refusal = self.refusal(link, "alpn" if protocol not in {None, "h2"} else None)
         is_stranger = refusal == SOURCE
@@ -107,7 +111,7 @@ class N5gServer(Server[N5gConnection]):
         )
 
     def respond(self, link: N5gConnection, request: Request) -> Response:
-        """Answer a request, within the limits."""
+        """Answer a request within the limits."""
         if link.settings is None:
             self.responses[OTHER, sbi.DENIALS[403].result] += 1
             self.loop.call_soon(link.leave)
@@ -123,23 +127,23 @@ class N5gServer(Server[N5gConnection]):
                 response, result = self._service.answer(request, link.requester)
             else:
                 response, result = self._by_token(self.tokens, request, link)
-        except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
+        except Exception as e:  # noqa: BLE001 - the client receives an answer, and the connection stays open
             self.failed(e, label)
             response, result = _FAULT, sbi.FAULT.result
         self.responses[label, result] += 1
         return carried_back(request.headers, response)
 
     def answered(self, link: N5gConnection, count: int, seconds: float) -> None:
-        """Count them."""
+        """Count the answers of a known peer."""
         if link.settings is not None:
             super().answered(link, count, seconds)
 
     # inside
 
     def _by_token(self, tokens: "Tokens", request: Request, link: N5gConnection) -> Reply:
-        """The reply to a request by whom its access token names, or the refusal of one that has no good one (TS 33.501 13.4.1.1).
+        """Return the reply to the subject of a request's access token, or the rejection of an invalid token (TS 33.501 13.4.1.1).
 
-        Bad tokens count against the address that they come from: an entry may be that of all AMFs.
+        Invalid tokens count against the source address, because one entry may be for all AMFs.
         """
         asks = link.requester
         subject = tokens.subject(request.headers.get(b"authorization"), str(link.source))

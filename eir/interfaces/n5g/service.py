@@ -1,6 +1,6 @@
-"""N5g-eir_EquipmentIdentityCheck: a request becomes a question, and a verdict becomes a response (TS 29.511, TS 29.500).
+"""N5g-eir_EquipmentIdentityCheck: converts a request to a question, and a verdict to a response (TS 29.511, TS 29.500).
 
-Translates and nothing else: what is answered about a device, eir.checks says. Synchronous from request to response.
+Conversion only; eir.checks decides the verdict. Synchronous from request to response.
 """
 
 import re
@@ -27,7 +27,7 @@ _USUAL = re.compile(
     re.escape(RESOURCE)
     + rb"\?pei=(?:imei-([0-9]{15})|imeisv-([0-9]{16}))(?:&supi=imsi-([0-9]{5,15}))?(?:&gpsi=msisdn-[0-9]{5,15})?"
 )
-"""The form of nearly all requests."""
+"""Form of nearly all requests."""
 _OF_AN_API = re.compile(rb"/[^/]+/v[0-9]+(?:/|$)")
 _IMEI, _OTHER = (
     re.compile(r"(imei-[0-9]{15})|(imeisv-[0-9]{16})"),
@@ -38,27 +38,27 @@ _FORMS = {
     "supi": re.compile(r"imsi-[0-9]{5,15}|(?!imsi-).+"), "gpsi": re.compile(r"msisdn-[0-9]{5,15}|extid-[^@]+@[^@]+|(?!msisdn-|extid-).+"),
     "supported-features": re.compile(r"[0-9A-Fa-f]*"),
 }  # fmt: skip
-"""TS 29.571 5.3.2, 5.2.2: patterns of what may come beside a PEI, an identifier of an unknown kind being none of the known ones."""
+"""Patterns of the other parameters (TS 29.571 5.3.2, 5.2.2). An identifier of an unknown kind must match none of the known formats."""
 
 STATUSES: dict[Status, Response] = {
     status: Response(200, (JSON,), b'{"status":"%s"}' % status.value.upper().encode())
     for status in Status
     if status != Status.UNKNOWN
 }
-"""The response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
+"""Response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
 STATUSES[Status.UNKNOWN] = problem(sbi.EQUIPMENT_UNKNOWN, "The PEI is not known")
 _RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: sbi.EQUIPMENT_UNKNOWN.result}
 
 
 class Reply(NamedTuple):
-    """A response, and what metrics call it: `200`, or status and cause."""
+    """Response, and its label in metrics: `200`, or status and cause."""
 
     response: Response
     result: str
 
 
 class Refused(Exception):
-    """A request that gets an error: what is wrong with it, and with which parameter."""
+    """Error for a request: its cause, and the parameter with the fault."""
 
     def __init__(self, cause: Cause, detail: str, param: str | None = None) -> None:
         super().__init__(detail)
@@ -67,18 +67,18 @@ class Refused(Exception):
 
 
 class N5gService:
-    """Answers requests by what the checker says."""
+    """Converter between requests and the checker."""
 
     def __init__(self, checker: Checker, now: Callable[[], float] = time.time) -> None:
         self._checker, self._now = checker, now
         self._replies: dict[str, dict[Status, Status]] = {}
 
     def configure(self, answers: dict[str, dict[Status, Status]]) -> None:
-        """Take over what some peers, by label, are answered instead of a status (`answers`)."""
+        """Replace the statuses that some peers, by label, receive instead of others (`answers`)."""
         self._replies = answers
 
     def answer(self, request: Request, asks: Requester) -> Reply:
-        """The reply to a request; `asks`: who sends it."""
+        """Return the reply to a request; `asks`: requester."""
         headers = request.headers
         usual = _USUAL.fullmatch(request.path)
         if usual is not None and request.method == "GET" and request.fault is None and not headers.keys() & SPECIAL:
@@ -103,18 +103,24 @@ class N5gService:
 
 
 SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})
-"""Headers by which a request gets another answer than without."""
+"""Headers that may change the answer."""
 
 
 def question_of(request: Request, asks: Requester, now: float | None = None) -> Question:
-    """Return what a request asks, `now` if not at another time, held to TS 29.500 5.2.7 and TS 29.511 6.1.3.2. Raises Refused."""
+    """Convert a request to a question, after the checks of TS 29.500 5.2.7 and TS 29.511 6.1.3.2.
+
+    `now`: Unix time; None: the current time.
+
+    Raises:
+        Refused: if the request is invalid.
+    """
     _check_resource(request)
-    found = parameters(request.path.partition(b"?")[2])
-    _check_parameters(found)
+    values = parameters(request.path.partition(b"?")[2])
+    _check_parameters(values)
     if sbi.is_too_late(request.headers, time.time() if now is None else now):
         raise Refused(sbi.TIMED_OUT, "3gpp-Sbi-Max-Rsp-Time is over")
-    supi = found.get("supi", [""])[0]
-    return question_about(found["pei"][0], supi.removeprefix("imsi-") if supi.startswith("imsi-") else "", asks)
+    supi = values.get("supi", [""])[0]
+    return question_about(values["pei"][0], supi.removeprefix("imsi-") if supi.startswith("imsi-") else "", asks)
 
 
 def _check_resource(request: Request) -> None:
@@ -136,14 +142,14 @@ def _check_resource(request: Request) -> None:
         raise Refused(sbi.NOT_ACCEPTABLE, "what there is, is application/json")
 
 
-def _check_parameters(found: dict[str, list[str]]) -> None:
-    if "pei" not in found:
+def _check_parameters(values: dict[str, list[str]]) -> None:
+    if "pei" not in values:
         raise Refused(sbi.PEI_MISSING, "it is missing", "pei")
     for name, form in _FORMS.items():
-        for value in found.get(name, ())[:2]:
-            if form.fullmatch(value) is None or len(found[name]) > 1:
+        for value in values.get(name, ())[:2]:
+            if form.fullmatch(value) is None or len(values[name]) > 1:
                 raise Refused(sbi.OPTIONAL_INCORRECT, "it is not of the form that TS 29.571 gives", name)
-    pei = found["pei"]
+    pei = values["pei"]
     if (
         len(pei) > 1
         or not pei[0]
@@ -153,7 +159,7 @@ def _check_parameters(found: dict[str, list[str]]) -> None:
 
 
 def question_about(pei: str, imsi: str, asks: Requester) -> Question:
-    """The question about a PEI (TS 29.571 5.3.2), whichever form it has."""
+    """Return the question about a PEI of any form (TS 29.571 5.3.2)."""
     kind, _, digits = pei.partition("-")
     other = pei if _OTHER.fullmatch(pei) else None
     imei = None if other else digits if kind in {"imei", "imeisv"} else pei
@@ -169,16 +175,20 @@ def question_about(pei: str, imsi: str, asks: Requester) -> Question:
 
 
 def parameters(query: bytes) -> dict[str, list[str]]:
-    """The parameters of a query by name, in their order (RFC 3986 3.4). Raises Refused for what is no UTF-8."""
-    found: dict[str, list[str]] = {}
+    """Parse the parameters of a query by name, in order (RFC 3986 3.4).
+
+    Raises:
+        Refused: if a known parameter is not UTF-8.
+    """
+    values: dict[str, list[str]] = {}
     for part in filter(None, query.split(b"&")):
         name, _, value = part.partition(b"=")
         try:
-            found.setdefault(unquote_to_bytes(name).decode(), []).append(unquote_to_bytes(value).decode())
+            values.setdefault(unquote_to_bytes(name).decode(), []).append(unquote_to_bytes(value).decode())
         except UnicodeDecodeError:
             known = unquote_to_bytes(name).decode("latin-1")
             if known == "pei":
                 raise Refused(sbi.PEI_INCORRECT, "it is not UTF-8", "pei") from None
             if known in _FORMS:
                 raise Refused(sbi.OPTIONAL_INCORRECT, "it is not UTF-8", known) from None
-    return found
+    return values

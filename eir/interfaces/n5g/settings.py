@@ -7,34 +7,34 @@ from urllib.parse import urlsplit
 from eir.wire.web.denials import TokenSettings
 
 SERVICE: Final = "n5g-eir-eic"
-"""The service's name, which is its scope too (TS 29.511 6.1.9)."""
+"""Name of the service, and of its scope (TS 29.511 6.1.9)."""
 NF_TYPE: Final = "5G_EIR"
-"""TS 29.510 6.1.6.3.3."""
+"""NF type (TS 29.510 6.1.6.3.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NrfSettings:
-    """NRFs with which the node registers, and its profile there."""
+    """NRFs with which the node registers, and its profile."""
 
     uri: tuple[str, ...]
     """API roots of NRFs, the preferred one first."""
     instance: str | None
-    """NF instance id; None: the one that the node has given itself."""
+    """NF instance id; None: the node's own."""
     endpoints: tuple[str, ...]
-    """URLs by which AMFs reach the service; empty: those on which it listens."""
+    """URLs at which AMFs reach the service; empty: those on which it listens."""
     fqdn: str | None
     plmns: tuple[str, ...]
-    """MCC and MNC, as digits; empty: the PLMN that the NRF serves."""
+    """MCC and MNC as digits; empty: the PLMN of the NRF."""
     capacity: int
     priority: int
     heartbeat_s: float
-    """Interval that is asked for; the NRF decides."""
+    """Requested interval in seconds; the NRF decides."""
     redirects: tuple[str, ...] | None = None
-    """Hosts that an NRF may send the node to, besides those of `uri`; None: any."""
+    """Further hosts to which an NRF may redirect the node; None: any."""
 
     @property
     def redirect_hosts(self) -> frozenset[str] | None:
-        """All hosts that a redirect may lead to, by name or address in lower case; None: any."""
+        """All hosts of permitted redirects, by name or address in lower case; None: any."""
         if self.redirects is None:
             return None
         return frozenset(urlsplit(uri).hostname or "" for uri in self.uri) | {
@@ -44,11 +44,11 @@ class NrfSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class N5gSettings:
-    """The section `n5g`."""
+    """Settings of the section `n5g`."""
 
     listen: tuple[str, ...] = ()
     """`http://host:port` or `https://host:port`, each with its port."""
     tokens: TokenSettings | None = None
-    """None: no access token is asked for."""
+    """None: no access token is required."""
     nrf: NrfSettings | None = None
-    """None: the node is registered nowhere."""
+    """None: no registration."""

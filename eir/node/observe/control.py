@@ -33,7 +33,7 @@ TIMEOUT_S = 30.0
 LINKS_MAX = 128
 """Maximum number of open connections to one socket.
 
-At the limit, a new connection closes the oldest connection that has sent no request; if there is none, the new one is closed.
+At the limit, a new connection closes the oldest connection that has sent no request; without such a connection, the new one is closed.
 """
 
 PING, RUNNING, STOPPING = "ping", "running", "stopping"

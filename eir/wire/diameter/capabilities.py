@@ -163,7 +163,7 @@ def find_peer(
 def nearest_miss(
     peers: Sequence[PeerSettings], capabilities: Capabilities, source: IPv4Address | IPv6Address
 ) -> tuple[str | None, str]:
-    """Return the first entry with exactly one mismatch, as its label and the mismatching key; None if there is none."""
+    """Return the first entry with exactly one mismatch, as its label and the mismatching key; None without such an entry."""
     for settings in (each for each in peers if not each.is_titled):
         holds = {
             "host": _is(settings.host, capabilities.host),

@@ -68,7 +68,7 @@ class Action(IntEnum):
     SERVE = 9
     """Answer the request."""
     TAKE = 10
-    """Pass an answer to the sender of the request; drop it if there is none (6.2.1)."""
+    """Pass an answer to the sender of the request; drop it without a pending request (6.2.1)."""
     CER_AGAIN = 11
     DROP = 12
     DISCARD = 13
