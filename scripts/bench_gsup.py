@@ -32,7 +32,7 @@ from eir.checks.settings import PolicySettings, Rule, Status
 from eir.cli.table import table
 from eir.interfaces.gsup import ipa
 from eir.interfaces.gsup.ipa import Frames
-from eir.interfaces.gsup.message import check_imei, says_no
+from eir.interfaces.gsup.message import check_imei, is_nack
 from eir.interfaces.gsup.server import GsupServer
 from eir.interfaces.gsup.settings import GsupSettings
 from eir.lists.images.index import Index
@@ -183,7 +183,7 @@ def _ask(
                 frames.feed(there.recv(READ_BYTES))
                 answers += [frame for frame in frames.whole() if frame[2] != ipa.CCM]
             if is_listed is not None:
-                wrong += abs(sum(map(says_no, answers)) - refusals[at % len(chunks)])
+                wrong += abs(sum(map(is_nack, answers)) - refusals[at % len(chunks)])
             done += window
             at += 1
     told.send((done, wrong))

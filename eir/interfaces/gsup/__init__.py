@@ -1,8 +1,8 @@
-"""GSUP: an OsmoMSC's CHECK-IMEI becomes a question, a verdict becomes its result, and everything else goes through to the HLR.
+"""GSUP: converts an OsmoMSC's CHECK-IMEI to a question and a verdict to its result, and forwards all other messages to the HLR.
 
-ipa.py cuts bytes into frames and knows who somebody is (IPA, CCM); message.py is the one operation and the errors of the others;
-link.py is the connection of a client, hlr.py the one towards the HLR that goes with it, stored.py has the checks that wait for the HLR;
-server.py translates, and has all clients of a worker; probe.py is a client.
+ipa.py has frames and identification (IPA, CCM); message.py the operation CHECK-IMEI and the errors of others; link.py the
+connection of a client; hlr.py its connection to the HLR; stored.py the checks that wait for the HLR; server.py the conversion
+and all clients of a worker; probe.py a client.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ FAMILIES = (
 
 
 def _check(settings: GsupSettings, _: SharedSettings, document: Document) -> Findings:
-    """Each message would go round in connections of the node to itself, until there are no more."""
+    """Check that the HLR is not the node itself; otherwise each message would circulate until no connection is left."""
     if settings.hlr is None or document.faulty("gsup"):
         return
     hlr = endpoint(settings.hlr)
@@ -51,7 +51,7 @@ def _words(status: Status) -> str:
 
 
 def _probe(wanted: "Wanted") -> tuple[Any, Any]:
-    from eir.interfaces.gsup import probe  # noqa: PLC0415 - for a probe alone, as the next
+    from eir.interfaces.gsup import probe  # noqa: PLC0415 - only a probe needs it, and the next
     from eir.interfaces.probing import host_and_port  # noqa: PLC0415 - as above
 
     if wanted.tls is not None:

@@ -1,8 +1,8 @@
-"""The connection towards the HLR that goes with a client's: made under the client's own name, and made again whenever it is gone.
+"""Connection to the HLR for one client: made under the client's own name, and renewed after each end.
 
-What the client sends meanwhile waits for a moment; then each request gets an error at once, by which its phone tries again later. So it
-does where the HLR leaves unread what it was sent. While much of it waits, nothing is read from the client, for a moment at most: what is
-for the HLR keeps no check waiting for longer.
+Messages of the client wait for a connection for HOLD_S; after that each request receives an error at once, so that its phone
+tries again later. The same applies while the HLR does not read. While too many messages wait, the client is not read either, at
+most for HOLD_S: messages for the HLR never delay a check for longer.
 """
 
 import asyncio
@@ -21,26 +21,24 @@ if TYPE_CHECKING:
     from eir.interfaces.gsup.link import GsupConnection
 
 HOLD_S: Final = 1.0
-"""Time that messages wait for a connection, or for an HLR that does not read; and pause before the next attempt to
-connect."""
+"""Seconds that messages wait for a connection, or for an HLR that does not read; also the pause before the next attempt to connect."""
 HOLD_BYTES: Final = 4 << 20
-"""Most bytes that wait; more are not read from the client."""
+"""Maximum number of waiting bytes; above it the client is not read."""
 DIAL_S: Final = 5.0
 UNASKED_S: Final = 0.5
-"""An HLR that has not asked by then who is there does not want to know. One that was lost by silence has to
-ask, or to answer a PING."""
+"""Seconds within which an HLR requests the client's name, if it wants the name. An HLR that was lost by silence must request it, or answer a PING."""
 PING_S: Final = 20.0
-"""Interval between two PINGs, as in Osmocom's programs; an HLR that is silent until the next one is gone."""
+"""Seconds between two PINGs, as in Osmocom's programs; an HLR that sends nothing until the next PING is lost."""
 
 NO_HLR, AWAY, SLOW = "no_hlr", "hlr_away", "hlr_slow"
-"""Reasons why messages are not passed on."""
+"""Reasons for which messages are not forwarded."""
 
 
 class HlrState(Enum):
     """State of the connection to an HLR."""
 
     COMING = 0
-    """Messages wait for it."""
+    """Messages wait for the connection."""
     READY = 1
     AWAY = 2
 
@@ -109,12 +107,12 @@ class Backlog:
 
 
 class Hlr(asyncio.Protocol):
-    """The connection, again and again, until `close`."""
+    """Connection to the HLR, renewed until `close`."""
 
     def __init__(
         self, client: "GsupConnection", url: str, limits: Callable[[], Limits], silent: set[Endpoint] | None = None
     ) -> None:
-        """`silent`: HLRs that were lost by silence and have sent nothing since; all clients of a server share it."""
+        """Start the first attempt. `silent`: HLRs that were lost by silence and have sent nothing since, shared by all clients."""
         self._client, self._to, self._limits = client, endpoint(url), limits
         self._silent = set() if silent is None else silent
         self.state = HlrState.COMING
@@ -126,9 +124,9 @@ class Hlr(asyncio.Protocol):
             partial(self.drop, "it reads nothing", silent=True),
         )
         self._waiting: asyncio.TimerHandle | None = None
-        """Timer of what happens if nothing else does."""
+        """Timer of the next change without an event."""
         self._asked = False
-        """The HLR wants to know who is there, and does not know yet."""
+        """True if the HLR requests the client's name, which is not known yet."""
         self._frames = Frames(0)
         self._heard_at = self._pinged_at = 0.0
         loop = asyncio.get_running_loop()
@@ -137,7 +135,7 @@ class Hlr(asyncio.Protocol):
         self._task = loop.create_task(self._stay())
 
     def pass_on(self, messages: Sequence[bytes]) -> None:
-        """Send messages, in order; those that do not go to the HLR go to `not_passed`."""
+        """Send messages in order; those that cannot be sent go to the client's `not_passed`."""
         if self.state is HlrState.READY and self._transport is not None:
             if self._backlog.is_slow:
                 self._client.not_passed(messages, SLOW)
@@ -150,23 +148,23 @@ class Hlr(asyncio.Protocol):
 
     @property
     def full(self) -> bool:
-        """So much waits that no more is to come now."""
+        """True if the client must not be read, because too many messages wait."""
         return self._backlog.is_new or self._held.is_full
 
     def identified(self) -> None:
-        """The client has said who it is."""
+        """Send the client's name to an HLR that requested it."""
         if self._asked and self._transport is not None and self._client.identity is not None:
             self._asked = False
             self._transport.write(self._client.identity + ipa.ID_ACK)
             self._ready()
 
-    def hold(self, *, paused: bool) -> None:
-        """Read nothing while the client reads nothing."""
+    def pause_reading(self, *, paused: bool) -> None:
+        """Pause or resume reading, with the client."""
         if self._transport is not None and not self._transport.is_closing():
             (self._transport.pause_reading if paused else self._transport.resume_reading)()
 
     def tick(self, now: float) -> None:
-        """See whether the HLR is still there."""
+        """Send a PING if one is due; drop the connection if the last one has no answer."""
         if self._transport is None or now - self._pinged_at < PING_S:
             return
         if self._heard_at < self._pinged_at:
@@ -176,7 +174,7 @@ class Hlr(asyncio.Protocol):
             self._transport.write(ipa.PING)
 
     def drop(self, why: str, *, silent: bool = False) -> None:
-        """Close this connection, and open another. `silent`: until the HLR sends something, it counts as away."""
+        """Close this connection, and open another. With `silent`, the HLR counts as away until it sends something."""
         self._why = self._why or why
         if silent:
             self._silent.add(self._to)
@@ -184,7 +182,7 @@ class Hlr(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Be done; what was sent may still go out, but not for ever."""
+        """Close for good; sent messages may still go out, within `stalled_write_s`."""
         self._task.cancel()
         self._wait(None)
         self._backlog.cancel()
@@ -198,7 +196,7 @@ class Hlr(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say that we are there; the HLR asks who."""
+        """Send a PING; the HLR may request the client's name."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=HOLD_BYTES)
         self._frames = Frames(self._limits().max_message_bytes)
@@ -208,7 +206,7 @@ class Hlr(asyncio.Protocol):
             self._wait(UNASKED_S, self._ready)
 
     def data_received(self, data: bytes) -> None:
-        """Answer what concerns this connection, and deliver the rest."""
+        """Answer messages about this connection, and deliver the others to the client."""
         self._heard_at = asyncio.get_running_loop().time()
         self._silent.discard(self._to)
         self._frames.feed(data)
@@ -225,7 +223,7 @@ class Hlr(asyncio.Protocol):
             self._client.deliver(messages)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Have another one."""
+        """Report the end, after which another attempt follows."""
         self._transport = None
         self._wait(None)
         if not self._gone.done():
@@ -234,11 +232,11 @@ class Hlr(asyncio.Protocol):
             )
 
     def pause_writing(self) -> None:
-        """The HLR does not read: wait a moment."""
+        """Start the timers of an HLR that does not read."""
         self._backlog.start()
 
     def resume_writing(self) -> None:
-        """The HLR reads again."""
+        """Stop the timers of an HLR that reads again."""
         self._backlog.stop()
 
     # inside
@@ -274,8 +272,8 @@ class Hlr(asyncio.Protocol):
                 self._away(why)
                 await asyncio.sleep(HOLD_S)
 
-    def _ccm(self, said: bytes) -> None:
-        kind = said[0] if said else None
+    def _ccm(self, payload: bytes) -> None:
+        kind = payload[0] if payload else None
         if kind == Ccm.ID_GET:
             self._asked = True
             if self.state is not HlrState.READY:
@@ -284,7 +282,7 @@ class Hlr(asyncio.Protocol):
         elif kind == Ccm.PING and self._transport is not None:
             self._transport.write(ipa.PONG)
         elif kind == Ccm.PONG and not self._asked:
-            self._ready()  # it has answered our first word, and asks nothing
+            self._ready()  # it has answered the first PING, and requests no name
 
     def _send(self, messages: Sequence[bytes]) -> None:
         if self._transport is not None:
@@ -313,7 +311,7 @@ class Hlr(asyncio.Protocol):
         self._client.set_reading()
 
     def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
-        """Have this happen after a time, and not what was to happen before; None: nothing."""
+        """Replace the timer; None: no timer."""
         if self._waiting is not None:
             self._waiting.cancel()
         self._waiting = None if seconds is None else asyncio.get_running_loop().call_later(seconds, then, *arguments)

@@ -1,7 +1,7 @@
-"""IPA: frames over a stream, and the few messages by which both ends say who they are and that they are there (CCM).
+"""IPA: frames over a stream, and the messages for identification and keep-alive (CCM).
 
-A frame is its length (2 octets, of what follows the third), the number of a stream, and what is on it. GSUP is on the stream OSMO,
-behind one octet that says so. Without I/O.
+A frame has a length (2 octets, which counts from the fourth octet), the number of a stream, and the payload. GSUP is on the
+stream OSMO, after one extension octet. No I/O.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from eir.errors import EirError
 
 HEADER_BYTES: Final = 3
 NAME_MAX: Final = 255
-"""Characters of a name that are kept."""
+"""Maximum number of stored characters of a name."""
 OSMO: Final = 0xEE
 CCM: Final = 0xFE
 GSUP: Final = 0x05
-"""The extension octet on the stream OSMO."""
+"""Extension octet of GSUP on the stream OSMO."""
 
 
 class Ccm(IntEnum):
-    """The messages on the stream CCM."""
+    """Messages on the stream CCM."""
 
     PING = 0
     PONG = 1
@@ -30,7 +30,7 @@ class Ccm(IntEnum):
 
 
 class Tag(IntEnum):
-    """Properties that an end may give of itself (an IPA's ID_GET and ID_RESP)."""
+    """Properties in ID_GET and ID_RESP."""
 
     SERIAL = 0
     UNIT_NAME = 1
@@ -38,40 +38,44 @@ class Tag(IntEnum):
 
 
 def frame(stream: int, payload: bytes) -> bytes:
-    """One frame."""
+    """Encode one frame."""
     return len(payload).to_bytes(2) + bytes((stream,)) + payload
 
 
 PING, PONG, ID_ACK = (frame(CCM, bytes((kind,))) for kind in (Ccm.PING, Ccm.PONG, Ccm.ID_ACK))
 ID_GET: Final = frame(CCM, bytes((Ccm.ID_GET, 1, 8, 1, 7, 1, 2, 1, 3, 1, 4, 1, 5, 1, 1, 1, 0)))
-"""Asks for everything, as an OsmoHLR does."""
+"""Request for all properties, as an OsmoHLR sends it."""
 
 
 class FrameTooLong(EirError):
-    """A frame that is longer than the limit, by its header; nothing behind it can be read."""
+    """Frame above the maximum length, by its header; the rest of the stream cannot be parsed."""
 
 
 class Frames:
-    """Cuts a stream into frames. No more is held than one frame that is not whole, and what was fed last."""
+    """Parser of a stream into frames. It stores at most one incomplete frame and the last received bytes."""
 
     __slots__ = ("_at", "_buffer", "_longest")
 
     def __init__(self, longest: int) -> None:
-        """`longest`: octets that a frame may have."""
+        """Create an empty buffer. `longest`: maximum number of octets of a frame."""
         self._buffer, self._at, self._longest = b"", 0, longest
 
     def feed(self, data: bytes) -> None:
-        """Take what has come."""
+        """Add received bytes."""
         self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
         self._at = 0
 
     @property
     def unread(self) -> int:
-        """Octets that are not taken yet."""
+        """Number of octets without a returned frame."""
         return len(self._buffer) - self._at
 
     def whole(self) -> Iterator[bytes]:
-        """The frames that are there, headers included; each is taken as it is given. Raises FrameTooLong."""
+        """Yield the complete frames with headers; each is removed when it is yielded.
+
+        Raises:
+            FrameTooLong: if a frame exceeds the limit.
+        """
         buffer, end = self._buffer, len(self._buffer)
         at = self._at
         while at + HEADER_BYTES <= end:
@@ -88,25 +92,25 @@ class Frames:
 def name_in(id_resp: bytes) -> str:
     """Return the name of the sender of an ID_RESP (a frame).
 
-    It is its serial number, by which GSUP routes, or else its unit name; empty if it has neither.
+    The name is the serial number, by which GSUP routes, or else the unit name; empty if there is neither.
     """
-    found = dict[int, bytes]()
+    properties = dict[int, bytes]()
     at = HEADER_BYTES + 1
     while at + 2 < len(id_resp):
-        # Two octets of length count the tag too, which is a difference between ID_RESP and ID_GET.
+        # The two octets of length include the tag, in ID_RESP only.
         length = int.from_bytes(id_resp[at : at + 2])
-        found.setdefault(id_resp[at + 2], id_resp[at + 3 : at + 2 + length])
+        properties.setdefault(id_resp[at + 2], id_resp[at + 3 : at + 2 + length])
         at += 2 + max(length, 1)
     for tag in (Tag.SERIAL, Tag.UNIT_NAME):
-        if name := found.get(tag, b"").rstrip(b"\0"):
+        if name := properties.get(tag, b"").rstrip(b"\0"):
             return name[:NAME_MAX].decode("ascii", "replace")
     return ""
 
 
 def id_resp(name: str) -> bytes:
-    """Return the frame in which an end of this name identifies itself."""
-    said = name.encode() + b"\0"
-    parts = ((Tag.UNIT_ID, b"0/0/0\0"), (Tag.UNIT_NAME, said), (Tag.SERIAL, said))
+    """Return the frame in which an end identifies itself by this name."""
+    encoded = name.encode() + b"\0"
+    parts = ((Tag.UNIT_ID, b"0/0/0\0"), (Tag.UNIT_NAME, encoded), (Tag.SERIAL, encoded))
     return frame(
         CCM,
         bytes((Ccm.ID_RESP,)) + b"".join((len(value) + 1).to_bytes(2) + bytes((tag,)) + value for tag, value in parts),

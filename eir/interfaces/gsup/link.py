@@ -1,6 +1,6 @@
-"""The connection of a client, an OsmoMSC or whoever speaks as one: what it asks is answered, everything else goes to the HLR, and back.
+"""Connection of one client, usually an OsmoMSC: answers its checks, and forwards all other messages to the HLR and back.
 
-Answers to checks and messages of the HLR go out as whole frames, each kind in its own order.
+Answers to checks and messages of the HLR are sent as whole frames, each kind in its own order.
 """
 
 import asyncio
@@ -25,38 +25,38 @@ if TYPE_CHECKING:
     from eir.interfaces.gsup.server import GsupServer
 
 AHEAD_BYTES: Final = 1 << 16
-"""Most bytes that a connection may have ready before its turn; no more is read from it then."""
+"""Maximum number of bytes that a connection may have ready before its turn; above it nothing is read."""
 STRIDE: Final = 8
-"""Frames between two looks at the clock."""
+"""Number of frames between two checks of the time."""
 NAMES_MAX: Final = 4
 """Maximum number of names that a client may give on one connection; an OsmoMSC gives one."""
 
 
 class GsupConnection(PeerConnection["GsupServer"]):
-    """The connection."""
+    """Connection of one client."""
 
     def __init__(self, owner: "GsupServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
         self._frames = Frames(owner.limits.max_message_bytes)
         self._read_at = 0.0
         self._partial_at: float | None = None
-        """Since when a frame is not whole."""
+        """Time since when the buffer holds an incomplete frame."""
         self._heard_at = loop.time()
         self._pinged_at: float | None = None
         self._doubted = False
-        """Another connection gave the same name: the client has a short time to answer a PING."""
+        """True if another connection gave the same name, so that the client has only a short time to answer a PING."""
         self._stored = StoredChecks(loop, self._answer, self._drop_hlr)
         self._hlr: Hlr | None = None
         self._spoken = False
         self.identity: bytes | None = None
         self._names = 0
-        """Number of names that the client gave, one after the other."""
+        """Number of names that the client has given, one after the other."""
         self.requests = self.answers = 0
 
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Ask the owner whether the connection is wanted, and the client who it is."""
+        """Let the owner accept or reject the connection, and request the client's name; return false if it is rejected."""
         if not self.owner.admit(self):
             return False
         self.owner.watch()
@@ -64,14 +64,14 @@ class GsupConnection(PeerConnection["GsupServer"]):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes."""
+        """Store the received bytes, and handle them in turns."""
         self._read_at = time.perf_counter()
         self._heard_at, self._pinged_at, self._doubted = self.loop.time(), None, False
         self._frames.feed(data)
         self.go_on()
 
     def work(self, enough: Callable[[], bool]) -> bool:
-        """Answer and pass on what has come, until it is enough; whether there is more to do now."""
+        """Answer and forward received messages until `enough` returns true; return whether messages remain."""
         if self.transport is None or self.transport.is_closing() or self.stalled is not None:
             return False
         out: list[bytes] = []
@@ -79,7 +79,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         before, frames, more = self.answers, 0, False
         try:
             for frame in self._frames.whole():
-                self._take(frame, out, on)
+                self._handle(frame, out, on)
                 frames += 1
                 if self.over or (frames % STRIDE == 0 and enough()):
                     more = True
@@ -99,42 +99,42 @@ class GsupConnection(PeerConnection["GsupServer"]):
         return more and self.stalled is None
 
     def wants_bytes(self) -> bool:
-        """True if there is room for more."""
+        """Return true if the connection can receive more."""
         return not (self._frames.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self)) and (
             self._hlr is None or not self._hlr.full
         )
 
     def leave(self) -> None:
-        """Close: IPA knows no good-bye. What waits for the HLR's word is answered without it."""
+        """Close: IPA has no message for that. Checks that wait for the HLR are answered without it."""
         self.over = self.over or "left"
         self._stored.answer_all()
         self.close()
 
     def ended(self) -> None:
-        """The HLR loses its client."""
+        """Close the connection to the HLR."""
         self._end_hlr()
 
     def pause_writing(self) -> None:
-        """The client does not read: neither from it nor from the HLR is anything read."""
+        """Stop reading from the HLR too, because the client does not read."""
         super().pause_writing()
         if self._hlr is not None:
-            self._hlr.hold(paused=True)
+            self._hlr.pause_reading(paused=True)
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Resume reading from the HLR."""
         super().resume_writing()
         if self._hlr is not None:
-            self._hlr.hold(paused=False)
+            self._hlr.pause_reading(paused=False)
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Checks and answers so far."""
+        """Number of checks and answers so far."""
         return self.requests, self.answers
 
     # what the owner calls
 
     def tick(self, now: float) -> None:
-        """See whether the client is still there, and the HLR."""
+        """Check the timers of the client and of the HLR."""
         limits, watchdog_s = self.owner.limits, 30.0 if self.settings is None else self.settings.watchdog_s
         if (
             self._partial_at is not None
@@ -154,46 +154,46 @@ class GsupConnection(PeerConnection["GsupServer"]):
 
     @property
     def name(self) -> str:
-        """The name that the client gave; empty before that."""
+        """Name that the client gave; empty before that."""
         return "" if self.identity is None else name_in(self.identity)
 
     def doubt(self) -> None:
-        """Send a PING, because another connection gave the same name; while one waits for its answer, none is sent."""
+        """Send a PING, because another connection gave the same name, unless such a PING waits for its answer."""
         if not self._doubted:
             self._pinged_at, self._doubted = self.loop.time(), True
             self.send(ipa.PING)
 
     def renew_hlr(self) -> None:
-        """Go to the HLR that the settings name now."""
+        """Connect to the HLR of the new settings."""
         self._end_hlr()
         if self.identity is not None:
             self._reach_hlr()
 
     @property
     def has_hlr(self) -> bool | None:
-        """True if the HLR is there for this client; None: nothing goes there."""
+        """True if the HLR is connected for this client; None: nothing is forwarded."""
         return None if self._hlr is None else self._hlr.state is HlrState.READY
 
     def send(self, octets: bytes) -> None:
-        """Write to the client."""
+        """Send bytes to the client."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(octets)
 
     # hlr.Client
 
     def deliver(self, messages: Sequence[bytes]) -> None:
-        """Messages of the HLR go to the client, but for its word on checks that were passed on."""
+        """Send messages of the HLR to the client, except answers to checks that were forwarded."""
         messages = self._stored.handle(messages)
         if messages:
             self.owner.passed(self, "in", len(messages))
             self.send(b"".join(messages))
 
     def went(self, count: int) -> None:
-        """So many messages went to the HLR."""
+        """Count messages that were sent to the HLR."""
         self.owner.passed(self, "out", count)
 
     def not_passed(self, messages: Sequence[bytes], reason: str) -> None:
-        """Requests get an error; a check is answered without the HLR."""
+        """Answer requests that the HLR did not receive with an error, and checks without the HLR."""
         self.owner.not_passed(self, len(messages), reason)
         for message in messages:
             if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or len(message) <= TYPE_AT:
@@ -204,15 +204,15 @@ class GsupConnection(PeerConnection["GsupServer"]):
                 self.send(refusal)
 
     def hlr_is(self, state: HlrState, detail: str) -> None:
-        """The HLR is there, or not: what waits for its word waits no longer."""
+        """Handle a change of the HLR's state: without a connection, waiting checks are answered."""
         if state is not HlrState.READY:
             self._stored.answer_all()
         self.owner.hlr_is(self, state, detail)
 
     # inside
 
-    def _take(self, frame: bytes, out: list[bytes], on: list[bytes]) -> None:
-        """Do what a frame asks for: add to what goes out, or to what is passed on."""
+    def _handle(self, frame: bytes, out: list[bytes], on: list[bytes]) -> None:
+        """Handle a frame: append an answer to `out`, or the frame to `on` for the HLR."""
         if not self._spoken and frame[2] != CCM:
             self._speak()
         if frame[2] == OSMO and frame[HEADER_BYTES : TYPE_AT + 1] == _CHECK:
@@ -268,7 +268,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         self._hlr.pass_on(messages)
 
     def _reach_hlr(self) -> bool:
-        """True if there is an HLR to pass things on to; the connection begins when there is something to say."""
+        """Return true if an HLR is configured; start its connection at the first message."""
         if self._hlr is None and self.owner.hlr is not None and not self.over:
             self._hlr = Hlr(self, self.owner.hlr, lambda: self.owner.limits, self.owner.silent_hlrs)
         return self._hlr is not None

@@ -1,4 +1,4 @@
-"""`eir probe gsup://…`: an MSC that asks an EIR over GSUP, ours or an OsmoHLR, and reports what it was answered. Knows no list and no policy."""
+"""Probe of an EIR for `eir probe gsup://…`: sends requests over GSUP like an MSC, to this EIR or an OsmoHLR, and reports the answers. No list and no policy."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ from eir.interfaces.gsup.message import (
     check_imei,
     digits,
     elements,
-    says_no,
+    is_nack,
 )
 from eir.interfaces.probing import Finding, Probe, over_stream
 from eir.wire.transport.stream import fault_text
@@ -28,33 +28,33 @@ from eir.wire.transport.stream import fault_text
 READ_BYTES: Final = 65_536
 LONGEST: Final = 1 << 17
 NAME: Final = "eir-probe"
-"""Our name to the EIR, unless another is given."""
+"""Default name of the probe."""
 TEST_IMSI: Final = "001010000000000"
-"""IMSI where none is given: without an IMSI there is no answer."""
+"""IMSI of a request without one, because a request without an IMSI receives no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The EIR to ask."""
+    """EIR to probe."""
 
     host: str
     port: int
     timeout_s: float = 5.0
     name: str = NAME
-    """Our name to the EIR (ipa-name)."""
+    """Name of the probe (ipa-name)."""
 
 
 class _Client:
-    """One connection to an EIR. Answers come in the order of the questions, and have nothing but the IMSI by which to know them."""
+    """Connection to an EIR. Answers arrive in the order of the requests, and only the IMSI matches them."""
 
     def __init__(self, target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._target, self._reader, self._writer = target, reader, writer
         self._asked: dict[str, deque[asyncio.Future[bytes]]] = {}
         self.closed_by = ""
-        """Cause of the connection's end; empty while it is up."""
+        """Reason for the connection's end; empty while it is open."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:  # noqa: ARG002 - GSUP carries none
-        """Return the answer to one question."""
+        """Send one request and return its answer."""
         subscriber = imsi or TEST_IMSI
         try:
             question = check_imei(subscriber, imei[:KEY_DIGITS] if len(imei) > KEY_DIGITS and imei.isdigit() else imei)
@@ -67,28 +67,28 @@ class _Client:
         self._writer.write(question)
         try:
             async with asyncio.timeout(self._target.timeout_s):
-                said = await asyncio.shield(answer)
+                frame = await asyncio.shield(answer)
         except TimeoutError:
             return Finding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
         except EirError as e:
             return Finding(imei, imsi, fault=f"no answer: {e}")
-        return _finding(imei, imsi, said, round((time.perf_counter() - asked) * 1000, 3))
+        return _finding(imei, imsi, frame, round((time.perf_counter() - asked) * 1000, 3))
 
     async def listen(self) -> None:
-        """Take what comes, until the connection ends."""
+        """Handle received bytes until the connection ends."""
         frames = Frames(LONGEST)
         try:
             while data := await self._reader.read(READ_BYTES):
                 frames.feed(data)
                 for frame in frames.whole():
-                    self._take(frame)
+                    self._handle(frame)
             self._over("the other end has closed the connection")
         except FrameTooLong as e:
             self._over(f"what comes is not GSUP ({e}); is this the port of another protocol?")
         except OSError as e:
             self._over(fault_text(e, secure=False))
 
-    def _take(self, frame: bytes) -> None:
+    def _handle(self, frame: bytes) -> None:
         if frame[2] == CCM and len(frame) > HEADER_BYTES:
             if frame[HEADER_BYTES] == Ccm.ID_GET:
                 self._writer.write(ipa.id_resp(self._target.name) + ipa.ID_ACK)
@@ -108,7 +108,7 @@ class _Client:
             for answer in waiting:
                 if not answer.done():
                     answer.set_exception(EirError(why))
-                    answer.exception()  # whoever waits gets it; who gave up waiting does not want it
+                    answer.exception()  # mark it as retrieved, because a request that timed out does not await it
             waiting.clear()
 
 
@@ -116,19 +116,19 @@ def _connected(target: Target) -> AbstractAsyncContextManager[_Client]:
     return over_stream(target.host, target.port, target.timeout_s, partial(_Client, target))
 
 
-def _finding(imei: str, imsi: str | None, said: bytes, round_trip_ms: float) -> Finding:
-    """An answer as it came. GSUP tells a black device from all others, and nothing else."""
-    found = elements(said)
-    if said[TYPE_AT] == CHECK_IMEI_ERROR:
-        cause = int.from_bytes(found.get(Ie.CAUSE, b""))
+def _finding(imei: str, imsi: str | None, frame: bytes, round_trip_ms: float) -> Finding:
+    """Convert an answer to a finding. GSUP distinguishes only blacklisted devices from all others."""
+    values = elements(frame)
+    if frame[TYPE_AT] == CHECK_IMEI_ERROR:
+        cause = int.from_bytes(values.get(Ie.CAUSE, b""))
         return Finding(
             imei, imsi, None, cause, None, round_trip_ms, None, f"cause {cause}; the phone takes itself for illegal"
         )
-    if not found.get(Ie.IMEI_RESULT):
+    if not values.get(Ie.IMEI_RESULT):
         return Finding(imei, imsi, None, None, None, round_trip_ms, "a result that says neither ACK nor NACK")
-    return Finding(imei, imsi, "blacklisted" if says_no(said) else "whitelisted", None, None, round_trip_ms)
+    return Finding(imei, imsi, "blacklisted" if is_nack(frame) else "whitelisted", None, None, round_trip_ms)
 
 
 _PROBE = Probe(_connected)
 ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""Functions that the commands call."""
+"""Functions for the commands."""

@@ -1,8 +1,8 @@
-"""CHECK-IMEI in a worker: from a request to ACK or NACK, and the clients that ask: who each is, limits, what is counted.
+"""CHECK-IMEI in a worker: conversion of requests to ACK or NACK, and the clients: identification, limits, counters.
 
-What is answered about a device, eir.checks says. A phone whose MSC gets an error instead takes itself for illegal until it is switched
-off, so there is no error here: where the policy wants one (`error`), and for a fault of ours, it is an ACK. Synchronous from request to
-answer.
+eir.checks decides the verdict. A phone whose MSC receives an error considers itself illegal until it is switched off, so GSUP
+has no error answer: it is an ACK if the policy requires an error (`error`), and after a fault of this program. Synchronous from
+request to answer.
 """
 
 import time
@@ -29,7 +29,7 @@ PROTOCOL: Final = "gsup"
 
 
 class GsupService:
-    """Answers CHECK-IMEIs by what the checker says."""
+    """Converter between CHECK-IMEIs and the checker."""
 
     def __init__(self, checker: Checker) -> None:
         self._checker = checker
@@ -37,11 +37,11 @@ class GsupService:
         self._unproven: frozenset[str] = frozenset()
 
     def configure(self, peers: Iterable[Asks], unproven: Iterable[str]) -> None:
-        """Take over what some peers are answered instead of a status, and which of them, by label, ask before they know whose the SIM is."""
+        """Replace the statuses that some peers receive instead of others, and the labels of peers that send checks before they authenticate the SIM."""
         self._answers, self._unproven = answers_of(peers), frozenset(unproven)
 
     def permits(self, asked: CheckImei, asks: Requester) -> bool:
-        """True if the device may pass; `asks`: who asks."""
+        """Return true if the device may attach. `asks`: requester."""
         verdict = self._checker.check(Question(
             imei=asked.imei, imsi=asked.subscriber, origin_host=asks.host, protocol=PROTOCOL, peer=asks.label,
             unproven=asks.label in self._unproven,
@@ -54,43 +54,43 @@ class GsupService:
         return is_permitted(status)
 
     def permits_after_fault(self) -> bool:
-        """True if a device passes that a fault of ours kept from a check, as one with a malformed identifier does."""
+        """Return true if a device may attach after a fault of this program: as with a malformed identifier."""
         verdict = self._checker.policy.unidentified[NoDevice.MALFORMED]
         return isinstance(verdict, NoDevice) or is_permitted(verdict.status)
 
 
 def is_permitted(status: Status) -> bool:
-    """True if a status is answered by an ACK; only a device on the black list gets a NACK."""
+    """Return true if a status is answered with an ACK; only a device on the blacklist receives a NACK."""
     return status is not Status.BLACKLISTED
 
 
 ACK, NACK, NOBODY = "ack", "nack", "none"
-"""Names of answers in metrics; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""
+"""Names of answers in metrics; NOBODY: the request has no IMSI, so that no answer is possible."""
 
 
 class GsupServer(Server[GsupConnection]):
-    """Answers CHECK-IMEIs, and stands between clients and their HLR."""
+    """Server for CHECK-IMEIs, between clients and their HLR."""
 
     def __init__(self, settings: GsupSettings, context: Context) -> None:
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
         self._service = GsupService(context.checker)
         self._announce = context.announce
         self.answers: Counter[tuple[str, str]] = Counter()
-        """(peer label, ACK, NACK or NOBODY)."""
+        """Answers by peer label and ACK, NACK or NOBODY."""
         self.through: Counter[tuple[str, str]] = Counter()
-        """Messages that were passed on: (peer label, `out` to the HLR or `in` from it)."""
+        """Forwarded messages by peer label and direction (`out` to the HLR, `in` from it)."""
         self.kept: Counter[tuple[str, str]] = Counter()
-        """Messages that the HLR did not get: (peer label, why)."""
+        """Messages that were not forwarded to the HLR, by peer label and reason."""
         self._away: dict[str, tuple[float, str]] = {}
-        """When and why the HLR was lost, by the label of the clients that it is away for, as the log has it."""
+        """Time and reason of the loss of the HLR, by label of its clients; each has been logged."""
         self.silent_hlrs: set[Endpoint] = set()
-        """URLs of HLRs that were lost by silence and have sent nothing since."""
+        """HLRs that were lost by silence and have sent nothing since."""
         self.hlr: str | None = None
         self.store = False
         self.apply(settings, context)
 
     def apply(self, settings: GsupSettings, context: Context) -> None:
-        """Apply settings; connections that they still allow stay, the others are sent away."""
+        """Apply settings; close connections that they no longer permit."""
         peers, overload = context.shared.peers, context.shared.overload_answer
         self._overloaded = overload is None or is_permitted(overload)
         self._service.configure(peers, [peer.label for peer in peers if peer.early])
@@ -102,34 +102,37 @@ class GsupServer(Server[GsupConnection]):
     # server.Server
 
     def link(self) -> GsupConnection:
-        """A connection that is to come."""
+        """Create a connection."""
         return GsupConnection(self, self.loop)
 
     def who(self, link: GsupConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return the peer and requester of a link, by its address and the client's name: GSUP knows no realm.
+        """Return the peer and requester of a connection, by its address and the client's name; GSUP has no realm.
 
-        Until the client has said its name, the first entry for the address that needs no name is preferred to one that
-        does.
+        Before the client has given its name, an entry for the address without a name is preferred to one with a name.
         """
-        there = [settings for settings in self.peers if is_from(settings, link.source) and not settings.is_titled]
+        matching = [settings for settings in self.peers if is_from(settings, link.source) and not settings.is_titled]
         if link.identity is None:
-            found = next(iter(sorted(there, key=lambda settings: settings.host is not None)), None)
+            entry = next(iter(sorted(matching, key=lambda settings: settings.host is not None)), None)
         else:
-            found = next(
-                (settings for settings in there if settings.host is None or settings.host.lower() == link.name.lower()),
+            entry = next(
+                (
+                    settings
+                    for settings in matching
+                    if settings.host is None or settings.host.lower() == link.name.lower()
+                ),
                 None,
             )
-        return None if found is None else (found, Requester(found.label, link.name))
+        return None if entry is None else (entry, Requester(entry.label, link.name))
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol alone."""
+        """Return the counters of this protocol."""
         return {
             "eir_gsup_answers_total": self.answers, "eir_gsup_passed_total": self.through, "eir_gsup_not_passed_total": self.kept,
             "eir_gsup_errors_total": {(reason,): count for reason, count in self.errors.items()},
         }  # fmt: skip
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return whether the HLR is there, for each peer that needs it."""
+        """Return whether the HLR is connected, by label of its clients."""
         up: dict[tuple[str], float] = {}
         for link in self.links.values():
             if link.has_hlr is not None:
@@ -155,7 +158,7 @@ class GsupServer(Server[GsupConnection]):
         return {**super().standing(link), "last_error": fault, "last_error_at": max(self._away[label][0], link.since)}
 
     def doubt(self, name: str, newest: GsupConnection | None = None) -> None:
-        """Ask other clients of this name whether they are there: with one that is gone without a word, the HLR has two of that name."""
+        """Send a PING to other clients with this name, because an HLR keeps only one connection per name and must not serve a dead one."""
         for link in self.links.values():
             if link is not newest and link.name.lower() == name.lower():
                 link.doubt()
@@ -163,7 +166,7 @@ class GsupServer(Server[GsupConnection]):
     # link.Owner
 
     def named(self, link: GsupConnection) -> bool:
-        """Find the entry of a client that has said its name; True if the client is still wanted."""
+        """Find the entry of a client that has given its name; return true if the connection stays."""
         refusal = self.identify(link)
         if refusal is None:
             if link.name:
@@ -177,7 +180,11 @@ class GsupServer(Server[GsupConnection]):
         return False
 
     def permits(self, link: GsupConnection, frame: bytes) -> tuple[bytes, bool] | None:
-        """Decide about a CHECK-IMEI, within the limits: its IMSI, and whether the device may pass; None: it has no IMSI, so nobody waits for an answer."""
+        """Decide on a CHECK-IMEI within the limits.
+
+        Returns:
+            IMSI, and whether the device may attach; None if the request has no IMSI, so that no answer is possible.
+        """
         label = link.requester.label
         asked = read_check_imei(frame)
         if asked.imsi is None:
@@ -187,26 +194,26 @@ class GsupServer(Server[GsupConnection]):
             if link.rates and self.past_limit(label, link.rates):
                 return asked.imsi, self._overloaded
             return asked.imsi, self._service.permits(asked, link.requester)
-        except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
+        except Exception as e:  # noqa: BLE001 - the client receives an answer, and the connection stays open
             self.failed(e, label)
             return asked.imsi, self._service.permits_after_fault()
 
     def decided(self, link: GsupConnection, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Count an answer, and tell of one that the HLR has made a refusal."""
+        """Count an answer, and log a rejection by the HLR."""
         self.answers[link.requester.label, ACK if permitted else NACK] += 1
         if by_hlr and not permitted:
             self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)
 
     def passed(self, link: GsupConnection, direction: str, count: int) -> None:
-        """Count messages that went through, `out` to the HLR or `in` from it."""
+        """Count forwarded messages, `out` to the HLR or `in` from it."""
         self.through[link.requester.label, direction] += count
 
     def not_passed(self, link: GsupConnection, count: int, reason: str) -> None:
-        """Count what the HLR did not get."""
+        """Count messages that were not forwarded to the HLR."""
         self.kept[link.requester.label, reason] += count
 
     def hlr_is(self, link: GsupConnection, state: HlrState, detail: str) -> None:
-        """Tell of an HLR that is away, and of its coming back."""
+        """Log the loss and the return of an HLR."""
         label = link.requester.label
         if state is not HlrState.READY and label not in self._away:
             self._away[label] = time.time(), detail

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from typing import Final
 
 PORT: Final = 4222
-"""Port of an HLR; IANA has not assigned one."""
+"""Port of an HLR; it is not assigned by IANA."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GsupSettings:
-    """The section `gsup`."""
+    """Settings of the section `gsup`."""
 
     listen: tuple[str, ...] = ()
     """`tcp://host:port`, each with its port."""
     hlr: str | None = None
-    """`tcp://host:port` of the HLR that everything but CHECK-IMEI goes to; None: no HLR."""
+    """`tcp://host:port` of the HLR that receives all messages except CHECK-IMEI; None: no HLR."""
     store: bool = False
-    """A CHECK-IMEI that is permitted goes to the HLR too, which may say no."""
+    """True if the HLR also receives the CHECK-IMEI of a permitted device, and may reject it."""

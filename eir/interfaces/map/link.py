@@ -100,7 +100,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self._alarm.cancel()
         if self.association is not None:
             self.association.lost()
-            self._tell(self.association)
+            self._report_events(self.association)
 
     def wants_bytes(self) -> bool:
         """Return true if the connection can receive more."""
@@ -156,7 +156,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
             return
         if out := association.take():
             transport.write(b"".join(out))
-        self._tell(association)
+        self._report_events(association)
         if association.over:
             self.close()
             return
@@ -172,7 +172,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
             self.abort()
             return
         self.association.lost()
-        self._tell(self.association)
+        self._report_events(self.association)
         again = self.owner.accept(self)
         if again is None:
             self.abort()
@@ -193,7 +193,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self._waiting.clear()
         self._unread, self._at = b"", 0
 
-    def _tell(self, association: Association) -> None:
+    def _report_events(self, association: Association) -> None:
         for each in association.take_events():
             if each.event == "m3ua_state" and each.reason == State.ACTIVE:
                 self.served = True

@@ -134,11 +134,11 @@ class MapServer(Server[SigtranConnection]):
 
     def status(self) -> list[PeerStatus]:
         """Return the rows of `eir peers`: each association, each gateway without one, and each MSC with an entry."""
-        rows, there = super().status(), {link.requester.label for link in self.links.values()}
+        rows, labels = super().status(), {link.requester.label for link in self.links.values()}
         for gateway in self._ss7.gateways:
             before = {row.label: row for row in rows if row.state == ENDED}.get(gateway.label)
             rows = [row for row in rows if row is not before]
-            if gateway.label not in there:
+            if gateway.label not in labels:
                 at, why = self._failures.get(gateway.label, (None, None))
                 tally = {} if before is None else {"requests": before.requests, "answers": before.answers}
                 state = self._state(gateway.label, "down")
@@ -150,7 +150,7 @@ class MapServer(Server[SigtranConnection]):
             answers[label] += count
         reached = "open" if any(link.is_up for link in self.links.values()) else "down"
         for each in self.peers:
-            if each.is_titled and each.label not in there:
+            if each.is_titled and each.label not in labels:
                 count = answers[each.label]
                 rows.append(self.absent(each.label, self._state(each.label, reached), requests=count, answers=count))
         return rows

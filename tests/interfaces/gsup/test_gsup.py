@@ -85,7 +85,7 @@ def test_nothing_that_comes_raises(octets, at):
     for frame in (b"\0\0\xee\x05\x30" + octets, CHECK[:at] + octets if at > 4 else CHECK):
         asked = message.read_check_imei(frame)
         assert isinstance(permits(service(), frame), bool)
-        message.says_no(frame)
+        message.is_nack(frame)
         message.error(frame)
         ipa.name_in(frame)
         assert asked.imei is None or isinstance(asked.imei, str)
@@ -151,8 +151,8 @@ def test_errors_of_requests_and_of_nothing_else():
 def test_what_an_hlr_says_of_an_imei():
     said = {b"\x51\x01\x00": False, b"\x51\x01\x01": True, b"\x51\x01\x02": True, b"\x51\x00": False, b"": False}
     for end, no in said.items():
-        assert message.says_no(gsup(0x32, (1, tbcd(IMSI))) + end) is no
-    assert not message.says_no(gsup(0x31, (1, tbcd(IMSI)), (2, b"\x60")))
+        assert message.is_nack(gsup(0x32, (1, tbcd(IMSI))) + end) is no
+    assert not message.is_nack(gsup(0x31, (1, tbcd(IMSI)), (2, b"\x60")))
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8), st.randoms(use_true_random=False))
