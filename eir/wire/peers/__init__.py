@@ -1,6 +1,6 @@
-"""Peers: who may connect, from where, how often, and over which transports. Knows no protocol and no check.
+"""Peers: who may connect, from which address and how often, in any protocol. No check is known here.
 
-settings.py has the peer table and the limits, and says who asks; gate.py limits connections, rate.py requests, and whatever else a client
-may do so often. Every protocol's connections have their base here: link.py is one connection and its turns, server.py has all connections
-of a protocol, status.py is how `eir peers` shows one, counts.py has what is counted.
+settings.py has the peer table, the limits and the identification of clients. gate.py limits connections, rate.py requests and
+other events. Connections of every protocol have their base here: link.py has one connection and its turns, server.py all
+connections of a protocol, status.py the rows of `eir peers`, counts.py the counters.
 """

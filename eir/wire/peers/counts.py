@@ -1,7 +1,7 @@
-"""The node's counters: plain numbers that someone else turns into metrics.
+"""Counters of the node, as plain numbers; another module converts them to metrics.
 
-The label of a connection that has not identified itself yet is OTHER, and so is every name from the wire that is not in
-the dictionary: what a stranger sends must not create counters.
+OTHER is the label of a connection before its identification, and of every name from the wire that is not in the dictionary, so
+that strangers cannot create counters.
 """
 
 from bisect import bisect_left
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 OTHER = "other"
 
 DURATION_BUCKETS_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-"""Upper bounds of the histogram of check durations; one more bucket holds longer ones."""
+"""Upper bounds (s) of the histogram of check durations; one more bucket holds longer ones."""
 
 
 @dataclass(slots=True)
 class Durations:
-    """A histogram of how long requests took, from the read that brought them to the write of their answers."""
+    """Histogram of the durations of requests, from the read of the request to the write of its answer."""
 
     buckets: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BUCKETS_S) + 1))
-    """Requests for each bound of DURATION_BUCKETS_S (not cumulative), and at the end those above the last."""
+    """Number of requests for each bound of DURATION_BUCKETS_S (not cumulative), and at the end of those above the last."""
     total_s: float = 0.0
 
     def add(self, seconds: float, requests: int) -> None:
@@ -33,21 +33,21 @@ class Counts:
     """All counters of a node."""
 
     messages: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
-    """(peer label, command name, `request` | `answer`, `in` | `out`)."""
+    """Messages by peer label, command name, `request` or `answer`, and `in` or `out`."""
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Answers sent: (peer label, result), a result being `2001`, or `10415:5422` for an Experimental-Result."""
+    """Answers sent, by peer label and result: `2001`, or `10415:5422` for an Experimental-Result."""
     errors: Counter[str] = field(default_factory=Counter)
-    """Faults seen on the wire, by reason; each answer that is an error, and each connection closed for a fault."""
+    """Faults of peers by reason: each error answer, and each connection closed for a fault."""
     peers_refused: Counter[str] = field(default_factory=Counter)
-    """Connections refused before they were open, by reason."""
+    """Connections rejected before they were open, by reason."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Messages that got no answer, by reason."""
+    """Messages without an answer, by reason."""
     shed: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Requests refused for load: (peer label, reason)."""
+    """Requests rejected for load, by peer label and reason."""
     sctp_restarts: Counter[str] = field(default_factory=Counter)
-    """Associations that a peer restarted, by its label."""
+    """SCTP associations restarted by a peer, by its label."""
     sctp_retransmissions: Counter[str] = field(default_factory=Counter)
-    """DATA chunks that were sent again, by peer label."""
+    """Retransmitted SCTP DATA chunks, by peer label."""
     last_request: dict[str, float] = field(default_factory=dict)
-    """Peer label → Unix time of its last application request."""
+    """Unix time of the last application request, by peer label."""
     durations: Durations = field(default_factory=Durations)

@@ -1,6 +1,6 @@
-"""Limits on connections that have not identified themselves yet, by their number and their source.
+"""Limits on connections before their identification, by number and source.
 
-A node has a Gate. A process that accepts connections for several nodes counts by Sources.
+A node has a Gate. A process that accepts connections for several nodes counts with Sources.
 """
 
 import asyncio
@@ -13,37 +13,39 @@ from eir.wire.peers.settings import Limits, PeerSettings, may_connect
 from eir.wire.transport.settings import source_address
 
 NETWORK_BITS = {4: 24, 6: 64}
-"""Bits of an address that name its source network, by IP version."""
+"""Number of leading bits of an address that identify its source network, by IP version."""
 GRACE_S = 1.0
-"""Time (s) for a connection beyond a limit to send its CER; half of `cer_timeout_s` where that is shorter. After an
-outage all peers of a network connect in the same moment, and each sends its CER a round trip later."""
+"""Seconds that a connection beyond a limit has to send its CER; half of `cer_timeout_s` if that is shorter.
+
+After an outage all peers of a network connect at the same moment, and each sends its CER one round trip later.
+"""
 CROWD = 3
-"""For that time there may be up to this many times a limit; connections beyond that are closed at once."""
+"""Multiple of a limit up to which connections are tolerated for that time; further connections are closed at once."""
 
 Address = IPv4Address | IPv6Address
 Network = tuple[int, int]
-"""IP version, and those bits."""
+"""IP version, and the leading bits."""
 
 
 class Arrival(Protocol):
-    """A connection that has not said who it is."""
+    """Connection before its identification."""
 
     source: Address
 
     def has_unread(self) -> bool:
-        """True while something that it sent is unread."""
+        """Return true if received bytes are unread."""
 
 
 A = TypeVar("A", bound=Arrival)
 
 
 def network_of(source: Address) -> Network:
-    """The source network that limits count by: what one customer, or one site, usually has of addresses."""
+    """Return the source network that limits count by: the usual address range of one customer or one site."""
     return source.version, int(source) >> source.max_prefixlen - NETWORK_BITS[source.version]
 
 
 def client_key(address: str) -> str:
-    """Return the key by which tries of one client are limited: its address, of IPv6 the network of 64 bits that one client usually has."""
+    """Return the key by which attempts of one client are limited: its IPv4 address, or its IPv6 network of 64 bits."""
     try:
         source = source_address(address)
     except ValueError:
@@ -52,16 +54,13 @@ def client_key(address: str) -> str:
 
 
 class Sources:
-    """Connections that others made, by source network."""
+    """Numbers of incoming connections by source network."""
 
     def __init__(self) -> None:
         self._by_network: Counter[Network] = Counter()
 
     def refusal(self, source: Address, peers: Sequence[PeerSettings], limits: Limits, connections: int) -> str | None:
-        """The reason why one more connection is refused: `source`, or the limit that it would exceed.
-
-        None: it is welcome.
-        """
+        """Return the reason for which one more connection is rejected: `source`, or the name of the exceeded limit; None if it is accepted."""
         if not may_connect(peers, source):
             return "source"
         if connections >= limits.connections_max:
@@ -74,7 +73,7 @@ class Sources:
         self._by_network[network_of(source)] += 1
 
     def remove(self, source: Address) -> None:
-        """It is gone."""
+        """Remove an ended connection from the count."""
         network = network_of(source)
         self._by_network[network] -= 1
         if not self._by_network[network]:
@@ -82,7 +81,7 @@ class Sources:
 
 
 class Gate(Generic[A]):
-    """The connections of a node that others made. `drop` closes one and is given the limit that it exceeded."""
+    """Incoming connections of a node. `drop` closes one, and receives the limit that it exceeded."""
 
     def __init__(self, drop: Callable[[A, str], None]) -> None:
         self._drop = drop
@@ -90,13 +89,13 @@ class Gate(Generic[A]):
         self._peers: Sequence[PeerSettings] = ()
         self._limits = Limits()
         self._unidentified: dict[A, float] = {}
-        """Connections without a good CER, oldest first, and the time of their arrival (the loop's clock)."""
+        """Connections without a valid CER, the oldest first, with the time of their arrival on the loop's clock."""
         self._soon: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
-        """The next looks at whether there are too many of them."""
+        """Next checks of their number."""
 
     def enter(self, link: A, peers: Sequence[PeerSettings], limits: Limits) -> None:
-        """A connection was let in."""
+        """Add an accepted connection."""
         loop = asyncio.get_running_loop()
         self._peers, self._limits = peers, limits
         self.sources.add(link.source)
@@ -104,15 +103,15 @@ class Gate(Generic[A]):
         if self._soon is None and len(self._unidentified) > min(
             limits.source_unidentified_max, limits.unidentified_max
         ):
-            # A loop may accept many before it reads from any: each gets a chance to be read first.
+            # A loop may accept many connections before it reads from any: read each one first.
             self._soon = loop.call_soon(loop.call_soon, self._trim)
 
     def identified(self, link: A) -> None:
-        """Its CER came: it does not count as unidentified any more."""
+        """Remove a connection with a valid CER from the unidentified ones."""
         self._unidentified.pop(link, None)
 
     def leave(self, link: A) -> None:
-        """A connection is gone."""
+        """Remove an ended connection."""
         self._unidentified.pop(link, None)
         self.sources.remove(link.source)
         if not self._unidentified and self._later is not None:
@@ -120,20 +119,20 @@ class Gate(Generic[A]):
             self._later = None
 
     def _trim(self) -> None:
-        """Close connections without a CER beyond a limit: a good peer sends its CER at once, a flood does not."""
-        for look in (self._soon, self._later):
-            if look is not None:
-                look.cancel()
+        """Close connections without a CER beyond a limit: a well-behaved peer sends its CER at once, a flood does not."""
+        for check in (self._soon, self._later):
+            if check is not None:
+                check.cancel()
         self._soon = self._later = None
         by_network: dict[Network, list[A]] = {}
         for link in self._unidentified:
             by_network.setdefault(network_of(link.source), []).append(link)
         spared: set[A] = set()
         limits = self._limits
-        # A network's limit above the limit for all together has no effect.
+        # A network's limit above the limit for all networks has no effect.
         for links in by_network.values() if limits.source_unidentified_max <= limits.unidentified_max else ():
             spared |= self._thin(links, limits.source_unidentified_max, "source_unidentified_max")
-        # Who is beyond the limit of a network for a moment takes nobody's room elsewhere.
+        # Connections that are tolerated for a moment do not count for the limit of all networks.
         spared |= self._thin(
             [link for link in self._unidentified if link not in spared], limits.unidentified_max, "unidentified_max"
         )
@@ -145,7 +144,7 @@ class Gate(Generic[A]):
         return min(GRACE_S, self._limits.cer_timeout_s / 2)
 
     def _thin(self, links: Sequence[A], most: int, reason: str) -> set[A]:
-        """Close what is beyond a limit, but for those whose CER may lie unread or be on its way, which are returned."""
+        """Close connections beyond a limit; return those that are tolerated, because their CER may be unread or on its way."""
         if len(links) <= most:
             return set()
         most += named_connections(self._peers, links)
@@ -161,26 +160,23 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Connections that peers may have, by their settings, which the table names by host or address and that are where these are from."""
+    """Return the number of permitted connections of peers in these networks that the peer table names by host or address."""
     networks = {ip_network((link.source, NETWORK_BITS[link.source.version]), strict=False) for link in links}
     by_version = {version: [each for each in networks if each.version == version] for version in NETWORK_BITS}
-    found = 0
+    count = 0
     for settings in peers:
         here = [
             source for source in settings.sources if any(source.overlaps(each) for each in by_version[source.version])
         ]
         if settings.host is not None:
-            found += settings.connections if here or not settings.sources else 0
+            count += settings.connections if here or not settings.sources else 0
         else:
-            found += settings.connections * sum(source.num_addresses == 1 for source in here)
-    return found
+            count += settings.connections * sum(source.num_addresses == 1 for source in here)
+    return count
 
 
 def _surplus(links: Sequence[A], count: int) -> list[A]:
-    """The `count` of these connections (oldest first) to close.
-
-    Again and again, the oldest connection of the address that has the most of them.
-    """
+    """Return the `count` connections to close (of a list with the oldest first): repeatedly, the oldest of the address with the most connections."""
     so_far: Counter[Address] = Counter()
     ranked = []
     for link in reversed(links):

@@ -1,9 +1,9 @@
-"""One connection with a peer on the event loop, in any protocol: its source, its turns, and the cost of a slow reader.
+"""Base of one connection with a peer on the event loop, in any protocol: its source, its turns, and the limit on a slow reader.
 
-A protocol derives from PeerConnection. Requests are answered in the callback that read them, or in the next turn of the loop where there
-are many: all connections together have a fraction of a millisecond for each turn, so that those of other protocols beside them are
-served as if they were alone. Memory is bounded: nothing is read while the peer leaves its answers unread, and such a peer is dropped
-after a while.
+A protocol derives from PeerConnection. Requests are answered in the callback that read them, or under load in the next turn of
+the loop. All connections together have a fraction of a millisecond per turn, so that connections of other protocols are not
+delayed. Memory is bounded: while a peer does not read its answers, nothing is read from it, and after a while the connection is
+closed.
 """
 
 import asyncio
@@ -22,26 +22,29 @@ from eir.wire.transport.settings import source_address
 from eir.wire.transport.stream import Handshake, certificate_names
 
 TURN_S = 0.00015
-"""Time (s) that all connections together may take in one turn of the loop. A Diameter peer beside them waits no longer
-than that, and its own checks take as long; a longer turn would save some reads and writes."""
+"""Seconds that all connections together may take in one turn of the loop.
+
+A Diameter peer of the same process waits at most that long, and its own checks take as long; a longer turn would save some
+reads and writes.
+"""
 _numbers = itertools.count()
 """Numbers of connections, over all protocols in the process."""
 STALLED_WRITE = "stalled_write"
-"""End of a connection whose peer left unread what was written."""
+"""Reason of the end of a connection whose peer did not read its answers."""
 
 
 class Turns:
-    """Shares out turns of the loop among connections, one after the other."""
+    """Scheduler that shares the turns of the loop among connections."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: OrderedDict[PeerConnection[Any], None] = OrderedDict()
         self._until = 0.0
-        """The time when this turn ends."""
+        """Time when this turn ends."""
         self._next: asyncio.Handle | None = None
 
     def come(self, link: "PeerConnection[Any]") -> None:
-        """Have a connection work now or in its turn. Afterwards it reads on only if it has room (`wants_bytes`)."""
+        """Let a connection work now or in its turn. Afterwards it is read only if it has room (`wants_bytes`)."""
         if link in self._waiting:
             link.set_reading()
             return
@@ -55,7 +58,7 @@ class Turns:
             self._run(link, self._until)
 
     def is_waiting(self, link: "PeerConnection[Any]") -> bool:
-        """True if a connection is among those whose turn comes."""
+        """Return true if a connection waits for its turn."""
         return link in self._waiting
 
     def _wait(self, link: "PeerConnection[Any]") -> None:
@@ -69,7 +72,7 @@ class Turns:
             link.set_reading()
 
     def _turn(self) -> None:
-        """The next turn of the loop has come."""
+        """Let the waiting connections work in the next turn of the loop."""
         self._next = None
         now = time.perf_counter()
         self._until = now + TURN_S
@@ -82,7 +85,7 @@ class Turns:
 
 
 class Alarm:
-    """Timer of the earliest deadline. `ring` gets the time; where nothing is due any more, it sets the next deadline."""
+    """Timer of the earliest deadline. `ring` receives the time; if nothing is due yet, it sets the next deadline."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ring: Callable[[float], None]) -> None:
         self._loop = loop
@@ -93,20 +96,20 @@ class Alarm:
     def set(self, due: float | None) -> None:
         """Ring at this time of the loop's clock, or earlier; None: nothing is due."""
         if due is None or (self._timer is not None and self._at <= due):
-            return  # a timer that comes too early finds nothing to do, and sets the right one
+            return  # an early timer finds nothing due, and sets the next deadline
         self.cancel()
         self._at = due
         self._timer = self._loop.call_at(due, self._ran_out)
 
     def cancel(self) -> None:
-        """Do not ring."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _ran_out(self) -> None:
         self._timer = None
-        # The loop's clock is that of the iteration's start, which may lie a little before the timer's time.
+        # The loop's time is the start of the iteration, which may be slightly before the timer's time.
         self._ring(max(self._loop.time(), self._at))
 
 
@@ -117,14 +120,14 @@ class ConnectionOwner(Protocol):
     turns: Turns
 
     def lost(self, link: Any) -> None:
-        """The connection is gone."""
+        """Handle the end of a connection."""
 
 
 Owner = TypeVar("Owner", bound=ConnectionOwner)
 
 
 class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
-    """The connection. A protocol says what it begins with (`begin`), what it does with bytes (`data_received`) and in its turn (`work`)."""
+    """Base of a connection. A protocol implements the start (`begin`), received bytes (`data_received`) and its turn (`work`)."""
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self.owner = owner
@@ -132,94 +135,94 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.transport: asyncio.Transport | None = None
         self.number = next(_numbers)
         self.since = 0.0
-        """Unix time of the connection's beginning."""
+        """Unix time when the connection was made."""
         self.address = ""
         self.source: IPv4Address | IPv6Address = IPv4Address(0)
         """`ip:port` and IP address of the other end."""
         self.settings: PeerSettings | None = None
-        """Entry of the peer table; None: not identified yet, or no entry fits."""
+        """Entry of the peer table; None before the identification, or if no entry matches."""
         self.requester = Requester("")
         self.rates: Sequence[Limit] = NO_LIMITS
         """Limits on its requests."""
         self.stalled: asyncio.TimerHandle | None = None
-        """While the peer leaves unread what was written: when that ends."""
+        """Timer while the peer does not read: when the connection is closed."""
         self.over = ""
-        """Reason for which we ended the connection."""
+        """Reason for which the node ended the connection."""
         self.closed: asyncio.Future[None] = loop.create_future()
-        """Done when the connection is gone."""
+        """Future that is done when the connection has ended."""
         self.reading = True
         self._closing: asyncio.TimerHandle | None = None
 
     # what a protocol gives
 
     def begin(self) -> bool:
-        """The connection stands: whether it is wanted; if not, it is closed at once."""
+        """Start the protocol on a new connection; return false to close it at once."""
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Handle received bytes."""
         raise NotImplementedError
 
     def work(self, enough: Callable[[], bool]) -> bool:
-        """Answer what has come, until it is enough; whether there is more to do now."""
+        """Answer received requests until `enough` returns true; return whether requests remain."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Send the peer away, in the way that its protocol has."""
+        """End the connection in the way of its protocol."""
         raise NotImplementedError
 
     def tick(self, now: float) -> None:
-        """End what takes too long; for a server that watches its connections."""
+        """Close the connection if a limit of time has passed; for a server that calls `watch`."""
 
     def wants_bytes(self) -> bool:
-        """True if there is room to read more."""
+        """Return true if the connection can receive more."""
         raise NotImplementedError
 
     def ended(self) -> None:
-        """The transport is gone, and the owner knows it."""
+        """Clean up after the end of the transport, which the owner has handled."""
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Requests and answers so far."""
+        """Number of requests and answers so far."""
         raise NotImplementedError
 
     @property
     def end(self) -> str:
-        """The reason why the connection is over; empty: the other end closed it."""
+        """Reason for the end of the connection; empty if the other end closed it."""
         return self.over
 
     @property
     def outgoing(self) -> bool:
-        """We made the connection."""
+        """True if the node made the connection."""
         return False
 
     @property
     def is_open(self) -> bool:
-        """The peer is known, and may ask."""
+        """True if the peer is identified, and may send requests."""
         return self.settings is not None
 
     # asyncio.BaseProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Find out where it comes from, and whether it is wanted."""
+        """Store the address of the other end, and start the protocol."""
         self.transport = cast("asyncio.Transport", transport)
         self.since = time.time()
         try:
             self._locate(transport.get_extra_info("peername"))
         except (TypeError, ValueError):
-            self.transport.abort()  # the other end was gone before the loop came to it
+            self.transport.abort()  # the other end closed before the loop handled the connection
             return
         self.transport.set_write_buffer_limits(high=self.owner.limits.write_buffer_bytes)
         if not self.begin():
             self.transport.abort()
 
     def eof_received(self) -> bool:
-        """The peer will send nothing more; the transport closes unless True is returned."""
+        """Handle the end of the stream; the transport closes unless the result is true."""
         return False
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """The transport is gone, for any reason."""
-        self.gone()  # first: whatever goes wrong below, who waits for it learns of it
+        """Handle the end of the transport."""
+        self.gone()  # first, so that waiting tasks continue even after a fault below
         for timer in (self._closing, self.stalled):
             if timer is not None:
                 timer.cancel()
@@ -227,12 +230,12 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.ended()
 
     def pause_writing(self) -> None:
-        """The peer does not read: stop reading from it, and give it a while."""
+        """Stop reading from a peer that does not read, and start the timer."""
         self.stalled = self.loop.call_later(self.owner.limits.stalled_write_s, self.give_up)
         self.set_reading()
 
     def resume_writing(self) -> None:
-        """The peer reads again."""
+        """Continue with a peer that reads again."""
         if self.stalled is not None:
             self.stalled.cancel()
             self.stalled = None
@@ -242,17 +245,21 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
     # what a protocol and the owner call
 
     def expect(self, connection: socket.socket) -> None:
-        """Its TLS handshake begins; `abort` ends it, too. Raises OSError if the other end is gone already."""
+        """Prepare for the TLS handshake, which `abort` ends too.
+
+        Raises:
+            OSError: if the other end has closed.
+        """
         self._locate(connection.getpeername())
         self.transport = Handshake(connection)
 
     def gone(self) -> None:
-        """The connection does not exist: the handshake failed, or the transport is gone."""
+        """Note that the connection has ended, or that its handshake failed."""
         if not self.closed.done():
             self.closed.set_result(None)
 
     def identified(self, settings: PeerSettings, requester: Requester, rates: Sequence[Limit]) -> None:
-        """Its entry of the peer table was found, and with it who asks and the limits of its requests."""
+        """Store the entry of the peer table, the requester and the rate limits."""
         self.settings, self.requester, self.rates = settings, requester, rates
 
     @property
@@ -261,34 +268,34 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         return certificate_names(self.transport) if self.transport is not None else None
 
     def paths(self) -> Mapping[str, bool]:
-        """Addresses of the peer, and whether each is reached; none over a transport that knows no paths."""
-        found: Mapping[str, bool] | None = (
+        """Return the addresses of the peer, and whether each is reachable; empty if the transport has no paths."""
+        paths: Mapping[str, bool] | None = (
             self.transport.get_extra_info("paths") if self.transport is not None else None
         )
-        return found or {}
+        return paths or {}
 
     def go_on(self) -> None:
-        """Work on what has come, now or in its turn."""
+        """Handle received bytes now or in the connection's turn."""
         self.owner.turns.come(self)
 
     def close(self) -> None:
-        """Close; what is still unsent may go out, but not for ever, however slowly the peer reads it."""
+        """Close the connection; unsent bytes may still go out, at most for `stalled_write_s`."""
         if self.transport is not None and not self.transport.is_closing():
             self._closing = self.loop.call_later(self.owner.limits.stalled_write_s, self.abort)
             self.transport.close()
 
     def abort(self) -> None:
-        """Close at once, even if something is unsent."""
+        """Close at once, without the unsent bytes."""
         if self.transport is not None:
             self.transport.abort()
 
     def give_up(self) -> None:
-        """The peer has left unread what was written for too long."""
+        """Close a connection whose peer has not read for too long."""
         self.over = STALLED_WRITE
         self.abort()
 
     def set_reading(self) -> None:
-        """Read from the peer, or not, as there is room."""
+        """Resume or pause reading from the peer."""
         transport = self.transport
         if transport is None or transport.is_closing():
             return

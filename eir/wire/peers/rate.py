@@ -1,7 +1,7 @@
-"""Token buckets: limits on requests a second, with room for priorities (RFC 7944 DRMP), and on anything else that a client may do so often.
+"""Token buckets: limits on requests per second with priorities (RFC 7944 DRMP), and on other events of a client.
 
-Time is an argument. With several workers a limit is the node's, and not each worker's: they tell each other what they grant, in memory that they
-share, since a peer's connections may be in any of them.
+Time is an argument. With several workers a limit is that of the node: since a peer's connections may be in any worker, the
+workers write the requests that they grant to shared memory.
 """
 
 import mmap
@@ -12,33 +12,33 @@ from typing import BinaryIO, NamedTuple
 from eir.wire.peers.settings import Limits, PeerSettings
 
 BURST_S = 0.25
-"""The bucket holds what the rate gives in this time: the burst that a quiet peer may send at once."""
+"""Seconds of the rate that a full bucket holds: the burst that an idle peer may send at once."""
 PRIORITIES = 16
 HIGHEST_PRIORITY = 0
 DEFAULT_PRIORITY = 10
-"""RFC 7944 9: that of a request without DRMP."""
+"""Priority of a request without DRMP (RFC 7944 9)."""
 KEYS_MAX = 4096
 """Maximum number of buckets by key."""
 LIMITS_MAX = 4096
-"""Limits whose grants workers tell each other apart."""
+"""Number of limits with separate grants."""
 
 
 def memory_file(workers: int) -> BinaryIO:
-    """A file in which this many workers tell each other what they grant. Its descriptor is handed to each."""
-    memory = open(os.memfd_create("eir-grants"), "r+b", buffering=0)  # noqa: PTH123, SIM115 - of a descriptor; whoever has it closes it
+    """Create a file in memory in which this many workers share their grants; each worker receives its descriptor."""
+    memory = open(os.memfd_create("eir-grants"), "r+b", buffering=0)  # noqa: PTH123, SIM115 - the owner of the descriptor closes it
     memory.truncate(LIMITS_MAX * workers * 8)
     return memory
 
 
 def shared_memory(descriptor: int) -> memoryview:
-    """Map that memory, for one of them."""
+    """Map that memory in a worker."""
     return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
 
 
 class Grants:
-    """Requests that each worker of a node has granted so far under each limit.
+    """Number of requests that each worker of a node has granted under each limit.
 
-    Each worker writes its own numbers only, so nothing is locked.
+    Each worker writes only its own numbers, so there is no lock.
     """
 
     def __init__(self, memory: memoryview, worker: int) -> None:
@@ -47,20 +47,20 @@ class Grants:
         self._worker = worker
 
     def by_others(self, limit: int) -> int:
-        """Requests that the other workers have granted under a limit, since some time in the past."""
+        """Return the number of requests that the other workers have granted under a limit, modulo 2^64."""
         begin = limit % LIMITS_MAX * self._workers
         return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
 
     def add(self, limit: int, count: int) -> None:
-        """Tell the others of as many more of this worker."""
+        """Add requests that this worker has granted."""
         at = limit % LIMITS_MAX * self._workers + self._worker
         self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
 
 
 class Bucket:
-    """A token bucket. The lower a request's priority, the fuller the bucket has to be for it, so that it goes first.
+    """Token bucket. A request of lower priority needs a fuller bucket, so that higher priorities go first.
 
-    With `grants`, workers that each have a bucket of the same `rate_max` and number `limit` fill one limit together.
+    With `grants`, workers whose buckets have the same `rate_max` and number `limit` share one limit.
     """
 
     __slots__ = ("_by_others", "_capacity", "_filled_at", "_grants", "_tokens", "limit", "rate_max")
@@ -68,9 +68,9 @@ class Bucket:
     def __init__(
         self, rate_max: float, now: float, *, burst: float | None = None, grants: Grants | None = None, limit: int = 0
     ) -> None:
-        """`burst`: tokens of a full bucket; None: those of BURST_S."""
+        """Create a full bucket. `burst`: tokens of a full bucket; None: those of BURST_S."""
         self.rate_max = rate_max
-        """Tokens a second."""
+        """Tokens per second."""
         self.limit = limit
         self._capacity = max(rate_max * BURST_S, 1.0) if burst is None else burst
         self._tokens = self._capacity
@@ -79,25 +79,25 @@ class Bucket:
         self._by_others = grants.by_others(limit) if grants is not None else 0
 
     def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
-        """Return how many more requests of this priority, from 0 (highest) to 15, are within the limit.
+        """Return the number of further requests of this priority, from 0 (highest) to 15, within the limit.
 
-        The caller has to `spend` those that it takes.
+        The caller must `spend` the requests that it handles.
         """
         tokens = self._tokens + (now - self._filled_at) * self.rate_max
         self._filled_at = now
         if self._grants is not None:
             by_others = self._grants.by_others(self.limit)
-            # Never so far below nothing that a number which another worker counts under for a moment, while limits are
-            # reloaded, is felt for longer than a burst.
+            # The lower bound limits the effect of a wrong number of another worker, while limits are reloaded, to
+            # one burst.
             tokens = max(tokens - (by_others - self._by_others), -self._capacity)
             self._by_others = by_others
         self._tokens = min(self._capacity, tokens)
-        # At most half of the bucket is kept back, and never so much that a full one would refuse.
+        # At most half of the bucket is reserved, and a full bucket grants at least one request.
         kept_back = (self._capacity - 1) * min(priority, PRIORITIES - 1) / (2 * PRIORITIES)
         return max(0, int(self._tokens - kept_back))
 
     def spend(self, count: int) -> None:
-        """Count as many requests against the limit."""
+        """Count requests against the limit."""
         self._tokens -= count
         if self._grants is not None and count:
             self._grants.add(self.limit, count)
@@ -110,12 +110,12 @@ class Bucket:
         return True
 
     def fill(self, count: int) -> None:
-        """Add tokens; the bucket holds no more than its burst."""
+        """Add tokens, up to the burst of the bucket."""
         self._tokens = min(self._capacity, self._tokens + count)
 
 
 class Buckets:
-    """A bucket for each key, such as a client's address. Beyond `keys_max`, the bucket that was made first is deleted."""
+    """Buckets by key, such as a client's address. Beyond `keys_max`, the oldest bucket is deleted."""
 
     def __init__(self, rate_max: float, burst: float, keys_max: int = KEYS_MAX) -> None:
         self._rate_max = rate_max
@@ -134,7 +134,7 @@ class Buckets:
 
 
 class Limit(NamedTuple):
-    """A bucket, and the word that a refusal by it is counted under."""
+    """Bucket, and the reason under which a rejection is counted."""
 
     reason: str
     bucket: Bucket
@@ -144,10 +144,7 @@ NO_LIMITS: Sequence[Limit] = ()
 
 
 def allowed(limits: Sequence[Limit], now: float, wanted: int) -> tuple[int, str]:
-    """Return how many of the `wanted` requests are within all limits.
-
-    With it comes the reason of the first limit reached; empty if no limit is reached.
-    """
+    """Return how many of the `wanted` requests are within all limits, and the reason of the first limit reached (empty: none)."""
     reached = ""
     for limit in limits:
         room = limit.bucket.room(now)
@@ -157,7 +154,7 @@ def allowed(limits: Sequence[Limit], now: float, wanted: int) -> tuple[int, str]
 
 
 def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None:
-    """The first limit that a request would exceed, or None: it is then counted against all of them, and else against none."""
+    """Return the first limit that a request would exceed; without one, count the request against all limits and return None."""
     for limit in limits:
         if not limit.bucket.room(now, priority):
             return limit
@@ -167,25 +164,25 @@ def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None
 
 
 class RateLimits:
-    """The buckets of a node: one for all requests, and one for each entry of the peer table that has a limit."""
+    """Buckets of a node: one for all requests, and one for each entry of the peer table with a limit."""
 
     def __init__(self, peers: Sequence[PeerSettings], limits: Limits, grants: Grants | None) -> None:
         self._peers = peers
         self._limits = limits
         self._grants = grants
-        """The grants of all workers, if they share the limits."""
+        """Grants of all workers, if they share the limits."""
         self._by_label: dict[str, Bucket] = {}
         self._all: Bucket | None = None
 
     def reconfigure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
-        """Take over new limits; the bucket of an entry whose limit stays is kept."""
+        """Apply new limits; the bucket of an entry with an unchanged limit stays."""
         self._peers, self._limits, self._all = peers, limits, None
         limited = {settings.label for settings in peers if settings.rate_max is not None}
         self._by_label = {label: bucket for label, bucket in self._by_label.items() if label in limited}
 
     def of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
-        """The buckets that a peer's requests draw from."""
-        found = []
+        """Return the buckets of a peer's requests."""
+        buckets = []
         if settings.rate_max is not None:
             numbered = enumerate(self._peers, 1)
             number = next((at for at, entry in numbered if entry.label == settings.label), len(self._peers) + 1)
@@ -194,8 +191,8 @@ class RateLimits:
                 bucket = self._by_label[settings.label] = Bucket(
                     settings.rate_max, now, grants=self._grants, limit=number
                 )
-            found.append(Limit("rate_max", bucket))
+            buckets.append(Limit("rate_max", bucket))
         if self._limits.rate_max is not None:
             self._all = self._all or Bucket(self._limits.rate_max, now, grants=self._grants)
-            found.append(Limit("rate_max_all", self._all))
-        return tuple(found)
+            buckets.append(Limit("rate_max_all", self._all))
+        return tuple(buckets)

@@ -1,6 +1,6 @@
-"""The peers of one protocol in a worker: their connections, who each is, refusals, counts, drain.
+"""Base of the server of one protocol in a worker: its connections, identification of peers, rejections, counters, drain.
 
-A protocol derives from Server. A connection that was accepted is handed to `take`; its protocol calls `admit` before it reads from it.
+A protocol derives from Server. `take` receives an accepted connection; its protocol calls `admit` before it reads from it.
 """
 
 import asyncio
@@ -23,29 +23,29 @@ from eir.wire.transport.sctp import DIAMETER
 from eir.wire.transport.stream import fault_text
 
 TICK_S = 0.5
-"""Seconds between checks for what takes too long."""
+"""Seconds between two checks for expired limits of time."""
 ENDED = "ended"
-"""The state of connections that are over, in `eir peers`."""
+"""State of ended connections in `eir peers`."""
 PEER_CLOSED = "peer_closed"
 GOOD_ENDS = frozenset({"left", "drained", "idle", PEER_CLOSED})
 DRAINING, SOURCE, DISABLED, UNKNOWN_PEER = "draining", "source", "disabled", "unknown_peer"
-"""Reasons for which a connection is refused, in any protocol; the last: an entry takes its address, but not its name."""
+"""Reasons for which a connection is rejected in any protocol; UNKNOWN_PEER: an entry matches its address, but none its name."""
 
 
 @dataclass(slots=True)
 class _Ended:
-    """Connections of a peer that are over: many clients make one for each request."""
+    """Ended connections of a peer; many clients make one connection per request."""
 
     requester: Requester
-    """The requester of the last one."""
+    """Requester of the last one."""
     connections: int = 0
     requests: int = 0
     answers: int = 0
     in_order: bool = True
-    """Neither side was at fault at the end of the last one."""
+    """True if the last one ended without a fault."""
 
     def add(self, requester: Requester, tally: tuple[int, int], why: str) -> None:
-        """Add a connection that has ended for this reason."""
+        """Add a connection that ended for this reason."""
         self.requester = requester
         self.connections += 1
         self.requests += tally[0]
@@ -54,102 +54,102 @@ class _Ended:
 
 
 class End(NamedTuple):
-    """End of the last connection of a peer, of those that are over."""
+    """End of the last connection of a peer."""
 
     label: str
     in_order: bool
-    """Neither side was at fault."""
+    """True if it ended without a fault."""
 
 
 C = TypeVar("C", bound=PeerConnection[Any])
 
 
 class Server(Generic[C]):
-    """Answers peers over one protocol. `rates` are the node's limits, which all protocols draw from together."""
+    """Server of peers over one protocol. `rates`: limits of the node, which all protocols share."""
 
     carried = DIAMETER
-    """The way SCTP carries the protocol, for one that goes over it."""
+    """SCTP parameters of the protocol."""
 
     def __init__(self, protocol: str, *, counts: Counts, rates: RateLimits, report: Report) -> None:
         self.protocol = protocol
-        """The protocol's name in metrics."""
+        """Name of the protocol in metrics."""
         self.report = report
         self.loop = asyncio.get_running_loop()
         self.turns = Turns(self.loop)
         self.peers: tuple[PeerSettings, ...] = ()
         self.limits = Limits()
         self.errors: Counter[str] = Counter()
-        """Connections that were ended for a fault, and faults of our own, by reason."""
+        """Connections closed for a fault, and faults of this program, by reason."""
         self.links: dict[int, C] = {}
         """All connections by number, the oldest first."""
         self.draining = False
         self.node_counts = counts
-        """Counts of all protocols together."""
+        """Counters of all protocols together."""
         self._tls: ssl.SSLContext | None = None
         self._rates = rates
         self._ended: dict[str, _Ended] = {}
-        """Connections that are over, by peer label."""
+        """Ended connections, by peer label."""
         self._disabled: set[str] = set()
         self._tick: asyncio.TimerHandle | None = None
 
     # what a protocol gives
 
     def link(self) -> C:
-        """A connection that is to come."""
+        """Create a connection."""
         raise NotImplementedError
 
     def who(self, link: C) -> tuple[PeerSettings, Requester] | None:
-        """The peer table's entry for a client, and the requester; None if no entry takes the client."""
+        """Return the entry of the peer table for a client, and the requester; None without a matching entry."""
         raise NotImplementedError
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Counters of this protocol alone: metric → labels → number."""
+        """Return the counters of this protocol, by metric and labels."""
         raise NotImplementedError
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """Gauges of this protocol alone: metric → labels → number."""
+        """Return the gauges of this protocol, by metric and labels."""
         return {}
 
-    def standing(self, link: C) -> Mapping[str, Any]:  # noqa: ARG002 - a protocol whose connections have states tells of them
-        """Fields of a connection's PeerStatus that are this protocol's own: at least its state."""
+    def standing(self, link: C) -> Mapping[str, Any]:  # noqa: ARG002 - for protocols whose connections have states
+        """Return the fields of a connection's PeerStatus that depend on the protocol: at least its state."""
         return {"state": "open"}
 
     def warnings(self) -> Mapping[str, str]:
         """Return warnings for `eir status`, by peer label."""
         return {}
 
-    def may_shake_hands(self, link: C) -> bool:  # noqa: ARG002 - for one that refuses connections before
+    def may_shake_hands(self, link: C) -> bool:  # noqa: ARG002 - for protocols that reject connections before the handshake
         """Return whether the TLS handshake of a connection may begin."""
         return True
 
-    def send_away(self, link: C, why: str) -> None:  # noqa: ARG002 - for one whose connections end for a named reason
-        """Have a peer go elsewhere."""
+    def send_away(self, link: C, why: str) -> None:  # noqa: ARG002 - for protocols whose connections end for a named reason
+        """End a connection, so that its peer uses another node."""
         link.leave()
 
     def reconsider(self, link: C) -> None:
-        """Apply other settings to a connection, or send its peer away."""
+        """Apply new settings to a connection, or close it."""
         if self.identify(link) is not None:
             self.send_away(link, "removed")
 
     def dial_all(self) -> None:
-        """Connect to whom the protocol connects to, and to no others."""
+        """Connect to the peers that the protocol connects to, and to no others."""
 
     # what the daemon calls
 
     def doubt(self, name: str) -> None:
-        """A client of another worker has said this name."""
+        """Handle a name that a client of another worker has given."""
 
     def dial(self) -> None:
-        """Connect to whom the protocol connects to, from now on."""
+        """Connect from now on to the peers that the protocol connects to."""
 
     def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:
-        """Take over new settings; connections that they still allow stay, the others are sent away."""
+        """Apply new settings; close connections that they no longer permit."""
         self.peers, self.limits, self._tls = tuple(peers), limits, tls
         for link in list(self.links.values()):
             self.reconsider(link)
 
     async def take(self, connection: socket.socket, *, secure: bool = False) -> End | None:
-        """Serve a connection that was accepted, until it is gone, and return its end; None if no entry takes the client.
+        """Serve an accepted connection until it ends; return its end, or None without a matching entry.
 
         `secure`: the connection begins with a TLS handshake.
         """
@@ -166,7 +166,7 @@ class Server(Generic[C]):
         return None if link.settings is None or ended is None else End(link.requester.label, ended.in_order)
 
     async def drain(self, timeout_s: float) -> None:
-        """Have each peer go elsewhere, answer what is under way, and close, after `timeout_s` at most."""
+        """End all connections in order, answer pending requests, and close the rest after `timeout_s`."""
         self.draining = True
         for link in list(self.links.values()):
             self.send_away(link, "drained")
@@ -180,7 +180,7 @@ class Server(Generic[C]):
             self._tick.cancel()
 
     def disable(self, label: str) -> None:
-        """Turn a peer away until `enable`."""
+        """Reject a peer until `enable`."""
         self._disabled.add(label)
         for link in list(self.links.values()):
             if link.requester.label == label:
@@ -188,20 +188,20 @@ class Server(Generic[C]):
         self.dial_all()
 
     def enable(self, label: str) -> None:
-        """Take a peer again that was disabled."""
+        """Accept a peer again that was disabled."""
         self._disabled.discard(label)
         self.dial_all()
 
     def disabled(self) -> Collection[str]:
-        """Labels that are turned away, some of which no entry may have."""
+        """Return the labels of disabled peers, which may include labels without an entry."""
         return self._disabled
 
     def connected(self) -> Counter[str]:
-        """Open connections by peer label."""
+        """Return the number of open connections by peer label."""
         return Counter(link.requester.label for link in self.links.values() if link.is_open)
 
     def paths(self) -> Sequence[tuple[str, str, bool]]:
-        """Paths of SCTP to peers that are connected: peer label, address, and whether it is reached."""
+        """Return the SCTP paths to connected peers: label, address, and whether it is reachable."""
         return [
             (link.requester.label, *path)
             for link in self.links.values() if link.is_open
@@ -209,7 +209,7 @@ class Server(Generic[C]):
         ]  # fmt: skip
 
     def status(self) -> list[PeerStatus]:
-        """A row of `eir peers` for each connection, and one for those of each peer that are over."""
+        """Return the rows of `eir peers`: one per connection, and one per peer for its ended connections."""
         rows = [self.row(link) for link in self.links.values() if link.settings is not None]
         for label, ended in self._ended.items():
             host, realm = ended.requester.host or None, ended.requester.realm or None
@@ -220,14 +220,14 @@ class Server(Generic[C]):
     # what a protocol calls
 
     def refusal(self, link: C, fault: str | None = None) -> str | None:
-        """Return the reason why a connection is not wanted, and identify its peer; None: it is wanted.
+        """Identify the peer of a connection; return the reason for which the connection is rejected, None if it is accepted.
 
-        `fault`: its protocol's own reason.
+        `fault`: reason of the protocol.
         """
         return DRAINING if self.draining else fault or self.identify(link)
 
     def admit(self, link: C) -> bool:
-        """Enter a connection that is wanted; count and log another one. Return whether it is wanted."""
+        """Add a connection if it is accepted, else count and log the rejection; return whether it is accepted."""
         if (reason := self.refusal(link)) is not None:
             self.refused(reason, address=link.address, setting=setting_for(reason))
             return False
@@ -235,19 +235,19 @@ class Server(Generic[C]):
         return True
 
     def enter(self, link: C) -> None:
-        """Count a connection among those of the server from now on."""
+        """Add a connection."""
         self.links[link.number] = link
 
     def identify(self, link: C) -> str | None:
-        """Find the entry of a peer; return the reason why the peer may not ask, None if it may."""
-        found = self.who(link)
-        if found is None:
+        """Find the entry of a peer; return the reason for which the peer is rejected, None if it is accepted."""
+        identity = self.who(link)
+        if identity is None:
             return SOURCE
-        link.identified(*found, self._rates.of(found[0], self.loop.time()))
+        link.identified(*identity, self._rates.of(identity[0], self.loop.time()))
         return DISABLED if link.requester.label in self._disabled else None
 
     def past_limit(self, label: str, rates: Sequence[Limit], priority: int = DEFAULT_PRIORITY) -> str:
-        """Return the reason of the first limit that a request exceeds, and count the request as shed; empty: it is within all."""
+        """Return the reason of the first limit that a request exceeds, and count the request as shed; empty if it is within all limits."""
         limit = refusing(rates, self.loop.time(), priority)
         if limit is None:
             return ""
@@ -255,12 +255,12 @@ class Server(Generic[C]):
         return limit.reason
 
     def watch(self) -> None:
-        """Look at each connection again and again from now on (`PeerConnection.tick`), so that what takes too long ends."""
+        """Check the limits of time of each connection from now on (`PeerConnection.tick`)."""
         if self._tick is None:
             self._tick = self.loop.call_later(TICK_S, self._look)
 
     def opened(self, link: C) -> None:
-        """Tell of a connection whose peer is known."""
+        """Log a connection whose peer is identified."""
         asks = link.requester
         host, realm = asks.host or None, asks.realm or None
         self.report("peer_open", peer=asks.label, protocol=self.protocol, host=host, realm=realm, address=link.address)
@@ -271,20 +271,20 @@ class Server(Generic[C]):
         self.node_counts.last_request[link.requester.label] = time.time()
 
     def refused(self, reason: str, *, level: str = "warning", **fields: object) -> None:
-        """Count and tell of a connection that is not wanted."""
+        """Count and log a rejected connection."""
         self.node_counts.peers_refused[reason] += 1
-        told = {name: value for name, value in fields.items() if value is not None}
-        self.report("peer_refused", peer=None, protocol=self.protocol, reason=reason, level=level, **told)
+        known = {name: value for name, value in fields.items() if value is not None}
+        self.report("peer_refused", peer=None, protocol=self.protocol, reason=reason, level=level, **known)
 
     def failed(self, fault: Exception, peer: str | None = None) -> None:
-        """Count and tell of a fault of our own."""
+        """Count and log a fault of this program."""
         self.errors["internal"] += 1
         self.report("fault", peer=peer, reason="internal", level="error", detail=place_of(fault))
 
     def lost(self, link: C) -> None:
-        """Forget a connection, and say why it ended."""
+        """Remove a connection, and log the reason of its end."""
         if self.links.pop(link.number, None) is None or link.settings is None:
-            return  # of one without an entry it was told that it is refused
+            return  # without an entry, only the rejection is logged
         why = link.end or PEER_CLOSED
         ended = self._ended.setdefault(link.requester.label, _Ended(link.requester))
         ended.add(link.requester, link.tally, why)
@@ -296,7 +296,7 @@ class Server(Generic[C]):
             self.report("connection_fault", level="warning", **about)
 
     def row(self, link: C) -> PeerStatus:
-        """The row of one connection."""
+        """Return the row of one connection."""
         asks, (requests, answers) = link.requester, link.tally
         shown: dict[str, Any] = {
             "label": asks.label, "host": asks.host or None, "realm": asks.realm or None, "protocol": self.protocol, "address": link.address,
@@ -307,14 +307,18 @@ class Server(Generic[C]):
         return PeerStatus(**{**shown, **self.standing(link)})
 
     def absent(self, label: str, state: str, **more: Any) -> PeerStatus:
-        """The row of a peer that has no connection."""
+        """Return the row of a peer without a connection."""
         last_seen = self.node_counts.last_request.get(label)
         return PeerStatus(**{"label": label, "protocol": self.protocol, "state": state, "last_seen": last_seen} | more)
 
     # inside
 
     async def _shake_hands(self, link: C, connection: socket.socket) -> None:
-        """Begin with a TLS handshake, if the connection may have one. Raises OSError."""
+        """Start with a TLS handshake, if the connection may have one.
+
+        Raises:
+            OSError: if the handshake fails.
+        """
         link.expect(connection)
         if self._tls is None or not self.may_shake_hands(link):
             raise ConnectionRefusedError
@@ -322,7 +326,7 @@ class Server(Generic[C]):
             await begin.accept(link, connection, self._tls, self.limits.cer_timeout_s)
         except OSError as e:
             if not link.closed.done():
-                # The link has not seen it begin, so it will not tell that it is over.
+                # The connection never began, so it does not report its end.
                 self.refused("tls_handshake", address=link.address, detail=fault_text(e, secure=True))
                 self.lost(link)
                 link.gone()

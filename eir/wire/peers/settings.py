@@ -1,7 +1,7 @@
-"""Settings of a node: its identity, its peers and its limits; and who a client is by the peer table: its entry, and its name.
+"""Settings of a node: its identity, its peers and its limits; and the identification of a client by the peer table.
 
-The entry goes by the source address and the names in the client's certificate. Without TLS nobody has shown a name, so that the address
-alone decides. With TLS the name is the certificate's.
+The entry depends on the source address and the names in the client's certificate. Without TLS only the address decides, because
+the client's name is not proved. With TLS the name is that of the certificate.
 """
 
 from collections.abc import Sequence
@@ -11,116 +11,117 @@ from typing import NamedTuple
 
 APPLICATIONS, UNKNOWN_M, DESTINATION = "applications", "unknown_m", "destination"
 LENIENCES = frozenset({APPLICATIONS, UNKNOWN_M, DESTINATION})
-"""Faults that a peer may be forgiven: a CER without a common application, unknown AVPs with the M bit, a foreign
-Destination-Host."""
+"""Faults of a peer that can be tolerated: a CER without a common application, unknown AVPs with the M bit, a foreign Destination-Host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The names that the node answers to, and its description in a CER or CEA (RFC 6733 5.3)."""
+    """Names of the node, and its description in a CER or CEA (RFC 6733 5.3)."""
 
     host: str
     realm: str
     """Origin-Host and Origin-Realm."""
     aliases: tuple[str, ...] = ()
-    """Further host names that are this node when a Destination-Host holds them."""
+    """Further values of Destination-Host that mean this node."""
     realms: tuple[str, ...] = ()
     """Further realms that the node serves."""
     product_name: str = "eir"
     vendor_id: int = 0
     """IANA enterprise number, or 0 (RFC 6733 5.3.3)."""
     origin_state_id: int
-    """One value for each Origin-Host, higher after each restart of the node (RFC 6733 8.16)."""
+    """Value for each Origin-Host that increases with each restart of the node (RFC 6733 8.16)."""
     firmware_revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerSettings:
-    """One entry of the peer table; the first that fits host, realm and source address of a connection is the peer's."""
+    """Entry of the peer table. The first entry that matches host, realm and source address of a connection applies."""
 
     label: str
-    """The peer's name in counters, logs and commands."""
+    """Name of the peer in counters, logs and commands."""
     host: str | None = None
     realm: str | None = None
-    """Origin-Host and Origin-Realm that the peer must show; None: any."""
+    """Origin-Host and Origin-Realm of the peer; None: any."""
     sources: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks that it may connect from; empty: any."""
+    """Networks from which the peer may connect; empty: any."""
     connect: str | None = None
-    """`tcp://host:port`, `tls://host:port` or `sctp://host,host:port` that the node connects to; None: it only listens."""
+    """`tcp://host:port`, `tls://host:port` or `sctp://host,host:port` to which the node connects; None: the peer connects."""
     gt: str | None = None
-    """First digits of the global title that an MSC or SGSN calls from."""
+    """First digits of the global title of an MSC or SGSN."""
     point_code: str | None = None
-    """Its point code; with one of these two the entry is for MAP alone."""
+    """Point code of an MSC or SGSN. With `gt` or `point_code`, the entry is for MAP only."""
     tls_names: tuple[str, ...] = ()
-    """Names that the peer's certificate may carry instead of its Origin-Host."""
+    """Names that the peer's certificate may have instead of its Origin-Host."""
     connections: int = 1
-    """Open connections at once for each Origin-Host."""
+    """Maximum number of open connections for each Origin-Host."""
     rate_max: float | None = None
-    """Application requests a second that are answered, over all connections of the entry; None: no limit."""
+    """Maximum number of application requests per second over all connections of the entry; None: no limit."""
     watchdog_s: float = 30
-    """Tw of RFC 3539; 6 at least."""
+    """Tw of RFC 3539 in seconds; at least 6."""
     reconnect_after_s: float = 30
-    """Tc of RFC 6733 2.1: the pause before a new attempt to connect."""
+    """Tc of RFC 6733 2.1: seconds before a new attempt to connect."""
     lenient: frozenset[str] = frozenset()
-    """Faults that it is forgiven; see LENIENCES."""
+    """Tolerated faults; see LENIENCES."""
     as_host: str | None = None
     as_realm: str | None = None
-    """Origin-Host and Origin-Realm that the node shows to this peer; None: the identity's."""
+    """Origin-Host and Origin-Realm of the node for this peer; None: those of the identity."""
     expected: bool = True
-    """It should be connected; one that only comes now and then (a probe) is not counted while it is away."""
+    """True if the peer should always be connected; false for a peer that connects only sometimes, such as a probe."""
     probe: bool = False
-    """Its requests are about nobody's phone."""
+    """True if its requests are about no real phone."""
     early: bool = False
-    """It asks before it has authenticated the subscriber."""
+    """True if it sends checks before it has authenticated the subscriber."""
     answers: tuple[tuple[str, str], ...] = ()
-    """Pairs of answers: the application answers this peer with the second instead of the first, in its own words."""
+    """Pairs of statuses of the application: this peer receives the second one instead of the first."""
 
     @property
     def is_titled(self) -> bool:
-        """True for a peer that is known by its name in SS7, so that no other protocol's connection fits."""
+        """True if the peer is identified by its SS7 address, so that it matches no connection of other protocols."""
         return self.gt is not None or self.point_code is not None
 
     @property
     def is_probe(self) -> bool:
-        """A probe or an auditor, by either setting."""
+        """True for a probe or an auditor, by either setting."""
         return self.probe or not self.expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits on a peer's use of the node; past one, a message is refused or a connection closed, and counted."""
+    """Limits on a peer's use of the node. Above a limit, a message is rejected or a connection closed, and counted."""
 
     max_message_bytes: int = 131_072
-    """Longest message; above 98 kB, so that 8,192 nested groups still get an answer and not a closed connection."""
+    """Longest message in bytes; above 98 kB, so that 8,192 nested groups receive an answer instead of a closed connection."""
     max_avps: int = 1_024
-    """AVPs in one message, those inside groups counted too."""
+    """Maximum number of AVPs in one message, including those inside groups."""
     max_depth: int = 8
-    """Groups inside groups."""
+    """Maximum depth of groups inside groups."""
     cer_timeout_s: float = 10
-    """Seconds from the accept to a complete CER, and from our CER to the CEA."""
+    """Seconds from the accept to a complete CER, and from the node's CER to the CEA."""
     partial_message_timeout_s: float = 10
     """Seconds from the first byte of a message to its last."""
     turn_messages: int = 512
-    """Requests on one connection before other connections get their turn, as many as a lane answers. Anything else
-    counts as several of them, according to the time it takes, so that any turn is about a millisecond or two."""
+    """Number of requests on one connection before other connections have their turn.
+
+    A message that the lane does not answer counts as several, by its duration, so that any turn takes 1 to 2 ms.
+    """
     write_buffer_bytes: int = 262_144
-    """Unsent answers, above which the node stops reading from the peer."""
+    """Number of unsent bytes of answers above which the node stops reading from the peer."""
     stalled_write_s: float = 10
-    """Seconds that a peer may leave answers unread before it is dropped."""
+    """Seconds that a peer may leave answers unread before its connection is closed."""
     close_after_dpa_s: float = 5
-    """Seconds from our DPA to our closing of the connection, and from our DPR when no DPA comes (RFC 6733 5.4)."""
+    """Seconds from the node's DPA until it closes the connection, and from its DPR without a DPA (RFC 6733 5.4)."""
     duplicate_probe_s: float = 2
     """Seconds that a peer's oldest connection has for its DWA when the peer opens one too many."""
     connections_max: int = 1_024
-    """Connections at once, those that have not sent a CER yet included."""
+    """Maximum number of connections, including those before their CER."""
     unidentified_max: int = 128
-    """Connections at once that have not sent a CER yet, those in a TLS handshake included."""
+    """Maximum number of connections before their CER, including TLS handshakes."""
     source_connections_max: int = 256
-    """Connections at once from one source network (IPv4 /24, IPv6 /64)."""
+    """Maximum number of connections from one source network (IPv4 /24, IPv6 /64)."""
     source_unidentified_max: int = 32
-    """Connections at once from one source network that have not sent a CER yet."""
+    """Maximum number of connections before their CER from one source network."""
     rate_max: float | None = None
-    """Application requests a second that are answered, over all peers; None: no limit."""
+    """Maximum number of application requests per second over all peers; None: no limit."""
 
 
 _REMEDIES = {limit.name: f"limits.{limit.name}" for limit in fields(Limits)} | {
@@ -145,67 +146,67 @@ _REMEDIES = {limit.name: f"limits.{limit.name}" for limit in fields(Limits)} | {
 
 
 def setting_for(reason: str) -> str | None:
-    """The setting that would have taken what was refused for this reason, if there is one."""
+    """Return the configuration key that would have permitted a rejection with this reason; None without one."""
     return _REMEDIES.get(reason)
 
 
 def may_connect(peers: Sequence[PeerSettings], source: IPv4Address | IPv6Address) -> bool:
-    """True if any entry of the peer table takes connections from there."""
+    """Return true if any entry of the peer table accepts connections from this address."""
     return any(is_from(settings, source) and (settings.sources or not settings.is_titled) for settings in peers)
 
 
 def is_from(settings: PeerSettings, source: IPv4Address | IPv6Address) -> bool:
-    """True if an entry of the peer table takes connections from there."""
+    """Return true if this entry accepts connections from this address."""
     return not settings.sources or any(source in network for network in settings.sources)
 
 
 def holds(names: Sequence[str], wanted: str) -> bool:
-    """True if a certificate has a name by RFC 6125 6.4: without case, a star for the whole first label and nothing else."""
+    """Return true if a certificate has a name by RFC 6125 6.4: without case, `*` for exactly the first label."""
     name = wanted.lower()
     beyond_first = name.partition(".")[2]
     return any(held.lower() == name or (bool(beyond_first) and held.lower() == f"*.{beyond_first}") for held in names)
 
 
 CORE = "5gc.mnc"
-"""The beginning of the domain of an operator's 5G core (TS 23.003 28.2)."""
+"""Beginning of the domain of an operator's 5G core (TS 23.003 28.2)."""
 
 
 class Requester(NamedTuple):
-    """The requester, as a question names it."""
+    """Sender of a request, as a question contains it."""
 
     label: str
-    """Label of its entry of the peer table."""
+    """Label of its entry in the peer table."""
     host: str = ""
-    """Its name; empty: it has shown none."""
+    """Name of the client; empty: unknown."""
     realm: str = ""
 
 
 def requester(
     peers: Sequence[PeerSettings], names: Sequence[str] | None, source: IPv4Address | IPv6Address
 ) -> tuple[PeerSettings, Requester] | None:
-    """The entry of a client, and who it is, by the names of its certificate (None: there is no TLS); None: there is no entry for it.
+    """Return the entry of a client and its requester, by the names of its certificate (None: no TLS); None without a matching entry.
 
-    Without TLS the first entry for the address that wants no name is preferred to one that does.
+    Without TLS, the first entry for the address that requires no name is preferred to one that does.
     """
-    there = [settings for settings in peers if is_from(settings, source) and not settings.is_titled]
+    matching = [settings for settings in peers if is_from(settings, source) and not settings.is_titled]
     if names is None:
-        nameless = [settings for settings in there if settings.host is None and settings.realm is None]
-        found = next(iter((*nameless, *there)), None)
-        return None if found is None else (found, Requester(found.label))
-    for settings in there:
+        nameless = [settings for settings in matching if settings.host is None and settings.realm is None]
+        entry = next(iter((*nameless, *matching)), None)
+        return None if entry is None else (entry, Requester(entry.label))
+    for settings in matching:
         if (name := _name(settings, names)) is not None:
             return settings, Requester(settings.label, name, realm_of(name))
     return None
 
 
 def realm_of(name: str) -> str:
-    """The realm of a host of this name: its operator's 5G core, or its parent domain."""
+    """Return the realm of a host: its operator's 5G core, or its parent domain."""
     core = name.lower().find(CORE)
     return name[core:] if core >= 0 else name.partition(".")[2]
 
 
 def _name(settings: PeerSettings, names: Sequence[str]) -> str | None:
-    """The name of a client that an entry fits; None: the certificate is not one that the entry allows."""
+    """Return the name of a client by an entry; None if the entry does not permit its certificate."""
     own = names[0] if names else ""
     if settings.tls_names:
         allowed = any(holds(names, name) for name in settings.tls_names)

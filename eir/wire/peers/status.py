@@ -1,4 +1,4 @@
-"""A row of `eir peers`: one connection, or a peer that has none; and why it has none."""
+"""Rows of `eir peers`: one connection, or a peer without one, with the reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,45 +7,44 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
-    """One connection as `eir peers` shows it, the connections of a peer that are over, or a configured peer that has none."""
+    """Row of `eir peers`: one connection, the ended connections of a peer, or a configured peer without a connection."""
 
     label: str
     host: str | None = None
-    """Name that the peer has shown, of Diameter its Origin-Host; None before it has."""
+    """Name of the peer, in Diameter its Origin-Host; None before its identification."""
     realm: str | None = None
     protocol: str | None
-    """The interface; None without a connection, where nobody knows which protocol the peer will speak."""
+    """Interface; None without a connection, because the peer may use any protocol."""
     address: str | None = None
-    """`ip:port` of the peer's side; None without a connection."""
+    """`ip:port` of the peer; None without a connection."""
     connections: int = 0
     state: str
-    """The connection's state in lower case (`open`, `wait_cer`, …); `down`, `disabled` or `ended` without one."""
+    """State of the connection in lower case (`open`, `wait_cer`, …); `down`, `disabled` or `ended` without one."""
     since: float | None = None
-    """Unix time since when the connection stands; None without one."""
+    """Unix time when the connection was made; None without one."""
     requests: int = 0
-    """Application requests received."""
+    """Number of application requests received."""
     answers: int = 0
-    """Answers to them sent."""
+    """Number of answers sent to them."""
     watchdog: str = "none"
-    """okay, suspect, down, reopen or initial (RFC 3539 3.4.1); none where the protocol has no such watchdog."""
+    """okay, suspect, down, reopen or initial (RFC 3539 3.4.1); none if the protocol has no watchdog."""
     paths: Mapping[str, bool] = field(default_factory=dict)
-    """Addresses of the peer that SCTP has paths to, and whether each is reached; empty over TCP."""
+    """Addresses of the peer with SCTP paths, and whether each is reachable; empty over TCP."""
     direction: str = "in"
-    """`out` where we connect to the peer, `in` where it connects to us."""
+    """`out` if the node makes the connection, `in` if the peer makes it."""
     last_error: str | None = None
-    """The last reason why the peer was refused, refused us, or could not be reached; None if an open connection began
-    later."""
+    """Last reason for which the peer was rejected, rejected the node, or was not reached; None if a connection was opened later."""
     last_error_at: float | None = None
-    """Unix time of that."""
+    """Unix time of the last error."""
     last_seen: float | None = None
-    """Unix time of the last request, or of the beginning or end of a connection if that is later; None: never so far."""
+    """Unix time of the last request, or of a later beginning or end of a connection; None: never."""
 
 
 class Failure(NamedTuple):
-    """The reason why a peer, by its label, had no connection."""
+    """Reason for which a peer had no connection."""
 
     at: float
     """Unix time."""
     text: str
     refusal: bool
-    """One of the two has refused the other: an attempt like it will fare no better."""
+    """True if one of the two has rejected the other, so that an equal attempt would fail too."""
