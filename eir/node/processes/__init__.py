@@ -1,8 +1,8 @@
-"""The processes of a node: who accepts, who answers, who starts them, and what passes between them.
+"""Processes of a node: supervisor, workers and others, and the channels between them.
 
-Here are signals that come before there are handlers: blocked from the first moment of `eir serve`, delivered once the handlers are there.
-Otherwise a node that is stopped while it starts would end as if it had failed, and one that is process 1 of a container would not
-notice; a reload would end it. Threads and children made meanwhile block them too; a thread from before would take them.
+This module blocks signals that arrive before there are handlers: from the first moment of `eir serve` until the handlers are
+installed. Without this, a node that is stopped during its start would end with a failure, and as process 1 of a container it
+would ignore the signal; a reload would end it. Threads and children inherit the blocked signals, so threads must start later.
 """
 
 import signal
@@ -12,10 +12,10 @@ BLOCKED = STOPPING | {signal.SIGHUP}
 
 
 def block() -> None:
-    """Have these signals wait from now on."""
+    """Block these signals from now on."""
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
 def deliver() -> None:
-    """The handlers are there: signals that wait are delivered, and none waits any more."""
+    """Unblock all signals, including blocked ones that wait, because the handlers are installed."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())

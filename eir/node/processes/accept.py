@@ -1,7 +1,7 @@
-"""The supervisor's listeners: they accept connections, and decide who may connect and how many connections there may be.
+"""Listeners of the supervisor: they accept connections, and enforce the limits on connections.
 
-The supervisor sees the connections of all workers, so limits on connections are enforced here. Knows no worker: a connection
-that may come in goes to the callable that it is given.
+The supervisor counts the connections of all workers, so the limits are enforced here. An admitted connection goes to a
+function, so this module has no knowledge of workers.
 """
 
 import asyncio
@@ -30,17 +30,19 @@ LISTEN_ADVICE = {
 """Advice for a listener that cannot be opened, by error number."""
 
 HOLD_S = 2.0
-"""Time for which new connections wait, when a worker has ended, for the one that replaces it, so that its peers, which
-reconnect at once, do not all move to the other workers."""
+"""Seconds after the end of a worker in which new connections wait for its replacement.
+
+Otherwise the peers of the ended worker, which reconnect at once, would all move to the other workers.
+"""
 STRANGERS_MAX, STRANGERS_PER_S = 32, 20
-"""Connections of addresses that no entry of the peer table takes, at once and a second, that get a 403 over HTTP; more are closed."""
+"""Maximum number of connections from addresses without an entry that receive a 403 over HTTP: at the same time, and per second. Further ones are closed."""
 
 HandOver = Callable[[int, int, socket.socket], bool]
-"""(listener, number, connection) → whether some worker has it now."""
+"""Function of listener, number and connection that returns whether a worker has received the connection."""
 
 
 class Acceptor:
-    """Listens, and hands each connection that may come in to a worker."""
+    """Listeners of a node; each admitted connection is passed to a worker."""
 
     def __init__(
         self,
@@ -55,23 +57,23 @@ class Acceptor:
         self.configure(peers, limits, sctp)
         self._hold_s, self._report = hold_s, report
         self.addresses: list[str] = []
-        """Open listeners as URLs, with the addresses that they have."""
+        """Open listeners as URLs with their bound addresses."""
         self._held: asyncio.TimerHandle | None = None
-        """While nothing is accepted: when that ends."""
+        """Timer while no connection is accepted."""
         self._numbers = itertools.count()
         self._connections: dict[int, Address] = {}
-        """Connections that were handed over and are still open: number → where it comes from."""
+        """Source address of each connection that was passed on and is still open, by number."""
         self._sources = Sources()
         self._strangers: set[int] = set()
-        """Connections handed over only to be told that they may not connect."""
+        """Numbers of connections that were passed on only to receive a rejection."""
         self._strangers_came: deque[float] = deque(maxlen=STRANGERS_PER_S)
         self._refused: Counter[str] = Counter()
-        """Connections that were handed to nobody, by reason."""
+        """Connections that were not passed on, by reason."""
         self._failures = 0
-        """Times that nothing could be accepted for want of descriptors or memory."""
+        """Number of failures to accept for lack of descriptors or memory."""
 
     def configure(self, peers: Sequence[PeerSettings], limits: Limits, sctp: SctpSettings) -> None:
-        """Take over who may connect, how many, and how over SCTP; connections that there are stay."""
+        """Apply the peer table, the limits and the SCTP settings; open connections stay."""
         self._peers = peers
         self._limits = limits
         self._sctp = sctp
@@ -79,9 +81,12 @@ class Acceptor:
             listener.configure(sctp)
 
     async def listen(self, urls: Sequence[str], hand_over: HandOver) -> None:
-        """Open the listeners. Raises EirError if one cannot be had.
+        """Open the listeners.
 
-        Left out are those for SCTP where the kernel has none and the settings allow that.
+        Without SCTP in the kernel, SCTP listeners are skipped if the settings permit that.
+
+        Raises:
+            EirError: if a listener cannot be opened.
         """
         for number, url in enumerate(urls):
             wanted = listening_at(url)
@@ -105,7 +110,7 @@ class Acceptor:
             self._report("listening", address=address)
 
     def hold(self) -> None:
-        """Accept nothing for a while: new connections wait in the listeners' queues."""
+        """Accept no connection for a while; new ones wait in the listeners' queues."""
         if not self._listeners:
             return
         self._stop_timer()
@@ -114,20 +119,20 @@ class Acceptor:
         self._held = asyncio.get_running_loop().call_later(self._hold_s, self.resume)
 
     def resume(self) -> None:
-        """Accept again, if that is held."""
+        """Accept connections again after a pause."""
         if self._stop_timer():
             for listener in self._listeners:
                 listener.resume()
 
     def close(self) -> None:
-        """Accept nothing any more."""
+        """Close the listeners."""
         self._stop_timer()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
 
     def gone(self, number: int) -> None:
-        """A connection that was handed over is over, or its worker is."""
+        """Remove a connection that has ended, or whose worker has."""
         self._strangers.discard(number)
         source = self._connections.pop(number, None)
         if source is not None:
@@ -141,7 +146,7 @@ class Acceptor:
         }
 
     def _stop_timer(self) -> bool:
-        """Cancel the timer of a pause in accepting; True if there was one. The caller ends the pause."""
+        """Cancel the timer of a pause; return true if there was a pause. The caller ends the pause."""
         timer, self._held = self._held, None
         if timer is not None:
             timer.cancel()
@@ -152,13 +157,13 @@ class Acceptor:
             try:
                 host, port = connection.getpeername()[:2]
             except OSError:
-                return  # it is gone again
+                return  # it has closed already
             source = source_address(host)
             refused = self._sources.refusal(source, self._peers, self._limits, len(self._connections))
             if refused == "source" and http and self._may_hear_so():
                 number = next(self._numbers) & 0xFFFFFFFF
                 if hand_over(listener, number, connection):
-                    self._strangers.add(number)  # the worker counts it, and tells the log
+                    self._strangers.add(number)  # the worker counts and logs it
                     return
             if refused is None:
                 number = next(self._numbers) & 0xFFFFFFFF
@@ -177,10 +182,7 @@ class Acceptor:
         )
 
     def _may_hear_so(self) -> bool:
-        """True if a refused connection may get an answer that says so.
-
-        An AMF waits for seconds after one that is just closed.
-        """
+        """Return true if a rejected connection may receive an answer with the reason, because an AMF waits for seconds after a connection that is just closed."""
         now, came = asyncio.get_running_loop().time(), self._strangers_came
         if len(self._strangers) >= STRANGERS_MAX or (len(came) == STRANGERS_PER_S and now - came[0] < 1):
             return False

@@ -1,6 +1,6 @@
-"""Acknowledgements: the node tells sources that want to know which release is in force on all workers, and since when.
+"""Acknowledgements: the node notifies sources that request it of the release in force on all workers, and of the time since when.
 
-A process of its own signs each acknowledgement and posts it.
+A separate process signs each acknowledgement and uploads it.
 """
 
 import asyncio
@@ -29,13 +29,18 @@ from eir.node.processes.state_folder import as_owner_of
 ACKNOWLEDGE_PROCESS = "acknowledge"
 POST_S = 60.0
 REPEAT_S = 86400.0
-"""After this long it is said again, although nothing has changed."""
+"""Seconds after which an unchanged acknowledgement is sent again."""
 TELL_AGAIN_MAX_S = 300.0
-"""Longest pause after an acknowledgement that was not taken."""
+"""Longest pause in seconds after an acknowledgement that the source did not accept."""
 
 
 def give(config: Config, what: Acknowledgement) -> None:
-    """Sign an acknowledgement and post it to the list's source. Raises EirError (Unreached) or OSError."""
+    """Sign an acknowledgement and upload it to the list's source.
+
+    Raises:
+        EirError: if the source does not accept it (Unreached), or the list has no source.
+        OSError: if the key cannot be read.
+    """
     source = config.lists[what.list].source
     if source is None:
         raise EirError(f"list {what.list} has no source (lists.{what.list}.source)")
@@ -49,7 +54,7 @@ async def _give_of_node(config: Config, what: Acknowledgement, _: Channel) -> No
 
 
 class _News(NamedTuple):
-    """The part of an acknowledgement that is sent again only when it changes."""
+    """Part of an acknowledgement whose change causes a new one."""
 
     serial: int
     content: str
@@ -58,19 +63,19 @@ class _News(NamedTuple):
 
 
 class Acknowledging:
-    """Notices what comes into force on all workers or is rejected, and sends it to the sources that want to know."""
+    """Detector of lists that come into force on all workers or are rejected; it sends acknowledgements to the sources that request them."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
-        """`config` returns the settings in force."""
+        """Create a detector. `config` returns the settings in force."""
         self._config, self._start, self._jobs, self._report = config, start, jobs, report
         self._in_force = load_in_force(config().state)
         self._gone: Sequence[str] = ()
-        """Local lists that were in force before, and that no worker has. A signed one counts as never loaded."""
+        """Local lists that were in force before and that no worker has. A signed list in that state counts as never loaded."""
         self.older: Mapping[str, tuple[int, int]] = {}
-        """Lists of which a higher serial was accepted here before than the store knows → its highest serial, and that one."""
+        """Lists for which this node has accepted a higher serial than the store knows: the store's highest serial, and the node's."""
         self._rejected: dict[str, Rejection] = {}
         self._given: dict[str, tuple[_News, float]] = {}
-        """List → what was said last, and when (time.monotonic)."""
+        """Last acknowledgement by list, and its time (time.monotonic)."""
         self._next: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -78,12 +83,12 @@ class Acknowledging:
         """Lists whose acknowledgement is being sent."""
 
     def look(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
-        """Compare with what is in force and rejected now; start the acknowledgements that are due."""
+        """Compare with the lists in force and the rejections; start the acknowledgements that are due."""
         if not reports:
             return
         known = self._config().lists
-        there = [name for name in self._in_force if name in known and known[name].local]
-        self._gone = [name for name in there if not any(name in report.lists for report in reports)]
+        known_before = [name for name in self._in_force if name in known and known[name].local]
+        self._gone = [name for name in known_before if not any(name in report.lists for report in reports)]
         self._compare(reports)
         before_rejected, self._rejected = self._rejected, dict(rejected or {})
         for name in {*before_rejected, *self._rejected}:
@@ -95,7 +100,7 @@ class Acknowledging:
                 self._jobs.spawn(self._tell(name, news))
 
     def _compare(self, reports: Sequence[WorkerReport]) -> None:
-        """Store what all workers have in force."""
+        """Store the state that all workers have in force."""
         changed = False
         for name, state in reports[0].lists.items():
             if not all(report.lists.get(name) == state for report in reports):
@@ -119,14 +124,14 @@ class Acknowledging:
                 self._in_force = save_in_force(self._config().state, self._in_force, {})
 
     def _news(self, name: str, has_list: bool) -> "_News | None":
-        """Return what there is to acknowledge about a list."""
+        """Return the facts to acknowledge about a list."""
         rejected, in_force = self._rejected.get(name), self._in_force.get(name)
-        if not has_list and rejected is not None:  # nothing is in force, since the rejection at the latest
+        if not has_list and rejected is not None:  # no list is in force, since the rejection at the latest
             return _News(0, NO_LIST.content_digest, rejected.at, rejected)
         return _News(*in_force[:3], rejected) if in_force is not None and in_force.since else None
 
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
-        """Since when lists in these states are in force."""
+        """Return the times since when lists in these states are in force."""
         return {
             name: self._in_force[name].since
             for name, state in states.items()
@@ -154,18 +159,23 @@ class Acknowledging:
             return False
         if name in self._under_way:
             return False
-        said, at = self._given.get(name, (None, 0.0))
-        return now >= self._next.get(name, 0.0) and (said != news or now - at > REPEAT_S)
+        last, at = self._given.get(name, (None, 0.0))
+        return now >= self._next.get(name, 0.0) and (last != news or now - at > REPEAT_S)
 
     async def _tell(self, name: str, news: "_News") -> None:
         serial = news.serial
-        made = Acknowledgement(
+        acknowledgement = Acknowledgement(
             node=self._config().identity.host, list=name, made=utc_text(datetime.now(UTC)), **news._asdict()
         )
         try:
             async with asyncio.timeout(2 * POST_S):
                 await done_apart(
-                    self._start, ACKNOWLEDGE_PROCESS, _give_of_node, self._config(), made, report=self._report
+                    self._start,
+                    ACKNOWLEDGE_PROCESS,
+                    _give_of_node,
+                    self._config(),
+                    acknowledgement,
+                    report=self._report,
                 )
         except (EirError, OSError, TimeoutError) as e:
             reason = e.reason if isinstance(e, Unreached) else "process"

@@ -1,7 +1,7 @@
-"""Work in processes of its own, so that what a release makes go wrong ends such a process and nothing else.
+"""Work in processes of its own, so that a fault caused by a release ends only such a process.
 
-Such a process does one thing, says what came of it, and ends; or with whoever had it done. A load may take so much memory and so much
-time, and is the first that the kernel ends when the host's memory runs out.
+Such a process does one task, sends the outcome, and ends; it also ends with the process that ordered the work. A load has a
+limit of memory and of time, and the kernel kills it first if the host's memory runs out.
 """
 
 import asyncio
@@ -24,31 +24,28 @@ from eir.node.processes.channel import Channel, Handlers, Message, parts_of
 from eir.node.processes.starter import Process, Start
 
 Work: TypeAlias = Callable[..., Awaitable[Any]]
-"""Work to do: called with its arguments and, after them, the channel to the process that ordered it."""
+"""Function for a process of its own: receives its arguments and, after them, the channel to the process that ordered the work."""
 
 LOAD_S_MAX = 900
-"""Longest time that a load may take: a hundred million rows take 10 s on a quiet machine."""
+"""Maximum duration of a load in seconds; 100 million rows take 10 s on an idle machine."""
 OOM_SCORE = 1000
-"""Value of /proc/PID/oom_score_adj: the kernel ends this process before any other (proc(5))."""
+"""Value of /proc/PID/oom_score_adj: the kernel kills this process before any other (proc(5))."""
 END_S = 5.0
-"""Time that such a process has to end when nobody waits for its work any more."""
+"""Seconds that such a process has to end after its caller has stopped waiting."""
 PROGRESS, OUTCOME = "progress", "outcome"
 LOAD_PROCESS = "load"
-"""Name of such a process in `ps` and `top`."""
+"""Name of the process of a load in `ps` and `top`."""
 
 
 class Outcome(NamedTuple):
-    """The outcome of work, as it passes between processes.
-
-    A result, or an exception as its class, its arguments and its attributes.
-    """
+    """Outcome of work, in the form in which it passes between processes: a result, or an exception as class, arguments and attributes."""
 
     kind: type[BaseException] | None
     value: Any
     attributes: dict[str, Any]
 
     def result(self) -> Any:
-        """The result; or the exception is raised."""
+        """Return the result, or raise the exception."""
         if self.kind is None:
             return self.value
         error = self.kind.__new__(self.kind, *self.value)
@@ -58,7 +55,7 @@ class Outcome(NamedTuple):
 
 
 class SaidNothing(EirError):
-    """A process ended without a word of what came of its work."""
+    """A process ended without sending an outcome."""
 
     def __init__(self, status: int | None) -> None:
         super().__init__(
@@ -68,14 +65,14 @@ class SaidNothing(EirError):
 
 
 def progress_over(channel: Channel) -> Progress:
-    """Tells whoever has the work done how far it is."""
+    """Return a function that sends the progress of the work to the process that ordered it."""
     return lambda *done: channel.tell(PROGRESS, *done)
 
 
 async def outcome_of(work: Awaitable[Any]) -> Outcome:
     """Return the outcome of work.
 
-    An exception that is neither EirError nor OSError means that what was loaded is refused.
+    An exception other than EirError and OSError means that the loaded content is refused.
     """
     try:
         return Outcome(None, await work, {})
@@ -98,11 +95,14 @@ async def done_apart(
     handlers: Handlers | None = None,
     report: Report = silent,
 ) -> Any:
-    """Run `work` with these arguments in a process of its own, which ends with this call; return or raise what it does.
+    """Run `work` with these arguments in a process of its own, and return its result.
 
-    The work and its arguments must be picklable. `memory_max`: bytes that it may take beside the program itself, and
-    then it may run for LOAD_S_MAX. `nice`: its nice value. `handlers`: what it may tell and ask. Raises SaidNothing if the
-    process ends without a word.
+    The work and its arguments must be picklable. `memory_max`: bytes that the work may use in addition to the program; such
+    work may run for LOAD_S_MAX. `nice`: nice value. `handlers`: calls that the work may make.
+
+    Raises:
+        SaidNothing: if the process ends without an outcome.
+        Exception: the exception of the work.
     """
     process = await start(name, _do, work, arguments, memory_max, nice)
     outcomes: list[Outcome] = []
@@ -120,10 +120,11 @@ async def done_apart(
 async def load_apart(
     start: Start, work: Work, *arguments: Any, memory_max: int, nice: int = 0, progress: Progress | None = None
 ) -> Any:
-    """The same for a load.
+    """Run a load like `done_apart`.
 
-    Raises ReleaseRefused besides: `memory` past memory_max, `time` past LOAD_S_MAX, `fault` for an exception that is neither
-    EirError nor OSError, `killed` if somebody ended the process with SIGKILL, `crash` if anything else did.
+    Raises:
+        ReleaseRefused: `memory` above memory_max, `time` above LOAD_S_MAX, `fault` for an exception other than EirError and
+            OSError, `killed` after SIGKILL, `crash` after another end.
     """
     try:
         return await done_apart(
@@ -140,7 +141,7 @@ async def load_apart(
 
 
 def _end_of(nothing: SaidNothing, memory_max: int) -> ReleaseRefused:
-    """Return the reason why a load ended that said nothing."""
+    """Return the reason for the end of a load that sent no outcome."""
     if nothing.status == -signal.SIGKILL:
         return ReleaseRefused(
             KILLED, "the process that loaded it was killed; by the kernel, if the host's memory ran out (journalctl -k)"
@@ -154,7 +155,7 @@ def _end_of(nothing: SaidNothing, memory_max: int) -> ReleaseRefused:
 
 
 async def _end(process: Process) -> None:
-    """Wait for the end of a process whose channel has ended, and kill it if it takes too long."""
+    """Wait for the end of a process whose channel has ended, and kill it after END_S."""
     try:
         async with asyncio.timeout(END_S):
             await process.ended()
@@ -167,11 +168,11 @@ async def _end(process: Process) -> None:
 
 
 def _do(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: int | None, nice: int) -> int:
-    """Be that process: do the work, say what came of it, end."""
-    with suppress(OSError):  # a filter of system calls may be stricter than ours
+    """Run the work in the new process, and send the outcome."""
+    with suppress(OSError):  # a filter of system calls may be stricter than this program
         os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
     if memory_max is not None:
-        # The work may leave the loop no turn, so that nothing else would notice.
+        # The work may block the loop, so another thread watches the channel.
         threading.Thread(target=_end_with, args=(end.fileno(),), daemon=True).start()
         _confine(memory_max)
     try:
@@ -192,7 +193,7 @@ async def _done(end: socket.socket, work: Work, arguments: tuple[Any, ...]) -> O
     serving = asyncio.create_task(channel.serve({}, failed=lambda *_: None))
     working = asyncio.create_task(outcome_of(work(*arguments, channel)))
     await asyncio.wait((serving, working), return_when=asyncio.FIRST_COMPLETED)
-    if not working.done():  # nobody waits for its outcome any more
+    if not working.done():  # the caller waits no more
         working.cancel()
         await asyncio.wait((working,))
         os._exit(1)
@@ -201,7 +202,7 @@ async def _done(end: socket.socket, work: Work, arguments: tuple[Any, ...]) -> O
 
 
 def _end_with(descriptor: int) -> None:
-    """End at once when the other end of the channel is gone: a store takes a load that ends in the middle."""
+    """End at once when the other end of the channel is closed; a store tolerates the end of a load at any point."""
     watch = select.poll()
     watch.register(descriptor, 0)
     watch.poll()
@@ -209,12 +210,12 @@ def _end_with(descriptor: int) -> None:
 
 
 def _confine(memory_max: int) -> None:
-    """Take no more than that much memory from here on, and no more than LOAD_S_MAX; be the first to go."""
+    """Limit the memory and the time of this process, and let the kernel kill it first."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_S_MAX)
     has = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data and stack: proc(5)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = has + memory_max
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    with suppress(OSError):  # where /proc cannot be written to
+    with suppress(OSError):  # /proc may be read-only
         Path("/proc/self/oom_score_adj").write_text(f"{OOM_SCORE}\n")

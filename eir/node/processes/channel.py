@@ -1,8 +1,7 @@
-"""Talk between two processes of a node: calls, answers and descriptors over one pair of sockets.
+"""Channel between two processes of a node: calls, answers and descriptors over a pair of sockets.
 
-Each side tells and asks the other by name, as plain calls with arguments; descriptors may go along. Both ends are this
-program, run by one user, so calls are pickled. When one end is gone, the other one knows at once. Knows nothing of what
-the calls mean.
+Each side calls functions of the other by name, with arguments and descriptors. Both ends are this program, run by the same
+user, so calls are pickled. If one end closes, the other end is notified at once. The meaning of the calls is unknown here.
 """
 
 import asyncio
@@ -17,71 +16,74 @@ from typing import Any, NamedTuple, Protocol
 from eir.errors import EirError
 
 ANSWER_S = 5.0
-"""Time that the other end has to answer."""
+"""Seconds that the other end has to answer."""
 PART_BYTES = 1 << 16
-"""A longer message goes in parts: the kernel takes a packet whole or not at all."""
+"""Maximum number of bytes of one packet, because the kernel sends a packet only as a whole; a longer message is split."""
 WAITING_MAX = 1 << 14
-"""Maximum number of messages that wait to be sent. If more come, the other end hangs, and the channel is given up."""
+"""Maximum number of messages that wait to be sent. Beyond it the other end counts as hung, and the channel is closed."""
 DESCRIPTORS_MAX = 3
 TURN_MESSAGES = 100
-"""Read before others on the loop get their turn."""
+"""Number of messages that are read before other tasks of the loop run."""
 MORE, LAST = b"\1", b"\0"
-"""Before each part of a message."""
+"""Prefix of each part of a message."""
 
 Handlers = Mapping[str, Callable[..., Any]]
 """Functions that the other side may call, by name. A handler may be a coroutine function."""
 
 
 class ChannelError(EirError):
-    """The other end is gone, or gave no answer, or says no."""
+    """The other end is closed, did not answer, or rejected the call."""
 
 
 class Unanswered(ChannelError):
-    """The other end is there, and gave no answer in time."""
+    """The other end is open, but did not answer in time."""
 
 
 class HasDescriptor(Protocol):
-    """Something that stands for a descriptor, and keeps it open."""
+    """Object that keeps a descriptor open."""
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor."""
 
 
 class Message(NamedTuple):
-    """One message, as it is pickled."""
+    """Message in the form in which it is pickled."""
 
     what: str | None
-    """The name of a call; None: an answer."""
+    """Name of a call; None: an answer."""
     arguments: tuple[Any, ...]
     number: int | None
-    """Number of the question; None: no answer is wanted."""
+    """Number of a call with an answer; None: no answer is expected."""
     descriptors: int = 0
-    """Number of descriptors that come with it."""
+    """Number of descriptors of the message."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a channel."""
+    """Create both ends of a channel."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def parts_of(message: Message) -> list[bytes]:
-    """A message as packets; its descriptors go with the last one."""
+    """Encode a message as packets; its descriptors are sent with the last one."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     parts = [data[at : at + PART_BYTES] for at in range(0, len(data), PART_BYTES)]
     return [*(MORE + part for part in parts[:-1]), LAST + parts[-1]]
 
 
 class Receiver:
-    """Puts messages together from the packets that come through a socket."""
+    """Reader of messages from the packets of a socket."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._heard = bytearray()
 
     def next(self) -> tuple[Message, list[int | None]] | None:
-        """The next message, with its descriptors; None once the other end is gone. Raises BlockingIOError as the socket does.
+        """Return the next message with its descriptors; None after the other end has closed.
 
-        Descriptors are None if this process has no room for all of them; what they stand for is closed here then.
+        If this process has no room for all descriptors, they are closed, and the result has None in their place.
+
+        Raises:
+            BlockingIOError: if the socket has no data.
         """
         while True:
             try:
@@ -89,14 +91,14 @@ class Receiver:
             except BlockingIOError:
                 raise
             except ConnectionResetError:
-                continue  # the other end left something unread; what it said before is still here
+                continue  # the other end closed with unread data; its earlier messages are still readable
             except OSError:
                 return None
             if not data:
                 return None
             self._heard += memoryview(data)[1:]
             if data[:1] == LAST:
-                message, self._heard = Message(*pickle.loads(self._heard)), bytearray()  # noqa: S301 - see above
+                message, self._heard = Message(*pickle.loads(self._heard)), bytearray()  # noqa: S301 - see the module's docstring
                 if len(descriptors) == message.descriptors:
                     return message, list(descriptors)
                 for descriptor in descriptors:
@@ -105,17 +107,17 @@ class Receiver:
 
 
 class Channel:
-    """One end of a channel, on the running event loop. It reads what comes while `serve` runs."""
+    """One end of a channel on the running event loop. It reads while `serve` runs."""
 
     def __init__(self, end: socket.socket) -> None:
-        """`end`: it is the channel's from now on."""
+        """Create an end, which owns the socket from now on."""
         end.setblocking(False)
         self.answer_s = ANSWER_S
-        """Seconds that the other end has to answer, unless a question says otherwise."""
+        """Default number of seconds that the other end has to answer."""
         self._end = end
         self._receiver = Receiver(end)
         self._waiting: OrderedDict[object, tuple[Message, Sequence[HasDescriptor]]] = OrderedDict()
-        """Messages still to be sent."""
+        """Messages to send."""
         self._parts: deque[bytes] = deque()
         """Remaining parts of the message that is being sent."""
         self._carried: Sequence[HasDescriptor] = ()
@@ -124,38 +126,41 @@ class Channel:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self.gone = asyncio.Event()
-        """The other end is gone, or this one is closed."""
+        """Set when one of the ends is closed."""
 
     def tell(
         self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), latest: str | None = None
     ) -> None:
-        """Call a handler of the other side; a call to an end that is gone is lost.
+        """Call a handler of the other side without an answer; a call to a closed end is lost.
 
-        `carrying`: the handler gets a descriptor for each of these as a further argument, or None where it has no room for them. `latest`:
-        a call that waits under the same name gives way to this one.
+        `carrying`: for each of these the handler receives a descriptor as a further argument, or None without room for it.
+        `latest`: the call replaces a waiting call with this name.
         """
         self._put(Message(what, arguments, None, len(carrying)), carrying, latest)
 
     def hand(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> bool:
-        """Call a handler of the other side if the kernel takes the call at once; return False otherwise.
+        """Call a handler of the other side if the kernel accepts the message at once; return false otherwise.
 
-        The call never waits in memory: for calls that may be lost, and that a peer can cause at will.
+        The message never waits in memory. Use it for calls that may be lost, and that a peer can cause in any number.
         """
         if self.gone.is_set() or self._waiting or self._parts:
             return False
         (part,) = parts_of(Message(what, arguments, None, len(carrying)))
         try:
             socket.send_fds(self._end, [part], [each.fileno() for each in carrying])
-        except OSError:  # it is gone, or takes nothing
+        except OSError:  # the end is closed, or its buffer full
             return False
         return True
 
     async def ask(
         self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), patience_s: float | None = 0.0
     ) -> Any:
-        """Call a handler of the other side and return its result. Raises ChannelError, with what the other end says if it says no.
+        """Call a handler of the other side and return its result.
 
-        `patience_s`: how long the answer may take, instead of `answer_s`; None: as long as the other end is there.
+        `patience_s`: seconds for the answer, 0 for `answer_s`; None: wait until the other end closes.
+
+        Raises:
+            ChannelError: if the other end is closed, does not answer, or rejects the call with a text.
         """
         patience_s = patience_s if patience_s is None else patience_s or self.answer_s
         if self.gone.is_set():
@@ -172,10 +177,10 @@ class Channel:
             del self._asked[number]
 
     async def serve(self, handlers: Handlers, *, failed: Callable[[str, Exception], None]) -> None:
-        """Have the other side's calls handled, in order, until it is gone.
+        """Handle the calls of the other side, in order, until it closes.
 
-        A question is answered by what its handler returns, or by the text of an EirError or OSError that it raises. Any other
-        exception is a fault of ours: `failed` is told, the side that asked hears of it, and the next call is handled as always.
+        The answer is the result of the handler, or the text of an EirError or OSError. Any other exception is a fault of this
+        program: `failed` receives it, the caller receives an error, and the next call is handled.
         """
         loop = asyncio.get_running_loop()
         if not self.gone.is_set():
@@ -191,7 +196,7 @@ class Channel:
         self._end.close()
 
     def _leave(self) -> None:
-        """Neither read nor write any more."""
+        """Stop reading and writing."""
         if self._end.fileno() >= 0:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._end)
@@ -205,13 +210,13 @@ class Channel:
             if not future.done():
                 future.set_exception(ChannelError("the other end is gone"))
 
-    # ---- to the other end ----
+    # To the other end
 
     def _put(self, message: Message, carrying: Sequence[HasDescriptor], latest: str | None) -> None:
         if self.gone.is_set():
             return
         if latest is not None:
-            self._waiting.pop(latest, None)  # what comes last stands last
+            self._waiting.pop(latest, None)  # the newest call is the last
         if len(self._waiting) >= WAITING_MAX:
             self._leave()
             return
@@ -219,7 +224,7 @@ class Channel:
         self._send()
 
     def _send(self) -> None:
-        """Send what waits, as far as the other end takes it."""
+        """Send waiting messages until the kernel's buffer is full."""
         loop = asyncio.get_running_loop()
         while self._waiting or self._parts:
             if not self._parts:
@@ -233,7 +238,7 @@ class Channel:
                     self._writing = True
                     loop.add_writer(self._end, self._send)
                 return
-            except OSError:  # the other end is gone, as reading will tell in a moment
+            except OSError:  # the other end is closed, which the reader notices
                 self._waiting.clear()
                 self._parts.clear()
             else:
@@ -243,7 +248,7 @@ class Channel:
             self._writing = False
             loop.remove_writer(self._end)
 
-    # ---- from the other end ----
+    # From the other end
 
     def _read(self, handlers: Handlers, failed: Callable[[str, Exception], None]) -> None:
         for _ in range(TURN_MESSAGES):
@@ -283,7 +288,7 @@ class Channel:
     def _answered(self, number: int | None, result: Any, refusal: str | None) -> None:
         future = self._asked.get(-1 if number is None else number)
         if future is None or future.done():
-            return  # too late: nobody waits for it any more
+            return  # the caller has stopped waiting
         if refusal is None:
             future.set_result(result)
         else:
@@ -295,7 +300,7 @@ def _result(
 ) -> tuple[Any, str | None]:
     try:
         return handlers[what](*arguments), None
-    except Exception as fault:  # noqa: BLE001 - the outermost loop of what the other side says
+    except Exception as fault:  # noqa: BLE001 - outermost handler of calls from the other side
         return None, _refusal(what, fault, failed)
 
 

@@ -1,6 +1,6 @@
-"""Processes that run until the node ends: each is started, watched, started again when it ends, and counted.
+"""Processes that run until the node ends: each is started, watched, restarted after its end, and counted.
 
-`Child` is one such process, whichever process of the system it is at the moment. `Children` keeps all of them running.
+`Child` is one such process across its restarts. `Children` runs all of them.
 """
 
 import asyncio
@@ -17,27 +17,26 @@ from eir.node.processes.channel import Channel, ChannelError, Handlers, Unanswer
 from eir.node.processes.starter import END_S, Process
 
 RESTART_S, RESTART_MAX_S = 0.1, 30.0
-"""Seconds before a process that ended is started again; the pause doubles up to the second value."""
+"""Seconds before the restart of a process; the pause doubles up to the second value."""
 ALONE_S = 1.0
 """Maximum pause in seconds while no process that serves clients runs."""
 STEADY_S = 60.0
-"""Seconds after which a process counts as steady: its next restart waits for the first pause only."""
+"""Seconds after which a process is steady: its next restart waits for the first pause only."""
 KILLED_S = 3.0
-"""Seconds that the kernel has to end a killed process. One that waits for a disk ends later, and is not waited for."""
+"""Seconds that a killed process has to end. A process that waits for a disk ends later, without a waiting supervisor."""
 COUNTERS_S = 1.0
-"""Seconds between two questions for the counters of a process, which outlive it."""
+"""Seconds between two requests for the counters of a process, which outlive the process."""
 LATE_S = 1.0
-"""Seconds without an answer after which a process that runs behind checks gets its share of the processor back."""
+"""Seconds without an answer after which a process at idle priority returns to normal priority."""
 HUNG_QUESTIONS = 4
-"""Number of unanswered questions in a row after which a process is killed. A number and not a time: a host that stood still makes every
-process late once."""
+"""Number of consecutive unanswered requests after which a process is killed. A number instead of a time, because after a pause of the whole host every process is late once."""
 
 
 class Child:
-    """One process of the node.
+    """Process of the node, across its restarts.
 
-    `launch` starts it. `greet` sends a new process what it needs. `handlers` are the calls that it may make. `left` is called after each
-    end.
+    `launch` starts it. `greet` sends a new process its settings. `handlers`: calls that it may make. `left` is called after
+    each end.
     """
 
     def __init__(
@@ -54,19 +53,20 @@ class Child:
         is_asked: bool = True,
         number: int | None = None,
     ) -> None:
-        """`serves`: clients wait for it. `is_spared`: an end of the node that had to kill it is a good one. `number`: that of a worker.
+        """Create a child that does not run yet.
 
-        `is_asked`: it is asked for its counters each second, and killed if it stops to answer.
+        `serves`: clients wait for it. `is_spared`: killing it at the node's end is no failure of the node. `is_asked`: its
+        counters are requested each second, and it is killed if it stops answering. `number`: number of a worker.
         """
         self.name, self.launch, self.serves, self.is_spared, self.number = name, launch, serves, is_spared, number
         self.channel: Channel | None = None
-        """Channel to the process; None while none runs."""
+        """Channel to the process; None while it does not run."""
         self.is_late = False
-        """The process has left the last question unanswered."""
+        """True if the process has not answered the last request."""
         self._report, self._greet, self._handlers, self._left, self._is_asked = report, greet, handlers, left, is_asked
         self._counters: metrics.Snapshot = {}
         self._past: metrics.Snapshot = {}
-        """Counters of processes that have ended."""
+        """Counters of ended processes."""
 
     async def attend(self, process: Process) -> None:
         """Serve a new process until its channel ends."""
@@ -84,25 +84,25 @@ class Child:
             self._left(process)
 
     def count(self, counters: metrics.Snapshot) -> None:
-        """Replace these counters of the process that runs."""
+        """Replace these counters of the running process."""
         self._counters = self._counters | counters
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the counters of this process and of those before it."""
+        """Return the counters of this process and of its predecessors."""
         return metrics.merge([self._past, self._counters])
 
     def notify(self, what: str, *arguments: Any, **options: Any) -> None:
-        """Call a handler of the process, if one runs; options as of Channel.tell."""
+        """Call a handler of the process, if it runs; options as in Channel.tell."""
         if self.channel is not None:
             self.channel.tell(what, *arguments, **options)
 
     def stop(self) -> None:
-        """Close the channel: the process ends after the work under way."""
+        """Close the channel; the process ends after its current work."""
         if self.channel is not None:
             self.channel.close()
 
     async def _ask_counters(self, process: Process) -> None:
-        """Ask for the counters again and again; kill the process if it stops to answer."""
+        """Request the counters repeatedly; kill the process if it stops answering."""
         who = {"process": self.name} if self.number is None else {"worker": self.number}
         unanswered = 0
         while unanswered < HUNG_QUESTIONS:
@@ -126,7 +126,7 @@ class Child:
 
 
 class Children:
-    """All children of a node: keeps each running until the node ends."""
+    """All children of a node, each restarted until the node ends."""
 
     def __init__(
         self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S
@@ -134,27 +134,27 @@ class Children:
         self._report, self._restart_s, self._steady_s, self._killed_s = report, restart_s, steady_s, killed_s
         self._running: dict[Process, Child] = {}
         self._is_alone = asyncio.Event()
-        """No process that serves clients runs."""
+        """Set while no process that serves clients runs."""
         self._is_alone.set()
         self._keeping: set[asyncio.Task[None]] = set()
         self._idle: set[asyncio.Task[None]] = set()
-        """Those of these tasks whose process does not run."""
+        """Tasks whose process does not run."""
         self._stopping = False
         self.restarts = 0
-        """Restarts of processes that serve clients."""
+        """Number of restarts of processes that serve clients."""
 
     def keep(self, child: Child) -> None:
-        """Keep a child running from now on."""
+        """Start a child, and restart it after each end."""
         task = asyncio.get_running_loop().create_task(self._keep(child))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
 
     def stop(self) -> None:
-        """Start none again."""
+        """Stop all restarts."""
         self._stopping = True
 
     async def end(self, within_s: float) -> bool:
-        """Wait until all have ended, and kill those that take longer; return False if one had to be killed that is not spared."""
+        """Wait for the end of all children, and kill those that exceed `within_s`; return false if a child was killed that is not spared."""
         self.stop()
         for task in self._idle:
             task.cancel()
@@ -204,7 +204,7 @@ class Children:
         try:
             if not self._is_stopping():
                 await child.attend(process)
-        except Exception as e:  # noqa: BLE001 - the outermost loop over processes: it logs the fault and starts another one
+        except Exception as e:  # noqa: BLE001 - outermost loop over processes: it logs the fault and starts another one
             self._report("fault", reason=process.name, level="error", detail=detail_of(e))
         process.channel.close()
         try:

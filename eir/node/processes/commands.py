@@ -1,4 +1,4 @@
-"""Commands of the control sockets: who may open the node's own socket may steer the node, who may open the other one may look."""
+"""Commands of the control sockets: who can open the node's own socket can control the node; who can open the other one can only read."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from eir.node.processes.sources import Sources
 from eir.node.processes.tracing import Tracing
 
 LIMIT_MAX = 1 << 62
-"""Largest number of events that a request for the history may name."""
+"""Largest number of events in a request for the history."""
 ACCEPTS: Mapping[str, Arguments] = {
     "check": {**dict.fromkeys(Question._fields, str | None), "unproven": bool | None}, "history": {"list": str | None, "limit": int | None, "since": str | None, "chain": str | None},
     "forget": {"subscribers": list}, "trace": {"imei": str | None, "imsi": str | None, "lasts_s": int | float, "reason": str | None},
@@ -39,7 +39,7 @@ ACCEPTS: Mapping[str, Arguments] = {
 
 
 class ControlSockets:
-    """The control socket, and that of users who may only look, if one is configured."""
+    """Control socket, and the read-only socket if one is configured."""
 
     def __init__(
         self, configuration: Configuration, commands: Mapping[str, Command], looking: Looking, *, report: Report
@@ -54,7 +54,11 @@ class ControlSockets:
         )
 
     async def open(self) -> None:
-        """Open the sockets. Raises EirError."""
+        """Open the sockets.
+
+        Raises:
+            EirError: if the read-only socket cannot be opened.
+        """
         await self._control.listen()
         if self._read is None:
             return
@@ -73,7 +77,7 @@ class ControlSockets:
 
 
 class Commands:
-    """The commands, carried out by the parts of the supervisor."""
+    """Commands, executed by the parts of the supervisor."""
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class Commands:
         is_stopping: Callable[[], bool],
         report: Report,
     ) -> None:
-        """`stop` begins the end of the node, for the cause that it is called with."""
+        """Create the commands. `stop` starts the end of the node, with its cause."""
         self._configuration, self._overview, self._reload = configuration, overview, reload
         self._sources, self._history, self._recorded, self._tracing = sources, history, recorded, tracing
         self._stop, self._is_stopping, self._report = stop, is_stopping, report
@@ -118,7 +122,7 @@ class Commands:
         return (await self._overview.reports_and_document())[1]
 
     async def _in_force(self) -> dict[str, Any]:
-        """Return the state that the node answers from, for commands that compare it with file and store."""
+        """Return the state from which the node answers, for a comparison with file and store."""
         reports = await self._overview.workers.reports()
         if not reports:
             raise EirError("no worker has its lists yet: ask again in a moment")
@@ -142,7 +146,7 @@ class Commands:
         return "draining: DPR to each peer, then the end"
 
     async def _events(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return records from this node's copy of the history, for when the store is away."""
+        """Return records from this node's copy of the history, for use while the store is away."""
         name, limit, since, chain = (arguments.get(each) for each in ("list", "limit", "since", "chain"))
         if limit is not None and not 0 <= limit <= LIMIT_MAX:
             raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
@@ -150,13 +154,13 @@ class Commands:
         return [asdict(event) for event in events]
 
     async def _write_record(self) -> bool:
-        """Write the checks up to now; return whether there is a record."""
+        """Flush the checks so far to disk; return whether there is a record."""
         if self._recorded is not None:
             await self._recorded.write()
         return self._recorded is not None
 
     async def _forget(self, arguments: Mapping[str, Any]) -> bool:
-        """Forget subscribers that a running node remembers; return whether there is a record."""
+        """Delete subscribers from the memory of a running node; return whether there is a record."""
         if self._recorded is not None:
             await self._recorded.forget([str(each) for each in arguments["subscribers"]])
         return self._recorded is not None

@@ -1,4 +1,4 @@
-"""The configuration in force, as the supervisor hands it to all processes: read with the files that it names, replaced as a whole."""
+"""Configuration in force: read by the supervisor with the files that it names, passed to all processes, replaced as a whole."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,44 +16,50 @@ if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
 
 CERTIFICATE_WARNED = timedelta(days=14)
-"""Time before its end from which on the node's own certificate is a warning, as it is an alert."""
+"""Time before its end from which the node's own certificate causes a warning, equal to that of the alert."""
 FAULT = "the configuration on disk has a fault, and the one in force is an earlier one"
 
 
 class Loaded(NamedTuple):
-    """A configuration, and the content of files that it names. No two processes of a node read these files."""
+    """Configuration and the contents of the files that it names. Only the supervisor reads these files."""
 
     config: Config
     tls: TlsFiles | None
     keys: "Mapping[str, KeyFiles | None]"
-    """Keys that access tokens are verified with, by interface."""
+    """Keys that verify access tokens, by interface."""
 
 
 class Configuration:
-    """The configuration in force."""
+    """Configuration in force."""
 
     def __init__(self, config: Config, *, report: Report) -> None:
-        """Raises EirError if a file that the configuration names cannot be used."""
+        """Read the files that the configuration names.
+
+        Raises:
+            EirError: if a file cannot be used.
+        """
         self._report = report
         self._file = ConfigFile(config.path, config.digest)
         self._certificate_ends: datetime | None = None
         self._keys_fault: str | None = None
-        """The fault of the present key files that was last logged."""
+        """Last logged fault of the present key files."""
         self._is_refused = False
-        """The last reload was refused, or has not ended."""
+        """True if the last reload was refused, or is not finished."""
         self._needs_restart: Sequence[str] = ()
-        """Keys whose values in the file that was reloaded last wait for a restart."""
+        """Keys whose values in the last loaded file wait for a restart."""
         self.loaded = Loaded(config, self._read_tls(config), _read_keys(config, {}))
 
     @property
     def config(self) -> Config:
-        """The settings in force."""
+        """Settings in force."""
         return self.loaded.config
 
     def read(self, who: str) -> tuple[Loaded, list[str]]:
-        """Read the file again, for `who`: return the settings to put in force, and the keys whose new values wait for a restart.
+        """Read the file again, for `who`; return the new settings, and the keys whose new values wait for a restart.
 
-        Raises EirError or OSError, after each problem is logged.
+        Raises:
+            EirError: if the configuration has faults; each is logged.
+            OSError: if a file cannot be read.
         """
         self._is_refused = True
         try:
@@ -65,19 +71,19 @@ class Configuration:
                 self._report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
             raise
         report_warnings(new, self._report)
-        tls = tls or self.loaded.tls  # a listener for TLS that is open stays so until a restart
+        tls = tls or self.loaded.tls  # an open TLS listener stays open until a restart
         return Loaded(take_over(self.config, new), tls, keys), needs_restart(self.config, new)
 
     def put_in_force(self, loaded: Loaded) -> None:
-        """Give these settings to every process that starts from now on."""
+        """Replace the settings for every process that starts from now on."""
         self.loaded = loaded
 
     def accept(self, needs_restart: Sequence[str]) -> None:
-        """Note that all processes have the settings in force, and the keys that wait for a restart."""
+        """Note that all processes have applied the settings, and the keys that wait for a restart."""
         self._is_refused, self._needs_restart = False, needs_restart
 
     def read_keys(self) -> "Mapping[str, KeyFiles | None]":
-        """Read the key files again; put their content in force and return the keys of each interface whose keys changed.
+        """Read the key files again; apply them and return the keys of each interface whose keys changed.
 
         If a file has a fault, nothing changes, and the fault is logged once.
         """
@@ -91,10 +97,10 @@ class Configuration:
             return {}
         self._keys_fault = None
         self.loaded = self.loaded._replace(keys=keys)
-        return {name: found for name, found in keys.items() if found != before[name]}
+        return {name: files for name, files in keys.items() if files != before[name]}
 
     async def is_written(self) -> bool:
-        """Return True if the file was written since the last call."""
+        """Return true if the file was written since the last call."""
         return await self._file.look()
 
     def warnings(self) -> list[str]:
@@ -114,7 +120,11 @@ class Configuration:
         }
 
     def _read_tls(self, config: Config) -> TlsFiles | None:
-        """Read the files of TLS, for all processes, and log the certificate. Raises TlsError."""
+        """Read the TLS files for all processes, and log the certificate.
+
+        Raises:
+            TlsError: if a file cannot be used.
+        """
         if config.tls is None:
             return None
         files = read_tls(config.tls)
@@ -125,14 +135,18 @@ class Configuration:
 
 
 def certificate_warnings(ends: datetime | None, now: datetime) -> list[str]:
-    """Return a warning if the node's own certificate ends soon; `ends` is None without TLS."""
+    """Return a warning if the node's own certificate ends soon. `ends` is None without TLS."""
     if ends is None or ends - now >= CERTIFICATE_WARNED:
         return []
     return [f"the node's certificate ends at {ends:%Y-%m-%dT%H:%M:%SZ}"]
 
 
 def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict[str, KeyFiles | None]":
-    """Read the keys that access tokens are verified with, by interface; those of one that listens no more stay. Raises KeysError."""
+    """Read the keys that verify access tokens, by interface; an interface without listeners keeps its keys.
+
+    Raises:
+        KeysError: if a file cannot be used.
+    """
     return {
         each.name: keys_of(each.tokens(settings, config), before.get(each.name))
         if (settings := config.of(each)).listen

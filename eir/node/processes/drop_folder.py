@@ -1,7 +1,7 @@
-"""The drop folder at work: a node watches it and has passes made in a process beside it, never on the loop that answers.
+"""Drop folder of a running node: the supervisor watches it, and a separate process makes each pass.
 
-`make_pass` is what that process does, and `eir inbox`: it holds the right to load in the store while it works, so that of several
-nodes one loads, and another when that one died. Each load is in a process of its own. `DropFolder` is the supervisor's part.
+`make_pass` is the work of that process, and of `eir inbox`. It holds a lease in the store, so that only one of several nodes
+loads, and another one continues after its end. Each load has a process of its own. `DropFolder` is the part of the supervisor.
 """
 
 import asyncio
@@ -29,21 +29,24 @@ from eir.node.processes.state_folder import read_clock
 
 POLL_S = 1.0
 CLAIM = "inbox"
-"""The right to load from the drop folder."""
+"""Name of the lease for loads from the drop folder."""
 ATTEMPTS_FILE = "inbox.attempt"
 INBOX_PROCESS = "inbox"
 """Name of the process in `ps` and `top`."""
 FAILED_AGAIN_S, FAILED_AGAIN_MAX_S = 5.0, 600.0
-"""Pause after a pass that failed as a whole; it doubles."""
+"""Seconds before another pass after a failed one; the pause doubles up to the second value."""
 LEVELS = {ACCEPTED: "info", WAITING: "info"}
-"""Levels of the log lines by outcome; all others are warnings."""
+"""Levels of log lines by outcome; other outcomes are warnings."""
 
 
 async def make_pass(config: Config, who: str, load: Load) -> Pass:
-    """Make one pass over the drop folder, if no other node is at it.
+    """Make one pass over the drop folder, unless another node holds the lease.
 
-    The loads run in processes of their own, while this one keeps the right to load. A signal that is to end it does so at once, and
-    the load with it: a store takes one that ends in the middle. Raises EirError if there is no drop folder or it cannot be used.
+    The loads run in processes of their own, while this one holds the lease. A signal ends this process at once, and the load
+    with it; a store tolerates the end of a load at any point.
+
+    Raises:
+        EirError: if there is no drop folder, or it cannot be used.
     """
     if config.inbox is None:
         raise SetupFault(f"{config.path} names no drop folder (inbox)")
@@ -77,28 +80,28 @@ async def _pass_of_node(config: Config, who: str, channel: Channel) -> Pass:
 
 
 def leave(number: int, attempts: Attempts) -> NoReturn:
-    """End at once, and the load with it, which is no failed attempt."""
+    """End at once, with the load, without a failed attempt."""
     attempts.forget()
     os._exit(128 + number)
 
 
 class DropFolder:
-    """Watches the drop folder of a node, and has passes made while something is to be done."""
+    """Watcher of the drop folder; it starts passes while there is work."""
 
     def __init__(self, config: Callable[[], Config], start: Start, loads: Loads, *, report: Report) -> None:
-        """`config` returns the settings in force; the place of the folder takes a restart."""
+        """Create a watcher. `config` returns the settings in force; another path of the folder needs a restart."""
         self._config, self._start, self._loads, self._report = config, start, loads, report
         self._watch = Watch(config().inbox_patience_s)
         self._failures = 0
         self._said: dict[str, tuple[str, str]] = {}
-        """Manifest → what was last said of it."""
+        """Last logged outcome by manifest."""
         self._readable = True
         self._waiting = 0
-        """Releases that wait."""
+        """Number of waiting releases."""
 
     @property
     def is_usable(self) -> bool:
-        """True if the folder can be read and the last pass over it did not fail."""
+        """True if the folder is readable and the last pass did not fail."""
         return self._readable and not self._failures
 
     def warnings(self) -> list[str]:
@@ -107,7 +110,7 @@ class DropFolder:
         return [] if folder is None or self.is_usable else [f"the drop folder {folder} cannot be used (eir inbox)"]
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics; none without a drop folder."""
+        """Return the metrics; empty without a drop folder."""
         if self._config().inbox is None:
             return {}
         return {
@@ -116,7 +119,7 @@ class DropFolder:
         }
 
     async def poll(self) -> None:
-        """Read the folder, and have a pass made if one is due."""
+        """Read the folder, and start a pass if one is due."""
         folder = self._config().inbox
         if folder is None:
             return
@@ -133,27 +136,27 @@ class DropFolder:
             await self._pass(listing)
 
     async def _pass(self, listing: Listing) -> None:
-        made = await self._made()
+        finished = await self._made()
         again_s: float | None
-        if made is None:
+        if finished is None:
             self._failures += 1
             again_s = min(FAILED_AGAIN_S * 2**self._failures, FAILED_AGAIN_MAX_S)
         else:
             self._failures = 0
-            again_s = made.again_s
-            for taken in made.taken:
+            again_s = finished.again_s
+            for taken in finished.taken:
                 self._say(taken)
-            still = {taken.manifest for taken in made.taken if taken.outcome == WAITING}
+            still = {taken.manifest for taken in finished.taken if taken.outcome == WAITING}
             self._waiting = len(still)
-            self._said = {manifest: said for manifest, said in self._said.items() if manifest in still}
+            self._said = {manifest: logged for manifest, logged in self._said.items() if manifest in still}
         self._watch.record_pass(listing, again_s, time.time())
 
     async def _made(self) -> Pass | None:
-        """Run a pass in its process and return its result; None if it failed, which is reported."""
+        """Run a pass in its process and return its result; None after a failure, which is logged."""
         config = self._config()
         who = f"inbox of {node_user()}"
         try:
-            made: Pass = await done_apart(
+            finished: Pass = await done_apart(
                 self._start, INBOX_PROCESS, _pass_of_node, config, who, nice=NICE,
                 handlers=self._loads.handlers(config, who), report=self._report,
             )  # fmt: skip
@@ -168,14 +171,14 @@ class DropFolder:
         except OSError as error:
             self._report("inbox_failed", level="error", reason="process", detail=place_of(error))
         else:
-            return made
+            return finished
         return None
 
     def _say(self, taken: Taken) -> None:
-        said = (taken.outcome, taken.reason)
-        if taken.outcome == WAITING and self._said.get(taken.manifest) == said:
+        outcome = (taken.outcome, taken.reason)
+        if taken.outcome == WAITING and self._said.get(taken.manifest) == outcome:
             return
-        self._said[taken.manifest] = said
+        self._said[taken.manifest] = outcome
         self._report(
             f"release_{taken.outcome}", reason=taken.reason or None, level=LEVELS.get(taken.outcome, "warning"),
             list=taken.list, serial=taken.serial, manifest=taken.manifest or None, detail=taken.detail or None,

@@ -1,9 +1,9 @@
-"""The process that follows the store, for all of a node. It answers nobody.
+"""Follower: the process that follows the store for the whole node. It answers no checks.
 
-It reads what is new, proves it, makes images, and hands each to the supervisor, from where every worker gets it; it keeps
-the last good copy and heals the store. It may end and come back: the supervisor hands it what is in force, and meanwhile workers answer.
-`Followed` is the supervisor's part: the lists as the follower handed them in last, for every worker that is there or comes later, and how
-the follower is.
+It reads changes, verifies them, builds images, and passes each image to the supervisor, which passes it to every worker. It
+also keeps the last good copy, and restores lists in the store. It may end and restart: the supervisor passes it the lists in
+force, and workers answer meanwhile. `Followed` is the part of the supervisor: the last lists from the follower, for present and
+future workers, and the follower's status.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ from eir.node.processes.setup import Listed, hand_over, kinds_of, tell_in_force
 from eir.node.processes.starter import Process, Start
 
 TELL_S = 0.1
-"""Interval at which the supervisor is told how following goes."""
+"""Seconds between two status messages to the supervisor."""
 TRIM_S = 1.0
-"""Memory that a switch took is given back so long after it. The image before is kept until then, so that no worker pays for freeing it."""
+"""Seconds after a switch until its memory is freed. The previous image stays until then, so that workers do not pay for its release."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +44,13 @@ class Following:
 
     store_up: bool
     lost: Mapping[str, str]
-    """Lists of which the store shows less than is in force → what it shows."""
+    """Lists of which the store has less than is in force, with the store's state."""
     from_copy: Sequence[str]
-    """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
+    """Lists in force that came from the node's last good copy and are not confirmed by the store."""
     in_step_at: float
-    """Time at which it last knew that what is in force is what the store holds (time.monotonic)."""
+    """Time of the last verification that the lists in force equal the store's (time.monotonic)."""
     copy_faults: Mapping[str, str] = field(default_factory=dict)
-    """Lists whose last good copy could not be kept, read or written back → why."""
+    """Faults of last good copies (writing, reading, restoring), by list."""
 
     def loss_warnings(self) -> list[str]:
         """Return warnings about data that the store has lost."""
@@ -68,7 +68,7 @@ class Following:
 
 
 def run(end: socket.socket, config: Config) -> int:
-    """Be that process until SIGTERM, or until its channel ends. Return the exit status."""
+    """Run the follower until SIGTERM, or until its channel ends; return the exit status."""
     return run_process(end, partial(_follow, config), nice=BESIDE_NICE)
 
 
@@ -82,7 +82,7 @@ async def _follow(config: Config, process: ThisProcess) -> None:
 
 
 class _Process:
-    """The process at work."""
+    """Follower in its own process."""
 
     def __init__(self, config: Config, process: ThisProcess) -> None:
         self._process, self._channel, log = process, process.channel, process.log
@@ -104,10 +104,10 @@ class _Process:
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Take what is in force already, and follow."""
+        """Receive the lists in force, then follow the store."""
         await self._all_there.wait()
         await self._follower.start()
-        await self._tell()  # how following goes is told before it is told that all is there
+        await self._tell()  # the status is sent before the note that all lists are loaded
         self._channel.tell("complete")
         self._process.jobs.start("following", TELL_S, self._tell, delay_s=TELL_S)
         await self._follower.run(Aside())
@@ -126,7 +126,7 @@ class _Process:
         self._channel.tell("counted", self._counters(), latest="counted")
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Close store and copy."""
         for store in (self._store, self._copy):
             if store is not None:
                 await store.close()
@@ -159,7 +159,7 @@ def _trim(_before: Image | None) -> None:
 
 
 class Followed:
-    """The lists that the follower has handed in."""
+    """Lists that the follower has sent to the supervisor."""
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config, self._report = config, report
@@ -171,17 +171,17 @@ class Followed:
             handlers=self._calls,
             is_spared=True,
         )
-        """Spared: it may be making a large list or wait for a disk, and its successor does again what it leaves undone."""
+        """Spared: it may be building a large list or waiting for a disk, and its successor repeats unfinished work."""
         self._put_in_force: Callable[[Listed, Image], None] = lambda *_: None
         self._tell_complete: Callable[[], None] = lambda: None
         self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
-        """The follower has handed in, at some time, all that it found at its start."""
+        """True if a follower has sent all lists that it found at its start."""
         self.how = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
-        """The follower's status, as it last reported it."""
+        """Last status of the follower."""
 
     def deliver_to(self, put_in_force: Callable[[Listed, Image], None], complete: Callable[[], None]) -> None:
-        """Call `put_in_force` with each list that is handed in from now on, and `complete` once all lists have come."""
+        """Call `put_in_force` with each list from now on, and `complete` after all lists have arrived."""
         self._put_in_force, self._tell_complete = put_in_force, complete
 
     def _greet(self, process: Process) -> None:
@@ -195,25 +195,25 @@ class Followed:
         def handed(what: Listed, memory: int | None) -> None:
             if (fault := self._handed(what, memory)) is not None:
                 self._report("image_failed", level="error", list=what.name, detail=fault)
-                process.kill()  # it takes the list for in force; its successor finds that it is not, and hands it in again
+                process.kill()  # it believes that the list is in force; its successor finds that it is not, and sends it again
 
         return {"following": self._told, "put_in_force": handed, "complete": self._completed}
 
     def hand_all(self, channel: Channel) -> None:
-        """Hand on all lists that there are; and that these are all, if they are."""
+        """Send all lists; and the note that they are complete, if they are."""
         for listed, image in self._lists.values():
             hand_over(channel, listed, image)
         if self._complete:
             channel.tell("complete")
 
     def hand_missing(self, channel: Channel, there: Mapping[str, ListState]) -> None:
-        """Hand on what somebody does not have, by the states that it has: what it could not take over is lost otherwise."""
+        """Send the lists that a process lacks, by the states that it has; otherwise a list that it could not receive would be lost."""
         for listed, image in self._lists.values():
             if there.get(listed.name) != listed.state:
                 hand_over(channel, listed, image)
 
     def configure(self, config: Config) -> None:
-        """Follow the lists of another configuration, once the workers have taken it over."""
+        """Follow the lists of another configuration, after the workers have applied it."""
         self._config = config
         kinds = kinds_of(config)
         self._lists = {
@@ -222,7 +222,7 @@ class Followed:
         self.child.notify("configure", config)
 
     def snapshot(self) -> metrics.Snapshot:
-        """All numbers about following, for a scrape."""
+        """Return the metrics of following."""
         how = self.how
         ours: metrics.Snapshot = {
             "eir_store_up": {(): float(how.store_up)},
@@ -240,7 +240,7 @@ class Followed:
         self._tell_complete()
 
     def _handed(self, what: Listed, memory: int | None) -> str | None:
-        """Take over a list; returns what keeps it from that."""
+        """Store a list; return the fault that prevents it."""
         if memory is None:
             return "the supervisor has no descriptor left for it"
         try:

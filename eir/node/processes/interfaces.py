@@ -1,7 +1,8 @@
-"""Interfaces over HTTP/1.1 beside the checks: each has a process of its own, which answers no check and stands back behind them.
+"""Processes of HTTP/1.1 interfaces that answer no checks; they have a lower priority than checks.
 
-The supervisor opens the listeners, so that connections wait in them while such a process ends and comes back, and hands it these and the
-configuration. `ServiceProcess` is the supervisor's part; `run` is the process. What it serves is an eir.interfaces.interface.Service.
+The supervisor opens the listeners, so that connections wait in them while such a process restarts, and passes it the listeners
+and the configuration. `ServiceProcess` is the part of the supervisor; `run` is the process, which runs an
+eir.interfaces.interface.Service.
 """
 
 import asyncio
@@ -34,17 +35,17 @@ from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
 LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512, request_body_max=4096)
 HANDSHAKES_MAX = 64
-"""TLS handshakes at once; for a further one the oldest of the address that has most of them is ended."""
+"""Maximum number of TLS handshakes; for another one, the oldest of the address with the most handshakes is ended."""
 LOOK_S = 1.0
-"""Interval between two looks at files that the configuration names."""
+"""Seconds between two reads of files that the configuration names."""
 PROCESS, FILES = "process", "files"
-"""Parts of an interface that may be faulty: its process; files that it goes by, where it does not tell them apart."""
+"""Parts of an interface that may be faulty: its process, and its files if the service does not distinguish them."""
 DRAIN_S = 3.0
-"""Time that answers under way have to finish when the process ends."""
+"""Seconds that pending answers have when the process ends."""
 
 
 class ServiceProcess:
-    """The process of an interface, as the supervisor has it."""
+    """Process of an interface, from the supervisor's side."""
 
     def __init__(self, interface: Interface, start: Start, *, report: Report) -> None:
         self.interface, self._report = interface, report
@@ -58,13 +59,17 @@ class ServiceProcess:
         )
         self._sockets: list[tuple[str, socket.socket]] = []
         self.addresses: list[str] = []
-        """URLs of the open listeners, with the addresses that they have."""
+        """URLs of the open listeners with their bound addresses."""
         self._loaded: Loaded | None = None
         self._faults: Mapping[str, str] = {}
-        """As Service.faults; `process` from the end of a process until the next one serves."""
+        """Faults as in Service.faults; `process` from the end of a process until its successor serves."""
 
     async def open(self, loaded: Loaded) -> None:
-        """Open the listeners. Raises EirError if one cannot be had."""
+        """Open the listeners.
+
+        Raises:
+            EirError: if a listener cannot be opened.
+        """
         self._loaded = loaded
         for url in loaded.config.of(self.interface).listen:
             try:
@@ -78,12 +83,12 @@ class ServiceProcess:
             self._report("listening", address=address, interface=self.interface.name)
 
     def apply(self, loaded: Loaded) -> None:
-        """Apply other settings; a change of the listeners takes a restart."""
+        """Apply other settings; a change of the listeners needs a restart."""
         self._loaded = loaded
         self.child.notify("configure", loaded.config, loaded.tls)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return all its numbers, for a scrape."""
+        """Return the metrics."""
         faults: metrics.Snapshot = {"eir_interface_faulty": {(self.interface.name, part): 1.0 for part in self._faults}}
         return metrics.merge([faults, self.child.snapshot()])
 
@@ -92,7 +97,7 @@ class ServiceProcess:
         return [f"{self.interface.name}: {part} cannot be used ({why})" for part, why in self._faults.items()]
 
     def stop(self) -> None:
-        """Have the process end after the answers under way; close the listeners."""
+        """End the process after its pending answers; close the listeners."""
         self.child.stop()
         for _, each in self._sockets:
             each.close()
@@ -112,7 +117,7 @@ class ServiceProcess:
 
 
 def run(end: socket.socket, name: str) -> int:
-    """Be the process of the interface of this name until SIGTERM, or until its channel ends. Return the exit status."""
+    """Run the process of an interface until SIGTERM, or until its channel ends; return the exit status."""
     interface = next(each for each in INTERFACES if each.name == name)
     return run_process(end, partial(_serve, interface), nice=BESIDE_NICE)
 
@@ -127,7 +132,7 @@ async def _serve(interface: Interface, process: ThisProcess) -> None:
 
 
 class _Process:
-    """The process at work."""
+    """Interface in its own process."""
 
     def __init__(self, interface: Interface, process: ThisProcess) -> None:
         self._interface, self._process, self._log = interface, process, process.log
@@ -136,25 +141,25 @@ class _Process:
         self._tls: Any = None
         self._listeners: list[Listener] = []
         self._handshakes: dict[socket.socket, str] = {}
-        """Connections in their TLS handshake, the oldest first, and whose each is, by address."""
+        """Connections in their TLS handshake, the oldest first, with their address."""
         self._said: Mapping[str, str] | None = None
-        """The faults that the supervisor was told of last."""
+        """Faults that the supervisor has received last."""
         self._ended: Counter[str] = Counter()
-        """Connections that were refused, or ended for a fault, by reason."""
+        """Connections that were rejected or ended for a fault, by reason."""
 
     def handlers(self) -> Mapping[str, Callable[..., Any]]:
         """Return the functions that the supervisor may call, by name."""
         return {"configure": self._configure, "listen": self._listen, "counters": self._counters}
 
     async def drain(self) -> None:
-        """Accept nothing any more, and answer what was asked."""
+        """Close the listeners, and answer pending requests."""
         for listener in self._listeners:
             listener.close()
         if self._links is not None:
             await self._links.drain(DRAIN_S)
 
     async def close(self) -> None:
-        """Release everything."""
+        """Close the service."""
         if self._service is not None:
             await self._service.close()
 
@@ -170,7 +175,7 @@ class _Process:
         try:
             make = resolve_name(self._interface.service)
             self._service = make(config.of(self._interface), config, self._log.report)
-        except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
+        except Exception as e:  # noqa: BLE001 - a fault ends the process and is logged
             self._process.fail(self._interface.name, e)
             return
         self._links = HttpConnections(
@@ -204,13 +209,13 @@ class _Process:
         elif secure and self._tls is None:
             self._refused(connection, host, "tls_handshake")
         else:
-            self._process.jobs.spawn(self._take(links, connection, host, secure=secure))
+            self._process.jobs.spawn(self._accept(links, connection, host, secure=secure))
 
     def _admits(self, host: str) -> bool:
-        """True if clients at this address may connect."""
+        """Return true if clients at this address may connect."""
         return self._service is not None and is_from(self._service.peers, source_address(host))
 
-    async def _take(self, links: HttpConnections, connection: socket.socket, host: str, *, secure: bool) -> None:
+    async def _accept(self, links: HttpConnections, connection: socket.socket, host: str, *, secure: bool) -> None:
         if secure:
             self._make_room()
             self._handshakes[connection] = host
@@ -218,13 +223,13 @@ class _Process:
             await stream.accept(links.link(), connection, self._tls if secure else None, LIMITS.request_s)
         except OSError as e:
             connection.close()
-            if not secure or connection in self._handshakes:  # it was told why else
+            if not secure or connection in self._handshakes:  # otherwise the reason has been logged
                 self._lost(host, "tls_handshake", stream.fault_text(e, secure=secure))
         finally:
             self._handshakes.pop(connection, None)
 
     def _make_room(self) -> None:
-        """End a handshake for another one: holding them open keeps nobody out."""
+        """End a handshake for a new one, so that open handshakes cannot block other clients."""
         if len(self._handshakes) >= HANDSHAKES_MAX:
             ((most, _),) = Counter(self._handshakes.values()).most_common(1)
             oldest = next(each for each, host in self._handshakes.items() if host == most)
@@ -255,13 +260,13 @@ class _Process:
         self._log.report("accept_failed", level="error", reason="other", detail=fault.strerror)
 
     async def _read_files(self) -> None:
-        """Have the service read its files again; report each new fault."""
+        """Let the service read its files again; log each new fault."""
         if self._service is None:
             return
         faults = dict[str, str]()
         try:
             (await asyncio.to_thread(self._service.look))()
-        except Exception as e:  # noqa: BLE001 - whatever it is: it is a fault of the files, told as such
+        except Exception as e:  # noqa: BLE001 - any exception is a fault of the files
             faults[FILES] = detail_of(e)
         faults |= self._service.faults
         for file, why in faults.items() - (self._said or {}).items():

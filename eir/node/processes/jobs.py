@@ -1,4 +1,4 @@
-"""Jobs of a process: functions that run again and again, each at an interval of its own, in one loop with one handling of errors."""
+"""Jobs of a process: functions that run repeatedly, each at an interval of its own, with common error handling."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 from eir.errors import Report, detail_of
 
 Work: TypeAlias = Callable[[], Awaitable[float | None]]
-"""One run of a job. Returns the seconds until the next run if these differ from the job's interval."""
+"""One run of a job. It returns the seconds until the next run if they differ from the job's interval."""
 
 
 class Jobs:
-    """Runs jobs, and work that is done once, until it is closed."""
+    """Runner of jobs and of single tasks, until it is closed."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -19,22 +19,22 @@ class Jobs:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, name: str, interval_s: float, work: Work, *, delay_s: float = 0.0) -> None:
-        """Run `work` after `delay_s`, and again `interval_s` after the end of each run. A run that fails is logged under this name."""
+        """Run `work` after `delay_s`, and again `interval_s` after the end of each run. A failed run is logged under this name."""
         self._jobs[name] = self.spawn(self._repeat(name, interval_s, work, delay_s))
 
     def stop(self, name: str) -> None:
-        """Stop a job, also in the middle of a run."""
+        """Stop a job, even during a run."""
         self._jobs.pop(name).cancel()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Do work once."""
+        """Run work once."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def close(self) -> None:
-        """Stop everything, and wait until it has ended."""
+        """Stop everything, and wait for the end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -45,6 +45,6 @@ class Jobs:
             pause_s = None
             try:
                 pause_s = await work()
-            except Exception as e:  # noqa: BLE001 - the outermost loop of all jobs: it logs the fault and goes on
+            except Exception as e:  # noqa: BLE001 - outermost loop of all jobs: it logs the fault and continues
                 self._report("fault", reason=name, level="error", detail=detail_of(e))
             await asyncio.sleep(interval_s if pause_s is None else pause_s)

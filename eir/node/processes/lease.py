@@ -1,4 +1,4 @@
-"""Lease of the right to do something that one node at a time has, of all nodes on a store."""
+"""Lease of a right that only one node at a time has, of all nodes on a store."""
 
 import asyncio
 import time
@@ -9,29 +9,33 @@ from eir.errors import StoreError
 from eir.lists.record.store import ListStore
 
 CLAIM_S = 30.0
-"""Time for which a lease outlives a process that died."""
+"""Seconds for which a lease outlives a process that died."""
 
 
 class Lease:
-    """A right in the store, renewed until the end of a `with`, and then given back."""
+    """Lease in the store, renewed until the end of a `with` block, then released."""
 
     def __init__(self, store: ListStore, name: str, holder: str) -> None:
         self._store, self._name, self._holder = store, name, holder
         self._until = 0.0
-        """Time at which it ends (time.monotonic)."""
+        """Time of its end (time.monotonic)."""
         self._keeping: asyncio.Task[None] | None = None
 
     async def claim(self) -> bool:
-        """Take the right; return False while another holder has it. Raises StoreError."""
+        """Claim the lease; return false while another holder has it.
+
+        Raises:
+            StoreError: if the store cannot be reached.
+        """
         began = time.monotonic()
         if not await self._store.claim(self._name, self._holder, CLAIM_S):
             return False
         self._until = began + CLAIM_S
-        self._keeping = asyncio.create_task(self._keep())
+        self._keeping = asyncio.create_task(self._renew())
         return True
 
     def is_held(self) -> bool:
-        """Return True while nobody else can have the right yet."""
+        """Return true while no other holder can have the lease."""
         return time.monotonic() < self._until
 
     async def __aenter__(self) -> Self:
@@ -43,8 +47,8 @@ class Lease:
             with suppress(StoreError):
                 await self._store.claim(self._name, self._holder, 0)
 
-    async def _keep(self) -> None:
-        """Renew the right, well before it ends, until cancelled."""
+    async def _renew(self) -> None:
+        """Renew the lease, well before its end, until cancelled."""
         while True:
             await asyncio.sleep(CLAIM_S / 3)
             began = time.monotonic()

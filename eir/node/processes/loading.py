@@ -1,6 +1,6 @@
-"""The one way in which a release from the drop folder or from a source is loaded: in a process of its own.
+"""Loading of a release from the drop folder or from a source, always in a process of its own.
 
-`loading` starts that process. A pass or a pull of a node is itself in a process beside the node, and asks the node for each load.
+`loading` starts that process. The process of a pass or a pull requests each load from the supervisor.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import as_owner_of
 
 NICE = 10
-"""A node has loads made beside it, and checks come first."""
+"""Nice value of loads beside a node, because checks come first."""
 
 Load: TypeAlias = Callable[[VerifiedRelease, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
-"""Loads a release whose data lie in a folder, by the node's own marks."""
+"""Function that loads a verified release with data in a folder, by the node's own marks."""
 
 
 def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
-    """Return a function that loads each release in a process of its own. `force`: as of Loader."""
+    """Return a function that loads each release in a process of its own. `force`: as in Loader."""
 
     async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         job = release, folder, marks, force
@@ -43,14 +43,14 @@ def loading(start: Start, config: Config, who: str, *, force: bool = False) -> L
 
 
 class Loads:
-    """Loads that processes beside the node have the node start; one at a time."""
+    """Loads that other processes request from the supervisor; one runs at a time."""
 
     def __init__(self, start: Start) -> None:
         self._start = start
         self._turn = asyncio.Lock()
 
     def handlers(self, config: Config, who: str) -> Handlers:
-        """Return the handlers of such a process (loading_over)."""
+        """Return the handlers for such a process (loading_over)."""
         load = loading(self._start, config, who)
 
         async def one(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> Outcome:
@@ -61,7 +61,7 @@ class Loads:
 
 
 def loading_over(channel: Channel) -> Load:
-    """Return a function that has the node load each release, for a process beside the node."""
+    """Return a function that requests each load from the supervisor, for a separate process."""
 
     async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         outcome: Outcome = await channel.ask("load", release, folder, marks, patience_s=None)
@@ -96,9 +96,9 @@ async def _load(
 
 
 def node_user() -> str:
-    """Return the user and host that the node runs as, for the history."""
+    """Return user and host of the node, for the history."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # one that has no name here
+    except (KeyError, OSError):  # the user id has no name here
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"

@@ -1,4 +1,4 @@
-"""All other processes of a node, as the supervisor has them: started in order, kept running, ended in order."""
+"""All other processes of a node, from the supervisor's side: started in order, restarted, ended in order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from eir.node.processes.workers import Workers
 
 
 class OtherProcesses:
-    """The processes of a node besides the supervisor."""
+    """Processes of a node except the supervisor."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class OtherProcesses:
         traced: Callable[[dict[str, Any]], None],
         report: Report,
     ) -> None:
-        """`end_s`: time that they have to end. `traced` is called with each record of a trace."""
+        """Create the processes' children, which do not run yet. `end_s`: seconds that they have to end. `traced` receives each record of a trace."""
         config, start = configuration.config, starter.start
         starter.log_to(report)
         self._starter, self._end_s = starter, end_s
@@ -44,22 +44,26 @@ class OtherProcesses:
         self._services = [
             ServiceProcess(each, start, report=report) for each in INTERFACES if each.service and config.of(each).listen
         ]
-        """Interfaces that the configuration names; a reload adds none."""
+        """Interfaces of the configuration with a process of their own; a reload adds none."""
 
     def start(self) -> None:
-        """Start the processes that checks need, and keep them running until the node ends."""
+        """Start the processes that checks need, and restart them until the node ends."""
         recorder = () if self.recorded is None else (self.recorded.child,)
         for child in (*recorder, self.followed.child, *self.workers.children):
             self._children.keep(child)
 
     async def start_services(self, loaded: Loaded) -> None:
-        """Open the listeners of the other interfaces, and keep their processes running. Raises EirError."""
+        """Open the listeners of the other interfaces, and start their processes.
+
+        Raises:
+            EirError: if a listener cannot be opened.
+        """
         for each in self._services:
             await each.open(loaded)
             self._children.keep(each.child)
 
     def apply(self, loaded: Loaded) -> None:
-        """Have all but the workers apply settings."""
+        """Apply settings to all processes except the workers."""
         self.followed.configure(loaded.config)
         for each in self._services:
             each.apply(loaded)
@@ -73,17 +77,17 @@ class OtherProcesses:
         return [text for each in self._services for text in each.warnings()]
 
     def snapshots(self) -> list[metrics.Snapshot]:
-        """Return the metrics of each part but the workers."""
+        """Return the metrics of each part except the workers."""
         recorded = [] if self.recorded is None else [self.recorded.snapshot()]
         restarts: metrics.Snapshot = {"eir_worker_restarts_total": {(): float(self._children.restarts)}}
         return [restarts, *recorded, self.followed.snapshot(), *(each.snapshot() for each in self._services)]
 
     def stop(self) -> None:
-        """Start no process again."""
+        """Stop all restarts."""
         self._children.stop()
 
     async def end(self) -> bool:
-        """Have all end, peers being sent away first; return False if one had to be killed that is not spared."""
+        """End all processes, the connections of peers first; return false if a process was killed that is not spared."""
         self.workers.end()
         self.followed.child.stop()
         if self.recorded is not None:

@@ -1,4 +1,4 @@
-"""The node as a whole: the metrics of all its parts, and the document of `eir status`."""
+"""Overview of the node: metrics of all its parts, and the document of `eir status`."""
 
 import asyncio
 import os
@@ -16,10 +16,10 @@ from eir.node.processes.workers import Workers
 
 
 class Overview:
-    """All metrics and the status of a node, now and in the last hour."""
+    """Metrics and status of a node, now and in the last hour."""
 
     def __init__(self, workers: Workers, status: Status, snapshots: Callable[[], Iterable[metrics.Snapshot]]) -> None:
-        """`snapshots` returns the metrics of each part but the workers."""
+        """Create the overview of a node that starts now. `snapshots` returns the metrics of each part except the workers."""
         self.workers, self.status, self._snapshots = workers, status, snapshots
         self._lately, self._alerts = Lately(), Alerts()
 
@@ -33,15 +33,15 @@ class Overview:
         return metrics.merge([ours, *self._snapshots(), await self.workers.snapshot()])
 
     async def reports_and_document(self) -> tuple[Sequence[WorkerReport], dict[str, Any]]:
-        """Return the reports of the workers, and the document of `eir status` by them and by the metrics."""
+        """Return the reports of the workers, and the document of `eir status`."""
         reports, snapshot = await asyncio.gather(self.workers.reports(), self.snapshot())
         return reports, self.status.document(reports, self._alerts.troubles(snapshot, time.time()))
 
     async def note_minute(self) -> None:
-        """Add the minute that ends now to the last hour."""
+        """Close the current minute of the last hour."""
         self._lately.note(self.workers.figures())
         self._alerts.note(await self.snapshot(), time.time())
 
     def minutes(self) -> Sequence[Minute]:
-        """Return the checks of each minute of the last hour, the oldest first."""
+        """Return the minutes of the last hour, the oldest first."""
         return self._lately.minutes()

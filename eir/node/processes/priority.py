@@ -1,4 +1,4 @@
-"""Priorities of processes that share a processor: checks come before everything else that a node does."""
+"""Priorities of processes that share a processor: checks have priority over all other work of a node."""
 
 import asyncio
 import os
@@ -9,45 +9,44 @@ from pathlib import Path
 from types import MappingProxyType
 
 LOOK_S = 2.0
-"""Interval at which a process that stands back looks whether it makes progress."""
+"""Seconds between two checks whether a process at idle priority makes progress."""
 SHARE = 0.1
-"""The process takes part again if it got less than this part of the time in which it could have run."""
+"""Minimum share of the processor time, of the time in which the process could run; below it the priority is restored."""
 BESIDE_NICE = 5
-"""Nice value of supervisor and follower: where they share a processor with checks, a scrape, a delivery and the takeover of
-a list wait for the checks, and not the other way round."""
+"""Nice value of supervisor and follower: on a shared processor, scrapes, deliveries and switches of lists wait for checks."""
 AGAIN_S = 60.0
-"""A process whose work all stands back tries it again so long after it had to take part."""
+"""Seconds after a restored priority until a process lowers its priority again."""
 TASKS = Path("/proc/self/task")
 
 
 def give_way(nice: int) -> None:
-    """Give this process a smaller share of the processor than those that answer."""
-    with suppress(OSError):  # a filter of system calls may be stricter than ours
+    """Lower the share of the processor of this process, below that of processes that answer."""
+    with suppress(OSError):  # a filter of system calls may be stricter than this program
         os.nice(nice)
 
 
 def stand_back(thread: int = 0) -> None:
-    """Have a thread, by default this one, run only where nobody else wants the processor.
+    """Set a thread, by default this one, to idle priority, so that it runs only on a free processor.
 
-    A check that comes then need not wait for the end of a time slice, as it would behind a process that is merely nice.
+    A check then does not wait for the end of a time slice, as it would with a mere nice value.
     """
     with suppress(OSError):  # as above; or the thread has ended
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def take_part(policies: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Have all threads of this process stand back no longer, where that is permitted.
+    """Restore the priority of all threads of this process, if permitted.
 
-    `policies`: those of threads that had an unusual one before.
+    `policies`: previous policies of threads that had another one than SCHED_OTHER.
     """
     for thread in _threads():
-        with suppress(OSError):  # it may not, or has ended
+        with suppress(OSError):  # not permitted, or the thread has ended
             os.sched_setscheduler(thread, policies.get(thread, os.SCHED_OTHER), os.sched_param(0))
 
 
 def bring_back(pid: int) -> None:
-    """Have the threads of another process stand back no longer, where that is permitted: it may get no time to do so itself."""
-    with suppress(OSError):  # it has ended
+    """Restore the priority of another process's threads, if permitted, because that process may get no time to do it."""
+    with suppress(OSError):  # the process has ended
         for thread in [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]:
             with suppress(OSError):
                 if os.sched_getscheduler(thread) == os.SCHED_IDLE:
@@ -55,31 +54,32 @@ def bring_back(pid: int) -> None:
 
 
 class Aside:
-    """Has this process stand back while it does heavy work, and take part again where other programs leave it nothing.
+    """Context manager that lowers the process's priority during heavy work, and restores it if other programs starve the process.
 
-    Nothing happens where it could not come back: without privilege a limit decides (RLIMIT_NICE, in a unit LimitNICE=).
+    Nothing happens if the priority could not be restored: without privilege a limit decides (RLIMIT_NICE, in a unit
+    LimitNICE=).
     """
 
     def __init__(self, *threads: int) -> None:
-        """`threads`: those that do the work; none: all that there are when it begins."""
+        """Create the manager. `threads`: threads of the work; without any, all threads at the beginning of the work."""
         self._chosen = threads
         self._depth = 0
         self._policies: dict[int, int] = {}
-        """Scheduling policies of the threads before they stood back."""
+        """Scheduling policies of the threads before."""
         self._timer: asyncio.TimerHandle | None = None
         self.starved = asyncio.Event()
-        """Standing back left the process nothing, so that it takes part."""
+        """Set when the idle priority starved the process, so that its priority was restored."""
         with ThreadPoolExecutor(1) as thread:
             self.permitted = thread.submit(_comes_back).result()
-            """True if the process could come back."""
+            """True if the process may restore its priority."""
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Stand back for the time of a `with`; parts of the work may overlap."""
+        """Lower the priority for a `with` block; blocks may overlap."""
         self._depth += 1
         if self._depth == 1 and self.permitted:
             for thread in self._threads():
-                with suppress(OSError):  # it has ended
+                with suppress(OSError):  # the thread has ended
                     self._policies[thread] = os.sched_getscheduler(thread)
                 stand_back(thread)
             self.starved.clear()
@@ -106,7 +106,7 @@ class Aside:
             self._look_later()
 
     def _is_back(self) -> bool:
-        """Return whether another process has brought this one back (`bring_back`)."""
+        """Return whether another process has restored this one's priority (`bring_back`)."""
         with suppress(OSError):  # a thread has ended
             return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in self._threads())
         return False
@@ -120,7 +120,7 @@ class Aside:
 
 
 async def stay_aside(aside: Aside, again_s: float = AGAIN_S) -> None:
-    """Stand back for as long as this task goes on; each time that this leaves the process nothing, take part for `again_s`."""
+    """Run at idle priority until cancelled; after each starvation, run at normal priority for `again_s`."""
     while True:
         with aside():
             await aside.starved.wait()
@@ -128,9 +128,9 @@ async def stay_aside(aside: Aside, again_s: float = AGAIN_S) -> None:
 
 
 def _comes_back() -> bool:
-    """True if a thread may stand back and come back, tried in a thread that is not needed afterwards."""
+    """Return true if a thread may lower and restore its priority, tried in a thread that ends afterwards."""
     try:
-        (TASKS.parent / "schedstat").read_text()  # a kernel may count nothing
+        (TASKS.parent / "schedstat").read_text()  # a kernel may have no schedstat
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     except OSError:
@@ -143,9 +143,9 @@ def _threads() -> list[int]:
 
 
 def _ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
-    """Return how long these threads ran, and how long they waited for a processor (ns)."""
-    found = list(map(_schedstat, threads))
-    return sum(ran for ran, _ in found), sum(waited for _, waited in found)
+    """Return the nanoseconds for which these threads ran, and for which they waited for a processor."""
+    times = list(map(_schedstat, threads))
+    return sum(ran for ran, _ in times), sum(waited for _, waited in times)
 
 
 def _schedstat(thread: int) -> tuple[int, int]:

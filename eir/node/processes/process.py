@@ -1,6 +1,6 @@
-"""The main of a process that the starter has started: log, channel to the supervisor, signals and end are the same for every kind.
+"""Main of a process that the starter has started: log, channel to the supervisor, signals and end, the same for every kind.
 
-Each kind of process calls `run_process` with a function that does its work.
+Each kind of process calls `run_process` with its work.
 """
 
 import asyncio
@@ -20,56 +20,56 @@ from eir.node.processes.priority import give_way
 
 
 class ThisProcess:
-    """The process that runs, as its work sees it."""
+    """Running process, from the side of its work."""
 
     def __init__(self, end: socket.socket, worker: int | None) -> None:
-        """`worker`: number of a worker, which stands in each log line."""
+        """Create log, channel and jobs. `worker`: number of a worker, added to each log line."""
         self.log = Log(time.monotonic, worker=worker)
         self.channel = Channel(end)
         self.stop = asyncio.Event()
-        """Set once the process is to end."""
+        """Set when the process must end."""
         self.status = 0
         """Exit status."""
         self.jobs = Jobs(self.log.report)
 
     def serve(self, handlers: Handlers, *, outlives: bool = False) -> None:
-        """Handle the calls of the supervisor. When the supervisor is gone, stop, unless the process `outlives` it."""
+        """Handle the calls of the supervisor. When the supervisor has ended, stop, unless the process `outlives` it."""
         serving = self.jobs.spawn(self.channel.serve(handlers, failed=call_failed(self.log.report)))
         if not outlives:
             serving.add_done_callback(lambda _: self.stop.set())
 
     def work(self, name: str, work: Coroutine[None, None, None]) -> None:
-        """Do work until the process stops; stop when the work ends. A fault is logged under this name."""
+        """Run work until the process stops; stop when the work ends. A fault is logged under this name."""
         self.jobs.spawn(self._work(name, work))
 
     def fail(self, name: str, fault: Exception) -> None:
-        """Log a fault, and stop with an exit status that shows it."""
+        """Log a fault, and stop with exit status 1."""
         self.log.report("fault", reason=name, level="error", detail=detail_of(fault))
         self.status = 1
         self.stop.set()
 
     async def until_stopped(self) -> None:
-        """Wait until the process is to end, and end its calls, its work and its jobs."""
+        """Wait until the process must end, then cancel its calls, its work and its jobs."""
         await self.stop.wait()
         await self.jobs.close()
 
     async def _work(self, name: str, work: Coroutine[None, None, None]) -> None:
         try:
             await work
-        except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
+        except Exception as e:  # noqa: BLE001 - a fault ends the process and is logged
             self.fail(name, e)
         finally:
             self.stop.set()
 
 
 Main: TypeAlias = Callable[[ThisProcess], Awaitable[None]]
-"""The work of a process; returns once the process may end."""
+"""Work of a process; it returns when the process may end."""
 
 
 def run_process(end: socket.socket, main: Main, *, nice: int = 0, worker: int | None = None) -> int:
-    """Do the work of a process, with its end of the channel to the supervisor, and return the exit status.
+    """Run the work of a process with its end of the channel to the supervisor; return the exit status.
 
-    `nice` is added to its nice value; `worker` as of ThisProcess.
+    `nice`: increase of the nice value. `worker`: as in ThisProcess.
     """
     give_way(nice)
     return uvloop.run(_run(end, main, worker))

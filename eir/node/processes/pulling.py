@@ -1,7 +1,7 @@
-"""Lists that are pulled: for each list with a source, a process of its own looks at the source again and again, never on the loop that answers.
+"""Pulls of a running node: for each list with a source, a separate process polls the source.
 
-`pull_once` is what that process does, and `eir pull`. Of several nodes on one store, one fetches and loads what is new. `Pulling` is the
-supervisor's part: when the next look is due, and what came of the last ones.
+`pull_once` is the work of that process, and of `eir pull`. Of several nodes on one store, one fetches and loads a new release.
+`Pulling` is the part of the supervisor: times of polls, and their results.
 """
 
 import asyncio
@@ -44,20 +44,25 @@ from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import as_owner_of
 
 ROOM = "pulled"
-"""Folder in the state folder, with one for each list."""
+"""Folder in the state folder, with one subfolder per list."""
 PULL_PROCESS = "pull"
 END_S = 30.0
-"""Time beyond PULL_S after which the process of a pull is ended."""
+"""Seconds beyond PULL_S after which the process of a pull is killed."""
 AGAIN_S = 2.0
-"""Pause after a look that failed, or an acknowledgement that was not taken; it doubles, up to the time between two looks."""
+"""Seconds before another poll after a failed one, or after an acknowledgement that was not accepted; the pause doubles up to the poll interval."""
 BESIDE_S = 5.0
-"""Pause after a look that found another node at work."""
+"""Seconds before another poll after one that found another node at work."""
 SPREAD = 0.1
-"""Part of the pause by which it varies, so that nodes do not all ask at once."""
+"""Part of the pause that is random, so that nodes do not poll at the same time."""
 
 
 async def pull_once(config: Config, name: str, who: str, load: Load, *, force: bool = False) -> Pulled:
-    """Make one pull of a list, if nobody else is at it. Raises EirError if the list has no source, OSError without a state folder."""
+    """Pull a list once, unless another process or node does.
+
+    Raises:
+        EirError: if the list has no source.
+        OSError: without a state folder.
+    """
     room = config.state / ROOM / name
     room.mkdir(mode=0o750, parents=True, exist_ok=True)
     with _alone(room) as alone:
@@ -65,7 +70,8 @@ async def pull_once(config: Config, name: str, who: str, load: Load, *, force: b
             return Pulled(list=name, outcome=ELSEWHERE, detail="another process on this host pulls it just now")
         store = open_store(config.store, config.state)
         try:
-            # The same holder each time, which the lock makes one process: one that was killed holds nobody up.
+            # The holder is always the same, because the file lock admits one process: a killed process blocks no
+            # other.
             async with Lease(store, f"pull:{name}", f"{socket.gethostname()}:{room}") as lease:
                 marks = await serial_marks(config.store, config.state)
                 terms = Terms(
@@ -81,7 +87,7 @@ async def pull_once(config: Config, name: str, who: str, load: Load, *, force: b
 
 @contextmanager
 def _alone(room: Path) -> Iterator[bool]:
-    """Yield True if no other process on this host pulls into this folder."""
+    """Yield true if no other process on this host pulls into this folder."""
     with (room / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,35 +98,35 @@ def _alone(room: Path) -> Iterator[bool]:
 
 
 async def _pull_of_node(config: Config, name: str, who: str, channel: Channel) -> Pulled:
-    """Make one pull, in its own process."""
+    """Pull once, in its own process."""
     with as_owner_of(config.state):
         return await pull_once(config, name, who, loading_over(channel))
 
 
 class Pulling:
-    """Has the lists of a configuration pulled that have a source."""
+    """Scheduler of pulls for the lists with a source."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, loads: Loads, *, report: Report) -> None:
-        """`config` returns the settings in force."""
+        """Create a scheduler. `config` returns the settings in force."""
         self._config, self._start, self._jobs, self._loads, self._report = config, start, jobs, loads, report
         self._pulled: dict[str, Source] = {}
-        """Sources that have a job, by list."""
+        """Sources with a job, by list."""
         self._said: dict[str, tuple[str, str, str]] = {}
-        """List → what was last said of it."""
+        """Last logged result by list."""
         self._reached: dict[str, float] = {}
         self._serial: dict[str, int] = {}
         self._behind: dict[str, float] = {}
-        """List → Unix time at which its source first offered a serial above the one in force."""
+        """Unix time at which the source first offered a serial above the one in force, by list."""
         self.rejected: dict[str, Rejection] = {}
-        """The last rejection of each list, until something else of its source is accepted."""
+        """Last rejection of each list, until another offer of its source is accepted."""
         self._failures: Counter[str] = Counter()
-        """Failed pulls in a row, by list."""
+        """Number of consecutive failed pulls, by list."""
         self._pulls: Counter[tuple[str, str]] = Counter()
         self._faults: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[str] = Counter()
 
     def apply(self) -> None:
-        """Have a job for each source of the settings in force, and no other."""
+        """Start a job for each source of the settings in force, and stop all others."""
         sources = self._sources()
         for name in [name for name, source in self._pulled.items() if sources.get(name) != source]:
             del self._pulled[name]
@@ -129,7 +135,7 @@ class Pulling:
             source = self._pulled[name] = sources[name]
             self._reached.setdefault(name, time.time())
             self._failures[name] = 0
-            spread_s = random.uniform(0.0, 1.0)  # noqa: S311 - a spread
+            spread_s = random.uniform(0.0, 1.0)  # noqa: S311 - spread
             self._jobs.start(f"pull {name}", source.every_s, partial(self._pull, name), delay_s=spread_s)
 
     def snapshot(self) -> metrics.Snapshot:
@@ -164,7 +170,7 @@ class Pulling:
         return {name: settings.source for name, settings in self._config().lists.items() if settings.source is not None}
 
     async def _pull(self, name: str) -> float:
-        """Have a list pulled once; return the seconds until the next pull."""
+        """Pull a list once; return the seconds until the next pull."""
         made = await self._made(name)
         self._count(made)
         pause_s = BESIDE_S if made.outcome == ELSEWHERE else self._pulled[name].every_s
@@ -173,7 +179,7 @@ class Pulling:
         else:
             self._failures[name] += 1
             pause_s = backoff_s(self._failures[name], pause_s)
-        return pause_s * (1 + random.uniform(-SPREAD, SPREAD))  # noqa: S311 - a spread
+        return pause_s * (1 + random.uniform(-SPREAD, SPREAD))  # noqa: S311 - spread
 
     async def _made(self, name: str) -> Pulled:
         config, who = self._config(), f"pull of {node_user()}"
@@ -202,7 +208,7 @@ class Pulling:
         return made
 
     def _store(self, made: Pulled) -> None:
-        """Store the facts about a source that hold until the next pull."""
+        """Store the facts about a source until the next pull."""
         name = made.list
         if made.reached:
             self._reached[name] = time.time()
@@ -248,5 +254,5 @@ class Pulling:
 
 
 def backoff_s(failures: int, most_s: float) -> float:
-    """Return the pause after so many failures in a row, spread so that nodes do not all try again at once."""
-    return min(most_s, AGAIN_S * 2.0 ** min(failures - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - a spread
+    """Return the pause after this number of consecutive failures, with a random part so that nodes do not retry at the same time."""
+    return min(most_s, AGAIN_S * 2.0 ** min(failures - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - spread
