@@ -1,4 +1,4 @@
-"""Work of interfaces in the supervisor, such as a registration elsewhere."""
+"""Work of interfaces in the supervisor, such as a registration at another server."""
 
 from collections.abc import Sequence
 from pkgutil import resolve_name
@@ -12,7 +12,7 @@ from eir.node.processes.configuration import Loaded
 
 
 class Attendants:
-    """The attendants of all interfaces."""
+    """Attendants of all interfaces."""
 
     def __init__(self, report: Report) -> None:
         self._standing = Standing(serving=False, load=0)
@@ -24,16 +24,16 @@ class Attendants:
 
     @property
     def all(self) -> list[Attendant]:
-        """The attendants."""
+        """All attendants."""
         return [attendant for _, attendant in self._by_interface]
 
     async def apply(self, loaded: Loaded, listening: Sequence[str]) -> None:
-        """Have the attendants apply settings; `listening` as of Attendant.apply."""
+        """Apply settings to the attendants; `listening` as in Attendant.apply."""
         for each, attendant in self._by_interface:
             await attendant.apply(loaded.config.of(each), loaded.config, loaded.tls, listening)
 
     def note(self, readiness: Readiness, reports: Sequence[WorkerReport]) -> None:
-        """Note the standing of the node, which attendants announce."""
+        """Store the standing of the node, which attendants announce."""
         load = max((report.load for report in reports), default=0)
         self._standing = Standing(serving=readiness.word != NOT_READY, load=round(100 * load))
 

@@ -44,7 +44,7 @@ class Following:
 
     store_up: bool
     lost: Mapping[str, str]
-    """Lists of which the store has less than is in force, with the store's state."""
+    """Lists whose state in the store is older than the one in force, with the state in the store."""
     from_copy: Sequence[str]
     """Lists in force that came from the node's last good copy and are not confirmed by the store."""
     in_step_at: float

@@ -1,7 +1,7 @@
-"""Messages with checks on their way to the disk: kept up to a limit, written in a thread, pruned.
+"""Writer of the record: messages with checks are queued up to a limit, written in a thread, and pruned.
 
-A slow disk costs the record its oldest part, and no check its answer. Where a processor is short, checks go first; where other programs
-leave it none, the thread takes its small share again, so that what was seen does not wait for ever.
+A slow disk costs the record its oldest part, and delays no check. Checks have priority on a busy processor; if other programs
+starve the thread, its priority is restored, so that the record is still written.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ from eir.sightings.subscribers import Subscribers, load_subscribers
 WAITING_BYTES_MAX = 64 << 20
 """Maximum size of the messages that wait for the disk."""
 WRITE_ROWS = 500_000
-"""Checks at which a file is written before its time."""
+"""Number of checks at which a file is written before its time."""
 AGAIN_S = 5.0
-"""Pause after the disk took nothing."""
+"""Seconds before another attempt after a failed write."""
 PRUNE_S = 600.0
 T = TypeVar("T")
 
 
 class _Waiting:
-    """Messages that wait, the oldest first."""
+    """Queue of messages, the oldest first."""
 
     def __init__(self) -> None:
         self.messages: deque[bytes] = deque()
@@ -62,7 +62,7 @@ class _Waiting:
 
 
 class RecordWriter:
-    """The thread that writes the record, and the messages that wait for it."""
+    """Thread that writes the record, and its queue of messages."""
 
     def __init__(
         self,
@@ -73,15 +73,15 @@ class RecordWriter:
         count: Callable[..., None],
         report: Report,
     ) -> None:
-        """`seen` returns the partners of what is watched, to be saved with the record. `count` is called with a metric and its labels."""
+        """Start the thread. `seen` returns the partners of watched entries, which are saved with the record. `count` is called with a metric and its labels."""
         self._state, self._settings, self._seen = state, settings, seen
         self._count, self._report = count, report
         self.bytes = 0
-        """Size of the record."""
+        """Size of the record in bytes."""
         self.subscribers = Subscribers("")
-        """Until the key is there."""
+        """Empty until the key is loaded."""
         self.is_prepared = asyncio.Event()
-        """The key is there."""
+        """Set when the key is loaded."""
         self._waiting = _Waiting()
         self._wake = asyncio.Event()
         self._asked: list[asyncio.Future[None]] = []
@@ -90,12 +90,12 @@ class RecordWriter:
         thread = self._disk.submit(threading.get_native_id).result()
         self._behind = Aside(thread)
         if not self._behind.permitted:
-            stand_back(thread)  # for good
+            stand_back(thread)  # permanently
         self._pruned = float("-inf")
         self._clock = state_folder.read_clock(state)
 
     def add(self, message: bytes) -> None:
-        """Have a message written in its turn; drop the oldest ones above the limit."""
+        """Queue a message; drop the oldest ones above the limit."""
         self._waiting.add(message)
         if self._waiting.rows >= WRITE_ROWS:
             self._wake.set()
@@ -109,8 +109,8 @@ class RecordWriter:
         await written
 
     async def run(self) -> None:
-        """Write again and again, until cancelled."""
-        await self.write()  # nothing yet: but the key is there from now on, and what is too old goes
+        """Write repeatedly until cancelled."""
+        await self.write()  # without messages: loads the key and prunes the record
         self.is_prepared.set()
         while True:
             with suppress(TimeoutError):
@@ -121,7 +121,7 @@ class RecordWriter:
                 await asyncio.sleep(min(AGAIN_S, self._settings.window_s))
 
     async def write(self) -> bool:
-        """Write what waits; return True if that is done. What could not be written waits again, as far as there is room."""
+        """Write the queued messages; return true after success. After a failure the messages wait again, up to the limit."""
         waiting, self._waiting = self._waiting, _Waiting()
         asked, self._asked = self._asked, []
         rows = waiting.rows
@@ -140,14 +140,14 @@ class RecordWriter:
         return True
 
     async def save_watched(self) -> None:
-        """Save the partners of what is watched."""
+        """Save the partners of watched entries."""
         await self._aside(self._write_watched)
 
     def _write_watched(self) -> None:
         files.write_watched(self._state, {**self._seen()})
 
     async def _aside(self, work: Callable[[], T]) -> T:
-        """Do work in the thread of the disk, behind all checks."""
+        """Run work in the thread of the disk, at a lower priority than checks."""
         with self._behind():
             return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
@@ -156,11 +156,11 @@ class RecordWriter:
             self._count("eir_sightings_dropped_total", "disk", count=self._waiting.drop_oldest())
 
     def _write(self, messages: deque[bytes], size: int) -> int:
-        """Write these, in the thread of the disk; return the size of the record then, which was `size` before."""
+        """Write messages in the thread of the disk; return the size of the record, which was `size` before."""
         settings, state = self._settings, self._state
         if self._pruned == float("-inf"):
             files.clean(state)
-        now = self._clock.now(time.time(), time.monotonic())  # nothing goes because a clock has jumped
+        now = self._clock.now(time.time(), time.monotonic())  # a jump of the clock deletes no data
         self.subscribers = load_subscribers(
             state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s, now=lambda: now
         )

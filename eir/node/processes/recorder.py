@@ -1,8 +1,9 @@
-"""The process that writes what checks have shown, and sends out what somebody wants to know at once. It answers nobody.
+"""Recorder: the process that writes the checks to the record, and sends events. It answers no checks.
 
-Workers hand over messages (eir.sightings.buffer) through one socket that the supervisor made, so that this process may end and come back
-without their noticing: only the supervisor and the workers have its one end, only the recorder and the supervisor have the other. The recorder
-ends when no worker is left. It takes what comes at once, and a thread writes it (record_writer.py). `Recorded` is the supervisor's part: the socket, and what recorders have counted.
+Workers send messages (eir.sightings.buffer) through one socket that the supervisor created, so that the recorder may restart
+without notice to them: the supervisor and the workers have one end, the recorder and the supervisor the other. The recorder
+ends after the last worker. It receives messages at once, and a thread writes them (record_writer.py). `Recorded` is the part of
+the supervisor: the socket, and the counters of recorders.
 """
 
 import asyncio
@@ -34,17 +35,17 @@ from eir.sightings.settings import SightingsSettings
 
 MESSAGE_BYTES_MAX = 1 << 18
 TURN_MESSAGES = 200
-"""Messages taken before others on the loop get their turn."""
+"""Number of messages that are received before other tasks of the loop run."""
 HANDED_BYTES_MAX = 16 << 20
-"""Maximum size of the messages that wait in a worker for this process."""
+"""Maximum size in bytes of the messages that wait in a worker for this process."""
 EVENTS_S = 0.5
 END_S = 2.0
-"""Time for which the process waits at its end for events to go out."""
+"""Seconds that the process waits at its end for events to be sent."""
 ORPHANED_S = 10.0
-"""Time for which this process goes on for workers that have not ended after it has lost the supervisor."""
+"""Seconds for which this process continues, after the end of the supervisor, for workers that still run."""
 STREAM_EVENTS_MAX = 100_000
 LOOK_S = 0.02
-"""Interval between two looks whether events have gone out."""
+"""Seconds between two checks whether events have been sent."""
 
 NICE = 15
 
@@ -52,25 +53,29 @@ SENT = "sent"
 
 
 def run(end: socket.socket, config: Config, receiver: int | None) -> int:
-    """Be that process until the workers have ended. Returns the exit status; raises EirError if it cannot begin."""
+    """Run the recorder until the workers have ended; return the exit status.
+
+    Raises:
+        EirError: if it cannot start.
+    """
     if receiver is None:
         raise EirError("there is no descriptor left for the socket over which workers hand over what they have seen")
     import eir.sightings.batches  # noqa: F401, PLC0415 - polars takes a fifth of a second: before others go first, or a busy host never gives it
 
     record = partial(_keep_record, config, socket.socket(fileno=receiver))
-    return run_process(end, record, nice=NICE)  # but take what they hand over, on a busy host too
+    return run_process(end, record, nice=NICE)  # the recorder must receive the messages, also on a busy host
 
 
 async def _keep_record(config: Config, receiver: socket.socket, process: ThisProcess) -> None:
     process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
-    assert config.sightings is not None  # noqa: S101 - else this process was not started
+    assert config.sightings is not None  # noqa: S101 - otherwise this process is not started
     recorder = _Recorder(config, config.sightings, receiver, process)
     process.serve({"write": recorder.write_now, "forget": recorder.forget}, outlives=True)
     await recorder.run()
 
 
 async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
-    """Wait for what another process, or a task that tells nobody, brings about; False if it does not within the time."""
+    """Poll a condition that has no notification; return false if it is not true within `patience_s`."""
     for _ in range(round(patience_s / LOOK_S)):
         if condition():
             return True
@@ -79,7 +84,7 @@ async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
 
 
 class _Recorder:
-    """The process at work."""
+    """Recorder in its own process."""
 
     def __init__(
         self, config: Config, settings: SightingsSettings, receiver: socket.socket, process: ThisProcess
@@ -103,7 +108,7 @@ class _Recorder:
         self._deliveries = dict(self._made_deliveries())
 
     async def run(self) -> None:
-        """Until the workers have ended, or this process is to end, or the supervisor is gone and the workers take too long."""
+        """Run until the workers have ended, the process is stopped, or the supervisor has ended and the workers take too long."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._receiver, self._take)
         tasks = [
@@ -111,10 +116,10 @@ class _Recorder:
             for work in (self._writer.run(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
         ]  # fmt: skip
         for task in tasks[:3]:
-            task.add_done_callback(lambda _: self._ended.set())  # by a fault: another process goes on in its place
+            task.add_done_callback(lambda _: self._ended.set())  # after a fault, another process replaces this one
         await self._ended.wait()
         loop.remove_reader(self._receiver)
-        take_part()  # nobody is answered any more who could wait for it, and the node waits for this process
+        take_part()  # no check can be delayed any more, and the node waits for this process
         self._take(all_of_it=True)
         for task in tasks[:3]:
             task.cancel()
@@ -130,12 +135,12 @@ class _Recorder:
             task.cancel()
 
     async def write_now(self) -> None:
-        """Have what there is written; returns once it is."""
+        """Flush the messages so far to disk."""
         self._take(all_of_it=True)
         await self._writer.flush()
 
     async def forget(self, subscribers: Sequence[str]) -> None:
-        """Take subscribers out of what is remembered of them, and have the rest written, so that who asked finds all of it in the files."""
+        """Delete subscribers from memory, and flush the rest to disk, so that the caller finds all of it in the files."""
         self._take(all_of_it=True)
         self._put_events()
         self._events.forget(subscribers)
@@ -157,7 +162,7 @@ class _Recorder:
         self._tell()
 
     def _tell(self) -> None:
-        """Tell the counts at once: what is written is counted, whatever happens to this process next."""
+        """Send the counts at once, so that written checks stay counted after a crash."""
         self._channel.tell(
             "counted", {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}, latest="counted"
         )
@@ -170,9 +175,9 @@ class _Recorder:
                 return
             try:
                 message = self._receiver.recv(MESSAGE_BYTES_MAX)
-            except OSError:  # there is nothing
+            except OSError:  # the socket has no message
                 return
-            if not message:  # no worker is left
+            if not message:  # the last worker has ended
                 self._ended.set()
                 return
             if message[:1] == EVENTS:
@@ -196,21 +201,21 @@ class _Recorder:
             self._count("eir_events_dropped_total", to, what, count=count)
 
     async def _send_events(self) -> None:
-        await self._writer.is_prepared.wait()  # or the first events would have no subscriber
+        await self._writer.is_prepared.wait()  # without the key, the first events would have no subscriber
         while True:
             await asyncio.sleep(EVENTS_S)
             self._put_events()
 
     def _put_events(self) -> None:
-        found = self._events.due(time.monotonic(), self._writer.subscribers)
+        events = self._events.due(time.monotonic(), self._writer.subscribers)
         dropped = self._events.clear_dropped()
         for to, delivery in self._deliveries.items():
-            delivery.add(found)
+            delivery.add(events)
             self._sent(to, RATE, dropped)
 
 
 def _stream(store: str, key: str, report: Report) -> deliver.Send:
-    """Adds events to a stream of Redis, one entry each, whose field `event` is the event as JSON."""
+    """Return a function that adds events to a stream of Redis: one entry per event, with the field `event` as JSON."""
     from eir.lists.stores.redis.link import RedisClient  # noqa: PLC0415 - takes 0.2 s
     from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415 - with the one above
 
@@ -227,15 +232,15 @@ def _stream(store: str, key: str, report: Report) -> deliver.Send:
 
 
 SOCKET_BYTES = 1 << 22
-"""Size of the kernel's buffer between the processes; the kernel may grant less."""
+"""Requested size in bytes of the kernel's buffer between the processes; the kernel may grant less."""
 SETTLE_S, WRITE_S = 0.04, 20.0
-"""Times that workers have to hand over what they are about to, and that the recorder has to write it."""
+"""Seconds that workers have to send pending messages, and that the recorder has to write them."""
 QUEUE, REFUSED, RATE = "queue", "refused", "rate"
 TO = ("webhook", "stream")
 
 
 class Recorded:
-    """The record as seen from outside of the recorder."""
+    """Record, from the supervisor's side."""
 
     def __init__(self, config: Config, settings: SightingsSettings, start: Start, report: Report) -> None:
         self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -250,27 +255,35 @@ class Recorded:
             is_spared=True,
             is_asked=False,
         )
-        """Spared: it may wait for a receiver of events, and systemd would start a drained node again."""
-        there = [to for to in TO if getattr(settings, to)]
+        """Spared: it may be waiting for a receiver of events, and systemd would restart a drained node after a failure."""
+        receivers = [to for to in TO if getattr(settings, to)]
         self._zeros: metrics.Snapshot = {
             "eir_sightings_total": {(): 0.0}, "eir_sightings_dropped_total": {("disk",): 0.0},
-            "eir_events_total": {(to,): 0.0 for to in there},
-            "eir_events_dropped_total": {(to, why): 0.0 for to in there for why in (QUEUE, REFUSED, RATE)},
+            "eir_events_total": {(to,): 0.0 for to in receivers},
+            "eir_events_dropped_total": {(to, why): 0.0 for to in receivers for why in (QUEUE, REFUSED, RATE)},
         }  # fmt: skip
         self._size: metrics.Snapshot = {"eir_sightings_bytes": {(): 0.0}}
         """Size of the record, which outlives the recorder."""
 
     def end(self) -> None:
-        """Have the recorder end once it has taken all that workers have handed over; they have ended."""
+        """End the recorder after it has received all messages of the workers, which have ended."""
         self.sender.close()
         self.receiver.close()
 
     async def write(self) -> None:
-        """Have what there is written; returns once it is. Raises EirError if it is not within some seconds."""
+        """Flush the checks so far to disk.
+
+        Raises:
+            EirError: if the flush takes longer than WRITE_S.
+        """
         await self._asked("write")
 
     async def forget(self, subscribers: Sequence[str]) -> None:
-        """Have subscribers forgotten that are not in the files, and what there is written. Raises as `write`."""
+        """Delete subscribers from the recorder's memory, and flush the checks so far.
+
+        Raises:
+            EirError: as `write`.
+        """
         await self._asked("forget", subscribers)
 
     async def _asked(self, what: str, *arguments: Any) -> None:
@@ -282,7 +295,7 @@ class Recorded:
         raise EirError("what was seen last could not be written; the log says why (sightings_failed)")
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return all numbers of the record, for a scrape."""
+        """Return the metrics of the record."""
         return metrics.merge([self._zeros, self._size, self.child.snapshot()])
 
     def _count(self, counters: metrics.Snapshot) -> None:
@@ -291,12 +304,12 @@ class Recorded:
 
 
 def buffer_for(config: Config, sender: socket.socket | None) -> Buffer | None:
-    """Return the buffer to which a worker hands its checks; None if nothing is recorded."""
+    """Return the buffer for a worker's checks; None if there is no record."""
     if config.sightings is None or sender is None:
         return None
 
     def send(message: bytes) -> bool:
-        """Hand a message over; False if it is not taken now."""
+        """Send a message; return false if the socket does not accept it now."""
         try:
             sender.send(message)
         except OSError:

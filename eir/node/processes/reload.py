@@ -1,4 +1,4 @@
-"""Reloads: each worker prepares the new configuration, and only if all could, every process applies it."""
+"""Reloads: each worker prepares the new configuration; every process applies it only if all workers could prepare it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ from eir.node.processes.workers import Workers
 
 
 class Reload:
-    """Reloads of a node, one after another."""
+    """Reloads of a node, one at a time."""
 
     def __init__(
         self,
@@ -28,15 +28,19 @@ class Reload:
         jobs: Jobs,
         report: Report,
     ) -> None:
-        """`apply` has all parts but the workers apply settings. `on_change`: also reload whenever the file is written."""
+        """Create the reloads. `apply` applies settings to all parts except the workers. `on_change`: also reload when the file is written."""
         self._configuration, self._workers, self._apply, self._record = configuration, workers, apply, record
         self._is_stopping, self._on_change, self._jobs, self._report = is_stopping, on_change, jobs, report
-        self._lock = asyncio.Lock()  # what a worker has prepared is one configuration
+        self._lock = asyncio.Lock()  # workers prepare only one configuration at a time
 
     async def reload(self, who: str) -> str:
-        """Reload the configuration file for `who`; return the result in words. If anything fails, nothing changes.
+        """Reload the configuration file for `who`; return the result as text. After a failure nothing has changed.
 
-        A reload that comes meanwhile waits. Raises EirError or OSError, after the reason is logged.
+        A concurrent reload waits.
+
+        Raises:
+            EirError: if the configuration is refused; the reason is logged.
+            OSError: if a file cannot be read; the reason is logged.
         """
         async with self._lock:
             if self._is_stopping():
@@ -44,14 +48,18 @@ class Reload:
             return await self._reload(who)
 
     async def reload_and_log(self, who: str) -> None:
-        """Reload, if nobody waits for the result: the log has it."""
+        """Reload without a caller that needs the result, which is logged."""
         with suppress(EirError, OSError):
             await self.reload(who)
 
     async def reload_for(self, who: str) -> str:
-        """Reload for a command: also return in words the lists that need work. Raises as `reload`.
+        """Reload for a command; the result also names lists that need work.
 
-        A reload that has begun goes on if the command is cancelled.
+        The reload continues if the command is cancelled.
+
+        Raises:
+            EirError: as `reload`.
+            OSError: as `reload`.
         """
         before = await self._workers.reports()
         result: str = await asyncio.shield(self._jobs.spawn(self.reload(who)))
@@ -63,12 +71,12 @@ class Reload:
             await self.reload_and_log("file")
 
     async def poll_keys(self) -> None:
-        """Have access tokens verified with other keys if the key files have changed."""
+        """Apply changed key files, which verify access tokens."""
         changed = self._configuration.read_keys()
         if changed:
             await self._workers.set_keys(self._configuration.loaded.keys)
-        for found in changed.values():
-            files = ",".join(file for _, file, _ in found.contents) if found else None
+        for keys in changed.values():
+            files = ",".join(file for _, file, _ in keys.contents) if keys else None
             self._report("keys_in_force", files=files)
 
     async def _reload(self, who: str) -> str:

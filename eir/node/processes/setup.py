@@ -1,7 +1,4 @@
-"""The configuration in the processes of a node: objects that each builds of it in the same way, and the file while the node runs.
-
-Of the file it says whether it was written since, whether it has a fault, and what the history says of a reload.
-"""
+"""Use of the configuration in the processes of a node: objects that each process builds from it in the same way, and the watch on the file."""
 
 import asyncio
 import hashlib
@@ -30,13 +27,17 @@ from eir.node.processes.channel import Channel
 from eir.wire.peers.settings import Limits
 
 OPEN_FILES_BESIDES = 512
-"""Open files of a process besides its connections: store, log, pages, commands, releases that are being read."""
+"""Number of open files of a process in addition to its connections: store, log, pages, commands, releases."""
 DIGEST_SHOWN = 12
-"""Digits of a list's digest in a line of the log: enough to compare with `eir lists --json`."""
+"""Digits of a list's digest in a log line, enough for a comparison with `eir lists --json`."""
 
 
 def prepare(config: Config) -> None:
-    """Have at hand what all processes share. Raises SetupFault for a store that cannot be one."""
+    """Prepare the resources that all processes share.
+
+    Raises:
+        SetupFault: if the store cannot be used.
+    """
     log = Log(time.monotonic, level=config.log_level, in_background=False)
     report_warnings(config, log.report)
     allow_open_files(config, log.report)
@@ -44,7 +45,7 @@ def prepare(config: Config) -> None:
         for name in filter(None, (each.server, each.service, each.attendant)):
             resolve_name(name)  # so that all processes share what it imports
     if any(each.tokens and config.of(each).listen for each in INTERFACES):
-        # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings tokens.
+        # Loading the verification of tokens takes 0.5 s, which must not delay a worker after a reload.
         import eir.wire.web.tokens  # noqa: F401, PLC0415 - so that it is there
     try:
         state_folder.take_form(config.state, log.report)
@@ -55,18 +56,18 @@ def prepare(config: Config) -> None:
 
 
 def kinds_of(config: Config) -> dict[str, str]:
-    """The kind of each configured list."""
+    """Return the kind of each configured list."""
     return {name: settings.kind for name, settings in config.lists.items()}
 
 
 def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
-    """Lists that rules in force look into and that have never been loaded; a local one may well have no entry yet."""
+    """Return the lists that the rules in force use and that have never been loaded, without local lists, which may be empty."""
     used = dict.fromkeys(name for rule in config.policy.rules if not rule.observe for name in rule.lists)
     return [name for name in used if name not in states and not config.lists[name].local]
 
 
 def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[WorkerReport]) -> list[str]:
-    """In words, what a reload to this configuration leaves to do about lists, by what workers reported before it and report now."""
+    """Return texts about lists that need work after a reload, by the reports of the workers before and after it."""
     missing = dict.fromkeys(name for report in now for name in report.missing)
     left = dict.fromkeys(name for report in before for name in report.lists if name not in config.lists)
     return [f"list {name} has never been loaded: load it first" for name in missing] + [
@@ -76,9 +77,9 @@ def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[
 
 
 def limits_of(config: Config) -> Limits:
-    """The limits of one worker: what counts over all connections is shared out, since each worker sees its own only.
+    """Return the limits of one worker: limits over all connections are divided among the workers.
 
-    Not so those that the supervisor holds connections to before it hands them over, and rates, which workers fill together.
+    Undivided are limits that the supervisor enforces, and rates, which workers share.
     """
     limits, workers = config.limits, config.workers
     return replace(
@@ -89,7 +90,7 @@ def limits_of(config: Config) -> Limits:
 
 
 def allow_open_files(config: Config, report: Report) -> None:
-    """Raise this process's limit on open files, as far as it may, to what all connections and the rest need."""
+    """Raise this process's limit on open files to the number needed for all connections, as far as permitted."""
     wanted = config.limits.connections_max + OPEN_FILES_BESIDES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -103,13 +104,13 @@ def allow_open_files(config: Config, report: Report) -> None:
 
 
 def report_warnings(config: Config, report: Report) -> None:
-    """Tell what is allowed in the configuration and probably not meant."""
+    """Log the warnings of the configuration."""
     for warning in config.warnings:
         report("config_warning", level="warning", detail=str(warning))
 
 
 def tell_in_force(report: Report, name: str, state: ListState) -> None:
-    """The line that says which content of a list answers from now on, and who vouched for it."""
+    """Log the content of a list that is in force now, and its signers."""
     report(
         "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
         digest=state.content_digest[:DIGEST_SHOWN], signers=",".join(state.signers) or None,
@@ -117,31 +118,31 @@ def tell_in_force(report: Report, name: str, state: ListState) -> None:
 
 
 class Listed(NamedTuple):
-    """A list as it is to be in force."""
+    """List to put in force."""
 
     name: str
     kind: str
-    """Kind of the list, by the configuration."""
+    """Kind of the list in the configuration."""
     state: ListState
 
 
 def hand_over(channel: Channel, listed: Listed, image: Image) -> None:
-    """Have the other side put a list in force; of several versions that wait, the last."""
+    """Send a list to the other side, which puts it in force; only the latest waiting version of a list is sent."""
     channel.tell("put_in_force", listed, carrying=[image], latest=listed.name)
 
 
 class ConfigFile:
-    """Looks at a file again and again; `digest` is that of what the node started by (see Config.digest)."""
+    """Watch on the configuration file. `digest`: digest of the file at the node's start (Config.digest)."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self._path = path
         self._digest = digest
         self._seen: tuple[int, ...] | None = None
         self.fault: str | None = None
-        """The first fault that it has: a restart would fail then."""
+        """First fault of the file, with which a restart would fail."""
 
     async def look(self) -> bool:
-        """Look again; returns True if there is another file than at the look before, or than the node started by."""
+        """Read the file again; return true if it differs from the last read, or at the first read from the node's start."""
         now = await asyncio.to_thread(_stamp, self._path)
         if now == self._seen:
             return False
@@ -151,10 +152,10 @@ class ConfigFile:
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Numbers by which a file that is another one, or was written, differs; None if it is not there."""
+    """Return inode, size and time of a file, which change with its content; None if it is missing."""
     with suppress(OSError):
-        found = path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
     return None
 
 
@@ -173,10 +174,7 @@ def _fault(path: Path) -> str | None:
 
 
 def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
-    """Return the history's event for a reload.
-
-    It names who made it, what it changed, and the digest of the configuration then in force.
-    """
+    """Return the event of a reload for the history, with the user, the changed keys and the digest of the configuration."""
     now, host = utc_text(datetime.now(UTC)), socket.gethostname()
     return Event(
         time=now,

@@ -1,4 +1,4 @@
-"""Sources of lists as the supervisor has them: the drop folder, pulls, and the acknowledgements of what is in force."""
+"""Sources of lists, from the supervisor's side: drop folder, pulls, and acknowledgements."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +21,7 @@ class Sources:
     """All sources of the lists of a node."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
-        """`config` returns the settings in force."""
+        """Create the sources. `config` returns the settings in force."""
         self._jobs = jobs
         loads = Loads(start)
         self._drop_folder = DropFolder(config, start, loads, report=report)

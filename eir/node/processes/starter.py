@@ -1,9 +1,9 @@
-"""The starter, which starts every process of a node but the first, and does nothing else.
+"""Starter: the process that starts every process of a node except the first.
 
-The starter is forked while the first process has neither an event loop nor a thread, and has neither itself, so it can
-fork safely at any time. It has read all modules, which its children share with it. A process that it starts becomes the
-child of the process that asked, which talks to it over a channel. If the starter is killed, a fresh one takes its place
-the next time that something is to be started. One that does not answer is killed.
+It is forked while the first process has neither an event loop nor a thread. It has neither itself, so it can fork safely at any
+time. It has loaded all modules, whose memory its children share. A process that it starts becomes the child of the process that
+requested it, and has a channel to it. If the starter is killed, the next start launches a new one. A starter that does not
+answer is killed.
 """
 
 import asyncio
@@ -41,16 +41,16 @@ from eir.node.processes.state_folder import as_owner_of
 
 NAME = "starter"
 SETUP_STATUS = 2
-"""Exit status of a process that met a fault which does not go away by itself."""
+"""Exit status of a process after a fault that a restart cannot remove."""
 START_S = 60.0
-"""Longest time that a start may take on a busy host, including the modules of a fresh starter."""
+"""Longest duration of a start in seconds, on a busy host and with the modules of a new starter."""
 END_S = 12.0
-"""Time that a process has to end once its channel has: a worker's peers are given 8 s to close (eir.node.processes.worker)."""
+"""Seconds that a process has to end after its channel; a worker's peers have 8 s to close (eir.node.processes.worker)."""
 PR_SET_CHILD_SUBREAPER = 36
-"""prctl(2): be the parent of those descendants whose parent has ended."""
+"""prctl(2): become the parent of descendants whose parent has ended."""
 
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from eir.node.processes.starter import begin; begin(int(sys.argv[1]), *sys.argv[3:])"
-"""Program of a fresh starter: it runs with the modules of this process, wherever they were found."""
+"""Program of a new starter, which uses the module path of this process."""
 
 
 class _StarterGone(ChannelError):
@@ -58,24 +58,26 @@ class _StarterGone(ChannelError):
 
 
 class Process:
-    """A process that was started, and the channel to it."""
+    """Started process, and the channel to it."""
 
     def __init__(self, name: str, pid: int, channel: Channel) -> None:
         self.name, self.pid, self.channel = name, pid, channel
         self._status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         try:
             self._descriptor = os.pidfd_open(pid)
-        except OSError:  # it has ended, and its parent is another process: there was no time to become that
+        except (
+            OSError
+        ):  # it has ended, and its parent is another process, because this one had no time to become the parent
             self._status.set_result(None)
         else:
             asyncio.get_running_loop().add_reader(self._descriptor, self._reap)
 
     async def ended(self) -> int | None:
-        """Wait for its end: the exit status, negative: the signal that ended it; None: nobody knows it."""
+        """Wait for its end; return the exit status (negative: number of the signal that ended it), None if it is unknown."""
         return await asyncio.shield(self._status)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal, if it has not ended."""
+        """Send a signal, unless the process has ended."""
         if not self._status.done():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -92,14 +94,14 @@ class Process:
 
 
 Start: TypeAlias = Callable[..., Awaitable[Process]]
-"""Starts a process, as Starter.start."""
+"""Function that starts a process, such as Starter.start."""
 
 
 class Starter:
-    """Starts processes, one at a time. To be made before there is an event loop, and used on one."""
+    """Starter of processes, one at a time. It must be created before the event loop, and used on one."""
 
     def __init__(self, *modules: str, keeps: Sequence[int] = (), owned: Path | None = None) -> None:
-        """`modules`: what a fresh starter reads, for all that it starts. `keeps`: descriptors that all have open. `owned`: see as_owner_of."""
+        """Create a starter without a process. `modules`: modules that a new starter loads for all its children. `keeps`: descriptors that stay open in all of them. `owned`: folder for as_owner_of."""
         self._fresh = partial(_launch, modules, keeps, owned)
         self._report: Report = silent
         self._forked: tuple[int, socket.socket] | None = None
@@ -109,9 +111,9 @@ class Starter:
         self._thread = ThreadPoolExecutor(1, NAME)
 
     def fork(self) -> None:
-        """Have a starter that shares the memory of this process, which may have neither an event loop nor a thread yet."""
+        """Fork a starter that shares the memory of this process, which must have neither an event loop nor a thread."""
         gc.collect()
-        gc.freeze()  # shared with all children: a collection there must not write into it
+        gc.freeze()  # shared with all children: their garbage collection must not write to it
         ours, theirs = pair()
         if not (pid := os.fork()):
             ours.close()
@@ -124,8 +126,8 @@ class Starter:
         self._report = report
 
     def stay(self) -> None:
-        """Have a fresh starter begin with the priority that this process has now, whatever it does with its own later."""
-        self._thread.submit(int).result()  # a thread keeps what it began with
+        """Give every new starter the present priority of this process, which may change its own later."""
+        self._thread.submit(int).result()  # a thread keeps its initial priority
 
     async def start(
         self,
@@ -135,26 +137,33 @@ class Starter:
         carrying: Sequence[HasDescriptor] = (),
         within_s: float = START_S,
     ) -> Process:
-        """Start a process that is called eir-NAME in `ps` and `top`, and ends with what `main` returns.
+        """Start a process with the name eir-NAME in `ps` and `top`; its exit status is the result of `main`.
 
-        `main`, which can be pickled, gets its end of the channel, the arguments, and a descriptor for each of `carrying`. Raises
-        ChannelError if it cannot be started, or has not been `within_s`.
+        `main` must be picklable. It receives its end of the channel, the arguments, and a descriptor for each of `carrying`.
+
+        Raises:
+            ChannelError: if the process cannot be started `within_s`.
         """
         call = pickle.dumps((main, arguments), pickle.HIGHEST_PROTOCOL)
         async with self._one:
             try:
                 return await self._started(name, call, carrying, within_s)
-            except _StarterGone:  # killed before it answered: what it may have started ends with its channel
+            except _StarterGone:  # the starter was killed before it answered; its child, if any, ends with the channel
                 return await self._started(name, call, carrying, within_s)
 
     async def _started(self, name: str, call: bytes, carrying: Sequence[HasDescriptor], within_s: float) -> Process:
-        """Have a starter that runs start it. Raises as `start`, _StarterGone if that starter is gone before it answers."""
+        """Start the process by a running starter.
+
+        Raises:
+            ChannelError: as `start`.
+            _StarterGone: if the starter ends before it answers.
+        """
         try:
             starter = self._process
             if starter is None or starter.channel.gone.is_set():
                 starter = await self._begun()
             ours, theirs = pair()
-        except OSError as e:  # no descriptor, no memory, or no process more
+        except OSError as e:  # no descriptor, memory or process is available
             raise ChannelError(f"no process can be started: {e}") from None
         with theirs:
             _adopt(True)
@@ -172,7 +181,7 @@ class Starter:
         return Process(name, pid, Channel(ours))
 
     async def close(self) -> None:
-        """Have the starter end; what it has started goes on."""
+        """End the starter; its children continue."""
         if self._process is not None and self._attending is not None:
             attending, self._attending = self._attending, None
             self._process.kill()
@@ -182,7 +191,7 @@ class Starter:
         self._thread.shutdown()
 
     async def _begun(self) -> Process:
-        """Return the starter, and attend to it from now on; start a fresh one if necessary."""
+        """Return the running starter; start a new one if necessary."""
         if self._forked is not None:
             (pid, ours), self._forked = self._forked, None
         else:
@@ -203,10 +212,7 @@ class Starter:
 
 
 def _adopt(ours: bool) -> None:
-    """Have what the starter starts become children of this process, so that it sees them end.
-
-    Off at other times: it is to adopt no strangers.
-    """
+    """Make children of the starter children of this process, so that it can wait for them; false: stop this, so that it adopts no other processes."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(ours))
 
 
@@ -215,7 +221,7 @@ def _launch(modules: Sequence[str], keeps: Sequence[int], owned: Path | None) ->
     with theirs:
         words = [sys.executable, "-c", _BEGIN, str(theirs.fileno()), json.dumps(sys.path), str(owned or ""), *modules]
         begun = subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), *keeps])
-    begun.returncode = 0  # its end is seen elsewhere
+    begun.returncode = 0  # another process waits for its end
     return begun.pid, ours
 
 
@@ -223,7 +229,7 @@ def _launch(modules: Sequence[str], keeps: Sequence[int], owned: Path | None) ->
 
 
 def begin(number: int, owned: str, *modules: str) -> NoReturn:
-    """Be a fresh starter, with one end of the channel as descriptor `number`."""
+    """Run a new starter with one end of the channel as descriptor `number`."""
     block()
     for module in modules:
         importlib.import_module(module)
@@ -234,7 +240,7 @@ def begin(number: int, owned: str, *modules: str) -> NoReturn:
 
 
 def _serve(end: socket.socket) -> NoReturn:
-    """Be the starter, until the channel ends."""
+    """Run the starter until the channel ends."""
     call_itself(NAME)
     os.set_inheritable(end.fileno(), False)
     receiver = Receiver(end)
@@ -244,7 +250,7 @@ def _serve(end: socket.socket) -> NoReturn:
             answer: tuple[int | None, str | None]
             try:
                 if None in descriptors:
-                    raise OSError("the starter has no descriptor left")  # noqa: TRY301 - as other faults of the system
+                    raise OSError("the starter has no descriptor left")  # noqa: TRY301 - handled like other faults of the system
                 answer = _fork(end, name, call, [number for number in descriptors if number is not None]), None
             except OSError as e:
                 answer = None, str(e)
@@ -257,7 +263,11 @@ def _serve(end: socket.socket) -> NoReturn:
 
 
 def _fork(end: socket.socket, name: str, call: bytes, descriptors: Sequence[int]) -> int:
-    """Fork a process and let go of it: by a process between that ends at once. Returns its id. Raises OSError."""
+    """Fork a process without a parent, by an intermediate process that ends at once; return its id.
+
+    Raises:
+        OSError: if the fork fails.
+    """
     read, write = os.pipe()
     try:
         if not (between := os.fork()):
@@ -281,25 +291,25 @@ def _fork(end: socket.socket, name: str, call: bytes, descriptors: Sequence[int]
             os.close(descriptor)
 
 
-# In the process that was started
+# In the started process
 
 
 def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
-    """Be that process: run what it is for and end, whatever happens. A terminal's signals are the first process's to act on."""
+    """Run the work of the process and exit. Signals of a terminal are ignored, because the first process handles them."""
     status = 1
     try:
         call_itself(name)
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         deliver()
-        main, arguments = pickle.loads(call)  # noqa: S301 - from a process of ours
+        main, arguments = pickle.loads(call)  # noqa: S301 - from a process of this node
         status = main(socket.socket(fileno=descriptors[0]), *arguments, *descriptors[1:])
     except (SetupFault, ConfigError) as e:
         status = SETUP_STATUS
         print(with_priority("error", f"eir: {e}"), file=sys.stderr)
     except EirError as e:
         print(with_priority("error", f"eir: {e}"), file=sys.stderr)
-    except BaseException as e:  # noqa: BLE001 - the outermost frame of the process: say what it was and end
+    except BaseException as e:  # noqa: BLE001 - outermost frame of the process: log the exception and exit
         print(with_priority("error", f"eir: the process {name} ends: {type(e).__name__}: {e}"), file=sys.stderr)
     finally:
         sys.stderr.flush()
@@ -307,6 +317,6 @@ def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
 
 
 def call_itself(name: str) -> None:
-    """Have this process called eir-NAME in `ps` and `top`."""
+    """Set the name of this process in `ps` and `top` to eir-NAME."""
     with suppress(OSError):
         Path("/proc/self/comm").write_text(f"eir-{name}")

@@ -1,6 +1,6 @@
-"""The store as the supervisor sees it: outcomes of releases, history and form of the data, read again and again.
+"""Watch of the supervisor on the store: outcomes of releases, history and form of the data, polled repeatedly.
 
-The supervisor keeps no connection to the store.
+The supervisor has no permanent connection to the store.
 """
 
 import socket
@@ -17,16 +17,16 @@ from eir.node.observe.lately import Rhythms
 from eir.node.processes import state_folder
 
 EVENTS_MAX = 200
-"""Maximum number of events of the history that the page looks through."""
+"""Maximum number of events of the history that the page searches."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
 
 class StoreWatch:
-    """Facts of the store, as of the last look."""
+    """Facts of the store at the last poll."""
 
     def __init__(self, config: Callable[[], Config], *, report: Report) -> None:
-        """`config` returns the settings in force."""
+        """Create the watch. `config` returns the settings in force."""
         self._config, self._report = config, report
         settings = config()
         copy = open_copy(settings.store, settings.state)
@@ -37,21 +37,21 @@ class StoreWatch:
         self._rhythms = Rhythms()
         self._outcomes: tuple[OutcomeCount, ...] = ()
         self.events: Sequence[Event] = ()
-        """The newest events of the history, the oldest first."""
+        """Newest events of the history, the oldest first."""
         self._newer: str | None = None
-        """Reason why nothing is changed in the store, if its data have the form of a newer eir."""
+        """Reason for which the store is not written, if its data have the form of a newer eir."""
 
     async def poll(self) -> None:
-        """Read the store, and keep the history level with this node's copy."""
+        """Read the store, and synchronize the history with this node's copy."""
         config = self._config()
-        report = self._report if config.store == SQLITE else silent  # of Redis the follower tells
+        report = self._report if config.store == SQLITE else silent  # the follower reports on Redis
         store = open_store(config.store, config.state, report=report, check=False)
         try:
             self._newer = await await_store(store.newer())
             await self.history.look(store, config.history, [*config.lists])
             outcomes = tuple(await await_store(store.outcomes()))
             if outcomes != self._outcomes or not self.events:
-                # The rows of a feed displace no load from the page.
+                # Rows of a feed must not displace loads from the page.
                 events = [await await_store(store.history(limit=EVENTS_MAX, chain=chain)) for chain in CHAINS]
                 self.events = sorted((event for each in events for event in each), key=lambda event: event.time)
             self._outcomes = outcomes
@@ -78,8 +78,8 @@ class StoreWatch:
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics."""
-        # A change of a local list is in the history too, and is no release, but a lifted limit is to be seen; a release
-        # that is offered for it is refused.
+        # Changes of a local list are in the history, but are no releases; lifted limits and refused releases of a local
+        # list count.
         config, ledgers = self._config(), self.history.ledgers
         local = {name for name, settings in config.lists.items() if settings.local}
         counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]

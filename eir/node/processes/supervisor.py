@@ -1,6 +1,6 @@
-"""The supervisor, the first process of a node: starts the others, accepts connections for them, and is where the node is seen and steered.
+"""Supervisor: the first process of a node. It starts the other processes, accepts connections for them, and serves status and commands.
 
-It is on the path of no check. It hands the configuration that it has read to the other processes, and they end when it does.
+It handles no check. It reads the configuration and passes it to the other processes, which end when it ends.
 """
 
 import asyncio
@@ -38,20 +38,23 @@ from eir.node.processes.tracing import Tracing
 from eir.node.processes.web import Web
 
 STORE_S = 5.0
-"""Interval between two looks at the store."""
+"""Seconds between two polls of the store."""
 LOOK_S = 1.0
-"""Interval between two looks at the workers, the configuration file and key files."""
+"""Seconds between two polls of the workers, the configuration file and key files."""
 STARTED_S = 0.25
-"""Maximum interval between two looks at workers that start."""
+"""Maximum seconds between two polls of workers that start."""
 STOP_S = 25.0
-"""Time that the end of the node may take, whatever hangs: systemd gives it 30 s (deploy/systemd/eir.service)."""
+"""Maximum duration in seconds of the node's end, even if a part hangs; systemd permits 30 s (deploy/systemd/eir.service)."""
 
 
 def run(config: Config, *, reload_on_change: bool = False) -> int:
     """Run a node until SIGTERM or SIGINT; return its exit status.
 
-    `reload_on_change`: also reload whenever the configuration file is written.
-    Raises EirError if it cannot start, SetupFault for what does not go away by itself.
+    `reload_on_change`: also reload when the configuration file is written.
+
+    Raises:
+        EirError: if it cannot start.
+        SetupFault: for a fault that a restart cannot remove.
     """
     with as_owner_of(config.state):
         state_folder.prepare(config.state)
@@ -71,7 +74,7 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
 
 
 def end_within(stop_s: float = STOP_S) -> None:
-    """End this process after that time if it has not ended by then: by a thread, since a disk may hold up the loop and all other threads."""
+    """End this process after `stop_s` if it has not ended; a separate thread does it, because a disk may block the loop and other threads."""
 
     def overdue() -> None:
         detail = f"it did not end within {stop_s:g} s; what it waited for is left undone"
@@ -86,7 +89,7 @@ def end_within(stop_s: float = STOP_S) -> None:
 
 
 class Supervisor:
-    """Puts the parts of the supervisor together, starts them in order, and takes them down in order."""
+    """Assembly of the supervisor's parts; it starts and stops them in order."""
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class Supervisor:
         end_s: float = END_S,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`hold_s`: see HOLD_S. `end_s`: time that the other processes have to end; `on_stop` is called when that begins."""
+        """Create the parts. `hold_s`: as HOLD_S. `end_s`: seconds that the other processes have to end. `on_stop` is called at the start of the end."""
         self._on_stop = on_stop
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
@@ -109,7 +112,7 @@ class Supervisor:
         self._acceptor = Acceptor(config.peers, config.limits, config.sctp, hold_s=hold_s, report=report)
         self._others = OtherProcesses(
             configuration, starter, self._acceptor, origin_state_id=origin_state_id, end_s=end_s,
-            traced=lambda record: self._tracing.add(record), report=report,  # noqa: PLW0108 - there is no tracing yet
+            traced=lambda record: self._tracing.add(record), report=report,  # noqa: PLW0108 - tracing does not exist yet
         )  # fmt: skip
         workers = self._others.workers
 
@@ -124,7 +127,7 @@ class Supervisor:
         status = Status(
             workers=config.workers, pid=os.getpid(), running=self._running, is_store_up=lambda: followed.how.store_up,
             losses=(
-                lambda: followed.how.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - another one each time
+                lambda: followed.how.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - it is replaced later
                 lambda: followed.how.copy_warnings(), self._store.form_warnings,  # noqa: PLW0108 - as above
             ),
             warnings=(configuration.warnings, self._store.warnings, self._sources.warnings, self._others.warnings),
@@ -145,7 +148,11 @@ class Supervisor:
         self._control = ControlSockets(configuration, commands.by_name(), looking, report=report)
 
     async def serve(self) -> int:
-        """Start, run until SIGTERM, stop. Return the exit status. Raises EirError if a listener cannot be opened."""
+        """Start, run until SIGTERM, and stop; return the exit status.
+
+        Raises:
+            EirError: if a listener cannot be opened.
+        """
         loop = asyncio.get_running_loop()
         report_faults(self._log.report)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -175,12 +182,12 @@ class Supervisor:
             await self._store.history.close()
             await self._web.close()
             await self._control.close()
-            self._log.report("stopped")  # by the last process that there is
+            self._log.report("stopped")  # after all other processes have ended
             self._log.close()
         return int(killed)
 
     async def _are_workers_started(self) -> bool:
-        """Wait until every worker has its lists (or, if it may serve without, has looked for them); return False if stopped."""
+        """Wait until every worker has its lists, or has looked for them if it may serve without; return false if stopped."""
         workers, config = self._others.workers, self._configuration.config
         is_reported = False
         while not self._stop.is_set():
@@ -191,7 +198,7 @@ class Supervisor:
                     is_reported = True
                     names = ", ".join(missing)
                     self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
-                    if boot == "refuse":  # a start that waits for a release would hold back whoever is to load it
+                    if boot == "refuse":  # a start that waits for a release would block its loader
                         notify_service(READY, f"STATUS=opens no listener before these lists are loaded: {names}")
                 if not missing or boot != "refuse":
                     return True
@@ -201,7 +208,11 @@ class Supervisor:
         return False
 
     async def _listen(self) -> None:
-        """Answer from now on. Raises EirError if a listener cannot be opened."""
+        """Open the listeners.
+
+        Raises:
+            EirError: if a listener cannot be opened.
+        """
         loaded, workers = self._configuration.loaded, self._others.workers
         await self._acceptor.listen([each.url for each in loaded.config.listeners], workers.hand_over)
         workers.dial()
@@ -214,7 +225,7 @@ class Supervisor:
         await self._attendants.apply(loaded, self._acceptor.addresses)
 
     def _begin_stop(self, cause: str) -> None:
-        """Begin the node's end."""
+        """Start the node's end."""
         if self._stop.is_set():
             return
         self._log.report("stopping", reason=cause)
@@ -224,7 +235,7 @@ class Supervisor:
         self._others.stop()
 
     async def _apply(self, loaded: Loaded) -> None:
-        """Have all parts but the workers apply the settings in force."""
+        """Apply the settings in force to all parts except the workers."""
         config = loaded.config
         self._acceptor.configure(config.peers, config.limits, config.sctp)
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)

@@ -1,4 +1,4 @@
-"""Lists that a worker takes over: mapped beside those in force, put in force by changing one reference, the memory of the old ones freed."""
+"""Switch of lists in a worker: a new image is mapped beside the one in force, one reference changes, and the old memory is freed."""
 
 import asyncio
 import gc
@@ -12,54 +12,53 @@ from eir.node.processes.process import ThisProcess
 from eir.node.processes.setup import Listed
 
 PAUSE_S = 0.001
-"""Pause between two steps of freeing an image's memory."""
+"""Seconds between two steps of freeing an image's memory."""
 
 
 class Takeover:
-    """The lists of one worker, taken over as they come, one after another."""
+    """Lists of one worker, put in force one after another as they arrive."""
 
     def __init__(self, index: Index, process: ThisProcess, switched: Callable[[], object]) -> None:
-        """`switched` is called after each list that was put in force."""
+        """Create an empty queue. `switched` is called after each list that was put in force."""
         self._index, self._process, self._switched = index, process, switched
         self._arrived: asyncio.Queue[tuple[Listed, Image] | None] = asyncio.Queue()
-        """Lists to take over; None: these are all."""
+        """Lists to put in force; None: all lists have arrived."""
         self._replaced: asyncio.Queue[Image] = asyncio.Queue()
-        """Images that others have replaced."""
+        """Images that have been replaced."""
         self.longest_slice_s = 0.0
-        """The longest time that taking over a list held the loop."""
+        """Longest time in seconds for which a switch blocked the loop."""
 
     def put_in_force(self, what: Listed, memory: int | None) -> None:
-        """Map a list's memory, and put the list in force when its turn comes."""
+        """Map a list's memory, and put the list in force in its turn."""
         if memory is None:
-            return  # the supervisor hands it over again
+            return  # the supervisor sends it again
         try:
             self._arrived.put_nowait((what, Image.map(memory)))
         except (ImageError, OSError) as e:
             self._process.log.report("image_failed", level="error", list=what.name, detail=str(e))
 
     def complete(self) -> None:
-        """Note that the lists so far are all that there are."""
+        """Note that all lists have arrived."""
         self._arrived.put_nowait(None)
 
     async def run(self) -> None:
-        """Take over lists as they come, until cancelled."""
+        """Put lists in force as they arrive, until cancelled."""
         while True:
             arrived = await self._arrived.get()
             if arrived is None:
                 gc.collect()
-                gc.freeze()  # what the start made stays: no collection walks it again
+                gc.freeze()  # objects from the start stay, so the garbage collector skips them
                 self._process.channel.tell("started")
             else:
                 try:
                     self._switch(*arrived)
-                except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and takes the next one
+                except Exception as e:  # noqa: BLE001 - outermost loop of this task: it logs the fault and continues
                     self._process.log.report("fault", reason="lists", level="error", detail=detail_of(e))
 
     async def free(self) -> None:
-        """Free the memory of images that are no longer in force, with pauses, until cancelled.
+        """Free the memory of replaced images, with pauses, until cancelled.
 
-        Other workers do the same at that time: where they share a processor, none is to wait for the end of another's
-        time slice.
+        Other workers do the same at that time: on a shared processor, none should wait for the end of another's time slice.
         """
         while True:
             image = await self._replaced.get()
@@ -72,7 +71,7 @@ class Takeover:
             del image
 
     def _switch(self, listed: Listed, image: Image) -> None:
-        """Put a list in force, of which the supervisor hands over the last version once more if it was not here yet."""
+        """Put a list in force, unless this version is in force; the supervisor may send the last version again."""
         entries = self._index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
             return

@@ -1,7 +1,7 @@
-"""The trace of one subscriber or one device, as the supervisor keeps it: begun by a command, told by workers, read by the command, ended by time.
+"""Trace of one subscriber or device, in the supervisor: begun by a command, reported by workers, read by the command, ended by time.
 
-There is one at most. It is on record, with who began it and why, since it shows what a person's phone does. What it shows goes to the
-command alone: no log line and no file of the node has it.
+At most one trace runs. Its user and reason are recorded in the history, because it shows the use of a person's phone. Its
+records go only to the command, never to a log or a file of the node.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ from eir.node.observe.control import asker
 
 LASTS_MAX_S = 3600.0
 IDLE_S = 15.0
-"""A trace that nobody reads for so long has lost its reader, and ends."""
+"""Seconds without a read after which a trace ends, because its reader has gone."""
 READ_S = 1.0
-"""Longest time that a reader waits for something."""
+"""Longest time in seconds that a read waits for records."""
 RECORDS_MAX = 1000
-"""Most records that wait for the reader; beyond it the oldest are dropped."""
+"""Maximum number of unread records; above it the oldest are dropped."""
 
 
 class Tracing:
-    """The trace that is on, if one is."""
+    """Trace that runs, if any."""
 
     def __init__(
         self,
@@ -40,27 +40,28 @@ class Tracing:
         idle_s: float = IDLE_S,
         read_s: float = READ_S,
     ) -> None:
-        """`seek` has all workers tell of these checks from now on (None: of none), `record` puts an event into the history.
+        """Create the state without a trace. `seek` sets the checks that all workers report from now on (None: none). `record` adds an event to the history.
 
-        A trace that nobody has read for `idle_s` ends; a reader waits for something for `read_s` at most.
+        `idle_s`: seconds without a read after which a trace ends. `read_s`: longest wait of a read.
         """
         self._seek, self._record, self._report, self._idle_s, self._read_s = seek, record, report, idle_s, read_s
         self.sought: TraceFilter | None = None
         self._number = 0
-        """The number of the last trace that began. Who reads or ends says which: it may be over, and another one on."""
+        """Number of the last trace. Readers name it, because their trace may have ended and another one begun."""
         self._changing = asyncio.Lock()
-        """A trace begins once every worker knows that the one before is over: what they told of that is here by then, and gone."""
+        """Lock of changes: a trace begins only after every worker knows the end of the previous one, whose records have then arrived and are dropped."""
         self._who = self._about = ""
         self._until = self._read_at = 0.0
         self._told: deque[dict[str, Any]] = deque(maxlen=RECORDS_MAX)
         self._count = 0
         self._news = asyncio.Event()
-        """There is something to read, or the trace is over."""
+        """Set when there are records, or the trace has ended."""
 
     async def begin(self, arguments: Mapping[str, Any]) -> int:
-        """Begin the trace of `imei`, `imsi` or both for `lasts_s`; `reason` goes on record. Returns its number.
+        """Begin the trace of `imei`, `imsi` or both for `lasts_s`; record the `reason`. Return its number.
 
-        Raises EirError where one is on, or the arguments are not good.
+        Raises:
+            EirError: if a trace runs, or the arguments are invalid.
         """
         await self.look()
         who = await asker()
@@ -112,9 +113,9 @@ class Tracing:
             self._news.set()
 
     async def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what was told since the last read, at once or when there is something; `over`: nothing more comes.
+        """Return the records since the last read, and whether the trace is `over`; wait for records at most `read_s`.
 
-        `number`: of the trace; without it, of the one that is on.
+        `number`: number of the trace; default: the trace that runs.
         """
         number, news = arguments.get("number", self._number), self._news
         if number == self._number:
@@ -131,12 +132,12 @@ class Tracing:
         return {"records": records, "over": self.sought is None}
 
     async def end(self, arguments: Mapping[str, Any]) -> None:
-        """End it before its time; `number` as in `read`."""
+        """End the trace; `number` as in `read`."""
         number = arguments.get("number", self._number)
         await self._end(lambda: number == self._number)
 
     async def look(self) -> None:
-        """End the trace when its time is over or its reader is gone. To be called each second."""
+        """End the trace when its time is over or its reader has gone; called each second."""
         await self._end(lambda: time.time() >= self._until or time.monotonic() - self._read_at > self._idle_s)
 
     async def _end(self, is_due: Callable[[], bool]) -> None:

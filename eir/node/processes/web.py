@@ -1,4 +1,4 @@
-"""The HTTP address of a node: the page for people, and the pages for programs."""
+"""HTTP address of a node: the page for people, and the pages for programs."""
 
 import asyncio
 import time
@@ -22,13 +22,13 @@ from eir.wire.web.access import PAGE, PageAccess
 from eir.wire.web.http1 import Request, Response
 
 ASKED_MAX = 40
-"""Maximum length of an identifier that the page looks up."""
+"""Maximum length of an identifier in a request of the page."""
 WRONG_PASSWORD_S = 1.0
-"""Delay of the answer to a wrong password."""
+"""Seconds by which the answer to a wrong password is delayed."""
 
 
 class Web:
-    """The pages of a node."""
+    """Pages of a node."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Web:
         *,
         report: Report,
     ) -> None:
-        """`config` returns the settings in force."""
+        """Create the pages. `config` returns the settings in force."""
         self._config, self._overview, self._store, self._looking, self._report = (
             config,
             overview,
@@ -51,10 +51,14 @@ class Web:
         programs = pages(overview.snapshot, overview.workers.reports, overview.status, report=report)
         self._server = HttpServer({"/": self._page, **programs}, report=report, forms={"/"})
         self.address: str | None = None
-        """Address on which the pages are served."""
+        """Address of the pages."""
 
     async def open(self) -> None:
-        """Open the listener, if one is configured. Raises EirError."""
+        """Open the listener, if one is configured.
+
+        Raises:
+            EirError: if the address cannot be bound.
+        """
         where = self._config().http
         if where is None:
             return
@@ -76,7 +80,7 @@ class Web:
         return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
 
     async def _page(self, request: Request) -> Response:
-        """Return the page for people; with an `imei`, in its form or behind its path, also the answer to that device."""
+        """Return the page for people; with an `imei` in form or query, it shows the answer to that device."""
 
         def report(reason: str) -> None:
             self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)

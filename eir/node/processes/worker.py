@@ -1,8 +1,8 @@
-"""A worker: answers on the connections that it is handed, and leaves to the supervisor what concerns the whole node.
+"""Worker: answers on the connections that it receives; the supervisor decides for the whole node.
 
-It gets its configuration, its connections and its lists from the supervisor, and does nothing else: no listener, no page, no store is
-here. A list is mapped beside the one in force, and one reference changes. What is decided over all connections of a peer is the
-supervisor's to decide; what happens goes there over the channel, and orders come back.
+The worker receives its configuration, its connections and its lists from the supervisor. It has no listener, no page and no
+store. A new list is mapped beside the one in force, and one reference changes. The supervisor decides about all connections of
+a peer together: the worker reports events over the channel, and receives orders.
 """
 
 import asyncio
@@ -54,44 +54,41 @@ if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
 
 DRAIN_S = 8.0
-"""Time that peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
+"""Seconds that peers have to close after the node's DPR (RFC 6733 5.4 gives no time; the state machine closes after 5 s)."""
 TICK_S = 1.0
 FOLD_S = 10.0
 KEEP_CLOCK_S = 60.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt(3)."""
 KEPT_BYTES, BUFFER_BYTES = 4 << 20, 1 << 20
-"""Free memory that a worker keeps at most at the end of its heap, and size from which a buffer gets pages of its own."""
+"""Maximum free memory that a worker keeps at the end of its heap, and size in bytes from which a buffer has pages of its own."""
 DIGEST_DIGITS = 12
-"""Hexadecimal ones of a content digest that a metric shows: a float holds 53 bits."""
+"""Hexadecimal digits of a content digest in a metric, because a float holds 53 bits."""
 STAYS = {each.name: each.stays for each in INTERFACES}
-"""Interface → its clients stay connected; otherwise a client without a connection is not away."""
+"""Whether clients of an interface stay connected; if not, a client without a connection does not count as away."""
 CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
 
 
 class Configured(NamedTuple):
-    """Settings that the supervisor gives to a worker, at its start and at each reload.
-
-    No two workers go by different files.
-    """
+    """Settings from the supervisor for a worker, at its start and at each reload, so that all workers have the same files."""
 
     config: Config
     disabled: Sequence[str]
     """Labels of the peers that are out of service."""
     tls: TlsFiles | None
     keys: "Mapping[str, KeyFiles | None]"
-    """Keys that access tokens are checked with, by interface."""
+    """Keys that verify access tokens, by interface."""
     dials: bool
-    """This worker connects to peers that have a `connect`, which is one worker's business."""
+    """True if this worker connects to peers that have a `connect`; only one worker does."""
     sought: TraceFilter | None = None
-    """The checks that a trace is to tell."""
+    """Checks that a trace reports."""
 
 
 def run(end: socket.socket, number: int, origin_state_id: int, grants: int | None, sender: int | None = None) -> int:
-    """Be a worker until it is told to end, or its channel ends. Returns the exit status.
+    """Run a worker until it is stopped, or its channel ends; return the exit status.
 
-    `grants`: a descriptor of the memory in which workers tell each other what they grant. `sender`: of the socket over which what was
-    seen is handed over.
+    `grants`: descriptor of the memory in which workers share granted requests. `sender`: descriptor of the socket to the
+    recorder.
     """
     if grants is None:
         raise EirError("there is no descriptor left for the memory that workers share")
@@ -103,10 +100,10 @@ def run(end: socket.socket, number: int, origin_state_id: int, grants: int | Non
 
 
 def _keep_buffers() -> None:
-    """Have the C library keep the memory of a read and its answers for the next one.
+    """Let the C library keep the memory of a read and its answers for the next one.
 
-    glibc gives free memory at the end of its heap back from 128 KiB on, and a full window takes more: fetched again page by
-    page, it costs as much as the answers do. Other C libraries have no such setting.
+    glibc returns free memory at the end of its heap to the kernel from 128 KiB on, and a full window needs more: fetching it
+    again page by page costs as much as the answers. Other C libraries have no such setting.
     """
     with suppress(AttributeError):
         set_option = ctypes.CDLL(None).mallopt
@@ -121,7 +118,7 @@ async def _work(origin_state_id: int, grants: Grants, sender: socket.socket | No
     def configure(configured: Configured) -> None:
         try:
             worker = built(configured, process, origin_state_id=origin_state_id, grants=grants, sender=sender)
-        except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
+        except Exception as e:  # noqa: BLE001 - a fault ends the process and is logged
             born.set_exception(e)
         else:
             handlers.update(worker.handlers())
@@ -144,7 +141,7 @@ def built(
     grants: Grants,
     sender: socket.socket | None,
 ) -> "Worker":
-    """The parts of a worker, put together."""
+    """Assemble the parts of a worker."""
     config, counts, log, channel = configured.config, Counts(), process.log, process.channel
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     clock = state_folder.read_clock(config.state)
@@ -157,7 +154,7 @@ def built(
     tls = None if configured.tls is None else load_tls(configured.tls)
     tracer = Tracer(
         lambda question: answer(question, worker.config.policy, index, now=datetime.now(UTC)), lambda record: channel.tell("traced", record),
-        lambda sought: worker.node.seek(sought), time.time,  # noqa: PLW0108 - there is no worker yet
+        lambda sought: worker.node.seek(sought), time.time,  # noqa: PLW0108 - the worker does not exist yet
     )  # fmt: skip
     identity = replace(config.identity, origin_state_id=origin_state_id)
     limits = limits_of(config)
@@ -180,7 +177,7 @@ def built(
 
 
 def probes_of(config: Config) -> frozenset[tuple[str, str]]:
-    """Protocol and label of the peers whose checks are nobody's phones."""
+    """Return protocol and label of probing peers, whose checks are about no real phones."""
     return frozenset(
         (each.name, peer.label)
         for each in INTERFACES
@@ -192,7 +189,7 @@ def probes_of(config: Config) -> frozenset[tuple[str, str]]:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Worker:
-    """The parts of a worker at work."""
+    """Parts of a running worker."""
 
     config: Config
     process: ThisProcess
@@ -204,14 +201,14 @@ class Worker:
     sightings: Buffer | None
     lists: Takeover
     prepared: tuple[Config, Context] | None = None
-    """Another configuration, with all of it that may fail done already."""
+    """Prepared configuration, whose steps that may fail are done."""
     shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Messages shed up to the last log line about them."""
+    """Shed messages up to the last log line about them."""
     worked: tuple[float, float] = (0.0, 0.0)
-    """Time at which the load was last looked at, and the processor time up to then."""
+    """Time of the last measurement of the load, and the processor time up to then."""
     load: float = 0.0
     shed_lately: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Messages told of in that line."""
+    """Shed messages in that line."""
 
     @property
     def node(self) -> S13Server:
@@ -230,7 +227,7 @@ class Worker:
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Take over lists, answer until told to stop, send the peers away, let go of everything."""
+        """Switch lists and answer until stopped, then end all connections in order."""
         jobs = self.process.jobs
         for work in (self.lists.run(), self.lists.free()):
             jobs.spawn(work)
@@ -245,10 +242,10 @@ class Worker:
         await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
         self._tell_shed()
 
-    # ---- what the supervisor hands over ----
+    # Objects from the supervisor
 
     def connection(self, listener: int, number: int, descriptor: int | None) -> None:
-        """Answer on a connection."""
+        """Serve a connection."""
         if descriptor is None:
             self.node.starved()
             self.process.channel.tell("gone", number)
@@ -269,14 +266,14 @@ class Worker:
         finally:
             self.process.channel.tell("gone", number)
 
-    # ---- what goes on beside the checks ----
+    # Jobs
 
     async def _tick(self) -> None:
         (since, before), self.worked = self.worked, (time.monotonic(), time.process_time())
         self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
         self.context.checker.tick(datetime.now(UTC))
         self.context.tracer.refill()
-        self.index.now()  # a jump of the clock is noticed, although nobody asks for a row that ends
+        self.index.now()  # detects a jump of the clock even without a lookup of an expiring row
 
     async def _fold(self) -> None:
         self._tell_shed()
@@ -288,19 +285,23 @@ class Worker:
         await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
 
     def _tell_shed(self) -> None:
-        """One line for each peer and limit about what was turned away since the last ones."""
+        """Log the number of shed requests for each peer and limit since the last lines."""
         self.shed_lately = self.context.counts.shed - self.shed_told
         self.shed_told = self.context.counts.shed.copy()
         for (peer, reason), count in self.shed_lately.items():
             self.process.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
 
-    # ---- what the supervisor tells ----
+    # Calls of the supervisor that change something
 
     def prepare(self, configured: Configured) -> None:
-        """Do all of another configuration that may fail, and change nothing. Raises EirError."""
+        """Prepare another configuration: do all steps that may fail, and change nothing.
+
+        Raises:
+            EirError: if the configuration cannot be applied.
+        """
         tls = (
             self.context.tls if configured.tls is None else load_tls(configured.tls)
-        )  # a listener for TLS that is open stays so until a restart
+        )  # an open TLS listener stays open until a restart
         compile_policy(
             configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC)
         )
@@ -312,7 +313,7 @@ class Worker:
         self.prepared = new, replace(context, shared=shared, tls=tls, keys=configured.keys)
 
     def take_over(self) -> None:
-        """Put in force what was prepared, except for what takes a restart."""
+        """Apply the prepared configuration, except keys that need a restart."""
         if self.prepared is None:
             raise EirError("this worker has prepared nothing")
         (new, context), self.prepared = self.prepared, None
@@ -329,7 +330,7 @@ class Worker:
         self.config, self.context = config, context
 
     def dial(self) -> None:
-        """Connect to peers, by all protocols: no other worker does."""
+        """Connect to peers, in all protocols; no other worker does."""
         for server in self.servers.values():
             server.dial()
 
@@ -339,16 +340,20 @@ class Worker:
             server.enable(label) if enabled else server.disable(label)
 
     def set_keys(self, keys: "Mapping[str, KeyFiles | None]") -> None:
-        """Check access tokens with these keys from now on. Raises KeysError and changes nothing if it cannot."""
+        """Verify access tokens with these keys from now on.
+
+        Raises:
+            KeysError: if the keys are invalid; nothing has changed then.
+        """
         changed = [each for each in INTERFACES if keys.get(each.name) != self.context.keys.get(each.name)]
         self._apply(self.config, replace(self.context, keys=keys), changed)
 
     def trace(self, sought: TraceFilter | None) -> None:
-        """Tell of these checks from now on; None: of none."""
+        """Report these checks from now on; None: no checks."""
         self.context.tracer.begin(sought)
         self.context.checker.traced = None if sought is None else self.context.tracer.check
 
-    # ---- what the supervisor asks ----
+    # Calls of the supervisor that return something
 
     def _loaded(self) -> dict[str, ListState]:
         return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
@@ -372,7 +377,7 @@ class Worker:
         }
 
     def snapshot(self) -> metrics.Snapshot:
-        """All numbers of this worker, for a scrape."""
+        """Return the metrics of this worker."""
         states = self._loaded()
         connected, disabled = self.connected(), self.disabled()
         return self.counters() | {
@@ -411,38 +416,38 @@ class Worker:
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:
-        """Return what would be answered now, and why; reads no disk, and counts nothing."""
+        """Return the present answer and its reasons, without disk access and without counting."""
         return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
-        """All connections, and the entries of the peer table that have none: of these nobody knows which protocol they will speak."""
+        """Return all connections, and the entries of the peer table without one, which have no protocol."""
         return [asdict(row) for server in self.servers.values() for row in server.status()]
 
     def disabled(self) -> list[str]:
-        """Labels of the peers and gateways that are turned away."""
+        """Return the labels of disabled peers and gateways."""
         turned_away = {label for server in self.servers.values() for label in server.disabled()}
         return [label for label in dict.fromkeys(self.config.labels) if label in turned_away]
 
     def paths(self) -> Counter[tuple[str, str]]:
-        """Return how many paths of SCTP there are over all protocols, by peer label and `up` or `down`."""
-        found: Counter[tuple[str, str]] = Counter()
+        """Return the number of SCTP paths over all protocols, by peer label and `up` or `down`."""
+        paths: Counter[tuple[str, str]] = Counter()
         for server in self.servers.values():
             for label, _, up in server.paths():
-                found[label, "up"] += up
-                found[label, "down"] += not up
-        return found
+                paths[label, "up"] += up
+                paths[label, "down"] += not up
+        return paths
 
     def lost_paths(self) -> dict[str, list[str]]:
-        """Return the addresses of connected peers, by label, that SCTP does not reach at present."""
-        found: dict[str, list[str]] = {}
+        """Return the unreachable SCTP addresses of connected peers, by label."""
+        paths: dict[str, list[str]] = {}
         for server in self.servers.values():
             for label, address, up in server.paths():
                 if not up:
-                    found.setdefault(label, []).append(address)
-        return found
+                    paths.setdefault(label, []).append(address)
+        return paths
 
     def connected(self) -> dict[str, int]:
-        """Open connections by peer label, over all protocols; 0 for each peer that is expected and has none."""
+        """Return the number of open connections by peer label, over all protocols; 0 for each expected peer without one."""
         by_label: Counter[str] = Counter()
         for server in self.servers.values():
             by_label.update(server.connected())
@@ -450,40 +455,40 @@ class Worker:
 
 
 class RemoteAdmission:
-    """The supervisor's AdmissionControl: what happens is told there, and its orders come back over the channel."""
+    """AdmissionControl of the supervisor: events go there over the channel, and orders come back."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """See AdmissionControl.may_dial."""
+        """Implement AdmissionControl.may_dial."""
         with suppress(ChannelError):
             return bool(await self._channel.ask("may_dial", host, label, now))
         return False
 
     def stay_away(self, label: str, until: float) -> None:
-        """See Admission.stay_away."""
+        """Implement Admission.stay_away."""
         self._channel.tell("stay_away", label, until)
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
-        """See Admission.arrived."""
+        """Implement Admission.arrived."""
         self._channel.tell("arrived", claim)
         return ()
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
-        """See Admission.dialing."""
+        """Implement Admission.dialing."""
         return self._tell("dialing", connection, host, our_host)
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
-        """See Admission.opened."""
+        """Implement Admission.opened."""
         return self._tell("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """See Admission.alive."""
+        """Implement Admission.alive."""
         return self._tell("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """See Admission.closed."""
+        """Implement Admission.closed."""
         return self._tell("closed", connection, reason)
 
     def _tell(self, *what: Any) -> Sequence[Order]:

@@ -1,7 +1,7 @@
-"""The workers as the supervisor sees them: what each has, what each is asked, and the one table of peers' connections.
+"""Workers, from the supervisor's side: their settings, requests to them, and the common table of peers' connections.
 
-The table says which connections of a peer are wanted (eir.wire.diameter.admission); workers tell what happens on theirs, and get
-its orders. What a worker has counted outlives it here.
+The table decides which connections of a peer may be open (eir.wire.diameter.admission): workers report events of their
+connections, and receive orders. The counters of a worker outlive it here.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ class _Worker:
     child: Child
     process: Process
     started: bool = False
-    """The worker has its lists and takes connections."""
+    """True if the worker has its lists and accepts connections."""
     leaving: bool = False
-    """It takes none any more: somebody has told it to end."""
+    """True if the worker accepts no further connections, because it was stopped."""
     connections: set[int] = field(default_factory=set)
-    """Numbers of those that were handed to it and are not gone."""
+    """Numbers of the connections that it has."""
     named: set[tuple[int, int]] = field(default_factory=set)
-    """Its connections in the admission table: (pid, the worker's number for it)."""
+    """Its connections in the admission table, as (pid, number in the worker)."""
 
     def start(self) -> None:
         """Note that the worker takes connections."""
@@ -70,17 +70,17 @@ class _Worker:
 class Workers:
     """All workers of the node.
 
-    `loaded` returns the settings in force. A worker that ends has the acceptor pause until its successor is there. `traced` is called with
-    each record of a trace.
+    `loaded` returns the settings in force. After the end of a worker, the acceptor pauses until its successor has started.
+    `traced` receives each record of a trace.
     """
 
     def __init__(
         self, wanted: int, start: Start, loaded: Callable[[], Loaded], lists: "Followed", acceptor: Acceptor, *,
         origin_state_id: int, sightings: socket.socket | None, traced: Callable[[dict[str, Any]], None], report: Report,
     ) -> None:  # fmt: skip
-        """`sightings`: the end of a socket over which workers send their checks to the recorder."""
+        """Create the workers' children, which do not run yet. `sightings`: end of the socket to the recorder."""
         self._granted = memory_file(wanted)
-        """Over it the workers share the limits on requests a second."""
+        """Memory in which the workers share the limits on requests per second."""
         carried = [self._granted, *filter(None, (sightings,))]
         self.children = [
             Child(
@@ -96,23 +96,23 @@ class Workers:
             for number in range(wanted)
         ]
         self.changed = asyncio.Event()
-        """A worker came, started or ended."""
+        """Set when a worker came, started or ended."""
         lists.deliver_to(self.put_in_force, self.complete)
         self._loaded, self._lists, self._acceptor, self._traced, self._report = loaded, lists, acceptor, traced, report
         self._workers: dict[int, _Worker] = {}
         """Workers by process id."""
         self._admission = Admission()
         self._not_away: set[str] = set()
-        """Labels of peers whose last connection was that of a client that connects when it has a request, and ended in order."""
+        """Labels of peers without a connection that are not away: their last client connects only for requests, and ended in order."""
         self._disabled: set[str] = set()
         """Labels of peers that are out of service."""
         self._dials = False
         self._sought: TraceFilter | None = None
-        """The checks that are traced."""
+        """Checks that are traced."""
 
     @property
     def all_started(self) -> bool:
-        """Every worker that there should be takes connections."""
+        """True if every configured worker accepts connections."""
         return len(self._workers) == len(self.children) and all(worker.started for worker in self._workers.values())
 
     def _configured(self, number: int, loaded: Loaded) -> Configured:
@@ -140,7 +140,7 @@ class Workers:
         self.changed.set()
 
     def end(self) -> None:
-        """Have all of them send their peers away and end."""
+        """Stop all workers, which end their connections in order."""
         for worker in self._workers.values():
             worker.leave()
             worker.channel.tell("end")
@@ -150,7 +150,7 @@ class Workers:
         self._granted.close()
 
     def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
-        """Give a connection to the worker that has the fewest, of those that are well if there are any; False if no worker takes it."""
+        """Pass a connection to the worker with the fewest connections, workers that answer in time first; return false if no worker accepts it."""
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
         for worker in sorted(ready, key=lambda worker: (worker.child.is_late, len(worker.connections), worker.number)):
             if worker.channel.hand("connection", listener, number, carrying=[connection]):
@@ -159,16 +159,16 @@ class Workers:
         return False
 
     def put_in_force(self, listed: Listed, image: Image) -> None:
-        """Have every worker take over a list."""
+        """Send a list to every worker."""
         for worker in self._workers.values():
             hand_over(worker.channel, listed, image)
 
     def complete(self) -> None:
-        """Tell every worker that it has all lists that there are as yet."""
+        """Notify every worker that it has all lists so far."""
         for worker in self._workers.values():
             worker.channel.tell("complete")
 
-    # ---- what workers tell and ask ----
+    # Calls of workers
 
     def _handlers(self, worker: _Worker) -> Handlers:
         def started() -> None:
@@ -183,7 +183,7 @@ class Workers:
             self._acceptor.gone(number)
 
         def reported(what: str, connection: int, *details: Any) -> None:
-            """Something happened to a connection, by the worker's number for it: the table decides what comes of it."""
+            """Handle an event of a connection, by its number in the worker, through the admission table."""
             name = worker.process.pid, connection
             worker.named.add(name)
             if what == "closed":
@@ -197,7 +197,7 @@ class Workers:
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
         def said_name(protocol: str, name: str) -> None:
-            """A client has said a name that only one may have."""
+            """Pass a name that only one client may have to the other workers."""
             for other in self._workers.values():
                 if other is not worker:
                     other.channel.hand("doubt", protocol, name)
@@ -209,7 +209,7 @@ class Workers:
         }  # fmt: skip
 
     def _note_end(self, label: str, is_away: bool) -> None:
-        """Remember whether a peer whose connection has ended counts as away without one."""
+        """Note whether a peer counts as away after the end of its connection."""
         if is_away:
             self._not_away.discard(label)
         else:
@@ -222,14 +222,14 @@ class Workers:
             if (worker := self._workers.get(pid)) is not None:
                 worker.channel.tell("order", replace(order, connection=connection))
 
-    # ---- what they are asked ----
+    # Calls to workers
 
     async def _ask_all(
         self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None
     ) -> list[tuple[_Worker, Any]]:
-        """Return every started worker's answer; log the reason if a worker gives none, unless the worker was told to end.
+        """Return every started worker's answer; log the failure of a worker, unless the worker was stopped.
 
-        What has `arguments` changes something: a worker that is still at its start is asked too, and has as long as a start may take.
+        A call with `arguments` changes something: it also goes to a worker that is starting, with the time limit of a start.
         """
         workers = [worker for worker in self._workers.values() if worker.started or arguments is not None]
         answers = await asyncio.gather(
@@ -247,12 +247,12 @@ class Workers:
                 given.append((worker, answer))
             elif not isinstance(answer, ChannelError):
                 raise answer
-            elif not (worker.leaving and worker.channel.gone.is_set()):  # the end cuts off a question
+            elif not (worker.leaving and worker.channel.gone.is_set()):  # the end of the worker ends the call
                 self._report("worker_failed", level="warning", reason=what, worker=worker.number, detail=str(answer))
         return given
 
     async def snapshot(self) -> metrics.Snapshot:
-        """Return all numbers of all workers, including those that have ended."""
+        """Return the metrics of all workers, including ended ones."""
         for worker, answer in await self._ask_all("snapshot"):
             worker.child.count(answer)
         merged = self.figures()
@@ -263,24 +263,25 @@ class Workers:
         return merged
 
     def figures(self) -> metrics.Snapshot:
-        """Return the counters of all workers as they last told them, within a second or so; nobody is asked."""
+        """Return the last counters of all workers, at most about 1 s old, without a call."""
         return metrics.merge([child.snapshot() for child in self.children])
 
     async def reports(self) -> list[WorkerReport]:
         """Return the status of each worker."""
-        found = []
+        reports = []
         for worker, report in await self._ask_all("report"):
             self._lists.hand_missing(worker.channel, report.lists)
             connected = {
                 label: count for label, count in report.connected.items() if count or label not in self._not_away
             }
-            found.append(replace(report, connected=connected))
-        return found
+            reports.append(replace(report, connected=connected))
+        return reports
 
     async def explain(self, question: Question) -> Explanation:
-        """Return what the first worker that has its lists would answer.
+        """Return the answer of the first worker that has its lists.
 
-        Raises EirError if no worker has them, or if it refuses.
+        Raises:
+            EirError: if no worker has its lists, or the worker rejects the question.
         """
         for worker in self._workers.values():
             if worker.started:
@@ -289,13 +290,14 @@ class Workers:
         raise EirError("no worker has its lists yet: ask again in a moment")
 
     async def peers(self) -> list[dict[str, Any]]:
-        """All connections, and the entries of the peer table that have none."""
+        """Return all connections, and the entries of the peer table without one."""
         return merged_peers([(worker.number, rows) for worker, rows in await self._ask_all("peers")])
 
     async def prepare(self, loaded: Loaded) -> None:
-        """Have all workers do what may fail of another configuration: either all take it over then, or none.
+        """Let all workers prepare another configuration, so that either all of them apply it, or none.
 
-        Raises EirError if one cannot, or says nothing; then nothing has changed.
+        Raises:
+            EirError: if a worker cannot prepare it or does not answer; nothing has changed then.
         """
         workers = list(self._workers.values())
         ready = await self._ask_all("prepare", lambda worker: (self._configured(worker.number, loaded),))
@@ -305,15 +307,15 @@ class Workers:
             )
 
     async def take_over(self) -> None:
-        """Have them take over what they have prepared. One that does not is ended: the worker in its place begins with it."""
-        asked = list(self._workers.values())  # who comes meanwhile has begun with it
+        """Let all workers apply the prepared configuration; kill a worker that does not, because its successor starts with it."""
+        asked = list(self._workers.values())  # new workers have started with it
         done = {worker.process for worker, _ in await self._ask_all("take_over", lambda _: ())}
         for worker in asked:
             if worker.process not in done:
                 worker.process.kill()
 
     async def set_peer(self, label: str, *, enabled: bool) -> None:
-        """Put a peer in or out of service in every worker, and in those that start later."""
+        """Put a peer in or out of service in every worker, including later ones."""
         if enabled:
             self._disabled.discard(label)
         else:
@@ -321,16 +323,16 @@ class Workers:
         await self._ask_all("set_peer", lambda _: (label, enabled))
 
     async def set_keys(self, keys: "Mapping[str, KeyFiles | None]") -> None:
-        """Have every worker check access tokens with these keys."""
+        """Let every worker verify access tokens with these keys."""
         await self._ask_all("set_keys", lambda _: (keys,))
 
     async def trace(self, sought: TraceFilter | None) -> None:
-        """Have every worker report these checks (None: no check)."""
+        """Let every worker report these checks (None: no checks)."""
         self._sought = sought
         await self._ask_all("trace", lambda _: (sought,))
 
     def dial(self) -> None:
-        """Have the first worker connect to peers, and its successors."""
+        """Let the first worker, and its successors, connect to peers."""
         self._dials = True
         for worker in self._workers.values():
             if worker.number == 0:

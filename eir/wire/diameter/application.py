@@ -26,7 +26,7 @@ class Command(NamedTuple):
     session: bool = False
     """True if the command's answer begins with a Session-Id; without one in the request, an error uses the answer-message grammar (RFC 6733 7.2)."""
     error_avps: bytes = b""
-    """AVPs that the command's grammar requires in an answer besides result and origin, even in an error."""
+    """AVPs that the command's grammar requires in an answer in addition to result and origin, even in an error."""
 
 
 class Lane(Protocol):

@@ -41,7 +41,7 @@ class Grammar(NamedTuple):
     strict: bool = True
     """False if the permitted AVPs are not known, so that an unknown AVP is no error even with the M bit."""
     either: tuple[int, ...] = ()
-    """Keys of which exactly one must be present."""
+    """Keys: exactly one of them must be present."""
 
 
 ANYTHING = Grammar({}, (), strict=False)
