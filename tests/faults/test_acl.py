@@ -111,10 +111,10 @@ async def record(store, folder):
     keeper = HistoryKeeper(copy, writes=True, who="node", report=lambda what, **_: said.append(what))
     try:
         keeper.add(event(None, what="reload"))
-        await keeper.look(store, HistorySettings(keep=1))
-        await keeper.look(store, HistorySettings())
+        await keeper.maintain(store, HistorySettings(keep=1))
+        await keeper.maintain(store, HistorySettings())
         await store.rewrite_history(nothing(), (), after=0, seen=await store.ledger(), exact=True)
-        await keeper.look(store, HistorySettings())
+        await keeper.maintain(store, HistorySettings())
         assert [what for what in said if what != "history_at"] == ["history_healed"]
     finally:
         await keeper.close()

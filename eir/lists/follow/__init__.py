@@ -1,4 +1,1 @@
-"""Follows a store's changes with the lists in memory, and with this node's last good copy.
-
-Knows no particular store.
-"""
+"""Follower: it follows a store's changes with the lists in memory and with this node's last good copy, for any store."""

@@ -1,12 +1,11 @@
 """A node's last good copy of the lists: a store on its own disk.
 
-It is kept level with what is in force, serves a start without the store, and is written back to a store that lost its data.
-Both ways the pages are proved by the content digest as they pass. Of several nodes that write back, the second finds the work
-done: the store's writes are conditional on the generation. Only what is in force is written back: a copy that was not yet level
-when the store lost its data would bring an older list to life.
+The copy follows the lists in force. A node starts from it if the store is unreachable, and writes it back to a store that lost
+its data. In both directions the content digest verifies the pages. If several nodes write back, only the first write succeeds,
+because writes are conditional on the generation. Only a list in force is written back: an outdated copy would restore an older
+list.
 
-Here is also what the copy and the follower share: the times by which they wait and try again, and how they stand back while work on
-a large list keeps a processor busy.
+This module also has the pauses that the copy and the follower share, and the lower priority during work on large lists.
 """
 
 import asyncio
@@ -19,7 +18,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
-from eir.lists.follow.history import give_back
+from eir.lists.follow.history import restore_history
 from eir.lists.pages.pages import Page, amended_digest, digest_text
 from eir.lists.record.clock import STORE_TIMEOUT_S
 from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
@@ -28,38 +27,35 @@ from eir.lists.stores.write import one_batch
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Seconds; the defaults are a node's."""
+    """Pauses in seconds; the defaults are those of a node."""
 
     wait_s: float = 1.0
-    """The states are read at least this often, whatever the store tells by itself."""
+    """Maximum time between two reads of the states, even without a notification of the store."""
     answer_s: float = STORE_TIMEOUT_S
-    """One answer of the store may take so long."""
+    """Time limit for one answer of the store."""
     retry_s: float = 1.0
-    """Before the store, or a copy, is tried again after a fault."""
+    """Pause before the store, or a copy, is tried again after an error."""
     unproved_s: float = 1.0
-    """Before a list that could not be taken over is read again; it doubles."""
+    """Pause before a list that could not be verified is read again; it doubles."""
     unproved_max_s: float = 60.0
     unreadable_s: float = 5.0
-    """Before a state that is damaged is read again: it may be long."""
+    """Pause before a damaged state is read again, because it may be long."""
     full_s: float = 60.0
-    """Before a list for which the disk had no room is copied again: each try writes until it finds that."""
+    """Pause before a list is copied again after the disk was full, because each try writes until it fails."""
 
 
 PAUSES = Pauses()
 
 
 LARGE_ENTRIES = 100_000
-"""A list with as many takes long enough to be made that checks could wait for it."""
+"""Number of entries from which building a list takes so long that checks could be delayed."""
 
 Heavy = Callable[[], AbstractContextManager[None]]
-"""Is entered for the time of such work."""
+"""Function that returns a context manager, which is entered during such work."""
 
 
 def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
-    """The context for work on these states of a list.
-
-    `often`: this is one of many changes, which together are as much work.
-    """
+    """Return the context for work on these states of a list; `often`: the change is one of many, which together are heavy work."""
     return (
         heavy()
         if often or any(state is not None and state.entries >= LARGE_ENTRIES for state in states)
@@ -68,21 +64,21 @@ def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) ->
 
 
 class Relation(Enum):
-    """The relation of the state that a store shows to the one that is held."""
+    """Relation of the store's state to the held one."""
 
     SAME = auto()
     NEWER = auto()
     LOST = auto()
-    """The store has less than it had: not followed."""
+    """The store has lost data, so its state is not followed."""
 
 
 def relation(held: ListState | None, stored: ListState | None) -> Relation:
     """Compare two states of a list.
 
-    A generation that goes down, or stays while the content differs, means that the store lost what was written; so does
-    a lower highest serial, which never goes down but by an operator's reset, and those are counted. A serial above all that were
-    ever accepted is a signed release that is new to everyone: it is followed even from a store that lost its generations. So is
-    what is held already, when it was loaded once more into such a store.
+    The store has lost data if the generation is lower, or the same with another content. The same applies to a lower
+    highest serial, because only an operator's reset lowers it, and resets are counted. A serial above all accepted ones
+    is a new signed release: it is followed even if the store lost its generations. The held content is also followed if
+    it was loaded again into such a store.
     """
     if stored is None:
         return Relation.SAME if held is None else Relation.LOST
@@ -97,30 +93,30 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Keep:
-    """A list that came into force, to be written to the copy."""
+class _CopyRequest:
+    """List that came into force and must be written to the copy."""
 
     state: ListState
     pages: Sequence[Page] | None
-    """Pages that differ from the state before; None if the list must be read whole."""
+    """Pages that differ from the previous state; None if the list must be read whole."""
     due: float = 0.0
-    """Before then it is not tried (time.monotonic)."""
+    """Earliest time of the write (time.monotonic)."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Heal:
-    """A list that the store lost."""
+class _HealRequest:
+    """List that the store lost."""
 
     held: ListState
-    """The state in force."""
+    """State in force."""
     stored: ListState | None
-    """The state that the store shows instead."""
+    """State in the store."""
 
 
 class CopyKeeper:
-    """Does what is asked of it one thing after another, in `run`; of several requests for a list only the last counts.
+    """Writer of the copy, which processes requests one after the other in `run`; only the last request for a list counts.
 
-    `failed` is told of faults by cause and list. `who` marks this node in the history.
+    `failed` receives faults by cause and list. `who` names this node in the history.
     """
 
     def __init__(
@@ -135,138 +131,143 @@ class CopyKeeper:
     ) -> None:
         self.store, self.copy = store, copy
         self.faults: dict[str, str] = {}
-        """Lists whose copy could not be read, written or written back when that was last tried, and why."""
-        self._told = 0
-        """Faults so far."""
+        """Lists whose copy could not be read, written or written back at the last try, with the reason."""
+        self._fault_count = 0
+        """Number of faults so far."""
         self._report, self._failed, self._who, self._pauses = report, failed, who, pauses
-        self._wanted: dict[str, _Keep | _Heal] = {}
-        self._something = asyncio.Event()
+        self._requests: dict[str, _CopyRequest | _HealRequest] = {}
+        self._has_requests = asyncio.Event()
 
-    def keep(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
-        """Ask for a list that came into force to be copied; `pages` if only these changed."""
-        if isinstance(self._wanted.get(name), _Keep):
-            # Two changes in one are not merged, the whole list is read: this is rare, and the copy must be right.
+    def request_copy(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
+        """Request that a list which came into force is copied; `pages` if only these changed."""
+        if isinstance(self._requests.get(name), _CopyRequest):
+            # Two pending changes are not merged; the whole list is read instead. This is rare.
             pages = None
-        self._wanted[name] = _Keep(state, pages)
-        self._something.set()
+        self._requests[name] = _CopyRequest(state, pages)
+        self._has_requests.set()
 
-    def heal(self, name: str, held: ListState, stored: ListState | None) -> None:
-        """Ask for the copy of a list to be written back to the store, if it is what is in force (`held`)."""
-        before = self._wanted.get(name)
-        # What was to be copied from the store is no longer there; pages that are at hand go to the copy first.
-        if not isinstance(before, _Keep) or before.pages is None:
-            self._wanted[name] = _Heal(held, stored)
-            self._something.set()
+    def request_heal(self, name: str, held: ListState, stored: ListState | None) -> None:
+        """Request that the copy of a list is written back to the store, if the copy is the list in force (`held`)."""
+        before = self._requests.get(name)
+        # A pending copy with pages in memory is written first; one that must read the store is no longer possible.
+        if not isinstance(before, _CopyRequest) or before.pages is None:
+            self._requests[name] = _HealRequest(held, stored)
+            self._has_requests.set()
 
     async def run(self, heavy: Heavy) -> None:
-        """Work until cancelled."""
+        """Process requests until cancelled."""
         while True:
-            await self._something.wait()
-            self._something.clear()
+            await self._has_requests.wait()
+            self._has_requests.clear()
             pause_s = math.inf
-            for name, wanted in tuple(self._wanted.items()):
-                left_s = wanted.due - time.monotonic() if isinstance(wanted, _Keep) else 0.0
-                if left_s <= 0 and await self._tried(name, wanted, heavy):
-                    if self._wanted.get(name) is wanted:
-                        del self._wanted[name]
+            for name, request in tuple(self._requests.items()):
+                left_s = request.due - time.monotonic() if isinstance(request, _CopyRequest) else 0.0
+                if left_s <= 0 and await self._try(name, request, heavy):
+                    if self._requests.get(name) is request:
+                        del self._requests[name]
                 else:
                     pause_s = min(pause_s, left_s if left_s > 0 else self._pauses.retry_s)
             if pause_s < math.inf:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
-                        await self._something.wait()
-                self._something.set()
+                        await self._has_requests.wait()
+                self._has_requests.set()
 
     def fail(self, name: str, cause: str, error: Exception) -> None:
-        """Count and tell a fault of a list's copy, which lasts until something is done about that copy again."""
+        """Count and report a fault of a list's copy; it lasts until the next successful request for that copy."""
         self.faults[name] = str(error) or type(error).__name__
-        self._told += 1
+        self._fault_count += 1
         self._failed(cause, error, name)
 
-    async def _tried(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
-        """As _is_done; an earlier fault is over once it was done without another one."""
-        before = self._told
-        is_done = await self._is_done(name, wanted, heavy)
-        if is_done and self._told == before:
+    async def _try(self, name: str, request: _CopyRequest | _HealRequest, heavy: Heavy) -> bool:
+        """Run `_process`; clear an earlier fault if no new one occurs."""
+        before = self._fault_count
+        is_done = await self._process(name, request, heavy)
+        if is_done and self._fault_count == before:
             self.faults.pop(name, None)
         return is_done
 
-    async def _is_done(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
-        """Do it; False if it should be tried again. The follower asks again for a list that the store still shows less of."""
-        keeps = isinstance(wanted, _Keep)
-        what = "copy" if keeps else "heal"
+    async def _process(self, name: str, request: _CopyRequest | _HealRequest, heavy: Heavy) -> bool:
+        """Process a request; return False if it must be retried. If the store still lacks data, the follower repeats its request."""
+        keeps = isinstance(request, _CopyRequest)
+        kind = "copy" if keeps else "heal"
         try:
             copied = await self.copy.state(name)
-            if not self._is_called_for(name, wanted, copied):
+            if not self._is_called_for(name, request, copied):
                 return True
-            with while_large(heavy, copied, wanted.state if isinstance(wanted, _Keep) else wanted.held):
-                if isinstance(wanted, _Keep):
-                    await self._write_copy(name, wanted, copied)
+            with while_large(heavy, copied, request.state if isinstance(request, _CopyRequest) else request.held):
+                if isinstance(request, _CopyRequest):
+                    await self._write_copy(name, request, copied)
                 elif copied is not None:
-                    await self._write_back(name, copied, wanted.stored)
+                    await self._write_back(name, copied, request.stored)
         except StoreChanged:
-            pass  # the store went on, and so will the follower
+            pass  # the follower will read the newer state and send a new request
         except GenerationConflict:
-            return not keeps  # another node was faster, perhaps with an older state
+            return not keeps  # another node wrote first, perhaps an older state
         except StoreError as error:
-            self.fail(name, f"{what}_{error.cause}", error)
-            if error.cause == "full" and isinstance(wanted, _Keep) and self._wanted.get(name) is wanted:
-                self._wanted[name] = replace(wanted, due=time.monotonic() + self._pauses.full_s)
+            self.fail(name, f"{kind}_{error.cause}", error)
+            if error.cause == "full" and isinstance(request, _CopyRequest) and self._requests.get(name) is request:
+                self._requests[name] = replace(request, due=time.monotonic() + self._pauses.full_s)
             return not keeps
-        except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
+        except Exception as error:  # noqa: BLE001  # the outermost loop of this task: counts, logs and continues
             self.fail(name, "copy_internal", error)
             return False
         return True
 
-    def _is_called_for(self, name: str, wanted: _Keep | _Heal, copied: ListState | None) -> bool:
-        if isinstance(wanted, _Keep):
-            return relation(copied, wanted.state) is Relation.NEWER
-        held = wanted.held
+    def _is_called_for(self, name: str, request: _CopyRequest | _HealRequest, copied: ListState | None) -> bool:
+        if isinstance(request, _CopyRequest):
+            return relation(copied, request.state) is Relation.NEWER
+        held = request.held
         if copied is not None and (copied.serial, copied.content_digest) == (held.serial, held.content_digest):
-            return relation(copied, wanted.stored) is Relation.LOST
+            return relation(copied, request.stored) is Relation.LOST
         if relation(copied, held) is Relation.NEWER:
             behind = f"list {name}: this node's copy is older than what is in force and is not written back; load the release again"
             self.fail(name, "heal_behind", StoreError("behind", behind))
         return False
 
-    async def _write_copy(self, name: str, wanted: _Keep, copied: ListState | None) -> None:
-        seen, state = 0 if copied is None else copied.generation, wanted.state
-        if wanted.pages is not None and copied is not None:
-            _, before = await self.copy.some_pages(name, [page.number for page in wanted.pages])
-            if amended_digest(copied.content_digest, before, wanted.pages) == state.content_digest:
-                await self.copy.restore(name, state, one_batch(wanted.pages), seen=seen, whole=False)
+    async def _write_copy(self, name: str, request: _CopyRequest, copied: ListState | None) -> None:
+        seen, state = 0 if copied is None else copied.generation, request.state
+        if request.pages is not None and copied is not None:
+            _, before = await self.copy.some_pages(name, [page.number for page in request.pages])
+            if amended_digest(copied.content_digest, before, request.pages) == state.content_digest:
+                await self.copy.restore(name, state, one_batch(request.pages), seen=seen, whole=False)
                 return
-        await self.copy.restore(name, state, _proved(self.store, name, state), seen=seen)
+        await self.copy.restore(name, state, _verified_pages(self.store, name, state), seen=seen)
 
     async def _write_back(self, name: str, copied: ListState, stored: ListState | None) -> None:
-        async for _ in _proved(self.copy, name, copied):
-            pass  # proved before the store is touched, so that a damaged copy costs the store nothing
+        async for _ in _verified_pages(self.copy, name, copied):
+            pass  # verified before the first write, so that a damaged copy cannot harm the store
         seen = 0 if stored is None else stored.generation
-        # Above what the store shows, so that those who followed that follow this too.
+        # Above the store's generation, so that nodes which follow the store follow this state too.
         state = replace(copied, generation=copied.generation if copied.generation > seen else seen + 1)
-        shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
-        detail = f"generation {state.generation} from this node's copy; the store showed {shown}"
+        stored_text = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
+        detail = f"generation {state.generation} from this node's copy; the store showed {stored_text}"
         healed = Event(
             time=utc_text(datetime.now(UTC)), who=self._who, what="heal", outcome=ACCEPTED, detail=detail,
             list=name, serial=state.serial, digest=state.release_digest,
         )  # fmt: skip
-        await give_back(
+        await restore_history(
             self.store, self.copy, self._who
         )  # before the first record of a history that has lost all others
-        await self.store.restore(name, state, _proved(self.copy, name, copied), seen=seen, event=healed)
+        await self.store.restore(name, state, _verified_pages(self.copy, name, copied), seen=seen, event=healed)
         self._report("store_healed", level="warning", list=name, detail=detail)
 
 
-async def _proved(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
-    """The pages of a list in this state; raises before the end if it is in another, or its digest is not that."""
-    total, there = 0, False
-    async for found, batch in source.pages(name):
-        there = True
-        if found.generation != state.generation:
-            raise StoreChanged(f"list {name} is at generation {found.generation}, no longer at {state.generation}")
+async def _verified_pages(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
+    """Yield the pages of a list in this state.
+
+    Raises:
+        StoreChanged: if the list has another generation.
+        StoreError: `digest`, at the end, if the digest differs.
+    """
+    total, exists = 0, False
+    async for stored, batch in source.pages(name):
+        exists = True
+        if stored.generation != state.generation:
+            raise StoreChanged(f"list {name} is at generation {stored.generation}, no longer at {state.generation}")
         total += sum(page.digest() for page in batch)
         yield batch
-    if not there:
+    if not exists:
         raise StoreChanged(f"list {name} is not there any more")
-    if (found_digest := digest_text(total)) != state.content_digest:
-        raise StoreError("digest", f"list {name}: pages have the digest {found_digest}, not {state.content_digest}")
+    if (computed := digest_text(total)) != state.content_digest:
+        raise StoreError("digest", f"list {name}: pages have the digest {computed}, not {state.content_digest}")

@@ -1,7 +1,7 @@
-"""Follows a store's changes with images of the lists, in a process that answers nobody.
+"""Follower: it builds images for a store's changes, in a process that answers no checks.
 
-Whatever is taken over is proved first: its generation by the state that came with it, its pages by the content digest. What
-cannot be proved is not taken over, and what is in force stays so, as it does when the store is away or has lost data.
+Each list is verified before a switch: its generation by the state that was read with it, its pages by the content digest. If
+the verification fails, or the store is unreachable or has lost data, the list in force stays.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ PROOF_MASK = (1 << 64) - 1
 
 
 class Proof:
-    """The mark of each page in memory, the low 64 bits of its digest: 16 bytes a page. They prove a list's next state.
+    """Digests of the pages in memory, the low 64 bits each (16 bytes for a page), with which the next state of a list is verified.
 
-    A sum modulo 2^256 is also one modulo 2^64: with 64 bits of each page's digest an amended list is proved against its content
-    digest, although the pages as they were are no longer at hand.
+    A sum modulo 2^256 is also a sum modulo 2^64. So 64 bits of each page's digest suffice to verify an amended list
+    against its content digest, although the previous pages are no longer in memory.
     """
 
     __slots__ = ("_amended", "_marks", "_numbers")
@@ -42,7 +42,7 @@ class Proof:
         self._amended: dict[int, int] = {}
 
     def extend(self, pages: Sequence[Page], marks: Sequence[int]) -> None:
-        """The next pages of a list that is read whole; numbers ascend."""
+        """Add the next pages, in ascending order, of a list that is read whole."""
         self._numbers.extend([page.number for page in pages])
         self._marks.extend(marks)
 
@@ -53,38 +53,44 @@ class Proof:
         return self._marks[at] if at < len(self._numbers) and self._numbers[at] == number else 0
 
     def amend(self, pages: Sequence[Page]) -> None:
-        """Take over pages that came into force."""
+        """Replace the digests of pages that came into force."""
         self._amended.update((page.number, page.digest() & PROOF_MASK) for page in pages)
 
 
 REST_TIMES, REST_MAX_S = 10, 0.1
-"""After taking over changes, the follower rests this many times as long as that took, up to the maximum (s). So changes
-that come in quick succession, as from a register, are taken over together, and the processor is free for checks."""
+"""Pause after applying changes, as a multiple of the time that they took, up to a maximum (s). So changes in quick succession, as of a register, are applied together, and the processor stays free for checks."""
 OFTEN_S, OFTEN = 1.0, 5
-"""A list is fed like that if this many changes in a row came within this time (s) of each other."""
+"""A list is fed by a register if this many changes in a row came within this time (s) of each other."""
 FED, REST_FED_S = 30, 0.5
-"""After this many changes in a row, which are more than people make by hand, the follower rests for this time (s): with it the 99th
-percentile of checks beside 5,000 rows a second is 0.7 ms, and 1.9 ms without (scripts/bench feed)."""
+"""Pause (s) after this many changes in a row, more than people make by hand. With it, the 99th percentile of checks beside 5,000 rows per second is 0.7 ms, without it 1.9 ms (scripts/bench feed)."""
 READ_AGAIN_MAX = 5
-"""Times that a list is read again at once because it changed while it was read."""
+"""Maximum number of reads of a list that changes while it is read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})
-"""Causes that concern one list, not the store: its pages, or a lack of room for its image."""
+"""Causes that concern one list, not the store: damaged pages, or no room for an image."""
 KIND = "kind"
-"""Cause of a list that is of another kind than the configuration says."""
+"""Cause for a list of another kind than configured."""
 SOME_PAGES = 500
-"""Touched pages that are read at a time."""
+"""Maximum number of touched pages that are read together."""
 AMENDED_PAGES_MAX = 20_000
-"""Touched pages beyond which the list is read whole."""
-SAY_AGAIN_S = 60.0
-"""Pause between two events that say the same of a list."""
+"""Maximum number of touched pages; above it the list is read whole."""
+REPORT_AGAIN_S = 60.0
+"""Seconds between two equal events about a list."""
 
 
 class Follower:
-    """Fills an index from a store and keeps it there.
+    """Follower of a store, which fills an index and keeps it up to date.
 
-    `on_switch` is called with each list that came into force, its image, and the image before it if that is another one. `copy` is this
-    node's last good copy (eir.lists.follow.copy), where the store itself is elsewhere: it serves a start without the store, and unless `heal` is
-    False it is written back to a store that lost its data; `who` marks this node there. What the index holds already is in force.
+    Lists that are already in the index are in force.
+
+    Args:
+        store: store to follow.
+        index: index to fill.
+        report: logs events.
+        on_switch: receives each list that came into force, its image, and the previous image if it is another one.
+        copy: this node's last good copy (eir.lists.follow.copy) of a remote store.
+        heal: write the copy back to a store that lost its data.
+        who: name of this node in the history.
+        pauses: pauses between reads and retries.
     """
 
     def __init__(
@@ -92,84 +98,80 @@ class Follower:
         copy: ListStore | None = None, heal: bool = True, who: str = "eir", pauses: Pauses = PAUSES,
     ) -> None:  # fmt: skip
         self.up = False
-        """The store answered when it was last asked."""
+        """True if the store answered last time."""
         self.errors: Counter[str] = Counter()
-        """Failures by cause; `lost_data`: a list was found to be less in the store than it was."""
+        """Number of failures by cause; `lost_data`: the store has less of a list than before."""
         self.lost: dict[str, str] = {}
-        """Lists in force from memory of which the store shows less, and what it shows."""
+        """Lists in force that the store has lost, with the store's state as text."""
         self.from_copy: set[str] = set()
-        """Lists in force that came from the last good copy and that the store has not shown since."""
+        """Lists in force that came from the last good copy and that the store has not confirmed since."""
         self._store, self._index, self._report, self._on_switch = store, index, report, on_switch
         self._keeper = None if copy is None else CopyKeeper(store, copy, report, self._copy_failed, who, pauses=pauses)
         self._pauses = pauses
         self._heals = heal
         self._heavy: Heavy = nullcontext
         self._others = asyncio.Event()
-        """The index has other lists than at the last look."""
+        """Event that is set if the index has other lists than at the last pass."""
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
         self._unreadable: dict[str, float] = {}
         """Lists whose state in the store is damaged, and when it is read again (monotonic)."""
         self._unproved: dict[str, tuple[float, float]] = {}
-        self._said: dict[tuple[str, str], float] = {}
+        self._reported_at: dict[tuple[str, str], float] = {}
         self._lately: dict[str, tuple[int, float]] = {}
-        """For each list, how many changes in a row came within OFTEN_S of each other, and when the last was taken over
-        (monotonic)."""
+        """For each list, the number of changes in a row within OFTEN_S of each other, and the time of the last one (monotonic)."""
         self._rest_s = 0.0
         """Seconds of rest after the pass in progress."""
         self.in_step_at = time.monotonic()
-        """The last time (time.monotonic) at which the lists in force were certainly those in the store; up to `wait_s`
-        ago is normal."""
+        """Last time (time.monotonic) at which the lists in force certainly were those in the store; normally at most `wait_s` ago."""
 
     @property
     def copy_faults(self) -> Mapping[str, str]:
-        """Lists whose last good copy could not be read, written or written back, and why."""
+        """Lists whose last good copy could not be read, written or written back, with the reason."""
         return (
             {}
             if self._keeper is None
             else {name: why for name, why in self._keeper.faults.items() if name in self._index.lists}
         )
 
-    def look(self) -> None:
-        """Look at the store at once: the index has other lists, and policies go by them already."""
+    def wake(self) -> None:
+        """Read the store at once, because the index has other lists."""
         self._others.set()
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Lists of the configuration that nothing is in memory of."""
+        """Configured lists without an image in memory."""
         return tuple(name for name, entries in self._index.lists.items() if entries.state is None)
 
     async def start(self) -> None:
-        """Fill the index as fast as possible, before anyone is answered: from the store, or from the last good copy.
+        """Fill the index as fast as possible before checks are answered: from the store, or from the last good copy.
 
-        Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors`, `missing`, `from_copy`.
+        If the store is unreachable or a list cannot be verified, nothing is raised: see `up`, `errors`, `missing`,
+        `from_copy`.
         """
         stored: Mapping[str, ListState] | None = None
-        with self._faults_told(self._failed):  # a node that would not start answers nobody
+        with self._catching_faults(self._failed):  # a node must start even without its store
             stored = await self._states()
         if self._keeper is not None:
             await self._start_from_copy(self._keeper, stored)
         if stored is not None:
-            with self._faults_told(self._failed):
+            with self._catching_faults(self._failed):
                 await self._pass(stored)
-        # A list may be in force that no copy was made of: the follower before this one ended, or the disk was full then.
+        # The copy may lack a list in force: the previous follower ended, or the disk was full.
         for name, entries in self._index.lists.items():
-            self._keep_copy(name, entries.state, None)
+            self._request_copy(name, entries.state, None)
 
     async def _start_from_copy(self, keeper: CopyKeeper, stored: Mapping[str, ListState] | None) -> None:
-        """Take lists from the copy unless the store has newer ones.
-
-        The copy is nearer, and is what this node knew last.
-        """
+        """Load lists from the copy unless the store has newer ones, because the copy is local and was in force last."""
         for name, entries in tuple(self._index.lists.items()):
-            with self._faults_told(partial(keeper.fail, name), name, of="copy_"):
+            with self._catching_faults(partial(keeper.fail, name), name, of="copy_"):
                 copied = await keeper.copy.state(name)
                 if copied is None or (stored is not None and relation(copied, stored.get(name)) is Relation.NEWER):
                     continue
                 if self._is_of_other_kind(name, entries, copied):
                     continue
                 if relation(entries.state, copied) is Relation.NEWER:
-                    await self._take_all(keeper.copy, name, entries)
+                    await self._load_whole(keeper.copy, name, entries)
                 self.from_copy.add(name)
 
     async def run(self, heavy: Heavy = nullcontext) -> None:
@@ -183,7 +185,7 @@ class Follower:
     async def _follow_store(self) -> None:
         while True:
             pause_s = self._pauses.retry_s
-            with self._faults_told(self._failed):
+            with self._catching_faults(self._failed):
                 self._rest_s = 0.0
                 self._others.clear()
                 await self._pass(await self._states())
@@ -193,7 +195,11 @@ class Follower:
             await asyncio.sleep(pause_s)
 
     async def _wait(self) -> None:
-        """Wait until a list may have changed, or there are others to follow. Raises StoreError."""
+        """Wait until a list may have changed, or the index has other lists.
+
+        Raises:
+            StoreError: if the store fails.
+        """
         wait_s = self._pauses.wait_s
         store = await_store(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
         tasks = [asyncio.create_task(store), asyncio.create_task(self._others.wait())]
@@ -206,19 +212,20 @@ class Follower:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    # One look at the store
+    # One pass
 
     async def _states(self) -> Mapping[str, ListState]:
-        """The states that can be read; one that is damaged must not keep other lists from being followed.
+        """Return the readable states; a damaged state must not affect other lists.
 
-        Raises StoreError, also if no list's state can be read.
+        Raises:
+            StoreError: if the store fails, or no state can be read.
         """
         began, lists = time.monotonic(), self._index.lists
         self._unreadable = {name: due for name, due in self._unreadable.items() if name in lists and due > began}
         names = [name for name in lists if name not in self._unreadable]
-        found = await asyncio.gather(*map(self._state, names), return_exceptions=True)
+        results = await asyncio.gather(*map(self._state, names), return_exceptions=True)
         states: dict[str, ListState] = {}
-        for name, state in zip(names, found, strict=True):
+        for name, state in zip(names, results, strict=True):
             if isinstance(state, StoreError) and state.cause == "corrupt":
                 self._unreadable[name] = began + self._pauses.unreadable_s
                 self._failed("corrupt", state, name)
@@ -248,7 +255,7 @@ class Follower:
             self.in_step_at = time.monotonic()
 
     async def _follow(self, name: str, stored: ListState | None) -> bool:
-        """Bring one list up to date; True if it is now as in the store."""
+        """Bring one list up to date; return True if it is now as in the store."""
         entries = self._index.lists.get(name)
         if entries is None:  # the configuration was changed meanwhile
             return True
@@ -257,14 +264,14 @@ class Follower:
             case Relation.SAME:
                 self.from_copy.discard(name)
                 if self.lost.pop(name, None) is not None:
-                    self._said.pop(("store_lost_data", name), None)
+                    self._reported_at.pop(("store_lost_data", name), None)
                     self._report("store_mended", list=name)
-                    self._keep_copy(name, held, None)  # what was to be copied may have gone with the store's data
+                    self._request_copy(name, held, None)  # a pending copy may have been lost with the store's data
                 return True
             case Relation.LOST if held is not None:
                 self._lost(name, held, stored)
                 if self._keeper is not None and self._heals:
-                    self._keeper.heal(name, held, stored)
+                    self._keeper.request_heal(name, held, stored)
                 return False
         not_before, pause_s = self._unproved.get(name, (0.0, self._pauses.unproved_s))
         if time.monotonic() < not_before or self._is_of_other_kind(name, entries, stored):
@@ -274,7 +281,7 @@ class Follower:
         many = many + 1 if began - last < OFTEN_S else 1
         try:
             with while_large(self._heavy, held, stored, often=many > OFTEN):
-                await self._take_over(name, entries, stored)
+                await self._update(name, entries, stored)
         except StoreError as error:
             if error.cause not in UNPROVED:
                 raise
@@ -289,30 +296,30 @@ class Follower:
         self.from_copy.discard(name)
         return True
 
-    def _is_of_other_kind(self, name: str, entries: DeviceList, found: ListState | None) -> bool:
-        """True if a list is not of the kind that the configuration says: its entries would mean something else."""
-        if found is None or found.kind == entries.kind:
+    def _is_of_other_kind(self, name: str, entries: DeviceList, state: ListState | None) -> bool:
+        """Return True if a list is not of the configured kind, because its entries would have another meaning."""
+        if state is None or state.kind == entries.kind:
             return False
-        kinds = f"{name} is a list of {found.kind} in the store, and of {entries.kind} in the configuration"
+        kinds = f"{name} is a list of {state.kind} in the store, and of {entries.kind} in the configuration"
         advice = f"load a full release of {entries.kind}, or put the configuration right"
         self._failed(KIND, StoreError(KIND, f"{kinds}: {advice}"), name)
         return True
 
-    async def _take_over(self, name: str, entries: DeviceList, stored: ListState | None) -> None:
+    async def _update(self, name: str, entries: DeviceList, stored: ListState | None) -> None:
         held = entries.state
         if held and stored and entries.image and held.content_digest == stored.content_digest:
             if self._switch(name, entries, stored, entries.image):
-                self._keep_copy(name, stored, ())
+                self._request_copy(name, stored, ())
             return
         for _ in range(READ_AGAIN_MAX):
             with suppress(StoreChanged):
-                if not (held and stored and await self._take_changes(name, entries, held, stored)):
-                    await self._take_all(self._store, name, entries)
+                if not (held and stored and await self._apply_changes(name, entries, held, stored)):
+                    await self._load_whole(self._store, name, entries)
                 return
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
-    async def _take_all(self, source: ListStore, name: str, entries: DeviceList) -> None:
-        """Read a list whole, prove it, and put it in force. Nothing happens if the source does not have it."""
+    async def _load_whole(self, source: ListStore, name: str, entries: DeviceList) -> None:
+        """Read a whole list, verify it, and put it in force. If the source does not have it, nothing changes."""
         read: ListState | None = None
         proof, total, chunks = Proof(), 0, list[Chunk]()
         async with aclosing(_batches(source, name, self._pauses.answer_s)) as batches:
@@ -328,15 +335,15 @@ class Follower:
                     ) from error
         if read is None:
             return
-        if (found := digest_text(total)) != read.content_digest:
-            raise StoreError("digest", f"list {name}: pages have the digest {found}, not {read.content_digest}")
-        if self._switch(name, entries, read, await _made(name, partial(build_image, chunks))):
+        if (computed := digest_text(total)) != read.content_digest:
+            raise StoreError("digest", f"list {name}: pages have the digest {computed}, not {read.content_digest}")
+        if self._switch(name, entries, read, await _build_in_thread(name, partial(build_image, chunks))):
             self._proofs[name] = proof
             if source is self._store:
-                self._keep_copy(name, read, None)
+                self._request_copy(name, read, None)
 
-    async def _take_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
-        """Take over only the pages that were touched; False if the list must be read whole."""
+    async def _apply_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
+        """Apply only the touched pages; return False if the list must be read whole."""
         proof, image = self._proofs.get(name), entries.image
         if proof is None or image is None or stored.generation < held.generation:
             return False
@@ -360,41 +367,45 @@ class Follower:
                 name,
             )
             return False
-        if self._switch(name, entries, state, await _made(name, partial(image_with, image, pages))):
+        if self._switch(name, entries, state, await _build_in_thread(name, partial(image_with, image, pages))):
             proof.amend(pages)
-            self._keep_copy(name, state, pages)
+            self._request_copy(name, state, pages)
         return True
 
     async def _some_pages(self, name: str, numbers: Sequence[int], generation: int) -> tuple[ListState, Sequence[Page]]:
-        """Numbered pages as of a generation, empty ones for those that are not there. Raises StoreChanged."""
-        state, there = NO_LIST, dict[int, Page]()
+        """Read numbered pages of a generation, with empty pages for those that do not exist.
+
+        Raises:
+            StoreChanged: if the list has another generation.
+        """
+        state, existing = NO_LIST, dict[int, Page]()
         for at in range(0, len(numbers), SOME_PAGES):
             part = numbers[at : at + SOME_PAGES]
-            found, pages = await await_store(self._store.some_pages(name, part), self._pauses.answer_s)
-            if found is None or found.generation != generation:
+            stored, pages = await await_store(self._store.some_pages(name, part), self._pauses.answer_s)
+            if stored is None or stored.generation != generation:
                 raise StoreChanged(f"list {name} changed while its touched pages were read")
-            state = found
-            there.update((page.number, page) for page in pages)
-        return state, [there.get(number) or Page(number, b"") for number in numbers]
+            state = stored
+            existing.update((page.number, page) for page in pages)
+        return state, [existing.get(number) or Page(number, b"") for number in numbers]
 
     def _switch(self, name: str, entries: DeviceList, state: ListState, image: Image) -> bool:
-        """The one moment at which a list changes; False if the configuration has let go of it."""
+        """Put a list in force; return False if the configuration no longer has it."""
         if self._index.lists.get(name) is not entries:
             return False
         self._on_switch(name, state, image, self._index.switch(name, state, image))
         return True
 
-    def _keep_copy(self, name: str, state: ListState | None, pages: Sequence[Page] | None) -> None:
+    def _request_copy(self, name: str, state: ListState | None, pages: Sequence[Page] | None) -> None:
         if self._keeper is not None and state is not None:
-            self._keeper.keep(name, state, pages)
+            self._keeper.request_copy(name, state, pages)
 
-    # What went wrong
+    # Faults
 
     @contextmanager
-    def _faults_told(
+    def _catching_faults(
         self, failed: Callable[[str, Exception], None], name: str | None = None, *, of: str = ""
     ) -> Iterator[None]:
-        """A context that a fault ends; `failed` gets its cause, with `of` before it, and counts and reports it, and the task goes on."""
+        """Stop an exception of the block; `failed` receives its cause, prefixed by `of`, and counts and reports it."""
         try:
             yield
         except StoreError as error:
@@ -406,13 +417,13 @@ class Follower:
             failed(f"{of}internal", error)
 
     def _lost(self, name: str, held: ListState, stored: ListState | None) -> None:
-        shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
+        stored_text = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
         if name not in self.lost:
             self.errors["lost_data"] += 1
-        self.lost[name] = shown
-        if self._says("store_lost_data", name):
+        self.lost[name] = stored_text
+        if self._is_due("store_lost_data", name):
             self._report(
-                "store_lost_data", level="error", list=name, stored=shown, detail="the memory stays in force",
+                "store_lost_data", level="error", list=name, stored=stored_text, detail="the memory stays in force",
                 held=f"generation {held.generation}, serial {held.serial}",
             )  # fmt: skip
 
@@ -420,26 +431,26 @@ class Follower:
         self._failed(cause, error, name, event="copy_failed")
 
     def _failed(self, cause: str, error: Exception, name: str | None = None, *, event: str = "store_failed") -> None:
-        """Count and tell. `copy_failed`, of the last good copy or writing it back, is no fault of the store."""
+        """Count and report a fault. `copy_failed` concerns the last good copy or writing it back, not the store."""
         self.errors[cause] += 1
         if event == "store_failed" and name is None and cause != "changed":
             self.up = False
-        if self._says(cause, name or ""):
+        if self._is_due(cause, name or ""):
             self._report(event, level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
 
-    def _says(self, what: str, name: str) -> bool:
-        """True if an event is due again."""
+    def _is_due(self, cause: str, name: str) -> bool:
+        """Return True if an event may be reported again."""
         now = time.monotonic()
-        if now - self._said.get((what, name), -math.inf) < SAY_AGAIN_S:
+        if now - self._reported_at.get((cause, name), -math.inf) < REPORT_AGAIN_S:
             return False
-        self._said[what, name] = now
+        self._reported_at[cause, name] = now
         return True
 
 
 async def _batches(
     source: ListStore, name: str, answer_s: float
 ) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
-    """The source's batches, each within the time that an answer may take."""
+    """Yield the source's batches, each within the time limit of an answer."""
     async with aclosing(source.pages(name)) as batches:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
@@ -448,8 +459,8 @@ async def _batches(
                 return
 
 
-async def _made(name: str, work: Callable[[], Image]) -> Image:
-    """An image made in a thread, so that others who ask this process meanwhile are answered."""
+async def _build_in_thread(name: str, work: Callable[[], Image]) -> Image:
+    """Build an image in a thread, so that other requests to this process are answered meanwhile."""
     try:
         return await asyncio.to_thread(work)
     except OSError as error:  # a limit on memory or on the size of files

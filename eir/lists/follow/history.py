@@ -1,10 +1,11 @@
-"""The history on a node's side: this node's copy, which only grows, and the two rules by which it is kept level with the store's.
+"""A node's copy of the history, which only grows, and the two rules for keeping copy and store equal.
 
-What continues the copy is appended to it. What does not is told, and the copy stays as it is until an operator adopts the store's
-history. A store whose history is empty, damaged, or no more than the beginning of the copy gets the copy back.
+Records that continue the copy are appended to it. If the store's records do not continue it, the node raises an alert, and the
+copy stays until an operator adopts the store's history. If the store's history is empty, damaged, or only the beginning of the
+copy, the copy is written back to the store.
 
-Both rules hold for each chain. The feed's chain loses its oldest records when it is full, so a node that was away may find a gap behind its
-copy. An anchor in the main chain, which continues the copy, proves the records behind the gap.
+Both rules apply to each chain. The oldest records of a full feed chain are deleted, so a node that was off may find a gap after
+its copy. An anchor in the main chain, which continues the copy, proves the records after the gap.
 """
 
 import time
@@ -46,32 +47,37 @@ from eir.lists.record.store import (
 
 TRIM_S = 3600.0
 ANCHOR_S = 86400.0
-"""Longest time (s) from one anchor of a growing feed chain to the next."""
+"""Maximum time (s) between two anchors of a growing feed chain."""
 FEED_TRIM_S = 600.0
-"""Least time (s) from one anchor to the next, whichever node writes them. So a flood of rows adds at most 144 anchors a day to the main chain,
-and the feed's chain exceeds its limit by the rows of that time."""
+"""Minimum time (s) between two anchors, whichever node writes them. So a flood of rows adds at most 144 anchors per day to the main chain, and the feed's chain exceeds its limit by the rows of that time."""
 FEED_KEPT = 0.9
-"""Share of its size limit that a full feed chain is cut to."""
+"""Share of its size limit to which a full feed chain is cut."""
 NEARLY_FULL = 0.8
 """Share of `history.max_bytes` above which the main chain raises an alert."""
 WAITING_MAX = 1_000
-"""Events that wait for a store that is away."""
+"""Maximum number of events that wait for an unreachable store."""
 COPY_TIMEOUT_S = 600.0
-"""Seconds that copying a whole history, or giving it back, may take."""
+"""Seconds for copying a whole history, or for writing it back."""
 UNRECORDED_S = 15.0
-"""Seconds for which a list may be in the store before the record of the event that made it is there too."""
+"""Seconds for which the store may have a list before the record of its event."""
 READ_AGAIN_MAX = 10
 NAMES = " (SHA-256 "
-"""Follows the part of a difference that stays the same while the store's chain grows: it is reported once."""
+"""End of the constant part of a difference: the rest changes as the store's chain grows, and each difference is reported once."""
 NEWEST = 20
-"""Events of a list among which its last change mostly is."""
+"""Number of events of a list that usually include its last change."""
 
 
 class HistoryKeeper:
-    """A node's work on the history, again and again.
+    """Periodic work of a node on the history.
 
-    `copy`: the node's own, where the store is elsewhere. `writes`: it may write the store's. `who` is this node, in the history. `now` is
-    the monotonic clock, `wall` the time of day, `clock` the one by which records are too old: a clock that has jumped takes none away.
+    Args:
+        copy: node's own copy of a remote store's history.
+        writes: the node may write to the store's history.
+        who: name of this node in the history.
+        report: logs events.
+        now: monotonic clock.
+        wall: time of day.
+        clock: clock for the age of records; after a jump of the time no record is deleted.
     """
 
     def __init__(
@@ -90,26 +96,26 @@ class HistoryKeeper:
         self._clock = clock or TrustedClock()
         self._trimmed_at: float | None = None
         self._refusals = ""
-        """The refusals of the store that were last taken over."""
+        """Sum of the store's refusals that were last copied."""
         self._unrecorded: dict[str, tuple[ListState, float | None]] = {}
-        """The state of each list at the last look, and the time since which it has no record (None: it has one)."""
-        self._told: set[str] = set()
+        """Last state of each list, and the time since which it has no record (None if it has one)."""
+        self._reported: set[str] = set()
         """Lists without a record that the log has reported."""
         self.ledgers = dict.fromkeys(CHAINS, Ledger())
-        """The store's, by chain, when they were last read."""
+        """Store's ledgers by chain at the last read."""
         self.differs = ""
-        """The reason why the store's history does not continue this node's copy; empty if it does."""
+        """Reason why the store's history does not continue this node's copy; empty if it does."""
 
     @property
     def unrecorded(self) -> list[str]:
-        """Lists in the store that are not what the history says was last done to them."""
+        """Lists in the store that differ from their newest record."""
         now = self._now()
         return [
             name for name, (_, since) in self._unrecorded.items() if since is not None and now - since >= UNRECORDED_S
         ]
 
     def add(self, event: Event) -> None:
-        """Have an event recorded at the next look, or when the store is back."""
+        """Record an event at the next pass, or when the store is reachable again."""
         if self._writes:
             self._waiting.append(event)
         else:
@@ -120,13 +126,17 @@ class HistoryKeeper:
                 detail=f"{event.what} by {event.who}: with `heal: false` a node writes no history",
             )
 
-    async def look(self, store: ListStore, settings: HistorySettings, lists: Sequence[str] = ()) -> None:
-        """Bring copy and store level, write what waits, forget what is overdue, and hold `lists` against their records. Raises StoreError."""
+    async def maintain(self, store: ListStore, settings: HistorySettings, lists: Sequence[str] = ()) -> None:
+        """Make one pass: update copy and store, write queued events, delete overdue records, and compare `lists` with their records.
+
+        Raises:
+            StoreError: if the store fails.
+        """
         writes = self._writes and await await_store(store.newer()) is None
         if self._copy is not None and writes:
             try:
-                healed = await await_store(give_back(store, self._copy, self._who), COPY_TIMEOUT_S)
-            except GenerationConflict:  # another node was faster, or somebody wrote: the next look sees what
+                healed = await await_store(restore_history(store, self._copy, self._who), COPY_TIMEOUT_S)
+            except GenerationConflict:  # another node wrote: the next pass reads the new history
                 return
             if healed:
                 self._report("history_healed", level="warning", detail=healed)
@@ -138,23 +148,27 @@ class HistoryKeeper:
             await self._trim(store, settings)
             await self._limit_feed(store, settings)
         if self._copy is not None:
-            with suppress(GenerationConflict):  # it was written meanwhile: the next look sees what
+            with suppress(GenerationConflict):  # the history changed meanwhile: the next pass reads it
                 await await_store(self._grow(store, self._copy), COPY_TIMEOUT_S)
             if not self.differs:
                 await self._limit_copy(self._copy, settings, (await await_store(store.ledger(FEED))).bytes)
-        self._note({chain: await await_store(store.ledger(chain)) for chain in CHAINS}, settings)
-        await await_store(self._hold(store, lists))
+        self._log_heads({chain: await await_store(store.ledger(chain)) for chain in CHAINS}, settings)
+        await await_store(self._check_lists(store, lists))
 
     async def events(
         self, name: str | None, *, limit: int | None, since: str | None, chain: str | None
     ) -> Sequence[Event]:
-        """The events in this node's copy, while the store is away. Raises StoreError."""
+        """Return events of this node's copy while the store is unreachable.
+
+        Raises:
+            StoreError: if there is no copy.
+        """
         if self._copy is None:
             raise StoreError("refused", "the history is in the store alone")
         return await self._copy.history(name, limit=limit, since=since, chain=chain)
 
     async def close(self) -> None:
-        """Let go of the copy."""
+        """Close the copy."""
         if self._copy is not None:
             await self._copy.close()
 
@@ -170,7 +184,7 @@ class HistoryKeeper:
         self._trimmed_at = self._now()
 
     def _until(self, settings: HistorySettings) -> str:
-        """Return the time from which on records are kept."""
+        """Return the time from which records are kept."""
         now = datetime.fromtimestamp(self._clock.now(self._wall(), self._now()), UTC)
         return utc_text(now - timedelta(days=settings.keep))
 
@@ -179,7 +193,7 @@ class HistoryKeeper:
         return Event(time=now, who=self._who, what=what, outcome=ACCEPTED, detail=detail, chain=chain)
 
     async def _limit_feed(self, store: ListStore, settings: HistorySettings) -> None:
-        """Anchor the feed's chain in the main chain each day and when the feed's chain is full; then forget its oldest records."""
+        """Anchor the feed's chain in the main chain each day and when it is full; then delete its oldest records."""
         feed = await await_store(store.ledger(FEED))
         is_full = feed.bytes > settings.feed_max_bytes
         if not feed.number or self._is_recent(feed.anchored_at, FEED_TRIM_S if is_full else ANCHOR_S):
@@ -190,31 +204,31 @@ class HistoryKeeper:
         await await_store(store.trim_history(self._until(settings), bytes_max, event, FEED), COPY_TIMEOUT_S)
 
     def _is_recent(self, time: str, span_s: float) -> bool:
-        """True if a time is less than so many seconds from now; in the future too, since nodes have clocks of their own."""
+        """Return True if a time is less than `span_s` from now, also in the future, because nodes have clocks of their own."""
         first, last = (utc_text(datetime.fromtimestamp(self._wall() + span, UTC)) for span in (-span_s, span_s))
         return first < time < last
 
     async def _limit_copy(self, copy: ListStore, settings: HistorySettings, stored: int) -> None:
-        """Forget the oldest records in the copy of a full feed chain, but none that the store has. `stored`: bytes of the store's chain."""
+        """Delete the oldest records in the copy of a full feed chain, but none that the store has. `stored`: bytes of the store's chain."""
         if (await copy.ledger(FEED)).bytes > max(settings.feed_max_bytes, stored):
             bytes_max = max(int(settings.feed_max_bytes * FEED_KEPT), stored)
             await copy.trim_history(self._until(settings), bytes_max, None, FEED)
 
     async def _grow(self, store: ListStore, copy: ListStore) -> None:
-        """Append to the copy what continues it, and nothing else."""
+        """Append records to the copy if they continue it."""
         differs = ""
         for chain in CHAINS:
             ours, theirs = await copy.ledger(chain), await store.ledger(chain)
-            found = "" if theirs.number > ours.number or theirs.digest == ours.digest else "it has other records"
+            reason = "" if theirs.number > ours.number or theirs.digest == ours.digest else "it has other records"
             if theirs.number > ours.number:
-                found = await self._take_over(store, copy, chain, ours, theirs)
-            if found and (await store.ledger(chain)).first != theirs.first:
+                reason = await self._copy_newer(store, copy, chain, ours, theirs)
+            if reason and (await store.ledger(chain)).first != theirs.first:
                 raise GenerationConflict("records were forgotten while they were read")
-            if found and not differs:
+            if reason and not differs:
                 named = "history" if chain == MAIN else "history of the feed"
-                differs = f"{named}: this node has records up to {ours.number}{NAMES}{ours.digest}), and the store's up to {theirs.number} do not continue them: {found}"
-            if found:
-                break  # the feed's chain is proved by the main chain
+                differs = f"{named}: this node has records up to {ours.number}{NAMES}{ours.digest}), and the store's up to {theirs.number} do not continue them: {reason}"
+            if reason:
+                break  # the main chain proves the feed's chain
         if differs and self.differs.partition(NAMES)[0] != differs.partition(NAMES)[0]:
             self._report(
                 "history_differs", level="error", detail=f"{differs}; see eir history --verify, then eir history adopt"
@@ -226,32 +240,32 @@ class HistoryKeeper:
             self._refusals = main.refusals
         self.differs = differs
 
-    async def _take_over(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
-        """Take over the store's newer records of a chain. Returns why that cannot be done; empty if it was done."""
+    async def _copy_newer(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
+        """Copy the store's newer records of a chain; return the reason if that is not possible, else an empty text."""
         if chain == FEED and ours.number and theirs.first > ours.number + 1:
             read = [record async for batch in store.records(chain=FEED) for record in batch]
             fed = [record for record in read if record.number <= theirs.number]
             main = [record async for batch in copy.records() for record in batch]
-            if found := next(chain_of(chain_faults(fed, (), theirs), feed_faults(main, fed, theirs)), ""):
-                return found
+            if reason := next(chain_of(chain_faults(fed, (), theirs), feed_faults(main, fed, theirs)), ""):
+                return reason
             await copy.rewrite_history(_one(fed), (), after=0, seen=ours, chain=FEED)
             return ""
-        if found := await _unlinked(store, chain, ours, theirs):
-            return found
+        if reason := await _link_fault(store, chain, ours, theirs):
+            return reason
         await self._append(store, copy, chain, ours)
         return ""
 
     async def _append(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger) -> None:
-        """Take over the records behind the copy's."""
+        """Append the records after those of the copy."""
         async for batch in store.records(ours.number, chain):
             if is_linked(
                 batch, ours.digest if ours.number else None
-            ):  # else it was changed meanwhile: the next look tells
+            ):  # otherwise the chain changed meanwhile: the next pass reports it
                 await copy.rewrite_history(_one(batch), (), after=ours.number, seen=ours, chain=chain)
                 ours = await copy.ledger(chain)
 
-    def _note(self, ledgers: dict[str, Ledger], settings: HistorySettings) -> None:
-        """Report each newest record to the log: anyone who keeps the log can hold the history's end against it."""
+    def _log_heads(self, ledgers: dict[str, Ledger], settings: HistorySettings) -> None:
+        """Log each newest record, so that the end of the history can be compared with the log."""
         before, now = self.ledgers[MAIN], ledgers[MAIN]
         if (now.number, now.digest) != (before.number, before.digest):
             self._report("history_at", record=now.number, digest=now.digest)
@@ -261,8 +275,8 @@ class HistoryKeeper:
             self._report("history_nearly_full", level="warning", detail=detail)
         self.ledgers = ledgers
 
-    async def _hold(self, store: ListStore, lists: Sequence[str]) -> None:
-        """Check that each list in the store is what its newest record made."""
+    async def _check_lists(self, store: ListStore, lists: Sequence[str]) -> None:
+        """Check that each list in the store has the content of its newest record."""
         before, self._unrecorded = self._unrecorded, {}
         for name in lists:
             try:
@@ -270,16 +284,16 @@ class HistoryKeeper:
             except StoreError as error:
                 if error.cause != "corrupt":
                     raise
-                state = None  # the follower tells of it
+                state = None  # the follower reports it
             if state is None:
                 continue
             known, since = before.get(name, (None, None))
             if known != state or since is not None:
                 since = None if await _is_recorded(store, name, state) else self._now() if since is None else since
             self._unrecorded[name] = state, since
-        told, self._told = self._told, {*self.unrecorded}
+        reported, self._reported = self._reported, {*self.unrecorded}
         for name in self.unrecorded:
-            if name not in told:
+            if name not in reported:
                 state, _ = self._unrecorded[name]
                 self._report(
                     "list_unrecorded", level="error", list=name, serial=state.serial, generation=state.generation, digest=state.content_digest,
@@ -287,9 +301,9 @@ class HistoryKeeper:
                 )  # fmt: skip
 
 
-async def _unlinked(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
-    """The reason why the store's newer records do not continue the copy as a chain; empty if they do."""
-    number, digest = ours.number, ours.digest if ours.number else None  # a node's first look takes what there is
+async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
+    """Return why the store's newer records do not continue the copy as a chain, or an empty text."""
+    number, digest = ours.number, ours.digest if ours.number else None  # an empty copy accepts all records
     async for batch in store.records(ours.number, chain):
         if number and batch[0].number != number + 1:
             return f"record {batch[0].number} comes after {number}"
@@ -303,36 +317,39 @@ async def _unlinked(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) 
     )
 
 
-async def give_back(store: ListStore, copy: ListStore, who: str) -> str | None:
+async def restore_history(store: ListStore, copy: ListStore, who: str) -> str | None:
     """Write each chain of the copy to a store in which that chain is empty, damaged, or only the beginning of the copy.
 
-    Returns which of these it was; None if none applies.
+    Returns:
+        Which of these applied, for a person; None if none did.
 
-    Raises StoreError, GenerationConflict if another node was faster.
+    Raises:
+        StoreError: if the store fails.
+        GenerationConflict: if another node wrote first.
     """
-    found = [await _give_back(store, copy, who, chain) for chain in CHAINS]
-    return "; ".join(filter(None, found)) or None
+    outcomes = [await _restore_chain(store, copy, who, chain) for chain in CHAINS]
+    return "; ".join(filter(None, outcomes)) or None
 
 
-async def _give_back(store: ListStore, copy: ListStore, who: str, chain: str) -> str | None:
+async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str) -> str | None:
     ours = await copy.ledger(chain)
-    theirs, damage = await _looked_at(store, chain)
+    theirs, damage = await _read_ends(store, chain)
     if not ours.number or not (damage or theirs.number < ours.number):
         return None
     after, seen = 0, None if damage else theirs
     if theirs.number and not damage:
-        there = await _first(copy, theirs.number - 1, chain)
-        if there is None or there.number != theirs.number or record_digest(there.text) != theirs.digest:
-            return None  # other records: told, and left to an operator
+        boundary = await _first(copy, theirs.number - 1, chain)
+        if boundary is None or boundary.number != theirs.number or record_digest(boundary.text) != theirs.digest:
+            return None  # other records: reported, and left to an operator
         after = theirs.number
     named = "the history in the store" if chain == MAIN else "the history of the feed in the store"
-    shown = f"{named} was {damage or ('empty' if not theirs.number else f'cut off after record {theirs.number}')}"
+    state_text = f"{named} was {damage or ('empty' if not theirs.number else f'cut off after record {theirs.number}')}"
     healed = Event(
         time=utc_text(datetime.now(UTC)),
         who=who,
         what="heal",
         outcome=ACCEPTED,
-        detail=f"{shown}; given back from this node's copy",
+        detail=f"{state_text}; given back from this node's copy",
     )
     behind, _ = append_events(ours, [healed]) if chain == MAIN else ((), ours)
     folds = await copy.folds() if chain == MAIN else ()
@@ -340,11 +357,11 @@ async def _give_back(store: ListStore, copy: ListStore, who: str, chain: str) ->
     await store.rewrite_history(batches, folds, after=after, seen=seen, chain=chain)
     if chain == FEED:
         await store.record(healed)
-    return f"{shown}; records {after + 1} to {ours.number} are given back from this node's copy"
+    return f"{state_text}; records {after + 1} to {ours.number} are given back from this node's copy"
 
 
-async def _looked_at(store: ListStore, chain: str) -> tuple[Ledger, str]:
-    """The store's ledger of a chain, and the fault of the chain by a look at both of its ends; empty if it has no fault."""
+async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
+    """Return the store's ledger of a chain and the first fault at its two ends, or an empty text."""
     for _ in range(READ_AGAIN_MAX):
         try:
             ledger = await store.ledger(chain)
@@ -360,18 +377,21 @@ async def _looked_at(store: ListStore, chain: str) -> tuple[Ledger, str]:
         if await store.ledger(chain) == ledger:
             break
     else:
-        return ledger, ""  # it is written all the time: the next look sees more
-    wanted = [(ledger.number, ledger.digest)] if ledger.number else []
-    is_whole = [(number, record_digest(text)) for number, text in newest] == wanted and (
-        not wanted or (oldest is not None and oldest.number == ledger.first)
+        return ledger, ""  # the chain changes all the time: the next pass reads more
+    expected = [(ledger.number, ledger.digest)] if ledger.number else []
+    is_whole = [(number, record_digest(text)) for number, text in newest] == expected and (
+        not expected or (oldest is not None and oldest.number == ledger.first)
     )
     return ledger, "" if is_whole else "damaged (its ends are not where they were)"
 
 
 async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
-    """Put the store's history in the place of this node's copy, with a record of that in the store.
+    """Replace this node's copy by the store's history, and record that in the store.
 
-    A chain that does not hold is made again of its records that can be read, in their order. Raises StoreError.
+    A damaged chain is rebuilt from its readable records in their order.
+
+    Raises:
+        StoreError: if the store fails.
     """
     ours = {chain: await copy.ledger(chain) for chain in CHAINS}
     main, folds = [record async for batch in store.records() for record in batch], await store.folds()
@@ -392,7 +412,7 @@ async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
 
 
 async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Record], feed: Ledger) -> None:
-    """Make the feed's chain again of its records that can be read, with numbers above all that anchors hold."""
+    """Rebuild the feed's chain from its readable records, with numbers above all that anchors hold."""
     heads = [event.head or 0 for event in readable_events(main) if event.what == ANCHOR]
     last = max(feed.number, *heads, 0)
     place = (await store.ledger()).number
@@ -401,15 +421,15 @@ async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Re
 
 
 async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
-    """True if the newest record of a change to a list says that this state came of it."""
+    """Return True if the newest record of a change to a list has this state."""
     newest = None
-    chain = None if not state.serial else MAIN  # a register feeds local lists alone
-    for limit in (NEWEST, FOLDS_MAX + NEWEST):  # there may be as many refusals behind it
+    chain = None if not state.serial else MAIN  # only local lists have a feed
+    for limit in (NEWEST, FOLDS_MAX + NEWEST):  # up to FOLDS_MAX refusals may follow it
         if (newest := newest_change(await store.history(name, limit=limit, chain=chain))) is not None:
             break
     if newest is not None and is_of(newest, state):
         return True
-    # A long chain loses its oldest records: one of before those that are left is no longer there, and no fault.
+    # The oldest records of a long chain are deleted, so a missing record is not a fault if it is older than the rest.
     if newest is None:
         return await _is_forgotten(store, MAIN, state) or (not state.serial and await _is_forgotten(store, FEED, state))
     is_later = state.loaded_at is not None and newest.time <= state.loaded_at
@@ -417,7 +437,7 @@ async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
 
 
 async def _is_forgotten(store: ListStore, chain: str, state: ListState) -> bool:
-    """True if a chain no longer reaches back to the time at which a list came into its state."""
+    """Return True if the chain no longer has records from the time at which a list came into its state."""
     ledger = await store.ledger(chain)
     oldest = await _first(store, ledger.first - 1, chain) if ledger.first > 1 else None
     return oldest is not None and state.loaded_at is not None and state.loaded_at < read_record(oldest).time

@@ -146,7 +146,7 @@ class _Process:
 
     def _configure(self, config: Config) -> None:
         self._index.apply(kinds_of(config))
-        self._follower.look()
+        self._follower.wake()
         self._process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:

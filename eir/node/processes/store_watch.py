@@ -48,7 +48,7 @@ class StoreWatch:
         store = open_store(config.store, config.state, report=report, check=False)
         try:
             self._newer = await await_store(store.newer())
-            await self.history.look(store, config.history, [*config.lists])
+            await self.history.maintain(store, config.history, [*config.lists])
             outcomes = tuple(await await_store(store.outcomes()))
             if outcomes != self._outcomes or not self.events:
                 # Rows of a feed must not displace loads from the page.

@@ -99,7 +99,7 @@ async def test_a_delta_is_copied_by_its_pages(stores):
     await store.store.replace("a", state(A), A, seen=0)
     async with Node(store, {"a": "devices"}, copy=copy) as node:
         await until(lambda: is_level(copy, node))
-        await until(lambda: not node.follower._keeper._wanted)  # two changes in one would be read whole
+        await until(lambda: not node.follower._keeper._requests)  # two changes in one would be read whole
         store.read_whole = 0
         await store.store.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
         await node.reaches(2)
@@ -265,7 +265,7 @@ class TestHealing:
     async def test_a_list_that_went_before_it_was_copied_keeps_nobody_from_healing(self, stores):
         store, copy, _ = await self.lose(stores, "all")
         async with Node(store, {"a": "devices"}, copy=copy) as node:
-            node.follower._keeper.keep("a", replace(state(A, serial=9), generation=9), None)
+            node.follower._keeper.request_copy("a", replace(state(A, serial=9), generation=9), None)
             await until(lambda: not node.follower.lost and "store_healed" in node.said())
             assert not node.follower.errors["copy_digest"]
 

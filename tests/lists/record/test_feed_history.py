@@ -82,7 +82,7 @@ class Node:
 
     async def look(self, lists=(), pass_s=0.0, **settings):
         self.clock += pass_s
-        await self.keeper.look(self.store, HistorySettings(**settings), lists)
+        await self.keeper.maintain(self.store, HistorySettings(**settings), lists)
 
     async def feed(self, *numbers, rows=ROWS):
         """Record transactions of a feed, each of so many rows."""
@@ -141,7 +141,7 @@ async def test_a_feed_displaces_no_load(store):
         for what in (ADD, REMOVE):
             edit = Edit(what=what, entries=entries, reason="fed by register")
             await edit_differences(edit, OWN, store, who="register at 192.0.2.1", now=now)
-    await keeper.look(store, settings, ["stolen"])
+    await keeper.maintain(store, settings, ["stolen"])
     assert "a load" in [each.detail for each in await store.history("stolen")]
 
 

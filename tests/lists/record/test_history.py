@@ -78,7 +78,7 @@ class Node:
             self.said.append(what)
 
     async def look(self, settings=DEFAULT, lists=()):
-        await self.keeper.look(self.store, settings, lists)
+        await self.keeper.maintain(self.store, settings, lists)
 
 
 @pytest.fixture
@@ -480,7 +480,7 @@ async def test_a_clock_that_jumped_takes_nothing_from_the_history_until_it_is_be
         await store.record(event(detail=detail, time="2020-01-01T00:00:00Z"))
     for hours in (0, 1):
         now[0] += 3600 * hours
-        await keeper.look(store, HistorySettings(keep=10))
+        await keeper.maintain(store, HistorySettings(keep=10))
         assert ("old" in await details(store)) is (not hours)
 
 
