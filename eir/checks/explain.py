@@ -52,7 +52,7 @@ class Explanation:
     """Lists of rules that were never loaded, so that these rules cannot match."""
 
     def as_fields(self) -> dict[str, Any]:
-        """Return all fields besides the question in JSON types; `of_fields` reverses this."""
+        """Return all fields except the question in JSON types; `of_fields` reverses this."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "question"}
 
     @classmethod
@@ -218,7 +218,7 @@ async def _pages_of_pair(
 
 
 def _conditions(rule: Rule) -> str:
-    """Format the conditions besides the list, such as `tac 3512345*; imsi 26201*`."""
+    """Format the conditions other than the list, such as `tac 3512345*; imsi 26201*`."""
     parts = []
     for name, value in rule.conditions.items():
         values, length = (value,) if CONDITIONS[name].names_list else value, CONDITIONS[name].length

@@ -148,7 +148,7 @@ class Buffer:
 
 
 class MessageQueue:
-    """Messages on their way to the process that writes the record.
+    """Messages on their way to the recorder.
 
     Above `bytes_max` the oldest messages are dropped, and their checks are counted in `dropped`.
     """
@@ -164,7 +164,7 @@ class MessageQueue:
         self._bytes += len(message)
 
     def send_all(self) -> bool:
-        """Send messages until the other process takes no more; returns True if none is left."""
+        """Send messages until the recorder cannot receive more; return True if all were sent."""
         while self._messages and self._send(self._messages[0]):
             self._bytes -= len(self._messages.popleft())
         while self._bytes > self._bytes_max:
@@ -175,7 +175,7 @@ class MessageQueue:
 
 
 def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[bytes]:
-    """Pack parts, each of which fits into a message, into as few messages as possible."""
+    """Pack parts into as few messages as possible; each part fits into a message."""
     packed: list[list[Part]] = []
     size = MESSAGE_BYTES
     for part in parts:

@@ -1,7 +1,7 @@
 """Distrusted origins and peers: they report SIMs in other peers' devices, but carry little ordinary traffic.
 
-A peer that may send checks can invent another SIM for a phone. A real MME also carries ordinary phones, many of which other MMEs
-report too; an attacker cannot invent these without knowing real phones and their SIMs. Data only.
+A peer that may send checks can invent another SIM for a phone. A real MME also carries ordinary phones, and other MMEs report
+many of them too; an attacker cannot invent these without knowing real phones and their SIMs. Data only.
 """
 
 from collections import Counter, defaultdict

@@ -22,7 +22,7 @@ ACCEPTED_AFTER_S = 3600.0
 
 
 class TrustedClock:
-    """Clock in Unix seconds that does not jump. `last_seen`: latest time before the start (from a file), 0 if there is none."""
+    """Clock in Unix seconds that does not jump. `last_seen`: latest time before the start (from a file), 0 if unknown."""
 
     __slots__ = ("_jumped_at", "_monotonic", "_time")
 

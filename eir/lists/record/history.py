@@ -63,7 +63,7 @@ def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = N
 def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
     """Add the head of the feed's chain to an anchor; return it, and the ledger of that chain after it.
 
-    The anchor is None if the last one has the same head.
+    If the last anchor has the same head, None is returned instead of the anchor.
     """
     after = replace(feed, anchored=feed.number, anchored_at=anchor.time)
     return None if feed.number == feed.anchored else replace(anchor, head=feed.number, digest=feed.digest), after
@@ -76,7 +76,7 @@ def fold_key(event: Event) -> str:
 
 
 def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledger]:
-    """Add a refusal to its fold (`before`, None if there is none); return the new fold and the ledger after it."""
+    """Add a refusal to its fold (`before`, None for the first refusal); return the new fold and the ledger after it."""
     count, first = 0, event.time
     if before is not None:
         was = _read_fold(before)
@@ -142,7 +142,7 @@ def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes
 def trim_records(
     ledger: Ledger, gone: Sequence[Record], event: Event | None, after: int | None = None
 ) -> tuple[Sequence[Record], Ledger]:
-    """Return the record of a deletion (none if `event` is None), and the ledger after it. `after`: as in `append_events`."""
+    """Return the record of a deletion (no record without an event), and the ledger after it. `after`: as in `append_events`."""
     first, last = gone[0].number, gone[-1].number
     ledger = replace(ledger, first=last + 1, bytes=ledger.bytes - sum(len(record.text) for record in gone))
     if event is None:

@@ -71,7 +71,7 @@ KEEP = 5
 
 @dataclass(frozen=True, slots=True)
 class ListChange:
-    """One change of a list from generation `before` to `after`; `pages` is None if all pages were replaced."""
+    """One change of a list from generation `before` to `after`; `pages` None: all pages were replaced."""
 
     before: int
     after: int
@@ -301,8 +301,8 @@ class ListStore(Protocol):
     ) -> None:
         """Replace all records of a chain after number `after`, and add folds to MAIN; if `exact` is set, delete all other folds.
 
-        It is used for a node's copy of the history, and to write that copy back to a store that lost its history. If
-        `seen` is None, all records of a damaged chain are deleted.
+        It is used for a node's copy of the history, and to write that copy back to a store that lost its history. With
+        `seen` None, all records of a damaged chain are deleted.
 
         Raises:
             GenerationConflict: if the chain's ledger is no longer `seen`.
@@ -311,8 +311,8 @@ class ListStore(Protocol):
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
         """Delete the records before `until`, and the oldest ones while all exceed `bytes_max`; return the number of deleted records.
 
-        If records are deleted, `event` is appended to the same chain, with the record numbers in its detail. It is None
-        for a copy on a node's own disk. If `bytes_max` is None, only the time counts.
+        If records are deleted, `event` is appended to the same chain, with the record numbers in its detail; a copy on
+        a node's own disk has no event. Without `bytes_max`, only the time counts.
         """
 
     async def outcomes(self) -> Sequence[OutcomeCount]:

@@ -246,7 +246,7 @@ def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
     """Return the kinds of list for which a file with this header line may be used.
 
     Raises:
-        ReleaseRefused: `layout`, if there is none.
+        ReleaseRefused: `layout`, if no kind fits.
     """
     kinds, faults = [], []
     for kind in layout.subjects:
@@ -326,7 +326,7 @@ def until_seconds(text: str, form: str | None = None) -> int:
     """Parse the end of an entry as Unix seconds: the end of that day (UTC), or the given moment; 0 if the text is empty.
 
     Args:
-        text: date, such as `20261231`, `2026-12-31` or `2026-12-31T12:00:00Z` if `form` is None.
+        text: date, such as `20261231`, `2026-12-31` or `2026-12-31T12:00:00Z` without a `form`.
         form: form of the date, as in a Layout.
 
     Raises:

@@ -244,7 +244,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 class _Response(http.client.HTTPResponse):
-    """Answer of which each piece must arrive within `left()` seconds."""
+    """Answer whose pieces must each arrive within `left()` seconds."""
 
     def __init__(self, sock: socket.socket, *how: Any, left: Callable[[], float], **more: Any) -> None:
         super().__init__(sock, *how, **more)

@@ -57,7 +57,7 @@ def check_form(where: str, form: str | bytes | int | None) -> None:
 
 
 def check_oldest(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (schema) if this program cannot read data of this form. `form` is None if the data has no version yet."""
+    """Raise StoreError (schema) if this program cannot read data of this form. `form` None: the data has no version yet."""
     version = 1 if form is None else int(form)
     if version < OLDEST_FORM:
         raise StoreError(

@@ -273,7 +273,7 @@ def decide(
     """Return the effects of a write.
 
     Args:
-        stored: present record; None if there is none.
+        stored: present record; None for a new list.
         request: content to put in force.
         own: set with the whole list, or an empty set that receives the replaced pages.
         change_pages_max: maximum number of pages of a change that are logged.

@@ -236,7 +236,7 @@ async def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain after a number: append if there are none, else fill a new stream and switch to it."""
+    """Replace the records of a chain after a number: append if no such records exist, else fill a new stream and switch to it."""
     if seen is None:
         await _clear(link, chain)
         seen = Ledger()
