@@ -113,7 +113,11 @@ def word(*words: str) -> Kind:
 
 
 def parse_amount(written: str, units: Mapping[str, Decimal | int]) -> Decimal:
-    """Parse a number with one of the units behind it; returns the amount in the unit that is 1. Raises ValueError."""
+    """Parse a number followed by a unit; return the amount in the unit 1.
+
+    Raises:
+        ValueError: if the text has another form.
+    """
     match = re.fullmatch(rf"(-?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})", written, re.ASCII)
     if match is None:
         raise ValueError
@@ -121,7 +125,11 @@ def parse_amount(written: str, units: Mapping[str, Decimal | int]) -> Decimal:
 
 
 def parse_duration(written: str) -> timedelta:
-    """Parse a number with a unit of time, such as `20s`, `90m`, `36h` or `14d`. Raises ValueError, also below 0 and above `DURATION_MAX_S`."""
+    """Parse a number with a unit of time, such as `20s`, `90m`, `36h` or `14d`.
+
+    Raises:
+        ValueError: if the text has another form, or the duration is below 0 or above `DURATION_MAX_S`.
+    """
     amount_s = parse_amount(written, DURATIONS)
     if not 0 <= amount_s <= DURATION_MAX_S:
         raise ValueError

@@ -236,7 +236,7 @@ def add(
         is_named = len(found.entries) <= ENTRIES_MAX and len({entry.whole_tac for entry in found.entries}) == 1
         source = "" if is_named else f"{found.name}: {FILE}{found.sha256}"
         shown("write", 0, 1)
-        edit = Edit(what=ADD, entries=found.entries, said=found.said, source=source, **options)
+        edit = Edit(what=ADD, entries=found.entries, details=found.details, source=source, **options)
         report = _apply(checked, settings, edit)
         shown("write", 1, 1)
     show_one(asdict(report), report.as_text(), as_json=as_json)

@@ -36,7 +36,7 @@ NAMED_MAX = 10  # most entries that a refusal names
 TACS = "TACs "
 """Prefix of the entries in an event that are whole TACs."""
 FILE = "a file with SHA-256 "
-"""Text of an event in place of entries that are too many to be named."""
+"""Text in an event in place of entries that are too many to be named."""
 
 KnownLists = Callable[[], Collection[str]]
 """Function that returns names of lists; called if a list is not in the store."""
@@ -53,13 +53,13 @@ class Entry(NamedTuple):
     whole_tac: bool = False
 
 
-class Said(NamedTuple):
+class EntryDetails(NamedTuple):
     """Reason and end of one entry."""
 
     reason: str
-    """Empty: that of the edit."""
+    """Reason; empty for that of the edit."""
     until: int
-    """Unix seconds; 0: that of the edit."""
+    """Unix seconds; 0 for that of the edit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +77,10 @@ class Edit:
     """Lift the limits on shrinking and growth, but no other check."""
     dry_run: bool = False
     """Report the effect, but write and record nothing."""
-    said: Mapping[tuple[int, int, bool], Said] = field(default_factory=dict)
-    """Reasons and ends of single entries, by `entry[1:]`; all others have those of the edit."""
+    details: Mapping[tuple[int, int, bool], EntryDetails] = field(default_factory=dict)
+    """Reasons and ends of single entries, by `entry[1:]`; other entries have those of the edit."""
     source: str = ""
-    """Name and SHA-256 of the file of the entries, as the history has them; empty: the history names each entry."""
+    """Name and SHA-256 of the entries' file for the history; empty: the history names each entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,10 +367,10 @@ def _first_of(texts: Sequence[str]) -> str:
     return ", ".join(texts[:NAMED_MAX]) + (", …" if len(texts) > NAMED_MAX else "")
 
 
-def _said_of(edit: Edit, entry: Entry) -> Said:
+def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
     """Return reason and end of an entry of the edit."""
-    said = edit.said.get(entry[1:], Said("", 0))
-    return Said(said.reason or edit.reason, said.until or edit.until)
+    details = edit.details.get(entry[1:], EntryDetails("", 0))
+    return EntryDetails(details.reason or edit.reason, details.until or edit.until)
 
 
 async def _build_edit(
@@ -378,23 +378,23 @@ async def _build_edit(
 ) -> tuple[ListState, Built]:
     """Return the list's state after the edit, and its changed pages. `stored`: the present state and pages."""
     state, before = stored
-    said_of = [_said_of(edit, entry) for entry in edit.entries]
+    details_of = [_details_of(edit, entry) for entry in edit.entries]
     texts, bytes_of = state.reasons, dict[str, int]()
     if edit.what == ADD:
-        wanted = dict.fromkeys(said.reason for said in said_of)
-        bytes_of, texts = await reason_bytes(wanted, state, store, settings.name)
+        new_reasons = dict.fromkeys(details.reason for details in details_of)
+        bytes_of, texts = await reason_bytes(new_reasons, state, store, settings.name)
     rows = Rows()
     for of_pairs, of_tacs in ((True, False), (False, True), (False, False)):
         same = [
-            (entry, said)
-            for entry, said in zip(edit.entries, said_of, strict=True)
+            (entry, details)
+            for entry, details in zip(edit.entries, details_of, strict=True)
             if bool(entry.imsi) is of_pairs and entry.whole_tac is of_tacs
         ]
         if not same:
             continue
         keys = np.array([entry.key for entry, _ in same], np.uint64)
-        reasons = np.array([bytes_of.get(said.reason, 0) for _, said in same], np.uint8)
-        columns = reasons, np.array([said.until for _, said in same], np.int64)
+        reasons = np.array([bytes_of.get(details.reason, 0) for _, details in same], np.uint8)
+        columns = reasons, np.array([details.until for _, details in same], np.int64)
         if of_pairs:
             rows.add_pairs(keys, np.array([entry.imsi for entry, _ in same], np.uint64), *columns)
         elif of_tacs:

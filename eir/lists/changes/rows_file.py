@@ -1,4 +1,4 @@
-"""Entries of a local list out of a data file: thousands of rows for one change, read as the rows of a release are."""
+"""Entries of a local list from a data file: thousands of rows for one change, parsed like the rows of a release."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
-from eir.lists.changes.local import Entry, Said
+from eir.lists.changes.local import Entry, EntryDetails
 from eir.lists.record.entries import entries_of
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import ListSettings
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
 
 ROWS_MAX = 100_000
-"""Rows of one file, and entries that they make: more belong in a release."""
+"""Maximum number of rows of one file, and of their entries; more entries need a release."""
 BYTES_MAX = 64 << 20
 PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsFile:
-    """The entries that a data file names."""
+    """Entries of a data file."""
 
     name: str
     sha256: str
     entries: Sequence[Entry]
-    said: Mapping[tuple[int, int, bool], Said]
-    """Reason and end of the entries whose row gives one of them."""
+    details: Mapping[tuple[int, int, bool], EntryDetails]
+    """Reason and end of the entries whose row has one of them."""
     ended: int
-    """Entries that were left out, since their end is over."""
+    """Number of entries that were left out because their end has passed."""
     tally: "Tally"
 
 
@@ -43,20 +43,31 @@ def parse_rows_file(
 ) -> RowsFile:  # fmt: skip
     """Parse a data file for a list with these settings.
 
-    `now_s`: Unix seconds by which an end is over; `layout`: its layout; None: guessed from the first line. `force`: lift the limit on ranges. `progress`: called with the bytes that are read
-    and with all bytes. Raises ReleaseRefused: as a load, and `rows` for a file that is too large.
+    Args:
+        content: content of the file.
+        name: name of the file for messages.
+        settings: settings of the list.
+        now_s: Unix seconds; entries with an earlier end are left out.
+        layout: layout of the file; None: guessed from the first line.
+        force: lift the limit on ranges.
+        progress: receives the bytes done and the total.
+
+    Raises:
+        ReleaseRefused: as a load, and `rows` for a file that is too large.
     """
     from eir.lists.rows.reader import Tally, read_rows  # noqa: PLC0415 - its import takes a while, and each command imports this module
 
     begin = content.partition(b"\n")[0]
-    found = layout or guess_layout(begin)
-    if found is None:
+    layout_name = layout or guess_layout(begin)
+    if layout_name is None:
         hint = separator_hint(begin) or " (none of its columns is named imei)"
         raise ReleaseRefused(
             "layout", f"{name}: no layout fits its first line{hint}; give one of {', '.join(LAYOUTS)} (--layout)"
         )
-    if layout_named(name, found, settings.layouts).added:
-        raise ReleaseRefused("layout", f"{name}: rows of layout {found} add and remove; publish a release of them")
+    if layout_named(name, layout_name, settings.layouts).added:
+        raise ReleaseRefused(
+            "layout", f"{name}: rows of layout {layout_name} add and remove; publish a release of them"
+        )
     if content.count(b"\n") > ROWS_MAX + 1 or len(content) > BYTES_MAX:
         raise ReleaseRefused(
             "rows", f"{name} has more than {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB; publish a release of them"
@@ -64,7 +75,7 @@ def parse_rows_file(
     rows, reasons = Rows(), Reasons()
     tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True)
     read_rows(
-        _pieces(content, progress), name=name, layout=found, kind=settings.kind, rows=rows, reasons=reasons, tally=tally,
+        _pieces(content, progress), name=name, layout=layout_name, kind=settings.kind, rows=rows, reasons=reasons, tally=tally,
         declared=settings.layouts,
     )  # fmt: skip
     if tally.wide and not force:
@@ -75,7 +86,7 @@ def parse_rows_file(
         raise ReleaseRefused(
             "rows", f"{name} makes {built.entries:,} entries, and {ROWS_MAX:,} are the most; publish a release of them"
         )
-    entries, said, ended = [], dict[tuple[int, int, bool], Said](), 0
+    entries, details, ended = [], dict[tuple[int, int, bool], EntryDetails](), 0
     for listed in entries_of(built.pages):
         if 0 < listed.until <= now_s:
             ended += 1
@@ -84,22 +95,27 @@ def parse_rows_file(
         entry = Entry(listed.text(settings.kind) + sim, listed.key, listed.imsi, listed.whole_tac)
         entries.append(entry)
         if listed.reason or listed.until:
-            said[entry[1:]] = Said(_text(reasons, listed.reason), listed.until)
+            details[entry[1:]] = EntryDetails(_text(reasons, listed.reason), listed.until)
     if not entries:
         raise ReleaseRefused("rows", f"{name} has no entry that is in force")
     safe_name = os.fsencode(name).decode("utf-8", "backslashreplace")
     return RowsFile(
-        name=safe_name, sha256=hashlib.sha256(content).hexdigest(), entries=entries, said=said, ended=ended, tally=tally
+        name=safe_name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        entries=entries,
+        details=details,
+        ended=ended,
+        tally=tally,
     )
 
 
 def _text(reasons: Reasons, byte: int) -> str:
-    """Return the text of a row's reason; empty for none."""
+    """Return the reason of a row; empty for none."""
     return reasons.texts[byte] if byte else ""
 
 
 def _pieces(content: bytes, progress: Callable[[int, int], None]) -> Iterator[bytes]:
-    """Yield the content in pieces that end with a newline each."""
+    """Yield the content in pieces that end with a newline."""
     whole, at = content if content.endswith(b"\n") or not content else content + b"\n", 0
     while at < len(whole):
         end = whole.find(b"\n", min(at + PIECE_BYTES, len(whole) - 1)) + 1

@@ -51,7 +51,7 @@ class Reasons:
 async def reason_bytes(
     texts: Iterable[str], state: ListState, store: ListStore, name: str
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the byte of each of some more reasons of a list, and the texts of the list's bytes then.
+    """Return the index of each of some reasons of a list, and the texts of the list with them.
 
     Each full release brings all its reasons, but the reasons of operators accumulate over the years. So the index of a
     reason that no entry has any more is reused. If the list changes meanwhile, the store rejects the change that uses
@@ -61,24 +61,24 @@ async def reason_bytes(
         StoreError: if the list cannot be read.
     """
     known = Reasons(state.reasons)
-    found = {text: known.index(text) for text in texts}
-    if REASONS_MAX not in found.values():
-        return found, known.texts
-    used = {0, REASONS_MAX, *found.values()}
+    indexes = {text: known.index(text) for text in texts}
+    if REASONS_MAX not in indexes.values():
+        return indexes, known.texts
+    used = {0, REASONS_MAX, *indexes.values()}
     async for _, batch in store.pages(name):
         for page in batch:
             used.update(decode_sections(page.extra).reasons)
             if page.tac is not None:
                 used.add(page.tac.reason)
     free = (byte for byte in range(REASONS_MAX) if byte not in used)
-    held = list(known.texts)
-    for text in [text for text, byte in found.items() if byte == REASONS_MAX]:
-        found[text] = next(free, REASONS_MAX)
-        if found[text] < REASONS_MAX:
-            held[found[text]] = text
-    if REASONS_MAX not in found.values():
-        del held[max(len(state.reasons), REASONS_MAX) :]
-    return found, tuple(held)
+    new_texts = list(known.texts)
+    for text in [text for text, byte in indexes.items() if byte == REASONS_MAX]:
+        indexes[text] = next(free, REASONS_MAX)
+        if indexes[text] < REASONS_MAX:
+            new_texts[indexes[text]] = text
+    if REASONS_MAX not in indexes.values():
+        del new_texts[max(len(state.reasons), REASONS_MAX) :]
+    return indexes, tuple(new_texts)
 
 
 def reason_text(state: ListState, byte: int) -> str:

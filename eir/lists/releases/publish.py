@@ -50,7 +50,7 @@ _ODD_IN_ALL = {
     "wrong_dates": "have an invalid date", "ended": "have an end that is over", "zeros": "have an IMEI of zeros",
     "future_dates": "have a date more than a year ahead", "long_rows": "have more fields than the header",
 }  # fmt: skip
-"""Kind of an odd row (reader.ODD) → end of the line that counts such rows."""
+"""Kind of an odd row (reader.ODD) → end of the line with the number of such rows."""
 _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 
@@ -68,12 +68,12 @@ class Published:
     bad_rows: int
     skipped: int
     wrong_check_digits: int
-    """As in Tally."""
+    """Counts as in Tally."""
     odd: Mapping[str, int]
-    """Rows that an EIR accepts and that are probably not meant, by kind of `reader.ODD`."""
+    """Number of rows that an EIR accepts but that are probably mistakes, by kind of `reader.ODD`."""
 
     def as_json(self) -> dict[str, Any]:
-        """The report as a JSON object."""
+        """Return the report as a JSON object."""
         counts = {key: value for key, value in asdict(self).items() if key not in {"manifest", "entries", "odd"}}
         entries = {"entries": sum(self.entries.values()), **self.entries}
         return {"manifest": str(self.manifest), "signature": f"{self.manifest}.sig", **entries, **counts, **self.odd}

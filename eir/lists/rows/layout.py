@@ -237,9 +237,9 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
             f"{where}: a header with {expected} is expected for {kind}; it has {header_columns}{separator_hint(header)}",
         )
     if subject == BY_TYPE:
-        at[REASON] = at["device_type"]  # so that people are shown what they wrote
-    others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
-    return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout, len(names))
+        at[REASON] = at["device_type"]  # keeps the type's text for display
+    optional = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
+    return Plan(subject, {column: at[column] for column in (*subject, *optional) if column in at}, layout, len(names))
 
 
 def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
@@ -373,7 +373,7 @@ def _header_names(header: bytes, separator: str) -> list[str]:
 
 
 def csv_fields(line: bytes, separator: str) -> list[str]:
-    """Return the fields of one line; none if it is not a line of CSV."""
+    """Return the fields of one line, or an empty list if it is not valid CSV."""
     try:
         return next(csv.reader([line.decode("utf-8", "replace")], delimiter=separator, strict=True), [])
     except csv.Error:
@@ -381,7 +381,7 @@ def csv_fields(line: bytes, separator: str) -> list[str]:
 
 
 def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
-    """The plan's fields of one line, None for those that it does not have; all None if it is not a line of CSV."""
+    """Return the plan's fields of one line: None for a missing field, and for all fields if the line is not valid CSV."""
     fields = csv_fields(line, plan.layout.separator)
     return {column: fields[position] if position < len(fields) else None for column, position in plan.at.items()}
 

@@ -73,7 +73,7 @@ class OddRows:
 
     count: int = 0
     named: list[str] = field(default_factory=list)
-    """The first of them, with file and line."""
+    """First rows of this kind, with file and line."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,22 +85,22 @@ class Tally:
     check_digits: bool = False
     """Verify check digits, which have no effect and take time."""
     dates: bool = False
-    """Look at the column `date`, which decides nothing either but in a list of device types."""
+    """Parse the column `date`, which has an effect only in a list of device types."""
     now_s: int | None = None
-    """Unix seconds by which rows that are accepted and probably not meant are counted; None: they are not."""
+    """Unix seconds for odd rows, which are accepted but probably mistakes; None: odd rows are not counted."""
     complaints_max: int = COMPLAINTS_MAX
     each_bad: Callable[[str, int, str, bytes], None] | None = None
-    """Called for each bad row: file, line, fault, and the row itself."""
+    """Receiver of each bad row: file, line, fault, and the row itself."""
     bad: int = 0
     skipped: int = 0
     """Junk identifiers, in layouts where they are normal."""
     wrong_check_digits: int = 0
-    """IMEIs of 15 digits of which the last is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
+    """IMEIs of 15 digits whose last digit is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
     complaints: list[str] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
-    """The first bad rows, and the first ranges over the limit."""
+    """First bad rows, and first ranges over the limit."""
     odd: dict[str, "OddRows"] = field(default_factory=dict)
-    """Rows that are accepted and probably not meant, by kind: a key of `ODD`."""
+    """Odd rows by kind: a key of `ODD`."""
 
 
 def read_rows(
@@ -146,7 +146,7 @@ def read_rows(
             bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, reasons, tally), gathered)
             count += len(bad)
             tally.bad += int(bad.sum())
-            _note(tally, plan, (name, line), chunk, (bad, wide, odd))
+            _tally_rows(tally, plan, (name, line), chunk, (bad, wide, odd))
             if tally.bad > tally.bad_rows_max:
                 detail = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
                 raise ReleaseRefused("bad_rows", "\n".join((detail, *tally.complaints)))
@@ -168,12 +168,12 @@ def _read_chunk(
     into: tuple[Rows | None, Reasons, Tally],
     actions: "Actions",
 ) -> tuple[Mask, Mask, Mapping[str, Mask]]:
-    """Read some lines; returns which of their rows are bad, which hold a range over the limit, and which are odd, by kind of `ODD`."""
+    """Parse some lines; return which rows are bad, which have a range over the limit, and which are odd, by kind of `ODD`."""
     rows, reasons, tally = into
     columns, layout = _columns(data, lines, plan), plan.layout
     if not len(columns[plan.subject[0]]):  # blank lines
         return np.zeros(0, bool), np.zeros(0, bool), {}
-    plus = b"+" in data  # numbers may have a sign, identifiers may not
+    plus = b"+" in data  # polars accepts a sign before a number; identifiers have none
     if tally.check_digits:
         tally.wrong_check_digits += sum(
             _wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei")
@@ -191,7 +191,7 @@ def _read_chunk(
         goes, readable = _codes(columns, layout)
         good &= readable
     wide = _ranges(plan, keys, good, tally)
-    odd = {WRONG_DATES: wrong} | _unmeant(data, plan, (keys[0], days, until), good, now_s=tally.now_s)
+    odd = {WRONG_DATES: wrong} | _probable_mistakes(data, plan, (keys[0], days, until), good, now_s=tally.now_s)
     bad = ~good
     if layout.junk and bad.any():
         junk = ~parsed[0][1] & _matches(columns[plan.subject[0]], _DIRBS_JUNK)
@@ -211,23 +211,23 @@ def _read_chunk(
     return bad, wide, odd
 
 
-def _unmeant(
+def _probable_mistakes(
     data: bytes, plan: Plan, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
 ) -> dict[str, Mask]:
-    """Return good rows that a publisher probably did not mean, by kind of `ODD`. `columns`: keys, days and ends; `now_s` None: no row."""
+    """Return good rows that are probably mistakes, by kind of `ODD`. `columns`: keys, days and ends; `now_s` None: no row."""
     if now_s is None:
         return {}
     keys, days, until = columns
-    found = {FUTURE_DATES: days > np.uint64(now_s + 365 * DAY_S), LONG_ROWS: _too_long(data, plan)}
+    odd = {FUTURE_DATES: days > np.uint64(now_s + 365 * DAY_S), LONG_ROWS: _too_long(data, plan)}
     if plan.subject[0].startswith("imei"):
-        found[ZEROS] = keys == 0
+        odd[ZEROS] = keys == 0
     if until is not None:
-        found[ENDED] = (until > 0) & (until <= now_s)
-    return {kind: which & good for kind, which in found.items()}
+        odd[ENDED] = (until > 0) & (until <= now_s)
+    return {kind: which & good for kind, which in odd.items()}
 
 
 def _too_long(data: bytes, plan: Plan) -> Mask:
-    """Return the rows with more fields than the header, such as by a comma in a reason without quotes."""
+    """Return the rows with more fields than the header, for example because of a comma in a reason without quotes."""
     lines, separator = [line for line in data.split(b"\n") if line], plan.layout.separator
     counts = np.fromiter((line.count(separator.encode()) for line in lines), np.int64, len(lines))
     long = (counts >= plan.width) if plan.width else np.zeros(len(lines), bool)
@@ -505,12 +505,17 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
     return texts.cast(pl.Enum(reasons.known), strict=False).to_physical().cast(pl.UInt8)
 
 
-def _note(
+def _tally_rows(
     tally: Tally, plan: Plan, where: tuple[str, int], chunk: bytes, which: tuple[Mask, Mask, Mapping[str, Mask]]
 ) -> None:
-    """Name rows of a chunk in the tally, count odd ones, and hand on each bad one.
+    """Add the rows of a chunk to the tally, and report each bad row.
 
-    `where`: the file, and the line that begins the chunk; `which`: the rows, as `_read_chunk` returns them.
+    Args:
+        tally: receives names and counts.
+        plan: plan of the file.
+        where: the file, and the line at which the chunk begins.
+        chunk: lines of the file.
+        which: rows as `_read_chunk` returns them.
     """
     bad, wide, odd = which
     for names, mask in ((tally.complaints, bad), (tally.wide, wide)):
@@ -535,9 +540,9 @@ def _name_rows(
     most: int,
     fault: str | None = None,
 ) -> None:
-    """Append `file:line: fault` for the first of these rows; without `fault` each row has its own.
+    """Add `file:line: fault` to `names` for the first of these rows; without `fault`, each row's own fault is used.
 
-    `where`: the file, and the line that begins the chunk.
+    `where`: the file, and the line at which the chunk begins.
     """
     first = np.zeros(len(which), bool)
     first[np.flatnonzero(which)[: most - len(names)]] = True
@@ -546,7 +551,7 @@ def _name_rows(
 
 
 def _rows_of(chunk: bytes, begin: int, which: Mask) -> Iterator[tuple[int, bytes]]:
-    """Yield line and text of these rows of a chunk whose first line is `begin`."""
+    """Yield line number and text of these rows of a chunk whose first line is `begin`."""
     if which.any():
         lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), begin) if text)
         yield from (each for each, wanted in zip(lines, which, strict=False) if wanted)
