@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from eir.wire.peers.rate import RateLimits
     from eir.wire.transport.tls import Tls, TlsFiles
     from eir.wire.web.denials import TokenSettings
-    from eir.wire.web.http1 import Request, Response
+    from eir.wire.web.http1 import HttpRequest, HttpResponse
     from eir.wire.web.http1_server import Answer
     from eir.wire.web.tokens import KeyFiles
 
@@ -134,10 +134,10 @@ class Service(Protocol):
     def apply(self, settings: Any, shared: SharedSettings) -> None:
         """Apply other settings."""
 
-    def respond(self, request: "Request") -> "Answer":
+    def respond(self, request: "HttpRequest") -> "Answer":
         """Return the answer to a request; never raise."""
 
-    def refuse(self, status: int) -> "Response":
+    def refuse(self, status: int) -> "HttpResponse":
         """Return the answer to bytes that are not a request."""
 
     def work(self) -> Coroutine[Any, Any, None]:

@@ -18,7 +18,7 @@ from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.msisdn import NO_NUMBERS, Numbers
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials
-from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import Answer
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ SAID: Final = {
     TOO_MANY: "too many wrong passwords from this address",
 }  # fmt: skip
 _DONE: Final = {
-    status: Response(status, TEXT, said, authenticated=True)
+    status: HttpResponse(status, TEXT, said, authenticated=True)
     for status, said in ((201, b"added\n"), (202, b"removed\n"), (204, b""), (208, b"there already\n"))
 }
 
@@ -80,21 +80,21 @@ class Feed:
         self._lists = {role: names for role, names in settings.lists.by_role.items() if names}
         self._roles = frozenset(self._lists)
 
-    def respond(self, request: Request) -> Answer:
+    def respond(self, request: HttpRequest) -> Answer:
         """The answer to a request."""
         authorization = request.headers.get("authorization", "")
         if self.users is not None and (user := self.users.known(authorization, request.address)) is not None:
             return self._answered(request, user)
         return self._admitted(request, authorization)
 
-    async def _admitted(self, request: Request, authorization: str) -> Response:
+    async def _admitted(self, request: HttpRequest, authorization: str) -> HttpResponse:
         """The answer to a request whose sender has to be found out first."""
         try:
             user = await self._user(authorization, request.address)
         except Refused as e:
             return self._refused(request, e, NOBODY)
         answer = self._answered(request, user)
-        return answer if isinstance(answer, Response) else await answer
+        return answer if isinstance(answer, HttpResponse) else await answer
 
     async def _user(self, authorization: str, address: str) -> str:
         scheme = authorization.partition(" ")[0].lower()
@@ -110,8 +110,8 @@ class Feed:
             raise Refused(STATUSES[wrong], wrong, SAID[wrong])
         return user
 
-    def _answered(self, request: Request, user: str) -> Answer:
-        made: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    def _answered(self, request: HttpRequest, user: str) -> Answer:
+        made: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
 
         def done(found: int | Refused) -> None:
             if isinstance(found, Refused):
@@ -160,7 +160,7 @@ class Feed:
             row.device, device_key(row.device)
         )
 
-    def _refused(self, request: Request, why: Refused, user: str) -> Response:
+    def _refused(self, request: HttpRequest, why: Refused, user: str) -> HttpResponse:
         role = request.path.removeprefix("/").split("/")[1:2]
         word = role[0] if role and role[0] in self._roles else "other"
         self.answers[self._label(user), word, str(why.status)] += 1
@@ -186,7 +186,7 @@ class Feed:
         if why.status in {503, TOO_MANY_REQUESTS}:
             headers.append(("Retry-After", str(RETRY_AFTER_S)))
         text = f"{why.reason}: {why.detail}\n".encode()
-        return Response(why.status, TEXT, text, headers, authenticated=user != NOBODY)
+        return HttpResponse(why.status, TEXT, text, headers, authenticated=user != NOBODY)
 
     def _label(self, user: str) -> str:
         """The user as metrics call it."""
@@ -198,6 +198,6 @@ class Feed:
         return "other"
 
 
-def no_request(status: int) -> Response:
+def no_request(status: int) -> HttpResponse:
     """The answer to bytes that are not a request."""
-    return Response(status or 400, TEXT, b"no_http: this is no request\n")
+    return HttpResponse(status or 400, TEXT, b"no_http: this is no request\n")

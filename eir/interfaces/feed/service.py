@@ -19,7 +19,7 @@ from eir.lists.rows.msisdn import NO_NUMBERS, read_numbers
 from eir.lists.stores.open import open_store
 from eir.wire.peers.settings import PeerSettings
 from eir.wire.web.denials import keys_of, tokens_of
-from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import Answer
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ class FeedService:
         self._writer.lists = shared.lists
         self._feed.configure(settings)
 
-    def respond(self, request: Request) -> Answer:
+    def respond(self, request: HttpRequest) -> Answer:
         """See Service."""
         return self._feed.respond(request)
 
-    def refuse(self, status: int) -> Response:
+    def refuse(self, status: int) -> HttpResponse:
         """See Service."""
         return no_request(status)
 

@@ -15,7 +15,7 @@ from eir.errors import Report, StoreError, place_of
 from eir.interfaces.fraud_check.settings import FRAUD_SCOPE, FraudSettings
 from eir.wire.peers.rate import Buckets
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
-from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import Answer
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ CLIENTS_MAX: Final = 1000
 LABELS_MAX: Final = 100
 """Clients that metrics tell apart; more are `other`."""
 _CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_FORM, re.ASCII)
-_DOCUMENT: Final = Response(200, JSON, json.dumps(DOCUMENT).encode())
+_DOCUMENT: Final = HttpResponse(200, JSON, json.dumps(DOCUMENT).encode())
 
 
 class Found(NamedTuple):
@@ -176,13 +176,13 @@ class FraudCheck:
         """Use these settings from now on."""
         self._rates = Buckets(settings.rate_max, max(1.0, settings.rate_max), CLIENTS_MAX)
 
-    def respond(self, request: Request) -> Answer:
+    def respond(self, request: HttpRequest) -> Answer:
         """The answer to a request."""
         if request.path == DOCUMENT_PATH and request.method in {"GET", "HEAD"}:
             return _DOCUMENT
         return self._answered(request)
 
-    async def _answered(self, request: Request) -> Response:
+    async def _answered(self, request: HttpRequest) -> HttpResponse:
         client, correlator = NOBODY, request.headers.get(CORRELATOR, "")
         headers = ((CORRELATOR, correlator),) if correlator and _CORRELATOR.fullmatch(correlator) else ()
         try:
@@ -208,9 +208,9 @@ class FraudCheck:
         }
         if found.word == PROHIBITED:
             document["prohibitedReason"] = reason_word(found.reason)
-        return Response(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
+        return HttpResponse(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
 
-    def _client(self, request: Request) -> str:
+    def _client(self, request: HttpRequest) -> str:
         """The client that the token names.
 
         Raises _Refused; also for other paths, of which nobody without a token hears.
@@ -241,7 +241,7 @@ class FraudCheck:
         if not self._rates.of(client, now).take(now):
             raise _Refused("rate", headers=(("Retry-After", "1"),))
 
-    def _refused(self, why: _Refused, client: str, headers: tuple[tuple[str, str], ...], address: str) -> Response:
+    def _refused(self, why: _Refused, client: str, headers: tuple[tuple[str, str], ...], address: str) -> HttpResponse:
         fault = FAULTS[why.what]
         self.answers[self._label(client), str(fault.status)] += 1
         if why.what == "rate":
@@ -262,19 +262,19 @@ class FraudCheck:
         return "other"
 
 
-def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> Response:
+def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> HttpResponse:
     """The answer for a fault of FAULTS."""
     fault = FAULTS[what]
     document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
-    return Response(fault.status, JSON, json.dumps(document).encode(), headers)
+    return HttpResponse(fault.status, JSON, json.dumps(document).encode(), headers)
 
 
-def no_request(status: int) -> Response:
+def no_request(status: int) -> HttpResponse:
     """The answer to bytes that are not a request."""
     return failed("body" if status == 413 else "argument")
 
 
-def _imei(request: Request) -> str:
+def _imei(request: HttpRequest) -> str:
     """The IMEI of a request. Raises _Refused."""
     if request.path != PATH:
         raise _Refused("path")

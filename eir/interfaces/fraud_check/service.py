@@ -22,7 +22,7 @@ from eir.lists.record.settings import DEVICES
 from eir.lists.stores.open import open_copy, open_store
 from eir.wire.peers.settings import PeerSettings
 from eir.wire.web.denials import keys_of, tokens_of
-from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import Answer
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ class FraudService:
         self.peers = PeerSettings(label=NAME, sources=settings.sources)
         self._check.configure(settings)
 
-    def respond(self, request: Request) -> Answer:
+    def respond(self, request: HttpRequest) -> Answer:
         """See Service."""
         return self._check.respond(request)
 
-    def refuse(self, status: int) -> Response:
+    def refuse(self, status: int) -> HttpResponse:
         """See Service."""
         return api.no_request(status)
 

@@ -124,11 +124,11 @@ def _question(imei: str, imsi: str, software_version: str, origin_host: str, ori
     """Return the question of an AMF, checked like its requests."""
     from eir.interfaces.n5g import probe  # noqa: PLC0415 - only a command needs it, and the next two
     from eir.interfaces.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
-    from eir.wire.web.http2_message import Request  # noqa: PLC0415 - as above
+    from eir.wire.web.http2_message import Http2Request  # noqa: PLC0415 - as above
 
     path = probe.path_of(probe.pei_of(imei, software_version or None), imsi).encode()
     try:
-        return question_of(Request("GET", path, {}), Requester("", origin_host, origin_realm))
+        return question_of(Http2Request("GET", path, {}), Requester("", origin_host, origin_realm))
     except Refused as e:
         raise EirError(f"such a request gets {e.cause.result}: {e}") from None
 

@@ -102,7 +102,7 @@ class N5gConnection(PeerConnection["N5gServer"]):
         http, transport = self.http, self.transport
         if http is None or transport is None:
             return
-        if out := http.take():
+        if out := http.data_to_send():
             transport.write(out)
         if http.over:
             self.close()

@@ -24,7 +24,7 @@ from eir.interfaces.n5g.settings import N5gSettings, NrfSettings
 from eir.wire.transport.endpoint import is_http
 from eir.wire.transport.stream import connected, fault_text
 from eir.wire.transport.tls import TlsFiles, load_tls
-from eir.wire.web.http2_client import Answer, Exchange, NoAnswer
+from eir.wire.web.http2_client import Exchange, Http2Answer, NoAnswer
 
 ASK_S = 3.0
 """Seconds for a connection to an NRF and its answer."""
@@ -149,7 +149,7 @@ class Registrar:
         else:
             registration.answered(self._clock(), answer.status, answer.headers, answer.body)
 
-    async def _answer(self, ask: Ask) -> Answer:
+    async def _answer(self, ask: Ask) -> Http2Answer:
         """Send a request and return the answer of the NRF.
 
         Raises:
@@ -167,10 +167,10 @@ class Registrar:
             path = f"{at.path or '/'}?{at.query}" if at.query else at.path or "/"
             pseudo = [(":method", ask.method), (":scheme", at.scheme), (":authority", at.netloc), (":path", path)]
             exchange = Exchange([*pseudo, *ask.headers], ask.body)
-            writer.write(exchange.take())
+            writer.write(exchange.data_to_send())
             while exchange.answer is None:
                 exchange.receive(await reader.read(READ_BYTES))
-                writer.write(exchange.take())
+                writer.write(exchange.data_to_send())
             return exchange.answer
         finally:
             writer.close()

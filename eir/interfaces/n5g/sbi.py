@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from eir.wire.web.http2_message import Response
+from eir.wire.web.http2_message import Http2Response
 
 MESSAGE_PRIORITY = b"3gpp-sbi-message-priority"
 SENDER_TIMESTAMP = b"3gpp-sbi-sender-timestamp"
@@ -46,11 +46,11 @@ def is_too_late(headers: Mapping[bytes, bytes], now: float) -> bool:
     return int(most) / 1000 < now - sent < CLOCKS_DIFFER_S
 
 
-def carried_back(headers: Mapping[bytes, bytes], response: Response) -> Response:
+def carried_back(headers: Mapping[bytes, bytes], response: Http2Response) -> Http2Response:
     """Return the response with the correlation header of the request (TS 29.500 6.13)."""
     if (info := headers.get(CORRELATION_INFO)) is None:
         return response
-    return Response(response.status, (*response.headers, (CORRELATION_INFO, info)), response.body)
+    return Http2Response(response.status, (*response.headers, (CORRELATION_INFO, info)), response.body)
 
 
 def moment(text: bytes) -> float | None:
@@ -135,11 +135,11 @@ def problem(
     *,
     invalid: Sequence[tuple[str, str]] = (),
     headers: Sequence[tuple[bytes, bytes]] = (),
-) -> Response:
+) -> Http2Response:
     """Return the response for an error. `invalid`: names (`query pei`) and faults of parameters."""
     document = {
         "title": cause.title, "status": cause.status, "detail": detail, "cause": cause.cause,
         "invalidParams": [{"param": param, "reason": reason} for param, reason in invalid] or None,
     }  # fmt: skip
     body = json.dumps({name: value for name, value in document.items() if value is not None}).encode()
-    return Response(cause.status, (PROBLEM, *cause.headers, *headers), body)
+    return Http2Response(cause.status, (PROBLEM, *cause.headers, *headers), body)

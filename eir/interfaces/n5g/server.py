@@ -17,7 +17,7 @@ from eir.wire.peers.settings import PeerSettings, Requester, may_connect, reques
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting, tokens_of
 from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits
-from eir.wire.web.http2_message import Request, Response, Shapes
+from eir.wire.web.http2_message import Http2Request, Http2Response, Shapes
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import Tokens
@@ -110,7 +110,7 @@ class N5gServer(Server[N5gConnection]):
             lambda request: self.respond(link, request), self._http_limits, self._shapes, self.loop.time()
         )
 
-    def respond(self, link: N5gConnection, request: Request) -> Response:
+    def respond(self, link: N5gConnection, request: Http2Request) -> Http2Response:
         """Answer a request within the limits."""
         if link.settings is None:
             self.responses[OTHER, sbi.DENIALS[403].result] += 1
@@ -140,7 +140,7 @@ class N5gServer(Server[N5gConnection]):
 
     # inside
 
-    def _by_token(self, tokens: "Tokens", request: Request, link: N5gConnection) -> Reply:
+    def _by_token(self, tokens: "Tokens", request: Http2Request, link: N5gConnection) -> Reply:
         """Return the reply to the subject of a request's access token, or the rejection of an invalid token (TS 33.501 13.4.1.1).
 
         Invalid tokens count against the source address, because one entry may be for all AMFs.

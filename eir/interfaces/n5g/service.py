@@ -15,7 +15,7 @@ from eir.checks.settings import NoDevice, Status
 from eir.interfaces.n5g import sbi
 from eir.interfaces.n5g.sbi import Cause, problem
 from eir.wire.peers.settings import Requester
-from eir.wire.web.http2_message import HEADERS_TOO_LARGE, Request, Response
+from eir.wire.web.http2_message import HEADERS_TOO_LARGE, Http2Request, Http2Response
 
 PROTOCOL = "n5g"
 """Name of this protocol in metrics."""
@@ -40,20 +40,20 @@ _FORMS = {
 }  # fmt: skip
 """Patterns of the other parameters (TS 29.571 5.3.2, 5.2.2). An identifier of an unknown kind must match none of the known formats."""
 
-STATUSES: dict[Status, Response] = {
-    status: Response(200, (JSON,), b'{"status":"%s"}' % status.value.upper().encode())
+STATUSES: dict[Status, Http2Response] = {
+    status: Http2Response(200, (JSON,), b'{"status":"%s"}' % status.value.upper().encode())
     for status in Status
     if status != Status.UNKNOWN
 }
-"""Response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
+"""Http2Response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
 STATUSES[Status.UNKNOWN] = problem(sbi.EQUIPMENT_UNKNOWN, "The PEI is not known")
 _RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: sbi.EQUIPMENT_UNKNOWN.result}
 
 
 class Reply(NamedTuple):
-    """Response, and its label in metrics: `200`, or status and cause."""
+    """Http2Response, and its label in metrics: `200`, or status and cause."""
 
-    response: Response
+    response: Http2Response
     result: str
 
 
@@ -77,7 +77,7 @@ class N5gService:
         """Replace the statuses that some peers, by label, receive instead of others (`answers`)."""
         self._replies = answers
 
-    def answer(self, request: Request, asks: Requester) -> Reply:
+    def answer(self, request: Http2Request, asks: Requester) -> Reply:
         """Return the reply to a request; `asks`: requester."""
         headers = request.headers
         usual = _USUAL.fullmatch(request.path)
@@ -106,7 +106,7 @@ SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})
 """Headers that may change the answer."""
 
 
-def question_of(request: Request, asks: Requester, now: float | None = None) -> Question:
+def question_of(request: Http2Request, asks: Requester, now: float | None = None) -> Question:
     """Convert a request to a question, after the checks of TS 29.500 5.2.7 and TS 29.511 6.1.3.2.
 
     `now`: Unix time; None: the current time.
@@ -123,7 +123,7 @@ def question_of(request: Request, asks: Requester, now: float | None = None) -> 
     return question_about(values["pei"][0], supi.removeprefix("imsi-") if supi.startswith("imsi-") else "", asks)
 
 
-def _check_resource(request: Request) -> None:
+def _check_resource(request: Http2Request) -> None:
     path = request.path.partition(b"?")[0]
     if len(request.path) > URI_BYTES_MAX:
         raise Refused(sbi.URI_TOO_LONG, f"more than {URI_BYTES_MAX} bytes")

@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from eir.errors import Report, place_of
 from eir.node.observe import metrics
 from eir.node.observe.status import NOT_READY, Status, WorkerReport
-from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
 TEXT = "text/plain; charset=utf-8"
 LIMITS = HttpLimits(request_body_max=4096)
 
-Page = Callable[[Request], Response | Awaitable[Response]]
+Page = Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]
 
 
 class HttpServer:
@@ -42,7 +42,7 @@ class HttpServer:
         Raises:
             OSError: if the address cannot be bound.
         """
-        self._server = await asyncio.get_running_loop().create_server(self._links.link, host, port)
+        self._server = await asyncio.get_running_loop().create_server(self._links.create_connection, host, port)
         bound = self._server.sockets[0].getsockname()
         return str(bound[0]), int(bound[1])
 
@@ -54,24 +54,24 @@ class HttpServer:
         if self._server is not None:
             await self._server.wait_closed()
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: HttpRequest) -> HttpResponse:
         page = self._pages.get(request.path)
         if request.method not in {"GET", "HEAD"} and (request.method != "POST" or request.path not in self._forms):
-            return Response(405, TEXT, b"GET or HEAD only\n")
+            return HttpResponse(405, TEXT, b"GET or HEAD only\n")
         if page is None:
-            return Response(404, TEXT, f"not here; there are: {' '.join(self._pages)}\n".encode())
+            return HttpResponse(404, TEXT, f"not here; there are: {' '.join(self._pages)}\n".encode())
         try:
             result = page(request)
-            response = result if isinstance(result, Response) else await result
+            response = result if isinstance(result, HttpResponse) else await result
         except Exception as e:  # noqa: BLE001 - a scrape needs an answer; a closed connection has no reason
             return self._failed(request.path, place_of(e))  # the exception's text may hold the requested identifier
         if len(response.body) > self._limits.body_bytes_max:
             return self._failed(request.path, f"it has {len(response.body)} bytes")
         return response
 
-    def _failed(self, path: str, why: str) -> Response:
+    def _failed(self, path: str, why: str) -> HttpResponse:
         self._report("page_failed", level="error", reason=path, detail=why)
-        return Response(500, TEXT, b"this page failed; the log says why (page_failed)\n")
+        return HttpResponse(500, TEXT, b"this page failed; the log says why (page_failed)\n")
 
 
 def pages(
@@ -85,7 +85,7 @@ def pages(
     logged: set[str] = set()
     """Metrics without a row in the table that have been logged."""
 
-    async def show_metrics(_: Request) -> Response:
+    async def show_metrics(_: HttpRequest) -> HttpResponse:
         numbers = await snapshot()
         for name in metrics.unknown(numbers):
             if name not in logged:
@@ -97,10 +97,10 @@ def pages(
                     detail="not in the table of metrics; the page leaves it out",
                 )
         # Rendering takes milliseconds with many peers, so a thread does it.
-        return Response(200, metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, numbers))
+        return HttpResponse(200, metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, numbers))
 
-    async def show_readiness(_: Request) -> Response:
+    async def show_readiness(_: HttpRequest) -> HttpResponse:
         word, why = status.readiness(await reports())
-        return Response(503 if word == NOT_READY else 200, TEXT, "\n".join([word, *why, ""]).encode())
+        return HttpResponse(503 if word == NOT_READY else 200, TEXT, "\n".join([word, *why, ""]).encode())
 
-    return {"/metrics": show_metrics, "/live": lambda _: Response(200, TEXT, b"live\n"), "/ready": show_readiness}
+    return {"/metrics": show_metrics, "/live": lambda _: HttpResponse(200, TEXT, b"live\n"), "/ready": show_readiness}

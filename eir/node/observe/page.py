@@ -16,7 +16,7 @@ from typing import Any
 from eir.lists.record.store import Event, ListState
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.lately import MINUTES, Minute
-from eir.wire.web.http1 import Response
+from eir.wire.web.http1 import HttpResponse
 
 REFRESH_S = 30
 ROWS_MAX, REFUSALS_MAX = 200, 10
@@ -92,7 +92,7 @@ class PageContent:
     now: datetime
 
 
-def page(shown: PageContent) -> Response:
+def page(shown: PageContent) -> HttpResponse:
     """Render the page."""
     status = shown.status
     body = f"""<h1>{escape(FIRST[status["state"]])}</h1>{_troubles(status["troubles"])}
@@ -103,7 +103,7 @@ def page(shown: PageContent) -> Response:
 <section><h2>Lists</h2>{_lists(shown)}</section>
 <section><h2>Refused lately</h2>{_refused(shown)}</section>
 <p class=soft>{shown.now:%Y-%m-%d %H:%M:%S} UTC. <a href="/metrics">Metrics</a>, <a href="/ready">readiness</a>. Times are UTC. Advice: deploy/RUNBOOK.md, "By alert".</p>"""
-    return Response(200, HTML, f"""<!doctype html>
+    return HttpResponse(200, HTML, f"""<!doctype html>
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{escape(status['state'])}: {escape(shown.host)}</title>
 <style>{STYLE}</style></head><body><main>{body}</main><script>{SCRIPT}</script></body></html>
 """.encode(), HEADERS)  # fmt: skip

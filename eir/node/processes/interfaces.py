@@ -170,7 +170,7 @@ class _Process:
             self._service.apply(config.of(self._interface), config)
             for link in list(self._links.links) if self._links is not None else ():
                 if not self._admits(link.address):
-                    link.leave()
+                    link.drain()
             return
         try:
             make = resolve_name(self._interface.service)
@@ -220,7 +220,7 @@ class _Process:
             self._make_room()
             self._handshakes[connection] = host
         try:
-            await stream.accept(links.link(), connection, self._tls if secure else None, LIMITS.request_s)
+            await stream.accept(links.create_connection(), connection, self._tls if secure else None, LIMITS.request_s)
         except OSError as e:
             connection.close()
             if not secure or connection in self._handshakes:  # otherwise the reason has been logged

@@ -19,7 +19,7 @@ from eir.node.processes.overview import Overview
 from eir.node.processes.store_watch import StoreWatch
 from eir.wire.transport.endpoint import address_text
 from eir.wire.web.access import PAGE, PageAccess
-from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1 import HttpRequest, HttpResponse
 
 ASKED_MAX = 40
 """Maximum length of an identifier in a request of the page."""
@@ -79,7 +79,7 @@ class Web:
         refused = self._access.refused
         return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
 
-    async def _page(self, request: Request) -> Response:
+    async def _page(self, request: HttpRequest) -> HttpResponse:
         """Return the page for people; with an `imei` in form or query, it shows the answer to that device."""
 
         def report(reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Access to a page: by the client's address, or by a password (HTTP Basic, RFC 7617)."""
+"""Access control of the page: by the client's address, or by a password (HTTP Basic, RFC 7617)."""
 
 import base64
 import binascii
@@ -12,22 +12,22 @@ from typing import Final
 
 from eir.wire.peers.gate import client_key
 from eir.wire.peers.rate import HIGHEST_PRIORITY, Buckets
-from eir.wire.web.http1 import Request, Response
+from eir.wire.web.http1 import HttpRequest, HttpResponse
 
 TEXT = "text/plain; charset=utf-8"
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 PASSWORD_BYTES_MAX = 1024
 WRONG_BURST: Final = 20
 WRONG_A_SECOND: Final = 1 / 60
-"""Wrong passwords of one address; beyond that, none of its passwords is compared."""
+"""Wrong passwords per address before the server refuses further passwords of this address without comparing them."""
 PAGE: Final = "page"
-"""Label of the page as an interface, in metrics and log."""
+"""Interface label of the page in metrics and log."""
 WRONG, LOCKED_OUT = "wrong_password", "locked_out"
-"""Reasons for which a password was refused."""
-CHALLENGE: Final = Response(
+"""Reasons for refusing a password."""
+CHALLENGE: Final = HttpResponse(
     401, TEXT, b"a password is wanted\n", (("WWW-Authenticate", 'Basic realm="eir", charset="UTF-8"'),)
 )
-TOO_MANY: Final = Response(429, TEXT, b"too many wrong passwords from this address\n", (("Retry-After", "60"),))
+TOO_MANY: Final = HttpResponse(429, TEXT, b"too many wrong passwords from this address\n", (("Retry-After", "60"),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +35,32 @@ class PageSettings:
     """Rules for access to the page for people."""
 
     sources: Sequence[IPv4Network | IPv6Network] = LOOPBACK
-    """Networks in which nobody is asked for a password."""
+    """Networks whose clients need no password."""
     password_file: Path | None = None
-    """Holds the password of all others; None: they may not."""
+    """File with the password for all other clients; None: they have no access."""
 
 
 class PageAccess:
-    """Decides who may see the page. `ticks`: seconds that never go back."""
+    """Access decisions for the page. `ticks`: monotonic clock in seconds."""
 
     def __init__(self, *, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
         self._wrong = Buckets(WRONG_A_SECOND, WRONG_BURST)
-        """Wrong passwords by address."""
+        """Buckets of wrong passwords by address."""
         self.refused: Counter[str] = Counter()
-        """Requests with a password that were refused, by reason."""
+        """Number of refused requests with a password, by reason."""
 
     def refusal(
-        self, request: Request, settings: PageSettings, refused: Callable[[str], object] = lambda _: None
-    ) -> Response | None:
-        """Return the response to a client that may not see the page; None if it may.
+        self, request: HttpRequest, settings: PageSettings, refused: Callable[[str], object] = lambda _: None
+    ) -> HttpResponse | None:
+        """Return the response that denies access to the page, or None if the client has access.
 
-        `refused` is called with the reason if a password was refused.
+        `refused` is called with the reason if a password is refused.
         """
         if _is_at(request.address, settings) and _is_address(request.headers.get("host", "")):
             return None
         if settings.password_file is None:
-            return Response(
+            return HttpResponse(
                 403, TEXT, b"not from this address, or by this name: see page.from and page.password_file\n"
             )
         authorization = request.headers.get("authorization")
@@ -80,7 +80,7 @@ class PageAccess:
 
 
 def _is_password(authorization: str, file: Path) -> bool:
-    """True if a header carries the password of a file; an empty file has none."""
+    """Return whether the header carries the password of the file; an empty file matches no password."""
     try:
         with file.open("rb") as stream:
             wanted = stream.read(PASSWORD_BYTES_MAX).strip()
@@ -98,9 +98,9 @@ def _is_at(address: str, settings: PageSettings) -> bool:
 
 
 def _is_address(host: str) -> bool:
-    """True if a page was asked for by an address.
+    """Return whether the Host header is an IP address or `localhost`.
 
-    A page asked for by a name may be one that a stranger's page leads a browser to.
+    Another name may be DNS rebinding: a foreign page that makes a browser request this one.
     """
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if name == "localhost":
@@ -113,11 +113,11 @@ def _is_address(host: str) -> bool:
 
 
 def _password(authorization: str) -> bytes:
-    """The password in the header; empty if there is no password."""
-    scheme, _, said = authorization.partition(" ")
+    """Return the password in the header, or empty bytes."""
+    scheme, _, credentials = authorization.partition(" ")
     if scheme.lower() != "basic":
         return b""
     try:
-        return base64.b64decode(said, validate=True).partition(b":")[2]
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
     except (binascii.Error, ValueError):
         return b""

@@ -1,6 +1,6 @@
-"""Access tokens (RFC 6750) without what checks them: their settings, how clients carry them, the answer where no good one is.
+"""Access tokens (RFC 6750) without their verification: settings, header, error responses.
 
-What checks them takes half a second to load and is not needed where no token is asked for.
+`eir/wire/web/tokens.py` verifies tokens. It takes 0.5 s to load, and a node without tokens does not need it.
 """
 
 import json
@@ -24,13 +24,13 @@ class TokenSettings:
     """Rules for accepting access tokens."""
 
     jwks: tuple[Path, ...]
-    """JWK sets (RFC 7517)."""
+    """Files with JWK sets (RFC 7517)."""
     keys: tuple[Path, ...]
-    """Public keys or certificates in PEM."""
+    """Files with public keys or certificates in PEM."""
     issuer: tuple[str, ...]
-    """Issuers of tokens; empty: anyone who holds one of the keys."""
+    """Accepted issuers; empty: any issuer that holds one of the keys."""
     audience: tuple[str, ...]
-    """Audiences that a token has to be for; in a 5G core an NF type, or NF instances."""
+    """Accepted audiences; in a 5G core an NF type, or NF instances."""
 
 
 def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
@@ -40,18 +40,18 @@ def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "
     """
     if tokens is None:
         return None
-    from eir.wire.web.tokens import load_keys, read_keys  # noqa: PLC0415 - half a second that a node without tokens does not spend
+    from eir.wire.web.tokens import load_keys, read_keys  # noqa: PLC0415 - takes 0.5 s, which a node without tokens saves
 
-    found = read_keys(tokens)
-    if found != before:
-        load_keys(found)
-    return found
+    files = read_keys(tokens)
+    if files != before:
+        load_keys(files)
+    return files
 
 
 def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "Tokens | None":
-    """Return what checks access tokens for this scope from now on, with the keys of these files.
+    """Return the verifier of access tokens for this scope, or None if no token is required.
 
-    It is the present one (`now`) if there is one. Raises KeysError.
+    `now`: present verifier, to which the new settings and keys are applied. Raises KeysError.
     """
     if files is None:
         return None
@@ -60,21 +60,21 @@ def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "To
     keys = load_keys(files)
     if now is None:
         return Tokens(files.settings, keys, scope=scope, now=time.time, ticks=time.monotonic)
-    now.renew(files.settings, keys)
+    now.apply(files.settings, keys)
     return now
 
 
 class Denied(NamedTuple):
-    """The error response for a rejected token."""
+    """Error response for a rejected token."""
 
     status: int
-    """401 or 403; 429 for a peer that has sent too many bad ones."""
+    """401 or 403; 429 for a peer that has sent too many invalid tokens."""
     reason: str
-    """A short word for metrics and log."""
+    """Label in metrics and log."""
     detail: str
-    """For people, in the answer's body too; says nothing of keys."""
+    """Message for people, also in the response body; reveals nothing about keys."""
     challenge: str
-    """The WWW-Authenticate header (RFC 6750 3)."""
+    """Value of the WWW-Authenticate header (RFC 6750 3)."""
 
 
 def _denied(scope: str, status: int, reason: str, detail: str, error: str | None) -> Denied:
@@ -88,12 +88,12 @@ def _denied(scope: str, status: int, reason: str, detail: str, error: str | None
 
 @cache
 def denials(scope: str) -> Mapping[str, Denied]:
-    """Every refusal by its reason (TS 29.500 6.7.3, RFC 6750 3.1), where tokens of this scope are wanted, which is the realm too."""
+    """Return the error responses by reason (TS 29.500 6.7.3, RFC 6750 3.1). `scope`: required scope, also the realm."""
     return {reason: _denied(scope, status, reason, detail, error) for reason, status, error, detail in _DENIED}
 
 
 _DENIED: Final = (
-    # RFC 6750 3.1: a request that brings no token is told of no error.
+    # RFC 6750 3.1: the response to a request without a token carries no error code.
     ("no_token", 401, None, "an access token is needed"),
     ("malformed", 401, "invalid_token", "the access token is not a signed JWT"),
     ("algorithm", 401, "invalid_token", "the access token is signed in a way that is not accepted here"),
@@ -109,12 +109,12 @@ _DENIED: Final = (
     ("too_many", TOO_MANY_REQUESTS, None, "too many bad access tokens"),
 )
 LASTING: Final = frozenset({"signature", "claims", "expired", "issuer", "audience", "scope"})
-"""Refusals for which a signature was looked at, and which hold as long as settings and keys do."""
+"""Reasons found after a signature check, valid until settings or keys change."""
 _NAMED = {"unknown_key": ("jwks", "keys"), "issuer": ("issuer",), "audience": ("audience",)}
 
 
 def token_setting(section: str, reason: str) -> str:
-    """The setting that would have taken the token; for some reasons it is the section (`n5g.tokens`) as a whole."""
+    """Return the setting that decides about this reason: a key, or the section (`n5g.tokens`) as a whole."""
     if reason == "no_token":
         return f"{section}, left out: no token is asked for"
     return ", ".join(f"{section}.{key}" for key in _NAMED.get(reason, ())) or section
@@ -125,13 +125,13 @@ FILE_BYTES_MAX: Final = 4 * TOKEN_CHARS_MAX
 
 
 def issued(document: Mapping[str, Any]) -> str | None:
-    """Return the token in an issuer's answer (RFC 6749 5.1); None if it has none that a header could carry."""
+    """Return the token in an issuer's answer (RFC 6749 5.1), or None if it has no token that a header can carry."""
     token = document.get("access_token")
     return token if isinstance(token, str) and _is_token(token) else None
 
 
 def token_in(file: Path) -> str:
-    """The token that a file has, alone or in an issuer's answer. Raises EirError, which says nothing of what the file has."""
+    """Read the token from a file that holds the token alone or an issuer's answer. Raises EirError, whose text has no content of the file."""
     try:
         with file.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
@@ -150,10 +150,10 @@ def token_in(file: Path) -> str:
 
 
 def authorization(token: str) -> tuple[str, str]:
-    """The header that carries it (RFC 6750 2.1)."""
+    """Return the header that carries the token (RFC 6750 2.1)."""
     return "authorization", f"Bearer {token}"
 
 
 def _is_token(text: str) -> bool:
-    """True if a header can carry the text."""
+    """Return whether a header can carry the text."""
     return 0 < len(text) <= TOKEN_CHARS_MAX and text.isascii() and text.isprintable() and " " not in text

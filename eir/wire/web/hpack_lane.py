@@ -1,35 +1,35 @@
-"""Usual header blocks of clients, decoded for a fraction of the cost of the library's decoder (RFC 7541).
+"""Fast decoder of usual header blocks (RFC 7541), at a fraction of the cost of the library's decoder.
 
-The library's table of headers is used and kept; a block with anything unusual in it is left to the library, untouched. So are
-faults: nothing is refused here but a list that is too long, and sizes of the table without end.
+It shares the header table with the library. The library decodes each block with an unusual or invalid field. This module itself rejects only
+header lists that are too long, and blocks with too many changes of the table size.
 """
 
 from hpack import Decoder, HPACKDecodingError, InvalidTableIndex, OversizedHeaderListError
 from hpack.huffman_table import HUFFMAN_COMPLETE, HUFFMAN_EMIT_SYMBOL, HUFFMAN_FAIL, HUFFMAN_TABLE
 
 ENTRY_OVERHEAD = 32
-"""RFC 7541 4.1."""
+"""Bytes of an entry beside its name and value (RFC 7541 4.1)."""
 SIZES_MAX = 2
-"""RFC 7541 4.2."""
+"""Maximum number of table size changes in one block (RFC 7541 4.2)."""
 PREFIX_BYTES = 28
-"""Bytes at the beginning of a long Huffman-coded text; requests have these in common."""
+"""Length of the cached beginning of a long Huffman-coded string, which requests have in common."""
 PREFIXES_MAX = 64
 
 _Step = tuple[int, bytes, bool]
-"""The effect of a byte: the next state, the output, and whether a text may end there."""
+"""Effect of a byte: next state, output, and whether a string may end after it."""
 
 
 class _UnusualError(Exception):
-    """A block, or a text, that the library is to judge."""
+    """The library has to decode the block."""
 
 
 _steps: dict[int, _Step] = {}
-"""State << 8 | octet → what it does; filled as octets come."""
+"""Cache of steps by state << 8 | octet."""
 _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """The effect of a byte in a state, by the library's table, which works on half bytes."""
+    """Compute the effect of a byte in a state from the library's table, which has steps of 4 bits."""
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]
@@ -52,7 +52,7 @@ def _walk(octets: bytes, state: int) -> tuple[int, bytes, bool]:
 
 
 def huffman(octets: bytes) -> bytes:
-    """The text that is coded (RFC 7541 5.2). Raises _UnusualError."""
+    """Decode a Huffman-coded string (RFC 7541 5.2). Raises _UnusualError."""
     if len(octets) <= PREFIX_BYTES:
         _, text, complete = _walk(octets, 0)
     else:
@@ -71,7 +71,7 @@ def huffman(octets: bytes) -> bytes:
 
 
 def _text(block: bytes, at: int) -> tuple[bytes, int]:
-    """The text that stands there, and where the next thing does (RFC 7541 5.2)."""
+    """Return the string at a position and the position after it (RFC 7541 5.2)."""
     first = block[at]
     length, at = first & 0x7F, at + 1
     if length == 0x7F:
@@ -89,15 +89,15 @@ def _text(block: bytes, at: int) -> tuple[bytes, int]:
 
 
 _Field = tuple[int, bytes | None, bytes | None, bool]
-"""Index (0: none), name, value (None: that of the index), and whether the table takes it up."""
+"""Index (0: none), name (None: that of the index), value (None: that of the index), and whether the field is added to the table."""
 
 
 def _parsed(block: bytes) -> list[_Field]:
-    """The fields of a block, before any table is looked into.
+    """Parse a block into fields, without resolving indices.
 
     Raises _UnusualError, or IndexError if the block ends too soon.
     """
-    found: list[_Field] = []
+    fields: list[_Field] = []
     at, end = 0, len(block)
     while at < end:
         first = block[at]
@@ -105,11 +105,11 @@ def _parsed(block: bytes) -> list[_Field]:
         if first & 0x80:
             if (index := first & 0x7F) in {0, 0x7F}:
                 raise _UnusualError
-            found.append((index, None, None, False))
+            fields.append((index, None, None, False))
             continue
         mask = 0x3F if first & 0x40 else 0x0F
         if not first & 0x40 and first & 0x20:
-            raise _UnusualError  # another size of the table
+            raise _UnusualError  # a change of the table size
         index = first & mask
         if index == mask:
             more = block[at]
@@ -120,14 +120,14 @@ def _parsed(block: bytes) -> list[_Field]:
         if not index:
             name, at = _text(block, at)
         value, at = _text(block, at)
-        found.append((index, name, value, bool(first & 0x40)))
-    return found
+        fields.append((index, name, value, bool(first & 0x40)))
+    return fields
 
 
 def _check_sizes(block: bytes) -> None:
-    """Raise HPACKDecodingError if the table is to have another size more than twice.
+    """Raise HPACKDecodingError if a block changes the table size more than SIZES_MAX times.
 
-    The library takes any number of them, and thousands in one block take it a second.
+    The library accepts any number of changes, and needs a second for thousands of them.
     """
     at = count = 0
     while at < len(block) and block[at] & 0xE0 == 0x20:
@@ -142,13 +142,13 @@ def _check_sizes(block: bytes) -> None:
 
 
 def decoded(block: bytes, decoder: Decoder) -> list[tuple[bytes, bytes]]:
-    """The headers of a block, in order. Raises what the library's decoder raises."""
+    """Decode a header block into (name, value) in order. Raises the same exceptions as the library's decoder."""
     try:
         fields = _parsed(block)
     except (_UnusualError, IndexError):
         _check_sizes(block)
         return [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
-    table, found, size = decoder.header_table, list[tuple[bytes, bytes]](), 0
+    table, headers, size = decoder.header_table, list[tuple[bytes, bytes]](), 0
     look_up = table.get_by_index
     for index, name, value, kept in fields:
         if index:
@@ -163,5 +163,5 @@ def decoded(block: bytes, decoder: Decoder) -> list[tuple[bytes, bytes]]:
         size += len(name) + len(value) + ENTRY_OVERHEAD
         if size > decoder.max_header_list_size:
             raise OversizedHeaderListError(f"more than {decoder.max_header_list_size}")
-        found.append((name, value))
-    return found
+        headers.append((name, value))
+    return headers

@@ -22,7 +22,7 @@ NO_CONTENT = 204
 BAD_REQUEST, TOO_LARGE, TOO_MANY_HEADERS, NOT_IMPLEMENTED = 400, 413, 431, 501
 
 
-class Request(NamedTuple):
+class HttpRequest(NamedTuple):
     """Request of a client."""
 
     method: str
@@ -37,7 +37,7 @@ class Request(NamedTuple):
     body: bytes = b""
 
 
-class Response(NamedTuple):
+class HttpResponse(NamedTuple):
     """Response to a request."""
 
     status: int
@@ -64,7 +64,7 @@ class Conversation:
         """
         self._parsed = RequestParser(body_bytes_max)
         self._left = requests_max
-        self._asked = ParsedRequest(Request("", ""), is_last=False)
+        self._asked = ParsedRequest(HttpRequest("", ""), is_last=False)
         self.over = False
         self.fault = 0
 
@@ -72,7 +72,7 @@ class Conversation:
         """Add received bytes; no bytes: the client has closed its side."""
         self._parsed.receive(data)
 
-    def next_request(self) -> Request | None:
+    def next_request(self) -> HttpRequest | None:
         """Return the next complete request, or None if more bytes are needed or the connection is over."""
         if self.over:
             return None
@@ -83,18 +83,18 @@ class Conversation:
         self._asked = parsed
         return parsed.request
 
-    def go_on(self) -> bytes:
+    def interim_response(self) -> bytes:
         """Return the interim response if the client waits for it before it sends the body (RFC 9110 10.1.1), else no bytes."""
         return b"HTTP/1.1 100 \r\n\r\n" if self._parsed.is_continue_due() else b""
 
-    def answer(self, response: Response) -> bytes:
+    def answer(self, response: HttpResponse) -> bytes:
         """Return the bytes of the response to the request that `next_request` returned last."""
         self._left -= 1
         self.over = self._asked.is_last or not self._left
         body = b"" if self._asked.request.method == "HEAD" else response.body
         return _encode(response, body, closes=self.over)
 
-    def refuse(self, response: Response) -> bytes:
+    def refuse(self, response: HttpResponse) -> bytes:
         """Return the bytes of the response to an invalid request, after which the connection is over."""
         return _encode(response, response.body, closes=True)
 
@@ -102,12 +102,12 @@ class Conversation:
 class ParsedRequest(NamedTuple):
     """Complete request, and whether the client or its version closes the connection after it."""
 
-    request: Request
+    request: HttpRequest
     is_last: bool
 
 
 class RequestParser:
-    """Requests out of the bytes of one connection. llhttp calls the methods whose names begin with `on_`."""
+    """Parser of the requests on one connection. llhttp calls the methods whose names begin with `on_`."""
 
     def __init__(self, body_bytes_max: int | None) -> None:
         self.fault = 0
@@ -124,7 +124,7 @@ class RequestParser:
         self._target, self._body = bytearray(), bytearray()
         self._headers: list[tuple[str, str]] = []
         self._bytes = self._body_bytes = 0
-        """Number of bytes of the present request from the first whole piece on, and of its body."""
+        """Number of bytes of the current request from the first whole piece on, and of its body."""
 
     def is_continue_due(self) -> bool:
         """Return True once if the client waits for an interim response."""
@@ -172,7 +172,7 @@ class RequestParser:
             self.ended, self.fault = True, status
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Reset the state for a new request."""
         self._has_begun, self._has_headers = True, False
         self._target.clear()
         self._body.clear()
@@ -230,11 +230,11 @@ class RequestParser:
         for name, value in self._headers:
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         path, _, query = self._target.decode("ascii", "replace").partition("?")
-        request = Request(self._llhttp.get_method().decode("ascii"), path, query, headers, body=bytes(self._body))
+        request = HttpRequest(self._llhttp.get_method().decode("ascii"), path, query, headers, body=bytes(self._body))
         self._requests.append(ParsedRequest(request, self.ended))
 
 
-def _encode(response: Response, body: bytes, *, closes: bool) -> bytes:
+def _encode(response: HttpResponse, body: bytes, *, closes: bool) -> bytes:
     headers = list(response.headers)
     if response.status != NO_CONTENT:
         headers += [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]

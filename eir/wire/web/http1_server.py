@@ -1,7 +1,7 @@
-"""Connections of an HTTP/1.1 server on the event loop: what comes in goes to `http1.Conversation`, answers go out.
+"""Connections of an HTTP/1.1 server on the event loop; `http1.Conversation` parses requests and encodes responses.
 
-No client gets the loop or the memory for itself: requests, time and connections are bounded, and between two requests of one
-connection others have their turn. Knows nothing of what it serves, and accepts nothing: a connection's protocol is made by `link`.
+Limits on requests, time and connections keep one client from occupying the loop or the memory. Between two requests of one connection the
+loop serves others. The owner opens the listeners and calls `create_connection` for each connection.
 """
 
 import asyncio
@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
-from eir.wire.web.http1 import Conversation, Request, Response
+from eir.wire.web.http1 import Conversation, HttpRequest, HttpResponse
 
 LOST, SLOW, NO_HTTP, TOO_MANY = "lost", "slow", "no_http", "too_many"
-"""Reasons for which the server ended a connection: it was gone, it took too long, its bytes are not HTTP, others
-came."""
+"""Reasons for closing a connection: lost, too slow, not HTTP, replaced by a newer one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,92 +22,90 @@ class HttpLimits:
     """Limits on a client's use of the server."""
 
     request_s: float = 30.0
-    """A connection is closed if it brings no whole request in this time, in whatever small pieces, or does not take the
-    answer in it."""
+    """Maximum seconds until a request is complete, and until the client has read the response."""
     idle_s: float | None = None
-    """Seconds that a connection may wait between an answer and the next request, for which request_s begins with its
-    first byte; None: request_s, all in all."""
+    """Maximum seconds between a response and the first byte of the next request, from which `request_s` counts; None: `request_s`
+    counts from the response."""
     connection_s: float = 3600.0
-    """Seconds that a connection may last, however busy it is."""
+    """Maximum seconds that a connection lasts."""
     requests_max: int = 1000
-    """Requests on one connection; the answer to the last one says that it closes."""
+    """Maximum number of requests on one connection; the last response closes the connection."""
     connections_max: int = 100
-    """Connections at once of clients that have not authenticated, and as many again of clients that have. For a further
-    one, a connection of the same kind is closed, if possible one that waits for no answer: the oldest of the address that
-    has most of these. So strangers close no connection of an authenticated client, and keep no new client out."""
+    """Maximum number of connections of clients that have not authenticated, and of clients that have. A further connection replaces one of the
+    same kind, if possible one without a pending response: the oldest of the address with most such connections. So unauthenticated
+    clients can neither close connections of authenticated clients nor keep new clients out."""
     body_bytes_max: int = 64 << 20
-    """Bytes of an answer."""
+    """Maximum size of a response's body in bytes."""
     request_body_max: int | None = None
-    """Bytes of a request's body; a longer one is answered 413. None: bodies are read and thrown away."""
+    """Maximum size of a request's body in bytes; a longer one is answered 413. None: bodies are discarded."""
 
 
 DEFAULT = HttpLimits()
-Answer: TypeAlias = Response | Awaitable[Response]
+Answer: TypeAlias = HttpResponse | Awaitable[HttpResponse]
 
 
 class HttpConnections:
     """All connections of a server.
 
-    `respond` gets a request, with the address that it came from, and must not raise; `refuse` makes the answer to what is no request,
-    by its status, and where that is None such a connection is closed without one; `ended` is told of connections that the client did
-    not end, and why.
+    `respond` returns the response to a request, whose address is set; it must not raise. `refuse` returns the response to an invalid request by
+    status; None: the connection is closed without a response. `ended` is called with address and reason if the server closes a connection.
     """
 
     def __init__(
-        self, respond: Callable[[Request], Answer], *, limits: HttpLimits = DEFAULT,
-        refuse: Callable[[int], Response] | None = None, ended: Callable[[str, str], None] = lambda *_: None,
+        self, respond: Callable[[HttpRequest], Answer], *, limits: HttpLimits = DEFAULT,
+        refuse: Callable[[int], HttpResponse] | None = None, ended: Callable[[str, str], None] = lambda *_: None,
     ) -> None:  # fmt: skip
         self.respond, self.refuse, self.limits, self.ended = respond, refuse, limits, ended
         self.links: dict[HttpConnection, None] = {}
-        """The oldest first."""
-        self.tasks: set[asyncio.Future[Response]] = set()
-        """Answers that are being made, where that takes a task."""
-        self._lost = asyncio.Event()
+        """Open connections, the oldest first."""
+        self.tasks: set[asyncio.Future[HttpResponse]] = set()
+        """Tasks that compute responses."""
+        self._removed = asyncio.Event()
 
-    def link(self) -> "HttpConnection":
-        """The protocol of one more connection."""
+    def create_connection(self) -> "HttpConnection":
+        """Create the asyncio protocol of a new connection."""
         return HttpConnection(self, asyncio.get_running_loop())
 
-    def take(self, link: "HttpConnection") -> None:
-        """One more connection stands."""
+    def add(self, link: "HttpConnection") -> None:
+        """Add an open connection."""
         self.make_room(authenticated=False)
         self.links[link] = None
 
     def make_room(self, *, authenticated: bool) -> None:
-        """Close a connection of this kind if there are as many as there may be, before one more becomes such."""
+        """Close a connection of this kind if their number has reached the limit."""
         same = [link for link in self.links if link.authenticated == authenticated]
         if len(same) >= self.limits.connections_max:
             closable = [link for link in same if not link.answering] or same
             ((most, _),) = Counter(link.address for link in closable).most_common(1)
-            next(link for link in closable if link.address == most).end(TOO_MANY)
+            next(link for link in closable if link.address == most).abort(TOO_MANY)
 
-    def lost(self, link: "HttpConnection") -> None:
-        """A connection is gone."""
+    def remove(self, link: "HttpConnection") -> None:
+        """Remove a closed connection."""
         self.links.pop(link, None)
-        self._lost.set()
+        self._removed.set()
 
     async def close(self) -> None:
-        """Close what is connected."""
+        """Close all connections at once."""
         for link in list(self.links):
-            link.end("")
+            link.abort("")
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def drain(self, within_s: float) -> None:
-        """Answer what was asked, for a while, and close."""
+        """Answer the pending requests within some seconds, and close all connections."""
         for link in list(self.links):
-            link.leave()
+            link.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while self.links:
-                    self._lost.clear()
-                    await self._lost.wait()
+                    self._removed.clear()
+                    await self._removed.wait()
         await self.close()
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection."""
+    """Connection of one client."""
 
     def __init__(self, owner: HttpConnections, loop: asyncio.AbstractEventLoop) -> None:
         self._owner, self._loop = owner, loop
@@ -116,37 +113,37 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_s = 0.0
-        """The time when the connection has to be over."""
+        """Deadline of the connection."""
         self._due_s = 0.0
-        """The time when the awaited event has to happen: a request comes, or the client takes its answer."""
+        """Deadline of the awaited event: a complete request, or a client that reads its response."""
         self._next: asyncio.Handle | None = None
-        self._stalled = self._leaving = self._told = False
+        self._stalled = self._draining = self._reported = False
         self._idle = False
-        """Nothing has come since the last answer, and that is no fault."""
+        """True while the connection rightly waits for its next request."""
         self.answering = False
-        """A request is being answered."""
+        """True while a response is computed."""
         self.authenticated = False
-        """The client has shown that it may use the service."""
+        """True after the client has authenticated."""
         self.address = ""
-        """The client's address, without the port."""
+        """Address of the client, without the port."""
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for a request."""
+        """Add the connection to its owner and wait for a request."""
         self._transport = cast("asyncio.Transport", transport)
         try:
             self.address = str(transport.get_extra_info("peername")[0])
         except (TypeError, IndexError):
-            self._transport.abort()  # the other end was gone before the loop came to it
+            self._transport.abort()  # the client has already closed the connection
             return
         now, limits = self._loop.time(), self._owner.limits
         self._last_s, self._due_s = now + limits.connection_s, now + limits.request_s
-        self._owner.take(self)
-        self._timer = self._loop.call_at(min(self._due_s, self._last_s), self._look)
+        self._owner.add(self)
+        self._timer = self._loop.call_at(min(self._due_s, self._last_s), self._check_deadline)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came. While a request is answered, or the answer is not taken, nothing more is read."""
+        """Parse received bytes. Stop reading while a response is computed or the client does not read its response."""
         self._conversation.receive(data)
         if self._idle:
             self._idle = False
@@ -155,55 +152,55 @@ class HttpConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.pause_reading()
         else:
-            self._go_on()
+            self._answer_next()
 
     def eof_received(self) -> bool:
-        """The client will send nothing more; what it asked before is answered."""
+        """Answer the complete requests; return whether the connection stays open for a response."""
         self._conversation.receive(b"")
         if not self.answering and self._next is None:
-            self._go_on()
+            self._answer_next()
         return self.answering or self._next is not None
 
     def pause_writing(self) -> None:
-        """The client does not take its answers: it is asked nothing more, and has its time."""
+        """Stop answering a client that does not read its responses, and start its deadline."""
         self._stalled = True
         self._due_s = self._loop.time() + self._owner.limits.request_s
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Continue answering a client that reads again."""
         self._stalled = False
         if not self.answering and self._next is None:
-            self._go_on()
+            self._answer_next()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """The transport is gone, for any reason."""
+        """Cancel the timers and remove the connection from its owner."""
         for handle in (self._timer, self._next):
             if handle is not None:
                 handle.cancel()
-        self._owner.lost(self)
+        self._owner.remove(self)
         self._transport = None
 
-    # what the owner calls
+    # called by the owner
 
-    def end(self, why: str) -> None:
-        """Close at once; `why` is told, once."""
+    def abort(self, reason: str) -> None:
+        """Close at once; report `reason` unless it is empty or a reason was reported before."""
         self._owner.links.pop(self, None)
-        if why and not self._told:
-            self._told = True
-            self._owner.ended(self.address, why)
+        if reason and not self._reported:
+            self._reported = True
+            self._owner.ended(self.address, reason)
         if self._transport is not None:
             self._transport.abort()
 
-    def leave(self) -> None:
-        """Close once what was asked is answered."""
-        self._leaving = True
+    def drain(self) -> None:
+        """Close after the pending response."""
+        self._draining = True
         if not self.answering and self._transport is not None:
             self._transport.close()
 
-    # inside
+    # internal
 
-    def _go_on(self) -> None:
-        """Answer the next request, if there is one."""
+    def _answer_next(self) -> None:
+        """Answer the next complete request, or wait for more bytes."""
         self._next = None
         if self._transport is None or self.answering or self._stalled:
             return
@@ -214,19 +211,19 @@ class HttpConnection(asyncio.Protocol):
         self._due_s = self._last_s
         self.answering = True
         answer = self._owner.respond(request._replace(address=self.address))
-        if isinstance(answer, Response):
-            self._answered(answer)
+        if isinstance(answer, HttpResponse):
+            self._send(answer)
             return
         future = asyncio.ensure_future(answer)
         self._owner.tasks.add(future)
-        future.add_done_callback(self._made)
+        future.add_done_callback(self._response_done)
 
-    def _made(self, future: "asyncio.Future[Response]") -> None:
+    def _response_done(self, future: "asyncio.Future[HttpResponse]") -> None:
         self._owner.tasks.discard(future)
         if not future.cancelled():
-            self._answered(future.result())
+            self._send(future.result())
 
-    def _answered(self, response: Response) -> None:
+    def _send(self, response: HttpResponse) -> None:
         self.answering = False
         if self._transport is None:
             return
@@ -234,42 +231,42 @@ class HttpConnection(asyncio.Protocol):
         if response.authenticated and not self.authenticated:
             self._owner.make_room(authenticated=True)
             self.authenticated = True
-        if self._conversation.over or self._leaving:
+        if self._conversation.over or self._draining:
             self._finish()
             return
         limits = self._owner.limits
         self._idle = limits.idle_s is not None
         self._due_s = self._loop.time() + (limits.idle_s or limits.request_s)
-        self._next = self._loop.call_soon(self._go_on)
+        self._next = self._loop.call_soon(self._answer_next)
 
     def _wait_or_close(self) -> None:
-        """Wait for the rest of an incomplete request, or answer the fault in it."""
+        """Wait for the rest of an incomplete request; after the last one, refuse an invalid request and close."""
         conversation, transport = self._conversation, self._transport
         if transport is None:
             return
         if not conversation.over:
-            if out := conversation.go_on():
+            if out := conversation.interim_response():
                 transport.write(out)
             transport.resume_reading()
             return
-        if conversation.fault and not self._told:
-            self._told = True
+        if conversation.fault and not self._reported:
+            self._reported = True
             self._owner.ended(self.address, NO_HTTP)
             if self._owner.refuse is not None:
                 transport.write(conversation.refuse(self._owner.refuse(conversation.fault)))
         self._finish()
 
     def _finish(self) -> None:
-        """Close once what was written is on its way, which may take its time and no longer."""
+        """Close after the written bytes are sent, within `request_s`."""
         if self._transport is not None:
             self._due_s = self._loop.time() + self._owner.limits.request_s
             self._transport.close()
 
-    def _look(self) -> None:
-        """End what takes too long."""
+    def _check_deadline(self) -> None:
+        """Close a connection whose deadline has passed; otherwise check again at the deadline."""
         now = self._loop.time()
         due = min(self._due_s, self._last_s)
         if now >= due:
-            self.end("" if self._idle else SLOW)
+            self.abort("" if self._idle else SLOW)
         else:
-            self._timer = self._loop.call_at(min(due, now + self._owner.limits.request_s), self._look)
+            self._timer = self._loop.call_at(min(due, now + self._owner.limits.request_s), self._check_deadline)

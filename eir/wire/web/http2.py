@@ -1,8 +1,8 @@
-"""One connection of an HTTP/2 server (RFC 9113), without I/O: bytes in, requests answered, bytes out.
+"""One connection of an HTTP/2 server (RFC 9113), without I/O: received bytes become requests, responses become bytes.
 
-h2 does the protocol. Before it stands what h2 leaves to its user: frames are cut here and held to limits, so that no client takes
-more of memory and time than it should, and a whole request in one frame, which nearly all are, is answered beside h2's streams,
-for a tenth of the work. Everything else goes through h2. Knows nothing of what it serves; time is an argument.
+h2 implements the protocol. This module splits the bytes into frames and enforces limits on memory and time, which h2 leaves to its user.
+Nearly all requests are complete in one frame. They are answered without a stream of h2, for a tenth of the work; all other frames go through h2.
+Time is an argument.
 """
 
 import re
@@ -39,8 +39,8 @@ from eir.wire.web.http2_message import (
     END_STREAM,
     HEADERS_TOO_LARGE,
     Answer,
-    Request,
-    Response,
+    Http2Request,
+    Http2Response,
     Shape,
     Shapes,
     are_clean,
@@ -52,11 +52,11 @@ ACK = 0x1
 KNOWN = frozenset(int(code) for code in SettingCodes)
 _HEADER_BYTES, _SETTING_BYTES = 9, 6
 _TABLE_OF_NOTHING = b"\x20"
-"""RFC 7541 6.3: the table of headers has the size 0 from now on."""
+"""Change of the header table's size to 0 (RFC 7541 6.3)."""
 
 
 class _NoTable(Encoder):
-    """Refers to no header that was sent before, whatever table the client allows."""
+    """Header encoder that never uses a header table, even if the client allows one."""
 
     _resized = False
 
@@ -70,16 +70,16 @@ class _NoTable(Encoder):
         self._resized = True
 
     def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:  # noqa: ARG002 - as the library has it
-        """A header block. The first one after a change of the table says that no table is used (RFC 7541 4.2)."""
+        """Encode a header block. The first one after a change of the client's table size sets the size to 0 (RFC 7541 4.2)."""
         begin, self._resized = _TABLE_OF_NOTHING if self._resized else b"", False
         return begin + stateless((name, value) for name, value, *_ in headers)
 
 
 class ServerConnection(H2Connection):
-    """h2's connection, which has said what it takes, so that a client decides over none of its memory.
+    """Connection of h2 with announced limits, so that a client cannot make it use more memory.
 
-    Left to itself h2 keeps a table of headers as large as the client allows, and searches all of it for each response; it keeps each
-    setting that a client names, known or not; and it remembers streams that are over.
+    By default h2 keeps a header table as large as the client allows and searches it for each response. It also stores unknown settings
+    and closed streams.
     """
 
     MAX_CLOSED_STREAMS = 512
@@ -97,7 +97,7 @@ class ServerConnection(H2Connection):
 
 
 def known_settings(flags: int, stream_id: int, octets: bytes) -> bytes:
-    """A SETTINGS frame without the settings that are not known, which are ignored (RFC 9113 6.5.2); a faulty frame stays as it is."""
+    """Return a SETTINGS frame without unknown settings, which are ignored (RFC 9113 6.5.2). An invalid frame is returned unchanged."""
     payload = octets[_HEADER_BYTES:]
     if flags & ACK or len(payload) % _SETTING_BYTES:
         return octets
@@ -109,13 +109,13 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HTTP_1 = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ")
 NOT_HTTP_1 = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 41\r\n\r\nHTTP/2 only, without an upgrade from 1.1.\n"
 FRAME_BYTES_MAX = 16_384
-"""SETTINGS_MAX_FRAME_SIZE's least and our value."""
+"""Value of SETTINGS_MAX_FRAME_SIZE: its minimum."""
 STREAM_ID_MAX = 2**31 - 1
 PADDED, PRIORITY = 0x8, 0x20
 CONTINUATIONS_MAX = 8
-"""CONTINUATION frames of one header block."""
+"""Maximum number of CONTINUATION frames of one header block."""
 PATH_KEPT = 4096
-"""Bytes of the path of a request whose headers are too large."""
+"""Maximum length of the path that is kept of a request whose headers are too large."""
 _HEADER = Struct(">HBBBL")
 _DRAIN_PING = b"eirdrain"
 _ALIVE_PING = b"eiralive"
@@ -123,15 +123,18 @@ _ALIVE_PING = b"eiralive"
 
 @dataclass(slots=True)
 class _Open:
-    """A request that is not complete, on a stream of h2's."""
+    """Incomplete request on a stream of h2."""
 
-    request: Request
+    request: Http2Request
     since: float
     body_bytes: int = 0
 
 
 class Http2Connection:
-    """The connection. `over` says why nothing more is read; what `take` gives is to be sent before it is closed."""
+    """State of one client's connection.
+
+    `over` is the reason why the connection ends, or empty. Send the bytes of `data_to_send` before closing it.
+    """
 
     def __init__(self, answer: Answer, limits: Http2Limits, shapes: Shapes, now: float) -> None:
         self._answer = answer
@@ -142,63 +145,64 @@ class Http2Connection:
         self._in = b""
         self._at = 0
         self._begun = False
-        """The preface has come."""
+        """True after the preface."""
         self._settled = False
-        """The client's first SETTINGS have."""
+        """True after the client's first SETTINGS frame."""
         self._resized = False
-        """The client wants another size of our table of headers, and the next response has to say that it has it (RFC 7541 4.2)."""
+        """True if the client has changed the size of the header table: the next response must acknowledge it (RFC 7541 4.2)."""
         self._serving = False
-        """h2 has seen a request, and takes what belongs to one."""
+        """True after the first request."""
         self._since = now
-        """The time when an incomplete part began: preface, frame or header block."""
+        """Time when the incomplete part began: preface, frame or header block."""
         self._heard = now
         self._pinged: float | None = None
         self._block: tuple[int, int, list[bytes]] | None = None
-        """Stream, flags and parts of a header block whose end has not come."""
+        """Stream, flags and parts of an incomplete header block."""
         self._highest = 0
         self._window = 65_535
-        """The window that the client grants on a stream at its beginning."""
+        """Initial flow-control window of a stream for responses."""
         self._open: dict[int, _Open] = {}
         self._unsent: dict[int, tuple[bytes, float]] = {}
-        """Bodies for which the client leaves no window: stream → rest, since when."""
+        """Bodies blocked by the client's flow-control window: (rest, start of the block) by stream."""
         self._reset: dict[int, None] = {}
-        """Streams that we have reset recently: what the client had sent on them by then is thrown away."""
+        """Streams that the server has reset recently; frames that the client sent on them before are ignored."""
         self._learning: tuple[bytes, ...] | None = None
+        """Header names of the request that h2 parses; a valid request makes them a known shape."""
         self._oversized = False
-        """The request that h2 is about to get had more headers than these."""
-        self._ready: Response | None = None
-        """The answer to the request that h2 is about to get."""
+        """True if the request that h2 parses had more headers."""
+        self._ready: Http2Response | None = None
+        """Response to the request that h2 parses, if already computed."""
         self._control = Bucket(floods.CONTROL_A_SECOND, now, burst=floods.CONTROL_BURST)
         self._updates = Bucket(floods.UPDATES_A_SECOND, now, burst=floods.UPDATES_BURST)
         self._last_stream: int | None = None
-        """The last stream that is still answered, once the drain has said so."""
+        """Last stream that the server still answers, after the second GOAWAY of the drain."""
         self._draining: tuple[float, str] | None = None
-        """Time when the drain began, and its reason."""
+        """Start time and reason of the drain."""
         self.over = ""
         self.leaving = False
-        """The client has said that it will ask nothing more."""
+        """True after a GOAWAY of the client."""
         self.more = False
-        """There are whole frames that have not had their turn."""
+        """True if complete frames wait for the next call of `work`."""
         self.requests = 0
         self.answers = 0
 
-    def take(self) -> bytes:
-        """Bytes for the client."""
+    def data_to_send(self) -> bytes:
+        """Return and clear the bytes for the client."""
         out, self._out = self._out, []
         return out[0] if len(out) == 1 else b"".join(out)
 
     @property
     def under_way(self) -> int:
-        """Requests that are not wholly answered."""
+        """Number of requests without a complete response."""
         return len(self._open) + len(self._unsent)
 
     @property
     def unread(self) -> int:
-        """Bytes that have come and that `work` has not seen to yet."""
+        """Number of received bytes that `work` has not processed."""
         return len(self._in) - self._at
 
     def receive(self, data: bytes, now: float) -> None:
-        """Take bytes from the client; `work` does something about them."""
+        """Buffer received bytes until the next call of `work`."""
         if self._at == len(self._in):
             self._in, self._since = data, now
         else:
@@ -207,7 +211,10 @@ class Http2Connection:
         self._heard, self._pinged = now, None
 
     def work(self, now: float, enough: Callable[[], bool]) -> None:
-        """Answer what has come; after each frame `enough` says whether others have their turn now, and `more` whether there is more."""
+        """Process the buffered frames.
+
+        After each frame, stop if `enough` returns True; `more` is then True if complete frames are left.
+        """
         self.more = False
         if not self._begun and not self._begin(now):
             return
@@ -231,13 +238,14 @@ class Http2Connection:
                 break
         if at != self._at and self._block is None:
             self._since = now
-        self._in, self._at = (data, at) if at < size else (b"", 0)  # a client that is silent now pins no memory
+        self._in, self._at = (data, at) if at < size else (b"", 0)  # a silent client occupies no memory
         self._updates.fill(floods.UPDATES_A_REQUEST * (self.requests - before))
         self._finish()
 
     def leave(self, now: float, reason: str = "drained") -> None:
-        """Have the client go elsewhere: a GOAWAY that ends nothing, and when it has seen that, one that names the last request.
+        """Start to drain the connection (RFC 9113 6.8).
 
+        Send a GOAWAY that permits all streams and a PING; after the PING's acknowledgement send a GOAWAY with the last stream.
         `reason`: value of `over` at the end.
         """
         if self._draining is None:
@@ -248,7 +256,7 @@ class Http2Connection:
                 self._second_goaway()
 
     def tick(self, now: float) -> None:
-        """End what has taken too long. To be called about every half second."""
+        """Enforce the limits on time. To be called about every 0.5 s."""
         limits = self._limits
         if self.over:
             return
@@ -261,7 +269,7 @@ class Http2Connection:
         for stream_id, request in list(self._open.items()):
             if now - request.since <= limits.request_s:
                 break
-            self._give_up(stream_id, now, "slow_body")
+            self._abandon(stream_id, now, "slow_body")
         if any(now - since > limits.answer_s for _, since in self._unsent.values()):
             self._end("no_window", ErrorCodes.ENHANCE_YOUR_CALM)
         if self._draining is not None and self._last_stream is None and now - self._draining[0] > 1:
@@ -269,7 +277,7 @@ class Http2Connection:
         self._end_if_idle(now)
 
     def _end_if_idle(self, now: float) -> None:
-        """Ping a client that sends nothing; send it away if it does not answer. libcurl answers no PING while it is idle."""
+        """Send a PING to a silent client; drain the connection if the client does not answer. An idle libcurl does not answer."""
         limits = self._limits
         if self._pinged is not None and now - self._pinged > limits.ping_s:
             self.leave(now, "idle")
@@ -279,19 +287,19 @@ class Http2Connection:
 
     @property
     def _is_amid(self) -> bool:
-        """A frame, or a header block, has begun, and the client owes its end."""
+        """True if the last frame or header block is incomplete."""
         return self._block is not None or (self._at < len(self._in) and not self.more)
 
     # ---- frames ----
 
     def _begin(self, now: float) -> bool:
-        """Return whether the preface has come (RFC 9113 3.4)."""
-        came = self._in[: len(PREFACE)]
-        if came == PREFACE:
-            self._lib(PREFACE, now)  # our own SETTINGS go out now: until then the client may be one of HTTP/1.1
+        """Parse the preface (RFC 9113 3.4). Return whether it is complete."""
+        begin = self._in[: len(PREFACE)]
+        if begin == PREFACE:
+            self._lib(PREFACE, now)  # sends our SETTINGS, which a client of HTTP/1.1 would not understand
             self._begun, self._at, self._since = True, len(PREFACE), now
-        elif not PREFACE.startswith(came):
-            if HTTP_1.match(came):
+        elif not PREFACE.startswith(begin):
+            if HTTP_1.match(begin):
                 self._out = [NOT_HTTP_1]
             self.over = "preface"
         return self._begun
@@ -311,7 +319,7 @@ class Http2Connection:
             self._since = now
 
     def _other_frame(self, kind: int, flags: int, stream_id: int, octets: bytes, now: float) -> None:
-        """A frame as a whole that is no HEADERS frame, or comes where one may not."""
+        """Process a complete frame that is not an expected HEADERS frame."""
         if self._block is not None:
             self._continue(kind, flags, stream_id, octets, now)
             return
@@ -331,12 +339,12 @@ class Http2Connection:
         elif kind == floods.SETTINGS:
             self._lib(known_settings(flags, stream_id, octets), now)
         elif kind == floods.RST_STREAM and not self._serving and stream_id and len(octets) == 13:
-            pass  # h2 knows no stream yet
+            pass  # h2 has no stream yet
         elif kind <= floods.CONTINUATION:
             self._lib(octets, now)
 
     def _continue(self, kind: int, flags: int, stream_id: int, octets: bytes, now: float) -> None:
-        """The next part of a header block, between whose parts nothing else may come (RFC 9113 6.10)."""
+        """Add a CONTINUATION frame to the header block; end the connection at any other frame (RFC 9113 6.10)."""
         if self._block is None:
             return
         begun, end_stream, parts = self._block
@@ -351,25 +359,23 @@ class Http2Connection:
             self._headers(begun, end_stream, b"".join(parts), now)
 
     def _headers(self, stream_id: int, end_stream: int, block: bytes, now: float) -> None:
-        """A whole header block: a request, or the trailers behind a request's body."""
+        """Process a complete header block: a request, or the trailers after a request's body."""
         try:
-            found = decoded(block, self._h2.decoder)
+            headers = decoded(block, self._h2.decoder)
         except OversizedHeaderListError:
             self._end("header_list", ErrorCodes.ENHANCE_YOUR_CALM)
             return
         except (HPACKError, IndexError, TypeError, UnicodeDecodeError):
             self._end("compression", ErrorCodes.COMPRESSION_ERROR)
             return
-        if (weight := floods.weight(len(block), len(found))) and not self._control.take(now, weight):
+        if (weight := floods.weight(len(block), len(headers))) and not self._control.take(now, weight):
             self._end(floods.HEADER_FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
             return
         is_new = stream_id > self._highest and stream_id & 1
         if is_new and self._last_stream is not None and stream_id > self._last_stream:
-            self._refuse(
-                stream_id, now, ErrorCodes.REFUSED_STREAM
-            )  # which the client may send elsewhere (RFC 9113 8.7)
+            self._refuse(stream_id, now, ErrorCodes.REFUSED_STREAM)  # the client may retry elsewhere (RFC 9113 8.7)
             return
-        names = tuple([name for name, _ in found])
+        names = tuple([name for name, _ in headers])
         if (
             is_new
             and end_stream
@@ -378,7 +384,7 @@ class Http2Connection:
             and not self._unsent
             and (shape := self._shapes.get(names)) is not None
         ):
-            values = [value for _, value in found]
+            values = [value for _, value in headers]
             size = shape.size + sum(map(len, values))
             if (
                 values[shape.method] == b"GET"
@@ -386,20 +392,22 @@ class Http2Connection:
                 and size <= self._limits.header_list_bytes
                 and are_clean(values)
             ):
-                self._usual(stream_id, values, shape, found, now)
+                self._usual(stream_id, values, shape, headers, now)
                 return
-        self._general(stream_id, end_stream, found, names, now)
+        self._general(stream_id, end_stream, headers, names, now)
 
     def _usual(
-        self, stream_id: int, values: list[bytes], shape: Shape, found: Sequence[tuple[bytes, bytes]], now: float
+        self, stream_id: int, values: list[bytes], shape: Shape, headers: Sequence[tuple[bytes, bytes]], now: float
     ) -> None:
-        """A whole request of a known shape."""
+        """Answer a complete request of a known shape without a stream of h2, if the flow-control window allows the whole body."""
         h2 = self._h2
-        response = self._respond(Request("GET", values[shape.path], {name: values[at] for name, at in shape.others}))
+        response = self._respond(
+            Http2Request("GET", values[shape.path], {name: values[at] for name, at in shape.others})
+        )
         room = len(response.body)
         if room > self._window or room > h2.outbound_flow_control_window:
             self._ready = response
-            self._lib(frame(floods.HEADERS, END_HEADERS | END_STREAM, stream_id, stateless(found)), now)
+            self._lib(frame(floods.HEADERS, END_HEADERS | END_STREAM, stream_id, stateless(headers)), now)
             self._ready = None
             return
         h2.outbound_flow_control_window -= room
@@ -411,11 +419,11 @@ class Http2Connection:
         self,
         stream_id: int,
         end_stream: int,
-        found: Sequence[tuple[bytes, bytes]],
+        headers: Sequence[tuple[bytes, bytes]],
         names: tuple[bytes, ...],
         now: float,
     ) -> None:
-        """A header block through h2, which gets it in a form that its decoder, having seen it, does not mind."""
+        """Process a decoded header block through h2, encoded again so that it does not change the decoder's table twice."""
         if stream_id in self._reset:
             if not self._control.take(now):
                 self._end(floods.REASONS[floods.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
@@ -424,17 +432,18 @@ class Http2Connection:
         if is_new and self.under_way >= self._limits.streams_max:
             self._refuse(stream_id, now, ErrorCodes.REFUSED_STREAM)
             return
-        fault = sum(len(name) + len(value) + 32 for name, value in found) > self._limits.header_list_bytes
+        fault = sum(len(name) + len(value) + 32 for name, value in headers) > self._limits.header_list_bytes
         if fault:
-            found = [(name, value[:PATH_KEPT]) for name, value in found if name in {b":method", b":path", b":scheme"}]
-            found.append((b":authority", b"x"))
+            pseudo = {b":method", b":path", b":scheme"}
+            headers = [(name, value[:PATH_KEPT]) for name, value in headers if name in pseudo]
+            headers.append((b":authority", b"x"))
             if not is_new:
-                self._give_up(stream_id, now, "trailers")
+                self._abandon(stream_id, now, "trailers")
                 return
         elif is_new:
             self._learning = names
         self._oversized = fault
-        self._lib(frame(floods.HEADERS, END_HEADERS | end_stream, stream_id, stateless(found)), now)
+        self._lib(frame(floods.HEADERS, END_HEADERS | end_stream, stream_id, stateless(headers)), now)
         self._learning, self._oversized = None, False
         if fault and (opened := self._open.get(stream_id)) is not None:
             self._complete(stream_id, opened, now)
@@ -481,13 +490,13 @@ class Http2Connection:
             case _:
                 pass
 
-    def _received(self, stream_id: int, found: Sequence[tuple[bytes, bytes]], now: float) -> None:
+    def _received(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]], now: float) -> None:
         self._serving, self._highest = True, stream_id
         if self._learning is not None:
             self._shapes.learn(self._learning)
         method, path = "", b""
         headers: dict[bytes, bytes] = {}
-        for name, value in found:
+        for name, value in fields:
             if name == b":method":
                 method = value.decode("latin-1")
             elif name == b":path":
@@ -495,16 +504,16 @@ class Http2Connection:
             elif not name.startswith(b":"):
                 headers[name] = headers[name] + b", " + value if name in headers else value
         self._open[stream_id] = _Open(
-            Request(method, path, headers, HEADERS_TOO_LARGE if self._oversized else None), now
+            Http2Request(method, path, headers, HEADERS_TOO_LARGE if self._oversized else None), now
         )
 
     def _complete(self, stream_id: int, opened: _Open, now: float) -> None:
-        """Answer a request that has come, or of which enough has."""
+        """Answer a request that is complete, or too large."""
         del self._open[stream_id]
         response, self._ready = self._ready, None
         if response is None:
             response = self._respond(opened.request)
-        # RFC 9110 9.3.2: of HEAD the headers, with the length that the body would have.
+        # RFC 9110 9.3.2: the response to HEAD has the content-length of the body that it omits.
         body = b"" if opened.request.method == "HEAD" else response.body
         self._h2.send_headers(stream_id, list(response.all_headers), end_stream=not body)
         self._resized = False
@@ -515,12 +524,12 @@ class Http2Connection:
         if opened.request.fault:
             self._cut_off(stream_id, ErrorCodes.NO_ERROR)
 
-    def _respond(self, request: Request) -> Response:
+    def _respond(self, request: Http2Request) -> Http2Response:
         self.requests += 1
         return self._answer(request)
 
     def _send_rest(self) -> None:
-        """Send of the bodies what the client has left a window for."""
+        """Send as much of the pending bodies as the client's flow-control window allows."""
         for stream_id, (rest, since) in list(self._unsent.items()):
             try:
                 room = min(self._h2.local_flow_control_window(stream_id), FRAME_BYTES_MAX)
@@ -535,15 +544,15 @@ class Http2Connection:
                 self._unsent[stream_id] = rest[room:], since
 
     def _refuse(self, stream_id: int, now: float, code: ErrorCodes) -> None:
-        """Answer a request, of which h2 never hears, by a RST_STREAM."""
+        """Reset the stream of a new request without involving h2."""
         self._h2.highest_inbound_stream_id = self._highest = stream_id
         self._remember(stream_id)
         self._out.append(frame(floods.RST_STREAM, 0, stream_id, int(code).to_bytes(4)))
         if not self._control.take(now):
             self._end(floods.REASONS[floods.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
 
-    def _give_up(self, stream_id: int, now: float, reason: str) -> None:
-        """End a request that takes too long or has too much; too many of those end the connection."""
+    def _abandon(self, stream_id: int, now: float, reason: str) -> None:
+        """Reset the stream of a request that is too slow or too large; end the connection after too many of them."""
         self._open.pop(stream_id, None)
         self._cut_off(stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
         if not self._control.take(now, 10):
@@ -551,7 +560,7 @@ class Http2Connection:
 
     def _cut_off(self, stream_id: int, code: ErrorCodes) -> None:
         self._remember(stream_id)
-        with suppress(NoSuchStreamError, ProtocolError):  # it is over on both sides
+        with suppress(NoSuchStreamError, ProtocolError):  # the stream is closed on both sides
             self._h2.reset_stream(stream_id, code)
         self._out.append(self._h2.data_to_send())
 
@@ -572,7 +581,7 @@ class Http2Connection:
         self._out.append(frame(floods.GOAWAY, 0, 0, last.to_bytes(4) + int(code).to_bytes(4)))
 
     def _finish(self) -> None:
-        """End in good order once nothing is under way, where one side has said that it wants to."""
+        """Set `over` once all requests are answered, if the drain or the client ends the connection."""
         if not self.over and not self.under_way and not self.more:
             if self._last_stream is not None and self._draining is not None:
                 self.over = self._draining[1]
@@ -580,7 +589,7 @@ class Http2Connection:
                 self.over = "left"
 
     def _end(self, reason: str, code: ErrorCodes) -> None:
-        """End the connection for a fault."""
+        """End the connection with a GOAWAY because of a fault."""
         if not self.over:
             self.over = reason
             self._goaway(self._highest, code)

@@ -1,6 +1,6 @@
-"""One request of an HTTP/2 client (RFC 9113), without I/O: a connection that asks one thing, and ends. h2 does the protocol.
+"""One request of an HTTP/2 client on its own connection (RFC 9113), without I/O. h2 implements the protocol.
 
-For requests that are rare and may fail: a new connection is never one that the other end has long forgotten.
+For rare requests: a new connection cannot be one that the server has silently dropped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,45 +16,48 @@ from eir.errors import EirError
 
 BODY_BYTES_MAX = 1 << 18
 STREAM = 1
-"""RFC 9113 5.1.1: a client's first."""
+"""First stream of a client (RFC 9113 5.1.1)."""
 HEAD_BYTES, GOAWAY = 9, 7
-"""Bytes of a frame's head, and the type of a frame that ends a connection (RFC 9113 4.1, 6.8)."""
+"""Length of a frame header in bytes, and the type of a GOAWAY frame (RFC 9113 4.1, 6.8)."""
 
 
 class NoAnswer(EirError):
-    """The server sends no valid answer; the text says why."""
+    """The server sends no valid answer; the text is the reason."""
 
 
-class Answer(NamedTuple):
-    """The answer."""
+class Http2Answer(NamedTuple):
+    """Answer of the server."""
 
     status: int
     headers: dict[str, str]
-    """Names in lower case."""
+    """Headers by name in lower case."""
     body: bytes
 
 
 class GoAway(NamedTuple):
-    """The server takes no further request (RFC 9113 6.8)."""
+    """GOAWAY frame: the server accepts no further request (RFC 9113 6.8)."""
 
     last: int
-    """The last stream that is still answered."""
+    """Last stream that the server still answers."""
     error: int
 
 
 class Incoming:
-    """Bytes of a server as events of h2, which is shown no GOAWAY: after one it would refuse the answers that still come (RFC 9113 6.8)."""
+    """Decoder of a server's bytes into events of h2.
+
+    It hides GOAWAY frames from h2, which would reject the remaining answers (RFC 9113 6.8).
+    """
 
     def __init__(self, h2: H2Connection) -> None:
         self._h2, self._unread = h2, b""
 
     def events(self, data: bytes) -> Iterator[Event | GoAway]:
-        """Take bytes, and give what the whole frames in them say, one after the other. Raises ProtocolError."""
+        """Add received bytes and yield the events of the complete frames. Raises ProtocolError."""
         data, at = self._unread + data, 0
         try:
             while len(data) - at >= HEAD_BYTES:
                 length, kind = int.from_bytes(data[at : at + 3]), data[at + 3]
-                # Of a frame that is too long h2 has enough with its beginning.
+                # h2 rejects a frame that is too long by its header alone.
                 end = at + HEAD_BYTES + min(length, self._h2.max_inbound_frame_size)
                 if len(data) < end:
                     return
@@ -69,7 +72,7 @@ class Incoming:
 
 
 class Exchange:
-    """The connection. `headers`: the request's, pseudo-headers first. `answer`: what came, once it has."""
+    """Connection with one request. `headers`: headers of the request, pseudo-headers first. `answer`: None until the answer is complete."""
 
     def __init__(self, headers: Sequence[tuple[str, str]], body: bytes) -> None:
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
@@ -81,21 +84,21 @@ class Exchange:
         self._headers: dict[str, str] = {}
         self._body = b""
         self._incoming = Incoming(self._h2)
-        self.answer: Answer | None = None
+        self.answer: Http2Answer | None = None
         self._send_rest()
 
-    def take(self) -> bytes:
-        """Bytes for the server."""
+    def data_to_send(self) -> bytes:
+        """Return and clear the bytes for the server."""
         return self._h2.data_to_send()
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the server; none: it will send nothing more. Raises NoAnswer once it is clear that there will be none."""
+        """Process received bytes; no bytes: the server has closed its side. Raises NoAnswer if no valid answer can follow."""
         if not data:
             raise NoAnswer("the connection was closed before the answer")
         try:
             for event in self._incoming.events(data):
                 if isinstance(event, GoAway):
-                    self._sent_away(event)
+                    self._check_goaway(event)
                 elif isinstance(event, ResponseReceived):
                     self._headers = {str(name): str(value) for name, value in event.headers}
                     self._status = int(self._headers.get(":status", "0"))
@@ -105,7 +108,7 @@ class Exchange:
                         raise NoAnswer(f"the answer is longer than {BODY_BYTES_MAX} bytes")
                     self._h2.acknowledge_received_data(event.flow_controlled_length, STREAM)
                 elif isinstance(event, StreamEnded):
-                    self.answer = Answer(self._status, self._headers, self._body)
+                    self.answer = Http2Answer(self._status, self._headers, self._body)
                     self._h2.close_connection()
                     return
                 elif isinstance(event, StreamReset):
@@ -115,13 +118,13 @@ class Exchange:
             raise NoAnswer(f"it does not speak HTTP/2 ({type(e).__name__})") from None
 
     @staticmethod
-    def _sent_away(said: GoAway) -> None:
-        """Go on where the request is still answered. Raises NoAnswer."""
-        if said.error or said.last < STREAM:
-            raise NoAnswer(f"the connection was ended (error {said.error})")
+    def _check_goaway(goaway: GoAway) -> None:
+        """Raise NoAnswer unless the server still answers the request."""
+        if goaway.error or goaway.last < STREAM:
+            raise NoAnswer(f"the connection was ended (error {goaway.error})")
 
     def _send_rest(self) -> None:
-        """Send of the body what the server has left a window for."""
+        """Send as much of the body as the server's flow-control window allows."""
         while (
             self._rest
             and (room := min(self._h2.local_flow_control_window(STREAM), self._h2.max_outbound_frame_size)) > 0

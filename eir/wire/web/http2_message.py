@@ -1,10 +1,10 @@
-"""Requests and responses of HTTP/2, apart from any connection.
+"""HTTP/2 requests and responses, independent of a connection.
 
-A response holds its frames' bytes, encoded once: its header block refers to nothing that a connection has seen before and leaves
-nothing behind (RFC 7541 6.2.3), so that it is the same on each connection.
+A response holds the bytes of its frames, encoded once. Its header block neither reads nor changes the header table of a connection
+(RFC 7541 6.2.3), so that the bytes are the same on each connection.
 
-Clients send the same headers again and again. Judging names costs more than reading values does, so each set of them is judged once, by
-h2; a `Shape` says where each part of such a request is.
+Clients repeat the same headers. Validating header names costs more than reading values, so h2 validates each sequence of names once; a
+`Shape` then locates the parts of a request with these names.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,46 +15,46 @@ from hpack import Encoder
 
 HEADERS_FRAME, DATA_FRAME = 1, 0
 END_STREAM, END_HEADERS = 0x1, 0x4
-"""RFC 9113 6.1, 6.2."""
+"""Flags of DATA and HEADERS frames (RFC 9113 6.1, 6.2)."""
 
 HEADERS_TOO_LARGE, BODY_TOO_LARGE = "headers", "body"
-"""Possible faults of a request whose frames are good."""
+"""Faults of a request with valid frames."""
 
 _encoder = Encoder()
 
 
 def stateless(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A header block that neither uses nor changes what the other end's decoder remembers."""
+    """Encode a header block that neither uses nor changes the header table of the peer's decoder."""
     return bytes(_encoder.encode([(name, value, True) for name, value in headers], huffman=False))
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
-    """A frame (RFC 9113 4.1)."""
+    """Encode a frame (RFC 9113 4.1)."""
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream_id.to_bytes(4) + payload
 
 
-class Request(NamedTuple):
-    """A client's request."""
+class Http2Request(NamedTuple):
+    """Request of a client."""
 
     method: str
     path: bytes
-    """`:path`, query included, as it came."""
+    """Value of `:path` as received, with the query."""
     headers: Mapping[bytes, bytes]
-    """Names in lower case; values of a name that came several times are joined by commas (RFC 9110 5.3). No pseudo-headers."""
+    """Headers by name in lower case, without pseudo-headers. Values of a repeated header are joined by commas (RFC 9110 5.3)."""
     fault: str | None = None
-    """HEADERS_TOO_LARGE or BODY_TOO_LARGE: the rest of it was thrown away."""
+    """HEADERS_TOO_LARGE or BODY_TOO_LARGE if the server has discarded the rest of the request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
-    """The response to it."""
+class Http2Response:
+    """Response to a request, with its encoded frames."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]] = ()
-    """Names in lower case; content-length is added."""
+    """Headers with names in lower case, without content-length."""
     body: bytes = b""
     all_headers: Sequence[tuple[bytes, bytes]] = field(init=False)
-    """With `:status` and content-length."""
+    """Headers with `:status` and content-length."""
     _pieces: tuple[bytes, bytes, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,14 +67,14 @@ class Response:
         object.__setattr__(self, "_pieces", (begin, block + data, self.body))
 
     def frames(self, stream_id: int) -> bytes:
-        """HEADERS, and DATA if there is a body, of this stream."""
+        """Return the HEADERS frame of this stream and, if the response has a body, the DATA frame."""
         begin, block, body = self._pieces
         stream = stream_id.to_bytes(4)
         return begin + stream + block + stream + body if body else begin + stream + block
 
 
-Answer = Callable[[Request], Response]
-"""Answers a request, at once."""
+Answer = Callable[[Http2Request], Http2Response]
+"""Function that returns the response to a request."""
 
 
 SHAPES_MAX = 256
@@ -91,28 +91,28 @@ JUDGED = frozenset(
         b"cookie",
     }
 )
-"""Headers on whose values, or on which at all, h2 has an opinion: requests with one go through it."""
+"""Headers whose presence or value h2 validates: a request with one of them goes through h2."""
 
 
 class Shape(NamedTuple):
-    """The names of a request's headers in order, in which h2 once found no fault, and the positions of the parts."""
+    """Positions of a request's parts in a sequence of header names that h2 has accepted."""
 
     method: int
     path: int
     others: Sequence[tuple[bytes, int]]
     size: int
-    """Bytes of the names in a header list."""
+    """Share of the names in the size of the header list, in bytes."""
 
 
 class Shapes:
-    """The shapes that the clients of a server use."""
+    """Known shapes by their sequence of header names, shared by all connections of a server."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, ...], Shape] = {}
         self.get = self._known.get
 
     def learn(self, names: tuple[bytes, ...]) -> None:
-        """Take note of names that h2 has accepted."""
+        """Add a sequence of names that h2 has accepted, unless h2 has to validate it in each request."""
         if (
             len(set(names)) < len(names)
             or not {b":method", b":path", b":scheme", b":authority"} <= set(names)
@@ -127,7 +127,7 @@ class Shapes:
 
 
 def are_clean(values: Sequence[bytes]) -> bool:
-    """True if no value contains, begins or ends with a forbidden byte (RFC 9113 8.2.1)."""
+    """Return whether every value is free of NUL, CR and LF and has no space or tab at its ends (RFC 9113 8.2.1)."""
     joined = b"\n".join((b"", *values, b""))
     return joined.count(b"\n") == len(values) + 1 and not (
         b"\0" in joined

@@ -1,8 +1,8 @@
-"""Access tokens of those who ask (TS 33.501 13.4.1, RFC 6750, RFC 7519): from an Authorization header to whom it names, or a refusal.
+"""Verification of access tokens (TS 33.501 13.4.1, RFC 6750, RFC 7519): from an Authorization header to the token's subject, or a rejection.
 
-No I/O but for `read_keys`, and no clock but those that it is handed. joserfc checks signatures; what a token has to say is checked
-here, since joserfc accepts any claims. A token that was verified is remembered until it expires, so that a check costs a look-up; and
-since a signature takes as long as many checks, how many bad ones a peer may send is bounded.
+Only `read_keys` does I/O; clocks are arguments. joserfc verifies signatures; this module verifies the claims, since joserfc accepts any.
+A verified token is cached until it expires. Verifying a signature takes as long as many checks, so the number of invalid tokens of a
+peer is limited.
 """
 
 import json
@@ -35,33 +35,33 @@ ALGORITHMS: Final = (
     "Ed25519",
     "EdDSA",
 )
-"""Signatures only (RFC 7518 3.1, RFC 9864): `none` proves nothing, and everybody who can check an HMAC can make one. By the older name `EdDSA`
-(RFC 8037) it has to be Ed25519 as well."""
+"""Accepted algorithms: signatures only (RFC 7518 3.1, RFC 9864). `none` proves nothing, and a verifier of an HMAC could also create one.
+`EdDSA` is the older name (RFC 8037); only Ed25519 keys are accepted for it."""
 TOKEN_BYTES_MAX: Final = 8192
 FILE_BYTES_MAX: Final = 1 << 20
 KEYS_MAX: Final = 16
-"""Keys in force at once: a token that names no key is tried with each."""
+"""Maximum number of keys: a token without `kid` is tried with each."""
 RSA_BITS_MIN: Final = 2048
 SUBJECT_CHARS_MAX: Final = 255
 REMEMBERED_MAX: Final = 4096
-"""Verified tokens; for a further one the oldest is verified again when it comes back."""
+"""Maximum number of cached verified tokens; a further one replaces the oldest."""
 TIME_MAX: Final = float(1 << 53)
 REFUSED_MAX: Final = 512
-"""Refused tokens that are remembered, so that a client that sends one again and again costs a look-up."""
+"""Maximum number of cached rejected tokens, so that a repeated one costs a dictionary lookup."""
 BAD_BURST: Final = 100
 BAD_A_SECOND: Final = 20
-"""Tokens of one peer that were looked into in vain; past that, only those that are known already are answered."""
+"""Bucket of invalid tokens per peer; if it is empty, only cached tokens are accepted."""
 EARLY_S: Final = 5
-"""Seconds before its `nbf` from which a token is accepted: clocks of two hosts differ."""
+"""Seconds before its `nbf` from which a token is accepted, since the clocks of two hosts differ."""
 
 
 class KeysError(FileError):
-    """Keys that no token can be checked with; `key` is the setting that names them."""
+    """Unusable keys; `key` is the setting that names their file."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyFiles:
-    """The contents of the settings' files when they were read. May be pickled."""
+    """Contents of the key files, read once. Can be pickled."""
 
     settings: TokenSettings
     contents: tuple[tuple[str, str, bytes], ...]
@@ -69,10 +69,10 @@ class KeyFiles:
 
 
 class VerifyKey(NamedTuple):
-    """A public key of an issuer."""
+    """Public key of an issuer."""
 
     name: str | None
-    """The `kid` that its set gives it; None: any token may be signed with it, whatever key it names."""
+    """`kid` of the key in its set; None: the key is tried for every token."""
     key: jwk.Key
     algorithms: frozenset[str]
     thumbprint: str
@@ -84,8 +84,8 @@ class _Verified(NamedTuple):
     thumbprint: str
 
 
-class _Refused(Exception):
-    """A reason of `denials`."""
+class _TokenRejected(Exception):
+    """A token is rejected; the text is a reason of `denials`."""
 
 
 class _Unusable(ValueError):
@@ -93,27 +93,27 @@ class _Unusable(ValueError):
 
 
 def read_keys(settings: TokenSettings) -> KeyFiles:
-    """Read all files. Raises KeysError for one that cannot be read."""
+    """Read all key files. Raises KeysError for an unreadable file."""
     named = [("jwks", file) for file in settings.jwks] + [("keys", file) for file in settings.keys]
     return KeyFiles(settings, tuple((key, str(file), _content(key, file)) for key, file in named))
 
 
 def load_keys(files: KeyFiles) -> tuple[VerifyKey, ...]:
-    """The public keys. Raises KeysError that says which file is wrong, and how."""
-    found: list[VerifyKey] = []
+    """Parse the public keys. Raises KeysError, whose text names the file and the fault."""
+    public: list[VerifyKey] = []
     for setting, file, content in files.contents:
         try:
-            with warnings.catch_warnings(action="ignore", category=SecurityWarning):  # what it warns of is refused
-                found += _of_set(content) if setting == "jwks" else [_of_pem(content)]
+            with warnings.catch_warnings(action="ignore", category=SecurityWarning):  # such keys are rejected
+                public += _of_set(content) if setting == "jwks" else [_of_pem(content)]
         except (JoseError, ValueError, TypeError, KeyError, RecursionError) as e:
             raise KeysError(setting, f"{file}: {e}") from None
-    if not 0 < len(found) <= KEYS_MAX:
-        raise KeysError("jwks", f"{len(found)} keys that tokens may be signed with; expected 1 to {KEYS_MAX}")
-    return tuple(found)
+    if not 0 < len(public) <= KEYS_MAX:
+        raise KeysError("jwks", f"{len(public)} keys that tokens may be signed with; expected 1 to {KEYS_MAX}")
+    return tuple(public)
 
 
 class Tokens:
-    """Checks tokens by the keys that are in force. `scope`: what they have to be for; `now`: seconds since 1970; `ticks`: seconds that never go back."""
+    """Verifier of tokens. `scope`: required scope; `now`: clock in seconds since 1970; `ticks`: monotonic clock in seconds."""
 
     def __init__(
         self, settings: TokenSettings, keys: Sequence[VerifyKey], *, scope: str, now: Callable[[], float], ticks: Callable[[], float],
@@ -124,13 +124,13 @@ class Tokens:
         self._verified: dict[bytes, _Verified] = {}
         self._refused: dict[bytes, Denied] = {}
         self._bad_ones = Buckets(BAD_A_SECOND, BAD_BURST)
-        """Bad tokens by the peer's address."""
+        """Buckets of invalid tokens by the peer's address."""
         self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
 
-    def renew(self, settings: TokenSettings, keys: Sequence[VerifyKey]) -> None:
-        """Use these from now on.
+    def apply(self, settings: TokenSettings, keys: Sequence[VerifyKey]) -> None:
+        """Apply new settings and keys.
 
-        What a remaining key has verified is not verified again; what a removed key has verified counts for nothing.
+        Tokens verified with a remaining key stay cached if the settings are equal; all other tokens are verified again.
         """
         stays = {each.thumbprint for each in keys} if settings == self._settings else set()
         self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
@@ -139,9 +139,9 @@ class Tokens:
         self._bad_ones = Buckets(BAD_A_SECOND, BAD_BURST)
 
     def subject(self, authorization: bytes | None, peer: str) -> str | Denied:
-        """The subject of the token in an Authorization header (its `sub`: the NF instance that asks), or the refusal.
+        """Return the subject (`sub`: the requesting NF instance) of the token in an Authorization header, or the rejection.
 
-        `peer`: address of the one that sends it.
+        `peer`: address of the client.
         """
         if authorization is None:
             return self._denied["no_token"]
@@ -150,10 +150,10 @@ class Tokens:
             if known.expires > self._now():
                 return known.subject
             del self._verified[authorization]
-        return self._refused.get(authorization) or self._looked_into(authorization, peer)
+        return self._refused.get(authorization) or self._verified_subject(authorization, peer)
 
-    def _looked_into(self, authorization: bytes, peer: str) -> str | Denied:
-        """The same of a token that is not known."""
+    def _verified_subject(self, authorization: bytes, peer: str) -> str | Denied:
+        """Like `subject`, for a token that is not cached."""
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return self._denied["no_token"]
@@ -162,7 +162,7 @@ class Tokens:
             return self._denied["too_many"]
         try:
             verified = self._verify(token.strip(b" "))
-        except _Refused as e:
+        except _TokenRejected as e:
             refusal = self._denied[str(e)]
             if refusal.reason in LASTING:
                 bad_ones.spend(1)
@@ -172,65 +172,65 @@ class Tokens:
         return verified.subject
 
     def _verify(self, token: bytes) -> _Verified:
-        """Check all of a token: form, signature, claims, in this order. Raises _Refused."""
+        """Verify the form, signature and claims of a token, in this order. Raises _TokenRejected."""
         if len(token) > TOKEN_BYTES_MAX:
-            raise _Refused("malformed")
+            raise _TokenRejected("malformed")
         try:
             signed = jws.extract_compact(token)
             header = signed.headers()
         except (JoseError, ValueError, TypeError, RecursionError):
-            raise _Refused("malformed") from None
-        if "crit" in header:  # RFC 7515 4.1.11: no extension is understood here
-            raise _Refused("critical_header")
+            raise _TokenRejected("malformed") from None
+        if "crit" in header:  # RFC 7515 4.1.11: no extension is supported
+            raise _TokenRejected("critical_header")
         algorithm, name = header.get("alg"), header.get("kid")
         if algorithm not in ALGORITHMS:
-            raise _Refused("algorithm")
+            raise _TokenRejected("algorithm")
         candidates = [each for each in self._keys if name is None or each.name is None or each.name == name]
         if not candidates:
-            raise _Refused("unknown_key")
+            raise _TokenRejected("unknown_key")
         candidates = [each for each in candidates if algorithm in each.algorithms]
         if not candidates:
-            raise _Refused("algorithm")
+            raise _TokenRejected("algorithm")
         signer = next((each for each in candidates if _signed_by(signed, each.key)), None)
         if signer is None:
-            raise _Refused("signature")
+            raise _TokenRejected("signature")
         try:
             claims = json.loads(signed.payload)
         except (ValueError, RecursionError):
-            raise _Refused("malformed") from None
+            raise _TokenRejected("malformed") from None
         subject, expires = self._claimed(claims)
         return _Verified(subject, expires, signer.thumbprint)
 
     def _claimed(self, claims: Any) -> tuple[str, float]:
-        """Subject and end of a token that makes these claims (TS 29.510 6.3.5.2.4). Raises _Refused."""
+        """Verify the claims (TS 29.510 6.3.5.2.4). Return subject and expiry. Raises _TokenRejected."""
         if not isinstance(claims, dict):
-            raise _Refused("claims")
+            raise _TokenRejected("claims")
         expires, begins, now = _time(claims.get("exp")), _time(claims.get("nbf", 0)), self._now()
         subject, scope = claims.get("sub"), claims.get("scope")
         if expires is None or begins is None or not isinstance(subject, str) or not isinstance(scope, str):
-            raise _Refused("claims")
+            raise _TokenRejected("claims")
         if not 0 < len(subject) <= SUBJECT_CHARS_MAX or not (subject.isascii() and subject.isprintable()):
-            raise _Refused("claims")
+            raise _TokenRejected("claims")
         if expires <= now:
-            raise _Refused("expired")
+            raise _TokenRejected("expired")
         if begins > now + EARLY_S:
-            raise _Refused("not_yet")
+            raise _TokenRejected("not_yet")
         issuer, audience = claims.get("iss"), claims.get("aud")
         if self._settings.issuer and issuer not in self._settings.issuer:
-            raise _Refused("issuer")
-        # An NF type, or the NF instances that it is for (TS 29.510 6.3.5.2.4): UUIDs are compared without regard to case (RFC 4122 3).
+            raise _TokenRejected("issuer")
+        # An NF type, or NF instances (TS 29.510 6.3.5.2.4): UUIDs are compared without regard to case (RFC 4122 3).
         named = audience if isinstance(audience, list) else [audience]
         if not any(isinstance(each, str) and each.casefold() in self._audience for each in named):
-            raise _Refused("audience")
+            raise _TokenRejected("audience")
         if self._scope not in scope.split(" "):
-            raise _Refused("scope")
+            raise _TokenRejected("scope")
         return subject, expires
 
 
-def _remember(there: dict[Any, Any], token: object, what: object, most: int) -> None:
-    if len(there) >= most:
-        del there[next(iter(there))]
-    there[token] = what
+def _remember(cache: dict[Any, Any], token: object, result: object, size_max: int) -> None:
+    if len(cache) >= size_max:
+        del cache[next(iter(cache))]
+    cache[token] = result
 
 
 def _audience(settings: TokenSettings) -> frozenset[str]:
@@ -238,7 +238,7 @@ def _audience(settings: TokenSettings) -> frozenset[str]:
 
 
 def _time(value: object) -> float | None:
-    """Seconds since 1970; None if it is no time: JSON as Python reads it has NaN, which is later than nothing and earlier than nothing."""
+    """Return a claim as seconds since 1970, or None if it is no time. Python's JSON has NaN, for which every comparison is false."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < TIME_MAX:
         return None
     return value
@@ -253,7 +253,7 @@ def _signed_by(signed: jws.CompactSignature, key: jwk.Key) -> bool:
 
 
 _REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
-"""Headers that are not known are ignored (RFC 7515 4), but for critical ones; keys and addresses of keys in a token are not looked at."""
+"""Registry that ignores unknown headers (RFC 7515 4), except critical ones. Keys and addresses of keys in a token are not used."""
 
 
 def _content(key: str, file: Path) -> bytes:
@@ -268,12 +268,12 @@ def _content(key: str, file: Path) -> bytes:
 
 
 def _of_set(content: bytes) -> list[VerifyKey]:
-    """The keys of a JWK set (RFC 7517 5); those of unknown types and for other uses are left out, as it asks."""
+    """Parse a JWK set, without keys of unknown types and for other uses (RFC 7517 5)."""
     try:
         keys = json.loads(content)["keys"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError('not a JWK set; expected {"keys": [...]} in JSON (RFC 7517 5)') from None
-    found = []
+    usable = []
     for each in keys if isinstance(keys, list) else []:
         if not isinstance(each, Mapping) or each.get("kty") == "oct":
             raise ValueError("it holds a secret that tokens could be made with; expected public keys alone")
@@ -283,12 +283,12 @@ def _of_set(content: bytes) -> list[VerifyKey]:
             key = jwk.import_key(dict(each))
         except InvalidKeyTypeError:
             continue
-        found.append(_usable(key, key.kid))
-    return found
+        usable.append(_usable(key, key.kid))
+    return usable
 
 
 def _of_pem(content: bytes) -> VerifyKey:
-    """The key of a PEM file: a public key, or a certificate."""
+    """Parse a PEM file: a public key, or a certificate."""
     if b"PRIVATE KEY-----" in content:
         raise ValueError("it holds a private key; expected the public one, or a certificate")
     for kind in ("RSA", "EC", "OKP"):

@@ -25,7 +25,7 @@ from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
 from eir.lists.stores.sqlite import SqliteStore
-from eir.wire.web.http1 import Conversation, Request, Response
+from eir.wire.web.http1 import Conversation, HttpRequest, HttpResponse
 
 ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})
 IMEI, SEEN, IMSI = "35209900176148", "352099001761481", "001010000000001"
@@ -233,7 +233,10 @@ async def test_metrics_tell_users_of_the_file_apart_and_so_many_holders_of_token
     )  # fmt: skip
     senders = [*(f"Bearer {number}" for number in range(TOKEN_USERS_MAX + 2)), "Bearer 0", basic(), "Digest x"]
     for authorization in senders:
-        assert (await feed.respond(Request("POST", "/", headers={"authorization": authorization}))).status in {404, 401}
+        assert (await feed.respond(HttpRequest("POST", "/", headers={"authorization": authorization}))).status in {
+            404,
+            401,
+        }
     counted = {user: count for (user, *_), count in feed.answers.items()}
     assert counted == {
         **dict.fromkeys(map(str, range(TOKEN_USERS_MAX)), 1), "0": 2, "other": 2, "register": 1, "-": 1,
@@ -411,7 +414,7 @@ def test_a_body_too_long_is_no_request():
     conversation.receive(request("POST", device(IMEI), None, b"x" * 11))
     assert conversation.next_request() is None
     assert (conversation.over, conversation.fault) == (True, 413)
-    assert conversation.refuse(Response(413, "text/plain", b"x")).startswith(b"HTTP/1.1 413 ")
+    assert conversation.refuse(HttpResponse(413, "text/plain", b"x")).startswith(b"HTTP/1.1 413 ")
 
 
 def test_dates_are_as_registers_write_them():

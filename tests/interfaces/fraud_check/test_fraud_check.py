@@ -37,7 +37,7 @@ from eir.interfaces.fraud_check.settings import FraudSettings
 from eir.lists.changes.local import ADD, Edit, edit_list, parse_entries
 from eir.lists.stores.open import open_store
 from eir.node.processes import interfaces
-from eir.wire.web.http1 import Request
+from eir.wire.web.http1 import HttpRequest
 
 AUDIENCE, SCOPE = "eir", "imei-fraud-check:check-status"
 LISTS = {
@@ -211,7 +211,7 @@ class Asked:
     async def ask(self, client, times=1):
         """Statuses of the answers."""
         headers = {"authorization": client, "content-type": "application/json"}
-        asked = Request("POST", PATH, headers=headers, body=b'{"imei": "352099001761481"}')
+        asked = HttpRequest("POST", PATH, headers=headers, body=b'{"imei": "352099001761481"}')
         return [(await self.check.respond(asked)).status for _ in range(times)]
 
 

@@ -26,7 +26,7 @@ from eir.wire.peers.link import Turns
 from eir.wire.peers.settings import PeerSettings, Requester, realm_of, requester
 from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits
-from eir.wire.web.http2_message import Request, Shapes
+from eir.wire.web.http2_message import Http2Request, Shapes
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 BLACK, GREY, WHITE, UNKNOWN = Status.BLACKLISTED, Status.GREYLISTED, Status.WHITELISTED, Status.UNKNOWN
@@ -54,7 +54,7 @@ def service(now=time.time, **policy):
 def ask(query, *headers, method="GET", path=RESOURCE, asks=AMF, fault=None, of=None):
     """Status, document and headers of the response, held to the schemas."""
     whole = path + (b"?" + query if isinstance(query, bytes) else b"?" + query.encode() if query is not None else b"")
-    reply = (of or service()).answer(Request(method, whole, dict(headers), fault), asks)
+    reply = (of or service()).answer(Http2Request(method, whole, dict(headers), fault), asks)
     response, document = reply.response, json.loads(reply.response.body)
     found = dict(response.headers)
     if response.status == 200:

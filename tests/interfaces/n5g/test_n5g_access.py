@@ -29,7 +29,7 @@ from eir.wire.peers.counts import Counts
 from eir.wire.peers.rate import RateLimits
 from eir.wire.peers.settings import Limits, PeerSettings
 from eir.wire.web.denials import TokenSettings
-from eir.wire.web.http2_message import Request
+from eir.wire.web.http2_message import Http2Request
 from eir.wire.web.tokens import Tokens, load_keys, read_keys
 
 PEERS = [
@@ -180,7 +180,7 @@ async def test_bad_tokens_of_one_amf_keep_no_other_of_its_entry_out(tmp_path):
 
     def status(link, **claims):
         headers = {b"authorization": f"Bearer {issuer.token(now, **claims)}".encode()}
-        return server.respond(link, Request("GET", f"{RESOURCE}?pei=imei-{IMEI}".encode(), headers)).status
+        return server.respond(link, Http2Request("GET", f"{RESOURCE}?pei=imei-{IMEI}".encode(), headers)).status
 
     assert {status(one, aud="AMF", jti=number) for number in range(150)} == {401, 429}
     assert (status(one), status(another)) == (429, 200)

@@ -25,7 +25,7 @@ from eir.node.observe.http import LIMITS
 from eir.node.observe.lately import Lately, Minute
 from eir.node.observe.page import STATUSES, PageContent, page
 from eir.wire.web.access import PageAccess, PageSettings
-from eir.wire.web.http1 import Request
+from eir.wire.web.http1 import HttpRequest
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -174,7 +174,7 @@ def test_who_may_see_it(tmp_path, address, host, authorization, status):
     file = tmp_path / "password"
     file.write_text("secret\n")
     settings = PageSettings((ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8")), file)
-    request = Request(
+    request = HttpRequest(
         "GET", "/", "", {"host": host} | ({"authorization": authorization} if authorization else {}), address
     )
     access = PageAccess(ticks=lambda: 0.0)
@@ -199,7 +199,7 @@ class TestWrongPasswords:
 
         def answer(address, authorization=self.WRONG):
             headers = {} if authorization is None else {"authorization": authorization}
-            refused = self.access.refusal(Request("GET", "/", "", headers, address), settings)
+            refused = self.access.refusal(HttpRequest("GET", "/", "", headers, address), settings)
             return refused and refused.status
 
         return answer
@@ -233,7 +233,7 @@ class TestWrongPasswords:
 
 
 def get(url, password=None, asked=None):
-    request = urllib.request.Request(
+    request = urllib.request.HttpRequest(
         url,
         None if asked is None else f"imei={asked}".encode(),
         headers={}

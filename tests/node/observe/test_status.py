@@ -22,7 +22,7 @@ from eir.node.observe.status import Running, Status, WorkerReport, merged_peers
 from eir.node.processes.configuration import certificate_warnings
 from eir.node.processes.following import Following
 from eir.wire.peers.status import Failure
-from eir.wire.web.http1 import Request
+from eir.wire.web.http1 import HttpRequest
 
 HEALTHY = {
     "missing": (), "lists": {}, "overridden": False, "checks": 0,
@@ -83,7 +83,7 @@ async def shown(node, found, path="/ready"):
     async def reported():
         return found
 
-    return await pages(reported, reported, node, report=lambda *_, **__: None)[path](Request("GET", path))
+    return await pages(reported, reported, node, report=lambda *_, **__: None)[path](HttpRequest("GET", path))
 
 
 def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw_it(report):
@@ -156,7 +156,7 @@ async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(node, rep
     async def numbers():
         return {"eir_surprise": {(): 1.0}, "eir_store_up": {(): 1.0}}
 
-    show = partial(pages(numbers, numbers, node, report=report)["/metrics"], Request("GET", "/metrics"))
+    show = partial(pages(numbers, numbers, node, report=report)["/metrics"], HttpRequest("GET", "/metrics"))
     for _ in range(2):
         page = await show()
         assert page.status == 200

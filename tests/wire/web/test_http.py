@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from wire import until
 
 from eir.node.observe.http import HttpServer
-from eir.wire.web.http1 import Conversation, Response
+from eir.wire.web.http1 import Conversation, HttpResponse
 from eir.wire.web.http1_server import HttpLimits
 
-PAGE = Response(200, "text/plain; charset=utf-8", b"page\n")
+PAGE = HttpResponse(200, "text/plain; charset=utf-8", b"page\n")
 
 
 async def slow_page(_):
     await asyncio.sleep(0)
-    return Response(503, "text/plain", b"slow\n")
+    return HttpResponse(503, "text/plain", b"slow\n")
 
 
 def broken_page(_):
@@ -485,11 +485,11 @@ def test_a_client_that_waits_before_it_sends_the_body():
     conversation = Conversation(1000, 64)
     conversation.receive(POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
     assert conversation.next_request() is None
-    assert conversation.go_on() == b"HTTP/1.1 100 \r\n\r\n"
-    assert conversation.go_on() == b""
+    assert conversation.interim_response() == b"HTTP/1.1 100 \r\n\r\n"
+    assert conversation.interim_response() == b""
     conversation.receive(b"abc")
     assert conversation.next_request().body == b"abc"
-    assert conversation.go_on() == b""
+    assert conversation.interim_response() == b""
 
 
 @given(st.lists(st.sampled_from([GET, CHUNKED + b"3\r\nabc\r\n0\r\n\r\n", b"x", b"\r\n", b" "]), max_size=5), st.data())

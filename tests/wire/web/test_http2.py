@@ -13,10 +13,10 @@ from http2_wire import ATTACKS, END_HEADERS, END_STREAM, HELLO, bodies, frame, f
 
 from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits
-from eir.wire.web.http2_message import Response, Shapes
+from eir.wire.web.http2_message import Http2Response, Shapes
 
 LIMITS = Http2Limits()
-GOOD = Response(200, ((b"content-type", b"text/plain"),), b"good")
+GOOD = Http2Response(200, ((b"content-type", b"text/plain"),), b"good")
 
 
 def never():
@@ -46,7 +46,7 @@ class Peer:
         return self
 
     def take(self):
-        found, self.rest = frames(self.rest + self.connection.take())
+        found, self.rest = frames(self.rest + self.connection.data_to_send())
         self.found += found
         return self
 
@@ -223,7 +223,7 @@ def test_many_changes_of_our_table_are_one_for_the_next_response():
 
 def test_a_large_table_that_the_client_allows_is_not_filled():
     """With answers of the client's choice, by the path that goes through h2: each would stay for as long as the connection."""
-    peer = Peer(answer=lambda request: Response(200, ((b"x-back", request.headers[b"x-there"]),), b"good"))
+    peer = Peer(answer=lambda request: Http2Response(200, ((b"x-back", request.headers[b"x-there"]),), b"good"))
     peer.send(wire.PREFACE + frame(wire.SETTINGS, 0, 0, struct.pack(">HI", 1, 2**32 - 1)))
     tracemalloc.start()
     for n in range(500):
@@ -292,7 +292,7 @@ def test_windows_that_are_too_small_hold_bodies_back():
 
 def test_the_connections_window_is_kept_by_both_paths():
     """65,535 octets (RFC 9113 6.9.2), of which each answer takes a thousand."""
-    peer = Peer(answer=lambda _: Response(200, (), bytes(1000)))
+    peer = Peer(answer=lambda _: Http2Response(200, (), bytes(1000)))
     for n in range(100):
         peer.send((HELLO if not n else b"") + get(1 + 2 * n, "/"))
         if peer.connection.under_way:
@@ -474,7 +474,7 @@ def test_who_speaks_http_1_is_told_so():
     peer = Peer()
     peer.connection.receive(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", 0.0)
     peer.connection.work(0.0, never)
-    assert peer.connection.take().startswith(b"HTTP/1.1 505 ")
+    assert peer.connection.data_to_send().startswith(b"HTTP/1.1 505 ")
     assert peer.connection.over == "preface"
 
 

@@ -24,7 +24,7 @@ class Server:
         self.exchange = Exchange(HEADERS, body)
         self.h2 = H2Connection(H2Configuration(client_side=False))
         self.h2.initiate_connection()
-        self.come = self.h2.receive_data(self.exchange.take())
+        self.come = self.h2.receive_data(self.exchange.data_to_send())
 
     def answer(self, body=b"{}", status="200"):
         self.h2.send_headers(1, [(":status", status)])
@@ -55,7 +55,7 @@ def test_the_answer_may_come_after_a_goaway_that_lets_the_request_end(last):
 def test_once_it_is_answered_the_client_says_goodbye():
     server = Server()
     server.exchange.receive(server.answer())
-    frames, rest = wire.frames(server.exchange.take())
+    frames, rest = wire.frames(server.exchange.data_to_send())
     assert rest == b""
     (last,) = [frame for frame in frames if frame[0] == GOAWAY]
     assert frames[-1] is last
@@ -70,7 +70,7 @@ def test_a_long_body_goes_as_the_server_opens_its_window():
                 body += event.data
                 server.h2.acknowledge_received_data(event.flow_controlled_length, 1)
         server.exchange.receive(server.h2.data_to_send())
-        server.come = server.h2.receive_data(server.exchange.take())
+        server.come = server.h2.receive_data(server.exchange.data_to_send())
     assert body == bytes(range(250)) * 600
     server.exchange.receive(server.answer())
     assert server.exchange.answer.status == 200
@@ -82,7 +82,7 @@ def test_the_longest_answer_is_taken():
     for at in range(0, BODY_BYTES_MAX, 16384):
         server.h2.send_data(1, bytes(16384), end_stream=at + 16384 == BODY_BYTES_MAX)
         server.exchange.receive(server.h2.data_to_send())
-        server.h2.receive_data(server.exchange.take())
+        server.h2.receive_data(server.exchange.data_to_send())
     assert len(server.exchange.answer.body) == BODY_BYTES_MAX
 
 
@@ -93,7 +93,7 @@ def test_an_answer_that_is_too_long_and_one_that_is_cut_off_are_none():
         for _ in range(BODY_BYTES_MAX // 16384 + 1):
             server.h2.send_data(1, bytes(16384))
             server.exchange.receive(server.h2.data_to_send())
-            server.h2.receive_data(server.exchange.take())
+            server.h2.receive_data(server.exchange.data_to_send())
     server = Server()
     with pytest.raises(NoAnswer, match="closed before the answer"):
         server.exchange.receive(b"")

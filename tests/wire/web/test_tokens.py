@@ -280,7 +280,7 @@ def test_a_token_that_was_refused_for_its_audience_is_looked_at_again_after_a_ch
     checks, token = checker(tmp_path, issuer, audience=("AMF",)), bearer(issuer.token(NOW))
     assert checks.subject(token).reason == "audience"
     settings = settings_of(tmp_path, sets=[jwks(issuer)])
-    checks.renew(settings, load_keys(read_keys(settings)))
+    checks.apply(settings, load_keys(read_keys(settings)))
     assert checks.subject(token) == AMF
 
 
@@ -292,7 +292,7 @@ def test_a_change_of_keys(tmp_path):
     assert checks.subject(second).reason == "unknown_key"
     for in_force, accepted in (((old, new), (first, second)), ((new,), (second,)), ((old, new), (first, second))):
         (tmp_path / "jwks-0").write_bytes(jwks(*in_force))
-        checks.renew(settings, load_keys(read_keys(settings)))
+        checks.apply(settings, load_keys(read_keys(settings)))
         assert [checks.subject(token) == AMF for token in (first, second)] == [
             token in accepted for token in (first, second)
         ]
@@ -302,7 +302,7 @@ def test_another_audience_counts_for_remembered_tokens_too(tmp_path, issuer):
     checks, token = checker(tmp_path, issuer), bearer(issuer.token(NOW))
     assert checks.subject(token) == AMF
     settings = replace(settings_of(tmp_path, sets=[jwks(issuer)]), audience=(OURS,))
-    checks.renew(settings, load_keys(read_keys(settings)))
+    checks.apply(settings, load_keys(read_keys(settings)))
     assert checks.subject(token).reason == "audience"
 
 
