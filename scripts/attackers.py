@@ -110,7 +110,7 @@ async def invoke_by_map(place: Place, counts: Counter[str]) -> None:
         tcap.invoke(bytes((number,)), checkimei.CHECK_IMEI, device) for number in range(1, tcap.COMPONENTS_MAX + 1)
     )
     begin = tcap.begin(b"\0\0\0\1", tcap.request(checkimei.context_of(2)), invocations)
-    first = m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC)
+    first = m3ua.message(m3ua.MessageKind.ASPUP) + m3ua.message(m3ua.MessageKind.ASPAC)
     blob = m3ua_wire.data(m3ua_wire.udt(begin)) * BLOB
     await pour(place["map"], first, itertools.repeat(blob), counts=counts, kind="messages")
 

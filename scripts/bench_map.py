@@ -27,7 +27,7 @@ from eir.wire.peers.rate import NO_LIMITS, RateLimits
 from eir.wire.peers.settings import Limits, PeerSettings, Requester
 from eir.wire.ss7 import m3ua, sccp, tcap
 from eir.wire.ss7.asp import Association
-from eir.wire.ss7.m3ua import Kind, Transfer
+from eir.wire.ss7.m3ua import MessageKind, Transfer
 from eir.wire.transport.settings import SctpSettings
 
 PYCRATE_TIMES, ECHO_SHARE = 20, 0.5
@@ -86,8 +86,8 @@ def _question(number: int) -> bytes:
 
 def _link() -> Any:
     association = Association(0.0, dials=False)
-    association.receive(m3ua.message(Kind.ASPUP) + m3ua.message(Kind.ASPAC), 0.0)
-    association.take()
+    association.receive(m3ua.message(MessageKind.ASPUP) + m3ua.message(MessageKind.ASPAC), 0.0)
+    association.messages_to_send()
     return SimpleNamespace(
         association=association, requester=Requester("near"), source=None, settings=None, rates=NO_LIMITS, gateway=None
     )
@@ -100,7 +100,7 @@ def _rate(answer: Answering, seconds: float) -> float:
     while time.process_time() - began < seconds:
         for transfer in link.association.receive(octets, 0.0):
             link.association.send(answer(link, transfer))
-        answered += len(link.association.take())
+        answered += len(link.association.messages_to_send())
     return answered / (time.process_time() - began)
 
 

@@ -8,19 +8,19 @@ from hostile import Asking, Fuzzer, OctetMutator
 from msc import Msc
 
 from eir.wire.ss7 import m3ua, sccp
-from eir.wire.ss7.m3ua import Kind, Tag, parameter
+from eir.wire.ss7.m3ua import MessageKind, ParameterTag, parameter
 
 LAYERS = ("m3ua", "sccp", "tcap")
 BEGINS = [bytes.fromhex(vector) for vector in wire.VECTORS.values()]
-CONTEXT = parameter(Tag.ROUTING_CONTEXT, bytes((0, 0, 0, 9)))
+CONTEXT = parameter(ParameterTag.ROUTING_CONTEXT, bytes((0, 0, 0, 9)))
 MANAGEMENT = [
-    m3ua.message(Kind.ASPUP), m3ua.message(Kind.ASPUP, parameter(Tag.ASP_IDENTIFIER, bytes(4))), m3ua.message(Kind.ASPAC),
-    m3ua.message(Kind.ASPAC, parameter(Tag.TRAFFIC_MODE, bytes((0, 0, 0, 2))), CONTEXT), m3ua.message(Kind.DAUD, parameter(Tag.AFFECTED, bytes((0, 0, 8, 9)))),
-    m3ua.message(Kind.DUNA, parameter(Tag.AFFECTED, bytes((0, 0, 8, 9)))), m3ua.message(Kind.SCON, parameter(Tag.AFFECTED, bytes((0, 0, 8, 9)))),
-    m3ua.message(Kind.DUPU, parameter(Tag.AFFECTED, bytes((0, 0, 8, 9))), parameter(Tag.USER_CAUSE, bytes((0, 1, 0, 3)))),
-    m3ua.message(Kind.NTFY, parameter(Tag.STATUS, bytes((0, 1, 0, 3)))), m3ua.error(m3ua.Error.PROTOCOL_ERROR), m3ua.message(Kind.BEAT, parameter(Tag.HEARTBEAT, b"x")),
+    m3ua.message(MessageKind.ASPUP), m3ua.message(MessageKind.ASPUP, parameter(ParameterTag.ASP_IDENTIFIER, bytes(4))), m3ua.message(MessageKind.ASPAC),
+    m3ua.message(MessageKind.ASPAC, parameter(ParameterTag.TRAFFIC_MODE, bytes((0, 0, 0, 2))), CONTEXT), m3ua.message(MessageKind.DAUD, parameter(ParameterTag.AFFECTED, bytes((0, 0, 8, 9)))),
+    m3ua.message(MessageKind.DUNA, parameter(ParameterTag.AFFECTED, bytes((0, 0, 8, 9)))), m3ua.message(MessageKind.SCON, parameter(ParameterTag.AFFECTED, bytes((0, 0, 8, 9)))),
+    m3ua.message(MessageKind.DUPU, parameter(ParameterTag.AFFECTED, bytes((0, 0, 8, 9))), parameter(ParameterTag.USER_CAUSE, bytes((0, 1, 0, 3)))),
+    m3ua.message(MessageKind.NTFY, parameter(ParameterTag.STATUS, bytes((0, 1, 0, 3)))), m3ua.error(m3ua.Error.PROTOCOL_ERROR), m3ua.message(MessageKind.BEAT, parameter(ParameterTag.HEARTBEAT, b"x")),
 ]  # fmt: skip
-UP, ACTIVE = m3ua.message(Kind.ASPUP), m3ua.message(Kind.ASPAC)
+UP, ACTIVE = m3ua.message(MessageKind.ASPUP), m3ua.message(MessageKind.ASPAC)
 LENGTH_KEPT = 0.99
 """Share of messages of M3UA whose length is right: what comes after another one is lost with its connection."""
 
@@ -59,7 +59,7 @@ class Mutator(OctetMutator):
 class MapFuzzer(Fuzzer):
     """MSCs over M3UA."""
 
-    goodbye, good = m3ua.message(Kind.ASPDN), wire.data(wire.udt(BEGINS[0]))
+    goodbye, good = m3ua.message(MessageKind.ASPDN), wire.data(wire.udt(BEGINS[0]))
 
     def __init__(self, node, where):
         self.node, self.where = node, where
@@ -72,15 +72,15 @@ class MapFuzzer(Fuzzer):
 
     def last(self, _, sent):
         """A heartbeat; some of what is fuzzed takes the association down, so that it is brought up behind it."""
-        return m3ua.message(Kind.BEAT, parameter(Tag.HEARTBEAT, sent.to_bytes(8))) + UP + ACTIVE
+        return m3ua.message(MessageKind.BEAT, parameter(ParameterTag.HEARTBEAT, sent.to_bytes(8))) + UP + ACTIVE
 
     async def look(self, reader, sent, found):
-        awaited = m3ua.message(Kind.BEAT_ACK, parameter(Tag.HEARTBEAT, sent.to_bytes(8)))
+        awaited = m3ua.message(MessageKind.BEAT_ACK, parameter(ParameterTag.HEARTBEAT, sent.to_bytes(8)))
         while True:
             head = await reader.readexactly(m3ua.HEADER_BYTES)
             octets = head + await reader.readexactly(int.from_bytes(head[4:]) - len(head))
             said = m3ua.parameters(octets)
-            if octets[2:4] == Kind.DATA.to_bytes(2):
+            if octets[2:4] == MessageKind.DATA.to_bytes(2):
                 payload = m3ua.transfer(said).payload
                 if payload[0] in {sccp.UDT, sccp.XUDT}:
                     found.answers += sccp.unitdata(payload, "itu").data[0] in {0x64, 0x67}  # End or Abort

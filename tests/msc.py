@@ -8,7 +8,7 @@ from pycrate_asn1dir import TCAP_MAPv2v3
 
 from eir.interfaces.map import checkimei as codec
 from eir.wire.ss7 import m3ua, sccp
-from eir.wire.ss7.m3ua import Kind, Tag, parameter
+from eir.wire.ss7.m3ua import MessageKind, ParameterTag, parameter
 
 PATIENCE_S = 180
 CONTEXT = (0, 4, 0, 0, 1, 0, 13)
@@ -36,17 +36,23 @@ class Msc:
     async def over(cls, streams, *, identifier=None, up=True, **settings):
         self = cls(*streams, **settings)
         if up:
-            said = () if identifier is None else (parameter(Tag.ASP_IDENTIFIER, identifier.to_bytes(4, "big")),)
-            self.send(m3ua.message(Kind.ASPUP, *said))
-            await self.until(lambda: self.kinds(Kind.ASPUP_ACK))
-            context = () if self.context is None else (parameter(Tag.ROUTING_CONTEXT, self.context.to_bytes(4, "big")),)
-            self.send(m3ua.message(Kind.ASPAC, *context))
-            await self.until(lambda: self.kinds(Kind.ASPAC_ACK))
+            said = (
+                () if identifier is None else (parameter(ParameterTag.ASP_IDENTIFIER, identifier.to_bytes(4, "big")),)
+            )
+            self.send(m3ua.message(MessageKind.ASPUP, *said))
+            await self.until(lambda: self.kinds(MessageKind.ASPUP_ACK))
+            context = (
+                ()
+                if self.context is None
+                else (parameter(ParameterTag.ROUTING_CONTEXT, self.context.to_bytes(4, "big")),)
+            )
+            self.send(m3ua.message(MessageKind.ASPAC, *context))
+            await self.until(lambda: self.kinds(MessageKind.ASPAC_ACK))
         return self
 
     async def read(self):
         while octets := await self.reader.read(65536):
-            found, self.rest = m3ua.cut(self.rest + octets, 65536)
+            found, self.rest = m3ua.split(self.rest + octets, 65536)
             for each in found:
                 self.take(each)
             self.changed.set()
@@ -56,9 +62,14 @@ class Msc:
     def take(self, octets):
         self.seen.append(octets)
         kind = int.from_bytes(octets[2:4])
-        if kind == Kind.BEAT:
-            self.send(m3ua.message(Kind.BEAT_ACK, parameter(Tag.HEARTBEAT, m3ua.parameters(octets)[Tag.HEARTBEAT])))
-        elif kind == Kind.DATA:
+        if kind == MessageKind.BEAT:
+            self.send(
+                m3ua.message(
+                    MessageKind.BEAT_ACK,
+                    parameter(ParameterTag.HEARTBEAT, m3ua.parameters(octets)[ParameterTag.HEARTBEAT]),
+                )
+            )
+        elif kind == MessageKind.DATA:
             payload = m3ua.transfer(m3ua.parameters(octets)).payload
             if payload[0] in {sccp.UDTS, sccp.XUDTS}:
                 self.returned.append(payload)

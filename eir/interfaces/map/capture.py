@@ -76,7 +76,7 @@ def _account(transfers: Iterator[tuple[int, int, bytes]], variant: str) -> Captu
     return captured
 
 
-def _asked(octets: bytes, message: tcap.Message, origin: str) -> _Asked | None:
+def _asked(octets: bytes, message: tcap.TcapMessage, origin: str) -> _Asked | None:
     """Return the request in a Begin, if it invokes checkIMEI."""
     try:
         version = 1 if message.dialogue is None else codec.version_of(tcap.apdu(octets, message.dialogue).context)

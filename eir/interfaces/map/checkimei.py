@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from eir.wire.ss7.ber import CONSTRUCTED, BerError, Element, elements
-from eir.wire.ss7.tcap import MISTYPED_PARAMETER, Problem
+from eir.wire.ss7.tcap import MISTYPED_PARAMETER, RejectProblem
 
 CHECK_IMEI: Final = 43
 SYSTEM_FAILURE, DATA_MISSING, UNKNOWN_EQUIPMENT = 34, 35, 7
@@ -64,8 +64,8 @@ def imsi_of(octets: bytes) -> str:
     return text if 6 <= len(text) <= 15 and text.isdigit() else ""
 
 
-def asked(octets: bytes, version: int, parameters: list[Element], imsi_tags: Collection[int] = ()) -> Asked | Problem:
-    """Parse the argument of an invocation; return a Problem if it must be rejected.
+def asked(octets: bytes, version: int, parameters: list[Element], imsi_tags: Collection[int] = ()) -> Asked | RejectProblem:
+    """Parse the argument of an invocation; return a RejectProblem if it must be rejected.
 
     `parameters`: elements after the operation.
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from eir.interfaces.map.settings import GatewaySettings
 from eir.wire.peers.link import Alarm, PeerConnection
 from eir.wire.ss7 import m3ua
-from eir.wire.ss7.asp import Association, Happened, State
-from eir.wire.ss7.m3ua import Kind, Transfer
+from eir.wire.ss7.asp import Association, AssociationEvent, AssociationState
+from eir.wire.ss7.m3ua import MessageKind, Transfer
 from eir.wire.transport.sctp import Carried
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ AHEAD_BYTES = 1 << 16
 """Maximum number of bytes that wait for their turn; above it nothing is read."""
 PIECE_BYTES = 1024
 """Number of bytes that are parsed between two checks of the time; the smallest messages have 8 bytes, and management messages cost as much as a request."""
-_DATA = Kind.DATA.to_bytes(2)
+_DATA = MessageKind.DATA.to_bytes(2)
 
 
 def _stream(octets: memoryview, streams: int) -> int:
@@ -64,7 +64,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
     @property
     def is_up(self) -> bool:
         """True if the other end takes part: it is active, or in standby."""
-        return self.association is not None and self.association.state in {State.ACTIVE, State.STANDBY}
+        return self.association is not None and self.association.state in {AssociationState.ACTIVE, AssociationState.STANDBY}
 
     @property
     def is_open(self) -> bool:
@@ -154,7 +154,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         association, transport = self.association, self.transport
         if association is None or transport is None:
             return
-        if out := association.take():
+        if out := association.messages_to_send():
             transport.write(b"".join(out))
         self._report_events(association)
         if association.over:
@@ -163,7 +163,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self._alarm.set(association.deadline())
         self.set_reading()
 
-    # sctp.Receiver
+    # sctp.SctpProtocol
 
     def restarted(self) -> None:
         """Handle a restart of the association by the other end; the end that connects brings it up again (RFC 4666 4.2.1)."""
@@ -183,7 +183,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
     def path_changed(self, address: str, *, up: bool) -> None:
         """Log that a path to the other end was lost or is back."""
         paths = self.paths()
-        self.owner.happened(self, Happened(
+        self.owner.happened(self, AssociationEvent(
             "path_up" if up else "path_down", "answers" if up else "unreachable", {"address": address, "up": sum(paths.values()), "of": len(paths)}
         ))  # fmt: skip
 
@@ -194,8 +194,8 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self._unread, self._at = b"", 0
 
     def _report_events(self, association: Association) -> None:
-        for each in association.take_events():
-            if each.event == "m3ua_state" and each.reason == State.ACTIVE:
+        for each in association.drain_events():
+            if each.event == "m3ua_state" and each.reason == AssociationState.ACTIVE:
                 self.served = True
             self.owner.happened(self, each)
 

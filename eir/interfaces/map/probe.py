@@ -18,11 +18,11 @@ from eir.interfaces.map.link import CARRIED
 from eir.interfaces.map.settings import SSN_EIR
 from eir.interfaces.probing import Finding, Probe
 from eir.wire.ss7 import sccp, tcap
-from eir.wire.ss7.asp import Association, State
+from eir.wire.ss7.asp import Association, AssociationState
 from eir.wire.ss7.ber import BerError
 from eir.wire.ss7.m3ua import Transfer
 from eir.wire.ss7.sccp import ITU, SccpFault
-from eir.wire.ss7.tcap import Message, Outcome, TcapFault
+from eir.wire.ss7.tcap import OperationOutcome, TcapFault, TcapMessage
 from eir.wire.transport import sctp, stream
 from eir.wire.transport.endpoint import SCTP, Endpoint, address_text
 from eir.wire.transport.sctp_options import is_supported
@@ -73,7 +73,7 @@ class _Client(asyncio.Protocol):
         self.closed_by = ""
         """Reason for the association's end; empty while it is up."""
 
-    # asyncio.Protocol, sctp.Receiver
+    # asyncio.Protocol, sctp.SctpProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bring the association up."""
@@ -170,11 +170,11 @@ class _Client(asyncio.Protocol):
         association = self._association
         if association is None or self._transport is None:
             return
-        if out := association.take():
+        if out := association.messages_to_send():
             self._transport.write(b"".join(out))
         refused = [each.reason for each in association.events if each.event == "m3ua_error"]
         association.events.clear()
-        if association.state == State.ACTIVE and not self.active.done():
+        if association.state == AssociationState.ACTIVE and not self.active.done():
             self.active.set_result(None)
         if refused and not self.active.done():
             self.active.set_exception(EirError(f"the other end refuses the association ({refused[0]})"))
@@ -249,7 +249,7 @@ def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_t
         return Finding(imei, imsi, round_trip_ms=round_trip_ms, fault=f"an answer that cannot be read ({e})")
 
 
-def _aborted(octets: bytes, message: Message) -> str:
+def _aborted(octets: bytes, message: TcapMessage) -> str:
     if message.cause is not None:
         return f"Abort, cause {message.cause}"
     apdu = None if message.dialogue is None else tcap.apdu(octets, message.dialogue)
@@ -257,7 +257,7 @@ def _aborted(octets: bytes, message: Message) -> str:
 
 
 def _outcome(  # noqa: PLR0917 - fields of a Finding
-    imei: str, imsi: str | None, octets: bytes, version: int, outcome: Outcome, round_trip_ms: float
+    imei: str, imsi: str | None, octets: bytes, version: int, outcome: OperationOutcome, round_trip_ms: float
 ) -> Finding:
     if outcome.problem is not None:
         return Finding(

@@ -20,9 +20,9 @@ from eir.wire.peers.server import DISABLED, DRAINING, ENDED, Server
 from eir.wire.peers.settings import PeerSettings, Requester, is_from
 from eir.wire.peers.status import PeerStatus
 from eir.wire.ss7 import m3ua, sccp
-from eir.wire.ss7.asp import Association, Happened, State
+from eir.wire.ss7.asp import Association, AssociationEvent, AssociationState
 from eir.wire.ss7.m3ua import Transfer
-from eir.wire.ss7.sccp import Address, Cause, SccpFault, point_code, point_code_text
+from eir.wire.ss7.sccp import PartyAddress, ReturnCause, SccpFault, point_code, point_code_text
 from eir.wire.transport import begin
 from eir.wire.transport.endpoint import endpoint
 from eir.wire.transport.stream import fault_text
@@ -162,7 +162,7 @@ class MapServer(Server[SigtranConnection]):
         """Return the state of an association."""
         association = link.association
         state = "down" if association is None else str(association.state)
-        return {"state": "open" if state == State.ACTIVE else state}
+        return {"state": "open" if state == AssociationState.ACTIVE else state}
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
         """Return the counters of this protocol."""
@@ -211,14 +211,14 @@ class MapServer(Server[SigtranConnection]):
             self.failed(e)
         return None
 
-    def happened(self, link: SigtranConnection, what: Happened) -> None:
+    def happened(self, link: SigtranConnection, what: AssociationEvent) -> None:
         """Log an event of an association, with point codes in their notation for people."""
         fields = dict(what.fields)
         if "point_codes" in fields:
             fields["point_codes"] = ",".join(
                 point_code_text(code, self._ss7.variant) for code, _ in fields["point_codes"]
             )
-        if what.event == "m3ua_state" and what.reason == State.ACTIVE:
+        if what.event == "m3ua_state" and what.reason == AssociationState.ACTIVE:
             self._failures.pop(link.requester.label, None)
             self.opened(link)
             return
@@ -244,7 +244,11 @@ class MapServer(Server[SigtranConnection]):
             available = link.requester.label not in self._disabled
             return self._back(link, transfer, unit.calling, tested) if available else None
         cause = (
-            Cause.NO_REASSEMBLY if unit.segmented else Cause.UNEQUIPPED_USER if not _is_for_us(unit.called) else None
+            ReturnCause.NO_REASSEMBLY
+            if unit.segmented
+            else ReturnCause.UNEQUIPPED_USER
+            if not _is_for_us(unit.called)
+            else None
         )
         if cause is not None:
             self.errors[f"sccp_{cause.name.lower()}"] += 1
@@ -273,7 +277,7 @@ class MapServer(Server[SigtranConnection]):
 
         return self._service.answer(octets, asker.requester, above_limit)
 
-    def _back(self, link: SigtranConnection, transfer: Transfer, calling: Address, payload: bytes) -> Transfer:
+    def _back(self, link: SigtranConnection, transfer: Transfer, calling: PartyAddress, payload: bytes) -> Transfer:
         """Return a message to the calling address: to its point code if it routes by that, else to the origin of the request."""
         to = calling.pc if calling.by_ssn and calling.pc is not None else transfer.opc
         context = (
@@ -291,7 +295,7 @@ class MapServer(Server[SigtranConnection]):
             transfer.appearance,
         )
 
-    def _asker(self, link: SigtranConnection, calling: Address, opc: int) -> Asker:
+    def _asker(self, link: SigtranConnection, calling: PartyAddress, opc: int) -> Asker:
         """Return the sender of a request, by title and point code of the calling address and by the association."""
         key = calling.octets, opc, link.requester.label, link.source
         asker = self._askers.get(key)
@@ -302,7 +306,7 @@ class MapServer(Server[SigtranConnection]):
         self.node_counts.last_request[asker.requester.label] = time.time()
         return asker
 
-    def _find_asker(self, link: SigtranConnection, calling: Address, opc: int) -> Asker:
+    def _find_asker(self, link: SigtranConnection, calling: PartyAddress, opc: int) -> Asker:
         variant, code = self._ss7.variant, calling.pc if calling.pc is not None else opc
         for each in self.peers:
             if (
@@ -349,6 +353,6 @@ class MapServer(Server[SigtranConnection]):
             pause_s = min(2 * pause_s, RECONNECT_MAX_S)
 
 
-def _is_for_us(called: Address) -> bool:
+def _is_for_us(called: PartyAddress) -> bool:
     """Return true if the called subsystem is EIR; after a translation, a title may have no subsystem."""
     return called.ssn == SSN_EIR or (not called.ssn and not called.by_ssn and called.kind > 0)

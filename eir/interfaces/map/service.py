@@ -15,7 +15,7 @@ from eir.interfaces.map import checkimei as codec
 from eir.wire.peers.settings import Requester
 from eir.wire.ss7 import tcap
 from eir.wire.ss7.ber import BerError, encoded
-from eir.wire.ss7.tcap import BEGIN, CONTINUE, Cause, Invoke, Message, Problem, TcapFault
+from eir.wire.ss7.tcap import BEGIN, CONTINUE, AbortCause, Invoke, RejectProblem, TcapFault, TcapMessage
 
 PROTOCOL = "map"
 """Name of this protocol in metrics."""
@@ -139,10 +139,10 @@ class MapService:
         except TcapFault as e:
             return Reply(e.answer, str(e))
         if message.kind == CONTINUE:
-            return Reply(tcap.abort(message.otid, Cause.UNRECOGNIZED_TRANSACTION), "tcap_transaction")
+            return Reply(tcap.abort(message.otid, AbortCause.UNRECOGNIZED_TRANSACTION), "tcap_transaction")
         return Reply(None, "tcap_not_asked")
 
-    def _begun(self, octets: bytes, message: Message, asks: Requester, instead: Instead | None) -> Reply:
+    def _begun(self, octets: bytes, message: TcapMessage, asks: Requester, instead: Instead | None) -> Reply:
         """Return the answer to a Begin.
 
         Raises:
@@ -172,7 +172,7 @@ class MapService:
             asked = codec.asked(octets, version, invoke.parameters, self._imsi_tags)
         except codec.DataMissing:
             return self._error(invoke.id, codec.DATA_MISSING)
-        if isinstance(asked, Problem):
+        if isinstance(asked, RejectProblem):
             return tcap.reject(invoke.id, asked), "reject"
         if given is not None:
             return _with_id(invoke.id, *given)
@@ -215,7 +215,7 @@ def _frame(version: int, otid_octets: int, component_octets: int) -> tuple[bytes
     return end[:4], end[4 + otid_octets : len(end) - component_octets]
 
 
-def _opened(octets: bytes, message: Message) -> tuple[int, bytes]:
+def _opened(octets: bytes, message: TcapMessage) -> tuple[int, bytes]:
     """Return the version of a dialogue, and the dialogue portion that accepts it.
 
     Without a dialogue portion the version is 1, and the portion empty.

@@ -272,7 +272,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     def _hand_out(self, peer: Peer) -> Closed | None:
         """Pass the peer's events to the owner; return the Closed event, if there is one."""
         closed: Closed | None = None
-        for event in peer.take_events():
+        for event in peer.drain_events():
             if isinstance(event, Closed):
                 closed = event
             elif isinstance(event, Opened):

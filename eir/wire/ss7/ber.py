@@ -1,35 +1,36 @@
-"""ASN.1's Basic Encoding Rules (X.690), as far as TCAP and MAP need them: elements are found, nothing is copied.
+"""Basic Encoding Rules of ASN.1 (X.690), as far as TCAP and MAP need them: the parser returns positions and copies nothing.
 
-All three forms of a length are read (X.690 8.1.3); what is written has the shortest definite one.
+It reads all three forms of a length (X.690 8.1.3). The encoder writes the shortest definite form.
 """
 
 from typing import NamedTuple
 
 DEPTH_MAX = 8
-"""Elements of indefinite length inside one another; deeper ones are a fault, so that work is bounded."""
+"""Maximum nesting depth of elements with an indefinite length, which bounds the work."""
 TAG_OCTETS_MAX = 4
 CONSTRUCTED = 0x20
 _INDEFINITE = 0x80
 
 
 class BerError(ValueError):
-    """Octets that are no BER: cut off, or a length that does not fit."""
+    """Invalid BER: truncated, or with an invalid length or tag."""
 
 
 class Element(NamedTuple):
-    """Place of one element in the octets that were read."""
+    """Position of an element in the parsed octets."""
 
     tag: int
-    """All octets of the tag, as a number: 0x30, 0x04, 0x9F21."""
+    """All octets of the tag as a number: 0x30, 0x04, 0x9F21."""
     start: int
+    """Start of the contents."""
     stop: int
-    """End of its contents."""
+    """End of the contents."""
     end: int
-    """End of the element: `stop`, or two octets later with an indefinite length."""
+    """End of the element: `stop`, or 2 octets later if the length is indefinite."""
 
 
 def element(data: bytes, at: int, stop: int, depth: int = 0) -> Element:
-    """The element that begins at `at` and ends at `stop` at the latest. Raises BerError."""
+    """Parse the element that begins at `at`; it must end at `stop` or before. Raises BerError."""
     try:
         tag, at = _tag(data, at)
         length = data[at]
@@ -62,7 +63,7 @@ def _tag(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _indefinite(data: bytes, tag: int, start: int, stop: int, depth: int) -> Element:
-    """X.690 8.1.3.6: a constructed element that goes on up to two octets of zeros."""
+    """Parse a constructed element of indefinite length, which ends with two zero octets (X.690 8.1.3.6)."""
     first = tag >> (8 * ((tag.bit_length() - 1) // 8)) if tag > 0xFF else tag
     if not first & CONSTRUCTED or depth >= DEPTH_MAX:
         raise BerError("an indefinite length that cannot be")
@@ -75,17 +76,17 @@ def _indefinite(data: bytes, tag: int, start: int, stop: int, depth: int) -> Ele
 
 
 def elements(data: bytes, start: int, stop: int) -> list[Element]:
-    """All elements that stand between two places, one behind the other. Raises BerError."""
-    found = []
+    """Parse the consecutive elements between two positions. Raises BerError."""
+    parsed = []
     while start < stop:
         each = element(data, start, stop)
-        found.append(each)
+        parsed.append(each)
         start = each.end
-    return found
+    return parsed
 
 
 def encoded(tag: int, contents: bytes) -> bytes:
-    """One element, with a tag of one octet."""
+    """Encode an element with a tag of one octet."""
     length = len(contents)
     if length < 0x80:
         return bytes((tag, length)) + contents

@@ -1,4 +1,4 @@
-"""M3UA messages (RFC 4666 3): octets to messages and back. No state (eir.wire.ss7.asp has that), no I/O."""
+"""Parser and encoder of M3UA messages (RFC 4666 3), without state (see eir.wire.ss7.asp) and without I/O."""
 
 import struct
 from enum import IntEnum
@@ -16,8 +16,8 @@ MODES = {"override": OVERRIDE, "loadshare": LOADSHARE}
 """Traffic modes that the node offers and accepts."""
 
 
-class Kind(IntEnum):
-    """Class and type of a message (3.1.2, 3.1.3), as one number of two octets."""
+class MessageKind(IntEnum):
+    """Class and type of a message (3.1.2, 3.1.3) as a number of two octets."""
 
     ERR = 0x0000
     NTFY = 0x0001
@@ -40,8 +40,8 @@ class Kind(IntEnum):
     ASPIA_ACK = 0x0404
 
 
-class Tag(IntEnum):
-    """Parameters (3.2, 3.3)."""
+class ParameterTag(IntEnum):
+    """Parameter tags (3.2, 3.3)."""
 
     INFO = 0x0004
     ROUTING_CONTEXT = 0x0006
@@ -74,11 +74,11 @@ class Error(IntEnum):
     INVALID_ROUTING_CONTEXT = 0x19
 
 
-CLASSES = frozenset(kind >> 8 for kind in Kind)
+CLASSES = frozenset(kind >> 8 for kind in MessageKind)
 
 
 class M3uaFault(Exception):
-    """A message that is not as it should be; `error` is what its sender is told."""
+    """Invalid or unexpected message; `error` is the error code for its sender."""
 
     def __init__(self, error: Error) -> None:
         super().__init__(error.name.lower())
@@ -86,7 +86,7 @@ class M3uaFault(Exception):
 
 
 class FramingFault(Exception):
-    """A length after which nobody knows where the next message begins."""
+    """Invalid message length, after which the start of the next message is unknown."""
 
 
 class Transfer(NamedTuple):
@@ -101,63 +101,65 @@ class Transfer(NamedTuple):
     """Network indicator."""
     priority: int = 0
     context: bytes | None = None
-    """Routing context as it came; None: the message has none."""
+    """Value of the routing context parameter, or None."""
     appearance: bytes | None = None
-    """Network appearance, likewise."""
+    """Value of the network appearance parameter, or None."""
 
 
 _LABEL = struct.Struct(">IIBBBB")
 
 
 def parameter(tag: int, value: bytes) -> bytes:
-    """One parameter, padded to four octets."""
+    """Encode a parameter, padded to a multiple of 4 octets."""
     return struct.pack(">HH", tag, 4 + len(value)) + value + bytes(-len(value) % 4)
 
 
 def message(kind: int, *parameters: bytes) -> bytes:
-    """One message."""
+    """Encode a message of encoded parameters."""
     body = b"".join(parameters)
     return struct.pack(">BxHI", VERSION, kind, HEADER_BYTES + len(body)) + body
 
 
 def error(code: Error, *, context: bytes | None = None, about: bytes = b"") -> bytes:
-    """An ERR message (3.8.1); `about`: the beginning of the message that was wrong."""
-    named = () if context is None else (parameter(Tag.ROUTING_CONTEXT, context),)
-    shown = (parameter(Tag.DIAGNOSTIC, about[:40]),) if about else ()
-    return message(Kind.ERR, parameter(Tag.ERROR_CODE, struct.pack(">I", code)), *named, *shown)
-
-
-def data(sent: Transfer) -> bytes:
-    """A DATA message."""
-    label = _LABEL.pack(sent.opc, sent.dpc, sent.indicator, sent.network, sent.priority, sent.sls)
+    """Encode an ERR message (3.8.1). `about`: invalid message, whose first 40 octets are sent as diagnostic information."""
+    routing_context = () if context is None else (parameter(ParameterTag.ROUTING_CONTEXT, context),)
+    diagnostic = (parameter(ParameterTag.DIAGNOSTIC, about[:40]),) if about else ()
     return message(
-        Kind.DATA,
-        b"" if sent.appearance is None else parameter(Tag.NETWORK_APPEARANCE, sent.appearance),
-        b"" if sent.context is None else parameter(Tag.ROUTING_CONTEXT, sent.context),
-        parameter(Tag.PROTOCOL_DATA, label + sent.payload),
+        MessageKind.ERR, parameter(ParameterTag.ERROR_CODE, struct.pack(">I", code)), *routing_context, *diagnostic
     )
 
 
-def cut(octets: bytes, longest: int) -> tuple[list[bytes], bytes]:
-    """Whole messages, and what is left of one that has not come whole yet. Raises FramingFault.
+def data(sent: Transfer) -> bytes:
+    """Encode a DATA message."""
+    label = _LABEL.pack(sent.opc, sent.dpc, sent.indicator, sent.network, sent.priority, sent.sls)
+    return message(
+        MessageKind.DATA,
+        b"" if sent.appearance is None else parameter(ParameterTag.NETWORK_APPEARANCE, sent.appearance),
+        b"" if sent.context is None else parameter(ParameterTag.ROUTING_CONTEXT, sent.context),
+        parameter(ParameterTag.PROTOCOL_DATA, label + sent.payload),
+    )
 
-    A stream is cut by the length of each message (as OsmoSTP does over TCP); over SCTP the same length delimits one.
+
+def split(octets: bytes, longest: int) -> tuple[list[bytes], bytes]:
+    """Split received octets into complete messages and an incomplete rest. Raises FramingFault.
+
+    The length field of each message delimits it, over TCP (as in OsmoSTP) and over SCTP.
     """
-    found, at = [], 0
+    messages, at = [], 0
     while len(octets) - at >= HEADER_BYTES:
         length = int.from_bytes(octets[at + 4 : at + 8])
         if not HEADER_BYTES <= length <= longest:
             raise FramingFault(f"a length of {length}")
         if at + length > len(octets):
             break
-        found.append(octets[at : at + length])
+        messages.append(octets[at : at + length])
         at += length
-    return found, octets[at:]
+    return messages, octets[at:]
 
 
 def parameters(octets: bytes) -> dict[int, bytes]:
-    """The parameters of a message by tag; of several with one tag the first. Raises M3uaFault."""
-    found: dict[int, bytes] = {}
+    """Return the parameters of a message by tag; the first one of a repeated tag. Raises M3uaFault."""
+    values: dict[int, bytes] = {}
     at, end = HEADER_BYTES, len(octets)
     while at < end:
         if end - at < 4:
@@ -165,14 +167,14 @@ def parameters(octets: bytes) -> dict[int, bytes]:
         tag, length = struct.unpack_from(">HH", octets, at)
         if length < 4 or at + length > end:
             raise M3uaFault(Error.PARAMETER_FIELD)
-        found.setdefault(tag, octets[at + 4 : at + length])
+        values.setdefault(tag, octets[at + 4 : at + length])
         at += length + -length % 4  # 3.2: the padding of the last one may be missing
-    return found
+    return values
 
 
-def transfer(found: dict[int, bytes]) -> Transfer:
+def transfer(values: dict[int, bytes]) -> Transfer:
     """Return the content of a DATA message with these parameters. Raises M3uaFault."""
-    carried = found.get(Tag.PROTOCOL_DATA)
+    carried = values.get(ParameterTag.PROTOCOL_DATA)
     if carried is None:
         raise M3uaFault(Error.MISSING_PARAMETER)
     if len(carried) < _LABEL.size:
@@ -186,25 +188,25 @@ def transfer(found: dict[int, bytes]) -> Transfer:
         indicator,
         network,
         priority,
-        found.get(Tag.ROUTING_CONTEXT),
-        found.get(Tag.NETWORK_APPEARANCE),
+        values.get(ParameterTag.ROUTING_CONTEXT),
+        values.get(ParameterTag.NETWORK_APPEARANCE),
     )
 
 
-def kind_of(octets: bytes) -> Kind:
-    """Class and type of a message. Raises M3uaFault for what RFC 4666 has not, or not here."""
+def kind_of(octets: bytes) -> MessageKind:
+    """Return class and type of a message. Raises M3uaFault for an unknown version, class or type."""
     if octets[0] != VERSION:
         raise M3uaFault(Error.INVALID_VERSION)
     if octets[2] not in CLASSES:
         raise M3uaFault(Error.UNSUPPORTED_CLASS)
     kind = int.from_bytes(octets[2:4])
     try:
-        return Kind(kind)
+        return MessageKind(kind)
     except ValueError:
         raise M3uaFault(Error.UNSUPPORTED_TYPE) from None
 
 
-def affected(found: dict[int, bytes]) -> list[tuple[int, int]]:
-    """Point codes that an SSNM message is about (3.4.1), each with the number of its last bits that may be any."""
-    octets = found.get(Tag.AFFECTED, b"")
+def affected(values: dict[int, bytes]) -> list[tuple[int, int]]:
+    """Return the affected point codes of an SSNM message (3.4.1), each with its mask: number of low bits that are wildcards."""
+    octets = values.get(ParameterTag.AFFECTED, b"")
     return [(int.from_bytes(octets[at + 1 : at + 4]), octets[at]) for at in range(0, len(octets) - 3, 4)]

@@ -1,7 +1,7 @@
-"""TCAP (Q.773) of who answers at once and keeps no transaction: Begin in, End or Abort out; and of who asks so.
+"""Parser and encoder of TCAP (Q.773) for transactions of one request and one answer, without I/O and without state.
 
-A message is taken apart into its transaction portion, its dialogue and the invocations in it; what is wrong with it has its answer
-beside it (Q.774 3.2, 3.3). What an operation means is the user's. No I/O, no state.
+The answering side receives Begin and sends End or Abort; the asking side does the reverse. The parser returns the transaction portion, the
+dialogue portion and the invocations. For a fault it also returns the encoded answer (Q.774 3.2, 3.3). The user interprets the operations.
 """
 
 import itertools
@@ -18,13 +18,13 @@ _INVOKE, _RESULT, _RESULT_NOT_LAST, _ERROR, _REJECT = 0xA1, 0xA2, 0xA7, 0xA3, 0x
 _INTEGER, _NULL, _OBJECT, _SEQUENCE, _LINKED, _NOT_LINKED = 0x02, 0x05, 0x06, 0x30, 0x80, 0x81
 AARQ, AARE, ABRT = 0x60, 0x61, 0x64
 _DIALOGUE_AS = bytes.fromhex("060700118605010101")
-"""dialogue-as-id (Q.773 4.2.3), as an element."""
+"""dialogue-as-id (Q.773 4.2.3) as an encoded element."""
 _VERSION_1 = bytes.fromhex("80020780")
 COMPONENTS_MAX = 8
-"""Invocations in one message; a client asks one."""
+"""Maximum number of components in a message; clients send 1."""
 
 
-class Cause(IntEnum):
+class AbortCause(IntEnum):
     """P-Abort causes (Q.773 3.2)."""
 
     UNRECOGNIZED_MESSAGE = 0
@@ -34,21 +34,29 @@ class Cause(IntEnum):
     RESOURCE = 4
 
 
-class Problem(NamedTuple):
+class RejectProblem(NamedTuple):
     """Reason why a component is rejected (Q.773 3.3): the kind of problem by its tag, and its code."""
 
     tag: int
     code: int
 
 
-UNRECOGNIZED_COMPONENT, MISTYPED_COMPONENT, BADLY_STRUCTURED = Problem(0x80, 0), Problem(0x80, 1), Problem(0x80, 2)
-DUPLICATE_ID, UNRECOGNIZED_OPERATION, MISTYPED_PARAMETER = Problem(0x81, 0), Problem(0x81, 1), Problem(0x81, 2)
-RESOURCE_LIMITATION, UNRECOGNIZED_LINK = Problem(0x81, 3), Problem(0x81, 5)
-RESULT_UNEXPECTED, ERROR_UNEXPECTED = Problem(0x82, 0), Problem(0x83, 0)
+UNRECOGNIZED_COMPONENT, MISTYPED_COMPONENT, BADLY_STRUCTURED = (
+    RejectProblem(0x80, 0),
+    RejectProblem(0x80, 1),
+    RejectProblem(0x80, 2),
+)
+DUPLICATE_ID, UNRECOGNIZED_OPERATION, MISTYPED_PARAMETER = (
+    RejectProblem(0x81, 0),
+    RejectProblem(0x81, 1),
+    RejectProblem(0x81, 2),
+)
+RESOURCE_LIMITATION, UNRECOGNIZED_LINK = RejectProblem(0x81, 3), RejectProblem(0x81, 5)
+RESULT_UNEXPECTED, ERROR_UNEXPECTED = RejectProblem(0x82, 0), RejectProblem(0x83, 0)
 
 
 class TcapFault(Exception):
-    """A message that gets an Abort of the provider, if it says to whom, or nothing; the text is a short word for metrics."""
+    """Invalid message; the text is the label in metrics. `answer`: encoded Abort, or None without a transaction id to send it to."""
 
     def __init__(self, reason: str, answer: bytes | None = None) -> None:
         super().__init__(reason)
@@ -56,75 +64,75 @@ class TcapFault(Exception):
 
 
 class Apdu(NamedTuple):
-    """A dialogue portion (Q.773 4)."""
+    """Dialogue portion (Q.773 4)."""
 
     kind: int
     """AARQ, AARE or ABRT."""
     context: bytes = b""
     """Application context name: contents of the object identifier."""
     accepted: bool = True
-    """In an AARE: the dialogue is accepted."""
+    """In an AARE: True if the dialogue is accepted."""
     diagnostic: int = 0
-    """In an AARE: the value of its result-source-diagnostic."""
+    """In an AARE: value of result-source-diagnostic."""
     version_1: bool = True
-    """Version 1 of the protocol is offered, which is the only one."""
+    """True if version 1 of the protocol is offered, the only one that exists."""
 
 
-class Message(NamedTuple):
-    """A message whose transaction portion is good."""
+class TcapMessage(NamedTuple):
+    """Message with a valid transaction portion."""
 
     kind: int
     otid: bytes
     dtid: bytes
-    """Transaction ids; empty: it has none."""
+    """Destination transaction id; like `otid` empty if absent."""
     cause: int | None
     dialogue: Element | None
     components: Element | None
 
 
 class Invoke(NamedTuple):
-    """A good invocation."""
+    """Valid invocation."""
 
     id: bytes
     operation: int
-    """Local code; -1: it is another kind of code."""
+    """Local operation code; -1 for a global code."""
     parameters: list[Element]
-    """Elements after the operation: one or none; some makers add to it."""
+    """Elements after the operation: one or none, except for some vendors that add more."""
 
 
-class Outcome(NamedTuple):
-    """The outcome of an invocation."""
+class OperationOutcome(NamedTuple):
+    """Result, error or reject in reply to an invocation."""
 
     operation: int | None
     """Operation of a result."""
     error: int | None
-    """The code of an error."""
-    problem: Problem | None
+    """Code of an error."""
+    problem: RejectProblem | None
     """Problem of a reject."""
     parameters: list[Element]
 
 
-# what comes
+# received messages
 
 
-def read(octets: bytes) -> Message:
-    """The message in these octets. Raises TcapFault."""
+def read(octets: bytes) -> TcapMessage:
+    """Parse a message. Raises TcapFault."""
     kind = octets[0] if octets else 0
     otid = _otid_at_start(octets)
     try:
         whole = element(octets, 0, len(octets))
         parts = elements(octets, whole.start, whole.stop)
     except BerError:
-        raise _fault("tcap_badly_formatted", otid, Cause.BADLY_FORMATTED) from None
+        raise _fault("tcap_badly_formatted", otid, AbortCause.BADLY_FORMATTED) from None
     if kind not in _KINDS:
-        raise _fault("tcap_message_type", otid, Cause.UNRECOGNIZED_MESSAGE)
+        raise _fault("tcap_message_type", otid, AbortCause.UNRECOGNIZED_MESSAGE)
     if whole.end != len(octets):
-        raise _fault("tcap_badly_formatted", otid, Cause.BADLY_FORMATTED)
+        raise _fault("tcap_badly_formatted", otid, AbortCause.BADLY_FORMATTED)
     places = [_ORDER.get(part.tag, -1) for part in parts]
     if -1 in places or any(later <= earlier for earlier, later in itertools.pairwise(places)):
-        raise _fault("tcap_incorrect", otid, Cause.INCORRECT)
-    found = {part.tag: part for part in parts}
-    ids = {tag: octets[found[tag].start : found[tag].stop] if tag in found else b"" for tag in (_OTID, _DTID)}
+        raise _fault("tcap_incorrect", otid, AbortCause.INCORRECT)
+    by_tag = {part.tag: part for part in parts}
+    ids = {tag: octets[by_tag[tag].start : by_tag[tag].stop] if tag in by_tag else b"" for tag in (_OTID, _DTID)}
     wanted = {
         BEGIN: (True, False),
         CONTINUE: (True, True),
@@ -132,41 +140,41 @@ def read(octets: bytes) -> Message:
         ABORT: (False, True),
         UNIDIRECTIONAL: (False, False),
     }[kind]
-    if (_OTID in found, _DTID in found) != wanted or any(
-        tag in found and not 1 <= len(each) <= 4 for tag, each in ids.items()
+    if (_OTID in by_tag, _DTID in by_tag) != wanted or any(
+        tag in by_tag and not 1 <= len(each) <= 4 for tag, each in ids.items()
     ):
-        raise _fault("tcap_incorrect", otid, Cause.INCORRECT)
-    cause = found.get(_CAUSE)
+        raise _fault("tcap_incorrect", otid, AbortCause.INCORRECT)
+    cause = by_tag.get(_CAUSE)
     if cause is not None and (kind != ABORT or cause.stop != cause.start + 1):
-        raise _fault("tcap_incorrect", otid, Cause.INCORRECT)
-    return Message(
+        raise _fault("tcap_incorrect", otid, AbortCause.INCORRECT)
+    return TcapMessage(
         kind,
         ids[_OTID],
         ids[_DTID],
         None if cause is None else octets[cause.start],
-        found.get(_DIALOGUE),
-        found.get(_COMPONENTS),
+        by_tag.get(_DIALOGUE),
+        by_tag.get(_COMPONENTS),
     )
 
 
-def _fault(reason: str, otid: bytes, cause: Cause) -> TcapFault:
+def _fault(reason: str, otid: bytes, cause: AbortCause) -> TcapFault:
     return TcapFault(reason, abort(otid, cause) if otid else None)
 
 
 def _otid_at_start(octets: bytes) -> bytes:
-    """The transaction id that an Abort needs, wherever the rest is wrong; empty: none can be derived (Q.774 3.3.3.1)."""
+    """Return the originating transaction id of an invalid message for an Abort; empty if none can be derived (Q.774 3.3.3.1)."""
     if not octets or octets[0] in {END, ABORT, UNIDIRECTIONAL}:
         return b""
     at = 2 + (octets[1] & 0x7F if len(octets) > 1 and octets[1] > 0x80 else 0)
     if octets[at : at + 1] != bytes((_OTID,)) or at + 1 >= len(octets):
         return b""
     length = octets[at + 1]
-    found = octets[at + 2 : at + 2 + length]
-    return found if 1 <= length <= 4 and len(found) == length else b""
+    otid = octets[at + 2 : at + 2 + length]
+    return otid if 1 <= length <= 4 and len(otid) == length else b""
 
 
 def apdu(octets: bytes, portion: Element) -> Apdu:
-    """The dialogue portion. Raises BerError."""
+    """Parse a dialogue portion. Raises BerError."""
     (external,) = _children(octets, portion, 1)
     if external.tag != 0x28:
         raise BerError("no EXTERNAL")
@@ -198,10 +206,10 @@ def apdu(octets: bytes, portion: Element) -> Apdu:
 
 
 def _children(octets: bytes, parent: Element, count: int) -> list[Element]:
-    found = elements(octets, parent.start, parent.stop)
-    if len(found) != count:
+    children = elements(octets, parent.start, parent.stop)
+    if len(children) != count:
         raise BerError("another number of elements than there should be")
-    return found
+    return children
 
 
 def _only(octets: bytes, parent: Element | None) -> Element:
@@ -217,11 +225,11 @@ def _number(octets: bytes, of: Element) -> int:
 
 
 def invocations(octets: bytes, portion: Element) -> list[Invoke | bytes]:
-    """Return the invocations in order and, in between, the node's answers to invalid components: each a Reject.
+    """Return the invocations in order, with an encoded Reject in place of each invalid component.
 
-    Nothing is read after a badly structured component (Q.774 3.2.2.2). A Reject gets no answer.
+    A badly structured component ends the parsing (Q.774 3.2.2.2). A received Reject is ignored.
     """
-    found: list[Invoke | bytes] = []
+    valid: list[Invoke | bytes] = []
     seen: set[bytes] = set()
     at = portion.start
     while at < portion.stop:
@@ -229,13 +237,13 @@ def invocations(octets: bytes, portion: Element) -> list[Invoke | bytes]:
             component = element(octets, at, portion.stop)
             parts = elements(octets, component.start, component.stop)
         except BerError:
-            return [*found, reject(None, BADLY_STRUCTURED)]
+            return [*valid, reject(None, BADLY_STRUCTURED)]
         at = component.end
         if component.tag != _REJECT:
-            found.append(_component(octets, component.tag, parts, seen))
-        if len(found) > COMPONENTS_MAX:
-            return [*found[:COMPONENTS_MAX], reject(None, BADLY_STRUCTURED)]
-    return found
+            valid.append(_component(octets, component.tag, parts, seen))
+        if len(valid) > COMPONENTS_MAX:
+            return [*valid[:COMPONENTS_MAX], reject(None, BADLY_STRUCTURED)]
+    return valid
 
 
 def _component(octets: bytes, tag: int, parts: list[Element], seen: set[bytes]) -> Invoke | bytes:
@@ -246,7 +254,7 @@ def _component(octets: bytes, tag: int, parts: list[Element], seen: set[bytes]) 
     number = octets[parts[0].start : parts[0].stop]
     if tag == _INVOKE and len(parts) > 1 and parts[1].tag == _NOT_LINKED and parts[1].start == parts[1].stop:
         del parts[1]  # linkedId absent [1] IMPLICIT NULL (X.880 in Q.773 06/97); OTC writes it into every Invoke
-    problem: Problem | None = None
+    problem: RejectProblem | None = None
     if tag != _INVOKE:
         problem = ERROR_UNEXPECTED if tag == _ERROR else RESULT_UNEXPECTED
     elif len(parts) > 1 and parts[1].tag == _LINKED:
@@ -262,60 +270,60 @@ def _component(octets: bytes, tag: int, parts: list[Element], seen: set[bytes]) 
     return Invoke(number, code, parts[2:])
 
 
-def outcomes(octets: bytes, portion: Element) -> list[Outcome]:
+def outcomes(octets: bytes, portion: Element) -> list[OperationOutcome]:
     """Return the outcomes in an End. Raises BerError."""
-    found = []
+    replies = []
     for component in elements(octets, portion.start, portion.stop):
         parts = elements(octets, component.start, component.stop)[1:]
         if component.tag == _RESULT:
             inside = elements(octets, parts[0].start, parts[0].stop) if parts else []
-            found.append(Outcome(_number(octets, inside[0]) if inside else None, None, None, inside[1:]))
+            replies.append(OperationOutcome(_number(octets, inside[0]) if inside else None, None, None, inside[1:]))
         elif component.tag == _ERROR and parts:
-            found.append(Outcome(None, _number(octets, parts[0]), None, parts[1:]))
+            replies.append(OperationOutcome(None, _number(octets, parts[0]), None, parts[1:]))
         elif component.tag == _REJECT and parts:
-            found.append(Outcome(None, None, Problem(parts[0].tag, _number(octets, parts[0])), []))
+            replies.append(OperationOutcome(None, None, RejectProblem(parts[0].tag, _number(octets, parts[0])), []))
         else:
             raise BerError("no result, error or reject")
-    return found
+    return replies
 
 
-# what goes
+# sent messages
 
 
-def abort(dtid: bytes, cause: Cause) -> bytes:
-    """An Abort of the provider."""
+def abort(dtid: bytes, cause: AbortCause) -> bytes:
+    """Encode a P-Abort (Abort of the provider)."""
     return encoded(ABORT, encoded(_DTID, dtid) + bytes((_CAUSE, 1, cause)))
 
 
 def abort_dialogue(dtid: bytes, dialogue: bytes = b"") -> bytes:
-    """An Abort of the user, with this dialogue portion or none."""
+    """Encode a U-Abort (Abort of the user); `dialogue`: encoded dialogue portion, or empty."""
     return encoded(ABORT, encoded(_DTID, dtid) + dialogue)
 
 
 def end(dtid: bytes, dialogue: bytes, components: bytes) -> bytes:
-    """An End; each part may be empty."""
+    """Encode an End; each portion may be empty."""
     return encoded(END, encoded(_DTID, dtid) + dialogue + (encoded(_COMPONENTS, components) if components else b""))
 
 
 def begin(otid: bytes, dialogue: bytes, components: bytes) -> bytes:
-    """A Begin, likewise."""
+    """Encode a Begin; each portion may be empty."""
     return encoded(BEGIN, encoded(_OTID, otid) + dialogue + (encoded(_COMPONENTS, components) if components else b""))
 
 
 def request(context: bytes) -> bytes:
-    """The dialogue portion that opens a dialogue in a context."""
+    """Encode the dialogue portion that opens a dialogue in an application context (AARQ)."""
     return _portion(encoded(AARQ, _VERSION_1 + encoded(0xA1, encoded(_OBJECT, context))))
 
 
 def response(context: bytes, *, accepted: bool, diagnostic: int = 0, provider: bool = False) -> bytes:
-    """The dialogue portion that takes a dialogue or refuses it (Q.773 4.2.3); `diagnostic`: of the user, or of the provider."""
+    """Encode the dialogue portion that accepts or rejects a dialogue (AARE, Q.773 4.2.3). `diagnostic`: of the user, or of the `provider`."""
     result = bytes((0xA2, 3, 2, 1, not accepted))
     source = encoded(0xA3, encoded(0xA2 if provider else 0xA1, bytes((2, 1, diagnostic))))
     return _portion(encoded(AARE, _VERSION_1 + encoded(0xA1, encoded(_OBJECT, context)) + result + source))
 
 
 def ended(*, provider: bool) -> bytes:
-    """The dialogue portion of an Abort in a dialogue, by us or for a dialogue that cannot be understood (ABRT)."""
+    """Encode the dialogue portion of an Abort (ABRT). `provider`: the dialogue portion is invalid; else the user aborts the dialogue."""
     return _portion(encoded(ABRT, bytes((0x80, 1, provider))))
 
 
@@ -324,22 +332,22 @@ def _portion(inner: bytes) -> bytes:
 
 
 def invoke(number: bytes, operation: int, parameter: bytes) -> bytes:
-    """An invocation."""
+    """Encode an invocation."""
     return encoded(_INVOKE, encoded(_INTEGER, number) + bytes((_INTEGER, 1, operation)) + parameter)
 
 
 def result(number: bytes, operation: int, parameter: bytes) -> bytes:
-    """The last result."""
+    """Encode the last result of an invocation."""
     return encoded(_RESULT, encoded(_INTEGER, number) + encoded(_SEQUENCE, bytes((_INTEGER, 1, operation)) + parameter))
 
 
 def returned_error(number: bytes, code: int) -> bytes:
-    """An error without a parameter."""
+    """Encode an error without a parameter."""
     return encoded(_ERROR, encoded(_INTEGER, number) + bytes((_INTEGER, 1, code)))
 
 
-def reject(number: bytes | None, problem: Problem) -> bytes:
-    """A reject; None: the invocation's number cannot be told."""
+def reject(number: bytes | None, problem: RejectProblem) -> bytes:
+    """Encode a reject. `number`: id of the invocation, or None if it is unknown."""
     return encoded(
         _REJECT,
         (bytes((_NULL, 0)) if number is None else encoded(_INTEGER, number)) + bytes((problem.tag, 1, problem.code)),

@@ -29,7 +29,7 @@ from eir.wire.peers.counts import Counts
 from eir.wire.peers.rate import RateLimits
 from eir.wire.peers.settings import Limits, PeerSettings, Requester
 from eir.wire.ss7 import m3ua, sccp, tcap
-from eir.wire.ss7.asp import State
+from eir.wire.ss7.asp import AssociationState
 from eir.wire.transport.settings import SctpSettings
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
@@ -271,7 +271,7 @@ def test_above_a_limit():
 async def test_a_limit_counts_invocations_and_not_messages():
     server = map_server(rate_max=12)  # 2 at once
     link, out = stands(server)
-    link.data_received(m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC))
+    link.data_received(m3ua.message(m3ua.MessageKind.ASPUP) + m3ua.message(m3ua.MessageKind.ASPAC))
     link.work(lambda: False)
     several = begin(2, *(invoke(imei(LISTED), number=bytes((number,))) for number in range(1, 9)))
     with Clock().standing():
@@ -279,7 +279,7 @@ async def test_a_limit_counts_invocations_and_not_messages():
             link.data_received(wire.data(wire.udt(several if len(wanted) > 1 else bytes.fromhex(wire.V2))))
             del out[:]
             link.work(lambda: False)
-            (answer,), _ = m3ua.cut(b"".join(out), 65536)
+            (answer,), _ = m3ua.split(b"".join(out), 65536)
             unit = sccp.unitdata(m3ua.transfer(m3ua.parameters(answer)).payload, "itu")
             assert [each.error for each in read(Reply(unit.data, ""))[2]] == wanted
     assert server.node_counts.shed == {("near", "rate_max"): 15}
@@ -321,10 +321,10 @@ async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
     server = map_server(lambda event, *, reason, **_: refused.append((event, reason)))
     link, late = (SigtranConnection(server, server.loop) for _ in range(2))
     association = link.association = server.accept(link)
-    association.receive(m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC), 0.0)
-    association.take()
+    association.receive(m3ua.message(m3ua.MessageKind.ASPUP) + m3ua.message(m3ua.MessageKind.ASPAC), 0.0)
+    association.messages_to_send()
     server.apply(Ss7Settings(), context())
-    assert [m3ua.kind_of(each) for each in association.take()] == [m3ua.Kind.ASPIA]
+    assert [m3ua.kind_of(each) for each in association.messages_to_send()] == [m3ua.MessageKind.ASPIA]
     assert server.accept(late) is None
     assert refused == [("peer_refused", "draining")]
 
@@ -332,15 +332,15 @@ async def test_mscs_are_sent_away_when_there_is_no_point_code_more():
 async def test_what_is_about_the_association_has_its_turns_as_questions_have():
     """A flood of it on one connection holds up no other: a piece of what has come is taken apart, and then others have their turn."""
     link, out = stands(map_server())
-    beat, question = m3ua.message(m3ua.Kind.BEAT), wire.data(wire.udt(bytes.fromhex(wire.V3)))
-    sent = m3ua.message(m3ua.Kind.ASPUP) + m3ua.message(m3ua.Kind.ASPAC) + beat * 1000 + question
+    beat, question = m3ua.message(m3ua.MessageKind.BEAT), wire.data(wire.udt(bytes.fromhex(wire.V3)))
+    sent = m3ua.message(m3ua.MessageKind.ASPUP) + m3ua.message(m3ua.MessageKind.ASPAC) + beat * 1000 + question
     link.data_received(sent)
     turns = 1
     while link.work(lambda: True):
         turns += 1
         assert len(b"".join(out)) <= turns * PIECE_BYTES
     assert turns >= len(sent) // PIECE_BYTES
-    assert b"".join(out).count(m3ua.message(m3ua.Kind.BEAT_ACK)) == 1000
+    assert b"".join(out).count(m3ua.message(m3ua.MessageKind.BEAT_ACK)) == 1000
     assert link.tally == (1, 1)
     link.connection_lost(None)
 
@@ -349,12 +349,12 @@ async def test_an_association_that_is_restarted_begins_again_and_its_counters_go
     server = map_server()
     link, out = stands(server)
     for times in (1, 2):
-        link.data_received(m3ua.message(m3ua.Kind.ASPUP) + wire.data(b""))
+        link.data_received(m3ua.message(m3ua.MessageKind.ASPUP) + wire.data(b""))
         link.work(lambda: False)
-        assert out.pop(0).startswith(m3ua.message(m3ua.Kind.ASPUP_ACK))
+        assert out.pop(0).startswith(m3ua.message(m3ua.MessageKind.ASPUP_ACK))
         assert server.counters()["eir_sigtran_errors_total"] == {("not_active",): times}
         link.restarted()
-        assert link.association.state == State.DOWN
+        assert link.association.state == AssociationState.DOWN
     server.draining = True
     link.restarted()
     link.connection_lost(None)
@@ -513,7 +513,7 @@ async def test_the_probe_falls_back():
                         payload=sccp.encoded(9, 0, unit.calling.octets, unit.called.octets, answer),
                     )
                 )
-            writer.write(b"".join(end.take()))
+            writer.write(b"".join(end.messages_to_send()))
 
     async with accepting(serve) as address:
         target = probe.Target(address[:1], address[1], (1, wire.EIR), gt=wire.TITLE)
@@ -554,9 +554,9 @@ def test_a_capture_tells_what_each_msc_was_answered(tmp_path):
     messages = [
         *dialogue(made, v3), *dialogue(made, v2, title="491700000002"), *dialogue(made, v1, title=None), *dialogue(made, huawei),
         *dialogue(made, refused), *dialogue(made, v2, title="491700000003", answered=False),
-        wire.data(lost), wire.data(sccp.returned(sccp.unitdata(lost, "itu"), sccp.Cause.NO_TRANSLATION), opc=wire.EIR, dpc=wire.MSC),
+        wire.data(lost), wire.data(sccp.returned(sccp.unitdata(lost, "itu"), sccp.ReturnCause.NO_TRANSLATION), opc=wire.EIR, dpc=wire.MSC),
         wire.data(b"\x09\0\1"), wire.data(wire.udt(b"\x62\x05")), *dialogue(made, begin(3, invoke(operation=44))),
-        m3ua.message(m3ua.Kind.BEAT), *fallen_back, wire.data(back, opc=wire.EIR, dpc=wire.MSC),
+        m3ua.message(m3ua.MessageKind.BEAT), *fallen_back, wire.data(back, opc=wire.EIR, dpc=wire.MSC),
     ]  # fmt: skip
     wire.opinion(tmp_path, messages, "frame.number")
     found = capture.read(tmp_path / "in.pcap")

@@ -20,7 +20,7 @@ from servers import free_port
 from eir.interfaces.map import checkimei as codec
 from eir.interfaces.map import probe
 from eir.wire.ss7 import ber, m3ua, sccp
-from eir.wire.ss7.m3ua import Kind
+from eir.wire.ss7.m3ua import MessageKind
 from eir.wire.ss7.sccp import point_code
 
 STP = shutil.which("osmo-stp") or "/usr/bin/osmo-stp"
@@ -112,7 +112,7 @@ async def test_what_comes_that_is_no_question(site):
         )
     msc.send(wire.data(wire.udt(vector), dpc=77), wire.data(b"\x09"), wire.data(b""), wire.data(b"x", indicator=5))
     assert await msc.ask(LISTED + "0") == "black"
-    assert [each[:2] for each in msc.returned] == [bytes((sccp.UDTS, sccp.Cause.UNEQUIPPED_USER))] * 2
+    assert [each[:2] for each in msc.returned] == [bytes((sccp.UDTS, sccp.ReturnCause.UNEQUIPPED_USER))] * 2
     title = await msc.begin(vector, otid=b"\0\0\0\1", called=wire.address(ssn=0, title="491999"), kind=sccp.XUDT)
     assert (title.kind, title.calling.ssn, title.calling.digits) == (sccp.XUDT, 9, "491999")
     # What cannot be answered within one unitdata: addresses that leave no room for ours or for each other, a context that the refusal repeats.
@@ -146,10 +146,10 @@ async def test_drain_leaves_in_order(site):
     msc = await Msc.to(*where)
     assert await msc.ask(LISTED + "0") == "black"
     node.signal(signal.SIGTERM)
-    await msc.until(lambda: msc.kinds(Kind.ASPIA))
-    msc.send(m3ua.message(Kind.ASPIA_ACK))
-    await msc.until(lambda: msc.kinds(Kind.ASPDN))
-    msc.send(m3ua.message(Kind.ASPDN_ACK))
+    await msc.until(lambda: msc.kinds(MessageKind.ASPIA))
+    msc.send(m3ua.message(MessageKind.ASPIA_ACK))
+    await msc.until(lambda: msc.kinds(MessageKind.ASPDN))
+    msc.send(m3ua.message(MessageKind.ASPDN_ACK))
     await msc.until(lambda: msc.seen[-1] == b"END")
     await msc.close()
     assert await asyncio.to_thread(node.wait) == 0

@@ -7,28 +7,28 @@ import m3ua_wire as wire
 import pytest
 
 from eir.wire.ss7 import ber, m3ua, sccp, tcap
-from eir.wire.ss7.asp import ACK_S, BEAT_S, LEAVE_S, TRIES_MAX, Association, State
-from eir.wire.ss7.m3ua import Error, Kind, Tag, parameter
+from eir.wire.ss7.asp import ACK_S, BEAT_S, LEAVE_S, TRIES_MAX, Association, AssociationState
+from eir.wire.ss7.m3ua import Error, MessageKind, ParameterTag, parameter
 from eir.wire.ss7.sccp import point_code, point_code_text
 
 
 def kinds(messages):
-    return [Kind(int.from_bytes(each[2:4])) for each in messages]
+    return [MessageKind(int.from_bytes(each[2:4])) for each in messages]
 
 
 def error_of(message):
-    return int.from_bytes(m3ua.parameters(message)[Tag.ERROR_CODE])
+    return int.from_bytes(m3ua.parameters(message)[ParameterTag.ERROR_CODE])
 
 
 def gateway(*, up=True, **settings):
     """Our end of an association with a gateway."""
     end = Association(0.0, dials=True, **settings)
-    assert kinds(end.take()) == [Kind.ASPUP]
+    assert kinds(end.messages_to_send()) == [MessageKind.ASPUP]
     if up:
-        end.receive(m3ua.message(Kind.ASPUP_ACK), 0.0)
-        assert kinds(end.take()) == [Kind.ASPAC]
-        end.receive(m3ua.message(Kind.ASPAC_ACK), 0.0)
-        assert end.state == State.ACTIVE
+        end.receive(m3ua.message(MessageKind.ASPUP_ACK), 0.0)
+        assert kinds(end.messages_to_send()) == [MessageKind.ASPAC]
+        end.receive(m3ua.message(MessageKind.ASPAC_ACK), 0.0)
+        assert end.state == AssociationState.ACTIVE
     return end
 
 
@@ -36,8 +36,8 @@ def listening(*, active=True):
     """Our end of an association that an MSC brings up."""
     end = Association(0.0, dials=False)
     if active:
-        end.receive(m3ua.message(Kind.ASPUP) + m3ua.message(Kind.ASPAC), 0.0)
-        assert kinds(end.take()) == [Kind.ASPUP_ACK, Kind.ASPAC_ACK]
+        end.receive(m3ua.message(MessageKind.ASPUP) + m3ua.message(MessageKind.ASPAC), 0.0)
+        assert kinds(end.messages_to_send()) == [MessageKind.ASPUP_ACK, MessageKind.ASPAC_ACK]
     return end
 
 
@@ -56,11 +56,11 @@ def test_point_codes_as_people_write_them():
 
 def test_up_with_what_is_configured():
     end = Association(0.0, dials=True, routing_context=7, mode=m3ua.OVERRIDE, asp_identifier=3)
-    assert m3ua.parameters(end.take()[0]) == {Tag.ASP_IDENTIFIER: bytes((0, 0, 0, 3))}
-    end.receive(m3ua.message(Kind.ASPUP_ACK), 0.0)
-    assert m3ua.parameters(end.take()[0]) == {
-        Tag.TRAFFIC_MODE: bytes((0, 0, 0, 1)),
-        Tag.ROUTING_CONTEXT: bytes((0, 0, 0, 7)),
+    assert m3ua.parameters(end.messages_to_send()[0]) == {ParameterTag.ASP_IDENTIFIER: bytes((0, 0, 0, 3))}
+    end.receive(m3ua.message(MessageKind.ASPUP_ACK), 0.0)
+    assert m3ua.parameters(end.messages_to_send()[0]) == {
+        ParameterTag.TRAFFIC_MODE: bytes((0, 0, 0, 1)),
+        ParameterTag.ROUTING_CONTEXT: bytes((0, 0, 0, 7)),
     }
 
 
@@ -69,28 +69,28 @@ def test_requests_are_repeated_and_then_given_up():
     while not end.over:
         now = end.deadline()
         end.timer(now)
-        sent += len(end.take())
+        sent += len(end.messages_to_send())
     assert (end.over, sent, now) == ("no_acknowledgement", TRIES_MAX, TRIES_MAX * ACK_S)
 
 
 @pytest.mark.parametrize(("kind", "state", "asked"), [
-    (Kind.ASPUP_ACK, State.INACTIVE, [Kind.ASPAC]),  # 4.3.4.1
-    (Kind.ASPDN_ACK, State.DOWN, [Kind.ASPUP]),  # 4.3.4.2
-    (Kind.ASPIA_ACK, State.INACTIVE, [Kind.ASPAC]),  # 4.3.4.4
-    (Kind.ASPAC_ACK, State.ACTIVE, []),
+    (MessageKind.ASPUP_ACK, AssociationState.INACTIVE, [MessageKind.ASPAC]),  # 4.3.4.1
+    (MessageKind.ASPDN_ACK, AssociationState.DOWN, [MessageKind.ASPUP]),  # 4.3.4.2
+    (MessageKind.ASPIA_ACK, AssociationState.INACTIVE, [MessageKind.ASPAC]),  # 4.3.4.4
+    (MessageKind.ASPAC_ACK, AssociationState.ACTIVE, []),
 ])  # fmt: skip
 def test_an_unexpected_acknowledgement_is_believed_and_the_way_back_is_taken(kind, state, asked):
     end = gateway()
     end.receive(m3ua.message(kind), 1.0)
     assert end.state == state
-    assert kinds(end.take()) == asked
+    assert kinds(end.messages_to_send()) == asked
 
 
 @pytest.mark.parametrize(("up", "answers"), [
-    ([], {Kind.ASPUP: [Kind.ASPDN_ACK]}),
-    ([Kind.ASPUP_ACK], {Kind.ASPAC: [Kind.ASPIA_ACK], Kind.ASPUP: [Kind.ASPUP_ACK]}),
-    ([Kind.ASPUP_ACK], {Kind.ASPAC: [Kind.ASPDN_ACK], Kind.ASPUP: [Kind.ASPUP_ACK]}),
-    ([Kind.ASPUP_ACK, Kind.ASPAC_ACK, Kind.ASPIA_ACK], {Kind.ASPAC: [Kind.ASPAC_ACK, Kind.ASPIA_ACK]}),
+    ([], {MessageKind.ASPUP: [MessageKind.ASPDN_ACK]}),
+    ([MessageKind.ASPUP_ACK], {MessageKind.ASPAC: [MessageKind.ASPIA_ACK], MessageKind.ASPUP: [MessageKind.ASPUP_ACK]}),
+    ([MessageKind.ASPUP_ACK], {MessageKind.ASPAC: [MessageKind.ASPDN_ACK], MessageKind.ASPUP: [MessageKind.ASPUP_ACK]}),
+    ([MessageKind.ASPUP_ACK, MessageKind.ASPAC_ACK, MessageKind.ASPIA_ACK], {MessageKind.ASPAC: [MessageKind.ASPAC_ACK, MessageKind.ASPIA_ACK]}),
 ])  # fmt: skip
 def test_a_gateway_that_puts_us_back_again_and_again_is_asked_once_in_a_while(up, answers):
     """RFC 3332 4.3.4.1: as one does that an operator has told to keep us out, or that gives our place to another one each time."""
@@ -98,7 +98,7 @@ def test_a_gateway_that_puts_us_back_again_and_again_is_asked_once_in_a_while(up
     for kind in up:
         end.receive(m3ua.message(kind), now)
     for _ in range(20):
-        while came := kinds(end.take()):
+        while came := kinds(end.messages_to_send()):
             sent += came
             assert len(sent) <= 3 * (1 + now / ACK_S) + 2
             for kind in came:
@@ -112,34 +112,34 @@ def test_a_gateway_that_puts_us_back_again_and_again_is_asked_once_in_a_while(up
 
 
 def notify(kind, information):
-    return m3ua.message(Kind.NTFY, parameter(Tag.STATUS, bytes((0, kind, 0, information))))
+    return m3ua.message(MessageKind.NTFY, parameter(ParameterTag.STATUS, bytes((0, kind, 0, information))))
 
 
 def test_override_stands_by_until_the_other_is_gone():
     end = gateway(mode=m3ua.OVERRIDE)
     end.receive(notify(2, 2), 1.0)
-    assert end.state == State.STANDBY
-    assert end.take() == []
+    assert end.state == AssociationState.STANDBY
+    assert end.messages_to_send() == []
     end.receive(notify(1, 3), 1.0)
-    assert end.state == State.STANDBY
-    assert end.take() == []
+    assert end.state == AssociationState.STANDBY
+    assert end.messages_to_send() == []
     end.receive(notify(1, 4), 1.0)
-    assert kinds(end.take()) == [Kind.ASPAC]
-    end.receive(m3ua.message(Kind.ASPAC_ACK), 1.0)
-    assert end.state == State.ACTIVE
+    assert kinds(end.messages_to_send()) == [MessageKind.ASPAC]
+    end.receive(m3ua.message(MessageKind.ASPAC_ACK), 1.0)
+    assert end.state == AssociationState.ACTIVE
 
 
 def test_heartbeat_both_ways():
     end = gateway()
-    end.receive(m3ua.message(Kind.BEAT, parameter(Tag.HEARTBEAT, b"x" * 5)), 1.0)
-    (answer,) = end.take()
-    assert kinds([answer]) == [Kind.BEAT_ACK]
-    assert m3ua.parameters(answer) == {Tag.HEARTBEAT: b"x" * 5}
+    end.receive(m3ua.message(MessageKind.BEAT, parameter(ParameterTag.HEARTBEAT, b"x" * 5)), 1.0)
+    (answer,) = end.messages_to_send()
+    assert kinds([answer]) == [MessageKind.BEAT_ACK]
+    assert m3ua.parameters(answer) == {ParameterTag.HEARTBEAT: b"x" * 5}
     end.timer(1.0 + BEAT_S)
-    assert kinds(end.take()) == [Kind.BEAT]
-    end.receive(m3ua.message(Kind.BEAT_ACK), 2.0 + BEAT_S)
+    assert kinds(end.messages_to_send()) == [MessageKind.BEAT]
+    end.receive(m3ua.message(MessageKind.BEAT_ACK), 2.0 + BEAT_S)
     end.timer(2.0 + 2 * BEAT_S)
-    assert kinds(end.take()) == [Kind.BEAT]
+    assert kinds(end.messages_to_send()) == [MessageKind.BEAT]
     end.timer(2.0 + 3 * BEAT_S)
     assert end.over == "heartbeat"
 
@@ -147,21 +147,21 @@ def test_heartbeat_both_ways():
 DATA = wire.data(wire.udt(b"x"))
 TABLE = [
     # input, error, clause
-    (b"\2" + m3ua.message(Kind.BEAT)[1:], Error.INVALID_VERSION, "3.8.1"),
+    (b"\2" + m3ua.message(MessageKind.BEAT)[1:], Error.INVALID_VERSION, "3.8.1"),
     (m3ua.message(0x0901), Error.UNSUPPORTED_CLASS, "3.8.1: RKM"),
     (m3ua.message(0x7F01), Error.UNSUPPORTED_CLASS, "3.8.1"),
     (m3ua.message(0x0307), Error.UNSUPPORTED_TYPE, "3.8.1"),
     (
-        m3ua.message(Kind.DAUD, parameter(Tag.AFFECTED, bytes(4))),
+        m3ua.message(MessageKind.DAUD, parameter(ParameterTag.AFFECTED, bytes(4))),
         Error.UNEXPECTED_MESSAGE,
         "3.4.3: only a gateway is asked",
     ),
-    (m3ua.message(Kind.DUNA), Error.MISSING_PARAMETER, "3.4.1"),
-    (m3ua.message(Kind.NTFY), Error.MISSING_PARAMETER, "3.8.2"),
-    (m3ua.message(Kind.DATA), Error.MISSING_PARAMETER, "3.3.1"),
-    (m3ua.message(Kind.DATA, parameter(Tag.PROTOCOL_DATA, bytes(11))), Error.PARAMETER_FIELD, "3.3.1"),
-    (m3ua.message(Kind.DATA, b"\2\x10\0\3"), Error.PARAMETER_FIELD, "3.2"),
-    (m3ua.message(Kind.DATA, b"\2\x10\0\x40"), Error.PARAMETER_FIELD, "3.2"),
+    (m3ua.message(MessageKind.DUNA), Error.MISSING_PARAMETER, "3.4.1"),
+    (m3ua.message(MessageKind.NTFY), Error.MISSING_PARAMETER, "3.8.2"),
+    (m3ua.message(MessageKind.DATA), Error.MISSING_PARAMETER, "3.3.1"),
+    (m3ua.message(MessageKind.DATA, parameter(ParameterTag.PROTOCOL_DATA, bytes(11))), Error.PARAMETER_FIELD, "3.3.1"),
+    (m3ua.message(MessageKind.DATA, b"\2\x10\0\3"), Error.PARAMETER_FIELD, "3.2"),
+    (m3ua.message(MessageKind.DATA, b"\2\x10\0\x40"), Error.PARAMETER_FIELD, "3.2"),
     (wire.data(wire.udt(b"x"), context=9), Error.INVALID_ROUTING_CONTEXT, "3.8.1"),
 ]
 
@@ -170,19 +170,23 @@ TABLE = [
 def test_what_gets_an_error(sent, error, clause):
     end = gateway(routing_context=7)
     assert end.receive(sent, 1.0) == []
-    (answer,) = end.take()
-    assert kinds([answer]) == [Kind.ERR]
+    (answer,) = end.messages_to_send()
+    assert kinds([answer]) == [MessageKind.ERR]
     assert error_of(answer) == error, clause
-    assert end.state == State.ACTIVE
+    assert end.state == AssociationState.ACTIVE
     assert not end.over
     assert len(end.receive(DATA, 1.0)) == 1, "and the next message is taken"
 
 
 def test_an_error_is_answered_by_none():
     end = gateway()
-    for sent in (m3ua.error(Error.UNEXPECTED_MESSAGE), m3ua.message(Kind.ERR), m3ua.message(Kind.ERR, b"\0\x0c\0\1")):
+    for sent in (
+        m3ua.error(Error.UNEXPECTED_MESSAGE),
+        m3ua.message(MessageKind.ERR),
+        m3ua.message(MessageKind.ERR, b"\0\x0c\0\1"),
+    ):
         end.receive(sent, 1.0)
-    assert end.take() == []
+    assert end.messages_to_send() == []
 
 
 @pytest.mark.parametrize("length", [0, 7, 1 << 20])
@@ -190,58 +194,58 @@ def test_a_length_that_cannot_be_ends_it(length):
     end = gateway()
     end.receive(b"\1\0\1\1" + length.to_bytes(4), 1.0)
     assert end.over == "framing"
-    assert [error_of(each) for each in end.take()] == [Error.PROTOCOL_ERROR]
+    assert [error_of(each) for each in end.messages_to_send()] == [Error.PROTOCOL_ERROR]
 
 
 def test_what_a_gateway_says_of_destinations_is_told():
     end = gateway()
     end.events.clear()
-    for kind in (Kind.DUNA, Kind.DAVA, Kind.SCON, Kind.DUPU, Kind.DRST):
-        end.receive(m3ua.message(kind, parameter(Tag.AFFECTED, bytes((0, 0, 8, 10)))), 1.0)
+    for kind in (MessageKind.DUNA, MessageKind.DAVA, MessageKind.SCON, MessageKind.DUPU, MessageKind.DRST):
+        end.receive(m3ua.message(kind, parameter(ParameterTag.AFFECTED, bytes((0, 0, 8, 10)))), 1.0)
     assert [(each.reason, each.fields["point_codes"]) for each in end.events] == [
         (name, [(2058, 0)]) for name in ("duna", "dava", "scon", "dupu", "drst")
     ]
-    assert end.take() == []
+    assert end.messages_to_send() == []
 
 
 def test_data_before_active():
     end = gateway(up=False)
     assert end.receive(DATA, 1.0) == []
-    assert end.take() == [], "an ASP says nothing (3.8.1)"
+    assert end.messages_to_send() == [], "an ASP says nothing (3.8.1)"
     end = listening(active=False)
     assert end.receive(DATA, 1.0) == []
-    assert error_of(end.take()[0]) == Error.UNEXPECTED_MESSAGE
+    assert error_of(end.messages_to_send()[0]) == Error.UNEXPECTED_MESSAGE
 
 
 def test_an_msc_brings_it_up_and_down():
     end = listening(active=False)
-    end.receive(m3ua.message(Kind.ASPAC), 0.0)
-    assert error_of(end.take()[0]) == Error.UNEXPECTED_MESSAGE, "4.3.4.3: not before ASPUP"
-    end.receive(m3ua.message(Kind.ASPUP) * 2, 0.0)
-    assert kinds(end.take()) == [Kind.ASPUP_ACK] * 2
-    end.receive(m3ua.message(Kind.ASPAC, parameter(Tag.TRAFFIC_MODE, bytes((0, 0, 0, 3)))), 0.0)
-    assert error_of(end.take()[0]) == Error.UNSUPPORTED_MODE
-    assert end.state == State.INACTIVE
+    end.receive(m3ua.message(MessageKind.ASPAC), 0.0)
+    assert error_of(end.messages_to_send()[0]) == Error.UNEXPECTED_MESSAGE, "4.3.4.3: not before ASPUP"
+    end.receive(m3ua.message(MessageKind.ASPUP) * 2, 0.0)
+    assert kinds(end.messages_to_send()) == [MessageKind.ASPUP_ACK] * 2
+    end.receive(m3ua.message(MessageKind.ASPAC, parameter(ParameterTag.TRAFFIC_MODE, bytes((0, 0, 0, 3)))), 0.0)
+    assert error_of(end.messages_to_send()[0]) == Error.UNSUPPORTED_MODE
+    assert end.state == AssociationState.INACTIVE
     end.receive(
         m3ua.message(
-            Kind.ASPAC,
-            parameter(Tag.TRAFFIC_MODE, bytes((0, 0, 0, 2))),
-            parameter(Tag.ROUTING_CONTEXT, bytes((0, 0, 0, 5))),
+            MessageKind.ASPAC,
+            parameter(ParameterTag.TRAFFIC_MODE, bytes((0, 0, 0, 2))),
+            parameter(ParameterTag.ROUTING_CONTEXT, bytes((0, 0, 0, 5))),
         ),
         0.0,
     )
-    assert m3ua.parameters(end.take()[0]) == {
-        Tag.TRAFFIC_MODE: bytes((0, 0, 0, 2)),
-        Tag.ROUTING_CONTEXT: bytes((0, 0, 0, 5)),
+    assert m3ua.parameters(end.messages_to_send()[0]) == {
+        ParameterTag.TRAFFIC_MODE: bytes((0, 0, 0, 2)),
+        ParameterTag.ROUTING_CONTEXT: bytes((0, 0, 0, 5)),
     }
     end.receive(wire.data(b"x", context=6), 0.0)
-    assert error_of(end.take()[0]) == Error.INVALID_ROUTING_CONTEXT
-    end.receive(m3ua.message(Kind.ASPUP), 0.0)
-    assert kinds(end.take()) == [Kind.ASPUP_ACK, Kind.ERR]
-    assert end.state == State.INACTIVE, "4.3.4.1"
-    end.receive(m3ua.message(Kind.ASPDN), 0.0)
-    assert kinds(end.take()) == [Kind.ASPDN_ACK]
-    assert end.state == State.DOWN
+    assert error_of(end.messages_to_send()[0]) == Error.INVALID_ROUTING_CONTEXT
+    end.receive(m3ua.message(MessageKind.ASPUP), 0.0)
+    assert kinds(end.messages_to_send()) == [MessageKind.ASPUP_ACK, MessageKind.ERR]
+    assert end.state == AssociationState.INACTIVE, "4.3.4.1"
+    end.receive(m3ua.message(MessageKind.ASPDN), 0.0)
+    assert kinds(end.messages_to_send()) == [MessageKind.ASPDN_ACK]
+    assert end.state == AssociationState.DOWN
 
 
 def test_who_connects_and_says_nothing_is_sent_away():
@@ -253,10 +257,10 @@ def test_who_connects_and_says_nothing_is_sent_away():
 def test_who_is_sent_away_does_not_stay_by_coming_up_again():
     end = listening()
     end.leave(10.0)
-    up = m3ua.message(Kind.ASPIA_ACK) + m3ua.message(Kind.ASPUP) + m3ua.message(Kind.ASPAC)
+    up = m3ua.message(MessageKind.ASPIA_ACK) + m3ua.message(MessageKind.ASPUP) + m3ua.message(MessageKind.ASPAC)
     for now in (10.5, 11.0, 11.5):
         end.receive(up, now)
-    assert end.state == State.ACTIVE
+    assert end.state == AssociationState.ACTIVE
     end.timer(10.0 + LEAVE_S)
     assert end.over == "left"
 
@@ -279,7 +283,7 @@ def looks(end):
 def test_every_order_of_events_between_two_ends():  # noqa: C901
     """From wherever they are, two ends that nobody sends away come to ACTIVE by messages and timers alone; those who leave, leave."""
     ends = (Association(0.0, dials=True, routing_context=7, mode=m3ua.LOADSHARE), Association(0.0, dials=False))
-    wires = (tuple(ends[0].take()), ())
+    wires = (tuple(ends[0].messages_to_send()), ())
     seen, waiting = {}, [(ends, wires)]
 
     def key(ends, wires):
@@ -291,7 +295,7 @@ def test_every_order_of_events_between_two_ends():  # noqa: C901
         ends, wires = waiting.pop()
         if not any(wires) and not any(end.over or end.leaving for end in ends) and ends[0].asked_at is None:
             settled += 1
-            assert [end.state for end in ends] == [State.ACTIVE, State.ACTIVE]
+            assert [end.state for end in ends] == [AssociationState.ACTIVE, AssociationState.ACTIVE]
         inputs = [(side, "message") for side in (0, 1) if wires[1 - side]]
         inputs += [(side, what) for side in (0, 1) for what in ("timer", "leave") if not ends[side].over]
         for side, what in inputs:
@@ -312,7 +316,7 @@ def test_every_order_of_events_between_two_ends():  # noqa: C901
                 end.asked_at = 0.0
             if end.ends_at is not None:
                 end.ends_at = 1e6 if end.asked_at is not None else 0.0
-            there[side] = (there[side] + end.take())[-3:]
+            there[side] = (there[side] + end.messages_to_send())[-3:]
             after = (tuple(new), tuple(map(tuple, there)))
             if len(there[0]) < 3 and len(there[1]) < 3 and key(*after) not in seen:
                 seen[key(*after)] = None
@@ -360,7 +364,7 @@ def test_segments_are_told_from_whole_messages():
 def test_a_unitdata_goes_back():
     found = sccp.unitdata(wire.udt(b"data", protocol_class=0x80), "itu")
     assert found.returns
-    back = sccp.returned(found, sccp.Cause.UNEQUIPPED_USER)
+    back = sccp.returned(found, sccp.ReturnCause.UNEQUIPPED_USER)
     assert back[:2] == bytes((sccp.UDTS, 4))
     assert back.endswith(b"\4data")
 
