@@ -16,7 +16,7 @@ from eir.errors import EirError, Report
 from eir.node.observe import metrics
 from eir.wire.peers.gate import Address, Sources
 from eir.wire.peers.settings import Limits, PeerSettings, setting_for
-from eir.wire.transport.begin import Listener, open_listener
+from eir.wire.transport.begin import SocketListener, open_listener
 from eir.wire.transport.endpoint import SCTP, address_text, is_http, listening_at
 from eir.wire.transport.sctp_options import LOAD_ADVICE, MISSING
 from eir.wire.transport.settings import SctpSettings, source_address
@@ -53,7 +53,7 @@ class Acceptor:
         hold_s: float = HOLD_S,
         report: Report,
     ) -> None:
-        self._listeners: list[Listener] = []
+        self._listeners: list[SocketListener] = []
         self.configure(peers, limits, sctp)
         self._hold_s, self._report = hold_s, report
         self.addresses: list[str] = []
@@ -78,7 +78,7 @@ class Acceptor:
         self._limits = limits
         self._sctp = sctp
         for listener in self._listeners:
-            listener.configure(sctp)
+            listener.apply(sctp)
 
     async def listen(self, urls: Sequence[str], hand_over: HandOver) -> None:
         """Open the listeners.
@@ -115,7 +115,7 @@ class Acceptor:
             return
         self._stop_timer()
         for listener in self._listeners:
-            listener.hold()
+            listener.pause()
         self._held = asyncio.get_running_loop().call_later(self._hold_s, self.resume)
 
     def resume(self) -> None:

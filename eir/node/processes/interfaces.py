@@ -27,7 +27,7 @@ from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.starter import Process, Start
 from eir.wire.peers.settings import is_from
 from eir.wire.transport import stream
-from eir.wire.transport.begin import Listener, listening_sockets
+from eir.wire.transport.begin import SocketListener, listening_sockets
 from eir.wire.transport.endpoint import address_text, is_secure, listening_at
 from eir.wire.transport.settings import source_address
 from eir.wire.transport.tls import TlsFiles, load_tls
@@ -139,7 +139,7 @@ class _Process:
         self._service: Service | None = None
         self._links: HttpConnections | None = None
         self._tls: Any = None
-        self._listeners: list[Listener] = []
+        self._listeners: list[SocketListener] = []
         self._handshakes: dict[socket.socket, str] = {}
         """Connections in their TLS handshake, the oldest first, with their address."""
         self._said: Mapping[str, str] | None = None
@@ -193,7 +193,7 @@ class _Process:
             return
         listening = socket.socket(fileno=descriptor)
         secure = is_secure(url)
-        self._listeners.append(Listener(
+        self._listeners.append(SocketListener(
             asyncio.get_running_loop(), [listening], lambda connection: self._accepted(connection, secure=secure), self._cannot_accept
         ))  # fmt: skip
 

@@ -185,7 +185,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         """True if the capabilities are exchanged."""
         return self.peer is not None and self.peer.state is State.OPEN
 
-    # sctp.Receiver
+    # sctp.SctpProtocol
 
     def restarted(self) -> None:
         """Handle a restart of the association by the other end: as the end of the connection and a new one (RFC 6733 5.6)."""
@@ -272,7 +272,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     def _hand_out(self, peer: Peer) -> Closed | None:
         """Pass the peer's events to the owner; return the Closed event, if there is one."""
         closed: Closed | None = None
-        for event in peer.drain_events():
+        for event in peer.take_events():
             if isinstance(event, Closed):
                 closed = event
             elif isinstance(event, Opened):

@@ -41,7 +41,7 @@ from eir.wire.peers.server import DISABLED, DRAINING, SOURCE, End, Server
 from eir.wire.peers.settings import Identity, Limits, PeerSettings, Requester, may_connect, setting_for
 from eir.wire.peers.status import Failure, PeerStatus
 from eir.wire.transport import stream
-from eir.wire.transport.begin import Listener, open_listener
+from eir.wire.transport.begin import SocketListener, open_listener
 from eir.wire.transport.endpoint import TLS, endpoint
 from eir.wire.transport.settings import SctpSettings
 from eir.wire.transport.tls import Tls
@@ -95,7 +95,7 @@ class Node(Server[DiameterConnection]):
         """Last failure since a connection was opened, by label."""
         self._seen: dict[str, float] = {}
         """Unix time when a connection last opened or closed, by label of configured peers."""
-        self._listeners: list[Listener] = []
+        self._listeners: list[SocketListener] = []
         self._dialer = Dialer(self, self._is_wanted, self._connect_failed, stay_away_s)
         self._dials = dials
         self._use(peers, limits, tls)
@@ -143,7 +143,7 @@ class Node(Server[DiameterConnection]):
         """
         self._sctp = sctp or self._sctp
         for listener in self._listeners:
-            listener.configure(self._sctp)
+            listener.apply(self._sctp)
         self.context = replace(
             self.context, identity=identity or self.identity, limits=limits or self.limits, overload=replace(overload or self.context.overload),
         )  # fmt: skip

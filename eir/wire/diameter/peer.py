@@ -151,7 +151,7 @@ class Peer:
         out, self.traffic.out = self.traffic.out, []
         return b"".join(out)
 
-    def drain_events(self) -> list[Event]:
+    def take_events(self) -> list[Event]:
         """The events since the last call."""
         events, self.events = self.events, []
         return events

@@ -1,1 +1,1 @@
-"""Transports: TCP, TLS and SCTP, how connections begin and are accepted, and the names of endpoints. Knows no protocol."""
+"""Transports: TCP, TLS and SCTP; listeners, connections and URLs of endpoints. Independent of the protocol above."""

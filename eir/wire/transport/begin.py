@@ -1,7 +1,6 @@
-"""The beginning of a connection over any transport: listening, accepting, connecting. The one place that tells transports apart.
+"""Start of a connection over any transport: listen, accept, connect. Only this module distinguishes transports.
 
-The node is asked before anything is made of a connection that came in, since a TLS handshake costs more than a message does. Knows no
-peer.
+The owner decides about an accepted connection before the TLS handshake, which costs more than a message.
 """
 
 import asyncio
@@ -13,23 +12,24 @@ from typing import cast
 
 from eir.wire.transport import sctp, sctp_options, stream
 from eir.wire.transport.endpoint import SCTP, TLS, Endpoint
-from eir.wire.transport.sctp import DIAMETER, Carried, Receiver
+from eir.wire.transport.sctp import DIAMETER, Carried, SctpProtocol
 from eir.wire.transport.settings import SctpSettings
 
 BACKLOG = 1024
 ACCEPTS_MAX = 64
-"""Connections accepted in one turn of the loop."""
+"""Maximum number of connections accepted in one turn of the loop."""
 PAUSE_S = 1.0
-"""The pause in accepting while there are too many open files."""
+"""Seconds without accepting after the host has run out of files or memory."""
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 UNSUPPORTED = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
-"""An address of a name that this host cannot have, IPv6 where it is switched off for one."""
+"""Errors for an address that this host cannot bind, such as IPv6 if it is disabled."""
 
 
-class Listener:
-    """Listening sockets of one address, or of one name's; each connection goes to `accepted`, whose it is from then on.
+class SocketListener:
+    """Listening sockets of one address, or of all addresses of a name.
 
-    `failed` is told when none can be accepted for want of resources; after a pause it is tried again.
+    `accepted` is called with each connection and owns it. `failed` is called if the host has no resources for a connection; the listener accepts
+    again after a pause.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class Listener:
 
     @property
     def address(self) -> tuple[str, int]:
-        """The address that it listens on; the first one if there are several."""
+        """First listening address."""
         host, port = self._listening[0].getsockname()[:2]
         return str(host), int(port)
 
-    def configure(self, settings: SctpSettings) -> None:
-        """Take over settings for connections accepted from now on; they matter to SCTP only. Raises OSError."""
+    def apply(self, settings: SctpSettings) -> None:
+        """Apply new SCTP settings to connections accepted from now on. Raises OSError."""
         for listening in self._listening:
             if listening.proto == socket.IPPROTO_SCTP:
                 sctp_options.prepare(listening, settings)
 
-    def hold(self) -> None:
-        """Accept nothing until `resume`; new connections wait in the kernel's queue."""
+    def pause(self) -> None:
+        """Stop accepting until `resume`; new connections wait in the kernel's queue."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
@@ -64,14 +64,14 @@ class Listener:
             self._loop.remove_reader(listening)
 
     def resume(self) -> None:
-        """Accept again."""
+        """Start to accept connections."""
         self._pause = None
         for listening in self._listening:
             self._loop.add_reader(listening, self._accept, listening)
 
     def close(self) -> None:
-        """Accept nothing any more."""
-        self.hold()
+        """Stop accepting and close the sockets."""
+        self.pause()
         for listening in self._listening:
             listening.close()
         self._listening = ()
@@ -84,12 +84,12 @@ class Listener:
                 return
             except OSError as e:
                 if e.errno in OUT_OF_RESOURCES:
-                    # The queue stays readable: without a pause the loop would do nothing else.
-                    self.hold()
+                    # The queue stays readable: without a pause the loop would only retry.
+                    self.pause()
                     self._pause = self._loop.call_later(PAUSE_S, self.resume)
                     self._failed(e)
                     return
-                continue  # the other end is gone again
+                continue  # the peer has already closed the connection
             connection.setblocking(False)
             self._accepted(connection)
 
@@ -99,20 +99,20 @@ async def open_listener(
     accepted: Callable[[socket.socket], None],
     failed: Callable[[OSError], None],
     sctp_settings: SctpSettings,
-) -> Listener:
-    """A listener at an address, or at all addresses of a name. Raises OSError if it cannot be had."""
+) -> SocketListener:
+    """Open a listener on an address, or on all addresses of a name. Raises OSError."""
     loop = asyncio.get_running_loop()
     sockets = [await sctp.listening_socket(at, sctp_settings)] if at.scheme == SCTP else await listening_sockets(at)
-    return Listener(loop, sockets, accepted, failed)
+    return SocketListener(loop, sockets, accepted, failed)
 
 
 async def listening_sockets(at: Endpoint) -> list[socket.socket]:
-    """Sockets that listen over TCP at an address, or at all addresses of a name. Raises OSError if they cannot be had."""
-    found = await stream.addresses(at.hosts[0], at.port, socket.AI_PASSIVE)
+    """Open TCP sockets that listen on an address, or on all addresses of a name. Raises OSError."""
+    resolved = await stream.addresses(at.hosts[0], at.port, socket.AI_PASSIVE)
     listening: list[socket.socket] = []
     fault: OSError | None = None
-    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-        # With port 0 a name's further addresses have the port that the first one was given.
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in resolved):
+        # With port 0 all addresses of a name have the port that the kernel chose for the first one.
         bound = listening[0].getsockname()[1] if listening else address[1]
         try:
             listening.append(socket.create_server((address[0], bound), family=family, backlog=BACKLOG))
@@ -134,12 +134,12 @@ async def accept(
     protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None,
     carried: Carried = DIAMETER,
 ) -> None:  # fmt: skip
-    """Put an accepted connection on the loop; with `tls` a handshake comes first, in `timeout_s` at most. Raises OSError.
+    """Connect an accepted socket to its protocol; with `tls` after a handshake of at most `timeout_s`. Raises OSError.
 
-    What takes connections over SCTP implements sctp.Receiver; `carried`: how SCTP carries its messages.
+    For SCTP `protocol` must be a sctp.SctpProtocol; `carried`: its messages over SCTP.
     """
     if connection.proto == socket.IPPROTO_SCTP:
-        sctp.SctpTransport(asyncio.get_running_loop(), connection, cast("Receiver", protocol), carried)
+        sctp.SctpTransport(asyncio.get_running_loop(), connection, cast("SctpProtocol", protocol), carried)
     else:
         await stream.accept(protocol, connection, tls, timeout_s)
 
@@ -147,8 +147,8 @@ async def accept(
 async def connect(
     protocol: asyncio.BaseProtocol, to: Endpoint, tls: ssl.SSLContext | None, sctp_settings: SctpSettings, carried: Carried = DIAMETER
 ) -> None:  # fmt: skip
-    """Connect; `tls` is for an endpoint that wants a handshake. Otherwise as `accept`."""
+    """Connect to an endpoint; `tls` is used if its scheme is `tls`. The other arguments are those of `accept`. Raises OSError."""
     if to.scheme == SCTP:
-        await sctp.connect(cast("Receiver", protocol), to, sctp_settings, carried)
+        await sctp.connect(cast("SctpProtocol", protocol), to, sctp_settings, carried)
     else:
         await stream.connect(protocol, to.hosts[0], to.port, tls if to.scheme == TLS else None)

@@ -1,7 +1,4 @@
-"""The endpoint of a listener or a peer: a URL with the transport, one or several addresses, and the port.
-
-Opens nothing.
-"""
+"""Endpoint of a listener or a peer: URL with the transport, one or several addresses, and the port. No I/O."""
 
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -12,39 +9,39 @@ from eir.errors import EirError
 
 TCP, TLS, SCTP = "tcp", "tls", "sctp"
 PORTS = {TCP: 3868, TLS: 5868, SCTP: 3868}
-"""RFC 6733 2.1, 13.1."""
+"""Default ports (RFC 6733 2.1, 13.1)."""
 HTTP_TRANSPORTS = {"http": TCP, "https": TLS}
 HTTP_PORTS = {"http": 80, "https": 443}
-"""RFC 9110 4.2."""
-ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what listens at all addresses is found by it
+"""Default ports of HTTP (RFC 9110 4.2)."""
+ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognizes listeners on all addresses
 FORMS = "tcp://host:port, tls://host:port or sctp://host,host:port"
 
 
 class Endpoint(NamedTuple):
-    """The parts of a URL."""
+    """Parts of a URL."""
 
     scheme: str
     hosts: tuple[str, ...]
-    """Names or addresses, IPv6 without brackets; more than one only with SCTP, which makes one endpoint of them (RFC 9260 3.3.2.1)."""
+    """Names or addresses, IPv6 without brackets; several only with SCTP, as one multihomed endpoint (RFC 9260 3.3.2.1)."""
     port: int
 
     @property
     def where(self) -> str:
-        """Hosts and port, as they stand in the URL."""
+        """Hosts and port as in the URL."""
         return address_text(self.hosts, self.port)
 
     def __str__(self) -> str:
-        """The URL."""
+        """Return the URL."""
         return f"{self.scheme}://{self.where}"
 
 
 def address_text(hosts: Sequence[str], port: int) -> str:
-    """Hosts with their port as a URL has them: several with commas between them, an IPv6 address in brackets."""
+    """Format hosts and port as in a URL: separated by commas, an IPv6 address in brackets."""
     return f"{','.join(f'[{host}]' if ':' in host else host for host in hosts)}:{port}"
 
 
 def may_be_host(text: str) -> bool:
-    """False for what no host can be called, such as `mme..example`."""
+    """Return whether the text is a possible host name, unlike `mme..example`."""
     try:
         return bool(text.encode("idna"))
     except UnicodeError:
@@ -52,7 +49,7 @@ def may_be_host(text: str) -> bool:
 
 
 def endpoint(url: str) -> Endpoint:
-    """The endpoint that a URL names; without a port it is the transport's own. Raises EirError for another form."""
+    """Parse a URL; the default port is that of the transport. Raises EirError."""
     scheme, _, rest = url.partition("://")
     *others, last = rest.split(",")
     try:
@@ -71,17 +68,17 @@ def endpoint(url: str) -> Endpoint:
 
 
 def is_http(url: str) -> bool:
-    """True if the listener is one of HTTP, and not one of Diameter."""
+    """Return whether the URL of a listener is for HTTP."""
     return url.partition("://")[0] in HTTP_TRANSPORTS
 
 
 def is_secure(url: str) -> bool:
-    """True if connections to this listener, of any protocol, begin with a TLS handshake."""
+    """Return whether connections to this listener begin with a TLS handshake."""
     return url.startswith(("https:", "tls:"))
 
 
 def is_loopback(url: str) -> bool:
-    """True if only programs on this host reach the listener."""
+    """Return whether only programs on this host can reach the listener."""
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback
@@ -90,7 +87,7 @@ def is_loopback(url: str) -> bool:
 
 
 def listening_at(url: str) -> Endpoint:
-    """Return the address of a listener of any protocol. Raises EirError for another form."""
+    """Parse the URL of a listener, which may also be http or https. Raises EirError."""
     scheme, _, rest = url.partition("://")
     if scheme not in HTTP_TRANSPORTS:
         return endpoint(url)

@@ -1,9 +1,9 @@
-"""SCTP (RFC 9260): sockets that listen and connect, and a transport of our own on the loop's readers and writers.
+"""SCTP (RFC 9260): sockets that listen and connect, and an asyncio transport on the loop's readers and writers.
 
-The loop's own transports join what waits to be sent, which merges messages, or set TCP options on the socket. Here each
-message of Diameter, or of what else is carried, goes out by one `send`, as one SCTP message (RFC 6733 2.1). What comes in is taken as a stream of bytes, like TCP's, so that a
-peer may cut its messages as it likes, as long as all parts of one come over the same stream of SCTP: over two they may come in any
-order. Payload protocol identifiers of others are not looked at.
+The loop's own transports join waiting messages, or set TCP options on the socket. This transport sends each message of the carried
+protocol as one SCTP message (RFC 6733 2.1). It delivers received data as a byte stream, like TCP, so that a peer may split its
+messages. All parts of a message must come over the same SCTP stream, since two streams have no common order. Received payload protocol
+identifiers are ignored.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from typing import Any, NamedTuple, Protocol
 from eir.wire.transport import sctp_options as sctp
 from eir.wire.transport import stream
 from eir.wire.transport.endpoint import Endpoint
-from eir.wire.transport.sctp_options import Change, Notification, Option
+from eir.wire.transport.sctp_options import AssociationChange, Notification, Option
 from eir.wire.transport.settings import SctpSettings, source_address
 
 
-class Readiness:
-    """Calls `ready` while one of the wanted events is possible; an error of the socket counts as any of them.
+class SocketReadiness:
+    """Calls `ready` while a wanted event is possible; an error of the socket counts as any event.
 
-    uvloop gives a descriptor up when poll says POLLERR of it, and calls nobody: the end of an association would go unnoticed.
-    So the loop watches an epoll instance, which never is in error, and that one watches the socket.
+    uvloop stops watching a descriptor after POLLERR without a call, so that the end of an association would go unnoticed. Therefore the loop
+    watches an epoll instance, which never has an error, and the epoll instance watches the socket.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, watched: socket.socket, ready: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ class Readiness:
         loop.add_reader(self._epoll.fileno(), ready)
 
     def want(self, *, read: bool, write: bool) -> None:
-        """Wait for these events from now on; for nothing at all if both are false."""
+        """Set the wanted events."""
         wanted = (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0)
         if wanted == self._wanted:
             return
@@ -52,7 +52,7 @@ class Readiness:
         self._wanted = wanted
 
     def close(self) -> None:
-        """Call nobody any more; to be called before the socket is closed."""
+        """Stop watching; to be called before the socket is closed."""
         if not self._epoll.closed:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -60,34 +60,34 @@ class Readiness:
 
 BACKLOG = 1024
 READ_BYTES = 65_536
-"""Bytes, roughly, that one turn of the loop reads from one connection."""
+"""Approximate number of bytes that one turn of the loop reads from one connection."""
 _ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends an ABORT (RFC 6458 4.1.4)."""
 
 
 class Carried(NamedTuple):
-    """The payload of SCTP: messages that contain their own length. Each goes out as one message of SCTP."""
+    """Protocol carried over SCTP, whose messages contain their own length."""
 
     ppid: int
     """Payload protocol identifier of sent messages."""
     head: int
-    """Octets of a message up to the end of its length."""
+    """Number of octets of a message up to the end of its length field."""
     length: Callable[[bytes | memoryview, int], int]
-    """The length of the message at a place."""
+    """Function that returns the length of the message at a position."""
     unordered: bool
-    """A lost packet is to hold up no other message."""
+    """True if messages are sent unordered, so that a lost packet delays no other message."""
     stream: Callable[[memoryview, int], int] | None = None
-    """The stream for a message, by the number of streams; None: stream 0."""
+    """Function that returns the stream for a message, given the number of streams; None: stream 0."""
 
 
 DIAMETER = Carried(sctp.PPID_DIAMETER, 4, lambda octets, at: int.from_bytes(octets[at + 1 : at + 4]), unordered=True)
 
 
-class Receiver(Protocol):
-    """The protocol of an SCTP transport: an asyncio.Protocol that is told of the association, too."""
+class SctpProtocol(Protocol):
+    """Protocol of an SCTP transport: an asyncio.Protocol with callbacks for restarts and paths."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol, as for all but the last two."""
+        """Like all methods but the last two, a callback of asyncio.Protocol."""
 
     def data_received(self, data: bytes) -> None: ...  # noqa: D102
     def eof_received(self) -> bool | None: ...  # noqa: D102
@@ -96,27 +96,27 @@ class Receiver(Protocol):
     def resume_writing(self) -> None: ...  # noqa: D102
 
     def restarted(self) -> None:
-        """The peer restarted the association and knows nothing of what was said before; forget that here too."""
+        """Reset the state of the connection after the peer has restarted the association."""
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """A path to the peer, by its address there, was lost or is back."""
+        """Handle the loss or return of the path to an address of the peer."""
 
 
 class SctpTransport(asyncio.Transport):
-    """One association, by a one-to-one socket (RFC 6458 4) that is connected and does not block.
+    """Transport of an association, on a connected, non-blocking one-to-one socket (RFC 6458 4).
 
-    `get_extra_info` knows, besides what any transport does: `local_addresses`, `paths` (address of the peer → whether it is
-    reached), and `retransmissions` (DATA chunks sent again so far).
+    Additional names of `get_extra_info`: `local_addresses`, `paths` (whether the path is up, by address of the peer), and `retransmissions`
+    (number of retransmitted DATA chunks).
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         connection: socket.socket,
-        protocol: Receiver,
+        protocol: SctpProtocol,
         carried: Carried = DIAMETER,
     ) -> None:
-        """Raises OSError if the association is gone already."""
+        """Create the transport and call `connection_made`. Raises OSError if the association has ended."""
         peername = connection.getpeername()
         super().__init__({"socket": connection, "peername": peername, "sockname": connection.getsockname()})
         self._loop = loop
@@ -127,29 +127,29 @@ class SctpTransport(asyncio.Transport):
         if carried is not DIAMETER:
             self._order(unordered=False)
         addresses = sctp.addresses_of(connection, Option.GET_PEER_ADDRS)
-        # The one that the association was made over is known to work, others once they have answered a heartbeat (RFC 9260 5.4).
+        # The primary path works; other paths are confirmed by a heartbeat (RFC 9260 5.4).
         self._paths: dict[str, bool | None] = dict.fromkeys(addresses) | {str(source_address(peername[0])): True}
-        """The state of the path to each address: reached (True), lost (False), or not heard of yet (None)."""
+        """State of the path to each address: up (True), lost (False), or not confirmed yet (None)."""
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         self._high_bytes = 65_536
         self._write_paused = False
         self._reading = False
         self._spoken = False
-        """Something was sent since the association began."""
+        """True if a message was sent since the start of the association."""
         self._unordered = False
         self._closing = False
         self._ended = False
         self._retransmissions = 0
-        self._owed = _Owed(carried)
-        self._readiness = Readiness(loop, connection, self._ready)
+        self._partial = _PartialMessage(carried)
+        self._readiness = SocketReadiness(loop, connection, self._ready)
         protocol.connection_made(self)
         self.resume_reading()
 
     # asyncio.Transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """See the class."""
+        """Return information on the transport; see the class for the names."""
         match name:
             case "paths":
                 return {address: bool(up) for address, up in self._paths.items()}
@@ -162,38 +162,38 @@ class SctpTransport(asyncio.Transport):
         return super().get_extra_info(name, default)
 
     def is_closing(self) -> bool:
-        """True if nothing more is read or accepted for sending."""
+        """Return whether the transport no longer reads or accepts data."""
         return self._closing
 
     def is_reading(self) -> bool:
-        """True if incoming data is read."""
+        """Return whether the transport reads."""
         return self._reading
 
     def pause_reading(self) -> None:
-        """Read nothing until `resume_reading`."""
+        """Stop reading until `resume_reading`."""
         self._reading = False
         self._watch()
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Start to read."""
         self._reading = not self._closing
         self._watch()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Above `high` bytes the protocol is paused, until a quarter of that is left."""
+        """Set the size of the buffer in bytes above which the protocol is paused, until a quarter of `high` is left."""
         del low
         self._high_bytes = 65_536 if high is None else high
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that the kernel has not taken yet."""
+        """Return the number of bytes that the kernel has not accepted yet."""
         return self._unsent_bytes
 
     def can_write_eof(self) -> bool:
-        """SCTP has no half of a connection (RFC 9260 1.5.1): who shuts down takes nothing more."""
+        """Return False: SCTP has no half-closed state (RFC 9260 1.5.1)."""
         return False
 
     def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
-        """Send whole messages, each as one message of SCTP; what the kernel does not take at once waits."""
+        """Send complete messages, each as one SCTP message; buffer the messages that the kernel does not accept at once."""
         if self._closing:
             return
         self._spoken = True
@@ -208,7 +208,7 @@ class SctpTransport(asyncio.Transport):
                 self._protocol.pause_writing()
 
     def close(self) -> None:
-        """Shut down in order (RFC 9260 9.2) once everything is sent."""
+        """Shut down the association (RFC 9260 9.2) after all messages are sent."""
         if not self._closing:
             self._closing = True
             self.pause_reading()
@@ -216,13 +216,13 @@ class SctpTransport(asyncio.Transport):
                 self._end(None)
 
     def abort(self) -> None:
-        """End the association at once, by ABORT (RFC 9260 9.1), even if something is unsent."""
+        """End the association at once with an ABORT (RFC 9260 9.1) and discard unsent messages."""
         if not self._ended:
             with suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
             self._end(None)
 
-    # What the loop calls
+    # Called by the loop
 
     def _ready(self) -> None:
         if self._unsent:
@@ -252,24 +252,24 @@ class SctpTransport(asyncio.Transport):
                 self.close()
 
     def _receive(self, parts: list[bytes]) -> bool:
-        """Read what is there: one `recvmsg` for each message, which also says whether there is another one. Raises OSError.
+        """Read the waiting messages, with one `recvmsg` each; its ancillary data announces the next message. Raises OSError.
 
-        Returns whether the other end has shut down.
+        Returns whether the peer has shut down.
         """
         size = 0
         while size < READ_BYTES and self._reading:
             data, ancillary, flags, _ = self._socket.recvmsg(READ_BYTES, sctp.ANCILLARY_BYTES)
             if flags & sctp.NOTIFICATION:
-                if (told := sctp.notification(data)) is not None:
-                    self._tell(told, parts)
+                if (event := sctp.notification(data)) is not None:
+                    self._handle_notification(event, parts)
             elif data:
-                if self._owed.octets or len(data) != self._carried.length(data, 0):
-                    self._owed.take(data, sctp.stream_of(ancillary))
+                if self._partial.octets or len(data) != self._carried.length(data, 0):
+                    self._partial.add(data, sctp.stream_of(ancillary))
                 parts.append(data)
                 size += len(data)
             else:
                 return True
-            if flags & sctp.END_OF_RECORD and not sctp.another_is_there(ancillary):
+            if flags & sctp.END_OF_RECORD and not sctp.has_next(ancillary):
                 break
         return False
 
@@ -292,14 +292,14 @@ class SctpTransport(asyncio.Transport):
             if self._closing:
                 self._end(None)
 
-    # Inside
+    # Internal
 
     def _watch(self) -> None:
         if not self._ended:
             self._readiness.want(read=self._reading, write=bool(self._unsent))
 
     def _send(self, octets: bytes, at: int) -> int:
-        """Send messages from this position on until the kernel takes no more; returns the position behind those it took."""
+        """Send messages from this position on until the kernel accepts no more. Return the position after the sent ones."""
         send, view, length, stream = self._socket.send, memoryview(octets), self._carried.length, self._carried.stream
         try:
             while at < len(octets):
@@ -317,33 +317,33 @@ class SctpTransport(asyncio.Transport):
         return at
 
     def _order(self, *, unordered: bool) -> None:
-        # RFC 6733 2.1: unordered, so that a lost packet holds up no other message; in order until the peer has seen the exchange of
-        # capabilities through, which its first message after ours shows.
+        # RFC 6733 2.1: unordered, so that a lost packet delays no other message; but in order until the peer has completed the capabilities
+        # exchange, as its first message after ours shows.
         self._unordered = unordered
-        with suppress(OSError):  # it is gone, as the next read or write will find
-            sctp.put(self._socket, sctp.send_layout(unordered=unordered, ppid=self._carried.ppid))
+        with suppress(OSError):  # the association has ended, as the next read or write reports
+            sctp.set_options(self._socket, sctp.send_layout(unordered=unordered, ppid=self._carried.ppid))
 
-    def _tell(self, told: Notification, parts: list[bytes]) -> None:
-        if told.change is Change.RESTART:
-            parts.clear()  # an answer to what was asked before would be one that nobody has asked for now
+    def _handle_notification(self, event: Notification, parts: list[bytes]) -> None:
+        if event.change is AssociationChange.RESTART:
+            parts.clear()  # the restarted peer does not expect answers to its earlier requests
             self._unsent.clear()
             self._unsent_bytes = 0
-            self._owed = _Owed(self._carried)
+            self._partial = _PartialMessage(self._carried)
             self._spoken = False
             self._order(unordered=False)
             self._protocol.restarted()
             return
-        if told.change is Change.LOST:
+        if event.change is AssociationChange.LOST:
             raise ConnectionResetError(
                 errno.ECONNRESET, "the association was aborted, or the peer does not answer any more"
             )
-        up, before = told.change is Change.PATH_UP, self._paths.get(told.address)
-        self._paths[told.address] = up
-        if up is not before and not (up and before is None):  # that a path is there at all is no news
-            self._protocol.path_changed(told.address, up=up)
+        up, before = event.change is AssociationChange.PATH_UP, self._paths.get(event.address)
+        self._paths[event.address] = up
+        if up is not before and not (up and before is None):  # the first confirmation of a path is not reported
+            self._protocol.path_changed(event.address, up=up)
 
     def _end(self, fault: Exception | None) -> None:
-        """The association is over for us; the kernel shuts it down in the background."""
+        """Stop I/O and schedule `connection_lost`; the kernel shuts the association down in the background."""
         if self._ended:
             return
         self.get_extra_info("retransmissions")
@@ -361,8 +361,8 @@ class SctpTransport(asyncio.Transport):
             self._socket.close()
 
 
-class _Owed:
-    """The rest of a message that is still to come, and its stream."""
+class _PartialMessage:
+    """Expected rest of an incomplete message, and its stream."""
 
     __slots__ = ("_carried", "_head", "_stream", "octets")
 
@@ -370,11 +370,11 @@ class _Owed:
         self._carried = carried
         self.octets = 0
         self._head = b""
-        """The beginning of a message, while its length has not come."""
+        """Start of a message whose length field is incomplete."""
         self._stream: int | None = None
 
-    def take(self, data: bytes, stream: int | None) -> None:
-        """More has come. Raises OSError if it came on another stream than what it would complete."""
+    def add(self, data: bytes, stream: int | None) -> None:
+        """Count received data. Raises OSError if it continues a message that began on another stream."""
         if self.octets and stream != self._stream:
             raise ConnectionAbortedError(errno.EBADMSG, "the parts of a message came on two streams of SCTP")
         data = self._head + data
@@ -384,7 +384,7 @@ class _Owed:
         while len(data) - at >= head and (size := self._carried.length(data, at)):
             at += size
         if len(data) - at >= head:
-            self.octets = 0  # nothing can follow a length of 0: whoever reads it closes the connection
+            self.octets = 0  # the protocol closes the connection after a length of 0
         elif at < len(data):
             self._head, self.octets = data[at:], head
         else:
@@ -394,8 +394,8 @@ class _Owed:
 # Sockets
 
 
-async def connect(protocol: Receiver, to: Endpoint, settings: SctpSettings, carried: Carried = DIAMETER) -> None:
-    """Connect to a peer by whichever of its addresses answers first; all of them are paths to it. Raises OSError."""
+async def connect(protocol: SctpProtocol, to: Endpoint, settings: SctpSettings, carried: Carried = DIAMETER) -> None:
+    """Connect to the first address of a peer that answers; the association has paths to all addresses. Raises OSError."""
     loop = asyncio.get_running_loop()
     addresses = await _resolve(to)
     connection = _new_socket((*addresses, *settings.local_addresses), settings)
@@ -403,7 +403,7 @@ async def connect(protocol: Receiver, to: Endpoint, settings: SctpSettings, carr
         if settings.local_addresses:
             sctp.bind(connection, settings.local_addresses, 0)
         with suppress(BlockingIOError):
-            sctp.put(connection, sctp.connect_layout(addresses, to.port))
+            sctp.set_options(connection, sctp.connect_layout(addresses, to.port))
         await _connected(loop, connection)
         SctpTransport(loop, connection, protocol, carried)
     except BaseException:
@@ -413,7 +413,7 @@ async def connect(protocol: Receiver, to: Endpoint, settings: SctpSettings, carr
 
 async def _connected(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
     writable = asyncio.Event()
-    readiness = Readiness(loop, connection, writable.set)
+    readiness = SocketReadiness(loop, connection, writable.set)
     try:
         readiness.want(read=False, write=True)
         await writable.wait()
@@ -424,7 +424,7 @@ async def _connected(loop: asyncio.AbstractEventLoop, connection: socket.socket)
 
 
 async def listening_socket(at: Endpoint, settings: SctpSettings) -> socket.socket:
-    """A socket that listens at all these addresses at once. Raises OSError if they cannot be had."""
+    """Open a socket that listens on all addresses of an endpoint. Raises OSError."""
     addresses = await _resolve(at)
     listening = _new_socket(addresses, settings)
     try:
@@ -438,7 +438,7 @@ async def listening_socket(at: Endpoint, settings: SctpSettings) -> socket.socke
 
 
 def _new_socket(addresses: Sequence[str], settings: SctpSettings) -> socket.socket:
-    """A socket for addresses of this kind, which does not block; one for both versions of IP if there are both."""
+    """Create a non-blocking socket for the address families; a dual-stack socket if both occur."""
     family = socket.AF_INET6 if any(":" in each for each in addresses) else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
     try:
@@ -453,6 +453,6 @@ def _new_socket(addresses: Sequence[str], settings: SctpSettings) -> socket.sock
 
 
 async def _resolve(where: Endpoint) -> tuple[str, ...]:
-    """The addresses of an endpoint, those of its names included. Raises OSError."""
-    found = [await stream.addresses(host, where.port) for host in where.hosts]
-    return tuple(dict.fromkeys(str(address[0]) for each in found for _, _, _, _, address in each))
+    """Resolve the hosts of an endpoint to addresses. Raises OSError."""
+    resolved = [await stream.addresses(host, where.port) for host in where.hosts]
+    return tuple(dict.fromkeys(str(address[0]) for each in resolved for _, _, _, _, address in each))

@@ -1,7 +1,6 @@
-"""SCTP on Linux: socket options and notifications by number, as RFC 6458 names them.
+"""Socket options and notifications of SCTP on Linux, with the names of RFC 6458.
 
-The standard library has one-to-one sockets (RFC 6458 4) and no name for what is special about them. Structures are those of Linux's
-`linux/sctp.h`. Opens nothing, knows no event loop.
+The standard library has one-to-one sockets (RFC 6458 4), but no constants or structures for SCTP. The structures are those of `linux/sctp.h`.
 """
 
 import ctypes
@@ -22,87 +21,87 @@ LEVEL = socket.IPPROTO_SCTP
 PPID_DIAMETER = 46
 """Payload protocol identifier of Diameter in clear text (RFC 6733 2.1, 11.5)."""
 NOTIFICATION, END_OF_RECORD = 0x8000, socket.MSG_EOR
-"""Flags of what was received: MSG_NOTIFICATION, and the end of a message (RFC 6458 3.1.4)."""
+"""Receive flags: MSG_NOTIFICATION, and the end of a message (RFC 6458 3.1.4)."""
 ANCILLARY_BYTES = 128
-"""Room for the ancillary data that is asked for: SCTP_RCVINFO with each message, SCTP_NXTINFO where another one is there."""
+"""Buffer size for ancillary data: SCTP_RCVINFO with each message, and SCTP_NXTINFO if another message waits."""
 ADDRESSES_BYTES = 8192
-"""Room for all addresses of one end."""
+"""Buffer size for all addresses of one end."""
 _LIBC = ctypes.CDLL(None)
 SACK_DELAY_MS = 50
-"""Milliseconds; below the least RTO that operators use (100 ms), so that a peer does not send again what has come."""
+"""Delay of a SACK in milliseconds: below the minimum RTO of operators (100 ms), so that a peer does not retransmit received data."""
 _UNORDERED = 1
 """SCTP_UNORDERED of sinfo_flags (RFC 6458 5.3.2)."""
 _HEARTBEAT_ENABLE = 1
 """SPP_HB_ENABLE."""
 _ANY = bytes(128)
-"""A sockaddr_storage that names no address: the option is for all of them."""
+"""Empty sockaddr_storage: the option applies to all addresses."""
 
 
 class Option(IntEnum):
-    """Socket options: Linux's number, and the clause of RFC 6458 (or another) that says what it does."""
+    """Socket options with Linux's numbers; clauses are those of RFC 6458 unless stated otherwise."""
 
     RTOINFO = 0
-    """8.1.1: initial, greatest and least retransmission timeout, in milliseconds."""
+    """8.1.1: initial, maximum and minimum retransmission timeout in milliseconds."""
     ASSOCINFO = 1
     """8.1.2: Association.Max.Retrans."""
     NODELAY = 3
-    """8.1.5: no waiting for more to send (Nagle)."""
+    """8.1.5: disables Nagle's algorithm."""
     PEER_ADDR_PARAMS = 9
     """8.1.12: heartbeat interval and Path.Max.Retrans."""
     EVENTS = 11
-    """6.2.1: which notifications come."""
+    """6.2.1: subscription to notifications."""
     STATUS = 14
-    """8.2.1: how many streams there are, among others."""
+    """8.2.1: status of the association, such as the number of streams."""
     DELAYED_SACK = 16
-    """8.1.19."""
+    """8.1.19: delay of a SACK."""
     PEER_ADDR_THLDS = 31
-    """RFC 7829 7.2: after how many timeouts a path is only a second choice."""
+    """RFC 7829 7.2: number of timeouts after which a path is used only if no better one exists."""
     RECVRCVINFO = 32
-    """8.1.29: with each message comes on which stream it came."""
+    """8.1.29: stream of each received message as ancillary data."""
     RECVNXTINFO = 33
-    """8.1.30: with each message comes whether another one is there."""
+    """8.1.30: announcement of the next waiting message as ancillary data."""
     DEFAULT_SNDINFO = 34
-    """8.1.31: stream, flags and payload protocol identifier of what is sent without any."""
+    """8.1.31: default stream, flags and payload protocol identifier of sent messages."""
     BINDX_ADD = 100
-    """9.1: further addresses of ours."""
+    """9.1: additional local addresses."""
     GET_PEER_ADDRS = 108
-    """9.3."""
+    """9.3: addresses of the peer."""
     GET_LOCAL_ADDRS = 109
-    """9.5."""
+    """9.5: local addresses."""
     CONNECTX = 110
-    """9.9: connect to a peer with several addresses."""
+    """9.9: connects to a peer with several addresses."""
     GET_ASSOC_STATS = 112
-    """Linux's own."""
+    """Statistics of the association (only Linux)."""
     ASCONF_SUPPORTED = 128
-    """Linux's own; RFC 5061: addresses that come and go."""
+    """Dynamic addresses, RFC 5061 (only Linux)."""
     AUTH_SUPPORTED = 129
-    """Linux's own; RFC 4895."""
+    """Authenticated chunks, RFC 4895 (only Linux)."""
 
 
-class Change(IntEnum):
-    """The kinds of notifications that anyone acts on."""
+class AssociationChange(IntEnum):
+    """Kinds of handled notifications."""
 
     RESTART = 0
-    """The peer restarted the association (RFC 9260 5.2): SCTP_ASSOC_CHANGE, SCTP_RESTART (RFC 6458 6.1.1)."""
+    """Restart of the association by the peer (RFC 9260 5.2): SCTP_ASSOC_CHANGE with SCTP_RESTART (RFC 6458 6.1.1)."""
     PATH_UP = 1
-    """SCTP_PEER_ADDR_CHANGE (RFC 6458 6.1.2): available again, or confirmed for the first time."""
+    """Path available again, or confirmed for the first time (SCTP_PEER_ADDR_CHANGE, RFC 6458 6.1.2)."""
     PATH_DOWN = 2
-    """Unreachable."""
+    """Path unreachable."""
     LOST = 3
-    """The peer aborted the association, or does not answer any more (SCTP_COMM_LOST of SCTP_ASSOC_CHANGE). Nothing comes after it."""
+    """End of the association by an ABORT, or because the peer does not answer (SCTP_COMM_LOST of SCTP_ASSOC_CHANGE); the last notification."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """Something happened to the association."""
+    """Change of an association or of one of its paths."""
 
-    change: Change
+    change: AssociationChange
     address: str = ""
-    """The peer's address that a path leads to; empty if it is not about a path."""
+    """Address of the peer that identifies the path; empty for a change of the association."""
 
 
 class _Layout(NamedTuple):
-    """An option's structure with its values."""
+    """Socket option with its encoded structure."""
 
     option: Option
     value: bytes
@@ -111,16 +110,16 @@ class _Layout(NamedTuple):
 _SNDINFO, _RCVINFO, _NXTINFO = 2, 3, 4
 """Kinds of ancillary data (RFC 6458 5.3.4 to 5.3.6)."""
 _STATUS_BYTES, _OUT_STREAMS = 176, struct.Struct("=18xH")
-"""struct sctp_status, and sstat_outstrms in it."""
+"""Size of struct sctp_status, and its field sstat_outstrms."""
 _ASSOC_CHANGE, _PEER_ADDR_CHANGE = 0x8001, 0x8002
-_ASSOCIATION_CHANGES = {1: Change.LOST, 2: Change.RESTART}
-"""sac_state → what it means; that an association is up, or was shut down, is known without."""
-_PATH_CHANGES = {0: Change.PATH_UP, 1: Change.PATH_DOWN, 5: Change.PATH_UP}
-"""spc_state → what it means; that a path is preferred, or failing (RFC 7829), changes nothing, and none is added or removed."""
+_ASSOCIATION_CHANGES = {1: AssociationChange.LOST, 2: AssociationChange.RESTART}
+"""Changes by sac_state, without those that the socket itself shows (up, shut down)."""
+_PATH_CHANGES = {0: AssociationChange.PATH_UP, 1: AssociationChange.PATH_DOWN, 5: AssociationChange.PATH_UP}
+"""Changes by spc_state, without those that have no effect (primary, potentially failed by RFC 7829) or cannot occur (added, removed)."""
 _EVENTS = bytes([0, 1, 1, 0, 0, 0, 0, 0])
-"""struct sctp_event_subscribe: association and address changes."""
+"""struct sctp_event_subscribe for association and address changes."""
 _ASSOC_STATS_BYTES, _RETRANSMITTED = 256, struct.Struct("=176xQ")
-"""struct sctp_assoc_stats, and sas_rtxchunks in it."""
+"""Size of struct sctp_assoc_stats, and its field sas_rtxchunks."""
 
 
 def _milliseconds(seconds: float) -> int:
@@ -128,7 +127,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
-    """The options that the settings stand for; on a listener they are for all that it accepts."""
+    """Return the socket options of the settings; accepted sockets inherit them from the listener."""
     rto = (_milliseconds(each) for each in (settings.rto_initial_s, settings.rto_max_s, settings.rto_min_s))
     paths, heartbeat_ms = settings.path_retransmissions, _milliseconds(settings.heartbeat_s)
     return (
@@ -138,28 +137,25 @@ def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
         _Layout(
             Option.PEER_ADDR_PARAMS, struct.pack("=i128sIHIII2x", 0, _ANY, heartbeat_ms, paths, 0, 0, _HEARTBEAT_ENABLE)
         ),
-        # RFC 7829 3: with 0, what follows the first timeout takes another path at once, and comes back when this one answers.
+        # RFC 7829 3: with 0, data takes another path from the first timeout on, until this path answers again.
         _Layout(Option.PEER_ADDR_THLDS, struct.pack("=i4x128sHH4x", 0, _ANY, paths, 0)),
     )
 
 
 def send_layout(*, unordered: bool, ppid: int = PPID_DIAMETER) -> _Layout:
-    """The option for outgoing messages: stream 0 and this identifier.
-
-    The identifier is sent as it is stored, so it is in network order here.
-    """
+    """Return the option for sent messages: stream 0 and this payload protocol identifier, in network order."""
     return _Layout(
         Option.DEFAULT_SNDINFO, struct.pack("=HH4sIi", 0, _UNORDERED if unordered else 0, ppid.to_bytes(4), 0, 0)
     )
 
 
 def over_stream(number: int, ppid: int) -> Sequence[tuple[int, int, bytes]]:
-    """Ancillary data of one message that is to go over this stream, in order (RFC 6458 5.3.4)."""
+    """Return the ancillary data that sends a message over this stream, in order (RFC 6458 5.3.4)."""
     return ((LEVEL, _SNDINFO, struct.pack("=HH4sIi", number, 0, ppid.to_bytes(4), 0, 0)),)
 
 
 def streams(connection: socket.socket) -> int:
-    """Streams that the node may send over in an association; 1 if it is gone."""
+    """Return the number of outbound streams of an association; 1 if it has ended."""
     try:
         return int(_OUT_STREAMS.unpack_from(connection.getsockopt(LEVEL, Option.STATUS, _STATUS_BYTES))[0])
     except (OSError, struct.error):
@@ -177,27 +173,26 @@ _ALWAYS = (
 _OFF = (Option.ASCONF_SUPPORTED, Option.AUTH_SUPPORTED)
 
 
-def put(connection: socket.socket, *layouts: _Layout) -> None:
+def set_options(connection: socket.socket, *layouts: _Layout) -> None:
     """Set options. Raises OSError."""
     for option, value in layouts:
         connection.setsockopt(LEVEL, option, value)
 
 
 def prepare(connection: socket.socket, settings: SctpSettings) -> None:
-    """Set all options of a new socket; accepted ones have them from their listener. Raises OSError."""
-    put(connection, *_ALWAYS, *settings_layout(settings))
+    """Set all options of a new socket; accepted sockets inherit them from their listener. Raises OSError."""
+    set_options(connection, *_ALWAYS, *settings_layout(settings))
     for option in _OFF:
-        with suppress(
-            OSError
-        ):  # before Linux 5.4 there is no option, and they are off unless the whole host has them on
-            put(connection, _Layout(option, struct.pack("=iI", 0, 0)))
+        # Linux before 5.4 does not have these options; the features are off unless enabled for the host.
+        with suppress(OSError):
+            set_options(connection, _Layout(option, struct.pack("=iI", 0, 0)))
 
 
 # Addresses
 
 
 def pack_addresses(addresses: Sequence[str], port: int) -> bytes:
-    """Addresses with a port as options take them: sockaddr_in or sockaddr_in6, one behind the other."""
+    """Encode addresses with a port as consecutive sockaddr_in or sockaddr_in6."""
     packed = b""
     for each in addresses:
         if ":" in each:
@@ -210,53 +205,53 @@ def pack_addresses(addresses: Sequence[str], port: int) -> bytes:
 
 
 def bind(connection: socket.socket, addresses: Sequence[str], port: int) -> None:
-    """Give a socket all these addresses of ours (sctp_bindx). Raises OSError."""
-    put(connection, _Layout(Option.BINDX_ADD, pack_addresses(addresses, port)))
+    """Bind a socket to several local addresses (sctp_bindx). Raises OSError."""
+    set_options(connection, _Layout(Option.BINDX_ADD, pack_addresses(addresses, port)))
 
 
 def connect_layout(addresses: Sequence[str], port: int) -> _Layout:
-    """The option that begins an association with a peer that has these addresses (sctp_connectx)."""
+    """Return the option that connects to a peer with these addresses (sctp_connectx)."""
     return _Layout(Option.CONNECTX, pack_addresses(addresses, port))
 
 
 def _unpacked(octets: bytes) -> tuple[str, int]:
-    """The address in front, and how many bytes it takes."""
+    """Return the first address and its size in bytes."""
     (family,) = struct.unpack_from("=H", octets)
     at, size, whole = (8, 16, 28) if family == socket.AF_INET6 else (4, 4, 16)
     return str(source_address(socket.inet_ntop(family, octets[at : at + size]))), whole
 
 
 def addresses_of(connection: socket.socket, option: Option) -> tuple[str, ...]:
-    """All addresses of one end of a connection: `option` is GET_PEER_ADDRS or GET_LOCAL_ADDRS. Empty if it is gone."""
-    # By libc: for our own addresses the kernel gives a length without the header, by which Python would cut off the last one's end.
+    """Return all addresses of one end of a connection; empty after its end. `option`: GET_PEER_ADDRS or GET_LOCAL_ADDRS."""
+    # Calls libc: for local addresses the kernel returns a length without the header, so Python would truncate the last address.
     buffer, length = ctypes.create_string_buffer(ADDRESSES_BYTES), ctypes.c_uint32(ADDRESSES_BYTES)
     if _LIBC.getsockopt(connection.fileno(), LEVEL, option, buffer, ctypes.byref(length)):
         return ()
     octets = buffer.raw
     (count,) = struct.unpack_from("=4xI", octets)
-    octets, found = octets[8:], []
+    octets, addresses = octets[8:], []
     for _ in range(count):
         address, size = _unpacked(octets)
-        found.append(address)
+        addresses.append(address)
         octets = octets[size:]
-    return tuple(found)
+    return tuple(addresses)
 
 
-# What the kernel tells
+# Ancillary data and notifications
 
 
-def another_is_there(ancillary: Sequence[tuple[int, int, bytes]]) -> bool:
-    """True if another message can be read, according to the ancillary data of this one."""
+def has_next(ancillary: Sequence[tuple[int, int, bytes]]) -> bool:
+    """Return whether another message waits, according to the ancillary data of this one."""
     return any(kind == _NXTINFO for _, kind, _ in ancillary)
 
 
 def stream_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
-    """The stream that a message came on, by what came with it."""
+    """Return the stream of a received message from its ancillary data."""
     return next((int.from_bytes(data[:2], sys.byteorder) for _, kind, data in ancillary if kind == _RCVINFO), None)
 
 
 def notification(octets: bytes) -> Notification | None:
-    """A notification that somebody acts on; None for any other."""
+    """Parse a notification; None for one without effect."""
     (kind,) = struct.unpack_from("=H", octets)
     if kind == _ASSOC_CHANGE:
         (state,) = struct.unpack_from("=8xH", octets)
@@ -270,7 +265,7 @@ def notification(octets: bytes) -> Notification | None:
 
 
 def retransmissions(connection: socket.socket) -> int | None:
-    """DATA chunks that were sent again over this association so far; None if it is gone."""
+    """Return the number of retransmitted DATA chunks of an association, or None after its end."""
     try:
         return int(
             _RETRANSMITTED.unpack_from(connection.getsockopt(LEVEL, Option.GET_ASSOC_STATS, _ASSOC_STATS_BYTES))[0]
@@ -280,12 +275,12 @@ def retransmissions(connection: socket.socket) -> int | None:
 
 
 MISSING = frozenset({errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT})
-"""The kernel's errors for a socket of a protocol that it does not have."""
+"""Errors of a kernel without SCTP."""
 LOAD_ADVICE = "this kernel has no SCTP: as root, modprobe sctp, and for every start of the host echo sctp > /etc/modules-load.d/sctp.conf"
 
 
 def is_supported() -> bool:
-    """True if the kernel has SCTP, or loads it on demand."""
+    """Return whether the kernel has SCTP, or loads it on demand."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, LEVEL).close()
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Settings of transports: SCTP and TLS; and the address of a socket."""
+"""Settings of SCTP and TLS, and the address of a socket."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -7,48 +7,47 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SctpSettings:
-    """Settings that detect a lost path or peer over SCTP (RFC 9260 6.3, 8, 16).
+    """Settings for the detection of a lost path or peer over SCTP (RFC 9260 6.3, 8, 16).
 
-    The defaults are for links within a core network, with round trips below 50 ms. Those of RFC 9260 (1 s at least, 60 s at most) are
-    for the Internet, and no phone waits that long.
+    The defaults are for links within a core network, with round trips below 50 ms. Those of RFC 9260 (1 s to 60 s) are for the Internet, and
+    longer than a phone waits.
     """
 
     local_addresses: tuple[str, ...] = ()
-    """Addresses that the node connects from; empty: all that the host has."""
+    """Source addresses of outgoing connections; empty: all addresses of the host."""
     rto_initial_s: float = 0.5
-    """Retransmission timeout before a round trip was measured."""
+    """Initial retransmission timeout in seconds, before the first measured round trip."""
     rto_min_s: float = 0.3
-    """The minimum (s). It is above the 200 ms that a peer may take for a SACK, or data that arrived would be sent
-    again."""
+    """Minimum retransmission timeout in seconds. It is above the 200 ms by which a peer may delay a SACK, to avoid needless retransmissions."""
     rto_max_s: float = 1.0
-    """The greatest: it doubles with each timeout."""
+    """Maximum retransmission timeout in seconds; the timeout doubles each time."""
     heartbeat_s: float = 5.0
-    """Seconds between two heartbeats on a path that carries nothing."""
+    """Seconds between two heartbeats on an idle path."""
     path_retransmissions: int = 4
-    """Timeouts in a row after which a path counts as lost (Path.Max.Retrans)."""
+    """Consecutive timeouts after which a path is lost (Path.Max.Retrans)."""
     association_retransmissions: int = 8
-    """Timeouts in a row, over all paths, after which the peer does (Association.Max.Retrans)."""
+    """Consecutive timeouts on all paths after which the association is lost (Association.Max.Retrans)."""
     optional: bool = False
-    """A kernel without SCTP keeps no node from starting: its listeners for SCTP are left out."""
+    """True if the node starts without its SCTP listeners on a kernel without SCTP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """The node's own certificate, and its requirements for those of its peers. Files are PEM."""
+    """Certificate of the node, and requirements for the certificates of its peers. All files are PEM."""
 
     certificate: Path
-    """The node's own certificate, then those of the authorities between it and one that peers know."""
+    """File with the certificate of the node, followed by its intermediate certificates."""
     key: Path
-    """Its private key, without a passphrase."""
+    """File with the private key, without a passphrase."""
     ca: Path
-    """Certificates of the authorities that peers' certificates have to come from."""
+    """File with the trusted authorities of peers' certificates."""
     crl: Path | None = None
-    """Certificates that those authorities have revoked; None: nothing is looked up."""
+    """File with the revocation lists of these authorities; None: revocation is not checked."""
     min_version: str = "1.2"
-    """`1.2` or `1.3` (RFC 6733 13.1; TLS before 1.2: RFC 8996)."""
+    """Minimum TLS version, `1.2` or `1.3` (RFC 6733 13.1; RFC 8996 deprecates versions before 1.2)."""
 
 
 def source_address(text: str) -> IPv4Address | IPv6Address:
-    """A socket's address. An IPv4 address that a dual-stack socket shows as IPv6 is returned as IPv4."""
+    """Parse the address of a socket; return an IPv4-mapped IPv6 address of a dual-stack socket as IPv4."""
     address = ip_address(text.partition("%")[0])
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address

@@ -1,7 +1,4 @@
-"""TCP, and TLS on it: the beginning of a connection, and all that no other transport has.
-
-The loop's own transports carry it. Another transport is a file like this one.
-"""
+"""TCP and TLS, on the transports of the event loop. Another transport is a file like this one."""
 
 import asyncio
 import errno
@@ -18,16 +15,16 @@ from eir.wire.transport.tls import names_of_peer
 NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
 """OpenSSL's reasons for bytes that are not TLS."""
 ENDED = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
-"""Errors after which the other end has closed the connection and says no more."""
+"""Errors of a connection that the peer has closed."""
 
 EACH_S = 2.0
-"""Time that an address has to answer before the next one of the same name is tried."""
+"""Seconds within which an address must answer before the next address of the name is tried."""
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
 
 
 class Handshake(asyncio.Transport):
-    """A connection during its TLS handshake, as far as it can be closed and looked at."""
+    """Connection during its TLS handshake, for `abort` and `get_extra_info("socket")` only."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__({"socket": connection})
@@ -45,7 +42,7 @@ async def accept(
     tls: ssl.SSLContext | None = None,
     timeout_s: float | None = None,
 ) -> None:
-    """Put an accepted connection on the loop; with `tls` a handshake comes first, in `timeout_s` at most. Raises OSError."""
+    """Connect an accepted socket to its protocol; with `tls` after a handshake of at most `timeout_s`. Raises OSError."""
     loop = asyncio.get_running_loop()
     await loop.connect_accepted_socket(
         lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s if tls else None
@@ -53,7 +50,7 @@ async def accept(
 
 
 async def connect(protocol: asyncio.BaseProtocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-    """Connect, with a handshake where `tls` is given. Raises OSError."""
+    """Connect to a host, with a TLS handshake if `tls` is given. Raises OSError."""
     connection = await connected(host, port)
     await asyncio.get_running_loop().create_connection(
         lambda: protocol, sock=connection, ssl=tls, server_hostname=host if tls else None
@@ -61,7 +58,7 @@ async def connect(protocol: asyncio.BaseProtocol, host: str, port: int, tls: ssl
 
 
 async def addresses(host: str, port: int, flags: int = 0) -> Sequence[tuple[int, int, int, str, Any]]:
-    """The addresses of a name, as `getaddrinfo` has them. Raises OSError, for what cannot be a name too."""
+    """Resolve a name with `getaddrinfo`. Raises OSError, also for an invalid name."""
     try:
         return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError:
@@ -69,14 +66,14 @@ async def addresses(host: str, port: int, flags: int = 0) -> Sequence[tuple[int,
 
 
 async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.socket:
-    """A socket that is connected to the first of a name's addresses that answers. Raises OSError.
+    """Connect a socket to the first address of a name that answers. Raises OSError.
 
-    `each_s`: how long one may leave it open before the next is tried, as behind a firewall, or over IPv6 that leads nowhere.
+    `each_s`: seconds before the next address is tried, for addresses behind a firewall or over broken IPv6.
     """
     loop = asyncio.get_running_loop()
-    found = await addresses(host, port)
+    resolved = await addresses(host, port)
     fault: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
-    for at, (family, kind, protocol, _, address) in enumerate(found, 1):
+    for at, (family, kind, protocol, _, address) in enumerate(resolved, 1):
         try:
             connection = socket.socket(family, kind, protocol)
         except OSError as e:  # IPv6 may be switched off
@@ -84,7 +81,7 @@ async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.sock
             continue
         connection.setblocking(False)
         try:
-            async with asyncio.timeout(each_s if at < len(found) else None):
+            async with asyncio.timeout(each_s if at < len(resolved) else None):
                 await loop.sock_connect(connection, address)
         except OSError as e:
             connection.close()
@@ -98,14 +95,14 @@ async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.sock
 
 
 def fault_text(fault: Exception, *, secure: bool) -> str:
-    """The reason why a connection failed or ended.
+    """Return the reason why a connection failed or ended, for people.
 
-    `secure`: with TLS, where the other end may be the one that objects.
+    `secure`: the connection uses TLS, so the peer may have rejected the handshake.
     """
     reason = str(getattr(fault, "reason", None) or "")
     if secure and (isinstance(fault, ENDED) or "_ALERT_" in reason):
-        said = reason.replace("_", " ").lower() if "_ALERT_" in reason else "it closed the connection"
-        return f"the other end ended the TLS handshake ({said}); does it trust our certificate?"
+        alert = reason.replace("_", " ").lower() if "_ALERT_" in reason else "it closed the connection"
+        return f"the other end ended the TLS handshake ({alert}); does it trust our certificate?"
     if reason in NO_TLS:
         return "what the other end sends is not TLS; does it take this port for one without?"
     if isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError | socket.gaierror) and (fault.errno or 0) > 0:
@@ -120,13 +117,13 @@ def fault_text(fault: Exception, *, secure: bool) -> str:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Close at once, so that the other end sees that it was no orderly end."""
+    """Close the connection at once with a RST, so that the peer sees an abnormal end."""
     with suppress(OSError, AttributeError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     transport.abort()
 
 
 def certificate_names(transport: asyncio.Transport) -> Sequence[str] | None:
-    """Names in the certificate of the other end; None without TLS, empty without a certificate."""
+    """Return the names in the peer's certificate; None without TLS, empty without a certificate."""
     tls = transport.get_extra_info("ssl_object")
     return names_of_peer(tls.getpeercert() or {}) if tls is not None else None

@@ -1,11 +1,10 @@
-"""TLS of a node: from files to the contexts that handshakes are made with (RFC 6733 13.1, RFC 8996). Opens no connection.
+"""TLS contexts of the node from its certificate files (RFC 6733 13.1, RFC 8996).
 
-Files are read once, by `read_tls`; what was read makes the same contexts in each process that it is handed to, whatever the files
-say by then.
+`read_tls` reads the files once, so that each process creates the same contexts from the same content even if the files change.
 
-Authentication of peers is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
-its certificate are compared with the CER (eir.wire.diameter.capabilities.certificate_fits), not with the address that was dialled. Python's ssl module
-tells of a peer's certificate, not of one's own (RFC 5280), which `cryptography` reads.
+Peers always need a certificate of a configured authority. The names in their certificate are compared with the CER
+(eir.wire.diameter.capabilities.certificate_fits), not with the dialled address. `cryptography` parses the node's own certificate
+(RFC 5280), which Python's ssl module cannot.
 """
 
 import os
@@ -23,23 +22,23 @@ from eir.wire.transport.settings import TlsSettings
 
 
 class Certificate(NamedTuple):
-    """One certificate."""
+    """Names and validity of an X.509 certificate."""
 
     names: tuple[str, ...]
-    """Its DNS names; without any, its common name (RFC 6125 6.4.4: a last resort)."""
+    """DNS names, or the common name of a certificate without DNS names (RFC 6125 6.4.4: a last resort)."""
     not_before: datetime
     not_after: datetime
 
 
 def first_certificate(pem: bytes) -> Certificate:
-    """The first certificate of a PEM file. Raises ValueError if the file has no readable certificate."""
+    """Parse the first certificate of a PEM file. Raises ValueError if the file has no readable certificate."""
     from cryptography import x509  # noqa: PLC0415 - 30 ms and 10 MB that a node without TLS does not need
 
     if b"-----BEGIN CERTIFICATE-----" not in pem:
         raise ValueError("no certificate in it")
     names: list[str] = []
     try:
-        with warnings.catch_warnings(action="ignore"):  # what is odd and yet read is for TLS to judge
+        with warnings.catch_warnings(action="ignore"):  # OpenSSL decides about odd but readable certificates
             read = x509.load_pem_x509_certificate(pem)
             with suppress(x509.ExtensionNotFound):
                 names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
@@ -52,7 +51,7 @@ def first_certificate(pem: bytes) -> Certificate:
 
 
 def names_of_peer(certificate: Mapping[str, Any]) -> Sequence[str]:
-    """The same names, from what `SSLSocket.getpeercert` returns of a certificate that was verified."""
+    """Return the names (see Certificate.names) in the result of `SSLSocket.getpeercert` for a verified certificate."""
     names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
     return names or [
         value for attributes in certificate.get("subject", ()) for kind, value in attributes if kind == "commonName"
@@ -61,52 +60,52 @@ def names_of_peer(certificate: Mapping[str, Any]) -> Sequence[str]:
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
-"""OpenSSL's reasons for a key that belongs to another certificate."""
+"""OpenSSL's reasons for a key of another certificate."""
 FILE_BYTES_MAX = 1 << 20
 HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Ciphers for TLS 1.2 that RFC 9113 9.2.2 does not forbid."""
+"""Ciphers of TLS 1.2 that RFC 9113 9.2.2 allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """The contexts for handshakes.
+    """Contexts for handshakes.
 
-    Replaced as a whole when certificates change, so that each handshake sees one state.
+    New certificates replace the whole object, so that each handshake has consistent files.
     """
 
     accepting: ssl.SSLContext
-    """For connections by `tls://` listeners."""
+    """Context of `tls://` listeners."""
     connecting: ssl.SSLContext
-    """For `connect: tls://…`."""
+    """Context of `connect: tls://…`."""
     http2: ssl.SSLContext
-    """For listeners that speak HTTP/2 (RFC 9113 9.2)."""
+    """Context of HTTP/2 listeners (RFC 9113 9.2)."""
     passwords: ssl.SSLContext
-    """For listeners whose clients show a password or a token, and no certificate (HTTP/1.1)."""
+    """Context of HTTP/1.1 listeners, whose clients authenticate with a password or a token instead of a certificate."""
     certificate: Certificate
-    """The node's own."""
+    """Certificate of the node."""
 
 
 class TlsError(FileError):
-    """Files that no handshake can be made with; `key` is the setting that names the one in question."""
+    """Unusable TLS files; `key` is the setting that names the faulty file."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The contents of the settings' files when they were read. May be pickled."""
+    """Contents of the TLS files, read once. Can be pickled."""
 
     settings: TlsSettings
     contents: Mapping[str, bytes]
-    """Each file's content, by the setting that names the file."""
+    """Content of each file, by the setting that names the file."""
 
 
 def read_tls(settings: TlsSettings) -> TlsFiles:
-    """Read all files. Raises TlsError for one that cannot be read."""
+    """Read all TLS files. Raises TlsError for an unreadable file."""
     files = {key: file for key in ("certificate", "key", "ca", "crl") if (file := getattr(settings, key)) is not None}
     return TlsFiles(settings, {key: _content(key, file) for key, file in files.items()})
 
 
 def load_tls(files: TlsFiles) -> Tls:
-    """Make the contexts. Raises TlsError that says which file is wrong, and how."""
+    """Create the contexts. Raises TlsError, whose text names the file and the fault."""
     settings, contents = files.settings, files.contents
     try:
         certificate = first_certificate(contents["certificate"])
@@ -125,7 +124,7 @@ def load_tls(files: TlsFiles) -> Tls:
                 ssl.PROTOCOL_TLS_SERVER,
             )
         )
-    # A session that is taken up again would not have its certificate looked at; connections are few and long.
+    # A resumed session would skip the check of its certificate. Connections are few and long, so resumption is disabled.
     accepting.num_tickets = http2.num_tickets = 0
     http2.set_alpn_protocols(["h2"])
     http2.set_ciphers(HTTP2_CIPHERS)
@@ -136,7 +135,7 @@ def load_tls(files: TlsFiles) -> Tls:
 
 @contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
-    """A path for OpenSSL, which takes keys and revocation lists from files only."""
+    """Provide content as a path, since OpenSSL reads keys and revocation lists only from files."""
     with os.fdopen(os.memfd_create("tls"), "wb") as file:
         file.write(content)
         file.flush()
@@ -145,7 +144,7 @@ def _in_memory(content: bytes) -> Iterator[str]:
 
 def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
-    context.check_hostname = False  # the CER or CEA says who it is, and is held to the certificate
+    context.check_hostname = False  # the certificate is compared with the CER or CEA instead
     context.verify_mode = ssl.CERT_REQUIRED
     context.minimum_version = VERSIONS[settings.min_version]
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
@@ -168,7 +167,7 @@ def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> 
         raise TlsError(
             "ca", f"{settings.ca}: no certificate in it; expected those of the authorities that peers' come from"
         )
-    # What stands there is trusted, whether or not it is the root of its chain.
+    # Trust each certificate in the file, even if it is not the root of its chain.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if settings.crl is not None:
         if not stored["crl"]:
