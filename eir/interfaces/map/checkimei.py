@@ -64,7 +64,9 @@ def imsi_of(octets: bytes) -> str:
     return text if 6 <= len(text) <= 15 and text.isdigit() else ""
 
 
-def asked(octets: bytes, version: int, parameters: list[Element], imsi_tags: Collection[int] = ()) -> Asked | RejectProblem:
+def asked(
+    octets: bytes, version: int, parameters: list[Element], imsi_tags: Collection[int] = ()
+) -> Asked | RejectProblem:
     """Parse the argument of an invocation; return a RejectProblem if it must be rejected.
 
     `parameters`: elements after the operation.

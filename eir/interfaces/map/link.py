@@ -64,7 +64,10 @@ class SigtranConnection(PeerConnection["MapServer"]):
     @property
     def is_up(self) -> bool:
         """True if the other end takes part: it is active, or in standby."""
-        return self.association is not None and self.association.state in {AssociationState.ACTIVE, AssociationState.STANDBY}
+        return self.association is not None and self.association.state in {
+            AssociationState.ACTIVE,
+            AssociationState.STANDBY,
+        }
 
     @property
     def is_open(self) -> bool:

@@ -45,13 +45,13 @@ STATUSES: dict[Status, Http2Response] = {
     for status in Status
     if status != Status.UNKNOWN
 }
-"""Http2Response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
+"""Response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
 STATUSES[Status.UNKNOWN] = problem(sbi.EQUIPMENT_UNKNOWN, "The PEI is not known")
 _RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: sbi.EQUIPMENT_UNKNOWN.result}
 
 
 class Reply(NamedTuple):
-    """Http2Response, and its label in metrics: `200`, or status and cause."""
+    """Response, and its label in metrics: `200`, or status and cause."""
 
     response: Http2Response
     result: str
