@@ -233,7 +233,7 @@ class TestWrongPasswords:
 
 
 def get(url, password=None, asked=None):
-    request = urllib.request.HttpRequest(
+    request = urllib.request.Request(
         url,
         None if asked is None else f"imei={asked}".encode(),
         headers={}
