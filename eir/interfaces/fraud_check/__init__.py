@@ -8,7 +8,7 @@ from eir.wire.web.denials import TokenSettings
 KEYS = (
     Key("fraud_check.listen", many(LISTEN_HTTP), (), "addresses on which banks and shops ask whether a device is stolen (CAMARA IMEI Fraud Check, HTTP/1.1): https with the certificates of `tls`, or http on a loopback address; not served if left out", live=False),
     Key("fraud_check.from", many(NETWORK), (), "networks from which clients may connect, such as the operator's gateway; any if left out", field="sources"),
-    Key("fraud_check.rate_max", number(0.01, 1e6, "requests a second"), RATE_MAX, "maximum number of requests of one client (the token's `sub`) answered per second; requests above it get 429, so that no client can copy a list faster"),
+    Key("fraud_check.rate_max", number(0.01, 1e6, "requests a second"), RATE_MAX, "maximum number of requests of one client (the token's `sub`) answered per second; requests above it get 429"),
     *token_keys("fraud_check.tokens", REQUIRED, f"the scope must be {FRAUD_SCOPE}"),
 )  # fmt: skip
 SECTIONS = (
