@@ -435,11 +435,11 @@ def _clients(world: World, place: Mapping[str, Any], options: argparse.Namespace
         return (chance.choice(old)[1], True) if old else drawn()
 
     def osmo(name: str) -> AbstractAsyncContextManager[Any]:
-        return gsup.asking(gsup.Target("127.0.0.1", place["gsup"], timeout_s=ANSWER_S, name=name))
+        return gsup.asking(gsup.GsupTarget("127.0.0.1", place["gsup"], timeout_s=ANSWER_S, name=name))
 
     def sgsn() -> AbstractAsyncContextManager[Any]:
         codes = point_code("1-1-3"), point_code("1-1-2")
-        return msc.asking(msc.Target(("127.0.0.1",), place["map"], codes, timeout_s=ANSWER_S))
+        return msc.asking(msc.MapTarget(("127.0.0.1",), place["map"], codes, timeout_s=ANSWER_S))
 
     reader = f"Basic {base64.b64encode(f'x:{PASSWORD}'.encode()).decode()}"
     return [

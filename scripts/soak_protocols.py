@@ -74,8 +74,10 @@ def main(arguments: list[str]) -> int:
 async def _soak(
     node: Any, ports: list[int], keys: list[int], options: argparse.Namespace
 ) -> tuple[Counter[str], list[str]]:
-    by_map = msc.asking(msc.Target(("127.0.0.1",), ports[0], (point_code("1-1-3"), point_code("1-1-2")), timeout_s=60))
-    by_gsup = gsup.asking(gsup.Target("127.0.0.1", ports[1], timeout_s=60))
+    by_map = msc.asking(
+        msc.MapTarget(("127.0.0.1",), ports[0], (point_code("1-1-3"), point_code("1-1-2")), timeout_s=60)
+    )
+    by_gsup = gsup.asking(gsup.GsupTarget("127.0.0.1", ports[1], timeout_s=60))
     async with by_map as ask_map, by_gsup as ask_gsup:
         return await _compare(node, keys, options, ask_map, ask_gsup)
 

@@ -149,7 +149,7 @@ def soak(folder: Path, earlier: Path, options: argparse.Namespace) -> Counter[st
 async def _turns(port: int, sites: dict[str, Any], earlier: Path, options: argparse.Namespace) -> Counter[str]:
     found: Counter[str] = Counter()
     end = asyncio.Event()
-    target = probe.Target("127.0.0.1", port, HOST, REALM, agent.EIR_REALM, timeout_s=10.0)
+    target = probe.S13Target("127.0.0.1", port, HOST, REALM, agent.EIR_REALM, timeout_s=10.0)
     async with probe.asking(target) as ask:
         asking = asyncio.create_task(_ask(ask, found, end, options.rate))
         for turn in range(options.turns):

@@ -15,7 +15,7 @@ from wire import VSAI, Message, answer_to, avp, message, u32
 
 from eir.errors import DiameterError, silent
 from eir.interfaces.s13.application import S13
-from eir.wire.diameter.admission import Admission, Admit, Claim, Drop, Probe, Refuse
+from eir.wire.diameter.admission import Admission, Admit, Claim, Drop, ProbeOldest, Refuse
 from eir.wire.diameter.capabilities import find_peer
 from eir.wire.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Leaving, Opened, Peer
 from eir.wire.diameter.serve import NodeContext
@@ -351,7 +351,7 @@ class Move:
                     self.feed(side, slot, ("admit", failed_before))
                 case Refuse(_, code, reason, _):
                     self.feed(side, slot, ("refuse", code, reason))
-                case Probe():
+                case ProbeOldest():
                     self.probes.add((side, slot))
                     self.feed(side, slot, ("probe",))
                 case Drop(_, reason):

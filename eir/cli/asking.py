@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eir.checks.explain import Explanation
-    from eir.interfaces.probing import Finding
+    from eir.interfaces.probing import ProbeFinding
 
 CLIENTS = {each.name: each.client for each in INTERFACES if each.words}
 """Interfaces that may be asked about a device: name → a client."""
@@ -251,7 +251,7 @@ def probe(
     )
 
 
-def _tell(findings: "Sequence[Finding]", *, with_token: bool, as_json: bool) -> None:
+def _tell(findings: "Sequence[ProbeFinding]", *, with_token: bool, as_json: bool) -> None:
     columns = ("imei", "imsi", "status", "result_code", "experimental_result_code", "round_trip_ms")
     show([finding.as_json() for finding in findings], columns, as_json=as_json)
     for finding in findings:

@@ -71,7 +71,7 @@ NO_ANSWER = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ProbeFinding:
     """The answer to one question; the keys of `--json`."""
 
     imei: str
@@ -129,7 +129,7 @@ class Summary:
 
 
 async def many(
-    ask: Callable[[str], Awaitable[Finding]],
+    ask: Callable[[str], Awaitable[ProbeFinding]],
     imeis: Sequence[str],
     *,
     count: int,
@@ -179,18 +179,18 @@ async def many(
     )  # fmt: skip
 
 
-class Client(Protocol):
+class ProbeClient(Protocol):
     """A connection to an EIR, on which many may ask at once."""
 
     @property
     def closed_by(self) -> str:
         """Cause of the connection's end; empty while it is up."""
 
-    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
         """Return the answer to one question."""
 
 
-class Listening(Client, Protocol):
+class Listening(ProbeClient, Protocol):
     """One that takes what comes by itself."""
 
     async def listen(self) -> None:
@@ -233,21 +233,21 @@ Target = TypeVar("Target")
 class Probe(Generic[Target]):
     """The three ways to ask over a protocol. `connected`: connects to a target; raises EirError if there is no connection."""
 
-    def __init__(self, connected: Callable[[Target], AbstractAsyncContextManager[Client]]) -> None:
+    def __init__(self, connected: Callable[[Target], AbstractAsyncContextManager[ProbeClient]]) -> None:
         self._connected = connected
 
     async def ask(
         self, target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
-    ) -> list[Finding]:
+    ) -> list[ProbeFinding]:
         """Ask about each IMEI in turn on one connection, until that ends. Raises EirError if it cannot be made."""
-        findings: list[Finding] = []
+        findings: list[ProbeFinding] = []
         async with self._connected(target) as client:
             for at, imei in enumerate(imeis, 1):
                 findings.append(await client.ask(imei, imsi, software_version))
                 if findings[-1].round_trip_ms is None and client.closed_by and (left := imeis[at:]):
                     fault = f"{findings[-1].fault}; not asked about the {len(left)} after it"
                     findings[-1] = replace(findings[-1], fault=fault)
-                    return [*findings, *(Finding(other, imsi) for other in left)]
+                    return [*findings, *(ProbeFinding(other, imsi) for other in left)]
         return findings
 
     async def ask_many(

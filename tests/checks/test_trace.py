@@ -71,7 +71,7 @@ def ask(site, *imeis, imsi=None):
     return [
         each.status
         for each in asyncio.run(
-            probe.ask(probe.Target(*site.node.address, HOST, REALM, timeout_s=10.0), list(imeis), imsi=imsi)
+            probe.ask(probe.S13Target(*site.node.address, HOST, REALM, timeout_s=10.0), list(imeis), imsi=imsi)
         )
     ]
 
@@ -83,7 +83,7 @@ def ask_amf(site, imei, imsi):
         .rpartition(":")
     )
     return [
-        each.status for each in asyncio.run(n5g.ask(n5g.Target(host, int(port), timeout_s=10.0), [imei], imsi=imsi))
+        each.status for each in asyncio.run(n5g.ask(n5g.N5gTarget(host, int(port), timeout_s=10.0), [imei], imsi=imsi))
     ]
 
 
@@ -91,8 +91,8 @@ def ask_of_2g(site, imei, imsi):
     """As an OsmoMSC asks, and as any MSC."""
     gsup, ss7 = (int(site.settings[section]["listen"][0].rpartition(":")[2]) for section in ("gsup", "ss7"))
     targets = (
-        (osmo, osmo.Target("127.0.0.1", gsup, timeout_s=10.0)),
-        (msc, msc.Target(("127.0.0.1",), ss7, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=10.0)),
+        (osmo, osmo.GsupTarget("127.0.0.1", gsup, timeout_s=10.0)),
+        (msc, msc.MapTarget(("127.0.0.1",), ss7, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=10.0)),
     )
     return [asyncio.run(probing.ask(target, [imei], imsi=imsi))[0].status for probing, target in targets]
 

@@ -17,7 +17,7 @@ TRICKY = "00101009000009"
 
 def ask(node, *imeis, imsi=None):
     host, port = node.address
-    asked = probe.Target(host, port, HOST, REALM, timeout_s=10.0)
+    asked = probe.S13Target(host, port, HOST, REALM, timeout_s=10.0)
     return [each.status for each in asyncio.run(probe.ask(asked, list(imeis), imsi=imsi, software_version=None))]
 
 

@@ -122,7 +122,7 @@ class ToyServer(Server):
 import asyncio
 import time
 
-from eir.interfaces.probing import Finding, Probe, over_stream
+from eir.interfaces.probing import Probe, ProbeFinding, over_stream
 
 
 class Client:
@@ -138,7 +138,7 @@ class Client:
         began = time.perf_counter()
         self.writer.write(imei.encode() + b"\\n")
         status = (await self.reader.readline()).decode().strip()
-        return Finding(imei, imsi, status, round_trip_ms=1000 * (time.perf_counter() - began))
+        return ProbeFinding(imei, imsi, status, round_trip_ms=1000 * (time.perf_counter() - began))
 
 
 def connected(target):

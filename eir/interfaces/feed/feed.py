@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from eir.device import device_key, imsi_key
 from eir.errors import Report
-from eir.interfaces.feed.feed_rows import Refused, Row, read_row
+from eir.interfaces.feed.feed_rows import Row, RowRefused, read_row
 from eir.interfaces.feed.feed_users import TOO_MANY, Users
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FEED_SCOPE, TAC_ROLES, FeedSettings
@@ -91,7 +91,7 @@ class Feed:
         """The answer to a request whose sender has to be found out first."""
         try:
             user = await self._user(authorization, request.address)
-        except Refused as e:
+        except RowRefused as e:
             return self._refused(request, e, NOBODY)
         answer = self._answered(request, user)
         return answer if isinstance(answer, HttpResponse) else await answer
@@ -102,19 +102,19 @@ class Feed:
             said = self.tokens.subject(authorization.encode("latin-1", "replace") or None, address)
             if isinstance(said, str):
                 return said
-            raise Refused(said.status, said.reason, said.detail)
+            raise RowRefused(said.status, said.reason, said.detail)
         if self.users is None:
-            raise Refused(503, FILES, "who may send rows cannot be read at present: send the row again")
+            raise RowRefused(503, FILES, "who may send rows cannot be read at present: send the row again")
         user, wrong = await self.users.user(authorization, address)
         if wrong:
-            raise Refused(STATUSES[wrong], wrong, SAID[wrong])
+            raise RowRefused(STATUSES[wrong], wrong, SAID[wrong])
         return user
 
     def _answered(self, request: HttpRequest, user: str) -> Answer:
         made: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
 
-        def done(found: int | Refused) -> None:
-            if isinstance(found, Refused):
+        def done(found: int | RowRefused) -> None:
+            if isinstance(found, RowRefused):
                 response = self._refused(request, found, user)
             else:
                 self.answers[self._label(user), row.role, str(found)] += 1
@@ -127,7 +127,7 @@ class Feed:
             name, entry = self._entry(row)
             who = f"{user} at {request.address} by the feed of {self._host}"
             self._writer.put(row.what, entry, name=name, who=who, reason=f"fed by {user}", done=done)
-        except Refused as e:
+        except RowRefused as e:
             return self._refused(request, e, user)
         return made
 
@@ -137,9 +137,9 @@ class Feed:
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)
             if known is None and not self.has_all_numbers:
-                raise Refused(503, "number", "the table of numbers cannot be read at present: send the row again")
+                raise RowRefused(503, "number", "the table of numbers cannot be read at present: send the row again")
             if known is None:
-                raise Refused(422, "number", "no IMSI is known of this MSISDN; send the IMSI")
+                raise RowRefused(422, "number", "no IMSI is known of this MSISDN; send the IMSI")
             imsi = known
         kind = PAIRS if row.device and imsi else SUBSCRIBERS if imsi else DEVICES
         name = next(
@@ -151,7 +151,7 @@ class Feed:
             None,
         )
         if name is None:
-            raise Refused(422, "no_list", f"there is no list of {kind} for {row.role}")
+            raise RowRefused(422, "no_list", f"there is no list of {kind} for {row.role}")
         if kind == SUBSCRIBERS:
             return name, Entry(imsi, imsi_key(imsi))
         if row.role in TAC_ROLES:
@@ -160,7 +160,7 @@ class Feed:
             row.device, device_key(row.device)
         )
 
-    def _refused(self, request: HttpRequest, why: Refused, user: str) -> HttpResponse:
+    def _refused(self, request: HttpRequest, why: RowRefused, user: str) -> HttpResponse:
         role = request.path.removeprefix("/").split("/")[1:2]
         word = role[0] if role and role[0] in self._roles else "other"
         self.answers[self._label(user), word, str(why.status)] += 1

@@ -31,7 +31,7 @@ DONE: Final = {(ADD, True): ADDED, (ADD, False): THERE, (REMOVE, True): REMOVED,
 """The status by the request, and by whether it changed the list."""
 
 
-class Refused(Exception):
+class RowRefused(Exception):
     """A row that is not taken: the status of its answer, a short word for metrics and log, a text for the register."""
 
     def __init__(self, status: int, reason: str, detail: str) -> None:
@@ -57,12 +57,12 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> Row:
     root, _, rest = path.removeprefix("/").partition("/")
     role, *said = rest.split("/")
     if root != ROOT or not path.startswith("/") or role not in roles:
-        raise Refused(404, "path", f"not here; there are /{ROOT}/ and one of {', '.join(sorted(roles))}")
+        raise RowRefused(404, "path", f"not here; there are /{ROOT}/ and one of {', '.join(sorted(roles))}")
     if method not in METHODS:
-        raise Refused(405, "method", "POST adds a row, DELETE removes it")
+        raise RowRefused(405, "method", "POST adds a row, DELETE removes it")
     if len(said) != (TAC_SEGMENTS if role in TAC_ROLES else SEGMENTS):
         form = "TAC/DATE" if role in TAC_ROLES else "IMEI/IMSI/MSISDN/ACTUAL_IMEI/DATE"
-        raise Refused(404, "path", f"expected /{ROOT}/{role}/{form}")
+        raise RowRefused(404, "path", f"expected /{ROOT}/{role}/{form}")
     *named, date = said
     _check_date(date)
     if role in TAC_ROLES:
@@ -70,12 +70,12 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> Row:
     imei, imsi, msisdn, actual = named
     device, seen = _given(imei, device_key, "IMEI"), _given(actual, device_key, "ACTUAL_IMEI")
     if device and seen and device_key(device) != device_key(seen):
-        raise Refused(400, "identifier", "IMEI and ACTUAL_IMEI are two devices")
+        raise RowRefused(400, "identifier", "IMEI and ACTUAL_IMEI are two devices")
     row = Row(
         METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN")
     )
     if not any(row[2:]):
-        raise Refused(400, "identifier", "the row names nothing: IMEI, IMSI and MSISDN are NULL")
+        raise RowRefused(400, "identifier", "the row names nothing: IMEI, IMSI and MSISDN are NULL")
     return row
 
 
@@ -86,7 +86,7 @@ def _check_date(text: str) -> None:
         year, month, day, hour, minute, second = map(int, text.split("-"))
         datetime(year, month, day, hour, minute, second)  # noqa: DTZ001 - a register's local time, on which nothing depends
     except ValueError:
-        raise Refused(400, "date", "expected the date as yyyy-MM-dd-HH-mm-ss") from None
+        raise RowRefused(400, "date", "expected the date as yyyy-MM-dd-HH-mm-ss") from None
 
 
 def _given(text: str, key_of: Callable[[str], int], name: str) -> str:
@@ -98,5 +98,5 @@ def _good(text: str, key_of: Callable[[str], int], name: str) -> str:
     try:
         key_of(text)
     except IdentifierError as e:
-        raise Refused(400, "identifier", f"{name}: {e}") from None
+        raise RowRefused(400, "identifier", f"{name}: {e}") from None
     return text

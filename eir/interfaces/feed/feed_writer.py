@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from eir.errors import EntryRefused, StoreError
-from eir.interfaces.feed.feed_rows import DONE, Refused
+from eir.interfaces.feed.feed_rows import DONE, RowRefused
 from eir.lists.changes.local import Edit, Entry, KnownLists, edit_differences
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ListStore
@@ -41,7 +41,7 @@ class Waiting(NamedTuple):
     who: str
     """The user, as in the history."""
     reason: str
-    done: Callable[[int | Refused], None]
+    done: Callable[[int | RowRefused], None]
     """Called once, with the answer to the row's request."""
 
 
@@ -67,11 +67,11 @@ class FeedWriter:
         """Transactions so far."""
 
     def put(
-        self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | Refused], None]
+        self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | RowRefused], None]
     ) -> None:
         """Have a row written; `done` is called with the status of the answer. Raises Refused if too many wait."""
         if len(self._waiting) >= self._waiting_max:
-            raise Refused(503, BUSY, "too many rows wait")
+            raise RowRefused(503, BUSY, "too many rows wait")
         self._waiting.append(Waiting(what, entry, name, who, reason, done))
         self._came.set()
 
@@ -120,7 +120,7 @@ class FeedWriter:
         name, who, what, reason = rows[0].name, rows[0].who, rows[0].what, rows[0].reason
         settings = self.lists.get(name)
         if settings is None:
-            _refuse(rows, Refused(503, BUSY, f"the list {name} is configured no more"))
+            _refuse(rows, RowRefused(503, BUSY, f"the list {name} is configured no more"))
             return
         edit = Edit(what=what, entries=[row.entry for row in rows], reason=reason)
         try:
@@ -128,7 +128,7 @@ class FeedWriter:
         except EntryRefused as e:
             # The limits of a list are for each row: one that is past them keeps no other out.
             if len(rows) == 1:
-                _refuse(rows, Refused(422, LIMIT, str(e)))
+                _refuse(rows, RowRefused(422, LIMIT, str(e)))
                 return
             middle = len(rows) // 2
             await self._one(rows[:middle])
@@ -136,16 +136,16 @@ class FeedWriter:
             return
         except StoreError as e:
             self._failed(e)
-            _refuse(rows, Refused(503, STORE, "the store takes nothing at present: send the row again"))
+            _refuse(rows, RowRefused(503, STORE, "the store takes nothing at present: send the row again"))
             return
         except Exception:
-            _refuse(rows, Refused(500, "fault", "the program failed over this row"))
+            _refuse(rows, RowRefused(500, "fault", "the program failed over this row"))
             raise
         self.transactions += bool(changed)
         for row in rows:
             row.done(DONE[row.what, row.entry in changed])
 
 
-def _refuse(rows: Sequence[Waiting], why: Refused) -> None:
+def _refuse(rows: Sequence[Waiting], why: RowRefused) -> None:
     for row in rows:
         row.done(why)

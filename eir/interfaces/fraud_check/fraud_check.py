@@ -40,7 +40,7 @@ REASONS: Final[Mapping[str, tuple[str, ...]]] = {
 BLACKLISTED."""
 
 
-class Fault(NamedTuple):
+class ApiFault(NamedTuple):
     """An error."""
 
     status: int
@@ -49,18 +49,18 @@ class Fault(NamedTuple):
 
 
 FAULTS: Final = {
-    "argument": Fault(400, "INVALID_ARGUMENT", "Client specified an invalid argument, request body or query param."),
-    "unauthenticated": Fault(
+    "argument": ApiFault(400, "INVALID_ARGUMENT", "Client specified an invalid argument, request body or query param."),
+    "unauthenticated": ApiFault(
         401, "UNAUTHENTICATED", "Request not authenticated due to missing, invalid, or expired credentials."
     ),
-    "denied": Fault(403, "PERMISSION_DENIED", "Client does not have sufficient permissions to perform this action."),
-    "path": Fault(404, "NOT_FOUND", "The specified resource is not found."),
-    "method": Fault(405, "METHOD_NOT_ALLOWED", "The requested method is not allowed on this resource."),
-    "body": Fault(413, "PAYLOAD_TOO_LARGE", "The request is larger than this server takes."),
-    "media": Fault(415, "UNSUPPORTED_MEDIA_TYPE", "The server takes application/json."),
-    "rate": Fault(429, "TOO_MANY_REQUESTS", "Rate limit reached."),
-    "internal": Fault(500, "INTERNAL", "Unknown server error."),
-    "store": Fault(503, "UNAVAILABLE", "Service Unavailable."),
+    "denied": ApiFault(403, "PERMISSION_DENIED", "Client does not have sufficient permissions to perform this action."),
+    "path": ApiFault(404, "NOT_FOUND", "The specified resource is not found."),
+    "method": ApiFault(405, "METHOD_NOT_ALLOWED", "The requested method is not allowed on this resource."),
+    "body": ApiFault(413, "PAYLOAD_TOO_LARGE", "The request is larger than this server takes."),
+    "media": ApiFault(415, "UNSUPPORTED_MEDIA_TYPE", "The server takes application/json."),
+    "rate": ApiFault(429, "TOO_MANY_REQUESTS", "Rate limit reached."),
+    "internal": ApiFault(500, "INTERNAL", "Unknown server error."),
+    "store": ApiFault(503, "UNAVAILABLE", "Service Unavailable."),
 }
 """The faults, by our words for them."""
 
@@ -147,7 +147,7 @@ class Found(NamedTuple):
     """The reason that the list gives."""
 
 
-class _Refused(Exception):
+class _RequestRefused(Exception):
     """A fault: a key of FAULTS, more about it for the client, and headers."""
 
     def __init__(self, what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> None:
@@ -189,17 +189,19 @@ class FraudCheck:
             client = self._client(request)
             self._hold(client)
             if correlator and not headers:
-                raise _Refused("argument", f"{CORRELATOR} is not of the form {CORRELATOR_FORM}")  # noqa: TRY301 - as what is below raises
+                raise _RequestRefused("argument", f"{CORRELATOR} is not of the form {CORRELATOR_FORM}")  # noqa: TRY301 - as what is below raises
             imei = _imei(request)
             found = await self._look(imei)
-        except _Refused as e:
+        except _RequestRefused as e:
             return self._refused(e, client, headers, request.address)
         except StoreError as e:
             self._report("fraud_check_failed", level="error", reason=e.cause, detail=str(e))
-            return self._refused(_Refused("store", headers=(("Retry-After", "5"),)), client, headers, request.address)
+            return self._refused(
+                _RequestRefused("store", headers=(("Retry-After", "5"),)), client, headers, request.address
+            )
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer
             self._report("fault", reason="fraud-check", level="error", detail=place_of(e))
-            return self._refused(_Refused("internal"), client, headers, request.address)
+            return self._refused(_RequestRefused("internal"), client, headers, request.address)
         self.answers[self._label(client), found.word] += 1
         document = {
             "imei": imei,
@@ -217,7 +219,7 @@ class FraudCheck:
         """
         authorization = request.headers.get("authorization")
         if self.tokens is None:
-            raise _Refused(
+            raise _RequestRefused(
                 "unauthenticated", headers=(("WWW-Authenticate", denials(FRAUD_SCOPE)["no_token"].challenge),)
             )
         said = self.tokens.subject(
@@ -230,8 +232,8 @@ class FraudCheck:
             setting=token_setting("fraud_check.tokens", said.reason) if said.reason != "no_token" else None,
         )  # fmt: skip
         if said.status == TOO_MANY_REQUESTS:
-            raise _Refused("rate", headers=(("Retry-After", "1"),))
-        raise _Refused(
+            raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
+        raise _RequestRefused(
             "denied" if said.status == 403 else "unauthenticated", said.detail, (("WWW-Authenticate", said.challenge),)
         )
 
@@ -239,9 +241,11 @@ class FraudCheck:
         """Hold a client to its rate, which limits how much can be drawn out of the lists. Raises _Refused."""
         now = self._ticks()
         if not self._rates.of(client, now).take(now):
-            raise _Refused("rate", headers=(("Retry-After", "1"),))
+            raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
 
-    def _refused(self, why: _Refused, client: str, headers: tuple[tuple[str, str], ...], address: str) -> HttpResponse:
+    def _refused(
+        self, why: _RequestRefused, client: str, headers: tuple[tuple[str, str], ...], address: str
+    ) -> HttpResponse:
         fault = FAULTS[why.what]
         self.answers[self._label(client), str(fault.status)] += 1
         if why.what == "rate":
@@ -277,16 +281,16 @@ def no_request(status: int) -> HttpResponse:
 def _imei(request: HttpRequest) -> str:
     """The IMEI of a request. Raises _Refused."""
     if request.path != PATH:
-        raise _Refused("path")
+        raise _RequestRefused("path")
     if request.method != "POST":
-        raise _Refused("method", headers=(("Allow", "POST"),))
+        raise _RequestRefused("method", headers=(("Allow", "POST"),))
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-        raise _Refused("media")
+        raise _RequestRefused("media")
     try:
         document: Any = json.loads(request.body)
     except (ValueError, RecursionError):
-        raise _Refused("argument", "the body is not JSON") from None
+        raise _RequestRefused("argument", "the body is not JSON") from None
     imei = document.get("imei") if isinstance(document, dict) else None
     if not isinstance(imei, str) or not _IMEI.fullmatch(imei):
-        raise _Refused("argument", "expected an object with imei: 15 digits")
+        raise _RequestRefused("argument", "expected an object with imei: 15 digits")
     return imei

@@ -57,7 +57,7 @@ def _probe(wanted: "Wanted") -> tuple[Any, Any]:
     if wanted.tls is not None:
         raise UsageError(f"{wanted.target}: GSUP knows no TLS; --ca, --cert and --key are for others")
     where = host_and_port(wanted.target.partition("://")[2], PORT)
-    return probe, probe.Target(*where, wanted.timeout_s, wanted.names.given_host or probe.NAME)
+    return probe, probe.GsupTarget(*where, wanted.timeout_s, wanted.names.given_host or probe.NAME)
 
 
 INTERFACE = Interface(

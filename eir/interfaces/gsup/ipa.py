@@ -29,7 +29,7 @@ class Ccm(IntEnum):
     ID_ACK = 6
 
 
-class Tag(IntEnum):
+class IpaTag(IntEnum):
     """Properties in ID_GET and ID_RESP."""
 
     SERIAL = 0
@@ -101,7 +101,7 @@ def name_in(id_resp: bytes) -> str:
         length = int.from_bytes(id_resp[at : at + 2])
         properties.setdefault(id_resp[at + 2], id_resp[at + 3 : at + 2 + length])
         at += 2 + max(length, 1)
-    for tag in (Tag.SERIAL, Tag.UNIT_NAME):
+    for tag in (IpaTag.SERIAL, IpaTag.UNIT_NAME):
         if name := properties.get(tag, b"").rstrip(b"\0"):
             return name[:NAME_MAX].decode("ascii", "replace")
     return ""
@@ -110,7 +110,7 @@ def name_in(id_resp: bytes) -> str:
 def id_resp(name: str) -> bytes:
     """Return the frame in which an end identifies itself by this name."""
     encoded = name.encode() + b"\0"
-    parts = ((Tag.UNIT_ID, b"0/0/0\0"), (Tag.UNIT_NAME, encoded), (Tag.SERIAL, encoded))
+    parts = ((IpaTag.UNIT_ID, b"0/0/0\0"), (IpaTag.UNIT_NAME, encoded), (IpaTag.SERIAL, encoded))
     return frame(
         CCM,
         bytes((Ccm.ID_RESP,)) + b"".join((len(value) + 1).to_bytes(2) + bytes((tag,)) + value for tag, value in parts),

@@ -22,7 +22,7 @@ from eir.interfaces.gsup.message import (
     elements,
     is_nack,
 )
-from eir.interfaces.probing import Finding, Probe, over_stream
+from eir.interfaces.probing import Probe, ProbeFinding, over_stream
 from eir.wire.transport.stream import fault_text
 
 READ_BYTES: Final = 65_536
@@ -34,7 +34,7 @@ TEST_IMSI: Final = "001010000000000"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class GsupTarget:
     """EIR to probe."""
 
     host: str
@@ -44,24 +44,24 @@ class Target:
     """Name of the probe (ipa-name)."""
 
 
-class _Client:
+class _GsupClient:
     """Connection to an EIR. Answers arrive in the order of the requests, and only the IMSI matches them."""
 
-    def __init__(self, target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, target: GsupTarget, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._target, self._reader, self._writer = target, reader, writer
         self._asked: dict[str, deque[asyncio.Future[bytes]]] = {}
         self.closed_by = ""
         """Reason for the connection's end; empty while it is open."""
 
-    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:  # noqa: ARG002 - GSUP carries none
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:  # noqa: ARG002 - GSUP carries none
         """Send one request and return its answer."""
         subscriber = imsi or TEST_IMSI
         try:
             question = check_imei(subscriber, imei[:KEY_DIGITS] if len(imei) > KEY_DIGITS and imei.isdigit() else imei)
         except ValueError:
-            return Finding(imei, imsi, fault="GSUP carries digits alone: it was not asked about")
+            return ProbeFinding(imei, imsi, fault="GSUP carries digits alone: it was not asked about")
         if self.closed_by:
-            return Finding(imei, imsi, fault=f"no answer: {self.closed_by}")
+            return ProbeFinding(imei, imsi, fault=f"no answer: {self.closed_by}")
         asked, answer = time.perf_counter(), asyncio.get_running_loop().create_future()
         self._asked.setdefault(subscriber, deque()).append(answer)
         self._writer.write(question)
@@ -69,9 +69,9 @@ class _Client:
             async with asyncio.timeout(self._target.timeout_s):
                 frame = await asyncio.shield(answer)
         except TimeoutError:
-            return Finding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+            return ProbeFinding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
         except EirError as e:
-            return Finding(imei, imsi, fault=f"no answer: {e}")
+            return ProbeFinding(imei, imsi, fault=f"no answer: {e}")
         return _finding(imei, imsi, frame, round((time.perf_counter() - asked) * 1000, 3))
 
     async def listen(self) -> None:
@@ -112,21 +112,21 @@ class _Client:
             waiting.clear()
 
 
-def _connected(target: Target) -> AbstractAsyncContextManager[_Client]:
-    return over_stream(target.host, target.port, target.timeout_s, partial(_Client, target))
+def _connected(target: GsupTarget) -> AbstractAsyncContextManager[_GsupClient]:
+    return over_stream(target.host, target.port, target.timeout_s, partial(_GsupClient, target))
 
 
-def _finding(imei: str, imsi: str | None, frame: bytes, round_trip_ms: float) -> Finding:
+def _finding(imei: str, imsi: str | None, frame: bytes, round_trip_ms: float) -> ProbeFinding:
     """Convert an answer to a finding. GSUP distinguishes only blacklisted devices from all others."""
     values = elements(frame)
     if frame[TYPE_AT] == CHECK_IMEI_ERROR:
         cause = int.from_bytes(values.get(Ie.CAUSE, b""))
-        return Finding(
+        return ProbeFinding(
             imei, imsi, None, cause, None, round_trip_ms, None, f"cause {cause}; the phone takes itself for illegal"
         )
     if not values.get(Ie.IMEI_RESULT):
-        return Finding(imei, imsi, None, None, None, round_trip_ms, "a result that says neither ACK nor NACK")
-    return Finding(imei, imsi, "blacklisted" if is_nack(frame) else "whitelisted", None, None, round_trip_ms)
+        return ProbeFinding(imei, imsi, None, None, None, round_trip_ms, "a result that says neither ACK nor NACK")
+    return ProbeFinding(imei, imsi, "blacklisted" if is_nack(frame) else "whitelisted", None, None, round_trip_ms)
 
 
 _PROBE = Probe(_connected)

@@ -122,7 +122,9 @@ def _probe(wanted: "Wanted") -> tuple[Any, Any]:
         raise UsageError(f"--gt: expected digits, got {calls.gt}")
     *others, last = wanted.target.partition("://")[2].split(",")
     host, port = host_and_port(last, PORT)
-    return probe, probe.Target((*others, host), port, codes, calls.gt, calls.routing_context, variant, wanted.timeout_s)
+    return probe, probe.MapTarget(
+        (*others, host), port, codes, calls.gt, calls.routing_context, variant, wanted.timeout_s
+    )
 
 
 def _capture(capture: Path, _: Sequence[int], ss7: Ss7Settings) -> "Captured":

@@ -85,7 +85,11 @@ def _asked(octets: bytes, message: tcap.TcapMessage, origin: str) -> _Asked | No
         for each in tcap.invocations(octets, message.components):
             if not isinstance(each, bytes) and each.operation == codec.CHECK_IMEI:
                 argument = codec.asked(octets, version, each.parameters)
-                return _Asked(argument.imei or "", origin, version) if isinstance(argument, codec.Asked) else None
+                return (
+                    _Asked(argument.imei or "", origin, version)
+                    if isinstance(argument, codec.CheckImeiArgument)
+                    else None
+                )
     except (BerError, TcapFault, codec.DataMissing):
         pass
     return None

@@ -23,7 +23,7 @@ _FULL_IMSI_DIGITS = 15
 _SWAPPED = bytes((octet & 0x0F) << 4 | octet >> 4 for octet in range(256))
 
 
-class Asked(NamedTuple):
+class CheckImeiArgument(NamedTuple):
     """Contents of an argument."""
 
     imei: str | None
@@ -66,7 +66,7 @@ def imsi_of(octets: bytes) -> str:
 
 def asked(
     octets: bytes, version: int, parameters: list[Element], imsi_tags: Collection[int] = ()
-) -> Asked | RejectProblem:
+) -> CheckImeiArgument | RejectProblem:
     """Parse the argument of an invocation; return a RejectProblem if it must be rejected.
 
     `parameters`: elements after the operation.
@@ -78,7 +78,7 @@ def asked(
     inside: list[Element] = []
     try:
         if version < 3 and not parameters:
-            return Asked(None, "")
+            return CheckImeiArgument(None, "")
         if not parameters:
             raise DataMissing
         if parameters[0].tag == _SEQUENCE:
@@ -99,7 +99,9 @@ def asked(
         if info.stop - info.start < 2 or octets[info.start] > 7:
             return MISTYPED_PARAMETER
         wants_status = bool(octets[info.start + 1] & 0x80)
-    return Asked(None if imei is None else digits(imei), _imsi(octets, beside, tags, set(imsi_tags), 0), wants_status)
+    return CheckImeiArgument(
+        None if imei is None else digits(imei), _imsi(octets, beside, tags, set(imsi_tags), 0), wants_status
+    )
 
 
 def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Collection[int], depth: int) -> str:

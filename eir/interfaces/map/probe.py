@@ -16,7 +16,7 @@ from eir.errors import EirError
 from eir.interfaces.map import checkimei as codec
 from eir.interfaces.map.link import CARRIED
 from eir.interfaces.map.settings import SSN_EIR
-from eir.interfaces.probing import Finding, Probe
+from eir.interfaces.probing import Probe, ProbeFinding
 from eir.wire.ss7 import sccp, tcap
 from eir.wire.ss7.asp import Association, AssociationState
 from eir.wire.ss7.ber import BerError
@@ -38,7 +38,7 @@ REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class MapTarget:
     """EIR to probe, and addresses of the probe."""
 
     hosts: tuple[str, ...]
@@ -52,10 +52,10 @@ class Target:
     timeout_s: float = 5.0
 
 
-class _Client(asyncio.Protocol):
+class _MapClient(asyncio.Protocol):
     """Association with a gateway or an EIR."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: MapTarget) -> None:
         self._loop = asyncio.get_running_loop()
         self._target = target
         self._transport: asyncio.Transport | None = None
@@ -101,7 +101,7 @@ class _Client(asyncio.Protocol):
 
     # questions
 
-    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
         """Send one request and return its answer, by the latest version that the EIR serves."""
         asked = time.perf_counter()
         number = imei[:14] + software_version if software_version else imei
@@ -114,11 +114,11 @@ class _Client(asyncio.Protocol):
                     return finding
                 self._version = min(self._version, version - 1)
         except ValueError:
-            return Finding(imei, imsi, fault="no number that TBCD can carry")
+            return ProbeFinding(imei, imsi, fault="no number that TBCD can carry")
         except TimeoutError:
-            return Finding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+            return ProbeFinding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
         except EirError as e:
-            return Finding(imei, imsi, fault=f"no answer: {e}")
+            return ProbeFinding(imei, imsi, fault=f"no answer: {e}")
 
     async def _answer(self, context: bytes, version: int, argument: bytes) -> bytes:
         if self._association is None or self.closed_by:
@@ -197,8 +197,8 @@ class _Client(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def _connected(target: Target) -> AsyncIterator[_Client]:
-    client = _Client(target)
+async def _connected(target: MapTarget) -> AsyncIterator[_MapClient]:
+    client = _MapClient(target)
     where = address_text(target.hosts, target.port)
     try:
         async with asyncio.timeout(target.timeout_s):
@@ -219,7 +219,7 @@ async def _connected(target: Target) -> AsyncIterator[_Client]:
         client.close()
 
 
-async def _connect(client: _Client, target: Target) -> None:
+async def _connect(client: _MapClient, target: MapTarget) -> None:
     """Connect over SCTP; over TCP if the kernel has no SCTP, or no listener for it.
 
     Raises:
@@ -232,7 +232,7 @@ async def _connect(client: _Client, target: Target) -> None:
     await stream.connect(client, target.hosts[0], target.port)
 
 
-def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> Finding:
+def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> ProbeFinding:
     """Convert a TCAP message to a finding.
 
     `result_code` is the code of a MAP error. `error` is REFUSED if a request of an earlier version may succeed.
@@ -240,13 +240,13 @@ def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_t
     try:
         message = tcap.read(octets)
         if message.kind == tcap.ABORT:
-            return Finding(imei, imsi, None, None, None, round_trip_ms, None, _aborted(octets, message))
+            return ProbeFinding(imei, imsi, None, None, None, round_trip_ms, None, _aborted(octets, message))
         outcomes = [] if message.components is None else tcap.outcomes(octets, message.components)
         if not outcomes:
-            return Finding(imei, imsi, round_trip_ms=round_trip_ms, fault="an End without a result")
+            return ProbeFinding(imei, imsi, round_trip_ms=round_trip_ms, fault="an End without a result")
         return _outcome(imei, imsi, octets, version, outcomes[0], round_trip_ms)
     except (TcapFault, BerError) as e:
-        return Finding(imei, imsi, round_trip_ms=round_trip_ms, fault=f"an answer that cannot be read ({e})")
+        return ProbeFinding(imei, imsi, round_trip_ms=round_trip_ms, fault=f"an answer that cannot be read ({e})")
 
 
 def _aborted(octets: bytes, message: TcapMessage) -> str:
@@ -258,9 +258,9 @@ def _aborted(octets: bytes, message: TcapMessage) -> str:
 
 def _outcome(  # noqa: PLR0917 - fields of a Finding
     imei: str, imsi: str | None, octets: bytes, version: int, outcome: OperationOutcome, round_trip_ms: float
-) -> Finding:
+) -> ProbeFinding:
     if outcome.problem is not None:
-        return Finding(
+        return ProbeFinding(
             imei,
             imsi,
             None,
@@ -271,9 +271,9 @@ def _outcome(  # noqa: PLR0917 - fields of a Finding
             f"Reject, problem {outcome.problem.tag & 3}.{outcome.problem.code}",
         )
     if outcome.error == codec.UNKNOWN_EQUIPMENT:
-        return Finding(imei, imsi, "unknown", None, None, round_trip_ms)
+        return ProbeFinding(imei, imsi, "unknown", None, None, round_trip_ms)
     if outcome.error is not None:
-        return Finding(
+        return ProbeFinding(
             imei,
             imsi,
             None,
@@ -285,7 +285,7 @@ def _outcome(  # noqa: PLR0917 - fields of a Finding
         )
     value = codec.status_of(octets, version, outcome.parameters)
     status = None if value is None else STATUSES.get(value)
-    return Finding(imei, imsi, status, None, None, round_trip_ms, None if status else "a result without a status")
+    return ProbeFinding(imei, imsi, status, None, None, round_trip_ms, None if status else "a result without a status")
 
 
 _PROBE = Probe(_connected)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from eir.checks.settings import answers_of
 from eir.interfaces.interface import Context
 from eir.interfaces.map.link import CARRIED, SigtranConnection
-from eir.interfaces.map.service import PROTOCOL, MapService, Reply
+from eir.interfaces.map.service import PROTOCOL, MapReply, MapService
 from eir.interfaces.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
 from eir.wire.peers.rate import Limit
 from eir.wire.peers.server import DISABLED, DRAINING, ENDED, Server
@@ -262,7 +262,7 @@ class MapServer(Server[SigtranConnection]):
         payload = sccp.encoded(unit.kind, unit.protocol_class, unit.calling.octets, ours, reply.octets)
         return self._back(link, transfer, unit.calling, payload)
 
-    def _reply(self, octets: bytes, asker: Asker) -> Reply:
+    def _reply(self, octets: bytes, asker: Asker) -> MapReply:
         label = asker.requester.label
         if asker.refused:
             return self._service.turned_away(octets)

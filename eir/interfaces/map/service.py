@@ -26,7 +26,7 @@ _NOT_SUPPORTED = 2
 _ACCEPTED = {version: tcap.response(codec.context_of(version), accepted=True) for version in codec.VERSIONS}
 
 
-class Reply(NamedTuple):
+class MapReply(NamedTuple):
     """Answer, and its label in metrics."""
 
     octets: bytes | None
@@ -91,20 +91,20 @@ class MapService:
         """
         self._replies, self._fallback, self._imsi_tags = answers, fallback, imsi_tags
 
-    def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
+    def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply:
         """Return the answer to a TCAP message. `asks`: requester; `instead`: answers invocations above a limit."""
         return self.usual(octets, asks, instead) or self.general(octets, asks, instead)
 
     @staticmethod
-    def turned_away(octets: bytes) -> Reply:
+    def turned_away(octets: bytes) -> MapReply:
         """Return an Abort for a peer that is out of service, so that it does not wait."""
         try:
             message = tcap.read(octets)
         except TcapFault as e:
-            return Reply(e.answer, str(e))
-        return Reply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
+            return MapReply(e.answer, str(e))
+        return MapReply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
 
-    def usual(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply | None:
+    def usual(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply | None:
         """Return the answer to a request of a usual shape; None for another shape. `instead` as in `answer`."""
         length = len(octets)
         shape = _SHAPES.get((length, octets[3] if length > 3 else 0))
@@ -128,21 +128,21 @@ class MapService:
             device = codec.digits(octets[imei : imei + 8])
             component, result = self._checked(shape.version, invoke_id, device, imsi, asks)
         head, between = _frame(shape.version, octets[3], len(component))
-        return Reply(head + octets[4:behind] + between + component, result)
+        return MapReply(head + octets[4:behind] + between + component, result)
 
-    def general(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
+    def general(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply:
         """Return the answer to any message. `instead` as in `answer`."""
         try:
             message = tcap.read(octets)
             if message.kind == BEGIN:
                 return self._begun(octets, message, asks, instead)
         except TcapFault as e:
-            return Reply(e.answer, str(e))
+            return MapReply(e.answer, str(e))
         if message.kind == CONTINUE:
-            return Reply(tcap.abort(message.otid, AbortCause.UNRECOGNIZED_TRANSACTION), "tcap_transaction")
-        return Reply(None, "tcap_not_asked")
+            return MapReply(tcap.abort(message.otid, AbortCause.UNRECOGNIZED_TRANSACTION), "tcap_transaction")
+        return MapReply(None, "tcap_not_asked")
 
-    def _begun(self, octets: bytes, message: TcapMessage, asks: Requester, instead: Instead | None) -> Reply:
+    def _begun(self, octets: bytes, message: TcapMessage, asks: Requester, instead: Instead | None) -> MapReply:
         """Return the answer to a Begin.
 
         Raises:
@@ -150,7 +150,7 @@ class MapService:
         """
         version, accepted = _opened(octets, message)
         if message.components is None or message.components.start == message.components.stop:
-            return Reply(
+            return MapReply(
                 tcap.abort_dialogue(message.otid, tcap.ended(provider=False) if accepted else b""), "tcap_empty"
             )
         parts, result = [], "reject"
@@ -160,7 +160,7 @@ class MapService:
                 continue
             part, result = self._invoked(octets, version, each, asks, instead)
             parts.append(part)
-        return Reply(tcap.end(message.otid, accepted, b"".join(parts)), result)
+        return MapReply(tcap.end(message.otid, accepted, b"".join(parts)), result)
 
     def _invoked(
         self, octets: bytes, version: int, invoke: Invoke, asks: Requester, instead: Instead | None

@@ -137,7 +137,7 @@ def _probe(wanted: "Wanted") -> tuple[Any, Any]:
     from eir.interfaces.n5g import probe  # noqa: PLC0415 - only a probe needs it
 
     where = _where(wanted.target, wanted.tls)
-    return probe, probe.Target(*where, wanted.timeout_s, _token_of(wanted.token))
+    return probe, probe.N5gTarget(*where, wanted.timeout_s, _token_of(wanted.token))
 
 
 def _where(target: str, tls: "Tls | None") -> tuple[str, int, ssl.SSLContext | None]:

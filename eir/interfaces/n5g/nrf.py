@@ -140,7 +140,7 @@ class AccessToken:
         return [authorization(self._value)] if self._value and self._root == root else []
 
 
-class Turns:
+class NrfTurns:
     """Turns of the configured NRFs. A round without success is followed by a pause, which doubles."""
 
     def __init__(self, count: int, chance: Callable[[], float]) -> None:
@@ -192,7 +192,7 @@ class Registration:
         self._profile = profile
         self._report = report
         self._token = AccessToken()
-        self._turns = Turns(len(settings.uri), chance)
+        self._turns = NrfTurns(len(settings.uri), chance)
         self._asked: Ask | None = None
         self._heartbeat_s = settings.heartbeat_s
         self.due = now

@@ -18,7 +18,7 @@ from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
 from eir.errors import EirError
 from eir.interfaces.n5g.nrf import REDIRECTS
 from eir.interfaces.n5g.service import RESOURCE
-from eir.interfaces.probing import Finding, Probe, over_stream
+from eir.interfaces.probing import Probe, ProbeFinding, over_stream
 from eir.wire.transport.endpoint import address_text
 from eir.wire.transport.stream import fault_text
 from eir.wire.web.denials import authorization
@@ -31,7 +31,7 @@ UNKNOWN_CAUSE = "ERROR_EQUIPMENT_UNKNOWN"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class N5gTarget:
     """EIR to probe."""
 
     host: str
@@ -74,10 +74,10 @@ class _Answer:
     body: bytearray = field(default_factory=bytearray)
 
 
-class _Client:
+class _N5gClient:
     """HTTP/2 connection to an EIR."""
 
-    def __init__(self, target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, target: N5gTarget, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._target, self._reader, self._writer = target, reader, writer
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         self._answers: dict[int, _Answer] = {}
@@ -86,11 +86,11 @@ class _Client:
         self._h2.initiate_connection()
         self._send()
 
-    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
         """Send one request and return its answer."""
         asked, pei = time.perf_counter(), pei_of(imei, software_version)
         if self.closed_by:
-            return Finding(imei, imsi, fault=f"no answer: {self.closed_by}")
+            return ProbeFinding(imei, imsi, fault=f"no answer: {self.closed_by}")
         answer = _Answer(asyncio.get_running_loop().create_future())
         stream = self._h2.get_next_available_stream_id()
         headers = [
@@ -106,9 +106,9 @@ class _Client:
             async with asyncio.timeout(self._target.timeout_s):
                 await answer.done
         except TimeoutError:
-            return Finding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+            return ProbeFinding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
         except (EirError, ProtocolError) as e:
-            return Finding(imei, imsi, fault=f"no answer: {e}")
+            return ProbeFinding(imei, imsi, fault=f"no answer: {e}")
         finally:
             del self._answers[stream]
         return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
@@ -165,11 +165,11 @@ class _Client:
         self._writer.write(self._h2.data_to_send())
 
 
-def _connected(target: Target) -> AbstractAsyncContextManager[_Client]:
-    return over_stream(target.host, target.port, target.timeout_s, partial(_Client, target), target.tls)
+def _connected(target: N5gTarget) -> AbstractAsyncContextManager[_N5gClient]:
+    return over_stream(target.host, target.port, target.timeout_s, partial(_N5gClient, target), target.tls)
 
 
-def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> Finding:
+def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> ProbeFinding:
     """Convert an answer to a finding (TS 29.511 6.1.3.2.3.1). `result_code` is the HTTP status."""
     try:
         document = json.loads(answer.body.decode()) if answer.body else {}
@@ -191,7 +191,7 @@ def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float)
         error = " ".join(
             str(part) for part in (answer.status, cause, fields.get("detail") or fields.get("title")) if part
         )
-    return Finding(imei, imsi, status, answer.status or None, None, round_trip_ms, fault, error)
+    return ProbeFinding(imei, imsi, status, answer.status or None, None, round_trip_ms, fault, error)
 
 
 _PROBE = Probe(_connected)

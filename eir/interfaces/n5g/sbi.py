@@ -94,7 +94,7 @@ RETRY_AFTER_S = 1
 """Seconds in Retry-After when a request is rejected for load."""
 
 
-class Cause(NamedTuple):
+class SbiCause(NamedTuple):
     """Error: HTTP status, application error (None: the status is sufficient), and title."""
 
     status: int
@@ -110,27 +110,27 @@ class Cause(NamedTuple):
 
 _LATER = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
 
-EQUIPMENT_UNKNOWN = Cause(404, "ERROR_EQUIPMENT_UNKNOWN", "Equipment unknown")  # TS 29.511 6.1.7.3
-PEI_MISSING = Cause(400, "MANDATORY_QUERY_PARAM_MISSING", "Missing query parameter")
-PEI_INCORRECT = Cause(400, "MANDATORY_QUERY_PARAM_INCORRECT", "Incorrect query parameter")
-OPTIONAL_INCORRECT = Cause(400, "OPTIONAL_QUERY_PARAM_INCORRECT", "Incorrect query parameter")
-INVALID_API = Cause(400, "INVALID_API", "Unsupported API or version")
-DENIALS = {401: Cause(401, None, "Unauthorized"), 403: Cause(403, None, "Forbidden")}
+EQUIPMENT_UNKNOWN = SbiCause(404, "ERROR_EQUIPMENT_UNKNOWN", "Equipment unknown")  # TS 29.511 6.1.7.3
+PEI_MISSING = SbiCause(400, "MANDATORY_QUERY_PARAM_MISSING", "Missing query parameter")
+PEI_INCORRECT = SbiCause(400, "MANDATORY_QUERY_PARAM_INCORRECT", "Incorrect query parameter")
+OPTIONAL_INCORRECT = SbiCause(400, "OPTIONAL_QUERY_PARAM_INCORRECT", "Incorrect query parameter")
+INVALID_API = SbiCause(400, "INVALID_API", "Unsupported API or version")
+DENIALS = {401: SbiCause(401, None, "Unauthorized"), 403: SbiCause(403, None, "Forbidden")}
 """Causes by status; the WWW-Authenticate header has the details (TS 29.500 6.7.3)."""
-NOT_HERE = Cause(404, "RESOURCE_URI_STRUCTURE_NOT_FOUND", "Not found")
-NOT_ALLOWED = Cause(405, None, "Method not allowed", ((b"allow", b"GET"),))
-NOT_ACCEPTABLE = Cause(406, None, "Not acceptable")
-BODY_TOO_LARGE = Cause(413, None, "Content too large")
-URI_TOO_LONG = Cause(414, None, "URI too long")
-HEADERS_TOO_LARGE = Cause(431, None, "Request header fields too large")
-PEER_CONGESTION = Cause(429, "NF_CONGESTION", "Too many requests", _LATER)
-CONGESTION = Cause(503, "NF_CONGESTION", "Too busy", _LATER)
-FAULT = Cause(500, "UNSPECIFIED_NF_FAILURE", "Internal error")
-TIMED_OUT = Cause(504, "TIMED_OUT_REQUEST", "The client waits no more")  # TS 29.500 6.11.2
+NOT_HERE = SbiCause(404, "RESOURCE_URI_STRUCTURE_NOT_FOUND", "Not found")
+NOT_ALLOWED = SbiCause(405, None, "Method not allowed", ((b"allow", b"GET"),))
+NOT_ACCEPTABLE = SbiCause(406, None, "Not acceptable")
+BODY_TOO_LARGE = SbiCause(413, None, "Content too large")
+URI_TOO_LONG = SbiCause(414, None, "URI too long")
+HEADERS_TOO_LARGE = SbiCause(431, None, "Request header fields too large")
+PEER_CONGESTION = SbiCause(429, "NF_CONGESTION", "Too many requests", _LATER)
+CONGESTION = SbiCause(503, "NF_CONGESTION", "Too busy", _LATER)
+FAULT = SbiCause(500, "UNSPECIFIED_NF_FAILURE", "Internal error")
+TIMED_OUT = SbiCause(504, "TIMED_OUT_REQUEST", "The client waits no more")  # TS 29.500 6.11.2
 
 
 def problem(
-    cause: Cause,
+    cause: SbiCause,
     detail: str | None = None,
     *,
     invalid: Sequence[tuple[str, str]] = (),

@@ -9,7 +9,7 @@ from eir.interfaces.interface import Context
 from eir.interfaces.n5g import sbi
 from eir.interfaces.n5g.link import N5gConnection
 from eir.interfaces.n5g.sbi import carried_back, priority_of, problem
-from eir.interfaces.n5g.service import PROTOCOL, STATUSES, N5gService, Reply
+from eir.interfaces.n5g.service import PROTOCOL, STATUSES, N5gReply, N5gService
 from eir.interfaces.n5g.settings import SERVICE, N5gSettings
 from eir.wire.peers.counts import OTHER
 from eir.wire.peers.server import SOURCE, UNKNOWN_PEER, Server
@@ -28,7 +28,7 @@ _TURNED_AWAY = {reason: problem(cause, "above a rate limit") for reason, cause i
 _FAULT = problem(sbi.FAULT)
 _STRANGER = problem(sbi.DENIALS[403], "no entry of the peer table takes this client")
 _DENIALS = {
-    reason: Reply(
+    reason: N5gReply(
         problem(sbi.PEER_CONGESTION, denied.detail) if denied.status == TOO_MANY_REQUESTS
         else problem(sbi.DENIALS[denied.status], denied.detail, headers=((b"www-authenticate", denied.challenge.encode()),)),
         f"{denied.status}:{reason}",
@@ -140,7 +140,7 @@ class N5gServer(Server[N5gConnection]):
 
     # inside
 
-    def _by_token(self, tokens: "Tokens", request: Http2Request, link: N5gConnection) -> Reply:
+    def _by_token(self, tokens: "Tokens", request: Http2Request, link: N5gConnection) -> N5gReply:
         """Return the reply to the subject of a request's access token, or the rejection of an invalid token (TS 33.501 13.4.1.1).
 
         Invalid tokens count against the source address, because one entry may be for all AMFs.

@@ -13,7 +13,7 @@ from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Status
 from eir.interfaces.n5g import sbi
-from eir.interfaces.n5g.sbi import Cause, problem
+from eir.interfaces.n5g.sbi import SbiCause, problem
 from eir.wire.peers.settings import Requester
 from eir.wire.web.http2_message import HEADERS_TOO_LARGE, Http2Request, Http2Response
 
@@ -50,7 +50,7 @@ STATUSES[Status.UNKNOWN] = problem(sbi.EQUIPMENT_UNKNOWN, "The PEI is not known"
 _RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: sbi.EQUIPMENT_UNKNOWN.result}
 
 
-class Reply(NamedTuple):
+class N5gReply(NamedTuple):
     """Response, and its label in metrics: `200`, or status and cause."""
 
     response: Http2Response
@@ -60,7 +60,7 @@ class Reply(NamedTuple):
 class Refused(Exception):
     """Error for a request: its cause, and the parameter with the fault."""
 
-    def __init__(self, cause: Cause, detail: str, param: str | None = None) -> None:
+    def __init__(self, cause: SbiCause, detail: str, param: str | None = None) -> None:
         super().__init__(detail)
         self.cause = cause
         self.invalid = [(f"query {param}", detail)] if param else []
@@ -77,7 +77,7 @@ class N5gService:
         """Replace the statuses that some peers, by label, receive instead of others (`answers`)."""
         self._replies = answers
 
-    def answer(self, request: Http2Request, asks: Requester) -> Reply:
+    def answer(self, request: Http2Request, asks: Requester) -> N5gReply:
         """Return the reply to a request; `asks`: requester."""
         headers = request.headers
         usual = _USUAL.fullmatch(request.path)
@@ -90,16 +90,16 @@ class N5gService:
         try:
             return self._status(question_of(request, asks, self._now()))
         except Refused as e:
-            return Reply(problem(e.cause, str(e), invalid=e.invalid), e.cause.result)
+            return N5gReply(problem(e.cause, str(e), invalid=e.invalid), e.cause.result)
 
-    def _status(self, question: Question) -> Reply:
+    def _status(self, question: Question) -> N5gReply:
         verdict = self._checker.check(question)
         if isinstance(verdict, NoDevice):
             raise Refused(sbi.PEI_INCORRECT, "it names no device (policy.bad_identity: error)", "pei")
         status = verdict.status
         if question.peer in self._replies:
             status = self._replies[question.peer].get(status, status)
-        return Reply(STATUSES[status], _RESULTS[status])
+        return N5gReply(STATUSES[status], _RESULTS[status])
 
 
 SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})

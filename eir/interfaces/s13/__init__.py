@@ -38,7 +38,7 @@ def _probe(wanted: "Wanted") -> tuple[Any, Any]:
 
     tls, names = wanted.tls, wanted.names
     host, port, scheme = _where(wanted.target, with_tls=tls is not None)
-    return probe, probe.Target(
+    return probe, probe.S13Target(
         host, port, names.origin_host, names.origin_realm, names.destination_realm, wanted.timeout_s, scheme,
         None if tls is None else tls.connecting, names.destination_host,
     )  # fmt: skip

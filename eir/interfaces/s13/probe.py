@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from eir.device import is_digits
 from eir.errors import EirError
-from eir.interfaces.probing import Finding, Probe
+from eir.interfaces.probing import Probe, ProbeFinding
 from eir.interfaces.s13 import dictionary as s13
 from eir.interfaces.s13.application import S13
 from eir.interfaces.s13.service import EQUIPMENT_STATUSES
@@ -28,7 +28,7 @@ STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATU
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class S13Target:
     """The EIR to ask, and the identity to ask as."""
 
     host: str
@@ -47,7 +47,7 @@ class Target:
 
 
 @asynccontextmanager
-async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
+async def asking(target: S13Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
     """A function that asks about an IMEI, IMEISV or MEID and returns the status, or another result by its code, or `none`.
 
     Many may ask at once. Raises EirError if the connection or the CER fails; the function does so if the connection is over.
@@ -63,7 +63,7 @@ async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Ca
 
 
 @asynccontextmanager
-async def _connected(target: Target) -> AsyncIterator["_Asker"]:
+async def _connected(target: S13Target) -> AsyncIterator["_Asker"]:
     try:
         client = await connect(
             target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
@@ -86,7 +86,7 @@ async def _connected(target: Target) -> AsyncIterator["_Asker"]:
         await client.close()
 
 
-def _refused(target: Target, said: str) -> str:
+def _refused(target: S13Target, said: str) -> str:
     """The reason why the connection failed, with the name of the CEA's Result-Code and advice."""
     code = re.search(r"Result-Code ([0-9]+)$", said)
     if code is None:
@@ -104,23 +104,25 @@ class _Asker(NamedTuple):
     """A connection to the EIR, and the Destination-Realm of the requests on it."""
 
     client: Client
-    target: Target
+    target: S13Target
     realm: str
 
     @property
     def closed_by(self) -> str:
         return self.client.closed_by
 
-    async def ask(self, imei: str, imsi: str | None, software_version: str | None, *, meid: bool = False) -> Finding:
+    async def ask(
+        self, imei: str, imsi: str | None, software_version: str | None, *, meid: bool = False
+    ) -> ProbeFinding:
         timeout_s, host = self.target.timeout_s, self.target.destination_host
         avps = check_avps(self.realm, imei, imsi, software_version, meid=meid, host=host)
         asked = time.perf_counter()
         try:
             answer = await self.client.request(s13.ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
         except TimeoutError:
-            return Finding(imei, imsi, fault=f"no answer within {timeout_s:g} s")
+            return ProbeFinding(imei, imsi, fault=f"no answer within {timeout_s:g} s")
         except EirError as e:
-            return Finding(imei, imsi, fault=f"no answer: {e}")
+            return ProbeFinding(imei, imsi, fault=f"no answer: {e}")
         return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
 
 
@@ -141,7 +143,7 @@ def check_avps(
     return application_id_avp(S13) + s13.NO_STATE + to + terminal + user_name
 
 
-def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:
+def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> ProbeFinding:
     """An answer as it came: two results, or an E bit with a status, are shown and not followed."""
     codes, experimental = answer.result_codes, answer.experimental_results
     statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS)]
@@ -157,7 +159,9 @@ def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) 
         error = _name(code) if code is not None else f"{experimental[0][1]} of vendor {experimental[0][0]}"
         messages = answer.every(base.ERROR_MESSAGE)
         error += "".join(f": {text(avp)}" for avp in messages[:1])
-    return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault, error)
+    return ProbeFinding(
+        imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault, error
+    )
 
 
 def _name(code: int) -> str:

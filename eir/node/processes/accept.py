@@ -14,7 +14,7 @@ from functools import partial
 
 from eir.errors import EirError, Report
 from eir.node.observe import metrics
-from eir.wire.peers.gate import Address, Sources
+from eir.wire.peers.gate import Address, SourceCounts
 from eir.wire.peers.settings import Limits, PeerSettings, setting_for
 from eir.wire.transport.begin import SocketListener, open_listener
 from eir.wire.transport.endpoint import SCTP, address_text, is_http, listening_at
@@ -63,7 +63,7 @@ class Acceptor:
         self._numbers = itertools.count()
         self._connections: dict[int, Address] = {}
         """Source address of each connection that was passed on and is still open, by number."""
-        self._sources = Sources()
+        self._sources = SourceCounts()
         self._strangers: set[int] = set()
         """Numbers of connections that were passed on only to receive a rejection."""
         self._strangers_came: deque[float] = deque(maxlen=STRANGERS_PER_S)

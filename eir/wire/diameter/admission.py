@@ -39,7 +39,7 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ProbeOldest:
     """Order: send a DWR out of turn.
 
     If the DWA arrives, the owner calls `alive`; if not, it closes the connection with the reason `duplicate_silent`.
@@ -63,7 +63,7 @@ class Yield:
     connection: Name
 
 
-Order = Admit | Refuse | Probe | Drop | Yield
+Order = Admit | Refuse | ProbeOldest | Drop | Yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ class Admission:
         if oldest in self.probed:
             return [_one_too_many(claim.connection)]
         self.probed[oldest] = claim
-        return [Probe(oldest)]
+        return [ProbeOldest(oldest)]
 
     def _admit(self, claim: Claim) -> list[Order]:
         host = claim.host.lower()

@@ -14,7 +14,7 @@ from eir.wire.diameter.dictionary import ACCT_APPLICATION_ID, AUTH_APPLICATION_I
 from eir.wire.diameter.message import Message
 
 
-class Rule(NamedTuple):
+class GrammarRule(NamedTuple):
     """Rule of a grammar for one AVP."""
 
     single: bool
@@ -35,7 +35,7 @@ class Rule(NamedTuple):
 class Grammar(NamedTuple):
     """Grammar of a message or a group."""
 
-    rules: Mapping[int, Rule]
+    rules: Mapping[int, GrammarRule]
     required: tuple[int, ...]
     """Keys in the order in which the first missing one is reported."""
     strict: bool = True
@@ -63,7 +63,7 @@ def read_grammar(
         definition = dictionary.avps[key]
         kind, members = definition.type, (groups or {}).get(key, ANYTHING)
         is_free = kind.only_bytes is None and definition.values is None and kind.test is None and not kind.is_group
-        rules[key] = Rule(
+        rules[key] = GrammarRule(
             not match["many"], members, kind.only_bytes, definition.values, kind.test, kind.is_group, is_free
         )
         if match["open"] in "<{":
@@ -137,7 +137,7 @@ class _Checker(NamedTuple):
         elif avp.flags & M_FLAG and avp.key not in self.dictionary.avps and grammar.strict and not self.unknown_m:
             raise self._fault("avp_unsupported", avp, path)
 
-    def _value(self, avp: Avp, rule: Rule, path: tuple[Avp, ...]) -> None:
+    def _value(self, avp: Avp, rule: GrammarRule, path: tuple[Avp, ...]) -> None:
         data = avp.data
         if rule.only_bytes is not None and len(data) != rule.only_bytes:
             raise self._fault("avp_length", avp, path)

@@ -15,7 +15,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eir.errors import DiameterError, EirError, Report
-from eir.wire.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse, Yield
+from eir.wire.diameter.admission import (
+    Admission,
+    AdmissionControl,
+    Admit,
+    Claim,
+    Drop,
+    Order,
+    ProbeOldest,
+    Refuse,
+    Yield,
+)
 from eir.wire.diameter.application import Application
 from eir.wire.diameter.capabilities import (
     CEA_REFUSED,
@@ -424,7 +434,7 @@ class Node(Server[DiameterConnection]):
                     peer.admit(now, failed_before=failed_before)
             case Refuse(_, result_code, reason, detail):
                 peer.refuse(DiameterError(result_code, reason, detail), now)
-            case Probe():
+            case ProbeOldest():
                 loop = asyncio.get_running_loop()
                 self._probes[link.number] = loop.call_later(self.context.limits.duplicate_probe_s, self._silent, link)
                 peer.probe(now)

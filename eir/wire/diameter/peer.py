@@ -91,7 +91,7 @@ class _Occasion(NamedTuple):
     reason: str = ""
     fault: DiameterError | None = None
     cause: DisconnectCause = DisconnectCause.REBOOTING
-    status: watchdog.Status = watchdog.Status.INITIAL
+    status: watchdog.WatchdogStatus = watchdog.WatchdogStatus.INITIAL
 
 
 _CER, _REQUEST, _ANSWER = Input.CER, Input.REQUEST, Input.ANSWER
@@ -198,7 +198,7 @@ class Peer:
 
         With `failed_before` (the watchdog closed the peer's last connection) the watchdog begins in REOPEN.
         """
-        status = watchdog.Status.DOWN if failed_before else watchdog.Status.INITIAL
+        status = watchdog.WatchdogStatus.DOWN if failed_before else watchdog.WatchdogStatus.INITIAL
         self._feed(Input.ADMIT, _Occasion(now, status=status))
         if self.state is State.OPEN and self._framer.buffered:
             self._framer.need = 0
@@ -318,10 +318,10 @@ class Peer:
         self.traffic.report("connection_fault", reason)
         self._feed(Input.TIMEOUT, _Occasion(now, reason=reason))
 
-    def _watch(self, action: watchdog.Action, now: float) -> None:
-        if action is watchdog.Action.SEND:
+    def _watch(self, action: watchdog.WatchdogAction, now: float) -> None:
+        if action is watchdog.WatchdogAction.SEND:
             self._send_dwr()
-        elif action is watchdog.Action.CLOSE:
+        elif action is watchdog.WatchdogAction.CLOSE:
             self._context.counts.errors["watchdog"] += 1
             self.traffic.report("connection_fault", "watchdog", detail="the peer answers no DWR")
             self._feed(Input.TIMEOUT, _Occasion(now, reason="watchdog"))
@@ -406,7 +406,7 @@ class Peer:
     def _process_dwa(self, occasion: _Occasion) -> None:
         if _hop_by_hop(occasion.message) in self._dwr_ids and self.watchdog is not None:
             self._dwr_ids.clear()
-            self._watch(self.watchdog.handle(watchdog.Event.DWA, occasion.now), occasion.now)
+            self._watch(self.watchdog.handle(watchdog.WatchdogEvent.DWA, occasion.now), occasion.now)
             self.events.append(Alive())
         else:
             self._drop(occasion)
@@ -531,7 +531,7 @@ class Peer:
         self.watchdog = Watchdog(
             tw_s, occasion.now, self._context.jitter, occasion.status, least_s=self._context.watchdog_least_s
         )
-        self._watch(self.watchdog.handle(watchdog.Event.CONNECTED, occasion.now), occasion.now)
+        self._watch(self.watchdog.handle(watchdog.WatchdogEvent.CONNECTED, occasion.now), occasion.now)
         self.events.append(Opened())
 
     def _leave(self, reason: str, detail: str = "", *, reset: bool = False, entry: str | None = None) -> State:

@@ -17,7 +17,7 @@ REOPEN_ANSWERS = 3
 """Number of timely DWAs after which a connection in REOPEN is OKAY."""
 
 
-class Status(IntEnum):
+class WatchdogStatus(IntEnum):
     """States of RFC 3539 3.4.1."""
 
     INITIAL = 0
@@ -27,7 +27,7 @@ class Status(IntEnum):
     REOPEN = 4
 
 
-class Event(IntEnum):
+class WatchdogEvent(IntEnum):
     """Event of the connection. The pending DWR distinguishes the timer events, as in the table of appendix A."""
 
     CONNECTED = 0
@@ -46,7 +46,7 @@ class Event(IntEnum):
     """The last DWA that REOPEN needs arrived."""
 
 
-class Action(IntEnum):
+class WatchdogAction(IntEnum):
     """Action for the owner; the watchdog itself counts NumDWA."""
 
     NONE = 0
@@ -61,22 +61,22 @@ class Action(IntEnum):
 class Step(NamedTuple):
     """Row of the table."""
 
-    action: Action
-    status: Status
+    action: WatchdogAction
+    status: WatchdogStatus
     set_timer: bool = True
     """SetWatchdog() of appendix A."""
     num_dwa: int | None = None
     """New value of NumDWA; None: unchanged."""
 
 
-_INITIAL, _OKAY, _SUSPECT, _DOWN, _REOPEN = Status
-_NONE, _SEND, _CLOSE, _CONNECT = Action
-OTHER = Event.OTHER
+_INITIAL, _OKAY, _SUSPECT, _DOWN, _REOPEN = WatchdogStatus
+_NONE, _SEND, _CLOSE, _CONNECT = WatchdogAction
+OTHER = WatchdogEvent.OTHER
 """Event of every read. Before Python 3.12 the lookup of an enum member takes longer than the handling."""
-_UP, _GONE, _DWA, _, _TIMER, _PENDING, _AGAIN, _ENOUGH = Event
+_UP, _GONE, _DWA, _, _TIMER, _PENDING, _AGAIN, _ENOUGH = WatchdogEvent
 
 # fmt: off
-_ROWS: Sequence[tuple[Status, Sequence[Event], Step]] = (
+_ROWS: Sequence[tuple[WatchdogStatus, Sequence[WatchdogEvent], Step]] = (
     # RFC 3539 appendix A. Failover() and Failback() move requests that a node has sent; a node that only answers has none.
     # Throwaway() would drop a message in a state that is not open: here the message is answered, because a phone would lose
     # service without an answer.
@@ -120,7 +120,7 @@ class Watchdog:
         tw_s: float,
         now: float,
         jitter: Callable[[], float],
-        status: Status = Status.INITIAL,
+        status: WatchdogStatus = WatchdogStatus.INITIAL,
         *,
         least_s: float = WATCHDOG_LEAST_S,
     ) -> None:
@@ -136,27 +136,27 @@ class Watchdog:
         self.deadline = now + self._interval_s
         """Time when `timer` is due, on the clock of `now`."""
 
-    def handle(self, event: Event, now: float) -> Action:
+    def handle(self, event: WatchdogEvent, now: float) -> WatchdogAction:
         """Handle CONNECTED, DISCONNECTED, DWA or OTHER; return the action for the owner."""
         if event is OTHER and self.status is _OKAY:
             # The most frequent cell by far: it keeps its interval until the timer expires.
             self.deadline = now + self._interval_s
             return _NONE
-        if event is Event.DWA:
+        if event is WatchdogEvent.DWA:
             self.pending = False
             # Appendix A: NumDWA counts the DWAs in REOPEN; a late DWA has set it to -1 and restarts the count.
             self.num_dwa += 1
             if self.num_dwa >= REOPEN_ANSWERS:
-                event = Event.DWA_ENOUGH
-        elif event in {Event.CONNECTED, Event.DISCONNECTED}:
+                event = WatchdogEvent.DWA_ENOUGH
+        elif event in {WatchdogEvent.CONNECTED, WatchdogEvent.DISCONNECTED}:
             self.pending = False
         return self._step(event, now)
 
-    def timer(self, now: float) -> Action:
+    def timer(self, now: float) -> WatchdogAction:
         """Handle the expiry of Tw; `now` is at or after `deadline`."""
         if not self.pending:
-            return self._step(Event.TIMER, now)
-        return self._step(Event.TIMER_AGAIN if self.num_dwa < 0 else Event.TIMER_PENDING, now)
+            return self._step(WatchdogEvent.TIMER, now)
+        return self._step(WatchdogEvent.TIMER_AGAIN if self.num_dwa < 0 else WatchdogEvent.TIMER_PENDING, now)
 
     def ask(self, now: float) -> None:
         """Note that the owner has sent a DWR out of turn."""
@@ -170,12 +170,12 @@ class Watchdog:
             self._interval_s = self._tw_s + self._jitter()
             self.deadline = now + self._interval_s
 
-    def _step(self, event: Event, now: float) -> Action:
+    def _step(self, event: WatchdogEvent, now: float) -> WatchdogAction:
         step = TABLE[self.status, event]
         self.status = step.status
         if step.num_dwa is not None:
             self.num_dwa = step.num_dwa
-        if step.action is Action.SEND:
+        if step.action is WatchdogAction.SEND:
             self.pending = True
         if step.set_timer:
             self._interval_s = self._tw_s + self._jitter()

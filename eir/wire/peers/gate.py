@@ -53,7 +53,7 @@ def client_key(address: str) -> str:
     return str(IPv6Network((source, NETWORK_BITS[6]), strict=False) if source.version == 6 else source)
 
 
-class Sources:
+class SourceCounts:
     """Numbers of incoming connections by source network."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Gate(Generic[A]):
 
     def __init__(self, drop: Callable[[A, str], None]) -> None:
         self._drop = drop
-        self.sources = Sources()
+        self.sources = SourceCounts()
         self._peers: Sequence[PeerSettings] = ()
         self._limits = Limits()
         self._unidentified: dict[A, float] = {}

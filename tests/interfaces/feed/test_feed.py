@@ -16,7 +16,7 @@ from eir.device import device_key, imsi_key
 from eir.disk import WatchedFile
 from eir.errors import StoreError
 from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
-from eir.interfaces.feed.feed_rows import Refused, Row, read_row
+from eir.interfaces.feed.feed_rows import Row, RowRefused, read_row
 from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users, user_line
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FeedSettings
@@ -78,7 +78,7 @@ def test_what_a_request_says(method, target, row):
     ],
 )  # fmt: skip
 def test_what_is_no_row(method, target, status, reason):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RowRefused) as caught:
         read_row(method, target, ROLES)
     assert (caught.value.status, caught.value.reason) == (status, reason)
 
@@ -86,7 +86,7 @@ def test_what_is_no_row(method, target, status, reason):
 @given(st.text(), st.text())
 def test_any_path_is_a_row_or_refused(method, target):
     for there in (target, f"/eir/{target}", f"/eir/block/{target}"):
-        with suppress(Refused):
+        with suppress(RowRefused):
             read_row(method, there, ROLES)
 
 
@@ -401,7 +401,7 @@ async def test_a_store_that_fails_is_said_and_the_next_row_is_written(writing):
 async def test_too_many_that_wait_are_turned_away(writing):
     limited = Writing(writing.store, waiting_max=3)
     answers = [limited.put(ADD, imei(number)) for number in range(3)]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RowRefused) as caught:
         limited.put(ADD, imei(3))
     assert (caught.value.status, caught.value.reason) == (503, "busy")
     task = asyncio.create_task(limited.writer.run())

@@ -22,7 +22,7 @@ from eir.interfaces.map import capture
 from eir.interfaces.map import checkimei as codec
 from eir.interfaces.map.link import PIECE_BYTES, SigtranConnection
 from eir.interfaces.map.server import MapServer
-from eir.interfaces.map.service import MapService, Reply
+from eir.interfaces.map.service import MapReply, MapService
 from eir.interfaces.map.settings import Ss7Settings
 from eir.lists.images.index import Index
 from eir.wire.peers.counts import Counts
@@ -281,7 +281,7 @@ async def test_a_limit_counts_invocations_and_not_messages():
             link.work(lambda: False)
             (answer,), _ = m3ua.split(b"".join(out), 65536)
             unit = sccp.unitdata(m3ua.transfer(m3ua.parameters(answer)).payload, "itu")
-            assert [each.error for each in read(Reply(unit.data, ""))[2]] == wanted
+            assert [each.error for each in read(MapReply(unit.data, ""))[2]] == wanted
     assert server.node_counts.shed == {("near", "rate_max"): 15}
     link.connection_lost(None)
 
@@ -516,7 +516,7 @@ async def test_the_probe_falls_back():
             writer.write(b"".join(end.messages_to_send()))
 
     async with accepting(serve) as address:
-        target = probe.Target(address[:1], address[1], (1, wire.EIR), gt=wire.TITLE)
+        target = probe.MapTarget(address[:1], address[1], (1, wire.EIR), gt=wire.TITLE)
         began = time.perf_counter()
         found = await probe.ask(target, [LISTED, FREE], imsi="262010000000001")
         took_ms = (time.perf_counter() - began) * 1000

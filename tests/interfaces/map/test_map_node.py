@@ -186,7 +186,7 @@ async def test_over_sctp_with_two_addresses(site):
     found = site.json("probe", f"map://127.0.0.1,127.0.0.2:{port}", LISTED, TRACKED, UNLISTED, "--gt", "491700000001")
     assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted"]
     until(lambda: node.lines("peer_open", protocol="map"))
-    target = probe.Target(("127.0.0.1", "127.0.0.2"), port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
+    target = probe.MapTarget(("127.0.0.1", "127.0.0.2"), port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
     async with probe.asking(target) as ask:
         assert await ask(LISTED) == "blacklisted"
         assert node.metrics()["eir_sctp_paths{peer=near,state=up}"] > 0
@@ -202,7 +202,7 @@ async def test_one_of_two_paths_is_cut_and_comes_back(site):
             peers=[{"name": "near", "from": ["10.0.0.0/8"], "expected": False}],
         )  # fmt: skip
         node = site.start()
-        target = probe.Target(OURS, port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
+        target = probe.MapTarget(OURS, port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
         async with contextlib.AsyncExitStack() as stack:
             with far():
                 ask = await stack.enter_async_context(probe.asking(target))

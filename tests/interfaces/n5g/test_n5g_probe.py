@@ -17,7 +17,7 @@ from luhn import check_digit
 from node import LISTED, UNLISTED, until_async
 
 from eir.errors import EirError
-from eir.interfaces.n5g.probe import Target, ask, ask_many, asking
+from eir.interfaces.n5g.probe import N5gTarget, ask, ask_many, asking
 
 UNKNOWN = {"title": "Not found", "status": 404, "cause": "ERROR_EQUIPMENT_UNKNOWN"}
 
@@ -51,7 +51,7 @@ class Eir:
 async def eir(respond, **more):
     made = Eir(respond)
     async with accepting(made) as address:
-        made.target = Target(*address, **{"timeout_s": 0.3, **more})
+        made.target = N5gTarget(*address, **{"timeout_s": 0.3, **more})
         yield made
 
 
@@ -211,4 +211,4 @@ async def test_an_audit_ends_with_the_connection():
 
 async def test_who_is_not_there_is_an_error():
     with pytest.raises(EirError, match=r"cannot connect to 127\.0\.0\.1:9: "):
-        await ask(Target("127.0.0.1", 9), [LISTED])
+        await ask(N5gTarget("127.0.0.1", 9), [LISTED])

@@ -12,7 +12,7 @@ from node import LISTED, UNLISTED
 from wire import APP, EIR, REALM, TGPP, VSAI, answer_to, avp, u32, walk
 
 from eir.errors import EirError
-from eir.interfaces.s13.probe import Target, ask, ask_many
+from eir.interfaces.s13.probe import S13Target, ask, ask_many
 
 STATE = u32(277, 1)
 UNKNOWN_DEVICE = avp(297, u32(266, TGPP) + u32(298, 5422))
@@ -62,7 +62,7 @@ class Fake:
 async def fake(respond, cea=None):
     made = Fake(respond, cea)
     async with accepting(made) as address:
-        made.target = Target(*address, wire.HOST, REALM, timeout_s=0.3)
+        made.target = S13Target(*address, wire.HOST, REALM, timeout_s=0.3)
         yield made
 
 
@@ -288,7 +288,7 @@ async def test_the_realm_asked_is_the_eirs_unless_another_is_wanted():
         await ask(eir.target, [LISTED])
         target = eir.target
         await ask(
-            Target(target.host, target.port, target.origin_host, target.origin_realm, "wanted.realm", 0.3), [LISTED]
+            S13Target(target.host, target.port, target.origin_host, target.origin_realm, "wanted.realm", 0.3), [LISTED]
         )
     assert [message.data(283) for message in eir.asked()] == [b"its.own.realm", b"wanted.realm"]
 
@@ -296,7 +296,7 @@ async def test_the_realm_asked_is_the_eirs_unless_another_is_wanted():
 async def test_against_a_node_of_ours(site):
     site.load([LISTED])
     node = site.start()
-    target = Target(*node.address, wire.HOST, REALM)
+    target = S13Target(*node.address, wire.HOST, REALM)
     findings = await ask(target, [LISTED, f"{LISTED}1", f"{LISTED}34", UNLISTED, "nonsense"])
     assert [finding.status for finding in findings] == ["blacklisted"] * 3 + ["whitelisted"] * 2
     assert node.status()["checks"] == 5

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from eir.wire.diameter.admission import Admission, Admit, Claim, Drop, Probe, Refuse, Yield
+from eir.wire.diameter.admission import Admission, Admit, Claim, Drop, ProbeOldest, Refuse, Yield
 
 PEER = "Mme.example"
 
@@ -18,7 +18,7 @@ def test_as_many_as_are_allowed():
     assert admission.arrived(claim(1, most=2)) == [Admit(1, failed_before=False)]
     assert admission.arrived(claim(2, host="mme.EXAMPLE", most=2)) == [Admit(2, failed_before=False)]
     assert admission.arrived(claim(3, host="other", most=2)) == [Admit(3, failed_before=False)]
-    assert admission.arrived(claim(4, most=2)) == [Probe(1)]
+    assert admission.arrived(claim(4, most=2)) == [ProbeOldest(1)]
     assert admission.is_open("MME.example")
     for connection in (1, 2, 4):
         admission.closed(connection)
@@ -49,13 +49,13 @@ def test_a_second_claim_while_the_oldest_is_asked():
     assert isinstance(admission.arrived(claim(3))[0], Refuse)
     admission.closed(2)
     assert admission.alive(1) == [], "who waited has gone"
-    assert admission.arrived(claim(4)) == [Probe(1)]
+    assert admission.arrived(claim(4)) == [ProbeOldest(1)]
 
 
 def test_a_peer_that_has_restarted():
     admission = Admission()
     admission.arrived(claim(1, state=5))
-    assert admission.arrived(claim(2, state=5)) == [Probe(1)]
+    assert admission.arrived(claim(2, state=5)) == [ProbeOldest(1)]
     assert admission.alive(1)
     assert admission.arrived(claim(3, state=6)) == [Drop(1, "restarted"), Admit(3, failed_before=False)]
 
@@ -106,7 +106,7 @@ def test_ours_yields_to_the_peers_own():
     admission.opened(1, PEER, 0)
     assert admission.arrived(claim(2)) == [Admit(2, failed_before=False), Yield(1)]
     assert admission.closed(1, "yielded") == []
-    assert admission.arrived(claim(3)) == [Probe(2)]
+    assert admission.arrived(claim(3)) == [ProbeOldest(2)]
     assert admission.arrived(claim(4, host="other", most=2)) == [Admit(4, failed_before=False)]
 
 
@@ -128,7 +128,7 @@ class AnyOrder(RuleBasedStateMachine):
                 case Refuse():
                     self.waiting.discard(connection)
                     self.obey(self.admission.closed(connection, "refused"))
-                case Probe():
+                case ProbeOldest():
                     self.probed.add(connection)
                 case Drop() | Yield():
                     self.gone(connection)

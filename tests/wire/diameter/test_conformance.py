@@ -61,7 +61,7 @@ from eir.wire.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.wire.diameter.peer import Peer
 from eir.wire.diameter.serve import TOO_BUSY_REPLY, NodeContext
 from eir.wire.diameter.states import State
-from eir.wire.diameter.watchdog import Status as Watch
+from eir.wire.diameter.watchdog import WatchdogStatus as Watch
 from eir.wire.peers.counts import Counts
 from eir.wire.transport.settings import TlsSettings
 from eir.wire.transport.tls import load_tls, read_tls

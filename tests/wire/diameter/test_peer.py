@@ -18,7 +18,7 @@ from eir.wire.diameter.message import Reply
 from eir.wire.diameter.peer import Alive, Answered, Arrived, Closed, DisconnectCause, Leaving, Opened, Peer
 from eir.wire.diameter.serve import NodeContext
 from eir.wire.diameter.states import TABLE, Action, Input, State
-from eir.wire.diameter.watchdog import Status
+from eir.wire.diameter.watchdog import WatchdogStatus
 from eir.wire.peers.counts import OTHER, Counts
 from eir.wire.peers.rate import Bucket, Limit, refusing
 from eir.wire.peers.settings import Identity, Limits, PeerSettings, may_connect
@@ -262,7 +262,7 @@ def test_a_peer_that_failed_before_is_asked_at_once():
     driven.feed(wire.cer())
     driven.peer.admit(0.0, failed_before=True)
     assert [message.command for message in driven.out()] == [257, 280]
-    assert driven.peer.watchdog.status is Status.REOPEN
+    assert driven.peer.watchdog.status is WatchdogStatus.REOPEN
     assert driven.feed(wire.ecr())[0].result == 2001
 
 

@@ -4,9 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.wire.diameter.watchdog import TABLE, Action, Event, Status, Watchdog
+from eir.wire.diameter.watchdog import TABLE, Watchdog, WatchdogAction, WatchdogEvent, WatchdogStatus
 
-I, O, S, D, R = Status.INITIAL, Status.OKAY, Status.SUSPECT, Status.DOWN, Status.REOPEN  # noqa: E741 - as in the RFC
+I, O, S, D, R = (  # noqa: E741 - as in the RFC
+    WatchdogStatus.INITIAL,
+    WatchdogStatus.OKAY,
+    WatchdogStatus.SUSPECT,
+    WatchdogStatus.DOWN,
+    WatchdogStatus.REOPEN,
+)
 TW = 30.0
 
 
@@ -19,19 +25,19 @@ def watchdog(status, *, pending=False, num_dwa=0, jitter=lambda: 0.0):
 
 # RFC 3539 appendix A, in its order: state, event, actions → new state. Timer rows by Pending and NumDWA.
 ROWS = [
-    (O, "dwa", Action.NONE, O, True), (O, "other", Action.NONE, O, True),
-    (S, "dwa", Action.NONE, O, True), (S, "other", Action.NONE, O, True),
-    (R, "dwa", Action.NONE, R, False), (R, "dwa, NumDWA 1", Action.NONE, R, False),
-    (R, "dwa, NumDWA 2", Action.NONE, O, False), (R, "other", Action.NONE, R, False),
-    (I, "dwa", Action.NONE, I, False), (I, "other", Action.NONE, I, False),
-    (D, "dwa", Action.NONE, D, False), (D, "other", Action.NONE, D, False),
-    (O, "timer, pending", Action.NONE, S, True), (O, "timer", Action.SEND, O, True),
-    (S, "timer", Action.CLOSE, D, True), (S, "timer, pending", Action.CLOSE, D, True),
-    (I, "timer", Action.CONNECT, I, True), (D, "timer", Action.CONNECT, D, True),
-    (R, "timer, pending, NumDWA -1", Action.CLOSE, D, True), (R, "timer, pending", Action.NONE, R, True),
-    (R, "timer", Action.SEND, R, True),
-    (O, "down", Action.CLOSE, D, True), (S, "down", Action.CLOSE, D, True), (R, "down", Action.CLOSE, D, True),
-    (I, "up", Action.NONE, O, True), (D, "up", Action.SEND, R, True),
+    (O, "dwa", WatchdogAction.NONE, O, True), (O, "other", WatchdogAction.NONE, O, True),
+    (S, "dwa", WatchdogAction.NONE, O, True), (S, "other", WatchdogAction.NONE, O, True),
+    (R, "dwa", WatchdogAction.NONE, R, False), (R, "dwa, NumDWA 1", WatchdogAction.NONE, R, False),
+    (R, "dwa, NumDWA 2", WatchdogAction.NONE, O, False), (R, "other", WatchdogAction.NONE, R, False),
+    (I, "dwa", WatchdogAction.NONE, I, False), (I, "other", WatchdogAction.NONE, I, False),
+    (D, "dwa", WatchdogAction.NONE, D, False), (D, "other", WatchdogAction.NONE, D, False),
+    (O, "timer, pending", WatchdogAction.NONE, S, True), (O, "timer", WatchdogAction.SEND, O, True),
+    (S, "timer", WatchdogAction.CLOSE, D, True), (S, "timer, pending", WatchdogAction.CLOSE, D, True),
+    (I, "timer", WatchdogAction.CONNECT, I, True), (D, "timer", WatchdogAction.CONNECT, D, True),
+    (R, "timer, pending, NumDWA -1", WatchdogAction.CLOSE, D, True), (R, "timer, pending", WatchdogAction.NONE, R, True),
+    (R, "timer", WatchdogAction.SEND, R, True),
+    (O, "down", WatchdogAction.CLOSE, D, True), (S, "down", WatchdogAction.CLOSE, D, True), (R, "down", WatchdogAction.CLOSE, D, True),
+    (I, "up", WatchdogAction.NONE, O, True), (D, "up", WatchdogAction.SEND, R, True),
 ]  # fmt: skip
 
 
@@ -44,27 +50,32 @@ def test_row(status, event, action, then, sets_timer):
     if what == "timer":
         found = dog.timer(before)
     else:
-        event = {"dwa": Event.DWA, "other": Event.OTHER, "up": Event.CONNECTED, "down": Event.DISCONNECTED}[what]
+        event = {
+            "dwa": WatchdogEvent.DWA,
+            "other": WatchdogEvent.OTHER,
+            "up": WatchdogEvent.CONNECTED,
+            "down": WatchdogEvent.DISCONNECTED,
+        }[what]
         found = dog.handle(event, 7.0)
     assert (found, dog.status) == (action, then)
     assert (dog.deadline != before) is sets_timer
     if what == "dwa":
         assert not dog.pending
-    if action is Action.SEND:
+    if action is WatchdogAction.SEND:
         assert dog.pending
 
 
 def test_every_cell_is_there():
-    assert set(TABLE) == {(status, event) for status in Status for event in Event}
+    assert set(TABLE) == {(status, event) for status in WatchdogStatus for event in WatchdogEvent}
 
 
 def test_tw_has_a_least_value_and_jitter():
     assert Watchdog(1.0, 100.0, lambda: 0.0).deadline == 106
     assert Watchdog(30.0, 100.0, lambda: -2.0).deadline == 128
     drawn = iter([1.0, -1.0, 2.0])
-    dog = Watchdog(30.0, 0.0, lambda: next(drawn), Status.OKAY)
+    dog = Watchdog(30.0, 0.0, lambda: next(drawn), WatchdogStatus.OKAY)
     assert dog.deadline == 31
-    dog.handle(Event.OTHER, 10.0)
+    dog.handle(WatchdogEvent.OTHER, 10.0)
     assert dog.deadline == 41
     dog.timer(41.0)
     assert dog.deadline == 41 + 29
@@ -82,42 +93,44 @@ def test_retime():
 
 def test_a_silent_peer_is_asked_suspected_and_closed():
     dog = watchdog(I)
-    dog.handle(Event.CONNECTED, 0.0)
+    dog.handle(WatchdogEvent.CONNECTED, 0.0)
     assert [(dog.timer(now), dog.status) for now in (30.0, 60.0, 90.0)] == [
-        (Action.SEND, O), (Action.NONE, S), (Action.CLOSE, D),
+        (WatchdogAction.SEND, O), (WatchdogAction.NONE, S), (WatchdogAction.CLOSE, D),
     ]  # fmt: skip
 
 
 def test_a_failed_peer_has_to_answer_three_times():
     dog = watchdog(D)
-    assert dog.handle(Event.CONNECTED, 0.0) is Action.SEND
+    assert dog.handle(WatchdogEvent.CONNECTED, 0.0) is WatchdogAction.SEND
     for now in (30.0, 60.0):
-        dog.handle(Event.DWA, now - 1)
+        dog.handle(WatchdogEvent.DWA, now - 1)
         assert dog.status is R
-        assert dog.timer(now) is Action.SEND
-    dog.handle(Event.DWA, 61.0)
+        assert dog.timer(now) is WatchdogAction.SEND
+    dog.handle(WatchdogEvent.DWA, 61.0)
     assert dog.status is O
 
 
 def test_a_reopening_peer_that_misses_twice_is_closed():
     dog = watchdog(D)
-    dog.handle(Event.CONNECTED, 0.0)
-    assert (dog.timer(30.0), dog.status) == (Action.NONE, R)
-    assert (dog.timer(60.0), dog.status) == (Action.CLOSE, D)
+    dog.handle(WatchdogEvent.CONNECTED, 0.0)
+    assert (dog.timer(30.0), dog.status) == (WatchdogAction.NONE, R)
+    assert (dog.timer(60.0), dog.status) == (WatchdogAction.CLOSE, D)
 
 
 def test_a_late_answer_starts_the_count_anew():
     dog = watchdog(D)
-    dog.handle(Event.CONNECTED, 0.0)
+    dog.handle(WatchdogEvent.CONNECTED, 0.0)
     dog.timer(30.0)
     answers = 0
     while dog.status is R:
-        dog.handle(Event.DWA, 31.0)
+        dog.handle(WatchdogEvent.DWA, 31.0)
         answers += 1
     assert answers == 4
 
 
-@given(st.lists(st.tuples(st.sampled_from(["timer", *Event]), st.floats(0.1, 20))), st.sampled_from(Status))
+@given(
+    st.lists(st.tuples(st.sampled_from(["timer", *WatchdogEvent]), st.floats(0.1, 20))), st.sampled_from(WatchdogStatus)
+)
 def test_any_order_of_events(steps, status):
     dog = watchdog(status, jitter=lambda: 1.5)
     now = 0.0
@@ -128,10 +141,10 @@ def test_any_order_of_events(steps, status):
             before, pending = dog.status, dog.pending
             action = dog.timer(now)
             assert dog.deadline > now
-            assert action is not Action.SEND or (not pending and before in {O, R})
-        elif event in {Event.CONNECTED, Event.DISCONNECTED, Event.DWA, Event.OTHER}:
+            assert action is not WatchdogAction.SEND or (not pending and before in {O, R})
+        elif event in {WatchdogEvent.CONNECTED, WatchdogEvent.DISCONNECTED, WatchdogEvent.DWA, WatchdogEvent.OTHER}:
             action = dog.handle(event, now)
         else:
             continue
-        assert (action is Action.CLOSE) <= (dog.status is D)
+        assert (action is WatchdogAction.CLOSE) <= (dog.status is D)
         assert dog.deadline <= now + TW + 2
