@@ -10,7 +10,7 @@ from releases import public
 from eir.lists.changes.load import Loader
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.publish import publish
-from eir.lists.sources.inbox import Attempts, PassSettings, take_in
+from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
 from eir.lists.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600
@@ -76,7 +76,7 @@ class Site:
 
     async def turn(self, **changes):
         """One pass: {manifest: (outcome, reason)}."""
-        made = await take_in(self.terms(**changes))
+        made = await run_pass(self.terms(**changes))
         json.dumps(made.as_json())
         self.again_s, self.said = made.again_s, {taken.manifest: taken.detail for taken in made.taken}
         return {taken.manifest: (taken.outcome, taken.reason) for taken in made.taken}

@@ -50,7 +50,7 @@ ATTEMPTS_MAX, ATTEMPTED_MAX = 3, 100
 """Number of loads that may be killed before the release counts as the cause; number of such releases that are remembered."""
 NOT_MOVED_AGAIN_S = 600.0
 TEXT_NAME_BYTES_MAX = 240
-"""Maximum number of bytes of the file name in the name of a text, so that a suffix fits."""
+"""Maximum length of a file's name in the name of its text, in bytes."""
 IN_VAIN_S, VERIFY_S, PASS_S = 3.0, 10.0, 3.0
 """Limits of a pass in seconds: for manifests that claim a trusted key but fail, for all verification, and for all else. After them the pass ends, so that the next one sees new files. One release of each list always has its turn. Good releases must be verified before their list's turn, otherwise a later serial would be loaded before an earlier one."""
 
@@ -67,7 +67,7 @@ OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EI
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class DeliveryOutcome:
     """Outcome of a release, or of a file that belongs to no release."""
 
     manifest: str
@@ -85,7 +85,7 @@ class Taken:
 class Pass:
     """Result of one pass."""
 
-    taken: tuple[Taken, ...] = ()
+    taken: tuple[DeliveryOutcome, ...] = ()
     again_s: float | None = None
     """Seconds until the next pass even without a change; None if it would have no effect."""
     strays: tuple[str, ...] = ()
@@ -191,7 +191,7 @@ class PassSettings:
     """Maximum number of rejected files that are kept, and of their bytes."""
 
 
-async def take_in(terms: PassSettings) -> Pass:
+async def run_pass(terms: PassSettings) -> Pass:
     """Load all complete releases by serial, and move the processed ones.
 
     No delivery can prevent the others from their turn. If the store fails for a list, or has no room for a release, the
@@ -213,7 +213,7 @@ class _Turn:
 
     def __init__(self, terms: PassSettings, rooms: Rooms) -> None:
         self.terms = terms
-        self.taken: list[Taken] = []
+        self.taken: list[DeliveryOutcome] = []
         self.again: list[float] = []
         self.strays: list[str] = []
         self._rooms = rooms
@@ -238,19 +238,19 @@ class _Turn:
         pending = [delivery async for delivery in self._verified(likely, self.terms.verify_s, self.terms.in_vain_s)]
         self._began = time.monotonic()
         waits = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
-        left = {delivery.name: delivery for delivery in pending}
+        waiting = {delivery.name: delivery for delivery in pending}
         for number, delivery in order_by_turn(pending, self._was_killed):
             if not self.terms.ours():
                 self.again.append(AGAIN_S)
                 return
             if number and self._spent(self.terms.pass_s):
                 return
-            del left[delivery.name]
-            others = {name for other in left.values() for name in other.data}
-            await self._handled(delivery, others)
+            del waiting[delivery.name]
+            other_data = {name for other_delivery in waiting.values() for name in other_delivery.data}
+            await self._process_safely(delivery, other_data)
         async for delivery in self._verified(unlikely, self.terms.pass_s, self.terms.pass_s):
             waits |= {delivery.name, *delivery.signatures, *delivery.data}
-            await self._handled(delivery, set())
+            await self._process_safely(delivery, set())
             pending.append(delivery)
         if not self._cut and not any(
             delivery.release is None and delivery.name not in self._gone for delivery in pending
@@ -287,12 +287,12 @@ class _Turn:
     def _was_killed(self, delivery: Delivery) -> bool:
         return delivery.release is not None and self.terms.attempts.of(delivery.release.digest) > 0
 
-    async def _handled(self, delivery: Delivery, others: set[str]) -> None:
+    async def _process_safely(self, delivery: Delivery, others: set[str]) -> None:
         """Process one delivery; errors concern only this delivery."""
         if delivery.list in self._away:
             return
         try:
-            await self._take(delivery, others)
+            await self._process(delivery, others)
         except StoreError as error:
             self._away |= {None, delivery.list}
             self._stays(delivery, error.cause, f"the store: {error}")
@@ -304,12 +304,12 @@ class _Turn:
         except Exception as fault:  # noqa: BLE001 - a bug with one delivery must not stop the others
             await self._refuse(delivery, others, refused_by(fault))
 
-    async def _take(self, delivery: Delivery, others: set[str]) -> None:
+    async def _process(self, delivery: Delivery, others: set[str]) -> None:
         """Load a release, reject it, or let it wait. `others`: files that further releases need too."""
-        left = self._patience_left((delivery.name, *delivery.signatures, *delivery.data))
+        left_s = self._patience_left((delivery.name, *delivery.signatures, *delivery.data))
         delay = await self._delay(delivery)
-        if delay is not None and (not delay.bounded or left > 0):
-            self._waits(delivery, delay, min(left, AGAIN_S) if delay.bounded else AGAIN_S)
+        if delay is not None and (not delay.bounded or left_s > 0):
+            self._waits(delivery, delay, min(left_s, AGAIN_S) if delay.bounded else AGAIN_S)
             return
         refused = delivery.refused if delivery.release is None else await self._load(delivery, delivery.release, others)
         if refused is None:
@@ -322,7 +322,7 @@ class _Turn:
         if (
             refused.reason in {"conflict", KILLED}
             or refused.reason in OURS
-            or (refused.reason in MOVED_UNDER_US and left > 0)
+            or (refused.reason in MOVED_UNDER_US and left_s > 0)
         ):
             delay = _Delay(refused.reason, refused.detail, bounded=refused.reason not in OURS | {KILLED})
             self._waits(delivery, delay, SETTLED_S if refused.reason == "conflict" else AGAIN_S)
@@ -335,14 +335,14 @@ class _Turn:
         state = await terms.store.state(manifest.list)
         if state is not None and (state.serial, state.release_digest) == (manifest.serial, release.digest):
             # An earlier pass loaded it but could not move it.
-            await self._move(delivery, others, _taken(delivery, ACCEPTED, detail="it is in force already"))
+            await self._move(delivery, others, _outcome(delivery, ACCEPTED, detail="it is in force already"))
             return None
         try:
             with naming_release(manifest), terms.attempts.one(release.digest):
                 report = await (terms.load or self._loader().load)(release, terms.folder)
         except ReleaseRefused as refused:
             return refused
-        await self._move(delivery, others, _taken(delivery, ACCEPTED, detail=report.as_text()))
+        await self._move(delivery, others, _outcome(delivery, ACCEPTED, detail=report.as_text()))
         return None
 
     async def _refuse(self, delivery: Delivery, others: set[str], refused: ReleaseRefused) -> None:
@@ -352,7 +352,7 @@ class _Turn:
             refused.name_release(release.manifest.list, release.manifest.serial)
         if release is None or refused.reason in UNRECORDED:
             await self._loader().record(refused, release.digest if release is not None else None)
-        await self._move(delivery, others, _taken(delivery, REFUSED, refused.reason, refused.detail))
+        await self._move(delivery, others, _outcome(delivery, REFUSED, refused.reason, refused.detail))
 
     def _loader(self) -> Loader:
         terms = self.terms
@@ -375,8 +375,8 @@ class _Turn:
         state, base = await self.terms.store.state(manifest.list), manifest.base
         # The base of a delta may still arrive, because releases arrive in any order.
         comes = base is not None and (state is None or (base > state.serial and manifest.serial > state.highest_serial))
-        there = "there is no list yet" if state is None else f"serial {state.serial} is in force"
-        return _Delay("base", f"it builds on serial {base}, and {there}") if comes else None
+        in_force = "there is no list yet" if state is None else f"serial {state.serial} is in force"
+        return _Delay("base", f"it builds on serial {base}, and {in_force}") if comes else None
 
     def _half(self, delivery: Delivery) -> str:
         """Return why manifest and signatures seem incomplete, without parsing them, or an empty text."""
@@ -391,7 +391,7 @@ class _Turn:
         return ""
 
     def _waits(self, delivery: Delivery, delay: _Delay, again_s: float) -> None:
-        self.taken.append(_taken(delivery, WAITING, delay.reason, delay.detail, here=not delay.bounded))
+        self.taken.append(_outcome(delivery, WAITING, delay.reason, delay.detail, here=not delay.bounded))
         self.again.append(max(again_s, SETTLED_S))
 
     def _stays(self, delivery: Delivery, reason: str, detail: str) -> None:
@@ -405,7 +405,7 @@ class _Turn:
         changed = max((self._listing[name].changed for name in names if name in self._listing), default=0.0)
         return changed + self.terms.patience_s - self.terms.clock().timestamp()
 
-    async def _move(self, delivery: Delivery, others: set[str], taken: Taken) -> None:
+    async def _move(self, delivery: Delivery, others: set[str], taken: DeliveryOutcome) -> None:
         """Move a delivery to its room, data files first.
 
         While its first signature stays, a later pass completes an interrupted move.
@@ -416,7 +416,7 @@ class _Turn:
             names = [
                 file.name for file in files if file.name in names and await asyncio.to_thread(self._is_its_own, file)
             ]
-        self._put_away(
+        self._move_files(
             [*names, *delivery.signatures[:-1], delivery.name, delivery.signatures[-1]], delivery.name, taken
         )
 
@@ -431,14 +431,18 @@ class _Turn:
             return data.size == file.bytes and (data.size > KEPT_BYTES_MAX or data.sha256() == file.sha256)
         return False
 
-    def _put_away(self, names: Sequence[str], about: str, taken: Taken) -> None:
+    def _move_files(self, names: Sequence[str], about: str, taken: DeliveryOutcome) -> None:
         """Move files and write a text about one of them."""
         self._gone.update(names)
         text_name = f"{os.fsdecode(os.fsencode(about)[:TEXT_NAME_BYTES_MAX])}.txt"
         try:
             places = self._rooms.places([*names, text_name], taken.outcome)
             text_place = places.pop(text_name)
-            text = (text_place, _said(taken, places.values(), self.terms.clock())) if taken.outcome == REFUSED else None
+            text = (
+                (text_place, _refusal_text(taken, places.values(), self.terms.clock()))
+                if taken.outcome == REFUSED
+                else None
+            )
             self._rooms.move_files(places, taken.outcome, text)
         except OSError as error:
             taken = replace(taken, detail=f"{taken.detail}; it could not be moved: {error.strerror}")
@@ -449,24 +453,28 @@ class _Turn:
         """Move files that no release names to the rejected ones after they have waited long enough."""
         detail = "no signed release named it; a release is NAME.manifest.json, its .sig, and the data files that the manifest names"
         for name in sorted(strays):
-            if (left := self._patience_left((name,))) > 0:
-                self.again.append(left)
+            if (left_s := self._patience_left((name,))) > 0:
+                self.again.append(left_s)
                 self.strays.append(printable(name))
             elif not self._spent(self.terms.pass_s):
-                self._put_away(
-                    [name], name, Taken(manifest=printable(name), outcome=REFUSED, reason="stray", detail=detail)
+                self._move_files(
+                    [name],
+                    name,
+                    DeliveryOutcome(manifest=printable(name), outcome=REFUSED, reason="stray", detail=detail),
                 )
 
 
-def _taken(delivery: Delivery, outcome: str, reason: str = "", detail: str = "", *, here: bool = False) -> Taken:
+def _outcome(
+    delivery: Delivery, outcome: str, reason: str = "", detail: str = "", *, here: bool = False
+) -> DeliveryOutcome:
     """Return the outcome of a delivery."""
-    return Taken(
+    return DeliveryOutcome(
         manifest=printable(delivery.name), outcome=outcome, list=delivery.list, serial=delivery.serial, reason=reason,
         detail=escape_invalid(detail), here=here,
     )  # fmt: skip
 
 
-def _said(taken: Taken, places: Iterable[str], now: datetime) -> str:
+def _refusal_text(taken: DeliveryOutcome, places: Iterable[str], now: datetime) -> str:
     return f"""{taken.manifest} was refused at {utc_text(now)}.
 Reason: {taken.reason}
 {taken.detail}

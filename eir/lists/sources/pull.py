@@ -135,23 +135,23 @@ async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
     name, source = terms.settings.name, terms.settings.source
     if source is None:
         raise EirError(f"list {name} has no source (lists.{name}.source)")
-    one = _Pull(terms, source, time.monotonic() + PULL_S if until is None else until)
+    run = _Pull(terms, source, time.monotonic() + PULL_S if until is None else until)
     try:
-        made = await one.make()
+        result = await run.make()
     except Unreached as e:
-        made = one.pulled(UNREACHED, e.reason, str(e))
+        result = run.pulled(UNREACHED, e.reason, str(e))
     except ReleaseRefused as e:
-        made = one.pulled(WAITING if one.reached and e.reason in AGAIN else REFUSED, e.reason, e.detail)
+        result = run.pulled(WAITING if run.reached and e.reason in AGAIN else REFUSED, e.reason, e.detail)
     except StoreError as e:
-        made = one.pulled(WAITING, e.cause, f"the store: {e}")
+        result = run.pulled(WAITING, e.cause, f"the store: {e}")
     except OSError as e:
-        made = one.pulled(WAITING, "disk", str(e))
+        result = run.pulled(WAITING, "disk", str(e))
     with suppress(StoreError, OSError):
-        in_force = await one.compare()
-        offers = one.note.offers
+        in_force = await run.compare()
+        offers = run.note.offers
         behind_since = utc_text(datetime.fromtimestamp(offers[0][1], UTC)) if offers else None
-        return replace(made, in_force=in_force, behind_since=behind_since)
-    return made
+        return replace(result, in_force=in_force, behind_since=behind_since)
+    return result
 
 
 @dataclass(slots=True)
@@ -210,9 +210,9 @@ class _Pull:
             return self.pulled(ELSEWHERE, detail="another node pulls it just now")
         for offer in await self._steps(index):  # again, because another node may have pulled meanwhile
             self.under_way = offer.serial
-            if not self.terms.force and (said := self.note.refused.get(offer.sha256)):
-                return self.pulled(REFUSED, *said)
-            await self._take(server, offer)
+            if not self.terms.force and (refusal := self.note.refused.get(offer.sha256)):
+                return self.pulled(REFUSED, *refusal)
+            await self._fetch_and_load(server, offer)
             self.loaded.append(offer.serial)
         return self.pulled(UNCHANGED)
 
@@ -247,9 +247,9 @@ class _Pull:
         state, highest = await self._before()
         if self._differs(index, state):
             return folder.releases_to_load(index, None, highest)
-        found = folder.releases_to_load(index, None if state is NO_LIST else state.serial, highest)
-        refused = any(offer.sha256 in self.note.refused for offer in found) and not self.terms.force
-        return (folder.releases_to_load(index, None, highest) or found) if refused else found
+        offers = folder.releases_to_load(index, None if state is NO_LIST else state.serial, highest)
+        refused = any(offer.sha256 in self.note.refused for offer in offers) and not self.terms.force
+        return (folder.releases_to_load(index, None, highest) or offers) if refused else offers
 
     @staticmethod
     def _differs(index: FolderIndex, state: ListState) -> bool:
@@ -273,30 +273,30 @@ class _Pull:
             Unreached: if it cannot be fetched.
             ReleaseRefused: if it is not valid.
         """
-        settings, kept, now = self.terms.settings, self.terms.room / INDEX, self.terms.clock()
+        settings, stored_file, now = self.terms.settings, self.terms.room / INDEX, self.terms.clock()
         if settings.signers is None:
             raise ReleaseRefused("signers_file", f"list {settings.name} has no signers")
-        etag = self.note.etag if _sha256_if(kept) == self.note.sha256 else None
+        etag = self.note.etag if _sha256_if(stored_file) == self.note.sha256 else None
         try:
-            found = server.fetch(INDEX, INDEX_BYTES_MAX, etag)
+            fetched = server.fetch(INDEX, INDEX_BYTES_MAX, etag)
         except Unreached:
             if etag is not None:  # the tag may be the cause, and would be each time
                 self.note = replace(self.note, etag=None)
                 self._write_note()
             raise
-        content = kept.read_bytes() if found is None else found.octets
+        content = stored_file.read_bytes() if fetched is None else fetched.octets
         document, _ = verify_document(content, INDEX, settings.signers, now, revoked=settings.revoked)
         index = folder.parse_index(document)
         before = datetime.fromisoformat(self.note.written) if self.note.written else None
         folder.check_index(index, settings.name, settings.kind, now, before)
-        if found is not None:
+        if fetched is not None:
             sha256 = hashlib.sha256(content).hexdigest()
-            self.note = replace(self.note, etag=found.etag, sha256=sha256, written=index.written.isoformat())
-            write_file(kept, content)
+            self.note = replace(self.note, etag=fetched.etag, sha256=sha256, written=index.written.isoformat())
+            write_file(stored_file, content)
             self._write_note()
         return index
 
-    async def _take(self, server: SourceClient, offer: Offer) -> None:
+    async def _fetch_and_load(self, server: SourceClient, offer: Offer) -> None:
         """Fetch one release and load it.
 
         Raises:
@@ -308,7 +308,7 @@ class _Pull:
         place = self.terms.room / offer.folder
         release: VerifiedRelease | None = None
         try:
-            release = await asyncio.to_thread(self._fetched, server, offer, place)
+            release = await asyncio.to_thread(self._fetch_release, server, offer, place)
             with naming_release(release.manifest):
                 await self.terms.load(release, place, self.terms.marks)
         except ReleaseRefused as refused:
@@ -322,8 +322,8 @@ class _Pull:
                 )
                 await loader.record(refused, release.digest if release is not None else None)
             if refused.reason not in AGAIN:
-                others = list(self.note.refused.items())[1 - REMEMBERED_MAX :]
-                known = dict(others) | {offer.sha256: (refused.reason, refused.detail)}
+                remembered = list(self.note.refused.items())[1 - REMEMBERED_MAX :]
+                known = dict(remembered) | {offer.sha256: (refused.reason, refused.detail)}
                 self.note = replace(self.note, refused=known, refused_at=self.terms.clock().timestamp())
                 self._write_note()
                 shutil.rmtree(place, ignore_errors=True)
@@ -332,7 +332,7 @@ class _Pull:
             if each.is_dir():
                 shutil.rmtree(each, ignore_errors=True)
 
-    def _fetched(self, server: SourceClient, offer: Offer, place: Path) -> VerifiedRelease:
+    def _fetch_release(self, server: SourceClient, offer: Offer, place: Path) -> VerifiedRelease:
         """Fetch a complete release to a folder and verify it.
 
         Raises:
@@ -374,13 +374,13 @@ class _Pull:
 
     @staticmethod
     def _small(server: SourceClient, offer: Offer, name: str, sha256: str, most: int) -> bytes:
-        found = server.fetch(f"{offer.folder}/{name}", most)
-        if found is None or hashlib.sha256(found.octets).hexdigest() != sha256:
+        fetched = server.fetch(f"{offer.folder}/{name}", most)
+        if fetched is None or hashlib.sha256(fetched.octets).hexdigest() != sha256:
             raise Unreached(
                 "changed",
                 f"{name} is not the one that {INDEX} names: was it damaged on its way, or the folder changed just now?",
             )
-        return found.octets
+        return fetched.octets
 
     def _write_note(self) -> None:
         write_file(self.terms.room / NOTE, json.dumps(asdict(self.note)).encode())
@@ -388,9 +388,9 @@ class _Pull:
 
 def _digest(settings: ListSettings) -> str:
     """Return a digest of settings and of their files."""
-    said = asdict(replace(settings, source=None))
+    document = asdict(replace(settings, source=None))
     digest = hashlib.sha256(
-        json.dumps(said, default=lambda each: sorted(each) if isinstance(each, frozenset) else str(each)).encode()
+        json.dumps(document, default=lambda each: sorted(each) if isinstance(each, frozenset) else str(each)).encode()
     )
     for path in filter(None, (settings.signers, settings.revoked)):
         with suppress(OSError):

@@ -17,7 +17,7 @@ from eir.config import Config
 from eir.errors import EirError, Report, SetupFault, StoreError, place_of
 from eir.lists.record.store import ACCEPTED
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, scan_folder
-from eir.lists.sources.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
+from eir.lists.sources.inbox import WAITING, Attempts, DeliveryOutcome, Pass, PassSettings, run_pass
 from eir.lists.stores.open import open_store, serial_marks
 from eir.node.observe import metrics
 from eir.node.processes.apart import done_apart
@@ -60,7 +60,7 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
             if not await lease.claim():
                 return Pass(again_s=CLAIM_S / 3, elsewhere=True)
             marks = await serial_marks(config.store, config.state)
-            return await take_in(
+            return await run_pass(
                 PassSettings(
                     folder=config.inbox, lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC), marks=marks,
                     patience_s=config.inbox_patience_s, attempts=attempts, ours=lease.is_held, believed=not read_clock(config.state).jumped,
@@ -68,7 +68,9 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
                 )
             )  # fmt: skip
     except StoreError as error:
-        away = Taken(manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}", here=True)
+        away = DeliveryOutcome(
+            manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}", here=True
+        )
         return Pass(taken=(away,), again_s=AGAIN_S)
     finally:
         await store.close()
@@ -174,7 +176,7 @@ class DropFolder:
             return finished
         return None
 
-    def _say(self, taken: Taken) -> None:
+    def _say(self, taken: DeliveryOutcome) -> None:
         outcome = (taken.outcome, taken.reason)
         if taken.outcome == WAITING and self._said.get(taken.manifest) == outcome:
             return

@@ -6,7 +6,7 @@ from deliveries import KINDS, LISTS, Deliveries
 
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ACCEPTED, REFUSED
-from eir.lists.sources.inbox import Attempts, PassSettings, take_in
+from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
 from eir.lists.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600
@@ -27,7 +27,7 @@ async def test_every_kind_of_delivery_has_the_end_that_it_should(tmp_path):
             folder=drop, lists=lists, store=store, who="inbox", clock=lambda: datetime.now(UTC) + timedelta(seconds=ahead_s), patience_s=PATIENCE_S,
             attempts=Attempts(tmp_path / "attempt"),
         )  # fmt: skip
-        return await take_in(terms)
+        return await run_pass(terms)
 
     order = ["full"] * 6 + KINDS
     deliveries.chance.shuffle(order)
