@@ -116,11 +116,11 @@ def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, i
     """
     condition = pl.col("device").is_not_null() & (pl.col("time") >= since.astimezone(UTC).replace(tzinfo=None))
     origin = pl.col("origin_host").fill_null("")
-    rows = _rows(state, since, lambda rows: _summed(rows.filter(condition).with_columns(origin)), None)
-    return _summed(rows.lazy()).collect().rows()
+    rows = _rows(state, since, lambda rows: _sum_rows(rows.filter(condition).with_columns(origin)), None)
+    return _sum_rows(rows.lazy()).collect().rows()
 
 
-def _summed(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _sum_rows(rows: pl.LazyFrame) -> pl.LazyFrame:
     summed = rows.group_by(ASKED).agg(pl.col("imei").first(), pl.col("checks").cast(pl.Int64).sum())
     return summed.select("imei", *ASKED, "checks")
 

@@ -46,7 +46,7 @@ from eir.lists.releases.release import (
 )
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
 from eir.lists.rows.delivered import DataFile, Done, Progress, open_folder, sum_progress
-from eir.lists.rows.layout import layout_named
+from eir.lists.rows.layout import find_layout
 from eir.lists.rows.turnover import differences, exceeded_limits, force_text, turnover
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ def read_release(
         with stage(READ, total) as done:
             for entry, file in opened:
                 chunks = file.chunks(entry.rows, entry.sha256, done)
-                check_role(entry, layout_named(entry.name, entry.layout, settings.layouts), settings.kind)
+                check_role(entry, find_layout(entry.name, entry.layout, settings.layouts), settings.kind)
                 count = read_rows(
                     chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows.get(entry.role), reasons=reasons, tally=tally,
                     rows_max=entry.rows, declared=settings.layouts, actions=actions,

@@ -12,7 +12,7 @@ from eir.lists.record.entries import entries_of
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.build import Rows, build_pages
-from eir.lists.rows.layout import LAYOUTS, guess_layout, layout_named, separator_hint
+from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, separator_hint
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
@@ -64,7 +64,7 @@ def parse_rows_file(
         raise ReleaseRefused(
             "layout", f"{name}: no layout fits its first line{hint}; give one of {', '.join(LAYOUTS)} (--layout)"
         )
-    if layout_named(name, layout_name, settings.layouts).added:
+    if find_layout(name, layout_name, settings.layouts).added:
         raise ReleaseRefused(
             "layout", f"{name}: rows of layout {layout_name} add and remove; publish a release of them"
         )

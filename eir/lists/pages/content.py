@@ -285,7 +285,7 @@ def has_pairs(page: Page) -> bool:
     return bool(decode_sections(page.extra).imsis)
 
 
-def amended_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
+def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
     """Return the page after a delta: first remove the pairs of `gone`, then add those of `new`.
 
     A device in `new` gets its reason and date from there.

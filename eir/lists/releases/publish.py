@@ -25,7 +25,7 @@ from eir.lists.releases.openssh import sign
 from eir.lists.releases.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
 from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, open_folder, sum_progress
-from eir.lists.rows.layout import LAYOUTS, guess_layout, kinds_for, layout_named, separator_hint, unknown_columns
+from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, kinds_for, separator_hint, unknown_columns
 from eir.lists.rows.records import Frame
 
 if TYPE_CHECKING:
@@ -420,7 +420,7 @@ def _inspect(name: str, folder_fd: int, layout: str | None, declared: Mapping[st
             hint = separator_hint(header) or " (none of its columns is named imei, nor as another layout has it)"
             why = f"no layout fits its first line{hint}" if begin else "the file is empty"
             raise ReleaseRefused("layout", f"{name}: {why}; {advice}")
-        dialect = layout_named(name, layout_name, declared)
+        dialect = find_layout(name, layout_name, declared)
         header = next(iter(Frame(name, dialect).lines((begin,) if begin else ())), b"").partition(b"\n")[0]
         return _Inspected(digest, dialect, kinds_for(name, dialect, header), header)
 

@@ -20,7 +20,7 @@ from eir.lists.pages.content import (
     PairRows,
     ReasonIndexes,
     Seconds,
-    amended_pairs,
+    amend_pairs,
     decode,
     encode,
     endless,
@@ -335,7 +335,7 @@ def amend_pages(
         added: pages built from the delta's added rows.
         content_digest: digest of the list.
         now: as for `differences`.
-        one_each: as for `amended_pairs`.
+        one_each: as for `amend_pairs`.
     """
     old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
     amended = Built()
@@ -343,7 +343,7 @@ def amend_pages(
     for number in sorted(gone.keys() | new.keys()):
         empty = Page(number, b"")
         previous, goes, comes = (pages.get(number, empty) for pages in (old, gone, new))
-        if (page := _amended(previous, goes, comes, one_each)) != previous:
+        if (page := _amend_page(previous, goes, comes, one_each)) != previous:
             amended.count(previous, -1)
             amended.count(page)
             touched.append(previous)
@@ -392,9 +392,9 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     return encode(page.number, Content(low, reasons, until, tac))
 
 
-def _amended(old: Page, gone: Page, new: Page, one_each: bool) -> Page:
+def _amend_page(old: Page, gone: Page, new: Page, one_each: bool) -> Page:
     if any(map(has_pairs, (old, gone, new))):
-        return amended_pairs(old, gone, new, one_each=one_each)
+        return amend_pairs(old, gone, new, one_each=one_each)
     if old.is_empty:
         return new
     previous, goes, comes = decode(old), decode(gone), decode(new)

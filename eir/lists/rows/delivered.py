@@ -147,7 +147,7 @@ class DataFile(AbstractContextManager["DataFile"]):
         packed = EXPANDED_BYTES_FREE + EXPANDED_RATIO_MAX * self.size
         budget = most = min((rows_max + 1) * EXPANDED_BYTES_PER_ROW, packed)
         rest = b""
-        expanded = _expanded(self.name, source)
+        expanded = _open_expander(self.name, source)
         try:
             while chunk := expanded.read(CHUNK_BYTES):
                 budget -= len(chunk)
@@ -191,7 +191,7 @@ class _Delivered:
         return data
 
 
-def _expanded(name: str, source: _Delivered) -> gzip.GzipFile | zstandard.ZstdDecompressionReader | _Delivered:
+def _open_expander(name: str, source: _Delivered) -> gzip.GzipFile | zstandard.ZstdDecompressionReader | _Delivered:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=cast("BinaryIO", source))
     if name.endswith(".zst"):

@@ -349,7 +349,7 @@ def until_seconds(text: str, form: str | None = None) -> int:
     return max(1, int(moment.timestamp()))
 
 
-def layout_named(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
+def find_layout(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
     """Return the layout that a manifest names for the file `name`.
 
     Raises:

@@ -38,7 +38,7 @@ from eir.lists.rows.layout import (
     Plan,
     csv_fields,
     fields_of,
-    layout_named,
+    find_layout,
     plan_of,
     row_fault,
     until_seconds,
@@ -131,7 +131,7 @@ def read_rows(
             there are more than `rows_max`; `bad_rows` as soon as all files so far have more than `tally.bad_rows_max`; `range`
             as Rows.add_spans.
     """
-    dialect = layout_named(name, layout, declared or {})
+    dialect = find_layout(name, layout, declared or {})
     gathered = actions or Actions()
     frame = Frame(name, dialect)
     plan: Plan | None = None

@@ -34,7 +34,7 @@ class Frame:
             ReleaseRefused: `layout` if the header record is not as declared, `rows` if the trailer record is not.
         """
         if self._layout.encoding != UTF_8:
-            chunks = _decoded(self._name, chunks, self._layout.encoding)
+            chunks = _decode_lines(self._name, chunks, self._layout.encoding)
         chunks = map(one_line_end, chunks)
         if self._layout.answers:
             chunks = map(device_check_rows, chunks)
@@ -103,7 +103,7 @@ class Frame:
                 ) from None
 
 
-def _decoded(name: str, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+def _decode_lines(name: str, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     """Yield the lines in UTF-8; bytes that are invalid in `encoding` become U+FFFD.
 
     Raises:
