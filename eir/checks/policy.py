@@ -159,7 +159,7 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
         why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()
     }
 
-    def made(rules: tuple[tuple[Rule, Verdict], ...], unproven: Policy | None = None) -> Policy:
+    def build_policy(rules: tuple[tuple[Rule, Verdict], ...], unproven: Policy | None = None) -> Policy:
         def steps(
             known: str | None = None, *, only: Container[int | str] | None = None
         ) -> tuple[tuple[Holds, Verdict], ...]:
@@ -183,7 +183,7 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
 
     every = tuple(zip(settings.rules, verdicts, strict=True))
     others = tuple(each for each in every if not each[0].authenticated)
-    return made(every, made(others) if others != every else None)
+    return build_policy(every, build_policy(others) if others != every else None)
 
 
 def _first_that_holds(steps: tuple[tuple[Holds, Verdict], ...], default: Verdict) -> Decide:

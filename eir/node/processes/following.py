@@ -74,14 +74,14 @@ def run(end: socket.socket, config: Config) -> int:
 
 async def _follow(config: Config, process: ThisProcess) -> None:
     process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
-    follower = _Process(config, process)
+    follower = _FollowerProcess(config, process)
     process.serve(follower.handlers())
     process.work("following", follower.run())
     await process.until_stopped()
     await follower.close()
 
 
-class _Process:
+class _FollowerProcess:
     """Follower in its own process."""
 
     def __init__(self, config: Config, process: ThisProcess) -> None:

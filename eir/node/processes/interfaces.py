@@ -123,7 +123,7 @@ def run(end: socket.socket, name: str) -> int:
 
 
 async def _serve(interface: Interface, process: ThisProcess) -> None:
-    service = _Process(interface, process)
+    service = _InterfaceProcess(interface, process)
     process.serve(service.handlers())
     await process.stop.wait()
     await service.drain()
@@ -131,7 +131,7 @@ async def _serve(interface: Interface, process: ThisProcess) -> None:
     await service.close()
 
 
-class _Process:
+class _InterfaceProcess:
     """Interface in its own process."""
 
     def __init__(self, interface: Interface, process: ThisProcess) -> None:

@@ -11,14 +11,16 @@ from eir.interfaces.s13.lane import LANE
 from eir.node.observe import metrics
 from eir.node.observe.alerts import Alerts
 from eir.node.observe.lately import Lately, Minute
-from eir.node.observe.status import Status, WorkerReport
+from eir.node.observe.status import NodeStatus, WorkerReport
 from eir.node.processes.workers import Workers
 
 
 class Overview:
     """Metrics and status of a node, now and in the last hour."""
 
-    def __init__(self, workers: Workers, status: Status, snapshots: Callable[[], Iterable[metrics.Snapshot]]) -> None:
+    def __init__(
+        self, workers: Workers, status: NodeStatus, snapshots: Callable[[], Iterable[metrics.Snapshot]]
+    ) -> None:
         """Create the overview of a node that starts now. `snapshots` returns the metrics of each part except the workers."""
         self.workers, self.status, self._snapshots = workers, status, snapshots
         self._lately, self._alerts = Lately(), Alerts()
