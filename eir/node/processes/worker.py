@@ -65,7 +65,7 @@ KEPT_BYTES, BUFFER_BYTES = 4 << 20, 1 << 20
 DIGEST_DIGITS = 12
 """Hexadecimal digits of a content digest in a metric, because a float holds 53 bits."""
 STAYS = {each.name: each.stays for each in INTERFACES}
-"""Whether clients of an interface stay connected; if not, a client without a connection does not count as away."""
+"""Interface name: True if its clients stay connected; if not, a client without a connection does not count as away."""
 CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
 
 
