@@ -46,7 +46,7 @@ def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str =
 
 
 Samples = Mapping[str, Mapping[Any, float]]
-"""Metric → label values → number."""
+"""Values by metric name and label values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,34 +54,34 @@ class SharedSettings:
     """Settings that interfaces share."""
 
     identity: Identity
-    """Its `origin_state_id` is 0 in a configuration: the node gives itself one at each start."""
+    """Identity of the node; its `origin_state_id` is 0 in a configuration, and set at each start."""
     listen: tuple[str, ...]
-    """Listeners for Diameter as URLs, each with its port."""
+    """URLs of the Diameter listeners, each with its port."""
     peers: tuple[PeerSettings, ...]
     tls: TlsSettings | None
     sctp: SctpSettings
     numbers: Path | None
-    """The table of eir.lists.rows.msisdn."""
+    """File of eir.lists.rows.msisdn."""
     limits: Limits
     overload_answer: Status | None
-    """The answer to a request past a `rate_max`; None: 3004."""
+    """Status for requests above a `rate_max`; None: Result-Code 3004."""
     state: Path
     store: str
-    """`sqlite`, or a URL of eir.lists.stores.redis_url; it may hold a password."""
+    """`sqlite`, or a URL of eir.lists.stores.redis_url, which may contain a password."""
     lists: Mapping[str, ListSettings]
-    """Each with the declared layouts."""
+    """Lists by name, with the declared layouts."""
     policy: PolicySettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Settings in force and parts of a worker, for the servers in it."""
+    """Current settings and parts of a worker for its servers."""
 
     shared: SharedSettings
-    """`limits` are this worker's share of the node's."""
+    """Settings, with this worker's share of the node's limits."""
     tls: "Tls | None"
     keys: "Mapping[str, KeyFiles | None]"
-    """Interface → keys that its access tokens are verified with; None: no token is required."""
+    """Keys that verify access tokens, by interface; None: no token is required."""
     checker: "Checker"
     counts: "Counts"
     rates: "RateLimits"
@@ -89,17 +89,17 @@ class Context:
     tracer: "Tracer"
     admission: "AdmissionControl"
     dials: bool
-    """The servers of this worker connect to peers."""
+    """True if the servers of this worker connect to peers."""
     announce: Callable[[str, str], object]
-    """Sends a protocol and a name that only one client of it may have to all other workers."""
+    """Sends a protocol and the unique name of one of its clients to all other workers."""
 
 
-class Standing(NamedTuple):
+class NodeLoad(NamedTuple):
     """Readiness of the node, and its load."""
 
     serving: bool
     load: int
-    """Percent."""
+    """Load in percent."""
 
 
 class Attendant(Protocol):
@@ -124,15 +124,15 @@ class Attendant(Protocol):
 
 
 class Service(Protocol):
-    """Interface over HTTP/1.1 in a process of its own. Made there, on the event loop."""
+    """Interface over HTTP/1.1 in a process of its own, created on the event loop of that process."""
 
     peers: PeerSettings
     """Peers that may connect, by address."""
     faults: Mapping[str, str]
-    """Unusable files → reason; their earlier content stays in use."""
+    """Faults of unusable files, by file; their earlier content stays in use."""
 
     def apply(self, settings: Any, shared: SharedSettings) -> None:
-        """Apply other settings."""
+        """Apply new settings."""
 
     def respond(self, request: "HttpRequest") -> "Answer":
         """Return the answer to a request; never raise."""
@@ -141,12 +141,12 @@ class Service(Protocol):
         """Return the answer to bytes that are not a request."""
 
     def work(self) -> Coroutine[Any, Any, None]:
-        """Work beside the answers, until cancelled."""
+        """Run the background work until cancelled."""
 
-    def look(self) -> Callable[[], None]:
-        """Read files that the configuration names and that have changed; in a thread. Raises EirError.
+    def read_files(self) -> Callable[[], None]:
+        """Read the changed files of the configuration, in a thread. Raises EirError.
 
-        Returns a function that puts their content in force; it is called on the loop.
+        Returns a function that applies their content; it is called on the loop.
         """
 
     def counters(self) -> Samples:
@@ -162,10 +162,10 @@ def _nothing(_settings: Any, _shared: SharedSettings, _document: Document) -> Fi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """One interface. A function gets as `settings` what its section builds; without a section, the shared settings.
+    """Description of one interface. The `settings` of its functions are the object of its section, or without a section the shared settings.
 
-    Its settings have `listen`: URLs of its listeners, each with its port. That key takes a restart, and all others are live. It has either a
-    server in each worker (`server`), which asks the checker, or a service in a process of its own (`service`).
+    `listen` in its settings are the URLs of its listeners, each with its port. Only this key needs a restart. The interface has either a server in
+    each worker (`server`), which calls the checker, or a service in a process of its own (`service`).
     """
 
     name: str
@@ -175,44 +175,44 @@ class Interface:
     keys: tuple[Key, ...]
     sections: tuple[Section, ...] = ()
     check: Callable[[Any, SharedSettings, Document], Findings] = _nothing
-    """Finds faults that no single value shows."""
+    """Returns faults that concern several values."""
     warn: Callable[[Any, SharedSettings, Document], Findings] = _nothing
-    """Finds what is probably not meant, in settings without a fault."""
+    """Returns probable mistakes in valid settings."""
     labels: Callable[[Any], Sequence[str]] = lambda _: ()
-    """Names of connections that it makes besides those of the peer table."""
+    """Returns the names of its outgoing connections that are not in the peer table."""
     connects: Callable[[Any], Mapping[Spot, str]] = lambda _: {}
-    """URLs that it connects to, by their place in the file."""
+    """Returns the URLs to which it connects, by their place in the file."""
     families: tuple[Family, ...] = ()
 
     server: str = ""
-    """The server of a worker: an eir.wire.peers.server.Server that is made with (settings, Context), and has a method `apply` for others."""
+    """Server of a worker: class derived from eir.wire.peers.server.Server, created with (settings, Context), with a method `apply` for new ones."""
     stays: bool = True
-    """Clients stay connected. Otherwise they connect for each request, and `expected: false` makes no probe of one."""
+    """True if clients stay connected. Otherwise they connect for each request, and `expected: false` does not make a client a probe."""
     tokens: "Callable[[Any, SharedSettings], TokenSettings | None] | None" = None
-    """Return the rules for access tokens of clients; the supervisor reads the keys. None: clients never have one."""
+    """Returns the rules for access tokens of clients; the supervisor reads the keys. None: clients never have a token."""
     take_over: Callable[[Any, Any], Any] = lambda _old, new: new
     """Return the settings after a reload, from the old and the new ones; listeners stay open until a restart."""
     attendant: str = ""
-    """An Attendant that is made with a function that returns the node's Standing, and a Report."""
+    """Class of its Attendant, created with a function that returns the node's NodeLoad, and a Report."""
     attendant_families: tuple[Family, ...] = ()
     alerts: tuple[tuple[str, str], ...] = ()
-    """Part of a warning's text, and the alert whose entry in the runbook has advice."""
+    """Part of a warning's text, and the alert whose runbook entry has advice."""
 
     service: str = ""
-    """A Service that is made with (settings, SharedSettings, Report)."""
+    """Class of its Service, created with (settings, SharedSettings, Report)."""
 
     client: str = ""
-    """A client, with its article: `an MME`."""
+    """Kind of client with its article: `an MME`."""
     words: Callable[[Status], str] | None = None
-    """Return in words what goes over the wire; None: `eir check --protocol` does not offer it."""
+    """Returns the text of an answer on the wire; None: not available for `eir check --protocol`."""
     question: Callable[[str, str, str, str, str], Question] | None = None
-    """Return the question of a client about (IMEI, IMSI, software version, Origin-Host, Origin-Realm). Raises EirError.
+    """Returns the question of a client about (IMEI, IMSI, software version, Origin-Host, Origin-Realm). Raises EirError.
 
-    None: as eir.checks.explain.question_of.
+    None: eir.checks.explain.question_of.
     """
     schemes: tuple[str, ...] = ()
-    """Schemes of the URLs that `eir probe` asks over it."""
+    """URL schemes of `eir probe` for this interface."""
     probe: "Callable[[Wanted], tuple[Any, Any]] | None" = None
-    """Return the module that asks (as eir.interfaces.probing.Probe does), and its target. Raises UsageError."""
+    """Returns a module with the functions of eir.interfaces.probing.Probe, and its target. Raises UsageError."""
     capture: "Callable[[Path, Sequence[int], Any], Captured] | None" = None
-    """Read a capture file; the ports are those that the EIR listens on, if given."""
+    """Reads a capture file; the ports are those of the EIR, if given."""

@@ -1,6 +1,6 @@
-"""The feed: rows that a national register sends one by one, each a request, into local lists. From a request to its answer.
+"""Feed: answers requests of a national register, each with one row for a local list.
 
-Who sends them shows a password over TLS, or an access token.
+The register authenticates with a password over TLS, or with an access token.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from eir.device import device_key, imsi_key
 from eir.errors import Report
-from eir.interfaces.feed.feed_rows import Row, RowRefused, read_row
+from eir.interfaces.feed.feed_rows import FeedRow, RowRefused, read_row
 from eir.interfaces.feed.feed_users import TOO_MANY, Users
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FEED_SCOPE, TAC_ROLES, FeedSettings
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 TEXT: Final = "text/plain; charset=utf-8"
 NOBODY: Final = "-"
-"""The user of a request that was refused before anyone knew who sent it."""
+"""User in the log and metrics for a request that was refused before authentication."""
 TOKEN_USERS_MAX: Final = 100
-"""Holders of tokens that metrics tell apart; more are `other`."""
+"""Maximum number of token holders with a label of their own in metrics; further ones are `other`."""
 FILES: Final = "files"
-"""Reason for refusing everything: neither users nor the keys of tokens could be read."""
+"""Reason for refusing every request: neither the users nor the keys of tokens could be read."""
 RETRY_AFTER_S: Final = 5
 STATUSES: Final = {"no_password": 401, "wrong_password": 401, TOO_MANY: TOO_MANY_REQUESTS}
 CHALLENGE: Final = ("WWW-Authenticate", f'Basic realm="{FEED_SCOPE}", charset="UTF-8"')
@@ -39,15 +39,15 @@ SAID: Final = {
     TOO_MANY: "too many wrong passwords from this address",
 }  # fmt: skip
 _DONE: Final = {
-    status: HttpResponse(status, TEXT, said, authenticated=True)
-    for status, said in ((201, b"added\n"), (202, b"removed\n"), (204, b""), (208, b"there already\n"))
+    status: HttpResponse(status, TEXT, text, authenticated=True)
+    for status, text in ((201, b"added\n"), (202, b"removed\n"), (204, b""), (208, b"there already\n"))
 }
 
 
 class Feed:
-    """Answers requests.
+    """Authenticates requests and adds their rows to lists.
 
-    `host`: this node, for the history; `users`, `tokens`: those who may feed, None: nobody in that way.
+    `host`: name of this node for the history. `users`: None disables passwords. `tokens`: None disables access tokens.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Feed:
     ) -> None:  # fmt: skip
         self.users, self.tokens, self.numbers = users, tokens, numbers
         self.has_all_numbers = True
-        """False while the table of numbers cannot be read: a number that is not known may yet stand in it."""
+        """False while the table of numbers is unreadable: an unknown number may be in it."""
         self._writer, self._host, self._report = writer, host, report
         self.answers: Counter[tuple[str, str, str]] = Counter()
-        """(user, word of the path, status)."""
-        self.configure(settings)
+        """Number of answers by (user, word of the path, status)."""
+        self.apply(settings)
         self._token_users: set[str] = set()
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
@@ -75,20 +75,20 @@ class Feed:
         """Look up subscribers in this table from now on. `has_all`: False if the newest table cannot be read."""
         self.numbers, self.has_all_numbers = numbers, has_all
 
-    def configure(self, settings: FeedSettings) -> None:
-        """Use these settings from now on."""
+    def apply(self, settings: FeedSettings) -> None:
+        """Apply new settings."""
         self._lists = {role: names for role, names in settings.lists.by_role.items() if names}
         self._roles = frozenset(self._lists)
 
     def respond(self, request: HttpRequest) -> Answer:
-        """The answer to a request."""
+        """Return the answer to a request."""
         authorization = request.headers.get("authorization", "")
         if self.users is not None and (user := self.users.known(authorization, request.address)) is not None:
             return self._answered(request, user)
         return self._admitted(request, authorization)
 
     async def _admitted(self, request: HttpRequest, authorization: str) -> HttpResponse:
-        """The answer to a request whose sender has to be found out first."""
+        """Authenticate the sender of a request and return the answer."""
         try:
             user = await self._user(authorization, request.address)
         except RowRefused as e:
@@ -99,10 +99,10 @@ class Feed:
     async def _user(self, authorization: str, address: str) -> str:
         scheme = authorization.partition(" ")[0].lower()
         if self.tokens is not None and (scheme == "bearer" or self.users is None):
-            said = self.tokens.subject(authorization.encode("latin-1", "replace") or None, address)
-            if isinstance(said, str):
-                return said
-            raise RowRefused(said.status, said.reason, said.detail)
+            subject = self.tokens.subject(authorization.encode("latin-1", "replace") or None, address)
+            if isinstance(subject, str):
+                return subject
+            raise RowRefused(subject.status, subject.reason, subject.detail)
         if self.users is None:
             raise RowRefused(503, FILES, "who may send rows cannot be read at present: send the row again")
         user, wrong = await self.users.user(authorization, address)
@@ -111,28 +111,28 @@ class Feed:
         return user
 
     def _answered(self, request: HttpRequest, user: str) -> Answer:
-        made: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
 
-        def done(found: int | RowRefused) -> None:
-            if isinstance(found, RowRefused):
-                response = self._refused(request, found, user)
+        def done(outcome: int | RowRefused) -> None:
+            if isinstance(outcome, RowRefused):
+                response = self._refused(request, outcome, user)
             else:
-                self.answers[self._label(user), row.role, str(found)] += 1
-                response = _DONE[found]
-            if not made.done():  # who asked may be gone
-                made.set_result(response)
+                self.answers[self._label(user), row.role, str(outcome)] += 1
+                response = _DONE[outcome]
+            if not future.done():  # the client may have disconnected
+                future.set_result(response)
 
         try:
             row = read_row(request.method, request.path, self._roles)
             name, entry = self._entry(row)
             who = f"{user} at {request.address} by the feed of {self._host}"
-            self._writer.put(row.what, entry, name=name, who=who, reason=f"fed by {user}", done=done)
+            self._writer.add(row.what, entry, name=name, who=who, reason=f"fed by {user}", done=done)
         except RowRefused as e:
             return self._refused(request, e, user)
-        return made
+        return future
 
-    def _entry(self, row: Row) -> tuple[str, Entry]:
-        """The list that a row is for, and the entry that it names there. Raises Refused."""
+    def _entry(self, row: FeedRow) -> tuple[str, Entry]:
+        """Return the list for a row, and its entry in the list. Raises RowRefused."""
         imsi = row.imsi
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)
@@ -189,7 +189,7 @@ class Feed:
         return HttpResponse(why.status, TEXT, text, headers, authenticated=user != NOBODY)
 
     def _label(self, user: str) -> str:
-        """The user as metrics call it."""
+        """Return the label of a user in metrics."""
         if user == NOBODY or (self.users is not None and self.users.has(user)):
             return user
         if user in self._token_users or len(self._token_users) < TOKEN_USERS_MAX:
@@ -199,5 +199,5 @@ class Feed:
 
 
 def no_request(status: int) -> HttpResponse:
-    """The answer to bytes that are not a request."""
+    """Return the answer to bytes that are not a request."""
     return HttpResponse(status or 400, TEXT, b"no_http: this is no request\n")

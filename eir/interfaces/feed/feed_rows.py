@@ -1,9 +1,9 @@
-"""A register's row, from the path of a request to the identifiers in it, and its answer. Knows no list and no store.
+"""Parser of a register's row, from the path of a request to its identifiers, and the statuses of the answer.
 
     POST|DELETE /eir/{block|exception|track}/<IMEI>/<IMSI>/<MSISDN>/<ACTUAL_IMEI>/<yyyy-MM-dd-HH-mm-ss>
     POST|DELETE /eir/{allowed-tac|blocked-tac}/<TAC>/<yyyy-MM-dd-HH-mm-ss>
 
-NULL stands for what is absent. ACTUAL_IMEI is the identifier as it was seen, of which IMEI is the first digits.
+An absent value is NULL. ACTUAL_IMEI is the identifier as it was seen; IMEI is its first digits.
 """
 
 from collections.abc import Callable
@@ -22,56 +22,56 @@ NULL: Final = "NULL"
 DATE_CHARS: Final = len("yyyy-MM-dd-HH-mm-ss")
 METHODS: Final = {"POST": ADD, "DELETE": REMOVE}
 SEGMENTS: Final = 5
-"""Segments of a row about a device or a subscriber, after the word for the list."""
+"""Number of path segments of a row about a device or a subscriber, after the word for the list."""
 TAC_SEGMENTS: Final = 2
 
 ADDED, REMOVED, THERE, NOT_THERE = 201, 202, 208, 204
-"""The statuses that a register takes for done: 208 and 204 say that it was so before."""
+"""Statuses of success for a register; 208 and 204: the list already was in the requested state."""
 DONE: Final = {(ADD, True): ADDED, (ADD, False): THERE, (REMOVE, True): REMOVED, (REMOVE, False): NOT_THERE}
-"""The status by the request, and by whether it changed the list."""
+"""Status by the request, and by whether it changed the list."""
 
 
 class RowRefused(Exception):
-    """A row that is not taken: the status of its answer, a short word for metrics and log, a text for the register."""
+    """A row is refused: status of the answer, label for metrics and log, and text for the register."""
 
     def __init__(self, status: int, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.status, self.reason, self.detail = status, reason, detail
 
 
-class Row(NamedTuple):
-    """The row of a request. Texts are valid identifiers, empty where the row has none."""
+class FeedRow(NamedTuple):
+    """Row of a request. Identifiers are valid; an absent one is empty."""
 
     what: str
     """ADD or REMOVE."""
     role: str
-    """The word that says into which list."""
+    """Word of the path that selects the list."""
     device: str
-    """An IMEI, IMEISV or MEID; of a role in TAC_ROLES the TAC."""
+    """IMEI, IMEISV or MEID; for a role in TAC_ROLES the TAC."""
     imsi: str = ""
     msisdn: str = ""
 
 
-def read_row(method: str, path: str, roles: frozenset[str]) -> Row:
-    """The row of a request. `roles`: words that there are. Raises Refused: 404, 405, 400."""
+def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
+    """Parse the row of a request. `roles`: configured words. Raises RowRefused with 404, 405 or 400."""
     root, _, rest = path.removeprefix("/").partition("/")
-    role, *said = rest.split("/")
+    role, *segments = rest.split("/")
     if root != ROOT or not path.startswith("/") or role not in roles:
         raise RowRefused(404, "path", f"not here; there are /{ROOT}/ and one of {', '.join(sorted(roles))}")
     if method not in METHODS:
         raise RowRefused(405, "method", "POST adds a row, DELETE removes it")
-    if len(said) != (TAC_SEGMENTS if role in TAC_ROLES else SEGMENTS):
+    if len(segments) != (TAC_SEGMENTS if role in TAC_ROLES else SEGMENTS):
         form = "TAC/DATE" if role in TAC_ROLES else "IMEI/IMSI/MSISDN/ACTUAL_IMEI/DATE"
         raise RowRefused(404, "path", f"expected /{ROOT}/{role}/{form}")
-    *named, date = said
+    *named, date = segments
     _check_date(date)
     if role in TAC_ROLES:
-        return Row(METHODS[method], role, _good(named[0], tac_key, "TAC"))
+        return FeedRow(METHODS[method], role, _good(named[0], tac_key, "TAC"))
     imei, imsi, msisdn, actual = named
     device, seen = _given(imei, device_key, "IMEI"), _given(actual, device_key, "ACTUAL_IMEI")
     if device and seen and device_key(device) != device_key(seen):
         raise RowRefused(400, "identifier", "IMEI and ACTUAL_IMEI are two devices")
-    row = Row(
+    row = FeedRow(
         METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN")
     )
     if not any(row[2:]):
@@ -94,7 +94,7 @@ def _given(text: str, key_of: Callable[[str], int], name: str) -> str:
 
 
 def _good(text: str, key_of: Callable[[str], int], name: str) -> str:
-    """The text, if it is an identifier of this kind."""
+    """Return the text if it is a valid identifier of this kind. Raises RowRefused."""
     try:
         key_of(text)
     except IdentifierError as e:

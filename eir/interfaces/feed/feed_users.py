@@ -1,9 +1,9 @@
-"""Users who may feed by a password (RFC 7617): a file of users with hashed passwords, and the check of a request.
+"""Users of the feed with passwords (RFC 7617): file of users with hashed passwords, and verification of a request.
 
-A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), made by `eir feed user NAME`. A header that was verified
-from an address is remembered by a keyed digest, so that a row costs a look-up. Any other header costs as much time as a hash, in a
-thread and one at a time, and each address may send a limited number of wrong ones. A header that is remembered for one address proves
-nothing to another: otherwise an address beyond its limit could go on trying passwords against the remembered ones.
+A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), created by `eir feed user NAME`. A verified header is cached by a
+keyed digest, so that a row costs a dictionary lookup. Any other header costs one scrypt hash, in a thread and one at a time. The number of wrong
+passwords per address is limited. A cached header is valid only for its address: otherwise an address above its limit could continue to try
+passwords against the cache.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from eir.wire.peers.gate import client_key
 from eir.wire.peers.rate import HIGHEST_PRIORITY, Buckets
 
 N, R, P = 1 << 14, 8, 1
-"""16 MB and about 50 ms for one password."""
+"""Cost of a new password: 16 MB and about 50 ms."""
 MEMORY_MAX: Final = 64 << 20
 SALT_BYTES, HASH_BYTES = 16, 32
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -32,18 +32,18 @@ HEADER_CHARS_MAX: Final = 1024
 REMEMBERED_MAX: Final = 1024
 BAD_BURST: Final = 20
 BAD_A_SECOND: Final = 1 / 60
-"""Wrong passwords of one address; past that, its requests are answered 429 unless their header was verified from there before."""
+"""Bucket of wrong passwords per address; if it is empty, requests of the address receive 429 unless their header is cached."""
 
 NO_PASSWORD, WRONG, TOO_MANY = "no_password", "wrong_password", "too_many"
-"""Reasons for which a request is refused."""
+"""Reasons for refusing a request."""
 
 
 class UsersError(EirError):
-    """A file of users that cannot be used."""
+    """Unusable file of users."""
 
 
 class Hashed(NamedTuple):
-    """A password that nobody can read."""
+    """Hashed password with its scrypt parameters."""
 
     n: int
     r: int
@@ -52,57 +52,57 @@ class Hashed(NamedTuple):
     hash: bytes
 
     def fits(self, password: bytes) -> bool:
-        """True if this is the password."""
-        made = hashlib.scrypt(
+        """Return whether this is the password."""
+        computed = hashlib.scrypt(
             password, salt=self.salt, n=self.n, r=self.r, p=self.p, dklen=len(self.hash), maxmem=MEMORY_MAX
         )
-        return hmac.compare_digest(made, self.hash)
+        return hmac.compare_digest(computed, self.hash)
 
 
 def check_name(name: str) -> None:
-    """Raise UsersError for a name that no user can have."""
+    """Raise UsersError for an invalid user name."""
     if not NAME.fullmatch(name):
         raise UsersError(f"{name}: a user's name has 1 to 64 letters, digits, '.', '_' and '-'")
 
 
 def user_line(name: str, password: str) -> str:
-    """The line of the file for a user. Raises UsersError."""
+    """Return the line of the file for a user. Raises UsersError."""
     check_name(name)
     if len(password) not in PASSWORD_CHARS or not password.isprintable():
         raise UsersError(f"a password has {PASSWORD_CHARS[0]} to {PASSWORD_CHARS[-1]} characters, which can be printed")
     salt = secrets.token_bytes(SALT_BYTES)
-    made = hashlib.scrypt(password.encode(), salt=salt, n=N, r=R, p=P, dklen=HASH_BYTES, maxmem=MEMORY_MAX)
-    return ":".join((name, "scrypt", str(N), str(R), str(P), _text(salt), _text(made)))
+    computed = hashlib.scrypt(password.encode(), salt=salt, n=N, r=R, p=P, dklen=HASH_BYTES, maxmem=MEMORY_MAX)
+    return ":".join((name, "scrypt", str(N), str(R), str(P), _text(salt), _text(computed)))
 
 
 def read_users(path: Path) -> dict[str, Hashed]:
-    """The users of a file. Raises UsersError, with the number of a wrong line but none of its text."""
+    """Read a file of users. Raises UsersError with the number of an invalid line, without its text."""
     try:
         with path.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
     except OSError as e:
         raise UsersError(f"{path} cannot be read: {e.strerror}") from None
-    found: dict[str, Hashed] = {}
+    users: dict[str, Hashed] = {}
     for at, line in enumerate(octets.splitlines(), 1):
         if line.strip() and not line.startswith(b"#"):
             try:
                 name, hashed = _user(line.decode("ascii").strip())
             except ValueError:
                 raise UsersError(f"{path}:{at}: expected a line that `eir feed user NAME` has made") from None
-            if name in found:
+            if name in users:
                 raise UsersError(f"{path}:{at}: the user {name} stands there twice")
-            found[name] = hashed
-    if len(octets) > FILE_BYTES_MAX or len(found) > USERS_MAX:
+            users[name] = hashed
+    if len(octets) > FILE_BYTES_MAX or len(users) > USERS_MAX:
         raise UsersError(f"{path}: more than {USERS_MAX} users")
-    if not found:
+    if not users:
         raise UsersError(f"{path} has no user: `eir feed user NAME` makes a line")
-    return found
+    return users
 
 
 def _user(line: str) -> tuple[str, Hashed]:
-    name, kind, n, r, p, salt, made = line.split(":")
+    name, kind, n, r, p, salt, digest = line.split(":")
     hashed = Hashed(
-        int(n), int(r), int(p), base64.b64decode(salt, validate=True), base64.b64decode(made, validate=True)
+        int(n), int(r), int(p), base64.b64decode(salt, validate=True), base64.b64decode(digest, validate=True)
     )
     costs = 1 < hashed.n <= 1 << 18 and not hashed.n & (hashed.n - 1) and 0 < hashed.r <= 16 and 0 < hashed.p <= 16
     if (
@@ -117,38 +117,38 @@ def _user(line: str) -> tuple[str, Hashed]:
 
 
 class Users:
-    """Checks passwords by the users that are in force. `ticks`: seconds that never go back."""
+    """Verifier of passwords. `ticks`: monotonic clock in seconds."""
 
     def __init__(self, users: Mapping[str, Hashed], *, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
         self._key = secrets.token_bytes(32)
         self._one = asyncio.Lock()
         self._bad_ones = Buckets(BAD_A_SECOND, BAD_BURST)
-        """Wrong passwords by address."""
+        """Buckets of wrong passwords by address."""
         self._users: dict[str, Hashed] = {}
         self._good: dict[bytes, str] = {}
-        """Users by the digest of a header and the address that it was verified from."""
-        self.renew(users)
+        """Cache of users by the digest of a verified header with its address."""
+        self.apply(users)
 
-    def renew(self, users: Mapping[str, Hashed]) -> None:
-        """Use these users from now on. A verified password stays verified as long as the line of its user is the same."""
+    def apply(self, users: Mapping[str, Hashed]) -> None:
+        """Replace the users. A cached password stays valid if the line of its user is the same."""
         before, self._users = self._users, dict(users)
         self._good = {digest: name for digest, name in self._good.items() if self._users.get(name) == before.get(name)}
-        # Whoever is no user takes as long as one.
+        # Verifying an unknown user takes as long as verifying a known one.
         self._nobody = Hashed(N, R, P, secrets.token_bytes(SALT_BYTES), secrets.token_bytes(HASH_BYTES))
 
     def has(self, name: str) -> bool:
-        """True if a user has this name."""
+        """Return whether a user has this name."""
         return name in self._users
 
     def known(self, authorization: str, address: str) -> str | None:
-        """The user whose header this is, if it was verified from this address before."""
+        """Return the user of a header that is cached for this address, or None."""
         return self._good.get(self._digest(authorization, address))
 
     async def user(self, authorization: str, address: str) -> tuple[str, str]:
-        """The user of a header and nothing, or nothing and why it is refused."""
+        """Return the user of a header and "", or "" and the reason for the refusal."""
         digest = self._digest(authorization, address)
-        name, password = _said(authorization)
+        name, password = _credentials(authorization)
         if not name:
             return "", NO_PASSWORD
         async with self._one:
@@ -159,7 +159,9 @@ class Users:
                 while True:
                     hashed = self._users.get(name)
                     fits = await asyncio.to_thread((hashed or self._nobody).fits, password)
-                    if hashed == self._users.get(name):  # else the file was read again meanwhile: its new line decides
+                    if hashed == self._users.get(
+                        name
+                    ):  # else the file was reloaded meanwhile: repeat with its new line
                         break
                 if not fits or hashed is None:
                     bad_ones.spend(1)
@@ -170,17 +172,17 @@ class Users:
         return name, ""
 
     def _digest(self, authorization: str, address: str) -> bytes:
-        said = f"{address} {authorization}".encode("latin-1", "replace")
-        return hashlib.blake2b(said, key=self._key, digest_size=32).digest()
+        content = f"{address} {authorization}".encode("latin-1", "replace")
+        return hashlib.blake2b(content, key=self._key, digest_size=32).digest()
 
 
-def _said(authorization: str) -> tuple[str, bytes]:
-    """Name and password of a header; an empty name if it has none."""
-    scheme, _, said = authorization.partition(" ")
+def _credentials(authorization: str) -> tuple[str, bytes]:
+    """Return name and password of a header; an empty name without a password."""
+    scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic" or len(authorization) > HEADER_CHARS_MAX:
         return "", b""
     try:
-        name, colon, password = base64.b64decode(said.strip(), validate=True).partition(b":")
+        name, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
         return (name.decode("ascii"), password) if colon else ("", b"")
     except ValueError:
         return "", b""

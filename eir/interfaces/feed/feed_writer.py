@@ -1,8 +1,8 @@
-"""Rows of a feed into lists: what comes together is one transaction, and each row is answered once that is durable.
+"""Writer of the feed's rows into lists: groups rows into transactions, and answers each row once its transaction is durable.
 
-A transaction begins when for a moment no further row came, at the latest GATHER_S after its first one, or when it is full; while one
-is written the next one gathers. Rows about the same entry are written one after another, in the order in which they came.
-The history has a record of each transaction: who sent which rows.
+A transaction starts QUIET_S after its last row, at most GATHER_S after its first row, or when it is full. While it is written, the next one
+collects rows. Rows about the same entry are written in separate transactions, in their order of arrival. The history records the sender and
+the rows of each transaction.
 """
 
 import asyncio
@@ -19,34 +19,33 @@ from eir.lists.record.store import ListStore
 
 GATHER_S = 0.05
 QUIET_S = 0.002
-"""A row waits no longer if none follows it for this time (s)."""
+"""Seconds without a further row after which a transaction starts."""
 ROWS_MAX = 500
-"""Rows of one transaction: as many as a reader of the history can read, and below a list's change_min unless that is
-set lower."""
+"""Maximum number of rows in a transaction: readable in the history, and below the default change_min of a list."""
 WAITING_MAX = 20_000
-"""Rows that wait; a further one is answered 503 at once."""
+"""Maximum number of waiting rows; a further row is answered 503 at once."""
 
 LIMIT, STORE, BUSY = "limit", "store", "busy"
-"""Reasons for which a row was not taken."""
+"""Reasons for refusing a row."""
 
 
 class Waiting(NamedTuple):
-    """A row that waits for its transaction."""
+    """Row that waits for its transaction."""
 
     what: str
     """ADD or REMOVE."""
     entry: Entry
     name: str
-    """The list's name."""
+    """Name of the list."""
     who: str
-    """The user, as in the history."""
+    """User in the history."""
     reason: str
     done: Callable[[int | RowRefused], None]
-    """Called once, with the answer to the row's request."""
+    """Function that is called once with the status, or the refusal, of the row."""
 
 
 class FeedWriter:
-    """Writes rows into local lists. `lists`: those of the configuration; `now`: the time; `had`: see edit_list."""
+    """Writer of rows into local lists. `lists`: configured lists; `now`: clock; `failed`: called with a fault; `had`: see edit_list."""
 
     def __init__(
         self,
@@ -64,19 +63,19 @@ class FeedWriter:
         self._waiting: deque[Waiting] = deque()
         self._came = asyncio.Event()
         self.transactions = 0
-        """Transactions so far."""
+        """Number of transactions."""
 
-    def put(
+    def add(
         self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | RowRefused], None]
     ) -> None:
-        """Have a row written; `done` is called with the status of the answer. Raises Refused if too many wait."""
+        """Queue a row; `done` is called with the status of the answer. Raises RowRefused if the queue is full."""
         if len(self._waiting) >= self._waiting_max:
             raise RowRefused(503, BUSY, "too many rows wait")
         self._waiting.append(Waiting(what, entry, name, who, reason, done))
         self._came.set()
 
     async def run(self) -> None:
-        """Write what comes, until cancelled."""
+        """Write the queued rows until cancelled."""
         while True:
             await self._gather()
             try:
@@ -85,7 +84,7 @@ class FeedWriter:
                 self._failed(e)
 
     async def _gather(self) -> None:
-        """Wait until a transaction is to begin."""
+        """Wait for the start of a transaction."""
         loop = asyncio.get_running_loop()
         while not self._waiting:
             self._came.clear()
@@ -98,7 +97,7 @@ class FeedWriter:
                 return
 
     def _taken(self) -> list[Waiting]:
-        """The rows of the next transactions: of each entry one, so that they are independent of each other."""
+        """Remove the rows of the next transactions from the queue: at most one row for each entry, so that their order is irrelevant."""
         rows, later, seen = list[Waiting](), list[Waiting](), set[tuple[str, int, int, bool]]()
         while self._waiting and len(rows) < ROWS_MAX:
             row = self._waiting.popleft()
@@ -116,7 +115,7 @@ class FeedWriter:
             await self._one(same)
 
     async def _one(self, rows: Sequence[Waiting]) -> None:
-        """One transaction: rows of one list and one sender that all add, or all remove."""
+        """Write rows as one transaction; they have the same list, sender and operation."""
         name, who, what, reason = rows[0].name, rows[0].who, rows[0].what, rows[0].reason
         settings = self.lists.get(name)
         if settings is None:
@@ -126,7 +125,7 @@ class FeedWriter:
         try:
             changed = await edit_differences(edit, settings, self._store, who=who, now=self._now(), had=self.had)
         except EntryRefused as e:
-            # The limits of a list are for each row: one that is past them keeps no other out.
+            # A row above the limits of its list must not block the others: halve the transaction until it is alone.
             if len(rows) == 1:
                 _refuse(rows, RowRefused(422, LIMIT, str(e)))
                 return
@@ -146,6 +145,6 @@ class FeedWriter:
             row.done(DONE[row.what, row.entry in changed])
 
 
-def _refuse(rows: Sequence[Waiting], why: RowRefused) -> None:
+def _refuse(rows: Sequence[Waiting], refusal: RowRefused) -> None:
     for row in rows:
-        row.done(why)
+        row.done(refusal)

@@ -1,4 +1,4 @@
-"""The feed as a process of a node serves it: store, files, and what it counts."""
+"""Feed in a process of its own: store, files and counters."""
 
 import socket
 import time
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
 
 USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
-"""Files that it goes by, as status and metrics call them."""
+"""Names of its files in status and metrics."""
 
 
 class FeedService:
-    """Implements eir.interfaces.interface.Service."""
+    """Feed as an eir.interfaces.interface.Service."""
 
     def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report) -> None:
         self._report = report
@@ -46,37 +46,37 @@ class FeedService:
         self._keys: KeyFiles | None = None
         self.faults: Mapping[str, str] = {}
         self.apply(settings, shared)
-        self.look()()
+        self.read_files()()
 
     def apply(self, settings: FeedSettings, shared: SharedSettings) -> None:
-        """See Service. Files are looked at again, since others may be named."""
+        """Apply new settings; the next `read_files` reads all files again."""
         self.peers = PeerSettings(label=NAME, sources=settings.sources)
         self._watched = settings, WatchedFile(settings.users), WatchedFile(shared.numbers)
         self.faults = {}
         self._writer.lists = shared.lists
-        self._feed.configure(settings)
+        self._feed.apply(settings)
 
     def respond(self, request: HttpRequest) -> Answer:
-        """See Service."""
+        """Return the answer to a request."""
         return self._feed.respond(request)
 
     def refuse(self, status: int) -> HttpResponse:
-        """See Service."""
+        """Return the answer to bytes that are not a request."""
         return no_request(status)
 
     async def work(self) -> None:
-        """See Service: write what comes."""
+        """Write the queued rows until cancelled."""
         await self._writer.run()
 
-    def look(self) -> Callable[[], None]:
-        """See Service. A file that cannot be used keeps no other from being used."""
+    def read_files(self) -> Callable[[], None]:
+        """Read the changed files; a fault of one file does not affect the others. Return a function that applies their content."""
         settings, users, numbers = watched = self._watched
-        found: dict[str, Any] = {}
+        contents: dict[str, Any] = {}
         faults: dict[str, str] = {}
 
         def read(file: str, reading: Callable[[], Any]) -> None:
             try:
-                found[file] = reading()
+                contents[file] = reading()
             except EirError as e:
                 faults[file] = str(e)
 
@@ -86,38 +86,38 @@ class FeedService:
                 read(file, partial(reader, of.path))
 
         def use() -> None:
-            if watched is self._watched:  # no other files are named since
-                self.faults = {file: why for file, why in self.faults.items() if file not in found} | faults
-                self._use(found)
+            if watched is self._watched:  # the settings are still the same
+                self.faults = {file: why for file, why in self.faults.items() if file not in contents} | faults
+                self._use(contents)
 
         return use
 
-    def _use(self, found: Mapping[str, Any]) -> None:
-        """Go by what was read of files that have changed."""
+    def _use(self, contents: Mapping[str, Any]) -> None:
+        """Apply the content of changed files."""
         feed, (_, users, numbers) = self._feed, self._watched
-        if TOKENS in found and (keys := found[TOKENS]) != self._keys:
+        if TOKENS in contents and (keys := contents[TOKENS]) != self._keys:
             self._keys = keys
             feed.apply_tokens(tokens_of(keys, feed.tokens, FEED_SCOPE))
         if users.path is None:
             feed.apply_users(None)
-        elif USERS in found:
-            known = feed.users or Users(found[USERS], ticks=time.monotonic)
-            known.renew(found[USERS])
+        elif USERS in contents:
+            known = feed.users or Users(contents[USERS], ticks=time.monotonic)
+            known.apply(contents[USERS])
             feed.apply_users(known)
-        table = NO_NUMBERS if numbers.path is None else found.get(NUMBERS, feed.numbers)
+        table = NO_NUMBERS if numbers.path is None else contents.get(NUMBERS, feed.numbers)
         feed.apply_numbers(table, has_all=NUMBERS not in self.faults)
-        if numbers.path is not None and NUMBERS in found:
+        if numbers.path is not None and NUMBERS in contents:
             self._report("numbers_in_force", numbers=len(table.numbers), file=numbers.path)
 
     def counters(self) -> Samples:
-        """See Service."""
+        """Return the counters."""
         return {
             "eir_feed_rows_total": self._feed.answers,
             "eir_feed_transactions_total": {(): self._writer.transactions},
         }
 
     async def close(self) -> None:
-        """See Service."""
+        """Close the store."""
         await self._store.close()
 
     def _failed(self, fault: Exception) -> None:

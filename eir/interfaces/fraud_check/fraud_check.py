@@ -1,7 +1,6 @@
-"""IMEI Fraud Check (CAMARA): from a request to its answer. Who asks shows an access token of the operator's gateway.
+"""IMEI Fraud Check (CAMARA): authenticates a request by an access token of the operator's gateway, and answers it.
 
-The interface is data: its path, its words, its errors, and the OpenAPI document that is served of it. What the lists say of a device is
-a callable that it is handed.
+Paths, words, errors and the served OpenAPI document are data. The owner provides the function that looks a device up in the lists.
 """
 
 import json
@@ -29,19 +28,18 @@ CORRELATOR_FORM: Final = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
 IMEI_FORM: Final = r"^[0-9]{15}$"
 
 PROHIBITED, ALLOWED, TRACKED, UNKNOWN = "prohibited", "allowed", "tracked", "unknown"
-"""The states of a device; of several lists that have it, the word that stands first here counts."""
+"""Statuses of a device in order of precedence if several lists contain it."""
 BLACKLISTED: Final = "blacklisted"
 REASONS: Final[Mapping[str, tuple[str, ...]]] = {
     "stolen": ("stolen", "theft", "robbery"), "lost": ("lost",), "non-payment": ("non-payment", "nonpayment", "unpaid", "debt"),
     "fraud": ("fraud", "tamper", "clone"), "regulatory": ("regulat", "customs", "tax", "type approval", "unregistered"), "blocked": ("block",),
     BLACKLISTED: (),
 }  # fmt: skip
-"""Reasons for a prohibition, and the words in a list's reason that mean them. The first that fits counts, else
-BLACKLISTED."""
+"""Reasons for a prohibition, with words in a list's reason that indicate them. The first match counts, else BLACKLISTED."""
 
 
 class ApiFault(NamedTuple):
-    """An error."""
+    """Error response of the API."""
 
     status: int
     code: str
@@ -62,13 +60,13 @@ FAULTS: Final = {
     "internal": ApiFault(500, "INTERNAL", "Unknown server error."),
     "store": ApiFault(503, "UNAVAILABLE", "Service Unavailable."),
 }
-"""The faults, by our words for them."""
+"""Error responses by their internal name."""
 
 
 def reason_word(text: str | None) -> str:
-    """The word for the reason that a list gives."""
-    said = (text or "").casefold()
-    return next((word for word, parts in REASONS.items() if any(part in said for part in parts)), BLACKLISTED)
+    """Return the word of the API for the reason in a list."""
+    reason = (text or "").casefold()
+    return next((word for word, parts in REASONS.items() if any(part in reason for part in parts)), BLACKLISTED)
 
 
 def _error(*names: str) -> dict[str, Any]:
@@ -126,29 +124,29 @@ DOCUMENT: Final[Mapping[str, Any]] = {
     },
     "components": {"securitySchemes": {"openId": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
 }  # fmt: skip
-"""The document that is served."""
+"""OpenAPI document that the service publishes."""
 
 JSON: Final = "application/json"
 NOBODY: Final = "-"
 CLIENTS_MAX: Final = 1000
-"""Clients whose rates are known; for a further one the one that came first is forgotten."""
+"""Maximum number of clients with a rate; a further client replaces the oldest."""
 LABELS_MAX: Final = 100
-"""Clients that metrics tell apart; more are `other`."""
+"""Maximum number of clients with a label of their own in metrics; further ones are `other`."""
 _CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_FORM, re.ASCII)
 _DOCUMENT: Final = HttpResponse(200, JSON, json.dumps(DOCUMENT).encode())
 
 
-class Found(NamedTuple):
-    """The result of looking up a device in the lists."""
+class DeviceStatus(NamedTuple):
+    """Result of looking up a device in the lists."""
 
     word: str
     """PROHIBITED, ALLOWED, TRACKED or UNKNOWN."""
     reason: str | None = None
-    """The reason that the list gives."""
+    """Reason in the list."""
 
 
 class _RequestRefused(Exception):
-    """A fault: a key of FAULTS, more about it for the client, and headers."""
+    """A request is refused: key of FAULTS, details for the client, and headers."""
 
     def __init__(self, what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(what)
@@ -156,28 +154,28 @@ class _RequestRefused(Exception):
 
 
 class FraudCheck:
-    """Answers requests. `look`: what the lists say of an IMEI, raises StoreError; `ticks`: seconds that never go back."""
+    """Answers requests. `lookup`: returns the status of an IMEI, raises StoreError; `ticks`: monotonic clock in seconds."""
 
     def __init__(
-        self, settings: FraudSettings, look: Callable[[str], Awaitable[Found]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
+        self, settings: FraudSettings, lookup: Callable[[str], Awaitable[DeviceStatus]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
     ) -> None:  # fmt: skip
         self.tokens = tokens
-        self._look, self._ticks, self._report = look, ticks, report
+        self._lookup, self._ticks, self._report = lookup, ticks, report
         self._labels: set[str] = set()
         self.answers: Counter[tuple[str, str]] = Counter()
-        """(client, word or HTTP status)."""
-        self.configure(settings)
+        """Number of answers by (client, word or HTTP status)."""
+        self.apply(settings)
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
         """Check access tokens with these keys from now on."""
         self.tokens = tokens
 
-    def configure(self, settings: FraudSettings) -> None:
-        """Use these settings from now on."""
+    def apply(self, settings: FraudSettings) -> None:
+        """Apply new settings."""
         self._rates = Buckets(settings.rate_max, max(1.0, settings.rate_max), CLIENTS_MAX)
 
     def respond(self, request: HttpRequest) -> Answer:
-        """The answer to a request."""
+        """Return the answer to a request."""
         if request.path == DOCUMENT_PATH and request.method in {"GET", "HEAD"}:
             return _DOCUMENT
         return self._answered(request)
@@ -187,11 +185,11 @@ class FraudCheck:
         headers = ((CORRELATOR, correlator),) if correlator and _CORRELATOR.fullmatch(correlator) else ()
         try:
             client = self._client(request)
-            self._hold(client)
+            self._check_rate(client)
             if correlator and not headers:
-                raise _RequestRefused("argument", f"{CORRELATOR} is not of the form {CORRELATOR_FORM}")  # noqa: TRY301 - as what is below raises
+                raise _RequestRefused("argument", f"{CORRELATOR} is not of the form {CORRELATOR_FORM}")  # noqa: TRY301 - like the calls below
             imei = _imei(request)
-            found = await self._look(imei)
+            device = await self._lookup(imei)
         except _RequestRefused as e:
             return self._refused(e, client, headers, request.address)
         except StoreError as e:
@@ -202,43 +200,45 @@ class FraudCheck:
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer
             self._report("fault", reason="fraud-check", level="error", detail=place_of(e))
             return self._refused(_RequestRefused("internal"), client, headers, request.address)
-        self.answers[self._label(client), found.word] += 1
+        self.answers[self._label(client), device.word] += 1
         document = {
             "imei": imei,
-            "operationalStatus": found.word,
+            "operationalStatus": device.word,
             "lastChecked": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
-        if found.word == PROHIBITED:
-            document["prohibitedReason"] = reason_word(found.reason)
+        if device.word == PROHIBITED:
+            document["prohibitedReason"] = reason_word(device.reason)
         return HttpResponse(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
 
     def _client(self, request: HttpRequest) -> str:
-        """The client that the token names.
+        """Return the client that the token names. Raises _RequestRefused.
 
-        Raises _Refused; also for other paths, of which nobody without a token hears.
+        Tokens are checked for every path, so that other paths are reported only to authenticated clients.
         """
         authorization = request.headers.get("authorization")
         if self.tokens is None:
             raise _RequestRefused(
                 "unauthenticated", headers=(("WWW-Authenticate", denials(FRAUD_SCOPE)["no_token"].challenge),)
             )
-        said = self.tokens.subject(
+        subject = self.tokens.subject(
             None if authorization is None else authorization.encode("latin-1", "replace"), request.address
         )
-        if isinstance(said, str):
-            return said
+        if isinstance(subject, str):
+            return subject
         self._report(
-            "client_token_refused", reason=said.reason, level="warning", interface="fraud-check", address=request.address, detail=said.detail,
-            setting=token_setting("fraud_check.tokens", said.reason) if said.reason != "no_token" else None,
+            "client_token_refused", reason=subject.reason, level="warning", interface="fraud-check", address=request.address, detail=subject.detail,
+            setting=token_setting("fraud_check.tokens", subject.reason) if subject.reason != "no_token" else None,
         )  # fmt: skip
-        if said.status == TOO_MANY_REQUESTS:
+        if subject.status == TOO_MANY_REQUESTS:
             raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
         raise _RequestRefused(
-            "denied" if said.status == 403 else "unauthenticated", said.detail, (("WWW-Authenticate", said.challenge),)
+            "denied" if subject.status == 403 else "unauthenticated",
+            subject.detail,
+            (("WWW-Authenticate", subject.challenge),),
         )
 
-    def _hold(self, client: str) -> None:
-        """Hold a client to its rate, which limits how much can be drawn out of the lists. Raises _Refused."""
+    def _check_rate(self, client: str) -> None:
+        """Count a request against the client's rate, which limits how fast it could copy a list. Raises _RequestRefused."""
         now = self._ticks()
         if not self._rates.of(client, now).take(now):
             raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
@@ -267,19 +267,19 @@ class FraudCheck:
 
 
 def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> HttpResponse:
-    """The answer for a fault of FAULTS."""
+    """Return the error response for a key of FAULTS."""
     fault = FAULTS[what]
     document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
     return HttpResponse(fault.status, JSON, json.dumps(document).encode(), headers)
 
 
 def no_request(status: int) -> HttpResponse:
-    """The answer to bytes that are not a request."""
+    """Return the answer to bytes that are not a request."""
     return failed("body" if status == 413 else "argument")
 
 
 def _imei(request: HttpRequest) -> str:
-    """The IMEI of a request. Raises _Refused."""
+    """Return the IMEI of a request. Raises _RequestRefused."""
     if request.path != PATH:
         raise _RequestRefused("path")
     if request.method != "POST":

@@ -1,7 +1,7 @@
-"""IMEI Fraud Check as a process of a node serves it: stores, keys of tokens, and what it counts.
+"""IMEI Fraud Check in a process of its own: stores, keys of tokens and counters.
 
-To IMEI Fraud Check a device is what the rules say that need no more than its number, each status by itself: of a policy's order nothing
-counts but that. It is read from the store, or while that is away from the node's last good copy, and never from what answers checks.
+It evaluates only rules that need nothing but the IMEI, ordered by their status instead of their place in the policy. It reads lists from the
+store, or from the node's last good copy while the store is unreachable; it never uses the images of the workers.
 """
 
 import time
@@ -15,7 +15,7 @@ from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.errors import Report, StoreError
 from eir.interfaces.fraud_check import fraud_check as api
-from eir.interfaces.fraud_check.fraud_check import Found, FraudCheck
+from eir.interfaces.fraud_check.fraud_check import DeviceStatus, FraudCheck
 from eir.interfaces.fraud_check.settings import FRAUD_SCOPE, NAME, FraudSettings
 from eir.interfaces.interface import Samples, SharedSettings
 from eir.lists.record.settings import DEVICES
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
 
 OF_DEVICES = frozenset({"list", "not_list", "imei", "tac", "device_type", "identifier"})
-"""Conditions that a device's number decides alone."""
+"""Conditions that depend only on the IMEI."""
 WORDS = {
     Status.BLACKLISTED: api.PROHIBITED,
     Status.WHITELISTED: api.ALLOWED,
     Status.GREYLISTED: api.TRACKED,
     Status.UNKNOWN: api.UNKNOWN,
 }
-"""Answers in order of precedence."""
+"""Words of the API by status, in order of precedence."""
 
 
 def rules_of(shared: SharedSettings) -> PolicySettings:
-    """A policy that says of a device what counts first: the configured rules that are about devices alone, ordered by their answer."""
+    """Return a policy of the configured rules that depend only on the IMEI, ordered by the precedence of their answer."""
 
     def is_of_device(rule: Rule) -> bool:
         return rule.conditions.keys() <= OF_DEVICES and all(shared.lists[name].kind == DEVICES for name in rule.lists)
@@ -55,37 +55,37 @@ def rules_of(shared: SharedSettings) -> PolicySettings:
 
 
 class FraudService:
-    """Implements eir.interfaces.interface.Service."""
+    """IMEI Fraud Check as an eir.interfaces.interface.Service."""
 
     def __init__(self, settings: FraudSettings, shared: SharedSettings, report: Report) -> None:
         self._store = open_store(shared.store, shared.state, report=report, check=False)
         self._copy = open_copy(shared.store, shared.state, report=report, upgrades=False)
-        self._check = FraudCheck(settings, self._found, ticks=time.monotonic, report=report)
+        self._check = FraudCheck(settings, self._device_status, ticks=time.monotonic, report=report)
         self._keys: KeyFiles | None = None
         self.faults: Mapping[str, str] = {}
         self.apply(settings, shared)
-        self.look()()
+        self.read_files()()
 
     def apply(self, settings: FraudSettings, shared: SharedSettings) -> None:
-        """See Service."""
+        """Apply new settings."""
         self._settings, self._policy = settings, rules_of(shared)
         self._lists = {name: shared.lists[name] for rule in self._policy.rules for name in rule.lists}
         self.peers = PeerSettings(label=NAME, sources=settings.sources)
-        self._check.configure(settings)
+        self._check.apply(settings)
 
     def respond(self, request: HttpRequest) -> Answer:
-        """See Service."""
+        """Return the answer to a request."""
         return self._check.respond(request)
 
     def refuse(self, status: int) -> HttpResponse:
-        """See Service."""
+        """Return the answer to bytes that are not a request."""
         return api.no_request(status)
 
     async def work(self) -> None:
-        """See Service: there is nothing beside the answers."""
+        """Return at once: this service has no background work."""
 
-    def look(self) -> Callable[[], None]:
-        """See Service."""
+    def read_files(self) -> Callable[[], None]:
+        """Read the keys of tokens if they have changed. Return a function that applies them."""
         keys = keys_of(self._settings.tokens, self._keys)
 
         def use() -> None:
@@ -96,21 +96,21 @@ class FraudService:
         return use
 
     def counters(self) -> Samples:
-        """See Service."""
+        """Return the counters."""
         return {"eir_fraud_checks_total": self._check.answers}
 
     async def close(self) -> None:
-        """See Service."""
+        """Close the stores."""
         for store in (self._store, self._copy):
             if store is not None:
                 await store.close()
 
-    async def _found(self, imei: str) -> Found:
+    async def _device_status(self, imei: str) -> DeviceStatus:
         now, question = datetime.now(UTC), Question(imei)
         try:
-            said = await explain(question, self._policy, self._lists, self._store, now=now)
+            explanation = await explain(question, self._policy, self._lists, self._store, now=now)
         except StoreError:
             if self._copy is None:
                 raise
-            said = await explain(question, self._policy, self._lists, self._copy, now=now)
-        return Found(WORDS[said.status or Status.UNKNOWN], said.reason)
+            explanation = await explain(question, self._policy, self._lists, self._copy, now=now)
+        return DeviceStatus(WORDS[explanation.status or Status.UNKNOWN], explanation.reason)

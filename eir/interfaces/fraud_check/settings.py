@@ -9,19 +9,19 @@ from eir.wire.web.denials import TokenSettings
 NAME: Final = "fraud-check"
 """Name of the interface and of its process."""
 FRAUD_SCOPE: Final = "imei-fraud-check:check-status"
-"""The scope that an access token has to have (CAMARA)."""
+"""Required scope of an access token (CAMARA)."""
 RATE_MAX: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FraudSettings:
-    """The section `fraud_check`."""
+    """Section `fraud_check`."""
 
     listen: tuple[str, ...] = ()
-    """`http://host:port` or `https://host:port`, each with its port; empty: nobody is answered."""
+    """URLs `http://host:port` or `https://host:port`, each with its port; empty: the interface is disabled."""
     sources: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks that may connect; empty: any."""
     rate_max: float = RATE_MAX
-    """Requests a second of each client."""
+    """Maximum number of requests per second of each client."""
     tokens: TokenSettings | None = None
-    """None: nobody has a good token."""
+    """Rules for access tokens; None: every token is refused."""

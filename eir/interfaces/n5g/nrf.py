@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urldefrag, urlencode, urljoin, urlsplit
 
 from eir.errors import EirError, Report
-from eir.interfaces.interface import Standing
+from eir.interfaces.interface import NodeLoad
 from eir.interfaces.n5g.settings import NF_TYPE, SERVICE, NrfSettings
 from eir.wire.transport.endpoint import may_be_host
 from eir.wire.web.denials import authorization, issued
@@ -214,7 +214,7 @@ class Registration:
         """API root of the NRF with which the node is registered; None: not registered."""
         return self._settings.uri[self._turns.at] if self.registered else None
 
-    def step(self, now: float, standing: Standing) -> Ask:
+    def step(self, now: float, standing: NodeLoad) -> Ask:
         """Return the next request."""
         status = "REGISTERED" if standing.serving else "SUSPENDED"
         if (redirected := self.redirected()) is not None:

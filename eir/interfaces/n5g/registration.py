@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from eir.disk import write_file
 from eir.errors import Report
-from eir.interfaces.interface import Samples, SharedSettings, Standing
+from eir.interfaces.interface import NodeLoad, Samples, SharedSettings
 from eir.interfaces.n5g.nrf import Ask, Registration, profile_of
 from eir.interfaces.n5g.settings import N5gSettings, NrfSettings
 from eir.wire.transport.endpoint import is_http
@@ -57,7 +57,7 @@ def own_instance(folder: Path) -> str:
 class Registrar:
     """Registration of the node while it has open listeners for AMFs (an eir.interfaces.interface.Attendant)."""
 
-    def __init__(self, standing: Callable[[], Standing], report: Report, ask_s: float = ASK_S) -> None:
+    def __init__(self, standing: Callable[[], NodeLoad], report: Report, ask_s: float = ASK_S) -> None:
         self._standing, self._report, self._ask_s = standing, report, ask_s
         self._clock = time.monotonic
         self._settings: N5gSettings | None = None

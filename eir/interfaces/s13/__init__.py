@@ -45,7 +45,7 @@ def _probe(wanted: "Wanted") -> tuple[Any, Any]:
 
 
 def _where(target: str, *, with_tls: bool) -> tuple[str, int, str]:
-    """Host (over SCTP there may be several, with commas), port, and transport."""
+    """Parse the target into host (over SCTP several, separated by commas), port and transport. Raises UsageError."""
     from eir.interfaces.probing import host_and_port  # noqa: PLC0415 - as above
 
     if "://" not in target:

@@ -1,4 +1,4 @@
-"""S13 for the Diameter node: id, vendor, command, AVPs, and the function that answers (3GPP TS 29.272 7.1, 7.2)."""
+"""S13 for the Diameter node: id, vendor, command, AVPs, and the answering function (3GPP TS 29.272 7.1, 7.2)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +14,11 @@ S13 = Application(
     id=s13.S13_APPLICATION, vendor=s13.VENDOR_3GPP, dictionary=s13.DICTIONARY,
     commands={s13.ME_IDENTITY_CHECK: Command(s13.ME_IDENTITY_CHECK_NAME, ECR, session=True, error_avps=s13.NO_STATE)},
 )  # fmt: skip
-"""S13 for a client, which answers nothing."""
+"""S13 for a client, without an answering function."""
 
 
 def s13_application(service: S13Service, lane: LaneFactory | None = None, tracer: Tracer | None = None) -> Application:
-    """S13 for a node: `service` answers each ECR that no lane made by `lane` takes, and `tracer` hears of those."""
+    """Return S13 for a node. `service` answers and `tracer` traces each ECR that the lanes of `lane` leave to the general path."""
     return replace(S13, answer=service.answer, lane=lane, told=None if tracer is None else _told_to(tracer))
 
 
@@ -35,6 +35,6 @@ def _told_to(tracer: Tracer) -> Callable[[Request, bytes], None]:
 
 
 def _result(answer: bytes) -> str:
-    """The result of an answer as metrics label it: `2001`, `10415:5422`."""
+    """Return the result of an answer as its label in metrics: `2001`, `10415:5422`."""
     read = Answer(answer, len(answer))
     return result_label(next(iter(read.result_codes), 0), next(iter(read.experimental_results), None))

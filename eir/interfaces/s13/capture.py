@@ -1,7 +1,4 @@
-"""S13 as it went over a wire: capture files, of which Wireshark's dissector (tshark) reads checks and answers, in clear only.
-
-A capture file can be written too, of single messages.
-"""
+"""Capture files of S13: checks and answers by Wireshark's dissector (tshark), in clear text only; and files of single messages."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,30 +16,30 @@ from eir.wire.diameter.result import SUCCESS
 
 PORT = 3868
 Message: TypeAlias = Mapping[str, str]
-"""Fields of Wireshark by name, the first of each."""
+"""Wireshark's fields of a message by name; the first value of each."""
 _ENDS = ("tcp.stream", "sctp.assoc_index"), ("tcp.srcport", "sctp.srcport")
 
 
 UPPER_PDU, SNAP_BYTES = 252, 262_144
-"""LINKTYPE_WIRESHARK_UPPER_PDU: what follows the tags is a message of the protocol that they name."""
+"""LINKTYPE_WIRESHARK_UPPER_PDU: tags that name a protocol, followed by a message of that protocol."""
 _TAGS = b"".join(pack("!HH", tag, len(value)) + value for tag, value in ((12, b"diameter"), (0, b"")))
 
 
 def begin_capture() -> bytes:
-    """The beginning of a capture file (pcap) of Diameter messages."""
+    """Return the file header of a capture file (pcap) of Diameter messages."""
     return pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, SNAP_BYTES, UPPER_PDU)
 
 
 def captured(time: float, message: bytes) -> bytes:
-    """One message in it, which went over the wire at this Unix time."""
+    """Encode a message that was sent or received at this Unix time as a packet of the capture file."""
     whole = _TAGS + message
     return pack("=IIII", int(time), int(time % 1 * 1e6), len(whole), len(whole)) + whole
 
 
 def read(capture: Path, ports: Sequence[int] = (PORT,)) -> Captured:
-    """Read a capture file (pcap, pcapng) whose Diameter is on these TCP and SCTP ports.
+    """Read a capture file (pcap, pcapng) with Diameter on these TCP and SCTP ports.
 
-    Raises SetupFault without tshark, EirError if it cannot read the file.
+    Raises SetupFault without tshark, EirError if tshark cannot read the file.
     """
     decode = [text for port in ports for layer in ("tcp", "sctp") for text in ("-d", f"{layer}.port=={port},diameter")]
     wanted = " || ".join(
@@ -60,7 +57,7 @@ def _document(output: IO[bytes]) -> Captured | None:
 
 
 def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:
-    """(connection, port of the sender) and fields of each Diameter message, frame by frame."""
+    """Yield (connection, port of the sender) and the fields of each Diameter message."""
     for _, packet in ET.iterparse(document):  # noqa: S314  # it is tshark's own
         if packet.tag != "packet":
             continue
@@ -80,8 +77,8 @@ def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:
 
 
 def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
-    """Put answers to their requests."""
-    found = Captured()
+    """Match answers with their requests."""
+    account = Captured()
     waiting: dict[tuple[str, str, str], tuple[str, str]] = {}
     hosts: dict[tuple[str, str], set[str]] = {}
     carrying: set[tuple[str, str]] = set()
@@ -97,29 +94,29 @@ def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
                 hosts.setdefault(ends, set()).add(origin)
         elif is_request:
             carrying.add(ends)
-            found.asking.add(origin)
+            account.asking.add(origin)
             waiting[ids] = (fields.get("diameter.IMEI") or _meid(fields), origin)
         else:
             eirs.add(origin)
             if (asked := waiting.pop(ids, None)) is not None:
-                found.checks[*asked, _result(fields)] += 1
+                account.checks[*asked, _result(fields)] += 1
     for asked in waiting.values():
-        found.checks[*asked, NO_ANSWER] += 1
-    found.asking |= {host for ends in carrying for host in hosts.get(ends, ())}
-    found.known = {host for names in hosts.values() for host in names} - eirs
-    return found
+        account.checks[*asked, NO_ANSWER] += 1
+    account.asking |= {host for ends in carrying for host in hosts.get(ends, ())}
+    account.known = {host for names in hosts.values() for host in names} - eirs
+    return account
 
 
 def _meid(fields: Message) -> str:
-    """The MEID of an ECR, of which Wireshark shows the octets; empty if it has none."""
-    shown = fields.get("diameter.3GPP2-MEID", "")
+    """Return the MEID of an ECR from the octets that Wireshark shows, or empty."""
+    octets = fields.get("diameter.3GPP2-MEID", "")
     with suppress(ValueError):
-        return meid_text(bytes.fromhex(shown.replace(":", "")))
-    return shown
+        return meid_text(bytes.fromhex(octets.replace(":", "")))
+    return octets
 
 
 def _result(fields: Message) -> str:
-    """The status of an ECA, or its result."""
+    """Return the equipment status of an ECA, or else its result code."""
     code = fields.get("diameter.Result-Code")
     if code == str(SUCCESS):
         status = fields.get("diameter.Equipment-Status", "")

@@ -1,4 +1,4 @@
-"""AVPs that TS 29.272 numbers: those that S13 uses, and all others that a peer may rightly put into an ECR.
+"""AVPs of TS 29.272: those of S13, and all others that a peer may include in an ECR.
 
 Data only, to be checked against TS 29.272 7.3.1, tables 1 and 2, and TS 29.230.
 """
@@ -7,10 +7,10 @@ from eir.wire.diameter.avp import encode_u32
 from eir.wire.diameter.dictionary import AUTH_SESSION_STATE, BASE_DICTIONARY, read_avps
 
 S13_APPLICATION = 16777252
-"""S13 between MME and EIR, S13' between SGSN and EIR: TS 29.272 7.1.8."""
+"""Application-Id of S13 (MME and EIR) and S13' (SGSN and EIR): TS 29.272 7.1.8."""
 VENDOR_3GPP = 10415
 ME_IDENTITY_CHECK, ME_IDENTITY_CHECK_NAME = 324, "ME-Identity-Check"
-"""The command of ECR and ECA."""
+"""Command of ECR and ECA."""
 ERROR_EQUIPMENT_UNKNOWN = 5422
 """Experimental-Result-Code: TS 29.272 7.4.3.4."""
 
@@ -38,9 +38,9 @@ _TS_29_272 = """
 1445 Equipment-Status enum 0-2
 1471 3GPP2-MEID octets
 """
-"""First what S13 gives no meaning to: all that matters of these is that they are known, which are groups, and how long an
-example of one is (u32 stands for every type of four bytes). The first line is what TS 29.230 sets aside for TS 29.272, so
-that an AVP of a later release is known too."""
+"""AVPs by code and type. S13 does not use those of the first part: the node only needs to know them, their groups, and the length of an
+example (u32 stands for every type of 4 bytes). The first line is the range that TS 29.230 reserves for TS 29.272, so that AVPs of later releases
+are known as well."""
 
 _OTHERS = """
 30 Called-Station-Id utf8
@@ -50,7 +50,7 @@ _OTHERS = """
 486 MIP6-Agent-Info group
 493 Service-Selection utf8
 """
-"""The AVPs that TS 29.272 takes over from RFCs besides the base protocol's."""
+"""AVPs that TS 29.272 reuses from RFCs other than the base protocol."""
 
 DICTIONARY = BASE_DICTIONARY.plus(read_avps(_TS_29_272, VENDOR_3GPP), read_avps(_OTHERS))
 
@@ -61,4 +61,4 @@ MEID = DICTIONARY.keys["3GPP2-MEID"]
 EQUIPMENT_STATUS = DICTIONARY.keys["Equipment-Status"]
 
 NO_STATE = encode_u32(AUTH_SESSION_STATE, 1)
-"""NO_STATE_MAINTAINED, encoded: in every ECR and ECA (TS 29.272 7.1.4)."""
+"""Encoded Auth-Session-State with NO_STATE_MAINTAINED, for every ECR and ECA (TS 29.272 7.1.4)."""

@@ -1,4 +1,4 @@
-"""The grammar of an ECR as TS 29.272 7.2.19 writes it; where it is wider, the reason stands at the line."""
+"""Grammar of an ECR by TS 29.272 7.2.19; each line that accepts more has its reason."""
 
 from eir.interfaces.s13.dictionary import DICTIONARY, TERMINAL_INFORMATION
 from eir.wire.diameter.application import APPLICATION_IDS

@@ -1,7 +1,7 @@
-"""The express lane: ECRs are read, decided and answered in C (_lane.c), many times as fast as by the general path.
+"""Express lane: C code (_lane.c) parses, decides and answers ECRs, many times as fast as the general path.
 
-The C has no state from one call to the next: here a policy and its lists are bound, and what was answered is counted and told. What it
-does not take is the general path's, which stays the specification: tests/interfaces/s13/test_express.py.
+The C code has no state between two calls. This module binds a policy and its lists, counts the answers and records them. Other requests go
+through the general path, which remains the specification: tests/interfaces/s13/test_express.py.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +29,7 @@ CONSTANTS: Final = {
     "KEY_DIGITS": KEY_DIGITS, "PAGE_KEYS": SNR_KEYS, "IDENTIFIER_MAX": IDENTIFIER_MAX, "TEXTS": TEXTS, "IMSI_MIN": IMSI_LENGTHS[0],
     "IMSI_MAX": IMSI_LENGTHS[-1], "APPLICATION": S13_APPLICATION, "COMMAND": ME_IDENTITY_CHECK,
 }  # fmt: skip
-"""Constants that the C knows too, by its names for them."""
+"""Constants shared with the C code, by their names in C."""
 
 try:
     from eir.interfaces.s13 import _lane
@@ -38,13 +38,13 @@ try:
 except ImportError:
     COMPILED = False
 LANE: Final = "compiled" if COMPILED else "none"
-"""This installation's lane, as status, log and metrics show it. Without one the slower general path answers."""
+"""Lane of this installation in status, log and metrics. Without a lane the slower general path answers."""
 
-UNTOLD, PLAIN, TOLD = range(3)  # what the record is told of a verdict
+UNTOLD, PLAIN, TOLD = range(3)  # how the sightings record a verdict: not, as plain, in full
 
 
 class ExpressLanes:
-    """The state that a worker's lanes share: the policy, its lists, and the answer to each status by peer label."""
+    """State that the lanes of a worker share: policy, lists, and the answer to each status by peer label."""
 
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
         self.checker, self.replies = checker, replies
@@ -52,11 +52,11 @@ class ExpressLanes:
         self._sought, self._version = NOBODY, -1
 
     def seek(self, sought: TraceFilter | None) -> None:
-        """Leave checks that are sought to the general path from now on, where they can be told; None: none is."""
+        """Leave the traced checks to the general path, which reports them; None: no check is traced."""
         self.program, self._sought = None, NOBODY if sought is None else sought.numbers
 
     def renew(self) -> "ExpressLanes":
-        """Take over the policy in force, and its lists as they are now; without that it happens with the next message."""
+        """Bind the current policy and lists. Each message does the same if they have changed."""
         policy = self.checker.policy
         if (program := policy.program) is self.program and program.index.version == self._version:
             return self
@@ -71,7 +71,7 @@ class ExpressLanes:
 
 
 class ExpressLane:
-    """The lane of one connection; see eir.wire.diameter.application.Lane."""
+    """Lane of one connection; implements eir.wire.diameter.application.Lane."""
 
     command = ME_IDENTITY_CHECK_NAME
 
@@ -94,8 +94,8 @@ class ExpressLane:
         telling = b""
         if sightings is not None and (PROTOCOL, self._label) not in checker.probes:
             telling = lanes.events if self._label in sightings.full else lanes.everything
-        taken = lane.take(self._terms, data, position, messages_max, self._decide, telling)
-        position, answers, answered, counted, *told = taken
+        result_parts = lane.take(self._terms, data, position, messages_max, self._decide, telling)
+        position, answers, answered, counted, *recorded = result_parts
         if not answered:
             return position, {}
         out.append(answers)
@@ -110,7 +110,7 @@ class ExpressLane:
         checker.count(PROTOCOL, tally, self._label)
         if sightings is not None and telling:
             kinds = tuple(SightingKind(verdict.decision, PROTOCOL, self._label, "") for verdict in program.verdicts)
-            for numbers, texts in told:
+            for numbers, texts in recorded:
                 if numbers:
                     sightings.add(kinds, numbers, texts)
             if telling is lanes.events:
@@ -134,7 +134,7 @@ class ExpressLane:
 
 
 def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
-    """The terms of a peer for the C (Terms in _lane.h); an answer behind its Session-Id is as eir.wire.diameter.message.encode_answer makes it."""
+    """Encode the terms of a peer for the C code (Terms in _lane.h), with the answers as of eir.wire.diameter.message.encode_answer after Session-Id."""
     hosts, realms, limits = names_in_words(terms.hosts), names_in_words(terms.realms), terms.limits
     tails = [result_avp(reply.result_code, reply.experimental) + terms.origin + reply.avps for reply in replies]
     flags = [E_FLAG if is_protocol_error(reply.result_code) else 0 for reply in replies]
@@ -145,5 +145,5 @@ def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
     return b"".join([head, hosts, realms, *(pack("=Q", flag) + tail for flag, tail in zip(flags, tails, strict=True))])
 
 
-AVPS = sorted(DICTIONARY.avps)  # what the C knows of the dictionary
+AVPS = sorted(DICTIONARY.avps)  # dictionary of the C code
 KEYS, ARE_GROUPS = pack(f"={len(AVPS)}Q", *AVPS), bytes(key in DICTIONARY.groups for key in AVPS)

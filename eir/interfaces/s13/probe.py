@@ -1,4 +1,4 @@
-"""`eir probe`: an MME that asks an EIR, ours or any other, and reports what it was answered. Knows no list and no policy."""
+"""`eir probe` over S13: an MME that asks any EIR and reports its answers. Independent of lists and policy."""
 
 import re
 import ssl
@@ -29,28 +29,29 @@ STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATU
 
 @dataclass(frozen=True, slots=True)
 class S13Target:
-    """The EIR to ask, and the identity to ask as."""
+    """EIR to probe, and the identity of the probe."""
 
     host: str
     port: int
     origin_host: str
     origin_realm: str
     destination_realm: str | None = None
-    """None: the realm that the EIR names in its CEA."""
+    """Destination-Realm of the requests; None: realm of the EIR's CEA."""
     timeout_s: float = 5.0
     scheme: str = TCP
-    """TCP, TLS or SCTP; over SCTP `host` may be several addresses with commas between them."""
+    """TCP, TLS or SCTP; over SCTP `host` may be several addresses separated by commas."""
     tls: ssl.SSLContext | None = None
-    """The context for handshakes over TLS."""
+    """Context for TLS handshakes."""
     destination_host: str | None = None
-    """None: any host of the realm."""
+    """Destination-Host of the requests; None: any host of the realm."""
 
 
 @asynccontextmanager
 async def asking(target: S13Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
-    """A function that asks about an IMEI, IMEISV or MEID and returns the status, or another result by its code, or `none`.
+    """Connect, and return a function that asks about an IMEI, IMEISV or MEID and returns its status, another result code, or `none`.
 
-    Many may ask at once. Raises EirError if the connection or the CER fails; the function does so if the connection is over.
+    The function may be called concurrently. Raises EirError if the connection or the CER fails; the function raises it after the connection has
+    ended.
     """
     async with _connected(target) as client:
 
@@ -72,36 +73,36 @@ async def _connected(target: S13Target) -> AsyncIterator["_Asker"]:
     except EirError as e:
         raise EirError(_refused(target, str(e))) from None
     try:
-        said, names = client.peer, client.certificate_names()
+        peer, names = client.peer, client.certificate_names()
         if (
-            said is not None
+            peer is not None
             and names is not None
-            and not (holds(names, target.host) or certificate_fits(names, said, SERVER))
+            and not (holds(names, target.host) or certificate_fits(names, peer, SERVER))
         ):
             raise EirError(
-                f"its certificate is for {', '.join(names) or 'nobody'}, and it calls itself {said.host} of realm {said.realm}"
+                f"its certificate is for {', '.join(names) or 'nobody'}, and it calls itself {peer.host} of realm {peer.realm}"
             )
-        yield _Asker(client, target, target.destination_realm or (said.realm if said is not None else ""))
+        yield _Asker(client, target, target.destination_realm or (peer.realm if peer is not None else ""))
     finally:
         await client.close()
 
 
-def _refused(target: S13Target, said: str) -> str:
-    """The reason why the connection failed, with the name of the CEA's Result-Code and advice."""
-    code = re.search(r"Result-Code ([0-9]+)$", said)
+def _refused(target: S13Target, fault: str) -> str:
+    """Return the reason why the connection failed, with the name of the CEA's Result-Code and advice."""
+    code = re.search(r"Result-Code ([0-9]+)$", fault)
     if code is None:
-        return said
-    said = f"{said[: code.start(1)]}{_name(int(code[1]))}"
+        return fault
+    reason = f"{fault[: code.start(1)]}{_name(int(code[1]))}"
     if int(code[1]) == UNKNOWN_PEER:
-        said += (
+        reason += (
             f": the EIR has no peer that fits {target.origin_host} of realm {target.origin_realm} at this address; "
             "give names that it knows (--origin-host, --origin-realm), or put these under its `peers`"
         )
-    return said
+    return reason
 
 
 class _Asker(NamedTuple):
-    """A connection to the EIR, and the Destination-Realm of the requests on it."""
+    """Connection to the EIR, with the Destination-Realm of its requests."""
 
     client: Client
     target: S13Target
@@ -135,7 +136,7 @@ def check_avps(
     meid: bool = False,
     host: str | None = None,
 ) -> bytes:
-    """The AVPs of an ECR after Origin-Realm (TS 29.272 7.2.19). `meid`: `imei` is a MEID."""
+    """Encode the AVPs of an ECR after Origin-Realm (TS 29.272 7.2.19). `meid`: `imei` is a MEID."""
     to = (encode_text(base.DESTINATION_HOST, host) if host else b"") + encode_text(base.DESTINATION_REALM, realm)
     version = encode_text(s13.SOFTWARE_VERSION, software_version) if software_version else b""
     terminal = encode(s13.TERMINAL_INFORMATION, encode_text(s13.MEID if meid else s13.IMEI, imei) + version)
@@ -144,7 +145,7 @@ def check_avps(
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> ProbeFinding:
-    """An answer as it came: two results, or an E bit with a status, are shown and not followed."""
+    """Build the finding of an answer. Contradictory answers (two results, or an E bit with a status) are a fault."""
     codes, experimental = answer.result_codes, answer.experimental_results
     statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS)]
     status = None
@@ -169,7 +170,7 @@ def _name(code: int) -> str:
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
-    """The fault of an answer that holds no status that counts; None for a plain error answer."""
+    """Return the fault of an answer without a valid status; None for a plain error answer."""
     results = [*map(str, codes), *(f"{vendor}:{code}" for vendor, code in experimental)]
     if len(results) != 1:
         return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"

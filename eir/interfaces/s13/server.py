@@ -1,4 +1,4 @@
-"""S13 in a worker: the Diameter node, what answers its requests, and the lanes that all its connections share."""
+"""S13 in a worker: the Diameter node, its service, and the express lanes that its connections share."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,13 +16,13 @@ from eir.wire.diameter.serve import TOO_BUSY_REPLY
 
 
 class S13Server(Node):
-    """Answers MMEs and SGSNs over Diameter."""
+    """Diameter server for MMEs and SGSNs."""
 
     def __init__(self, _: SharedSettings, context: Context) -> None:
         shared = context.shared
         self._service = S13Service(context.checker, shared.peers)
         self._lanes = ExpressLanes(context.checker, self._service.replies) if COMPILED else None
-        """They have the images that they look into. None: no lane was compiled."""
+        """State of the express lanes with the mapped lists; None: no lane was compiled."""
         lane = partial(ExpressLane, self._lanes) if self._lanes else None
         super().__init__(
             shared.identity, shared.peers, shared.limits, s13_application(self._service, lane, context.tracer), counts=context.counts,
@@ -31,21 +31,21 @@ class S13Server(Node):
         )  # fmt: skip
 
     def apply(self, _: SharedSettings, context: Context) -> None:
-        """Apply other settings."""
+        """Apply new settings."""
         shared = context.shared
-        self._service.configure(shared.peers)
+        self._service.apply(shared.peers)
         overload = _overload(shared.overload_answer)
         self.reconfigure(
             shared.peers, shared.identity, shared.limits, overload=overload, tls=context.tls, sctp=shared.sctp
         )
 
     def renew(self) -> None:
-        """Look into the lists as they are now."""
+        """Bind the current lists."""
         if self._lanes is not None:
             self._lanes.renew()
 
     def seek(self, sought: TraceFilter | None) -> None:
-        """Leave these checks to the general path, where a trace sees them."""
+        """Leave the traced checks to the general path, which reports them."""
         if self._lanes is not None:
             self._lanes.seek(sought)
 

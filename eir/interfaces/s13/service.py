@@ -1,7 +1,6 @@
-"""ME-Identity-Check: an ECR becomes a question, and a verdict becomes an ECA (TS 29.272 6.2, 7.2.19, 7.2.20).
+"""ME-Identity-Check: translates an ECR into a question, and a verdict into an ECA (TS 29.272 6.2, 7.2.19, 7.2.20).
 
-Translates and nothing else: what is a good identifier, and what is answered, eir.checks says. The node has checked the ECR
-against its grammar. Synchronous from request to reply.
+eir.checks validates identifiers and decides. The node has verified the ECR by its grammar. The path from request to reply is synchronous.
 """
 
 import re
@@ -20,67 +19,67 @@ from eir.wire.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
 from eir.wire.peers.settings import PeerSettings
 
 PROTOCOL = "s13"
-"""The protocol's name in metrics."""
+"""Name of the protocol in metrics."""
 
 EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
-"""TS 29.272 7.3.51."""
+"""Values of Equipment-Status (TS 29.272 7.3.51)."""
 
 REPLIES: dict[Status, Reply] = {
     status: Reply(SUCCESS, avps=s13.NO_STATE + encode_u32(s13.EQUIPMENT_STATUS, value))
     for status, value in EQUIPMENT_STATUSES.items()
 }
-"""The answer to each verdict, encoded once."""
-# TS 29.272 7.4.3.4: an unknown device is an Experimental-Result, and then neither Result-Code nor Equipment-Status is sent.
+"""Reply to each verdict, encoded once."""
+# TS 29.272 7.4.3.4: the answer for an unknown device has an Experimental-Result instead of Result-Code and Equipment-Status.
 REPLIES[Status.UNKNOWN] = Reply(experimental=(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN), avps=s13.NO_STATE)
 
 _NO_IMEI = encode(s13.TERMINAL_INFORMATION, encode_text(s13.IMEI, "0" * KEY_DIGITS))
-"""An example of the missing AVP: zeros of the least valid length (RFC 6733 7.1.5, TS 29.272 7.3.4)."""
+"""Example of the missing AVP: zeros of the minimum valid length (RFC 6733 7.1.5, TS 29.272 7.3.4)."""
 
 
 _ROOT_NAI = re.compile(
     r"([0-9]{6,16})(?:@(?:[a-z0-9-]+\.)+mnc[0-9]{2,3}\.mcc([0-9]{3})\.3gppnetwork\.org)?", re.IGNORECASE
 )
-"""A User-Name by TS 23.003 19.3.2 or 13.3: digits, and the MCC of the realm."""
+"""User-Name by TS 23.003 19.3.2 or 13.3: digits, and the MCC of the realm."""
 
 
 class S13Service:
-    """Answers ECRs with the checker's verdicts."""
+    """Service that answers ECRs with the checker's verdicts."""
 
     def __init__(self, checker: Checker, peers: Iterable[PeerSettings] = ()) -> None:
         self._checker = checker
-        self.configure(peers)
+        self.apply(peers)
 
-    def configure(self, peers: Iterable[PeerSettings]) -> None:
-        """Take over what some peers are answered instead of a status (`answers`)."""
+    def apply(self, peers: Iterable[PeerSettings]) -> None:
+        """Apply the peers' replacements of statuses (`answers`)."""
         self._replies = {
             label: REPLIES | {verdict: REPLIES[answer] for verdict, answer in answers.items()}
             for label, answers in answers_of(peers).items()
         }
 
     def replies(self, peer: str) -> Mapping[Status, Reply]:
-        """The answer to each verdict for the peer of this label."""
+        """Return the reply to each verdict for the peer with this label."""
         return self._replies.get(peer, REPLIES)
 
     def answer(self, request: Request) -> Reply:
-        """The reply to an ECR. Raises DiameterError where the policy wants an error for a request that names no device."""
+        """Return the reply to an ECR. Raises DiameterError if the request names no valid device and the policy answers that with an error."""
         info, inside = _terminal(request)
         verdict = self._checker.check(_question(request, inside))
         if not isinstance(verdict, NoDevice):
             return self.replies(request.peer)[verdict.status]
         if info is not None and (bad := inside.get(s13.IMEI) or inside.get(s13.MEID)) is not None:
-            said = "the IMEI or MEID is not valid (policy.bad_identity: error)"
-            raise DiameterError(INVALID_AVP_VALUE, verdict.value, said, failed_avp=request.failed(bad, info))
-        said = "neither IMEI nor MEID (policy.no_identity: error)"
-        raise DiameterError(MISSING_AVP, verdict.value, said, failed_avp=_NO_IMEI)
+            detail = "the IMEI or MEID is not valid (policy.bad_identity: error)"
+            raise DiameterError(INVALID_AVP_VALUE, verdict.value, detail, failed_avp=request.failed(bad, info))
+        detail = "neither IMEI nor MEID (policy.no_identity: error)"
+        raise DiameterError(MISSING_AVP, verdict.value, detail, failed_avp=_NO_IMEI)
 
 
 def question_of(request: Request) -> Question:
-    """The question of an ECR, as far as it can be read: the grammar may refuse it."""
+    """Return the question of an ECR that may violate the grammar, with the AVPs that can be read."""
     return _question(request, _terminal(request)[1])
 
 
 def _terminal(request: Request) -> tuple[Avp | None, Mapping[int, Avp]]:
-    """Terminal-Information and its members; the grammar lets each of these stand once."""
+    """Return Terminal-Information and its members; by the grammar each occurs once."""
     info = request.first.get(s13.TERMINAL_INFORMATION)
     return info, {} if info is None else {avp.key: avp for avp in request.members(info)}
 
@@ -103,23 +102,23 @@ def user_name_imsi(octets: bytes) -> str:
     removed only if 15 digits follow, or the MCC of the realm.
     """
     text = octets.decode("ascii", "replace")
-    if len(text) <= IMSI_LENGTHS[-1] or (found := _ROOT_NAI.fullmatch(text)) is None:
+    if len(text) <= IMSI_LENGTHS[-1] or (match := _ROOT_NAI.fullmatch(text)) is None:
         return text
-    digits, mcc = found.groups()
+    digits, mcc = match.groups()
     has_prefix = digits[0] in "06" and (len(digits) > IMSI_LENGTHS[-1] or digits[1:4] == mcc)
     return digits[1:] if has_prefix else digits
 
 
 def meid_text(octets: bytes) -> str:
-    """The digits of a 3GPP2-MEID AVP (TS 29.272 7.3.6 leaves the form to 3GPP2 A.S0022).
+    """Return the digits of a 3GPP2-MEID AVP (TS 29.272 7.3.6 leaves the form to 3GPP2 A.S0022).
 
-    Taken are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity, whose first octet
-    holds digit 1 and the type and whose last one ends with a filler. Other octets give a text that is not a MEID either.
+    Accepted are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity. The first of these 8 octets holds
+    digit 1 and the type, and the last one ends with a filler. Other octets return a text that is not a MEID.
     """
     if len(octets) == 14:
         return octets.decode("ascii", "replace")
     if len(octets) == 8 and octets[0] & 0x07 == 1 and octets[7] >> 4 == 0xF:
-        # In each octet but the first the lower half is the earlier digit; in the first it is the type.
+        # The lower half of each octet is the earlier digit; that of the first octet is the type.
         return "".join(f"{octet & 0xF:x}{octet >> 4:x}" for octet in octets)[1:15]
     return octets.hex()
 

@@ -5,7 +5,7 @@ from pkgutil import resolve_name
 
 from eir.errors import Report
 from eir.interfaces import INTERFACES
-from eir.interfaces.interface import Attendant, Interface, Standing
+from eir.interfaces.interface import Attendant, Interface, NodeLoad
 from eir.node.observe import metrics
 from eir.node.observe.status import NOT_READY, Readiness, WorkerReport
 from eir.node.processes.configuration import Loaded
@@ -15,7 +15,7 @@ class Attendants:
     """Attendants of all interfaces."""
 
     def __init__(self, report: Report) -> None:
-        self._standing = Standing(serving=False, load=0)
+        self._standing = NodeLoad(serving=False, load=0)
         self._by_interface: list[tuple[Interface, Attendant]] = [
             (each, resolve_name(each.attendant)(lambda: self._standing, report))
             for each in INTERFACES
@@ -35,7 +35,7 @@ class Attendants:
     def note(self, readiness: Readiness, reports: Sequence[WorkerReport]) -> None:
         """Store the standing of the node, which attendants announce."""
         load = max((report.load for report in reports), default=0)
-        self._standing = Standing(serving=readiness.word != NOT_READY, load=round(100 * load))
+        self._standing = NodeLoad(serving=readiness.word != NOT_READY, load=round(100 * load))
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics."""

@@ -265,7 +265,7 @@ class _InterfaceProcess:
             return
         faults = dict[str, str]()
         try:
-            (await asyncio.to_thread(self._service.look))()
+            (await asyncio.to_thread(self._service.read_files))()
         except Exception as e:  # noqa: BLE001 - any exception is a fault of the files
             faults[FILES] = detail_of(e)
         faults |= self._service.faults

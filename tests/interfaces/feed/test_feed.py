@@ -16,7 +16,7 @@ from eir.device import device_key, imsi_key
 from eir.disk import WatchedFile
 from eir.errors import StoreError
 from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
-from eir.interfaces.feed.feed_rows import Row, RowRefused, read_row
+from eir.interfaces.feed.feed_rows import FeedRow, RowRefused, read_row
 from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users, user_line
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FeedSettings
@@ -48,13 +48,13 @@ def test_a_file_that_is_being_written_is_read_once_it_is_whole(tmp_path):
 @pytest.mark.parametrize(
     ("method", "target", "row"),
     [
-        ("POST", device(IMEI), Row(ADD, "block", IMEI)),
-        ("DELETE", device(IMEI, IMSI, "85512345678", SEEN, role="track"), Row(REMOVE, "track", IMEI, IMSI, "85512345678")),
-        ("POST", device(IMEI, actual="3520990017614899"), Row(ADD, "block", IMEI)), ("POST", device("NULL", actual=SEEN), Row(ADD, "block", SEEN)), ("POST", device("NULL", IMSI), Row(ADD, "block", "", IMSI)),
-        ("POST", device("NULL", "NULL", "+85512345678"), Row(ADD, "block", "", "", "+85512345678")),
-        ("POST", device("A0000000000001", role="exception"), Row(ADD, "exception", "A0000000000001")),
-        ("POST", path("allowed-tac", "00101001"), Row(ADD, "allowed-tac", "00101001")),
-        ("DELETE", path("blocked-tac", "00101001"), Row(REMOVE, "blocked-tac", "00101001")),
+        ("POST", device(IMEI), FeedRow(ADD, "block", IMEI)),
+        ("DELETE", device(IMEI, IMSI, "85512345678", SEEN, role="track"), FeedRow(REMOVE, "track", IMEI, IMSI, "85512345678")),
+        ("POST", device(IMEI, actual="3520990017614899"), FeedRow(ADD, "block", IMEI)), ("POST", device("NULL", actual=SEEN), FeedRow(ADD, "block", SEEN)), ("POST", device("NULL", IMSI), FeedRow(ADD, "block", "", IMSI)),
+        ("POST", device("NULL", "NULL", "+85512345678"), FeedRow(ADD, "block", "", "", "+85512345678")),
+        ("POST", device("A0000000000001", role="exception"), FeedRow(ADD, "exception", "A0000000000001")),
+        ("POST", path("allowed-tac", "00101001"), FeedRow(ADD, "allowed-tac", "00101001")),
+        ("DELETE", path("blocked-tac", "00101001"), FeedRow(REMOVE, "blocked-tac", "00101001")),
     ],
 )  # fmt: skip
 def test_what_a_request_says(method, target, row):
@@ -168,7 +168,7 @@ class TestUsers:
     async def test_another_file_forgets(self, file):
         users = Users(read_users(file(user_line("register", PASSWORD))), ticks=monotonic)
         await users.user(basic(), "10.0.0.1")
-        users.renew(read_users(file(user_line("register", "another password"))))
+        users.apply(read_users(file(user_line("register", "another password"))))
         assert users.known(basic(), "10.0.0.1") is None
         assert await users.user(basic(), "10.0.0.1") == ("", "wrong_password")
 
@@ -186,18 +186,18 @@ class TestUsers:
         requests = [asyncio.create_task(users.user(basic(password=sent), "10.0.0.1")) for _ in range(3)]
         await asyncio.sleep(0)
         assert users._one.locked()
-        users.renew(read_users(file(user_line("register", after), user_line("second", PASSWORD))))
+        users.apply(read_users(file(user_line("register", after), user_line("second", PASSWORD))))
         assert await asyncio.gather(*requests) == [answer] * 3
         assert users.known(basic(password=sent), "10.0.0.1") == (answer[0] or None)
 
     async def test_a_file_with_the_same_line_forgets_nobody(self, file):
         """Wrong passwords from a register's own address do not shut the register out once the file is read again."""
         users, line = Users({}, ticks=lambda: 0.0), user_line("register", PASSWORD)
-        users.renew(read_users(file(line)))
+        users.apply(read_users(file(line)))
         assert await users.user(basic(), "10.0.0.1") == ("register", "")
         for _ in range(21):
             await users.user(basic("nobody"), "10.0.0.1")
-        users.renew(read_users(file(line, user_line("second", PASSWORD))))
+        users.apply(read_users(file(line, user_line("second", PASSWORD))))
         assert users.known(basic(), "10.0.0.1") == "register"
         assert await users.user(basic(), "10.0.0.1") == ("register", "")
 
@@ -292,7 +292,7 @@ class Writing:
     def put(self, what, imei, name="blocked", who="register at x"):
         answer = asyncio.get_running_loop().create_future()
         entry = Entry(imei, device_key(imei))
-        self.writer.put(what, entry, name=name, who=who, reason="fed by register", done=answer.set_result)
+        self.writer.add(what, entry, name=name, who=who, reason="fed by register", done=answer.set_result)
         return answer
 
     async def all(self, *rows):
@@ -358,7 +358,7 @@ async def test_what_was_to_end_does_not_once_a_register_sends_it(writing, kind, 
 
     async def put(what):
         answer = asyncio.get_running_loop().create_future()
-        writing.writer.put(what, entry, name=kind, who="x", reason="fed by x", done=answer.set_result)
+        writing.writer.add(what, entry, name=kind, who="x", reason="fed by x", done=answer.set_result)
         return await answer
 
     assert [await put(ADD), await put(ADD)] == [201, 208]
@@ -378,7 +378,7 @@ async def test_a_limit_is_one_of_each_row(writing):
     assert await writing.all(*((ADD, imei(number)) for number in range(200))) == [201] * 200
     answer = asyncio.get_running_loop().create_future()
     tac = Entry("00101002", 101002 * 10**6, whole_tac=True)
-    writing.writer.put(ADD, tac, name="blocked", who="x", reason="fed by x", done=answer.set_result)
+    writing.writer.add(ADD, tac, name="blocked", who="x", reason="fed by x", done=answer.set_result)
     refused = await answer
     assert (refused.status, refused.reason) == (422, "limit")
     assert "change_min 50" in refused.detail

@@ -65,7 +65,7 @@ async def feed(store, answered):
             answered(number, status)
             made.set_result(status)
 
-        writer.put(what, entry, name=name, who="register", reason="fed", done=done)
+        writer.add(what, entry, name=name, who="register", reason="fed", done=done)
         return made
 
     for burst in rows():

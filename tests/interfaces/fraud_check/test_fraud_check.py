@@ -28,7 +28,7 @@ from eir.interfaces.fraud_check.fraud_check import (
     FAULTS,
     LABELS_MAX,
     PATH,
-    Found,
+    DeviceStatus,
     FraudCheck,
     reason_word,
 )
@@ -206,7 +206,7 @@ class Asked:
         )  # fmt: skip
 
     async def look(self, _):
-        return Found(ALLOWED)
+        return DeviceStatus(ALLOWED)
 
     async def ask(self, client, times=1):
         """Statuses of the answers."""

@@ -10,15 +10,15 @@ from eir.interfaces.n5g.nrf import (
     PAUSE_S,
     PAUSE_S_MAX,
     PREFER_S,
+    NodeLoad,
     Registration,
-    Standing,
     profile_of,
 )
 from eir.interfaces.n5g.settings import NrfSettings
 
 INSTANCE = "0b8f1d3e-1111-4222-8333-0000000000e1"
 ONE, TWO = "http://127.0.0.1:8000", "https://nrf2.5gc.mnc001.mcc001.3gppnetwork.org"
-GOOD = Standing(serving=True, load=7)
+GOOD = NodeLoad(serving=True, load=7)
 TIMER = 10
 
 
@@ -91,7 +91,7 @@ def test_it_registers_and_beats():
     assert play.registration.where == ONE
     for _ in range(3):
         assert play.waits == pytest.approx(TIMER * HEARTBEAT_EARLY)
-        ask = play.asks(Standing(serving=True, load=42))
+        ask = play.asks(NodeLoad(serving=True, load=42))
         assert (ask.method, dict(ask.headers)["content-type"]) == ("PATCH", "application/json-patch+json")
         assert json.loads(ask.body) == [
             {"op": "replace", "path": "/nfStatus", "value": "REGISTERED"},
@@ -105,7 +105,7 @@ def test_it_registers_and_beats():
 def test_a_node_that_is_not_ready_says_so():
     play = Play(ONE)
     play.registers()
-    assert json.loads(play.asks(Standing(serving=False, load=0)).body)[0]["value"] == "SUSPENDED"
+    assert json.loads(play.asks(NodeLoad(serving=False, load=0)).body)[0]["value"] == "SUSPENDED"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from made import until
 from nrf_server import Nrf
 from test_nrf import GOOD, INSTANCE, settings_of
 
-from eir.interfaces.interface import Standing
+from eir.interfaces.interface import NodeLoad
 from eir.interfaces.n5g.registration import Registrar, own_instance
 from eir.interfaces.n5g.settings import N5gSettings
 from eir.wire.transport.settings import TlsSettings
@@ -68,7 +68,7 @@ async def registering(*uri, standing=lambda: GOOD, tls=None, ask_s=3.0, **more):
 async def test_a_life_with_an_nrf(nrfs):
     nrf = nrfs()
     load = 7
-    async with registering(nrf.uri, standing=lambda: Standing(serving=True, load=load)) as it:
+    async with registering(nrf.uri, standing=lambda: NodeLoad(serving=True, load=load)) as it:
         await until(lambda: INSTANCE in nrf.profiles)
         assert nrf.profiles[INSTANCE]["nfServices"][0]["ipEndPoints"] == [
             {"ipv4Address": "127.0.0.1", "transport": "TCP", "port": 7777}

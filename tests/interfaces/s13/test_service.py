@@ -283,5 +283,5 @@ def test_what_a_peer_is_answered_instead_follows_the_settings(checks):
     ask = partial(service.answer, Request(asked(LISTED), 1000, "mme"))
     assert ask() is REPLIES[Status.UNKNOWN]
     assert service.answer(Request(asked(LISTED), 1000, "other")) is REPLIES[Status.BLACKLISTED]
-    service.configure((PeerSettings(label="mme"),))
+    service.apply((PeerSettings(label="mme"),))
     assert ask() is REPLIES[Status.BLACKLISTED]
