@@ -1,4 +1,4 @@
-"""The configuration: one YAML file → frozen dataclasses that the parts define, or every fault with file and line.
+"""Configuration: parses one YAML file into frozen dataclasses of the parts, or reports every fault with file and line.
 
 keys.py is the reference: a table of all keys, and the page that is made of it. kinds.py knows how each kind of value is written, reader.py walks a file by the
 table, checks.py holds what no single value can tell, load.py puts them together, settings.py is what comes of it. Used by

@@ -1,4 +1,4 @@
-"""Checks of a whole configuration: functions that name what is wrong, or probably not meant, in no single value.
+"""Checks of a whole configuration: functions that find faults and probable mistakes that concern several values or files.
 
 Each is given what was built from the document (with its default or None in place of a value with a fault) and the
 document, which knows the lines. They read the files that the configuration names, and change nothing.
@@ -27,7 +27,7 @@ from eir.wire.transport.tls import TlsError, load_tls, read_tls
 from eir.wire.web.denials import TokenSettings, keys_of
 
 CERTIFICATE_SOON = timedelta(days=14)
-"""Remaining life of a certificate at which a warning begins."""
+"""Remaining validity of a certificate below which there is a warning."""
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
 FILES = {
     "signers": ("signers file", f"put the publishers' public keys there, one a line: {SIGNER}"),
@@ -36,10 +36,10 @@ FILES = {
         "put the revoked public keys there, or leave 'revoked' out if no key is revoked",
     ),
 }
-"""Files of a list: the name of each, and the advice for one that cannot be used."""
+"""Files of a list by key: name, and advice for an unusable file."""
 
 SECRET_FILES = {"password_file", "sentinel_password_file", "key_file"}
-"""Files named by `store` that nobody else may read."""
+"""Files named by `store` that must be private."""
 
 Check = Callable[[Config, Document], Findings]
 
@@ -87,11 +87,11 @@ def _check_service_listeners(config: Config, _: Document) -> Findings:
 
 
 def _connects(config: Config) -> dict[Spot, str]:
-    """URLs that the node connects to, by their place in the file."""
-    found: dict[Spot, str | None] = {("peers", at, "connect"): peer.connect for at, peer in enumerate(config.peers)}
+    """Return the URLs to which the node connects, by their place in the file."""
+    urls: dict[Spot, str | None] = {("peers", at, "connect"): peer.connect for at, peer in enumerate(config.peers)}
     for each in INTERFACES:
-        found |= each.connects(config.of(each))
-    return {spot: url for spot, url in found.items() if url}
+        urls |= each.connects(config.of(each))
+    return {spot: url for spot, url in urls.items() if url}
 
 
 def _check_sctp(config: Config, document: Document) -> Findings:
@@ -108,7 +108,7 @@ def _warn_sctp(config: Config, _: Document) -> Findings:
 
 
 def _check_tls(config: Config, document: Document) -> Findings:
-    """Check what TLS needs; its files are read as a start or a reload would read them."""
+    """Check the TLS files by reading them like a start or a reload."""
     if document.faulty("tls"):
         return
     if config.tls is not None:
@@ -124,7 +124,7 @@ def _check_tls(config: Config, document: Document) -> Findings:
 
 
 def _check_tokens(config: Config, document: Document) -> Findings:
-    """Keys of access tokens are read as a start or a reload would read them."""
+    """Check the keys of access tokens by reading them like a start or a reload."""
     for section, settings in config.interfaces.items():
         tokens = getattr(settings, "tokens", None)
         if not isinstance(tokens, TokenSettings) or document.faulty(section, "tokens"):
@@ -160,7 +160,7 @@ def _store_files(config: Config) -> Mapping[str, Path]:
 
 
 def _warn_secrets(config: Config, _: Document) -> Findings:
-    """Warn of secret files that others may read than their owner and a group."""
+    """Warn about secret files that are readable by more than their owner and group."""
     secrets = {option: file for option, file in _store_files(config).items() if option in SECRET_FILES}
     named: list[tuple[Path, Spot]] = [(file, ("store",)) for file in secrets.values()]
     if config.tls is not None:
@@ -230,7 +230,7 @@ def _check_sources(config: Config, document: Document) -> Findings:
 
 
 def _unusable(path: Path) -> str | None:
-    """Return what is wrong with a file that must not be empty; None if nothing is.
+    """Return the fault of a file that must not be empty, or None.
 
     OpenSSH passes everything if the revocation list is empty.
     """
@@ -262,7 +262,7 @@ def _warn_signers(config: Config, _: Document) -> Findings:
 
 
 def check_layouts(config: Config, document: Document) -> Findings:
-    """Check what concerns several keys of a layout."""
+    """Check the faults of a layout that concern several keys."""
     for name, layout in config.layouts.items():
         spot = ("layouts", name)
         if document.faulty(*spot):
@@ -313,9 +313,9 @@ def _check_sightings(config: Config, document: Document) -> Findings:
     if sightings is None or document.faulty(*spot):
         return
     if sightings.webhook is not None and (wrong := _unusable(sightings.webhook.key_file)):
-        said = f"the key of the webhook's signatures {wrong}: {sightings.webhook.key_file}"
+        fault = f"the key of the webhook's signatures {wrong}: {sightings.webhook.key_file}"
         yield (
-            f"{said}; put a secret there that the receiver has too, such as that of `openssl rand -hex 32`",
+            f"{fault}; put a secret there that the receiver has too, such as that of `openssl rand -hex 32`",
             (*spot, "webhook", "key_file"),
         )
     used = {name for rule in config.policy.rules for name in rule.lists}
@@ -353,7 +353,7 @@ def _warn_peers(config: Config, document: Document) -> Findings:
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
-    """True if every connection that fits the second entry also fits the first."""
+    """Return whether every connection that fits the second entry also fits the first."""
     if first.is_titled or second.is_titled:
         titles = (
             first.gt is None or (second.gt or "").startswith(first.gt),
@@ -369,7 +369,7 @@ def _covers(first: PeerSettings, second: PeerSettings) -> bool:
 
 
 def _warn_open_doors(config: Config, _: Document) -> Findings:
-    """Names in a CER are claims: without TLS only the address tells who is there."""
+    """Warn about peers without TLS and address: the names in a CER are unverified claims."""
     if all(is_secure(each.url) or re.match(r"\w+://(127\.|\[::1\]|localhost:)", each.url) for each in config.listeners):
         return
     for at, peer in enumerate(config.peers):
@@ -389,7 +389,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 def _of_interfaces(name: str) -> Check:
-    """Return the check of this name of all interfaces, as one."""
+    """Combine the checks of this name of all interfaces."""
 
     def check(config: Config, document: Document) -> Findings:
         for each in INTERFACES:
@@ -402,9 +402,9 @@ CHECKS: tuple[Check, ...] = (
     _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_sctp, _check_store, _check_lists,
     _check_sources, check_layouts, _check_rules, _check_sightings,
 )  # fmt: skip
-"""Checks whose findings make a configuration unusable."""
+"""Checks whose findings are faults."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
     _warn_sightings, _of_interfaces("warn"),
 )  # fmt: skip
-"""Checks that find what is probably not meant."""
+"""Checks whose findings are warnings about probable mistakes."""

@@ -1,4 +1,4 @@
-"""The reference: each key of the configuration, its unit, its default, its meaning, and whether a reload applies it.
+"""Reference of the configuration: each key with its unit, default, meaning, and whether a reload applies it.
 
 A new key is one row here, or in its interface's folder, a field of that name in what its section builds, and a line in config/eir.yaml;
 config/REFERENCE.md is then made by `eir config --reference` (tests compare them). A new section is its keys, and a row in SECTIONS.
@@ -37,7 +37,7 @@ from eir.wire.transport.tls import VERSIONS
 from eir.wire.web.access import LOOPBACK, PageSettings
 
 WATCHDOG_MIN_S = 6
-"""RFC 3539 3.4.1: Tw must not be below 6 seconds."""
+"""Minimum of Tw in seconds (RFC 3539 3.4.1)."""
 LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE = (
     Limits(),
     SctpSettings(),
@@ -49,37 +49,37 @@ LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE = (
 
 
 def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
-    """A peer is called by its name, else by the first thing that it is recognised by."""
+    """Build a peer; without a name its label is the first criterion that identifies it."""
     label = name or names["host"] or names["realm"] or next(iter(sources), "")
     return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, **names)
 
 
 def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
-    """Return the values that a section gives, by key."""
+    """Return the values of a section by key."""
     return tuple((name, value) for name, value in values.items() if value is not None)
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
-    """Return the limits of what a peer may take of the node, and of what a load may take of the host."""
+    """Return the limits on one peer, and the memory limit of a load."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
 
 
 def _origin(*, name: str, place: tuple[float, float] | None) -> Place:  # noqa: ARG001 - the section's key
-    return Place(*(place or (0.0, 0.0)))  # without one the fault is told already
+    return Place(*(place or (0.0, 0.0)))  # a missing value is already reported
 
 
 def _layout(
     *, columns: tuple[tuple[str, str | int], ...], added: tuple[str, ...], removed: tuple[str, ...], reasons: tuple[tuple[str, str], ...],
     **more: Any,
 ) -> Layout:  # fmt: skip
-    """A layout is for the kinds of list that its columns identify something for."""
-    there = dict(columns)
+    """Build a layout for the kinds of list whose subjects its columns identify."""
+    by_role = dict(columns)
     subjects = {
-        kind: tuple(each for each in allowed if there.keys() >= set(each)) for kind, allowed in SUBJECTS.items()
+        kind: tuple(each for each in allowed if by_role.keys() >= set(each)) for kind, allowed in SUBJECTS.items()
     }
     return Layout(
-        columns=there, subjects={kind: found for kind, found in subjects.items() if found}, declared=True, reasons=dict(reasons),
-        names=any(isinstance(column, str) for column in there.values()), added=frozenset(added), removed=frozenset(removed), **more,
+        columns=by_role, subjects={kind: roles for kind, roles in subjects.items() if roles}, declared=True, reasons=dict(reasons),
+        names=any(isinstance(column, str) for column in by_role.values()), added=frozenset(added), removed=frozenset(removed), **more,
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ COLUMNS = {
     "date": "column of the date, which has no effect; in a list of device types it is the allocation date of the TAC",
     "action": "column of the codes in `added` and `removed`",
 }
-"""Roles that a column of a data file may have."""
+"""Possible roles of a column in a data file."""
 
 SECTIONS = (
     Section("identity", partial(Identity, origin_state_id=0)),
@@ -128,7 +128,7 @@ SECTIONS = (
     Section("sightings", SightingsSettings, optional=True, live=False),
     Section("sightings.webhook", Webhook, optional=True),
 )
-"""Sections and what is built from each; the values of any other go to the section around it."""
+"""Sections with their builders; the values of any other section belong to the section around it."""
 
 TABLE = (
     Key("identity.host", schema.IDENTITY, REQUIRED, "Origin-Host of the node"),
@@ -278,7 +278,7 @@ TABLE = (
 )  # fmt: skip
 
 ROOT = tree(SECTIONS, TABLE)
-"""The table as the reader walks it."""
+"""Table of keys as a tree of sections for the reader."""
 
 
 INTRODUCTION = """\
@@ -293,7 +293,7 @@ For engineers who look up the values, the default and the meaning of a key. [REA
 
 
 def reference() -> list[dict[str, Any]]:
-    """One row for each key, in the order of the sample: key, values, default, meaning, restart."""
+    """Return one row for each key in the order of the sample: key, values, default, meaning, restart."""
     whole = {section.path for section in SECTIONS if not section.live}
     return [
         {
@@ -305,12 +305,12 @@ def reference() -> list[dict[str, Any]]:
 
 
 def reference_page() -> str:
-    """The reference in Markdown, one table for each section of the file."""
+    """Render the reference in Markdown, with one table for each section of the file."""
     parts = [INTRODUCTION]
     for name, rows in groupby(reference(), lambda row: row["key"].partition(".")[0].removesuffix("[]")):
         parts += [f"## {name}\n", "| Key | Value | Default | Meaning |\n|---|---|---|---|"]
         parts += [
-            f"| `{row['key']}` | {row['value']} | {_shown(row)} | {row['says']}{' (restart)' if row['restart'] else ''} |"
+            f"| `{row['key']}` | {row['value']} | {_default_text(row)} | {row['says']}{' (restart)' if row['restart'] else ''} |"
             for row in rows
         ]
         parts.append("")
@@ -318,13 +318,13 @@ def reference_page() -> str:
 
 
 def _default(key: Key) -> Any:
-    """Return the default as the file would write it; None if it does not exist or the key is required."""
+    """Return the default in the form of the file; None without a default or for a required key."""
     if key.default is REQUIRED or key.default is None or key.default == ():
         return None
     return list(map(key.kind.show, key.default)) if key.kind.many else key.kind.show(key.default)
 
 
-def _shown(row: dict[str, Any]) -> str:
+def _default_text(row: dict[str, Any]) -> str:
     if row["required"]:
         return "required"
     value = row["default"]

@@ -1,4 +1,4 @@
-"""Kinds of values that only this file has: how each is written, what it is read as, and how it is shown again. Knows no key and no file."""
+"""Kinds of configuration values: written form, parsed value, and displayed form. Independent of keys and files."""
 
 import os
 import re
@@ -17,9 +17,9 @@ from eir.wire.transport.endpoint import HTTP_PORTS, PORTS
 
 WORKERS_MAX = 64
 ERROR = "error"
-"""Instead of a status: the protocol error that the standard gives."""
+"""Answer instead of a status: the protocol error of the standard."""
 TOO_BUSY = "3004"
-"""Instead of a status: DIAMETER_TOO_BUSY (RFC 6733 7.1.3)."""
+"""Answer instead of a status: DIAMETER_TOO_BUSY (RFC 6733 7.1.3)."""
 
 
 def _source(match: re.Match[str]) -> str:
@@ -46,7 +46,7 @@ def _store_url(written: str) -> str:
         return written
     if "://" not in written:
         raise ValueError
-    from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
+    from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415  # takes 0.2 s, which the embedded store saves
 
     try:
         parse_url(written, check=False)

@@ -1,4 +1,4 @@
-"""From a file to the configuration in force and back: reading, checking, showing, and what waits for a restart."""
+"""Loading of the configuration: read, check and render it, and compare it at a reload."""
 
 import hashlib
 import json
@@ -24,21 +24,21 @@ TAKES_RESTART = [
     *(key.path for key in TABLE if not key.live),
     *(section.path for section in SECTIONS if not section.live),
 ]
-"""Keys and sections that take a restart."""
+"""Keys and sections that need a restart."""
 
 
 def load_config(path: Path) -> Config:
-    """Read and check a configuration. Raises ConfigError with all that is wrong in it, in file order."""
+    """Read and check a configuration. Raises ConfigError with all faults in file order."""
     octets = read_file(path)
     document = read_document(path, octets, ROOT)
     config, problems = _checked(path, document)
     if problems:
         raise ConfigError(problems)
-    return replace(config, warnings=_found(WARNINGS, config, document), digest=hashlib.sha256(octets).hexdigest())
+    return replace(config, warnings=_findings(WARNINGS, config, document), digest=hashlib.sha256(octets).hexdigest())
 
 
 def load_to_ask(path: Path) -> Config:
-    """Read a configuration for a command that asks another EIR, which takes no `identity`. Raises ConfigError with what else is wrong."""
+    """Read a configuration for a command that asks another EIR, which needs no `identity`. Raises ConfigError with all other faults."""
     document = read_document(path, read_file(path), ROOT)
     config, problems = _checked(path, document)
     if others := tuple(problem for problem in problems if document.problems.get(problem, ())[:1] != ("identity",)):
@@ -47,7 +47,7 @@ def load_to_ask(path: Path) -> Config:
 
 
 def load_identity(path: Path) -> Identity:
-    """Read what a file says of the node's names, whatever is missing or wrong in it. Raises ConfigError where it cannot be read."""
+    """Read the node's names from a file, even if it has faults elsewhere. Raises ConfigError if the file is unreadable."""
     identity: Identity = read_document(path, read_file(path), ROOT).values["identity"]
     return identity
 
@@ -83,25 +83,25 @@ def load_whereabouts(path: Path) -> Whereabouts:
 
 
 def load_layouts(path: Path) -> Mapping[str, Layout]:
-    """The layouts that a file declares, whatever is missing or wrong in it besides: a publisher has no node to configure.
+    """Return the declared layouts of a file, even if it has faults elsewhere, since a publisher configures no node.
 
-    Raises ConfigError where the file cannot be read, or for what is wrong in `layouts`.
+    Raises ConfigError if the file is unreadable, or with the faults in `layouts`.
     """
     document = read_document(path, read_file(path), ROOT)
     config, _ = _checked(path, document)
     wrong = (problem for problem, spot in document.problems.items() if spot[:1] == ("layouts",))
-    if problems := _found([check_layouts], config, document, *wrong):
+    if problems := _findings([check_layouts], config, document, *wrong):
         raise ConfigError(problems)
     return config.layouts
 
 
 def render(config: Config) -> str:
-    """Return the configuration in force as YAML; read again, it gives the same configuration."""
+    """Render the configuration as YAML; parsing the result gives the same configuration."""
     return str(yaml.safe_dump(config.shown, sort_keys=False, allow_unicode=True, width=120))
 
 
 def digests(shown: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of each section in force (see Config.shown), by which two processes compare what they go by."""
+    """Return a digest of each section (see Config.shown), with which two processes compare their settings."""
     return {
         name: hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
         for name, section in shown.items()
@@ -109,12 +109,12 @@ def digests(shown: Mapping[str, Any]) -> dict[str, str]:
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:
-    """Keys, as the file writes them, that differ and that a reload does not take over."""
+    """Return the changed keys, in the form of the file, that a reload does not apply."""
     return [path for path in TAKES_RESTART if _value(old, path) != _value(new, path)]
 
 
 def take_over(old: Config, new: Config) -> Config:
-    """Return the configuration of a node that runs by `old` after a reload: `new`, but for what takes a restart."""
+    """Return the configuration of a running node after a reload: `new`, except for the settings that need a restart."""
     interfaces = {
         each.section: replace(each.take_over(old.of(each), new.of(each)), listen=old.of(each).listen)
         for each in INTERFACES
@@ -131,26 +131,26 @@ def changed_settings(old: Config, new: Config) -> list[str]:
 
 
 def _value(config: Config, path: str) -> Any:
-    """Return a setting, or one of an interface's section, or that section."""
+    """Return a setting, a setting of an interface's section, or the section."""
     section, _, name = path.partition(".")
-    found = config.interfaces[section] if section in config.interfaces else getattr(config, section)
-    return getattr(found, name) if name else found
+    value = config.interfaces[section] if section in config.interfaces else getattr(config, section)
+    return getattr(value, name) if name else value
 
 
 def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:
-    """Return what a document says, and all that is wrong in it, in file order."""
+    """Build the configuration of a document. Return it with all problems in file order."""
     answer = document.values["overload_answer"]
     layouts = document.values["layouts"]
     lists = {name: replace(settings, layouts=layouts) for name, settings in document.values["lists"].items()}
     values = document.values | {"overload_answer": None if answer == TOO_BUSY else answer, "lists": lists}
     interfaces = {each.section: values.pop(each.section) for each in INTERFACES if each.section}
     config = Config(path=path, shown=document.shown, interfaces=interfaces, **values)
-    return config, _found(CHECKS, config, document, *document.problems)
+    return config, _findings(CHECKS, config, document, *document.problems)
 
 
-def _found(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
-    """Return what the checks find, and more problems, in file order."""
-    found = [
+def _findings(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
+    """Run the checks. Return their findings and `more` problems in file order."""
+    findings = [
         Problem(document.file, document.line(*spot), text) for check in checks for text, spot in check(config, document)
     ]
-    return tuple(sorted([*more, *found], key=lambda problem: problem.line))
+    return tuple(sorted([*more, *findings], key=lambda problem: problem.line))

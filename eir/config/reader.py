@@ -1,6 +1,6 @@
-"""A YAML file read against a table of keys: every fault in one run, each with its line and what was expected.
+"""Reader of a YAML file by a table of keys: finds every fault in one run, each with its line and the expected value.
 
-The table is data: a `Key` for each key, a `Section` for what is built of some. Knows no key.
+The table has a `Key` for each key, and a `Section` for each object that is built from several keys.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,25 +16,25 @@ from eir.schema import Document, Key, Kind, Section, Spot, Unexpected, did_you_m
 
 FILE_BYTES_MAX = 1 << 18
 DEPTH_MAX = 20
-"""Levels of a file; no table of keys is that deep."""
+"""Maximum depth of a file; tables of keys are less deep."""
 SHOWN_MAX = 60
-"""Most characters of a wrong value that a message repeats."""
+"""Maximum number of characters of an invalid value in a message."""
 
 YAML_TAG = "tag:yaml.org,2002:"
 NULL_TAG = f"{YAML_TAG}null"
 PLAIN_TAGS = {
     YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")
 }
-"""Tags that YAML gives by itself; any other was asked for (`!!python/…`) and is refused."""
+"""Implicit tags of YAML; explicit tags such as `!!python/…` are rejected."""
 
 Read = tuple[Any, Any]
-"""A value, and how it is shown as JSON knows it: {} for a missing value, which the file cannot write."""
+"""Value with its displayed form for JSON; {} for a missing value, which the file cannot express."""
 Found = tuple[int, yaml.Node]
-"""The line of a key, and the node behind it."""
+"""Line of a key, and the node of its value."""
 
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
-    """The table as one section with all others in it; `sections` are those of which more is to be said, and get their keys here."""
+    """Build the tree of the table: one section that contains all others. `sections` add builders and attributes, and receive their keys here."""
     root, named = Section("", dict), {section.path: section for section in sections}
     for key in table:
         entries, path = root.entries, ""
@@ -49,7 +49,7 @@ def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a configuration file. Raises ConfigError."""
+    """Read the content of a configuration file. Raises ConfigError."""
     try:
         with path.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
@@ -67,7 +67,7 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
     """
     document = Document(str(path))
     folder = path.absolute().parent
-    if ".." in folder.parts:  # so that a file has the same paths by whichever way it is named
+    if ".." in folder.parts:  # so that the paths of a file do not depend on how it is named
         folder = folder.resolve()
     document.values, document.shown = _Reader(document, folder).mapping(_compose(path, octets), root, ())
     return document
@@ -77,7 +77,7 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
 
 
 class _Bounded(yaml.SafeLoader):
-    """Safe loader that creates nodes. It rejects aliases, tags, and a depth that no table of keys has."""
+    """Safe loader that creates nodes, and rejects aliases, explicit tags and a depth above DEPTH_MAX."""
 
     depth = 0
 
@@ -100,7 +100,7 @@ class _Bounded(yaml.SafeLoader):
 
 
 def _compose(path: Path, octets: bytes) -> yaml.Node:
-    """The one document. Raises ConfigError."""
+    """Parse the only document of a file into nodes. Raises ConfigError."""
     try:
         return _Bounded(octets).get_single_node() or yaml.ScalarNode(NULL_TAG, "", yaml.Mark("", 0, 0, 0, None, 0))
     except yaml.MarkedYAMLError as e:
@@ -121,33 +121,33 @@ def _unreadable(path: Path | str, line: int, about: str) -> ConfigError:
 
 @dataclass(slots=True)
 class _Reader:
-    """One walk: notes lines and problems in the document as it goes."""
+    """Walk over the nodes, which records lines and problems in the document."""
 
     document: Document
     folder: Path
 
     def wrong(self, spot: Spot, line: int, text: str) -> None:
-        """Note a fault."""
+        """Record a problem."""
         self.document.problems.setdefault(Problem(self.document.file, line, text), spot)
         self.document.faults.add(spot)
 
     def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:
-        """One mapping whose keys the table knows."""
-        line, found = _line(node), self.pairs(node, spot)
-        for name in found or ():
+        """Read a mapping with the keys of a section."""
+        line, pairs = _line(node), self.pairs(node, spot)
+        for name in pairs or ():
             if name not in section.entries:
                 instead = f"; {section.gone[name]}" if name in section.gone else did_you_mean(name, section.entries)
                 advice = instead or f"; known here: {', '.join(section.entries)}"
                 self.wrong((*spot, name), self.document.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
-        return self.made(section, spot, found or {}, None if found is None else line, **more)
+        return self.build(section, spot, pairs or {}, None if pairs is None else line, **more)
 
-    def made(self, section: Section, spot: Spot, found: Mapping[str, Found], line: int | None, **more: Any) -> Read:
-        """Build a section from its keys. Missing required keys are faults in that line; None: no faults."""
+    def build(self, section: Section, spot: Spot, pairs: Mapping[str, Found], line: int | None, **more: Any) -> Read:
+        """Build a section from its keys. Missing required keys are problems in this line; None: no problems."""
         values, shown = more, {}
         for name, entry in section.entries.items():
             inner = (*spot, name)
             value, show = (
-                self.entry(found[name][1], entry, inner) if name in found else self.missing(entry, inner, line)
+                self.entry(pairs[name][1], entry, inner) if name in pairs else self.missing(entry, inner, line)
             )
             if isinstance(entry, Section) and not entry.shape and isinstance(value, dict):
                 values |= value
@@ -158,10 +158,7 @@ class _Reader:
         return (section.build or dict)(**values), shown
 
     def missing(self, entry: Key | Section, spot: Spot, line: int | None) -> Read:
-        """Return what stands for something that the file lacks.
-
-        It is a fault in that line if it is required; None: no fault.
-        """
+        """Return the default of an absent key or section; a problem in this line if it is required. None: no problem."""
         if isinstance(entry, Key):
             if entry.required and line:
                 self.wrong(
@@ -176,10 +173,10 @@ class _Reader:
             )
         if entry.optional:
             return None, {}
-        return ((), []) if entry.shape == "[]" else ({}, {}) if entry.shape else self.made(entry, spot, {}, None)
+        return ((), []) if entry.shape == "[]" else ({}, {}) if entry.shape else self.build(entry, spot, {}, None)
 
     def entry(self, node: yaml.Node, entry: Key | Section, spot: Spot) -> Read:
-        """A value, or a section: a mapping, a list of mappings, or a mapping of mappings, as its path says."""
+        """Read a value or a section. By its path a section is a mapping, a list of mappings or a mapping of mappings."""
         if isinstance(entry, Key):
             return self.value(node, entry, spot)
         if node.tag == NULL_TAG:
@@ -187,14 +184,14 @@ class _Reader:
         if not entry.shape:
             short = entry.short and isinstance(node, yaml.ScalarNode)
             return (
-                self.made(entry, spot, {entry.short: (_line(node), node)}, None)
+                self.build(entry, spot, {entry.short: (_line(node), node)}, None)
                 if short
                 else self.mapping(node, entry, spot)
             )
         line = _line(node)
         if entry.shape == ".*":
-            found = self.pairs(node, spot) or {}
-            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in found.items()}
+            pairs = self.pairs(node, spot) or {}
+            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in pairs.items()}
             return {name: value for name, (value, _) in named.items()}, {
                 name: shown for name, (_, shown) in named.items()
             }
@@ -202,7 +199,7 @@ class _Reader:
             self.wrong(
                 spot,
                 line,
-                f"found {_found(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it",
+                f"found {_node_text(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it",
             )
             return (), []
         self.document.lines |= {(*spot, number): _line(item) for number, item in enumerate(node.value)}
@@ -210,17 +207,19 @@ class _Reader:
         return tuple(value for value, _ in read), [shown for _, shown in read]
 
     def pairs(self, node: yaml.Node, spot: Spot) -> dict[str, Found] | None:
-        """Return the keys of a mapping. For any other node, note a fault and return None."""
+        """Return the keys of a mapping. For any other node, record a problem and return None."""
         if node.tag == NULL_TAG:
             return {}
         if not isinstance(node, yaml.MappingNode):
-            self.wrong(spot, _line(node), f"found {_found(node)}{_in(spot)}; expected keys, each with ': ' and a value")
+            self.wrong(
+                spot, _line(node), f"found {_node_text(node)}{_in(spot)}; expected keys, each with ': ' and a value"
+            )
             return None
         pairs: dict[str, Found] = {}
         for key, value in node.value:
             line = _line(key)
             if not isinstance(key, yaml.ScalarNode):
-                self.wrong(spot, line, f"found {_found(key)} as a key{_in(spot)}; expected a name")
+                self.wrong(spot, line, f"found {_node_text(key)} as a key{_in(spot)}; expected a name")
             elif key.value in pairs:
                 first = pairs[key.value][0]
                 self.wrong(
@@ -232,7 +231,7 @@ class _Reader:
         return pairs
 
     def value(self, node: yaml.Node, key: Key, spot: Spot) -> Read:
-        """The value of a key; its default if there is a fault in it."""
+        """Read the value of a key; return the default for an invalid value."""
         line, kind = _line(node), key.kind
         if kind.many and isinstance(node, yaml.SequenceNode):
             if not node.value and not kind.may_be_empty:
@@ -242,14 +241,14 @@ class _Reader:
                     f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.form_with_example}, or no such key at all",
                 )
             read = [self.scalar(item, kind, (*spot, number)) for number, item in enumerate(node.value)]
-            return _both(key, tuple(value for found in read for value in found))
+            return _both(key, tuple(value for values in read for value in values))
         if node.tag == NULL_TAG and kind.may_be_empty:
             return _both(key, () if kind.many else None)
-        found = self.scalar(node, kind, spot)
-        return _both(key, found if kind.many else found[0]) if found else self.default(key)
+        values = self.scalar(node, kind, spot)
+        return _both(key, values if kind.many else values[0]) if values else self.default(key)
 
     def scalar(self, node: yaml.Node, kind: Kind, spot: Spot) -> tuple[Any, ...]:
-        """The one value; empty, and the fault noted, if it is wrong."""
+        """Parse a single value into a tuple of one; for an invalid value record a problem and return an empty tuple."""
         line = _line(node)
         self.document.lines.setdefault(spot, line)
         expected = f"expected {kind.form_with_example}"
@@ -263,18 +262,18 @@ class _Reader:
             except ValueError:
                 pass
         named = spot[:-1] if isinstance(spot[-1], int) else spot
-        self.wrong(spot, line, f"found {_found(node)} for '{named[-1]}'{_in(named[:-1])}; {expected}")
+        self.wrong(spot, line, f"found {_node_text(node)} for '{named[-1]}'{_in(named[:-1])}; {expected}")
         return ()
 
     def default(self, key: Key) -> Read:
-        """The default of a key, None or nothing for one that is required; of many values none names a file."""
+        """Return the default of a key; None or an empty tuple for a required key. Defaults with several values name no files."""
         if key.kind.many or key.default is None:
             return _both(key, () if key.required else key.default)
         return _both(key, None if key.required else key.kind.place(key.default, self.folder))
 
 
 def _both(key: Key, value: Any) -> Read:
-    """A value and how it is shown."""
+    """Return a value with its displayed form."""
     kind = key.kind
     if kind.many:
         return value, [kind.show(each) for each in value] if value or kind.may_be_empty else {}
@@ -286,7 +285,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _in(spot: Spot) -> str:
-    """` in lists.stolen`, ` in entry 2 of policy.rules`; nothing at the top."""
+    """Format a place for a message: ` in lists.stolen`, ` in entry 2 of policy.rules`; empty at the top."""
     if spot and isinstance(spot[-1], int):
         return f" in entry {spot[-1] + 1} of {_dotted(spot[:-1])}"
     return f" in {_dotted(spot)}" if spot else ""
@@ -296,7 +295,7 @@ def _dotted(spot: Spot) -> str:
     return "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in spot).removeprefix(".")
 
 
-def _found(node: yaml.Node) -> str:
+def _node_text(node: yaml.Node) -> str:
     if isinstance(node, yaml.SequenceNode):
         return "a list"
     if isinstance(node, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""The settings in a configuration file: frozen dataclasses that the parts define, and plain values.
+"""Settings of a configuration file: frozen dataclasses of the parts, and plain values.
 
 Knows neither file nor YAML.
 """
@@ -18,7 +18,7 @@ from eir.wire.web.access import PageSettings
 
 
 class Listener(NamedTuple):
-    """Somewhere that peers connect to."""
+    """Address on which an interface accepts connections."""
 
     protocol: str
     """Name of the interface."""
@@ -35,11 +35,11 @@ class Config(SharedSettings):
     """
 
     path: Path
-    """The file that it came from."""
+    """File of the configuration."""
     interfaces: Mapping[str, Any]
     """Settings of each interface that has a section, by the section's name."""
     load_memory: int
-    """Bytes that a load may take."""
+    """Maximum memory of a load in bytes."""
     control_read: Path | None
     heal: bool
     boot_without_lists: str
@@ -48,7 +48,7 @@ class Config(SharedSettings):
     inbox: Path | None
     inbox_patience_s: float
     sightings: SightingsSettings | None
-    """None: nothing of what checks show is kept."""
+    """Settings of the sightings record; None: no record."""
     http: str | None
     """host:port; None: neither the page nor /metrics, /live and /ready are served."""
     page: PageSettings
@@ -59,9 +59,9 @@ class Config(SharedSettings):
     log_level: str
     warnings: tuple[Problem, ...] = ()
     digest: str = field(default="", compare=False)
-    """SHA-256 of the bytes that it was read from."""
+    """SHA-256 of the file's content."""
     shown: dict[str, Any] = field(repr=False, compare=False)
-    """The same by the file's own keys, as JSON knows it; defaults are filled in, passwords hidden."""
+    """Settings by the keys of the file for JSON, with defaults filled in and passwords hidden."""
 
     def of(self, interface: Interface) -> Any:
         """Return the settings of an interface."""
@@ -69,19 +69,19 @@ class Config(SharedSettings):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return the labels of the peer table, and of what interfaces connect to besides."""
+        """Return the labels of the peer table, and of further connections of the interfaces."""
         own = (label for each in INTERFACES for label in each.labels(self.of(each)))
         return (*(peer.label for peer in self.peers), *own)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """Return the listeners of the workers; the processes of a node speak of one by its place here."""
-        return tuple(found for each in INTERFACES if each.server for found in self._listeners(each))
+        """Return the listeners of the workers; the processes of a node refer to a listener by its index here."""
+        return tuple(listener for each in INTERFACES if each.server for listener in self._listeners(each))
 
     @property
     def service_listeners(self) -> tuple[Listener, ...]:
         """Return the listeners of interfaces that have a process of their own."""
-        return tuple(found for each in INTERFACES if each.service for found in self._listeners(each))
+        return tuple(listener for each in INTERFACES if each.service for listener in self._listeners(each))
 
     def _listeners(self, interface: Interface) -> Iterator[Listener]:
         key = (interface.section, "listen") if interface.section else ("listen",)
@@ -91,14 +91,14 @@ class Config(SharedSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whereabouts:
-    """Places of a node and its lists: enough for a command that looks or steers, and puts nothing new in force."""
+    """Locations of a node and its lists, for commands that inspect or control the node without applying a configuration."""
 
     path: Path
     state: Path
     store: str
     lists: Mapping[str, ListSettings]
-    """Lists that could be read; empty for a file that is not YAML."""
+    """Lists without faults; empty for a file that is not YAML."""
     shown: dict[str, Any] = field(repr=False, compare=False)
-    """As Config.shown."""
+    """Displayed form of the settings (see Config.shown)."""
     problems: tuple[Problem, ...] = ()
     """Faults elsewhere in the file."""
