@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, opened, who, with_store
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, list_settings, opened, who, with_store
 from eir.cli.in_force import taken_over
 from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, progress, say, show, warn
 from eir.config import Config, load_config
@@ -27,7 +27,7 @@ from eir.node.observe import control
 from eir.node.processes.apart import load_apart, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start, Starter
-from eir.node.processes.state_folder import as_owner_of
+from eir.node.processes.state_folder import as_owner_of, prepare
 
 if TYPE_CHECKING:
     from eir.lists.sources.acknowledge import Acknowledgement
@@ -246,7 +246,8 @@ def acknowledge(
 
     checked = opened(load_config(config))
     node = checked.identity.host
-    with as_owner_of(checked.state):
+    with acting_in(checked.state):
+        prepare(checked.state)
         own = load_key(checked.state)
         line = signer_line(own, node)
     if key:
@@ -303,8 +304,8 @@ def show_acknowledged(
     """Show which nodes have what a folder offers, who is late.
 
     Each row rests on what the node has signed: serial and digest of the content in force, compared with what the releases make. Exit
-    status 1 if a node is behind for longer than --within, rejects what the folder offers, has other content, has not proved what it says,
-    or says nothing.
+    status 1 if a node with a key is behind for longer than --within, rejects the offer of the folder, has other content, has not proved its
+    acknowledgement, or has posted none. A file of a stranger, without a key, is shown and does not count.
     """
     from eir.lists.sources.acknowledge import IN_STEP, LATE, as_rows, node_statuses  # noqa: PLC0415 - for this command alone
 
@@ -315,7 +316,7 @@ def show_acknowledged(
         ("node", "list", "state", "serial", "behind", "late_s", "since", "acknowledged", "detail"),
         as_json=as_json,
     )
-    if not found:
+    if not any(each.known for each in found):
         raise fail("no node has a key there")
-    if any(each.state not in {IN_STEP, LATE} for each in found):
+    if any(each.known and each.state not in {IN_STEP, LATE} for each in found):
         raise typer.Exit(EXIT_NO)

@@ -34,6 +34,12 @@ def _source(match: re.Match[str]) -> str:
     return f"{scheme}://{match[2]}{path.rstrip('/')}/"
 
 
+def _http_url(match: re.Match[str]) -> str:
+    if urlsplit(match[0]).port == 0:  # urlsplit raises ValueError for a port that is no number, or too large
+        raise ValueError
+    return match[0]
+
+
 def _moment(written: str) -> datetime:
     moment = datetime.fromisoformat(written)
     if moment.tzinfo is None:
@@ -142,7 +148,7 @@ SOURCE = text(
     "a folder such as https://register.example/eir/NAME/", r"(https?)://([^/?#@]+)((?:/[A-Za-z0-9._~%-]+)*/?)", _source
 )
 POSITION = whole(1, 999)
-HTTP_URL = text("http://HOST[:PORT]/PATH or https://…", r"https?://[^\s/@]+(/\S*)?")
+HTTP_URL = text("http://HOST[:PORT]/PATH or https://…", r"https?://[^\s/@]+(/\S*)?", _http_url)
 STREAM = text(
     "a key such as eir:checks, of letters, digits, ':', '.', '_', '-' and braces", r"[A-Za-z0-9:._{}-]{1,128}"
 )

@@ -189,6 +189,10 @@ FAULTS = [
     ("overload_answer: 3002\n", 2, "found '3002' for 'overload_answer'; expected 3004, whitelisted, blacklisted, greylisted or unknown"),
     ("listen: udp://127.0.0.1\n", 2, "found 'udp://127.0.0.1' for 'listen'; expected tcp://ADDRESS:PORT"),
     ("listen:\n- tcp://127.0.0.1:1\n- tcp://127.0.0.1:65536\n", 4, "found 'tcp://127.0.0.1:65536' for 'listen'; expected tcp://"),
+    *(
+        (f"sightings:\n  webhook: {{url: 'http://127.0.0.1:{port}/x', key_file: k}}\n", 3, f"found 'http://127.0.0.1:{port}/x' for 'url' in sightings.webhook; expected http://HOST")
+        for port in ("0", "65536", "99999", "x")
+    ),
     ("listen: [tcp://::1:3868]\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT, such as"),
     ("listen: ['tcp://10.0.0.1,10.0.1.1']\n", 2, "expected one address; only sctp:// takes several"),
     ("listen: ['sctp://10.0.0.1:3868,10.0.1.1:3868']\n", 2, "expected the port behind the last address alone, since it is that of all"),

@@ -187,6 +187,8 @@ class NodeStatus:
     acknowledged: str | None = None
     """Time of the last acknowledgement."""
     detail: str = ""
+    known: bool = True
+    """False for a stranger, who has posted a file and has no key among the nodes'."""
 
 
 def node_statuses(folder: Path, *, now: datetime, within: timedelta, nodes: Path | None = None) -> list[NodeStatus]:
@@ -218,7 +220,7 @@ def node_statuses(folder: Path, *, now: datetime, within: timedelta, nodes: Path
     index = load_index(folder) or index  # nodes may already have a release that was published meanwhile
     rows = [node_status(index, acknowledgements[node], now, within) for node in known if node in acknowledgements]
     rows += [
-        _unacknowledged(index, node, unproven.get(node))
+        _unacknowledged(index, node, unproven.get(node), known=node in known)
         for node in dict.fromkeys([*known, *unproven])
         if node not in acknowledgements
     ]
@@ -314,13 +316,14 @@ def _chain_to(index: FolderIndex, serial: int) -> Sequence[Offer]:
     )
 
 
-def _unacknowledged(index: FolderIndex, node: str, why: str | None) -> NodeStatus:
+def _unacknowledged(index: FolderIndex, node: str, why: str | None, *, known: bool) -> NodeStatus:
     return NodeStatus(
         node=node,
         list=index.list,
         state=NEVER if why is None else UNPROVEN,
         behind=len({offer.serial for offer in index.releases}),
         detail=why or "",
+        known=known,
     )
 
 

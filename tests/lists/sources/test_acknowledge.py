@@ -168,9 +168,33 @@ def test_files_of_nodes_without_a_key_are_not_read(register, tmp_path, monkeypat
     found = node_statuses(register.folder, now=NOW, within=HOUR)
     assert checked == ["eir.one.stolen.ack"]
     assert (found[0].node, found[0].state, len(found)) == ("eir.one", "in step", 31)
-    assert {(each.state, each.detail) for each in found[1:]} == {
-        ("unproven", f"it has no key in {register.folder / 'nodes'}")
+    assert {(each.state, each.known, each.detail) for each in found[1:]} == {
+        ("unproven", False, f"it has no key in {register.folder / 'nodes'}")
     }
+
+
+def test_the_file_of_a_stranger_is_shown_and_fails_no_command(site, register, tmp_path):
+    key = make_key(tmp_path, "one")
+    (register.folder / "nodes").write_text(f"{signer_line(key, 'eir.one')}\n")
+    room = register.folder / "acknowledgements"
+    room.mkdir()
+    held = said(serial=3, content=load_index(register.folder).content_of(3), made=text(datetime.now(UTC)))
+    (room / "eir.one.stolen.ack").write_bytes(sign_acknowledgement(held, key))
+    (room / "eir.stranger.stolen.ack").write_text("anything")
+    done = site.eir("acknowledged", register.folder, "--within", "10000d")
+    assert re.search(r"eir\.stranger +stolen +unproven", done.stdout)
+    (room / "eir.one.stolen.ack").write_text("broken")
+    site.eir("acknowledged", register.folder, "--within", "10000d", status=1)
+    (register.folder / "nodes").write_text("")
+    assert "no node has a key there" in site.eir("acknowledged", register.folder, status=1).stderr
+
+
+def test_the_key_of_a_node_is_printed_before_its_state_folder_exists(site):
+    assert not site.state.exists()
+    line = site.eir("acknowledge", "--key").stdout
+    assert line.startswith(site.settings["identity"]["host"])
+    assert site.eir("acknowledge", "--key").stdout == line
+    assert site.state.stat().st_mode & 0o777 == 0o750
 
 
 def test_a_node_acknowledges_what_it_rejects(site, tmp_path, publisher):
