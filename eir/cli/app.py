@@ -108,6 +108,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("undo the last release", "eir rollback stolen-national"),
         ("undo all after release 41", "eir rollback stolen-national --to 41"),
     ),
+    "backup": (
+        ("one file, verified", "eir backup /srv/backup/eir.tar"),
+        ("from a pod", "eir backup - >eir.tar"),
+    ),
+    "restore": (
+        ("would it set anything back?", "eir restore --dry-run /srv/backup/eir.tar"),
+        ("onto a new host, before the node starts", "eir restore /srv/backup/eir.tar"),
+    ),
     "add": (
         ("block a phone, for two weeks", f'eir add {BLOCKS} {PHONE} --until 14d --reason "stolen, case 17"'),
         ("thousands of them", f'eir add {BLOCKS} --file recalled.csv --reason "recalled by its maker" --dry-run'),
@@ -251,7 +259,7 @@ class Group(NamedTuple):
 COMMANDS: dict[str, str | Group] = {
     "init": "first.init", "serve": "node.serve", "status": "node.status", "peers": "node.peers", "reload": "node.reload", "drain": "node.drain",
     "config": "node.show_config", "check": "asking.check", "why": "why.why", "trace": "trace.trace", "load": "releases.load", "inbox": "releases.inbox", "pull": "releases.pull", "acknowledge": "releases.acknowledge", "acknowledged": "releases.show_acknowledged",
-    "show": "lists.show_list", "export": "lists.export_list", "history": "record.history", "rollback": "lists.rollback",
+    "show": "lists.show_list", "export": "lists.export_list", "history": "record.history", "rollback": "lists.rollback", "backup": "backup.backup", "restore": "backup.restore",
     "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "offer": "publisher.offer", "probe": "asking.probe", "audit": "audit.audit",
     "seen": "sightings.seen", "completion": "manual.completion", "manual": "manual.manual",
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),

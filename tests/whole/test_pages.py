@@ -707,16 +707,21 @@ def test_a_backup_is_restored_as_the_page_says(busy, tmp_path):
     busy.eir("sightings", "import", "log.csv")
     operator, before, history = Operator(busy, tmp_path), content(busy), busy.json("history")
     operator.does(BACKUP)
-    busy.eir("remove", "own", TRACKED, "--reason", "found again")
-    busy.load([LISTED], serial=3)
-    assert content(busy) != before
-    assert {path.stat().st_mode & 0o777 for path in busy.state.glob("backup-*")} == {0o600}
-    with tarfile.open(*busy.state.glob("backup-*.sightings.tar.gz")) as kept:
-        assert {"sightings.key", "sightings"} <= set(kept.getnames())
+    (kept,) = busy.state.glob("backup-*.tar")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(kept) as members:
+        assert "sightings.key" in members.getnames()
+    busy.node.end()
+    for path in busy.state.iterdir():  # the disk was lost
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != kept:
+            path.unlink()
+    busy.start()
     shown = operator.does(RESTORE)
     assert "stolen" in shown
     assert content(busy) == before
-    assert busy.json("history") == history
+    assert busy.json("history")[:-1] == history
     assert busy.json("check", TRACKED)["status"] == "blacklisted"
     assert busy.json("rollback", "stolen")["serial"] == 1
 
@@ -729,7 +734,6 @@ def test_lists_move_from_sqlite_to_redis_as_the_page_says(busy, tmp_path):
         operator = Operator(busy, tmp_path, store=f"{redis.url}/0")
         operator.does(BACKUP)
         operator.does(move)
-        until(lambda: {line["list"] for line in busy.node.lines("store_healed")} == {"stolen", "own"})
         until(lambda: busy.node.status()["ready"] == "ready")
         assert operator.does(look)
         assert content(busy) == before

@@ -232,10 +232,10 @@ class CopyKeeper:
             if amended_digest(copied.content_digest, before, request.pages) == state.content_digest:
                 await self.copy.restore(name, state, one_batch(request.pages), seen=seen, whole=False)
                 return
-        await self.copy.restore(name, state, _verified_pages(self.store, name, state), seen=seen)
+        await self.copy.restore(name, state, verified_pages(self.store, name, state), seen=seen)
 
     async def _write_back(self, name: str, copied: ListState, stored: ListState | None) -> None:
-        async for _ in _verified_pages(self.copy, name, copied):
+        async for _ in verified_pages(self.copy, name, copied):
             pass  # verified before the first write, so that a damaged copy cannot harm the store
         seen = 0 if stored is None else stored.generation
         # Above the store's generation, so that nodes which follow the store follow this state too.
@@ -249,11 +249,11 @@ class CopyKeeper:
         await restore_history(
             self.store, self.copy, self._who
         )  # before the first record of a history that has lost all others
-        await self.store.restore(name, state, _verified_pages(self.copy, name, copied), seen=seen, event=healed)
+        await self.store.restore(name, state, verified_pages(self.copy, name, copied), seen=seen, event=healed)
         self._report("store_healed", level="warning", list=name, detail=detail)
 
 
-async def _verified_pages(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
+async def verified_pages(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
     """Yield the pages of a list in this state.
 
     Raises:

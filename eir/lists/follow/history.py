@@ -317,7 +317,7 @@ async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger
     )
 
 
-async def restore_history(store: ListStore, copy: ListStore, who: str) -> str | None:
+async def restore_history(store: ListStore, copy: ListStore, who: str, source: str = "this node's copy") -> str | None:
     """Write each chain of the copy to a store in which that chain is empty, damaged, or only the beginning of the copy.
 
     Returns:
@@ -327,11 +327,11 @@ async def restore_history(store: ListStore, copy: ListStore, who: str) -> str | 
         StoreError: if the store fails.
         GenerationConflict: if another node wrote first.
     """
-    outcomes = [await _restore_chain(store, copy, who, chain) for chain in CHAINS]
+    outcomes = [await _restore_chain(store, copy, who, chain, source) for chain in CHAINS]
     return "; ".join(filter(None, outcomes)) or None
 
 
-async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str) -> str | None:
+async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str, source: str) -> str | None:
     ours = await copy.ledger(chain)
     theirs, damage = await _read_ends(store, chain)
     if not ours.number or not (damage or theirs.number < ours.number):
@@ -349,7 +349,7 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
         who=who,
         what="heal",
         outcome=ACCEPTED,
-        detail=f"{state_text}; given back from this node's copy",
+        detail=f"{state_text}; given back from {source}",
     )
     behind, _ = append_events(ours, [healed]) if chain == MAIN else ((), ours)
     folds = await copy.folds() if chain == MAIN else ()
@@ -357,7 +357,7 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
     await store.rewrite_history(batches, folds, after=after, seen=seen, chain=chain)
     if chain == FEED:
         await store.record(healed)
-    return f"{state_text}; records {after + 1} to {ours.number} are given back from this node's copy"
+    return f"{state_text}; records {after + 1} to {ours.number} are given back from {source}"
 
 
 async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:

@@ -1,0 +1,346 @@
+"""Commands for the worst day: one file with the lists, the history, the keys and the clock marks of a node, and the way back."""
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from eir import __version__
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
+from eir.cli.output import progress, say, show_one
+from eir.cli.sightings import write_down
+from eir.config import Config, load_config
+from eir.disk import open_replacement, write_file
+from eir.errors import EirError, GenerationConflict
+from eir.interfaces.n5g.registration import INSTANCE_FILE
+from eir.lists.follow.backup import RESTORE, Restored, behind, copy_store, restore_store, verify_copy
+from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_in_force, save_mark
+from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
+from eir.lists.sources.acknowledge import KEY
+from eir.lists.stores.open import COPY_FILE, SQLITE_FILE, open_copy
+from eir.lists.stores.sqlite import SqliteStore
+from eir.node.observe.control import as_owner
+from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, hold, prepare
+from eir.sightings.cases import FILE as CASES_FILE
+from eir.sightings.schema import FOLDER
+from eir.sightings.subscribers import KEY_FILE
+
+FORMAT = "eir-backup/1"
+MANIFEST = "backup.json"
+"""Last member of the file: facts about the backup, and the SHA-256 of each other member."""
+MANIFEST_BYTES_MAX = 16 << 20
+KEYS = (KEY_FILE, KEY, f"{KEY}.pub", INSTANCE_FILE, CASES_FILE)
+"""Files of the state folder that nothing makes again: keys, the node's identity at an NRF, and decisions about findings."""
+MARKS = (CLOCK_FILE, IN_FORCE_FILE)
+KNOWN = {SQLITE_FILE, MANIFEST, *KEYS, *MARKS}
+RECORD = re.compile(rf"{FOLDER}/[0-9-]{{10}}/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet")
+KEY_MODE, PUBLIC_MODE = 0o600, 0o644
+PIECE_BYTES = 1 << 20
+
+BackupFile = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="The backup, a tar file; - for standard output or input.", allow_dash=True),
+]
+
+
+def backup(
+    file: BackupFile,
+    sightings: Annotated[bool, typer.Option("--sightings", help="With the record of checks, which may be large.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write a backup: lists, history, keys and clock marks in one file.
+
+    The node may run. The file is verified: each list by its digest, the history by its chain, and each part of the file, as it was
+    written, by its SHA-256. Only its owner can read it. Of lists in SQLite it also has the releases that a rollback could bring back.
+    The configuration, with certificates and signers files, is not in it.
+    """
+    checked = opened(load_config(config))
+    if sightings:
+        write_down(checked)
+    with _room(checked) as room:
+        copied = room / SQLITE_FILE
+        with_store(checked, lambda store: copy_store(store, copied), fresh=False, reads=True)
+        with acting_in(checked.state):
+            states, ledgers = asyncio.run(verify_copy(copied))
+            members = {name: Path(shutil.copy(checked.state / name, room)) for name in _small_files(checked.state)}
+        members[SQLITE_FILE] = copied
+        if sightings:
+            record = sorted((checked.state / FOLDER).glob("*/*.parquet"))
+            members |= {str(path.relative_to(checked.state)): path for path in record}
+        facts: dict[str, Any] = {
+            "format": FORMAT, "eir": __version__, "made": utc_text(datetime.now(UTC)), "node": checked.identity.host,
+            "lists": {name: {"serial": state.serial, "generation": state.generation, "entries": state.entries, "digest": state.content_digest} for name, state in states.items()},
+            "history": {chain: {"records": ledger.number, "digest": ledger.digest} for chain, ledger in ledgers.items()},
+        }  # fmt: skip
+        with progress() as advance, _output(file) as stream:
+            facts["files"] = _write(stream, members, facts, advance or (lambda *_: None))
+            if stream is not sys.stdout.buffer:
+                stream.flush()
+                with Path(stream.name).open("rb") as again:
+                    _unpack(again, file, None)
+    records = sum(ledger.number for ledger in ledgers.values())
+    text = f"{file}: {len(states)} lists, {records:,} records of the history, {len(members)} files; verified"
+    if str(file) == "-":
+        say(text, "info")
+    else:
+        show_one({"file": str(file), **facts}, text, as_json=as_json)
+
+
+def restore(
+    file: BackupFile,
+    force: Annotated[bool, typer.Option("--force", help="Set lists back that are newer in the store or on nodes, as a change that all nodes follow; replace keys that differ.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup and say what would be refused; change nothing.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Bring back lists, history, keys and clock marks from a backup, into SQLite or Redis.
+
+    The backup may be from a node with the other kind of store. Nothing is changed if a list in the store, in this node's copy or in force
+    here before is newer than the backup's. A list that only the store has stays. A history that is empty, damaged or cut off is
+    given back; one that goes on from the backup's stays. A key that is there stays.
+    """
+    checked = opened(load_config(config))
+    with acting_in(checked.state):
+        prepare(checked.state)
+    with _room(checked) as room:
+        with acting_in(checked.state), _input(file) as stream:
+            facts = _unpack(stream, file, room)
+            states, _ = asyncio.run(verify_copy(room / SQLITE_FILE))
+        try:
+            restored = with_store(
+                checked, lambda store: _restored(checked, store, room, states, facts, force=force, dry_run=dry_run)
+            )
+        except GenerationConflict as e:
+            raise EirError(f"{e}; what came before is restored: run it again") from None
+        notes = []
+        if not dry_run:
+            with acting_in(checked.state):
+                notes = _put_files(room, checked.state, force=force)
+    for note in notes:
+        say(f"note: {note}")
+    document = {
+        "file": str(file), "made": facts["made"], "node": facts["node"], "lists": [asdict(each) for each in restored], "notes": notes,
+        "dry_run": dry_run,
+    }  # fmt: skip
+    lines = [
+        f"{each.list}: serial {each.serial}, {each.entries:,} entries{'' if each.is_written else ' (as in the store)'}"
+        for each in restored
+    ]
+    said = "could be restored; nothing was changed" if dry_run else "restored"
+    show_one(
+        document, "\n".join([f"the backup of {facts['made']} by {facts['node']}: {said}", *lines]), as_json=as_json
+    )
+
+
+async def _restored(
+    checked: Config, store: ListStore, room: Path, states: Mapping[str, ListState], facts: Mapping[str, Any], *, force: bool, dry_run: bool
+) -> list[Restored]:  # fmt: skip
+    """Write the lists and the history of an unpacked backup into the store; with `dry_run` only check that this is allowed."""
+    folder, backup = checked.state, SqliteStore(room / SQLITE_FILE, upgrades=False)
+    is_new = isinstance(store, SqliteStore) and (not store.path.exists() or await _is_empty(store.path))
+    marks = {name: entry.mark for name, entry in load_in_force(folder).items()}
+    copy = open_copy(checked.store, folder, upgrades=False) if (folder / COPY_FILE).exists() else None
+    try:
+        found = await behind(states, {"the store": None if is_new else store, "this node's copy": copy}, marks)
+        if found and not force:
+            reasons = "; ".join(f"{name}: {why}" for name, why in found.items())
+            raise EirError(
+                f"nothing was changed: the backup is older than what nodes have: {reasons}; --force sets it back"
+            )
+        if dry_run:
+            return [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
+        now, by = datetime.now(UTC), who()
+        if isinstance(store, SqliteStore) and is_new and not found and (held := _hold(folder)) is not None:
+            try:
+                for path in folder.glob(f"{store.path.name}-*"):  # the journal of an empty store
+                    path.unlink()
+                write_file(store.path, (room / SQLITE_FILE).read_bytes(), mode=FILE_MODE, durable=True)
+            finally:
+                os.close(held)
+            await _record(store.path, f"the backup of {facts['made']} by {facts['node']}", now, by)
+            restored = [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
+        else:
+            restored = await restore_store(backup, store, marks, who=by, now=now, made=facts["made"], force=force)
+            states = await store.states()
+        for name, state in states.items():
+            save_mark(folder, name, state.mark)
+        return restored
+    finally:
+        await backup.close()
+        if copy is not None:
+            await copy.close()
+
+
+async def _is_empty(path: Path) -> bool:
+    """Return True if a file has no list and no record, so that it can be replaced."""
+    store = SqliteStore(path, upgrades=False)
+    try:
+        return not (await store.states() or (await store.ledger()).number)
+    finally:
+        await store.close()
+
+
+async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
+    """Record the restore of a whole file."""
+    store = SqliteStore(path)
+    try:
+        await store.record(Event(time=utc_text(now), who=by, what=RESTORE, outcome=ACCEPTED, detail=detail))
+    finally:
+        await store.close()
+
+
+def _put_files(room: Path, folder: Path, *, force: bool) -> list[str]:
+    """Put the backup's small files and its record of checks into the state folder; return notes for the operator."""
+    notes = []
+    for name in KEYS:
+        ours, theirs = folder / name, room / name
+        if not theirs.exists() or (ours.exists() and ours.read_bytes() == theirs.read_bytes()):
+            continue
+        if ours.exists() and not force:
+            notes.append(f"{ours} is another one than in the backup, and stays; --force replaces it")
+            continue
+        write_file(ours, theirs.read_bytes(), mode=PUBLIC_MODE if name.endswith(".pub") else KEY_MODE, durable=True)
+    if times := [*_times(folder), *_times(room)]:
+        write_file(folder / CLOCK_FILE, f"{max(times)}\n".encode(), mode=FILE_MODE)
+    entries = load_in_force(room)
+    fresh = {name: entry for name, entry in entries.items() if name not in load_in_force(folder)}
+    save_in_force(folder, fresh, {name: entry.mark for name, entry in entries.items()})
+    for path in sorted((room / FOLDER).glob("*/*.parquet")):
+        place = folder / path.relative_to(room)
+        if not place.exists():
+            place.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            path.replace(place)
+    return notes
+
+
+def _times(folder: Path) -> list[int]:
+    """Return the last time that a folder's clock showed, in Unix seconds."""
+    with suppress(OSError, ValueError):
+        return [int((folder / CLOCK_FILE).read_text())]
+    return []
+
+
+def _small_files(folder: Path) -> list[str]:
+    return [name for name in (*KEYS, *MARKS) if (folder / name).is_file()]
+
+
+def _hold(folder: Path) -> int | None:
+    """Hold the state folder, so that no node starts on it meanwhile; return the descriptor that holds it, or None if a node runs."""
+    with suppress(EirError):
+        return hold(folder)
+    return None
+
+
+@contextmanager
+def _room(checked: Config) -> Iterator[Path]:
+    """Make a folder in the state folder for the time of the work."""
+    try:
+        with acting_in(checked.state):
+            room = Path(tempfile.mkdtemp(prefix=".backup-", dir=checked.state))
+    except OSError as e:
+        raise EirError(
+            f"the state folder {checked.state} (`state` in {checked.path}): {e.strerror}{as_owner(checked.state)}"
+        ) from None
+    try:
+        yield room
+    finally:
+        with acting_in(checked.state):
+            shutil.rmtree(room, ignore_errors=True)
+
+
+@contextmanager
+def _output(file: Path) -> Iterator[IO[bytes]]:
+    """Open the file to write to, which gets its name once the work is done; or standard output for `-`."""
+    if str(file) == "-":
+        yield sys.stdout.buffer
+        return
+    with open_replacement(file, mode=KEY_MODE, durable=True) as stream:
+        yield stream
+
+
+@contextmanager
+def _input(file: Path) -> Iterator[IO[bytes]]:
+    """Open the file to read from; or standard input for `-`."""
+    if str(file) == "-":
+        yield sys.stdin.buffer
+        return
+    with file.open("rb") as stream:
+        yield stream
+
+
+def _write(
+    stream: IO[bytes], members: Mapping[str, Path], facts: Mapping[str, Any], advance: Callable[[str, int, int], None]
+) -> dict[str, str]:
+    """Write the members and the manifest behind them as a tar file; return the SHA-256 of each."""
+    digests = {}
+    with tarfile.open(fileobj=stream, mode="w|") as tar:
+        for number, (name, path) in enumerate(members.items()):
+            advance("write", number, len(members))
+            with path.open("rb") as content:
+                digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
+                content.seek(0)
+                tar.addfile(_member(name, os.fstat(content.fileno()).st_size), content)
+        manifest = json.dumps({**facts, "files": digests}, indent=1).encode()
+        tar.addfile(_member(MANIFEST, len(manifest)), io.BytesIO(manifest))
+    return digests
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, KEY_MODE
+    return member
+
+
+def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> dict[str, Any]:
+    """Verify a backup, and extract its members into a folder if one is given; return the manifest. Raises EirError."""
+    found: dict[str, str] = {}
+    facts: dict[str, Any] = {}
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content is None or facts or not (member.name in KNOWN or RECORD.fullmatch(member.name)):
+                    raise EirError(f"{file} is no backup of an EIR: it has {member.name!r}")
+                if member.name == MANIFEST:
+                    facts = json.loads(content.read(MANIFEST_BYTES_MAX))
+                    continue
+                found[member.name] = _extract(content, None if room is None else room / member.name)
+    except (tarfile.TarError, ValueError, EOFError) as e:
+        raise EirError(f"{file} is no whole backup: {e}") from None
+    if not facts or SQLITE_FILE not in found:
+        raise EirError(f"{file} is no whole backup: it was cut off")
+    if facts.get("format") != FORMAT:
+        raise EirError(
+            f"{file} has the format {facts.get('format')!r}; this is eir {__version__}, which reads {FORMAT}"
+        )
+    if wrong := [name for name, digest in facts["files"].items() if found.get(name) != digest]:
+        raise EirError(f"{file} is damaged: {', '.join(wrong)}")
+    return facts
+
+
+def _extract(content: IO[bytes], to: Path | None) -> str:
+    """Read a member to its end, and write it to a file if one is given; return its SHA-256."""
+    digest = hashlib.sha256()
+    with ExitStack() as stack:
+        out = None
+        if to is not None:
+            to.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            out = stack.enter_context(to.open("xb"))
+        while piece := content.read(PIECE_BYTES):
+            digest.update(piece)
+            if out is not None:
+                out.write(piece)
+    return digest.hexdigest()
