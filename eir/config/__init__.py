@@ -7,6 +7,7 @@ commands, daemon and operate; what is below them is handed its settings and sees
 
 from eir.config.load import (
     changed_settings,
+    config_after_reload,
     digests,
     load_config,
     load_identity,
@@ -15,11 +16,10 @@ from eir.config.load import (
     load_whereabouts,
     needs_restart,
     render,
-    take_over,
 )
 from eir.config.settings import Config, Whereabouts
 
 __all__ = [
-    "Config", "Whereabouts", "changed_settings", "digests", "load_config", "load_identity", "load_layouts", "load_to_ask", "load_whereabouts", "needs_restart",
-    "render", "take_over",
+    "Config", "Whereabouts", "changed_settings", "config_after_reload", "digests", "load_config", "load_identity", "load_layouts", "load_to_ask",
+    "load_whereabouts", "needs_restart", "render",
 ]  # fmt: skip

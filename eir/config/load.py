@@ -113,10 +113,10 @@ def needs_restart(old: Config, new: Config) -> list[str]:
     return [path for path in TAKES_RESTART if _value(old, path) != _value(new, path)]
 
 
-def take_over(old: Config, new: Config) -> Config:
+def config_after_reload(old: Config, new: Config) -> Config:
     """Return the configuration of a running node after a reload: `new`, except for the settings that need a restart."""
     interfaces = {
-        each.section: replace(each.take_over(old.of(each), new.of(each)), listen=old.of(each).listen)
+        each.section: replace(each.settings_after_reload(old.of(each), new.of(each)), listen=old.of(each).listen)
         for each in INTERFACES
         if each.section
     }

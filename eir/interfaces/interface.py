@@ -190,7 +190,7 @@ class Interface:
     """True if clients stay connected. Otherwise they connect for each request, and `expected: false` does not make a client a probe."""
     tokens: "Callable[[Any, SharedSettings], TokenSettings | None] | None" = None
     """Returns the rules for access tokens of clients; the supervisor reads the keys. None: clients never have a token."""
-    take_over: Callable[[Any, Any], Any] = lambda _old, new: new
+    settings_after_reload: Callable[[Any, Any], Any] = lambda _old, new: new
     """Return the settings after a reload, from the old and the new ones; listeners stay open until a restart."""
     attendant: str = ""
     """Class of its Attendant, created with a function that returns the node's NodeLoad, and a Report."""

@@ -15,7 +15,7 @@ from certificates import Authority
 from configuration import GOOD, IDENTITY, ONE_PEER, SIGNER, files_of_tokens, problems_of
 
 from eir.checks.settings import Status
-from eir.config import Config, load_config, needs_restart, render, take_over
+from eir.config import Config, config_after_reload, load_config, needs_restart, render
 from eir.config.keys import TABLE, reference_page
 from eir.config.load import TAKES_RESTART
 from eir.interfaces import INTERFACES
@@ -201,10 +201,10 @@ def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
     assert needs_restart(old, new) == [path]
     ss7 = dataclasses.replace(new.interfaces["ss7"], listen=())  # beside which a point code has to stand
-    assert take_over(old, new) == dataclasses.replace(
+    assert config_after_reload(old, new) == dataclasses.replace(
         old, path=new.path, log_level="debug", warnings=new.warnings, interfaces={**old.interfaces, "ss7": ss7}
     )
-    assert needs_restart(old, take_over(old, new)) == []
+    assert needs_restart(old, config_after_reload(old, new)) == []
 
 
 def test_of_an_interface_only_the_listeners_take_a_restart():

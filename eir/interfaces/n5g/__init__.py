@@ -166,6 +166,6 @@ def _token_of(file: Path | None) -> str | None:
 
 INTERFACE = Interface(
     name=NAME, section="n5g", keys=KEYS, sections=SECTIONS, check=_check, connects=_connects, families=FAMILIES, server="eir.interfaces.n5g.server:N5gServer",
-    stays=False, tokens=_tokens, take_over=_settings_until_restart, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
+    stays=False, tokens=_tokens, settings_after_reload=_settings_until_restart, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
     alerts=(("any NRF", "EirNotRegistered"),), client="an AMF", words=_words, question=_question, schemes=tuple(HTTP_PORTS), probe=_probe,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 
 from eir.errors import Report, place_of
 from eir.node.observe import metrics
-from eir.node.observe.status import NOT_READY, NodeStatus, WorkerReport
+from eir.node.observe.status import NOT_READY, NodeHealth, WorkerReport
 from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
@@ -77,7 +77,7 @@ class HttpServer:
 def pages(
     snapshot: Callable[[], Awaitable[metrics.Snapshot]],
     reports: Callable[[], Awaitable[Sequence[WorkerReport]]],
-    status: NodeStatus,
+    status: NodeHealth,
     *,
     report: Report,
 ) -> dict[str, Page]:

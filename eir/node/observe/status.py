@@ -1,6 +1,6 @@
 """Status of a node, from the reports of its workers: readiness, the status document, and a log line when either changes.
 
-No I/O; the clock is an argument. The supervisor collects the workers' reports; NodeStatus calls the parts of the supervisor.
+No I/O; the clock is an argument. The supervisor collects the workers' reports; NodeHealth calls the parts of the supervisor.
 """
 
 import time
@@ -86,7 +86,7 @@ Warnings = Callable[[], Sequence[str]]
 """Function that returns the current warnings of one part of the supervisor."""
 
 
-class NodeStatus:
+class NodeHealth:
     """Status of a node over time."""
 
     def __init__(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from eir.config import Config, load_config, needs_restart, take_over
+from eir.config import Config, config_after_reload, load_config, needs_restart
 from eir.errors import ConfigError, EirError, Report
 from eir.interfaces import INTERFACES
 from eir.node.observe.metrics import Snapshot
@@ -72,7 +72,7 @@ class Configuration:
             raise
         report_warnings(new, self._report)
         tls = tls or self.loaded.tls  # an open TLS listener stays open until a restart
-        return Loaded(take_over(self.config, new), tls, keys), needs_restart(self.config, new)
+        return Loaded(config_after_reload(self.config, new), tls, keys), needs_restart(self.config, new)
 
     def put_in_force(self, loaded: Loaded) -> None:
         """Replace the settings for every process that starts from now on."""

@@ -11,7 +11,7 @@ from eir.interfaces.s13.lane import LANE
 from eir.node.observe import metrics
 from eir.node.observe.alerts import Alerts
 from eir.node.observe.lately import Lately, Minute
-from eir.node.observe.status import NodeStatus, WorkerReport
+from eir.node.observe.status import NodeHealth, WorkerReport
 from eir.node.processes.workers import Workers
 
 
@@ -19,7 +19,7 @@ class Overview:
     """Metrics and status of a node, now and in the last hour."""
 
     def __init__(
-        self, workers: Workers, status: NodeStatus, snapshots: Callable[[], Iterable[metrics.Snapshot]]
+        self, workers: Workers, status: NodeHealth, snapshots: Callable[[], Iterable[metrics.Snapshot]]
     ) -> None:
         """Create the overview of a node that starts now. `snapshots` returns the metrics of each part except the workers."""
         self.workers, self.status, self._snapshots = workers, status, snapshots

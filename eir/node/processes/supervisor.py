@@ -18,7 +18,7 @@ from eir.node.observe import metrics
 from eir.node.observe.control import Looking
 from eir.node.observe.lately import EVERY_S
 from eir.node.observe.log import ENDING, READY, Log, notify_service, report_faults
-from eir.node.observe.status import NodeStatus, Running
+from eir.node.observe.status import NodeHealth, Running
 from eir.node.processes import deliver, state_folder
 from eir.node.processes.accept import HOLD_S, Acceptor
 from eir.node.processes.attendants import Attendants
@@ -124,7 +124,7 @@ class Supervisor:
         self._sources = Sources(settings, starter.start, self._jobs, report=report)
         self._attendants = Attendants(report)
         followed = self._others.followed
-        status = NodeStatus(
+        status = NodeHealth(
             workers=config.workers, pid=os.getpid(), running=self._running, is_store_up=lambda: followed.how.store_up,
             losses=(
                 lambda: followed.how.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - it is replaced later

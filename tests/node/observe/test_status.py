@@ -18,7 +18,7 @@ from eir.node.observe import status
 from eir.node.observe.control import ask as control
 from eir.node.observe.http import pages
 from eir.node.observe.metrics import FAMILIES
-from eir.node.observe.status import NodeStatus, Running, WorkerReport, merged_peers
+from eir.node.observe.status import NodeHealth, Running, WorkerReport, merged_peers
 from eir.node.processes.configuration import certificate_warnings
 from eir.node.processes.following import Following
 from eir.wire.peers.status import Failure
@@ -39,7 +39,7 @@ def status_of(following=lambda: FOLLOWING, running=lambda: LISTENING, **parts):
         "workers": 1, "pid": 1, "report": lambda *_, **__: None, "running": running, "is_store_up": lambda: following().store_up,
         "losses": (lambda: following().loss_warnings(), lambda: following().copy_warnings()),
     }  # fmt: skip
-    return NodeStatus(**known | parts)
+    return NodeHealth(**known | parts)
 
 
 def reports(**changes):
