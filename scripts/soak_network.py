@@ -339,11 +339,19 @@ async def _soak(world: World, options: argparse.Namespace) -> None:
             figures.broken.append(f"a client ended: {ended!r}")
 
 
+EVERY_EVENT = 1_000_000
+"""`eir history` shows the newest 50 events if no number is given."""
+
+
 def _history(world: World) -> list[str]:
     """The faults of the record, the log and the list at the end."""
     found = []
     for name, site in (("the loader", world.loader), ("the node", world.site)):
-        loads = [each["serial"] for each in site.json("history", "stolen") if each["what"] == "load"]
+        loads = [
+            each["serial"]
+            for each in site.json("history", "stolen", "--limit", str(EVERY_EVENT))
+            if each["what"] == "load"
+        ]
         if sorted(set(loads)) != list(range(1, world.serial + 1)):
             found.append(f"the history as {name} sees it has the loads {loads} of {world.serial}")
         verified = site.eir("history", "--verify", status=None)
