@@ -133,7 +133,7 @@ async def _eir(index: Index, there: socket.socket) -> None:
         report=lambda *_, **__: None, announce=lambda *_: None,
     )  # fmt: skip
     server = GsupServer(GsupSettings(), context)
-    await server.take(there)
+    await server.serve(there)
     await server.drain(1)
 
 

@@ -162,7 +162,7 @@ def _by_stage(stacks: str) -> Counter[str]:
         frames, _, count = line.rpartition(" ")
         if "_bootstrap (threading" in frames:
             continue  # Threads that wait for work of the store's or the log's.
-        if "data_received" in frames or "_go_on" in frames:
+        if "data_received" in frames or "_run_next_turn" in frames:
             seen[_stage(frames.split(";"))] += int(count)
         elif frames.split(";")[-1].startswith("Runner.run"):
             seen[READ] += int(count)

@@ -107,7 +107,7 @@ class Side:
         self.peer.limit([Limit(f"rate_{rate}", Bucket(rate, 0.0)) for rate in rates])
         self.peer.admit(0.0)
         self.peer.events.clear()
-        self.peer.take()
+        self.peer.data_to_send()
 
     def lane(self, terms):
         """The lane of a connection, whose answers are counted in `by_lane`."""
@@ -131,7 +131,7 @@ class Side:
         self.peer.receive(data, now)
         while self.peer.more:
             self.peer.receive(b"", now)
-        return self.peer.take()
+        return self.peer.data_to_send()
 
     def state(self):
         counts = self.counts

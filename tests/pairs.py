@@ -111,7 +111,7 @@ def new_end(side, boots, *, dialed):
 
 def taken(peer):
     """The messages that a Peer has to say, as what they are on the wire."""
-    octets, found = peer.take(), []
+    octets, found = peer.data_to_send(), []
     while octets:
         length = int.from_bytes(octets[1:4])
         raw, octets = octets[:length], octets[length:]

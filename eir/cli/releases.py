@@ -284,10 +284,10 @@ def acknowledge(
 
 def _given(checked: Config, what: "Acknowledgement") -> bool:
     """True if the source of the list has taken it; says so, or why not."""
-    from eir.node.processes.acknowledging import give  # noqa: PLC0415 - for this command alone
+    from eir.node.processes.acknowledging import send_acknowledgement  # noqa: PLC0415 - for this command alone
 
     try:
-        give(checked, what)
+        send_acknowledgement(checked, what)
     except EirError as e:
         say(f"eir: {e}")
         return False

@@ -87,7 +87,7 @@ class Side:
                 if isinstance(event, Arrived):
                     peer.admit(now)
             peer.events.clear()
-            out += peer.take()
+            out += peer.data_to_send()
             if not peer.more:
                 break
             peer.receive(b"", now)

@@ -72,7 +72,7 @@ class ToyConnection(PeerConnection):
 
     def data_received(self, data):
         self.received += data
-        self.go_on()
+        self.request_turn()
 
     def work(self, enough):
         *lines, self.received = self.received.split(b"\\n")

@@ -68,7 +68,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         self._read_at = time.perf_counter()
         self._heard_at, self._pinged_at, self._doubted = self.loop.time(), None, False
         self._frames.feed(data)
-        self.go_on()
+        self.request_turn()
 
     def work(self, enough: Callable[[], bool]) -> bool:
         """Answer and forward received messages until `enough` returns true; return whether messages remain."""

@@ -95,7 +95,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
             return
         self._read_at = time.perf_counter()
         self._unread, self._at = self._unread[self._at :] + data, 0
-        self.go_on()
+        self.request_turn()
 
     def ended(self) -> None:
         """Stop answering, and report the end of the association."""

@@ -1,6 +1,6 @@
 """SIGTRAN server of a worker: connections to gateways and from MSCs, identification of senders, limits, counters, drain.
 
-The listeners are in the supervisor; `take` receives an accepted connection.
+The listeners are in the supervisor; `serve` receives an accepted connection.
 """
 
 import asyncio

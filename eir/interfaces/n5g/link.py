@@ -41,7 +41,7 @@ class N5gConnection(PeerConnection["N5gServer"]):
         if self.http is not None:
             self._read_at = time.perf_counter()
             self.http.receive(data, self.loop.time())
-            self.go_on()
+            self.request_turn()
 
     def eof_received(self) -> bool:
         """Handle the end of the stream; the requests received before are answered, then the transport closes."""

@@ -109,7 +109,7 @@ class Acceptor:
         for address in self.addresses:
             self._report("listening", address=address)
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Accept no connection for a while; new ones wait in the listeners' queues."""
         if not self._listeners:
             return

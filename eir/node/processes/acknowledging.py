@@ -34,7 +34,7 @@ TELL_AGAIN_MAX_S = 300.0
 """Longest pause in seconds after an acknowledgement that the source did not accept."""
 
 
-def give(config: Config, what: Acknowledgement) -> None:
+def send_acknowledgement(config: Config, what: Acknowledgement) -> None:
     """Sign an acknowledgement and upload it to the list's source.
 
     Raises:
@@ -49,8 +49,8 @@ def give(config: Config, what: Acknowledgement) -> None:
     SourceClient(source, time.monotonic() + POST_S).upload(f"{ACKNOWLEDGED}/{what.name}", content)
 
 
-async def _give_of_node(config: Config, what: Acknowledgement, _: Channel) -> None:
-    await asyncio.to_thread(give, config, what)
+async def _send_in_process(config: Config, what: Acknowledgement, _: Channel) -> None:
+    await asyncio.to_thread(send_acknowledgement, config, what)
 
 
 class _News(NamedTuple):
@@ -82,7 +82,7 @@ class Acknowledging:
         self._under_way: set[str] = set()
         """Lists whose acknowledgement is being sent."""
 
-    def look(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
+    def update(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
         """Compare with the lists in force and the rejections; start the acknowledgements that are due."""
         if not reports:
             return
@@ -97,7 +97,7 @@ class Acknowledging:
         for name in dict.fromkeys((*reports[0].lists, *self._rejected)):
             if (news := self._news(name, name in reports[0].lists)) is not None and self._is_due(name, news):
                 self._under_way.add(name)
-                self._jobs.spawn(self._tell(name, news))
+                self._jobs.spawn(self._acknowledge(name, news))
 
     def _compare(self, reports: Sequence[WorkerReport]) -> None:
         """Store the state that all workers have in force."""
@@ -162,7 +162,7 @@ class Acknowledging:
         last, at = self._given.get(name, (None, 0.0))
         return now >= self._next.get(name, 0.0) and (last != news or now - at > REPEAT_S)
 
-    async def _tell(self, name: str, news: "_News") -> None:
+    async def _acknowledge(self, name: str, news: "_News") -> None:
         serial = news.serial
         acknowledgement = Acknowledgement(
             node=self._config().identity.host, list=name, made=utc_text(datetime.now(UTC)), **news._asdict()
@@ -172,7 +172,7 @@ class Acknowledging:
                 await done_apart(
                     self._start,
                     ACKNOWLEDGE_PROCESS,
-                    _give_of_node,
+                    _send_in_process,
                     self._config(),
                     acknowledgement,
                     report=self._report,

@@ -66,7 +66,7 @@ class SaidNothing(EirError):
 
 def progress_over(channel: Channel) -> Progress:
     """Return a function that sends the progress of the work to the process that ordered it."""
-    return lambda *done: channel.tell(PROGRESS, *done)
+    return lambda *done: channel.notify(PROGRESS, *done)
 
 
 async def outcome_of(work: Awaitable[Any]) -> Outcome:

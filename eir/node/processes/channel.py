@@ -128,7 +128,7 @@ class Channel:
         self.gone = asyncio.Event()
         """Set when one of the ends is closed."""
 
-    def tell(
+    def notify(
         self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), latest: str | None = None
     ) -> None:
         """Call a handler of the other side without an answer; a call to a closed end is lost.
@@ -136,9 +136,9 @@ class Channel:
         `carrying`: for each of these the handler receives a descriptor as a further argument, or None without room for it.
         `latest`: the call replaces a waiting call with this name.
         """
-        self._put(Message(what, arguments, None, len(carrying)), carrying, latest)
+        self._queue(Message(what, arguments, None, len(carrying)), carrying, latest)
 
-    def hand(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> bool:
+    def try_notify(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> bool:
         """Call a handler of the other side if the kernel accepts the message at once; return false otherwise.
 
         The message never waits in memory. Use it for calls that may be lost, and that a peer can cause in any number.
@@ -168,7 +168,7 @@ class Channel:
         number = next(self._numbers)
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            self._put(Message(what, arguments, number, len(carrying)), carrying, None)
+            self._queue(Message(what, arguments, number, len(carrying)), carrying, None)
             async with asyncio.timeout(patience_s):
                 return await future
         except TimeoutError:
@@ -212,7 +212,7 @@ class Channel:
 
     # To the other end
 
-    def _put(self, message: Message, carrying: Sequence[HasDescriptor], latest: str | None) -> None:
+    def _queue(self, message: Message, carrying: Sequence[HasDescriptor], latest: str | None) -> None:
         if self.gone.is_set():
             return
         if latest is not None:
@@ -270,7 +270,7 @@ class Channel:
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
             elif number is not None:
-                self._put(Message(None, result, number), (), None)
+                self._queue(Message(None, result, number), (), None)
             if self.gone.is_set():
                 return  # a handler closed this end
 
@@ -283,7 +283,7 @@ class Channel:
         except Exception as fault:  # noqa: BLE001 - as in _result
             answer = None, _refusal(what, fault, failed)
         if number is not None:
-            self._put(Message(None, answer, number), (), None)
+            self._queue(Message(None, answer, number), (), None)
 
     def _answered(self, number: int | None, result: Any, refusal: str | None) -> None:
         future = self._asked.get(-1 if number is None else number)

@@ -92,9 +92,9 @@ class Child:
         return metrics.merge([self._past, self._counters])
 
     def notify(self, what: str, *arguments: Any, **options: Any) -> None:
-        """Call a handler of the process, if it runs; options as in Channel.tell."""
+        """Call a handler of the process, if it runs; options as in Channel.notify."""
         if self.channel is not None:
-            self.channel.tell(what, *arguments, **options)
+            self.channel.notify(what, *arguments, **options)
 
     def stop(self) -> None:
         """Close the channel; the process ends after its current work."""
@@ -107,7 +107,7 @@ class Child:
         unanswered = 0
         while unanswered < HUNG_QUESTIONS:
             await asyncio.sleep(COUNTERS_S)
-            late = asyncio.get_running_loop().call_later(LATE_S, priority.bring_back, process.pid)
+            late = asyncio.get_running_loop().call_later(LATE_S, priority.restore_priority_of, process.pid)
             try:
                 self.count(await process.channel.ask("counters"))
             except Unanswered:
@@ -143,9 +143,9 @@ class Children:
         self.restarts = 0
         """Number of restarts of processes that serve clients."""
 
-    def keep(self, child: Child) -> None:
+    def start(self, child: Child) -> None:
         """Start a child, and restart it after each end."""
-        task = asyncio.get_running_loop().create_task(self._keep(child))
+        task = asyncio.get_running_loop().create_task(self._run(child))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
 
@@ -168,7 +168,7 @@ class Children:
             await asyncio.wait(late, timeout=self._killed_s)
         return all(child.is_spared for child in killed.values())
 
-    async def _keep(self, child: Child) -> None:
+    async def _run(self, child: Child) -> None:
         task, pause_s = cast("asyncio.Task[None]", asyncio.current_task()), self._restart_s
         while not self._is_stopping():
             self._idle.add(task)

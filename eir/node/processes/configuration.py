@@ -74,7 +74,7 @@ class Configuration:
         tls = tls or self.loaded.tls  # an open TLS listener stays open until a restart
         return Loaded(config_after_reload(self.config, new), tls, keys), needs_restart(self.config, new)
 
-    def put_in_force(self, loaded: Loaded) -> None:
+    def apply(self, loaded: Loaded) -> None:
         """Replace the settings for every process that starts from now on."""
         self.loaded = loaded
 
@@ -101,7 +101,7 @@ class Configuration:
 
     async def is_written(self) -> bool:
         """Return true if the file was written since the last call."""
-        return await self._file.look()
+        return await self._file.poll()
 
     def warnings(self) -> list[str]:
         """Return warnings for `eir status`."""

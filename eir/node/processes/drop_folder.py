@@ -138,7 +138,7 @@ class DropFolder:
             await self._pass(listing)
 
     async def _pass(self, listing: Listing) -> None:
-        finished = await self._made()
+        finished = await self._run_pass()
         again_s: float | None
         if finished is None:
             self._failures += 1
@@ -147,13 +147,13 @@ class DropFolder:
             self._failures = 0
             again_s = finished.again_s
             for taken in finished.taken:
-                self._say(taken)
+                self._log_outcome(taken)
             still = {taken.manifest for taken in finished.taken if taken.outcome == WAITING}
             self._waiting = len(still)
             self._said = {manifest: logged for manifest, logged in self._said.items() if manifest in still}
         self._watch.record_pass(listing, again_s, time.time())
 
-    async def _made(self) -> Pass | None:
+    async def _run_pass(self) -> Pass | None:
         """Run a pass in its process and return its result; None after a failure, which is logged."""
         config = self._config()
         who = f"inbox of {node_user()}"
@@ -176,7 +176,7 @@ class DropFolder:
             return finished
         return None
 
-    def _say(self, taken: DeliveryOutcome) -> None:
+    def _log_outcome(self, taken: DeliveryOutcome) -> None:
         outcome = (taken.outcome, taken.reason)
         if taken.outcome == WAITING and self._said.get(taken.manifest) == outcome:
             return

@@ -29,7 +29,7 @@ from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.priority import BESIDE_NICE, Aside
 from eir.node.processes.process import ThisProcess, run_process
-from eir.node.processes.setup import Listed, hand_over, kinds_of, tell_in_force
+from eir.node.processes.setup import Listed, kinds_of, log_in_force, send_list
 from eir.node.processes.starter import Process, Start
 
 TELL_S = 0.1
@@ -107,12 +107,12 @@ class _FollowerProcess:
         """Receive the lists in force, then follow the store."""
         await self._all_there.wait()
         await self._follower.start()
-        await self._tell()  # the status is sent before the note that all lists are loaded
-        self._channel.tell("complete")
-        self._process.jobs.start("following", TELL_S, self._tell, delay_s=TELL_S)
+        await self._send_status()  # the status is sent before the note that all lists are loaded
+        self._channel.notify("complete")
+        self._process.jobs.start("following", TELL_S, self._send_status, delay_s=TELL_S)
         await self._follower.run(Aside())
 
-    async def _tell(self) -> None:
+    async def _send_status(self) -> None:
         follower = self._follower
         lost, copies = dict(follower.lost), sorted(follower.from_copy)
         how = Following(
@@ -122,8 +122,8 @@ class _FollowerProcess:
             in_step_at=follower.in_step_at,
             copy_faults=dict(follower.copy_faults),
         )
-        self._channel.tell("following", how, latest="following")
-        self._channel.tell("counted", self._counters(), latest="counted")
+        self._channel.notify("following", how, latest="following")
+        self._channel.notify("counted", self._counters(), latest="counted")
 
     async def close(self) -> None:
         """Close store and copy."""
@@ -141,8 +141,8 @@ class _FollowerProcess:
 
     def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
-        tell_in_force(self._process.log.report, name, state)
-        hand_over(self._channel, Listed(name, self._index.lists[name].kind, state), image)
+        log_in_force(self._process.log.report, name, state)
+        send_list(self._channel, Listed(name, self._index.lists[name].kind, state), image)
 
     def _configure(self, config: Config) -> None:
         self._index.apply(kinds_of(config))
@@ -186,10 +186,10 @@ class Followed:
 
     def _greet(self, process: Process) -> None:
         """Send a new follower the lists in force."""
-        process.channel.tell("configure", self._config)
+        process.channel.notify("configure", self._config)
         for listed, image in self._lists.values():
-            hand_over(process.channel, listed, image)
-        process.channel.tell("complete")
+            send_list(process.channel, listed, image)
+        process.channel.notify("complete")
 
     def _calls(self, process: Process) -> Handlers:
         def handed(what: Listed, memory: int | None) -> None:
@@ -197,20 +197,20 @@ class Followed:
                 self._report("image_failed", level="error", list=what.name, detail=fault)
                 process.kill()  # it believes that the list is in force; its successor finds that it is not, and sends it again
 
-        return {"following": self._told, "put_in_force": handed, "complete": self._completed}
+        return {"following": self._set_status, "put_in_force": handed, "complete": self._completed}
 
-    def hand_all(self, channel: Channel) -> None:
+    def send_all(self, channel: Channel) -> None:
         """Send all lists; and the note that they are complete, if they are."""
         for listed, image in self._lists.values():
-            hand_over(channel, listed, image)
+            send_list(channel, listed, image)
         if self._complete:
-            channel.tell("complete")
+            channel.notify("complete")
 
-    def hand_missing(self, channel: Channel, there: Mapping[str, ListState]) -> None:
+    def send_missing(self, channel: Channel, there: Mapping[str, ListState]) -> None:
         """Send the lists that a process lacks, by the states that it has; otherwise a list that it could not receive would be lost."""
         for listed, image in self._lists.values():
             if there.get(listed.name) != listed.state:
-                hand_over(channel, listed, image)
+                send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:
         """Follow the lists of another configuration, after the workers have applied it."""
@@ -232,7 +232,7 @@ class Followed:
         }
         return metrics.merge([ours, self.child.snapshot()])
 
-    def _told(self, how: Following) -> None:
+    def _set_status(self, how: Following) -> None:
         self.how = how
 
     def _completed(self) -> None:

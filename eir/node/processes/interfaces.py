@@ -22,7 +22,7 @@ from eir.node.observe import metrics
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
-from eir.node.processes.priority import BESIDE_NICE, Aside, stay_aside
+from eir.node.processes.priority import BESIDE_NICE, Aside, stay_idle
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.starter import Process, Start
 from eir.wire.peers.settings import is_from
@@ -105,9 +105,9 @@ class ServiceProcess:
 
     def _greet(self, process: Process) -> None:
         if self._loaded is not None:
-            process.channel.tell("configure", self._loaded.config, self._loaded.tls)
+            process.channel.notify("configure", self._loaded.config, self._loaded.tls)
         for url, listening in self._sockets:
-            process.channel.tell("listen", url, carrying=[listening])
+            process.channel.notify("listen", url, carrying=[listening])
 
     def _set_faults(self, faults: Mapping[str, str]) -> None:
         self._faults = faults
@@ -181,7 +181,7 @@ class _InterfaceProcess:
         self._links = HttpConnections(
             self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost
         )
-        for work in (self._service.work(), stay_aside(Aside())):
+        for work in (self._service.work(), stay_idle(Aside())):
             self._process.jobs.spawn(work)
         self._process.jobs.start("files", LOOK_S, self._read_files)
 
@@ -274,7 +274,7 @@ class _InterfaceProcess:
                 "access_file_refused", level="error", interface=self._interface.name, file=file, detail=why
             )
         if faults != self._said:
-            self._process.channel.tell("faults", faults)
+            self._process.channel.notify("faults", faults)
         self._said = faults
 
     def _counters(self) -> metrics.Snapshot:

@@ -50,7 +50,7 @@ class OtherProcesses:
         """Start the processes that checks need, and restart them until the node ends."""
         recorder = () if self.recorded is None else (self.recorded.child,)
         for child in (*recorder, self.followed.child, *self.workers.children):
-            self._children.keep(child)
+            self._children.start(child)
 
     async def start_services(self, loaded: Loaded) -> None:
         """Open the listeners of the other interfaces, and start their processes.
@@ -60,7 +60,7 @@ class OtherProcesses:
         """
         for each in self._services:
             await each.open(loaded)
-            self._children.keep(each.child)
+            self._children.start(each.child)
 
     def apply(self, loaded: Loaded) -> None:
         """Apply settings to all processes except the workers."""

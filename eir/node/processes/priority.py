@@ -19,13 +19,13 @@ AGAIN_S = 60.0
 TASKS = Path("/proc/self/task")
 
 
-def give_way(nice: int) -> None:
+def lower_priority(nice: int) -> None:
     """Lower the share of the processor of this process, below that of processes that answer."""
     with suppress(OSError):  # a filter of system calls may be stricter than this program
         os.nice(nice)
 
 
-def stand_back(thread: int = 0) -> None:
+def set_idle_priority(thread: int = 0) -> None:
     """Set a thread, by default this one, to idle priority, so that it runs only on a free processor.
 
     A check then does not wait for the end of a time slice, as it would with a mere nice value.
@@ -34,7 +34,7 @@ def stand_back(thread: int = 0) -> None:
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
-def take_part(policies: Mapping[int, int] = MappingProxyType({})) -> None:
+def restore_priority(policies: Mapping[int, int] = MappingProxyType({})) -> None:
     """Restore the priority of all threads of this process, if permitted.
 
     `policies`: previous policies of threads that had another one than SCHED_OTHER.
@@ -44,7 +44,7 @@ def take_part(policies: Mapping[int, int] = MappingProxyType({})) -> None:
             os.sched_setscheduler(thread, policies.get(thread, os.SCHED_OTHER), os.sched_param(0))
 
 
-def bring_back(pid: int) -> None:
+def restore_priority_of(pid: int) -> None:
     """Restore the priority of another process's threads, if permitted, because that process may get no time to do it."""
     with suppress(OSError):  # the process has ended
         for thread in [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]:
@@ -81,45 +81,45 @@ class Aside:
             for thread in self._threads():
                 with suppress(OSError):  # the thread has ended
                     self._policies[thread] = os.sched_getscheduler(thread)
-                stand_back(thread)
+                set_idle_priority(thread)
             self.starved.clear()
-            self._look_later()
+            self._check_later()
         try:
             yield
         finally:
             self._depth -= 1
             if not self._depth:
-                self._take_part()
+                self._restore()
 
     def _threads(self) -> Sequence[int]:
         return self._chosen or _threads()
 
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look, *_ran_and_waited(self._threads()))
+    def _check_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._check, *_ran_and_waited(self._threads()))
 
-    def _look(self, ran: int, waited: int) -> None:
+    def _check(self, ran: int, waited: int) -> None:
         now_ran, now_waited = _ran_and_waited(self._threads())
         if now_ran - ran < SHARE * (now_ran - ran + now_waited - waited) or self._is_back():
             self.starved.set()
-            self._take_part()
+            self._restore()
         else:
-            self._look_later()
+            self._check_later()
 
     def _is_back(self) -> bool:
-        """Return whether another process has restored this one's priority (`bring_back`)."""
+        """Return whether another process has restored this one's priority (`restore_priority_of`)."""
         with suppress(OSError):  # a thread has ended
             return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in self._threads())
         return False
 
-    def _take_part(self) -> None:
+    def _restore(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            take_part(self._policies)
+            restore_priority(self._policies)
             self._policies.clear()
 
 
-async def stay_aside(aside: Aside, again_s: float = AGAIN_S) -> None:
+async def stay_idle(aside: Aside, again_s: float = AGAIN_S) -> None:
     """Run at idle priority until cancelled; after each starvation, run at normal priority for `again_s`."""
     while True:
         with aside():

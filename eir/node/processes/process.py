@@ -16,7 +16,7 @@ from eir.errors import detail_of
 from eir.node.observe.log import Log, call_failed, report_faults
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.jobs import Jobs
-from eir.node.processes.priority import give_way
+from eir.node.processes.priority import lower_priority
 
 
 class ThisProcess:
@@ -71,7 +71,7 @@ def run_process(end: socket.socket, main: Main, *, nice: int = 0, worker: int | 
 
     `nice`: increase of the nice value. `worker`: as in ThisProcess.
     """
-    give_way(nice)
+    lower_priority(nice)
     return uvloop.run(_run(end, main, worker))
 
 

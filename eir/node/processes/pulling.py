@@ -171,7 +171,7 @@ class Pulling:
 
     async def _pull(self, name: str) -> float:
         """Pull a list once; return the seconds until the next pull."""
-        made = await self._made(name)
+        made = await self._run_pull(name)
         self._count(made)
         pause_s = BESIDE_S if made.outcome == ELSEWHERE else self._pulled[name].every_s
         if made.outcome in {LOADED, UNCHANGED, ELSEWHERE}:
@@ -181,7 +181,7 @@ class Pulling:
             pause_s = backoff_s(self._failures[name], pause_s)
         return pause_s * (1 + random.uniform(-SPREAD, SPREAD))  # noqa: S311 - spread
 
-    async def _made(self, name: str) -> Pulled:
+    async def _run_pull(self, name: str) -> Pulled:
         config, who = self._config(), f"pull of {node_user()}"
         try:
             async with asyncio.timeout(PULL_S + END_S):

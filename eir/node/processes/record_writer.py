@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from eir.errors import EirError, Report
 from eir.node.processes import state_folder
-from eir.node.processes.priority import Aside, stand_back
+from eir.node.processes.priority import Aside, set_idle_priority
 from eir.sightings import files
 from eir.sightings.buffer import HEAD
 from eir.sightings.settings import SightingsSettings
@@ -90,7 +90,7 @@ class RecordWriter:
         thread = self._disk.submit(threading.get_native_id).result()
         self._behind = Aside(thread)
         if not self._behind.permitted:
-            stand_back(thread)  # permanently
+            set_idle_priority(thread)  # permanently
         self._pruned = float("-inf")
         self._clock = state_folder.read_clock(state)
 

@@ -24,7 +24,7 @@ from eir.lists.stores.open import SQLITE
 from eir.node.observe import metrics
 from eir.node.processes.channel import ChannelError
 from eir.node.processes.child import Child
-from eir.node.processes.priority import take_part
+from eir.node.processes.priority import restore_priority
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.record_writer import RecordWriter
 from eir.node.processes.starter import Start
@@ -62,11 +62,11 @@ def run(end: socket.socket, config: Config, receiver: int | None) -> int:
         raise EirError("there is no descriptor left for the socket over which workers hand over what they have seen")
     import eir.sightings.batches  # noqa: F401, PLC0415 - polars takes a fifth of a second: before others go first, or a busy host never gives it
 
-    record = partial(_keep_record, config, socket.socket(fileno=receiver))
+    record = partial(_write_record, config, socket.socket(fileno=receiver))
     return run_process(end, record, nice=NICE)  # the recorder must receive the messages, also on a busy host
 
 
-async def _keep_record(config: Config, receiver: socket.socket, process: ThisProcess) -> None:
+async def _write_record(config: Config, receiver: socket.socket, process: ThisProcess) -> None:
     process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     assert config.sightings is not None  # noqa: S101 - otherwise this process is not started
     recorder = _Recorder(config, config.sightings, receiver, process)
@@ -105,12 +105,12 @@ class _Recorder:
         self._writer = RecordWriter(
             config.state, settings, lambda: self._events.seen, count=self._count, report=self._report
         )
-        self._deliveries = dict(self._made_deliveries())
+        self._deliveries = dict(self._build_deliveries())
 
     async def run(self) -> None:
         """Run until the workers have ended, the process is stopped, or the supervisor has ended and the workers take too long."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._receiver, self._take)
+        loop.add_reader(self._receiver, self._receive)
         tasks = [
             asyncio.create_task(work)
             for work in (self._writer.run(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
@@ -119,14 +119,14 @@ class _Recorder:
             task.add_done_callback(lambda _: self._ended.set())  # after a fault, another process replaces this one
         await self._ended.wait()
         loop.remove_reader(self._receiver)
-        take_part()  # no check can be delayed any more, and the node waits for this process
-        self._take(all_of_it=True)
+        restore_priority()  # no check can be delayed any more, and the node waits for this process
+        self._receive(all_of_it=True)
         for task in tasks[:3]:
             task.cancel()
         for fault in await asyncio.gather(*tasks[:3], return_exceptions=True):
             if isinstance(fault, Exception):
                 self._report("fault", reason="sightings", level="error", detail=detail_of(fault))
-        self._put_events()
+        self._queue_events()
         await _soon(lambda: all(delivery.is_idle for delivery in self._deliveries.values()), END_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(END_S):
@@ -136,13 +136,13 @@ class _Recorder:
 
     async def write_now(self) -> None:
         """Flush the messages so far to disk."""
-        self._take(all_of_it=True)
+        self._receive(all_of_it=True)
         await self._writer.flush()
 
     async def forget(self, subscribers: Sequence[str]) -> None:
         """Delete subscribers from memory, and flush the rest to disk, so that the caller finds all of it in the files."""
-        self._take(all_of_it=True)
-        self._put_events()
+        self._receive(all_of_it=True)
+        self._queue_events()
         self._events.forget(subscribers)
         for delivery in self._deliveries.values():
             delivery.forget(subscribers)
@@ -159,17 +159,17 @@ class _Recorder:
 
     def _count(self, name: str, *labels: str, count: int = 1) -> None:
         self._counts.setdefault(name, Counter())[labels] += count
-        self._tell()
+        self._send_counts()
 
-    def _tell(self) -> None:
+    def _send_counts(self) -> None:
         """Send the counts at once, so that written checks stay counted after a crash."""
-        self._channel.tell(
+        self._channel.notify(
             "counted", {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}, latest="counted"
         )
 
     # ---- from workers ----
 
-    def _take(self, *, all_of_it: bool = False) -> None:
+    def _receive(self, *, all_of_it: bool = False) -> None:
         for turn in itertools.count():
             if turn == TURN_MESSAGES and not all_of_it:
                 return
@@ -186,7 +186,7 @@ class _Recorder:
 
     # ---- to those who want to know at once ----
 
-    def _made_deliveries(self) -> "list[tuple[str, deliver.EventSender]]":
+    def _build_deliveries(self) -> "list[tuple[str, deliver.EventSender]]":
         made: list[tuple[str, deliver.Send]] = []
         if (hook := self._settings.webhook) is not None:
             made.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
@@ -204,9 +204,9 @@ class _Recorder:
         await self._writer.is_prepared.wait()  # without the key, the first events would have no subscriber
         while True:
             await asyncio.sleep(EVENTS_S)
-            self._put_events()
+            self._queue_events()
 
-    def _put_events(self) -> None:
+    def _queue_events(self) -> None:
         events = self._events.due(time.monotonic(), self._writer.subscribers)
         dropped = self._events.clear_dropped()
         for to, delivery in self._deliveries.items():

@@ -83,8 +83,8 @@ class Reload:
         before = self._configuration.config
         loaded, waiting = self._configuration.read(who)
         await self._workers.prepare(loaded)
-        self._configuration.put_in_force(loaded)
-        await self._workers.take_over()
+        self._configuration.apply(loaded)
+        await self._workers.apply_prepared()
         self._configuration.accept(waiting)
         await self._apply(loaded)
         changed = changed_settings(before, loaded.config)

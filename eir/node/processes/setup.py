@@ -48,7 +48,7 @@ def prepare(config: Config) -> None:
         # Loading the verification of tokens takes 0.5 s, which must not delay a worker after a reload.
         import eir.wire.web.tokens  # noqa: F401, PLC0415 - so that it is there
     try:
-        state_folder.take_form(config.state, log.report)
+        state_folder.upgrade_form(config.state, log.report)
         open_store(config.store, config.state)
         open_copy(config.store, config.state)
     except EirError as e:
@@ -109,7 +109,7 @@ def report_warnings(config: Config, report: Report) -> None:
         report("config_warning", level="warning", detail=str(warning))
 
 
-def tell_in_force(report: Report, name: str, state: ListState) -> None:
+def log_in_force(report: Report, name: str, state: ListState) -> None:
     """Log the content of a list that is in force now, and its signers."""
     report(
         "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
@@ -126,9 +126,9 @@ class Listed(NamedTuple):
     state: ListState
 
 
-def hand_over(channel: Channel, listed: Listed, image: Image) -> None:
+def send_list(channel: Channel, listed: Listed, image: Image) -> None:
     """Send a list to the other side, which puts it in force; only the latest waiting version of a list is sent."""
-    channel.tell("put_in_force", listed, carrying=[image], latest=listed.name)
+    channel.notify("put_in_force", listed, carrying=[image], latest=listed.name)
 
 
 class ConfigFile:
@@ -141,7 +141,7 @@ class ConfigFile:
         self.fault: str | None = None
         """First fault of the file, with which a restart would fail."""
 
-    async def look(self) -> bool:
+    async def poll(self) -> bool:
         """Read the file again; return true if it differs from the last read, or at the first read from the node's start."""
         now = await asyncio.to_thread(_stamp, self._path)
         if now == self._seen:

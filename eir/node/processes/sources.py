@@ -39,7 +39,7 @@ class Sources:
 
     def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
         """Start the acknowledgements that are due, by the reports of the workers."""
-        self._acknowledging.look(reports, self._pulling.rejected)
+        self._acknowledging.update(reports, self._pulling.rejected)
 
     def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:
         """Return since when lists in these states are in force, and the last rejection of each list."""

@@ -44,7 +44,7 @@ def prepare(folder: Path) -> None:
         raise SetupFault(f"the state folder {folder} (`state`) is not writable for user {os.getuid()}")
 
 
-def hold(folder: Path, ending_s: float = ENDING_S) -> int:
+def lock(folder: Path, ending_s: float = ENDING_S) -> int:
     """Lock the folder for this node and return the descriptor; the lock lasts until the end of all processes of the node.
 
     If another node is ending, which answers its peers until they close, wait for it, at most `ending_s`.
@@ -87,7 +87,7 @@ def known_form(folder: Path) -> tuple[int, str]:
     return known, version
 
 
-def take_form(folder: Path, report: Report) -> None:
+def upgrade_form(folder: Path, report: Report) -> None:
     """Upgrade a locked folder to this program's form; log the changes first.
 
     Raises:
@@ -99,7 +99,7 @@ def take_form(folder: Path, report: Report) -> None:
         detail = f"{folder} has form {known}, and is brought to form {FORM} now: {changes}"
         report("state_upgraded", level="warning", reason="older", detail=detail)
     if (known, version) != (FORM, __version__):
-        _keep(folder / FORM_FILE, f"{FORM} {__version__}\n")
+        _save(folder / FORM_FILE, f"{FORM} {__version__}\n")
 
 
 def _is_running(folder: Path) -> bool:
@@ -120,7 +120,7 @@ def next_origin_state_id(folder: Path) -> int:
     except (OSError, ValueError):
         last = 0
     value = max(int(time.time()), last + 1)
-    _keep(file, f"{value}\n")
+    _save(file, f"{value}\n")
     return value
 
 
@@ -134,12 +134,12 @@ def read_clock(folder: Path) -> TrustedClock:
     return clock
 
 
-def keep_clock(clock: TrustedClock, folder: Path) -> None:
+def save_clock(clock: TrustedClock, folder: Path) -> None:
     """Store the time for the next start; on a full disk that start is only more cautious."""
-    _keep(folder / CLOCK_FILE, f"{clock.time:.0f}\n")
+    _save(folder / CLOCK_FILE, f"{clock.time:.0f}\n")
 
 
-def _keep(file: Path, text: str) -> None:
+def _save(file: Path, text: str) -> None:
     with suppress(OSError):
         write_file(file, text.encode())
 

@@ -27,7 +27,7 @@ from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.others import OtherProcesses
 from eir.node.processes.overview import Overview
-from eir.node.processes.priority import BESIDE_NICE, give_way
+from eir.node.processes.priority import BESIDE_NICE, lower_priority
 from eir.node.processes.reload import Reload
 from eir.node.processes.setup import prepare
 from eir.node.processes.sources import Sources
@@ -58,14 +58,14 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
     """
     with as_owner_of(config.state):
         state_folder.prepare(config.state)
-        held = state_folder.hold(config.state)
+        held = state_folder.lock(config.state)
         try:
             prepare(config)
             starter = Starter(__name__, keeps=[held], owned=config.state)
             starter.fork()
             starter.stay()
             call_itself("front")
-            give_way(BESIDE_NICE)
+            lower_priority(BESIDE_NICE)
             state_id = state_folder.next_origin_state_id(config.state)
             supervisor = Supervisor(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
             return uvloop.run(supervisor.serve())
@@ -214,14 +214,14 @@ class Supervisor:
             EirError: if a listener cannot be opened.
         """
         loaded, workers = self._configuration.loaded, self._others.workers
-        await self._acceptor.listen([each.url for each in loaded.config.listeners], workers.hand_over)
+        await self._acceptor.listen([each.url for each in loaded.config.listeners], workers.pass_connection)
         workers.dial()
         await self._poll()
         notify_service(READY, f"STATUS=answers on {', '.join(self._acceptor.addresses)}")
         self._jobs.start("status", LOOK_S, self._poll, delay_s=LOOK_S)
         self._jobs.start("keys", LOOK_S, self.reload.poll_keys)
         self._jobs.start("configuration", LOOK_S, self.reload.poll_file)
-        self._jobs.start("trace", LOOK_S, self._tracing.look)
+        self._jobs.start("trace", LOOK_S, self._tracing.end_if_due)
         await self._attendants.apply(loaded, self._acceptor.addresses)
 
     def _begin_stop(self, cause: str) -> None:

@@ -28,7 +28,7 @@ class Takeover:
         self.longest_slice_s = 0.0
         """Longest time in seconds for which a switch blocked the loop."""
 
-    def put_in_force(self, what: Listed, memory: int | None) -> None:
+    def enqueue(self, what: Listed, memory: int | None) -> None:
         """Map a list's memory, and put the list in force in its turn."""
         if memory is None:
             return  # the supervisor sends it again
@@ -48,7 +48,7 @@ class Takeover:
             if arrived is None:
                 gc.collect()
                 gc.freeze()  # objects from the start stay, so the garbage collector skips them
-                self._process.channel.tell("started")
+                self._process.channel.notify("started")
             else:
                 try:
                     self._switch(*arrived)

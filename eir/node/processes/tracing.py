@@ -63,7 +63,7 @@ class Tracing:
         Raises:
             EirError: if a trace runs, or the arguments are invalid.
         """
-        await self.look()
+        await self.end_if_due()
         who = await asker()
         async with self._changing:
             return await self._begin(arguments, who)
@@ -122,7 +122,7 @@ class Tracing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._read_s):
                     await news.wait()
-            await self.look()
+            await self.end_if_due()
         if number != self._number:
             return {"records": [], "over": True}
         news.clear()
@@ -136,7 +136,7 @@ class Tracing:
         number = arguments.get("number", self._number)
         await self._end(lambda: number == self._number)
 
-    async def look(self) -> None:
+    async def end_if_due(self) -> None:
         """End the trace when its time is over or its reader has gone; called each second."""
         await self._end(lambda: time.time() >= self._until or time.monotonic() - self._read_at > self._idle_s)
 

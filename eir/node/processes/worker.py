@@ -57,7 +57,7 @@ DRAIN_S = 8.0
 """Seconds that peers have to close after the node's DPR (RFC 6733 5.4 gives no time; the state machine closes after 5 s)."""
 TICK_S = 1.0
 FOLD_S = 10.0
-KEEP_CLOCK_S = 60.0
+SAVE_CLOCK_S = 60.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt(3)."""
 KEPT_BYTES, BUFFER_BYTES = 4 << 20, 1 << 20
@@ -94,12 +94,12 @@ def run(end: socket.socket, number: int, origin_state_id: int, grants: int | Non
         raise EirError("there is no descriptor left for the memory that workers share")
     memory = Grants(shared_memory(grants), number)
     os.close(grants)
-    _keep_buffers()
+    _set_malloc_options()
     sightings = None if sender is None else socket.socket(fileno=sender)
     return run_process(end, partial(_work, origin_state_id, memory, sightings), worker=number)
 
 
-def _keep_buffers() -> None:
+def _set_malloc_options() -> None:
     """Let the C library keep the memory of a read and its answers for the next one.
 
     glibc returns free memory at the end of its heap to the kernel from 128 KiB on, and a full window needs more: fetching it
@@ -153,7 +153,7 @@ def built(
     )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
     tracer = Tracer(
-        lambda question: answer(question, worker.config.policy, index, now=datetime.now(UTC)), lambda record: channel.tell("traced", record),
+        lambda question: answer(question, worker.config.policy, index, now=datetime.now(UTC)), lambda record: channel.notify("traced", record),
         lambda sought: worker.node.seek(sought), time.time,  # noqa: PLW0108 - the worker does not exist yet
     )  # fmt: skip
     identity = replace(config.identity, origin_state_id=origin_state_id)
@@ -161,7 +161,7 @@ def built(
     context = Context(
         shared=replace(config, identity=identity, limits=limits), tls=tls, keys=configured.keys, checker=checker, counts=counts,
         rates=RateLimits(config.peers, limits, grants), report=log.report, tracer=tracer, admission=RemoteAdmission(channel),
-        dials=configured.dials, announce=partial(channel.hand, "said_name"),
+        dials=configured.dials, announce=partial(channel.try_notify, "said_name"),
     )  # fmt: skip
     servers = {each.name: resolve_name(each.server)(config.of(each), context) for each in INTERFACES if each.server}
     worker = Worker(
@@ -219,8 +219,8 @@ class Worker:
     def handlers(self) -> Handlers:
         """Return the functions that the supervisor may call, by name."""
         return {
-            "connection": self.connection, "put_in_force": self.lists.put_in_force, "complete": self.lists.complete,
-            "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.dial,
+            "connection": self.connection, "put_in_force": self.lists.enqueue, "complete": self.lists.complete,
+            "prepare": self.prepare, "take_over": self.apply_prepared, "order": self.node.obey, "dial": self.dial,
             "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
             "set_keys": self.set_keys, "explain": self.explain, "trace": self.trace,
             "doubt": lambda protocol, name: self.servers[protocol].doubt(name),
@@ -233,14 +233,14 @@ class Worker:
             jobs.spawn(work)
         jobs.start("fold", FOLD_S, self._fold)
         jobs.start("tick", TICK_S, self._tick)
-        jobs.start("clock", KEEP_CLOCK_S, self._keep_clock)
+        jobs.start("clock", SAVE_CLOCK_S, self._save_clock)
         await self.process.stop.wait()
-        self.process.channel.tell("leaving")
+        self.process.channel.notify("leaving")
         await asyncio.gather(*(server.drain(DRAIN_S) for server in self.servers.values()))
         if self.sightings is not None:
             self.sightings.flush()
-        await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
-        self._tell_shed()
+        await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
+        self._log_shed()
 
     # Objects from the supervisor
 
@@ -248,23 +248,23 @@ class Worker:
         """Serve a connection."""
         if descriptor is None:
             self.node.starved()
-            self.process.channel.tell("gone", number)
+            self.process.channel.notify("gone", number)
             return
         connection = socket.socket(fileno=descriptor)
         if self.process.stop.is_set():
             connection.close()
-            self.process.channel.tell("gone", number)
+            self.process.channel.notify("gone", number)
             return
         connection.setblocking(False)
         self.process.jobs.spawn(self._serve(connection, number, self.config.listeners[listener]))
 
     async def _serve(self, connection: socket.socket, number: int, listener: Listener) -> None:
         try:
-            end = await self.servers[listener.protocol].take(connection, secure=is_secure(listener.url))
+            end = await self.servers[listener.protocol].serve(connection, secure=is_secure(listener.url))
             if end is not None:
-                self.process.channel.tell("connection_ended", end.label, STAYS[listener.protocol] or not end.in_order)
+                self.process.channel.notify("connection_ended", end.label, STAYS[listener.protocol] or not end.in_order)
         finally:
-            self.process.channel.tell("gone", number)
+            self.process.channel.notify("gone", number)
 
     # Jobs
 
@@ -276,15 +276,15 @@ class Worker:
         self.index.now()  # detects a jump of the clock even without a lookup of an expiring row
 
     async def _fold(self) -> None:
-        self._tell_shed()
+        self._log_shed()
         self.process.log.fold()
 
-    async def _keep_clock(self) -> None:
+    async def _save_clock(self) -> None:
         if self.clock.jumped:
             self.process.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
-        await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
+        await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
-    def _tell_shed(self) -> None:
+    def _log_shed(self) -> None:
         """Log the number of shed requests for each peer and limit since the last lines."""
         self.shed_lately = self.context.counts.shed - self.shed_told
         self.shed_told = self.context.counts.shed.copy()
@@ -312,7 +312,7 @@ class Worker:
         shared = replace(new, identity=identity, limits=limits_of(new))
         self.prepared = new, replace(context, shared=shared, tls=tls, keys=configured.keys)
 
-    def take_over(self) -> None:
+    def apply_prepared(self) -> None:
         """Apply the prepared configuration, except keys that need a restart."""
         if self.prepared is None:
             raise EirError("this worker has prepared nothing")
@@ -468,29 +468,29 @@ class RemoteAdmission:
 
     def stay_away(self, label: str, until: float) -> None:
         """Implement Admission.stay_away."""
-        self._channel.tell("stay_away", label, until)
+        self._channel.notify("stay_away", label, until)
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """Implement Admission.arrived."""
-        self._channel.tell("arrived", claim)
+        self._channel.notify("arrived", claim)
         return ()
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """Implement Admission.dialing."""
-        return self._tell("dialing", connection, host, our_host)
+        return self._report("dialing", connection, host, our_host)
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
         """Implement Admission.opened."""
-        return self._tell("opened", connection, host, origin_state_id)
+        return self._report("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
         """Implement Admission.alive."""
-        return self._tell("alive", connection)
+        return self._report("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """Implement Admission.closed."""
-        return self._tell("closed", connection, reason)
+        return self._report("closed", connection, reason)
 
-    def _tell(self, *what: Any) -> Sequence[Order]:
-        self._channel.tell("reported", *what)
+    def _report(self, *what: Any) -> Sequence[Order]:
+        self._channel.notify("reported", *what)
         return ()

@@ -22,7 +22,7 @@ from eir.node.processes.accept import Acceptor
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
-from eir.node.processes.setup import Listed, hand_over
+from eir.node.processes.setup import Listed, send_list
 from eir.node.processes.starter import START_S, Process, Start
 from eir.node.processes.worker import Configured, run
 from eir.wire.diameter.admission import Admission, Claim, Order
@@ -97,7 +97,7 @@ class Workers:
         ]
         self.changed = asyncio.Event()
         """Set when a worker came, started or ended."""
-        lists.deliver_to(self.put_in_force, self.complete)
+        lists.deliver_to(self.distribute, self.complete)
         self._loaded, self._lists, self._acceptor, self._traced, self._report = loaded, lists, acceptor, traced, report
         self._workers: dict[int, _Worker] = {}
         """Workers by process id."""
@@ -121,9 +121,9 @@ class Workers:
         return Configured(config, sorted(self._disabled), tls, keys, dials=dials, sought=self._sought)
 
     def _greet(self, number: int, process: Process) -> None:
-        process.channel.tell("configure", self._configured(number, self._loaded()))
+        process.channel.notify("configure", self._configured(number, self._loaded()))
         self._workers[process.pid] = _Worker(self.children[number], process)
-        self._lists.hand_all(process.channel)
+        self._lists.send_all(process.channel)
 
     def _leave(self, process: Process) -> None:
         worker = self._workers.pop(process.pid)
@@ -132,7 +132,7 @@ class Workers:
         for name in list(worker.named):
             self._order(self._admission.closed(name))
         self._change()
-        self._acceptor.hold()
+        self._acceptor.pause()
 
     def _change(self) -> None:
         if self.all_started:
@@ -143,30 +143,30 @@ class Workers:
         """Stop all workers, which end their connections in order."""
         for worker in self._workers.values():
             worker.leave()
-            worker.channel.tell("end")
+            worker.channel.notify("end")
 
     def close(self) -> None:
         """Free the memory that workers share."""
         self._granted.close()
 
-    def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
+    def pass_connection(self, listener: int, number: int, connection: socket.socket) -> bool:
         """Pass a connection to the worker with the fewest connections, workers that answer in time first; return false if no worker accepts it."""
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
         for worker in sorted(ready, key=lambda worker: (worker.child.is_late, len(worker.connections), worker.number)):
-            if worker.channel.hand("connection", listener, number, carrying=[connection]):
+            if worker.channel.try_notify("connection", listener, number, carrying=[connection]):
                 worker.connections.add(number)
                 return True
         return False
 
-    def put_in_force(self, listed: Listed, image: Image) -> None:
+    def distribute(self, listed: Listed, image: Image) -> None:
         """Send a list to every worker."""
         for worker in self._workers.values():
-            hand_over(worker.channel, listed, image)
+            send_list(worker.channel, listed, image)
 
     def complete(self) -> None:
         """Notify every worker that it has all lists so far."""
         for worker in self._workers.values():
-            worker.channel.tell("complete")
+            worker.channel.notify("complete")
 
     # Calls of workers
 
@@ -196,16 +196,16 @@ class Workers:
             self._not_away.discard(claim.label)
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
-        def said_name(protocol: str, name: str) -> None:
+        def client_named(protocol: str, name: str) -> None:
             """Pass a name that only one client may have to the other workers."""
             for other in self._workers.values():
                 if other is not worker:
-                    other.channel.hand("doubt", protocol, name)
+                    other.channel.try_notify("doubt", protocol, name)
 
         return {
             "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
             "may_dial": self._admission.may_dial, "stay_away": self._admission.stay_away, "traced": self._traced,
-            "said_name": said_name, "connection_ended": self._note_end,
+            "said_name": client_named, "connection_ended": self._note_end,
         }  # fmt: skip
 
     def _note_end(self, label: str, is_away: bool) -> None:
@@ -220,7 +220,7 @@ class Workers:
         for order in orders:
             pid, connection = cast("tuple[int, int]", order.connection)
             if (worker := self._workers.get(pid)) is not None:
-                worker.channel.tell("order", replace(order, connection=connection))
+                worker.channel.notify("order", replace(order, connection=connection))
 
     # Calls to workers
 
@@ -270,7 +270,7 @@ class Workers:
         """Return the status of each worker."""
         reports = []
         for worker, report in await self._ask_all("report"):
-            self._lists.hand_missing(worker.channel, report.lists)
+            self._lists.send_missing(worker.channel, report.lists)
             connected = {
                 label: count for label, count in report.connected.items() if count or label not in self._not_away
             }
@@ -306,7 +306,7 @@ class Workers:
                 f"{len(workers) - len(ready)} of {len(workers)} workers did not take it over, so none did; the log says why (worker_failed)"
             )
 
-    async def take_over(self) -> None:
+    async def apply_prepared(self) -> None:
         """Let all workers apply the prepared configuration; kill a worker that does not, because its successor starts with it."""
         asked = list(self._workers.values())  # new workers have started with it
         done = {worker.process for worker, _ in await self._ask_all("take_over", lambda _: ())}
@@ -336,4 +336,4 @@ class Workers:
         self._dials = True
         for worker in self._workers.values():
             if worker.number == 0:
-                worker.channel.tell("dial")
+                worker.channel.notify("dial")

@@ -53,7 +53,7 @@ class Dialer:
                     # Such a peer refuses a CER with S13 and may stop connecting: its own CER must come
                     # first.
                     self.stay_away(settings)
-                self._tasks[settings] = asyncio.get_running_loop().create_task(self._keep(settings))
+                self._tasks[settings] = asyncio.get_running_loop().create_task(self._stay_connected(settings))
 
     def stay_away(self, settings: PeerSettings) -> None:
         """Do not connect to the peer for `stay_away_s`, even if its entry is removed and added again: it has refused the node, or would."""
@@ -67,7 +67,7 @@ class Dialer:
         self.dial(())
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _keep(self, settings: PeerSettings) -> None:
+    async def _stay_connected(self, settings: PeerSettings) -> None:
         loop = asyncio.get_running_loop()
         while True:
             if (held_s := self._not_before.get(settings, 0.0) - loop.time()) > 0:

@@ -144,10 +144,10 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         peer = self.peer
         return peer is not None and not peer.more and not self._resting and peer.state is not _WAIT_ADMISSION
 
-    def go_on(self) -> None:
+    def request_turn(self) -> None:
         """Handle the remaining messages, unless a turn is scheduled."""
         if self._next_turn is None:
-            self._go_on()
+            self._run_next_turn()
 
     def leave(self, why: str = "stopped") -> None:
         """End the connection in order, by a DPR if it is open. `why`: reason in the log."""
@@ -163,12 +163,12 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         if self.peer is not None:
             self.peer.limit(rates)
 
-    def give_up(self) -> None:
+    def close_stalled(self) -> None:
         """Count and log that the peer does not read its answers; close the connection."""
         if self.peer is not None:
             self.owner.context.counts.errors[STALLED_WRITE] += 1
             self.peer.traffic.report("connection_fault", STALLED_WRITE, detail="the peer does not read its answers")
-        super().give_up()
+        super().close_stalled()
 
     @property
     def tally(self) -> tuple[int, int]:
@@ -248,7 +248,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
             return
         closed: Closed | None = None
         while True:
-            out = peer.take()
+            out = peer.data_to_send()
             if out:
                 transport.write(out)
             if not peer.events:
@@ -272,7 +272,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     def _hand_out(self, peer: Peer) -> Closed | None:
         """Pass the peer's events to the owner; return the Closed event, if there is one."""
         closed: Closed | None = None
-        for event in peer.take_events():
+        for event in peer.clear_events():
             if isinstance(event, Closed):
                 closed = event
             elif isinstance(event, Opened):
@@ -295,19 +295,19 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
             self.pump()
         return peer.more
 
-    def _go_on(self) -> None:
+    def _run_next_turn(self) -> None:
         """Handle the next turn; if the peer does not read its answers, wait until it does."""
         self._next_turn = None
         if (peer := self.peer) is None or not peer.more or self.stalled is not None:
             return
-        following = self._next_turn = self.loop.call_soon(self._go_on)  # reads come before it
+        following = self._next_turn = self.loop.call_soon(self._run_next_turn)  # reads come before it
         if not self._turn(peer, b""):
             following.cancel()
             self._next_turn = None
 
     def _after_others(self) -> None:
         """Schedule the next turn after the reads of the next poll; a direct `call_soon` would come before them."""
-        self._next_turn = self.loop.call_soon(self._go_on)
+        self._next_turn = self.loop.call_soon(self._run_next_turn)
 
     def _rested(self) -> None:
         self._resting = False

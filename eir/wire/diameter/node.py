@@ -348,7 +348,7 @@ class Node(Server[DiameterConnection]):
 
     def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
         """Start a task for a connection that a listener accepted."""
-        task = asyncio.get_running_loop().create_task(self.take(connection, secure=secure))
+        task = asyncio.get_running_loop().create_task(self.serve(connection, secure=secure))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 

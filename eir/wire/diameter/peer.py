@@ -146,13 +146,13 @@ class Peer:
         if self._framer.receive(data, now) and self.watchdog is not None:
             self.watchdog.handle(watchdog.OTHER, now)
 
-    def take(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """Return the bytes to send, and remove them."""
         out, self.traffic.out = self.traffic.out, []
         return b"".join(out)
 
-    def take_events(self) -> list[Event]:
-        """The events since the last call."""
+    def clear_events(self) -> list[Event]:
+        """Return the events since the last call, and remove them."""
         events, self.events = self.events, []
         return events
 
@@ -445,7 +445,7 @@ class Peer:
         if context.application.told is not None:
             context.application.told(request, traffic.out[-1])
 
-    def _take(self, occasion: _Occasion) -> None:
+    def _process_answer(self, occasion: _Occasion) -> None:
         answer = Answer(occasion.message, self._context.limits.max_avps)
         if answer.hop_by_hop in self._asked:
             self._asked.discard(answer.hop_by_hop)
@@ -485,7 +485,7 @@ class Peer:
 
     _ACTIONS: ClassVar[tuple[Callable[["Peer", _Occasion], State | None], ...]] = (
         _nothing, _process_cer, _send_cea, _reject, _process_cea, _send_dwa, _process_dwa, _send_dpa, _send_dpr, _serve,
-        _take, _cer_again, _drop, _discard, _disconnect,
+        _process_answer, _cer_again, _drop, _discard, _disconnect,
     )  # fmt: skip
     """Methods by states.Action, in the order of its values."""
 

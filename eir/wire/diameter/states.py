@@ -67,7 +67,7 @@ class Action(IntEnum):
     SEND_DPR = 8
     SERVE = 9
     """Answer the request."""
-    TAKE = 10
+    PROCESS_ANSWER = 10
     """Pass an answer to the sender of the request; drop it without a pending request (6.2.1)."""
     CER_AGAIN = 11
     DROP = 12
@@ -96,7 +96,7 @@ def _talking(state: State, **cells: tuple[Action, State]) -> tuple[Transition, .
     """Return the row of a state in which requests are answered; `cells` differ from those of the other such states."""
     same = {
         "CER": _A.CER_AGAIN, "CEA": _A.DROP, "DWR": _A.SEND_DWA, "DWA": _A.PROCESS_DWA, "DPA": _A.DROP,
-        "REQUEST": _A.SERVE, "ANSWER": _A.TAKE,
+        "REQUEST": _A.SERVE, "ANSWER": _A.PROCESS_ANSWER,
     }  # fmt: skip
     return _row(
         Transition(_A.NOTHING, state), **{**_END, **{what: (action, state) for what, action in same.items()}, **cells}

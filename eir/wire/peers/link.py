@@ -43,7 +43,7 @@ class Turns:
         """Time when this turn ends."""
         self._next: asyncio.Handle | None = None
 
-    def come(self, link: "PeerConnection[Any]") -> None:
+    def request(self, link: "PeerConnection[Any]") -> None:
         """Let a connection work now or in its turn. Afterwards it is read only if it has room (`wants_bytes`)."""
         if link in self._waiting:
             link.set_reading()
@@ -231,7 +231,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
 
     def pause_writing(self) -> None:
         """Stop reading from a peer that does not read, and start the timer."""
-        self.stalled = self.loop.call_later(self.owner.limits.stalled_write_s, self.give_up)
+        self.stalled = self.loop.call_later(self.owner.limits.stalled_write_s, self.close_stalled)
         self.set_reading()
 
     def resume_writing(self) -> None:
@@ -240,7 +240,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
             self.stalled.cancel()
             self.stalled = None
         self.set_reading()
-        self.go_on()
+        self.request_turn()
 
     # what a protocol and the owner call
 
@@ -274,9 +274,9 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         )
         return paths or {}
 
-    def go_on(self) -> None:
+    def request_turn(self) -> None:
         """Handle received bytes now or in the connection's turn."""
-        self.owner.turns.come(self)
+        self.owner.turns.request(self)
 
     def close(self) -> None:
         """Close the connection; unsent bytes may still go out, at most for `stalled_write_s`."""
@@ -289,7 +289,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         if self.transport is not None:
             self.transport.abort()
 
-    def give_up(self) -> None:
+    def close_stalled(self) -> None:
         """Close a connection whose peer has not read for too long."""
         self.over = STALLED_WRITE
         self.abort()

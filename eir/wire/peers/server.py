@@ -1,6 +1,6 @@
 """Base of the server of one protocol in a worker: its connections, identification of peers, rejections, counters, drain.
 
-A protocol derives from Server. `take` receives an accepted connection; its protocol calls `admit` before it reads from it.
+A protocol derives from Server. `serve` receives an accepted connection; its protocol calls `admit` before it reads from it.
 """
 
 import asyncio
@@ -148,7 +148,7 @@ class Server(Generic[C]):
         for link in list(self.links.values()):
             self.reconsider(link)
 
-    async def take(self, connection: socket.socket, *, secure: bool = False) -> End | None:
+    async def serve(self, connection: socket.socket, *, secure: bool = False) -> End | None:
         """Serve an accepted connection until it ends; return its end, or None without a matching entry.
 
         `secure`: the connection begins with a TLS handshake.
@@ -257,7 +257,7 @@ class Server(Generic[C]):
     def watch(self) -> None:
         """Check the limits of time of each connection from now on (`PeerConnection.tick`)."""
         if self._tick is None:
-            self._tick = self.loop.call_later(TICK_S, self._look)
+            self._tick = self.loop.call_later(TICK_S, self._check_timers)
 
     def opened(self, link: C) -> None:
         """Log a connection whose peer is identified."""
@@ -332,8 +332,8 @@ class Server(Generic[C]):
                 link.gone()
             raise
 
-    def _look(self) -> None:
+    def _check_timers(self) -> None:
         now = self.loop.time()
         for link in list(self.links.values()):
             link.tick(now)
-        self._tick = self.loop.call_later(TICK_S, self._look)
+        self._tick = self.loop.call_later(TICK_S, self._check_timers)

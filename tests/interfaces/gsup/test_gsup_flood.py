@@ -44,7 +44,7 @@ async def serving(report=lambda *_, **__: None, **settings):
             client = await End.to(listener.getsockname()[1])
             accepted, _ = listener.accept()
         accepted.setblocking(False)
-        tasks.append(asyncio.create_task(server.take(accepted)))
+        tasks.append(asyncio.create_task(server.serve(accepted)))
         clients.append(client)
         return client
 

@@ -40,7 +40,7 @@ from eir.node.processes.jobs import Jobs
 from eir.node.processes.lease import CLAIM_S
 from eir.node.processes.loading import Loads, loading
 from eir.node.processes.starter import Starter
-from eir.node.processes.state_folder import keep_clock
+from eir.node.processes.state_folder import save_clock
 
 
 @pytest.fixture
@@ -949,7 +949,7 @@ async def test_by_a_clock_that_is_ahead_nothing_is_too_old(site):
 
 
 async def test_a_pass_goes_by_the_time_that_its_node_saw_last(site, configured):
-    keep = partial(keep_clock, folder=configured.state)
+    keep = partial(save_clock, folder=configured.state)
     seen = []
 
     async def load(*_):

@@ -30,7 +30,7 @@ async def work(job, channel):  # noqa: C901  # a row a job
     """A load that does what its job says."""
     match job:
         case "result":
-            channel.tell("progress", "read", 1, 2)
+            channel.notify("progress", "read", 1, 2)
             return {"pid": os.getpid(), "score": score()}
         case int():
             faulthandler.disable()

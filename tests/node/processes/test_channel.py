@@ -51,7 +51,7 @@ def test_what_is_told_arrives_in_order(told):
         async with ends() as (here, there):
             heard = []
             for each in told:
-                here.tell("hear", each)
+                here.notify("hear", each)
             here.close()
             await there.serve({"hear": heard.append}, failed=pytest.fail)
             return heard
@@ -62,8 +62,8 @@ def test_what_is_told_arrives_in_order(told):
 async def test_what_was_said_last_is_heard_although_something_was_left_unread():
     async with ends() as (here, there):
         heard = []
-        there.tell("nobody reads this")
-        here.tell("hear", "last words")
+        there.notify("nobody reads this")
+        here.notify("hear", "last words")
         here.close()
         await there.serve({"hear": heard.append}, failed=pytest.fail)
         assert heard == ["last words"]
@@ -72,8 +72,8 @@ async def test_what_was_said_last_is_heard_although_something_was_left_unread():
 async def test_a_call_longer_than_any_buffer():
     async with ends() as (here, there):
         heard = []
-        here.tell("hear", "x" * 3_000_000)
-        here.tell("hear", "y")
+        here.notify("hear", "x" * 3_000_000)
+        here.notify("hear", "y")
         async with serving(there, hear=heard.append):
             await until_async(lambda: len(heard) == 2)
         assert list(map(len, heard)) == [3_000_000, 1]
@@ -134,7 +134,7 @@ async def test_what_is_done_for_an_end_that_is_gone_is_given_up():
             raise
 
     async with ends() as (here, there):
-        here.tell("wait")
+        here.notify("wait")
         here.close()
         await there.serve({"wait": wait}, failed=pytest.fail)
         await until_async(lambda: given_up)
@@ -161,7 +161,7 @@ async def test_an_end_that_is_gone():
             await asked
         await reading
         for _ in range(3):
-            here.tell("nothing")  # lost, and no error
+            here.notify("nothing")  # lost, and no error
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ async def test_a_connection_changes_hands(connection):
     client, accepted = connection
     async with ends() as (here, there):
         taken = []
-        assert here.hand("take", "as said", carrying=[accepted])
+        assert here.try_notify("take", "as said", carrying=[accepted])
         accepted.close()  # the copy on its way keeps it open
         client.sendall(b"early")
         async with serving(there, take=lambda *what: taken.append(what)):
@@ -194,7 +194,7 @@ async def test_a_connection_changes_hands(connection):
 async def test_descriptors_go_with_a_call_of_any_length(connection):
     async with ends() as (here, there):
         taken = []
-        here.tell("take", "x" * 300_000, carrying=connection)
+        here.notify("take", "x" * 300_000, carrying=connection)
         async with serving(there, take=lambda *what: taken.append(what)):
             await until_async(lambda: taken)
         ((said, *descriptors),) = taken
@@ -207,26 +207,26 @@ async def test_descriptors_go_with_a_call_of_any_length(connection):
 async def test_nobody_to_hand_to(connection):
     async with ends() as (here, there):
         there.close()
-        assert not here.hand("take", carrying=[connection[1]])
+        assert not here.try_notify("take", carrying=[connection[1]])
 
 
 async def test_one_that_takes_nothing(connection):
     async with ends() as (here, there):
-        while here.hand("take", carrying=[connection[1]]):
+        while here.try_notify("take", carrying=[connection[1]]):
             pass
-        here.tell("take")  # waits
+        here.notify("take")  # waits
         taken = []
         async with serving(there, take=taken.append):
-            assert not here.hand("take", carrying=[connection[1]]), "it would come before what waits"
+            assert not here.try_notify("take", carrying=[connection[1]]), "it would come before what waits"
 
 
 async def test_of_what_waits_under_one_name_the_last_is_sent():
     async with ends() as (here, there):
         heard = []
         for number in range(10_000):
-            here.tell("hear", "a", number, latest="a")
-            here.tell("hear", "b", number, latest="b")
-        here.tell("hear", "c", 0)
+            here.notify("hear", "a", number, latest="a")
+            here.notify("hear", "b", number, latest="b")
+        here.notify("hear", "c", 0)
         async with serving(there, hear=lambda *what: heard.append(what)):
             await until_async(lambda: heard[-1:] == [("c", 0)])
         assert heard[-3:] == [("a", 9_999), ("b", 9_999), ("c", 0)]
@@ -237,10 +237,10 @@ async def test_a_call_that_cannot_be_sent_at_once_takes_no_memory():
     """So calls that a flood of a peer causes cannot fill the memory of either end."""
     async with ends() as (here, there):
         handed = 0
-        while here.hand("hear", handed):
+        while here.try_notify("hear", handed):
             handed += 1
-        here.tell("hear", "waits")
-        assert not any(here.hand("hear", handed) for _ in range(1000))
+        here.notify("hear", "waits")
+        assert not any(here.try_notify("hear", handed) for _ in range(1000))
         assert len(here._waiting) + len(here._parts) == 1
         heard = []
         async with serving(there, hear=heard.append):
@@ -255,7 +255,7 @@ async def test_an_end_that_takes_nothing_is_given_up_before_it_fills_the_memory(
             await asyncio.sleep(0)
             most = 0
             for number in range(2 * WAITING_MAX):
-                here.tell("hear", number)
+                here.notify("hear", number)
                 most = max(most, len(here._waiting))
             assert most == WAITING_MAX
             assert here.gone.is_set()
@@ -270,7 +270,7 @@ async def test_no_descriptor_left_to_take_with(connection):
     async with ends() as (here, there):
         taken = []
         for number in (3, 4):
-            here.tell("take", number, carrying=[accepted])
+            here.notify("take", number, carrying=[accepted])
         accepted.close()
         there_soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lowest_free = os.dup(0)

@@ -17,7 +17,7 @@ from eir.lists.images.image import Image
 from eir.lists.images.imaging import image_of
 from eir.node.processes.channel import Channel, pair
 from eir.node.processes.following import Following
-from eir.node.processes.setup import Listed, hand_over
+from eir.node.processes.setup import Listed, send_list
 
 FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
 
@@ -34,7 +34,7 @@ class TestOnTheWay:
         what, image = listed("a", 1, 2)
         here, there = map(Channel, pair())
         found = []
-        hand_over(here, what, image)
+        send_list(here, what, image)
         here.close()
         await there.serve({"put_in_force": lambda *given: found.append(given)}, failed=pytest.fail)
         there.close()
@@ -57,8 +57,8 @@ class PlayedFollower:
         }  # fmt: skip
         self.process = PlayedProcess("follower", PID + 7, handlers)
         self.channel = self.process.there
-        self.channel.tell("following", FOLLOWING)
-        self.channel.tell("counted", self.counted)
+        self.channel.notify("following", FOLLOWING)
+        self.channel.notify("counted", self.counted)
         starter.played["follower"].put_nowait(self.process)
         await until_async(lambda: self.given and self.given[-1] == "complete")
         return self
@@ -97,12 +97,12 @@ class TestSupervisor:
 
     async def test_every_worker_gets_every_list_and_one_that_comes_later_too(self, site):
         async with self.followed(site) as (node, follower):
-            hand_over(follower.channel, *listed("a", 1))
-            hand_over(follower.channel, *listed("b", 2))
-            follower.channel.tell("complete")
+            send_list(follower.channel, *listed("a", 1))
+            send_list(follower.channel, *listed("b", 2))
+            follower.channel.notify("complete")
             for player in node.workers:
                 await until_async(lambda p=player: names(p) == [("a", 1), ("b", 1), "complete"])
-            hand_over(follower.channel, *listed("a", 3, serial=2))
+            send_list(follower.channel, *listed("a", 3, serial=2))
             await until_async(lambda: names(node.workers[0])[3:] == [("a", 2)])
             await node.workers[1].end()
             await until_async(lambda: names(node.workers[0])[3:] == [("a", 2)])
@@ -114,7 +114,7 @@ class TestSupervisor:
         async with self.followed(site) as (node, follower):
             late, other = node.workers
             late.misses = True
-            hand_over(follower.channel, *listed("a", 1))
+            send_list(follower.channel, *listed("a", 1))
             await until_async(lambda: names(late) and names(other))
             before, late.misses = len(late.lists), False
             await until_async(lambda: len(late.lists) > before)
@@ -122,9 +122,9 @@ class TestSupervisor:
 
     async def test_a_list_that_the_configuration_does_not_have_or_has_as_another_kind(self, site):
         async with self.followed(site) as (node, follower):
-            hand_over(follower.channel, *listed("c", 1))
-            hand_over(follower.channel, *listed("a", 1, kind="pairs"))
-            hand_over(follower.channel, *listed("b", 1))
+            send_list(follower.channel, *listed("c", 1))
+            send_list(follower.channel, *listed("a", 1, kind="pairs"))
+            send_list(follower.channel, *listed("b", 1))
             await until_async(lambda: names(node.workers[0]) == [("b", 1)])
 
     async def test_a_list_that_the_supervisor_cannot_take_over_is_handed_in_again(self, site, heard):
@@ -132,20 +132,20 @@ class TestSupervisor:
         async with self.followed(site) as (node, follower):
             one, other = pair()
             with one, other:
-                follower.channel.tell("put_in_force", listed("a", 1)[0], carrying=[one])  # which is no memory
+                follower.channel.notify("put_in_force", listed("a", 1)[0], carrying=[one])  # which is no memory
                 await until_async(lambda: follower.process.killed)
             assert "image_failed" in {event for event, *_ in heard}
             await follower.end()
             successor = await PlayedFollower().start(node.starter)
             assert successor.given == ["complete"]
-            hand_over(successor.channel, *listed("a", 1))
+            send_list(successor.channel, *listed("a", 1))
             await until_async(lambda: names(node.workers[0]) == [("a", 1)])
             await successor.end()
 
     async def test_a_follower_in_the_place_of_another_gets_what_is_in_force_and_goes_on_counting(self, site, heard):
         async with self.followed(site) as (node, follower):
-            hand_over(follower.channel, *listed("a", 1))
-            follower.channel.tell("complete")
+            send_list(follower.channel, *listed("a", 1))
+            follower.channel.notify("complete")
             await until_async(lambda: len(names(node.workers[0])) == 2)
             await until_async(lambda: _errors(node, 3))
             await follower.end()

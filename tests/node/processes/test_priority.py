@@ -13,7 +13,7 @@ import pytest
 from node import until_async
 
 from eir.node.processes import child, priority
-from eir.node.processes.priority import TASKS, Aside, stay_aside
+from eir.node.processes.priority import TASKS, Aside, stay_idle
 
 COMES_BACK = priority._comes_back()
 """Without privilege RLIMIT_NICE decides; then nothing stands back."""
@@ -77,7 +77,7 @@ class TestAside:
         looked = iter(range(1000))
         monkeypatch.setattr(priority, "LOOK_S", 0.001)
         monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, next(looked)))
-        task = asyncio.create_task(stay_aside(Aside(), again_s=0.05))
+        task = asyncio.create_task(stay_idle(Aside(), again_s=0.05))
         for found in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
             await until_async(lambda found=found: policies() == found)
         task.cancel()
@@ -92,7 +92,7 @@ class TestAside:
         aside = Aside()
         with aside():
             assert policies() == ASIDE
-            priority.bring_back(os.getpid())
+            priority.restore_priority_of(os.getpid())
             await aside.starved.wait()
             assert policies() == TAKES_PART
         with aside():
@@ -129,9 +129,9 @@ def test_all_threads_take_part_again():
     if not COMES_BACK:
         pytest.skip("this process may not come back")
     for task in TASKS.iterdir():
-        priority.stand_back(int(task.name))
+        priority.set_idle_priority(int(task.name))
     assert policies() == {os.SCHED_IDLE}
-    priority.take_part()
+    priority.restore_priority()
     assert policies() == TAKES_PART
 
 

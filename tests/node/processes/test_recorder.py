@@ -18,7 +18,7 @@ async def test_what_a_recorder_has_counted_outlives_it_and_is_counted_once():
     for number in (1, 2):
         process = PlayedProcess("sightings", PID, {})
         attending = asyncio.create_task(recorded.child.attend(process))
-        process.there.tell("counted", {"eir_sightings_total": {(): 3.0}, "eir_sightings_bytes": {(): 7.0}})
+        process.there.notify("counted", {"eir_sightings_total": {(): 3.0}, "eir_sightings_bytes": {(): 7.0}})
         await until_async(lambda: shown() == [3.0 * number, 7.0])  # noqa: B023 - it is called here
         process.end()
         await attending

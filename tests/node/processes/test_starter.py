@@ -163,7 +163,7 @@ class Kept:
             self.started.append(await self.starter.start(name, main, *arguments))
             return self.started[-1]
 
-        self.children.keep(self.child(name, start, **how))
+        self.children.start(self.child(name, start, **how))
 
     def child(self, name, start, **how):
         return Child(name, start, report=self.report, is_asked=False, **how)
@@ -253,7 +253,7 @@ async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept):
         if len(greeted) == 1:
             raise ValueError("35123456789012")
 
-    kept.children.keep(kept.child("worker-0", start, greet=greet))
+    kept.children.start(kept.child("worker-0", start, greet=greet))
     await until_async(lambda: len(greeted) == 2)
     assert is_gone(greeted[0].pid)
     assert [event for event, _ in kept.told] == ["fault", "process_ended"]
@@ -321,7 +321,7 @@ async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
         kept.started.append(process)
         return process
 
-    kept.children.keep(kept.child("follower", start, is_spared=True))
+    kept.children.start(kept.child("follower", start, is_spared=True))
     await until_async(lambda: kept.started)
     try:
         async with asyncio.timeout(60):

@@ -37,7 +37,7 @@ def test_a_folder_is_made_with_its_parents_and_not_for_all_to_see(tmp_path):
 
 def test_one_node_holds_it_until_its_last_process_has_ended(tmp_path):
     """A child that was forked meanwhile holds it too, as the processes of a node do when the first one is killed."""
-    held = state_folder.hold(tmp_path)
+    held = state_folder.lock(tmp_path)
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
@@ -47,18 +47,18 @@ def test_one_node_holds_it_until_its_last_process_has_ended(tmp_path):
     os.close(ours)
     os.close(held)
     with pytest.raises(EirError, match="a node already runs"):
-        state_folder.hold(tmp_path, 0.3)
+        state_folder.lock(tmp_path, 0.3)
     threading.Timer(0.1, os.close, [theirs]).start()
-    os.close(state_folder.hold(tmp_path))
+    os.close(state_folder.lock(tmp_path))
     os.waitpid(child, 0)
 
 
 def test_a_node_that_runs_is_told_of_at_once_and_one_that_ends_is_waited_for(tmp_path, monkeypatch):
-    held = state_folder.hold(tmp_path)
+    held = state_folder.lock(tmp_path)
     said = iter([STOPPING, STOPPING, "running"])
     monkeypatch.setattr(state_folder, "ask", lambda *_, **__: next(said))
     with pytest.raises(EirError, match="a node already runs"):
-        state_folder.hold(tmp_path)
+        state_folder.lock(tmp_path)
     assert next(said, None) is None
     os.close(held)
 
@@ -66,7 +66,7 @@ def test_a_node_that_runs_is_told_of_at_once_and_one_that_ends_is_waited_for(tmp
 def forms(folder):
     """Take a folder; returns what is said meanwhile, and what its file holds then."""
     said = []
-    state_folder.take_form(folder, lambda event, **fields: said.append((event, fields["detail"])))
+    state_folder.upgrade_form(folder, lambda event, **fields: said.append((event, fields["detail"])))
     return said, (folder / "form").read_text()
 
 
@@ -177,7 +177,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
             NO_LIST, kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
         )
         node = Acknowledging(lambda: config, None, None, report=silent)
-        node.look([replace(REPORT, lists={"stolen": state})])
+        node.update([replace(REPORT, lists={"stolen": state})])
         return node.warnings()
 
     def warning(highest, before):
@@ -209,7 +209,7 @@ def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
             name: replace(NO_LIST, kind="devices", serial=serial, generation=serial, highest_serial=serial)
             for name, serial in serials.items()
         }
-        node.look([replace(REPORT, lists=lists)])
+        node.update([replace(REPORT, lists=lists)])
         return {name: entry.mark[1] for name, entry in load_in_force(tmp_path).items()}
 
     assert look(stolen=6) == {"stolen": 6}

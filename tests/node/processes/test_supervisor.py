@@ -99,7 +99,7 @@ class Played:
         starter.played[self.process.name].put_nowait(self.process)
         await until_async(lambda: self.configured)
         if started:
-            self.process.there.tell("started")
+            self.process.there.notify("started")
 
     def prepare(self, configured):
         if "prepare" in self.refuses:
@@ -230,7 +230,7 @@ async def test_workers_get_connections_in_turn_and_the_first_one_dials(node):
 async def test_a_worker_that_sends_its_peers_away_gets_none_of_them_back(node):
     """It has the fewest connections then, and would close each at once."""
     leaving, other = node.workers
-    leaving.process.there.tell("leaving")
+    leaving.process.there.notify("leaving")
     # Answered in order, so that the supervisor knows.
     await leaving.process.there.ask("may_dial", "mme.example.org", "mme", 0.0)
     for count in range(1, 5):

@@ -93,7 +93,7 @@ async def test_a_reader_that_is_gone(played):
     """The trace ends, whether the reader went after it had begun or before it heard that it had."""
     played.renew(idle_s=-1.0)
     await played.begin()
-    await played.tracing.look()
+    await played.tracing.end_if_due()
     assert (played.sought[-1], played.lines) == (None, ["traced", "trace_ended"])
     played.answers.clear()
     beginning = asyncio.create_task(played.begin())
@@ -101,7 +101,7 @@ async def test_a_reader_that_is_gone(played):
     beginning.cancel()
     await asyncio.gather(beginning, return_exceptions=True)
     played.answers.set()
-    await played.tracing.look()
+    await played.tracing.end_if_due()
     assert (played.sought[-1], played.tracing.sought) == (None, None)
 
 

@@ -589,7 +589,7 @@ async def _is(answer, expected):
 FAULTS = """
 import resource
 from eir.node.processes import worker
-worker._keep_buffers()
+worker._set_malloc_options()
 def window():
     return [bytes([at]) * 250_000 for at in range(6)]
 for _ in range(3):

@@ -1083,16 +1083,16 @@ async def _():
         peer = Peer(context, lambda _: PEER, addresses=("127.0.0.1",), now=0.0, first_id=1)
         peer.receive(cer(), 0.0)
         peer.admit(0.0, failed_before=failed)
-        peer.take()
+        peer.data_to_send()
         now = 0.0
         for _ in range(waits):
             now += 30
             assert peer.deadline() == now
             peer.timer(now)
-        peer.take()
+        peer.data_to_send()
         assert peer.watchdog.status is wanted
         peer.receive(ecr(LISTED) + dwr(), now)
-        out = peer.take()
+        out = peer.data_to_send()
         assert out.count(struct.pack(">II", 268, 0x40 << 24 | 12) + struct.pack(">I", 2001)) == 2
 
 
@@ -1143,10 +1143,10 @@ async def _():
     peer = Peer(context, lambda _: PEER, addresses=("127.0.0.1",), now=0.0, first_id=1)
     peer.receive(cer(), 0.0)
     peer.admit(0.0)
-    peer.take()
+    peer.data_to_send()
     for now, sent, state in ((30.0, 280, State.OPEN), (60.0, None, State.OPEN), (90.0, None, State.CLOSED)):
         peer.timer(now)
-        out = peer.take()
+        out = peer.data_to_send()
         assert (int.from_bytes(out[5:8]) if out else None, peer.state) == (sent, state)
 
 

@@ -52,7 +52,7 @@ class Driven:
 
     def out(self):
         """The messages that the peer wants sent."""
-        octets, found = self.peer.take(), []
+        octets, found = self.peer.data_to_send(), []
         while octets:
             size = int.from_bytes(octets[1:4])
             found.append(wire.Message(octets[:size]))
@@ -163,13 +163,13 @@ def test_any_split_of_the_stream_has_the_same_answers(cuts):
         stream = stream[size:]
         if any(isinstance(event, Arrived) for event in driven.events()):
             driven.peer.admit(0.0)
-        got += driven.peer.take()
+        got += driven.peer.data_to_send()
     whole = Driven(limits=one_turn)
     whole.peer.receive(wire.cer(), 0.0)
     whole.peer.admit(0.0)
     stream = wire.ecr(ids=(1, 1)) + wire.dwr() + wire.ecr(ids=(2, 2)) + wire.dpr() + wire.ecr(ids=(3, 3))
     whole.peer.receive(stream, 0.0)
-    assert got == whole.peer.take()
+    assert got == whole.peer.data_to_send()
     assert driven.counts == whole.counts
 
 
