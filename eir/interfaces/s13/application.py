@@ -19,11 +19,11 @@ S13 = Application(
 
 def s13_application(service: S13Service, lane: LaneFactory | None = None, tracer: Tracer | None = None) -> Application:
     """Return S13 for a node. `service` answers and `tracer` traces each ECR that the lanes of `lane` leave to the general path."""
-    return replace(S13, answer=service.answer, lane=lane, told=None if tracer is None else _told_to(tracer))
+    return replace(S13, answer=service.answer, lane=lane, observer=None if tracer is None else _observer_of(tracer))
 
 
-def _told_to(tracer: Tracer) -> Callable[[Request, bytes], None]:
-    def told(request: Request, answer: bytes) -> None:
+def _observer_of(tracer: Tracer) -> Callable[[Request, bytes], None]:
+    def observe(request: Request, answer: bytes) -> None:
         if (
             tracer.sought is not None
             and request.command == s13.ME_IDENTITY_CHECK
@@ -31,7 +31,7 @@ def _told_to(tracer: Tracer) -> Callable[[Request, bytes], None]:
         ):
             tracer.wire(question, request.buffer, answer, _result(answer))
 
-    return told
+    return observe
 
 
 def _result(answer: bytes) -> str:

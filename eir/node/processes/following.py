@@ -206,10 +206,10 @@ class Followed:
         if self._complete:
             channel.notify("complete")
 
-    def send_missing(self, channel: Channel, there: Mapping[str, ListState]) -> None:
+    def send_missing(self, channel: Channel, states: Mapping[str, ListState]) -> None:
         """Send the lists that a process lacks, by the states that it has; otherwise a list that it could not receive would be lost."""
         for listed, image in self._lists.values():
-            if there.get(listed.name) != listed.state:
+            if states.get(listed.name) != listed.state:
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:

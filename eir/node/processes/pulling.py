@@ -171,10 +171,10 @@ class Pulling:
 
     async def _pull(self, name: str) -> float:
         """Pull a list once; return the seconds until the next pull."""
-        made = await self._run_pull(name)
-        self._count(made)
-        pause_s = BESIDE_S if made.outcome == ELSEWHERE else self._pulled[name].every_s
-        if made.outcome in {LOADED, UNCHANGED, ELSEWHERE}:
+        pulled = await self._run_pull(name)
+        self._count(pulled)
+        pause_s = BESIDE_S if pulled.outcome == ELSEWHERE else self._pulled[name].every_s
+        if pulled.outcome in {LOADED, UNCHANGED, ELSEWHERE}:
             self._failures[name] = 0
         else:
             self._failures[name] += 1
@@ -185,7 +185,7 @@ class Pulling:
         config, who = self._config(), f"pull of {node_user()}"
         try:
             async with asyncio.timeout(PULL_S + END_S):
-                made: Pulled = await done_apart(
+                pulled: Pulled = await done_apart(
                     self._start,
                     PULL_PROCESS,
                     _pull_of_node,
@@ -205,52 +205,53 @@ class Pulling:
             )
         except (EirError, OSError) as error:
             return Pulled(list=name, outcome=WAITING, reason="process", detail=detail_of(error))
-        return made
+        return pulled
 
-    def _store(self, made: Pulled) -> None:
+    def _store(self, pulled: Pulled) -> None:
         """Store the facts about a source until the next pull."""
-        name = made.list
-        if made.reached:
+        name = pulled.list
+        if pulled.reached:
             self._reached[name] = time.time()
-        if made.serial is not None:
-            self._serial[name] = made.serial
-        if made.behind_since is not None:
-            self._behind[name] = datetime.fromisoformat(made.behind_since).timestamp()
-        elif made.in_force is not None:
+        if pulled.serial is not None:
+            self._serial[name] = pulled.serial
+        if pulled.behind_since is not None:
+            self._behind[name] = datetime.fromisoformat(pulled.behind_since).timestamp()
+        elif pulled.in_force is not None:
             self._behind.pop(name, None)
         before = self.rejected.get(name)
-        if made.outcome == REFUSED:
+        if pulled.outcome == REFUSED:
             time_text = utc_text(datetime.now(UTC))
-            if before is None or (before.serial, before.reason) != (made.rejected, made.reason):
-                self.rejected[name] = Rejection(reason=made.reason, at=time_text, serial=made.rejected)
+            if before is None or (before.serial, before.reason) != (pulled.rejected, pulled.reason):
+                self.rejected[name] = Rejection(reason=pulled.reason, at=time_text, serial=pulled.rejected)
         elif before is not None and (
-            made.outcome in {LOADED, UNCHANGED} or (made.reached and (before.serial is None or made.reason == "base"))
+            pulled.outcome in {LOADED, UNCHANGED}
+            or (pulled.reached and (before.serial is None or pulled.reason == "base"))
         ):
             del self.rejected[name]
 
-    def _count(self, made: Pulled) -> None:
-        name = made.list
-        self._pulls[name, made.outcome] += 1
-        self._bytes[name] += made.bytes
-        if made.reason:
-            self._faults[name, made.reason] += 1
-        self._store(made)
-        for serial in made.loaded:
+    def _count(self, pulled: Pulled) -> None:
+        name = pulled.list
+        self._pulls[name, pulled.outcome] += 1
+        self._bytes[name] += pulled.bytes
+        if pulled.reason:
+            self._faults[name, pulled.reason] += 1
+        self._store(pulled)
+        for serial in pulled.loaded:
             self._report("source_loaded", list=name, serial=serial)
-        said = made.outcome, made.reason, made.detail
-        if made.outcome in {UNREACHED, WAITING, REFUSED} and self._said.get(name) != said:
+        result = pulled.outcome, pulled.reason, pulled.detail
+        if pulled.outcome in {UNREACHED, WAITING, REFUSED} and self._said.get(name) != result:
             self._report(
-                f"source_{made.outcome}",
+                f"source_{pulled.outcome}",
                 level="warning",
-                reason=made.reason or None,
+                reason=pulled.reason or None,
                 list=name,
-                serial=made.serial,
-                detail=made.detail or None,
+                serial=pulled.serial,
+                detail=pulled.detail or None,
             )
-        elif made.outcome in {LOADED, UNCHANGED} and self._said.get(name, said)[0] not in {LOADED, UNCHANGED}:
-            self._report("source_reached", list=name, serial=made.serial)
-        if made.outcome != ELSEWHERE:
-            self._said[name] = said
+        elif pulled.outcome in {LOADED, UNCHANGED} and self._said.get(name, result)[0] not in {LOADED, UNCHANGED}:
+            self._report("source_reached", list=name, serial=pulled.serial)
+        if pulled.outcome != ELSEWHERE:
+            self._said[name] = result
 
 
 def backoff_s(failures: int, most_s: float) -> float:

@@ -187,12 +187,14 @@ class _Recorder:
     # ---- to those who want to know at once ----
 
     def _build_deliveries(self) -> "list[tuple[str, deliver.EventSender]]":
-        made: list[tuple[str, deliver.Send]] = []
+        senders: list[tuple[str, deliver.Send]] = []
         if (hook := self._settings.webhook) is not None:
-            made.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
+            senders.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
         if self._settings.stream is not None and self._config.store != SQLITE:
-            made.append(("stream", _stream(self._config.store, self._settings.stream, self._report)))
-        return [(to, deliver.EventSender(to, send, partial(self._sent, to), report=self._report)) for to, send in made]
+            senders.append(("stream", _stream(self._config.store, self._settings.stream, self._report)))
+        return [
+            (to, deliver.EventSender(to, send, partial(self._sent, to), report=self._report)) for to, send in senders
+        ]
 
     def _sent(self, to: str, what: str, count: int) -> None:
         if what == SENT:

@@ -461,34 +461,34 @@ class RemoteAdmission:
         self._channel = channel
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Implement AdmissionControl.may_dial."""
+        """Return the supervisor's decision; false if the supervisor does not answer."""
         with suppress(ChannelError):
             return bool(await self._channel.ask("may_dial", host, label, now))
         return False
 
     def stay_away(self, label: str, until: float) -> None:
-        """Implement Admission.stay_away."""
+        """Report the time to the supervisor."""
         self._channel.notify("stay_away", label, until)
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
-        """Implement Admission.arrived."""
+        """Report a valid CER to the supervisor."""
         self._channel.notify("arrived", claim)
         return ()
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
-        """Implement Admission.dialing."""
+        """Report an attempt to connect."""
         return self._report("dialing", connection, host, our_host)
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
-        """Implement Admission.opened."""
+        """Report the opening of an outgoing connection."""
         return self._report("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Implement Admission.alive."""
+        """Report a DWA on a probed connection."""
         return self._report("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """Implement Admission.closed."""
+        """Report the end of a connection or attempt."""
         return self._report("closed", connection, reason)
 
     def _report(self, *what: Any) -> Sequence[Order]:

@@ -95,7 +95,7 @@ class AdmissionControl(Protocol):
     """
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
-        """Implement `Admission.arrived`."""
+        """Handle a valid CER (`Admission.arrived`)."""
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
         """Return whether the node may connect to a peer of the entry with this label.
@@ -105,19 +105,19 @@ class AdmissionControl(Protocol):
         """
 
     def stay_away(self, label: str, until: float) -> None:
-        """Implement `Admission.stay_away`."""
+        """Postpone connections to the peer of an entry (`Admission.stay_away`)."""
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
-        """Implement `Admission.dialing`."""
+        """Note an attempt to connect (`Admission.dialing`)."""
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
-        """Implement `Admission.opened`."""
+        """Handle the opening of an outgoing connection (`Admission.opened`)."""
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Implement `Admission.alive`."""
+        """Handle a DWA on a probed connection (`Admission.alive`)."""
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """Implement `Admission.closed`."""
+        """Handle the end of a connection or attempt (`Admission.closed`)."""
 
 
 class Admission:
@@ -147,7 +147,7 @@ class Admission:
         return bool(self.connections.get(host.lower()))
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Implement `AdmissionControl.may_dial`."""
+        """Return whether the node may connect (`AdmissionControl.may_dial`)."""
         if now < self._not_before.get(label, now):
             return False
         return label not in self.labels.values() if host is None else not self.is_open(host)

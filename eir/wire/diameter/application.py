@@ -96,7 +96,7 @@ class Application:
     """Function that answers one request synchronously. It raises DiameterError for a fault of the request; any other exception becomes a 5012."""
     lane: LaneFactory | None = None
     """Factory of a lane; None: all requests take the general path."""
-    told: Callable[[Request, bytes], None] | None = None
+    observer: Callable[[Request, bytes], None] | None = None
     """Function that receives each request on the general path with its answer as sent, including errors; None: no function."""
 
 

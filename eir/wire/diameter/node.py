@@ -257,11 +257,17 @@ class Node(Server[DiameterConnection]):
     def handle(self, link: DiameterConnection, event: Event) -> None:
         """Handle an event that concerns more than one connection."""
         match event:
-            case Arrived(said, settings):
+            case Arrived(capabilities, settings):
                 self._gate.identified(link)
-                who = Requester(settings.label, said.host, said.realm)
+                who = Requester(settings.label, capabilities.host, capabilities.realm)
                 link.identified(settings, who, self._rates.of(settings, self.loop.time()))
-                claim = Claim(link.number, said.host, settings.connections, said.origin_state_id or 0, settings.label)
+                claim = Claim(
+                    link.number,
+                    capabilities.host,
+                    settings.connections,
+                    capabilities.origin_state_id or 0,
+                    settings.label,
+                )
                 self._follow(self._admission.arrived(claim))
             case Opened():
                 self._opened(link)
@@ -309,25 +315,29 @@ class Node(Server[DiameterConnection]):
         """Apply new settings to a connection, or close it."""
         if (peer := link.peer) is None:
             return
-        now, said = self.loop.time(), peer.capabilities
-        if said is None:
+        now, capabilities = self.loop.time(), peer.capabilities
+        if capabilities is None:
             peer.configure(self.context, None, now)
             if not may_connect(self.peers, link.source):
                 peer.drop(SOURCE, now)
             link.pump()
             return
-        settings = find_peer(self.peers, said.host, said.realm, link.source)
+        settings = find_peer(self.peers, capabilities.host, capabilities.realm, link.source)
         if settings is None:
             self.send_away(link, "removed")
             return
         names, shown = link.names, (settings.as_host or self.identity.host, settings.as_realm or self.identity.realm)
-        if names is not None and not certificate_fits(names, said, settings):
+        if names is not None and not certificate_fits(names, capabilities, settings):
             self.send_away(link, "tls_name")
         elif (peer.traffic.names.host, peer.traffic.names.realm) != shown:
             self.send_away(link, "renamed")
         else:
             peer.configure(self.context, settings, now)
-            link.identified(settings, Requester(settings.label, said.host, said.realm), self._rates.of(settings, now))
+            link.identified(
+                settings,
+                Requester(settings.label, capabilities.host, capabilities.realm),
+                self._rates.of(settings, now),
+            )
             link.pump()
 
     def dial_all(self) -> None:
@@ -397,26 +407,26 @@ class Node(Server[DiameterConnection]):
 
     # Connections and the peer table
 
-    def _identify(self, link: DiameterConnection, said: Capabilities) -> PeerSettings:
+    def _identify(self, link: DiameterConnection, capabilities: Capabilities) -> PeerSettings:
         """Find the entry of a CER or CEA (RFC 6733 5.3, 5.6).
 
         Raises:
             DiameterError: 3010 if no entry matches.
         """
-        settings = find_peer(self.peers, said.host, said.realm, link.source)
+        settings = find_peer(self.peers, capabilities.host, capabilities.realm, link.source)
         if settings is None:
-            entry, but = nearest_miss(self.peers, said, link.source)
+            entry, but = nearest_miss(self.peers, capabilities, link.source)
             detail = f"no entry of the peer table fits {link.address}" + (
                 f"; {entry} would, but for its {but}" if entry else ""
             )
             raise DiameterError(UNKNOWN_PEER, "unknown_peer", detail, nearest=entry)
         reason = detail = ""
         names = link.names
-        if said.host.lower() in {self.identity.host.lower(), (settings.as_host or "").lower()}:
+        if capabilities.host.lower() in {self.identity.host.lower(), (settings.as_host or "").lower()}:
             reason, detail = "own_origin_host", "it calls itself by our own name"
         elif settings.label in self._disabled:
             reason, detail = "disabled", f"the peer is out of service until eir peer enable {settings.label}"
-        elif names is not None and not certificate_fits(names, said, settings):
+        elif names is not None and not certificate_fits(names, capabilities, settings):
             reason, detail = "tls_name", f"its certificate is for {', '.join(names) or 'nobody'}"
         if reason:
             raise DiameterError(UNKNOWN_PEER, reason, detail, entry=settings.label)
@@ -457,14 +467,16 @@ class Node(Server[DiameterConnection]):
         peer = link.peer
         if peer is None or peer.capabilities is None or peer.settings is None:
             return
-        said = peer.capabilities
+        capabilities = peer.capabilities
         if link.dialed is not None:
-            link.identified(peer.settings, Requester(peer.settings.label, said.host, said.realm), link.rates)
+            link.identified(
+                peer.settings, Requester(peer.settings.label, capabilities.host, capabilities.realm), link.rates
+            )
         self._seen[link.requester.label] = link.opened
         self._failures.pop(link.requester.label, None)
         self.opened(link)
         if link.dialed is not None:
-            self._follow(self._admission.opened(link.number, said.host, said.origin_state_id or 0))
+            self._follow(self._admission.opened(link.number, capabilities.host, capabilities.origin_state_id or 0))
 
     def _closed(self, link: DiameterConnection, event: Closed) -> None:
         peer = link.peer

@@ -333,19 +333,19 @@ class Peer:
 
     def _process_cer(self, occasion: _Occasion) -> State | None:
         request = self._request(occasion.message)
-        said = read_capabilities(request)
+        capabilities = read_capabilities(request)
         try:
-            settings = judge_cer(request, said, self._identify, self._context, secure=self.secure)
+            settings = judge_cer(request, capabilities, self._identify, self._context, secure=self.secure)
         except DiameterError as e:
-            return self._refuse_cer(request, e, said)
+            return self._refuse_cer(request, e, capabilities)
         self.settings = settings
         self.traffic.show(settings)
-        self.capabilities, self._pending_cer = said, request
+        self.capabilities, self._pending_cer = capabilities, request
         self._wait_until = None  # The node decides how long the connection waits.
-        self.events.append(Arrived(said, settings))
+        self.events.append(Arrived(capabilities, settings))
         return None
 
-    def _refuse_cer(self, request: Request, fault: DiameterError, said: Capabilities) -> State:
+    def _refuse_cer(self, request: Request, fault: DiameterError, capabilities: Capabilities) -> State:
         counts, traffic = self._context.counts, self.traffic
         counts.peers_refused[fault.reason] += 1
         counts.errors[fault.reason] += 1
@@ -358,8 +358,8 @@ class Peer:
             fault.reason,
             detail=detail,
             result=result,
-            host=said.host,
-            realm=said.realm,
+            host=capabilities.host,
+            realm=capabilities.realm,
             entry=fault.entry or fault.nearest,
         )
         return self._leave(fault.reason, detail, entry=fault.entry)
@@ -377,12 +377,12 @@ class Peer:
         return None
 
     def _reject(self, occasion: _Occasion) -> State | None:
-        request, fault, said = self._pending_cer, occasion.fault, self.capabilities
-        if request is None or fault is None or said is None:
+        request, fault, capabilities = self._pending_cer, occasion.fault, self.capabilities
+        if request is None or fault is None or capabilities is None:
             return self._leave("refused")
         self._pending_cer = None
         fault.entry = self.settings.label if self.settings is not None else None
-        return self._refuse_cer(request, fault, said)
+        return self._refuse_cer(request, fault, capabilities)
 
     def _process_cea(self, occasion: _Occasion) -> State | None:
         answer, settings = Answer(occasion.message, self._context.limits.max_avps), self.settings
@@ -442,8 +442,8 @@ class Peer:
             traffic.fault(e)
             traffic.refuse(request, command, DiameterError(UNABLE_TO_COMPLY, "internal"))
         traffic.answers += 1
-        if context.application.told is not None:
-            context.application.told(request, traffic.out[-1])
+        if context.application.observer is not None:
+            context.application.observer(request, traffic.out[-1])
 
     def _process_answer(self, occasion: _Occasion) -> None:
         answer = Answer(occasion.message, self._context.limits.max_avps)
