@@ -240,7 +240,7 @@ class FraudCheck:
     def _check_rate(self, client: str) -> None:
         """Count a request against the client's rate, which limits how fast it could copy a list. Raises _RequestRefused."""
         now = self._ticks()
-        if not self._rates.of(client, now).take(now):
+        if not self._rates.of(client, now).try_spend(now):
             raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
 
     def _refused(

@@ -171,7 +171,7 @@ class Log:
     def _count_suppressed(self, kind: str) -> int | None:
         """Return the number of lines of this kind suppressed since the last one; None if this line is suppressed too."""
         now = self._now()
-        if self._buckets.of(kind, now).take(now):
+        if self._buckets.of(kind, now).try_spend(now):
             return self._suppressed.pop(kind, 0)
         if len(self._suppressed) >= KINDS_MAX:
             self._suppressed.clear()

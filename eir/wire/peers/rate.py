@@ -102,7 +102,7 @@ class Bucket:
         if self._grants is not None and count:
             self._grants.add(self.limit, count)
 
-    def take(self, now: float, count: int = 1) -> bool:
+    def try_spend(self, now: float, count: int = 1) -> bool:
         """Spend `count` tokens if the bucket holds as many; return whether it did."""
         if self.room(now, HIGHEST_PRIORITY) < count:
             return False

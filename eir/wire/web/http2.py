@@ -329,9 +329,9 @@ class Http2Connection:
                 return
             self._settled = True
         if kind in {floods.WINDOW_UPDATE, floods.PRIORITY} or (kind == floods.DATA and len(octets) > 9):
-            allowed = self._updates.take(now)
+            allowed = self._updates.try_spend(now)
         else:
-            allowed = self._control.take(now, floods.size_weight(len(octets)))
+            allowed = self._control.try_spend(now, floods.size_weight(len(octets)))
         if not allowed:
             self._end(floods.REASONS.get(kind, floods.UNKNOWN), ErrorCodes.ENHANCE_YOUR_CALM)
         elif kind == floods.GOAWAY:
@@ -368,7 +368,7 @@ class Http2Connection:
         except (HPACKError, IndexError, TypeError, UnicodeDecodeError):
             self._end("compression", ErrorCodes.COMPRESSION_ERROR)
             return
-        if (weight := floods.weight(len(block), len(headers))) and not self._control.take(now, weight):
+        if (weight := floods.weight(len(block), len(headers))) and not self._control.try_spend(now, weight):
             self._end(floods.HEADER_FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
             return
         is_new = stream_id > self._highest and stream_id & 1
@@ -425,7 +425,7 @@ class Http2Connection:
     ) -> None:
         """Process a decoded header block through h2, encoded again so that it does not change the decoder's table twice."""
         if stream_id in self._reset:
-            if not self._control.take(now):
+            if not self._control.try_spend(now):
                 self._end(floods.REASONS[floods.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
             return
         is_new = stream_id > self._highest and stream_id & 1
@@ -548,14 +548,14 @@ class Http2Connection:
         self._h2.highest_inbound_stream_id = self._highest = stream_id
         self._remember(stream_id)
         self._out.append(frame(floods.RST_STREAM, 0, stream_id, int(code).to_bytes(4)))
-        if not self._control.take(now):
+        if not self._control.try_spend(now):
             self._end(floods.REASONS[floods.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
 
     def _abandon(self, stream_id: int, now: float, reason: str) -> None:
         """Reset the stream of a request that is too slow or too large; end the connection after too many of them."""
         self._open.pop(stream_id, None)
         self._cut_off(stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
-        if not self._control.take(now, 10):
+        if not self._control.try_spend(now, 10):
             self._end(reason, ErrorCodes.ENHANCE_YOUR_CALM)
 
     def _cut_off(self, stream_id: int, code: ErrorCodes) -> None:

@@ -85,9 +85,9 @@ def test_a_number_that_jumps_is_felt_for_a_burst_and_no_longer():
 
 def test_a_refusal_costs_nothing():
     bucket = Bucket(1.0, 0.0, burst=3)
-    assert [bucket.take(0.0) for _ in range(1000)] == [True] * 3 + [False] * 997
-    assert [bucket.take(1.0), bucket.take(1.0)] == [True, False]
-    assert [bucket.take(4.0, 4), bucket.take(4.0, 3)] == [False, True]
+    assert [bucket.try_spend(0.0) for _ in range(1000)] == [True] * 3 + [False] * 997
+    assert [bucket.try_spend(1.0), bucket.try_spend(1.0)] == [True, False]
+    assert [bucket.try_spend(4.0, 4), bucket.try_spend(4.0, 3)] == [False, True]
 
 
 def test_what_is_filled_in_is_no_more_than_a_burst():
@@ -101,9 +101,9 @@ def test_what_is_filled_in_is_no_more_than_a_burst():
 
 def test_each_key_has_a_bucket_and_the_first_ones_are_forgotten():
     buckets = Buckets(1.0, 1, keys_max=2)
-    assert [buckets.of(key, 0.0).take(0.0) for key in "abab"] == [True, True, False, False]
-    assert buckets.of("c", 0.0).take(0.0)
-    assert [buckets.of(key, 0.0).take(0.0) for key in "bca"] == [False, False, True]
+    assert [buckets.of(key, 0.0).try_spend(0.0) for key in "abab"] == [True, True, False, False]
+    assert buckets.of("c", 0.0).try_spend(0.0)
+    assert [buckets.of(key, 0.0).try_spend(0.0) for key in "bca"] == [False, False, True]
 
 
 def test_processes_see_each_others_grants():
