@@ -131,7 +131,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         """Number of checks and answers so far."""
         return self.requests, self.answers
 
-    # what the owner calls
+    # Calls of the owner
 
     def tick(self, now: float) -> None:
         """Check the timers of the client and of the HLR."""

@@ -123,7 +123,7 @@ class AccessToken:
         self.is_untried, self.wanted_at = True, None
 
     def clear(self) -> None:
-        """Delete the token and the wish for one."""
+        """Delete the token, and cancel the request for one."""
         self._root, self._value = "", ""
         self.is_untried, self.wanted_at = False, None
 

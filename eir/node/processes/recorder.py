@@ -60,7 +60,7 @@ def run(end: socket.socket, config: Config, receiver: int | None) -> int:
     """
     if receiver is None:
         raise EirError("there is no descriptor left for the socket over which workers hand over what they have seen")
-    import eir.sightings.batches  # noqa: F401, PLC0415 - polars takes a fifth of a second: before others go first, or a busy host never gives it
+    import eir.sightings.batches  # noqa: F401, PLC0415 - polars takes 0.2 s to load: load it at normal priority, because a busy host might never finish it
 
     record = partial(_write_record, config, socket.socket(fileno=receiver))
     return run_process(end, record, nice=NICE)  # the recorder must receive the messages, also on a busy host
@@ -155,7 +155,7 @@ class _Recorder:
         await asyncio.sleep(ORPHANED_S)
         self._ended.set()
 
-    # ---- to the supervisor ----
+    # To the supervisor
 
     def _count(self, name: str, *labels: str, count: int = 1) -> None:
         self._counts.setdefault(name, Counter())[labels] += count
@@ -167,7 +167,7 @@ class _Recorder:
             "counted", {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}, latest="counted"
         )
 
-    # ---- from workers ----
+    # From workers
 
     def _receive(self, *, all_of_it: bool = False) -> None:
         for turn in itertools.count():
@@ -184,7 +184,7 @@ class _Recorder:
                 self._events.add(message)
             self._writer.add(message)
 
-    # ---- to those who want to know at once ----
+    # To receivers of events
 
     def _build_deliveries(self) -> "list[tuple[str, deliver.EventSender]]":
         senders: list[tuple[str, deliver.Send]] = []

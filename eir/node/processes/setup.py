@@ -43,7 +43,7 @@ def prepare(config: Config) -> None:
     allow_open_files(config, log.report)
     for each in INTERFACES:
         for name in filter(None, (each.server, each.service, each.attendant)):
-            resolve_name(name)  # so that all processes share what it imports
+            resolve_name(name)  # loaded once for all processes
     if any(each.tokens and config.of(each).listen for each in INTERFACES):
         # Loading the verification of tokens takes 0.5 s, which must not delay a worker after a reload.
         import eir.wire.web.tokens  # noqa: F401, PLC0415 - so that it is there

@@ -170,7 +170,7 @@ def as_owner_of(folder: Path) -> Iterator[None]:
     before_gid, before_uid = (
         _LIBC.setfsgid(gid),
         _LIBC.setfsuid(uid),
-    )  # takes the capabilities on files away: capabilities(7)
+    )  # drops the capabilities on files: capabilities(7)
     try:
         os.setgroups([])
         _read_everything()

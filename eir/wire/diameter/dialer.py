@@ -22,7 +22,7 @@ if the node waits for longer than that.
 
 
 class Dialer:
-    """One task per peer, which connects while `is_wanted` returns true for the peer.
+    """Outgoing connections: one task per peer, which connects while `is_wanted` returns true for the peer.
 
     `failed` receives the reason if a connection could not be made.
     """

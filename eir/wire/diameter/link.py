@@ -217,7 +217,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
                 up=sum(paths.values()), of=len(paths),
             )  # fmt: skip
 
-    # What the owner calls
+    # Calls of the owner
 
     def retransmitted(self) -> int:
         """Return the number of DATA chunks retransmitted since the last call; 0 if the transport does not count them."""

@@ -354,7 +354,7 @@ class Node(Server[DiameterConnection]):
         self.use(peers, limits, self._tls if tls is None else tls.accepting)
         self.dial_all()
 
-    # Connections that others make
+    # Incoming connections
 
     def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
         """Start a task for a connection that a listener accepted."""
@@ -368,7 +368,7 @@ class Node(Server[DiameterConnection]):
         name = errno.errorcode.get(fault.errno or 0, "other")
         self.context.report("accept_failed", level="error", reason=name, detail=fault.strerror)
 
-    # Connections that we make
+    # Outgoing connections
 
     async def _is_wanted(self, settings: PeerSettings) -> bool:
         """Return true if the node has no connection to or from this peer."""

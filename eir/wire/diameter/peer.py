@@ -139,7 +139,7 @@ class Peer:
         self._wait_until: float | None = now + context.limits.cer_timeout_s
         self._enter(State.WAIT_CER)
 
-    # What the owner calls
+    # Calls of the owner
 
     def receive(self, data: bytes | memoryview, now: float) -> None:
         """Handle bytes from the transport and answer the complete messages, at most one turn's share."""
@@ -326,7 +326,7 @@ class Peer:
             self.traffic.report("connection_fault", "watchdog", detail="the peer answers no DWR")
             self._feed(Input.TIMEOUT, _Occasion(now, reason="watchdog"))
 
-    # Actions of the table: each returns a state only to end elsewhere than the table says
+    # Actions of the table. An action returns a state only if it differs from that of the table.
 
     def _nothing(self, _: _Occasion) -> None:
         pass

@@ -153,7 +153,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.reading = True
         self._closing: asyncio.TimerHandle | None = None
 
-    # what a protocol gives
+    # Implemented by a protocol
 
     def begin(self) -> bool:
         """Start the protocol on a new connection; return false to close it at once."""
@@ -242,7 +242,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.set_reading()
         self.request_turn()
 
-    # what a protocol and the owner call
+    # Calls of a protocol and of the owner
 
     def expect(self, connection: socket.socket) -> None:
         """Prepare for the TLS handshake, which `abort` ends too.

@@ -92,7 +92,7 @@ class Server(Generic[C]):
         self._disabled: set[str] = set()
         self._tick: asyncio.TimerHandle | None = None
 
-    # what a protocol gives
+    # Implemented by a protocol
 
     def link(self) -> C:
         """Create a connection."""
@@ -134,7 +134,7 @@ class Server(Generic[C]):
     def dial_all(self) -> None:
         """Connect to the peers that the protocol connects to, and to no others."""
 
-    # what the daemon calls
+    # Calls of the worker
 
     def doubt(self, name: str) -> None:
         """Handle a name that a client of another worker has given."""
@@ -217,7 +217,7 @@ class Server(Generic[C]):
             rows.append(self.absent(label, ENDED, host=host, realm=realm, **tally))
         return rows
 
-    # what a protocol calls
+    # Calls of a protocol
 
     def refusal(self, link: C, fault: str | None = None) -> str | None:
         """Identify the peer of a connection; return the reason for which the connection is rejected, None if it is accepted.
