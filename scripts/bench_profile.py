@@ -55,7 +55,7 @@ PLACES = (
     Place("metrics", "wire/diameter/link.py", r"counts|perf_counter|time\.time"),
     Place("write", "wire/diameter/link.py", r"transport\.write"),
     Place("write", "wire/transport/", r"transport\.write"),
-    Place("encode", "wire/diameter/peer.py", r"join", "take"),
+    Place("encode", "wire/diameter/peer.py", r"join", "data_to_send"),
     Place("frame", "wire/diameter/framing.py"),
     Place("frame", "wire/diameter/peer.py"),
     Place("frame", "wire/diameter/message.py"),
