@@ -112,7 +112,7 @@ async def test_a_client_is_read_from_as_long_as_there_is_room_and_it_takes_its_a
         def wants_bytes(self):
             return room[0]
 
-        def go_on(self):
+        def request_turn(self):
             pass
 
     link = Asking(SimpleNamespace(limits=Limits()), asyncio.get_running_loop())
