@@ -34,7 +34,7 @@ from eir.lists.sources.acknowledge import KEY
 from eir.lists.stores.open import COPY_FILE, SQLITE_FILE, open_copy
 from eir.lists.stores.sqlite import SqliteStore
 from eir.node.observe.control import as_owner
-from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, hold, prepare
+from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, lock, prepare
 from eir.sightings.cases import FILE as CASES_FILE
 from eir.sightings.schema import FOLDER
 from eir.sightings.subscribers import KEY_FILE
@@ -240,7 +240,7 @@ def _small_files(folder: Path) -> list[str]:
 def _hold(folder: Path) -> int | None:
     """Hold the state folder, so that no node starts on it meanwhile; return the descriptor that holds it, or None if a node runs."""
     with suppress(EirError):
-        return hold(folder)
+        return lock(folder)
     return None
 
 
