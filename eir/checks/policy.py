@@ -1,11 +1,10 @@
-"""Policy: an ordered list of rules, compiled once into the one function that answers every check; and sightings.
+"""Policy: an ordered list of rules, compiled into one function that answers every check; and the interface of sightings.
 
-The first rule whose conditions all hold gives the status, `default` where none does. Knows neither the wire nor the
-configuration file, and neither the clock nor a log: time is an argument, and
-what observed rules would have answered goes to a callable that it is handed.
+The first rule whose conditions all hold determines the status, otherwise `default`. Independent of protocols, the configuration file,
+clocks and logs: the time is an argument, and matches of observed rules go to a callback.
 
-Sightings are what decided checks leave for the record, and nobody waits for what becomes of them: the checker and a protocol's fast path
-hand them over, eir.node.processes connects them to something (eir.sightings.buffer).
+Sightings are decided checks for the record. The checker and the fast paths add them without waiting; eir.node.processes connects
+them to eir.sightings.buffer.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -22,72 +21,73 @@ from eir.lists.record.settings import SUBSCRIBERS
 
 
 class Decision(NamedTuple):
-    """A verdict in plain words."""
+    """Verdict as plain text."""
 
     status: str
-    """As in Verdict; `error`: the protocol's own error for a request that names no device."""
+    """Status as in Verdict; `error` for the protocol's own error to a request without a device."""
     rule: str
-    """The rule's number from 1, or `default`, `override`, `no_identity`, `bad_identity`."""
+    """Number of the rule from 1, or `default`, `override`, `no_identity`, `bad_identity`."""
     list: str | None
     is_plain: bool
-    """Whitelisted, and not by an override: nobody needs to be told."""
+    """True if the device is whitelisted without an override, so that the check is not an event."""
 
 
 class SightingKind(NamedTuple):
-    """Properties that checks which are handed in together have in common."""
+    """Properties that checks in one call of `Sightings.add` share."""
 
     decision: Decision
     protocol: str
     peer: str
-    """Label of the peer that sent the request, which may be an agent: it is what the node knows, an Origin-Host is what a request claims."""
+    """Label of the peer that sent the request, which may be an agent: the node knows the peer, but an Origin-Host is only a claim of the request."""
     observed: str
-    """The rules under observation that held (eir.sightings.schema.COLUMNS)."""
+    """Observed rules that matched (eir.sightings.schema.COLUMNS)."""
     early: bool = False
-    """The SIM was not authenticated before the check."""
+    """True if the SIM was not authenticated before the check."""
 
 
 TEXTS = 5
-"""Number of texts of each check: Origin-Host, Origin-Realm, the identifier as it was sent, IMSI, software version;
-empty where absent."""
+"""Number of texts of each check: Origin-Host, Origin-Realm, the identifier as sent, IMSI, software version; empty if absent."""
 
 
 class Sightings(Protocol):
-    """Takes what was answered; synchronous, and never in the way."""
+    """Receiver of decided checks; synchronous and fast."""
 
     @property
     def full(self) -> Container[str]:
-        """Labels of peers whose plain checks are not taken now: they need not be handed in, but counted (`left_out`)."""
+        """Labels of peers for whose plain checks there is no room now: these need not be added, but counted with `left_out`."""
 
     def left_out(self, count: int, peer: str) -> None:
-        """So many plain checks of a peer were answered for which there was no room."""
+        """Count plain checks of a peer for which there was no room."""
 
     def add(self, kinds: Sequence[SightingKind], numbers: bytes, texts: bytes) -> None:
-        """Take checks of one peer that were answered just now; all of them are plain, or none.
+        """Add checks of one peer that were just answered; all of them are plain, or none is.
 
-        `numbers`: for each check the place of its kind, as the machine has a uint16. `texts`: TEXTS lines for each check, each with a line
-        break behind it and none in it.
+        Args:
+            kinds: kinds of the checks.
+            numbers: for each check the index of its kind, as a native uint16.
+            texts: for each check TEXTS lines, each with a newline at its end and none in it.
         """
 
 
 OVERRIDE = "override"
-"""Stands for the rule while an override is in force."""
+"""Value in place of a rule while an override is in force."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """The answer to a check, and why. Made at compile time only: equal means identical, so it is a cheap dict key."""
+    """Answer to a check, with its reason. Verdicts are created only at compile time: equal means identical, so they are fast dict keys."""
 
     status: Status
     rule: int | str
-    """The rule's number from 1, or `default`, `override`, `no_identity`, `bad_identity`, `no_imei`."""
+    """Number of the rule from 1, or `default`, `override`, `no_identity`, `bad_identity`, `no_imei`."""
     list: str | None = None
-    """The first list that the rule looks into; None if it looks into none."""
+    """First list of the rule; None if it has none."""
     name: str | None = None
-    """The rule's name for people."""
+    """Name of the rule for people."""
     label: str = field(init=False)
-    """The rule as metrics and the log show it: by its name if it has one."""
+    """Rule in metrics and the log: its name, or else its number."""
     decision: Decision = field(init=False)
-    """The same for the record of sightings."""
+    """Verdict for the record of sightings."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.name or str(self.rule))
@@ -96,45 +96,47 @@ class Verdict:
 
 
 Decide = Callable[[int, str, str, str, str], Verdict]
-"""(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → Verdict; texts are empty where absent."""
+"""(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → Verdict; texts are empty if absent."""
 
 Observed = Callable[[Verdict], None]
-"""Called with what an observed rule would have answered."""
+"""Callback for the verdict of an observed rule that matched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The policy in force."""
+    """Policy in force."""
 
     decide: Decide
     unidentified: Mapping[NoDevice, Verdict | NoDevice]
-    """The answer to a request that names no device: a verdict, or the protocol's own error."""
+    """Answers to requests without a device: a verdict, or the protocol's own error."""
     program: Program
-    """The same as `decide`, for a fast path that is compiled."""
+    """Same rules as `decide`, for a compiled fast path."""
     override_until: datetime | None = None
-    """Time at which an override in force ends, so that the policy has to be compiled again; None if it has no such
-    end."""
+    """Time at which an override in force ends, so that the policy must be compiled again; None if it has no such end."""
     overridden: bool = False
-    """An override is in force."""
+    """True if an override is in force."""
     by_digit: Decide | None = None
-    """`decide` for a device whose IMEI has a wrong check digit; None: to no rule that matters."""
+    """Variant of `decide` for a device whose IMEI has a wrong check digit; None if no rule depends on it."""
     malformed: Callable[[int, str, str, str, str], Verdict | None] | None = None
-    """As `decide` → what a rule says of an identifier that is neither IMEI nor MEID, by its odd key or NO_KEY; None: no rule says anything."""
+    """Variant of `decide` for an identifier that is neither IMEI nor MEID, by its odd key or NO_KEY; None if no rule depends on it."""
     unproven: "Policy | None" = None
-    """The function that decides about a SIM that nobody has authenticated yet; None: `decide` does."""
+    """Policy for a SIM that was not authenticated; None if it is the same."""
 
 
 def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed, now: datetime) -> Policy:
-    """The policy that `settings` describe, over the lists in `index`.
+    """Compile settings to a policy over the lists of `index`.
 
-    An override applies if it has no end or `now` is before it; the caller compiles the policy again at `override_until`.
-    Raises KeyError if a rule names a list that the index does not have, or has as one of another kind than the condition
-    needs: the configuration was checked against its own lists, so that is a fault of the caller.
+    An override applies if it has no end or `now` is before it; the caller compiles the policy again at
+    `override_until`.
+
+    Raises:
+        KeyError: if a rule names a list that the index lacks, or that has the wrong kind for the condition. The
+            configuration was validated with its own lists, so this is an error of the caller.
     """
     override = settings.override
     if override is not None and (override.until is None or now < override.until):
         verdict = Verdict(override.answer, OVERRIDE)
-        # Requests without a usable identifier included: an override is pulled so that no phone is turned away.
+        # An override also applies to requests without a valid identifier, so that no phone is rejected.
         return Policy(
             lambda *_: verdict,
             dict.fromkeys(NoDevice, verdict),
@@ -153,8 +155,10 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
         for number, rule in enumerate(settings.rules, 1)
     ]
 
-    said = [(rule.conditions, verdict, rule.observe) for rule, verdict in zip(settings.rules, verdicts, strict=True)]
-    program = program_of(said, default, index)
+    program_rules = [
+        (rule.conditions, verdict, rule.observe) for rule, verdict in zip(settings.rules, verdicts, strict=True)
+    ]
+    program = program_of(program_rules, default, index)
     unidentified: dict[NoDevice, Verdict | NoDevice] = {
         why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()
     }
@@ -163,20 +167,20 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
         def steps(
             known: str | None = None, *, only: Container[int | str] | None = None
         ) -> tuple[tuple[Holds, Verdict], ...]:
-            """The rules for identifiers of which `known` is what is wrong; `only` those with these numbers."""
-            found = []
+            """Return the rules for identifiers with the fault `known`; if `only` is given, those with these numbers."""
+            tests = []
             for rule, verdict in rules:
                 if only is None or verdict.rule in only:
                     holds = _all_of(rule, index, known)
-                    found.append((_observed(holds, verdict, observed) if rule.observe else holds, verdict))
-            return tuple(found)
+                    tests.append((_observed(holds, verdict, observed) if rule.observe else holds, verdict))
+            return tuple(tests)
 
-        asked = {name for rule, _ in rules for name in rule.identifier}
-        # What is no IMEI is for those rules alone that name it: by a list that holds it, or as malformed.
+        faults = {name for rule, _ in rules for name in rule.identifier}
+        # For other identifiers than IMEIs only rules count that name them: by a list of devices, or as malformed.
         odd = {verdict.rule for rule, verdict in rules if MALFORMED in rule.identifier or _names_devices(rule, index)}
         return Policy(
             _first_that_holds(steps(), default), unidentified, program,
-            by_digit=_first_that_holds(steps(CHECK_DIGIT), default) if CHECK_DIGIT in asked else None,
+            by_digit=_first_that_holds(steps(CHECK_DIGIT), default) if CHECK_DIGIT in faults else None,
             malformed=_of_malformed(steps(MALFORMED, only=odd)) if odd else None,
             unproven=unproven,
         )  # fmt: skip
@@ -204,7 +208,7 @@ def _of_malformed(steps: tuple[tuple[Holds, Verdict], ...]) -> Callable[[int, st
 
 
 def _observed(holds: Holds, verdict: Verdict, observed: Observed) -> Holds:
-    """A rule under observation: it never holds, so that the next one is asked."""
+    """Return the test of an observed rule: it reports a match but returns False, so that the next rule is evaluated."""
 
     def observe(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
         if holds(key, imsi, software_version, host, realm):
@@ -228,7 +232,7 @@ def _all_of(rule: Rule, index: Index, known: str | None) -> Holds:
         return conditions[0]
 
     def all_hold(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
-        for holds in conditions:  # noqa: SIM110  a generator for each check costs more than the conditions do
+        for holds in conditions:  # noqa: SIM110  a generator would take longer than the conditions
             if not holds(key, imsi, software_version, host, realm):
                 return False
         return True

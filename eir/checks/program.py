@@ -1,9 +1,9 @@
-"""A policy in words of 64 bits, for a fast path that is compiled: what it can decide by itself, and where it has to ask `decide`.
+"""Policy as words of 64 bits for a compiled fast path: the conditions that this path evaluates; the others need `decide`.
 
-For each rule: its verdict (ASK_INSTEAD under observation, since that is counted), how many words follow, and for each condition
-what it asks, how many words follow, and these. The last word is the verdict where no rule holds. A verdict is its number, and the place
-of its status in the upper half of the word. A condition that has no row
-here is asked of the general path. Knows no protocol.
+Each rule has the word of its verdict (ASK_INSTEAD if it is observed, since matches are counted), the number of words that follow, and
+its conditions: kind (`Asked`), number of words, and these words. The last word is the verdict if no rule holds. The word of a verdict
+has its number in the lower half and the index of its status in the upper half. A condition without an encoding here needs the general
+path. Independent of protocols.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -27,18 +27,18 @@ IMSI_DIGITS_MAX = IMSI_LENGTHS[-1]
 
 
 class Asked(IntEnum):
-    """A kind of condition."""
+    """Kind of condition."""
 
     OTHER = 0
-    """Something that only the general path knows."""
+    """Condition that only the general path can evaluate."""
     LISTED = 1
     NOT_LISTED = 2
-    """With one word for the list."""
+    """Conditions with one word for the list."""
     WITHIN = 3
-    """With words for the field, and ranges of its numbers, the first and the last one of each."""
+    """Condition with words for the field, and for the first and last number of each range."""
     ORIGIN_HOST = 4
     ORIGIN_REALM = 5
-    """With names, as `names_in_words` writes them."""
+    """Conditions with names, as `names_in_words` encodes them."""
 
 
 class Field(IntEnum):
@@ -51,35 +51,35 @@ class Field(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A policy in words. Verdicts and lists are known in it by their place."""
+    """Policy as words. Verdicts and lists are referred to by index."""
 
     words: bytes
     verdicts: tuple[Any, ...]
     verdict_words: Mapping[Any, int]
-    """The word that stands for each verdict."""
+    """Word of each verdict."""
     lists: tuple[DeviceList | TacsOfTypes, ...]
     index: Index
 
 
 class _Words:
-    """The words of one policy, as they come together."""
+    """Builder of the words of one policy."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self.lists: dict[Hashable, DeviceList | TacsOfTypes] = {}
 
     def condition(self, name: str, value: Any) -> list[int]:
-        """The words of one condition."""
+        """Encode one condition."""
         make = _WORDS.get(name)
         asked, words = (Asked.OTHER, []) if make is None else make(self, value)
         return [asked, len(words), *words]
 
     def listed(self, asked: Asked, name: str) -> tuple[Asked, list[int]]:
-        """The words of a condition on a list."""
+        """Encode a condition on a list."""
         return self._looked_up(asked, name, self.index.lists[name])
 
     def of_types(self, types: tuple[str, ...]) -> tuple[Asked, list[int]]:
-        """The words of a condition on device types: that a list of their TACs has the device."""
+        """Encode a condition on device types: a list of their TACs has the device."""
         wanted = frozenset(map(device_type_key, types))
         return self._looked_up(Asked.LISTED, wanted, TacsOfTypes(self.index, wanted))
 
@@ -90,7 +90,7 @@ class _Words:
         return asked, [list(self.lists).index(name)]
 
     def not_list(self, name: str) -> tuple[Asked, list[int]]:
-        """The words of a condition on what is in no list. For a list of SIMs or pairs it depends on whether the request has an IMSI."""
+        """Encode a condition on absence from a list. For IMSIs or pairs it depends on the IMSI, so it needs the general path."""
         return self.listed(Asked.NOT_LISTED, name) if self.index.lists[name].kind == DEVICES else (Asked.OTHER, [])
 
 
@@ -103,12 +103,12 @@ def _devices(_: _Words, identifiers: tuple[str, ...]) -> tuple[Asked, list[int]]
 
 
 def _identifiers(_: _Words, wrong: tuple[str, ...]) -> tuple[Asked, list[int]]:
-    # Of what the key does not show nothing holds here, as in eir.checks.conditions.
+    # Faults that the key does not show have no range, as in eir.checks.conditions.
     return _within(Field.DEVICE, [stretch for name in wrong for stretch in STRETCHES.get(name, ())])
 
 
 def _prefixes(field: Field, prefixes: tuple[str, ...], digits: int, below: int = 1) -> tuple[Asked, list[int]]:
-    """Numbers of so many digits that begin with one of these; `below`: how many keys each of the numbers stands for."""
+    """Encode numbers of `digits` digits with one of these prefixes; `below`: number of keys for each number."""
     if any(len(prefix) > digits for prefix in prefixes):
         return Asked.OTHER, []
     rooms = [below * 10 ** (digits - len(prefix)) for prefix in prefixes]
@@ -119,7 +119,7 @@ def _prefixes(field: Field, prefixes: tuple[str, ...], digits: int, below: int =
 
 
 def names_in_words(names: Iterable[bytes]) -> bytes:
-    """Names for a compiled path: of each, in lower case, its length as a word, then its octets, filled up to whole words."""
+    """Encode names for a compiled path: for each, in lower case, its length as a word, then its bytes, padded to whole words."""
     lower = [name.lower() for name in names]
     return b"".join(len(name).to_bytes(WORD_BYTES, "little") + name + bytes(-len(name) % WORD_BYTES) for name in lower)
 
@@ -130,7 +130,7 @@ def _names(asked: Asked, names: tuple[str, ...]) -> tuple[Asked, list[int]]:
 
 _WORDS: Mapping[str, Callable[[_Words, Any], tuple[Asked, list[int]]]] = {
     "list": lambda words, name: words.listed(Asked.LISTED, name),
-    # A device that is not in the list is bound nowhere in it.
+    # A device that is not in the list is not bound in it.
     "device_bound_elsewhere": lambda words, name: words.listed(Asked.LISTED, name),
     "not_list": _Words.not_list,
     "device_type": _Words.of_types,
@@ -147,13 +147,13 @@ _WORDS: Mapping[str, Callable[[_Words, Any], tuple[Asked, list[int]]]] = {
 
 
 def program_of(rules: Iterable[tuple[Mapping[str, Any], Any, bool]], default: Any, index: Index) -> Program:
-    """A policy in words: for each rule its conditions, its verdict, and whether it is under observation; and what holds where none does."""
+    """Encode a policy: `rules` have conditions, a verdict, and whether the rule is observed; `default` is the last verdict."""
     rules = tuple(rules)
     verdicts = (*(verdict for _, verdict, _ in rules), default)
     known = {verdict: STATUSES.index(verdict.status) << 32 | number for number, verdict in enumerate(verdicts)}
     words, program = _Words(index), list[int]()
     for conditions, verdict, observed in rules:
-        said = [word for name, value in conditions.items() for word in words.condition(name, value)]
-        program += [ASK_INSTEAD if observed else known[verdict], len(said), *said]
+        condition_words = [word for name, value in conditions.items() for word in words.condition(name, value)]
+        program += [ASK_INSTEAD if observed else known[verdict], len(condition_words), *condition_words]
     program.append(known[default])
     return Program(np.array(program, "<u8").tobytes(), verdicts, known, tuple(words.lists.values()), index)
