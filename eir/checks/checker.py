@@ -79,7 +79,7 @@ class Checker:
         return self._policy
 
     def apply(self, settings: PolicySettings, now: datetime) -> None:
-        """Put another policy in force, with the present lists of the index. If it cannot be compiled, the present one stays."""
+        """Replace the policy, with the present lists of the index. If the new one cannot be compiled, the present one stays."""
         policy = compile_policy(settings, self._index, observed=self._observe, now=now)
         self._answered_before = self.checks()
         self._answered.clear()

@@ -41,7 +41,7 @@ from eir.lists.pages.roaring import BEYOND, ArrayPages, Indexes, decode_keys, is
 
 
 def build_image(chunks: Sequence[Chunk]) -> Image:
-    """Build an image from chunks, whose pages ascend, in a sealed memory file.
+    """Build an image in a sealed memory file from chunks with ascending pages.
 
     Raises:
         ValueError: if the chunks are inconsistent.

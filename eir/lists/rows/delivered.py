@@ -101,7 +101,7 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class DataFile(AbstractContextManager["DataFile"]):
-    """One data file of a release; it is open until the end of `with`."""
+    """Data file of a release; open until the end of `with`."""
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name

@@ -330,7 +330,7 @@ class _Turn:
         await self._refuse(delivery, others, refused)
 
     async def _load(self, delivery: Delivery, release: VerifiedRelease, others: set[str]) -> ReleaseRefused | None:
-        """Load a release and move it; return the refusal if it is rejected, which the history then has."""
+        """Load a release and move it, or return the refusal."""
         manifest, terms = release.manifest, self.terms
         state = await terms.store.state(manifest.list)
         if state is not None and (state.serial, state.release_digest) == (manifest.serial, release.digest):
