@@ -128,7 +128,7 @@ def restore(
         notes = []
         if not dry_run:
             with acting_in(checked.state):
-                notes = _put_files(room, checked.state, force=force)
+                notes = _restore_files(room, checked.state, force=force)
     for note in notes:
         say(f"note: {note}")
     document = {
@@ -163,7 +163,7 @@ async def _restored(
         if dry_run:
             return [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
         now, by = datetime.now(UTC), who()
-        if isinstance(store, SqliteStore) and is_new and not found and (held := _hold(folder)) is not None:
+        if isinstance(store, SqliteStore) and is_new and not found and (held := _try_lock(folder)) is not None:
             try:
                 for path in folder.glob(f"{store.path.name}-*"):  # the journal of an empty store
                     path.unlink()
@@ -202,8 +202,8 @@ async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
         await store.close()
 
 
-def _put_files(room: Path, folder: Path, *, force: bool) -> list[str]:
-    """Put the backup's small files and its record of checks into the state folder; return notes for the operator."""
+def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
+    """Write the backup's small files and its record of checks to the state folder; return notes for the operator."""
     notes = []
     for name in KEYS:
         ours, theirs = folder / name, room / name
@@ -237,8 +237,8 @@ def _small_files(folder: Path) -> list[str]:
     return [name for name in (*KEYS, *MARKS) if (folder / name).is_file()]
 
 
-def _hold(folder: Path) -> int | None:
-    """Hold the state folder, so that no node starts on it meanwhile; return the descriptor that holds it, or None if a node runs."""
+def _try_lock(folder: Path) -> int | None:
+    """Lock the state folder, so that no node starts on it meanwhile; return the descriptor of the lock, or None if a node runs."""
     with suppress(EirError):
         return lock(folder)
     return None

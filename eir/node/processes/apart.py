@@ -20,7 +20,7 @@ from eir.errors import EirError, ReleaseRefused, Report, refused_by, silent
 from eir.lists.rows.delivered import Progress
 from eir.lists.sources.inbox import CRASH, KILLED
 from eir.node.observe.log import call_failed
-from eir.node.processes.channel import Channel, Handlers, Message, parts_of
+from eir.node.processes.channel import Channel, ChannelMessage, Handlers, parts_of
 from eir.node.processes.starter import Process, Start
 
 Work: TypeAlias = Callable[..., Awaitable[Any]]
@@ -183,7 +183,7 @@ def _do(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: 
         outcome = Outcome(type(refused), refused.args, vars(refused))
     end.setblocking(True)
     with suppress(ConnectionError):
-        for part in parts_of(Message(OUTCOME, (outcome,), None)):
+        for part in parts_of(ChannelMessage(OUTCOME, (outcome,), None)):
             end.send(part)
     return 0
 

@@ -46,7 +46,7 @@ class HasDescriptor(Protocol):
         """Return the descriptor."""
 
 
-class Message(NamedTuple):
+class ChannelMessage(NamedTuple):
     """Message in the form in which it is pickled."""
 
     what: str | None
@@ -63,7 +63,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def parts_of(message: Message) -> list[bytes]:
+def parts_of(message: ChannelMessage) -> list[bytes]:
     """Encode a message as packets; its descriptors are sent with the last one."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     parts = [data[at : at + PART_BYTES] for at in range(0, len(data), PART_BYTES)]
@@ -77,7 +77,7 @@ class Receiver:
         self._end = end
         self._heard = bytearray()
 
-    def next(self) -> tuple[Message, list[int | None]] | None:
+    def next(self) -> tuple[ChannelMessage, list[int | None]] | None:
         """Return the next message with its descriptors; None after the other end has closed.
 
         If this process has no room for all descriptors, they are closed, and the result has None in their place.
@@ -98,7 +98,7 @@ class Receiver:
                 return None
             self._heard += memoryview(data)[1:]
             if data[:1] == LAST:
-                message, self._heard = Message(*pickle.loads(self._heard)), bytearray()  # noqa: S301 - see the module's docstring
+                message, self._heard = ChannelMessage(*pickle.loads(self._heard)), bytearray()  # noqa: S301 - see the module's docstring
                 if len(descriptors) == message.descriptors:
                     return message, list(descriptors)
                 for descriptor in descriptors:
@@ -116,7 +116,7 @@ class Channel:
         """Default number of seconds that the other end has to answer."""
         self._end = end
         self._receiver = Receiver(end)
-        self._waiting: OrderedDict[object, tuple[Message, Sequence[HasDescriptor]]] = OrderedDict()
+        self._waiting: OrderedDict[object, tuple[ChannelMessage, Sequence[HasDescriptor]]] = OrderedDict()
         """Messages to send."""
         self._parts: deque[bytes] = deque()
         """Remaining parts of the message that is being sent."""
@@ -136,7 +136,7 @@ class Channel:
         `carrying`: for each of these the handler receives a descriptor as a further argument, or None without room for it.
         `latest`: the call replaces a waiting call with this name.
         """
-        self._queue(Message(what, arguments, None, len(carrying)), carrying, latest)
+        self._queue(ChannelMessage(what, arguments, None, len(carrying)), carrying, latest)
 
     def try_notify(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> bool:
         """Call a handler of the other side if the kernel accepts the message at once; return false otherwise.
@@ -145,7 +145,7 @@ class Channel:
         """
         if self.gone.is_set() or self._waiting or self._parts:
             return False
-        (part,) = parts_of(Message(what, arguments, None, len(carrying)))
+        (part,) = parts_of(ChannelMessage(what, arguments, None, len(carrying)))
         try:
             socket.send_fds(self._end, [part], [each.fileno() for each in carrying])
         except OSError:  # the end is closed, or its buffer full
@@ -168,7 +168,7 @@ class Channel:
         number = next(self._numbers)
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            self._queue(Message(what, arguments, number, len(carrying)), carrying, None)
+            self._queue(ChannelMessage(what, arguments, number, len(carrying)), carrying, None)
             async with asyncio.timeout(patience_s):
                 return await future
         except TimeoutError:
@@ -212,7 +212,7 @@ class Channel:
 
     # To the other end
 
-    def _queue(self, message: Message, carrying: Sequence[HasDescriptor], latest: str | None) -> None:
+    def _queue(self, message: ChannelMessage, carrying: Sequence[HasDescriptor], latest: str | None) -> None:
         if self.gone.is_set():
             return
         if latest is not None:
@@ -270,7 +270,7 @@ class Channel:
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
             elif number is not None:
-                self._queue(Message(None, result, number), (), None)
+                self._queue(ChannelMessage(None, result, number), (), None)
             if self.gone.is_set():
                 return  # a handler closed this end
 
@@ -283,7 +283,7 @@ class Channel:
         except Exception as fault:  # noqa: BLE001 - as in _result
             answer = None, _refusal(what, fault, failed)
         if number is not None:
-            self._queue(Message(None, answer, number), (), None)
+            self._queue(ChannelMessage(None, answer, number), (), None)
 
     def _answered(self, number: int | None, result: Any, refusal: str | None) -> None:
         future = self._asked.get(-1 if number is None else number)

@@ -30,8 +30,8 @@ from eir.node.processes import block, deliver
 from eir.node.processes.channel import (
     Channel,
     ChannelError,
+    ChannelMessage,
     HasDescriptor,
-    Message,
     Receiver,
     Unanswered,
     pair,
@@ -257,7 +257,7 @@ def _serve(end: socket.socket) -> NoReturn:
             for descriptor in descriptors:
                 if descriptor is not None:
                     os.close(descriptor)
-            for part in parts_of(Message(None, answer, number)):
+            for part in parts_of(ChannelMessage(None, answer, number)):
                 end.send(part)
     os._exit(0)
 
