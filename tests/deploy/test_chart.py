@@ -306,6 +306,17 @@ class TestLife:
             assert selector["matchLabels"].items() <= labels.items()
         assert found["StatefulSet", "eir"]["spec"]["minReadySeconds"] > 30  # Tc, after which peers are back
 
+    def test_without_a_disruption_budget_there_is_none(self):
+        assert ("PodDisruptionBudget", "eir") in rendered({})
+        assert ("PodDisruptionBudget", "eir") not in rendered({"podDisruptionBudget": None})
+
+    def test_the_readiness_probe_is_a_choice_so_that_installers_need_not_wait_for_the_first_load(self):
+        def probed(**values):
+            return container(values)["readinessProbe"]["httpGet"]["path"]
+
+        assert (probed(), probed(readiness="/live")) == ("/ready", "/live")
+        assert helm("lint", {"readiness": "/"}, CHART).returncode != 0
+
     def test_lists_outlive_the_pod(self):
         (claim,) = rendered({})["StatefulSet", "eir"]["spec"]["volumeClaimTemplates"]
         assert claim["metadata"]["name"] == "state"

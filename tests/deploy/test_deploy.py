@@ -499,7 +499,7 @@ class TestContainers:
             if name == "COPY" and not rest.startswith("--from"):
                 assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
         last = len(instructions) - 1 - [name for name, _ in instructions][::-1].index("FROM")
-        assert dict(instructions[last:])["USER"] == "eir"
+        assert dict(instructions[last:])["USER"] == "986:986"  # Kubernetes cannot see by a name that it is not root
         ignored = (DEPLOY / "Containerfile.dockerignore").read_text().split()
         assert {line[1:] for line in ignored if line.startswith("!")} == {
             source
