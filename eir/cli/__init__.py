@@ -1,1 +1,1 @@
-"""The command line: what people and scripts type. Puts parts together for one piece of work, and prints what came of it."""
+"""Command line for people and scripts. Each command combines parts for one task and prints the result."""

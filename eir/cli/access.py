@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from eir.cli.output import EXIT_USAGE, fail, say, warn
+from eir.cli.output import EXIT_USAGE, fail, print_message, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
 from eir.config.reader import read_file
 from eir.device import strip_separators
@@ -26,16 +26,16 @@ from eir.schema import did_you_mean
 
 DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
 DENIED = ("cannot_open", "readonly")
-"""Causes of store errors that may be for want of permission."""
+"""Causes of store errors that may be missing permissions."""
 
 
 def is_named(path: Path) -> bool:
-    """Return True if the person named the configuration, by -c or by $EIR_CONFIG: a default file is one of these very objects."""
+    """Return whether the configuration is named by -c or $EIR_CONFIG; a default file is one of these objects itself."""
     return path is not DEFAULT_CONFIG and path is not SYSTEM_CONFIG
 
 
-def _found(context: typer.Context, path: Path) -> Path:
-    """Return the file that is named, else the first default file that can be read, else the first that is there."""
+def _configuration_file(context: typer.Context, path: Path) -> Path:
+    """Return the named file, else the first readable default file, else the first existing one."""
     source = context.get_parameter_source("config")
     if source is not None and source.name != "DEFAULT":
         return path
@@ -67,7 +67,7 @@ def optional_config(path: Path) -> Path | None:
 
 
 ConfigFile = Annotated[Path, typer.Option(
-    "-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.", callback=_found, show_default=f"{DEFAULT_CONFIG}, or {SYSTEM_CONFIG}",
+    "-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.", callback=_configuration_file, show_default=f"{DEFAULT_CONFIG}, or {SYSTEM_CONFIG}",
 )]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
@@ -76,28 +76,27 @@ C = TypeVar("C", Config, Whereabouts)
 
 
 def config_with_warnings(path: Path) -> Config:
-    """The configuration, for the person who has just written it: what is probably not meant goes to standard error."""
+    """Load the configuration, and print its warnings to standard error."""
     config = load_config(path)
     for warning in config.warnings:
-        say(f"warning: {warning}")
+        print_message(f"warning: {warning}")
     if config.inbox is not None and not config.inbox.is_dir():
-        say(f"warning: the inbox {config.inbox} does not exist; create it, owned by the user that the node runs as")
+        print_message(
+            f"warning: the inbox {config.inbox} does not exist; create it, owned by the user that the node runs as"
+        )
     return config
 
 
 def whereabouts(path: Path) -> Whereabouts:
-    """Return where node and store are.
-
-    Faults elsewhere in the file do not keep people from looking, or from steering the node.
-    """
+    """Return the locations of node and store, even if the file has faults elsewhere."""
     found = load_whereabouts(path)
     for problem in found.problems:
-        say(f"warning: {problem}")
+        print_message(f"warning: {problem}")
     return found
 
 
 def opened(config: C) -> C:
-    """The same configuration, for each command that opens its state folder. Raises EirError for a folder of a newer form."""
+    """Check the state folder of a configuration and return the configuration. Raises EirError for a folder of a newer form."""
     known_form(config.state)
     return config
 
@@ -135,20 +134,20 @@ def with_store(
 
 @contextmanager
 def acting_in(state: Path) -> Iterator[None]:
-    """Use the state folder as its owner would, and say so if it is root's, who has just made it."""
+    """Act as the owner of the state folder; print a notice if root owns it because it was just created."""
     there = state.is_dir()
     try:
         with as_owner_of(state):
             yield
     finally:
         if not there and os.geteuid() == 0 and state.is_dir() and state.stat().st_uid == 0:
-            say(
+            print_message(
                 f"warning: {state} was created and belongs to root; if the node runs as USER: chown -R USER {quote(str(state))}"
             )
 
 
 def who() -> str:
-    """The person who acts, for the history: the login behind sudo, and the host."""
+    """Return the acting person for the history: the login behind sudo, and the host."""
     user = getpass.getuser()
     behind = os.environ.get("SUDO_USER")
     return (
@@ -157,9 +156,9 @@ def who() -> str:
 
 
 def imsi_named(config: Config, text: str) -> str:
-    """The IMSI that a person names: its digits as they are, or that of +NUMBER by the table `numbers`.
+    """Return the IMSI of an argument: digits are an IMSI, +NUMBER is looked up in the table `numbers`.
 
-    Ends the command with a usage error where the table says none.
+    Ends the command with a usage error if the table has no IMSI.
     """
     from eir.lists.rows.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - numpy, for those that need it
 
@@ -178,14 +177,14 @@ def imsi_named(config: Config, text: str) -> str:
 
 
 def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
-    """The list's part of the configuration; ends the command with a usage error if there is no such list."""
+    """Return the settings of a list; end the command with a usage error for an unknown list."""
     if name not in config.lists:
         raise no_list(name, config.lists, config.path)
     return config.lists[name]
 
 
 def no_list(name: str, known: Collection[str], path: Path) -> typer.Exit:
-    """The usage error for a list that is not there."""
+    """Return the usage error for an unknown list."""
     return fail(
         f"no list {name} in {path}; there are: {', '.join(known) or 'none'}{did_you_mean(name, known)}", EXIT_USAGE
     )

@@ -1,7 +1,7 @@
-"""The command line as a whole: which commands there are, examples for the help of each, and how each ends.
+"""All commands, the examples of their help, and their exit status.
 
-A command reads its arguments, has a part do the work, and prints what came of it. Exit status: 0 done; 1 refused or answered "no",
-with the reason on standard error; 2 wrong usage or configuration; 3 unknown (`status`) or undecided (`audit`).
+A command parses its arguments, calls a part and prints the result. Exit status: 0 done; 1 refused or answered "no", with the reason on standard
+error; 2 wrong usage or configuration; 3 unknown (`status`) or undecided (`audit`).
 """
 
 import errno
@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from eir import __version__
-from eir.cli.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say, show_one
+from eir.cli.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, print_message, show_one
 from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault, UsageError
 from eir.node.observe import control
 from eir.node.observe.control import ENVIRONMENT, LOOKS, RUN
@@ -222,11 +222,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }  # fmt: skip
 WIDE = 74
-"""Columns that a line of the help has for an example."""
+"""Width of an example in the help, in columns."""
 
 
-def shown(words: str) -> str:
-    """The examples of a command, as its help ends."""
+def format_examples(words: str) -> str:
+    """Format the examples of a command for the end of its help."""
     lines = ["Examples:"]
     for what, line in EXAMPLES[words]:
         lines += [f"  # {what}", *_folded(f"  {line}")]
@@ -234,7 +234,7 @@ def shown(words: str) -> str:
 
 
 def _folded(line: str) -> list[str]:
-    """A line that is too long goes on with its last option, after a backslash, as a shell reads it."""
+    """Split a long line before its last option, with a backslash for the shell."""
     if len(line) <= WIDE:
         return [line]
     at = line.rindex(" -", 0, WIDE - 2)
@@ -246,7 +246,7 @@ EPILOG = "Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, el
 
 
 class Group(NamedTuple):
-    """A word that begins several commands."""
+    """First word of several commands."""
 
     commands: Mapping[str, str]
     """Second word → what runs."""
@@ -265,16 +265,16 @@ COMMANDS: dict[str, str | Group] = {
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
-    "sightings": Group({"forget": "sightings.forget", "import": "sightings.take_in", "export": "sightings.export"}, alone="sightings.sightings"),
+    "sightings": Group({"forget": "sightings.forget", "import": "sightings.import_log", "export": "sightings.export"}, alone="sightings.sightings"),
     "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "forget-decision": "tamper.forget", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
-"""Word → what runs: a module of eir.cli and its function. In the order in which the help lists them, groups last."""
+"""Module of eir.cli and function by command word, in the order of the help, groups last."""
 ABOUT_ALL = {"completion", "manual"}
-"""Commands that are about all of them."""
+"""Commands that need all other commands."""
 
 
 class _Command(TyperCommand):
-    """A command whose help calls arguments by what they are, and not by types of Python."""
+    """Command whose help names arguments by their meaning instead of a Python type."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         found = super().get_params(ctx)
@@ -287,9 +287,9 @@ class _Command(TyperCommand):
 
 
 def command_line(word: str | None = None) -> typer.Typer:
-    """The command line for what begins with `word`: that command alone, since the modules of all take a while to import.
+    """Build the command line for a first word: that command alone, since importing all modules is slow.
 
-    All commands where there is no such word (then the help or a hint is wanted), or it is about all.
+    An unknown word (for the help or a hint) and a command about all others get all commands.
     """
     app = typer.Typer(
         name="eir", help=HELP, epilog=EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -303,20 +303,23 @@ def command_line(word: str | None = None) -> typer.Typer:
         if isinstance(runs, Group):
             app.add_typer(_group(name, runs), name=name)
         else:
-            app.command(name, cls=_Command, epilog=shown(name))(_function(runs))
+            app.command(name, cls=_Command, epilog=format_examples(name))(_function(runs))
     return app
 
 
 def _group(word: str, of: Group) -> typer.Typer:
     if of.alone:
         group = typer.Typer(
-            invoke_without_command=True, subcommand_metavar="[COMMAND]", rich_markup_mode=None, epilog=shown(word)
+            invoke_without_command=True,
+            subcommand_metavar="[COMMAND]",
+            rich_markup_mode=None,
+            epilog=format_examples(word),
         )
         group.callback()(_function(of.alone))
     else:
         group = typer.Typer(no_args_is_help=True, help=of.help, rich_markup_mode=None)
     for name, runs in of.commands.items():
-        group.command(name, cls=_Command, epilog=shown(f"{word} {name}"))(_function(runs))
+        group.command(name, cls=_Command, epilog=format_examples(f"{word} {name}"))(_function(runs))
     return group
 
 
@@ -340,8 +343,8 @@ def _root(
         raise typer.Exit
 
 
-def look(socket: Path, arguments: Sequence[str]) -> int:
-    """Have the node run a command that only looks (`control_read`), and show what it says; returns the exit status."""
+def run_read_only(socket: Path, arguments: Sequence[str]) -> int:
+    """Run a read-only command on the node (`control_read`) and print its answer; return the exit status."""
     try:
         said = control.ask(socket.absolute().parent, RUN, at=socket.name, arguments=list(arguments))
     except control.ControlError as e:
@@ -359,22 +362,22 @@ def look(socket: Path, arguments: Sequence[str]) -> int:
 
 
 def main(word: str | None = None, arguments: Sequence[str] | None = None) -> None:
-    """Run the command line, where its first word is known with that command alone. `arguments`: instead of this process's own.
+    """Run the command line; a known first word loads only that command. `arguments`: instead of those of the process.
 
     Errors become a message on standard error and an exit status.
     """
     try:
         try:
             if word in LOOKS and (at := os.environ.get(ENVIRONMENT)):
-                sys.exit(look(Path(at), sys.argv[1:] if arguments is None else arguments))
+                sys.exit(run_read_only(Path(at), sys.argv[1:] if arguments is None else arguments))
             command_line(word)(arguments, prog_name="eir")
         finally:
             sys.stdout.flush()
     except UnicodeEncodeError as e:  # of an argument, or of the output: all that is read elsewhere is decoded with care
         if e.encoding == "utf-8":
-            say("eir: an argument has octets that are not UTF-8", "error")
+            print_message("eir: an argument has octets that are not UTF-8", "error")
             sys.exit(EXIT_USAGE)
-        say(f"eir: the output is in {e.encoding}, which lacks some characters: set LANG=C.UTF-8", "error")
+        print_message(f"eir: the output is in {e.encoding}, which lacks some characters: set LANG=C.UTF-8", "error")
         sys.exit(EXIT_NO)
     except EirError as e:
         begin = (
@@ -384,11 +387,11 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
             if isinstance(e, ReleaseRefused)
             else "eir: "
         )
-        say(f"{begin}{e}", "error")
+        print_message(f"{begin}{e}", "error")
         sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault | UsageError) else EXIT_NO)
     except OSError as e:
         if e.errno != errno.EPIPE:  # a reader that went away is not told
-            say(f"eir: {e.filename or 'the output'}: {e.strerror}", "error")
+            print_message(f"eir: {e.filename or 'the output'}: {e.strerror}", "error")
         with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the interpreter writes what is left when it ends
         sys.exit(EXIT_NO)

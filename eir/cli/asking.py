@@ -1,4 +1,4 @@
-"""Commands that ask about a device: what this EIR would answer and why, and what any EIR answers to those who ask it."""
+"""Commands about the answer for a device: the answer of this EIR with its reason, and the answer of any EIR to a probe."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import typer
 from eir.cli import in_force
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, imsi_named, is_named, opened, optional_config, with_store
 from eir.cli.in_force import FromStore
-from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
+from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, print_message, show, show_one
 from eir.config import Config, load_config, load_identity, load_whereabouts
 from eir.device import strip_separators
 from eir.errors import ConfigError, IdentifierError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from eir.interfaces.probing import ProbeFinding
 
 CLIENTS = {each.name: each.client for each in INTERFACES if each.words}
-"""Interfaces that may be asked about a device: name → a client."""
+"""Kinds of clients by interface name, for `eir check --protocol`."""
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
 UNAUTHORIZED = 401
 OWN_POINT_CODE = "0-0-1"
@@ -121,7 +121,7 @@ def check(
     protocol: Annotated[str | None, typer.Option(metavar="|".join(CLIENTS), click_type=click.Choice([*CLIENTS]), help=f"Say also what goes over the wire, to {_clients()}.")] = None,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Say what would be answered for a device, and why.
+    """Show the answer for a device, and its reason.
 
     Blanks and dashes, as on a box, do not count. Exit status 2 if it is no identifier of a device, whatever such a request gets.
 
@@ -169,7 +169,7 @@ def check(
 
 
 def with_reason(config: Config, states: Mapping[str, ListState], found: "Explanation", now: datetime) -> "Explanation":
-    """Return what the node answers by these lists, with the reason from the store or from the node's copy of it."""
+    """Return the node's answer, with the reason from the store or from the node's copy."""
     if found.list is None or found.list not in states:
         return found
     from eir.checks.explain import add_reason  # noqa: PLC0415 - as above
@@ -177,7 +177,9 @@ def with_reason(config: Config, states: Mapping[str, ListState], found: "Explana
     held = states[found.list]
     read = in_force.read_as_held(config, found.list, held, lambda store: add_reason(found, held.kind, store, now=now))
     if read is None:
-        say("note: the reason is not known: neither the store nor the node's copy has what the node answers by")
+        print_message(
+            "note: the reason is not known: neither the store nor the node's copy has what the node answers by"
+        )
     return found if read is None else read[0]
 
 
@@ -233,34 +235,34 @@ def probe(
     prober, asked = prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls, config)
     for each in imeis:
         if (plain := strip_separators(each)) != each:
-            say(f"note: '{each}' is sent as typed; without blanks and dashes it would be {plain}")
+            print_message(f"note: '{each}' is sent as typed; without blanks and dashes it would be {plain}")
     if count is not None:
         summary = asyncio.run(
             prober.ask_many(asked, imeis, count=count, rate=rate, imsi=imsi, software_version=software_version)
         )
         show_one(summary.as_json(), summary.as_text(), as_json=as_json)
         if summary.fault:
-            say(f"eir: {summary.fault}")
+            print_message(f"eir: {summary.fault}")
         if summary.answered < count:
             raise typer.Exit(EXIT_NO)
         return
-    _tell(
+    _print_findings(
         asyncio.run(prober.ask(asked, imeis, imsi=imsi, software_version=software_version)),
         with_token=token is not None,
         as_json=as_json,
     )
 
 
-def _tell(findings: "Sequence[ProbeFinding]", *, with_token: bool, as_json: bool) -> None:
+def _print_findings(findings: "Sequence[ProbeFinding]", *, with_token: bool, as_json: bool) -> None:
     columns = ("imei", "imsi", "status", "result_code", "experimental_result_code", "round_trip_ms")
     show([finding.as_json() for finding in findings], columns, as_json=as_json)
     for finding in findings:
         if finding.fault:
-            say(f"eir: {finding.imei}: {finding.fault}")
+            print_message(f"eir: {finding.imei}: {finding.fault}")
         elif finding.error:
-            say(f"eir: {finding.imei}: answered by the error {finding.error}")
+            print_message(f"eir: {finding.imei}: answered by the error {finding.error}")
     if not with_token and any(finding.result_code == UNAUTHORIZED for finding in findings):
-        say("eir: an access token is wanted: --token FILE")
+        print_message("eir: an access token is wanted: --token FILE")
     if any(finding.round_trip_ms is None for finding in findings):
         raise typer.Exit(EXIT_NO)
 
@@ -272,7 +274,7 @@ def names_of(
     destination_realm: str | None,
     config: Path,
 ) -> Names:
-    """Return the names that are given, and those of the configuration where there is one.
+    """Return the given names, completed by those of a configuration if one exists.
 
     Raises ConfigError if a configuration was named and cannot be read.
     """
@@ -287,9 +289,9 @@ def names_of(
 def prober_for(
     target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float, calls: Calls, config: Path
 ) -> tuple[Any, Any]:
-    """Return the module that asks the target, by the interface that its scheme names, and the target as the module has it.
+    """Return the probing module of the interface for the target's URL scheme, and its target.
 
-    The first interface asks a target without a known scheme.
+    A target without a known scheme belongs to the first interface.
     """
     scheme = target.partition("://")[0]
     interface = next((each for each in INTERFACES if scheme in each.schemes and "://" in target), INTERFACES[0])

@@ -1,4 +1,4 @@
-"""The command that holds an EIR to a list: by asking it, by a capture of what others asked it, or by its own record."""
+"""Command that compares the answers of an EIR with a list: by a probe, by a capture of others' requests, or by its own record."""
 
 import asyncio
 import math
@@ -34,7 +34,7 @@ from eir.cli.asking import (
     prober_for,
     tls_of,
 )
-from eir.cli.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, duration, fail, progress, say, show_one
+from eir.cli.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, duration, fail, print_message, progress, show_one
 from eir.cli.sightings import recorded
 from eir.config import Config, load_to_ask
 from eir.interfaces import INTERFACES
@@ -56,7 +56,7 @@ from eir.wire.transport.endpoint import PORTS, TCP
 
 RATE = 100.0
 NAMED_MAX = 10
-"""Exceptions in the text; `--json` has all."""
+"""Maximum number of exceptions in the text output; `--json` has all."""
 
 
 def audit(
@@ -143,11 +143,11 @@ def audit(
             )
             known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe} | set(mme or ()) | seen
             report = judge(listed, checks, wanted=answer, known=known, asking=present, confidence=sure)
-    _tell(report, floor, as_json=as_json)
+    _print_report(report, floor, as_json=as_json)
 
 
 def _share(option: str, text: str | None) -> float | None:
-    """0.999 or 99.9%."""
+    """Parse a share written as 0.999 or 99.9%."""
     if text is None:
         return None
     try:
@@ -188,7 +188,7 @@ async def _ask(
 
 
 def _captured(capture: Path, ports: list[int], config: Config) -> tuple[list[Check], set[str], set[str]]:
-    """Checks in a capture, who asked, and who was there."""
+    """Read the checks, the asking clients and the known clients of a capture."""
     from eir.device import device_key  # noqa: PLC0415 - for this alone, as the next
     from eir.errors import IdentifierError  # noqa: PLC0415 - as above
 
@@ -203,7 +203,7 @@ def _captured(capture: Path, ports: list[int], config: Config) -> tuple[list[Che
             continue  # no list holds it
     if not found.asking | found.known:
         where = ", ".join(map(str, ports or (PORTS[TCP],)))
-        say(
+        print_message(
             f"warning: {capture} shows nobody over Diameter at port {where}, nor over MAP; --port says where the EIR listens"
         )
     return checks, found.asking, found.known
@@ -216,16 +216,16 @@ def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], s
 
 
 def _answer(config: Config, name: str) -> Status:
-    """Return the policy's answer for the list: that of the first rule that looks into it."""
+    """Return the policy's answer for a list: that of the first rule with the list."""
     return next((rule.answer for rule in config.policy.rules if rule.list == name), Status.BLACKLISTED)
 
 
-def _tell(report: AuditReport, floor: float | None, *, as_json: bool) -> None:
+def _print_report(report: AuditReport, floor: float | None, *, as_json: bool) -> None:
     show_one(report.as_json(), _text(report), as_json=as_json)
     if report.fault:
-        say(f"eir: {report.fault}")
+        print_message(f"eir: {report.fault}")
     if report.share is None:
-        say("eir: nothing was asked about any device of the list")
+        print_message("eir: nothing was asked about any device of the list")
     if report.fault or floor is None:
         if report.fault or report.share is None:
             raise typer.Exit(EXIT_NO)

@@ -1,6 +1,6 @@
-"""The commands of the first hour: a configuration with comments, the folder of publishers' keys and a unit, from a few answers; a feed's user.
+"""Commands for the first setup: a commented configuration, the folder of publishers' keys and a systemd unit from a few answers; a feed's user.
 
-Nothing that is there is written over. What was written has been read as `eir serve` will read it.
+Existing files are never overwritten. The files are validated like `eir serve` reads them.
 """
 
 import grp
@@ -20,7 +20,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from eir.cli.access import SYSTEM_CONFIG
-from eir.cli.output import EXIT_USAGE, fail, say
+from eir.cli.output import EXIT_USAGE, fail, print_message
 from eir.config import load_config
 from eir.errors import ConfigError
 from eir.interfaces.feed.feed_users import UsersError, check_name, user_line
@@ -38,8 +38,8 @@ KEY_BYTES_MAX = 64 << 10
 UNIT = Path(__file__).with_name("eir.service")
 
 
-class Peer(NamedTuple):
-    """A peer that may ask."""
+class FirstPeer(NamedTuple):
+    """Peer of the first configuration."""
 
     host: str | None
     """Its Origin-Host; None: any of our realm."""
@@ -96,7 +96,7 @@ def init(
 
 
 def _ask(question: str, check: Callable[[str], object], default: str | None = None) -> str:
-    """Ask a question until the answer passes the check, which raises ValueError; returns the answer."""
+    """Prompt until the answer passes the check, which raises ValueError; return the answer."""
 
     def value(answer: str) -> str:
         try:
@@ -109,7 +109,7 @@ def _ask(question: str, check: Callable[[str], object], default: str | None = No
 
 
 def _check_option(option: str, check: Callable[[str], object], texts: Sequence[str]) -> None:
-    """End the command with a usage error if a text that was given does not pass the check."""
+    """End the command with a usage error if a given text does not pass the check."""
     for text in filter(None, texts):
         try:
             check(text)
@@ -118,7 +118,7 @@ def _check_option(option: str, check: Callable[[str], object], texts: Sequence[s
 
 
 def _asked_peers() -> list[str]:
-    """Ask for peers until nothing is typed."""
+    """Prompt for peers until an empty line."""
     found = [_ask("Who may ask (HOST@ADDRESS, or a network)", parse_peer)]
     while text := _ask("Who else (nothing: nobody)", lambda text: text and parse_peer(text), default=""):
         found.append(text)
@@ -126,7 +126,7 @@ def _asked_peers() -> list[str]:
 
 
 def _asked_signers(signer: str) -> str | None:
-    """Ask for the publisher's key; returns the line of a signers file, or None."""
+    """Prompt for the publisher's key; return the line of a signers file, or None."""
     question = "File of the publisher's public key (nothing: none yet)"
     text = _ask(question, lambda text: text and parse_signers(Path(text), signer), default="")
     return parse_signers(Path(text), signer) if text else None
@@ -159,12 +159,12 @@ def _check_kind(text: str, kind: Kind) -> None:
 
 
 def _whole(host: str, realm: str) -> str:
-    """The name of a host, in full: one without a dot is a host of the realm (RFC 6733 4.3.1 wants a fully qualified name)."""
+    """Return the fully qualified name of a host (RFC 6733 4.3.1); the realm is appended to a name without a dot."""
     return host if "." in host else f"{host}.{realm}"
 
 
-def parse_peer(text: str, realm: str = "") -> Peer:
-    """Parse a peer as the option has it. Raises ValueError."""
+def parse_peer(text: str, realm: str = "") -> FirstPeer:
+    """Parse a peer of the option. Raises ValueError."""
     host, at, networks = text.rpartition("@")
     named = [each.strip() for each in networks.split(",")]
     try:
@@ -176,7 +176,7 @@ def parse_peer(text: str, realm: str = "") -> Peer:
         raise ValueError(f"{text}: nothing stands before the @")
     if host:
         check_identity(host)
-    return Peer(_whole(host, realm) if host else None, named)
+    return FirstPeer(_whole(host, realm) if host else None, named)
 
 
 def parse_signers(key: Path, signer: str) -> str:
@@ -195,9 +195,9 @@ def parse_signers(key: Path, signer: str) -> str:
 
 
 def configuration(
-    names: Mapping[str, str], listen: Sequence[str], peers: Sequence[Peer], list_name: str | None, state: str
+    names: Mapping[str, str], listen: Sequence[str], peers: Sequence[FirstPeer], list_name: str | None, state: str
 ) -> str:
-    """The text of a configuration. `names`: host and realm; `list_name`: of the list that a publisher signs."""
+    """Render a configuration. `names`: host and realm; `list_name`: list that a publisher signs."""
     entries = "\n".join(
         f"  - {{{f'host: {_y(peer.host)}' if peer.host else 'realm: ' + _y(names['realm'])}, from: {_y(list(peer.networks))}}}"
         for peer in peers
@@ -245,12 +245,12 @@ workers: 2
 
 
 def _y(value: object) -> str:
-    """A value as YAML in one line, which JSON is."""
+    """Encode a value as YAML in one line, which JSON is."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def unit(folder: Path, state: str) -> str:
-    """The unit for systemd: the program that runs now, with the configuration in this folder."""
+    """Render the systemd unit for the running program with the configuration in this folder."""
     program = Path(sys.executable).with_name("eir")
     text = UNIT.read_text(encoding="utf-8").replace(
         f"EIR_CONFIG={SYSTEM_CONFIG}", _word(f"EIR_CONFIG={folder / 'eir.yaml'}")
@@ -266,13 +266,13 @@ def unit(folder: Path, state: str) -> str:
 
 
 def _word(text: str) -> str:
-    """A text as one word of a unit (systemd.syntax, systemd.unit: specifiers)."""
+    """Quote a text as one word of a unit (systemd.syntax, systemd.unit: specifiers)."""
     text = text.replace("%", "%%")
     return f'"{text}"' if " " in text else text
 
 
 def _check(files: Mapping[Path, str]) -> None:
-    """Read the configuration as a node would, before anything is in its place."""
+    """Validate the configuration like a node, before the files are written."""
     with tempfile.TemporaryDirectory(prefix="eir-init-") as there:
         for name, text in files.items():
             (Path(there) / name).parent.mkdir(exist_ok=True)
@@ -284,7 +284,7 @@ def _check(files: Mapping[Path, str]) -> None:
 
 
 def _write(folder: Path, files: Mapping[Path, str]) -> None:
-    """Write the files, all of them or none."""
+    """Write all files or none."""
     if there := [str(folder / name) for name in files if os.path.lexists(folder / name)]:
         raise fail(f"nothing is written: there is {', '.join(there)} already")
     group = None
@@ -322,7 +322,7 @@ def user(
     except UsersError as e:
         raise fail(str(e), EXIT_USAGE) from None
     if password_file is None:
-        say(f"the password of {name}: {password}")
+        print_message(f"the password of {name}: {password}")
     sys.stdout.write(f"{line}\n")
 
 

@@ -1,8 +1,8 @@
-"""The lists in force: the running node is asked first, and answers from memory.
+"""Current lists: the running node answers first, from memory.
 
-A difference from file or store is named. A node follows its store within a second, so a difference is checked again
-before it is named. What a node does not hold in memory (reasons, who and when) is read from the store, or from the
-node's last good copy, whichever has the lists that the node answers by.
+A difference from file or store is reported. A node follows its store within 1 s, so a difference is checked again before the report.
+Reasons, authors and times are not in a node's memory. They are read from the store, or from the node's last good copy, depending on which
+has the lists of the node.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from eir.cli.access import acting_in
-from eir.cli.output import say
+from eir.cli.output import print_message
 from eir.config import Config, Whereabouts, digests
 from eir.errors import EirError, StoreError
 from eir.lists.record.store import ListState, ListStore
@@ -24,27 +24,27 @@ from eir.lists.stores.records import decode_state
 from eir.node.observe import control
 
 NODE_S = 5.0
-"""Time that the node has to answer."""
+"""Seconds within which the node must answer."""
 STORE_S = 5.0
-"""Time that the store has to answer, where the node has answered already."""
+"""Seconds within which the store must answer if the node has answered."""
 LEVEL_S, LEVEL_EACH_S = 1.5, 0.1
-"""Time that a node has to follow its store before a difference is named, and interval between two looks."""
+"""Seconds for a node to follow its store before a difference is reported, and interval of the checks."""
 TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
-"""Time that a load or a rollback waits for the node on its host to follow, and interval between two looks."""
+"""Seconds that a load or a rollback waits for the node on its host to follow, and interval of the checks."""
 
 FromStore = Annotated[bool, typer.Option("--store", help="Ask the store, and not the running node.")]
 
 STORE_ITSELF, LAST_COPY = "the store", "the node's last good copy"
 
 Stored = Mapping[str, ListState | StoreError | None]
-"""State of each list in a store, or why it cannot be read, or None."""
+"""State of each list in a store, its read error, or None."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """The answer of a running node."""
+class NodeAnswer:
+    """Answer of a running node."""
 
     pid: int
     states: Mapping[str, ListState]
@@ -57,21 +57,21 @@ class Node:
 
 def asked(
     config: Config | Whereabouts, command: str, *, store_only: bool, as_json: bool, **arguments: Any
-) -> Node | None:
-    """Ask the node that runs on the state folder, and say who was asked; None if it is the store that has to say.
+) -> NodeAnswer | None:
+    """Request the current lists from the node on the state folder; return None if the store has to answer.
 
-    Prints to standard error: who answers (not with `as_json`: scripts know what they asked), and each difference.
+    Prints to standard error the source of the answer (not with `as_json`) and each difference.
     """
     node = None if store_only else _node(config, command, arguments)
     if not as_json:
         why = "as --store says" if store_only else "no node answers here"
-        say(f"from the store, {why}" if node is None else f"from the running node (process {node.pid})")
+        print_message(f"from the store, {why}" if node is None else f"from the running node (process {node.pid})")
     for note in () if node is None else node.notes:
-        say(f"note: {note}")
+        print_message(f"note: {note}")
     return node
 
 
-def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, Any]) -> Node | None:
+def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, Any]) -> NodeAnswer | None:
     end = time.monotonic() + LEVEL_S
     while True:
         try:
@@ -79,7 +79,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
         except control.ControlAway:
             return None
         except control.ControlError as e:
-            say(f"note: the running node was not asked: {e}")
+            print_message(f"note: the running node was not asked: {e}")
             return None
         states = {name: decode_state(state) for name, state in said["lists"].items()}
         stored = _stored(config, states)
@@ -98,13 +98,13 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
         if isinstance(stored, EirError)
         else _behind(states, stored)
     )
-    return Node(said["pid"], states, said.get("answer"), tuple(notes))
+    return NodeAnswer(said["pid"], states, said.get("answer"), tuple(notes))
 
 
 def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
-    """Return what the store holds of the lists that file and node have; or its error, if it does not answer."""
+    """Return the store's states of the lists in file and node, or the store's error."""
 
-    async def found() -> Stored:
+    async def lookup() -> Stored:
         store = open_store(config.store, config.state, check=False, upgrades=False)
         try:
             async with asyncio.timeout(STORE_S):
@@ -114,7 +114,7 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> St
 
     try:
         with acting_in(config.state):
-            return asyncio.run(found())
+            return asyncio.run(lookup())
     except EirError as e:
         return e
     except TimeoutError:
@@ -122,9 +122,9 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> St
 
 
 async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, ListState | StoreError | None]:
-    """Return what the store holds of these lists; a damaged one hides no other.
+    """Return the store's states of these lists; a damaged list does not affect the others.
 
-    Raises StoreError where none can be read.
+    Raises StoreError if no list is readable.
     """
     read: dict[str, ListState | StoreError | None] = {}
     for name in names:
@@ -141,7 +141,7 @@ async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, 
 
 
 def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]:
-    """Return the differences between the file and what the node goes by."""
+    """Return the differences between the file and the settings of the node."""
     if isinstance(config, Whereabouts) and config.problems:
         return [f"{config.path} has errors (eir config), the node goes by the configuration that it took over before"]
     file = digests(config.shown)
@@ -154,7 +154,7 @@ def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]
 
 
 def _behind(states: Mapping[str, ListState], stored: Stored) -> list[str]:
-    """Return the differences between the store and what the node answers by."""
+    """Return the differences between the store and the lists of the node."""
     notes = []
     for name, there in stored.items():
         here = states.get(name)
@@ -174,9 +174,9 @@ def _called(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Do the work on a store that has the list as the node holds it: the store itself, or the node's last good copy.
+    """Run `work` on the store, or on the node's last good copy, whichever has the node's content of the list.
 
-    Returns what came of it and what the place is called; None if neither has it now.
+    Returns its result and the name of the place; None if neither has that content.
     """
 
     async def read() -> tuple[T, str] | None:
@@ -206,10 +206,7 @@ def read_as_held(
 
 
 def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
-    """Say whether the node on this state folder answers by what was put in force (list → digest of its content).
-
-    Waits a little for it.
-    """
+    """Wait briefly for the node on this state folder to use the loaded content (list → digest), and return a message about it."""
     end = time.monotonic() + TAKEN_OVER_S
     try:
         while True:

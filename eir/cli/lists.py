@@ -1,4 +1,4 @@
-"""Commands about the lists in force: what they are and what is in one, the way back, and changes of a local one by hand."""
+"""Commands about the current lists: show lists and their content, roll back, and edit local lists."""
 
 import sys
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ from eir.cli.access import (
     who,
     with_store,
 )
-from eir.cli.in_force import STORE_ITSELF, FromStore, Node, Stored, asked, read_as_held, states_of, taken_over
-from eir.cli.output import EXIT_USAGE, MANY, fail, print_json, progress, say, show, show_one, written_to
+from eir.cli.in_force import STORE_ITSELF, FromStore, NodeAnswer, Stored, asked, read_as_held, states_of, taken_over
+from eir.cli.output import EXIT_USAGE, MANY, fail, print_json, print_message, progress, show, show_one, written_to
 from eir.config import Config, Whereabouts, load_config
 from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, strip_separators
 from eir.errors import IdentifierError, StoreError
@@ -96,12 +96,12 @@ def lists(
         return
     checked = opened(whereabouts(config))
 
-    async def found(store: ListStore) -> Stored:
+    async def lookup(store: ListStore) -> Stored:
         return await states_of(store, checked.lists) if checked.lists else {**await store.states()}
 
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
     states: Stored = (
-        with_store(checked, found, fresh=False, reads=True)
+        with_store(checked, lookup, fresh=False, reads=True)
         if node is None
         else dict.fromkeys(checked.lists) | dict(node.states)
     )
@@ -186,7 +186,7 @@ def rollback(
         said += f"the next release needs a serial above {state.highest_serial}"
     show_one(_list_row(list_name, state.kind, state), f"{list_name}: {said}", as_json=as_json)
     if not dry_run:
-        say(taken_over(checked.state, {list_name: state.content_digest}))
+        print_message(taken_over(checked.state, {list_name: state.content_digest}))
 
 
 def add(
@@ -241,13 +241,13 @@ def add(
         shown("write", 1, 1)
     show_one(asdict(report), report.as_text(), as_json=as_json)
     for complaint in found.tally.complaints:
-        say(f"warning: a bad row, which was left out: {complaint}")
+        print_message(f"warning: a bad row, which was left out: {complaint}")
     if found.tally.bad > len(found.tally.complaints):
-        say(f"warning: {found.tally.bad:,} bad rows in all")
+        print_message(f"warning: {found.tally.bad:,} bad rows in all")
     if found.ended:
-        say(f"warning: {found.ended:,} entries have an end that is over, and were left out")
+        print_message(f"warning: {found.ended:,} entries have an end that is over, and were left out")
     if found.tally.wrong_check_digits:
-        say(f"warning: {found.tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
+        print_message(f"warning: {found.tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
 
 
 def _content(path: Path) -> bytes:
@@ -259,7 +259,7 @@ def _content(path: Path) -> bytes:
 
 
 def _end(until: str) -> int:
-    """Return the time at which entries end, in Unix seconds; 0 without an end."""
+    """Return the time at which entries expire in Unix seconds; 0: never."""
     with suppress(ValueError):
         return int((datetime.now(UTC) + parse_duration(until)).timestamp())
     with suppress(ValueError):
@@ -313,7 +313,9 @@ def _edit(
         if what == REMOVE or settings.kind == SUBSCRIBERS
         else filter(is_wrong_digit, map(strip_separators, identifiers))
     ):
-        say(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; was it typed wrong?")
+        print_message(
+            f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; was it typed wrong?"
+        )
     show_one(asdict(report), report.as_text(), as_json=as_json)
 
 
@@ -328,8 +330,8 @@ def _apply(checked: Config, settings: ListSettings, edit: Edit) -> EditReport:
 ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")]
 
 
-class _Found(NamedTuple):
-    """The content of a list in the store."""
+class _ListContent(NamedTuple):
+    """Content of a list in the store."""
 
     state: ListState
     pages: Sequence[Page]
@@ -356,7 +358,7 @@ def show_list(
     checked = opened(whereabouts(config))
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
     found = _as_held(checked, node, list_name, identifier) or with_store(
-        checked, partial(_found, checked, list_name, identifier), fresh=False, reads=True
+        checked, partial(_list_content, checked, list_name, identifier), fresh=False, reads=True
     )
     entries = (
         [
@@ -388,7 +390,7 @@ def show_list(
         told = [row | {"until": f"{row['until']}, ended"} if row["ended"] else row for row in rows]
         show(told, (*columns, "reason", "until", "who", "time"), as_json=False)
         if left > 0:
-            say(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
+            print_message(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
     if not rows and found.keys.start >= ODD_BASE and found.state.kind != SUBSCRIBERS:
         raise fail(
             f"{identifier} is not in {list_name}, and is no IMEI (14 to 16 digits), no MEID and no TAC (8 digits)",
@@ -398,16 +400,20 @@ def show_list(
         raise fail(f"{identifier} is not in {list_name}" if identifier else f"no entry of {list_name} is left to show")
 
 
-def _as_held(checked: Whereabouts, node: Node | None, name: str, identifier: str) -> _Found | None:
-    """The list as the node holds it: out of whatever has the same content, by its digest; None if the store has to say."""
+def _as_held(checked: Whereabouts, node: NodeAnswer | None, name: str, identifier: str) -> _ListContent | None:
+    """Read the list with the node's content (same digest) from the store or the node's copy; None if the store has to answer."""
     if node is None or name not in node.states:
         return None
-    if (read := read_as_held(checked, name, node.states[name], partial(_found, checked, name, identifier))) is None:
-        say("note: neither the store nor the node's copy has what the node answers by; this is what the store holds")
+    if (
+        read := read_as_held(checked, name, node.states[name], partial(_list_content, checked, name, identifier))
+    ) is None:
+        print_message(
+            "note: neither the store nor the node's copy has what the node answers by; this is what the store holds"
+        )
         return None
     found, place = read
     if place != STORE_ITSELF:
-        say(f"note: read from {place}")
+        print_message(f"note: read from {place}")
     return found
 
 
@@ -435,17 +441,17 @@ def export_list(
         if given not in known:
             raise fail(f"--{option} {given}: expected {', '.join(filter(None, known))}", EXIT_USAGE)
     checked = opened(whereabouts(config))
-    found = with_store(checked, partial(_found, checked, list_name, ""), fresh=False, reads=True)
+    found = with_store(checked, partial(_list_content, checked, list_name, ""), fresh=False, reads=True)
     with progress() as advance, written_to(out) as file:
         rows = export(
             found.state, found.pages, layout, file, only_tacs=only == "tac" if only else None,
             progress=partial(advance, "write") if advance else lambda *_: None,
         )  # fmt: skip
-    say(f"{list_name}: {rows:,} rows, serial {found.state.serial}, generation {found.state.generation}")
+    print_message(f"{list_name}: {rows:,} rows, serial {found.state.serial}, generation {found.state.generation}")
 
 
-async def _found(checked: Whereabouts, name: str, identifier: str, store: ListStore) -> _Found:
-    """The list, or the part of it that is about an identifier. Ends the command if there is no such list."""
+async def _list_content(checked: Whereabouts, name: str, identifier: str, store: ListStore) -> _ListContent:
+    """Read a list, or the part about an identifier. End the command for an unknown list."""
     state = await store.state(name)
     if state is None:
         known = dict.fromkeys((*checked.lists, *await store.states()))
@@ -456,11 +462,11 @@ async def _found(checked: Whereabouts, name: str, identifier: str, store: ListSt
     else:
         keys = range(0)
         _, pages = await read_pages(store, name)
-    return _Found(state, pages, keys, await store.history(name))
+    return _ListContent(state, pages, keys, await store.history(name))
 
 
 def _sought(identifier: str, kind: str) -> range:
-    """The keys of the entries that are about an identifier: of a device its own and its TAC's, of a TAC all under it."""
+    """Return the keys of the entries about an identifier: for a device its own and that of its TAC, for a TAC all its devices."""
     identifier = strip_separators(identifier)
     try:
         if kind == SUBSCRIBERS:
@@ -472,7 +478,7 @@ def _sought(identifier: str, kind: str) -> range:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
 
 
-def _row(entry: ListEntry, found: _Found, added: Event | None) -> dict[str, Any]:
+def _row(entry: ListEntry, found: _ListContent, added: Event | None) -> dict[str, Any]:
     state = found.state
     loaded = next(
         (

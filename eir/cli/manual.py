@@ -1,4 +1,4 @@
-"""The manual page and the completion of a shell, made from the commands themselves."""
+"""Manual page and shell completion, generated from the commands."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +40,7 @@ def _list_names(config: Path) -> Iterable[str]:
 
 
 def _peer_names(config: Path) -> Iterable[str]:
-    """Return the peers as the running node calls them, or else those of the configuration."""
+    """Return the peers of the running node, or else those of the configuration."""
     try:
         return dict.fromkeys(peer["label"] for peer in control.ask(load_whereabouts(config).state, "peers"))
     except control.ControlError:
@@ -48,11 +48,11 @@ def _peer_names(config: Path) -> Iterable[str]:
 
 
 NAMES: dict[str, Callable[[Path], Iterable[str]]] = {"lists": _list_names, "peers": _peer_names}
-"""Kind of names that a script offers → the names."""
+"""Functions that return the names for completion, by kind."""
 
 
 def _named_by(names: tuple[str, ...], command: Any) -> str:
-    """Return the kind of names that the command's first argument takes; empty for none."""
+    """Return the kind of names for the command's first argument, or empty."""
     first = next((each.metavar for each in command.params if each.param_type_name == "argument"), None)
     if first in {"LIST", "[LIST]"}:
         return "lists"
@@ -78,7 +78,7 @@ def completion(
 
 
 def commands_of(command: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """A command and all below it, each with the words that call it."""
+    """Return a command and all its subcommands, each with its words."""
     yield names, command
     for name, inner in getattr(command, "commands", {}).items():
         yield from commands_of(inner, (*names, name))
@@ -89,7 +89,7 @@ def _options(command: Any) -> Iterator[Any]:
 
 
 def _does(command: Any) -> bool:
-    """True if the command does something itself, and does not only hold other commands."""
+    """Return whether the command runs by itself instead of only grouping subcommands."""
     return not hasattr(command, "commands") or bool(command.invoke_without_command)
 
 
@@ -98,7 +98,7 @@ def _first_sentence(command: Any) -> str:
 
 
 def man_page(root: Any) -> str:
-    """The manual page of section 1, in the man macros of roff."""
+    """Render the manual page of section 1 with the man macros of roff."""
     lines = [
         f'.TH EIR 1 "" "eir {__version__}" "Equipment Identity Register"', ".SH NAME", f"eir \\- {_roff(_first_sentence(root))}", ".SH SYNOPSIS",
         ".B eir", "COMMAND [OPTIONS] [ARGUMENTS]", ".SH COMMANDS",
@@ -135,7 +135,7 @@ def _roff(text: str) -> str:
 
 
 def bash(root: Any, *, zsh: bool = False) -> str:
-    """A script for bash, or for zsh with what it has for scripts of bash: commands and options; else files."""
+    """Render a completion script for bash, or for zsh with its bash compatibility: commands and options, else files."""
     cases = [
         f'    "{" ".join(names)}") words="{" ".join([*getattr(command, "commands", {}), *(opt for each in _options(command) for opt in each.opts), "-h", "--help"])}" ;;'
         for names, command in commands_of(root)
@@ -192,7 +192,7 @@ complete -o default -F _eir eir
 
 
 def fish(root: Any) -> str:
-    """A script for fish."""
+    """Render a completion script for fish."""
     lines = []
     for names, command in commands_of(root):
         seen = (

@@ -1,4 +1,4 @@
-"""Commands for the operator of a node: run it, see how it is, steer it, check its configuration."""
+"""Commands for the operator of a node: run it, show its status, control it, check its configuration."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, config_with_warnings, whereabouts
-from eir.cli.output import say, show, show_one
+from eir.cli.output import print_message, show, show_one
 from eir.config import load_config, load_whereabouts, render
 from eir.errors import ConfigError, EirError
 from eir.node.observe import control
@@ -34,7 +34,7 @@ def serve(config: ConfigFile = DEFAULT_CONFIG, reload_on_change: ReloadOnChange 
 
 
 def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Say in one line how the running node is.
+    """Show the status of the running node in one line.
 
     The exit status is what Nagios expects: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
     """
@@ -78,7 +78,7 @@ def peer_enable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Have the running node take over the changed configuration.
+    """Apply the changed configuration to the running node.
 
     SIGHUP does the same. A file with a fault in it changes nothing.
     """
@@ -92,7 +92,7 @@ def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Have the running node send its peers away and end.
+    """Disconnect the peers of the running node and stop it.
 
     It tells them to go elsewhere (DPR) and answers what is under way first.
     """
@@ -117,5 +117,5 @@ def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = Fals
         try:
             read_numbers(checked.numbers)
         except NumbersError as e:
-            say(f"warning: numbers: {e}")
+            print_message(f"warning: numbers: {e}")
     show_one(checked.shown, render(checked).rstrip(), as_json=as_json)

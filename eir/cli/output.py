@@ -1,6 +1,6 @@
-"""Output of commands: results to standard output; messages, and bars of progress, to standard error.
+"""Output of commands: results on standard output; messages and progress bars on standard error.
 
-Single values stand as people read and type them: times in UTC, nothing as `-`, no control character as itself. Knows no command.
+Values are formatted for people: times in UTC, `-` for an absent value, control characters escaped.
 """
 
 import json
@@ -22,7 +22,7 @@ NOTHING = "-"
 
 
 def cell(value: Any, column: str) -> str:
-    """A value of a column as text; the values of a list with commas between them."""
+    """Format a value of a column; the values of a list are separated by commas."""
     if value is None or value in ("", []):
         return NOTHING
     if isinstance(value, list):
@@ -31,12 +31,12 @@ def cell(value: Any, column: str) -> str:
 
 
 def printable(text: str, *, but: str = "") -> str:
-    """A text with its control characters escaped, except some: names come from the wire and from files, and must not steer a terminal."""
+    """Escape control characters, with exceptions: names come from the wire and from files, and must not control a terminal."""
     return "".join(c if c.isprintable() or c in but else f"\\x{ord(c):02x}" for c in text)
 
 
 def minute(value: str | float) -> str:
-    """A time, ISO 8601 or Unix seconds, to the minute; UTC, as the Z says."""
+    """Format a time (ISO 8601 or Unix seconds) in UTC to the minute."""
     if not value:
         return NOTHING
     moment = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
@@ -44,19 +44,19 @@ def minute(value: str | float) -> str:
 
 
 def second(value: str) -> str:
-    """A time, ISO 8601, to the second; UTC, as the Z says."""
+    """Format a time (ISO 8601) in UTC to the second."""
     return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def principal(signer: str) -> str:
-    """A signer without the key's fingerprint, which `--json` shows."""
+    """Return a signer without the fingerprint of the key, which `--json` shows."""
     return signer.partition(" SHA256:")[0]
 
 
 FORMS: dict[str, Callable[[Any], str]] = {
     "time": second, **dict.fromkeys(("issued", "expires", "loaded", "since", "first_seen", "last_seen"), minute), "signers": principal,
 }  # fmt: skip
-"""Forms of columns that are not shown as the text of their values."""
+"""Formatting functions of columns, by name."""
 
 
 EXIT_NO, EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -64,8 +64,8 @@ MANY = 1 << 62
 """More than there can be of anything; a larger number is typed for it."""
 
 
-def say(message: str, level: str = "warning") -> None:
-    """Print to standard error; names from the wire and from files cannot steer the terminal.
+def print_message(message: str, level: str = "warning") -> None:
+    """Print to standard error, with control characters escaped.
 
     `level`: priority of the lines if standard error is the journal's.
     """
@@ -73,13 +73,13 @@ def say(message: str, level: str = "warning") -> None:
 
 
 def warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:
-    """Print what a part reports (an eir.errors.Report)."""
-    say(f"{level}: {fields.get('detail') or reason or event}", level)
+    """Print the report of a part (an eir.errors.Report)."""
+    print_message(f"{level}: {fields.get('detail') or reason or event}", level)
 
 
 def fail(message: str, code: int = EXIT_NO) -> typer.Exit:
-    """Say what is wrong; returns the exception that ends the command."""
-    say(f"eir: {message}", "error")
+    """Print an error message; return the exception that ends the command."""
+    print_message(f"eir: {message}", "error")
     return typer.Exit(code)
 
 
@@ -96,7 +96,7 @@ def duration(
 
 
 def moment(text: str, option: str = "--since") -> datetime | None:
-    """The time that an option gives, in UTC; None if it is not given. Ends the command if it is not one."""
+    """Parse the time of an option in UTC; None without the option. End the command for an invalid time."""
     if not text:
         return None
     with suppress(ValueError):
@@ -121,11 +121,11 @@ def show_one(document: object, text: str, *, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        put(text)
+        print_text(text)
 
 
-def put(text: str) -> None:
-    """Print text to standard output; reasons of lists and names from the wire and from files cannot steer the terminal."""
+def print_text(text: str) -> None:
+    """Print text to standard output, with control characters of reasons and names escaped."""
     print(printable(text, but="\n\t"))
 
 
@@ -144,9 +144,9 @@ def show(
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Draws one bar for each stage of the work; None where standard error is not a terminal.
+    """Yield a function that draws a progress bar for each stage; None if standard error is not a terminal.
 
-    Called with the stage, how much of it is done, and how much there is (0: not known).
+    The function is called with the stage, the completed amount and the total amount (0: unknown).
     """
     if not sys.stderr.isatty():
         yield None
@@ -168,7 +168,7 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
 
 @contextmanager
 def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
-    """The file to write to, which comes into its place once it is whole; or standard output. A device or a pipe is written to as it is.
+    """Open a file that replaces `out` when it is complete, or standard output. A device or a pipe is written directly.
 
     `private`: only its owner may read it.
     """

@@ -1,4 +1,4 @@
-"""The command of those who publish lists: make a signed release of data files."""
+"""Commands of publishers: create and offer signed releases of data files."""
 
 import csv
 import os
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, optional_config
-from eir.cli.output import EXIT_USAGE, duration, fail, progress, say, show_one
+from eir.cli.output import EXIT_USAGE, duration, fail, print_message, progress, show_one
 from eir.config import load_layouts
 from eir.lists.record.settings import KINDS
 from eir.lists.rows.layout import LAYOUTS
@@ -72,7 +72,7 @@ def publish(
     with progress() as advance, _bad_rows_to(bad_rows, files) as each_bad:
         published = publish_release(
             files, strict=strict, each_bad=each_bad, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout,
-            declared=declared, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
+            declared=declared, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: print_message(f"warning: {text}"),
         )  # fmt: skip
     written = f"{published.manifest} and its .sig are written; on the EIR: eir load {quote(str(published.manifest))}"
     show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
@@ -108,7 +108,7 @@ def offer(
         holds=holds,
         keep=kept,
         declared=declared,
-        warn=lambda text: say(f"warning: {text}"),
+        warn=lambda text: print_message(f"warning: {text}"),
         new_key=new_key,
     )
     text = f"{to} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
@@ -141,7 +141,12 @@ def _publish_into(folder: Path, files: list[Path], *, bad_rows: Path | None, as_
 
     with progress() as advance, _bad_rows_to(bad_rows, files) as each_bad:
         placed = publish_into(
-            folder, files, each_bad=each_bad, progress=advance, warn=lambda text: say(f"warning: {text}"), **how
+            folder,
+            files,
+            each_bad=each_bad,
+            progress=advance,
+            warn=lambda text: print_message(f"warning: {text}"),
+            **how,
         )
     index = placed.index
     said = f"{placed.published.as_text()}\n{folder} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"

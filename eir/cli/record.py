@@ -1,4 +1,4 @@
-"""The command about what was done: the history, whether it is whole, and a file of it for an auditor."""
+"""Command about the history: show it, verify it, and export it for an auditor."""
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, opened, whereabouts, who, with_store
-from eir.cli.output import EXIT_NO, EXIT_USAGE, MANY, fail, moment, print_json, say, show, written_to
+from eir.cli.output import EXIT_NO, EXIT_USAGE, MANY, fail, moment, print_json, print_message, show, written_to
 from eir.config import Whereabouts
 from eir.errors import EirError, StoreError
 from eir.lists.follow.history import adopt
@@ -23,13 +23,13 @@ from eir.node.observe import control
 KEYS = ("time", "who", "what", "list", "serial", "digest", "detail", "number", "chain", "count", "first")
 NEWEST = 50
 ADOPT = "adopt"
-"""Stands in the place of a list's name."""
+"""Word in the place of a list's name."""
 FAULTS_SHOWN = 20
 READ_AGAIN_MAX = 10
 
 
 class _Whole(NamedTuple):
-    """The whole history, and what was found in it."""
+    """Complete history with the result of its verification."""
 
     ledger: Ledger
     """Records of the main chain."""
@@ -77,7 +77,9 @@ def history(
         raise fail("--reason goes with `eir history adopt`", EXIT_USAGE)
     begin = utc_text(from_then) if (from_then := moment(since)) else None
     if verify:
-        _tell(with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True), as_json=as_json)
+        _print_result(
+            with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True), as_json=as_json
+        )
     if export is not None:
         whole = with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True)
         _export(whole, export, list_name, begin, chain, as_json=as_json)
@@ -86,7 +88,7 @@ def history(
 
     most = min(limit, MANY) if limit else None if since else NEWEST
 
-    async def found(store: ListStore) -> list[Event]:
+    async def lookup(store: ListStore) -> list[Event]:
         events = await store.history(list_name, limit=most, since=begin, chain=chain)
         named = list_name is None or list_name in checked.lists or any(event.list for event in events)
         if list_name is not None and not named and await store.state(list_name) is None:
@@ -94,7 +96,7 @@ def history(
         return [*events]
 
     try:
-        events = with_store(checked, found, fresh=False, reads=True)
+        events = with_store(checked, lookup, fresh=False, reads=True)
     except StoreError as error:
         events = _of_the_node(checked, error, list=list_name, limit=most, since=begin, chain=chain)
     rows = [{key: getattr(event, key) for key in KEYS} for event in events]
@@ -104,20 +106,20 @@ def history(
 
 
 def _of_the_node(checked: Whereabouts, error: StoreError, **asked: Any) -> list[Event]:
-    """Return the history in the node's copy, as the store does not answer.
+    """Return the history in the node's copy, if the store does not answer.
 
-    Raises the store's error if no node can tell.
+    Raises the store's error if no node has a copy.
     """
     try:
         rows = control.ask(checked.state, "history", **asked)
     except EirError:
         raise error from None
-    say(f"warning: this is the node's copy, as the store does not answer: {error}")
+    print_message(f"warning: this is the node's copy, as the store does not answer: {error}")
     return [Event(**row) for row in rows]
 
 
 def _adopt(checked: Whereabouts, reason: str) -> None:
-    """Have the store's history be this node's too."""
+    """Replace the node's copy of the history by the store's."""
     try:
         check_reason(reason)
     except EirError as e:
@@ -154,7 +156,7 @@ def _times(row: dict[str, Any]) -> str:
 
 
 async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
-    """All of the history, and what is wrong with it, also against the copy that this node keeps."""
+    """Read the complete history and verify it, also against the node's copy."""
     ours = await _copied(checked)  # first: what it has meanwhile is in the store when that is read
     ledger = await store.ledger()
     for _ in range(READ_AGAIN_MAX):
@@ -176,12 +178,12 @@ async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
 
 
 async def _goes_on(store: ListStore, feed: Ledger) -> bool:
-    """True if the feed's chain has grown since its ledger was read."""
+    """Return whether the feed's chain has grown since its ledger was read."""
     return (await store.ledger(FEED)).number > feed.number
 
 
 async def _copied(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
-    """Return for each chain of this node's copy the digests of its records by their number; None if there is no readable copy."""
+    """Return the record digests of the node's copy by chain and number; None without a readable copy."""
     copy = open_copy(checked.store, checked.state) if (checked.state / COPY_FILE).exists() else None
     if copy is None:
         return None
@@ -191,14 +193,14 @@ async def _copied(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
             for chain in CHAINS
         }
     except StoreError as error:
-        say(f"warning: it is not compared with this node's copy: {error}")
+        print_message(f"warning: it is not compared with this node's copy: {error}")
         return None
     finally:
         await copy.close()
 
 
 def _against(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield the records of this node that the store lacks or has otherwise."""
+    """Yield the records of the node's copy that are missing or different in the store."""
     there = {record.number: record_digest(record.text) for record in records}
     oldest = records[0].number if records else 1
     yield from (
@@ -217,8 +219,8 @@ def _gap(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
         yield f"the store's records, from {oldest} on, do not continue this node's, which end with {last}"
 
 
-def _tell(whole: _Whole, *, as_json: bool) -> None:
-    """Say whether the history holds; ends the command if it does not."""
+def _print_result(whole: _Whole, *, as_json: bool) -> None:
+    """Print the result of the verification; end the command if the history is inconsistent."""
     ledger, records = whole.ledger, whole.records
     if as_json:
         print_json({
@@ -228,9 +230,9 @@ def _tell(whole: _Whole, *, as_json: bool) -> None:
         })  # fmt: skip
     else:
         for fault in whole.faults[:FAULTS_SHOWN]:
-            say(fault)
+            print_message(fault)
         if len(whole.faults) > FAULTS_SHOWN:
-            say(f"… and {len(whole.faults) - FAULTS_SHOWN} more")
+            print_message(f"… and {len(whole.faults) - FAULTS_SHOWN} more")
         if not whole.faults:
             span = f"{len(records):,} records"
             with suppress(IndexError):
@@ -244,14 +246,14 @@ def _tell(whole: _Whole, *, as_json: bool) -> None:
 
 
 def _ends(records: Sequence[Record]) -> tuple[int | None, int | None]:
-    """Return the numbers of the oldest and the newest record; None if there is no record."""
+    """Return the numbers of the oldest and the newest record; None without a record."""
     return (records[0].number, records[-1].number) if records else (None, None)
 
 
 def _export(
     whole: _Whole, file: Path, list_name: str | None, since: str | None, chain: str | None, *, as_json: bool
 ) -> None:
-    """Write records and refusals as they are stored; `since`: from the first one of that time on, without a gap."""
+    """Write records and refusals in their stored form; `since`: from the first record of that time on, without a gap."""
     texts: list[str] = []
     for each, records in zip(CHAINS, (whole.records, whole.fed), strict=True):
         if chain in {None, each}:
@@ -265,11 +267,11 @@ def _export(
     if as_json:
         print_json({"file": str(file), "lines": len(texts), "digest": whole.ledger.digest})
     else:
-        say(f"{file}: {len(texts):,} lines; SHA-256 of the newest record: {whole.ledger.digest}")
+        print_message(f"{file}: {len(texts):,} lines; SHA-256 of the newest record: {whole.ledger.digest}")
 
 
 def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
-    """Return the records of a chain that are asked for, as they are stored."""
+    """Return the requested records of a chain in their stored form."""
     events = [(record.text, read_record(record)) for record in records]
     start = next((at for at, (_, event) in enumerate(events) if since is None or event.time >= since), len(events))
     return [text for text, event in events[start:] if list_name in {None, list_of(event)}]

@@ -1,4 +1,4 @@
-"""Commands that put signed releases in force, from files, a drop folder or a publisher's, and say which nodes have them."""
+"""Commands that load signed releases from files, a drop folder or a publisher's folder, and show which nodes have them."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ import typer
 
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, list_settings, opened, who, with_store
 from eir.cli.in_force import taken_over
-from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, progress, say, show, warn
+from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, print_message, progress, show, warn
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader, LoadReport
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from eir.lists.sources.acknowledge import Acknowledgement
 
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
-"""Endings of the names of files that lie beside manifests."""
+"""Suffixes of files beside manifests."""
 MANIFESTS_NAMED_MAX = 3
 
 
@@ -58,12 +58,12 @@ def load(
         )
     except KeyboardInterrupt:
         said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
-        say(f"interrupted; {said}; eir lists shows what is in force")
+        print_message(f"interrupted; {said}; eir lists shows what is in force")
         raise
     if as_json:
         print_json(reports)
     if loaded:
-        say(taken_over(checked.state, loaded))
+        print_message(taken_over(checked.state, loaded))
     if any(report["outcome"] == "refused" for report in reports):
         raise typer.Exit(EXIT_NO)
 
@@ -77,7 +77,7 @@ async def _load_all(
     dry_run: bool,
     force: bool,
 ) -> list[dict[str, Any]]:
-    """Load one after the other; a refused one does not stop the next. `loaded` takes the content of each list that was loaded."""
+    """Load releases one after the other; a refused one does not stop the next. `loaded` receives the content digest of each loaded list."""
     options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
     async with starting() as start:
         return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
@@ -86,7 +86,7 @@ async def _load_all(
 async def _loaded(
     store: ListStore, config: Config, start: Start, manifest: Path, loaded: dict[str, str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Load one; what came of it, said and as a document."""
+    """Load one release, print the result, and return it as a document."""
     try:
         _must_be_manifest(manifest)
         with progress() as advance:
@@ -96,17 +96,17 @@ async def _loaded(
     except ReleaseRefused as e:
         if e.reason in UNRECORDED:
             await Loader(config.lists, store, who(), datetime.now(UTC), dry_run=options["dry_run"]).record(e)
-        say(f"{manifest}: refused ({e.reason}): {e.detail}")
+        print_message(f"{manifest}: refused ({e.reason}): {e.detail}")
         return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
     outcome = "would load" if options["dry_run"] else "loaded"
     if report.state is not None:
         loaded[report.list] = report.state.content_digest
-    say(f"{manifest}: {outcome}: {report.as_text()}")
+    print_message(f"{manifest}: {outcome}: {report.as_text()}")
     return {"manifest": str(manifest), "outcome": outcome, **report.as_json()}
 
 
 async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
-    """One load, in its own process."""
+    """Load one release in a process of its own."""
     with as_owner_of(config.state):
         store = open_store(config.store, config.state, report=warn)
         try:
@@ -128,7 +128,7 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
 
 @asynccontextmanager
 async def starting() -> AsyncIterator[Start]:
-    """Starts processes that load, with the modules for that."""
+    """Yield a starter of load processes, with their modules imported."""
     starter = Starter(__name__, "eir.lists.rows.reader")
     try:
         yield starter.start
@@ -137,7 +137,7 @@ async def starting() -> AsyncIterator[Start]:
 
 
 def _must_be_manifest(path: Path) -> None:
-    """Raise ReleaseRefused for what was given by mistake; since it is not a release, it does not go into the history."""
+    """Raise ReleaseRefused for a file that is not a manifest; it is not a release, so the history does not record it."""
     if not path.is_dir() and not path.name.lower().endswith(NO_MANIFEST):
         return
     folder = path if path.is_dir() else path.parent
@@ -171,14 +171,16 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     if as_json:
         print_json(made.as_json())
     for taken in made.taken:
-        say(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
+        print_message(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
     for name in made.strays:
         unsigned = f"its signature {name}.sig is not there" if name.endswith(MANIFEST_ENDS) else ""
-        say(f"{name}: {WAITING}: {unsigned or 'no release that is here names it'}")
+        print_message(f"{name}: {WAITING}: {unsigned or 'no release that is here names it'}")
     if made.elsewhere:
-        say("another process makes a pass over the drop folder just now; see eir history, or ask again in a moment")
+        print_message(
+            "another process makes a pass over the drop folder just now; see eir history, or ask again in a moment"
+        )
     elif not made.taken and not made.strays:
-        say(f"nothing waits in {checked.inbox}")
+        print_message(f"nothing waits in {checked.inbox}")
     if any(taken.outcome == REFUSED or taken.here for taken in made.taken):
         raise typer.Exit(EXIT_NO)
 
@@ -227,7 +229,7 @@ def pull(
             if each.outcome == UNCHANGED
             else ""
         )
-        say(": ".join(part for part in (*parts, serials) if part))
+        print_message(": ".join(part for part in (*parts, serials) if part))
     if any(each.outcome not in {LOADED, UNCHANGED} for each in found):
         raise typer.Exit(EXIT_NO)
 
@@ -238,7 +240,7 @@ def acknowledge(
     key: Annotated[bool, typer.Option("--key", help="Only print the line by which a publisher knows this node's key (allowed_signers).")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
-    """Say, signed, which release of each list is in force here.
+    """Sign and send which release of each list is in force here.
 
     With the digest of its content, since when, and what the node rejected since then. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
     """
@@ -275,7 +277,7 @@ def acknowledge(
                 content = sign_acknowledgement(what, own)
             out.mkdir(parents=True, exist_ok=True)
             (out / what.name).write_bytes(content)
-            say(f"{out / what.name}: {name} {what.serial} since {what.since}")
+            print_message(f"{out / what.name}: {name} {what.serial} since {what.since}")
         else:
             given.append(_given(checked, what))
     if not all(given):
@@ -289,9 +291,9 @@ def _given(checked: Config, what: "Acknowledgement") -> bool:
     try:
         send_acknowledgement(checked, what)
     except EirError as e:
-        say(f"eir: {e}")
+        print_message(f"eir: {e}")
         return False
-    say(f"{what.list} {what.serial} since {what.since}: given to its source")
+    print_message(f"{what.list} {what.serial} since {what.since}: given to its source")
     return True
 
 

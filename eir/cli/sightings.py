@@ -1,4 +1,4 @@
-"""Commands about the record of what checks have shown: how large it is, one device or SIM in it, what to forget, what to take in."""
+"""Commands about the sightings record: its size, one device or SIM, removal of a subscriber, import and export."""
 
 import csv
 from contextlib import suppress
@@ -16,8 +16,8 @@ from eir.cli.output import (
     minute,
     moment,
     print_json,
+    print_message,
     progress,
-    say,
     show,
     show_one,
     written_to,
@@ -134,7 +134,7 @@ def forget(
         raise fail(f"the running node may remember the subscriber still: {remembered}; ask again")
 
 
-def take_in(
+def import_log(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with a header, or Parquet.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Take the log of another EIR into the record.
@@ -162,7 +162,7 @@ def take_in(
     except OSError as e:
         raise EirError(f"{e.filename or file}: {e.strerror}") from None
     for complaint in taken.complaints:
-        say(complaint)
+        print_message(complaint)
     document = {
         "file": str(file),
         "rows": taken.rows,
@@ -203,7 +203,7 @@ def export(
         raise fail(f"--day {day}: expected a day such as 2026-11-27", EXIT_USAGE) from None
     checked = recorded(opened(load_config(config)))
     if checked.sightings is not None and checked.sightings.subscribers != FULL:
-        say(f"warning: no row has an IMSI: sightings.subscribers is {checked.sightings.subscribers}")
+        print_message(f"warning: no row has an IMSI: sightings.subscribers is {checked.sightings.subscribers}")
     operator = operator or checked.identity.realm
     numbers = NO_NUMBERS if checked.numbers is None else read_numbers(checked.numbers)
     name = f"{operator}_EIR_{which:%Y%m%d}.csv" if out is None else out.name
@@ -214,7 +214,7 @@ def export(
 
 
 def recorded(checked: Config) -> Config:
-    """The configuration of a node that has a record, with what it has just seen. Raises EirError where nothing was ever kept."""
+    """Flush the node's sightings and return its configuration. Raises EirError without a record."""
     write_down(checked)
     if checked.sightings is None and not files.list_files(checked.state):
         raise EirError(f"no check is on record in {checked.state}{not_kept(checked)}")
@@ -222,12 +222,12 @@ def recorded(checked: Config) -> Config:
 
 
 def not_kept(checked: Config) -> str:
-    """The reason why there may be less on record than was asked, to end a sentence with; empty where checks are kept."""
+    """Return the reason why the record may be incomplete, as the end of a sentence; empty if all checks are recorded."""
     return "" if checked.sightings else f"; nothing more is kept: {checked.path} has no section 'sightings'"
 
 
 def write_down(checked: Config) -> None:
-    """Have a running node write what it has just seen; one that does not run has."""
+    """Flush the buffered sightings of a running node; a stopped node has already flushed them."""
     if checked.sightings is not None:
         with suppress(control.ControlError):
             control.ask(checked.state, "record")

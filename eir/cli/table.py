@@ -1,9 +1,8 @@
-"""Tables for people: rows of named values in columns, whole words always, however narrow the terminal.
+"""Tables for people: rows of named values in columns, without splitting words on narrow terminals.
 
-In a pipe a row is a line. On a terminal too narrow for that, heads are folded, then the last column, which goes on below if there is
-not room enough; where the others alone are too wide, all columns are folded, and where that is not enough each row becomes a record of
-`name  value` lines. rich does the layout; how wide
-columns are is decided here, since rich may cut a word.
+In a pipe, each row is a line. On a terminal that is too narrow, the heads are folded, then the last column, which continues below the row if
+it has too little room. If the other columns alone are too wide, all columns are folded. If that is not enough, each row becomes a record of
+`name  value` lines. rich does the layout; this module computes the column widths, since rich may split a word.
 """
 
 import textwrap
@@ -19,18 +18,18 @@ from rich.text import Text
 from eir.cli.output import cell
 
 GAP = 2
-"""Blanks between columns."""
+"""Number of blanks between columns."""
 FOLDED_MIN = 24
-"""Width in characters that the last column must have to be folded beside the others, not below them."""
+"""Minimum width in characters of the last column to fold it beside the others, not below them."""
 FOLDS_MAX = 3
-"""Lines that a cell may take where all columns are folded; records are easier to read than more."""
+"""Maximum number of lines of a cell if all columns are folded; above it, records are easier to read."""
 INDENT = "    "
 
 
 def table(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, width: int | None, short: Sequence[str] = ()
 ) -> str:
-    """The rows as text, each line ended; `width` is the terminal's, None for a pipe. `short`: columns to show before rows become records."""
+    """Format rows as text with a newline after each line. `width`: of the terminal, None for a pipe. `short`: columns to show before rows become records."""
     values = [[row.get(column) for column in columns] for row in rows]
     cells = [[cell(value, column) for value, column in zip(row, columns, strict=True)] for row in values]
     heads = [column.replace("_", " ") for column in columns]

@@ -1,4 +1,4 @@
-"""Commands that judge what checks have shown: phones whose identity was tampered with, for people, for scripts and as rows of a list."""
+"""Commands that find phones with a tampered identity in the sightings record, for people, for scripts and as rows of a list."""
 
 import csv
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +12,18 @@ import typer
 
 from eir.checks.question import BY_KEY
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
-from eir.cli.output import EXIT_USAGE, duration, fail, print_json, progress, put, say, show, show_one, written_to
+from eir.cli.output import (
+    EXIT_USAGE,
+    duration,
+    fail,
+    print_json,
+    print_message,
+    print_text,
+    progress,
+    show,
+    show_one,
+    written_to,
+)
 from eir.cli.sightings import write_down
 from eir.config import Config, load_config
 from eir.device import SNR_KEYS, device_key, key_text
@@ -130,26 +141,26 @@ def report(
         return
     show([{**row, "conditions": list(row["conditions"])} for row in rows[:limit]], COLUMNS, as_json=False)
     if len(rows) > limit:
-        say(f"{len(rows) - limit:,} more; -n shows more, --csv and --json have all")
+        print_message(f"{len(rows) - limit:,} more; -n shows more, --csv and --json have all")
     _notes(found)
 
 
 def _notes(found: "Judgement") -> None:
     """Print notes beside the findings."""
     if found.doubted:
-        say(
+        print_message(
             f"{len(found.doubted):,} more devices rest on the word of {', '.join(found.left_out)}, which is not trusted; --distrusted lists them"
         )
     if not found.places:
-        say(
+        print_message(
             "no two origins are known to be two places, so place says nothing; eir/sightings/README.md says what can be expected then"
         )
     if found.batches:
-        say(
+        print_message(
             f"{len(found.batches):,} numbers of modules are in several of them, as where a maker gave one to a whole batch: no findings"
         )
     if malformed := sum(seen for _, seen, _ in found.malformed):
-        say(
+        print_message(
             f"malformed_imei: {malformed:,} checks named no device at all, most of them from {found.malformed[0][0] or 'an unnamed origin'}"
         )
 
@@ -185,7 +196,7 @@ def export(
     least = checked.tamper.export_min if min_score is None else min_score
     found = _judged(checked, since, until, least, _Where(record, on_spark, work), keep_users=kind == "pairs")
     if kind == "pairs" and not found.has_imsis:
-        say(
+        print_message(
             "the record holds no IMSIs (sightings.subscribers is hashed or off), so that no pair of IMEI and IMSI can be written: only confirmed devices are; --rows tracked writes IMEIs to watch"
         )
         kind = "devices"
@@ -200,7 +211,7 @@ def export(
     others -= {finding.device for finding in chosen}
     for_tests = {device for device in (*(finding.device for finding in chosen), *others) if BY_KEY["test"](device)}
     if for_tests:
-        say(f"{len(for_tests):,} devices with a TAC for tests are left out")
+        print_message(f"{len(for_tests):,} devices with a TAC for tests are left out")
     chosen, others = [finding for finding in chosen if finding.device not in for_tests], others - for_tests
     head, *rows = export_rows(chosen, layout, found.until, map(key_text, sorted(others)), kind=kind)
     if not rows:
@@ -212,7 +223,7 @@ def export(
     with written_to(out, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([head, *rows])
-    say(
+    print_message(
         f"{len({row[0] for row in rows}):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {quote(str(out or 'FILE'))}"
     )
 
@@ -245,21 +256,21 @@ def show_one_device(
         print_json(made)
         return
     finding = made["finding"]
-    put(
+    print_text(
         f"{made['imei']}: {finding['score']:.3f}, {finding['sure']}"
         if finding
         else f"{made['imei']}: nothing speaks against it, or it was cleared"
     )
     show(made["says"], ("condition", "log_odds", "evidence"), as_json=False)
     for text in made["against"]:
-        put(f"for an honest explanation: {text}")
+        print_text(f"for an honest explanation: {text}")
     show(made["subscribers"], ("subscriber", "home", "checks", "days", "first_seen", "last_seen"), as_json=False)
     for each in made["decisions"]:
-        put(f"{each['time']} {each['verdict']} by {each['who']}: {each['reason']}")
+        print_text(f"{each['time']} {each['verdict']} by {each['who']}: {each['reason']}")
 
 
 def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Put down that a device is tampered with.
+    """Record the decision that a device is tampered with.
 
     From then on it is reported, and exported with every SIM. Scores of its condition are calibrated by it. The decision is in the history.
     """
@@ -267,7 +278,7 @@ def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT
 
 
 def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Put down that a device is not tampered with.
+    """Record the decision that a device is not tampered with.
 
     From then on it is neither reported nor exported. Scores of its condition are calibrated by it. The decision is in the history.
     """
@@ -319,7 +330,7 @@ def _device(identifier: str) -> int:
 
 
 class _Where(NamedTuple):
-    """The files to judge, and the engine for it."""
+    """Files to analyse, and the engine."""
 
     record: str | None
     spark: str | None
@@ -329,7 +340,7 @@ class _Where(NamedTuple):
 def _judged(
     config: Config, since: str, until: str | None, min_score: float | None, where: _Where, *, keep_users: bool = False
 ) -> "Judgement":
-    """The findings in the record of a time."""
+    """Return the findings of a period."""
     begin, end = _window(since, until)
     with _judging(config, begin, end, where, min_score=min_score, keep_users=keep_users) as (_, found):
         return found
@@ -339,7 +350,7 @@ def _judged(
 def _judging(
     config: Config, begin: datetime, end: datetime, where: _Where, *, min_score: float | None, keep_users: bool = False
 ) -> "Iterator[tuple[Engine, Judgement]]":
-    """Yield the engine that judged the record of a time, and its judgement."""
+    """Yield the engine that has analysed the record of a period, and its judgement."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
 
     from eir.sightings.judge import judge  # noqa: PLC0415 - as above
@@ -347,20 +358,20 @@ def _judging(
     settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
     with progress() as advance, _engine(config, begin, end, where) as engine:
         yield engine, judge(
-            engine, settings, since=begin, until=end, tacs=_tacs(config), warn=lambda text: say(f"warning: {text}"), progress=advance or (lambda *_: None),
+            engine, settings, since=begin, until=end, tacs=_tacs(config), warn=lambda text: print_message(f"warning: {text}"), progress=advance or (lambda *_: None),
             keep_users=keep_users, cases=load_cases(config.state),
         )  # fmt: skip
 
 
 def _tacs(config: Config) -> "Iterator[Tac]":
-    """The TACs in the lists of device types, as the store has them. Raises StoreError."""
+    """Read the TACs of the device type lists from the store. Raises StoreError."""
     from eir.sightings.conditions import Tac  # noqa: PLC0415 - for these commands alone
 
     now = datetime.now(UTC).timestamp()
     for name in (name for name, settings in config.lists.items() if settings.kind == TYPES):
         state, pages = with_store(config, partial(read_pages, name=name), fresh=False, reads=True)
         if state is None:
-            say(f"warning: list {name} was never loaded: nothing is known of TACs by it")
+            print_message(f"warning: list {name} was never loaded: nothing is known of TACs by it")
             continue
         for entry in entries_of(pages):
             if not 0 < entry.until <= now:
@@ -369,7 +380,7 @@ def _tacs(config: Config) -> "Iterator[Tac]":
 
 
 def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
-    """Return begin and end, in UTC without a time zone."""
+    """Return start and end of the period, in UTC without a time zone."""
     from eir.sightings.judge import DAYS_MAX  # noqa: PLC0415 - for these commands alone
 
     lasts = duration(since, "--since", most=timedelta(days=DAYS_MAX - 1))
@@ -383,7 +394,7 @@ def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
 
 
 def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "AbstractContextManager[Engine]":
-    """Return the engine that does the work, over the files of the time."""
+    """Return the engine for the files of the period."""
     from eir.sightings.schema import FOLDER  # noqa: PLC0415 - for these commands alone
 
     if (where.spark is None) != (where.work is None):

@@ -1,4 +1,4 @@
-"""The command for a trouble that happens now: each check of one subscriber or one device on a running node, as it is decided."""
+"""Command that shows each check of one subscriber or one device on a running node at the time of its decision."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from eir.checks.question import Question
 from eir.checks.trace import CHECK, WIRE
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, imsi_named
 from eir.cli.asking import with_reason
-from eir.cli.output import EXIT_USAGE, duration, fail, printable, say
+from eir.cli.output import EXIT_USAGE, duration, fail, print_message, printable
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, strip_separators
 from eir.errors import EirError, IdentifierError
@@ -54,14 +54,14 @@ def trace(
         raise fail(f"--reason: {e}", EXIT_USAGE) from None
     lasting = duration(lasts, "--for")
     with ExitStack() as stack:
-        out = None if pcap is None else stack.enter_context(_made(pcap))
+        out = None if pcap is None else stack.enter_context(_create_file(pcap))
         if out is not None:
             out.write(begin_capture())
         number = control.ask(
             checked.state, "trace", imei=imei, imsi=imsi, lasts_s=lasting.total_seconds(), reason=reason
         )
         stack.enter_context(_ended(checked, number))
-        say(f"tracing for {lasts}; Ctrl-C ends it")
+        print_message(f"tracing for {lasts}; Ctrl-C ends it")
         for record in _records(checked, number):
             if record["kind"] == WIRE and out is not None:
                 out.write(
@@ -74,7 +74,7 @@ def trace(
 
 @contextmanager
 def _ended(config: Config, number: int) -> Iterator[None]:
-    """The trace ends with the command; if that cannot say so, the node notices."""
+    """Stop the trace at the end of the command; the node also detects a command that has died."""
     try:
         yield
     finally:
@@ -82,14 +82,14 @@ def _ended(config: Config, number: int) -> Iterator[None]:
             control.ask(config.state, "trace_end", number=number)
 
 
-def _made(pcap: Path) -> BinaryIO:
-    """A new file that only its owner may read: it names a subscriber."""
+def _create_file(pcap: Path) -> BinaryIO:
+    """Create a file that only its owner can read, since it names a subscriber."""
     descriptor = os.open(pcap, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     return os.fdopen(descriptor, "wb", buffering=0)
 
 
 def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
-    """Yield what workers tell, until the trace is over."""
+    """Yield the reports of the workers until the trace ends."""
     over = False
     while not over:
         said = control.ask(config.state, "trace_read", number=number)
@@ -98,7 +98,7 @@ def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
 
 
 def _check(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A check, with the reason that its list gives."""
+    """Return a check with the reason in its list."""
     question = Question(**record["question"])
     found = Explanation.of_fields(question, record["answer"])
     if found.list is not None:

@@ -1,4 +1,4 @@
-"""The command for one customer's question: what was answered then, and which release, row, person and reason stood behind it."""
+"""Command for one customer's question: the answer at a past time, with its release, row, person and reason."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from eir.lists.record.store import MAIN, Event, ListStore
 from eir.sightings.subscribers import subscriber_names
 
 POLICY = ("policy", "peers")
-"""Sections whose change may change an answer."""
+"""Sections that influence answers."""
 RELOAD = "reload"
 ANSWER = (
     "first",
@@ -39,8 +39,8 @@ ANSWER = (
 )
 
 
-class _Found(NamedTuple):
-    """The history of an answer, as the store tells it."""
+class _AnswerHistory(NamedTuple):
+    """History of an answer from the store."""
 
     lists: Mapping[str, tuple[str, Past, Sequence[Event]]]
     """Lists by name: kind, past states, and history."""
@@ -55,7 +55,7 @@ def why(
     at: Annotated[str, typer.Option(metavar="TIME", help="When it was: 2026-11-20T06:00:00Z, or 2h for two hours ago; now if not given.")] = "",
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Say what was answered at a time that is over, and why.
+    """Show the answer at a past time, and its reason.
 
     The answer comes from the record of checks: those that were under way at TIME, else the last one before it. Lists are shown as they
     stood then: release, who signed and loaded it, and the row with its reason, where that release is kept (`keep` of the list); and what
@@ -79,7 +79,9 @@ def why(
         for row in find_answers(checked.state, key, subscriber_names(checked.state, imsi) if imsi else [], asked)
     ]
     then = min(datetime.fromisoformat(rows[0]["last"]), asked) if rows else asked
-    found = with_store(checked, lambda store: _look(checked, store, question, key, then), fresh=False, reads=True)
+    found = with_store(
+        checked, lambda store: _answer_history(checked, store, question, key, then), fresh=False, reads=True
+    )
     decided = {row["list"] for row in rows}
     lists = [_list(name, *of, imsi=imsi, decided=name in decided) for name, of in found.lists.items()]
     document = {
@@ -93,7 +95,7 @@ def why(
         )
 
 
-async def _look(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> _Found:
+async def _answer_history(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> _AnswerHistory:
     lists = {}
     for name, settings in config.lists.items():
         subscriber = imsi_key(question.imsi) if question.imsi else None
@@ -106,11 +108,11 @@ async def _look(config: Config, store: ListStore, question: Any, key: int, then:
     events = [event for event in await store.history(None, since=since) if event.what == RELOAD]
     changed = [event for event in events if set(POLICY) & set(event.detail.removeprefix("changed: ").split(", "))]
     now = await explain(question, config.policy, config.lists, store, now=datetime.now(UTC))
-    return _Found(lists, changed, now)
+    return _AnswerHistory(lists, changed, now)
 
 
 def _list(name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: str, decided: bool) -> dict[str, Any]:
-    """A list as it stood."""
+    """Return the state of a list at a past time."""
     event, release = then.event, then.release
     state = None if release is None else release.state
     loaded = (
@@ -147,9 +149,13 @@ def _text(at: datetime) -> str:
 
 
 def _sheet(
-    imei: str, asked: datetime, rows: Sequence[Mapping[str, Any]], lists: Sequence[Mapping[str, Any]], found: _Found
+    imei: str,
+    asked: datetime,
+    rows: Sequence[Mapping[str, Any]],
+    lists: Sequence[Mapping[str, Any]],
+    found: _AnswerHistory,
 ) -> str:
-    """The same as a page that can be read to a customer."""
+    """Render the answer as a page that can be read to a customer."""
     lines = [f"{imei}, as it was at {_text(asked)}", ""]
     for row in rows:
         many = f" ({row['checks']:,} checks up to {second(row['last'])})" if row["checks"] > 1 else ""
@@ -182,7 +188,7 @@ def _sheet(
 
 
 def _record(chain: str, number: int | None) -> str:
-    """Return the name of a record: the feed's chain has numbers of its own."""
+    """Format the name of a record; the feed's chain has numbers of its own."""
     return f"record {number}" if chain == MAIN else f"{chain} record {number}"
 
 
