@@ -85,7 +85,7 @@ class ExpressLane:
     def take(
         self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
     ) -> tuple[int, Mapping[str, int]]:
-        """See eir.wire.diameter.application.Lane.take; results are `2001` and `10415:5422`."""
+        """Answer messages as Lane.take of eir.wire.diameter.application does; results are `2001` and `10415:5422`."""
         lanes = self._lanes.renew()
         program, lane, checker = lanes.program, lanes.lane, lanes.checker
         if lane is None or program is None:
@@ -118,7 +118,7 @@ class ExpressLane:
         return position, results
 
     def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """See eir.wire.diameter.application.Lane.shed."""
+        """Refuse messages as Lane.shed of eir.wire.diameter.application does."""
         if (lane := self._lanes.renew().lane) is None:
             return position, 0
         position, answers, answered, *_ = lane.take(self._terms, data, position, messages_max, None, b"")
@@ -126,7 +126,7 @@ class ExpressLane:
         return position, answered
 
     def _decide(self, key: int, *about: str) -> int:
-        """The policy's own verdict as a word, of which the record is told here. `about`: see _lane.Lane.take."""
+        """Decide by the general policy, record the sighting, and return the verdict as a word. `about`: see _lane.Lane.take."""
         checker, (imei, imsi, version, host, realm) = self._lanes.checker, about
         verdict = checker.policy.decide(key, imsi, version, host, realm)
         checker.sight(verdict.decision, PROTOCOL, self._label, (host, realm, imei, imsi, version))
