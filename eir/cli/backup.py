@@ -21,7 +21,7 @@ import typer
 
 from eir import __version__
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
-from eir.cli.output import progress, say, show_one
+from eir.cli.output import print_message, progress, show_one
 from eir.cli.sightings import write_down
 from eir.config import Config, load_config
 from eir.disk import open_replacement, write_file
@@ -95,7 +95,7 @@ def backup(
     records = sum(ledger.number for ledger in ledgers.values())
     text = f"{file}: {len(states)} lists, {records:,} records of the history, {len(members)} files; verified"
     if str(file) == "-":
-        say(text, "info")
+        print_message(text, "info")
     else:
         show_one({"file": str(file), **facts}, text, as_json=as_json)
 
@@ -130,7 +130,7 @@ def restore(
             with acting_in(checked.state):
                 notes = _restore_files(room, checked.state, force=force)
     for note in notes:
-        say(f"note: {note}")
+        print_message(f"note: {note}")
     document = {
         "file": str(file), "made": facts["made"], "node": facts["node"], "lists": [asdict(each) for each in restored], "notes": notes,
         "dry_run": dry_run,

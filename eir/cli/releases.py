@@ -285,7 +285,7 @@ def acknowledge(
 
 
 def _given(checked: Config, what: "Acknowledgement") -> bool:
-    """True if the source of the list has taken it; says so, or why not."""
+    """Return whether the source of the list has accepted the acknowledgement; print the result."""
     from eir.node.processes.acknowledging import send_acknowledgement  # noqa: PLC0415 - for this command alone
 
     try:
