@@ -81,12 +81,14 @@ class Side:
         mme=MME,
         sightings=False,
         limits=LIMITS,
+        new_devices=None,
     ):
         self.notes = {}
         self.sightings = Kept() if sightings else None
         self.checker = Checker(
-            policy, index or Index({}), now=datetime.now(UTC), note_check=self.note, sightings=self.sightings
-        )
+            policy, index or Index({}), now=datetime.now(UTC), note_check=self.note, sightings=self.sightings,
+            new_devices=new_devices,
+        )  # fmt: skip
         self.counts = Counts()
         service = S13Service(self.checker, (mme,))
         self.by_lane = 0

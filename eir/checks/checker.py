@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
+from eir.checks.new_devices import NewDevices
 from eir.checks.policy import Decision, Policy, SightingKind, Sightings, Verdict, compile_policy
 from eir.checks.question import NO_KEY, Question, is_wrong_digit
 from eir.checks.settings import NoDevice, PolicySettings, Status
@@ -50,7 +51,7 @@ class Checker:
     def __init__(
         self, settings: PolicySettings, index: Index, *, now: datetime, report: Report = silent,
         note_check: NoteCheck = lambda *_: None, note_observed: NoteObserved = lambda *_: None, sightings: Sightings | None = None,
-        probes: frozenset[tuple[str, str]] = frozenset(),
+        probes: frozenset[tuple[str, str]] = frozenset(), new_devices: NewDevices | None = None,
     ) -> None:  # fmt: skip
         self.sightings = sightings
         """Receiver of every check; a fast path sends its checks itself. None if sightings are off."""
@@ -60,7 +61,9 @@ class Checker:
         """Callback for each check that is decided here, not by a fast path."""
         self.held: list[Verdict] = []
         """Observed rules that matched in the current check, if sightings are on."""
-        self._index, self._report = index, report
+        self._index, self._report, self._new_devices = index, report, new_devices
+        self._today: int | None = None
+        """Day of the conditions in force; None without a record of first sightings."""
         self._note_check, self._note_observed = note_check, note_observed
         self._answered: defaultdict[Labels, Counter[Verdict]] = defaultdict(Counter)
         """End of Labels → checks by verdict of the policy in force. The full labels are built only for metrics."""
@@ -83,7 +86,7 @@ class Checker:
         policy = compile_policy(settings, self._index, observed=self._observe, now=now)
         self._answered_before = self.checks()
         self._answered.clear()
-        self._settings, self._policy = settings, policy
+        self._settings, self._policy, self._today = settings, policy, self._day()
         if policy.overridden:
             until = policy.override_until
             self._report(
@@ -96,10 +99,14 @@ class Checker:
     def tick(self, now: datetime) -> bool:
         """Restore the rules if an override has ended, and return True then. Called each second."""
         ends = self._policy.override_until
-        if ends is None or now < ends:
-            return False
-        self.apply(self._settings, now)
-        return True
+        is_over = ends is not None and now >= ends
+        if is_over or self._day() != self._today:
+            self.apply(self._settings, now)
+        return is_over
+
+    def _day(self) -> int | None:
+        record = self._index.first_seen
+        return None if record is None else record.today
 
     def check(self, question: Question) -> Verdict | NoDevice:
         """Return the verdict, or NoDevice if the request names no device and the policy wants the protocol's own error."""
@@ -136,6 +143,7 @@ class Checker:
                     question.origin_realm,
                 )
                 verdict = policy.malformed(*about) or verdict
+                self.note_first_seen(question.protocol, question.peer, imsi)
             if isinstance(verdict, NoDevice):
                 self._sight(ERRORS[verdict], question, imsi)
                 return verdict
@@ -146,11 +154,21 @@ class Checker:
                 else policy.by_digit
             )
             verdict = decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
+            self.note_first_seen(question.protocol, question.peer, imsi)
         self._answered[self._asked_by(question.protocol, question.peer)][verdict] += 1
         self._sight(verdict.decision, question, imsi)
         if verdict.status is not Status.WHITELISTED:
             self.note(verdict, question.peer, question.origin_host, key, imsi)
         return verdict
+
+    def note_first_seen(self, protocol: str, peer: str, imsi: str) -> None:
+        """Have the device recorded whose first sighting the check that was just decided asked for, unless a probe asked."""
+        record = self._index.first_seen
+        if record is None or record.asked is None:
+            return
+        key, record.asked = record.asked, None
+        if self._new_devices is not None and (protocol, peer) not in self.probes:
+            self._new_devices.note(key, peer, imsi)
 
     def _sight(self, decision: Decision, question: Question, imsi: str) -> None:
         if self.sightings is None:

@@ -4,11 +4,13 @@ A new condition needs a row here and a field of `settings.Rule` with the same na
 """
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from eir.checks.question import BY_KEY
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, device_type_key, imsi_key
 from eir.errors import IdentifierError
+from eir.lists.pages.first_days import DAY_S, WAS_LISTED
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES
 
 if TYPE_CHECKING:  # the configuration is checked without the lists
@@ -31,6 +33,10 @@ class Condition(NamedTuple):
     names_list: bool = False
     pairs_only: bool = False
     """True if the list must be one of pairs."""
+    records: bool = False
+    """Asking puts the device on record, so it is asked only if all other conditions hold."""
+    show: Callable[[Any], str] = str
+    """Text of one value, for people."""
 
 
 def subscriber_key(imsi: str) -> int:
@@ -142,6 +148,28 @@ def _elsewhere(question: str) -> Callable[[str, "Index"], Holds]:
     return compiled
 
 
+def day_text(day: int) -> str:
+    """Return a day since 1970 as `2026-12-01`."""
+    return f"{datetime.fromtimestamp(day * DAY_S, UTC):%Y-%m-%d}"
+
+
+def _first_seen(is_in_time: Callable[[int, int, int], bool]) -> Callable[[int, "Index"], Holds]:
+    """Return a condition on the first day of a device, by `is_in_time` (first day, today, value of the condition)."""
+
+    def compiled(value: int, index: "Index") -> Holds:
+        if (record := index.first_seen) is None:
+            raise KeyError("there is no record of first sightings")
+        seen = record
+
+        def holds(key: int, _imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
+            first = seen.ask(key)
+            return first != WAS_LISTED and is_in_time(first, seen.today, value)
+
+        return holds
+
+    return compiled
+
+
 CONDITIONS: dict[str, Condition] = {
     "list": Condition(_list, names_list=True),
     "not_list": Condition(_not_list, names_list=True),
@@ -155,5 +183,9 @@ CONDITIONS: dict[str, Condition] = {
     "origin_realm": Condition(_origin_realm),
     "device_bound_elsewhere": Condition(_elsewhere("device_bound_elsewhere"), names_list=True, pairs_only=True),
     "subscriber_bound_elsewhere": Condition(_elsewhere("subscriber_bound_elsewhere"), names_list=True, pairs_only=True),
+    "first_seen_within": Condition(
+        _first_seen(lambda first, today, days: today - first <= days), records=True, show="{}d".format
+    ),
+    "first_seen_before": Condition(_first_seen(lambda first, _, day: first < day), records=True, show=day_text),
 }
 """Name → condition, in the order of reports."""

@@ -11,19 +11,22 @@ from datetime import datetime
 from typing import Any
 
 from eir.checks.checker import Checker
-from eir.checks.conditions import CONDITIONS, NO_SUBSCRIBER, subscriber_key
+from eir.checks.conditions import CONDITIONS, NO_SUBSCRIBER, day_text, subscriber_key
 from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, imsi_key, is_digits
 from eir.errors import IdentifierError
+from eir.lists.images.day_images import image_of_days
 from eir.lists.images.imaging import image_of
 from eir.lists.images.index import Index
+from eir.lists.pages.first_days import WAS_LISTED
 from eir.lists.pages.pages import Page
 from eir.lists.record.entries import read_pages
 from eir.lists.record.reasons import reason_of
-from eir.lists.record.settings import SUBSCRIBERS, ListSettings
+from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, ListSettings
 from eir.lists.record.store import ListState, ListStore
 
+NEVER = "never"
 NAMED_MAX = 5
 """Maximum number of values of a rule's condition that are named."""
 
@@ -50,6 +53,10 @@ class Explanation:
     """Observed rules that matched before: number, their status, name."""
     not_loaded: tuple[str, ...] = ()
     """Lists of rules that were never loaded, so that these rules cannot match."""
+    first_seen: str | None = None
+    """First day of the device; `never` for a device that has not been seen, if a rule asks for it; None if no rule does."""
+    until: str | None = None
+    """Last day of the period that began with it; None without a period."""
 
     def as_fields(self) -> dict[str, Any]:
         """Return all fields except the question in JSON types; `of_fields` reverses this."""
@@ -70,7 +77,7 @@ class Explanation:
             "imei": self.question.imei or self.question.other or "", "imsi": self.question.imsi or None, "status": self.status,
             "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
             "observed": [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed],
-            "not_loaded": list(self.not_loaded),
+            "not_loaded": list(self.not_loaded), "first_seen": self.first_seen, "until": self.until,
         }  # fmt: skip
 
     def as_text(self) -> str:
@@ -86,6 +93,9 @@ class Explanation:
         lines.append(f"  {rule}{conditions}" + (f", list {self.list} ({which})" if self.list else ""))
         if self.reason:
             lines.append(f"  reason: {self.reason}")
+        if self.first_seen is not None:
+            until = f", until {self.until}" if self.until else ", without a period"
+            lines.append(f"  first seen: {self.first_seen}{until}")
         lines += [f"  observed only: {_rule(rule, name)} would answer {status}" for rule, status, name in self.observed]
         lines += [
             f"  note: the list {name} has never been loaded, so no rule that needs it can hold"
@@ -151,19 +161,33 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
     conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
     used = dict.fromkeys(name for rule in policy.rules for name in rule.lists)
     not_loaded = tuple(name for name in used if index.lists[name].state is None) if wrong is None else ()
-    return Explanation(
-        question,
-        verdict.status,
-        verdict.rule,
-        verdict.name,
-        verdict.list,
-        serial,
-        change,
-        wrong,
-        conditions,
-        tuple(observed),
-        not_loaded,
+    first_seen, until = (
+        (None, None) if wrong is not None else _first_seen(question.device(), policy, index, verdict.rule)
     )
+    return Explanation(
+        question, verdict.status, verdict.rule, verdict.name, verdict.list, serial, change, wrong, conditions, tuple(observed),
+        not_loaded, first_seen, until,
+    )  # fmt: skip
+
+
+def _first_seen(key: int, policy: PolicySettings, index: Index, rule: int | str) -> tuple[str | None, str | None]:
+    """Return the first day of a device, and the last day of its period by the rule that answered or the longest of any rule."""
+    record, by = index.first_seen, policy.rules[rule - 1] if isinstance(rule, int) else None
+    if record is None:
+        return None, None
+    first = record.day(key)
+    if first == WAS_LISTED:
+        return "before it left a list", None
+    if first is None and not (by is not None and by.asks_first_seen):
+        return None, None
+    days = (by and by.first_seen_within) or longest_period(policy)
+    until = day_text((record.today if first is None else first) + days) if days else None
+    return NEVER if first is None else day_text(first), until
+
+
+def longest_period(policy: PolicySettings) -> int:
+    """Return the longest period of grace that a rule gives, in days; 0 if none does."""
+    return max((rule.first_seen_within or 0 for rule in policy.rules), default=0)
 
 
 async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
@@ -201,7 +225,7 @@ async def _read(
             key_in_list = _key_for(settings.kind, key, question.imsi)
             state, pages = await store.some_pages(name, [] if key_in_list is None else [key_in_list // SNR_KEYS])
         if state is not None and state.kind == settings.kind:  # nodes ignore a list of another kind
-            index.switch(name, state, image_of(pages))
+            index.switch(name, state, image_of_days(pages) if state.kind == FIRST_SEEN else image_of(pages))
 
 
 def _key_for(kind: str, key: int, imsi: str) -> int | None:
@@ -221,8 +245,9 @@ def _conditions(rule: Rule) -> str:
     """Format the conditions other than the list, such as `tac 3512345*; imsi 26201*`."""
     parts = []
     for name, value in rule.conditions.items():
-        values, length = (value,) if CONDITIONS[name].names_list else value, CONDITIONS[name].length
-        texts = [text if length in {None, len(text)} else f"{text}*" for text in values[:NAMED_MAX]]
+        values, needs = value if isinstance(value, tuple) else (value,), CONDITIONS[name]
+        shown = [needs.show(each) for each in values[:NAMED_MAX]]
+        texts = [text if needs.length in {None, len(text)} else f"{text}*" for text in shown]
         more = f" and {len(values) - NAMED_MAX} more" if len(values) > NAMED_MAX else ""
         if name != "list":
             parts.append(f"{name} {', '.join(texts)}{more}")

@@ -223,8 +223,8 @@ def _names_devices(rule: Rule, index: Index) -> bool:
 
 
 def _all_of(rule: Rule, index: Index, known: str | None) -> Holds:
-    # To look into a list costs most, so that comes last.
-    names = sorted(rule.conditions, key=lambda name: CONDITIONS[name].names_list)
+    # To look into a list costs most, so that comes late.
+    names = sorted(rule.conditions, key=lambda name: (CONDITIONS[name].records, CONDITIONS[name].names_list))
     if known in rule.identifier:
         names.remove("identifier")
     conditions = tuple(CONDITIONS[name].compile(rule.conditions[name], index) for name in names)

@@ -16,7 +16,8 @@ import numpy as np
 from eir.checks.question import STRETCHES
 from eir.checks.settings import Status
 from eir.device import IMSI_LENGTHS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key, device_type_key
-from eir.lists.images.index import DeviceList, Index, TacsOfTypes
+from eir.lists.images.index import DeviceList, FirstSeenList, Index, TacsOfTypes
+from eir.lists.pages.first_days import PERIOD_DAYS, PERIODS_BEGIN, WAS_LISTED
 from eir.lists.record.settings import DEVICES
 
 ASK_INSTEAD: Final = (1 << 64) - 1
@@ -24,6 +25,8 @@ LISTS_MAX, VERDICTS_MAX = 16, 1024
 WORD_BYTES = 8
 STATUSES: Final = tuple(Status)
 IMSI_DIGITS_MAX = IMSI_LENGTHS[-1]
+PERIODS: Final = {"PERIOD_DAYS": PERIOD_DAYS, "PERIODS_BEGIN": PERIODS_BEGIN}
+"""Constants by which a compiled look-up decides whether a sighting belongs on the record of first sightings."""
 
 
 class Asked(IntEnum):
@@ -42,11 +45,16 @@ class Asked(IntEnum):
 
 
 class Field(IntEnum):
-    """A number in a request: the key of a device, an IMSI of 15 digits (of other lengths the general path is asked), a software version."""
+    """A number in a request: the key of a device, an IMSI of 15 digits (of other lengths the general path is asked), a software version.
+
+    FIRST_DAY is the first day that the record of first sightings has for the device (of a device that it has not, or whose sighting
+    belongs on the record, the general path is asked).
+    """
 
     DEVICE = 0
     SIM = 1
     VERSION = 2
+    FIRST_DAY = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +97,27 @@ class _Words:
         self.lists.setdefault(name, entries)
         return asked, [list(self.lists).index(name)]
 
+    def first_seen(self, earliest: int, latest: int) -> tuple[Asked, list[int]]:
+        """Return the words of a condition on the first day of a device, one of these days."""
+        record = self.index.first_seen
+        if record is None or (record.name not in self.lists and len(self.lists) == LISTS_MAX):
+            return Asked.OTHER, []
+        self.lists.setdefault(record.name, record)
+        return _within(Field.FIRST_DAY, [(max(earliest, WAS_LISTED + 1), latest)])
+
+    def first_seen_within(self, days: int) -> tuple[Asked, list[int]]:
+        """Return the words of a condition on the days since the first one, as of today: they hold for a day."""
+        today = 0 if self.index.first_seen is None else self.index.first_seen.today
+        return self.first_seen(today - days, today)
+
     def not_list(self, name: str) -> tuple[Asked, list[int]]:
         """Encode a condition on absence from a list. For IMSIs or pairs it depends on the IMSI, so it needs the general path."""
         return self.listed(Asked.NOT_LISTED, name) if self.index.lists[name].kind == DEVICES else (Asked.OTHER, [])
+
+
+def days_of(entries: DeviceList | TacsOfTypes) -> tuple[tuple[memoryview, memoryview] | None, int]:
+    """Return the further arrays of a record of first sightings, and today; of any other list nothing of use."""
+    return (entries.day_arrays, entries.today) if isinstance(entries, FirstSeenList) else (None, 0)
 
 
 def _within(field: Field, stretches: Iterable[tuple[int, int]]) -> tuple[Asked, list[int]]:
@@ -143,6 +169,8 @@ _WORDS: Mapping[str, Callable[[_Words, Any], tuple[Asked, list[int]]]] = {
     ),
     "origin_host": lambda _, hosts: _names(Asked.ORIGIN_HOST, hosts),
     "origin_realm": lambda _, realms: _names(Asked.ORIGIN_REALM, realms),
+    "first_seen_within": _Words.first_seen_within,
+    "first_seen_before": lambda words, day: words.first_seen(0, day - 1),
 }
 
 

@@ -65,11 +65,20 @@ class Rule:
     """List of pairs that has the device, but not with this IMSI: a module locked to its SIM is used with another one."""
     subscriber_bound_elsewhere: str | None = None
     """List of pairs that has the IMSI, but not with this device: a module's SIM is used in another device."""
+    first_seen_within: int | None = None
+    """Maximum number of days since the first sighting of the device. A device without one is seen now."""
+    first_seen_before: int | None = None
+    """Day (since 1970) before which the first sighting of the device was. A device without one is seen now."""
 
     @property
     def conditions(self) -> dict[str, Any]:
         """Conditions of the rule: name → value, in the order of CONDITIONS."""
         return {name: value for name in CONDITIONS if (value := getattr(self, name))}
+
+    @property
+    def asks_first_seen(self) -> bool:
+        """True if it asks the record of first sightings."""
+        return bool(self.first_seen_within or self.first_seen_before)
 
     @property
     def lists(self) -> tuple[str, ...]:

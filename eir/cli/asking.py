@@ -146,7 +146,7 @@ def check(
     if node is None:
         answer = with_store(
             checked,
-            lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now),
+            lambda store: explain.explain(question, checked.policy, checked.lists_and_record, store, now=now),
             fresh=False,
             reads=True,
         )

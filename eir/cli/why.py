@@ -107,7 +107,7 @@ async def _answer_history(config: Config, store: ListStore, question: Any, key: 
     since = then.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     events = [event for event in await store.history(None, since=since) if event.what == RELOAD]
     changed = [event for event in events if set(POLICY) & set(event.detail.removeprefix("changed: ").split(", "))]
-    now = await explain(question, config.policy, config.lists, store, now=datetime.now(UTC))
+    now = await explain(question, config.policy, config.lists_and_record, store, now=datetime.now(UTC))
     return _AnswerHistory(lists, changed, now)
 
 

@@ -308,6 +308,27 @@ def _check_rules(config: Config, document: Document) -> Findings:
                 yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
 
 
+def _check_first_seen(config: Config, document: Document) -> Findings:
+    record = config.first_seen
+    for at, rule in enumerate(config.policy.rules):
+        if record is None and rule.asks_first_seen and not document.faulty("first_seen"):
+            yield (
+                "a rule asks for the first sighting, and nothing records it; expected the section 'first_seen'",
+                ("policy", "rules", at),
+            )
+        elif record is not None and (days := rule.first_seen_within or 0) > record.remember:
+            wrong = f"a device that was not seen for {record.remember} days would begin a second period"
+            yield f"{wrong}; expected at least {days}d, the longest first_seen_within", ("first_seen", "remember")
+    if record is not None and record.list in config.lists:
+        wrong = f"the record of first sightings cannot be the list '{record.list}', which releases change"
+        yield f"{wrong}; expected another name", ("first_seen", "list")
+
+
+def _warn_first_seen(config: Config, _: Document) -> Findings:
+    if config.first_seen is not None and not any(rule.asks_first_seen for rule in config.policy.rules):
+        yield "no rule has first_seen_within or first_seen_before: no sighting is recorded", ("first_seen",)
+
+
 def _check_sightings(config: Config, document: Document) -> Findings:
     sightings, spot = config.sightings, ("sightings",)
     if sightings is None or document.faulty(*spot):
@@ -400,11 +421,11 @@ def _of_interfaces(name: str) -> Check:
 
 CHECKS: tuple[Check, ...] = (
     _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_sctp, _check_store, _check_lists,
-    _check_sources, check_layouts, _check_rules, _check_sightings,
+    _check_sources, check_layouts, _check_rules, _check_first_seen, _check_sightings,
 )  # fmt: skip
 """Checks whose findings are faults."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
-    _warn_sightings, _of_interfaces("warn"),
+    _warn_first_seen, _warn_sightings, _of_interfaces("warn"),
 )  # fmt: skip
 """Checks whose findings are warnings about probable mistakes."""

@@ -19,6 +19,7 @@ from eir.lists.record.settings import (
     DEVICES,
     KINDS,
     LOAD_MEMORY,
+    FirstSeenSettings,
     HistorySettings,
     Layout,
     ListSettings,
@@ -38,13 +39,14 @@ from eir.wire.web.access import LOOPBACK, PageSettings
 
 WATCHDOG_MIN_S = 6
 """Minimum of Tw in seconds (RFC 3539 3.4.1)."""
-LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE = (
+LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE, FIRST_SIGHTINGS = (
     Limits(),
     SctpSettings(),
     HistorySettings(),
     SightingsSettings(),
     TamperSettings(),
     Source(url=""),
+    FirstSeenSettings(),
 )
 
 
@@ -108,6 +110,7 @@ SECTIONS = (
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
     Section("lists.*.source", Source, optional=True, short="url"),
+    Section("first_seen", FirstSeenSettings, optional=True, live=False),
     Section("history", HistorySettings),
     Section("layouts.*", _layout),
     Section("layouts.*.columns", _given),
@@ -211,6 +214,9 @@ TABLE = (
     Key("lists.*.source.every", schema.seconds(1, 86400), SOURCE.every_s, "time between two polls of the index; shorter after a poll that failed", field="every_s"),
     Key("lists.*.source.acknowledge", schema.FLAG, False, "whether the node posts signed acknowledgements to the folder"),
     Key("lists.*.source.patience", schema.seconds(1, 30 * 86400), SOURCE.patience_s, "time after which an unreachable source raises `EirSourceUnreached`, and a list behind the source's serial raises `EirListBehind`", field="patience_s"),
+    Key("first_seen.list", kinds.RECORD_NAME, FIRST_SIGHTINGS.list, "name of the record of first sightings, which checks write for rules with `first_seen_within` and `first_seen_before`; `lists` does not declare it"),
+    Key("first_seen.remember", schema.days(1, 3650), FIRST_SIGHTINGS.remember, "time without a sighting after which a device is forgotten, up to 32 days later; the device is new when it is seen again"),
+    Key("first_seen.new_per_peer", kinds.PER_DAY, FIRST_SIGHTINGS.new_per_peer, "maximum number of new devices per peer and day (UTC) that a node records; a device above it gets the rule's answer and stays new, unless a second peer or a second subscriber shows it"),
     Key("history.keep", schema.days(1, 36500), HISTORY.keep, "age at which a running node deletes records of the history"),
     Key("history.max_bytes", schema.byte_size(1 << 20, 1 << 40), HISTORY.max_bytes, "expected maximum size of the history; above 80 % of it `EirHistoryNearlyFull` fires; no record is deleted for its sake"),
     Key("history.feed_max_bytes", schema.byte_size(1 << 20, 1 << 40), HISTORY.feed_max_bytes, "maximum size of the separate record of rows that registers feed (`feed`); above it the oldest records are deleted"),
@@ -248,6 +254,8 @@ TABLE = (
     Key("policy.rules[].identifier", schema.many(schema.word(*SUSPECT)), (), "condition: fault of the identifier as it was sent"),
     Key("policy.rules[].origin_host", schema.many(schema.IDENTITY), (), "condition: Origin-Host of the request"),
     Key("policy.rules[].origin_realm", schema.many(schema.IDENTITY), (), "condition: Origin-Realm of the request"),
+    Key("policy.rules[].first_seen_within", schema.days(1, 3650), None, "condition: the first sighting of the device is at most so many days ago; a device without one is seen now; needs `first_seen`"),
+    Key("policy.rules[].first_seen_before", kinds.DAY, None, "condition: the first sighting of the device is before this day; a device without one is seen now; needs `first_seen`"),
     Key("policy.default", kinds.STATUS, Status.WHITELISTED, "status if no rule holds"),
     Key("policy.no_identity", kinds.STATUS_OR_ERROR, Status.WHITELISTED, "answer to a request without IMEI and MEID; error is 5005"),
     Key("policy.bad_identity", kinds.STATUS_OR_ERROR, Status.WHITELISTED, "answer to a request with an invalid IMEI or MEID; error is 5004"),

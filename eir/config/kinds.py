@@ -2,7 +2,7 @@
 
 import os
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -69,6 +69,10 @@ def _with_files(store: str, folder: Path) -> str:
     return resolve_files(store, folder)
 
 
+def _day(written: str) -> int:
+    return (date.fromisoformat(written) - date(1970, 1, 1)).days
+
+
 def _device(written: str) -> str:
     try:
         device_key(written)
@@ -112,6 +116,10 @@ HTTP = text(
 MOMENT = Kind(
     "a time with its zone such as 2026-11-25T06:00:00Z", _moment, lambda time: time.isoformat().replace("+00:00", "Z")
 )
+DAY = Kind("a day such as 2026-12-01 (UTC)", _day, lambda day: str(date(1970, 1, 1) + timedelta(day)))
+PER_DAY = text(
+    "a number per day such as 20000/d", r"([1-9][0-9]{0,8})/d", lambda match: int(match[1]), show="{}/d".format
+)
 IMEI = Kind("an IMEI (14 or 15 digits), an IMEISV (16) or a MEID", _device)
 TAC = text(
     "8 digits (a TAC), or fewer and a star (all TACs that begin with them)",
@@ -152,6 +160,7 @@ HTTP_URL = text("http://HOST[:PORT]/PATH or https://…", r"https?://[^\s/@]+(/\
 STREAM = text(
     "a key such as eir:checks, of letters, digits, ':', '.', '_', '-' and braces", r"[A-Za-z0-9:._{}-]{1,128}"
 )
+RECORD_NAME = text("1 to 64 letters, digits, '.', '_' and '-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
 STATUS = one_of(_STATUSES)
 STATUS_OR_TOO_BUSY = one_of({TOO_BUSY: TOO_BUSY, **_STATUSES})

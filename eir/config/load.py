@@ -141,7 +141,12 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
     """Build the configuration of a document. Return it with all problems in file order."""
     answer = document.values["overload_answer"]
     layouts = document.values["layouts"]
-    lists = {name: replace(settings, layouts=layouts) for name, settings in document.values["lists"].items()}
+    record = document.values["first_seen"] and document.values["first_seen"].list
+    lists = {
+        name: replace(settings, layouts=layouts)
+        for name, settings in document.values["lists"].items()
+        if name != record or not settings.local  # the record is a local list, and may be declared as one
+    }
     values = document.values | {"overload_answer": None if answer == TOO_BUSY else answer, "lists": lists}
     interfaces = {each.section: values.pop(each.section) for each in INTERFACES if each.section}
     config = Config(path=path, shown=document.shown, interfaces=interfaces, **values)

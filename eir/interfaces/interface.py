@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Status
 from eir.errors import Report
-from eir.lists.record.settings import ListSettings
+from eir.lists.record.settings import FirstSeenSettings, ListSettings
 from eir.schema import CLAIM, FILE, Document, Family, Findings, Key, Section, Spot, many, url
 from eir.wire.peers.settings import Identity, Limits, PeerSettings
 from eir.wire.transport.endpoint import HTTP_PORTS
@@ -70,7 +70,14 @@ class SharedSettings:
     """`sqlite`, or a URL of eir.lists.stores.redis_url, which may contain a password."""
     lists: Mapping[str, ListSettings]
     """Lists by name, with the declared layouts."""
+    first_seen: FirstSeenSettings | None = None
+    """None: no record of first sightings is kept."""
     policy: PolicySettings
+
+    @property
+    def lists_and_record(self) -> Mapping[str, ListSettings]:
+        """All lists, and the record of first sightings as one of them."""
+        return self.lists if self.first_seen is None else {**self.lists, self.first_seen.list: self.first_seen.as_list}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,7 +191,7 @@ OTHERS = {
     "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "fraud_check.listen": "fraud_check: {listen: http://127.0.0.1:1}\n",
     "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
     "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",
-    "sightings": "sightings: {keep: 1d}\n",
+    "sightings": "sightings: {keep: 1d}\n", "first_seen": "first_seen: {remember: 1y}\n",
 }  # fmt: skip
 """Another value for each key and section that takes a restart."""
 

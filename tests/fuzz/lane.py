@@ -90,8 +90,14 @@ def programs(rng, index):
             "=Q", rng.choice([0, 1, 2, 5, 7, 1 << 32, 4 << 32, (1 << 64) - 1, (1 << 64) - 2, rng.getrandbits(64)])
         )
     arrays = tuple(
-        (None if entries.image is None else tuple(map(rng_bytes(rng), entries.image.lane_arrays)), rng.randrange(3))
+        (
+            None if entries.image is None else tuple(map(rng_bytes(rng), entries.image.lane_arrays)),
+            rng.randrange(4),
+            (rng.randbytes(2 * rows), rng.randbytes(rows - rng.randrange(2))),
+            rng.choice((0, 19_723, 20_787, 0xFFFFFFFF)),
+        )
         for entries in program.lists
+        for rows in [1 if entries.image is None else 1 + len(entries.image.lane_arrays[2])]
     )
     side = lanes.Side(lane=True, policy=PolicySettings(rules=RULES), index=index)
     with suppress(ValueError):

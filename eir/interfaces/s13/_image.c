@@ -18,6 +18,15 @@ int open_list(List *list, PyObject *arrays) {
 	return list->is_there || (PyErr_SetString(PyExc_ValueError, "not the arrays of an image"), 0);
 }
 
+/* Take over the days of a record of first sightings, whose other arrays are open. 0 with an exception if they are not as many as its keys. */
+int open_days(List *list, PyObject *days) {
+	if (!PyArg_ParseTuple(days, "y*y*", list->views + 3, list->views + 4))
+		return 0;
+	list->days = list->views[3].buf, list->lasts = list->views[4].buf;
+	int fits = (uint64_t)list->views[3].len == 2ull * list->low_count && (uint64_t)list->views[4].len == list->low_count;
+	return fits || (PyErr_SetString(PyExc_ValueError, "not the days of an image"), 0);
+}
+
 void search_blocks(const List *in, Search *all, int count) {
 	for (Search *one = all; one < all + count; one++) {
 		const uint32_t *slot, page = one->page, upper = one->remainder >> 16;
@@ -53,17 +62,30 @@ void search_lows(const List *in, Search *all, int count) {
 	}
 }
 
-/* The last step: NO, YES, or MAYBE: Python says whether a row that ends has ended. */
-int search_key(const List *in, const Search *one) {
+/* The place of a key among all keys; UINT64_MAX if it is not there. */
+static uint64_t place_of(const List *in, const Search *one) {
 	const uint16_t low = one->remainder & 0xFFFF;
 	uint64_t from = one->start, count = one->end - one->start;
-	if (one->found != MAYBE)
-		return one->found;
 	while (count > 1) {	/* without a branch that could be guessed wrong while memory is waited for */
 		uint64_t half = count / 2;
 		from = in->lows[from + half] <= low ? from + half : from;
 		count -= half;
 	}
-	int is_there = count && in->lows[from] == low;
+	return count && in->lows[from] == low ? from : UINT64_MAX;
+}
+
+/* The last step: NO, YES, or MAYBE: Python says whether a row that ends has ended. */
+int search_key(const List *in, const Search *one) {
+	if (one->found != MAYBE)
+		return one->found;
+	int is_there = place_of(in, one) != UINT64_MAX;
 	return one->bits & WHOLE_UNTIL || (is_there && one->bits & HAS_ENDS) ? MAYBE : is_there;
+}
+
+/* The first day that a record has for a device; UNSURE if it has none, or if this sighting belongs on the record (eir.lists.images.index). */
+uint64_t search_day(const List *in, const Search *one, uint64_t key) {
+	uint64_t at = one->found == MAYBE ? place_of(in, one) : UINT64_MAX, age = in->today - PERIODS_BEGIN + key % PERIOD_DAYS, period = age / PERIOD_DAYS;
+	if (at == UINT64_MAX || in->today < PERIODS_BEGIN)
+		return UNSURE;
+	return in->days[at] > in->today || in->lasts[at] < (period < PERIOD_MAX ? period : PERIOD_MAX) ? UNSURE : in->days[at];
 }

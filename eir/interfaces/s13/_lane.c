@@ -105,14 +105,24 @@ static uint64_t ask(const Call *call, const Ecr *ecr) {
 }
 
 /* Answer a group. 0 if that had to stop: by an exception, or at a message that the general path has to answer. */
-static int answer(Call *call, const Group *group) {
+static int answer(Call *call, Group *group) {
 	const Policy *policy = call->policy;
 	for (int i = 0; i < group->count; i++, call->answered++) {
-		const Ecr *ecr = group->ecrs + i;
+		Ecr *ecr = group->ecrs + i;
 		uint8_t found[LISTS_MAX];
-		for (uint64_t list = 0; list < policy->list_count; list++) {
-			int has = group->is_asked[list][i] ? search_key(policy->lists + list, group->searches[list] + i) : NO;
-			found[list] = (uint8_t)(has == YES && policy->lists[list].kind == PAIRS ? MAYBE : has);
+		ecr->fields[FIRST_DAY] = UNSURE;
+		for (uint64_t number = 0; number < policy->list_count; number++) {
+			const List *list = policy->lists + number;
+			const Search *one = group->searches[number] + i;
+			found[number] = NO;
+			if (!group->is_asked[number][i])
+				continue;
+			if (list->kind == FIRST_SEEN)
+				ecr->fields[FIRST_DAY] = search_day(list, one, ecr->fields[DEVICE]);
+			else
+				found[number] = (uint8_t)search_key(list, one);
+			if (found[number] == YES && list->kind == PAIRS)
+				found[number] = MAYBE;
 		}
 		uint64_t verdict = call->decide_by == Py_None ? (uint64_t)SHED << 32 : decide(policy, ecr, found);
 		int is_told = verdict == ASK_INSTEAD;
@@ -224,14 +234,18 @@ static int lane_init(Lane *lane, PyObject *arguments, PyObject *Py_UNUSED(names)
 	Py_ssize_t bytes;
 	const char *words;
 	unsigned verdicts;
-	PyObject *lists, *arrays;
+	PyObject *lists, *arrays, *days;
 	if (policy->words || !PyArg_ParseTuple(arguments, "y#IO!py*y*KK", &words, &bytes, &verdicts, &PyTuple_Type, &lists, &policy->strict, &lane->keys, &lane->are_groups, policy->sought + DEVICE, policy->sought + SIM))
 		return -1;
 	lane->dictionary = (Dictionary){lane->keys.buf, lane->are_groups.buf, (uint64_t)lane->are_groups.len};
 	int fits = PyTuple_Size(lists) <= LISTS_MAX && verdicts <= VERDICTS_MAX && lane->keys.len == 8 * lane->are_groups.len;
-	for (Py_ssize_t i = 0; fits && i < PyTuple_Size(lists); i++, policy->list_count++)
-		if (!PyArg_ParseTuple(PyTuple_GetItem(lists, i), "Oi", &arrays, &policy->lists[i].kind) || (arrays != Py_None && !open_list(policy->lists + i, arrays)))
+	for (Py_ssize_t i = 0; fits && i < PyTuple_Size(lists); i++, policy->list_count++) {
+		List *list = policy->lists + i;
+		if (!PyArg_ParseTuple(PyTuple_GetItem(lists, i), "OiOI", &arrays, &list->kind, &days, &list->today) || (arrays != Py_None && !open_list(list, arrays)))
 			return -1;
+		if (list->kind == FIRST_SEEN && list->is_there && !open_days(list, days))
+			return -1;
+	}
 	policy->verdict_count = verdicts, policy->word_count = (uint64_t)bytes / 8;
 	if (fits && (policy->words = PyMem_Calloc(1, (size_t)bytes + 8)))
 		memcpy(policy->words, words, (size_t)bytes);
@@ -243,8 +257,8 @@ static int lane_init(Lane *lane, PyObject *arguments, PyObject *Py_UNUSED(names)
 static void lane_dealloc(PyObject *self) {
 	PyTypeObject *type = Py_TYPE(self);
 	Lane *lane = (Lane *)self;
-	for (int i = 0; i < 3 * LISTS_MAX; i++)
-		PyBuffer_Release(lane->policy.lists[i / 3].views + i % 3);
+	for (int i = 0; i < VIEWS * LISTS_MAX; i++)
+		PyBuffer_Release(lane->policy.lists[i / VIEWS].views + i % VIEWS);
 	PyBuffer_Release(&lane->keys), PyBuffer_Release(&lane->are_groups);
 	PyMem_Free(lane->policy.words);
 	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
@@ -260,7 +274,7 @@ static PyModuleDef module = {PyModuleDef_HEAD_INIT, "eir.interfaces.s13._lane", 
 /* What Python knows too: eir/interfaces/s13/lane.py compares. */
 static const struct { const char *name; long value; } constants[] = {
 	CONSTANT(IF_OTHER), CONSTANT(IF_LISTED), CONSTANT(IF_NOT_LISTED), CONSTANT(IF_WITHIN), CONSTANT(IF_ORIGIN_HOST), CONSTANT(IF_ORIGIN_REALM), CONSTANT(DEVICE),
-	CONSTANT(SIM), CONSTANT(VERSION), CONSTANT(DEVICES), CONSTANT(SUBSCRIBERS), CONSTANT(PAIRS), CONSTANT(STATUSES), CONSTANT(LISTS_MAX), CONSTANT(VERDICTS_MAX),
+	CONSTANT(SIM), CONSTANT(VERSION), CONSTANT(FIRST_DAY), CONSTANT(DEVICES), CONSTANT(SUBSCRIBERS), CONSTANT(PAIRS), CONSTANT(FIRST_SEEN), CONSTANT(PERIOD_DAYS), CONSTANT(PERIODS_BEGIN), CONSTANT(STATUSES), CONSTANT(LISTS_MAX), CONSTANT(VERDICTS_MAX),
 	CONSTANT(KEY_DIGITS), CONSTANT(PAGE_KEYS), CONSTANT(IDENTIFIER_MAX), CONSTANT(TEXTS), CONSTANT(IMSI_MIN), CONSTANT(IMSI_MAX), CONSTANT(APPLICATION), CONSTANT(COMMAND),
 };
 

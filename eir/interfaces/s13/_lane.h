@@ -16,7 +16,8 @@
 enum { HEADER = 20, KEY_DIGITS = 14, PAGE_KEYS = 1000000, NAME_BYTES_MAX = 255, IMSI_MIN = 6, IMSI_MAX = 15 };
 enum { APPLICATION = 16777252, COMMAND = 324, SESSION_ID = 263, PROXY_INFO = 284, M_FLAG = 0x40, P_FLAG = 0x40 };
 enum { STATUSES = 4, SHED = STATUSES, REPLIES };	/* a request gets the reply of a status, or the one past a limit */
-enum { DEVICES, SUBSCRIBERS, PAIRS };	/* kinds of lists */
+enum { DEVICES, SUBSCRIBERS, PAIRS, FIRST_SEEN };	/* kinds of lists */
+enum { PERIOD_DAYS = 32, PERIODS_BEGIN = 19723, PERIOD_MAX = 255 };	/* eir.lists.pages.first_days */
 enum { NO, YES, MAYBE };	/* maybe: Python has to say */
 
 typedef struct { const uint8_t *at; uint32_t bytes; } Text;	/* at: NULL if it is not there */
@@ -50,9 +51,9 @@ typedef struct {
 
 typedef struct { const uint64_t *keys; const uint8_t *are_groups; uint64_t count; } Dictionary;	/* of known AVPs, their keys in ascending order */
 
-enum { DEVICE, SIM, VERSION, FIELDS };
+enum { DEVICE, SIM, VERSION, FIRST_DAY, FIELDS };
 #define NOTHING (UINT64_MAX - 1)	/* a field that the request does not have */
-#define UNSURE UINT64_MAX		/* an IMSI that has not 15 digits */
+#define UNSURE UINT64_MAX		/* an IMSI that has not 15 digits; a first day that is not on record, or has to be recorded */
 
 typedef struct {
 	const uint8_t *message;
@@ -66,11 +67,14 @@ int is_wrong_digit(const uint8_t *imei);
 int is_one_of(Text name, const uint64_t *names, uint64_t words);
 int are_names(const uint64_t *names, uint64_t words);
 
+enum { VIEWS = 5 };
+
 typedef struct {
-	Py_buffer views[3];
+	Py_buffer views[VIEWS];
 	const uint32_t *slots, *offsets;
-	const uint16_t *lows;
-	uint32_t slot_mask, offset_count, low_count, shift;
+	const uint16_t *lows, *days;	/* days, lasts: of a record of first sightings */
+	const uint8_t *lasts;
+	uint32_t slot_mask, offset_count, low_count, shift, today;
 	int kind, is_there;	/* not there: never loaded */
 } List;
 
@@ -80,9 +84,11 @@ typedef struct { uint32_t page, remainder, block, bits, start, end, found; } Sea
 static inline uint32_t slot_of(const List *in, uint32_t page) { return page * 0x9E3779B1u >> in->shift; }
 
 int open_list(List *list, PyObject *arrays);
+int open_days(List *list, PyObject *days);
 void search_blocks(const List *in, Search *all, int count);
 void search_lows(const List *in, Search *all, int count);
 int search_key(const List *in, const Search *one);
+uint64_t search_day(const List *in, const Search *one, uint64_t key);
 
 enum { IF_OTHER, IF_LISTED, IF_NOT_LISTED, IF_WITHIN, IF_ORIGIN_HOST, IF_ORIGIN_REALM, LISTS_MAX = 16, VERDICTS_MAX = 1024 };
 #define ASK_INSTEAD UINT64_MAX

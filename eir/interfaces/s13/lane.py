@@ -10,24 +10,35 @@ from typing import Final
 
 from eir.checks.checker import IDENTIFIER_MAX, Checker
 from eir.checks.policy import TEXTS, SightingKind, Verdict
-from eir.checks.program import LISTS_MAX, STATUSES, VERDICTS_MAX, WORD_BYTES, Asked, Field, Program, names_in_words
+from eir.checks.program import (
+    LISTS_MAX,
+    PERIODS,
+    STATUSES,
+    VERDICTS_MAX,
+    WORD_BYTES,
+    Asked,
+    Field,
+    Program,
+    days_of,
+    names_in_words,
+)
 from eir.checks.settings import Status
 from eir.checks.trace import NOBODY, TraceFilter
 from eir.device import IMSI_LENGTHS, KEY_DIGITS, SNR_KEYS
 from eir.interfaces.s13.dictionary import DICTIONARY, ME_IDENTITY_CHECK, ME_IDENTITY_CHECK_NAME, S13_APPLICATION
 from eir.interfaces.s13.service import PROTOCOL
-from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.lists.record.settings import DEVICES, FIRST_SEEN, PAIRS, SUBSCRIBERS
 from eir.wire.diameter.application import LaneTerms
 from eir.wire.diameter.message import E_FLAG, Reply, result_avp, result_label
 from eir.wire.diameter.result import is_protocol_error
 from eir.wire.peers.settings import DESTINATION, UNKNOWN_M
 
-KINDS: Final = {DEVICES: 0, SUBSCRIBERS: 1, PAIRS: 2}
+KINDS: Final = {DEVICES: 0, SUBSCRIBERS: 1, PAIRS: 2, FIRST_SEEN: 3}
 CONSTANTS: Final = {
     **{f"IF_{asked.name}": asked.value for asked in Asked}, **{field.name: field.value for field in Field},
     **{kind.upper(): number for kind, number in KINDS.items()}, "STATUSES": len(STATUSES), "LISTS_MAX": LISTS_MAX, "VERDICTS_MAX": VERDICTS_MAX,
     "KEY_DIGITS": KEY_DIGITS, "PAGE_KEYS": SNR_KEYS, "IDENTIFIER_MAX": IDENTIFIER_MAX, "TEXTS": TEXTS, "IMSI_MIN": IMSI_LENGTHS[0],
-    "IMSI_MAX": IMSI_LENGTHS[-1], "APPLICATION": S13_APPLICATION, "COMMAND": ME_IDENTITY_CHECK,
+    "IMSI_MAX": IMSI_LENGTHS[-1], **PERIODS, "APPLICATION": S13_APPLICATION, "COMMAND": ME_IDENTITY_CHECK,
 }  # fmt: skip
 """Constants shared with the C code, by their names in C."""
 
@@ -63,7 +74,7 @@ class ExpressLanes:
         self.program, self._version = program, program.index.version
         are_plain = [verdict.decision.is_plain for verdict in program.verdicts]
         self.everything, self.events = (bytes(on if each else TOLD for each in are_plain) for on in (PLAIN, UNTOLD))
-        lists = tuple((each.arrays, KINDS[each.kind]) for each in program.lists)
+        lists = tuple((each.arrays, KINDS[each.kind], *days_of(each)) for each in program.lists)
         digit, count = policy.by_digit is not None, len(program.verdicts)
         bound = (program.words, count, lists, digit, KEYS, ARE_GROUPS, *self._sought)
         self.lane = _lane.Lane(*bound) if count <= VERDICTS_MAX else None
@@ -129,6 +140,7 @@ class ExpressLane:
         """Decide by the general policy, record the sighting, and return the verdict as a word. `about`: see _lane.Lane.take."""
         checker, (imei, imsi, version, host, realm) = self._lanes.checker, about
         verdict = checker.policy.decide(key, imsi, version, host, realm)
+        checker.note_first_seen(PROTOCOL, self._label, imsi)
         checker.sight(verdict.decision, PROTOCOL, self._label, (host, realm, imei, imsi, version))
         return checker.policy.program.verdict_words[verdict]
 

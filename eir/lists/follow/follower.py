@@ -322,8 +322,8 @@ class Follower:
         """Read a whole list, verify it, and put it in force. If the source does not have it, nothing changes."""
         read: ListState | None = None
         proof, total, chunks = Proof(), 0, list[Chunk]()
-        async with aclosing(_batches(source, name, self._pauses.answer_s)) as batches:
-            async for read, batch in batches:  # noqa: B007  # the last one is what was read
+        async with aclosing(batches(source, name, self._pauses.answer_s)) as reading:
+            async for read, batch in reading:  # noqa: B007  # the last one is what was read
                 digests = [page.digest() for page in batch]
                 total += sum(digests)
                 proof.extend(batch, [digest & PROOF_MASK for digest in digests])
@@ -447,14 +447,14 @@ class Follower:
         return True
 
 
-async def _batches(
+async def batches(
     source: ListStore, name: str, answer_s: float
 ) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
     """Yield the source's batches, each within the time limit of an answer."""
-    async with aclosing(source.pages(name)) as batches:  # type: ignore[type-var]  # stores write it as a generator
+    async with aclosing(source.pages(name)) as pages:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
-                yield await await_store(anext(batches), answer_s)
+                yield await await_store(anext(pages), answer_s)
             except StopAsyncIteration:
                 return
 

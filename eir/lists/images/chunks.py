@@ -37,6 +37,10 @@ class Chunk(NamedTuple):
     counts: Numbers = np.empty(0, np.uint32)
     """In lists of pairs: number of IMSIs of each device."""
     imsis: Numbers = np.empty(0, np.uint64)
+    firsts: Numbers = np.empty(0, np.uint16)
+    """First sightings: the first day of each device."""
+    lasts: Numbers = np.empty(0, np.uint8)
+    """First sightings: the period of the last one of each device."""
 
 
 def chunk_of(keys: Numbers) -> Chunk:
@@ -141,9 +145,10 @@ def _bounds(of: Chunk) -> Chunk:
     pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
     keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
     devices = keys if len(of.counts) else np.zeros_like(keys)
+    dated = keys if len(of.firsts) else np.zeros_like(keys)
     return Chunk(
-        pages, pages, blocks, keys, with_ends, begins(of.rows)[with_ends], tacs, devices, begins(of.counts)[devices]
-    )
+        pages, pages, blocks, keys, with_ends, begins(of.rows)[with_ends], tacs, devices, begins(of.counts)[devices], dated, dated
+    )  # fmt: skip
 
 
 def _splice(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbers:

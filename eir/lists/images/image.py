@@ -12,6 +12,7 @@ Arrays, each in a section of its own (little-endian):
     end_pages, end_starts, ends    the pages with rows that end; the index of their first end; the end of each row (0: none)
     tac_pages, tac_ends     the pages that are listed whole until a time; that time
     pair_ends, imsis        pairs: for each device the index after its last IMSI (empty if each has one); all IMSIs
+    days, lasts             first sightings: the first day of each device; the period of its last sighting
 """
 
 import os
@@ -26,7 +27,7 @@ from eir.lists.images.chunks import BLOCK_BITS, BLOCKS, ENDS, WHOLE, WHOLE_UNTIL
 from eir.lists.images.memory import MappedFile
 from eir.lists.pages.pages import PAGE_KEYS
 
-MAGIC, VERSION = b"EIRIMAGE", 1
+MAGIC, VERSION = b"EIRIMAGE", 2
 HASHED: Final = 1 << 32
 """Pages below this number are in the hash table; the others (MEIDs with letters) are few."""
 SLOT_WORDS, SPREAD, WORD_BITS = 4, 0x9E3779B1, 32
@@ -35,6 +36,7 @@ ALIGNED = 64
 _DEVICES = (
     ("numbers", "<u8"), ("bits", "<u4"), ("firsts", "<u4"), ("slots", "<u4"), ("offsets", "<u4"), ("lows", "<u2"), ("end_pages", "<u4"),
     ("end_starts", "<u4"), ("ends", "<u4"), ("tac_pages", "<u4"), ("tac_ends", "<u4"), ("pair_ends", "<u4"), ("imsis", "<u8"),
+    ("days", "<u2"), ("lasts", "<u1"),
 )  # fmt: skip
 SECTIONS: Final = (*_DEVICES, *((f"subscriber_{name}", form) for name, form in _DEVICES[:9]))
 """Arrays in order. Lists of pairs have a second set for their IMSIs; the latest end of an IMSI's rows counts."""
@@ -123,8 +125,10 @@ class Image:
     """
 
     __slots__ = (
+        "_days",
         "_devices",
         "_imsis",
+        "_lasts",
         "_map",
         "_pair_ends",
         "_subscribers",
@@ -151,6 +155,7 @@ class Image:
         )
         self._pair_ends, self._imsis = arrays["pair_ends"].data, arrays["imsis"].data
         self._tac_pages, self._tac_ends = arrays["tac_pages"], arrays["tac_ends"]
+        self._days, self._lasts = arrays["days"].data, arrays["lasts"].data
         self.numbers = self._devices.numbers
         """Numbers of all pages in ascending order."""
 
@@ -180,6 +185,11 @@ class Image:
     def lane_arrays(self) -> tuple[memoryview, memoryview, memoryview]:
         """Arrays for a compiled lookup: `slots`, `offsets` and `lows` of the keys."""
         return self._devices.slots, self._devices.offsets, self._devices.lows
+
+    @property
+    def day_arrays(self) -> tuple[memoryview, memoryview]:
+        """Arrays beside those: of each device its first day, and the period of its last sighting."""
+        return self._days, self._lasts
 
     @property
     def has_pairs(self) -> bool:
@@ -215,6 +225,12 @@ class Image:
         bound = zip(self._imsis[rows.start : rows.stop], self._ends(place, rows), strict=True)
         return tuple(imsi for imsi, end in bound if not end or end > now)
 
+    def first_seen(self, key: int) -> tuple[int, int] | None:
+        """The first day of a device and the period of its last sighting (eir.lists.pages.first_days); None if it is not on record."""
+        table = self._devices
+        position = table.position(table.page(key // PAGE_KEYS), key % PAGE_KEYS)
+        return (self._days[position], self._lasts[position]) if 0 <= position < len(self._lasts) else None
+
     def has_subscriber(self, imsi: int, now: float) -> bool:
         """Return True if a row with this IMSI is in force."""
         table = self._subscribers
@@ -249,6 +265,8 @@ class Image:
             self._tac_ends,
             counts,
             imsis,
+            np.asarray(self._days),
+            np.asarray(self._lasts),
         )
 
     def drop(self, done: int) -> int:
@@ -310,6 +328,8 @@ def _arrays(image: memoryview) -> dict[str, Numbers]:
         len(arrays["pair_ends"]) and arrays["pair_ends"][-1] != len(arrays["imsis"])
     ):
         raise ImageError("the pairs of an image are damaged")
+    if len(arrays["days"]) not in {0, rows} or len(arrays["lasts"]) != len(arrays["days"]):
+        raise ImageError("the days of an image are damaged")
     return arrays
 
 

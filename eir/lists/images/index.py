@@ -12,7 +12,8 @@ from typing import ClassVar, cast
 from eir.device import SNR_KEYS
 from eir.lists.images.image import Image
 from eir.lists.images.imaging import tacs_bound
-from eir.lists.record.settings import BOUND, DEVICES, TYPES
+from eir.lists.pages.first_days import DAY_S, period
+from eir.lists.record.settings import BOUND, DEVICES, FIRST_SEEN, TYPES
 from eir.lists.record.store import ListState
 
 Clock = Callable[[], float]
@@ -88,6 +89,46 @@ class PairList(DeviceList):
         return not self.binds(device, imsi) and self.has_subscriber(imsi)
 
 
+class FirstSeenList(DeviceList):
+    """The record of first sightings, with the devices that this process has seen and the image does not show yet."""
+
+    __slots__ = ("asked", "fresh")
+
+    def __init__(self, name: str, kind: str, now: Clock) -> None:
+        super().__init__(name, kind, now)
+        self.fresh: dict[int, int] = {}
+        """Device → day of a sighting that the image lacks."""
+        self.asked: int | None = None
+        """The device that the check in progress has asked for, if this sighting belongs on the record."""
+
+    @property
+    def today(self) -> int:
+        """Today, in days since 1970."""
+        return int(self.now() // DAY_S)
+
+    @property
+    def day_arrays(self) -> tuple[memoryview, memoryview] | None:
+        """The further arrays that a compiled look-up reads (Image.day_arrays)."""
+        return None if self.image is None else self.image.day_arrays
+
+    def on_record(self, key: int) -> tuple[int, int] | None:
+        """Return the first day of a device and the period of its last sighting by the image; None if it is not there."""
+        return None if self.image is None else self.image.first_seen(key)
+
+    def day(self, key: int) -> int | None:
+        """Return the first day of a device; None if it has not been seen yet."""
+        recorded, fresh = self.on_record(key), self.fresh.get(key)
+        days = [day for day in (recorded and recorded[0], fresh) if day is not None]
+        return min(days, default=None)
+
+    def ask(self, key: int) -> int:
+        """Return the first day of a device that is seen now."""
+        today, recorded, first = self.today, self.on_record(key), self.day(key)
+        if recorded is None or recorded[0] > today or recorded[1] < period(today, key):
+            self.asked = key
+        return today if first is None else min(first, today)
+
+
 class TacsOfTypes:
     """TACs that lists of device types map to one of `types` (device_type_key), as a device list for a compiled lookup."""
 
@@ -108,6 +149,10 @@ class TacsOfTypes:
             images = [table.image for table in self.tables if table.image is not None]
             self._states, self._arrays = states, tacs_bound(images, self._types) if images else None
         return self._arrays
+
+
+FORMS: Mapping[str, type[DeviceList]] = {**dict.fromkeys(BOUND, PairList), FIRST_SEEN: FirstSeenList}
+"""Classes of lists of some kinds; other lists are DeviceLists."""
 
 
 class Index:
@@ -132,8 +177,13 @@ class Index:
         for name, kind in kinds.items():
             entries = before.get(name)
             if entries is None or entries.kind != kind:
-                entries = (PairList if kind in BOUND else DeviceList)(name, kind, self.now)
+                entries = FORMS.get(kind, DeviceList)(name, kind, self.now)
             self.lists[name] = entries
+
+    @property
+    def first_seen(self) -> FirstSeenList | None:
+        """The record of first sightings; None without one."""
+        return next((each for each in self.lists.values() if isinstance(each, FirstSeenList)), None)
 
     def switch(self, name: str, state: ListState, image: Image) -> Image | None:
         """Put a state and an image in force for list `name`; return the previous image if it is another one."""

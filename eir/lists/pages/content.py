@@ -39,7 +39,7 @@ def decode(page: Page) -> Content:
         ValueError: if the page is damaged.
     """
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
-    reasons, until, imsis, _ = decode_sections(page.extra)
+    reasons, until, imsis, *_ = decode_sections(page.extra)
     ends = each(b"" if imsis else until, np.int64, len(low))
     return Content(low, each(reasons, np.uint8, len(low)), ends, page.tac)
 
@@ -330,7 +330,7 @@ def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
 def decode_pairs(page: Page) -> dict[int, Paired]:
     """Decode a page of pairs; the key of the result is the device's remainder."""
     low, reasons, *_ = decode(page)
-    _, until, bound, dates = decode_sections(page.extra)
+    _, until, bound, dates, _ = decode_sections(page.extra)
     counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()
     imsis = np.frombuffer(bound[4 * len(low) :], "<u8").tolist()
     ends = zip(imsis, each(until, np.int64, len(imsis)).tolist(), strict=True)

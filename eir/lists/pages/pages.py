@@ -11,6 +11,7 @@ columns of the rows as tagged sections: a tag of one byte, the length (4 bytes, 
     S  subscribers (lists of pairs): for each key, in order, the number of its IMSIs (4 bytes), then all IMSI keys (8 bytes each)
     D  dates (lists of device types): for each key, in order, the day on which its TAC was allocated, in 8 bytes as in U; 0 for none;
        8 bytes if all keys share it
+    F  first sightings (eir.lists.pages.first_days): for each key, in order, its first day (2 bytes); then for each its last period (1 byte)
 
 An entry is a single identifier or a whole TAC. A page can have both, and they are independent: `keys` are the identifiers
 that are listed singly, and with T every identifier of the TAC is listed too.
@@ -26,7 +27,7 @@ PAGE_KEYS = 1_000_000
 NUMBER_BITS = 37
 """Number of bits of a page number (eir.device: the highest key is below ODD_BASE + 2^55)."""
 DIGEST_MODULUS = 1 << 256
-_TAC_TAG, _TAGS = b"T", (b"R", b"U", b"S", b"D")
+_TAC_TAG, _TAGS = b"T", (b"R", b"U", b"S", b"D", b"F")
 TAC_HEAD, TAC_BYTES = 5, 14
 """Bytes of the tag and length of section T, and of the whole section. T is first, so the first byte of `extra` shows it."""
 _TAC_BEGINS = _TAC_TAG + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
@@ -52,7 +53,7 @@ class Page(NamedTuple):
     keys: bytes
     """Key % 10^6 of each single identifier, as a run-optimised Roaring bitmap in the portable format; empty without single identifiers."""
     extra: bytes = b""
-    """Tagged sections in the order T, R, U, S, D; empty if the rows hold only identifiers."""
+    """Tagged sections in the order T, R, U, S, D, F; empty if the rows hold only identifiers."""
 
     @property
     def is_empty(self) -> bool:
@@ -104,12 +105,13 @@ EMPTY_DIGEST = digest_text(0)
 
 
 class Sections(NamedTuple):
-    """Contents of the sections R, U, S and D of `extra`; a missing section is empty."""
+    """Contents of the sections R, U, S, D and F of `extra`; a missing section is empty."""
 
     reasons: bytes = b""
     until: bytes = b""
     imsis: bytes = b""
     dates: bytes = b""
+    sightings: bytes = b""
 
     def encode(self) -> bytes:
         """Encode the sections as `extra`."""

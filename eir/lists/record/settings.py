@@ -8,6 +8,8 @@ from pathlib import Path
 DEVICES, PAIRS, SUBSCRIBERS, TYPES = "devices", "pairs", "subscribers", "device_types"
 KINDS = (DEVICES, PAIRS, SUBSCRIBERS, TYPES)
 """Kinds of list."""
+FIRST_SEEN = "first_seen"
+"""Kind of the record of first sightings, which checks write and no configuration declares."""
 BOUND = (PAIRS, TYPES)
 """Kinds that bind one key to others: a device to its IMSIs, or a TAC (by its lowest key) to its device types."""
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -137,3 +139,20 @@ class ListSettings:
     """Source from which releases are pulled; None if they are delivered."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """Layouts that the configuration declares, besides the built-in ones; the same for all lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstSeenSettings:
+    """The record of first sightings."""
+
+    list: str = "first-seen"
+    """Name of the record, under which stores keep it like a list."""
+    remember: int = 400
+    """Days without a sighting after which a device is forgotten."""
+    new_per_peer: int = 20_000
+    """Maximum number of new devices per peer and day that a node records."""
+
+    @property
+    def as_list(self) -> ListSettings:
+        """Settings of the record as a list."""
+        return ListSettings(name=self.list, kind=FIRST_SEEN, local=True)

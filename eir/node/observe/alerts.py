@@ -283,6 +283,7 @@ RULES: tuple[Rule, ...] = (
     Rule("EirOverrideActive", "the policy's override answers everything alike", _is("eir_override_active")),
     Rule("EirBlockingJumped", "more than three times as many checks are blocked as in the day before", _blocking_jumped, 240),
     Rule("EirSightingsDropped", "checks are left out of the record: {}", _rose("eir_sightings_dropped_total", 10, "reason"), 540),
+    Rule("EirFirstSightingsUnrecorded", "new devices are not recorded, beyond `first_seen.new_per_peer`, of: {}", _rose("eir_first_seen_unrecorded_checks_total", 10, "peer"), 240),
     Rule("EirEventsDropped", "events do not reach their receiver: {}", _rose("eir_events_dropped_total", 10, "to"), 240),
 )  # fmt: skip
 

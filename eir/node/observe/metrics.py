@@ -47,6 +47,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_sctp_paths", "gauge", ("peer", "state"), "Number of SCTP paths to the addresses of connected peers, by state: up or down"),
     Family("eir_sctp_retransmissions_total", "counter", ("peer",), "Retransmitted SCTP DATA chunks"),
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
+    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices that came on the record of first sightings or left it, by change: new, listed (a list registers the device), unseen (for `remember`), left_list (a list registers the device no longer), merged (from another node, an import or a copy)"),
+    Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks of new devices that are not recorded because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force (a whole TAC counts as 1; single devices of it are counted separately)", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
     Family("eir_list_content_digest", "gauge", ("list",), "First 48 bits of the content digest of the list, as a number: equal for equal lists", "min"),

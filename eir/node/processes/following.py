@@ -17,14 +17,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from eir.checks.settings import Status
 from eir.config import Config
 from eir.errors import Report
+from eir.lists.follow.first_seen import RecordKeeper
 from eir.lists.follow.follower import Follower
 from eir.lists.images.image import Image, ImageError
-from eir.lists.images.index import Index
+from eir.lists.images.index import DeviceList, FirstSeenList, Index
+from eir.lists.pages.first_days import Sighted
+from eir.lists.record.settings import DEVICES, FIRST_SEEN
 from eir.lists.record.store import ListState
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
+from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.priority import BESIDE_NICE, Aside
@@ -34,6 +39,8 @@ from eir.node.processes.starter import Process, Start
 
 TELL_S = 0.1
 """Seconds between two status messages to the supervisor."""
+FLUSH_S = 5.0
+"""Time that the last sightings have to be written at the end of the process."""
 TRIM_S = 1.0
 """Seconds after a switch until its memory is freed. The previous image stays until then, so that workers do not pay for its release."""
 
@@ -85,8 +92,8 @@ class _FollowerProcess:
     """Follower in its own process."""
 
     def __init__(self, config: Config, process: ThisProcess) -> None:
-        self._process, self._channel, log = process, process.channel, process.log
-        self._index = Index(kinds_of(config))
+        self._config, self._process, self._channel, log = config, process, process.channel, process.log
+        self._index = Index(_list_kinds(config))
         self._all_there = asyncio.Event()
         self._store, self._copy = (
             open_store(config.store, config.state, report=log.report, check=False),
@@ -96,21 +103,35 @@ class _FollowerProcess:
             self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
             who=f"{socket.gethostname()}:{os.getpid()}",
         )  # fmt: skip
+        clock = state_folder.read_clock(config.state)
+        name = config.first_seen.list if config.first_seen else ""
+        self._record = FirstSeenList(name, FIRST_SEEN, lambda: clock.now(time.time(), time.monotonic()))
+        self._keeper = None if config.first_seen is None else RecordKeeper(
+            config.first_seen, self._record, [each for each in (self._copy, self._store) if each is not None],
+            who=f"node on {socket.gethostname()}", report=log.report, registering=self._registering, publish=self._recorded,
+            reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
+        )  # fmt: skip
 
     def handlers(self) -> dict[str, Any]:
         """Return the functions that the supervisor may call, by name."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._in_force_already, "complete": self._all_there.set,
+            "first_seen": self._note,
         }  # fmt: skip
 
     async def run(self) -> None:
         """Receive the lists in force, then follow the store."""
         await self._all_there.wait()
         await self._follower.start()
+        if self._keeper is not None:
+            await self._keeper.start()
         await self._send_status()  # the status is sent before the note that all lists are loaded
         self._channel.notify("complete")
         self._process.jobs.start("following", TELL_S, self._send_status, delay_s=TELL_S)
-        await self._follower.run(Aside())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follower.run(Aside()))
+            if self._keeper is not None:
+                tasks.create_task(self._keeper.run())
 
     async def _send_status(self) -> None:
         follower = self._follower
@@ -127,6 +148,10 @@ class _FollowerProcess:
 
     async def close(self) -> None:
         """Close store and copy."""
+        if self._keeper is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._keeper.round()  # the last sightings
         for store in (self._store, self._copy):
             if store is not None:
                 await store.close()
@@ -136,6 +161,8 @@ class _FollowerProcess:
             return  # then it is read from the store
         with suppress(ImageError, OSError):  # as above
             image = Image.map(memory)
+            if what.name == self._record.name:
+                self._record.replace(what.state, image)
             if (entries := self._index.lists.get(what.name)) is not None and entries.kind == what.kind:
                 self._index.switch(what.name, what.state, image)
 
@@ -143,14 +170,41 @@ class _FollowerProcess:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         log_in_force(self._process.log.report, name, state)
         send_list(self._channel, Listed(name, self._index.lists[name].kind, state), image)
+        if self._keeper is not None:
+            self._keeper.note_switch(name, before)
+
+    def _recorded(self, state: ListState, image: Image) -> None:
+        send_list(self._channel, Listed(self._record.name, FIRST_SEEN, state), image)
+
+    def _note(self, sighted: list[Sighted]) -> None:
+        if self._keeper is not None:
+            self._keeper.note(sighted)
+
+    def _registering(self) -> list[DeviceList]:
+        """Return the lists of devices that need no period: a rule answers whitelisted, or a rule with a period excludes them."""
+        rules = [rule for rule in self._config.policy.rules if not rule.observe]
+        names = {rule.list for rule in rules if rule.answer is Status.WHITELISTED}
+        names |= {rule.not_list for rule in rules if rule.asks_first_seen}
+        return [each for name, each in self._index.lists.items() if name in names and each.kind == DEVICES]
 
     def _configure(self, config: Config) -> None:
-        self._index.apply(kinds_of(config))
+        self._config = config
+        self._index.apply(_list_kinds(config))
         self._follower.wake()
         self._process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:
-        return {"eir_store_errors_total": metrics.by_label(self._follower.errors)}
+        errors, changes = self._follower.errors, dict[str, int]()
+        if self._keeper is not None:
+            errors, changes = errors + self._keeper.errors, self._keeper.changes
+        return {
+            "eir_store_errors_total": metrics.by_label(errors),
+            "eir_first_seen_devices_total": metrics.by_label(changes),
+        }
+
+
+def _list_kinds(config: Config) -> dict[str, str]:
+    return {name: settings.kind for name, settings in config.lists.items()}
 
 
 def _trim(_before: Image | None) -> None:
@@ -174,15 +228,21 @@ class Followed:
         """Spared: it may be building a large list or waiting for a disk, and its successor repeats unfinished work."""
         self._put_in_force: Callable[[Listed, Image], None] = lambda *_: None
         self._tell_complete: Callable[[], None] = lambda: None
+        self._reject: Callable[[str, list[int]], None] = lambda *_: None
         self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
         """True if a follower has sent all lists that it found at its start."""
         self.how = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
         """Last status of the follower."""
 
-    def deliver_to(self, put_in_force: Callable[[Listed, Image], None], complete: Callable[[], None]) -> None:
-        """Call `put_in_force` with each list from now on, and `complete` after all lists have arrived."""
-        self._put_in_force, self._tell_complete = put_in_force, complete
+    def deliver_to(
+        self, put_in_force: Callable[[Listed, Image], None], complete: Callable[[], None], reject: Callable[[str, list[int]], None]
+    ) -> None:  # fmt: skip
+        """Call `put_in_force` with each list from now on, and `complete` after all lists have arrived.
+
+        `reject` gets a peer and devices whose first sighting is not recorded (eir.lists.follow.first_seen).
+        """
+        self._put_in_force, self._tell_complete, self._reject = put_in_force, complete, reject
 
     def _greet(self, process: Process) -> None:
         """Send a new follower the lists in force."""
@@ -197,7 +257,14 @@ class Followed:
                 self._report("image_failed", level="error", list=what.name, detail=fault)
                 process.kill()  # it believes that the list is in force; its successor finds that it is not, and sends it again
 
-        return {"following": self._set_status, "put_in_force": handed, "complete": self._completed}
+        return {
+            "following": self._set_status, "put_in_force": handed, "complete": self._completed,
+            "first_seen_rejected": self._reject,
+        }  # fmt: skip
+
+    def note_first_seen(self, sighted: list[Sighted]) -> None:
+        """Have devices recorded that a worker saw for the first time."""
+        self.child.notify("first_seen", sighted)
 
     def send_all(self, channel: Channel) -> None:
         """Send all lists; and the note that they are complete, if they are."""

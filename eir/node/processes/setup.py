@@ -56,8 +56,8 @@ def prepare(config: Config) -> None:
 
 
 def kinds_of(config: Config) -> dict[str, str]:
-    """Return the kind of each configured list."""
-    return {name: settings.kind for name, settings in config.lists.items()}
+    """Return the kind of each configured list, and of the record of first sightings."""
+    return {name: settings.kind for name, settings in config.lists_and_record.items()}
 
 
 def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:

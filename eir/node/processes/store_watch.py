@@ -81,7 +81,7 @@ class StoreWatch:
         # Changes of a local list are in the history, but are no releases; lifted limits and refused releases of a local
         # list count.
         config, ledgers = self._config(), self.history.ledgers
-        local = {name for name, settings in config.lists.items() if settings.local}
+        local = {name for name, settings in config.lists_and_record.items() if settings.local}
         counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
         return {
             "eir_releases_total": {(each.list or UNKNOWN_LIST, each.outcome): each.count for each in counted},

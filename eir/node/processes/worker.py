@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, answer
+from eir.checks.new_devices import NewDevices
 from eir.checks.policy import compile_policy
 from eir.checks.question import Question
 from eir.checks.trace import TraceFilter, Tracer
@@ -147,9 +148,11 @@ def built(
     clock = state_folder.read_clock(config.state)
     index = Index(kinds_of(config), lambda: clock.now(time.time(), time.monotonic()))
     sightings = buffer_for(config, sender)
+    record, settings = index.first_seen, config.first_seen
+    new_devices = None if record is None or settings is None else NewDevices(record, settings.new_per_peer)
     checker = Checker(
         config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report,
-        sightings=sightings, probes=probes_of(config),
+        sightings=sightings, probes=probes_of(config), new_devices=new_devices,
     )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
     tracer = Tracer(
@@ -166,7 +169,7 @@ def built(
     servers = {each.name: resolve_name(each.server)(config.of(each), context) for each in INTERFACES if each.server}
     worker = Worker(
         config=config, process=process, context=context, index=index, clock=clock, servers=servers, sightings=sightings,
-        lists=Takeover(index, process, servers[S13].renew),
+        lists=Takeover(index, process, servers[S13].renew), new_devices=new_devices,
     )  # fmt: skip
     for label in configured.disabled:
         worker.set_peer(label, enabled=False)
@@ -200,6 +203,7 @@ class Worker:
     """Servers by interface."""
     sightings: Buffer | None
     lists: Takeover
+    new_devices: NewDevices | None
     prepared: tuple[Config, Context] | None = None
     """Prepared configuration, whose steps that may fail are done."""
     shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -223,7 +227,7 @@ class Worker:
             "prepare": self.prepare, "take_over": self.apply_prepared, "order": self.node.obey, "dial": self.dial,
             "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
             "set_keys": self.set_keys, "explain": self.explain, "trace": self.trace,
-            "doubt": lambda protocol, name: self.servers[protocol].doubt(name),
+            "doubt": lambda protocol, name: self.servers[protocol].doubt(name), "first_seen_rejected": self.reject_first_seen,
         }  # fmt: skip
 
     async def run(self) -> None:
@@ -235,6 +239,7 @@ class Worker:
         jobs.start("tick", TICK_S, self._tick)
         jobs.start("clock", SAVE_CLOCK_S, self._save_clock)
         await self.process.stop.wait()
+        self._send_first_seen()
         self.process.channel.notify("leaving")
         await asyncio.gather(*(server.drain(DRAIN_S) for server in self.servers.values()))
         if self.sightings is not None:
@@ -273,6 +278,7 @@ class Worker:
         self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
         self.context.checker.tick(datetime.now(UTC))
         self.context.tracer.refill()
+        self._send_first_seen()
         self.index.now()  # detects a jump of the clock even without a lookup of an expiring row
 
     async def _fold(self) -> None:
@@ -283,6 +289,16 @@ class Worker:
         if self.clock.jumped:
             self.process.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
+
+    def _send_first_seen(self) -> None:
+        """Have devices recorded that were seen for the first time."""
+        if self.new_devices is not None and (sighted := self.new_devices.take()):
+            self.process.channel.notify("first_seen", sighted)
+
+    def reject_first_seen(self, peer: str, keys: list[int]) -> None:
+        """Forget devices that are not recorded."""
+        if self.new_devices is not None:
+            self.new_devices.reject(peer, keys)
 
     def _log_shed(self) -> None:
         """Log the number of shed requests for each peer and limit since the last lines."""
@@ -302,6 +318,10 @@ class Worker:
         tls = (
             self.context.tls if configured.tls is None else load_tls(configured.tls)
         )  # an open TLS listener stays open until a restart
+        if self.index.first_seen is None and any(rule.asks_first_seen for rule in configured.config.policy.rules):
+            raise EirError(
+                "rules that ask for the first sighting take a restart, since this node started without 'first_seen'"
+            )
         compile_policy(
             configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC)
         )
@@ -369,6 +389,9 @@ class Worker:
                 DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s
             ),
             **{name: samples for server in self.servers.values() for name, samples in server.counters().items()},
+            "eir_first_seen_unrecorded_checks_total": {}
+            if self.new_devices is None
+            else metrics.by_label(self.new_devices.unrecorded),
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
             "eir_shed_total": counts.shed,
             "eir_sctp_retransmissions_total": metrics.by_label(counts.sctp_retransmissions),

@@ -97,7 +97,7 @@ class Workers:
         ]
         self.changed = asyncio.Event()
         """Set when a worker came, started or ended."""
-        lists.deliver_to(self.distribute, self.complete)
+        lists.deliver_to(self.distribute, self.complete, self.reject_first_seen)
         self._loaded, self._lists, self._acceptor, self._traced, self._report = loaded, lists, acceptor, traced, report
         self._workers: dict[int, _Worker] = {}
         """Workers by process id."""
@@ -163,6 +163,11 @@ class Workers:
         for worker in self._workers.values():
             send_list(worker.channel, listed, image)
 
+    def reject_first_seen(self, peer: str, keys: list[int]) -> None:
+        """Have every worker forget devices that are not recorded."""
+        for worker in self._workers.values():
+            worker.channel.notify("first_seen_rejected", peer, keys)
+
     def complete(self) -> None:
         """Notify every worker that it has all lists so far."""
         for worker in self._workers.values():
@@ -205,7 +210,7 @@ class Workers:
         return {
             "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
             "may_dial": self._admission.may_dial, "stay_away": self._admission.stay_away, "traced": self._traced,
-            "said_name": client_named, "connection_ended": self._note_end,
+            "said_name": client_named, "connection_ended": self._note_end, "first_seen": self._lists.note_first_seen,
         }  # fmt: skip
 
     def _note_end(self, label: str, is_away: bool) -> None:

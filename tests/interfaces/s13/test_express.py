@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,13 +36,18 @@ from lanes import (
 from luhn import check_digit
 from made import fill, page, pages_of, pair_pages
 
+from eir.checks.new_devices import NewDevices
 from eir.checks.program import VERDICTS_MAX, program_of
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.device import device_type_key
 from eir.interfaces.s13.lane import COMPILED
 from eir.interfaces.s13.service import REPLIES
+from eir.lists.images.day_images import image_of_days
 from eir.lists.images.index import Index
+from eir.lists.pages.first_days import encode_days, merge, seen_on
 from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.record.settings import FIRST_SEEN
+from eir.lists.record.store import ListState
 from eir.wire.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.wire.diameter.serve import TOO_BUSY_REPLY
 from eir.wire.peers.settings import Limits
@@ -779,3 +785,61 @@ def test_odd_messages_are_a_smaller_turn_beside_a_lane_than_without_one():
     beside, alone = turns
     assert 0 < beside <= 4
     assert beside * 6 <= alone
+
+
+class TestFirstSightings:
+    """A device on record is decided by the lane; one that belongs on the record by the general path."""
+
+    TODAY = 20_787
+    POLICY = PolicySettings(
+        rules=(
+            Rule(answer=Status.WHITELISTED, imsi=("99999",)),
+            Rule(answer=Status.UNKNOWN, first_seen_before=TODAY - 200),
+            Rule(answer=Status.GREYLISTED, first_seen_within=60, software_version=("01",)),
+            Rule(answer=Status.WHITELISTED, first_seen_within=120),
+        ),
+        default=Status.BLACKLISTED,
+    )
+
+    def index(self, days):
+        index = Index({"first-seen": FIRST_SEEN}, lambda: self.TODAY * 86400)
+        parts = [seen_on(np.array([key], np.uint64), last, first) for key, (first, last) in days.items()]
+        state = ListState(kind=FIRST_SEEN, serial=0, generation=1, highest_serial=0, release_digest="")
+        index.switch("first-seen", state, image_of_days(encode_days(merge(parts))))
+        return index
+
+    def asked(self, days, requests):
+        found = []
+        for lane in (True, False):
+            index = self.index(days)
+            side = Side(lane=lane, policy=self.POLICY, index=index, new_devices=NewDevices(index.first_seen, 10**6))
+            found.append((side.feed(b"".join(requests)), side.state(), sorted(index.first_seen.fresh), side))
+        assert found[0][:3] == found[1][:3]
+        return found[0]
+
+    def test_only_what_belongs_on_the_record_leaves_the_lane(self):
+        on_record = {101009_000000 + n: (self.TODAY - 40 * n, self.TODAY) for n in range(8)}
+        on_record[101009_000020] = (0, self.TODAY)
+        on_record[101009_000021] = (self.TODAY - 10, self.TODAY - 100)
+        on_record[101009_000022] = (self.TODAY + 1, self.TODAY)
+        asks = []
+        index = self.index(on_record)
+        side = Side(lane=True, policy=self.POLICY, index=index, new_devices=NewDevices(index.first_seen, 10**6))
+        decide = side.checker.policy.decide
+        object.__setattr__(side.checker.policy, "decide", lambda key, *about: asks.append(key) or decide(key, *about))
+        devices = [*on_record, 101009_000030]
+        side.feed(b"".join(ecr(f"{device:014d}") for device in devices))
+        assert asks == [101009_000021, 101009_000022, 101009_000030] == sorted(index.first_seen.fresh)
+        assert side.by_lane == len(devices)
+
+    @settings(deadline=None, max_examples=60)
+    @given(
+        st.dictionaries(
+            st.integers(0, 12), st.tuples(st.sampled_from([0, 1, *range(TODAY - 220, TODAY + 3, 7)]), st.integers(TODAY - 80, TODAY)), max_size=12
+        ),
+        st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["01", "02"]), st.sampled_from(["001010123456789", "999990000000001", "0010"])), min_size=1, max_size=40),
+    )  # fmt: skip
+    def test_both_ways_give_the_same(self, days, asked):
+        keys = {101009_000000 + 70_001 * n: when for n, when in days.items()}
+        requests = [ecr(f"{101009_000000 + 70_001 * n:014d}", version=version, imsi=imsi) for n, version, imsi in asked]
+        self.asked(keys, requests)

@@ -18,9 +18,11 @@ from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import MEID_BASE, imsi_key
 from eir.interfaces.s13.lane import COMPILED
 from eir.lists.images.chunks import PageRows, chunk_of
+from eir.lists.images.day_images import image_of_days
 from eir.lists.images.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, _arrays
 from eir.lists.images.imaging import _write_arrays, build_image, image_of, image_with
 from eir.lists.images.index import Index
+from eir.lists.pages.first_days import encode_days, seen_on
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.record.entries import entries_of
 from eir.lists.record.settings import DEVICES, PAIRS
@@ -170,6 +172,8 @@ def arrays_of(name):
     """The arrays of an image that has something in the array of this name."""
     if name in {"pair_ends", "imsis"} or name.startswith("subscriber_"):
         image = image_of([page(35, [1, 2], imsis=[[1, 2], [2]], until=[2000, 0, 1500])])
+    elif name in {"days", "lasts"}:
+        image = image_of_days(encode_days(seen_on(np.array([35_000_001, 35_000_002], np.uint64), 20_700)))
     else:
         image = build_image(
             [

@@ -1,0 +1,96 @@
+"""Devices that a worker sees for the first time: what is to be recorded of them, and how many one peer may bring per day.
+
+A device waits here from its check until the image of the record shows it. Meanwhile the worker sends it to the process that writes,
+and sends it again if that takes long. Above the limit of a peer a device is recorded only if a second peer or a second subscriber
+shows it, and of those again only as many. Synchronous, without I/O.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+
+from eir.lists.images.index import FirstSeenList
+from eir.lists.pages.first_days import Sighted, period
+
+FRESH_MAX = 1 << 20
+"""Devices that wait for the record at most."""
+ONCE_MAX = 1 << 16
+"""Devices above a limit that are remembered until somebody else shows them too; the oldest goes."""
+SETTLED_PER_TURN = 2000
+"""Waiting devices that are compared with the image at a time."""
+AGAIN_TURNS = 120
+"""Turns after which a device is sent again."""
+
+
+class NewDevices:
+    """Devices of one worker that belong on the record of first sightings."""
+
+    def __init__(self, record: FirstSeenList, per_peer_max: int) -> None:
+        self._record, self._per_peer_max = record, per_peer_max
+        self._turn = 0
+        self._today = record.today
+        self._taken: Counter[tuple[str, bool]] = Counter()
+        """New devices of today by peer, those that were confirmed apart."""
+        self._full: set[str] = set()
+        """Peers of which all workers together have brought as many as they may today."""
+        self._once: dict[int, tuple[str, str]] = {}
+        """Device above a limit → peer and IMSI that showed it."""
+        self._sent: dict[int, tuple[str, bool, int]] = {}
+        """Device that waits → peer, whether it was confirmed, and the turn in which it was sent last."""
+        self._rows: dict[tuple[str, int, bool], array[int]] = {}
+        self.unrecorded: Counter[str] = Counter()
+        """Checks by peer whose device should have been recorded and was not."""
+
+    def note(self, key: int, peer: str, imsi: str) -> None:
+        """Have a device recorded that was seen just now."""
+        fresh, today = self._record.fresh, self._record.today
+        if today != self._today:
+            self._today = today
+            for each in (self._taken, self._full, self._once):
+                each.clear()
+        if fresh.get(key, today + 1) <= today:
+            return
+        confirmed = False
+        if self._record.on_record(key) is None:
+            confirmed = self._is_full(peer)
+            if len(fresh) >= FRESH_MAX or (confirmed and not self._is_confirmed(key, peer, imsi)):
+                self.unrecorded[peer] += 1
+                return
+            self._taken[peer, confirmed] += 1
+        fresh[key] = today
+        self._send(key, peer, today, confirmed)
+
+    def take(self) -> list[Sighted]:
+        """Return what is to be sent, after what is on record has left. To be called each second."""
+        self._turn += 1
+        record = self._record
+        for key, (peer, confirmed, sent) in list(islice(self._sent.items(), SETTLED_PER_TURN)):
+            day, recorded = record.fresh[key], record.on_record(key)
+            if recorded is not None and recorded[0] <= day and recorded[1] >= period(day, key):
+                del record.fresh[key], self._sent[key]
+            elif self._turn - sent >= AGAIN_TURNS:
+                self._send(key, peer, day, confirmed)
+        rows, self._rows = self._rows, {}
+        return [Sighted(*of, keys.tobytes()) for of, keys in rows.items()]
+
+    def reject(self, peer: str, keys: Iterable[int]) -> None:
+        """Forget devices that are above the limit of a peer over all workers."""
+        self._full.add(peer)
+        for key in keys:
+            if self._sent.pop(key, None) is not None:
+                self._record.fresh.pop(key, None)
+
+    def _send(self, key: int, peer: str, day: int, confirmed: bool) -> None:
+        self._sent[key] = peer, confirmed, self._turn
+        self._rows.setdefault((peer, day, confirmed), array("Q")).append(key)
+
+    def _is_full(self, peer: str) -> bool:
+        return peer in self._full or self._taken[peer, False] >= self._per_peer_max
+
+    def _is_confirmed(self, key: int, peer: str, imsi: str) -> bool:
+        """Return True if somebody else showed the device before, and there is room for such devices."""
+        before = self._once.setdefault(key, (peer, imsi))
+        if len(self._once) > ONCE_MAX:
+            del self._once[next(iter(self._once))]
+        return before != (peer, imsi) and self._taken[peer, True] < self._per_peer_max

@@ -1,0 +1,100 @@
+"""Images of a record of first sightings: made of devices with their days, and read as such again, page by page."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from eir.lists.images.chunks import (
+    BLOCK_BITS,
+    WHOLE,
+    WHOLE_UNTIL,
+    Chunk,
+    Numbers,
+    begins,
+    blocks_of,
+    chunk_of,
+    replace_pages,
+)
+from eir.lists.images.image import Image
+from eir.lists.images.imaging import build_image
+from eir.lists.pages.first_days import NOTHING, FirstDays, decode_days, join
+from eir.lists.pages.pages import PAGE_KEYS, Page
+
+BATCH_PAGES = 2000
+"""Pages that are read at a time."""
+
+
+def _chunk(days: FirstDays) -> Chunk:
+    return chunk_of(days.keys)._replace(firsts=days.firsts, lasts=days.lasts)
+
+
+def image_of(days: FirstDays) -> Image:
+    """Return the image of a whole record. Raises OSError."""
+    return build_image([_chunk(days)])
+
+
+def image_of_days(pages: Sequence[Page]) -> Image:
+    """Return the image of a whole record, whose pages ascend. Raises ValueError if one is damaged, and OSError."""
+    return image_of(decode_days(pages))
+
+
+def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Image:
+    """Return another image: this one with the devices of some pages replace_pages. Raises OSError."""
+    numbers = sorted(changes)
+    new = _chunk(join(changes[number] for number in numbers))
+    return build_image([new if image is None else replace_pages(image.chunk(), np.array(numbers, np.uint64), new)])
+
+
+def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
+    """Return the devices of the numbered pages, which ascend."""
+    if image is None:
+        return NOTHING
+    whole = image.chunk()
+    keys, at = _keys_in(whole, np.asarray(numbers, np.uint64))
+    return FirstDays(keys, whole.firsts[at], whole.lasts[at])
+
+
+def all_days(image: Image | None) -> Iterator[FirstDays]:
+    """Yield all devices, a batch of pages at a time."""
+    numbers = [] if image is None else image.numbers.tolist()
+    for at in range(0, len(numbers), BATCH_PAGES):
+        yield days_in(image, numbers[at : at + BATCH_PAGES])
+
+
+def held_in(image: Image, keys: Numbers) -> Numbers:
+    """Return a mask of the ascending keys that a list's image has, singly or by their TAC, whether or not their rows have ended."""
+    whole, pages = image.chunk(), keys // np.uint64(PAGE_KEYS)
+    tacs = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_UNTIL) != 0]
+    held: Numbers = np.isin(keys, _keys_in(whole, np.unique(pages))[0], assume_unique=True)
+    return held | np.isin(pages, tacs)
+
+
+def left(before: Image, now: Image) -> Iterator[Numbers]:
+    """Yield the devices that a list had singly, and has not any more: a batch of pages at a time."""
+    was = before.chunk()
+    for at in range(0, len(was.numbers), BATCH_PAGES):
+        keys, _ = _keys_in(was, was.numbers[at : at + BATCH_PAGES])
+        yield keys[~held_in(now, keys)]
+
+
+def _keys_in(whole: Chunk, wanted: Numbers) -> tuple[Numbers, Numbers]:
+    """Return the keys of the wanted pages, which ascend, and the position of each among all keys."""
+    places = np.flatnonzero(np.isin(whole.numbers, wanted, assume_unique=True))
+    page_blocks, block_keys = begins(blocks_of(whole.bits)).astype(np.int64), begins(whole.sizes).astype(np.int64)
+    counts = page_blocks[places + 1] - page_blocks[places]
+    blocks = _spans(page_blocks[places], counts)
+    uppers = np.nonzero(whole.bits[places, None] >> np.arange(BLOCK_BITS, dtype=np.uint32) & np.uint32(1))[1]
+    sizes = whole.sizes[blocks].astype(np.int64)
+    at = _spans(block_keys[blocks], sizes)
+    base = np.repeat(whole.numbers[places], counts) * np.uint64(PAGE_KEYS) + (
+        uppers.astype(np.uint64) << np.uint64(BLOCK_BITS)
+    )
+    return np.repeat(base, sizes) + whole.lows[at], at
+
+
+def _spans(starts: Numbers, sizes: Numbers) -> Numbers:
+    """Return the positions of all spans, one span after the other."""
+    ends = np.cumsum(sizes)
+    total = int(ends[-1]) if len(ends) else 0
+    found: Numbers = np.arange(total) + np.repeat(starts - (ends - sizes), sizes)
+    return found

@@ -1,0 +1,318 @@
+"""The record of first sightings over stores: what is kept, forgotten and merged, whatever fails. Conformance rows 62 to 64."""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import servers
+from sighted import NAME, TODAY, SightingNode, level
+
+from eir.lists.pages.first_days import WAS_LISTED
+from eir.lists.pages.pages import amended_digest
+from eir.lists.record.settings import FIRST_SEEN
+from eir.lists.stores.open import open_store
+
+ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"
+
+
+@pytest.fixture(scope="module")
+def redis():
+    programs = servers.programs()
+    if not programs:
+        pytest.skip("no Redis here")
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(servers.Server(next(iter(programs.values()))))
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def node_on(request, tmp_path):
+    """Makes nodes on one store; on Redis each has a copy of its own."""
+    url = "sqlite"
+    if request.param == "redis":
+        server = request.getfixturevalue("redis")
+        server.flush()
+        url = server.url
+    async with contextlib.AsyncExitStack() as stack:
+
+        def made(name="a", *, copy=None, **options):
+            stores = [open_store(url, tmp_path)]
+            if request.param == "redis":
+                stores.insert(0, open_store("sqlite", tmp_path / (copy or name)))
+            for store in stores:
+                stack.push_async_callback(store.close)
+            return SightingNode(*stores, **options)
+
+        made.kind = request.param
+        made.server = None if request.param == "sqlite" else request.getfixturevalue("redis")
+        yield made
+
+
+async def test_a_device_keeps_the_day_on_which_it_was_first_seen(node_on):
+    node = node_on()
+    await node.keeper.start()
+    node.see(ONE, TWO)
+    await node.round()
+    node.today += 40
+    node.see(ONE, THREE)
+    await node.round()
+    assert node.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY + 40}
+    state = await node.stores[-1].store.state(NAME)
+    assert (state.kind, state.entries, state.content_digest) == (FIRST_SEEN, 3, node.published[-1].content_digest)
+    assert node.published[-1] == state
+    assert not node.faults
+
+
+async def test_seeing_a_device_again_within_its_period_writes_nothing(node_on):
+    node = node_on()
+    await node.keeper.start()
+    node.see(ONE)
+    await node.round()
+    before = await node.stores[-1].store.state(NAME)
+    node.see(ONE)
+    await node.round(3)
+    assert await node.stores[-1].store.state(NAME) == before
+
+
+async def test_a_restart_goes_on_with_what_is_stored(node_on):
+    node = node_on()
+    await node.keeper.start()
+    node.see(ONE)
+    await node.round()
+    again = node_on(today=TODAY + 5)
+    await again.keeper.start()
+    again.see(ONE, TWO)
+    await again.round()
+    assert again.days() == {ONE: TODAY, TWO: TODAY + 5}
+
+
+async def test_a_follower_that_is_replaced_goes_on_with_the_image_in_force(node_on):
+    node = node_on()
+    await node.keeper.start()
+    node.see(ONE)
+    await node.round()
+    successor = node_on()
+    successor.record.replace(node.record.state, node.record.image)
+    for store in successor.stores:
+        store.is_away = True
+    await successor.keeper.start()
+    successor.see(TWO)
+    await successor.round()
+    for store in successor.stores:
+        store.is_away = False
+    await successor.round()
+    assert successor.days() == {ONE: TODAY, TWO: TODAY}
+    assert (await successor.stores[-1].store.state(NAME)).entries == 2
+
+
+async def test_a_registered_device_is_forgotten_and_gets_no_second_period(node_on):
+    node = node_on(registered=[FOUR])
+    await node.keeper.start()
+    node.see(ONE, TWO, FOUR)
+    await node.round()
+    assert node.days() == {ONE: TODAY, TWO: TODAY}
+    assert list(node.rejected) == [""]
+    node.register([FOUR, ONE])
+    await node.round()
+    assert node.days() == {TWO: TODAY}
+    node.today += 3
+    node.register([FOUR])
+    node.see(ONE)
+    await node.round()
+    assert node.days() == {ONE: WAS_LISTED, TWO: TODAY}
+    assert (await node.stores[-1].store.state(NAME)).entries == 2
+
+
+async def test_a_device_that_was_not_seen_for_so_long_is_forgotten(node_on):
+    node = node_on(remember=100)
+    await node.keeper.start()
+    node.see(ONE, TWO)
+    await node.round()
+    for day in range(0, 140, 20):
+        node.today = TODAY + day
+        node.see(TWO)
+        await node.round()
+    assert node.days() == {TWO: TODAY}
+
+
+async def test_a_clock_that_is_years_ahead_takes_only_a_part_of_the_record_a_day(node_on):
+    node = node_on(remember=100)
+    await node.keeper.start()
+    node.see(*(f"{35209900000000 + number}" for number in range(3000)))
+    await node.round()
+    node.today += 2000
+    await node.round(3)
+    assert len(node.days()) == 2000
+
+
+async def test_above_the_limit_of_a_peer_nothing_is_recorded_and_nothing_is_evicted(node_on):
+    node = node_on(new_per_peer=3)
+    await node.keeper.start()
+    node.see(ONE, TWO)
+    await node.round()
+    node.see(*(f"{35000000000000 + 7_000_000 * number}" for number in range(50)))
+    node.see(ONE, TWO)
+    node.see(THREE, FOUR, peer="other")
+    await node.round()
+    days = node.days()
+    assert len(days) == 5
+    assert {ONE, TWO, THREE, FOUR} < set(days)
+    assert len(node.rejected["mme"]) == 49
+    assert "other" not in node.rejected
+    node.today += 1
+    node.see("35000000000001")
+    await node.round()
+    assert node.days()["35000000000001"] == TODAY + 1
+
+
+async def test_confirmed_devices_have_room_of_their_own(node_on):
+    node = node_on(new_per_peer=1)
+    await node.keeper.start()
+    node.see(ONE, TWO)
+    node.see(THREE, confirmed=True)
+    await node.round()
+    assert set(node.days()) == {ONE, THREE}
+
+
+async def test_a_summary_of_a_day_is_in_the_history_and_no_rows(node_on):
+    node = node_on()
+    await node.keeper.start()
+    node.see(ONE, TWO)
+    await node.round()
+    node.today += 1
+    node.see(THREE)
+    await node.round(2)
+    node.see(FOUR)
+    await node.round(2)
+    (event,) = await node.stores[-1].store.history(NAME)
+    assert event.what == "first-seen"
+    assert "2 new" in event.detail
+
+
+async def test_a_store_that_is_away_is_brought_level_later(node_on):
+    node = node_on()
+    await node.keeper.start()
+    node.see(ONE)
+    await node.round()
+    node.stores[-1].is_away = True
+    node.see(TWO)
+    await node.round(2)
+    assert node.days() == {ONE: TODAY, TWO: TODAY}
+    assert node.keeper.errors["refused"]
+    assert {event for event, _ in node.faults} == {"store_failed"}
+    node.stores[-1].is_away = False
+    await node.round()
+    assert (await node.stores[-1].store.state(NAME)).entries == 2
+
+
+async def test_a_damaged_page_is_told_and_memory_stays_in_force(node_on):
+    node = node_on()
+    await node.keeper.start()
+    node.see(ONE)
+    await node.round()
+    store = node.stores[-1].store
+    state, (page,) = await store.some_pages(NAME, [int(ONE) // 10**6])
+    damaged = page._replace(extra=b"")
+    following = replace(state, content_digest=amended_digest(state.content_digest, [page], [damaged]))
+    await store.amend(NAME, following, [damaged], seen=state.generation, keep=0)
+    await node.round()
+    assert node.days() == {ONE: TODAY}
+    assert node.faults
+
+
+class TestTwoNodes:
+    """Nodes that share a Redis, and lose it in every way."""
+
+    @pytest.fixture
+    def node_on(self, node_on):
+        if node_on.kind == "sqlite":
+            pytest.skip("one host has one node")
+        return node_on
+
+    async def test_both_see_a_device_on_one_day(self, node_on):
+        a, b = node_on("a"), node_on("b")
+        for node in (a, b):
+            await node.keeper.start()
+            node.see(ONE)
+        a.see(TWO)
+        b.see(THREE)
+        await level(a, b)
+        assert a.days() == b.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY}
+        assert a.published[-1] == b.published[-1]
+
+    async def test_a_node_follows_what_others_forget(self, node_on):
+        a, b = node_on("a"), node_on("b")
+        for node in (a, b):
+            await node.keeper.start()
+        a.see(ONE, TWO)
+        await level(a, b)
+        a.register([ONE])
+        await level(a, b)
+        assert a.days() == b.days() == {TWO: TODAY}
+
+    async def test_a_partition_ends_with_the_earliest_day_everywhere(self, node_on):
+        a, b = node_on("a"), node_on("b")
+        for node in (a, b):
+            await node.keeper.start()
+        a.see(ONE)
+        await level(a, b)
+        a.stores[-1].is_away = True
+        a.see(TWO, THREE)
+        await a.round()
+        b.today += 2
+        b.see(TWO, FOUR)
+        await b.round()
+        a.today += 3
+        a.see(FOUR)
+        await a.round()
+        a.stores[-1].is_away = False
+        await level(a, b)
+        assert a.days() == b.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY, FOUR: TODAY + 2}
+
+    async def test_a_lost_redis_gets_everything_back(self, node_on):
+        a, b = node_on("a"), node_on("b")
+        for node in (a, b):
+            await node.keeper.start()
+        a.see(ONE, TWO)
+        await level(a, b)
+        node_on.server.flush()
+        b.today += 1
+        b.see(ONE, THREE)
+        await level(b, a)
+        expected = {ONE: TODAY, TWO: TODAY, THREE: TODAY + 1}
+        assert a.days() == b.days() == expected
+        fresh = node_on("c", today=TODAY + 2)
+        await fresh.keeper.start()
+        assert fresh.days() == expected
+
+    async def test_an_older_redis_after_a_failover_loses_nothing(self, node_on):
+        """A replica that lacks the last writes takes over, gets others from one node, and reaches the generation that the other node knows."""
+        a, b = node_on("a"), node_on("b")
+        for node in (a, b):
+            await node.keeper.start()
+        a.see(ONE)
+        await level(a, b)
+        b.stores[-1].is_away = True
+        a.see(TWO)
+        await a.round()
+        node_on.server.flush()
+        a.stores[-1].is_away, b.stores[-1].is_away = True, False
+        b.see(THREE)
+        await b.round()
+        a.stores[-1].is_away = False
+        await level(a, b)
+        assert a.days() == b.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY}
+
+    async def test_a_start_without_redis_goes_by_the_copy(self, node_on):
+        a = node_on("a")
+        await a.keeper.start()
+        a.see(ONE)
+        await a.round()
+        again = node_on("a2", copy="a", today=TODAY + 1)
+        again.stores[-1].is_away = True
+        await again.keeper.start()
+        assert again.days() == {ONE: TODAY}
+        again.see(TWO)
+        await again.round()
+        again.stores[-1].is_away = False
+        await again.round()
+        assert (await again.stores[-1].store.state(NAME)).entries == 2

@@ -1,0 +1,176 @@
+"""Periods of grace on real nodes, over S13, N5g-eir and MAP, on SQLite and on Redis with two nodes. Conformance rows 62 to 64."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import servers
+from http2_wire import RESOURCE
+from node import Site, children, is_gone, until
+from traffic import connect
+from wire import HOST, TGPP, avp, ecr
+
+from eir.checks.settings import Status
+from eir.interfaces.map import probe as msc
+from eir.wire.ss7.sccp import point_code
+
+DAY_S = 86400
+DEVICES = {"s13": "352099001761481", "n5g": "353328110022335", "map": "861234567890124"}
+ANOTHER = "490154203237518"
+GREY, BLACK, WHITE = Status.GREYLISTED, Status.BLACKLISTED, Status.WHITELISTED
+
+
+class Host:
+    """A node with three protocols, and the day that it believes in."""
+
+    def __init__(self, folder, publisher, store, **settings):
+        self.map_port = servers.free_port()
+        self.site = Site(folder, publisher)
+        self.site.configure(
+            store=store, lists={"registered": {"local": True}},
+            n5g={"listen": "http://127.0.0.1:0"}, ss7={"point_code": "1-1-2", "listen": f"tcp://127.0.0.1:{self.map_port}"},
+            **{"first_seen": {"list": "first-seen"}, "policy": policy(), "workers": 2} | settings,
+        )  # fmt: skip
+
+    def start(self, days=0):
+        """Start on a later day: the time that the node saw last is then."""
+        self.site.state.mkdir(exist_ok=True)
+        (self.site.state / "clock").write_text(f"{time.time() + days * DAY_S:.0f}\n")
+        self.site.start()
+
+    def restart(self, days):
+        processes = children(self.site.node.pid).values()
+        self.site.node.end()
+        until(lambda: all(map(is_gone, processes)))  # a worker keeps the time at its very end
+        self.start(days)
+
+    def ask(self, protocol, *devices):
+        """The answers for devices over one protocol."""
+        ask = {"s13": self._by_mme, "n5g": self._by_amf, "map": self._by_msc}[protocol]
+        return asyncio.run(ask(devices or [DEVICES[protocol]]))
+
+    async def _by_mme(self, devices):
+        mme = await connect(self.site.node, HOST)
+        await mme.send(
+            *(ecr(terminal=avp(1401, avp(1402, device, TGPP), TGPP), ids=(n, n)) for n, device in enumerate(devices))
+        )
+        found = {[WHITE, BLACK, GREY][(await mme.read()).number(1445, TGPP)] for _ in devices}
+        await mme.close()
+        return found
+
+    async def _by_amf(self, devices):
+        url = next(url for url in self.site.node.status()["listening"] if url.startswith("http:"))
+        asking = [f"{url}{RESOURCE}?pei=imei-{device}" for device in devices]
+        done = await asyncio.to_thread(
+            subprocess.run, ["curl", "-s", "--http2-prior-knowledge", *asking], capture_output=True, check=True
+        )
+        return {word for word in (WHITE, BLACK, GREY) if word.upper().encode() in done.stdout}
+
+    async def _by_msc(self, devices):
+        target = msc.MapTarget(("127.0.0.1",), self.map_port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=60)
+        async with msc.asking(target) as ask:
+            return {await ask(device, "") for device in devices}
+
+    def answers(self):
+        return set().union(*map(self.ask, DEVICES))
+
+    def entries(self):
+        return self.site.node.metrics().get("eir_list_entries{list=first-seen}", 0)
+
+
+def policy(*rules):
+    return {
+        "rules": [{"list": "registered", "answer": "whitelisted"}, *rules, {"first_seen_within": "60d", "answer": "greylisted"}],
+        "default": "blacklisted",
+    }  # fmt: skip
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def hosts(request, tmp_path, publisher):
+    """One node on SQLite; two on Redis."""
+    with contextlib.ExitStack() as stack:
+        store, names = "sqlite", ["a"]
+        if request.param == "redis":
+            programs = servers.programs()
+            if not programs:
+                pytest.skip("no Redis here")
+            server = stack.enter_context(servers.Server(next(iter(programs.values()))))
+            store, names = server.url, ["a", "b"]
+
+        def made(**settings):
+            found = [Host(tmp_path / name, publisher, store, **settings) for name in names]
+            for host in found:
+                stack.enter_context(host.site)
+                host.start()
+            return found
+
+        made.server = None if store == "sqlite" else server
+        yield made
+
+
+def test_one_period_and_then_none(hosts):
+    """Row 62: holds, holds, does not hold, the register's rule decides, does not hold."""
+    there = hosts()
+    first, last = there[0], there[-1]
+    assert first.answers() == {GREY}
+    until(lambda: {host.entries() for host in there} == {3})
+    for host in there:
+        host.restart(60)
+    assert last.answers() == {GREY}
+    for host in there:
+        host.restart(61)
+    assert last.answers() == {BLACK} == first.answers()
+    shown = last.site.json("check", DEVICES["s13"])
+    assert shown["status"] == BLACK
+    assert shown["first_seen"]
+    assert shown["until"] > shown["first_seen"]
+    first.site.eir("add", "registered", *DEVICES.values(), "--reason", "tax paid")
+    until(lambda: last.answers() == {WHITE})
+    until(lambda: {host.entries() for host in there} == {0})
+    first.site.eir("remove", "registered", *DEVICES.values(), "--reason", "tax returned")
+    until(lambda: {host.entries() for host in there} == {3})
+    until(lambda: last.answers() == {BLACK} == first.answers())
+
+
+def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
+    """Row 63: the start of a period is the earliest day that is known anywhere."""
+    there = hosts()
+    first, last = there[0], there[-1]
+    assert first.answers() == {GREY}
+    until(lambda: {host.entries() for host in there} == {3})
+    for process in ("follower", "worker-0", "worker-1"):
+        os.kill(children(first.site.node.pid)[process], signal.SIGKILL)
+        until(lambda: first.ask("s13") == {GREY})
+    if hosts.server is not None:
+        hosts.server.flush()
+    for host in there:
+        host.restart(61)
+    until(lambda: {host.entries() for host in there} == {3})
+    assert last.answers() == {BLACK} == first.answers()
+
+
+def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
+    """Row 63: the node goes on by the time that it saw last, and a day that is a guess is not earlier than the right one."""
+    there = hosts()
+    first = there[0]
+    assert first.answers() == {GREY}
+    until(first.entries)
+    first.site.node.end()
+    (first.site.state / "clock").write_text(f"{time.time() - 61 * DAY_S:.0f}\n")  # as if the wall clock had jumped
+    first.site.start()
+    assert first.answers() == {GREY}
+
+
+def test_a_flood_of_one_peer_is_answered_and_not_recorded(hosts):
+    """Row 64: above the limit of a peer nothing is recorded; the devices of another peer are."""
+    peers = [{"name": "mme", "host": HOST}, {"name": "amf", "from": ["127.0.0.0/8"]}]
+    there = hosts(first_seen={"list": "first-seen", "new_per_peer": "5/d"}, workers=1, peers=peers)
+    first = there[0]
+    invented = [f"{35100000000000 + 1_000_007 * number}" for number in range(40)]
+    assert first.ask("s13", *invented) == {GREY} == first.ask("n5g", ANOTHER)
+    until(lambda: {host.entries() for host in there} == {6})
+    assert first.site.node.metrics()["eir_first_seen_unrecorded_checks_total{peer=mme}"] == 35
