@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+import words
 from pages import ROOT
 
 FILES = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -47,3 +48,29 @@ def test_no_sentence_is_a_translation(names):
         if TRANSLATED.search(line)
     ]
     assert wrong == []
+
+
+LIMITS = {
+    words.MOOD: 0,
+    words.VAGUE_NAMES: 0,
+    "class names used twice or more": 0,
+    "public names and modules without a docstring, of 100": 5.0,
+    "'what' in 1,000 words of docstrings": 0,
+    "'what' in 1,000 words of pages": 0,
+    "'say' and 'tell' in 1,000 words of docstrings": 0,
+    "'say' and 'tell' in 1,000 words of pages": 0,
+    "other phrases with a better form": 0,
+}
+"""Highest values of the measures. They may only fall: lower one when the measure has fallen."""
+SLACK = 3
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_measure_of_the_language_only_falls(name):
+    value = words.measure()[name]
+    assert value <= LIMITS[name], f"{name}: run tests/whole/words.py; better forms: {words.BETTER}"
+    assert LIMITS[name] <= value + SLACK, f"{name}: lower its limit to {value}"
+
+
+def test_all_measures_have_a_limit():
+    assert words.measure().keys() == LIMITS.keys()
