@@ -39,6 +39,13 @@ TRACKED = "35332811002233"
 UNLISTED = "35123456789012"
 
 
+class PlainDumper(yaml.SafeDumper):
+    """Writer of YAML without aliases, which the configuration must not have."""
+
+    def ignore_aliases(self, data):  # noqa: ARG002 - as the library has it
+        return True
+
+
 def settings():
     """A configuration on free ports; its host and realm are those that wire.ecr() asks."""
     return {
@@ -152,7 +159,7 @@ class Site:
     def configure(self, **changes):
         """Write the configuration with these sections replaced."""
         self.settings |= changes
-        self.path.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+        self.path.write_text(yaml.dump(self.settings, Dumper=PlainDumper, sort_keys=False))
 
     def environment(self, **changes):
         bare = {

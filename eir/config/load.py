@@ -27,6 +27,13 @@ TAKES_RESTART = [
 """Keys and sections that need a restart."""
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writer of YAML without aliases, which `load_config` would reject."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - as the library has it
+        return True
+
+
 def load_config(path: Path) -> Config:
     """Read and check a configuration. Raises ConfigError with all faults in file order."""
     octets = read_file(path)
@@ -97,7 +104,7 @@ def load_layouts(path: Path) -> Mapping[str, Layout]:
 
 def render(config: Config) -> str:
     """Render the configuration as YAML; parsing the result gives the same configuration."""
-    return str(yaml.safe_dump(config.shown, sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.dump(config.shown, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def digests(shown: Mapping[str, Any]) -> dict[str, str]:

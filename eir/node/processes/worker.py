@@ -500,20 +500,20 @@ class RemoteAdmission:
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """Report an attempt to connect."""
-        return self._report("dialing", connection, host, our_host)
+        return self._notify("dialing", connection, host, our_host)
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
         """Report the opening of an outgoing connection."""
-        return self._report("opened", connection, host, origin_state_id)
+        return self._notify("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
         """Report a DWA on a probed connection."""
-        return self._report("alive", connection)
+        return self._notify("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """Report the end of a connection or attempt."""
-        return self._report("closed", connection, reason)
+        return self._notify("closed", connection, reason)
 
-    def _report(self, *what: Any) -> Sequence[Order]:
+    def _notify(self, *what: Any) -> Sequence[Order]:
         self._channel.notify("reported", *what)
         return ()
