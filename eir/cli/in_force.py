@@ -174,7 +174,7 @@ def _called(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the store, or on the node's last good copy, whichever has the node's content of the list.
+    """Run `work` on the store, or on the node's last good copy, depending on which has the node's content of the list.
 
     Returns its result and the name of the place; None if neither has that content.
     """

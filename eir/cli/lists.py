@@ -89,7 +89,7 @@ def lists(
     """Show the lists: serial, entries, dates, signers, state.
 
     `state` is `in force`, `expired` (which is still in force), `never loaded`, or `damaged` (what the store holds of it cannot be
-    read). `digest`, with --json, is of the content: the same for the same entries, whichever release brought them. The running node is
+    read). `digest`, with --json, is of the content: the same for the same entries, independent of the release. The running node is
     asked, which answers from memory; where none runs, or with --store, the store. Where they differ, that is named.
     """
     if context.invoked_subcommand is not None:

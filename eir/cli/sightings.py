@@ -107,7 +107,7 @@ def forget(
 ) -> None:  # fmt: skip
     """Take a subscriber out of the record.
 
-    Its rows go, under whichever key it was hashed, and what a watched list remembers of it. It is on record again when it is asked about again.
+    Its rows go, under each key with which it was hashed, and what a watched list remembers of it. It is on record again when it is asked about again.
     Copies of the files, and events that went out, are elsewhere. Exit status 1 if a file is damaged, or a running node did not forget it: all else is done.
     """
     checked = opened(load_config(config))

@@ -31,7 +31,7 @@ class Listener(NamedTuple):
 class Config(SharedSettings):
     """Everything that is configured, checked; keys.py says what each is for. Paths are absolute; None: it was left out, or is off.
 
-    May be pickled: a process hands it on as it was read.
+    May be pickled: a process passes it on as it was read.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Questions to an EIR and its answers, whichever protocol carried them: the results of probes, the ways to ask, and captures.
+"""Questions to an EIR and its answers over any protocol: the results of probes, the ways to ask, and captures.
 
 Captures show the checks of others; Wireshark's tshark reads them. What a message of a protocol says, the
 protocol's own folder knows.
@@ -88,7 +88,7 @@ class ProbeFinding:
     """A plain error answer in words: the name of its result, and its Error-Message."""
 
     def as_json(self) -> dict[str, Any]:
-        """The finding as a JSON object; fault and error are for people."""
+        """Return the finding as a JSON object; `fault` and `error` are for people."""
         return {key: value for key, value in asdict(self).items() if key not in {"fault", "error"}}
 
     @property
@@ -115,11 +115,11 @@ class Summary:
     """Fault of the first faulty answer, or why it did not come."""
 
     def as_json(self) -> dict[str, Any]:
-        """The summary as a JSON object."""
+        """Return the summary as a JSON object."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """The summary in a few lines."""
+        """Return the summary in a few lines."""
         lines = [
             f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"
         ]
@@ -204,7 +204,7 @@ L = TypeVar("L", bound=Listening)
 async def over_stream(
     host: str, port: int, timeout_s: float, client: Callable[[asyncio.StreamReader, asyncio.StreamWriter], L], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[L]:  # fmt: skip
-    """A client on a connection over TCP, or TLS with `tls`. Raises EirError if nobody answers within the time."""
+    """Open a client on a connection over TCP, or TLS with `tls`. Raises EirError if the server does not answer within the time."""
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(
@@ -265,7 +265,7 @@ class Probe(Generic[Target]):
 
     @asynccontextmanager
     async def asking(self, target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-        """A function that asks about an IMEI or IMEISV, and returns Finding.result. Its second argument is another IMSI than `imsi`.
+        """Yield a function that checks an IMEI or IMEISV, and returns Finding.result. Its second argument is another IMSI than `imsi`.
 
         Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
         """

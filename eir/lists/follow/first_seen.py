@@ -3,7 +3,7 @@
 The image that workers map is the record in memory. Each round reads what others wrote, adds what workers saw, forgets what does not
 belong on the record any more, and writes the pages that differ to each store. Pages that others changed in known steps are taken over
 as they are. If the steps are not known (a store that lost data, nodes that were apart, an older copy), all pages are merged: the
-earliest first day and the latest sighting count. So a device keeps its period whatever fails in whichever order.
+earliest first day and the latest sighting count. So a device keeps its period after any faults in any order.
 """
 
 import asyncio
@@ -329,7 +329,7 @@ class RecordKeeper:
         self._changed |= changes
 
     def _state(self) -> ListState:
-        """The state of the record in memory: that of the store if they are level."""
+        """Return the state of the record in memory: that of the store if they are level."""
         base, digest = self._replicas[-1].base, digest_text(self._digest)
         if base is not None and base.content_digest == digest:
             return base
@@ -450,7 +450,7 @@ def _rest_s(began: float) -> float:
 
 
 def _without(days: FirstDays, gone: Numbers, touched: Numbers | None = None) -> dict[int, FirstDays]:
-    """Return the pages of devices of which some go (`touched`: those that decide which pages are meant), as they are without these."""
+    """Return the pages of `touched` without the devices that leave."""
     numbers = np.unique(days.keys[gone if touched is None else touched] // np.uint64(PAGE_KEYS)).tolist()
     rest = by_page(days.where(~gone)) if numbers else {}
     return {number: rest.get(number, NOTHING) for number in numbers}

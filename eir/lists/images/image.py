@@ -226,7 +226,7 @@ class Image:
         return tuple(imsi for imsi, end in bound if not end or end > now)
 
     def first_seen(self, key: int) -> tuple[int, int] | None:
-        """The first day of a device and the period of its last sighting (eir.lists.pages.first_days); None if it is not on record."""
+        """Return the first day of a device and the period of its last sighting (eir.lists.pages.first_days); None if it is not on record."""
         table = self._devices
         position = table.position(table.page(key // PAGE_KEYS), key % PAGE_KEYS)
         return (self._days[position], self._lasts[position]) if 0 <= position < len(self._lasts) else None

@@ -474,7 +474,7 @@ class TestStart:
         (loaded.folder / "file").write_text("")
         loaded.configure(state="file/var")
         done = loaded.eir("serve", status=2)
-        assert f"the state folder {loaded.folder}/file/var cannot be made" in done.stderr
+        assert f"the state folder {loaded.folder}/file/var (`state`) cannot be made" in done.stderr
 
     def test_a_configuration_with_errors_starts_nothing(self, loaded):
         loaded.configure(listen=["udp://127.0.0.1:0"], surplus=1)
