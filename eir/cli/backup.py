@@ -62,7 +62,7 @@ def backup(
     sightings: Annotated[bool, typer.Option("--sightings", help="With the record of checks, which may be large.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write a backup: lists, history, keys and clock marks in one file.
+    """Write lists, history, keys and clock marks to one file.
 
     The node may run. The file is verified: each list by its digest, the history by its chain, and each part of the file, as it was
     written, by its SHA-256. Only its owner can read it. Of lists in SQLite it also has the releases that a rollback could bring back.
@@ -106,7 +106,7 @@ def restore(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup and say what would be refused; change nothing.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Bring back lists, history, keys and clock marks from a backup, into SQLite or Redis.
+    """Write a backup into the store, SQLite or Redis.
 
     The backup may be from a node with the other kind of store. Nothing is changed if a list in the store, in this node's copy or in force
     here before is newer than the backup's. A list that only the store has stays. A history that is empty, damaged or cut off is
