@@ -1,4 +1,4 @@
-"""Commands for the worst day: one file with the lists, the history, the keys and the clock marks of a node, and the way back."""
+"""Commands for a backup: write the lists, the history, the keys and the clock marks of a node to one file, and restore them from it."""
 
 import asyncio
 import hashlib

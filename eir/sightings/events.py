@@ -55,7 +55,7 @@ class Events:
         return dropped
 
     def add(self, message: bytes) -> None:
-        """Add the checks of a message, which are all events."""
+        """Add the checks of a message. Each check of the message is an event."""
         for time_us, kind, identifier, imsi, version in checks_of(message):
             group = self._groups.setdefault((kind, identifier, imsi, version), [time_us, time_us, 0])
             group[1] = time_us

@@ -128,9 +128,9 @@ def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
 
 
 def _shrink(files: Sequence[RecordFile], total: int, bytes_max: int) -> int:
-    """Delete from these files until at most `wanted` of `total` bytes remain; return the remaining bytes.
+    """Delete rows and files until at most `bytes_max` of the `total` bytes remain; return the number of remaining bytes.
 
-    A file that alone is larger than `wanted` is deleted first, then the oldest.
+    A peer that sent more than half of the rows loses its rows first. Then a file that alone is larger than `bytes_max` is deleted, then the oldest.
     """
     rows = {file: _rows_of_peers(file.path) for file in files}
     counts = sum(rows.values(), Counter[str]())

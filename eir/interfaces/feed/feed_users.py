@@ -146,7 +146,7 @@ class Users:
         return self._good.get(self._digest(authorization, address))
 
     async def user(self, authorization: str, address: str) -> tuple[str, str]:
-        """Return the user of a header and "", or "" and the reason for the refusal."""
+        """Return a pair: the user of a header and an empty text, or an empty text and the reason for the refusal."""
         digest = self._digest(authorization, address)
         name, password = _credentials(authorization)
         if not name:

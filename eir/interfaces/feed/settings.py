@@ -25,7 +25,7 @@ class FeedLists:
 
     @property
     def by_role(self) -> dict[str, tuple[str, ...]]:
-        """Lists by the word in the path of a request."""
+        """Mapping from the word in the path of a request to the lists that it names."""
         return {each.name.replace("_", "-"): getattr(self, each.name) for each in fields(self)}
 
 

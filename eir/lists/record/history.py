@@ -301,7 +301,7 @@ def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger
 
 
 def _record_fault(number: int, text: str, before: str | None) -> str:
-    """Return the fault of the record at this number, for a person.
+    """Return a description of the fault in the record with this number.
 
     `before` is the digest of the previous record; None if it is unknown.
     """

@@ -57,7 +57,7 @@ class ListState:
 
     @property
     def mark(self) -> Mark:
-        """Mark that the serial of the next release must exceed."""
+        """Number of serial resets, and the serial that the next release must exceed."""
         return self.serial_resets, self.highest_serial
 
 

@@ -217,7 +217,7 @@ class Rows:
         return sum(rows for rows, _ in counts), sum(contradictions for _, contradictions in counts)
 
     def devices_min(self) -> int:
-        """Return a lower bound for the number of identifiers in a list of these rows: those of its whole TACs without an end."""
+        """Return a lower bound for the number of identifiers in a list of these rows: those in whole TACs that have no end date."""
         whole = [np.zeros(0, np.uint64)]
         for first, last, _, until in self._spans:
             if until is None or not until.any():

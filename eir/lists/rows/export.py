@@ -1,4 +1,4 @@
-"""Export of a list to a data file. If the file is published, the list gets the same content.
+"""Export of a list to a data file. A release of this file gives a list the same content as at the export.
 
 A page stores the index of each reason, and indexes follow the order in which reasons first appeared. To reproduce the indexes,
 the file begins with one entry for each reason. If no entry has a reason any more, because a delta or an operator removed the

@@ -140,7 +140,7 @@ class Attempts:
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
-        """Delete the count of a load, or else of the one in progress: it was not the cause of the end."""
+        """Delete the count of the load with this digest, or without a digest of the load in progress, because the load did not end the process."""
         self._write({noted: count for noted, count in self._read().items() if noted != (digest or self._going_on)})
 
     def _read(self) -> dict[str, int]:

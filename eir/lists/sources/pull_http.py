@@ -1,4 +1,4 @@
-"""HTTP client of a pull, bounded in size and time: it fetches an index if it has changed, a file, or the rest of a file.
+"""HTTP client of a pull, bounded in size and time. It fetches a file, the rest of a file, or an index if the index has changed.
 
 It uses https only, except for addresses of this host, and follows redirects only on the same server. It uses the proxies of the
 environment (`https_proxy`, `no_proxy`). All calls block, so they need a thread of a process that answers no checks.

@@ -42,7 +42,7 @@ class Sources:
         self._acknowledging.update(reports, self._pulling.rejected)
 
     def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:
-        """Return since when lists in these states are in force, and the last rejection of each list."""
+        """Return the time at which each list in these states came into force, and the last rejection of each list."""
         rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}
         return {"since": self._acknowledging.since(states), "rejected": rejected}
 

@@ -135,7 +135,7 @@ def read_clock(folder: Path) -> TrustedClock:
 
 
 def save_clock(clock: TrustedClock, folder: Path) -> None:
-    """Store the time for the next start; on a full disk that start is only more cautious."""
+    """Store the time for the next start. If the disk is full, the time is not stored, and the next start is more cautious."""
     _save(folder / CLOCK_FILE, f"{clock.time:.0f}\n")
 
 
@@ -199,7 +199,7 @@ def _can_be_read(file: Path) -> bool:
 
 
 def _read_everything() -> None:
-    """Give this thread the right to read every file, if root has that right here."""
+    """Allow this thread to read every file, if root has this permission on this host."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     words = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and the same for capabilities above 31
     _LIBC.capget(header, words)

@@ -202,7 +202,7 @@ class Workers:
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
         def client_named(protocol: str, name: str) -> None:
-            """Pass a name that only one client may have to the other workers."""
+            """Send a client's name, which only one client may have, to the other workers."""
             for other in self._workers.values():
                 if other is not worker:
                     other.channel.try_notify("doubt", protocol, name)

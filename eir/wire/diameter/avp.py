@@ -94,7 +94,7 @@ def nest(octets: bytes, groups: Sequence[Avp]) -> bytes:
 
 
 class Fault(NamedTuple):
-    """Place where the parser stopped: readable part of the AVP's header, zeros for the rest."""
+    """AVP header at which the parser stopped: the part that could be read, and zeros for the rest."""
 
     key: int
     flags: int

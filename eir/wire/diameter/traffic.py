@@ -96,7 +96,7 @@ class Traffic:
         self._count_answer(command, result_label(fault.result_code))
 
     def capability_avps(self) -> bytes:
-        """Return the AVPs of the node's CER and CEA in addition to result and origin."""
+        """Return the AVPs of the node's CER and CEA, without those of result and origin."""
         return capability_avps(self.context.identity, self._addresses, self.context.application)
 
     def state_id_avp(self) -> bytes:

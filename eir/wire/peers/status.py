@@ -1,4 +1,4 @@
-"""Rows of `eir peers`: one connection, or a peer without one, with the reason."""
+"""Rows of `eir peers`. Each row shows one connection, or a peer without a connection and the reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

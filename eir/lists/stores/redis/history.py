@@ -349,7 +349,7 @@ async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Even
 
 
 async def read_done(link: RedisClient, names: Sequence[str]) -> dict[str, bytes | None]:
-    """Return the `change` of each list's last write that the history has."""
+    """For each list, return the `change` of the last write that is in the history."""
     changes = await link.do("HMGET", LEDGER, *(f"done:{name}" for name in names)) if names else []
     return dict(zip(names, changes, strict=True))
 
