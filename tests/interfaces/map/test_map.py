@@ -300,7 +300,7 @@ def context(report=lambda *_, **__: None, rate_max=None, **limits):
 def map_server(report=lambda *_, **__: None, rate_max=None, **limits):
     """The SIGTRAN side of a worker, with one peer."""
     server = MapServer(Ss7Settings(point_code="1-1-2"), context(report, rate_max, **limits))
-    server.turns = SimpleNamespace(come=lambda _: None)
+    server.turns = SimpleNamespace(request=lambda _: None)
     return server
 
 
