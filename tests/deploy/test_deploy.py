@@ -257,10 +257,11 @@ QUIET = (
     "eir_config_needs_restart",
     "eir_interface_",
     "eir_release_interval_seconds",
+    "eir_first_seen_",
     "eir_sightings_",
     "eir_events_",
 )
-"""Have no series until the store fails, and somebody connects over SCTP or HTTP/2, and without a drop folder, a source, a feed or a record of checks, and before a list's fourth release."""
+"""Have no series until the store fails, and somebody connects over SCTP or HTTP/2, and without a drop folder, a source, a feed, a record of checks or of first sightings, and before a list's fourth release."""
 
 
 async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, connect, tmp_path):
