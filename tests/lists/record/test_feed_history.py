@@ -7,7 +7,6 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import servers
 from made import Altered, event, pages_of, state
 from node import LISTED, TRACKED, UNLISTED, Publisher, Site
 from test_history import make_form_2
@@ -26,38 +25,6 @@ OWN = ListSettings(name="own", local=True, change_min=10**7)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = 60
 """Rows that come within 50 ms at 1,200 a second."""
-
-
-@pytest.fixture(scope="module")
-def server():
-    if "redis" not in servers.programs():
-        pytest.skip("redis-server is not installed")
-    with servers.Server(servers.programs()["redis"]) as one:
-        yield one
-
-
-@pytest.fixture
-async def opener(tmp_path):
-    async with contextlib.AsyncExitStack() as stack:
-
-        def open_one(name):
-            opened = SqliteStore(tmp_path / f"{name}.sqlite")
-            stack.push_async_callback(opened.close)
-            return opened
-
-        yield open_one
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-async def store(request, opener):
-    if request.param == "sqlite":
-        yield opener("store")
-        return
-    server = request.getfixturevalue("server")
-    server.flush()
-    opened = RedisStore(server.url)
-    yield opened
-    await opened.close()
 
 
 class Node:

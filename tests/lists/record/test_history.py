@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import servers
 from made import Altered, event, pages_of, state
 from node import LISTED, UNLISTED, Publisher, Site, until
 
@@ -30,38 +29,6 @@ AB = "ab" * 32
 YEAR_BYTES_MAX, PART = 50_000_000, 12
 NOW = utc_text(datetime.now(UTC))
 LATER = utc_text(datetime.now(UTC) + timedelta(minutes=1))
-
-
-@pytest.fixture(scope="module")
-def server():
-    if "redis" not in servers.programs():
-        pytest.skip("redis-server is not installed")
-    with servers.Server(servers.programs()["redis"]) as one:
-        yield one
-
-
-@pytest.fixture
-async def opener(tmp_path):
-    async with contextlib.AsyncExitStack() as stack:
-
-        def open_one(name):
-            opened = SqliteStore(tmp_path / f"{name}.sqlite")
-            stack.push_async_callback(opened.close)
-            return opened
-
-        yield open_one
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-async def store(request, opener):
-    if request.param == "sqlite":
-        yield opener("store")
-        return
-    server = request.getfixturevalue("server")
-    server.flush()
-    opened = RedisStore(server.url)
-    yield opened
-    await opened.close()
 
 
 class Node:
