@@ -882,7 +882,7 @@ async def test_a_node_that_stops_ends_the_pass_and_its_load_and_gives_the_right_
 
     async with polled(configured, noting):
         site.deliver(site.publish(1))
-        await until(lambda: any(process.name == "load" for process in started))  # passes before it may find it unsettled
+        await until(lambda: any(process.name == "load" for process in started))  # earlier passes may find it unsettled
         assert (site.state / ATTEMPTS_FILE).exists()
     await until(lambda: all(is_gone(process.pid) for process in started))
     assert not (site.state / ATTEMPTS_FILE).exists()
