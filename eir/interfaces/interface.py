@@ -38,8 +38,8 @@ LISTEN_HTTP = url(HTTP_PORTS, "http://127.0.0.1:7777")
 def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str = "") -> tuple[Key, ...]:
     """Return the keys of a section of rules for access tokens."""
     return (
-        Key(f"{section}.jwks", many(FILE), (), "files of JWK sets with the issuers' public keys; reloaded when they change"),
-        Key(f"{section}.keys", many(FILE), (), "PEM files of such public keys (see `jwks`), or of certificates; reloaded when they change"),
+        Key(f"{section}.jwks", many(FILE), (), "files of JWK sets with the issuers' public keys"),
+        Key(f"{section}.keys", many(FILE), (), "PEM files of such public keys, or of certificates"),
         Key(f"{section}.issuer", many(CLAIM, may_be_empty=True), (), f"accepted issuers (claim `iss`{issuer_is}); if left out, any issuer that has one of the keys"),
         Key(f"{section}.audience", many(CLAIM), audience, f"accepted audiences (claim `aud`); {audience_says}"),
     )  # fmt: skip

@@ -52,13 +52,13 @@ def test_no_sentence_is_a_translation(names):
 
 LIMITS = {
     words.VAGUE_NAMES: 9,
-    "class names used twice or more": 1,
-    "public names and modules without a docstring, of 100": 5.0,
-    "'what' in 1,000 words of docstrings": 1.2,
-    "'what' in 1,000 words of pages": 0.2,
-    "'say' and 'tell' in 1,000 words of docstrings": 0.4,
-    "'say' and 'tell' in 1,000 words of pages": 0.1,
-    "other phrases with a better form": 10,
+    "class names used twice or more": 0,
+    "public names and modules without a docstring, of 100": 4.7,
+    "'what' in 1,000 words of docstrings": 1.1,
+    "'what' in 1,000 words of pages": 0.1,
+    "'say' and 'tell' in 1,000 words of docstrings": 0.3,
+    "'say' and 'tell' in 1,000 words of pages": 0.05,
+    "other phrases with a better form": 6,
 }
 """Highest values of the measures. They may only fall: lower one when the measure has fallen."""
 SLACK = 3

@@ -25,10 +25,10 @@ from eir.wire.transport.endpoint import is_loopback
 from eir.wire.web.denials import TokenSettings
 
 KEYS = (
-    Key("feed.listen", many(LISTEN_HTTP), (), "addresses on which a register sends rows over HTTP/1.1: https with the certificates of `tls`, or http on a loopback address; not served if left out", live=False),
-    Key("feed.users", FILE, None, "file of users with hashed passwords, one line each, from `eir feed user NAME`; reloaded when it changes"),
+    Key("feed.listen", many(LISTEN_HTTP), (), "addresses for registers (HTTP/1.1): https with the certificates of `tls`, or http on a loopback address", live=False),
+    Key("feed.users", FILE, None, "file of users with hashed passwords, one line each, from `eir feed user NAME`"),
     Key("feed.from", many(NETWORK), (), "networks from which registers may connect; any if left out", field="sources"),
-    Key("feed.lists.block", many(LIST_NAME), (), "local lists for rows under /eir/block; of several lists the node uses the one whose kind fits the row"),
+    Key("feed.lists.block", many(LIST_NAME), (), "local lists for rows under /eir/block; the node uses the list whose kind fits the row"),
     Key("feed.lists.exception", many(LIST_NAME), (), "like `block`, for rows under /eir/exception"),
     Key("feed.lists.track", many(LIST_NAME), (), "like `block`, for rows under /eir/track"),
     Key("feed.lists.allowed-tac", many(LIST_NAME), (), "local list of devices for TACs under /eir/allowed-tac", field="allowed_tac"),
@@ -41,7 +41,7 @@ SECTIONS = (
     Section("feed.tokens", TokenSettings, optional=True),
 )
 FAMILIES = (
-    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows from registers, by sender, by the word that selects the list, and by HTTP status of the answer"),
+    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows from registers, by user, by word in the path, and by HTTP status of the answer"),
     Family("eir_feed_transactions_total", "counter", (), "Store transactions with rows from registers"),
 )  # fmt: skip
 

@@ -42,19 +42,19 @@ BER_TAG = text(
     show=lambda tag: f"{tag:02x}",
 )
 KEYS = (
-    Key("ss7.point_code", POINT_CODE, None, "point code of the node for MSCs and SGSNs (MAP over SIGTRAN); not served if left out"),
+    Key("ss7.point_code", POINT_CODE, None, "point code of the node for MSCs and SGSNs (MAP over SIGTRAN)"),
     Key("ss7.variant", word(ITU, ANSI), ITU, "variant of SS7: point codes of 14 bits (3-8-3, `itu`) or of 24 bits (8-8-8, `ansi`), and the form of SCCP addresses"),
-    Key("ss7.gateways[].name", PEER_NAME, None, "name of the gateway in metrics, logs and commands; its address if left out"),
+    Key("ss7.gateways[].name", PEER_NAME, None, "name of the gateway in metrics, logs and commands; default: its address"),
     Key("ss7.gateways[].connect", CONNECT_M3UA, REQUIRED, "address of a signalling gateway (STP) that has the node as an ASP; default port 2905"),
     Key("ss7.gateways[].routing_context", whole(0, 4294967295), None, "routing context that the gateway assigned to the node; not sent if left out"),
-    Key("ss7.gateways[].mode", word("loadshare", "override"), "loadshare", "traffic mode: loadshare (the gateway shares the load among nodes), or override (one node has all traffic until another takes over)"),
+    Key("ss7.gateways[].mode", word("loadshare", "override"), "loadshare", "traffic mode: loadshare (nodes share the traffic), or override (one node has all traffic until another takes over)"),
     Key("ss7.gateways[].asp_identifier", whole(0, 4294967295), None, "ASP identifier, if the gateway requires one"),
     Key("ss7.gateways[].reconnect_after_s", seconds(0.1, 3600), 1, "pause before the node connects to the gateway again; it doubles up to 30 s"),
-    Key("ss7.listen", many(LISTEN_M3UA), (), "addresses on which an MSC connects without a gateway (IPSP); default port 2905; not served if left out", live=False),
+    Key("ss7.listen", many(LISTEN_M3UA), (), "addresses on which an MSC connects without a gateway (IPSP); default port 2905", live=False),
     Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "further tags of an IMSI in a request; 00 and 04 after the IMEI, and 04 in extensions, are built in"),
 )  # fmt: skip
 FAMILIES = (
-    Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, by error, or by fault of the request"),
+    Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, error, or fault of the request"),
     Family("eir_sigtran_errors_total", "counter", ("reason",), "Ignored messages of M3UA and SCCP, and associations closed for a fault"),
 )  # fmt: skip
 

@@ -54,13 +54,13 @@ UUID = text(
 )
 PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
 KEYS = (
-    Key("n5g.listen", many(LISTEN_HTTP), (), "addresses on which AMFs ask over HTTP/2 (N5g-eir, TS 29.511): http, or https with the certificates of `tls`; not served if left out", live=False),
+    Key("n5g.listen", many(LISTEN_HTTP), (), "addresses for AMFs (N5g-eir, TS 29.511, HTTP/2): http, or https with the certificates of `tls`", live=False),
     *token_keys("n5g.tokens", (NF_TYPE,), "the node's NF instance id is always accepted", ": the NRF's instance id"),
-    Key("n5g.nrf.uri", many(API_ROOT), REQUIRED, "API roots of the NRFs, the preferred one first; the node registers with the next if one is unreachable"),
-    Key("n5g.nrf.instance", UUID, None, "NF instance id of the node; if left out, the node creates one and keeps it in its state folder"),
+    Key("n5g.nrf.uri", many(API_ROOT), REQUIRED, "API roots of the NRFs, the preferred NRF first; the node registers with the next NRF if one is unreachable"),
+    Key("n5g.nrf.instance", UUID, None, "NF instance id of the node; if left out, the node creates an id and stores it in its state folder"),
     Key("n5g.nrf.endpoints", many(LISTEN_HTTP, may_be_empty=True), (), "addresses at which AMFs reach the node, if they differ from `listen` (0.0.0.0, a load balancer)"),
     Key("n5g.nrf.fqdn", IDENTITY, None, "host name of the node in its NF profile"),
-    Key("n5g.nrf.plmns", many(PLMN), (), "networks that the node serves; that of the NRF if left out"),
+    Key("n5g.nrf.plmns", many(PLMN), (), "networks that the node serves; default: the NRF's network"),
     Key("n5g.nrf.capacity", whole(0, 65535), 100, "capacity of the node relative to other EIRs"),
     Key("n5g.nrf.priority", whole(0, 65535), 0, "priority of the node; AMFs prefer the lowest number"),
     Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "further hosts to which an NRF may redirect the node; those of `uri` are always allowed"),
