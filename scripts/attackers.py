@@ -24,7 +24,7 @@ import m3ua_wire
 import osmo_wire
 import register
 
-from eir.interfaces.fraud_check.fraud_check import PATH as FRAUD_PATH
+from eir.interfaces.device_authenticity.device_authenticity import PATH as AUTHENTICITY_PATH
 from eir.interfaces.gsup import ipa
 from eir.interfaces.map import checkimei
 from eir.wire.ss7 import m3ua, tcap
@@ -43,8 +43,8 @@ BLOB = 200
 """Messages in one write."""
 
 Place: TypeAlias = Mapping[str, Any]
-"""`gsup`, `map`, `n5g`, `feed`, `fraud`, `page`: ports; `control`: path of the socket; `user` and `password` of the feed; `token` for IMEI
-Fraud Check."""
+"""`gsup`, `map`, `n5g`, `feed`, `authenticity`, `page`: ports; `control`: path of the socket; `user` and `password` of the feed; `token` for
+DeviceAuthenticity."""
 Attack: TypeAlias = Callable[[Place, Counter[str]], Awaitable[None]]
 
 
@@ -156,22 +156,22 @@ async def stay_a_stranger(place: Place, counts: Counter[str]) -> None:
                 await discard(reader)
 
 
-async def ask_fraud_check(place: Place, counts: Counter[str]) -> None:
-    """A client of IMEI Fraud Check far above its rate."""
-    await _ask_fraud(place, f"Bearer {place['token']}", counts)
+async def ask_device_authenticity(place: Place, counts: Counter[str]) -> None:
+    """A client of DeviceAuthenticity far above its rate."""
+    await _ask_authenticity(place, f"Bearer {place['token']}", counts)
 
 
 async def forge_token(place: Place, counts: Counter[str]) -> None:
-    """A client of IMEI Fraud Check whose token nobody has signed."""
-    await _ask_fraud(place, f"Bearer {place['token'][:-8]}AAAAAAAA", counts)
+    """A client of DeviceAuthenticity whose token nobody has signed."""
+    await _ask_authenticity(place, f"Bearer {place['token'][:-8]}AAAAAAAA", counts)
 
 
-async def _ask_fraud(place: Place, who: str, counts: Counter[str]) -> None:
-    async with connected(place["fraud"]) as streams:
+async def _ask_authenticity(place: Place, who: str, counts: Counter[str]) -> None:
+    async with connected(place["authenticity"]) as streams:
         client = register.Client(*streams, who)
         while True:
             answer = await client.ask(
-                "POST", FRAUD_PATH, b'{"imei": "001010030000030"}', Content_Type="application/json"
+                "POST", AUTHENTICITY_PATH, b'{"imei": "001010030000030"}', Content_Type="application/json"
             )
             counts[f"questions, {answer.status}"] += 1
 
@@ -215,7 +215,7 @@ FLOODS: Mapping[str, tuple[tuple[Attack, int], ...]] = {
     "n5g": ((ask_by_n5g, 2),),
     "feed": ((feed_rows, ROWS),),
     "feed-strangers": ((stay_a_stranger, 64),),
-    "fraud-check": ((ask_fraud_check, 4), (forge_token, 4)),
+    "device-authenticity": ((ask_device_authenticity, 4), (forge_token, 4)),
     "control": ((ask_control, 16),),
     "page": ((guess_password, 60),),
 }

@@ -43,8 +43,8 @@ from soak_network import ANSWER_S, HELD, NEVER, PAUSE_S, TC_S
 from wire import EIR
 
 from eir.errors import EirError
+from eir.interfaces.device_authenticity.device_authenticity import PATH as AUTHENTICITY_PATH
 from eir.interfaces.feed.feed_users import user_line
-from eir.interfaces.fraud_check.fraud_check import PATH as FRAUD_PATH
 from eir.interfaces.gsup import probe as gsup
 from eir.interfaces.map import probe as msc
 from eir.wire.ss7.sccp import point_code
@@ -62,7 +62,7 @@ IN_FORCE_S = 20.0
 BETWEEN_S = 2.0
 """Pause between two turns of the second half."""
 IMSI = "001010000000001"
-PASSWORD, AUDIENCE, SCOPE = "correct horse battery", "eir", "openid imei-fraud-check:check-status"
+PASSWORD, AUDIENCE, SCOPE = "correct horse battery", "eir", "openid device-authenticity:check-status"
 CHECKS = frozenset({"s13", "n5g", "gsup", "map"})
 """Kinds of questions that workers answer."""
 
@@ -208,7 +208,7 @@ class Register(Web):
 
 
 class Bank(Web):
-    """A client of IMEI Fraud Check."""
+    """A client of DeviceAuthenticity."""
 
     def __init__(self, *arguments: Any, chance: random.Random, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -218,12 +218,12 @@ class Bank(Web):
         """Devices that are listed, and such as are not."""
         while True:
             first = self._chance.choice(self._chance.choice((HELD, NEVER)))
-            yield "POST", FRAUD_PATH, json.dumps({"imei": f"{first}{check_digit(first)}"}).encode()
+            yield "POST", AUTHENTICITY_PATH, json.dumps({"imei": f"{first}{check_digit(first)}"}).encode()
 
     def check(self, target: str, body: bytes, status: int, document: bytes) -> bool:  # noqa: ARG002
         """Return whether the status is that of the device."""
         listed = json.loads(body)["imei"][:14] in HELD
-        return status == 200 and (json.loads(document)["operationalStatus"] == "prohibited") is listed
+        return status == 200 and (json.loads(document)["operationalStatus"] != "unknown") is listed
 
 
 class Reader(Web):
@@ -256,7 +256,7 @@ class World(network.World):
         worker = Turn(self.kill_a_worker, CHECKS)
         return (
             Turn(self.load), worker, Turn(self.restart_redis, store_away=True), Turn(self.kill_the_feed, {"feed"}), Turn(self.load),
-            Turn(self.kill_the_follower), worker, Turn(self.kill_fraud_check, {"fraud-check"}), Turn(self.kill_redis, store_away=True),
+            Turn(self.kill_the_follower), worker, Turn(self.kill_device_authenticity, {"device-authenticity"}), Turn(self.kill_redis, store_away=True),
         )  # fmt: skip
 
     def load(self) -> None:
@@ -274,9 +274,9 @@ class World(network.World):
         """Kill the process that takes a register's rows."""
         os.kill(children(self.site.node.pid)["feed"], signal.SIGKILL)
 
-    def kill_fraud_check(self) -> None:
+    def kill_device_authenticity(self) -> None:
         """Kill the process that answers banks and shops."""
-        os.kill(children(self.site.node.pid)["fraud-check"], signal.SIGKILL)
+        os.kill(children(self.site.node.pid)["device-auth"], signal.SIGKILL)
 
 
 class Memory:
@@ -399,7 +399,7 @@ def main(arguments: list[str]) -> int:
 
 def _configure(site: Site, folder: Path, **policy: Any) -> dict[str, Any]:
     """Write the configuration of a node with every interface; returns what clients and attackers know of it."""
-    interfaces = ("s13", "n5g", "gsup", "map", "feed", "fraud", "page")
+    interfaces = ("s13", "n5g", "gsup", "map", "feed", "authenticity", "page")
     ports = dict(zip(interfaces, (free_port() for _ in interfaces), strict=True))
     issuer = Issuer()
     (site.folder / "users").write_text("".join(user_line(user, PASSWORD) + "\n" for user in ("register", "attacker")))
@@ -412,8 +412,8 @@ def _configure(site: Site, folder: Path, **policy: Any) -> dict[str, Any]:
         tls=Authority(folder / "tls").write(EIR, "127.0.0.1"), http=f"127.0.0.1:{ports['page']}",
         page={"from": [], "password_file": "password"},
         feed={"listen": f"https://127.0.0.1:{ports['feed']}", "users": "users", "from": "127.0.0.0/8", "lists": {"block": "own"}},
-        fraud_check={
-            "listen": f"http://127.0.0.1:{ports['fraud']}", "from": "127.0.0.0/8", "tokens": {"jwks": "jwks", "audience": AUDIENCE},
+        device_authenticity={
+            "listen": f"http://127.0.0.1:{ports['authenticity']}", "from": "127.0.0.0/8", "tokens": {"jwks": "jwks", "audience": AUDIENCE},
         },
     )  # fmt: skip
     bank, flood = (issuer.token(time.time(), aud=AUDIENCE, scope=SCOPE, sub=sub) for sub in ("bank", "flood"))
@@ -450,7 +450,12 @@ def _clients(world: World, place: Mapping[str, Any], options: argparse.Namespace
         Prober("sgsn", "map", sgsn, figures, drawn),
         Register("feed", f"https://127.0.0.1:{place['feed']}", basic("register", PASSWORD), figures, 0.3),
         Bank(
-            "fraud-check", f"http://127.0.0.1:{place['fraud']}", f"Bearer {place['bank']}", figures, 0.5, chance=chance
+            "device-authenticity",
+            f"http://127.0.0.1:{place['authenticity']}",
+            f"Bearer {place['bank']}",
+            figures,
+            0.5,
+            chance=chance,
         ),
         Reader("page", f"http://127.0.0.1:{place['page']}", reader, figures, 1.0),
     ]

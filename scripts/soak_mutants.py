@@ -58,7 +58,7 @@ OUTSIDE = {
     "eir/lists/rows": ("test_layout", "test_build", "test_load"),
     "eir/interfaces/s13": ("test_express", "test_service", "test_lane", "test_conformance"),
     "eir/interfaces/feed": ("test_feed", "test_feed_node"),
-    "eir/interfaces/fraud_check": ("test_fraud_check",),
+    "eir/interfaces/device_authenticity": ("test_device_authenticity",),
     "eir/lists/sources": ("test_inbox", "test_deliveries", "test_pull", "test_folder", "test_acknowledge"),
     "eir/wire/ss7": ("test_ss7", "test_map", "test_map_node"),
     "eir/lists/stores": ("test_store_contract", "test_sqlite", "test_redis"),

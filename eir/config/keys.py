@@ -101,6 +101,13 @@ COLUMNS = {
 """Possible roles of a column in a data file."""
 
 SECTIONS = (
+    Section(
+        "",
+        dict,
+        gone={
+            "fraud_check": "DeviceAuthenticity replaced CAMARA's IMEI Fraud Check: rename the section to 'device_authenticity', and give the tokens its scope",
+        },
+    ),
     Section("identity", partial(Identity, origin_state_id=0)),
     Section("peers[]", _peer),
     Section("peers[].answers", _given),

@@ -35,7 +35,8 @@ Found = tuple[int, yaml.Node]
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
     """Build the tree of the table: one section that contains all others. `sections` add builders and attributes, and receive their keys here."""
-    root, named = Section("", dict), {section.path: section for section in sections}
+    named = {section.path: section for section in sections}
+    root = named.get("", Section("", dict))
     for key in table:
         entries, path = root.entries, ""
         *around, last = key.path.replace(".*", "*").split(".")

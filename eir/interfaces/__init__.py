@@ -10,7 +10,7 @@ FOLDERS = (
     "gsup",
     "map",
     "feed",
-    "fraud_check",
+    "device_authenticity",
 )
 INTERFACES: tuple[Interface, ...] = tuple(import_module(f"{__name__}.{folder}").INTERFACE for folder in FOLDERS)
 """All interfaces, in the order of listeners, keys and metrics. The first takes connections and URLs that no other names."""

@@ -1,6 +1,6 @@
 """Clients over HTTP/1.1: `feeder.py URL CONNECTIONS RATE SECONDS FIRST FILE [TOKEN]`: so many requests a second, or as many as are answered (0).
 
-A register that feeds rows, or with the file TOKEN whoever asks IMEI Fraud Check by that token. Each request is about another device, from
+A register that feeds rows, or with the file TOKEN whoever asks DeviceAuthenticity by that token. Each request is about another device, from
 the one with the number FIRST on; what was answered goes to FILE as JSON: requests by status, requests a second, and how long the answers
 took in milliseconds. Imports nothing of the project.
 """
@@ -29,7 +29,7 @@ def row(number: int) -> bytes:
 def question(number: int, token: str) -> bytes:
     """A bank's question about a device."""
     body = json.dumps({"imei": f"{_device(number)}0"})
-    head = f"POST /imei-fraud-check/vwip/check-status HTTP/1.1\r\nHost: eir\r\nAuthorization: Bearer {token}\r\n"
+    head = f"POST /device-authenticity/vwip/check-status HTTP/1.1\r\nHost: eir\r\nAuthorization: Bearer {token}\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 

@@ -188,7 +188,7 @@ OTHERS = {
     "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
     "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
-    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "fraud_check.listen": "fraud_check: {listen: http://127.0.0.1:1}\n",
+    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "device_authenticity.listen": "device_authenticity: {listen: http://127.0.0.1:1}\n",
     "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
     "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n", "first_seen": "first_seen: {remember: 1y}\n",

@@ -252,7 +252,7 @@ QUIET = (
     "eir_inbox_",
     "eir_source_",
     "eir_feed_",
-    "eir_fraud_",
+    "eir_device_authenticity_",
     "eir_clients_",
     "eir_config_needs_restart",
     "eir_interface_",

@@ -171,7 +171,9 @@ def program(tmp_path):
     for name, text in FOLDER.items():
         (folder / name).write_text(text.lstrip())
     index = tmp_path / "eir" / "interfaces" / "__init__.py"
-    index.write_text(index.read_text().replace('    "fraud_check",\n', '    "fraud_check",\n    "toy",\n'))
+    index.write_text(
+        index.read_text().replace('    "device_authenticity",\n', '    "device_authenticity",\n    "toy",\n')
+    )
     return tmp_path
 
 

@@ -63,7 +63,7 @@ PARTS = {
     "trace": (),
     "n5g": ("--no-application",),
     "feed": (),
-    "fraud-check": (),
+    "device-authenticity": (),
     "gsup": (),
     "map": (),
 }
@@ -289,7 +289,7 @@ def test_feed(found):
     assert [target["wanted"] for target in found["targets"]] == ["at least 5000", "at most 1.5"]
 
 
-def test_fraud_check(found):
+def test_device_authenticity(found):
     assert all(row["answers_per_s"] > 0 for row in found["measured"])
     assert (list(found["answered"]), found["wrong_answers"]) == (["200"], 0)
     assert found["diameter_p99"]["beside_us"] > 0

@@ -530,7 +530,9 @@ def test_each_example_of_a_configuration_is_usable(block, tmp_path):
             (tmp_path / file).parent.mkdir(exist_ok=True)
             shutil.copy(made[name], tmp_path / file)
     for file in (
-        file for name in ("n5g", "fraud_check") for file in values.get(name, {}).get("tokens", {}).get("keys", ())
+        file
+        for name in ("n5g", "device_authenticity")
+        for file in values.get(name, {}).get("tokens", {}).get("keys", ())
     ):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(Issuer().pem)

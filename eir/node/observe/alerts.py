@@ -253,7 +253,7 @@ RULES: tuple[AlertRule, ...] = (
     AlertRule("EirNotRegistered", "not registered with any NRF", _is("eir_nrf_registered", value=0), 120),
     AlertRule("EirFeedFails", "rows of a register were not accepted in the last 15 minutes: HTTP {}", _rose("eir_feed_rows_total", 15, "result", lambda labels: labels["result"] == "422" or _fails(labels))),
     AlertRule("EirInterfaceFaulty", "an interface lacks its process or a file: {}", lambda figures: [each for each, faults in figures.values("eir_interface_faulty", "interface").items() if faults]),
-    AlertRule("EirFraudCheckFails", "requests of IMEI Fraud Check failed in the last 15 minutes: HTTP {}", _rose("eir_fraud_checks_total", 15, "result", _fails)),
+    AlertRule("EirDeviceAuthenticityFails", "requests of DeviceAuthenticity failed in the last 15 minutes: HTTP {}", _rose("eir_device_authenticity_total", 15, "result", _fails)),
     AlertRule("EirPathLost", "SCTP paths are down: {}", lambda figures: [each for each, down in figures.values("eir_sctp_paths", "peer", _equal("state", "down")).items() if down]),
     AlertRule("EirPeersRefused", "connections are refused again and again: {} (event=peer_refused)", _rose("eir_peers_refused_total", 10, "reason"), 540),
     AlertRule("EirErrorAnswers", "more than one answer in a hundred is an error: {}", _share("eir_diameter_answers_total", "peer", FINE[0]), 240),

@@ -1,4 +1,4 @@
-"""IMEI Fraud Check (CAMARA): authenticates a request by an access token of the operator's gateway, and answers it.
+"""DeviceAuthenticity of CAMARA (version `wip`): authenticates a request by an access token of the operator's gateway, and answers it.
 
 Paths, words, errors and the served OpenAPI document are data. The owner provides the function that looks a device up in the lists.
 """
@@ -10,8 +10,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from eir.checks.question import is_wrong_digit
 from eir.errors import Report, StoreError, place_of
-from eir.interfaces.fraud_check.settings import FRAUD_SCOPE, FraudSettings
+from eir.interfaces.device_authenticity.settings import (
+    ALLOWED,
+    AUTHENTICITY_SCOPE,
+    ERROR,
+    UNKNOWN,
+    AuthenticitySettings,
+)
 from eir.wire.peers.rate import Buckets
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.wire.web.http1 import HttpRequest, HttpResponse
@@ -20,22 +27,24 @@ from eir.wire.web.http1_server import Answer
 if TYPE_CHECKING:
     from eir.wire.web.tokens import Tokens
 
-BASE: Final = "/imei-fraud-check/vwip"
+BASE: Final = "/device-authenticity/vwip"
 PATH: Final = f"{BASE}/check-status"
 DOCUMENT_PATH: Final = f"{BASE}/openapi.json"
 CORRELATOR: Final = "x-correlator"
 CORRELATOR_FORM: Final = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
-IMEI_FORM: Final = r"^[0-9]{15}$"
+IMEI_PATTERN: Final = r"^[0-9]{15}$"
+IMEI_FORMAT: Final = "imei"
+"""Format of 15 digits of which the last is the check digit (TS 23.003 annex B), or a spare 0."""
 
-PROHIBITED, ALLOWED, TRACKED, UNKNOWN = "prohibited", "allowed", "tracked", "unknown"
-"""Statuses of a device in order of precedence if several lists contain it."""
 BLACKLISTED: Final = "blacklisted"
 REASONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "stolen": ("stolen", "theft", "robbery"), "lost": ("lost",), "non-payment": ("non-payment", "nonpayment", "unpaid", "debt"),
-    "fraud": ("fraud", "tamper", "clone"), "regulatory": ("regulat", "customs", "tax", "type approval", "unregistered"), "blocked": ("block",),
-    BLACKLISTED: (),
+    "blocked": ("block",), BLACKLISTED: (), "lost": ("lost",),
+    "regulatory": ("regulat", "customs", "tax", "type approval", "unregistered"),
+    "non-payment": ("non-payment", "nonpayment", "unpaid", "debt"), "fraud": ("fraud", "tamper", "clone"), "stolen": ("stolen", "theft", "robbery"),
 }  # fmt: skip
-"""Reasons for a prohibition, with words in a list's reason that indicate them. The first match counts, else BLACKLISTED."""
+"""Statuses of a blacklisted device, with words in a list's reason that indicate them. The first match counts, else BLACKLISTED."""
+STATUSES: Final = (*REASONS, ALLOWED, UNKNOWN)
+"""All statuses, in order of precedence if several rules hold for a device."""
 
 
 class ApiFault(NamedTuple):
@@ -52,6 +61,7 @@ FAULTS: Final = {
         401, "UNAUTHENTICATED", "Request not authenticated due to missing, invalid, or expired credentials."
     ),
     "denied": ApiFault(403, "PERMISSION_DENIED", "Client does not have sufficient permissions to perform this action."),
+    "unlisted": ApiFault(404, "IDENTIFIER_NOT_FOUND", "Device identifier not found."),
     "path": ApiFault(404, "NOT_FOUND", "The specified resource is not found."),
     "method": ApiFault(405, "METHOD_NOT_ALLOWED", "The requested method is not allowed on this resource."),
     "body": ApiFault(413, "PAYLOAD_TOO_LARGE", "The request is larger than this server takes."),
@@ -64,7 +74,7 @@ FAULTS: Final = {
 
 
 def reason_word(text: str | None) -> str:
-    """Return the word of the API for the reason in a list."""
+    """Return the status for the reason in a list."""
     reason = (text or "").casefold()
     return next((word for word, parts in REASONS.items() if any(part in reason for part in parts)), BLACKLISTED)
 
@@ -85,39 +95,39 @@ def _error(*names: str) -> dict[str, Any]:
 _ANSWER: Final = {
     "type": "object", "required": ["imei", "operationalStatus", "lastChecked"],
     "properties": {
-        "imei": {"type": "string", "pattern": IMEI_FORM},
-        "operationalStatus": {"type": "string", "enum": [ALLOWED, PROHIBITED, TRACKED, UNKNOWN]},
-        "lastChecked": {"type": "string", "format": "date-time", "description": "When the lists were looked into."},
-        "prohibitedReason": {"type": "string", "enum": list(REASONS), "description": "Where operationalStatus is prohibited."},
+        "imei": {"type": "string", "pattern": IMEI_PATTERN},
+        "operationalStatus": {"type": "string", "enum": list(STATUSES)},
+        "lastChecked": {"type": "string", "format": "date-time", "description": "Time at which the lists were read."},
     },
 }  # fmt: skip
 
 DOCUMENT: Final[Mapping[str, Any]] = {
     "openapi": "3.0.3",
     "info": {
-        "title": "IMEI Fraud Check", "version": "wip",
-        "description": "Whether a device is in a list of this network's equipment identity register. A device that is in several lists is prohibited before it is allowed, and allowed before it is tracked.",
+        "title": "DeviceAuthenticity", "version": "wip",
+        "description": f"Status of a device in the lists of this network's equipment identity register. For a device in several lists the first of these statuses counts: {', '.join(STATUSES)}.",
     },
     "servers": [{"url": BASE}],
     "paths": {
         "/check-status": {
             "post": {
-                "operationId": "checkStatus", "summary": "What a device is",
-                "security": [{"openId": [FRAUD_SCOPE]}],
+                "operationId": "checkImeiStatus", "summary": "Check the status of a device",
+                "security": [{"openId": [AUTHENTICITY_SCOPE]}],
                 "parameters": [{"name": CORRELATOR, "in": "header", "required": False, "schema": {"type": "string", "pattern": CORRELATOR_FORM}}],
                 "requestBody": {
                     "required": True,
                     "content": {"application/json": {"schema": {
-                        "type": "object", "required": ["imei"], "properties": {"imei": {"type": "string", "pattern": IMEI_FORM}},
+                        "type": "object", "required": ["imei"], "properties": {"imei": {"type": "string", "pattern": IMEI_PATTERN, "format": IMEI_FORMAT}},
                     }}},
                 },
                 "responses": {
                     "200": {
-                        "description": "What the lists say.",
+                        "description": "Status of the device.",
                         "headers": {CORRELATOR: {"schema": {"type": "string", "pattern": CORRELATOR_FORM}}},
                         "content": {"application/json": {"schema": _ANSWER}},
                     },
-                    **{str(FAULTS[name].status): _error(name) for name in ("argument", "unauthenticated", "denied", "path", "body", "media", "rate", "internal", "store")},
+                    "404": _error("path", "unlisted"),
+                    **{str(FAULTS[name].status): _error(name) for name in ("argument", "unauthenticated", "denied", "body", "media", "rate", "internal", "store")},
                 },
             },
         },
@@ -132,17 +142,8 @@ CLIENTS_MAX: Final = 1000
 """Maximum number of clients with a rate; a further client replaces the oldest."""
 LABELS_MAX: Final = 100
 """Maximum number of clients with a label of their own in metrics; further ones are `other`."""
-_CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_FORM, re.ASCII)
+_CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_PATTERN, re.ASCII)
 _DOCUMENT: Final = HttpResponse(200, JSON, json.dumps(DOCUMENT).encode())
-
-
-class DeviceStatus(NamedTuple):
-    """Result of looking up a device in the lists."""
-
-    word: str
-    """PROHIBITED, ALLOWED, TRACKED or UNKNOWN."""
-    reason: str | None = None
-    """Reason in the list."""
 
 
 class _RequestRefused(Exception):
@@ -153,25 +154,29 @@ class _RequestRefused(Exception):
         self.what, self.detail, self.headers = what, detail, headers
 
 
-class FraudCheck:
-    """Answers requests. `lookup`: returns the status of an IMEI, raises StoreError; `ticks`: monotonic clock in seconds."""
+class DeviceAuthenticity:
+    """Server of requests.
+
+    `lookup`: returns the status of an IMEI, None if no rule holds for it; raises StoreError. `ticks`: monotonic clock in seconds.
+    """
 
     def __init__(
-        self, settings: FraudSettings, lookup: Callable[[str], Awaitable[DeviceStatus]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
+        self, settings: AuthenticitySettings, lookup: Callable[[str], Awaitable[str | None]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
     ) -> None:  # fmt: skip
         self.tokens = tokens
         self._lookup, self._ticks, self._report = lookup, ticks, report
         self._labels: set[str] = set()
         self.answers: Counter[tuple[str, str]] = Counter()
-        """Number of answers by (client, word or HTTP status)."""
+        """Number of answers by (client, device status or HTTP status)."""
         self.apply(settings)
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
         """Check access tokens with these keys from now on."""
         self.tokens = tokens
 
-    def apply(self, settings: FraudSettings) -> None:
+    def apply(self, settings: AuthenticitySettings) -> None:
         """Apply new settings."""
+        self._not_listed = settings.not_listed
         self._rates = Buckets(settings.rate_max, max(1.0, settings.rate_max), CLIENTS_MAX)
 
     def respond(self, request: HttpRequest) -> Answer:
@@ -189,25 +194,25 @@ class FraudCheck:
             if correlator and not headers:
                 raise _RequestRefused("argument", f"{CORRELATOR} is not of the form {CORRELATOR_FORM}")  # noqa: TRY301 - like the calls below
             imei = _imei(request)
-            device = await self._lookup(imei)
+            status = await self._lookup(imei) or self._not_listed
+            if status == ERROR:
+                raise _RequestRefused("unlisted")  # noqa: TRY301 - like the calls below
         except _RequestRefused as e:
             return self._refused(e, client, headers, request.address)
         except StoreError as e:
-            self._report("fraud_check_failed", level="error", reason=e.cause, detail=str(e))
+            self._report("device_authenticity_failed", level="error", reason=e.cause, detail=str(e))
             return self._refused(
                 _RequestRefused("store", headers=(("Retry-After", "5"),)), client, headers, request.address
             )
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer
-            self._report("fault", reason="fraud-check", level="error", detail=place_of(e))
+            self._report("fault", reason="device-authenticity", level="error", detail=place_of(e))
             return self._refused(_RequestRefused("internal"), client, headers, request.address)
-        self.answers[self._label(client), device.word] += 1
+        self.answers[self._label(client), status] += 1
         document = {
             "imei": imei,
-            "operationalStatus": device.word,
+            "operationalStatus": status,
             "lastChecked": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
-        if device.word == PROHIBITED:
-            document["prohibitedReason"] = reason_word(device.reason)
         return HttpResponse(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
 
     def _client(self, request: HttpRequest) -> str:
@@ -218,7 +223,7 @@ class FraudCheck:
         authorization = request.headers.get("authorization")
         if self.tokens is None:
             raise _RequestRefused(
-                "unauthenticated", headers=(("WWW-Authenticate", denials(FRAUD_SCOPE)["no_token"].challenge),)
+                "unauthenticated", headers=(("WWW-Authenticate", denials(AUTHENTICITY_SCOPE)["no_token"].challenge),)
             )
         subject = self.tokens.subject(
             None if authorization is None else authorization.encode("latin-1", "replace"), request.address
@@ -226,8 +231,8 @@ class FraudCheck:
         if isinstance(subject, str):
             return subject
         self._report(
-            "client_token_refused", reason=subject.reason, level="warning", interface="fraud-check", address=request.address, detail=subject.detail,
-            setting=token_setting("fraud_check.tokens", subject.reason) if subject.reason != "no_token" else None,
+            "client_token_refused", reason=subject.reason, level="warning", interface="device-authenticity", address=request.address, detail=subject.detail,
+            setting=token_setting("device_authenticity.tokens", subject.reason) if subject.reason != "no_token" else None,
         )  # fmt: skip
         if subject.status == TOO_MANY_REQUESTS:
             raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
@@ -250,12 +255,12 @@ class FraudCheck:
         self.answers[self._label(client), str(fault.status)] += 1
         if why.what == "rate":
             self._report(
-                "fraud_check_rate",
+                "device_authenticity_rate",
                 reason="rate",
                 level="warning",
                 client=client,
                 address=address,
-                setting="fraud_check.rate_max",
+                setting="device_authenticity.rate_max",
             )
         return failed(why.what, why.detail, (*headers, *why.headers))._replace(authenticated=client != NOBODY)
 
@@ -293,4 +298,6 @@ def _imei(request: HttpRequest) -> str:
     imei = document.get("imei") if isinstance(document, dict) else None
     if not isinstance(imei, str) or not _IMEI.fullmatch(imei):
         raise _RequestRefused("argument", "expected an object with imei: 15 digits")
+    if is_wrong_digit(imei):
+        raise _RequestRefused("argument", "the check digit of imei is wrong")
     return imei

@@ -1,6 +1,6 @@
-"""IMEI Fraud Check on one core: answers a second, and the latency of checks beside as many questions as are answered.
+"""DeviceAuthenticity on one core: answers a second, and the latency of checks beside as many questions as are answered.
 
-The node has one worker and IMEI Fraud Check on one core, over SQLite, and a list of 100,000 devices. Each question is about another
+The node has one worker and DeviceAuthenticity on one core, over SQLite, and a list of 100,000 devices. Each question is about another
 device, over 10,000 TACs, with one access token, and is answered from the store.
 """
 
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc import jwk, jws
 
 from eir.cli.table import table
-from eir.interfaces.fraud_check.settings import FRAUD_SCOPE
+from eir.interfaces.device_authenticity.settings import AUTHENTICITY_SCOPE
 
 QUESTIONS = 100_000
 CONNECTIONS, AUDIENCE, LASTS_S = 64, "eir", 3600
@@ -31,8 +31,8 @@ P99_TIMES = 2.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `fraud-check` of scripts/bench."""
-    options, on, how = begin("fraud-check", __doc__, arguments, seconds=5, turns=3)
+    """The part `device-authenticity` of scripts/bench."""
+    options, on, how = begin("device-authenticity", __doc__, arguments, seconds=5, turns=3)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
         site, _, questions = loaded(folder, options, questions=QUESTIONS)
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str]) -> int:
             f"http://127.0.0.1:{free_port()}", CONNECTIONS, folder / "answered", on.generator, (folder / "token",)
         )
         tokens = {"keys": "gateway.pem", "audience": AUDIENCE}
-        fraud_check = {"listen": banks.url, "from": "127.0.0.0/8", "rate_max": 1_000_000, "tokens": tokens}
+        device_authenticity = {"listen": banks.url, "from": "127.0.0.0/8", "rate_max": 1_000_000, "tokens": tokens}
         asked: list[dict[str, Any]] = []
         alone, beside = [], []
-        with site.server("eir", free_port(), cores=on.server, fraud_check=fraud_check) as eir:
+        with site.server("eir", free_port(), cores=on.server, device_authenticity=device_authenticity) as eir:
             for turn in range(how.turns):
                 alone.append(p99_us(eir, questions, how, on.generator))
                 beside.append(p99_beside_us(eir, questions, how, banks, 0))
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
                 )
     answered = sum((Counter(found["answers"]) for found in asked), Counter[str]())
     p99 = {"alone_us": round(statistics.median(alone), 1), "beside_us": round(statistics.median(beside), 1)}
-    what = "p99 of Diameter beside a full load of IMEI Fraud Check, times its own"
+    what = "p99 of Diameter beside a full load of DeviceAuthenticity, times its own"
     targets = [at_most(what, P99_TIMES, round(p99["beside_us"] / p99["alone_us"], 2))]
     rows = [
         {
@@ -67,20 +67,26 @@ def main(arguments: Sequence[str]) -> int:
         for found in asked
     ]
     text = table(rows, ("answers_per_s", "p50_ms", "p99_ms"), width=None)
-    text += f"Diameter at {DIAMETER.rate:,.0f}/s: p99 {p99['alone_us']:,.0f} us alone, {p99['beside_us']:,.0f} us beside IMEI Fraud Check\n"
+    text += f"Diameter at {DIAMETER.rate:,.0f}/s: p99 {p99['alone_us']:,.0f} us alone, {p99['beside_us']:,.0f} us beside DeviceAuthenticity\n"
     document = {
         "measured": rows,
         "diameter_p99": p99,
         "wrong_answers": answered.total() - answered["200"],
         "answered": dict(answered),
     }
-    return finish("fraud-check", document, targets, options, text)
+    return finish("device-authenticity", document, targets, options, text)
 
 
 def _token() -> tuple[str, bytes]:
     """A token of the operator's gateway, and the public key that it is checked with, in PEM."""
     private = generate_private_key(SECP256R1())
     key = jwk.import_key(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), "EC")
-    claims = {"iss": "gateway", "sub": "bank", "aud": AUDIENCE, "scope": FRAUD_SCOPE, "exp": int(time.time()) + LASTS_S}
+    claims = {
+        "iss": "gateway",
+        "sub": "bank",
+        "aud": AUDIENCE,
+        "scope": AUTHENTICITY_SCOPE,
+        "exp": int(time.time()) + LASTS_S,
+    }
     token = jws.serialize_compact({"alg": "ES256", "typ": "JWT"}, json.dumps(claims), key, algorithms=["ES256"])
     return token, private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

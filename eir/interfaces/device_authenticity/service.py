@@ -1,0 +1,134 @@
+"""DeviceAuthenticity in a process of its own: stores, keys of tokens and counters.
+
+It evaluates only rules that need nothing but the IMEI. If several hold, the precedence of their statuses counts, not their place in the
+policy; only a rule that asks the record of first sightings excludes the rules after it. It reads lists from the store, or from the node's
+last good copy while the store is unreachable; it never uses the images of the workers.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from eir.checks.explain import explain
+from eir.checks.question import Question
+from eir.checks.settings import PolicySettings, Rule, Status
+from eir.errors import Report, StoreError
+from eir.interfaces.device_authenticity import device_authenticity as api
+from eir.interfaces.device_authenticity.device_authenticity import DeviceAuthenticity
+from eir.interfaces.device_authenticity.settings import ALLOWED, AUTHENTICITY_SCOPE, NAME, UNKNOWN, AuthenticitySettings
+from eir.interfaces.interface import Samples, SharedSettings
+from eir.lists.record.reasons import reason_of
+from eir.lists.record.settings import DEVICES, FIRST_SEEN, TYPES
+from eir.lists.record.store import ListStore
+from eir.lists.stores.open import open_copy, open_store
+from eir.wire.peers.settings import PeerSettings
+from eir.wire.web.denials import keys_of, tokens_of
+from eir.wire.web.http1 import HttpRequest, HttpResponse
+from eir.wire.web.http1_server import Answer
+
+if TYPE_CHECKING:
+    from eir.wire.web.tokens import KeyFiles
+
+OF_DEVICES = frozenset({
+    "list", "not_list", "imei", "tac", "device_type", "identifier", "first_seen_within", "first_seen_before",
+})  # fmt: skip
+"""Conditions that depend only on the IMEI."""
+
+
+def rules_of(shared: SharedSettings) -> PolicySettings:
+    """Return a policy of the configured rules that depend only on the IMEI, all observed so that each match is reported."""
+
+    def is_of_device(rule: Rule) -> bool:
+        return rule.conditions.keys() <= OF_DEVICES and all(shared.lists[name].kind == DEVICES for name in rule.lists)
+
+    rules = [replace(rule, observe=True) for rule in shared.policy.rules if not rule.observe and is_of_device(rule)]
+    return PolicySettings(rules=tuple(rules))
+
+
+class AuthenticityService:
+    """DeviceAuthenticity as an eir.interfaces.interface.Service."""
+
+    def __init__(self, settings: AuthenticitySettings, shared: SharedSettings, report: Report) -> None:
+        self._store = open_store(shared.store, shared.state, report=report, check=False)
+        self._copy = open_copy(shared.store, shared.state, report=report, upgrades=False)
+        self._check = DeviceAuthenticity(settings, self._device_status, ticks=time.monotonic, report=report)
+        self._keys: KeyFiles | None = None
+        self.faults: Mapping[str, str] = {}
+        self.apply(settings, shared)
+        self.read_files()()
+
+    def apply(self, settings: AuthenticitySettings, shared: SharedSettings) -> None:
+        """Apply new settings."""
+        self._settings, self._policy = settings, rules_of(shared)
+        rules = self._policy.rules
+        names = {name for rule in rules for name in rule.lists}
+        kinds = {
+            *(TYPES for rule in rules if rule.device_type),
+            *(FIRST_SEEN for rule in rules if rule.asks_first_seen),
+        }
+        self._lists = {
+            name: each for name, each in shared.lists_and_record.items() if name in names or each.kind in kinds
+        }
+        self.peers = PeerSettings(label=NAME, sources=settings.sources)
+        self._check.apply(settings)
+
+    def respond(self, request: HttpRequest) -> Answer:
+        """Return the answer to a request."""
+        return self._check.respond(request)
+
+    def refuse(self, status: int) -> HttpResponse:
+        """Return the answer to bytes that are not a request."""
+        return api.no_request(status)
+
+    async def work(self) -> None:
+        """Return at once: this service has no background work."""
+
+    def read_files(self) -> Callable[[], None]:
+        """Read the keys of tokens if they have changed. Return a function that applies them."""
+        keys = keys_of(self._settings.tokens, self._keys)
+
+        def use() -> None:
+            if keys != self._keys:
+                self._keys = keys
+                self._check.apply_tokens(tokens_of(keys, self._check.tokens, AUTHENTICITY_SCOPE))
+
+        return use
+
+    def counters(self) -> Samples:
+        """Return the counters."""
+        return {"eir_device_authenticity_total": self._check.answers}
+
+    async def close(self) -> None:
+        """Close the stores."""
+        for store in (self._store, self._copy):
+            if store is not None:
+                await store.close()
+
+    async def _device_status(self, imei: str) -> str | None:
+        try:
+            return await self._status_in(self._store, imei)
+        except StoreError:
+            if self._copy is None:
+                raise
+            return await self._status_in(self._copy, imei)
+
+    async def _status_in(self, store: ListStore, imei: str) -> str | None:
+        """Return the status of an IMEI by the lists in a store; None if no rule holds."""
+        now, question = datetime.now(UTC), Question(imei)
+        explanation = await explain(question, self._policy, self._lists, store, now=now)
+        statuses = []
+        for number, *_ in explanation.observed:
+            rule = self._policy.rules[number - 1]
+            statuses.append(await _status_by(rule, store, question.device(), now))
+            if rule.asks_first_seen:  # a device within its period of grace is not judged by later rules
+                break
+        return min(statuses, key=api.STATUSES.index, default=None)
+
+
+async def _status_by(rule: Rule, store: ListStore, key: int, now: datetime) -> str:
+    """Return the status of a device for which a rule holds; a tracked device is unknown."""
+    if rule.answer is Status.BLACKLISTED:
+        return api.reason_word(rule.list and await reason_of(store, rule.list, key, now=now.timestamp()))
+    return ALLOWED if rule.answer is Status.WHITELISTED else UNKNOWN
