@@ -1,4 +1,4 @@
-"""For setuptools, beside pyproject.toml: the compiled part, and a build that begins with an empty folder.
+"""For setuptools, beside pyproject.toml: the compiled part, the runbook, and a build that begins with an empty folder.
 
 Without that a wheel takes along modules that an earlier build left in build/lib, and that are gone. The compiled part is built
 where a C compiler and Python's headers are, and otherwise left out: then the same is done in Python. It uses Python's limited
@@ -6,6 +6,7 @@ API, so that one wheel is for every version of Python from the one named here.
 """
 
 import shutil
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build import build
@@ -15,6 +16,9 @@ class _CleanBuild(build):
     def run(self) -> None:
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
+        web = Path(self.build_lib, "eir", "node", "processes")
+        web.mkdir(parents=True, exist_ok=True)
+        shutil.copy("deploy/RUNBOOK.md", web)  # a node serves it
 
 
 _SOURCES = [f"eir/interfaces/s13/{name}.c" for name in ("_lane", "_ecr", "_image", "_policy")]

@@ -37,11 +37,16 @@ def looked_at(folder, pages, *, frames=(("light", 1200), ("dark", 1200), ("light
             for scheme, width in frames
         ]
     (folder / "frames.html").write_text(f"<!doctype html><html lang=en><body>{''.join(outer)}</body></html>")
-    dom = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}",
-         "--virtual-time-budget=60000", "--dump-dom", (folder / "frames.html").as_uri()],
-        check=True, capture_output=True, text=True, timeout=600,
-    ).stdout  # fmt: skip
+    dom = dom_after((folder / "frames.html").as_uri(), folder)
     found = [json.loads(unescape(each)) for each in re.findall(r'data-found="([^"]*)"', dom)]
     assert len(found) == len(outer), dom
     return found
+
+
+def dom_after(url, folder, seconds=60):
+    """Return the elements of the page at a URL after some seconds of the browser's virtual time."""
+    return subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}",
+         f"--virtual-time-budget={seconds * 1000}", "--dump-dom", url],
+        check=True, capture_output=True, text=True, timeout=600,
+    ).stdout  # fmt: skip

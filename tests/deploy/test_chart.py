@@ -159,6 +159,10 @@ class TestRendering:
         found = {key: schema_problem(each, OLDEST) for key, each in rendered(MATRIX[name]).items()}
         assert not any(found.values()), found
 
+    def test_lint_passes_without_values(self):
+        done = subprocess.run([HELM, "lint", CHART], capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stdout
+
     def test_the_schemas_would_say_what_is_wrong(self):
         found = rendered({})["StatefulSet", "eir"]
         found["spec"]["template"]["spec"]["containers"][0]["readOnlyRoot"] = True
@@ -167,7 +171,8 @@ class TestRendering:
     @pytest.mark.parametrize(
         ("values", "said"),
         [
-            ({"identity": {"realm": ""}}, "/identity/realm"),
+            ({"identity": {"realm": ""}}, "identity.realm has to be given"),
+            ({"identity": {"realm": "epc"}}, "/identity/realm"),
             ({"replicas": 2}, "replicas: 2 needs redis.url"),
             ({"persistence": {"enabled": False}}, "persistence.enabled: false needs redis.url"),
             ({"listen": {"tls": 5868}}, "listen.tls needs tls.secretName"),
@@ -328,9 +333,12 @@ class TestNetwork:
     def test_no_service_stands_before_several_pods(self, values):
         services = {name: each["spec"] for (kind, name), each in rendered(values).items() if kind == "Service"}
         assert services.pop("eir")["clusterIP"] == "None"
-        pods = [each["selector"]["statefulset.kubernetes.io/pod-name"] for each in services.values()]
-        expected = values.get("replicas", 1) if values.get("podServices") else 0
-        assert pods == [f"eir-{ordinal}" for ordinal in range(expected)]
+        pods = {name: each["selector"]["statefulset.kubernetes.io/pod-name"] for name, each in services.items()}
+        expected = [f"eir-{ordinal}" for ordinal in range(values.get("replicas", 1))] if values.get("podServices") else []
+        assert pods == {f"{name}-{protocol}": name for name in expected for protocol in ("tcp", "sctp")}
+        for name, each in services.items():
+            protocols = {port["protocol"].lower() for port in each["ports"]}
+            assert protocols == {name.rpartition("-")[2]}, "many clouds refuse TCP and SCTP in one load balancer"
         assert {each["externalTrafficPolicy"] for each in services.values()} <= {"Local"}
 
     @every_way

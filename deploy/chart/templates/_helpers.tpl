@@ -54,6 +54,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- /* What no schema can say, because it is between two values. */ -}}
 {{- define "eir.check" -}}
 {{- $v := .Values -}}
+{{- $_ := required "identity.realm has to be given, such as epc.mnc001.mcc001.3gppnetwork.org" $v.identity.realm -}}
 {{- if and (gt (int $v.replicas) 1) (not $v.redis.url) }}{{ fail (printf "replicas: %v needs redis.url: without Redis each pod would have lists of its own" $v.replicas) }}{{ end -}}
 {{- if not (or $v.redis.url $v.persistence.enabled) }}{{ fail "persistence.enabled: false needs redis.url: without Redis the lists would be gone with the pod" }}{{ end -}}
 {{- if and $v.listen.tls (not $v.tls.secretName) }}{{ fail "listen.tls needs tls.secretName" }}{{ end -}}

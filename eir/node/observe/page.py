@@ -1,9 +1,10 @@
 """Page for people, at / of the HTTP address: status of the node, peers, lists, checks and refused releases.
 
-One document without external resources; its only script reloads it. All text from the wire or from files is escaped. The
-supervisor passes the content (PageContent).
+One document without external resources. Its only script fetches it again and replaces the parts that change. All text from the
+wire or from files is escaped. The supervisor passes the content (PageContent).
 """
 
+import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,16 +17,22 @@ from typing import Any
 from eir.lists.record.store import Event, ListState
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.lately import MINUTES, Minute
+from eir.node.observe.status import NOT_LISTENING
 from eir.wire.web.http1 import HttpResponse
 
 REFRESH_S = 30
 ROWS_MAX, REFUSALS_MAX = 200, 10
+ROWS_SHOWN = 20
+"""Rows of a table that are visible; the others are folded."""
+RUNBOOK = "/runbook"
+"""Path of the page with the advice on each alert."""
 HTML = "text/html; charset=utf-8"
 STATUSES = ("whitelisted", "greylisted", "blacklisted", "unknown")
 BAR_W, HIGH = 10, 90
 FIRST = {
     "OK": "The node answers.", "WARNING": "The node answers, and someone should look:", "CRITICAL": "The node is not ready:",
 }  # fmt: skip
+STARTING = "The node is starting and does not answer yet:"
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1c1e21;--soft:#565c63;--line:#dcdfe3;--link:#1d5c9e;
@@ -52,14 +59,38 @@ th,td{padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:
 form{display:flex;flex-wrap:wrap;gap:8px;align-items:end}
 label{display:block}
 input,button{font:inherit;padding:6px 10px;border:1px solid var(--soft);border-radius:6px;background:var(--page);color:var(--ink);max-width:100%}
+summary{cursor:pointer;padding:6px 0;color:var(--link)}
+.away{position:sticky;top:0;margin:0;padding:8px 16px;background:var(--blacklisted);color:var(--page);text-align:center}
 pre{white-space:pre-wrap;margin:12px 0 0;font:14px/1.5 ui-monospace,monospace}
 a{color:var(--link)}
 @media (max-width:640px){thead{position:absolute;left:-9999px}tr{display:block;border-bottom:1px solid var(--line);padding:6px 0}
 td{display:flex;gap:8px;border:0;padding:2px 0}td::before{content:attr(data-is);flex:0 0 7.5em;color:var(--soft)}}
 """
-SCRIPT = f'setTimeout(()=>{{if(!document.querySelector("input").value)location.replace("/")}},{REFRESH_S * 1000})'
+SCRIPT = """
+const away=document.querySelector(".away");
+let since;
+setInterval(async()=>{
+try{
+const answer=await fetch("/",{cache:"no-store"});
+if(!answer.ok)throw answer.status;
+const now=new DOMParser().parseFromString(await answer.text(),"text/html");
+for(const part of document.querySelectorAll(".live")){
+const fresh=now.getElementById(part.id);
+for(const folded of part.querySelectorAll("details[open]"))now.getElementById(folded.id)?.setAttribute("open","");
+part.replaceWith(fresh);
+}
+document.title=now.title;
+since=undefined;
+away.hidden=true;
+}catch{
+since??=new Date().toISOString().slice(11,16);
+away.textContent=`The node is not reached since ${since} UTC. This page shows what it was before.`;
+away.hidden=false;
+}
+},PERIOD);
+""".replace("PERIOD", str(REFRESH_S * 1000))
 POLICY = (
-    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'; "
+    f"default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 HEADERS = (
@@ -95,24 +126,54 @@ class PageContent:
 def page(shown: PageContent) -> HttpResponse:
     """Render the page."""
     status = shown.status
-    body = f"""<h1>{escape(FIRST[status["state"]])}</h1>{_troubles(status["troubles"])}
-<p class=soft>{escape(shown.host)}, eir {escape(status["version"])}, up for {_lasting(status["uptime_s"])}; {status["checks"]:,} checks since then</p>
-{_ask(shown)}
-<section><h2>Checks of the last hour</h2>{_charts(shown.minutes)}</section>
-<section><h2>Peers</h2>{_peers(shown)}</section>
-<section><h2>Lists</h2>{_lists(shown)}</section>
-<section><h2>Refused lately</h2>{_refused(shown)}</section>
-<p class=soft>{shown.now:%Y-%m-%d %H:%M:%S} UTC. <a href="/metrics">Metrics</a>, <a href="/ready">readiness</a>. Times are UTC. Advice: deploy/RUNBOOK.md, "By alert".</p>"""
+    first = STARTING if NOT_LISTENING in status["troubles"] else FIRST[status["state"]]
+    head = f"""<h1>{escape(first)}</h1>{_troubles(status["troubles"])}
+<p class=soft>{escape(shown.host)}, eir {escape(status["version"])}, up for {_lasting(status["uptime_s"])}; {status["checks"]:,} checks since then</p>"""
+    foot = f"""{shown.now:%Y-%m-%d %H:%M:%S} UTC. <a href="/metrics">Metrics</a>, <a href="/ready">readiness</a>, <a href="{RUNBOOK}">advice on alerts</a>. Times are UTC."""
+    body = "\n".join(
+        [
+            f"<div class=live id=state>{head}</div>",
+            _ask(shown),
+            _section("hour", "Checks of the last hour", _charts(shown.minutes)),
+            _section("lists", "Lists", _lists(shown)),
+            _section("peers", "Peers", _peers(shown)),
+            _section("refused", "Refused lately", _refused(shown)),
+            f'<p class="soft live" id=foot>{foot}</p><script>{SCRIPT}</script>',
+        ]
+    )
+    return _document(f"{status['state']}: {shown.host}", body)
+
+
+def runbook(markdown: str) -> HttpResponse:
+    """Render the advice on each alert: rows of the table "By alert" in deploy/RUNBOOK.md, which is `markdown`."""
+    rows = re.findall(r"^\| (`Eir.+?) \| (.+) \|$", markdown, re.MULTILINE)
+    body = "".join(f"<section><h2>{_inline(names)}</h2><p>{_inline(advice)}</p></section>" for names, advice in rows)
+    return _document("Advice on alerts", f"<h1>Advice on alerts</h1>{body}")
+
+
+def _inline(markdown: str) -> str:
+    """Render a cell of a Markdown table: code, anchors, and the text of links."""
+    text = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", markdown)
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+    return re.sub(r'&lt;a id="(\w+)"&gt;&lt;/a&gt;', r"<a id=\1></a>", text)
+
+
+def _document(title: str, body: str) -> HttpResponse:
     return HttpResponse(200, HTML, f"""<!doctype html>
-<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{escape(status['state'])}: {escape(shown.host)}</title>
-<style>{STYLE}</style></head><body><main>{body}</main><script>{SCRIPT}</script></body></html>
+<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{escape(title)}</title>
+<style>{STYLE}</style></head><body><p class=away role=alert hidden></p><main>{body}</main></body></html>
 """.encode(), HEADERS)  # fmt: skip
+
+
+def _section(name: str, head: str, body: str) -> str:
+    """Render a section that the script replaces."""
+    return f"<section class=live id={name}><h2>{head}</h2>{body}</section>"
 
 
 def _troubles(troubles: Iterable[str]) -> str:
     def item(trouble: str) -> str:
         alert = alert_of(trouble)
-        return f"<li>{escape(trouble)}{f' <span class=soft>({alert})</span>' if alert else ''}"
+        return f"<li>{escape(trouble)}{f' <a href="{RUNBOOK}#{alert.lower()}">{alert}</a>' if alert else ''}"
 
     items = "".join(map(item, troubles))
     return f"<ul>{items}</ul>" if items else ""
@@ -176,51 +237,63 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Render a table of texts; on a narrow screen each row becomes a card."""
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-is="{head}"><span>{escape(cell) or "-"}</span>' for head, cell in zip(heads, row, strict=True)
-        )
-        for row in rows
-    )
+def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Render a table of texts; rows above ROWS_SHOWN are folded. On a narrow screen each row becomes a card."""
+    shown, folded = rows[:ROWS_SHOWN], rows[ROWS_SHOWN:]
+    text = _plain_table(heads, shown)
+    if folded:
+        text += f"<details id={name}-more><summary>{len(folded)} more</summary>{_plain_table(heads, folded)}</details>"
+    return text
+
+
+def _plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    body = "".join(f"<tr>{''.join(map(_cell, heads, row))}" for row in rows)
     return f"<table><thead><tr>{''.join(f'<th scope=col>{head}' for head in heads)}</thead><tbody>{body}</table>"
 
 
+def _cell(head: str, text: str) -> str:
+    return f'<td data-is="{head}"><span>{escape(text) or "-"}</span>'
+
+
 def _peers(shown: PageContent) -> str:
-    rows = [
-        (str(each["label"]), f"{each['protocol'] or ''} {each['state']}".lstrip(), str(each["address"] or ""), f"{each['requests']:,}", _ago(shown.now, each["last_seen"]), str(each["last_error"] or ""))
-        for each in shown.peers[:ROWS_MAX]
-    ]  # fmt: skip
+    """Render the peers, those with a trouble first."""
+    if not shown.peers:
+        return "<p>None is configured.</p>"
+    troubled_first = sorted(shown.peers, key=lambda peer: peer["state"] == "open" and not peer["last_error"])
+    rows = [_peer(peer, shown.now) for peer in troubled_first[:ROWS_MAX]]
+    return _table("peers", ("Peer", "State", "Address", "Requests", "Last seen", "What is wrong"), rows)
+
+
+def _peer(peer: Mapping[str, Any], now: datetime) -> Sequence[str]:
     return (
-        _table(("Peer", "State", "Address", "Requests", "Last seen", "What is wrong"), rows)
-        if rows
-        else "<p>None is configured.</p>"
+        str(peer["label"]),
+        f"{peer['protocol'] or ''} {peer['state']}".lstrip(),
+        str(peer["address"] or ""),
+        f"{peer['requests']:,}",
+        _ago(now, peer["last_seen"]),
+        str(peer["last_error"] or ""),
     )
 
 
 def _lists(shown: PageContent) -> str:
-    rows = []
-    for name, state in shown.lists.items():
-        change = shown.changes.get(name)
-        changed = f"{_at(change.time)} {change.what} by {change.who}" if change is not None else _at(state.loaded_at)
-        signers = ", ".join(signer.partition(" SHA256:")[0] for signer in state.signers)
-        rows.append(
-            (
-                name,
-                str(state.serial or f"change {state.generation}"),
-                f"{state.entries:,}",
-                _at(state.issued),
-                _at(state.expires),
-                signers,
-                changed,
-            )
-        )
+    """Render the lists, those with a trouble first."""
+    if not shown.lists:
+        return "<p>None was ever loaded.</p>"
+    troubles = "\n".join(shown.status["troubles"])
+    troubled_first = sorted(shown.lists, key=lambda name: f"list {name} " not in troubles)
+    rows = [_list(name, shown.lists[name], shown.changes.get(name)) for name in troubled_first]
+    return _table("lists", ("List", "Serial", "Entries", "Issued", "Expires", "Signed by", "Changed"), rows)
+
+
+def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
     return (
-        _table(("List", "Serial", "Entries", "Issued", "Expires", "Signed by", "Changed"), rows)
-        if rows
-        else "<p>None was ever loaded.</p>"
+        name,
+        str(state.serial or f"change {state.generation}"),
+        f"{state.entries:,}",
+        _at(state.issued),
+        _at(state.expires),
+        ", ".join(signer.partition(" SHA256:")[0] for signer in state.signers),
+        f"{_at(change.time)} {change.what} by {change.who}" if change is not None else _at(state.loaded_at),
     )
 
 
@@ -235,7 +308,7 @@ def _refused(shown: PageContent) -> str:
         if each.get("last_error")
     ][:REFUSALS_MAX]
     rows = sorted([*events, *peers], reverse=True)
-    return _table(("Time", "What", "Why"), rows) if rows else "<p>Nothing.</p>"
+    return _table("refused", ("Time", "What", "Why"), rows) if rows else "<p>Nothing.</p>"
 
 
 def _at(time: str | float | None) -> str:

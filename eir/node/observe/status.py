@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, in the form of a Nagios plugin."""
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
+NOT_LISTENING = "not listening yet"
+"""Reason for not being ready while a node starts."""
 PEERLESS_S = 60.0
 """Seconds after the start in which an absent peer causes no warning: peers reconnect within their Tc, usually 30 s."""
 AWAY_SHOWN = 10
@@ -133,7 +135,7 @@ class NodeHealth:
             not_ready.append("no worker answers")
         running = self._running()
         if not running.listening:
-            not_ready.append("not listening yet")
+            not_ready.append(NOT_LISTENING)
         if running.is_stopping:
             not_ready.append("stopping")
         self._was_ready = self._was_ready or not not_ready

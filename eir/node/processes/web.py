@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import parse_qs
 
 from eir.config import Config
@@ -13,7 +14,7 @@ from eir.lists.record.store import REFUSED
 from eir.node.observe import metrics
 from eir.node.observe.control import Looking
 from eir.node.observe.http import HttpServer, pages
-from eir.node.observe.page import PageContent, page
+from eir.node.observe.page import RUNBOOK, PageContent, page, runbook
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.overview import Overview
 from eir.node.processes.store_watch import StoreWatch
@@ -49,7 +50,9 @@ class Web:
         )
         self._access = PageAccess(ticks=time.monotonic)
         programs = pages(overview.snapshot, overview.workers.reports, overview.status, report=report)
-        self._server = HttpServer({"/": self._page, **programs}, report=report, forms={"/"})
+        advice = runbook(_read_runbook())
+        served = {"/": self._page, RUNBOOK: lambda _: advice, **programs}
+        self._server = HttpServer(served, report=report, forms={"/"})
         self.address: str | None = None
         """Address of the pages."""
 
@@ -68,7 +71,7 @@ class Web:
         except OSError as e:
             raise cannot_listen(f"http {where}", e) from None
         self.address = address_text([address], bound)
-        self._report("listening", address=f"http://{self.address}", pages="/ /metrics /live /ready")
+        self._report("listening", address=f"http://{self.address}", pages=f"/ {RUNBOOK} /metrics /live /ready")
 
     async def close(self) -> None:
         """Close the listener and its connections."""
@@ -100,3 +103,9 @@ class Web:
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._overview.minutes(),
             asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),
         ))._replace(authenticated=True)  # fmt: skip
+
+
+def _read_runbook() -> str:
+    """Return deploy/RUNBOOK.md, which a wheel has beside this module (setup.py)."""
+    files = [Path(__file__).with_name("RUNBOOK.md"), Path(__file__).parents[3] / "deploy" / "RUNBOOK.md"]
+    return next(file for file in files if file.exists()).read_text()

@@ -14,16 +14,16 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from browser import in_chromium, looked_at
+from browser import dom_after, in_chromium, looked_at
 from node import LISTED, until
 
 from eir.lists.record.store import Event, ListState
 from eir.node.observe import alerts
 from eir.node.observe import page as pages
 from eir.node.observe.alerts import alert_of
-from eir.node.observe.http import LIMITS
+from eir.node.observe.http import LIMITS, HttpServer
 from eir.node.observe.lately import Lately, Minute
-from eir.node.observe.page import STATUSES, PageContent, page
+from eir.node.observe.page import STATUSES, PageContent, page, runbook
 from eir.wire.web.access import PageAccess, PageSettings
 from eir.wire.web.http1 import HttpRequest
 
@@ -90,7 +90,7 @@ def test_it_says_in_words_first_how_the_node_is():
     text = page(shown()).body.decode()
     first = re.search(r"<main>(.*?)<section>", text, re.DOTALL)[1]
     assert "The node answers, and someone should look:" in first
-    assert "the store is away; answers go on from memory <span class=soft>(EirStoreAway)" in first
+    assert 'the store is away; answers go on from memory <a href="/runbook#eirstoreaway">EirStoreAway</a>' in first
     assert "list &lt;b&gt;x&lt;/b&gt; is past its expiry" in first
     assert "up for 2 h; 12,345 checks" in first
     for said in (
@@ -104,6 +104,55 @@ def test_it_says_in_words_first_how_the_node_is():
         assert said in text, said
     assert "The node answers.</h1>" in page(shown(status={**STATUS, "state": "OK", "troubles": []})).body.decode()
     assert "first minute" in page(shown(minutes=[])).body.decode()
+    starting = {**STATUS, "state": "CRITICAL", "troubles": ["not listening yet"]}
+    assert "The node is starting and does not answer yet:</h1>" in page(shown(status=starting)).body.decode()
+
+
+def test_lists_come_before_peers_and_rows_with_a_trouble_first():
+    peers = [{**PEER, "label": f"mme{number}"} for number in range(30)]
+    peers[25] |= {"state": "closed"}
+    peers[27] |= {"last_error": "3010"}
+    state = shown().lists["stolen"]
+    text = page(shown(peers=peers, lists={"good": state, "<b>x</b>": state})).body.decode()
+    assert re.findall("<h2>(.*?)</h2>", text)[1:] == ["Checks of the last hour", "Lists", "Peers", "Refused lately"]
+    assert re.findall('data-is="List"><span>(.*?)<', text) == ["&lt;b&gt;x&lt;/b&gt;", "good"]
+    assert re.findall('data-is="Peer"><span>(.*?)<', text)[:3] == ["mme25", "mme27", "mme0"]
+    visible, folded = re.search(r"<h2>Peers</h2>(.*?)<details id=peers-more><summary>10 more</summary>(.*?)</details>", text).groups()
+    assert (visible.count('data-is="Peer"'), folded.count('data-is="Peer"')) == (20, 10)
+
+
+def test_an_alert_leads_to_its_advice():
+    advice = runbook((ROOT / "deploy" / "RUNBOOK.md").read_text()).body.decode()
+    named = {alert.lower() for _, alert in alerts.PARTS}
+    assert named <= set(re.findall(r"<a id=(\w+)>", advice))
+    assert "<code>systemctl status eir</code>" in advice
+    assert Seen(advice).tags.count(("script", {})) == 0
+
+
+@in_chromium
+@pytest.mark.parametrize(
+    ("answers", "seconds", "is_reached"),
+    [
+        ([(200, {}), (200, {"status": {**STATUS, "checks": 777}})], 40, True),
+        ([(200, {}), (200, {"status": {**STATUS, "checks": 777}}), (500, {})], 70, False),
+        ([(200, {}), (500, {}), (200, {"status": {**STATUS, "checks": 777}})], 70, True),
+    ],
+)
+async def test_it_fetches_itself_again_and_shows_that_the_node_is_away(tmp_path, answers, seconds, is_reached):
+    waiting = [page(shown(**changes))._replace(status=status) for status, changes in answers]
+
+    async def serve(_request):
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+    server = HttpServer({"/": serve}, report=lambda *_, **__: None)
+    host, port = await server.listen("127.0.0.1", 0)
+    try:
+        dom = await asyncio.to_thread(dom_after, f"http://{host}:{port}/", tmp_path, seconds)
+    finally:
+        await server.close()
+    assert "777 checks since then" in dom
+    assert "12,345" not in dom
+    assert ("not reached since" in dom) is not is_reached
 
 
 def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allowed():
@@ -111,7 +160,7 @@ def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allo
     seen = Seen(answer.body.decode())
     assert [
         value for _, attributes in seen.tags for name, value in attributes.items() if name in {"src", "href", "action"}
-    ] == ["/", "/metrics", "/ready"]
+    ] == ["/runbook#eirstoreaway", "/", "/metrics", "/ready", "/runbook"]
     assert [tag for tag, _ in seen.tags].count("script") == 1
     (form,) = [attributes for tag, attributes in seen.tags if tag == "form"]
     assert form["method"] == "post", (
