@@ -334,7 +334,9 @@ class TestNetwork:
         services = {name: each["spec"] for (kind, name), each in rendered(values).items() if kind == "Service"}
         assert services.pop("eir")["clusterIP"] == "None"
         pods = {name: each["selector"]["statefulset.kubernetes.io/pod-name"] for name, each in services.items()}
-        expected = [f"eir-{ordinal}" for ordinal in range(values.get("replicas", 1))] if values.get("podServices") else []
+        expected = (
+            [f"eir-{ordinal}" for ordinal in range(values.get("replicas", 1))] if values.get("podServices") else []
+        )
         assert pods == {f"{name}-{protocol}": name for name in expected for protocol in ("tcp", "sctp")}
         for name, each in services.items():
             protocols = {port["protocol"].lower() for port in each["ports"]}

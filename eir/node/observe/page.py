@@ -171,12 +171,15 @@ def _section(name: str, head: str, body: str) -> str:
 
 
 def _troubles(troubles: Iterable[str]) -> str:
-    def item(trouble: str) -> str:
-        alert = alert_of(trouble)
-        return f"<li>{escape(trouble)}{f' <a href="{RUNBOOK}#{alert.lower()}">{alert}</a>' if alert else ''}"
-
-    items = "".join(map(item, troubles))
+    items = "".join(map(_trouble, troubles))
     return f"<ul>{items}</ul>" if items else ""
+
+
+def _trouble(text: str) -> str:
+    """Render a fault, with a link to the advice on its alert."""
+    alert = alert_of(text)
+    link = f' <a href="{RUNBOOK}#{alert.lower()}">{alert}</a>' if alert else ""
+    return f"<li>{escape(text)}{link}"
 
 
 def _ask(shown: PageContent) -> str:

@@ -648,6 +648,17 @@ def test_who_looks_upgrades_nothing_and_who_loads_says_so_before(tmp_path):
         assert len(until(lambda: node.lines("store_upgraded"))) == 1
 
 
+@contextlib.contextmanager
+def changed_record(file):
+    """Change a record's text for the time of the block."""
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        for old, new in (("load", "lost"), ("lost", "load")):
+            with db:
+                db.execute("UPDATE records SET text = replace(text, ?, ?) WHERE number = 1", (old, new))
+            if new == "lost":
+                yield
+
+
 class TestCommand:
     def test_refusals_are_counted(self, site):
         assert "3 times since 20" in site.eir("history").stdout
@@ -671,17 +682,19 @@ class TestCommand:
         assert site.eir("history", "--verify").stdout.startswith("the history holds: 2 records, 1 to 2, ")
         whole = site.json("history", "--verify")
         assert (whole["whole"], whole["records"], whole["refusals"], whole["copied"]) == (True, 2, 3, None)
-        with contextlib.closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
-            db.execute("UPDATE records SET text = replace(text, 'load', 'lost') WHERE number = 1")
-        done = site.eir("history", "--verify", status=1)
+        with changed_record(site.state / "lists.sqlite"):
+            done = site.eir("history", "--verify", status=1)
         assert done.stderr.startswith("record 1 is not the one that record 2 was written after: it was changed\n")
 
-    def test_a_reload_is_on_record(self, site):
-        site.start()
-        site.configure(policy={"default": "greylisted"})
-        site.eir("reload")
-        until(lambda: site.json("history")[-1]["what"] == "reload")
-        found = site.json("history")[-1]
-        assert found["detail"] == "changed: policy"
-        assert found["digest"] == hashlib.sha256(site.path.read_bytes()).hexdigest()
-        assert "@" in found["who"]
+    def test_a_reload_is_on_record(self, tmp_path, publisher):
+        with Site(tmp_path / "site", publisher) as site:
+            site.load([LISTED])
+            site.load([LISTED], list_name="tracked")
+            site.start()
+            site.configure(policy={"default": "greylisted"})
+            site.eir("reload")
+            until(lambda: site.json("history")[-1]["what"] == "reload")
+            found = site.json("history")[-1]
+            assert found["detail"] == "changed: policy"
+            assert found["digest"] == hashlib.sha256(site.path.read_bytes()).hexdigest()
+            assert "@" in found["who"]

@@ -117,7 +117,9 @@ def test_lists_come_before_peers_and_rows_with_a_trouble_first():
     assert re.findall("<h2>(.*?)</h2>", text)[1:] == ["Checks of the last hour", "Lists", "Peers", "Refused lately"]
     assert re.findall('data-is="List"><span>(.*?)<', text) == ["&lt;b&gt;x&lt;/b&gt;", "good"]
     assert re.findall('data-is="Peer"><span>(.*?)<', text)[:3] == ["mme25", "mme27", "mme0"]
-    visible, folded = re.search(r"<h2>Peers</h2>(.*?)<details id=peers-more><summary>10 more</summary>(.*?)</details>", text).groups()
+    visible, folded = re.search(
+        r"<h2>Peers</h2>(.*?)<details id=peers-more><summary>10 more</summary>(.*?)</details>", text
+    ).groups()
     assert (visible.count('data-is="Peer"'), folded.count('data-is="Peer"')) == (20, 10)
 
 
