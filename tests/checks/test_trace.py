@@ -154,15 +154,10 @@ def test_it_is_on_record_without_the_number(site):
     assert LISTED not in site.node.text()
 
 
-def count_checks(node):
-    return sum(count for name, count in node.metrics().items() if name.startswith("eir_checks_total"))
-
-
 def test_it_ends_by_itself_and_there_is_one_at_a_time(site):
     ask_node = site.node.site.eir
     with Trace(site, "--imei", LISTED, "--for", "10m") as trace:
         assert "one at a time" in ask_node("trace", "--imei", TRACKED, "--reason", "another", status=1).stderr
-        before = count_checks(site.node)
         assert (
             ask(site, *[UNLISTED] * 50, LISTED, *[UNLISTED] * 50, imsi=IMSI)
             == ["whitelisted"] * 50 + ["blacklisted"] + ["whitelisted"] * 50
@@ -173,7 +168,6 @@ def test_it_ends_by_itself_and_there_is_one_at_a_time(site):
         assert ask(site, LISTED) == ["blacklisted"]
         until(lambda: len(trace.records("check")) == 2)
         assert trace.records("limit") == []
-        assert count_checks(site.node) == before + 102, "each check is counted once, by workers that died too"
     assert site.eir("trace", "--imei", LISTED, "--reason", "a second", "--for", "0m", status=2)
     from eir.node.observe.control import ask as command
 

@@ -64,14 +64,19 @@ def _prose(text: str) -> str:
     return re.sub(r"`[^`]*`", "X", re.sub(r"```.*?```", " ", text, flags=re.DOTALL))
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Yield name and syntax tree of each module of eir/."""
-    for name in _files("eir/*.py"):
-        yield name, ast.parse((ROOT / name).read_text())
+@cache
+def modules() -> list[tuple[str, ast.Module]]:
+    """Return name and syntax tree of each module of eir/."""
+    return [(name, ast.parse((ROOT / name).read_text())) for name in _files("eir/*.py")]
 
 
-def docstrings() -> Iterator[tuple[str, str]]:
-    """Yield place and text of each docstring of eir/."""
+@cache
+def docstrings() -> list[tuple[str, str]]:
+    """Return place and text of each docstring of eir/."""
+    return list(_docstrings())
+
+
+def _docstrings() -> Iterator[tuple[str, str]]:
     for name, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -80,11 +85,11 @@ def docstrings() -> Iterator[tuple[str, str]]:
                     yield f"{name}:{getattr(node, 'lineno', 1)}", _prose(text)
 
 
-def pages() -> Iterator[tuple[str, str]]:
-    """Yield name and text of each page, other than those of the tests and the changelog."""
-    for name in _files("*.md"):
-        if not name.startswith(("tests/", "CHANGELOG")):
-            yield name, _prose((ROOT / name).read_text())
+@cache
+def pages() -> list[tuple[str, str]]:
+    """Return name and text of each page, other than those of the tests and the changelog."""
+    names = [name for name in _files("*.md") if not name.startswith(("tests/", "CHANGELOG"))]
+    return [(name, _prose((ROOT / name).read_text())) for name in names]
 
 
 def per_thousand(pattern: str, texts: list[tuple[str, str]]) -> float:
@@ -117,7 +122,7 @@ def measure() -> dict[str, float]:
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
                 public += 1
                 documented += ast.get_docstring(node) is not None
-    texts, page_texts = list(docstrings()), list(pages())
+    texts, page_texts = docstrings(), pages()
     what, say, *odd = BETTER
     return {
         VAGUE_NAMES: sum(name.split("_")[0] in VAGUE for name in functions),

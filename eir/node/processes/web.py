@@ -13,7 +13,7 @@ from eir.errors import Report
 from eir.lists.record.store import REFUSED
 from eir.node.observe import metrics
 from eir.node.observe.control import Looking
-from eir.node.observe.http import HttpServer, pages
+from eir.node.observe.http import HttpServer, Page, pages
 from eir.node.observe.page import RUNBOOK, PageContent, page, runbook
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.overview import Overview
@@ -51,7 +51,7 @@ class Web:
         self._access = PageAccess(ticks=time.monotonic)
         programs = pages(overview.snapshot, overview.workers.reports, overview.status, report=report)
         advice = runbook(_read_runbook())
-        served = {"/": self._page, RUNBOOK: lambda _: advice, **programs}
+        served: dict[str, Page] = {"/": self._page, RUNBOOK: lambda _: advice, **programs}
         self._server = HttpServer(served, report=report, forms={"/"})
         self.address: str | None = None
         """Address of the pages."""
