@@ -1,4 +1,4 @@
-"""Command `eir`, also as `python -m eir`.
+"""Entry point of the command `eir` and of `python -m eir`.
 
 `eir serve` blocks its signals first, because importing its modules takes a while and numpy starts threads.
 """
@@ -16,7 +16,7 @@ OTHERS_WRITE = 0o002
 
 
 def main() -> None:
-    """Run the command line; see eir.cli.app. The umask is set so that other users cannot write the files of the command."""
+    """Run the command line of eir.cli.app, with a umask that prevents other users from writing its files."""
     os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)
     word = _first_word(sys.argv[1:])
     if word == "serve":
@@ -28,11 +28,11 @@ def main() -> None:
 
 
 def _use_large_pages() -> None:
-    """Restart this process with the C library's heap in large pages, if the kernel supports them.
+    """Restart this process with the glibc setting that allocates the heap in huge pages.
 
     A lookup in a list of 100 million entries reads memory that is not in the cache, and small pages need more address
-    translations. The library reads the variable only at the start of a process. A value that the operator has set is
-    kept.
+    translations. The library reads the variable only at the start of a process, and ignores it if the kernel has no
+    huge pages. A value that the operator has set is kept.
     """
     if TUNABLES not in os.environ:
         os.environ[TUNABLES] = LARGE_PAGES

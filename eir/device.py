@@ -1,4 +1,4 @@
-"""Identifiers of devices and subscribers: conversion between text and key.
+"""Conversion of device and subscriber identifiers between text and integer key.
 
 A device's key is an integer. The key of an IMEI or IMEISV is its first 14 digits (TS 23.003 6.2: the 15th digit of an IMEI is a
 check digit or a spare 0, the 15th and 16th of an IMEISV are a software version; these digits do not identify a device). A MEID
@@ -39,13 +39,13 @@ def is_digits(text: str) -> bool:
 
 
 def strip_separators(text: str) -> str:
-    """Remove blanks and dashes from an identifier that a person typed; return any other text unchanged."""
+    """Remove blanks and dashes if only hexadecimal digits remain; otherwise return the text unchanged."""
     plain = "".join(character for character in text if not character.isspace() and character not in DASHES)
     return plain if plain and HEX_DIGITS.issuperset(plain) else text
 
 
 def imei_key(text: str) -> int:
-    """Return the key of an IMEI (14 digits, or 15 with any last digit) or an IMEISV (16 digits).
+    """Return the integer key of an IMEI (14 digits, or 15 with any last digit) or an IMEISV (16 digits).
 
     Raises:
         IdentifierError: for any other text.
@@ -56,7 +56,7 @@ def imei_key(text: str) -> int:
 
 
 def meid_key(text: str) -> int:
-    """Return the key of a MEID: 14 hexadecimal digits, as text.
+    """Return the integer key of a MEID, whose text has 14 hexadecimal digits.
 
     Raises:
         IdentifierError: for any other text.
@@ -69,7 +69,7 @@ def meid_key(text: str) -> int:
 
 
 def device_key(text: str) -> int:
-    """Return the key of an identifier that a person typed or a list has: an IMEI, an IMEISV, or a MEID.
+    """Return the integer key of an IMEI, an IMEISV or a MEID that a person typed or a list contains.
 
     Raises:
         IdentifierError: for any other text.
@@ -83,7 +83,7 @@ def device_key(text: str) -> int:
 
 
 def _fault_text(text: str) -> str:
-    """Describe a text that is not an identifier, without its digits."""
+    """Describe the fault of an invalid identifier for an error message, without quoting its digits."""
     if not text:
         return "nothing"
     if ROUNDED.fullmatch(text):
@@ -97,7 +97,9 @@ def _fault_text(text: str) -> str:
 
 
 def odd_key(text: str) -> int:
-    """Return the key of an identifier that is neither IMEI nor MEID: 1 to 20 octets, or the text that `key_text` returns.
+    """Return the integer key of an identifier of 1 to 20 octets that is neither an IMEI nor a MEID.
+
+    The function also accepts the text that `key_text` returns for such a key.
 
     Up to 13 digits are stored in the key. For any other text the key has 54 bits of its SHA-256, so collisions do not
     occur in practice.
@@ -116,7 +118,7 @@ def odd_key(text: str) -> int:
 
 
 def any_key(text: str) -> int:
-    """Return the key of any device: an IMEI, an IMEISV, a MEID, or else `odd_key`.
+    """Return the integer key of any device identifier: `device_key` for an IMEI, IMEISV or MEID, else `odd_key`.
 
     Raises:
         IdentifierError: as `odd_key`.
@@ -128,9 +130,9 @@ def any_key(text: str) -> int:
 
 
 def key_text(key: int) -> str:
-    """Return the identifier of a key.
+    """Convert the integer key of a device back to the identifier as text.
 
-    It has 14 digits; for an identifier that is neither IMEI nor MEID, up to 13 digits, or `#` and the hash.
+    The key of an IMEI or MEID becomes 14 digits. Any other key becomes up to 13 digits, or `#` and the hash.
     """
     if key >= ODD_BASE:
         odd = key - ODD_BASE
@@ -145,7 +147,7 @@ def check_digit(digits: str) -> int:
 
 
 def imsi_key(text: str) -> int:
-    """Return the key of an IMSI: its digits after a leading 1, so that IMSIs of different lengths differ.
+    """Return the integer key of an IMSI: a 1 before its digits, so that IMSIs of different lengths never have one key.
 
     Raises:
         IdentifierError: unless the text is 6 to 15 digits.
@@ -156,13 +158,16 @@ def imsi_key(text: str) -> int:
 
 
 def device_type_key(text: str) -> int:
-    """Return the key of a device type such as `IoT Device`, in the range of keys of IMSIs with 15 digits. Case and spaces are ignored."""
+    """Return the integer key of a device type such as `IoT Device`, regardless of case and extra spaces.
+
+    The key is in the range of the keys of IMSIs with 15 digits.
+    """
     name = " ".join(text.replace("_", " ").casefold().split())
     return 10**15 + int.from_bytes(sha256(name.encode()).digest()[:6]) % 10**15
 
 
 def shorten(identifier: str, first: int = TAC_DIGITS) -> str:
-    """Shorten an identifier for logs to its first and its last two characters.
+    """Shorten an identifier for logs: keep its beginning and its last two characters, and omit the middle.
 
     `first`: number of characters at the beginning: the TAC of an IMEI, or MCC and MNC of an IMSI.
     """

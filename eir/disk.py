@@ -1,4 +1,4 @@
-"""Atomic writes of files, durable names, and detection of changed files."""
+"""Atomic writing of files, flushing of folders to disk, and detection of changed files."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ UNFINISHED = ".tmp"
 
 @contextmanager
 def open_replacement(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
-    """Open a temporary file for writing, which replaces `path` at the end of the context.
+    """Open a temporary file for writing; at the end of the context it replaces `path`.
 
     If the block fails, the temporary file is removed, so that it uses no space on a full disk.
 
@@ -40,7 +40,7 @@ def open_replacement(path: Path, *, mode: int | None = None, durable: bool = Fal
 
 
 def write_file(path: Path, content: bytes, *, mode: int | None = None, durable: bool = False) -> None:
-    """Write a file atomically, replacing an existing one; see `open_replacement`.
+    """Write a file atomically with `open_replacement`. An existing file is replaced.
 
     Raises:
         OSError: if the file cannot be written.
@@ -50,7 +50,7 @@ def write_file(path: Path, content: bytes, *, mode: int | None = None, durable: 
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk.
+    """Flush a folder's directory entries to disk (fsync), so that the names of new files survive a crash.
 
     Raises:
         OSError: if that fails.
@@ -63,7 +63,10 @@ def sync_folder(folder: Path) -> None:
 
 
 class WatchedFile:
-    """File whose changes are detected. A change counts only if two checks see the same state, because a partly written file may be valid."""
+    """File that is checked for changes by its inode, size and modification time.
+
+    A change counts only if two consecutive checks find the same state, because a partly written file may be valid.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -72,7 +75,10 @@ class WatchedFile:
         self._is_first = True
 
     def changed(self) -> bool:
-        """Return True if the file exists and differs from the last time that this was True; from the second check of the change on."""
+        """Return True once for each change of the file, when two consecutive checks have found the same new state.
+
+        The first check reports an existing file at once.
+        """
         now = None
         if self.path is not None:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Errors of the project as one tree, and the callback that reports events.
+"""Exceptions of the project in one hierarchy, and the type of the callback that reports events.
 
 EirError
 ├── ConfigError           all problems of the YAML file, each with file, line and expected value
@@ -29,7 +29,7 @@ class EirError(Exception):
 
 
 class Problem(NamedTuple):
-    """Problem in a configuration file."""
+    """Problem in a configuration file, with file name and line."""
 
     file: str
     line: int
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 
 
 class FileError(EirError):
-    """Error for unusable files that a setting names; `key` is the setting."""
+    """Error for an unusable file; `key` is the setting that names the file."""
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
@@ -88,11 +88,11 @@ class ReleaseRefused(EirError):
         """List and serial in an unverified manifest: for people only, never for a decision."""
 
     def name_release(self, list_name: str, serial: int) -> None:
-        """Add the list and the serial of a verified manifest."""
+        """Add the list name and the serial of a verified manifest to the error."""
         self.list_name, self.serial = list_name, serial
 
     def name_claims(self, claims: tuple[str, int], advice: str = "") -> None:
-        """Add the list and the serial of an unverified manifest, and advice to the detail."""
+        """Add the list name and the serial of an unverified manifest to the error, and append advice to its detail."""
         self.claims = claims
         self.detail += advice
 
@@ -103,18 +103,24 @@ def escape_invalid(text: str) -> str:
 
 
 def place_of(fault: BaseException) -> str:
-    """Return the type of an exception and the line that raised it, without its text, which may contain an identifier."""
+    """Return the type of an exception with the file and line that raised it.
+
+    The message is omitted, because it may contain an identifier.
+    """
     places = [f" at {frame.f_code.co_filename}:{line}" for frame, line in walk_tb(fault.__traceback__)]
     return type(fault).__name__ + "".join(places[-1:])
 
 
 def detail_of(fault: BaseException) -> str:
-    """Return the text of an exception for the log: the message of an EirError; for any other only type and line."""
+    """Return the message of an EirError, or only type and line of any other exception, for the log."""
     return str(fault) if isinstance(fault, EirError) else place_of(fault)
 
 
 def refused_by(fault: Exception) -> ReleaseRefused:
-    """Return the refusal for a release that causes a bug (`fault`), with the line of code but without values."""
+    """Build the ReleaseRefused for a release on which the program failed with the exception `fault`.
+
+    It names the line of code, but no values of the release.
+    """
     frames = [
         (Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)
     ]
@@ -135,7 +141,7 @@ class EntryRefused(EirError):
 
 
 class StoreError(EirError):
-    """Error of the store. `cause` is a short word for metrics (`refused`, `timeout`, `full`, …)."""
+    """Error of the store, with a short word for metrics in `cause` (`refused`, `timeout`, `full`, …)."""
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(detail)
@@ -183,16 +189,19 @@ class DiameterError(EirError):
         self.nearest = nearest
 
     def name_entry(self, entry: str | None, nearest: str | None = None) -> None:
-        """Add the labels of the sender's entries in the peer table."""
+        """Add to the error the labels of the peer table entries that match the sender fully or nearly."""
         self.entry, self.nearest = entry, nearest
 
 
 class ConnectionFault(DiameterError):
-    """Fault after which the byte stream is unusable: answer (if `result_code` is not 0), then close."""
+    """Fault after which the byte stream is unusable, so that the node must close the connection.
+
+    If `result_code` is not 0, the node sends an answer first.
+    """
 
 
 class Report(Protocol):
-    """Callback that reports an event; the log writes a line for it, limited in rate.
+    """Callback that reports an event, for which the log writes a line within its rate limit.
 
     `reason` is a short word for each cause, `level` a key of the log's levels, `fields` further values.
     """
@@ -205,4 +214,4 @@ class Report(Protocol):
 def silent(
     event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
 ) -> None:
-    """Ignore the event: for a caller that needs only results and exceptions."""
+    """Discard the event; used as the `Report` callback by callers that need only results and exceptions."""

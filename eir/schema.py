@@ -46,7 +46,7 @@ BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Kind of value: its form, its parser and its formatter."""
+    """Kind of configuration value: description of its written form, parser and formatter."""
 
     expected: str
     """Description that completes "expected …" and is used in the reference."""
@@ -67,22 +67,22 @@ class Kind:
 
     @property
     def form(self) -> str:
-        """The form of the value or of the list of values, for the reference: without an article."""
+        """Description of the written form of a value, without an article, for the reference page."""
         return re.sub(r"^(an?|the) ", "", f"{self.expected}{', or a list' if self.many else ''}")
 
     @property
     def form_with_example(self) -> str:
-        """The form with its examples, which completes "expected …"."""
+        """Description of the written form with its examples, which completes "expected …" in error messages."""
         example = f", such as {self.example}" if self.example else ""
         return f"{self.expected}{example}{', or a list' if self.many else ''}"
 
 
 class Unexpected(ValueError):
-    """Error for a wrong value with a precise message, which completes "found …; "."""
+    """Error for an invalid configuration value, with a more precise message than the kind's `expected`."""
 
 
 def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.Match.group, **more: Any) -> Kind:
-    """Return the kind of a text that matches the whole pattern; `read` converts the match to the value."""
+    """Build a Kind for texts that match the pattern as a whole; `read` converts the match to the value."""
 
     def matched(written: str) -> Any:
         match = re.fullmatch(pattern, written, re.ASCII | re.DOTALL)
@@ -94,7 +94,7 @@ def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.
 
 
 def one_of(words: Mapping[str, Any]) -> Kind:
-    """Return the kind of words that stand for values."""
+    """Build a Kind whose values are written as words; `words` maps each word to its value."""
     *most, last = words
     listed = f"{', '.join(most)} or {last}" if most else last
 
@@ -108,12 +108,12 @@ def one_of(words: Mapping[str, Any]) -> Kind:
 
 
 def word(*words: str) -> Kind:
-    """Return the kind of words that are the values themselves."""
+    """Build a Kind whose values are the given words themselves."""
     return one_of({each: each for each in words})
 
 
 def parse_amount(written: str, units: Mapping[str, Decimal | int]) -> Decimal:
-    """Parse a number followed by a unit; return the amount in the unit 1.
+    """Parse a number with a unit; return the amount in the base unit, whose factor in `units` is 1.
 
     Raises:
         ValueError: if the text has another form.
@@ -146,7 +146,7 @@ def quantity(
     one: int = 1,
     **more: Any,
 ) -> Kind:
-    """Return the kind of a number followed by a unit; value and limits are in multiples of `one`."""
+    """Build a Kind for a number with a unit; its value and limits are multiples of `one` base units."""
 
     def read(written: str) -> Any:
         value = parse_amount(written, units) / one
@@ -158,7 +158,7 @@ def quantity(
 
 
 def whole(low: int, high: int) -> Kind:
-    """Return the kind of a whole number within limits."""
+    """Build a Kind for a whole number from `low` to `high`."""
     expected = f"a whole number from {low} to {high}"
     kind = quantity(expected, low, high, {"": 1}, of=int, bare=True)
 
@@ -171,18 +171,18 @@ def whole(low: int, high: int) -> Kind:
 
 
 def number(low: float, high: float, label: str) -> Kind:
-    """Return the kind of a number within limits, with or without a decimal point."""
+    """Build a Kind for a number from `low` to `high`, with or without a decimal point."""
     return quantity(f"{label} from {low:.10g} to {high:.10g}", low, high, {"": 1}, bare=True)
 
 
 def seconds(low: float, high: float) -> Kind:
-    """Return the kind of a time in seconds: a plain number, or a number with a unit."""
+    """Build a Kind for a duration in seconds, written as a plain number or as a number with a unit."""
     expected = f"seconds from {low:.10g} to {high:.10g}"
     return quantity(expected, low, high, {"": 1} | DURATIONS, example="500ms, 30s, 2m")
 
 
 def days(low: int, high: int) -> Kind:
-    """Return the kind of a long time in days: a number with a unit; a year has 365 days."""
+    """Build a Kind for a duration in whole days, written as a number with a unit. 1 year has 365 days."""
 
     def show(value: int) -> str:
         return f"{value}d" if value % YEAR_DAYS else f"{value // YEAR_DAYS}y"
@@ -192,12 +192,15 @@ def days(low: int, high: int) -> Kind:
 
 
 def byte_size(low: int, high: int) -> Kind:
-    """Return the kind of a size in bytes: a plain number, or a number with a unit."""
+    """Build a Kind for a size in bytes, written as a plain number or as a number with a unit."""
     return quantity(f"bytes from {low} to {high}", low, high, BYTES, of=int, example="64KiB")
 
 
 def percentage(high: int) -> Kind:
-    """Return the kind of a percentage, read as a fraction; the sign is required, because 0.2 would be ambiguous."""
+    """Build a Kind for a percentage, whose value is a fraction.
+
+    The percent sign is required, because `0.2` would be ambiguous.
+    """
     expected = f"a percentage from 0% to {high}%"
     return quantity(
         expected, 0, high / 100, {"%": Decimal("0.01")}, show=lambda value: f"{value * 100:.10g}%", example="20%"
@@ -205,12 +208,12 @@ def percentage(high: int) -> Kind:
 
 
 def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
-    """Return the kind of one value or a list of them."""
+    """Return a copy of the kind that accepts one value or a list of values."""
     return replace(kind, many=True, may_be_empty=may_be_empty)
 
 
 def did_you_mean(written: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for a similar known word, or an empty text."""
+    """Return `; did you mean 'x'?` with the most similar known word, or an empty text if no word is similar."""
     words, forms = list(known), (written.lower().replace("-", "_"), written)
     near = [match for form in forms for match in difflib.get_close_matches(form, words, n=1)]
     return f"; did you mean '{near[0]}'?" if near else ""
@@ -241,7 +244,7 @@ def domain_name(written: str) -> str:
 
 
 def address(written: str, default_port: int | None) -> str:
-    """Parse host:port of an address or a name; IPv6 in brackets."""
+    """Parse `HOST:PORT`, where the host is a domain name, an IPv4 address, or an IPv6 address in brackets."""
     parts = urlsplit(f"//{written}")
     host, port = parts.hostname, parts.port if parts.port is not None else default_port
     if not host or port is None or parts.netloc != written or "@" in written:
@@ -254,9 +257,10 @@ def address(written: str, default_port: int | None) -> str:
 
 
 def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Kind:
-    """Return the kind of a URL with one of these schemes, an address and a port; each scheme has a default port.
+    """Build a Kind for a URL with address and port; `ports` maps each allowed scheme to its default port.
 
-    Over SCTP several addresses are allowed. `connects`: the node connects to the URL, so port 0 is not allowed.
+    Over SCTP several addresses are allowed. If `connects` is true, the node connects to the URL, so port 0 is not
+    allowed.
     """
     *most, last = (f"{scheme}://ADDRESS{',ADDRESS' if scheme == SCTP else ''}:PORT" for scheme in ports)
     forms = f"{', '.join(most)} or {last}" if most else last
@@ -321,7 +325,7 @@ Spot = tuple[Hashable, ...]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Row of the table of keys."""
+    """Configuration key: one row of the table of keys."""
 
     path: str
     """Dotted path; `name[]` is a list of sections, `name.*` a section whose keys are free names."""
@@ -336,13 +340,13 @@ class Key:
 
     @property
     def required(self) -> bool:
-        """True if the key is required."""
+        """True if the configuration file must contain the key."""
         return self.default is REQUIRED
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Mapping in the file, or, depending on its path, many mappings of one form."""
+    """Section of the configuration file: one mapping, or a list or a mapping of mappings with the same keys."""
 
     path: str
     """Path as in Key."""
@@ -360,7 +364,7 @@ class Section:
 
     @property
     def shape(self) -> str:
-        """`[]`, `.*`, or empty."""
+        """Ending of the path: `[]` for a list of mappings, `.*` for named mappings, empty for one mapping."""
         return self.path[-2:] if self.path.endswith(("[]", ".*")) else ""
 
     @property
@@ -371,7 +375,10 @@ class Section:
 
 @dataclass(slots=True)
 class Document:
-    """Parsed file with line numbers; an invalid value is replaced by its default, or by None."""
+    """Parsed configuration file with line numbers.
+
+    An invalid value is replaced by its default, or by None.
+    """
 
     file: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -385,11 +392,11 @@ class Document:
     faults: set[Spot] = field(default_factory=set)
 
     def faulty(self, *spot: Hashable) -> bool:
-        """Return True if the value or section, or a value inside it, has a fault."""
+        """Return True if the value or section at this position, or a value inside it, is invalid."""
         return any(fault[: len(spot)] == spot for fault in self.faults)
 
     def line(self, *spot: Hashable) -> int:
-        """Return the line of a value, or that of the nearest section around it."""
+        """Return the line of the value at this position, or of the nearest section around it."""
         while spot and spot not in self.lines:
             spot = spot[:-1]
         return self.lines.get(spot, 1)
@@ -401,7 +408,7 @@ Findings = Iterator[tuple[str, Spot]]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Metric: name, meaning, and the merging of the workers' values."""
+    """Metric family: name, type, labels, help text, and the way in which the workers' values are merged."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]

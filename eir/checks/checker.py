@@ -43,7 +43,7 @@ KINDS = {NoDevice.MISSING: "none", NoDevice.MALFORMED: "bad"}
 
 
 class Checker:
-    """Checker of questions by the policy in force, with counters.
+    """Checker that answers questions by the policy in force and counts its answers.
 
     The arguments are the policy's settings and the lists of its rules. Raises as compile_policy.
     """
@@ -78,11 +78,14 @@ class Checker:
 
     @property
     def policy(self) -> Policy:
-        """Policy in force; each change sets another object."""
+        """Policy in force. Each change of the policy replaces this object."""
         return self._policy
 
     def apply(self, settings: PolicySettings, now: datetime) -> None:
-        """Replace the policy, with the present lists of the index. If the new one cannot be compiled, the present one stays."""
+        """Replace the policy by one that is compiled from `settings` and the present lists of the index.
+
+        If the new policy cannot be compiled, the present policy stays in force.
+        """
         policy = compile_policy(settings, self._index, observed=self._observe, now=now)
         self._answered_before = self.checks()
         self._answered.clear()
@@ -97,7 +100,10 @@ class Checker:
         self._overridden = policy.overridden
 
     def tick(self, now: datetime) -> bool:
-        """Restore the rules if an override has ended, and return True then. Called each second."""
+        """Compile the policy again if its override has ended or a new day has begun; return True if an override ended.
+
+        Called each second.
+        """
         ends = self._policy.override_until
         is_over = ends is not None and now >= ends
         if is_over or self._day() != self._today:
@@ -109,7 +115,11 @@ class Checker:
         return None if record is None else record.today
 
     def check(self, question: Question) -> Verdict | NoDevice:
-        """Return the verdict, or NoDevice if the request names no device and the policy wants the protocol's own error."""
+        """Return the verdict, or NoDevice if the answer to the request must be the protocol's own error.
+
+        NoDevice is returned if the request has no valid identifier of a device and the policy has no status for such
+        requests.
+        """
         verdict = self._check(question)
         if self.traced is not None:
             self.traced(question, verdict)
@@ -162,7 +172,10 @@ class Checker:
         return verdict
 
     def note_first_seen(self, protocol: str, peer: str, imsi: str) -> None:
-        """Have the device recorded whose first sighting the check that was just decided asked for, unless a probe asked."""
+        """Pass the device of the last check to `new_devices`, if a rule looked up its first sighting.
+
+        Checks of probing peers are excluded.
+        """
         record = self._index.first_seen
         if record is None or record.asked is None:
             return
@@ -177,7 +190,10 @@ class Checker:
         self.sight(decision, question.protocol, question.peer, texts, early=question.unproven)
 
     def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str], *, early: bool = False) -> None:
-        """Record a check that was just decided; `texts` as in eir.checks.policy.TEXTS."""
+        """Add a check that was just decided to the record of sightings.
+
+        `texts` are the texts of eir.checks.policy.TEXTS. Checks of probing peers are excluded.
+        """
         observed = self.observed_now()
         if self.sightings is not None and (protocol, peer) not in self.probes:
             lines = "".join(
@@ -186,7 +202,7 @@ class Checker:
             self.sightings.add((SightingKind(decision, protocol, peer, observed, early),), bytes(2), lines.encode())
 
     def observed_now(self) -> str:
-        """Format the observed rules that matched in the check just decided, for the record of sightings; then clear them."""
+        """Return the observed rules that matched in the last check, as text for the sightings, and clear them."""
         if not self.held:
             return ""
         text = " ".join(
@@ -196,7 +212,7 @@ class Checker:
         return text
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int], peer: str = "") -> None:
-        """Count checks that a fast path decided for a peer: verdict → number."""
+        """Count checks of one peer that a fast path decided; `verdicts` maps each verdict to its number of checks."""
         self._answered[self._asked_by(protocol, peer)].update(verdicts)
 
     def _asked_by(self, protocol: str, peer: str) -> Labels:
@@ -205,12 +221,16 @@ class Checker:
     def note(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Report checks without the status `whitelisted`: their peer's label; Origin-Host, device key and IMSI (or empty) of the last one."""
+        """Report one or more checks whose status is not `whitelisted`.
+
+        `peer` is the label of the peer. `origin_host`, `key` and `imsi` are those of the last check; they are empty or
+        None if absent. `count` is the number of checks.
+        """
         device = "" if key is None else key_text(key)
         self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi, count)
 
     def checks(self) -> Counter[Labels]:
-        """Return the number of checks since the start, under all policies."""
+        """Return the number of checks since the start for each set of labels, under all policies so far."""
         answered = self._answered_before.copy()
         for asked_by, verdicts in self._answered.items():
             for verdict, count in verdicts.items():

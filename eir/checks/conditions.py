@@ -1,4 +1,4 @@
-"""Table of the conditions of a rule, from a condition's name to a function that compiles its value to a test.
+"""Table of rule conditions: it maps a condition's name to the function that compiles its value to a test.
 
 A new condition needs a row here and a field of `settings.Rule` with the same name.
 """
@@ -24,7 +24,7 @@ NO_SUBSCRIBER = 0
 
 
 class Condition(NamedTuple):
-    """Condition, whose value in a rule is a tuple of texts, or the name of a list."""
+    """Type of condition that a rule can have, with the function that compiles its value to a test."""
 
     compile: Callable[[Any, "Index"], Holds]
     """Function that builds the test. It raises KeyError if the value names a list that does not exist or has a wrong kind."""
@@ -149,12 +149,15 @@ def _elsewhere(question: str) -> Callable[[str, "Index"], Holds]:
 
 
 def day_text(day: int) -> str:
-    """Return a day since 1970 as `2026-12-01`."""
+    """Format a day, given as the number of days since 1970-01-01, such as `2026-12-01`."""
     return f"{datetime.fromtimestamp(day * DAY_S, UTC):%Y-%m-%d}"
 
 
 def _first_seen(is_in_time: Callable[[int, int, int], bool]) -> Callable[[int, "Index"], Holds]:
-    """Return a condition on the first day of a device, by `is_in_time` (first day, today, value of the condition)."""
+    """Return the function that compiles a condition on the first day of a device.
+
+    `is_in_time` receives the first day, today, and the value of the condition.
+    """
 
     def compiled(value: int, index: "Index") -> Holds:
         if (record := index.first_seen) is None:

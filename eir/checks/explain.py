@@ -33,7 +33,7 @@ NAMED_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Answer that a device would get, and the reasons."""
+    """Answer that a check of a device would get, with the rule, the list and the reason."""
 
     question: Question
     status: Status | None
@@ -72,7 +72,7 @@ class Explanation:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the document for `--json`, with null for fields that do not apply."""
+        """Return the explanation as the JSON document of `--json`, with null for fields that do not apply."""
         return {
             "imei": self.question.imei or self.question.other or "", "imsi": self.question.imsi or None, "status": self.status,
             "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
@@ -81,7 +81,7 @@ class Explanation:
         }  # fmt: skip
 
     def as_text(self) -> str:
-        """Format the explanation for a person, with notes."""
+        """Format the explanation as text for a person, with notes about lists that were never loaded."""
         lines = [f"{self.question.imei or self.question.other or 'no identifier'}: {self.status or 'error'}"]
         rule = (
             f"by {_rule(self.rule, self.name)}"
@@ -105,13 +105,13 @@ class Explanation:
 
 
 def question_of(device: str, *, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
-    """Return the question about a device as a person enters it: an IMEI, an IMEISV, a MEID, or an empty text for none."""
+    """Build the question about an identifier that a person typed: IMEI, IMEISV, MEID, or an empty text."""
     imei = device or None
     return Question(imei, None if is_digits(device) else imei, imsi, software_version, origin_host, origin_realm)
 
 
 def option_fault(question: Question) -> str | None:
-    """Return the fault of `--imsi` or `--software-version` for a person; None if both are valid.
+    """Return the error message for an invalid `--imsi` or `--software-version`; None if both are valid.
 
     A malformed identifier of the device is allowed, because the policy has an answer to it.
     """
@@ -146,7 +146,10 @@ async def explain(
 
 
 def answer(question: Question, policy: PolicySettings, index: Index, *, now: datetime) -> Explanation:
-    """Answer the question from the lists in memory, without the reason of the list. Nothing is counted or reported."""
+    """Answer the question from the lists in memory; the check is neither counted nor reported.
+
+    The explanation lacks the reason that the list has for the device, which `add_reason` adds.
+    """
     observed: list[tuple[int, str, str | None]] = []
     verdict = Checker(policy, index, now=now, note_observed=lambda *rule: observed.append(rule)).check(question)
     wrong = None
@@ -171,7 +174,10 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
 
 
 def _first_seen(key: int, policy: PolicySettings, index: Index, rule: int | str) -> tuple[str | None, str | None]:
-    """Return the first day of a device, and the last day of its period by the rule that answered or the longest of any rule."""
+    """Return the first day of a device and the last day of its period of grace, as texts for a person.
+
+    The period is that of the rule that answered, or else the longest period of any rule.
+    """
     record, by = index.first_seen, policy.rules[rule - 1] if isinstance(rule, int) else None
     if record is None:
         return None, None
@@ -186,12 +192,12 @@ def _first_seen(key: int, policy: PolicySettings, index: Index, rule: int | str)
 
 
 def longest_period(policy: PolicySettings) -> int:
-    """Return the longest period of grace that a rule gives, in days; 0 if none does."""
+    """Return the longest period of grace (`first_seen_within`) of all rules in days, or 0 without such a rule."""
     return max((rule.first_seen_within or 0 for rule in policy.rules), default=0)
 
 
 async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
-    """Add the reason of the list, which is of kind `kind`, from the store.
+    """Add to the explanation the reason that the list has for the device; `kind` is the kind of the list.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -215,7 +221,7 @@ async def _read(
     *,
     index: Index,
 ) -> None:
-    """Load the pages that affect the question into the index."""
+    """Load into the index the pages of the store that can affect the answer."""
     bound = {rule.subscriber_bound_elsewhere for rule in policy.rules}
     subscriber = subscriber_key(question.imsi)
     for name, settings in lists.items():
@@ -229,20 +235,26 @@ async def _read(
 
 
 def _key_for(kind: str, key: int, imsi: str) -> int | None:
-    """Return the key with which a list of this kind is searched: the device's or the subscriber's; None without an IMSI."""
+    """Return the key to look up in a list of this kind: that of the IMSI for subscribers, else that of the device.
+
+    Without a valid IMSI, the key for a list of subscribers is None.
+    """
     return key if kind != SUBSCRIBERS else subscriber_key(imsi) or None
 
 
 async def _pages_of_pair(
     store: ListStore, name: str, number: int, subscriber: int
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """Return the page of the device, and all pages whose bytes contain the IMSI's key; the policy evaluates them exactly."""
+    """Return the state of a list of pairs, the page of the device, and all pages that may contain the IMSI.
+
+    The pages are selected by the bytes of the IMSI's key. The policy evaluates them exactly.
+    """
     needle = subscriber.to_bytes(8, "little")
     return await read_pages(store, name, lambda page: page.number == number or needle in page.extra)
 
 
 def _conditions(rule: Rule) -> str:
-    """Format the conditions other than the list, such as `tac 3512345*; imsi 26201*`."""
+    """Format the conditions of a rule except its list, such as `tac 3512345*; imsi 26201*`."""
     parts = []
     for name, value in rule.conditions.items():
         values, needs = value if isinstance(value, tuple) else (value,), CONDITIONS[name]

@@ -1,8 +1,8 @@
-"""Devices that a worker sees for the first time: what is to be recorded of them, and how many one peer may bring per day.
+"""Queue of devices that a worker sees for the first time, with a daily limit for each peer.
 
-A device waits here from its check until the image of the record shows it. Meanwhile the worker sends it to the process that writes,
-and sends it again if that takes long. Above the limit of a peer a device is recorded only if a second peer or a second subscriber
-shows it, and of those again only as many. Synchronous, without I/O.
+A device waits here from its check until the image of the record contains it. Meanwhile the worker sends the device to
+the process that writes the record, and repeats this if it takes long. Above the limit of a peer, a device is recorded
+only if a second peer or a second subscriber shows it; the same limit applies to such devices. Synchronous, without I/O.
 """
 
 from array import array
@@ -24,7 +24,7 @@ AGAIN_TURNS = 120
 
 
 class NewDevices:
-    """Devices of one worker that belong on the record of first sightings."""
+    """Queue of one worker for devices that must be added to the record of first sightings."""
 
     def __init__(self, record: FirstSeenList, per_peer_max: int) -> None:
         self._record, self._per_peer_max = record, per_peer_max
@@ -43,7 +43,7 @@ class NewDevices:
         """Checks by peer whose device should have been recorded and was not."""
 
     def note(self, key: int, peer: str, imsi: str) -> None:
-        """Have a device recorded that was seen just now."""
+        """Queue a device that was just checked, unless it is already queued or its peer is above the limit."""
         fresh, today = self._record.fresh, self._record.today
         if today != self._today:
             self._today = today
@@ -62,7 +62,10 @@ class NewDevices:
         self._send(key, peer, today, confirmed)
 
     def take(self) -> list[Sighted]:
-        """Return what is to be sent, after what is on record has left. To be called each second."""
+        """Remove queued devices that the record already contains, and return the sightings to send now.
+
+        Called each second. A device that the record still lacks is returned again after AGAIN_TURNS calls.
+        """
         self._turn += 1
         record = self._record
         for key, (peer, confirmed, sent) in list(islice(self._sent.items(), SETTLED_PER_TURN)):
@@ -75,7 +78,7 @@ class NewDevices:
         return [Sighted(*of, keys.tobytes()) for of, keys in rows.items()]
 
     def reject(self, peer: str, keys: Iterable[int]) -> None:
-        """Forget devices that are above the limit of a peer over all workers."""
+        """Remove queued devices that exceed the peer's limit over all workers, and mark the peer as full for today."""
         self._full.add(peer)
         for key in keys:
             if self._sent.pop(key, None) is not None:
@@ -89,7 +92,7 @@ class NewDevices:
         return peer in self._full or self._taken[peer, False] >= self._per_peer_max
 
     def _is_confirmed(self, key: int, peer: str, imsi: str) -> bool:
-        """Return True if somebody else showed the device before, and there is room for such devices."""
+        """Return True if an earlier check with another peer or IMSI showed the device and the limit is not reached."""
         before = self._once.setdefault(key, (peer, imsi))
         if len(self._once) > ONCE_MAX:
             del self._once[next(iter(self._once))]

@@ -1,4 +1,4 @@
-"""Policy: an ordered list of rules, compiled into one function that answers every check; and the interface of sightings.
+"""Policy: an ordered list of rules that is compiled into one function, and the interface for sightings.
 
 The first rule whose conditions all hold determines the status, otherwise `default`. Independent of protocols, the configuration file,
 clocks and logs: the time is an argument, and matches of observed rules go to a callback.
@@ -21,7 +21,7 @@ from eir.lists.record.settings import SUBSCRIBERS
 
 
 class Decision(NamedTuple):
-    """Verdict as plain text."""
+    """Verdict as plain texts, for the record of sightings."""
 
     status: str
     """Status as in Verdict; `error` for the protocol's own error to a request without a device."""
@@ -33,7 +33,7 @@ class Decision(NamedTuple):
 
 
 class SightingKind(NamedTuple):
-    """Properties that checks in one call of `Sightings.add` share."""
+    """Properties that several checks in one call of `Sightings.add` share, such as verdict, protocol and peer."""
 
     decision: Decision
     protocol: str
@@ -50,17 +50,20 @@ TEXTS = 5
 
 
 class Sightings(Protocol):
-    """Receiver of decided checks; synchronous and fast."""
+    """Interface of the record of sightings, which receives decided checks without blocking."""
 
     @property
     def full(self) -> Container[str]:
-        """Labels of peers for whose plain checks there is no room now: these need not be added, but counted with `left_out`."""
+        """Labels of peers for whose plain checks the buffer has no room now.
+
+        Such checks need not be added, but must be counted with `left_out`.
+        """
 
     def left_out(self, count: int, peer: str) -> None:
-        """Count plain checks of a peer for which there was no room."""
+        """Count plain checks of a peer that were dropped because the buffer had no room."""
 
     def add(self, kinds: Sequence[SightingKind], numbers: bytes, texts: bytes) -> None:
-        """Add checks of one peer that were just answered; all of them are plain, or none is.
+        """Add checks of one peer that were just answered. Plain checks and events need separate calls.
 
         Args:
             kinds: kinds of the checks.
@@ -75,7 +78,10 @@ OVERRIDE = "override"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """Answer to a check, with its reason. Verdicts are created only at compile time: equal means identical, so they are fast dict keys."""
+    """Answer to a check, with the rule and the list that caused it.
+
+    Verdicts are created only when a policy is compiled. They are compared by identity, so they are fast dict keys.
+    """
 
     status: Status
     rule: int | str
@@ -104,7 +110,7 @@ Observed = Callable[[Verdict], None]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Policy in force."""
+    """Policy in compiled form: functions that decide checks, and the program for a fast path."""
 
     decide: Decide
     unidentified: Mapping[NoDevice, Verdict | NoDevice]
@@ -124,7 +130,7 @@ class Policy:
 
 
 def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed, now: datetime) -> Policy:
-    """Compile settings to a policy over the lists of `index`.
+    """Compile the settings to a policy that looks up the lists of `index`.
 
     An override applies if it has no end or `now` is before it; the caller compiles the policy again at
     `override_until`.
@@ -167,7 +173,10 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
         def steps(
             known: str | None = None, *, only: Container[int | str] | None = None
         ) -> tuple[tuple[Holds, Verdict], ...]:
-            """Return the rules for identifiers with the fault `known`; if `only` is given, those with these numbers."""
+            """Return the tests of the rules with their verdicts, for identifiers that have the fault `known`.
+
+            `only`: numbers of the rules to return; None: all rules.
+            """
             tests = []
             for rule, verdict in rules:
                 if only is None or verdict.rule in only:
@@ -208,7 +217,7 @@ def _of_malformed(steps: tuple[tuple[Holds, Verdict], ...]) -> Callable[[int, st
 
 
 def _observed(holds: Holds, verdict: Verdict, observed: Observed) -> Holds:
-    """Return the test of an observed rule: it reports a match but returns False, so that the next rule is evaluated."""
+    """Wrap the test of an observed rule: report a match but return False, so that evaluation continues."""
 
     def observe(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
         if holds(key, imsi, software_version, host, realm):

@@ -1,9 +1,9 @@
-"""Policy as words of 64 bits for a compiled fast path: the conditions that this path evaluates; the others need `decide`.
+"""Encoder of a policy into 64-bit words, which the compiled fast path evaluates.
 
-Each rule has the word of its verdict (ASK_INSTEAD if it is observed, since matches are counted), the number of words that follow, and
-its conditions: kind (`Asked`), number of words, and these words. The last word is the verdict if no rule holds. The word of a verdict
-has its number in the lower half and the index of its status in the upper half. A condition without an encoding here needs the general
-path. Independent of protocols.
+Each rule has the word of its verdict (ASK_INSTEAD if it is observed, since matches are counted), the number of words
+that follow, and its conditions: kind (`Asked`), number of words, and these words. The last word is the verdict if no
+rule holds. The word of a verdict has its number in the lower half and the index of its status in the upper half. A
+condition without an encoding is left to the general path (`decide`). Independent of protocols.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -30,7 +30,7 @@ PERIODS: Final = {"PERIOD_DAYS": PERIOD_DAYS, "PERIODS_BEGIN": PERIODS_BEGIN}
 
 
 class Asked(IntEnum):
-    """Kind of condition."""
+    """Code of a condition in an encoded policy."""
 
     OTHER = 0
     """Condition that only the general path can evaluate."""
@@ -45,10 +45,11 @@ class Asked(IntEnum):
 
 
 class Field(IntEnum):
-    """A number in a request: the key of a device, an IMSI of 15 digits (of other lengths the general path is asked), a software version.
+    """Field of a request that an encoded condition compares: device key, IMSI, software version, or first day.
 
-    FIRST_DAY is the first day that the record of first sightings has for the device (of a device that it has not, or whose sighting
-    belongs on the record, the general path is asked).
+    SIM is an IMSI of 15 digits; for IMSIs of other lengths the general path decides. FIRST_DAY is the first day of the
+    device in the record of first sightings. If the record lacks the device, or if the sighting must be recorded, the
+    general path decides.
     """
 
     DEVICE = 0
@@ -59,7 +60,7 @@ class Field(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Policy as words. Verdicts and lists are referred to by index."""
+    """Policy encoded as 64-bit words, which refer to verdicts and lists by index."""
 
     words: bytes
     verdicts: tuple[Any, ...]
@@ -70,24 +71,24 @@ class Program:
 
 
 class _Words:
-    """Builder of the words of one policy."""
+    """Encoder for the conditions of one policy."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self.lists: dict[Hashable, DeviceList | TacsOfTypes] = {}
 
     def condition(self, name: str, value: Any) -> list[int]:
-        """Encode one condition."""
+        """Encode a condition as its code, its number of words, and these words."""
         make = _WORDS.get(name)
         asked, words = (Asked.OTHER, []) if make is None else make(self, value)
         return [asked, len(words), *words]
 
     def listed(self, asked: Asked, name: str) -> tuple[Asked, list[int]]:
-        """Encode a condition on a list."""
+        """Encode a condition that looks up the device in a list."""
         return self._looked_up(asked, name, self.index.lists[name])
 
     def of_types(self, types: tuple[str, ...]) -> tuple[Asked, list[int]]:
-        """Encode a condition on device types: a list of their TACs has the device."""
+        """Encode a condition on device types as a lookup in the set of their TACs."""
         wanted = frozenset(map(device_type_key, types))
         return self._looked_up(Asked.LISTED, wanted, TacsOfTypes(self.index, wanted))
 
@@ -98,7 +99,7 @@ class _Words:
         return asked, [list(self.lists).index(name)]
 
     def first_seen(self, earliest: int, latest: int) -> tuple[Asked, list[int]]:
-        """Return the words of a condition on the first day of a device, one of these days."""
+        """Encode the condition that the first day of a device is in the range from `earliest` to `latest`."""
         record = self.index.first_seen
         if record is None or (record.name not in self.lists and len(self.lists) == LISTS_MAX):
             return Asked.OTHER, []
@@ -106,17 +107,23 @@ class _Words:
         return _within(Field.FIRST_DAY, [(max(earliest, WAS_LISTED + 1), latest)])
 
     def first_seen_within(self, days: int) -> tuple[Asked, list[int]]:
-        """Return the words of a condition on the days since the first one, as of today: they hold for a day."""
+        """Encode the condition that a device was first seen at most `days` days ago.
+
+        The encoding is valid only today.
+        """
         today = 0 if self.index.first_seen is None else self.index.first_seen.today
         return self.first_seen(today - days, today)
 
     def not_list(self, name: str) -> tuple[Asked, list[int]]:
-        """Encode a condition on absence from a list. For IMSIs or pairs it depends on the IMSI, so it needs the general path."""
+        """Encode the condition that a list does not contain the device.
+
+        In a list of IMSIs or pairs this depends on the IMSI, so the general path evaluates the condition.
+        """
         return self.listed(Asked.NOT_LISTED, name) if self.index.lists[name].kind == DEVICES else (Asked.OTHER, [])
 
 
 def days_of(entries: DeviceList | TacsOfTypes) -> tuple[tuple[memoryview, memoryview] | None, int]:
-    """Return the further arrays of a record of first sightings, and today; of any other list nothing of use."""
+    """Return the arrays of days in a record of first sightings, and the number of today; (None, 0) for other lists."""
     return (entries.day_arrays, entries.today) if isinstance(entries, FirstSeenList) else (None, 0)
 
 
@@ -134,7 +141,10 @@ def _identifiers(_: _Words, wrong: tuple[str, ...]) -> tuple[Asked, list[int]]:
 
 
 def _prefixes(field: Field, prefixes: tuple[str, ...], digits: int, below: int = 1) -> tuple[Asked, list[int]]:
-    """Encode numbers of `digits` digits with one of these prefixes; `below`: number of keys for each number."""
+    """Encode the condition that a number with `digits` digits begins with one of the prefixes.
+
+    `below`: number of keys for each number.
+    """
     if any(len(prefix) > digits for prefix in prefixes):
         return Asked.OTHER, []
     rooms = [below * 10 ** (digits - len(prefix)) for prefix in prefixes]
@@ -145,7 +155,10 @@ def _prefixes(field: Field, prefixes: tuple[str, ...], digits: int, below: int =
 
 
 def names_in_words(names: Iterable[bytes]) -> bytes:
-    """Encode names for a compiled path: for each, in lower case, its length as a word, then its bytes, padded to whole words."""
+    """Encode names in lower case for a compiled fast path.
+
+    Each name is encoded as its length in one word, and its bytes padded to whole words.
+    """
     lower = [name.lower() for name in names]
     return b"".join(len(name).to_bytes(WORD_BYTES, "little") + name + bytes(-len(name) % WORD_BYTES) for name in lower)
 
@@ -175,7 +188,11 @@ _WORDS: Mapping[str, Callable[[_Words, Any], tuple[Asked, list[int]]]] = {
 
 
 def program_of(rules: Iterable[tuple[Mapping[str, Any], Any, bool]], default: Any, index: Index) -> Program:
-    """Encode a policy: `rules` have conditions, a verdict, and whether the rule is observed; `default` is the last verdict."""
+    """Encode a policy for the compiled fast path.
+
+    `rules`: for each rule its conditions, its verdict, and True if the rule is observed. `default`: verdict if no rule
+    matches.
+    """
     rules = tuple(rules)
     verdicts = (*(verdict for _, verdict, _ in rules), default)
     known = {verdict: STATUSES.index(verdict.status) << 32 | number for number, verdict in enumerate(verdicts)}

@@ -1,4 +1,4 @@
-"""Question about a device: the device, its subscriber and the requester; validity of identifiers (TS 23.003 6.2).
+"""Question about a device, and the validation of its identifiers (TS 23.003 6.2).
 
 An interface (such as eir.interfaces.s13.service) fills a Question with the texts of its protocol without a validation. This
 module distinguishes missing and malformed identifiers in the same way for each protocol. An identifier may also be suspect by
@@ -17,7 +17,7 @@ SOFTWARE_VERSION_DIGITS = IMEISV_DIGITS - KEY_DIGITS
 
 
 class Question(NamedTuple):
-    """Request for one check. Texts are as the protocol carried them, empty if absent."""
+    """Request for one check, with the texts of its protocol. A text is empty if the request lacks it."""
 
     imei: str | None = None
     """IMEI or IMEISV; None if the request has none, which is not the same as an empty one."""
@@ -38,11 +38,11 @@ class Question(NamedTuple):
 
     @property
     def is_anonymous(self) -> bool:
-        """True if the request has no identifier of a device, not even a malformed one."""
+        """True if the request contains neither an IMEI nor a MEID, not even a malformed one."""
         return self.imei is None and self.meid is None
 
     def device(self) -> int:
-        """Return the key (eir.device) of the device, by its IMEI if that is valid, else by its MEID.
+        """Return the key of the device: that of its IMEI if the IMEI is valid, else that of its MEID.
 
         Raises:
             IdentifierError: if neither is valid, with the reason for a person.
@@ -63,7 +63,10 @@ class Question(NamedTuple):
             raise IdentifierError(f"{bad_imei}; {e}") from None
 
     def any_device(self) -> int | None:
-        """Return the key of the identifier, even if it is neither IMEI nor MEID; None if it is empty or too long for a key."""
+        """Return the key of the device's identifier, even if the identifier is neither an IMEI nor a MEID.
+
+        The key is None if the identifier is empty or too long.
+        """
         try:
             return self.device()
         except IdentifierError:
@@ -74,20 +77,20 @@ class Question(NamedTuple):
             return None
 
     def identifier(self) -> str:
-        """Return the identifier of the device as it was sent.
+        """Return the identifier of the device as it was sent, or an empty text.
 
-        It is the MEID if the IMEI is not valid; it is empty if the request has neither.
+        The IMEI is preferred. If the IMEI is not valid and the request has a MEID, the MEID is returned.
         """
         if self.imei and (self.meid is None or (len(self.imei) in IMEI_LENGTHS and is_digits(self.imei))):
             return self.imei
         return self.meid or self.imei or self.other or ""
 
     def subscriber(self) -> str:
-        """Return the IMSI, or an empty text if it is not digits only, so that it has no effect."""
+        """Return the IMSI, or an empty text if the IMSI contains other characters than digits."""
         return self.imsi if is_digits(self.imsi) else ""
 
     def version(self) -> str:
-        """Return the software version (two digits): that of the request, or the end of an IMEISV; empty if neither is valid."""
+        """Return the software version (two digits) of the request or else of its IMEISV, or an empty text."""
         version = self.software_version
         if not is_digits(version):
             version = (
@@ -139,7 +142,10 @@ _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 
 
 def is_wrong_digit(imei: str | bytes) -> bool:
-    """Return True if the 15th digit of an IMEI is neither its check digit (TS 23.003 annex B) nor the spare 0 that phones send."""
+    """Return True if the 15th digit of an IMEI is neither its check digit nor 0 (TS 23.003 annex B).
+
+    Phones send 0 as a spare digit in this place.
+    """
     if len(imei) != IMEI_DIGITS or not imei.isdigit():
         return False
     digits = [int(digit) for digit in (imei if isinstance(imei, str) else imei.decode())]

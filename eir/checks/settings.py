@@ -1,4 +1,7 @@
-"""Settings of the policy: rules, the default answer, and the answers to requests without a device. eir.checks.policy compiles the settings."""
+"""Settings of the policy: rules, the default answer, and the answers to requests without a valid identifier.
+
+eir.checks.policy compiles these settings.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from eir.checks.conditions import CONDITIONS
 
 
 class Status(StrEnum):
-    """Status of a device (TS 29.272 7.3.51, and 7.4.3.4 for UNKNOWN), as on the wire but in lower case."""
+    """Equipment status of a device in lower case (TS 29.272 7.3.51, and 7.4.3.4 for UNKNOWN)."""
 
     WHITELISTED = "whitelisted"
     BLACKLISTED = "blacklisted"
@@ -20,7 +23,10 @@ class Status(StrEnum):
 
 
 class NoDevice(StrEnum):
-    """Reason why a request names no device. As the answer to a check, it stands for the protocol's own error."""
+    """Reason why a request contains no valid IMEI or MEID.
+
+    As the result of a check, it stands for the protocol's own error.
+    """
 
     MISSING = "no_identity"
     MALFORMED = "bad_identity"
@@ -29,9 +35,10 @@ class NoDevice(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Rule that matches if all its conditions hold (each is a row of CONDITIONS). A tuple holds if one of its values does.
+    """Policy rule, which matches if all its conditions hold.
 
-    A condition on a value that the request lacks (no User-Name, no Software-Version) does not hold.
+    Each condition is a row of CONDITIONS. A tuple of values holds if one of its values does. A condition on a value
+    that the request lacks (no User-Name, no Software-Version) does not hold.
     """
 
     name: str | None = None
@@ -72,23 +79,23 @@ class Rule:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Conditions of the rule: name → value, in the order of CONDITIONS."""
+        """Conditions of the rule: a map from name to value, in the order of CONDITIONS."""
         return {name: value for name in CONDITIONS if (value := getattr(self, name))}
 
     @property
     def asks_first_seen(self) -> bool:
-        """True if it asks the record of first sightings."""
+        """True if the rule has a condition on the first sighting of the device."""
         return bool(self.first_seen_within or self.first_seen_before)
 
     @property
     def lists(self) -> tuple[str, ...]:
-        """Names of all lists of the rule; the first one represents the rule in metrics and logs."""
+        """Names of all lists of the rule. In metrics and logs the first name stands for the rule."""
         return tuple(dict.fromkeys(value for name, value in self.conditions.items() if CONDITIONS[name].names_list))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
-    """One answer to every check, independent of the lists, for the case that a list is wrong."""
+    """Override: the same answer to every check, regardless of lists and rules, for use when a list is wrong."""
 
     answer: Status
     until: datetime | None = None
@@ -97,7 +104,7 @@ class Override:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySettings:
-    """Configured policy."""
+    """Settings of the policy: rules, default answer, and override."""
 
     rules: tuple[Rule, ...] = ()
     default: Status = Status.WHITELISTED
@@ -111,7 +118,7 @@ class PolicySettings:
 
 
 class Asks(Protocol):
-    """Part of a peer table entry that changes the answers to the peer."""
+    """Interface of a peer table entry that replaces statuses in the answers to its peer."""
 
     @property
     def label(self) -> str:
@@ -119,11 +126,11 @@ class Asks(Protocol):
 
     @property
     def answers(self) -> tuple[tuple[str, str], ...]:
-        """Statuses, each with the status that is answered instead."""
+        """Pairs of a status of the policy and the status that the peer receives instead."""
 
 
 def answers_of(peers: Iterable[Asks]) -> dict[str, dict[Status, Status]]:
-    """Return, by label of the peer, the statuses that are answered instead of others."""
+    """Return, for each peer label, a map from a status of the policy to the status that the peer receives instead."""
     return {
         peer.label: {Status(verdict): Status(answer) for verdict, answer in peer.answers}
         for peer in peers

@@ -1,4 +1,4 @@
-"""Trace of one subscriber or one device: each of its checks with the complete explanation.
+"""Trace of one device or subscriber: it sends each matching check with its complete explanation.
 
 A worker has one tracer, with at most one trace. The tracer explains a check with the same lists at the same moment, and sends a
 limited number of checks per second. Fast paths skip matching checks only as long as the limit is not reached. Synchronous;
@@ -24,7 +24,7 @@ CHECK, WIRE, LIMIT = "check", "wire", "limit"
 
 
 class TraceFilter(NamedTuple):
-    """Filter for the checks of a trace."""
+    """Filter that selects the checks of a trace by device and IMSI."""
 
     device: int | None
     """Key of eir.device; None for any device."""
@@ -33,11 +33,11 @@ class TraceFilter(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """Device and SIM as a fast path compares them (eir.checks.program.Field), ANY for any."""
+        """Device key and IMSI as numbers for a fast path (eir.checks.program.Field); ANY matches every value."""
         return ANY if self.device is None else self.device, int(self.imsi or ANY)
 
     def fits(self, question: Question) -> bool:
-        """Return True if the check matches the filter."""
+        """Return True if the device and the IMSI of the question match the filter."""
         if self.imsi and question.imsi != self.imsi:
             return False
         try:
@@ -47,13 +47,16 @@ class TraceFilter(NamedTuple):
 
 
 class Tracer:
-    """Sender of the checks of one trace."""
+    """Tracer of one worker, which sends the checks that match its filter."""
 
     def __init__(
         self, explain: Callable[[Question], Explanation], tell: Callable[[dict[str, Any]], None], seek: Callable[[TraceFilter | None], None],
         now: Callable[[], float],
     ) -> None:  # fmt: skip
-        """Create a tracer. `tell` receives each record, `seek` the filter for fast paths; `now` returns Unix time."""
+        """Create a tracer without a filter.
+
+        `tell` receives each record, and `seek` the filter for fast paths. `now` returns Unix time.
+        """
         self._explain, self._tell, self._seek, self._now = explain, tell, seek, now
         self._left = 0
         self.sought: TraceFilter | None = None
@@ -64,12 +67,15 @@ class Tracer:
         self.refill()
 
     def refill(self) -> None:
-        """Allow another second's number of checks and messages. Called each second."""
+        """Reset the number of trace records that may be sent in the next second.
+
+        Called each second.
+        """
         self._left = TOLD_MAX
         self._seek(self.sought)
 
     def check(self, question: Question, verdict: Verdict | NoDevice) -> None:
-        """Send a check that was just decided, if it matches."""
+        """Send a trace record of a check that was just decided, if the check matches the filter."""
         if self._admits(question):
             status = None if isinstance(verdict, NoDevice) else verdict.status
             self._tell(
@@ -83,7 +89,10 @@ class Tracer:
             )
 
     def wire(self, question: Question, request: bytes, answer: bytes, result: str) -> None:
-        """Send an answered request, if it matches: both messages as on the wire, and the result as text."""
+        """Send a trace record with a request and its answer as on the wire, if the request matches the filter.
+
+        `result` is the result of the request as text.
+        """
         if self._admits(question):
             self._tell({
                 "kind": WIRE, "time": self._now(), "protocol": question.protocol, "peer": question.peer, "origin_host": question.origin_host,

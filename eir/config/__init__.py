@@ -1,8 +1,9 @@
-"""Configuration: parses one YAML file into frozen dataclasses of the parts, or reports every fault with file and line.
+"""Configuration: it parses one YAML file into frozen dataclasses, or reports all faults with file and line.
 
-keys.py is the reference: a table of all keys, and the page that is made of it. kinds.py knows how each kind of value is written, reader.py walks a file by the
-table, checks.py holds what no single value can tell, load.py puts them together, settings.py is what comes of it. Used by
-commands, daemon and operate; what is below them is handed its settings and sees no file.
+keys.py has the table of all keys, from which the reference page is made. kinds.py parses and formats each kind of
+value. reader.py reads a file by the table. checks.py checks values that depend on other values or on files. load.py
+combines these steps. settings.py has the resulting dataclasses. Commands and the processes of a node use this package.
+The parts below receive their settings and do not read the file.
 """
 
 from eir.config.load import (

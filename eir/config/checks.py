@@ -1,7 +1,8 @@
-"""Checks of a whole configuration: functions that find faults and probable mistakes that concern several values or files.
+"""Checks of a whole configuration: they find faults and probable mistakes that involve several values or files.
 
-Each is given what was built from the document (with its default or None in place of a value with a fault) and the
-document, which knows the lines. They read the files that the configuration names, and change nothing.
+A check receives the configuration that was built from the document, and the document, which knows the lines. In the
+configuration, an invalid value is replaced by its default or None. Checks read the files that the configuration names,
+and change nothing.
 """
 
 import re
@@ -87,7 +88,7 @@ def _check_service_listeners(config: Config, _: Document) -> Findings:
 
 
 def _connects(config: Config) -> dict[Spot, str]:
-    """Return the URLs to which the node connects, by their place in the file."""
+    """Return the URLs to which the node connects, by the position of the setting in the file."""
     urls: dict[Spot, str | None] = {("peers", at, "connect"): peer.connect for at, peer in enumerate(config.peers)}
     for each in INTERFACES:
         urls |= each.connects(config.of(each))
@@ -108,7 +109,7 @@ def _warn_sctp(config: Config, _: Document) -> Findings:
 
 
 def _check_tls(config: Config, document: Document) -> Findings:
-    """Check the TLS files by reading them like a start or a reload."""
+    """Find TLS files that cannot be loaded, and URLs that need the missing section `tls`."""
     if document.faulty("tls"):
         return
     if config.tls is not None:
@@ -124,7 +125,7 @@ def _check_tls(config: Config, document: Document) -> Findings:
 
 
 def _check_tokens(config: Config, document: Document) -> Findings:
-    """Check the keys of access tokens by reading them like a start or a reload."""
+    """Find keys of access tokens that cannot be loaded."""
     for section, settings in config.interfaces.items():
         tokens = getattr(settings, "tokens", None)
         if not isinstance(tokens, TokenSettings) or document.faulty(section, "tokens"):
@@ -160,7 +161,7 @@ def _store_files(config: Config) -> Mapping[str, Path]:
 
 
 def _warn_secrets(config: Config, _: Document) -> Findings:
-    """Warn about secret files that are readable by more than their owner and group."""
+    """Warn about files with secrets that every user of the host can read."""
     secrets = {option: file for option, file in _store_files(config).items() if option in SECRET_FILES}
     named: list[tuple[Path, Spot]] = [(file, ("store",)) for file in secrets.values()]
     if config.tls is not None:
@@ -230,9 +231,9 @@ def _check_sources(config: Config, document: Document) -> Findings:
 
 
 def _unusable(path: Path) -> str | None:
-    """Return the fault of a file that must not be empty, or None.
+    """Return the fault of a file that must exist and must not be empty; None if the file is usable.
 
-    OpenSSH passes everything if the revocation list is empty.
+    If the revocation list is empty, OpenSSH accepts every key.
     """
     try:
         if not path.is_file():
@@ -262,7 +263,7 @@ def _warn_signers(config: Config, _: Document) -> Findings:
 
 
 def check_layouts(config: Config, document: Document) -> Findings:
-    """Check the faults of a layout that concern several keys."""
+    """Find faults of declared layouts that involve several keys."""
     for name, layout in config.layouts.items():
         spot = ("layouts", name)
         if document.faulty(*spot):
@@ -374,7 +375,7 @@ def _warn_peers(config: Config, document: Document) -> Findings:
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
-    """Return whether every connection that fits the second entry also fits the first."""
+    """Return True if every connection that matches the second peer entry also matches the first."""
     if first.is_titled or second.is_titled:
         titles = (
             first.gt is None or (second.gt or "").startswith(first.gt),
@@ -390,7 +391,7 @@ def _covers(first: PeerSettings, second: PeerSettings) -> bool:
 
 
 def _warn_open_doors(config: Config, _: Document) -> Findings:
-    """Warn about peers without TLS and address: the names in a CER are unverified claims."""
+    """Warn about peer entries without `from` if a listener has no TLS, since the names in a CER are unverified."""
     if all(is_secure(each.url) or re.match(r"\w+://(127\.|\[::1\]|localhost:)", each.url) for each in config.listeners):
         return
     for at, peer in enumerate(config.peers):
@@ -410,7 +411,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 def _of_interfaces(name: str) -> Check:
-    """Combine the checks of this name of all interfaces."""
+    """Return a check that calls the function `name` of every interface."""
 
     def check(config: Config, document: Document) -> Findings:
         for each in INTERFACES:

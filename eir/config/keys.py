@@ -1,7 +1,8 @@
-"""Reference of the configuration: each key with its unit, default, meaning, and whether a reload applies it.
+"""Table of the configuration keys: unit, default and meaning of each key, and whether a reload applies it.
 
-A new key is one row here, or in its interface's folder, a field of that name in what its section builds, and a line in config/eir.yaml;
-config/REFERENCE.md is then made by `eir config --reference` (tests compare them). A new section is its keys, and a row in SECTIONS.
+To add a key, add one row here (or in the folder of its interface), a field of that name in the class that its section
+builds, and a line in config/eir.yaml. Then make config/REFERENCE.md with `eir config --reference` (tests compare them).
+To add a section, add its keys and a row in SECTIONS.
 """
 
 from functools import partial
@@ -51,18 +52,18 @@ LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE, FIRST_SIGHTINGS = (
 
 
 def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
-    """Build a peer; without a name its label is the first criterion that identifies it."""
+    """Build a peer table entry. Without a name, its label is its host, else its realm, else its first network."""
     label = name or names["host"] or names["realm"] or next(iter(sources), "")
     return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, **names)
 
 
 def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
-    """Return the values of a section by key."""
+    """Return the keys of a section that are set, each with its value."""
     return tuple((name, value) for name, value in values.items() if value is not None)
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
-    """Return the limits on one peer, and the memory limit of a load."""
+    """Split the section `limits` into the limits on one peer and the memory limit of a load."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
 
 
@@ -74,7 +75,7 @@ def _layout(
     *, columns: tuple[tuple[str, str | int], ...], added: tuple[str, ...], removed: tuple[str, ...], reasons: tuple[tuple[str, str], ...],
     **more: Any,
 ) -> Layout:  # fmt: skip
-    """Build a layout for the kinds of list whose subjects its columns identify."""
+    """Build a declared layout. Its columns determine the kinds of list that the layout can fill."""
     by_role = dict(columns)
     subjects = {
         kind: tuple(each for each in allowed if by_role.keys() >= set(each)) for kind, allowed in SUBJECTS.items()
@@ -309,7 +310,7 @@ keys. The node reloads files of users, numbers and token keys when they change.
 
 
 def reference() -> list[dict[str, Any]]:
-    """Return one row for each key in the order of the sample: key, values, default, meaning, restart."""
+    """Return the rows of the reference in the order of the sample file: key, value, default, meaning, restart."""
     whole = {section.path for section in SECTIONS if not section.live}
     return [
         {
@@ -334,7 +335,7 @@ def reference_page() -> str:
 
 
 def _default(key: Key) -> Any:
-    """Return the default in the form of the file; None without a default or for a required key."""
+    """Return the default of a key in the form of the file; None if the key is required or has no default."""
     if key.default is REQUIRED or key.default is None or key.default == ():
         return None
     return list(map(key.kind.show, key.default)) if key.kind.many else key.kind.show(key.default)

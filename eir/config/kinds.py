@@ -1,4 +1,7 @@
-"""Kinds of configuration values: written form, parsed value, and displayed form. Independent of keys and files."""
+"""Kinds of configuration values, each with its written form, parser and formatter.
+
+Independent of keys and files.
+"""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Loading of the configuration: read, check and render it, and compare it at a reload."""
+"""Loading, checking, rendering and comparison of the configuration."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ TAKES_RESTART = [
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writer of YAML without aliases, which `load_config` would reject."""
+    """YAML dumper that writes no aliases, because `load_config` rejects aliases."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - as the library has it
         return True
@@ -45,7 +45,10 @@ def load_config(path: Path) -> Config:
 
 
 def load_to_ask(path: Path) -> Config:
-    """Read a configuration for a command that asks another EIR, which needs no `identity`. Raises ConfigError with all other faults."""
+    """Read a configuration for a command that queries another EIR; faults in `identity` are ignored.
+
+    Raises ConfigError with all other faults.
+    """
     document = read_document(path, read_file(path), ROOT)
     config, problems = _checked(path, document)
     if others := tuple(problem for problem in problems if document.problems.get(problem, ())[:1] != ("identity",)):
@@ -54,16 +57,20 @@ def load_to_ask(path: Path) -> Config:
 
 
 def load_identity(path: Path) -> Identity:
-    """Read the node's names from a file, even if it has faults elsewhere. Raises ConfigError if the file is unreadable."""
+    """Read the section `identity` of a file; faults elsewhere in the file are ignored.
+
+    Raises ConfigError if the file is unreadable.
+    """
     identity: Identity = read_document(path, read_file(path), ROOT).values["identity"]
     return identity
 
 
 def load_whereabouts(path: Path) -> Whereabouts:
-    """Return where node and lists are, even if the file is wrong elsewhere: a running node has taken over a good one.
+    """Return the locations of a node's state, store and lists; faults elsewhere in the file are ignored.
 
-    In a file that is not YAML as a whole, the lines that begin with `state:` and `store:` still say it. Raises
-    ConfigError if the file cannot be read, or if `state` or `store` is wrong.
+    A running node may still use an earlier, valid configuration. If the file as a whole is not YAML, only the lines
+    that begin with `state:` and `store:` are read. Raises ConfigError if the file cannot be read, or if `state` or
+    `store` is wrong.
     """
     octets = read_file(path)
     not_yaml: tuple[Problem, ...] = ()
@@ -90,7 +97,7 @@ def load_whereabouts(path: Path) -> Whereabouts:
 
 
 def load_layouts(path: Path) -> Mapping[str, Layout]:
-    """Return the declared layouts of a file, even if it has faults elsewhere, since a publisher configures no node.
+    """Read the declared layouts of a file; faults elsewhere are ignored, since a publisher configures no node.
 
     Raises ConfigError if the file is unreadable, or with the faults in `layouts`.
     """
@@ -108,7 +115,7 @@ def render(config: Config) -> str:
 
 
 def digests(shown: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of each section (see Config.shown), with which two processes compare their settings."""
+    """Return a digest of each section of `Config.shown`, so that two processes can compare their settings."""
     return {
         name: hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
         for name, section in shown.items()
@@ -116,7 +123,7 @@ def digests(shown: Mapping[str, Any]) -> dict[str, str]:
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:
-    """Return the changed keys, in the form of the file, that a reload does not apply."""
+    """Return the changed keys that a reload does not apply, as they are written in the file."""
     return [path for path in TAKES_RESTART if _value(old, path) != _value(new, path)]
 
 
@@ -132,20 +139,20 @@ def config_after_reload(old: Config, new: Config) -> Config:
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
-    """Return the names of the settings that differ."""
+    """Return the names of the settings that differ between two configurations."""
     names = [each.name for each in fields(Config) if each.compare and each.name not in {"warnings", "interfaces"}]
     return [name for name in (*names, *new.interfaces) if _value(old, name) != _value(new, name)]
 
 
 def _value(config: Config, path: str) -> Any:
-    """Return a setting, a setting of an interface's section, or the section."""
+    """Return the value at a path: a setting, an interface's section, or a setting in such a section."""
     section, _, name = path.partition(".")
     value = config.interfaces[section] if section in config.interfaces else getattr(config, section)
     return getattr(value, name) if name else value
 
 
 def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:
-    """Build the configuration of a document. Return it with all problems in file order."""
+    """Build and check the configuration of a document; return it with all problems in file order."""
     answer = document.values["overload_answer"]
     layouts = document.values["layouts"]
     record = document.values["first_seen"] and document.values["first_seen"].list
@@ -161,7 +168,7 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 
 def _findings(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
-    """Run the checks. Return their findings and `more` problems in file order."""
+    """Run the checks; return their findings together with the `more` problems, in file order."""
     findings = [
         Problem(document.file, document.line(*spot), text) for check in checks for text, spot in check(config, document)
     ]

@@ -1,4 +1,4 @@
-"""Reader of a YAML file by a table of keys: finds every fault in one run, each with its line and the expected value.
+"""Reader of a YAML file by a table of keys. It finds all faults in one run, with line and expected value.
 
 The table has a `Key` for each key, and a `Section` for each object that is built from several keys.
 """
@@ -34,7 +34,10 @@ Found = tuple[int, yaml.Node]
 
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
-    """Build the tree of the table: one section that contains all others. `sections` add builders and attributes, and receive their keys here."""
+    """Build the tree of all keys: one root section that contains every other section.
+
+    `sections` are the sections with a builder or with attributes; this function adds their keys to them.
+    """
     named = {section.path: section for section in sections}
     root = named.get("", Section("", dict))
     for key in table:
@@ -62,9 +65,10 @@ def read_file(path: Path) -> bytes:
 
 
 def read_document(path: Path, octets: bytes, root: Section) -> Document:
-    """Read a file's content against the table; `path` is what the file is called, and where files that it names are found from.
+    """Parse the content of a configuration file by the tree of keys in `root`.
 
-    Faults in values are gathered in `problems`. Raises ConfigError if it cannot be read as YAML at all.
+    `path` is the name of the file in messages. Relative paths in the file start at its folder. Faults in values are
+    gathered in `problems`. Raises ConfigError if the content is not valid YAML.
     """
     document = Document(str(path))
     folder = path.absolute().parent
@@ -78,7 +82,7 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
 
 
 class _Bounded(yaml.SafeLoader):
-    """Safe loader that creates nodes, and rejects aliases, explicit tags and a depth above DEPTH_MAX."""
+    """YAML loader that creates only nodes; it rejects aliases, explicit tags and nesting above DEPTH_MAX."""
 
     depth = 0
 
@@ -101,7 +105,7 @@ class _Bounded(yaml.SafeLoader):
 
 
 def _compose(path: Path, octets: bytes) -> yaml.Node:
-    """Parse the only document of a file into nodes. Raises ConfigError."""
+    """Parse the content of a file, which must be one YAML document, into nodes. Raises ConfigError."""
     try:
         return _Bounded(octets).get_single_node() or yaml.ScalarNode(NULL_TAG, "", yaml.Mark("", 0, 0, 0, None, 0))
     except yaml.MarkedYAMLError as e:
@@ -122,18 +126,18 @@ def _unreadable(path: Path | str, line: int, about: str) -> ConfigError:
 
 @dataclass(slots=True)
 class _Reader:
-    """Walk over the nodes, which records lines and problems in the document."""
+    """Reader of the YAML nodes of one file, which records lines and problems in the document."""
 
     document: Document
     folder: Path
 
     def wrong(self, spot: Spot, line: int, text: str) -> None:
-        """Record a problem."""
+        """Record a problem with the value at this position."""
         self.document.problems.setdefault(Problem(self.document.file, line, text), spot)
         self.document.faults.add(spot)
 
     def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:
-        """Read a mapping with the keys of a section."""
+        """Read a mapping node as a section; a key that the section lacks is recorded as a problem."""
         line, pairs = _line(node), self.pairs(node, spot)
         for name in pairs or ():
             if name not in section.entries:
@@ -143,7 +147,10 @@ class _Reader:
         return self.build(section, spot, pairs or {}, None if pairs is None else line, **more)
 
     def build(self, section: Section, spot: Spot, pairs: Mapping[str, Found], line: int | None, **more: Any) -> Read:
-        """Build a section from its keys. Missing required keys are problems in this line; None: no problems."""
+        """Build the object of a section from the nodes of its keys.
+
+        A missing required key is recorded as a problem in `line`; if `line` is None, it is not recorded.
+        """
         values, shown = more, {}
         for name, entry in section.entries.items():
             inner = (*spot, name)
@@ -159,7 +166,10 @@ class _Reader:
         return (section.build or dict)(**values), shown
 
     def missing(self, entry: Key | Section, spot: Spot, line: int | None) -> Read:
-        """Return the default of an absent key or section; a problem in this line if it is required. None: no problem."""
+        """Return the default of a key or section that the file lacks.
+
+        If it is required, a problem is recorded in `line`; if `line` is None, no problem is recorded.
+        """
         if isinstance(entry, Key):
             if entry.required and line:
                 self.wrong(
@@ -177,7 +187,10 @@ class _Reader:
         return ((), []) if entry.shape == "[]" else ({}, {}) if entry.shape else self.build(entry, spot, {}, None)
 
     def entry(self, node: yaml.Node, entry: Key | Section, spot: Spot) -> Read:
-        """Read a value or a section. By its path a section is a mapping, a list of mappings or a mapping of mappings."""
+        """Read the node of a key or of a section.
+
+        Depending on its path, a section is a mapping, a list of mappings or a mapping of mappings.
+        """
         if isinstance(entry, Key):
             return self.value(node, entry, spot)
         if node.tag == NULL_TAG:
@@ -208,7 +221,10 @@ class _Reader:
         return tuple(value for value, _ in read), [shown for _, shown in read]
 
     def pairs(self, node: yaml.Node, spot: Spot) -> dict[str, Found] | None:
-        """Return the keys of a mapping. For any other node, record a problem and return None."""
+        """Return each key of a mapping node with its line and the node of its value.
+
+        For any other node, a problem is recorded and None is returned.
+        """
         if node.tag == NULL_TAG:
             return {}
         if not isinstance(node, yaml.MappingNode):
@@ -232,7 +248,7 @@ class _Reader:
         return pairs
 
     def value(self, node: yaml.Node, key: Key, spot: Spot) -> Read:
-        """Read the value of a key; return the default for an invalid value."""
+        """Read the value of a key. If the value is invalid, return the default."""
         line, kind = _line(node), key.kind
         if kind.many and isinstance(node, yaml.SequenceNode):
             if not node.value and not kind.may_be_empty:
@@ -249,7 +265,10 @@ class _Reader:
         return _both(key, values if kind.many else values[0]) if values else self.default(key)
 
     def scalar(self, node: yaml.Node, kind: Kind, spot: Spot) -> tuple[Any, ...]:
-        """Parse a single value into a tuple of one; for an invalid value record a problem and return an empty tuple."""
+        """Parse a scalar node to a tuple with one value; if the value is invalid, the tuple is empty.
+
+        An invalid value is recorded as a problem.
+        """
         line = _line(node)
         self.document.lines.setdefault(spot, line)
         expected = f"expected {kind.form_with_example}"
@@ -267,14 +286,18 @@ class _Reader:
         return ()
 
     def default(self, key: Key) -> Read:
-        """Return the default of a key; None or an empty tuple for a required key. Defaults with several values name no files."""
+        """Return the default of a key; None or an empty tuple for a required key.
+
+        A file name in a default is resolved in the folder of the configuration. Defaults with several values contain no
+        file names.
+        """
         if key.kind.many or key.default is None:
             return _both(key, () if key.required else key.default)
         return _both(key, None if key.required else key.kind.place(key.default, self.folder))
 
 
 def _both(key: Key, value: Any) -> Read:
-    """Return a value with its displayed form."""
+    """Return the value of a key together with its displayed form for JSON."""
     kind = key.kind
     if kind.many:
         return value, [kind.show(each) for each in value] if value or kind.may_be_empty else {}
@@ -286,7 +309,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _in(spot: Spot) -> str:
-    """Format a place for a message: ` in lists.stolen`, ` in entry 2 of policy.rules`; empty at the top."""
+    """Format the position of a value for a message, such as ` in lists.stolen` or ` in entry 2 of policy.rules`."""
     if spot and isinstance(spot[-1], int):
         return f" in entry {spot[-1] + 1} of {_dotted(spot[:-1])}"
     return f" in {_dotted(spot)}" if spot else ""

@@ -1,6 +1,6 @@
-"""Settings of a configuration file: frozen dataclasses of the parts, and plain values.
+"""Settings of a configuration file: the frozen dataclasses of all parts, and single values.
 
-Knows neither file nor YAML.
+Independent of files and YAML.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,9 +29,9 @@ class Listener(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(SharedSettings):
-    """Everything that is configured, checked; keys.py says what each is for. Paths are absolute; None: it was left out, or is off.
+    """Checked settings of a node. Paths are absolute. None means that a setting is absent or off.
 
-    May be pickled: a process passes it on as it was read.
+    keys.py describes each setting. An object can be pickled, so a process can pass it to other processes.
     """
 
     path: Path
@@ -64,23 +64,23 @@ class Config(SharedSettings):
     """Settings by the keys of the file for JSON, with defaults filled in and passwords hidden."""
 
     def of(self, interface: Interface) -> Any:
-        """Return the settings of an interface."""
+        """Return the settings of an interface: its section, or the whole configuration if it has no section."""
         return self.interfaces[interface.section] if interface.section else self
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return the labels of the peer table, and of further connections of the interfaces."""
+        """Labels of all entries in the peer table, and of further connections of the interfaces."""
         own = (label for each in INTERFACES for label in each.labels(self.of(each)))
         return (*(peer.label for peer in self.peers), *own)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """Return the listeners of the workers; the processes of a node refer to a listener by its index here."""
+        """Listeners of the workers. The processes of a node refer to a listener by its index in this tuple."""
         return tuple(listener for each in INTERFACES if each.server for listener in self._listeners(each))
 
     @property
     def service_listeners(self) -> tuple[Listener, ...]:
-        """Return the listeners of interfaces that have a process of their own."""
+        """Listeners of interfaces that run in a process of their own."""
         return tuple(listener for each in INTERFACES if each.service for listener in self._listeners(each))
 
     def _listeners(self, interface: Interface) -> Iterator[Listener]:
@@ -91,7 +91,7 @@ class Config(SharedSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whereabouts:
-    """Locations of a node and its lists, for commands that inspect or control the node without applying a configuration."""
+    """Locations of a node's state, store and lists, for commands that also work with an invalid file."""
 
     path: Path
     state: Path
