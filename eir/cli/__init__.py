@@ -1,1 +1,1 @@
-"""Command line for people and scripts. Each command combines parts for one task and prints the result."""
+"""Command line of the EIR. Each command calls the parts that its task needs and prints the result."""

@@ -1,4 +1,4 @@
-"""Access of commands to the configuration, to the store and to the name of the person who runs them."""
+"""Access of commands to the configuration and to the store, and the name of the user for the history."""
 
 import asyncio
 import getpass
@@ -30,12 +30,15 @@ DENIED = ("cannot_open", "readonly")
 
 
 def is_named(path: Path) -> bool:
-    """Return whether the configuration is named by -c or $EIR_CONFIG; a default file is one of these objects itself."""
+    """Return True if the path comes from -c or $EIR_CONFIG, not from a default.
+
+    A default is one of the objects DEFAULT_CONFIG and SYSTEM_CONFIG.
+    """
     return path is not DEFAULT_CONFIG and path is not SYSTEM_CONFIG
 
 
 def _configuration_file(context: typer.Context, path: Path) -> Path:
-    """Return the named file, else the first readable default file, else the first existing one."""
+    """Return the file that the user named, or else the first default file that exists, readable files first."""
     source = context.get_parameter_source("config")
     if source is not None and source.name != "DEFAULT":
         return path
@@ -53,9 +56,9 @@ def _configuration_file(context: typer.Context, path: Path) -> Path:
 
 
 def optional_config(path: Path) -> Path | None:
-    """Return the configuration of a command that works without one; None if no default file can be read.
+    """Return the configuration's path for a command that also runs without it; None if no default is readable.
 
-    Raises ConfigError if a file that was named cannot be read.
+    Raises ConfigError if a file that the user named cannot be read.
     """
     try:
         read_file(path)
@@ -88,7 +91,7 @@ def config_with_warnings(path: Path) -> Config:
 
 
 def whereabouts(path: Path) -> Whereabouts:
-    """Return the locations of node and store, even if the file has faults elsewhere."""
+    """Load the locations of a node's state, store and lists, and print faults of the file as warnings."""
     found = load_whereabouts(path)
     for problem in found.problems:
         print_message(f"warning: {problem}")
@@ -96,7 +99,10 @@ def whereabouts(path: Path) -> Whereabouts:
 
 
 def opened(config: C) -> C:
-    """Check the state folder of a configuration and return the configuration. Raises EirError for a folder of a newer form."""
+    """Check that this program can use the state folder of a configuration; return the configuration.
+
+    Raises EirError if a newer program has changed the form of the folder.
+    """
     known_form(config.state)
     return config
 
@@ -104,7 +110,10 @@ def opened(config: C) -> C:
 def with_store(
     config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False
 ) -> T:
-    """Open the store, do the work, close it. If not `fresh`, the store must be there already. `reads`: whatever its form, it stays as it is."""
+    """Open the store, run `work` on it, close it, and return the result of `work`.
+
+    If `fresh` is false, the state folder must exist. If `reads` is true, the form of the store is not upgraded.
+    """
     try:
         there = config.state.is_dir()
     except PermissionError as e:
@@ -134,7 +143,10 @@ def with_store(
 
 @contextmanager
 def acting_in(state: Path) -> Iterator[None]:
-    """Act as the owner of the state folder; print a notice if root owns it because it was just created."""
+    """Run the context as the user who owns the state folder.
+
+    If root has just created the folder, a warning is printed.
+    """
     there = state.is_dir()
     try:
         with as_owner_of(state):
@@ -147,7 +159,7 @@ def acting_in(state: Path) -> Iterator[None]:
 
 
 def who() -> str:
-    """Return the acting person for the history: the login behind sudo, and the host."""
+    """Return the user who runs the command, for the history: login name, user before sudo, and host."""
     user = getpass.getuser()
     behind = os.environ.get("SUDO_USER")
     return (
@@ -156,9 +168,9 @@ def who() -> str:
 
 
 def imsi_named(config: Config, text: str) -> str:
-    """Return the IMSI of an argument: digits are an IMSI, +NUMBER is looked up in the table `numbers`.
+    """Return the IMSI that an argument names: the digits of an IMSI, or +NUMBER from the table `numbers`.
 
-    Ends the command with a usage error if the table has no IMSI.
+    If the table has no IMSI for the number, the command ends with a usage error.
     """
     from eir.lists.rows.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - numpy, for those that need it
 
@@ -184,7 +196,7 @@ def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
 
 
 def no_list(name: str, known: Collection[str], path: Path) -> typer.Exit:
-    """Return the usage error for an unknown list."""
+    """Print the error message about an unknown list; return the exception that ends the command."""
     return fail(
         f"no list {name} in {path}; there are: {', '.join(known) or 'none'}{did_you_mean(name, known)}", EXIT_USAGE
     )

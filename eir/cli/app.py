@@ -1,4 +1,4 @@
-"""All commands, the examples of their help, and their exit status.
+"""All commands of the command line, the examples in their help, and their exit status.
 
 A command parses its arguments, calls a part and prints the result. Exit status: 0 done; 1 refused or answered "no", with the reason on standard
 error; 2 wrong usage or configuration; 3 unknown (`status`) or undecided (`audit`).
@@ -234,7 +234,7 @@ def format_examples(words: str) -> str:
 
 
 def _folded(line: str) -> list[str]:
-    """Split a long line before its last option, with a backslash for the shell."""
+    """Fold an example that is too long into several lines, with a backslash at the end of each for the shell."""
     if len(line) <= WIDE:
         return [line]
     at = line.rindex(" -", 0, WIDE - 2)
@@ -246,7 +246,7 @@ EPILOG = "Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, el
 
 
 class Group(NamedTuple):
-    """First word of several commands."""
+    """Group of commands with the same first word."""
 
     commands: Mapping[str, str]
     """Second word → what runs."""
@@ -274,7 +274,7 @@ ABOUT_ALL = {"completion", "manual"}
 
 
 class _Command(TyperCommand):
-    """Command whose help names arguments by their meaning instead of a Python type."""
+    """Typer command whose help shows arguments without their Python type."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         found = super().get_params(ctx)
@@ -287,9 +287,10 @@ class _Command(TyperCommand):
 
 
 def command_line(word: str | None = None) -> typer.Typer:
-    """Build the command line for a first word: that command alone, since importing all modules is slow.
+    """Build the command line for one first word, because importing the modules of all commands is slow.
 
-    An unknown word (for the help or a hint) and a command about all others get all commands.
+    For an unknown word (for the help or a hint), and for a command that needs all others, the command line has all
+    commands.
     """
     app = typer.Typer(
         name="eir", help=HELP, epilog=EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -344,7 +345,7 @@ def _root(
 
 
 def run_read_only(socket: Path, arguments: Sequence[str]) -> int:
-    """Run a read-only command on the node (`control_read`) and print its answer; return the exit status."""
+    """Send a read-only command to the node (`control_read`), print its output, and return its exit status."""
     try:
         said = control.ask(socket.absolute().parent, RUN, at=socket.name, arguments=list(arguments))
     except control.ControlError as e:
@@ -362,7 +363,9 @@ def run_read_only(socket: Path, arguments: Sequence[str]) -> int:
 
 
 def main(word: str | None = None, arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a known first word loads only that command. `arguments`: instead of those of the process.
+    """Run the command line; only the module of the command's first word is imported.
+
+    `arguments` replace those of the process.
 
     Errors become a message on standard error and an exit status.
     """

@@ -1,4 +1,4 @@
-"""Commands about the answer for a device: the answer of this EIR with its reason, and the answer of any EIR to a probe."""
+"""Commands that show the answer for a device: of this EIR with the reason, or of any EIR over the network."""
 
 import asyncio
 from collections.abc import Mapping
@@ -121,7 +121,7 @@ def check(
     protocol: Annotated[str | None, typer.Option(metavar="|".join(CLIENTS), click_type=click.Choice([*CLIENTS]), help=f"Say also what goes over the wire, to {_clients()}.")] = None,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the answer for a device, and its reason.
+    """Show the answer that a check of a device gets, and its reason.
 
     Blanks and dashes, as on a box, do not count. Exit status 2 if it is no identifier of a device, whatever such a request gets.
 
@@ -169,7 +169,7 @@ def check(
 
 
 def with_reason(config: Config, states: Mapping[str, ListState], found: "Explanation", now: datetime) -> "Explanation":
-    """Return the node's answer, with the reason from the store or from the node's copy."""
+    """Add to a node's answer the reason that the list has for the device, from the store or the node's copy."""
     if found.list is None or found.list not in states:
         return found
     from eir.checks.explain import add_reason  # noqa: PLC0415 - as above
@@ -220,7 +220,7 @@ def probe(
     config: ConfigFile = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Ask an EIR, as an MME, an AMF or an MSC would.
+    """Send checks to an EIR, as an MME, an AMF or an MSC does, and show the answers.
 
     HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir); gsup://HOST:PORT as an
     OsmoMSC asks; map://GATEWAY:PORT as any MSC asks (MAP over SIGTRAN: over SCTP, or over TCP where SCTP is missing).
@@ -274,9 +274,9 @@ def names_of(
     destination_realm: str | None,
     config: Path,
 ) -> Names:
-    """Return the given names, completed by those of a configuration if one exists.
+    """Return the Diameter names of a probe: those given, completed by the configuration if there is one.
 
-    Raises ConfigError if a configuration was named and cannot be read.
+    Raises ConfigError if the user named a configuration that cannot be read.
     """
     own, file = origin_realm, optional_config(config)
     if own is None and file is not None:
@@ -289,7 +289,7 @@ def names_of(
 def prober_for(
     target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float, calls: Calls, config: Path
 ) -> tuple[Any, Any]:
-    """Return the probing module of the interface for the target's URL scheme, and its target.
+    """Return the probing module for the URL scheme of a target, and the parsed target.
 
     A target without a known scheme belongs to the first interface.
     """
@@ -309,7 +309,7 @@ def prober_for(
 
 
 def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
-    """Return the TLS settings of handshakes; None if no file is given."""
+    """Load the TLS settings of a probe; return None if none of the three files is given."""
     if ca is None and cert is None and key is None:
         return None
     if ca is None or cert is None or key is None:

@@ -1,4 +1,4 @@
-"""Command that compares the answers of an EIR with a list: by a probe, by a capture of others' requests, or by its own record."""
+"""Command that compares an EIR's answers with a list: by probes, by a capture, or by the record of checks."""
 
 import asyncio
 import math
@@ -90,7 +90,7 @@ def audit(
     routing_context: RoutingContext = None,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Hold an EIR of any vendor to a signed release.
+    """Measure the share of devices in a signed release that an EIR answers as listed.
 
     Does it answer as the list says? Verifies the release, draws a random sample of its devices, and asks about each in 14, 15 and 16 digits; a device counts as answered
     as listed if all three were. With --passive or --sightings nothing is asked: what counts are the checks of listed devices that
@@ -168,7 +168,7 @@ def _sizes(
     *,
     everything: bool,
 ) -> tuple[int, int]:
-    """Return the number of devices before the first look at the share, and the largest number."""
+    """Return the initial and the maximum number of devices in the sample."""
     if everything:
         return entries, entries
     first = sample or sample_size(AT_LEAST if floor is None else floor, confidence, of=entries)
@@ -188,7 +188,7 @@ async def _ask(
 
 
 def _captured(capture: Path, ports: list[int], config: Config) -> tuple[list[Check], set[str], set[str]]:
-    """Read the checks, the asking clients and the known clients of a capture."""
+    """Return the checks in a capture, the clients that sent checks, and all clients that the capture shows."""
     from eir.device import device_key  # noqa: PLC0415 - for this alone, as the next
     from eir.errors import IdentifierError  # noqa: PLC0415 - as above
 
@@ -216,7 +216,7 @@ def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], s
 
 
 def _answer(config: Config, name: str) -> Status:
-    """Return the policy's answer for a list: that of the first rule with the list."""
+    """Return the answer of the first policy rule with this list; `blacklisted` if no rule has the list."""
     return next((rule.answer for rule in config.policy.rules if rule.list == name), Status.BLACKLISTED)
 
 

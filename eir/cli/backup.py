@@ -1,4 +1,4 @@
-"""Commands for a backup: write the lists, the history, the keys and the clock marks of a node to one file, and restore them from it."""
+"""Commands that write the lists, history, keys and clock marks of a node to a backup, and restore them."""
 
 import asyncio
 import hashlib
@@ -106,7 +106,7 @@ def restore(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup and say what would be refused; change nothing.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write a backup into the store, SQLite or Redis.
+    """Restore a backup into the store (SQLite or Redis) and the state folder.
 
     The backup may be from a node with the other kind of store. Nothing is changed if a list in the store, in this node's copy or in force
     here before is newer than the backup's. A list that only the store has stays. A history that is empty, damaged or cut off is
@@ -148,7 +148,7 @@ def restore(
 async def _restored(
     checked: Config, store: ListStore, room: Path, states: Mapping[str, ListState], facts: Mapping[str, Any], *, force: bool, dry_run: bool
 ) -> list[Restored]:  # fmt: skip
-    """Write the lists and the history of an unpacked backup into the store; with `dry_run` only check that this is allowed."""
+    """Restore the lists and the history of an unpacked backup; with `dry_run`, only check that this is allowed."""
     folder, backup = checked.state, SqliteStore(room / SQLITE_FILE, upgrades=False)
     is_new = isinstance(store, SqliteStore) and (not store.path.exists() or await _is_empty(store.path))
     marks = {name: entry.mark for name, entry in load_in_force(folder).items()}
@@ -185,7 +185,7 @@ async def _restored(
 
 
 async def _is_empty(path: Path) -> bool:
-    """Return True if a file has no list and no record, so that it can be replaced."""
+    """Return True if an SQLite store has neither a list nor a record, so that a backup may replace it."""
     store = SqliteStore(path, upgrades=False)
     try:
         return not (await store.states() or (await store.ledger()).number)
@@ -194,7 +194,7 @@ async def _is_empty(path: Path) -> bool:
 
 
 async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
-    """Record the restore of a whole file."""
+    """Add an event about the restore to the history in a restored SQLite file."""
     store = SqliteStore(path)
     try:
         await store.record(Event(time=utc_text(now), who=by, what=RESTORE, outcome=ACCEPTED, detail=detail))
@@ -203,7 +203,7 @@ async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
 
 
 def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
-    """Write the backup's small files and its record of checks to the state folder; return notes for the operator."""
+    """Write the keys, clock marks and checks of a backup to the state folder; return notes for the operator."""
     notes = []
     for name in KEYS:
         ours, theirs = folder / name, room / name
@@ -227,7 +227,7 @@ def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
 
 
 def _times(folder: Path) -> list[int]:
-    """Return the last time that a folder's clock showed, in Unix seconds."""
+    """Return the Unix time in a folder's clock file as a list; an empty list if the file cannot be read."""
     with suppress(OSError, ValueError):
         return [int((folder / CLOCK_FILE).read_text())]
     return []
@@ -238,7 +238,7 @@ def _small_files(folder: Path) -> list[str]:
 
 
 def _try_lock(folder: Path) -> int | None:
-    """Lock the state folder, so that no node starts on it meanwhile; return the descriptor of the lock, or None if a node runs."""
+    """Lock the state folder, so that no node can start; return the lock's descriptor, or None if a node runs."""
     with suppress(EirError):
         return lock(folder)
     return None
@@ -246,7 +246,7 @@ def _try_lock(folder: Path) -> int | None:
 
 @contextmanager
 def _room(checked: Config) -> Iterator[Path]:
-    """Make a folder in the state folder for the time of the work."""
+    """Create a temporary folder in the state folder, and delete it at the end of the context."""
     try:
         with acting_in(checked.state):
             room = Path(tempfile.mkdtemp(prefix=".backup-", dir=checked.state))
@@ -263,7 +263,7 @@ def _room(checked: Config) -> Iterator[Path]:
 
 @contextmanager
 def _output(file: Path) -> Iterator[IO[bytes]]:
-    """Open the file to write to, which gets its name once the work is done; or standard output for `-`."""
+    """Open the backup file for writing, or standard output for `-`. The file appears when it is complete."""
     if str(file) == "-":
         yield sys.stdout.buffer
         return
@@ -273,7 +273,7 @@ def _output(file: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _input(file: Path) -> Iterator[IO[bytes]]:
-    """Open the file to read from; or standard input for `-`."""
+    """Open the backup file for reading, or standard input for `-`."""
     if str(file) == "-":
         yield sys.stdin.buffer
         return
@@ -284,7 +284,7 @@ def _input(file: Path) -> Iterator[IO[bytes]]:
 def _write(
     stream: IO[bytes], members: Mapping[str, Path], facts: Mapping[str, Any], advance: Callable[[str, int, int], None]
 ) -> dict[str, str]:
-    """Write the members and the manifest behind them as a tar file; return the SHA-256 of each."""
+    """Write the members, and the manifest after them, to a tar file; return the SHA-256 of each member."""
     digests = {}
     with tarfile.open(fileobj=stream, mode="w|") as tar:
         for number, (name, path) in enumerate(members.items()):
@@ -305,7 +305,10 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> dict[str, Any]:
-    """Verify a backup, and extract its members into a folder if one is given; return the manifest. Raises EirError."""
+    """Verify a backup and return its manifest; unless `room` is None, extract its members to that folder.
+
+    Raises EirError if the backup is damaged or incomplete.
+    """
     found: dict[str, str] = {}
     facts: dict[str, Any] = {}
     try:
@@ -332,7 +335,7 @@ def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> dict[str, Any]:
 
 
 def _extract(content: IO[bytes], to: Path | None) -> str:
-    """Read a member to its end, and write it to a file if one is given; return its SHA-256."""
+    """Return the SHA-256 of a member of the tar file; unless `to` is None, write the member to that file."""
     digest = hashlib.sha256()
     with ExitStack() as stack:
         out = None

@@ -1,4 +1,4 @@
-"""Commands for the first setup: a commented configuration, the folder of publishers' keys and a systemd unit from a few answers; a feed's user.
+"""Commands for the first setup: configuration, signers files and systemd unit of a node; users of a feed.
 
 Existing files are never overwritten. The files are validated like `eir serve` reads them.
 """
@@ -39,7 +39,7 @@ UNIT = Path(__file__).with_name("eir.service")
 
 
 class FirstPeer(NamedTuple):
-    """Peer of the first configuration."""
+    """Peer entry in the configuration that `eir init` writes."""
 
     host: str | None
     """Its Origin-Host; None: any of our realm."""
@@ -58,7 +58,7 @@ def init(
     signer: Annotated[str, typer.Option(metavar="NAME", help="What to call who holds the key; the comment in it if not given.")] = "",
     state: Annotated[str, typer.Option(metavar="FOLDER", help="The state folder.", show_default=f"{SYSTEM_STATE} for a configuration in {SYSTEM_CONFIG.parent}, else {STATE} beside it")] = "",
 ) -> None:  # fmt: skip
-    """Write a first configuration.
+    """Create the first configuration of a node.
 
     On a terminal it asks for what no option says. Into FOLDER go eir.yaml with comments, the publisher's key in signers/, and
     eir.service, the unit for systemd. It writes over nothing: exit status 1 if one of them is there.
@@ -96,7 +96,7 @@ def init(
 
 
 def _ask(question: str, check: Callable[[str], object], default: str | None = None) -> str:
-    """Prompt until the answer passes the check, which raises ValueError; return the answer."""
+    """Prompt for an answer until `check` accepts it (raises no ValueError); return the answer."""
 
     def value(answer: str) -> str:
         try:
@@ -109,7 +109,7 @@ def _ask(question: str, check: Callable[[str], object], default: str | None = No
 
 
 def _check_option(option: str, check: Callable[[str], object], texts: Sequence[str]) -> None:
-    """End the command with a usage error if a given text does not pass the check."""
+    """End the command with a usage error if `check` rejects a value of the option."""
     for text in filter(None, texts):
         try:
             check(text)
@@ -118,7 +118,7 @@ def _check_option(option: str, check: Callable[[str], object], texts: Sequence[s
 
 
 def _asked_peers() -> list[str]:
-    """Prompt for peers until an empty line."""
+    """Prompt for peers until the user enters an empty line; return them."""
     found = [_ask("Who may ask (HOST@ADDRESS, or a network)", parse_peer)]
     while text := _ask("Who else (nothing: nobody)", lambda text: text and parse_peer(text), default=""):
         found.append(text)
@@ -126,7 +126,7 @@ def _asked_peers() -> list[str]:
 
 
 def _asked_signers(signer: str) -> str | None:
-    """Prompt for the publisher's key; return the line of a signers file, or None."""
+    """Prompt for the publisher's public key; return its line for a signers file, or None."""
     question = "File of the publisher's public key (nothing: none yet)"
     text = _ask(question, lambda text: text and parse_signers(Path(text), signer), default="")
     return parse_signers(Path(text), signer) if text else None
@@ -140,12 +140,12 @@ def _signers_of_option(key: Path, signer: str) -> str:
 
 
 def check_identity(text: str) -> None:
-    """Raise ValueError unless the text is a realm, or a host name in full or of the realm."""
+    """Raise ValueError unless the text is a domain name, as a realm and a host are."""
     _check_kind(text, IDENTITY)
 
 
 def check_listen(text: str) -> None:
-    """Raise ValueError unless the text is the URL of a listener."""
+    """Raise ValueError unless the text is the URL of a Diameter listener."""
     _check_kind(text, LISTENER)
 
 
@@ -164,7 +164,7 @@ def _whole(host: str, realm: str) -> str:
 
 
 def parse_peer(text: str, realm: str = "") -> FirstPeer:
-    """Parse a peer of the option. Raises ValueError."""
+    """Parse a value of `--peer`: HOST@NETWORKS, or NETWORKS alone. Raises ValueError."""
     host, at, networks = text.rpartition("@")
     named = [each.strip() for each in networks.split(",")]
     try:
@@ -180,7 +180,7 @@ def parse_peer(text: str, realm: str = "") -> FirstPeer:
 
 
 def parse_signers(key: Path, signer: str) -> str:
-    """Return the line of a signers file for the public key in a file. Raises ValueError."""
+    """Read a public key from a file and return its line for a signers file. Raises ValueError."""
     try:
         with key.open("rb") as file:
             words = file.read(KEY_BYTES_MAX).decode("utf-8", "replace").split()
@@ -197,7 +197,10 @@ def parse_signers(key: Path, signer: str) -> str:
 def configuration(
     names: Mapping[str, str], listen: Sequence[str], peers: Sequence[FirstPeer], list_name: str | None, state: str
 ) -> str:
-    """Render a configuration. `names`: host and realm; `list_name`: list that a publisher signs."""
+    """Render a configuration as YAML with comments.
+
+    `names`: host and realm. `list_name`: name of the publisher's signed list; None for no such list.
+    """
     entries = "\n".join(
         f"  - {{{f'host: {_y(peer.host)}' if peer.host else 'realm: ' + _y(names['realm'])}, from: {_y(list(peer.networks))}}}"
         for peer in peers
@@ -245,12 +248,12 @@ workers: 2
 
 
 def _y(value: object) -> str:
-    """Encode a value as YAML in one line, which JSON is."""
+    """Encode a value as JSON, which is also valid YAML, in one line."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def unit(folder: Path, state: str) -> str:
-    """Render the systemd unit for the running program with the configuration in this folder."""
+    """Render the systemd unit that starts this program with the configuration in `folder`."""
     program = Path(sys.executable).with_name("eir")
     text = UNIT.read_text(encoding="utf-8").replace(
         f"EIR_CONFIG={SYSTEM_CONFIG}", _word(f"EIR_CONFIG={folder / 'eir.yaml'}")
@@ -266,13 +269,13 @@ def unit(folder: Path, state: str) -> str:
 
 
 def _word(text: str) -> str:
-    """Quote a text as one word of a unit (systemd.syntax, systemd.unit: specifiers)."""
+    """Quote a text as one word of a systemd unit, and escape `%` (systemd.syntax, systemd.unit: specifiers)."""
     text = text.replace("%", "%%")
     return f'"{text}"' if " " in text else text
 
 
 def _check(files: Mapping[Path, str]) -> None:
-    """Validate the configuration like a node, before the files are written."""
+    """Validate the new configuration in a temporary folder, before the files are written."""
     with tempfile.TemporaryDirectory(prefix="eir-init-") as there:
         for name, text in files.items():
             (Path(there) / name).parent.mkdir(exist_ok=True)
@@ -284,7 +287,7 @@ def _check(files: Mapping[Path, str]) -> None:
 
 
 def _write(folder: Path, files: Mapping[Path, str]) -> None:
-    """Write all files or none."""
+    """Write the new files; if one of them exists already, end the command and write no file."""
     if there := [str(folder / name) for name in files if os.path.lexists(folder / name)]:
         raise fail(f"nothing is written: there is {', '.join(there)} already")
     group = None
@@ -311,7 +314,7 @@ def user(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The user, as history and metrics call it.")],
     password_file: Annotated[Path | None, typer.Option("--password-file", metavar="FILE", help="Holds the password, on its first line. One is made up and shown on standard error if left out.")] = None,
 ) -> None:  # fmt: skip
-    """Print the line of a user for the file that `feed.users` names.
+    """Print the line of a new user for the file that the key `feed.users` names.
 
     The line has a hash of the password, and not the password. A running node takes the file over within a second.
     """

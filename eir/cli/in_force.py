@@ -1,8 +1,8 @@
-"""Current lists: the running node answers first, from memory.
+"""Requests for the lists in force: to the running node, or to the store if no node runs.
 
-A difference from file or store is reported. A node follows its store within 1 s, so a difference is checked again before the report.
-Reasons, authors and times are not in a node's memory. They are read from the store, or from the node's last good copy, depending on which
-has the lists of the node.
+A difference between node, configuration file and store is reported. A node follows its store within 1 s, so a
+difference is checked again before the report. Reasons, authors and times are not in a node's memory. They are read from
+the store, or from the node's last good copy, depending on which has the lists of the node.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class NodeAnswer:
-    """Answer of a running node."""
+    """Lists of a running node, and its answer to a command."""
 
     pid: int
     states: Mapping[str, ListState]
@@ -58,9 +58,9 @@ class NodeAnswer:
 def asked(
     config: Config | Whereabouts, command: str, *, store_only: bool, as_json: bool, **arguments: Any
 ) -> NodeAnswer | None:
-    """Request the current lists from the node on the state folder; return None if the store has to answer.
+    """Request the lists in force from the node on the state folder; None if the store must answer instead.
 
-    Prints to standard error the source of the answer (not with `as_json`) and each difference.
+    Prints the source of the answer (not with `as_json`) and each difference to standard error.
     """
     node = None if store_only else _node(config, command, arguments)
     if not as_json:
@@ -102,7 +102,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
 
 
 def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
-    """Return the store's states of the lists in file and node, or the store's error."""
+    """Return the states in the store of all lists that the file or the node has, or the store's error."""
 
     async def lookup() -> Stored:
         store = open_store(config.store, config.state, check=False, upgrades=False)
@@ -122,7 +122,9 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> St
 
 
 async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, ListState | StoreError | None]:
-    """Return the store's states of these lists; a damaged list does not affect the others.
+    """Return the state of each list in the store, or the error of a damaged list.
+
+    Raises StoreError if no list is readable.
 
     Raises StoreError if no list is readable.
     """
@@ -141,7 +143,7 @@ async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, 
 
 
 def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]:
-    """Return the differences between the file and the settings of the node."""
+    """Return messages about settings that differ between the configuration file and the node."""
     if isinstance(config, Whereabouts) and config.problems:
         return [f"{config.path} has errors (eir config), the node goes by the configuration that it took over before"]
     file = digests(config.shown)
@@ -154,7 +156,7 @@ def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]
 
 
 def _behind(states: Mapping[str, ListState], stored: Stored) -> list[str]:
-    """Return the differences between the store and the lists of the node."""
+    """Return messages about lists that differ between the store and the node."""
     notes = []
     for name, there in stored.items():
         here = states.get(name)
@@ -174,9 +176,9 @@ def _called(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the store, or on the node's last good copy, depending on which has the node's content of the list.
+    """Run `work` on the store or the node's last good copy: the first that has the node's version of the list.
 
-    Returns its result and the name of the place; None if neither has that content.
+    Returns the result and the name of the place; None if neither has that version.
     """
 
     async def read() -> tuple[T, str] | None:
@@ -206,7 +208,10 @@ def read_as_held(
 
 
 def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
-    """Wait briefly for the node on this state folder to use the loaded content (list → digest), and return a message about it."""
+    """Wait briefly until the node on this host uses the loaded lists; return a message about the result.
+
+    `loaded`: content digest of each list.
+    """
     end = time.monotonic() + TAKEN_OVER_S
     try:
         while True:

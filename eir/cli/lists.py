@@ -119,7 +119,7 @@ def reset_serial(
     reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`.")],
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Set the highest serial of a list back.
+    """Lower the highest accepted serial of a list.
 
     This is for a list that accepted a release with a serial far too high. What is in force stays. The next release then needs a
     serial above N and is a full one; signed releases above N that were accepted before are accepted again. It is in `eir history`,
@@ -161,7 +161,7 @@ def rollback(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be in force, change nothing.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Undo the last release of a list, or several.
+    """Undo the last release of a list, or several releases.
 
     With --to all releases after that one are undone. Of a list without releases, a local one, the last change is undone. As many are
     kept as the list's `keep` says. A release that was undone is never accepted again.
@@ -199,7 +199,7 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason and end.")] = False,
     dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Put entries into a local list.
+    """Add entries to a local list.
 
     Running nodes follow at once. Nothing is added if one of the entries is there already, or if more devices come than the list's
     growth_max and change_min allow. The rows of a file are one change, within the limits of a release: bad_rows_max and range_tacs_max too.
@@ -251,7 +251,7 @@ def add(
 
 
 def _content(path: Path) -> bytes:
-    """Return the content of a file, or of standard input for `-`, up to a byte more than a file may have."""
+    """Read a file, or standard input for `-`, up to one byte more than the maximum size."""
     if str(path) == "-":
         return sys.stdin.buffer.read(BYTES_MAX + 1)
     with path.open("rb") as stream:
@@ -259,7 +259,7 @@ def _content(path: Path) -> bytes:
 
 
 def _end(until: str) -> int:
-    """Return the time at which entries expire in Unix seconds; 0: never."""
+    """Parse `--until`; return the expiry of the entries in Unix seconds, or 0 if they do not expire."""
     with suppress(ValueError):
         return int((datetime.now(UTC) + parse_duration(until)).timestamp())
     with suppress(ValueError):
@@ -274,7 +274,7 @@ def remove(
     list_name: LocalList, identifiers: Identifiers, reason: Reason, imsi: Imsi = None, tac: Tac = False, verbatim: Verbatim = False,
     dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Take entries out of a local list.
+    """Remove entries from a local list.
 
     Running nodes follow at once. Nothing is removed if one of the entries is not there, or if more devices go than the list's
     shrink_max and change_min allow. When a TAC is removed, devices under it that
@@ -320,7 +320,7 @@ def _edit(
 
 
 def _apply(checked: Config, settings: ListSettings, edit: Edit) -> EditReport:
-    """Change the list in the store."""
+    """Apply an edit to a local list in the store."""
     had = partial(load_in_force, checked.state)
     return with_store(
         checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC), had=had)
@@ -331,7 +331,7 @@ ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir 
 
 
 class _ListContent(NamedTuple):
-    """Content of a list in the store."""
+    """Content of a list, or the part of it that concerns one identifier."""
 
     state: ListState
     pages: Sequence[Page]
@@ -348,7 +348,7 @@ def show_list(
     skip: Annotated[int, typer.Option(metavar="N", help="Entries to pass over: --skip 50 shows the second page.", min=0)] = 0,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show what is in a list: entries, reasons, ends.
+    """Show the entries of a list with their reason and expiry.
 
     Entries are shown with who put them there and when. Those of signed lists came with the release that is in force: its signers,
     and who loaded it. An entry that has ended stays in the list until a release or `eir remove` takes it out, and decides nothing.
@@ -401,7 +401,7 @@ def show_list(
 
 
 def _as_held(checked: Whereabouts, node: NodeAnswer | None, name: str, identifier: str) -> _ListContent | None:
-    """Read the list with the node's content (same digest) from the store or the node's copy; None if the store has to answer."""
+    """Read the node's version of a list from the store or the node's copy; None if neither has this version."""
     if node is None or name not in node.states:
         return None
     if (
@@ -431,7 +431,7 @@ def export_list(
     ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:
-    """Write a list that is in force as a data file.
+    """Export a list in force to a data file.
 
     `eir publish` makes a release of it that has the same content: the same `digest` in `eir lists --json`. For that a reason that no entry
     has any more keeps its place, by a row with an end in 1970 that decides nothing. A file that is there already is replaced once the
@@ -451,7 +451,10 @@ def export_list(
 
 
 async def _list_content(checked: Whereabouts, name: str, identifier: str, store: ListStore) -> _ListContent:
-    """Read a list, or the part about an identifier. End the command for an unknown list."""
+    """Read a list from the store, or only the pages that concern an identifier.
+
+    For an unknown list, the command ends with an error.
+    """
     state = await store.state(name)
     if state is None:
         known = dict.fromkeys((*checked.lists, *await store.states()))
@@ -466,7 +469,7 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
 
 
 def _sought(identifier: str, kind: str) -> range:
-    """Return the keys of the entries about an identifier: for a device its own and that of its TAC, for a TAC all its devices."""
+    """Return the keys that an identifier covers: one key for a device or an IMSI, 1,000,000 keys for a TAC."""
     identifier = strip_separators(identifier)
     try:
         if kind == SUBSCRIBERS:

@@ -40,7 +40,7 @@ def _list_names(config: Path) -> Iterable[str]:
 
 
 def _peer_names(config: Path) -> Iterable[str]:
-    """Return the peers of the running node, or else those of the configuration."""
+    """Return the names of the peers, from the running node or else from the configuration."""
     try:
         return dict.fromkeys(peer["label"] for peer in control.ask(load_whereabouts(config).state, "peers"))
     except control.ControlError:
@@ -52,7 +52,7 @@ NAMES: dict[str, Callable[[Path], Iterable[str]]] = {"lists": _list_names, "peer
 
 
 def _named_by(names: tuple[str, ...], command: Any) -> str:
-    """Return the kind of names for the command's first argument, or empty."""
+    """Return the kind of names that complete a command's first argument: `lists`, `peers`, or an empty text."""
     first = next((each.metavar for each in command.params if each.param_type_name == "argument"), None)
     if first in {"LIST", "[LIST]"}:
         return "lists"
@@ -64,7 +64,7 @@ def completion(
     shell: Annotated[str, typer.Argument(metavar="SHELL", help=f"{', '.join(SHELLS)}; or {' or '.join(NAMES)}: the names that such a script offers.")],
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
-    """Print what completes commands in a shell.
+    """Print the completion script for a shell.
 
     For bash, in ~/.bashrc: eval "$(eir completion bash)"; for zsh the same in ~/.zshrc; for fish: eir completion fish | source
     """
@@ -78,7 +78,7 @@ def completion(
 
 
 def commands_of(command: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Return a command and all its subcommands, each with its words."""
+    """Yield a command and all its subcommands, each with the words that call it."""
     yield names, command
     for name, inner in getattr(command, "commands", {}).items():
         yield from commands_of(inner, (*names, name))
@@ -89,7 +89,7 @@ def _options(command: Any) -> Iterator[Any]:
 
 
 def _does(command: Any) -> bool:
-    """Return whether the command runs by itself instead of only grouping subcommands."""
+    """Return True if the command runs by itself, and does not only group subcommands."""
     return not hasattr(command, "commands") or bool(command.invoke_without_command)
 
 
@@ -98,7 +98,7 @@ def _first_sentence(command: Any) -> str:
 
 
 def man_page(root: Any) -> str:
-    """Render the manual page of section 1 with the man macros of roff."""
+    """Render the manual page (section 1) in roff with the man macros."""
     lines = [
         f'.TH EIR 1 "" "eir {__version__}" "Equipment Identity Register"', ".SH NAME", f"eir \\- {_roff(_first_sentence(root))}", ".SH SYNOPSIS",
         ".B eir", "COMMAND [OPTIONS] [ARGUMENTS]", ".SH COMMANDS",
@@ -135,7 +135,10 @@ def _roff(text: str) -> str:
 
 
 def bash(root: Any, *, zsh: bool = False) -> str:
-    """Render a completion script for bash, or for zsh with its bash compatibility: commands and options, else files."""
+    """Render a completion script for bash, or for zsh with its bash compatibility.
+
+    It completes commands, options, and names of lists and peers, else files.
+    """
     cases = [
         f'    "{" ".join(names)}") words="{" ".join([*getattr(command, "commands", {}), *(opt for each in _options(command) for opt in each.opts), "-h", "--help"])}" ;;'
         for names, command in commands_of(root)

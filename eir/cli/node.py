@@ -55,7 +55,7 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 
 def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Show which peers are connected, and which are awaited.
+    """Show the peers that are connected or expected.
 
     On a terminal that is too narrow for all columns there are fewer; --json has all.
     """
@@ -100,7 +100,7 @@ def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = False, as_json: Json = False) -> None:
-    """Check the configuration and print what is in force.
+    """Check the configuration and print it with all defaults.
 
     Defaults are filled in, passwords are hidden.
     """

@@ -22,7 +22,7 @@ NOTHING = "-"
 
 
 def cell(value: Any, column: str) -> str:
-    """Format a value of a column; the values of a list are separated by commas."""
+    """Format a value for a column of a table; the values of a list are separated by commas."""
     if value is None or value in ("", []):
         return NOTHING
     if isinstance(value, list):
@@ -31,7 +31,10 @@ def cell(value: Any, column: str) -> str:
 
 
 def printable(text: str, *, but: str = "") -> str:
-    """Escape control characters, with exceptions: names come from the wire and from files, and must not control a terminal."""
+    """Escape control characters, except those in `but`.
+
+    Names come from the wire and from files, and must not control a terminal.
+    """
     return "".join(c if c.isprintable() or c in but else f"\\x{ord(c):02x}" for c in text)
 
 
@@ -49,7 +52,7 @@ def second(value: str) -> str:
 
 
 def principal(signer: str) -> str:
-    """Return a signer without the fingerprint of the key, which `--json` shows."""
+    """Return the name of a signer without the fingerprint of its key."""
     return signer.partition(" SHA256:")[0]
 
 
@@ -65,7 +68,7 @@ MANY = 1 << 62
 
 
 def print_message(message: str, level: str = "warning") -> None:
-    """Print to standard error, with control characters escaped.
+    """Print a message to standard error, with control characters escaped.
 
     `level`: priority of the lines if standard error is the journal's.
     """
@@ -73,7 +76,7 @@ def print_message(message: str, level: str = "warning") -> None:
 
 
 def warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:
-    """Print the report of a part (an eir.errors.Report)."""
+    """Print an event to standard error; commands use this function as their `Report` (eir.errors)."""
     print_message(f"{level}: {fields.get('detail') or reason or event}", level)
 
 
@@ -86,7 +89,7 @@ def fail(message: str, code: int = EXIT_NO) -> typer.Exit:
 def duration(
     text: str, option: str, *, least: timedelta = timedelta(microseconds=1), most: timedelta = timedelta.max
 ) -> timedelta:
-    """Return the duration that an option gives; ends the command for any other text, and outside of the limits."""
+    """Parse the duration that an option gives; end the command if it is invalid or outside the limits."""
     with suppress(ValueError):
         given = parse_duration(text)
         if least <= given <= most:
@@ -96,7 +99,7 @@ def duration(
 
 
 def moment(text: str, option: str = "--since") -> datetime | None:
-    """Parse the time of an option in UTC; None without the option. End the command for an invalid time."""
+    """Parse the time that an option gives, in UTC; None if it is empty. An invalid time ends the command."""
     if not text:
         return None
     with suppress(ValueError):
@@ -112,7 +115,7 @@ def moment(text: str, option: str = "--since") -> datetime | None:
 
 
 def print_json(document: object) -> None:
-    """Print one document for scripts."""
+    """Print a document as JSON, for scripts."""
     print(json.dumps(document, indent=2))
 
 
@@ -125,14 +128,17 @@ def show_one(document: object, text: str, *, as_json: bool) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print text to standard output, with control characters of reasons and names escaped."""
+    """Print text to standard output, with control characters escaped."""
     print(printable(text, but="\n\t"))
 
 
 def show(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, short: Sequence[str] = ()
 ) -> None:
-    """Print rows as a JSON document, or as a table for people; `short`: its columns where all are too wide for the terminal."""
+    """Print rows as a JSON document, or as a table for people.
+
+    `short`: columns of the table if the terminal is too narrow for all columns.
+    """
     if as_json:
         print_json(rows)
     else:
@@ -168,9 +174,9 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
 
 @contextmanager
 def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
-    """Open a file that replaces `out` when it is complete, or standard output. A device or a pipe is written directly.
+    """Open a temporary file that replaces `out` when it is complete, or standard output if `out` is None.
 
-    `private`: only its owner may read it.
+    A device or a pipe is written directly. If `private` is true, only the owner can read the file.
     """
     if out is None:
         yield sys.stdout

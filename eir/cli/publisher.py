@@ -39,7 +39,7 @@ def publish(
     force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Make a signed release of data files.
+    """Create a signed release from data files.
 
     Writes LIST-SERIAL.manifest.json and its .sig beside them, and .sig.2 of a second --key. The rows are read as `eir load` reads them, so
     that a bad one is named to you, and not to those who receive the release. The configuration is read for a layout that it declares, and
@@ -124,7 +124,10 @@ def offer(
 
 @contextmanager
 def _bad_rows_to(path: Path | None, files: Sequence[Path]) -> Iterator[Callable[[str, int, str, bytes], None] | None]:
-    """Write bad rows to a file that only its owner can read; None without a file."""
+    """Yield a function that writes a bad row to the CSV file `path`; yield None if there is no such file.
+
+    Only its owner can read the file.
+    """
     if path is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Command about the history: show it, verify it, and export it for an auditor."""
+"""Command that shows, verifies and exports the history of the lists."""
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,16 +58,16 @@ def history(
     export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record to a file instead, as it is stored: a line of JSON each, and refusals behind.")] = None,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show who did what to the lists, oldest first.
+    """Show the history of the lists, oldest event first.
 
-    Loads, rollbacks, changes by hand and reloads are records with a number, each of which holds the SHA-256 of the line of the one
-    before it as `before`. Refused releases are counted by day, reason and who tried. One that was refused before its manifest was
-    verified belongs to no list, and is shown with the list that it claims to be of. `digest` is the SHA-256 of the manifest;
-    `eir lists --json` has that of a list's content. Rows that registers feed are a chain of their own, with numbers of its own; each
-    `anchor` holds the number and the digest of its newest record. Exit status 1 if the record does not hold.
+    Loads, rollbacks, changes by hand and reloads are records with a number. Each record has the SHA-256 of the previous record's line in
+    `before`. Refused releases are counted by day, reason and sender. A release that was refused before its manifest was verified belongs to
+    no list, and is shown with the list that it claims. `digest` is the SHA-256 of the manifest; `eir lists --json` has the digest of a list's
+    content. Rows that registers feed have a chain and numbers of their own. Each `anchor` has the number and the digest of the newest record
+    of that chain. Exit status 1 if the history has a fault.
 
-    `eir history adopt --reason TEXT` puts the store's history in the place of this node's copy, where the two do not continue each
-    other. That is a record too; what the copy had goes to a file in the state folder.
+    `eir history adopt --reason TEXT` replaces this node's copy by the store's history, if the two do not continue each other. This is a record
+    too. The old copy is written to a file in the state folder.
     """
     checked = opened(whereabouts(config))
     if list_name == ADOPT and (reason or ADOPT not in checked.lists):
@@ -106,9 +106,9 @@ def history(
 
 
 def _of_the_node(checked: Whereabouts, error: StoreError, **asked: Any) -> list[Event]:
-    """Return the history in the node's copy, if the store does not answer.
+    """Return the history from the running node's copy, because the store does not answer.
 
-    Raises the store's error if no node has a copy.
+    Raises the store's error if no node answers.
     """
     try:
         rows = control.ask(checked.state, "history", **asked)
@@ -119,7 +119,7 @@ def _of_the_node(checked: Whereabouts, error: StoreError, **asked: Any) -> list[
 
 
 def _adopt(checked: Whereabouts, reason: str) -> None:
-    """Replace the node's copy of the history by the store's."""
+    """Replace this node's copy of the history by the history in the store."""
     try:
         check_reason(reason)
     except EirError as e:
@@ -156,7 +156,7 @@ def _times(row: dict[str, Any]) -> str:
 
 
 async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
-    """Read the complete history and verify it, also against the node's copy."""
+    """Read the complete history from the store; verify its chains, and compare it with the node's copy."""
     ours = await _copied(checked)  # first: what it has meanwhile is in the store when that is read
     ledger = await store.ledger()
     for _ in range(READ_AGAIN_MAX):
@@ -178,12 +178,12 @@ async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
 
 
 async def _goes_on(store: ListStore, feed: Ledger) -> bool:
-    """Return whether the feed's chain has grown since its ledger was read."""
+    """Return True if the chain of the feed has grown since its ledger `feed` was read."""
     return (await store.ledger(FEED)).number > feed.number
 
 
 async def _copied(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
-    """Return the record digests of the node's copy by chain and number; None without a readable copy."""
+    """Return the record digests of the node's copy by chain and number; None if no copy is readable."""
     copy = open_copy(checked.store, checked.state) if (checked.state / COPY_FILE).exists() else None
     if copy is None:
         return None
@@ -200,7 +200,7 @@ async def _copied(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
 
 
 def _against(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield the records of the node's copy that are missing or different in the store."""
+    """Yield faults: records of the node's copy that the store lacks, or has with another content."""
     there = {record.number: record_digest(record.text) for record in records}
     oldest = records[0].number if records else 1
     yield from (
@@ -213,14 +213,14 @@ def _against(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str
 
 
 def _gap(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield a gap between the records of this node and those of the store."""
+    """Yield a fault if the store's records do not continue the records of the node's copy."""
     oldest, last = records[0].number if records else 1, max(ours, default=0)
     if ours and oldest > last and not (oldest == last + 1 and is_linked(records[:1], ours[last])):
         yield f"the store's records, from {oldest} on, do not continue this node's, which end with {last}"
 
 
 def _print_result(whole: _Whole, *, as_json: bool) -> None:
-    """Print the result of the verification; end the command if the history is inconsistent."""
+    """Print the result of the verification; if the history has a fault, end the command with an error."""
     ledger, records = whole.ledger, whole.records
     if as_json:
         print_json({
@@ -246,14 +246,17 @@ def _print_result(whole: _Whole, *, as_json: bool) -> None:
 
 
 def _ends(records: Sequence[Record]) -> tuple[int | None, int | None]:
-    """Return the numbers of the oldest and the newest record; None without a record."""
+    """Return the numbers of the first and the last record; None for both if there is no record."""
     return (records[0].number, records[-1].number) if records else (None, None)
 
 
 def _export(
     whole: _Whole, file: Path, list_name: str | None, since: str | None, chain: str | None, *, as_json: bool
 ) -> None:
-    """Write records and refusals in their stored form; `since`: from the first record of that time on, without a gap."""
+    """Write records and rejections of the history to a file, in their stored form.
+
+    `since`: time of the first record; all later records follow without a gap.
+    """
     texts: list[str] = []
     for each, records in zip(CHAINS, (whole.records, whole.fed), strict=True):
         if chain in {None, each}:
@@ -271,7 +274,7 @@ def _export(
 
 
 def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
-    """Return the requested records of a chain in their stored form."""
+    """Return the records of a chain in their stored form, from the time `since` on and of one list."""
     events = [(record.text, read_record(record)) for record in records]
     start = next((at for at, (_, event) in enumerate(events) if since is None or event.time >= since), len(events))
     return [text for text, event in events[start:] if list_name in {None, list_of(event)}]

@@ -1,4 +1,4 @@
-"""Commands that load signed releases from files, a drop folder or a publisher's folder, and show which nodes have them."""
+"""Commands that load signed releases from files or folders, and exchange acknowledgements of releases."""
 
 import asyncio
 import os
@@ -77,7 +77,10 @@ async def _load_all(
     dry_run: bool,
     force: bool,
 ) -> list[dict[str, Any]]:
-    """Load releases one after the other; a refused one does not stop the next. `loaded` receives the content digest of each loaded list."""
+    """Load releases one after the other, and continue after a rejected release.
+
+    `loaded` receives the content digest of each loaded list.
+    """
     options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
     async with starting() as start:
         return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
@@ -86,7 +89,7 @@ async def _load_all(
 async def _loaded(
     store: ListStore, config: Config, start: Start, manifest: Path, loaded: dict[str, str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Load one release, print the result, and return it as a document."""
+    """Load one release, print the result, and return the result as a JSON document."""
     try:
         _must_be_manifest(manifest)
         with progress() as advance:
@@ -106,7 +109,7 @@ async def _loaded(
 
 
 async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
-    """Load one release in a process of its own."""
+    """Load one release inside a load process, which reports its progress over `channel`."""
     with as_owner_of(config.state):
         store = open_store(config.store, config.state, report=warn)
         try:
@@ -128,7 +131,7 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
 
 @asynccontextmanager
 async def starting() -> AsyncIterator[Start]:
-    """Yield a starter of load processes, with their modules imported."""
+    """Run a starter process in the context, and yield the function that starts load processes through it."""
     starter = Starter(__name__, "eir.lists.rows.reader")
     try:
         yield starter.start
@@ -137,7 +140,10 @@ async def starting() -> AsyncIterator[Start]:
 
 
 def _must_be_manifest(path: Path) -> None:
-    """Raise ReleaseRefused for a file that is not a manifest; it is not a release, so the history does not record it."""
+    """Raise ReleaseRefused for a file that cannot be a manifest.
+
+    Such a file is not a release, so the history does not record it.
+    """
     if not path.is_dir() and not path.name.lower().endswith(NO_MANIFEST):
         return
     folder = path if path.is_dir() else path.parent
@@ -151,7 +157,7 @@ def _must_be_manifest(path: Path) -> None:
 
 
 def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Load what has arrived in the drop folder, once.
+    """Load the releases that have arrived in the drop folder, once.
 
     A running node does so by itself. Each release goes to `accepted/`, or to `refused/` with a text that gives the reason; one that
     is not complete yet stays. What waits, and for what, is said each time.
@@ -190,7 +196,7 @@ def pull(
     force: Annotated[bool, typer.Option("--force", help="Fetch also what was refused before, and lift the limits on growth, shrinkage and ranges, nothing else.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Pull what the source of a list has that is new, once.
+    """Fetch and load new releases from the source of a list, once.
 
     A running node does so by itself. The index is fetched, what leads from the release in force to the newest one, and loaded as by `eir
     load`: signatures, limits and refusals are the same.
@@ -240,7 +246,7 @@ def acknowledge(
     key: Annotated[bool, typer.Option("--key", help="Only print the line by which a publisher knows this node's key (allowed_signers).")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
-    """Sign and send which release of each list is in force here.
+    """Sign and send an acknowledgement of the release in force for each list.
 
     With the digest of its content, since when, and what the node rejected since then. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
     """
@@ -285,7 +291,7 @@ def acknowledge(
 
 
 def _given(checked: Config, what: "Acknowledgement") -> bool:
-    """Return whether the source of the list has accepted the acknowledgement; print the result."""
+    """Send an acknowledgement to the source of its list, print the result, and return True if it was accepted."""
     from eir.node.processes.acknowledging import send_acknowledgement  # noqa: PLC0415 - for this command alone
 
     try:
@@ -303,7 +309,7 @@ def show_acknowledged(
     within: Annotated[str, typer.Option(metavar="1h", help="How long a node may take for a release.")] = "1h",
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show which nodes have what a folder offers, who is late.
+    """Show which nodes have the newest release of a folder, and which are late.
 
     Each row rests on what the node has signed: serial and digest of the content in force, compared with what the releases make. Exit
     status 1 if a node with a key is behind for longer than --within, rejects the offer of the folder, has other content, has not proved its

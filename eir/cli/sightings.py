@@ -1,4 +1,4 @@
-"""Commands about the sightings record: its size, one device or SIM, removal of a subscriber, import and export."""
+"""Commands about the record of checks: its size, one device or SIM, removal of a subscriber, import, export."""
 
 import csv
 from contextlib import suppress
@@ -48,7 +48,7 @@ SEEN_COLUMNS = (
 
 
 def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Show how much is on record."""
+    """Show the size of the record of checks."""
     if context.invoked_subcommand is not None:
         return
     checked = opened(load_config(config))
@@ -68,7 +68,7 @@ def seen(
     since: Annotated[str, typer.Option(metavar="TIME", help="From when on: 7d, 36h, or 2026-11-20.")] = "",
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show when a device or a SIM was asked about.
+    """Show the recorded checks of a device or of a SIM.
 
     One row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM is shown as its hash. A running node
     writes first what it has just seen. Exit status 1 if there is nothing.
@@ -105,7 +105,7 @@ def seen(
 def forget(
     imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber; +NUMBER by the table `numbers`.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Take a subscriber out of the record.
+    """Remove a subscriber from the record of checks.
 
     Its rows go, under each key with which it was hashed, and what a watched list remembers of it. It is on record again when it is asked about again.
     Copies of the files, and events that went out, are elsewhere. Exit status 1 if a file is damaged, or a running node did not forget it: all else is done.
@@ -137,7 +137,7 @@ def forget(
 def import_log(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with a header, or Parquet.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Take the log of another EIR into the record.
+    """Import the log of another EIR into the record of checks.
 
     Columns by name: time, imei, and where there are such software_version, imsi, origin_host, status. Bad rows are left out and named
     by file and line. What is taken in is kept as long as what is seen today; a file that is taken in twice counts twice. Exit status 1 if there were bad rows.
@@ -187,7 +187,7 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to; the standard output if left out.")] = None,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
-    """Write the checks of a day for a national register.
+    """Export the checks of one day for a national register.
 
     A row for each device and SIM: imei, imsi, msisdn (by the table `numbers`), when they were seen first (ms since 1970, and as a time in
     UTC), protocol, who asked, the file's name, the operator. A check without an IMEI has 888888888888888. IMSIs are on record only with
@@ -214,7 +214,10 @@ def export(
 
 
 def recorded(checked: Config) -> Config:
-    """Flush the node's sightings and return its configuration. Raises EirError without a record."""
+    """Flush the node's sightings to disk and return the configuration.
+
+    Raises EirError if no check is on record.
+    """
     write_down(checked)
     if checked.sightings is None and not files.list_files(checked.state):
         raise EirError(f"no check is on record in {checked.state}{not_kept(checked)}")
@@ -222,12 +225,15 @@ def recorded(checked: Config) -> Config:
 
 
 def not_kept(checked: Config) -> str:
-    """Return the reason why the record may be incomplete, as the end of a sentence; empty if all checks are recorded."""
+    """Return a text for the end of a message that explains why the record is incomplete; empty if complete."""
     return "" if checked.sightings else f"; nothing more is kept: {checked.path} has no section 'sightings'"
 
 
 def write_down(checked: Config) -> None:
-    """Flush the buffered sightings of a running node; a stopped node has already flushed them."""
+    """Request that the running node flushes its buffered sightings to disk.
+
+    A stopped node has already flushed them.
+    """
     if checked.sightings is not None:
         with suppress(control.ControlError):
             control.ask(checked.state, "record")

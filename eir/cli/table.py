@@ -1,4 +1,4 @@
-"""Tables for people: rows of named values in columns, without splitting words on narrow terminals.
+"""Formatting of tables for terminals and pipes, without splitting words on narrow terminals.
 
 In a pipe, each row is a line. On a terminal that is too narrow, the heads are folded, then the last column, which continues below the row if
 it has too little room. If the other columns alone are too wide, all columns are folded. If that is not enough, each row becomes a record of
@@ -29,7 +29,11 @@ INDENT = "    "
 def table(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, width: int | None, short: Sequence[str] = ()
 ) -> str:
-    """Format rows as text with a newline after each line. `width`: of the terminal, None for a pipe. `short`: columns to show before rows become records."""
+    """Format rows as a table, with a newline after each line.
+
+    `width`: columns of the terminal; None for a pipe. `short`: columns to use before each row becomes a record of
+    lines.
+    """
     values = [[row.get(column) for column in columns] for row in rows]
     cells = [[cell(value, column) for value, column in zip(row, columns, strict=True)] for row in values]
     heads = [column.replace("_", " ") for column in columns]

@@ -1,4 +1,4 @@
-"""Commands that find phones with a tampered identity in the sightings record, for people, for scripts and as rows of a list."""
+"""Commands that find devices with a tampered identity in the record of checks, and export them as rows."""
 
 import csv
 from contextlib import AbstractContextManager, contextmanager
@@ -146,7 +146,7 @@ def report(
 
 
 def _notes(found: "Judgement") -> None:
-    """Print notes beside the findings."""
+    """Print notes about the findings to standard error, such as devices that were left out."""
     if found.doubted:
         print_message(
             f"{len(found.doubted):,} more devices rest on the word of {', '.join(found.left_out)}, which is not trusted; --distrusted lists them"
@@ -174,7 +174,7 @@ def export(
     record: Record = None, on_spark: OnSpark = None, work: Work = None,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
-    """Write findings as rows that `eir publish` signs.
+    """Export findings as rows that `eir publish` signs.
 
     Findings are devices of a score of tamper.export_min or more, and those that somebody confirmed; never those that somebody cleared, those with a TAC for
     tests, or those that rest on distrusted peers. `pairs` are for a list of kind pairs that blocks: the IMEI and the IMSI of each subscriber who certainly holds a copy,
@@ -235,7 +235,7 @@ def show_one_device(
     record: Record = None, on_spark: OnSpark = None, work: Work = None,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show what a finding rests on.
+    """Show the evidence of a finding about one device.
 
     The sheet of one device: what each condition says, with its times, SIMs, places, software versions, what speaks for an honest explanation,
     and what was decided. Exit status 1 if the device is not on record in that time.
@@ -286,10 +286,10 @@ def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_C
 
 
 def forget(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Take back the decision about a device.
+    """Withdraw the decision about a device.
 
-    From then on the device is judged as if nobody had decided, and the decision calibrates nothing. Exit status 1 if nobody decided. The decision and the
-    withdrawal stay in the history.
+    From then on the device is judged as if there were no decision, and the decision does not calibrate scores. Exit status 1 if there is no decision.
+    The decision and the withdrawal stay in the history.
     """
     if _device(identifier) not in load_cases(opened(load_config(config)).state):
         raise fail(f"{identifier}: nobody confirmed or cleared it")
@@ -330,7 +330,7 @@ def _device(identifier: str) -> int:
 
 
 class _Where(NamedTuple):
-    """Files to analyse, and the engine."""
+    """Files to analyse, and the engine that analyses them."""
 
     record: str | None
     spark: str | None
@@ -340,7 +340,7 @@ class _Where(NamedTuple):
 def _judged(
     config: Config, since: str, until: str | None, min_score: float | None, where: _Where, *, keep_users: bool = False
 ) -> "Judgement":
-    """Return the findings of a period."""
+    """Analyse the record of a period and return its findings."""
     begin, end = _window(since, until)
     with _judging(config, begin, end, where, min_score=min_score, keep_users=keep_users) as (_, found):
         return found
@@ -350,7 +350,7 @@ def _judged(
 def _judging(
     config: Config, begin: datetime, end: datetime, where: _Where, *, min_score: float | None, keep_users: bool = False
 ) -> "Iterator[tuple[Engine, Judgement]]":
-    """Yield the engine that has analysed the record of a period, and its judgement."""
+    """Open the engine, analyse the record of a period, and yield the engine with its findings."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
 
     from eir.sightings.judge import judge  # noqa: PLC0415 - as above
@@ -364,7 +364,7 @@ def _judging(
 
 
 def _tacs(config: Config) -> "Iterator[Tac]":
-    """Read the TACs of the device type lists from the store. Raises StoreError."""
+    """Yield the TACs of all lists of kind device_types in the store. Raises StoreError."""
     from eir.sightings.conditions import Tac  # noqa: PLC0415 - for these commands alone
 
     now = datetime.now(UTC).timestamp()
@@ -380,7 +380,7 @@ def _tacs(config: Config) -> "Iterator[Tac]":
 
 
 def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
-    """Return start and end of the period, in UTC without a time zone."""
+    """Parse `--since` and `--until`; return start and end of the period, in UTC without a time zone."""
     from eir.sightings.judge import DAYS_MAX  # noqa: PLC0415 - for these commands alone
 
     lasts = duration(since, "--since", most=timedelta(days=DAYS_MAX - 1))
@@ -394,7 +394,7 @@ def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
 
 
 def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "AbstractContextManager[Engine]":
-    """Return the engine for the files of the period."""
+    """Open the engine (DuckDB or Spark) for the recorded files of a period."""
     from eir.sightings.schema import FOLDER  # noqa: PLC0415 - for these commands alone
 
     if (where.spark is None) != (where.work is None):

@@ -1,4 +1,4 @@
-"""Command that shows each check of one subscriber or one device on a running node at the time of its decision."""
+"""Command that shows the checks of one subscriber or device on a running node as they happen."""
 
 import json
 import os
@@ -74,7 +74,10 @@ def trace(
 
 @contextmanager
 def _ended(config: Config, number: int) -> Iterator[None]:
-    """Stop the trace at the end of the command; the node also detects a command that has died."""
+    """Stop the trace at the end of the context.
+
+    If the command dies, the node detects this and stops the trace by itself.
+    """
     try:
         yield
     finally:
@@ -83,13 +86,13 @@ def _ended(config: Config, number: int) -> Iterator[None]:
 
 
 def _create_file(pcap: Path) -> BinaryIO:
-    """Create a file that only its owner can read, since it names a subscriber."""
+    """Create the capture file, which only its owner can read because it names a subscriber."""
     descriptor = os.open(pcap, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     return os.fdopen(descriptor, "wb", buffering=0)
 
 
 def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
-    """Yield the reports of the workers until the trace ends."""
+    """Yield the trace records of the workers until the trace ends."""
     over = False
     while not over:
         said = control.ask(config.state, "trace_read", number=number)
@@ -98,7 +101,7 @@ def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
 
 
 def _check(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a check with the reason in its list."""
+    """Convert a trace record to a JSON document, and add the reason that the list has for the device."""
     question = Question(**record["question"])
     found = Explanation.of_fields(question, record["answer"])
     if found.list is not None:

@@ -1,4 +1,4 @@
-"""Command for one customer's question: the answer at a past time, with its release, row, person and reason."""
+"""Command that shows a past answer for a device, with the release, row, author and reason behind it."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ ANSWER = (
 
 
 class _AnswerHistory(NamedTuple):
-    """History of an answer from the store."""
+    """Past states of the lists, and later reloads, that explain an answer."""
 
     lists: Mapping[str, tuple[str, Past, Sequence[Event]]]
     """Lists by name: kind, past states, and history."""
@@ -55,7 +55,7 @@ def why(
     at: Annotated[str, typer.Option(metavar="TIME", help="When it was: 2026-11-20T06:00:00Z, or 2h for two hours ago; now if not given.")] = "",
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the answer at a past time, and its reason.
+    """Show the answer for a device at a past time, and its reason.
 
     The answer comes from the record of checks: those that were under way at TIME, else the last one before it. Lists are shown as they
     stood then: release, who signed and loaded it, and the row with its reason, where that release is kept (`keep` of the list); and what
@@ -112,7 +112,7 @@ async def _answer_history(config: Config, store: ListStore, question: Any, key: 
 
 
 def _list(name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: str, decided: bool) -> dict[str, Any]:
-    """Return the state of a list at a past time."""
+    """Return the state of a list at a past time as a JSON document."""
     event, release = then.event, then.release
     state = None if release is None else release.state
     loaded = (
@@ -155,7 +155,7 @@ def _sheet(
     lists: Sequence[Mapping[str, Any]],
     found: _AnswerHistory,
 ) -> str:
-    """Render the answer as a page that can be read to a customer."""
+    """Render a past answer as plain text that can be read to a customer."""
     lines = [f"{imei}, as it was at {_text(asked)}", ""]
     for row in rows:
         many = f" ({row['checks']:,} checks up to {second(row['last'])})" if row["checks"] > 1 else ""
@@ -188,7 +188,7 @@ def _sheet(
 
 
 def _record(chain: str, number: int | None) -> str:
-    """Format the name of a record; the feed's chain has numbers of its own."""
+    """Format the number of a history record, with its chain unless it is the main chain."""
     return f"record {number}" if chain == MAIN else f"{chain} record {number}"
 
 
