@@ -1,4 +1,4 @@
-"""Sightings: the record of checks, from workers to files, and its analysis.
+"""Record of checks (sightings): collection from the workers, files, events, and analysis.
 
 `buffer` runs in a worker and adds very little time to a check. `batches`, `subscribers` and `files` write its messages to
 Parquet files according to `schema`. `events` and `deliver` send events at once. `seen` and `intake` search and import records.

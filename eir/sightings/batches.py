@@ -1,4 +1,6 @@
-"""Conversion of workers' messages, and of rows from other records, to a frame with one row for each group of similar checks.
+"""Conversion of checks to a polars frame with one row for each group of similar checks.
+
+The checks come from workers' messages or from another record.
 
 Properties with few values (decision, origin) are numbers until the rows are grouped. Importing polars takes 0.2 s, so this
 module is imported only by the process that writes the record and by commands that need it.
@@ -31,14 +33,17 @@ ROWS = {"time": pl.Int64, "imei": pl.String, "software_version": pl.String, "ims
 
 
 class CheckRows(NamedTuple):
-    """Checks, one in each row."""
+    """Frame of checks before grouping, with one check in each row."""
 
     frame: pl.DataFrame
     """Columns of ROWS: `time` in microseconds, `imei`, `software_version` and `imsi` (empty if absent), `kind` as an index of `kinds`."""
     kinds: Sequence[CheckKind]
 
     def grouped(self, subscribers: Subscribers) -> pl.DataFrame:
-        """Group similar checks within one hour; return one row for each group with schema.COLUMNS, sorted by device."""
+        """Group similar checks of one hour; return a frame with one row for each group, sorted by device.
+
+        The frame has the columns of schema.COLUMNS.
+        """
         groups = self.frame.group_by("imei", "software_version", "imsi", "kind", pl.col("time") // 3_600_000_000).agg(
             pl.col("time").min().alias("first"),
             pl.col("time").max().alias("last"),
@@ -63,7 +68,7 @@ class CheckRows(NamedTuple):
 
 
 def rows_of(messages: Iterable[bytes]) -> CheckRows:
-    """Return all checks of workers' messages."""
+    """Decode workers' messages and return all their checks as rows."""
     checks: list[tuple[Any, ...]] = list(chain.from_iterable(map(checks_of, messages)))
     times, kinds, imeis, imsis, versions = ([check[at] for check in checks] for at in range(5))
     places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
@@ -72,13 +77,13 @@ def rows_of(messages: Iterable[bytes]) -> CheckRows:
 
 
 def is_imei(*lengths: int) -> pl.Expr:
-    """Return an expression that is true if the identifier is an IMEI of one of these lengths."""
+    """Return a polars expression that is true if the identifier is an IMEI of one of these lengths."""
     pattern = "|".join(f"[0-9]{{{length}}}" for length in lengths)
     return pl.col("imei").str.contains(f"^(?:{pattern})$")
 
 
 def _device(identifiers: pl.Series) -> pl.Series:
-    """Return the key (eir.device) of each identifier, from its first 14 digits or its MEID; null for any other."""
+    """Return the key of each identifier that is an IMEI, an IMEISV or a MEID; null for other identifiers."""
     frame = identifiers.alias("imei").to_frame()
     digits = pl.when(is_imei(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64)
     meid = (

@@ -1,4 +1,4 @@
-"""Buffer in a worker for checks that were just answered, until the recorder receives them some milliseconds later.
+"""Buffer of a worker, which collects answered checks for 10 ms and then sends them to the recorder.
 
 A check calls it, so it never blocks: checks that were answered together are one list entry. Above a maximum rate, plain checks
 (without an event) are dropped, and if the recorder does not receive, the oldest messages are dropped; both are counted. One
@@ -37,7 +37,7 @@ OVER_RATE, NOT_TAKEN = "rate", "buffer"
 
 
 class CheckKind(NamedTuple):
-    """Properties that checks may share, by the columns of the record; None if absent."""
+    """Values of a check that many other checks share, named by the columns of the record; None if absent."""
 
     origin_host: str | None = None
     origin_realm: str | None = None
@@ -51,7 +51,7 @@ class CheckKind(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Checks that were added together."""
+    """Checks that were added to the buffer in one call."""
 
     kinds: Sequence[Any]
     """Kinds as eir.checks.policy.SightingKind."""
@@ -60,11 +60,11 @@ class Part(NamedTuple):
 
     @property
     def checks(self) -> int:
-        """Number of checks."""
+        """Number of checks in this part."""
         return len(self.numbers) // NUMBER.size
 
     def pieces(self) -> Iterator["Part"]:
-        """Yield the part in pieces that fit into a message."""
+        """Split the part into pieces that each fit into one message."""
         if len(self.texts) <= MESSAGE_BYTES or self.checks == 1:
             yield self
         else:
@@ -75,7 +75,7 @@ class Part(NamedTuple):
 
 
 class Buffer:
-    """Implementation of eir.checks.policy.Sightings.
+    """Buffer of a worker for checks that must be recorded; it implements eir.checks.policy.Sightings.
 
     Args:
         send: sends a message, or returns False.
@@ -106,7 +106,7 @@ class Buffer:
         """Peers without room, from their first dropped check until the next flush (see Sightings)."""
 
     def add(self, kinds: Sequence[Any], numbers: bytes, texts: bytes) -> None:
-        """Add checks that were just answered; see eir.checks.policy.Sightings."""
+        """Add checks that were just answered. Plain checks above the rate limit are dropped and counted."""
         self._arm(FLUSH_S)
         part = Part(kinds, numbers, texts)
         count, kind = part.checks, kinds[NUMBER.unpack_from(numbers)[0]]
@@ -121,13 +121,13 @@ class Buffer:
         self._parts[PLAIN if is_plain else EVENTS].append(part)
 
     def left_out(self, count: int, peer: str) -> None:
-        """Count plain checks of a peer that were dropped."""
+        """Count dropped plain checks of a peer, and mark the peer as full until the next flush."""
         self._arm(FLUSH_S)
         self.dropped[OVER_RATE] += count
         self.full.add(peer)
 
     def flush(self) -> None:
-        """Send all collected checks, as far as the recorder can receive them."""
+        """Send all collected checks to the recorder. Messages that it cannot receive yet stay in the queue."""
         began_us, self._began = round((self._began or 0.0) * 1e6), None
         self.full.clear()
         self._share.clear()
@@ -148,7 +148,7 @@ class Buffer:
 
 
 class MessageQueue:
-    """Messages on their way to the recorder.
+    """Queue of messages from a worker to the recorder.
 
     Above `bytes_max` the oldest messages are dropped, and their checks are counted in `dropped`.
     """
@@ -159,12 +159,15 @@ class MessageQueue:
         self._bytes = 0
 
     def append(self, message: bytes) -> None:
-        """Queue a message."""
+        """Append a message to the queue."""
         self._messages.append(message)
         self._bytes += len(message)
 
     def send_all(self) -> bool:
-        """Send messages until the recorder cannot receive more; return True if all were sent."""
+        """Send messages until the recorder cannot receive more; return True if the queue is then empty.
+
+        The oldest messages above `bytes_max` are dropped.
+        """
         while self._messages and self._send(self._messages[0]):
             self._bytes -= len(self._messages.popleft())
         while self._bytes > self._bytes_max:
@@ -175,7 +178,7 @@ class MessageQueue:
 
 
 def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[bytes]:
-    """Pack parts into as few messages as possible; each part fits into a message."""
+    """Pack parts into as few messages as possible. No part may be larger than a message."""
     packed: list[list[Part]] = []
     size = MESSAGE_BYTES
     for part in parts:
@@ -190,7 +193,10 @@ def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[byt
 
 
 def checks_of(message: bytes) -> Iterator[tuple[int, CheckKind, str, str, str]]:
-    """Decode a message; yield time in microseconds, kind, identifier, IMSI and software version, empty if absent."""
+    """Decode a message; yield the time in µs, kind, identifier, IMSI and software version of each check.
+
+    Absent texts are empty.
+    """
     for time_us, kinds, numbers, octets in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
         texts = octets.decode("utf-8", "replace").split("\n")
         for (number,), host, realm, *texts_of_check in zip(
@@ -201,7 +207,7 @@ def checks_of(message: bytes) -> Iterator[tuple[int, CheckKind, str, str, str]]:
 
 @lru_cache(KINDS_MAX)
 def _kind_of(kind: Any, host: str, realm: str) -> CheckKind:
-    """Return the kind of a check, cached because most are equal. `kind`: eir.checks.policy.SightingKind."""
+    """Convert a SightingKind (eir.checks.policy), a host and a realm to a CheckKind. Results are cached."""
     decision, protocol, peer, observed, early = kind
     values = host, realm, peer, protocol, decision.status, decision.rule, decision.list, observed, early
     return CheckKind._make(each or None for each in values)

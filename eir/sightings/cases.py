@@ -1,4 +1,4 @@
-"""Decisions of operators: findings that they confirmed or cleared, with user and reason.
+"""Decisions of operators that confirm or clear a finding, with user and reason.
 
 They are stored in the state folder, one line for each decision; the last decision about a device counts.
 """
@@ -17,7 +17,7 @@ FILE, CONFIRMED, CLEARED, FORGOTTEN = "tamper-cases.jsonl", "confirmed", "cleare
 
 
 def load_decisions(state: Path) -> list[dict[str, Any]]:
-    """Load all decisions, the oldest first: `time`, `who`, `imei`, `verdict`, `reason`.
+    """Load all decisions, oldest first, each with `time`, `who`, `imei`, `verdict` and `reason`.
 
     Raises:
         EirError: if the file cannot be read.
@@ -33,13 +33,16 @@ def load_decisions(state: Path) -> list[dict[str, Any]]:
 
 
 def load_cases(state: Path) -> dict[int, bool]:
-    """Return for each device whether its last decision confirmed (True) or cleared it; withdrawn decisions are left out."""
+    """Return the last decision about each device: True if confirmed, False if cleared.
+
+    Devices whose decision was withdrawn are left out.
+    """
     last = {device_key(each["imei"]): each["verdict"] for each in load_decisions(state)}
     return {device: verdict == CONFIRMED for device, verdict in last.items() if verdict != FORGOTTEN}
 
 
 def add_decision(state: Path, decision: dict[str, Any]) -> Path:
-    """Append a decision and return the file.
+    """Append a decision to the file of decisions, and return the path of the file.
 
     Raises:
         OSError: if the write fails; a partial line is removed, because it would make the file unreadable.

@@ -1,4 +1,4 @@
-"""Conditions by which sightings are judged, their weights, and their settings.
+"""Conditions that indicate a tampered device identity, with their weights and settings.
 
 Each condition is an SQL file, `sql/conditions/NAME.sql`, that returns devices, the log odds (natural logarithm) for several
 phones with this identity, and the evidence as text. Data only.
@@ -48,7 +48,7 @@ class Tac(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Place of an origin, in degrees."""
+    """Geographic position of an origin, such as an MME, in degrees."""
 
     latitude: float
     longitude: float
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TamperSettings:
-    """Settings for the analysis of sightings."""
+    """Settings for the search for tampered device identities."""
 
     report_min: float = 0.85
     """Score from which a device is reported."""

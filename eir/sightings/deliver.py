@@ -37,15 +37,15 @@ Send: TypeAlias = Callable[[Sequence[Event]], Awaitable[None]]
 
 
 class Undelivered(EirError):
-    """Error for an unreachable receiver, or a temporary rejection."""
+    """Error for a delivery that is retried, because the receiver is unreachable or rejects it temporarily."""
 
 
 class EventsRejected(EirError):
-    """Error for events that the receiver will never accept."""
+    """Error for events that the receiver rejects permanently."""
 
 
 class EventSender:
-    """Queue and sender of events for one receiver.
+    """Queue of events for one receiver, and the loop that delivers the events.
 
     Args:
         to: name of the receiver for logs.
@@ -68,7 +68,7 @@ class EventSender:
         self._not_empty = asyncio.Event()
 
     def add(self, events: Sequence[Event]) -> None:
-        """Queue events for delivery."""
+        """Add events to the queue. If the queue is then too long, its oldest events are dropped and counted."""
         self._waiting += events
         too_many = len(self._waiting) - self._waiting_max
         if too_many > 0:
@@ -79,7 +79,7 @@ class EventSender:
             self._not_empty.set()
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove the names of subscribers from queued events."""
+        """Remove the names of these subscribers from queued events."""
         for event in self._waiting:
             for name in ("subscriber", "previous"):
                 if event.get(name) in subscribers:
@@ -87,11 +87,11 @@ class EventSender:
 
     @property
     def is_idle(self) -> bool:
-        """True if no event is queued."""
+        """True if the queue is empty."""
         return not self._waiting
 
     async def run(self) -> None:
-        """Deliver events until cancelled."""
+        """Deliver queued events in batches, with retries, until the task is cancelled."""
         pause_s, again_max_s = self._again_s
         while True:
             await self._not_empty.wait()
@@ -124,7 +124,7 @@ class EventSender:
 
 
 def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post_s: float = POST_S) -> Send:
-    """Return a function that posts events to a URL as `{"events": [...]}`.
+    """Return a function that posts events to a URL as the JSON document `{"events": [...]}`.
 
     Headers contain the time, and an HMAC-SHA256 over the time, a dot and the body. The key file is read for each
     delivery, because it may change or be missing for a while. `post_s` is the time limit for the receiver.
@@ -154,12 +154,12 @@ def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post
 
 
 def signature(key: bytes, stamp: str, body: bytes) -> str:
-    """Return the signature as hexadecimal digits; the receiver computes it too and compares."""
+    """Return the HMAC-SHA256 of a delivery in hexadecimal digits, which the receiver compares with its own."""
     return hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
 class _Exchange:
-    """One POST in a thread, which another thread can end at any time, because a receiver may send its answer very slowly."""
+    """HTTP POST that runs in a thread; another thread can abort it if the receiver is too slow."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         parts = urlsplit(url)
@@ -174,7 +174,7 @@ class _Exchange:
         self._ended = False
 
     def post(self, body: bytes, headers: dict[str, str]) -> None:
-        """Send the request and check the status of the answer.
+        """Send the POST request and check the status of the response.
 
         Raises:
             Undelivered: if the receiver is unreachable or rejects the events temporarily.
@@ -197,7 +197,7 @@ class _Exchange:
             raise (Undelivered if later else EventsRejected)(f"{self.where} answered {status}")
 
     def end(self) -> None:
-        """End the exchange in any state."""
+        """Abort the exchange from another thread, in any state of the connection."""
         self._ended = True  # before the socket is read, because it may be connecting at this moment
         if (connected := self._link.sock) is not None:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Engines of the analysis, which create tables with SQL: their contract, and DuckDB for one machine.
+"""SQL engines of the analysis: their interface, and the DuckDB engine for one machine.
 
 Spark (spark.py) is for several machines. The SQL is DuckDB's, limited to parts with the same result on other engines: integers,
 decimal numbers that stand for doubles, ties broken by name, and no function that another engine lacks, except `instant_s` (Unix
@@ -25,28 +25,28 @@ TABLES = {path.stem.partition("_")[2]: path for path in sorted((SQL / "tables").
 
 
 class Engine(Protocol):
-    """Engine with named tables. All SQL is in DuckDB's dialect."""
+    """Interface of an SQL engine with named tables. Callers write all SQL in DuckDB's dialect."""
 
     def define(self, name: str, select: str) -> None:
-        """Create a table from a SELECT; it may replace a table that the SELECT reads."""
+        """Create or replace a table from a SELECT. The SELECT may read the table that is replaced."""
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Create a table from values; `columns` with their types."""
+        """Create a table from rows of values; `columns` names each column with its SQL type."""
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """Return the rows of a SELECT."""
+        """Run a SELECT and return its rows."""
 
 
 def scalar(engine: Engine, select: str) -> int:
-    """Return the single number of a SELECT."""
+    """Run a SELECT whose result is one number, and return that number."""
     return int(engine.rows(select)[0][0])
 
 
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
-    """Return the SELECT of the sightings of a time, each with the number of its day.
+    """Return the SELECT of the checks from `since` to before `until`, each with the number of its day.
 
-    `without`: peers whose checks are not subscribers'. Early checks are left out: any phone could have claimed the
-    IMSI, so they are not evidence.
+    `without`: peers that are probes, whose checks are left out. Early checks are left out as well: any phone could have
+    claimed the IMSI, so they are not evidence.
     """
     peers = ", ".join("'" + peer.replace("'", "''") + "'" for peer in ("", *without))
     limits = f"time >= TIMESTAMP '{since:%Y-%m-%d %H:%M:%S}' AND time < TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AND (peer IS NULL OR NOT peer IN ({peers})) AND COALESCE(early, FALSE) = FALSE"
@@ -54,17 +54,17 @@ def window_select(source: str, since: datetime, until: datetime, without: Sequen
 
 
 class Duck:
-    """Engine with tables in DuckDB."""
+    """Engine that keeps its tables in DuckDB."""
 
     def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
         self._connection = connection
 
     def define(self, name: str, select: str) -> None:
-        """Create a table, as Engine.define."""
+        """Create or replace a DuckDB table from a SELECT (see Engine.define)."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {select}")
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Create a table, as Engine.fill."""
+        """Create a DuckDB table from rows of values (see Engine.fill)."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} ({columns})")
         if rows:  # by columns: a list of TACs has hundreds of thousands
             self._connection.execute(
@@ -73,7 +73,7 @@ class Duck:
             )
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """Return rows, as Engine.rows."""
+        """Run a SELECT in DuckDB and return its rows (see Engine.rows)."""
         return self._connection.execute(select).fetchall()
 
 
@@ -87,7 +87,7 @@ def duck(
     threads: int | None = None,
     without: Sequence[str] = (),
 ) -> Iterator[Duck]:
-    """Open an engine with `sightings` from `since` to before `until` (both naive UTC).
+    """Open a DuckDB engine whose view `sightings` has the checks from `since` to before `until` (naive UTC).
 
     Args:
         files: pattern or list of the record's files.

@@ -1,4 +1,4 @@
-"""Events: checks to be reported at once, grouped, limited in rate, and for watched lists compared with the previous check.
+"""Events for immediate reports: unusual checks, and changes of SIM or device in watched lists.
 
 An event is a check that was not plainly whitelisted (blocked, tracked, unknown, overridden, or a match of an observed rule). It
 is also a device of a watched list with another SIM, or a SIM of a watched list in another device. Similar checks within a second
@@ -46,23 +46,26 @@ class Events:
         """Number of events above the rate."""
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove the subscribers from the memory of pairs."""
+        """Remove these subscribers from the remembered pairs of device and SIM."""
         self.seen = without_subscribers(self.seen, subscribers)
 
     def clear_dropped(self) -> int:
-        """Return the number of dropped events, and begin to count again."""
+        """Return the number of dropped events and reset it to 0."""
         dropped, self.dropped = self.dropped, 0
         return dropped
 
     def add(self, message: bytes) -> None:
-        """Add the checks of a message. Each check of the message is an event."""
+        """Group the checks of a worker's message with earlier similar checks. Each group becomes an event."""
         for time_us, kind, identifier, imsi, version in checks_of(message):
             group = self._groups.setdefault((kind, identifier, imsi, version), [time_us, time_us, 0])
             group[1] = time_us
             group[2] += 1
 
     def due(self, now: float, subscribers: Subscribers) -> list[dict[str, Any]]:
-        """Return the events since the last call, in the order in which they began; `now` in seconds."""
+        """Return the events of all groups since the last call, ordered by their first check.
+
+        `now` in seconds. Events above the maximum rate are dropped and counted.
+        """
         self._room = min(max(1.0, self._max), self._room + max(0.0, now - self._at) * self._max)
         self._at = now
         groups, self._groups = self._groups, {}
@@ -82,7 +85,10 @@ class Events:
         return [{"id": f"{self._origin}-{next(self._numbers)}", **event} for event in sent]
 
     def _changes(self, kind: CheckKind, identifier: str, subscriber: str | None) -> Iterator[tuple[str, str]]:
-        """Yield the kind of each change, and the previous value; none if the SIM was not authenticated."""
+        """Yield each change of SIM or device in a watched list: the kind of change, and the previous SIM or device.
+
+        A check whose SIM was not authenticated yields no change.
+        """
         lists = {kind.list, *(rule.partition("@")[2] for rule in (kind.observed or "").split())}
         changes = {change for name, change in self._watched.items() if name in lists}
         if kind.early or subscriber is None or not changes:
@@ -107,7 +113,7 @@ class Events:
 
 
 def without_subscribers(seen: Mapping[str, str], subscribers: Collection[str]) -> dict[str, str]:
-    """Return the entries that are not about these subscribers."""
+    """Return the remembered pairs without the pairs of these subscribers."""
     return {
         who: partner
         for who, partner in seen.items()

@@ -1,4 +1,4 @@
-"""Files of the record: atomic writes, limits on age and size, and the deletion of subscribers.
+"""Files of the record: atomic writing, limits on age and size, and removal of subscribers.
 
 A file gets its name after all of it is on the disk. So a killed process leaves only readable files, and at most one unfinished
 file, which the next start removes. A name has the time of the first row and a random part, so a clock that goes back cannot
@@ -40,7 +40,7 @@ PRUNED_SHARE = 0.95
 
 
 class RecordFile(NamedTuple):
-    """File of the record."""
+    """Parquet file of the record of checks."""
 
     path: Path
     bytes: int
@@ -49,7 +49,7 @@ class RecordFile(NamedTuple):
 
 
 def write(state: Path, rows: "pl.DataFrame") -> list[RecordFile]:
-    """Write rows (schema.COLUMNS) to files by day and hour; return the files.
+    """Write rows (schema.COLUMNS) to one file for each hour, and return the files.
 
     Raises:
         OSError: if a write fails; files that were already written are removed.
@@ -93,7 +93,7 @@ def _write(path: Path, rows: "pl.DataFrame", written: float) -> RecordFile:
 
 
 def list_files(state: Path) -> list[RecordFile]:
-    """Return all files, sorted by the time of their first row."""
+    """Return all files of the record, sorted by the time of their first row."""
     files = []
     for path in sorted((state / FOLDER).glob(FILES)):
         with suppress(FileNotFoundError):  # pruned meanwhile
@@ -103,7 +103,7 @@ def list_files(state: Path) -> list[RecordFile]:
 
 
 def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
-    """Delete files that are too old, and the oldest rows of a record that is too large; return the remaining bytes.
+    """Delete old files, and the oldest rows of a record that is too large; return the remaining bytes.
 
     While one peer has more than half of all rows, its oldest rows are deleted, so a peer that floods the record
     displaces only its own rows. The newest file always stays. If it alone exceeds `max_bytes`, the others are limited
@@ -128,9 +128,10 @@ def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
 
 
 def _shrink(files: Sequence[RecordFile], total: int, bytes_max: int) -> int:
-    """Delete rows and files until at most `bytes_max` of the `total` bytes remain; return the number of remaining bytes.
+    """Delete rows and files until at most `bytes_max` bytes remain; return the number of remaining bytes.
 
-    A peer that sent more than half of the rows loses its rows first. Then a file that alone is larger than `bytes_max` is deleted, then the oldest.
+    `total` is the number of bytes before. A peer that sent more than half of the rows loses its rows first. Then files
+    that are larger than `bytes_max` are deleted, then the oldest files.
     """
     rows = {file: _rows_of_peers(file.path) for file in files}
     counts = sum(rows.values(), Counter[str]())
@@ -150,7 +151,7 @@ def _shrink(files: Sequence[RecordFile], total: int, bytes_max: int) -> int:
 
 
 def _rows_of_peers(path: Path) -> Counter[str]:
-    """Return the number of rows of each peer; empty for a file without this information or an unreadable file."""
+    """Return the number of rows of each peer in a file; empty if the file lacks these numbers or is unreadable."""
     import polars as pl  # noqa: PLC0415 - the process that writes has imported it already
 
     with suppress(OSError, ValueError, pl.exceptions.PolarsError):
@@ -159,7 +160,10 @@ def _rows_of_peers(path: Path) -> Counter[str]:
 
 
 def _bytes_without(file: RecordFile, peer: str, *, has_others: bool) -> int:
-    """Rewrite a file without a peer's rows and return its size; delete it if no other rows exist or if the rewrite fails."""
+    """Rewrite a file without the rows of one peer, and return its new size in bytes.
+
+    If the file has no other rows, or if the rewrite fails, the file is deleted.
+    """
     import polars as pl  # noqa: PLC0415 - as above
 
     with suppress(OSError, pl.exceptions.PolarsError):  # a full disk
@@ -171,7 +175,7 @@ def _bytes_without(file: RecordFile, peer: str, *, has_others: bool) -> int:
 
 
 def clean(state: Path) -> None:
-    """Create the folder, and remove unfinished files of processes that have ended.
+    """Create the folder of the record, and remove the unfinished files that ended processes left there.
 
     Raises:
         OSError: if that fails.
@@ -181,7 +185,7 @@ def clean(state: Path) -> None:
 
 
 def folder_of(state: Path) -> Path:
-    """Return the folder of the files; create it if needed.
+    """Return the folder of the record's files; create it if it does not exist.
 
     Raises:
         OSError: if that fails.
@@ -192,7 +196,7 @@ def folder_of(state: Path) -> Path:
 
 
 def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], object] = lambda _: None) -> int:
-    """Delete every row of these subscribers, and their entries in `watched.json`; return the number of deleted rows.
+    """Delete all rows of these subscribers and their entries in `watched.json`; return the number of rows.
 
     `damaged` receives each unreadable file.
 
@@ -221,7 +225,7 @@ def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], ob
 
 
 def read_watched(state: Path) -> dict[str, str]:
-    """Return the stored partners (eir.sightings.events.Events.seen); empty if the file is missing or damaged."""
+    """Read the remembered pairs (Events.seen) from `watched.json`; empty if the file is missing or damaged."""
     try:
         document = json.loads((state / FOLDER / WATCHED).read_text())
     except (OSError, ValueError):
@@ -230,7 +234,7 @@ def read_watched(state: Path) -> dict[str, str]:
 
 
 def write_watched(state: Path, seen: Mapping[str, str]) -> None:
-    """Replace the stored partners.
+    """Replace the remembered pairs in `watched.json`.
 
     Raises:
         OSError: if the file cannot be written.

@@ -1,4 +1,6 @@
-"""Import of another EIR's log into the record: CSV or Parquet with named columns, read in pieces. Imports polars.
+"""Import of another EIR's log into the record, from CSV or Parquet with named columns.
+
+The log is read in pieces. Imports polars.
 
 `time` and `imei` are required; `software_version`, `imsi`, `origin_host` and `status` are optional. A bad row is skipped and
 reported by file and line, never with its identifiers. Times are ISO 8601 (UTC if there is no zone) or Unix seconds.
@@ -44,7 +46,7 @@ EARLIEST_US, LATEST_US = 20 * YEAR_US, 200 * YEAR_US
 
 @dataclass(slots=True)
 class ImportReport:
-    """Result of an import."""
+    """Result of the import of a log."""
 
     rows: int = 0
     """Number of imported rows."""
@@ -54,7 +56,7 @@ class ImportReport:
     files: list[Path] = field(default_factory=list)
 
     def add(self, rows: int, bad: int, complaints: Iterable[str]) -> None:
-        """Add the result of one piece."""
+        """Add the result for one piece of the log."""
         self.rows += rows
         self.bad += bad
         self.complaints.extend(complaints)
@@ -63,13 +65,9 @@ class ImportReport:
 def import_log(
     file: Path, state: Path, subscribers: Subscribers, progress: Callable[[int, int], None] = lambda *_: None
 ) -> ImportReport:
-    """Import a file into the record of a state folder. `progress` receives the bytes done and the total.
+    """Import a log into the record in a state folder.
 
-    If it fails, all rows of the import are removed.
-
-    Raises:
-        EirError: if the file cannot be parsed.
-        OSError: if a file cannot be read or written.
+    `progress` receives the number of bytes done and the total. If the import fails, all its rows are removed.
     """
     report, total = ImportReport(), file.stat().st_size
     with file.open("rb") as stream:
@@ -89,7 +87,10 @@ def import_log(
 
 
 def _rows(piece: pl.DataFrame, file: Path, line: int, report: ImportReport) -> CheckRows:
-    """Return the good rows of a piece whose first row is in `line`; count and name the bad ones."""
+    """Return the valid rows of a piece of the log; count and report its invalid rows.
+
+    `line` is the line of the first row of the piece.
+    """
     rows = (
         piece.with_columns(pl.lit("").alias(name) for name in OPTIONAL if name not in piece.columns)
         .select(
@@ -119,7 +120,7 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, report: ImportReport) -> C
 
 
 def _time(kind: pl.DataType) -> pl.Expr:
-    """Return the column `time` in microseconds, null for an invalid time."""
+    """Return the polars expression that converts the column `time` to microseconds; null for an invalid time."""
     column = pl.col("time")
     if isinstance(kind, pl.Datetime):
         microseconds = column.dt.timestamp("us")
@@ -168,7 +169,7 @@ def _csv(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
 
 
 def _known_columns(file: Path, columns: list[str]) -> list[str]:
-    """Return the known columns of a file.
+    """Return the columns of a file that the import uses.
 
     Raises:
         EirError: if a required column is missing.

@@ -1,4 +1,4 @@
-"""Analysis of sightings: devices whose identity was tampered with, each with a score and its evidence.
+"""Analysis of the record: it finds devices with a tampered identity, with a score and evidence for each.
 
 The log odds of a device are the prior share of tampered devices plus the weight of each condition. README.md explains the model
 and its fit. The SQL runs on the engine that the caller passes.
@@ -38,7 +38,7 @@ CLEAR_DAYS = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Finding about one device."""
+    """Finding: a device whose identity was probably tampered with."""
 
     device: int
     score: float
@@ -62,12 +62,12 @@ class Finding:
 
     @property
     def imei(self) -> str:
-        """14 digits of the IMEI."""
+        """First 14 digits of the IMEI."""
         return key_text(self.device)
 
     @property
     def sure(self) -> str:
-        """Score as text."""
+        """Meaning of the score as text: the share of devices with such a score that are tampered with."""
         return (
             "confirmed"
             if self.confirmed
@@ -77,7 +77,7 @@ class Finding:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the finding for scripts."""
+        """Return the finding as a JSON document for scripts."""
         return {
             "imei": self.imei, "score": self.score, "conditions": list(self.conditions), "subscribers": self.subscribers,
             "first_seen": as_text(self.first_seen), "last_seen": as_text(self.last_seen), "evidence": self.evidence,
@@ -87,7 +87,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """All results of one analysis."""
+    """Result of one analysis: findings, and counts of the analysed record."""
 
     since: datetime
     until: datetime
@@ -116,7 +116,7 @@ def judge(
     engine: Engine, settings: TamperSettings, *, since: datetime, until: datetime, tacs: Iterable[Tac] = (), warn: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda *_: None, keep_users: bool = False, cases: Mapping[int, bool] = {},
 ) -> Judgement:  # fmt: skip
-    """Judge the sightings of an engine.
+    """Analyse the sightings in an engine's tables, and return the findings.
 
     Args:
         engine: engine with the table `sightings`.
@@ -193,7 +193,11 @@ def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _build_tables(engine: Engine, untrusted: Iterable[str], progress: Callable[[str, int, int], None]) -> None:
-    """Build all tables, the evidence of each condition (`marks`), and their sum with the condition that weighs most (`summed`)."""
+    """Build the tables of the analysis up to `summed`, which has the log odds of each device.
+
+    The table `marks` has the evidence of each condition. The table `summed` also names the condition with the highest
+    weight.
+    """
     engine.fill("distrusted", "voice VARCHAR", [(voice,) for voice in sorted(untrusted)])
     stages = [*TABLES, *CONDITIONS]
     for done, name in enumerate(stages):
@@ -219,7 +223,7 @@ def _build_tables(engine: Engine, untrusted: Iterable[str], progress: Callable[[
 
 
 def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> None:
-    """Build the table `scores`: devices with at least `least_score`, and all devices that an operator confirmed."""
+    """Build the table `scores`: devices with a score of at least `least_score`, and all confirmed devices."""
     decided: defaultdict[str, list[tuple[float, bool]]] = defaultdict(list)
     engine.fill("decided", "device BIGINT", [(device,) for device in cases])
     for device, odds, loudest in engine.rows(
@@ -243,7 +247,9 @@ def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> Non
 
 
 def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
-    """Return the shift of a condition's log odds by decisions: for each device its log odds, and whether it was confirmed.
+    """Return the correction of a condition's log odds that follows from the operators' decisions.
+
+    `decisions`: for each device its log odds, and True if the device was confirmed.
 
     This is one step of Newton's method with a prior of strength `SHIFT_PRIOR`, limited to `SHIFT_MAX`. A further
     confirmation never lowers the shift, and a further clearance never raises it.
@@ -257,9 +263,10 @@ def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
 
 
 def _build_box(engine: Engine) -> None:
-    """Build the table `box`: the largest set of devices and SIMs in which each device has four of the SIMs and each SIM two of the devices.
+    """Build the table `box`: the largest set of devices and SIMs that are used like a SIM box.
 
-    Two thirds of a device's checks and half of a SIM's checks must be within the set.
+    In this set each device has at least four of the SIMs, and each SIM at least two of the devices. At least two thirds
+    of a device's checks and half of a SIM's checks are within the set.
     """
     engine.define("box", """
         SELECT usage.device, usage.subscriber, usage.checks, devices.checks AS device_checks, sims.checks AS sim_checks
@@ -283,7 +290,7 @@ def _build_box(engine: Engine) -> None:
 
 
 def _find_untrusted(engine: Engine) -> set[str]:
-    """Return the distrusted origins and peers, by the devices that they make suspicious and the ordinary phones that they carry."""
+    """Return the distrusted origins and peers: they make many devices suspicious, but report few ordinary phones."""
     claims = engine.rows(f"""
         SELECT DISTINCT steps.device, CAST(steps.subscriber AS VARCHAR) AS subscriber, claims.origin, claims.peer
         FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
@@ -345,12 +352,12 @@ def _findings(
 
 
 def as_text(moment: datetime) -> str:
-    """Format a time of the record as in JSON."""
+    """Format a time of the record in ISO 8601, as in JSON documents."""
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 class SubscriberPeriod(NamedTuple):
-    """Time of a subscriber with a device."""
+    """Period in which a subscriber used a device."""
 
     subscriber: str
     first_seen: datetime
@@ -359,7 +366,9 @@ class SubscriberPeriod(NamedTuple):
 
 
 def newcomers(periods: Sequence[SubscriberPeriod], since: datetime, until: datetime) -> tuple[str, ...]:
-    """Return the subscribers of a copied identity that certainly have copies, sorted; empty if the owner may be among them.
+    """Return the subscribers who certainly hold copies of an identity; empty if the owner may be among them.
+
+    The result is sorted.
 
     The owner is the first in the record, or was there from the beginning and not checked for some days. A newcomer came
     `CLEAR_DAYS` later, while one of those was still active, because a buyer comes after the owner has stopped. It must

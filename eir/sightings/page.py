@@ -141,7 +141,7 @@ def page(found: Judgement) -> str:
 
 
 def public_page(found: Judgement) -> str:
-    """Render the page for a yearly report: no identifier, no place, no day, and no count below ten."""
+    """Render the page for a yearly report, without identifiers, places, days, and counts below 10."""
     findings = found.findings
     by_condition = {
         label: count if count >= SUPPRESSED_BELOW else None for label, count in _by_condition(findings).items()
@@ -160,7 +160,10 @@ def public_page(found: Judgement) -> str:
 
 
 def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return all evidence of a finding, check by check, for scripts and for the page; `engine` still has the tables of the judgement."""
+    """Return the sheet of one device with all evidence, down to single checks, for scripts and for the page.
+
+    `engine` must still have the tables of the judgement.
+    """
     finding = next((each for each in found.findings if each.device == device), None)
     return {
         "imei": key_text(device), "since": as_text(found.since), "until": as_text(found.until), "rules": RULES, "base_rate": PRIOR,
@@ -201,7 +204,7 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
 
 
 def sheet_page(made: Mapping[str, Any]) -> str:
-    """Render the sheet of one device as a page."""
+    """Render the sheet of one device as an HTML page."""
     finding = made["finding"]
     score = (
         f"<p><b>{finding['score']:.3f}</b>: {escape(finding['sure'])}. Of all devices {made['base_rate']:.1%} are tampered with before anything is seen.</p>"
@@ -225,7 +228,10 @@ def sheet_page(made: Mapping[str, Any]) -> str:
 def export_rows(
     findings: Iterable[Finding], layout: str, made: datetime, confirmed: Iterable[str] = (), *, kind: str
 ) -> Iterator[Sequence[str]]:
-    """Yield the rows of a list: the header, then a row for each pair (`pairs`), finding (`tracked`) or confirmed device (`devices`).
+    """Yield the header and the rows of a data file with findings, which `eir publish` can sign.
+
+    `kind`: `pairs` for one row for each IMEI and IMSI of a copy, `tracked` for one row for each finding, `devices` for
+    one row for each confirmed device.
 
     `confirmed`: further devices, for which only an operator's decision exists. The reason is the condition that weighs
     most: a list has at most 255 reasons, so a reason must not include values of a device.
@@ -258,7 +264,7 @@ def is_imsi(subscriber: str) -> bool:
 
 
 def suppress_small(counts: Mapping[str, int]) -> dict[str, int | None]:
-    """Replace counts below ten by None; if that hides only one count, hide the next smallest too, because their sum is known."""
+    """Replace counts below 10 by None, and one more count if the known sum would reveal a single hidden count."""
     hidden = [name for name, count in counts.items() if 0 < count < SUPPRESSED_BELOW]
     if len(hidden) == 1:
         smallest = sorted((count, name) for name, count in counts.items() if count and name not in hidden)
@@ -276,7 +282,7 @@ def _by_copies(findings: Sequence[Finding]) -> dict[str, int]:
 
 
 def _section(title: str, content: str) -> str:
-    """Render a section with a table, which may be wider than the screen and can be scrolled with keys."""
+    """Render a section of a page. If its table is wider than the screen, it can be scrolled with keys."""
     return f'<section tabindex=0 aria-label="{escape(title)}"><h2>{escape(title)}</h2>{content}</section>'
 
 
@@ -286,7 +292,7 @@ def _figure(count: int, label: str) -> str:
 
 
 def _bars(title: str, caption: str, counts: Mapping[str, int | None]) -> str:
-    """Render a bar chart as an image with a text alternative; a count of None is shown as suppressed."""
+    """Render a bar chart as SVG with a text alternative. A count of None is shown as suppressed."""
     most = max((count or 0 for count in counts.values()), default=0) or 1
     texts = {label: FEW if count is None else f"{count:,}" for label, count in counts.items()}
     drawn = []

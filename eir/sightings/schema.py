@@ -12,7 +12,7 @@ HOME_DIGITS = 6
 
 
 class Column(NamedTuple):
-    """Column of the files."""
+    """Column of the record's files: name, SQL type and meaning."""
 
     name: str
     kind: str

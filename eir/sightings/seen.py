@@ -1,4 +1,6 @@
-"""Queries of the record: one device or SIM, all devices, and a day as a file. Imports polars.
+"""Queries of the record: checks of one device or SIM, sums over all devices, and the file of one day.
+
+Imports polars.
 
 Files are sorted by device, so a search for one device skips most of each file.
 """
@@ -29,7 +31,7 @@ FILES_AT_ONCE = 500
 
 @dataclass(frozen=True, slots=True)
 class SearchTerms:
-    """Possible meanings of an identifier."""
+    """Search terms for an identifier that a person entered: a device, an IMSI, or both."""
 
     device: int | None
     """Key of eir.device."""
@@ -39,7 +41,9 @@ class SearchTerms:
 
 
 def parse_search(identifier: str) -> SearchTerms:
-    """Parse an identifier that a person entered: 15 digits are an IMEI or an IMSI; other digits may be sent instead of an IMEI.
+    """Parse an identifier that a person entered: an IMEI, an IMEISV, a MEID, an IMSI, or other digits.
+
+    14 or 15 digits may be an IMEI or an IMSI, so both are searched. Other digits may have been sent instead of an IMEI.
 
     Raises:
         IdentifierError: for any other text.
@@ -59,7 +63,9 @@ def parse_search(identifier: str) -> SearchTerms:
 def find_sightings(
     state: Path, what: SearchTerms, subscribers: Sequence[str], since: datetime | None
 ) -> list[dict[str, Any]]:
-    """Return the sightings of a device or SIM, the oldest first; equal ones (ALIKE) are one row with `first`, `last`, `checks`.
+    """Return the sightings of a device or a SIM, oldest first.
+
+    Sightings that are equal in the columns ALIKE become one row with `first`, `last` and `checks`.
 
     `subscribers`: all names of the SIM in the record.
 
@@ -81,7 +87,9 @@ def find_sightings(
 
 
 def find_answers(state: Path, device: int, subscribers: Sequence[str], until: datetime) -> list[dict[str, Any]]:
-    """Return the last checks of a device up to a time: those that were in progress then, or else the newest one; as `find_sightings`.
+    """Return the last checks of a device up to a time, in the form of `find_sightings`.
+
+    These are the groups of checks that were in progress at that time, or else the newest earlier group.
 
     `subscribers`: all names of a SIM in the record, if only its checks count.
 
@@ -109,7 +117,9 @@ def find_answers(state: Path, device: int, subscribers: Sequence[str], until: da
 
 
 def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, int]]:
-    """Return (identifier as sent, device, Origin-Host, status, checks) since a time, one row for each device, origin and status.
+    """Return the number of checks since a time, for each device, origin and status.
+
+    The fields of a row are: identifier as sent, device, Origin-Host, status, checks.
 
     Raises:
         EirError: if a file cannot be read.
@@ -131,7 +141,10 @@ def _rows(
     plan: Callable[[pl.LazyFrame], pl.LazyFrame],
     form: Mapping[str, Any] | None = FRAME,
 ) -> pl.DataFrame:
-    """Return the rows of the files of a time, filtered or summed by `plan`, some files together; `form` None keeps the files' columns."""
+    """Read the record's files since a time, and apply `plan` (a filter or a sum) to some files at a time.
+
+    `form`: columns and types of the frame; None keeps those of the files.
+    """
     paths = [str(file.path) for file in list_files(state) if since is None or file.written >= since.timestamp()]
     parts = (_read(paths[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(paths), FILES_AT_ONCE))
     return pl.concat([plan(pl.LazyFrame(schema=FRAME)).collect(), *parts])  # the first is empty: there may be no file
@@ -162,7 +175,9 @@ def _as_row(row: dict[str, Any]) -> dict[str, Any]:
 def daily_rows(
     state: Path, day: date, *, operator: str, file_name: str, msisdn: Callable[[str], str]
 ) -> Iterator[Sequence[str | int]]:
-    """Yield the daily file for a national register: the header, and a row for each device and SIM of that day (UTC), sorted by device.
+    """Yield the header and the rows of the daily file for a national register.
+
+    There is one row for each device and SIM of the day (UTC), sorted by device.
 
     `msisdn` maps an IMSI to its number, or to an empty string. The column `imsi` is empty if the record has only a hash
     of the IMSI or no subscriber.

@@ -1,4 +1,4 @@
-"""Settings of sightings."""
+"""Settings of the section `sightings` of the configuration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ HASHED, FULL, OFF = "hashed", "full", "off"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """Receiver to which events are posted."""
+    """HTTP receiver to which the node posts events (webhook)."""
 
     url: str
     key_file: Path

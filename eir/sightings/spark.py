@@ -1,4 +1,4 @@
-"""Spark engine, for records that are too large for one machine: the same SQL, translated by sqlglot.
+"""Spark engine, for records that are too large for one machine. sqlglot translates its SQL.
 
 Each table is written to a work folder that the whole cluster can reach, and later tables read it there; the folder is deleted
 at the end. `pip install '.[spark]'` in the clone installs pyspark and sqlglot.
@@ -34,18 +34,18 @@ SETTINGS = {
 
 
 class Spark:
-    """Engine (eir.sightings.engine.Engine) with tables in Spark."""
+    """Engine that keeps its tables in Spark (see eir.sightings.engine.Engine)."""
 
     def __init__(self, session: "SparkSession", work: str) -> None:
         self._session = session
         self._work = work
 
     def define(self, name: str, select: str) -> None:
-        """Create a table, as Engine.define."""
+        """Create or replace a Spark table from a SELECT (see Engine.define)."""
         self._write_table(name, self._session.sql(translate(select)))
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Create a table, as Engine.fill."""
+        """Create a Spark table from rows of values (see Engine.fill)."""
         fields = [column.split() for column in columns.split(", ")]
         layout = ", ".join(f"{field}: {TYPES.get(kind, kind)}" for field, kind in fields)
         select = f"SELECT INLINE(FROM_JSON(:rows, 'ARRAY<STRUCT<{layout}>>'))"
@@ -56,11 +56,11 @@ class Spark:
         self._write_table(name, self._session.sql(select, {"rows": text}))
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """Return rows, as Engine.rows."""
+        """Run a SELECT in Spark and return its rows (see Engine.rows)."""
         return [tuple(row) for row in self._session.sql(translate(select)).collect()]
 
     def _write_table(self, name: str, frame: "DataFrame") -> None:
-        """Write a table to the work folder, so that it is computed once and can be replaced by a table that reads it."""
+        """Write a table to the work folder, so that Spark computes it once and later tables can read it."""
         path = f"{self._work}/{name}-{secrets.token_hex(8)}"
         frame.write.parquet(path)
         # With the schema given, Spark needs no job to read it.
@@ -71,7 +71,7 @@ class Spark:
 def spark(
     files: str | list[str], *, since: datetime, until: datetime, master: str, work: str, without: Sequence[str] = ()
 ) -> Iterator[Spark]:
-    """Open an engine with `sightings` from `since` to before `until` (both naive UTC).
+    """Open a Spark engine whose view `sightings` has the checks from `since` to before `until` (naive UTC).
 
     Args:
         files: pattern or list of the record's files.
@@ -128,7 +128,7 @@ def translate(select: str) -> str:
 
 
 def _translate_node(node: "Expression") -> "Expression":
-    """Translate parts that sqlglot cannot know: `instant_s`, and decimal numbers that stand for doubles."""
+    """Translate a node that sqlglot cannot translate: `instant_s`, or a decimal number that stands for a double."""
     from sqlglot import exp  # noqa: PLC0415 - where it is needed
 
     if isinstance(node, exp.Anonymous) and node.name.lower() == "instant_s":

@@ -1,4 +1,4 @@
-"""Names of subscribers in the record: a keyed hash, the IMSI, or none.
+"""Names of subscribers in the record: their form (keyed hash, IMSI or none), and the keys of the hashes.
 
 The key of the hashes is in a file, created at the first start, mode 0600. When it is old, a new key replaces it. A hash begins
 with the number of its key (two hexadecimal digits). With different keys, an IMSI has different hashes, which cannot be related.
@@ -26,7 +26,7 @@ KEYS_MAX = 256
 
 
 class HashKey(NamedTuple):
-    """Key of hashes."""
+    """Key for the hashes of IMSIs, with its number and the time from which it is used."""
 
     number: int
     since: int
@@ -36,20 +36,20 @@ class HashKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subscribers:
-    """Form in which new rows name subscribers."""
+    """Form of the names of subscribers in new rows: keyed hash, IMSI or none."""
 
     how: str
     """One of the choices in eir.sightings.settings."""
     key: HashKey | None = None
 
     def of(self, imsis: "pl.Series") -> "pl.Series":
-        """Return the name of each IMSI for the record; null if it is absent (empty)."""
+        """Return the name of each IMSI for the record; null for an empty IMSI, or if subscribers are not recorded."""
         import polars as pl  # noqa: PLC0415 - callers have imported it already
 
         return pl.Series("subscriber", [self.one(imsi) for imsi in imsis.to_list()], dtype=pl.String)
 
     def one(self, imsi: str) -> str | None:
-        """Return the name of one IMSI for the record."""
+        """Return the name of an IMSI for the record; None for an empty IMSI, or if subscribers are not recorded."""
         if not imsi:
             return None
         if self.key is not None:
@@ -64,7 +64,7 @@ def subscriber_hash(key: HashKey, imsi: str) -> str:
 
 
 def read_keys(folder: Path) -> list[HashKey]:
-    """Read the keys in a state folder, the newest last.
+    """Read the keys of subscribers' hashes from a state folder, newest last.
 
     Raises:
         EirError: if the file cannot be read or is damaged.
@@ -90,7 +90,7 @@ def read_keys(folder: Path) -> list[HashKey]:
 def load_subscribers(
     folder: Path, how: str, *, rotate_s: float, keep_s: float, now: Callable[[], float] = time.time
 ) -> Subscribers:
-    """Return the form in which new rows name subscribers; create the first or the next key if needed.
+    """Return the form of subscribers' names in new rows; create the first or the next hash key if needed.
 
     Raises:
         EirError: if the key file cannot be read.

@@ -1,4 +1,4 @@
-"""Distrusted origins and peers: they report SIMs in other peers' devices, but carry little ordinary traffic.
+"""Search for distrusted origins and peers, which report SIMs in other peers' devices but few ordinary phones.
 
 A peer that may send checks can invent another SIM for a phone. A real MME also carries ordinary phones, and other MMEs report
 many of them too; an attacker cannot invent these without knowing real phones and their SIMs. Data only.
@@ -24,7 +24,7 @@ Voices = frozenset[str]
 def find_distrusted(
     told: Iterable[tuple[int, str, str]], ordinary: Iterable[Sequence[str]], *, share: int, sent: Mapping[str, int]
 ) -> set[str]:
-    """Return the distrusted voices (origins, or peers).
+    """Return the distrusted origins or peers. Both are called voices here.
 
     Args:
         told: device, subscriber and voice of each suspicious device.
@@ -69,27 +69,33 @@ def find_distrusted(
 
 
 def _subgroups(group: Voices) -> Iterator[Voices]:
-    """Yield each subset of a group that is not empty."""
+    """Yield each non-empty subset of a group."""
     for size in range(1, len(group) + 1):
         yield from map(frozenset, combinations(sorted(group), size))
 
 
 def _shared(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> list[int]:
-    """Return the ordinary phones that a group and others carry."""
+    """Return the ordinary phones that both the group and voices outside the group report."""
     return [
         number for number in set().union(*(carried.get(voice, ()) for voice in group)) if not phones[number] <= group
     ]
 
 
 def _ordinary_count(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> float:
-    """Return the weighted number of ordinary phones that a group carries."""
+    """Return the number of ordinary phones that a group reports.
+
+    A phone that only this group reports counts 1/UNSEEN.
+    """
     mine = len(set[int]().union(*(carried.get(voice, ()) for voice in group)))
     shared = len(_shared(group, carried, phones))
     return shared + (mine - shared) / UNSEEN
 
 
 def _with_accomplice(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> Voices:
-    """Add the voice that shares most of the group's phones, as an accomplice does; a group of TOGETHER_MAX stays as it is."""
+    """Return the group with one more voice: the one that shares most of the group's phones, like an accomplice.
+
+    A group of TOGETHER_MAX voices, or without such a voice, is returned unchanged.
+    """
     candidates = Counter(voice for number in _shared(group, carried, phones) for voice in phones[number] - group)
     return (
         group | {min(candidates, key=lambda voice: (-candidates[voice], voice))}
