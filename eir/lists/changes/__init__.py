@@ -1,1 +1,1 @@
-"""Changes of a list: loads, operators' entries, rollbacks; also the audit of an EIR."""
+"""Changes of a list: loads of releases, operators' entries and rollbacks; also the audit of an EIR."""

@@ -1,4 +1,4 @@
-"""Audit: whether an EIR answers as a signed release lists, tested with a random sample or with recorded answers.
+"""Audit: it tests if an EIR answers as a signed release lists, with a random sample or recorded answers.
 
 Independent of protocols: the caller passes a function that asks, or recorded answers.
 """
@@ -65,7 +65,7 @@ class ReleaseEntries:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def _content(self, number: int) -> Content:
-        """Return the rows of a page that have not ended."""
+        """Return the rows of a page that have not expired."""
         low, reasons, until, tac = decode(self._pages[number])
         in_force = (until == 0) | (until > self._now)
         return Content(
@@ -76,9 +76,9 @@ class ReleaseEntries:
         )
 
     def sample(self, count: int) -> list[int]:
-        """Return the keys of `count` random entries in random order, or of all entries if there are no more.
+        """Return the device keys of `count` random entries in random order, or of all entries if there are fewer.
 
-        The key of a whole TAC is that of a random device.
+        For the entry of a whole TAC, the key of a random device of this TAC is returned.
         """
         chance = secrets.SystemRandom()  # the operator of the EIR must not be able to predict the sample
         chosen = np.array(sorted(chance.sample(range(len(self)), min(count, len(self)))), np.int64)
@@ -95,7 +95,7 @@ class ReleaseEntries:
         return keys
 
     def holds(self, keys: Keys) -> NDArray[np.bool_]:
-        """Return a mask of the devices that are listed."""
+        """Return a mask that is True for each device key that the release lists."""
         numbers, mask = keys // np.uint64(SNR_KEYS), np.zeros(len(keys), bool)
         order = np.argsort(numbers, kind="stable")
         starts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -114,7 +114,7 @@ def load_entries(
     memory_max: int = LOAD_MEMORY,
     progress: Progress = lambda *_: None,
 ) -> ReleaseEntries:
-    """Load the entries of a signed release; for a delta, those that it adds.
+    """Verify a signed release and load its entries; of a delta, load the entries that it adds.
 
     Raises:
         ReleaseRefused: if the release cannot be verified.
@@ -149,7 +149,10 @@ def load_entries(
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
-    """Return the smallest sample size of `of` entries whose `interval` is above `at_least` if all answers are right.
+    """Return the smallest sample that can prove a share of `at_least` if all its answers are right.
+
+    `of` is the number of entries from which the sample is drawn. "Prove" means that the lower bound of `interval` is at
+    least this share.
 
     If `at_least` is 1, the sample is all entries.
     """
@@ -164,7 +167,7 @@ def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> 
 
 
 def interim_sizes(first: int, most: int) -> Iterator[int]:
-    """Yield the numbers of devices after which an audit evaluates the share: from `first` to `most`."""
+    """Yield the numbers of checked devices at which an audit evaluates the share, from `first` to `most`."""
     size = min(first, most)
     while size < most:
         yield size
@@ -173,7 +176,9 @@ def interim_sizes(first: int, most: int) -> Iterator[int]:
 
 
 def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: int = UNBOUNDED) -> tuple[float, float]:
-    """Return a confidence interval for the share of right entries among `of`, if `right` of `asked` random ones are right.
+    """Return a confidence interval for the share of right entries among `of` entries.
+
+    `right` of `asked` randomly drawn entries were right.
 
     The intervals of a growing sample are a confidence sequence: with probability `confidence` all of them contain the
     true share. So an audit may evaluate the share at any time and stop then. Sampling is without replacement, and the
@@ -191,11 +196,14 @@ def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: in
     smallest = math.log(1 - confidence) + _log_beta(a + right, b + wrong) - _log_beta(a, b)
 
     def fits(count: int) -> bool:
-        """Return True if this count of right entries among all is likely enough with these answers."""
+        """Return True if `count` right entries among all entries are plausible, given these answers."""
         return _log_choose(of - asked, count - right) - _log_choose(of, count) >= smallest
 
     def bound(outside: int) -> int:
-        """Return the last fitting count between the most likely one and `outside`; the likelihood has one maximum."""
+        """Return the last plausible count between the most likely count and `outside`.
+
+        The likelihood has one maximum, so a binary search finds it.
+        """
         if fits(outside):
             return outside
         inside = likeliest
@@ -224,7 +232,7 @@ def _log_choose(n: float, k: float) -> float:
 
 
 class Mistake(NamedTuple):
-    """Answer that differs from the list; the fields are the keys of `--json`."""
+    """Answer that differs from the list. The names of the fields are the keys of `--json`."""
 
     imei: str
     """Identifier as it was sent."""
@@ -234,22 +242,23 @@ class Mistake(NamedTuple):
 
 @dataclass(slots=True)
 class Origin:
-    """Counts of answers to one MME about listed devices, or about one listed device."""
+    """Counts of answers about listed devices, either to one MME or about one device."""
 
     asked: int = 0
     as_listed: int = 0
 
     def count(self, asked: int, as_listed: int) -> None:
-        """Add answers."""
+        """Add to the counts a number of answers, and the number of those that agreed with the list."""
         self.asked += asked
         self.as_listed += as_listed
 
 
 @dataclass(slots=True, kw_only=True)
 class AuditReport:
-    """Results of an audit.
+    """Result of an audit.
 
-    An audit that asks counts devices, each asked about in all its forms. An audit of recorded answers counts checks.
+    An audit that sends checks counts devices, each checked in all its forms. An audit of recorded answers counts
+    checks.
     """
 
     list: str
@@ -269,18 +278,18 @@ class AuditReport:
     """Reason why the audit ended early."""
 
     def count(self, asked: int, as_listed: int) -> None:
-        """Add answers."""
+        """Add to the totals a number of answers, and the number of those that agreed with the list."""
         self.asked += asked
         self.as_listed += as_listed
 
     @property
     def share(self) -> float | None:
-        """Share of devices, or checks, that were answered as listed; None if nothing was asked."""
+        """Share of devices, or of checks, that were answered as listed; None if there were no answers."""
         return self.as_listed / self.asked if self.asked else None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds of the true share, with this confidence.
+        """Bounds of the true share, which hold with the probability `confidence`.
 
         In recorded checks, each listed device is one draw from an unlimited number, and its answer is the share of its
         checks that were answered as listed: a hundred checks of one phone show no more of the network than one.
@@ -291,14 +300,14 @@ class AuditReport:
         return interval(shares, len(self.devices), self.confidence)
 
     def verdict(self, at_least: float) -> bool | None:
-        """Return whether the true share is at least this one; None if the interval does not decide it."""
+        """Return True if the true share is at least `at_least`, False if not; None if the interval is too wide."""
         low, high = self.interval
         if low >= at_least:
             return True
         return False if high < at_least else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report for scripts."""
+        """Return the report as a JSON document for scripts."""
         document: dict[str, Any] = {
             "list": self.list, "serial": self.serial, "asked": self.asked, "as_listed": self.as_listed, "share": self.share,
             "interval": [round(bound, 6) for bound in self.interval], "exceptions": [each._asdict() for each in self.exceptions],
@@ -319,10 +328,10 @@ class AuditReport:
 
 
 def forms(key: int, turn: int) -> list[str]:
-    """Return an identifier in the forms that MMEs send.
+    """Return all forms of an identifier that MMEs send.
 
-    These are 14 digits, 15 digits with alternately the check digit or the spare 0 (TS 23.003 6.2.1), and 16 digits with
-    a software version.
+    These are 14 digits, 15 digits and 16 digits with a software version (TS 23.003 6.2.1). The 15th digit is
+    alternately the check digit or a spare 0, by `turn`.
     """
     text = key_text(key)
     if key >= MEID_BASE:
@@ -332,7 +341,7 @@ def forms(key: int, turn: int) -> list[str]:
 
 @dataclass(slots=True)
 class _Inquiry:
-    """Questions at a given rate, and the results so far."""
+    """Checks of an audit, sent at a given rate, and their results so far."""
 
     ask: Ask
     wanted: str
@@ -344,7 +353,10 @@ class _Inquiry:
     mistakes: list[Mistake] = field(default_factory=list)
 
     async def round(self, keys: Sequence[int], begun: int) -> None:
-        """Ask about these devices, after `begun` others; return after all answers, or if no further question is possible."""
+        """Send checks of these devices, and return after all answers or after a fault.
+
+        `begun` is the number of devices that were checked before.
+        """
         loop = asyncio.get_running_loop()
         room, due = asyncio.Semaphore(UNDER_WAY_MAX), loop.time()
         self.size = begun + len(keys)
@@ -364,7 +376,7 @@ class _Inquiry:
                     break
 
     async def about(self, texts: Sequence[str], begins: float) -> None:
-        """Ask about a device in all its forms, the first one at `begins` on the loop's clock."""
+        """Send checks of one device in all its forms, the first at `begins` on the loop's clock."""
         wrong: list[Mistake] = []
         for number, text in enumerate(texts):
             if self.rate is not None:
@@ -385,7 +397,7 @@ async def audit(
     listed: ReleaseEntries, keys: Sequence[int], ask: Ask, *, wanted: str, rate: float | None, confidence: float = CONFIDENCE,
     first: int | None = None, at_least: float | None = None, progress: Progress = lambda *_: None,
 ) -> AuditReport:  # fmt: skip
-    """Ask about each key in all its forms, until the share is decided or no further question is possible.
+    """Check each key in all its forms, until the share is decided or no further check is possible.
 
     Args:
         listed: entries of the release.
@@ -415,7 +427,7 @@ async def audit(
 
 
 class Check(NamedTuple):
-    """Equal recorded checks."""
+    """Recorded checks with equal identifier, device, Origin-Host and answer, and their number."""
 
     imei: str
     device: int

@@ -1,4 +1,4 @@
-"""Loader of a release: it verifies, reads, builds and stores the release.
+"""Loader of a release: it verifies the files, reads the rows, builds pages and writes the pages to the store.
 
 Signatures and manifest are verified in eir.lists.releases.release. Then this module verifies size and digest of all files
 before it reads the first row. The list in force does not change until the store switches. Every refusal is an event in the
@@ -65,7 +65,7 @@ KEPT_BYTES_MAX = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """Result of a load, or of a dry run."""
+    """Result of a load or of a dry run."""
 
     list: str
     holds: str
@@ -94,12 +94,12 @@ class LoadReport:
     """Stored state; None for a dry run."""
 
     def as_json(self) -> dict[str, object]:
-        """Return the report for scripts."""
+        """Return the report as a JSON document for scripts."""
         document = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "state"}
         return document | {"seconds": {stage: round(duration, 3) for stage, duration in self.seconds.items()}}
 
     def as_text(self) -> str:
-        """Format the report in one line, followed by a line for each named bad row."""
+        """Format the report in one line, and add a line for each bad row that it names."""
         parts = {
             f"{self.list} {self.kind} {self.serial}: {self.entries:,} entries, before {self.entries_before:,}": True,
             turnover(self.holds, self.come, self.gone): True,
@@ -116,7 +116,7 @@ async def load_release(
     manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
     dry_run: bool = False, marks: Mapping[str, Mark] | None = None, progress: Progress | None = None,
 ) -> LoadReport:  # fmt: skip
-    """Verify a release and load it into its list atomically. The arguments are those of Loader.
+    """Verify a release and load it into its list in one atomic write. The arguments are the fields of Loader.
 
     Raises:
         ReleaseRefused: after the refusal was recorded, if the store can be written.
@@ -129,7 +129,7 @@ async def load_release(
 
 @dataclass(slots=True)
 class Loader:
-    """Load of a release, with its settings and the duration of its stages."""
+    """Load of one release, with its settings and the duration of each stage."""
 
     lists: Mapping[str, ListSettings]
     store: ListStore
@@ -152,14 +152,17 @@ class Loader:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Done]:
-        """Measure a stage; the yielded function receives the part of `total` just done."""
+        """Measure the duration of a stage. The yielded function receives each completed part of `total`."""
         began = time.monotonic()
         yield sum_progress(self.progress, name, total)
         self.seconds[name] = time.monotonic() - began
         self.progress(name, total, total)
 
     async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
-        """Write a refusal to the history if the store can be written. `digest`: of a manifest with valid signatures."""
+        """Write a rejection to the history, unless the store cannot be written.
+
+        `digest` is that of a manifest with valid signatures.
+        """
         claims = CLAIMS.format(*refused.claims) if refused.claims is not None else ""
         if not self.dry_run:
             await try_record(self.store, Event(
@@ -168,7 +171,7 @@ class Loader:
             ))  # fmt: skip
 
     async def verify_and_load(self, manifest: Path) -> LoadReport:
-        """Verify and load the release of this manifest. Raises as load_release."""
+        """Verify and load the release of this manifest. Raises the errors of load_release."""
         try:
             with self.stage(VERIFY, 1):
                 release = verify_release(manifest, self.lists, now=self.now)
@@ -178,7 +181,7 @@ class Loader:
         return await self.load(release, manifest.parent)
 
     async def load(self, release: VerifiedRelease, folder: Path) -> LoadReport:
-        """Load a release that verify_release has just returned; its data files are in `folder`. Raises as load_release."""
+        """Load a verified release whose data files are in `folder`. Raises the errors of load_release."""
         name = release.manifest.list
         gc.disable()  # otherwise it repeatedly scans hundreds of thousands of new pages and frees nothing
         try:
@@ -271,7 +274,7 @@ class Loader:
         )  # fmt: skip
 
     async def _build_full(self, name: str, state: ListState, rows: Rows) -> Built:
-        """Build a list from a full release that replaces its present state."""
+        """Build the pages of a full release, and count the differences to the present content of the list."""
         built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
         built.content_digest = content_digest(built.pages)
         if state is NO_LIST:
@@ -291,7 +294,7 @@ class Loader:
     async def _build_delta(
         self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows
     ) -> Built:
-        """Build the pages that a delta changes, and the counts of the whole list."""
+        """Build the pages that a delta changes, and compute the counts of the whole list."""
         if state.kind != settings.kind:
             raise ReleaseRefused(
                 "base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed"
@@ -321,12 +324,9 @@ def read_release(
     memory_max: int = LOAD_MEMORY,
     kept_max: int = KEPT_BYTES_MAX,
 ) -> Iterable[Rows]:
-    """Verify size and digest of every file, then read all rows; return them by role, added rows before removed ones.
+    """Verify size and digest of every file, then read all rows; return the rows by role.
 
-    `manifest` is one that `verify_release` has just returned.
-
-    Raises:
-        ReleaseRefused: if a file or its rows are not as the manifest states.
+    Added rows come before removed rows. `manifest` is the result of `verify_release`.
     """
     from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
@@ -363,7 +363,7 @@ def read_release(
 
 
 def _check_rows(rows: int, memory_max: int) -> None:
-    """Reject a release that cannot fit in memory according to its manifest (`too_large`)."""
+    """Reject a release whose number of rows in the manifest needs more memory than allowed (`too_large`)."""
     if rows * ROW_BYTES > memory_max:
         advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
         raise ReleaseRefused(

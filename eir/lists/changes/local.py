@@ -1,4 +1,4 @@
-"""Operators' entries: edits of a list with `local: true` by `eir add` and `eir remove`.
+"""Edits of local lists (`local: true`) by operators, with `eir add` and `eir remove`, and by a feed.
 
 An edit reads the list, computes the change and writes it if the list is still the same; otherwise it starts again. It is
 atomic, and the history records the user, the entries, the time and the reason.
@@ -43,7 +43,7 @@ KnownLists = Callable[[], Collection[str]]
 
 
 class Entry(NamedTuple):
-    """Entry of a list."""
+    """Entry of a local list: the identifier as the operator typed it, and its keys."""
 
     text: str  # as the operator wrote it
     key: int
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 
 
 class EntryDetails(NamedTuple):
-    """Reason and end of one entry."""
+    """Reason and expiry of one entry."""
 
     reason: str
     """Reason; empty for that of the edit."""
@@ -64,7 +64,7 @@ class EntryDetails(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """Change of a local list."""
+    """Edit of a local list: entries to add or to remove."""
 
     what: str  # ADD or REMOVE
     entries: Sequence[Entry]
@@ -85,7 +85,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditReport:
-    """Result of an edit, or of a dry run."""
+    """Result of an edit or of a dry run."""
 
     list: str
     holds: str
@@ -121,7 +121,7 @@ class EditReport:
 def parse_entries(
     kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False, verbatim: bool = False
 ) -> list[Entry]:
-    """Parse the entries of a command for a list of this kind, without repeats.
+    """Parse the identifiers of a command to entries for a list of this kind; repeated entries are dropped.
 
     Args:
         kind: kind of the list.
@@ -165,15 +165,9 @@ def parse_entries(
 async def edit_list(
     edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: KnownLists = tuple
 ) -> EditReport:
-    """Apply an edit atomically.
+    """Apply an edit to a local list in one atomic write.
 
-    `had` returns the lists that were in force on this host: a list that the store lost is not created again.
-
-    Raises:
-        EntryRefused: if the list is not local or has another kind; if an entry exists already (add without `replace`)
-            or does not
-            exist (remove); if the reason is invalid or the end is past; if the change exceeds the list's limits without `force`.
-        StoreError: with the cause `lost`, if the store lost the list; also if the store fails.
+    `had` returns the lists that were in force on this host. A list that the store has lost is not created again.
     """
     report, _ = await _edit(edit, settings, store, who, now, had=had, lenient=False)
     return report
@@ -182,7 +176,7 @@ async def edit_list(
 async def edit_differences(
     edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: KnownLists = tuple
 ) -> frozenset[Entry]:
-    """Apply an edit to the entries that it changes, and return these; raises as `edit_list`.
+    """Apply an edit only to the entries that it changes, and return these entries. Raises as edit_list does.
 
     An entry that ends before the edit's end counts as missing. A feed uses this for its rows, which come by the
     thousand: no previous state is kept for a rollback, and the history records the rows in the feed's chain.
@@ -194,7 +188,10 @@ async def edit_differences(
 async def _edit(
     edit: Edit, settings: ListSettings, store: ListStore, who: str, now: datetime, *, had: KnownLists, lenient: bool
 ) -> tuple[EditReport, Sequence[Entry]]:
-    """Apply an edit; return the report, and the entries that changed."""
+    """Apply an edit; return the report and the changed entries.
+
+    If `lenient` is true, entries without a change are skipped; otherwise they are an error.
+    """
     _check(edit, settings, now)
     every = edit
     numbers = sorted({entry.key // PAGE_KEYS for entry in edit.entries})
@@ -245,7 +242,10 @@ async def _edit(
 
 
 def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
-    """Return the history's event for an edit. `lifted`: description of the limits that `force` lifted."""
+    """Return the event of an edit for the history.
+
+    `lifted` describes the limits that `force` lifted.
+    """
     until = f", until {until_text(edit.until)}" if edit.until else ""
     named = ", ".join(entry.text for entry in edit.entries)
     prefix = TACS if any(entry.whole_tac for entry in edit.entries) else ""
@@ -258,7 +258,10 @@ def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifte
 
 
 def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], Event]:
-    """Return the last event that added each entry, by its key, its IMSI's key (0 for none) and whether it is a whole TAC."""
+    """Return the last event that added each entry.
+
+    An entry is identified by its key, the key of its IMSI (0 for none), and True if it is a whole TAC.
+    """
     events_by_entry = {}
     for event in events:
         if event.what == ADD:
@@ -283,7 +286,7 @@ def _parse_key(key_of: Callable[[str], int], text: str) -> int:
 
 
 def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
-    """Check an edit without reading the list."""
+    """Check an edit without reading the list: the kind of change, the reason, and the expiry."""
     if not settings.local:
         raise EntryRefused(
             f"{settings.name} is changed by signed releases; only a list with `local: true` takes entries"
@@ -294,7 +297,10 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _differs(edit: Edit, end: int | None) -> bool:
-    """Return True if the edit changes an entry with this end (0: no end; None: the entry does not exist)."""
+    """Return True if the edit changes an entry that expires at `end`.
+
+    0: no expiry. None: the entry does not exist.
+    """
     if edit.what == REMOVE:
         return end is not None
     return end is None or (end > 0 and not 0 < edit.until <= end)
@@ -303,12 +309,9 @@ def _differs(edit: Edit, end: int | None) -> bool:
 def _present_entries(
     entries: Sequence[Entry], pages: Sequence[Page], now: datetime
 ) -> dict[tuple[int, int, bool], int]:
-    """Return which entries exist, with their whole TACs and their ends (0: none); entries that have ended do not exist.
+    """Return the expiry of each entry that exists (0: none), also of the entries' whole TACs.
 
-    Only the given entries are looked up, because a page may have a million.
-
-    Raises:
-        StoreError: `corrupt`, for a damaged page.
+    Entries that have expired do not exist. Only the given entries are looked up, because a page may have a million.
     """
     entries_by_page: dict[int, list[Entry]] = {}
     for entry in entries:
@@ -343,7 +346,10 @@ def _present_in(page: Page, entries: Sequence[Entry], now: float) -> Iterator[tu
 
 
 def _reject_no_ops(edit: Edit, name: str, present: Container[tuple[int, int, bool]]) -> None:
-    """Reject entries that exist already, or do not exist (also if they have ended). An identifier and its TAC are separate entries."""
+    """Reject an edit that adds an existing entry or removes a missing one.
+
+    An expired entry is missing. An identifier and its TAC are separate entries.
+    """
 
     def named(entry: Entry) -> str:
         tac = entry.key // PAGE_KEYS
@@ -368,7 +374,7 @@ def _first_of(texts: Sequence[str]) -> str:
 
 
 def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
-    """Return reason and end of an entry of the edit."""
+    """Return the reason and the expiry of an entry, which by default are those of the edit."""
     details = edit.details.get(entry[1:], EntryDetails("", 0))
     return EntryDetails(details.reason or edit.reason, details.until or edit.until)
 
@@ -376,7 +382,10 @@ def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
 async def _build_edit(
     edit: Edit, settings: ListSettings, store: ListStore, now: datetime, stored: tuple[ListState, Sequence[Page]]
 ) -> tuple[ListState, Built]:
-    """Return the list's state after the edit, and its changed pages. `stored`: the present state and pages."""
+    """Build the list's state after an edit, and its changed pages.
+
+    `stored`: present state and pages.
+    """
     state, before = stored
     details_of = [_details_of(edit, entry) for entry in edit.entries]
     texts, bytes_of = state.reasons, dict[str, int]()

@@ -1,4 +1,4 @@
-"""Rollback: undo the last changes of a list, or lower its highest serial after a release whose serial was far too high.
+"""Rollback of a list to an earlier release, and reset of its highest serial after a serial that was too high.
 
 The highest serial ever accepted prevents replays of old releases. Only a person can lower it, and the history records it.
 Nodes accept the lower serial because the list's state counts the resets.
@@ -16,13 +16,10 @@ from eir.lists.record.store import FORCED, NO_LIST, ROLLED_BACK, Event, ListStat
 async def roll_back(
     name: str, store: ListStore, *, who: str, now: datetime, to: int | None = None, dry_run: bool = False
 ) -> ListState:
-    """Undo all changes after a kept release and return the state; the serials stay used.
+    """Undo all changes after a stored earlier release, and return the new state.
 
-    `to`: serial of that release, or for a local list the number of the change (its generation); None: undo the last
-    one.
-
-    Raises:
-        StoreError: NothingToRollBack, if the release is not kept.
+    `to` is the serial of that release, or for a local list the number of the change (its generation). None undoes the
+    last release. The serials of undone releases cannot be used again.
     """
     releases = await store.releases(name)
     before = releases[0].state if releases else NO_LIST
@@ -42,12 +39,12 @@ async def roll_back(
 
 
 def release_number(state: ListState) -> int:
-    """Return the serial of a release or, for a local list, the number of the change."""
+    """Return the serial of a release, or for a local list the number of the change."""
     return state.serial or state.generation
 
 
 def _count_steps(name: str, before: ListState, releases: Sequence[Release], to: int | None) -> int:
-    """Return the number of releases to undo."""
+    """Return the number of releases that a rollback to `to` undoes."""
     if len(releases) < 2:  # the one in force, and one before it
         raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_advice(name, before)}")
     for steps, release in enumerate(releases[1:], 1):
@@ -60,7 +57,7 @@ def _count_steps(name: str, before: ListState, releases: Sequence[Release], to: 
 
 
 def _undone_text(releases: Sequence[Release]) -> str:
-    """Describe the undone changes, newest first: releases by serial, changes of a local list with their event."""
+    """Describe the undone changes, newest first: releases by serial, changes of a local list by their event."""
     if releases[0].state.serial:
         return f"release {', '.join(str(release.state.serial) for release in releases)} undone"
     return "; ".join(f"change {release.state.generation} undone{_change(release.made)}" for release in releases)
@@ -71,7 +68,7 @@ def _change(made: Event | None) -> str:
 
 
 def _advice(name: str, state: ListState) -> str:
-    """Return advice for a case in which a rollback is not possible."""
+    """Return advice for an operator if a rollback is impossible."""
     if state is NO_LIST:
         return "it has never been loaded"
     if not state.serial:
@@ -80,7 +77,9 @@ def _advice(name: str, state: ListState) -> str:
 
 
 async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who: str, now: datetime) -> ListState:
-    """Set the highest serial of a list to `to`, independent of the release in force; return the stored state.
+    """Lower the highest serial of a list to `to`, and return the stored state.
+
+    The release in force stays.
 
     Raises:
         EntryRefused: if the list does not exist, if `to` is not below its highest serial, or without a valid reason.

@@ -1,4 +1,4 @@
-"""Entries of a local list from a data file: thousands of rows for one change, parsed like the rows of a release."""
+"""Parser of a data file with entries for a local list, which are added in one edit."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsFile:
-    """Entries of a data file."""
+    """Entries of a data file for a local list."""
 
     name: str
     sha256: str
@@ -41,7 +41,7 @@ def parse_rows_file(
     content: bytes, name: str, settings: ListSettings, *, now_s: float, layout: str | None = None, force: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> RowsFile:  # fmt: skip
-    """Parse a data file for a list with these settings.
+    """Parse a data file into entries for a local list with these settings.
 
     Args:
         content: content of the file.
@@ -110,12 +110,12 @@ def parse_rows_file(
 
 
 def _text(reasons: Reasons, byte: int) -> str:
-    """Return the reason of a row; empty for none."""
+    """Return the reason text for a reason index; an empty text for index 0."""
     return reasons.texts[byte] if byte else ""
 
 
 def _pieces(content: bytes, progress: Callable[[int, int], None]) -> Iterator[bytes]:
-    """Yield the content in pieces that end with a newline."""
+    """Yield the content of a file in pieces that end with a newline."""
     whole, at = content if content.endswith(b"\n") or not content else content + b"\n", 0
     while at < len(whole):
         end = whole.find(b"\n", min(at + PIECE_BYTES, len(whole) - 1)) + 1

@@ -1,1 +1,4 @@
-"""Follower: it follows a store's changes with the lists in memory and with this node's last good copy, for any store."""
+"""Follower: it keeps the lists in memory and this node's last good copy equal to the store.
+
+It works with any store.
+"""

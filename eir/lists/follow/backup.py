@@ -1,4 +1,4 @@
-"""Backup of a store: lists and history as one SQLite file, proved before it counts, and the way back into a store.
+"""Backup of a store to one SQLite file with lists and history, verification of the file, and restore.
 
 A restored list is never older than the one in the store or on the node, unless it is forced: followers keep what they have if a
 store shows less (eir.lists.follow.copy).
@@ -40,7 +40,7 @@ READ_AGAIN_MAX = 10
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The result for one list."""
+    """Result of a restore for one list."""
 
     list: str
     serial: int
@@ -82,7 +82,10 @@ async def copy_store(store: ListStore, to: Path) -> None:
 
 
 async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str, Ledger]]:
-    """Verify each list by its digest, and each chain of the history; return their states and ledgers. Raises StoreError."""
+    """Verify the lists and history chains of a backup by their digests; return the list states and chain ledgers.
+
+    Raises StoreError.
+    """
     copy = SqliteStore(path, upgrades=False)
     try:
         states, ledgers = await copy.states(), {chain: await copy.ledger(chain) for chain in CHAINS}
@@ -103,9 +106,10 @@ async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str,
 async def behind(
     states: Mapping[str, ListState], stores: Mapping[str, ListStore | None], marks: Mapping[str, Mark]
 ) -> dict[str, str]:
-    """Return the lists that a restore of these states would set back, and why.
+    """Return the lists that a restore of these states would set back, each with the reason.
 
-    `stores`: by what they are called; `marks`: highest serials that were in force on this node. Raises StoreError.
+    `stores`: stores by their names for messages. `marks`: highest serials that were in force on this node. Raises
+    StoreError.
     """
     found = {}
     for name, state in states.items():
@@ -125,10 +129,10 @@ async def behind(
 async def restore_store(
     backup: ListStore, store: ListStore, marks: Mapping[str, Mark], *, who: str, now: datetime, made: str, force: bool
 ) -> list[Restored]:
-    """Write the lists of a backup into a store, after the history if that is empty, damaged or cut off there.
+    """Restore the lists of a backup to a store, and first its history if the store's is empty, damaged or cut off.
 
-    `marks`: as for `behind`; `made`: the time of the backup; `force`: a list comes back although the store or nodes have a newer one, as a
-    change that nodes follow. Raises StoreError.
+    `marks`: as for `behind`. `made`: time of the backup. `force`: also restore a list that is newer in the store or on
+    nodes, as a change that nodes follow. Raises StoreError.
     """
     await restore_history(store, backup, who, "a backup")
     restored = []
@@ -150,7 +154,7 @@ async def restore_store(
 
 
 def _above(state: ListState, stored: ListState | None, mark: Mark) -> ListState:
-    """Return the state with a generation and a count of resets that nodes follow, whatever they have."""
+    """Return the state with a generation and a number of resets so high that every node follows it."""
     known = max(mark, NO_MARK if stored is None else stored.mark)
     generation = max(state.generation, 0 if stored is None else stored.generation + 1)
     resets = state.serial_resets if state.mark >= known else known[0] + 1

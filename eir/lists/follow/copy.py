@@ -1,4 +1,4 @@
-"""A node's last good copy of the lists: a store on its own disk.
+"""Last good copy of a node: a store on its own disk with the lists that were last in force.
 
 The copy follows the lists in force. A node starts from it if the store is unreachable, and writes it back to a store that lost
 its data. In both directions the content digest verifies the pages. If several nodes write back, only the first write succeeds,
@@ -27,7 +27,7 @@ from eir.lists.stores.write import one_batch
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Pauses in seconds; the defaults are those of a node."""
+    """Pauses and time limits of a follower in seconds; the defaults are those of a node."""
 
     wait_s: float = 1.0
     """Maximum time between two reads of the states, even without a notification of the store."""
@@ -55,7 +55,10 @@ Heavy = Callable[[], AbstractContextManager[None]]
 
 
 def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
-    """Return the context for work on these states of a list; `often`: the change is one of many, which together are heavy work."""
+    """Return the context manager for work on a list: `heavy()` if the list is large or changes often, else no effect.
+
+    `states` are states of the list. For a small list, the context does nothing.
+    """
     return (
         heavy()
         if often or any(state is not None and state.entries >= LARGE_ENTRIES for state in states)
@@ -64,7 +67,7 @@ def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) ->
 
 
 class Relation(Enum):
-    """Relation of the store's state to the held one."""
+    """Relation of a list's state in the store to the state in force on the node."""
 
     SAME = auto()
     NEWER = auto()
@@ -73,7 +76,7 @@ class Relation(Enum):
 
 
 def relation(held: ListState | None, stored: ListState | None) -> Relation:
-    """Compare two states of a list.
+    """Return the relation of a list's state in the store to its state on the node: same, newer, or lost.
 
     The store has lost data if the generation is lower, or the same with another content. The same applies to a lower
     highest serial, because only an operator's reset lowers it, and resets are counted. A serial above all accepted ones
@@ -94,7 +97,7 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
 
 @dataclass(frozen=True, slots=True)
 class _CopyRequest:
-    """List that came into force and must be written to the copy."""
+    """Request to write a list that came into force to the last good copy."""
 
     state: ListState
     pages: Sequence[Page] | None
@@ -105,7 +108,7 @@ class _CopyRequest:
 
 @dataclass(frozen=True, slots=True)
 class _HealRequest:
-    """List that the store lost."""
+    """Request to write a list back to the store, because the store lost it."""
 
     held: ListState
     """State in force."""
@@ -114,7 +117,9 @@ class _HealRequest:
 
 
 class CopyKeeper:
-    """Writer of the copy, which processes requests one after the other in `run`; only the last request for a list counts.
+    """Writer of a node's last good copy, which processes one request after the other in `run`.
+
+    Only the last request for each list counts.
 
     `failed` receives faults by cause and list. `who` names this node in the history.
     """
@@ -139,7 +144,10 @@ class CopyKeeper:
         self._has_requests = asyncio.Event()
 
     def request_copy(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
-        """Request that a list which came into force is copied; `pages` if only these changed."""
+        """Request that a list which came into force is written to the last good copy.
+
+        `pages`: pages that changed; None if the whole list must be written.
+        """
         if isinstance(self._requests.get(name), _CopyRequest):
             # Two pending changes are not merged; the whole list is read instead. This is rare.
             pages = None
@@ -147,7 +155,7 @@ class CopyKeeper:
         self._has_requests.set()
 
     def request_heal(self, name: str, held: ListState, stored: ListState | None) -> None:
-        """Request that the copy of a list is written back to the store, if the copy is the list in force (`held`)."""
+        """Request that a list's copy is written back to the store, if the copy equals the list in force (`held`)."""
         before = self._requests.get(name)
         # A pending copy with pages in memory is written first; one that must read the store is no longer possible.
         if not isinstance(before, _CopyRequest) or before.pages is None:
@@ -155,7 +163,7 @@ class CopyKeeper:
             self._has_requests.set()
 
     async def run(self, heavy: Heavy) -> None:
-        """Process requests until cancelled."""
+        """Process requests until the task is cancelled."""
         while True:
             await self._has_requests.wait()
             self._has_requests.clear()
@@ -174,13 +182,13 @@ class CopyKeeper:
                 self._has_requests.set()
 
     def fail(self, name: str, cause: str, error: Exception) -> None:
-        """Count and report a fault of a list's copy; it lasts until the next successful request for that copy."""
+        """Count and report a fault of a list's copy. The fault stays set until a request for this list succeeds."""
         self.faults[name] = str(error) or type(error).__name__
         self._fault_count += 1
         self._failed(cause, error, name)
 
     async def _try(self, name: str, request: _CopyRequest | _HealRequest, heavy: Heavy) -> bool:
-        """Run `_process`; clear an earlier fault if no new one occurs."""
+        """Run `_process`; if it causes no new fault, clear the earlier fault of the list."""
         before = self._fault_count
         is_done = await self._process(name, request, heavy)
         if is_done and self._fault_count == before:
@@ -188,7 +196,10 @@ class CopyKeeper:
         return is_done
 
     async def _process(self, name: str, request: _CopyRequest | _HealRequest, heavy: Heavy) -> bool:
-        """Process a request; return False if it must be retried. If the store still lacks data, the follower repeats its request."""
+        """Process a request; return False if it must be retried.
+
+        If the store still lacks data, the follower repeats its request.
+        """
         keeps = isinstance(request, _CopyRequest)
         kind = "copy" if keeps else "heal"
         try:
@@ -254,7 +265,7 @@ class CopyKeeper:
 
 
 async def verified_pages(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
-    """Yield the pages of a list in this state.
+    """Yield the pages of a list in this state, and verify their digest at the end.
 
     Raises:
         StoreChanged: if the list has another generation.

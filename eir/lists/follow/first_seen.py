@@ -1,4 +1,4 @@
-"""Keeps the record of first sightings level between this node's memory, its copy on disk, and the store.
+"""Keeper of the record of first sightings, which synchronises memory, the copy on disk, and the store.
 
 The image that workers map is the record in memory. Each round reads what others wrote, adds what workers saw, forgets what does not
 belong on the record any more, and writes the pages that differ to each store. Pages that others changed in known steps are taken over
@@ -60,7 +60,7 @@ NEW, LISTED, UNSEEN, LEFT, MERGED = "new", "listed", "unseen", "left_list", "mer
 
 
 class _Replica:
-    """A store that has the record, as of the last round."""
+    """Store that has the record of first sightings, and its differences to memory as of the last round."""
 
     def __init__(self, store: ListStore, fault: str) -> None:
         self.store, self.fault = store, fault
@@ -72,7 +72,7 @@ class _Replica:
 
 
 class RecordKeeper:
-    """Keeps the record of one node.
+    """Keeper of the record of first sightings on one node.
 
     `record` is what the node has in memory. `stores`: the node's copy, if there is one, then the store that all nodes share. `registering`
     returns the lists whose devices do not belong on the record. `publish` gets each new image, `reject` the devices that are not recorded
@@ -111,18 +111,21 @@ class RecordKeeper:
         """Devices that came or went, by reason."""
 
     def note(self, sighted: Iterable[Sighted]) -> None:
-        """Take devices that a worker saw."""
+        """Queue devices that a worker saw; the next round adds them to the record."""
         self._sighted += sighted
 
     def note_switch(self, name: str, before: Image | None) -> None:
-        """Remember how a list was that has just changed; None: it was not there."""
+        """Remember the previous image (None: empty) of a changed list, for the comparison with the record."""
         if any(each.name == name for each in self._registering()):
             self._is_tidy = False
             if before is not None:
                 self._before.setdefault(name, before)
 
     async def start(self) -> None:
-        """Read all stores before anyone is answered. What an earlier process had in force is there already."""
+        """Read all stores, before the node answers checks.
+
+        The record that an earlier process had in force is already in memory.
+        """
         if (held := self._record.state) is not None:
             self._digest, self._devices = int(held.content_digest, 16), held.entries
         for replica in self._replicas:
@@ -130,7 +133,7 @@ class RecordKeeper:
         await self._switch()
 
     async def run(self) -> None:
-        """Keep the record until cancelled."""
+        """Synchronise memory and stores in rounds until the task is cancelled."""
         while True:
             began = time.monotonic()
             try:
@@ -140,7 +143,7 @@ class RecordKeeper:
             await asyncio.sleep(_rest_s(began))
 
     async def round(self) -> None:
-        """Bring memory and stores level once. A store that fails is tried again in the next round."""
+        """Synchronise memory and stores once. If a store fails, the next round tries it again."""
         for replica in self._replicas:
             await self._level(replica, writes=False)
         self._begin_day()
@@ -168,7 +171,7 @@ class RecordKeeper:
             return
 
     async def _pull(self, replica: _Replica) -> None:
-        """Take over what others wrote."""
+        """Read from a store the changes that other nodes wrote, and merge them into memory."""
         state, base = await await_store(replica.store.state(self._settings.list), self._answer_s), replica.base
         if state is None:
             replica.base, replica.stale = None, dict.fromkeys(self._numbers(), (0, 0))
@@ -185,7 +188,10 @@ class RecordKeeper:
             await self._pull_all(replica)
 
     async def _pull_steps(self, replica: _Replica, base: ListState) -> bool:
-        """Take over the pages that were changed since the last round; False if these are not known, or are not what the digest says."""
+        """Read the pages that changed in a store since the last round; return False if that is not possible.
+
+        It is not possible if the changes are unknown or do not lead to the store's digest.
+        """
         steps = await await_store(replica.store.changes(self._settings.list, base.generation), self._answer_s) or ()
         numbers = sorted({number for step in steps for number in step.pages or ()})
         if any(step.pages is None for step in steps) or not 0 < len(numbers) <= STEP_PAGES_MAX:
@@ -222,7 +228,7 @@ class RecordKeeper:
         return True
 
     async def _pull_all(self, replica: _Replica) -> None:
-        """Merge with the whole record of a store. Raises StoreError if it is damaged."""
+        """Merge the whole record of a store into memory. Raises StoreError if it is damaged."""
         state, total, is_empty, parts = NO_LIST, 0, not self._devices, list[FirstDays]()
         changes, stale, there = dict[int, FirstDays](), dict[int, tuple[int, int]](), set[int]()
         async with aclosing(batches(replica.store, self._settings.list, self._answer_s)) as found:
@@ -253,7 +259,7 @@ class RecordKeeper:
         self._put(changes, MERGED, by=replica)
 
     async def _take_all(self, replica: _Replica, days: FirstDays, digest: int) -> None:
-        """Take over a whole record, while memory has none."""
+        """Put the whole record of a store in force, while memory has no record."""
         image = await asyncio.to_thread(image_of, days)
         self._digest, self._devices = digest, len(days.keys)
         for other in self._replicas:
@@ -263,7 +269,10 @@ class RecordKeeper:
         self._publish(self._state(), image)
 
     async def _push(self, replica: _Replica) -> None:
-        """Write the pages that the store lacks. Raises GenerationConflict if another node was faster."""
+        """Write to a store the pages that it lacks or that are outdated there.
+
+        Raises GenerationConflict if another node wrote first.
+        """
         store, name, shared = replica.store, self._settings.list, replica is self._replicas[-1]
         event = self._event if shared else None
         if replica.base is None and self._devices:
@@ -301,7 +310,7 @@ class RecordKeeper:
     # In memory
 
     def _local(self, numbers: Collection[int]) -> dict[int, FirstDays]:
-        """Return the devices of pages, for those that have any."""
+        """Return the devices of the numbered pages in memory; pages without devices are left out."""
         rest = sorted(number for number in numbers if number not in self._changed)
         newer = {number: self._changed[number] for number in numbers if number in self._changed}
         return by_page(days_in(self._record.image, rest)) | {
@@ -314,7 +323,7 @@ class RecordKeeper:
         return (there | self._changed.keys()) - {number for number, days in self._changed.items() if not len(days.keys)}
 
     def _put(self, changes: Mapping[int, FirstDays], reason: str, *, by: _Replica | None = None) -> None:
-        """Replace pages in memory. Every store but `by`, which they come from, lacks them from now on."""
+        """Replace pages in memory, and mark them as outdated in every store except `by`, from which they come."""
         before = self._local(changes)
         changes = {number: days for number, days in changes.items() if not days.is_same(before.get(number, NOTHING))}
         old = {number: _weight(before.get(number)) for number in changes}
@@ -329,7 +338,7 @@ class RecordKeeper:
         self._changed |= changes
 
     def _state(self) -> ListState:
-        """Return the state of the record in memory: that of the store if they are level."""
+        """Return the state of the record in memory; it is the store's state if both have the same content."""
         base, digest = self._replicas[-1].base, digest_text(self._digest)
         if base is not None and base.content_digest == digest:
             return base
@@ -343,7 +352,7 @@ class RecordKeeper:
         )
 
     async def _switch(self) -> None:
-        """Put in force what has changed."""
+        """Build an image with the changed pages and put it in force."""
         before, state, image = self._record.state, self._state(), self._record.image
         if self._changed:
             image = await asyncio.to_thread(image_with_days, image, self._changed)
@@ -368,7 +377,7 @@ class RecordKeeper:
         self._taken.clear()
 
     def _take_sighted(self) -> None:
-        """Add the devices that workers saw, up to the limit of each peer."""
+        """Add the queued devices to the record, up to the limit of each peer."""
         sighted, self._sighted = self._sighted, []
         for each in sighted:
             keys = np.unique(np.frombuffer(each.keys, "<u8"))
@@ -388,7 +397,7 @@ class RecordKeeper:
             self._put({number: merge((mine.get(number, NOTHING), days)) for number, days in added.items()}, NEW)
 
     def _is_listed(self, keys: Numbers) -> Numbers:
-        """Return a mask of the ascending keys that a list registers."""
+        """Return a mask of the keys whose devices a registering list contains. The keys must be in ascending order."""
         found = np.zeros(len(keys), bool)
         for each in self._registering():
             if each.image is not None:
@@ -399,7 +408,10 @@ class RecordKeeper:
         return found
 
     async def _tidy(self) -> None:
-        """Forget devices that a list registers or that were not seen for long, and add those that have left such a list."""
+        """Remove devices that are listed elsewhere or were not seen for long; add devices that left such a list.
+
+        These are the lists that `registering` returns.
+        """
         began = time.monotonic()
         await self._switch()
         before, self._before, self._is_tidy = self._before, {}, True
@@ -411,7 +423,11 @@ class RecordKeeper:
         self._is_new_day, self._tidy_at = False, time.monotonic() + _rest_s(began)
 
     def _compare(self, before: Mapping[str, Image]) -> tuple[dict[int, FirstDays], ...]:
-        """Return the pages without the devices that a list registers, and then without those not seen for long; and the devices that left."""
+        """Compare the record of first sightings with the lists whose devices do not belong in the record.
+
+        Returns three results: pages without the devices that a list has; those pages without the devices that were not
+        seen for long; devices that left a list.
+        """
         today, room = self._day, max(FORGOTTEN_MIN, self._devices // FORGOTTEN_SHARE) if self._is_new_day else 0
         listed, unseen, gone = dict[int, FirstDays](), dict[int, FirstDays](), list[FirstDays]()
         for days in all_days(self._record.image):
@@ -445,19 +461,19 @@ class RecordKeeper:
 
 
 def _rest_s(began: float) -> float:
-    """Return the pause after work that began then."""
+    """Return the pause in seconds after a round that started at `began`."""
     return min(max(ROUND_S, REST_TIMES * (time.monotonic() - began)), ROUND_MAX_S)
 
 
 def _without(days: FirstDays, gone: Numbers, touched: Numbers | None = None) -> dict[int, FirstDays]:
-    """Return the pages of `touched` without the devices that leave."""
+    """Return the pages with a device of the mask `touched`, without the devices of the mask `gone`."""
     numbers = np.unique(days.keys[gone if touched is None else touched] // np.uint64(PAGE_KEYS)).tolist()
     rest = by_page(days.where(~gone)) if numbers else {}
     return {number: rest.get(number, NOTHING) for number in numbers}
 
 
 def _weight(days: FirstDays | None) -> tuple[int, int]:
-    """Return the digest of a page, and its number of devices."""
+    """Return the digest of a page and its number of devices."""
     pages = [] if days is None else encode_days(days)
     return sum(map(Page.digest, pages)), 0 if days is None else len(days.keys)
 

@@ -1,4 +1,4 @@
-"""Follower: it builds images for a store's changes, in a process that answers no checks.
+"""Follower process: it builds images from the store's changes, and answers no checks.
 
 Each list is verified before a switch: its generation by the state that was read with it, its pages by the content digest. If
 the verification fails, or the store is unreachable or has lost data, the list in force stays.
@@ -28,7 +28,7 @@ PROOF_MASK = (1 << 64) - 1
 
 
 class Proof:
-    """Digests of the pages in memory, the low 64 bits each (16 bytes for a page), with which the next state of a list is verified.
+    """Digests (64 bits each) of a list's pages in memory, with which the list's next state is verified.
 
     A sum modulo 2^256 is also a sum modulo 2^64. So 64 bits of each page's digest suffice to verify an amended list
     against its content digest, although the previous pages are no longer in memory.
@@ -42,7 +42,7 @@ class Proof:
         self._amended: dict[int, int] = {}
 
     def extend(self, pages: Sequence[Page], marks: Sequence[int]) -> None:
-        """Add the next pages, in ascending order, of a list that is read whole."""
+        """Add the digests of the next pages, in ascending order, while a whole list is read."""
         self._numbers.extend([page.number for page in pages])
         self._marks.extend(marks)
 
@@ -53,7 +53,7 @@ class Proof:
         return self._marks[at] if at < len(self._numbers) and self._numbers[at] == number else 0
 
     def amend(self, pages: Sequence[Page]) -> None:
-        """Replace the digests of pages that came into force."""
+        """Replace the digests of changed pages after they came into force."""
         self._amended.update((page.number, page.digest() & PROOF_MASK) for page in pages)
 
 
@@ -127,7 +127,7 @@ class Follower:
 
     @property
     def copy_faults(self) -> Mapping[str, str]:
-        """Lists whose last good copy could not be read, written or written back, with the reason."""
+        """Lists whose last good copy could not be read, written or written back, each with the reason."""
         return (
             {}
             if self._keeper is None
@@ -135,7 +135,7 @@ class Follower:
         )
 
     def wake(self) -> None:
-        """Read the store at once, because the index has other lists."""
+        """Request that the store is read at once, because the configuration has changed the lists of the index."""
         self._others.set()
 
     @property
@@ -144,7 +144,7 @@ class Follower:
         return tuple(name for name, entries in self._index.lists.items() if entries.state is None)
 
     async def start(self) -> None:
-        """Fill the index as fast as possible before checks are answered: from the store, or from the last good copy.
+        """Fill the index from the store or from the last good copy, before the node answers checks.
 
         If the store is unreachable or a list cannot be verified, nothing is raised: see `up`, `errors`, `missing`,
         `from_copy`.
@@ -162,7 +162,10 @@ class Follower:
             self._request_copy(name, entries.state, None)
 
     async def _start_from_copy(self, keeper: CopyKeeper, stored: Mapping[str, ListState] | None) -> None:
-        """Load lists from the copy unless the store has newer ones, because the copy is local and was in force last."""
+        """Load lists from the last good copy, except lists with a newer state in the store.
+
+        The copy is on the local disk and was last in force.
+        """
         for name, entries in tuple(self._index.lists.items()):
             with self._catching_faults(partial(keeper.fail, name), name, of="copy_"):
                 copied = await keeper.copy.state(name)
@@ -175,7 +178,7 @@ class Follower:
                 self.from_copy.add(name)
 
     async def run(self, heavy: Heavy = nullcontext) -> None:
-        """Follow until cancelled."""
+        """Follow the store until the task is cancelled."""
         self._heavy = heavy
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_store())
@@ -195,7 +198,7 @@ class Follower:
             await asyncio.sleep(pause_s)
 
     async def _wait(self) -> None:
-        """Wait until a list may have changed, or the index has other lists.
+        """Wait until a list in the store may have changed, or until the configuration has changed the lists.
 
         Raises:
             StoreError: if the store fails.
@@ -215,7 +218,7 @@ class Follower:
     # One pass
 
     async def _states(self) -> Mapping[str, ListState]:
-        """Return the readable states; a damaged state must not affect other lists.
+        """Return the readable states of the store; a damaged state must not affect other lists.
 
         Raises:
             StoreError: if the store fails, or no state can be read.
@@ -255,7 +258,7 @@ class Follower:
             self.in_step_at = time.monotonic()
 
     async def _follow(self, name: str, stored: ListState | None) -> bool:
-        """Bring one list up to date; return True if it is now as in the store."""
+        """Update one list from the store; return True if it is now equal to the list in the store."""
         entries = self._index.lists.get(name)
         if entries is None:  # the configuration was changed meanwhile
             return True
@@ -297,7 +300,10 @@ class Follower:
         return True
 
     def _is_of_other_kind(self, name: str, entries: DeviceList, state: ListState | None) -> bool:
-        """Return True if a list is not of the configured kind, because its entries would have another meaning."""
+        """Return True and report a fault if the kind of a list differs from the configured kind.
+
+        Entries of another kind would have another meaning.
+        """
         if state is None or state.kind == entries.kind:
             return False
         kinds = f"{name} is a list of {state.kind} in the store, and of {entries.kind} in the configuration"
@@ -319,7 +325,7 @@ class Follower:
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
     async def _load_whole(self, source: ListStore, name: str, entries: DeviceList) -> None:
-        """Read a whole list, verify it, and put it in force. If the source does not have it, nothing changes."""
+        """Read a whole list, verify it, and put it in force. If the source lacks the list, nothing changes."""
         read: ListState | None = None
         proof, total, chunks = Proof(), 0, list[Chunk]()
         async with aclosing(batches(source, name, self._pauses.answer_s)) as reading:
@@ -343,7 +349,7 @@ class Follower:
                 self._request_copy(name, read, None)
 
     async def _apply_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
-        """Apply only the touched pages; return False if the list must be read whole."""
+        """Apply only the changed pages of a list; return False if the whole list must be read."""
         proof, image = self._proofs.get(name), entries.image
         if proof is None or image is None or stored.generation < held.generation:
             return False
@@ -373,7 +379,7 @@ class Follower:
         return True
 
     async def _some_pages(self, name: str, numbers: Sequence[int], generation: int) -> tuple[ListState, Sequence[Page]]:
-        """Read numbered pages of a generation, with empty pages for those that do not exist.
+        """Read numbered pages of a generation; a page that does not exist is returned empty.
 
         Raises:
             StoreChanged: if the list has another generation.
@@ -389,7 +395,7 @@ class Follower:
         return state, [existing.get(number) or Page(number, b"") for number in numbers]
 
     def _switch(self, name: str, entries: DeviceList, state: ListState, image: Image) -> bool:
-        """Put a list in force; return False if the configuration no longer has it."""
+        """Put an image of a list in force; return False if the configuration no longer has the list."""
         if self._index.lists.get(name) is not entries:
             return False
         self._on_switch(name, state, image, self._index.switch(name, state, image))
@@ -405,7 +411,10 @@ class Follower:
     def _catching_faults(
         self, failed: Callable[[str, Exception], None], name: str | None = None, *, of: str = ""
     ) -> Iterator[None]:
-        """Stop an exception of the block; `failed` receives its cause, prefixed by `of`, and counts and reports it."""
+        """Catch exceptions of the block and pass them to `failed`, which counts and reports them.
+
+        `of` is a prefix of their cause.
+        """
         try:
             yield
         except StoreError as error:
@@ -431,7 +440,10 @@ class Follower:
         self._failed(cause, error, name, event="copy_failed")
 
     def _failed(self, cause: str, error: Exception, name: str | None = None, *, event: str = "store_failed") -> None:
-        """Count and report a fault. `copy_failed` concerns the last good copy or writing it back, not the store."""
+        """Count and report a fault.
+
+        The event `copy_failed` concerns the last good copy, not the store.
+        """
         self.errors[cause] += 1
         if event == "store_failed" and name is None and cause != "changed":
             self.up = False
@@ -439,7 +451,7 @@ class Follower:
             self._report(event, level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
 
     def _is_due(self, cause: str, name: str) -> bool:
-        """Return True if an event may be reported again."""
+        """Return True if enough time has passed to report an event of a list again."""
         now = time.monotonic()
         if now - self._reported_at.get((cause, name), -math.inf) < REPORT_AGAIN_S:
             return False
@@ -450,7 +462,7 @@ class Follower:
 async def batches(
     source: ListStore, name: str, answer_s: float
 ) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
-    """Yield the source's batches, each within the time limit of an answer."""
+    """Yield the batches of a list's pages in a store; each batch has the time limit of one answer."""
     async with aclosing(source.pages(name)) as pages:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
@@ -460,7 +472,7 @@ async def batches(
 
 
 async def _build_in_thread(name: str, work: Callable[[], Image]) -> Image:
-    """Build an image in a thread, so that other requests to this process are answered meanwhile."""
+    """Build an image in a thread, so that this process can handle other requests meanwhile."""
     try:
         return await asyncio.to_thread(work)
     except OSError as error:  # a limit on memory or on the size of files

@@ -1,4 +1,4 @@
-"""A node's copy of the history, which only grows, and the two rules for keeping copy and store equal.
+"""A node's copy of the history, to which records are only added, and the rules that keep it equal to the store.
 
 Records that continue the copy are appended to it. If the store's records do not continue it, the node raises an alert, and the
 copy stays until an operator adopts the store's history. If the store's history is empty, damaged, or only the beginning of the
@@ -68,7 +68,7 @@ NEWEST = 20
 
 
 class HistoryKeeper:
-    """Periodic work of a node on the history.
+    """Periodic maintenance of the history by one node.
 
     Args:
         copy: node's own copy of a remote store's history.
@@ -108,14 +108,14 @@ class HistoryKeeper:
 
     @property
     def unrecorded(self) -> list[str]:
-        """Lists in the store that differ from their newest record."""
+        """Lists in the store whose content differs from their newest history record."""
         now = self._now()
         return [
             name for name, (_, since) in self._unrecorded.items() if since is not None and now - since >= UNRECORDED_S
         ]
 
     def add(self, event: Event) -> None:
-        """Record an event at the next pass, or when the store is reachable again."""
+        """Queue an event for the history, which `maintain` writes when the store is reachable."""
         if self._writes:
             self._waiting.append(event)
         else:
@@ -127,7 +127,7 @@ class HistoryKeeper:
             )
 
     async def maintain(self, store: ListStore, settings: HistorySettings, lists: Sequence[str] = ()) -> None:
-        """Make one pass: update copy and store, write queued events, delete overdue records, and compare `lists` with their records.
+        """Update this node's copy and the store's history, write queued events, delete old records, and check `lists`.
 
         Raises:
             StoreError: if the store fails.
@@ -158,7 +158,7 @@ class HistoryKeeper:
     async def events(
         self, name: str | None, *, limit: int | None, since: str | None, chain: str | None
     ) -> Sequence[Event]:
-        """Return events of this node's copy while the store is unreachable.
+        """Return events from this node's copy, for use while the store is unreachable.
 
         Raises:
             StoreError: if there is no copy.
@@ -168,7 +168,7 @@ class HistoryKeeper:
         return await self._copy.history(name, limit=limit, since=since, chain=chain)
 
     async def close(self) -> None:
-        """Close the copy."""
+        """Close the copy of the history."""
         if self._copy is not None:
             await self._copy.close()
 
@@ -184,7 +184,7 @@ class HistoryKeeper:
         self._trimmed_at = self._now()
 
     def _until(self, settings: HistorySettings) -> str:
-        """Return the time from which records are kept."""
+        """Return the time before which history records are too old to be kept."""
         now = datetime.fromtimestamp(self._clock.now(self._wall(), self._now()), UTC)
         return utc_text(now - timedelta(days=settings.keep))
 
@@ -193,7 +193,7 @@ class HistoryKeeper:
         return Event(time=now, who=self._who, what=what, outcome=ACCEPTED, detail=detail, chain=chain)
 
     async def _limit_feed(self, store: ListStore, settings: HistorySettings) -> None:
-        """Anchor the feed's chain in the main chain each day and when it is full; then delete its oldest records."""
+        """Write an anchor for the feed's chain each day or when the chain is full; then delete its oldest records."""
         feed = await await_store(store.ledger(FEED))
         is_full = feed.bytes > settings.feed_max_bytes
         if not feed.number or self._is_recent(feed.anchored_at, FEED_TRIM_S if is_full else ANCHOR_S):
@@ -204,18 +204,21 @@ class HistoryKeeper:
         await await_store(store.trim_history(self._until(settings), bytes_max, event, FEED), COPY_TIMEOUT_S)
 
     def _is_recent(self, time: str, span_s: float) -> bool:
-        """Return True if a time is less than `span_s` from now, also in the future, because nodes have clocks of their own."""
+        """Return True if a time is less than `span_s` from now, in the past or (by another node's clock) the future."""
         first, last = (utc_text(datetime.fromtimestamp(self._wall() + span, UTC)) for span in (-span_s, span_s))
         return first < time < last
 
     async def _limit_copy(self, copy: ListStore, settings: HistorySettings, stored: int) -> None:
-        """Delete the oldest records in the copy of a full feed chain, but none that the store has. `stored`: bytes of the store's chain."""
+        """Delete the oldest records of a full feed chain from the copy, except records that the store still has.
+
+        `stored`: size of the store's chain in bytes.
+        """
         if (await copy.ledger(FEED)).bytes > max(settings.feed_max_bytes, stored):
             bytes_max = max(int(settings.feed_max_bytes * FEED_KEPT), stored)
             await copy.trim_history(self._until(settings), bytes_max, None, FEED)
 
     async def _grow(self, store: ListStore, copy: ListStore) -> None:
-        """Append records to the copy if they continue it."""
+        """Append the store's new records to the copy, if they continue it."""
         differs = ""
         for chain in CHAINS:
             ours, theirs = await copy.ledger(chain), await store.ledger(chain)
@@ -241,7 +244,7 @@ class HistoryKeeper:
         self.differs = differs
 
     async def _copy_newer(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
-        """Copy the store's newer records of a chain; return the reason if that is not possible, else an empty text."""
+        """Copy the newer records of a chain from the store; return the reason if they do not continue the copy."""
         if chain == FEED and ours.number and theirs.first > ours.number + 1:
             read = [record async for batch in store.records(chain=FEED) for record in batch]
             fed = [record for record in read if record.number <= theirs.number]
@@ -256,7 +259,7 @@ class HistoryKeeper:
         return ""
 
     async def _append(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger) -> None:
-        """Append the records after those of the copy."""
+        """Append the store's records that follow the newest record of the copy."""
         async for batch in store.records(ours.number, chain):
             if is_linked(
                 batch, ours.digest if ours.number else None
@@ -265,7 +268,7 @@ class HistoryKeeper:
                 ours = await copy.ledger(chain)
 
     def _log_heads(self, ledgers: dict[str, Ledger], settings: HistorySettings) -> None:
-        """Log each newest record, so that the end of the history can be compared with the log."""
+        """Log the newest record of the history, so that its end can later be compared with the log."""
         before, now = self.ledgers[MAIN], ledgers[MAIN]
         if (now.number, now.digest) != (before.number, before.digest):
             self._report("history_at", record=now.number, digest=now.digest)
@@ -276,7 +279,7 @@ class HistoryKeeper:
         self.ledgers = ledgers
 
     async def _check_lists(self, store: ListStore, lists: Sequence[str]) -> None:
-        """Check that each list in the store has the content of its newest record."""
+        """Check that the content of each list in the store is that of its newest record."""
         before, self._unrecorded = self._unrecorded, {}
         for name in lists:
             try:
@@ -302,7 +305,7 @@ class HistoryKeeper:
 
 
 async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
-    """Return why the store's newer records do not continue the copy as a chain, or an empty text."""
+    """Return the reason why the store's newer records do not continue the copy, or an empty text."""
     number, digest = ours.number, ours.digest if ours.number else None  # an empty copy accepts all records
     async for batch in store.records(ours.number, chain):
         if number and batch[0].number != number + 1:
@@ -318,7 +321,9 @@ async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger
 
 
 async def restore_history(store: ListStore, copy: ListStore, who: str, source: str = "this node's copy") -> str | None:
-    """Write each chain of the copy to a store in which that chain is empty, damaged, or only the beginning of the copy.
+    """Write the copy back to a store whose history is empty, damaged, or only the beginning of the copy.
+
+    This is done for each chain separately.
 
     Returns:
         Which of these applied, for a person; None if none did.
@@ -361,7 +366,7 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
 
 
 async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
-    """Return the store's ledger of a chain and the first fault at its two ends, or an empty text."""
+    """Return the store's ledger of a chain, and the first fault at either end of the chain or an empty text."""
     for _ in range(READ_AGAIN_MAX):
         try:
             ledger = await store.ledger(chain)
@@ -386,7 +391,7 @@ async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
 
 
 async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
-    """Replace this node's copy by the store's history, and record that in the store.
+    """Replace this node's copy by the store's history, and record this in the store's history.
 
     A damaged chain is rebuilt from its readable records in their order.
 
@@ -412,7 +417,7 @@ async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
 
 
 async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Record], feed: Ledger) -> None:
-    """Rebuild the feed's chain from its readable records, with numbers above all that anchors hold."""
+    """Rebuild the feed's chain from its readable records, with numbers above those in all anchors."""
     heads = [event.head or 0 for event in readable_events(main) if event.what == ANCHOR]
     last = max(feed.number, *heads, 0)
     place = (await store.ledger()).number
@@ -421,7 +426,7 @@ async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Re
 
 
 async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
-    """Return True if the newest record of a change to a list has this state."""
+    """Return True if the history's newest record about changes of a list has this state."""
     newest = None
     chain = None if not state.serial else MAIN  # only local lists have a feed
     for limit in (NEWEST, FOLDS_MAX + NEWEST):  # up to FOLDS_MAX refusals may follow it
@@ -437,7 +442,7 @@ async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
 
 
 async def _is_forgotten(store: ListStore, chain: str, state: ListState) -> bool:
-    """Return True if the chain no longer has records from the time at which a list came into its state."""
+    """Return True if the chain's records of the time at which a list was loaded were already deleted."""
     ledger = await store.ledger(chain)
     oldest = await _first(store, ledger.first - 1, chain) if ledger.first > 1 else None
     return oldest is not None and state.loaded_at is not None and state.loaded_at < read_record(oldest).time

@@ -1,1 +1,1 @@
-"""Images: lists in memory that a node's processes share, and the index over them."""
+"""Images: lists in memory that all processes of a node share, and the index of these lists."""

@@ -1,4 +1,4 @@
-"""Chunks: pages of a list as arrays, from which images (eir.lists.images.image) are built.
+"""Chunks: pages of a list in the form of arrays, from which images (eir.lists.images.image) are built.
 
 A chunk has pages in ascending order; the keys of a page are grouped in blocks of 2^16. Chunks are built from a store's pages,
 or from the unchanged parts of an existing image and the pages that changed.
@@ -25,7 +25,10 @@ Numbers = NDArray[Any]
 
 
 class Chunk(NamedTuple):
-    """Arrays of consecutive pages. `sizes`: number of keys of each block; `rows`: number of rows of each page with ENDS."""
+    """Consecutive pages of a list as arrays.
+
+    `sizes`: number of keys of each block. `rows`: number of rows of each page with ENDS.
+    """
 
     numbers: Numbers
     bits: Numbers
@@ -44,14 +47,14 @@ class Chunk(NamedTuple):
 
 
 def chunk_of(keys: Numbers) -> Chunk:
-    """Build a chunk from sorted distinct keys."""
+    """Build a chunk from the distinct keys of a list in ascending order."""
     keys = keys.astype(np.uint64, copy=False)
     pages = keys // np.uint64(PAGE_KEYS)
     return chunk_of_pages(pages, (keys - pages * np.uint64(PAGE_KEYS)).astype(np.uint32))
 
 
 def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
-    """Like `chunk_of`, for (page, remainder) keys."""
+    """Build a chunk from keys that are already split into page numbers and remainders (see `chunk_of`)."""
     if not len(pages):
         return Chunk(*(np.empty(0, form) for form in (np.uint64, np.uint32, np.uint32, np.uint16)))
     uppers = remainders >> np.uint32(BLOCK_BITS)
@@ -67,7 +70,10 @@ def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
 
 @dataclass(slots=True, frozen=True)
 class PageRows:
-    """One page with all columns of its rows. `ends` (Unix seconds, 0 for none) has one value for each row, one for all, or none."""
+    """One page with all columns of its rows.
+
+    `ends` (Unix seconds, 0 for none) has one value for each row, one value for all rows, or no value.
+    """
 
     number: int
     keys: Numbers
@@ -81,11 +87,11 @@ class PageRows:
 
     @property
     def is_plain(self) -> bool:
-        """True if the page has only keys."""
+        """True if the page has only keys, and no other column or whole TAC."""
         return self.tac is None and not len(self.ends) and not len(self.counts) and bool(len(self.keys))
 
     def chunk(self) -> Chunk:
-        """Convert the page to a chunk."""
+        """Convert the page to a chunk, the form from which images are built."""
         keys = self.keys.astype(np.uint32, copy=False)
         plain = chunk_of_pages(np.full(len(keys), self.number, np.uint64), keys)
         flags = 0 if self.tac is None else WHOLE_UNTIL if self.tac else WHOLE
@@ -107,7 +113,7 @@ class PageRows:
 
 
 def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
-    """Yield pages, which ascend, as chunks; consecutive pages that have only keys share a chunk."""
+    """Convert ascending pages to chunks. Consecutive pages that have only keys share one chunk."""
     for plain, group in groupby((page for page in pages if page is not None), lambda page: page.is_plain):
         rows = list(group)
         if plain:
@@ -119,7 +125,7 @@ def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
 
 
 def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
-    """Return the chunk with some pages replaced; the value None removes a page."""
+    """Return a copy of the chunk in which some pages are replaced. The value None removes a page."""
     numbers = sorted(changes)
     return replace_pages(
         old, np.array(numbers, np.uint64), join(list(chunks_of_rows(changes[number] for number in numbers)))
@@ -127,7 +133,10 @@ def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
 
 
 def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
-    """Return the chunk `old` with the pages of `numbers` (ascending) as in `new`; a page that `new` lacks is removed."""
+    """Return a copy of `old` in which the pages of `numbers` (ascending) come from `new`.
+
+    A page that `new` lacks is removed.
+    """
     goes, comes = (
         np.stack([np.searchsorted(of.numbers, numbers, side) for side in ("left", "right")]) for of in (old, new)
     )
@@ -141,7 +150,7 @@ def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
 
 
 def _bounds(of: Chunk) -> Chunk:
-    """Return, for each array of a chunk, the index at which each page's part begins, and the array's length."""
+    """Return, for each array of a chunk, the index at which each page begins, and the length of the array."""
     pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
     keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
     devices = keys if len(of.counts) else np.zeros_like(keys)
@@ -152,7 +161,10 @@ def _bounds(of: Chunk) -> Chunk:
 
 
 def _splice(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbers:
-    """Replace stretches of `old` by stretches of `new`; `goes` and `comes` have two rows: where they begin and where they end."""
+    """Return a copy of the array `old` in which some ranges are replaced by ranges of the array `new`.
+
+    `goes` and `comes` have two rows: the starts and the ends of the ranges.
+    """
     pieces: list[Numbers] = []
     done = 0
     for kept_to, kept_from, first, last in zip(*goes.tolist(), *comes.tolist(), strict=True):
@@ -162,7 +174,7 @@ def _splice(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Number
 
 
 def join(chunks: Sequence[Chunk]) -> Chunk:
-    """Join chunks into one.
+    """Concatenate chunks of a list, whose pages must ascend, to one chunk.
 
     Raises:
         ValueError: if their pages do not ascend.
@@ -175,14 +187,17 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def begins(counts: Numbers) -> Numbers:
-    """Return the index at which each group of consecutive items begins, and where the last one ends; all below 2^32."""
+    """Return the start index of each group of consecutive items from the sizes of the groups, and the end index.
+
+    All indexes are below 2^32.
+    """
     positions = np.zeros(len(counts) + 1, np.uint32)
     np.cumsum(counts, dtype=np.uint32, out=positions[1:])
     return positions
 
 
 def blocks_of(bits: Numbers) -> Numbers:
-    """Return the number of blocks of the pages with these bits."""
+    """Return the number of blocks in each page from the `bits` of the pages."""
     counts = bits & BLOCKS
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         counts = (counts & mask) + (counts >> np.uint32(shift) & mask)

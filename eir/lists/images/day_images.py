@@ -1,4 +1,4 @@
-"""Images of a record of first sightings: made of devices with their days, and read as such again, page by page."""
+"""Images of a record of first sightings: building them from devices with days, and reading them by page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -29,24 +29,27 @@ def _chunk(days: FirstDays) -> Chunk:
 
 
 def image_of(days: FirstDays) -> Image:
-    """Return the image of a whole record. Raises OSError."""
+    """Build the image of a whole record of first sightings. Raises OSError."""
     return build_image([_chunk(days)])
 
 
 def image_of_days(pages: Sequence[Page]) -> Image:
-    """Return the image of a whole record, whose pages ascend. Raises ValueError if one is damaged, and OSError."""
+    """Build the image of a whole record of first sightings from its pages in ascending order.
+
+    Raises ValueError if a page is damaged, and OSError.
+    """
     return image_of(decode_days(pages))
 
 
 def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Image:
-    """Return another image: this one with the devices of some pages replace_pages. Raises OSError."""
+    """Build a new image from `image` with the devices of some pages replaced. Raises OSError."""
     numbers = sorted(changes)
     new = _chunk(join(changes[number] for number in numbers))
     return build_image([new if image is None else replace_pages(image.chunk(), np.array(numbers, np.uint64), new)])
 
 
 def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
-    """Return the devices of the numbered pages, which ascend."""
+    """Return the devices on the numbered pages of an image. The numbers must be in ascending order."""
     if image is None:
         return NOTHING
     whole = image.chunk()
@@ -55,14 +58,17 @@ def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
 
 
 def all_days(image: Image | None) -> Iterator[FirstDays]:
-    """Yield all devices, a batch of pages at a time."""
+    """Yield all devices of an image in batches of pages."""
     numbers = [] if image is None else image.numbers.tolist()
     for at in range(0, len(numbers), BATCH_PAGES):
         yield days_in(image, numbers[at : at + BATCH_PAGES])
 
 
 def held_in(image: Image, keys: Numbers) -> Numbers:
-    """Return a mask of the ascending keys that a list's image has, singly or by their TAC, whether or not their rows have ended."""
+    """Return a mask of the keys that a list's image contains, including expired rows and devices of whole TACs.
+
+    The keys must be in ascending order.
+    """
     whole, pages = image.chunk(), keys // np.uint64(PAGE_KEYS)
     tacs = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_UNTIL) != 0]
     held: Numbers = np.isin(keys, _keys_in(whole, np.unique(pages))[0], assume_unique=True)
@@ -70,7 +76,7 @@ def held_in(image: Image, keys: Numbers) -> Numbers:
 
 
 def left(before: Image, now: Image) -> Iterator[Numbers]:
-    """Yield the devices that a list had singly, and has not any more: a batch of pages at a time."""
+    """Yield, in batches, the devices that a list had individually in image `before` and lacks in image `now`."""
     was = before.chunk()
     for at in range(0, len(was.numbers), BATCH_PAGES):
         keys, _ = _keys_in(was, was.numbers[at : at + BATCH_PAGES])
@@ -78,7 +84,7 @@ def left(before: Image, now: Image) -> Iterator[Numbers]:
 
 
 def _keys_in(whole: Chunk, wanted: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the keys of the wanted pages, which ascend, and the position of each among all keys."""
+    """Return the keys of the wanted pages (in ascending order), and the position of each key among all keys."""
     places = np.flatnonzero(np.isin(whole.numbers, wanted, assume_unique=True))
     page_blocks, block_keys = begins(blocks_of(whole.bits)).astype(np.int64), begins(whole.sizes).astype(np.int64)
     counts = page_blocks[places + 1] - page_blocks[places]
@@ -93,7 +99,7 @@ def _keys_in(whole: Chunk, wanted: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def _spans(starts: Numbers, sizes: Numbers) -> Numbers:
-    """Return the positions of all spans, one span after the other."""
+    """Return all positions that the given ranges cover, one range after the other."""
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
     found: Numbers = np.arange(total) + np.repeat(starts - (ends - sizes), sizes)

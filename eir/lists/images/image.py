@@ -47,11 +47,11 @@ BODY_AT: Final = -(-(HEADER.size + SECTION.size * len(SECTIONS)) // ALIGNED) * A
 
 
 class ImageError(ValueError):
-    """Error for bytes that are not an image of this version."""
+    """Error for a memory file whose content is not an image of this version."""
 
 
 class _Table:
-    """Arrays of devices or of subscribers by name, and as buffers from which Python reads single values fastest."""
+    """Arrays of an image for devices or for subscribers, also as memoryviews, which read single values faster."""
 
     __slots__ = (
         "arrays",
@@ -76,7 +76,7 @@ class _Table:
         self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
 
     def page(self, number: int) -> int:
-        """Return the index of a page, or -1 if the list does not have it."""
+        """Return the index of a page in an image's arrays, or -1 if the list does not have the page."""
         if number >= HASHED:
             place = int(np.searchsorted(self.numbers, np.uint64(number)))
             return place if place < len(self.numbers) and self.numbers[place] == number else -1
@@ -88,7 +88,10 @@ class _Table:
         return -1
 
     def position(self, place: int, remainder: int) -> int:
-        """Return the index of a key among all keys, or -1; `place` is the index of its page."""
+        """Return the index of a key among all keys of the list, or -1 if the list does not have the key.
+
+        `place` is the index of the key's page.
+        """
         upper = remainder >> BLOCK_BITS
         if place < 0 or not (bits := self.bits[place]) >> upper & 1:
             return -1
@@ -98,11 +101,11 @@ class _Table:
         return at if at < end and self.lows[at] == low else -1
 
     def keys(self, place: int) -> range:
-        """Return the indexes of a page's keys."""
+        """Return the range of indexes that the keys of a page have among all keys."""
         return range(self.offsets[self.firsts[place]], self.offsets[self.firsts[place + 1]])
 
     def remainders(self, place: int) -> list[int]:
-        """Return the keys of a page in ascending order."""
+        """Return the keys of a page as remainders (modulo the page size), in ascending order."""
         bits, block, keys = self.bits[place] & BLOCKS, self.firsts[place], list[int]()
         for upper in range(BLOCK_BITS):
             if bits >> upper & 1:
@@ -111,7 +114,7 @@ class _Table:
         return keys
 
     def ends_of(self, place: int) -> "memoryview | None":
-        """Return the ends of a page's rows, or None if no row ends."""
+        """Return the expiries of the rows of a page, or None if no row of the page expires."""
         if not self.bits[place] & ENDS:
             return None
         at = int(np.searchsorted(self.end_pages, place))
@@ -119,9 +122,10 @@ class _Table:
 
 
 class Image:
-    """Keys of a list in mapped memory. Keys and IMSIs are those of eir.device; `now` is in Unix seconds.
+    """Image of a list in mapped memory, with lookups by key.
 
-    No bytes of an image can cause a read outside it. `map` rejects bytes that cannot be an image.
+    Keys and IMSIs are those of eir.device; `now` is in Unix seconds. No bytes of an image can cause a read outside it.
+    `map` rejects bytes that cannot be an image.
     """
 
     __slots__ = (
@@ -163,12 +167,12 @@ class Image:
         os.close(self.descriptor)
 
     def fileno(self) -> int:
-        """Return the descriptor of the memory file, for sending it to another process."""
+        """Return the descriptor of the memory file, so that the image can be sent to another process."""
         return self.descriptor
 
     @classmethod
     def map(cls, descriptor: int) -> "Image":
-        """Map the image in a memory file. The image closes the descriptor.
+        """Map the image in a memory file. The image closes the descriptor when it is deleted.
 
         Raises:
             ImageError: if the file is not an image of this version.
@@ -183,12 +187,12 @@ class Image:
 
     @property
     def lane_arrays(self) -> tuple[memoryview, memoryview, memoryview]:
-        """Arrays for a compiled lookup: `slots`, `offsets` and `lows` of the keys."""
+        """Arrays for a compiled lookup of keys: `slots`, `offsets` and `lows`."""
         return self._devices.slots, self._devices.offsets, self._devices.lows
 
     @property
     def day_arrays(self) -> tuple[memoryview, memoryview]:
-        """Arrays beside those: of each device its first day, and the period of its last sighting."""
+        """Further arrays of a record of first sightings: each device's first day, and period of its last sighting."""
         return self._days, self._lasts
 
     @property
@@ -198,11 +202,11 @@ class Image:
 
     @property
     def has_ends(self) -> bool:
-        """True if a row has an end."""
+        """True if a row of the list expires."""
         return bool(len(self._devices.ends) or len(self._tac_ends))
 
     def holds(self, key: int, now: float) -> bool:
-        """Return True if a row with this key is in force."""
+        """Return True if the list has a row for this key that has not expired."""
         number, remainder = divmod(key, PAGE_KEYS)
         table = self._devices
         if (place := table.page(number)) < 0:
@@ -216,7 +220,7 @@ class Image:
         )
 
     def imsis(self, key: int, now: float) -> tuple[int, ...]:
-        """Return the IMSIs of the device's rows that are in force."""
+        """Return the IMSIs of the device's rows that have not expired."""
         place = self._devices.page(key // PAGE_KEYS)
         position = self._devices.position(place, key % PAGE_KEYS)
         if position < 0 or not len(self._imsis):
@@ -226,13 +230,16 @@ class Image:
         return tuple(imsi for imsi, end in bound if not end or end > now)
 
     def first_seen(self, key: int) -> tuple[int, int] | None:
-        """Return the first day of a device and the period of its last sighting (eir.lists.pages.first_days); None if it is not on record."""
+        """Return the first day of a device and the period of its last sighting; None if the device is not on record.
+
+        Periods are those of eir.lists.pages.first_days.
+        """
         table = self._devices
         position = table.position(table.page(key // PAGE_KEYS), key % PAGE_KEYS)
         return (self._days[position], self._lasts[position]) if 0 <= position < len(self._lasts) else None
 
     def has_subscriber(self, imsi: int, now: float) -> bool:
-        """Return True if a row with this IMSI is in force."""
+        """Return True if the list has a row with this IMSI that has not expired."""
         table = self._subscribers
         place = table.page(imsi // PAGE_KEYS)
         position = table.position(place, imsi % PAGE_KEYS)
@@ -242,7 +249,7 @@ class Image:
         return not end or end > now
 
     def keys(self, now: float) -> Iterator[int]:
-        """Yield all keys that have a row in force, in ascending order."""
+        """Yield all keys with a row that has not expired, in ascending order."""
         for place, number in enumerate(self.numbers.tolist()):
             bits = self._devices.bits[place]
             ended = bits & WHOLE_UNTIL and self._tac_ends[np.searchsorted(self._tac_pages, place)] <= now
@@ -270,11 +277,14 @@ class Image:
         )
 
     def drop(self, done: int) -> int:
-        """Release mapped memory from byte `done` on, a step at a time; return the end of the step. The image must not be used any more."""
+        """Release one portion of the image's mapped memory from byte `done` on; return the end of this portion.
+
+        The image must not be used afterwards.
+        """
         return self._map.drop(done)
 
     def _rows(self, position: int) -> range:
-        """Return the indexes of a key's rows: one row, or in a list of pairs one for each IMSI."""
+        """Return the indexes of a key's rows: one row, or in a list of pairs one row for each IMSI."""
         if not len(self._pair_ends):
             return range(position, position + 1)
         return range(self._pair_ends[position - 1] if position else 0, self._pair_ends[position])
@@ -289,7 +299,7 @@ class Image:
 
 
 def _map_file(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
-    """Map a memory file; see Image.map."""
+    """Map a memory file and return the mapping with the arrays in it; see Image.map."""
     size = os.fstat(descriptor).st_size
     if size < BODY_AT:
         raise ImageError(f"an image of {size} bytes is cut short")
@@ -298,7 +308,7 @@ def _map_file(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
 
 
 def _arrays(image: memoryview) -> dict[str, Numbers]:
-    """Return the arrays of an image after a check that they are consistent.
+    """Return the arrays of an image by name, after a check that their sizes are consistent.
 
     Raises:
         ImageError: if they are not.

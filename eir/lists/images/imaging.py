@@ -41,7 +41,7 @@ from eir.lists.pages.roaring import BEYOND, ArrayPages, Indexes, decode_keys, is
 
 
 def build_image(chunks: Sequence[Chunk]) -> Image:
-    """Build an image in a sealed memory file from chunks with ascending pages.
+    """Build an image in a sealed memory file from chunks whose pages ascend.
 
     Raises:
         ValueError: if the chunks are inconsistent.
@@ -61,7 +61,7 @@ def build_image(chunks: Sequence[Chunk]) -> Image:
 
 
 def _tables(of: Chunk) -> dict[str, Numbers]:
-    """Build the lookup tables of all pages.
+    """Build the arrays for lookups of the keys in a chunk.
 
     Raises:
         ValueError: if there are 2^32 keys or more.
@@ -78,7 +78,7 @@ def _tables(of: Chunk) -> dict[str, Numbers]:
 
 
 def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
-    """Build the hash table of pages."""
+    """Build the hash table in which a lookup finds a page by its number."""
     hashed = int(np.searchsorted(numbers, np.uint64(HASHED)))
     size_bits = max(3, (2 * hashed).bit_length())
     slots = np.zeros((1 << size_bits, SLOT_WORDS), np.uint32)
@@ -98,7 +98,7 @@ def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
 
 
 def _subscribers(of: Chunk) -> Chunk:
-    """Return a chunk of all IMSIs, each once, with its latest end."""
+    """Return a chunk with each IMSI of a list of pairs once, with the latest expiry of its rows."""
     if not len(of.ends):
         imsis = np.sort(of.imsis)
         return chunk_of(imsis[is_fresh(imsis)] if len(imsis) else imsis)
@@ -121,7 +121,9 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Return lookup arrays, like `Image.lane_arrays`, of the TACs that the images bind to one of the keys `to`.
+    """Return lookup arrays of the TACs that lists of pairs bind to one of the keys `to`.
+
+    The arrays are those of `Image.lane_arrays`.
 
     Each TAC is listed as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL, for which a compiled
     lookup leaves the check to the general path.
@@ -143,13 +145,13 @@ def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview
 
 
 def _rows_of_pages(of: Chunk) -> Numbers:
-    """Return the number of pairs in each page."""
+    """Return the number of pairs in each page of a chunk."""
     keys = begins(of.sizes)[begins(blocks_of(of.bits))]
     return np.diff(begins(of.counts)[keys])
 
 
 def _write_arrays(arrays: Mapping[str, Numbers]) -> int:
-    """Write the arrays to a sealed memory file and return its descriptor."""
+    """Write the arrays of an image to a sealed memory file, and return its descriptor."""
     at, table, places = BODY_AT, b"", dict[str, int]()
     for name, form in SECTIONS:
         length = len(arrays.get(name, ())) * np.dtype(form).itemsize
@@ -172,7 +174,7 @@ KEYS, PAIRS, ROWS = range(3)
 
 
 def image_of(pages: Sequence[Page]) -> Image:
-    """Build the image of a whole list, whose pages ascend.
+    """Build the image of a whole list from its pages in ascending order.
 
     Raises:
         ValueError: if a page is damaged.
@@ -182,7 +184,7 @@ def image_of(pages: Sequence[Page]) -> Image:
 
 
 def image_with(image: Image, pages: Sequence[Page]) -> Image:
-    """Build an image from `image` in which `pages` replace the pages with the same numbers.
+    """Build a new image from `image` in which `pages` replace the pages with the same numbers.
 
     Raises:
         ValueError: if a page is damaged.
@@ -192,7 +194,7 @@ def image_with(image: Image, pages: Sequence[Page]) -> Image:
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
-    """Convert ascending pages, as a store returns them, to at most one chunk.
+    """Convert pages in ascending order, as a store returns them, to a list with at most one chunk.
 
     Raises:
         ValueError: if a page is damaged.
@@ -202,7 +204,10 @@ def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
 
 
 def _form(page: Page) -> int:
-    """Return the form of a page. Reasons are ignored, because an image has none; most pages of a list have the same form."""
+    """Return the form of a page (KEYS, PAIRS or ROWS), which determines how the page is decoded.
+
+    Reasons are ignored, because an image has none. Most pages of a list have the same form.
+    """
     extra, at = page.extra, 0
     if extra[:1] == _REASONS:
         at = _HEAD + int.from_bytes(extra[1:_HEAD], "little")
@@ -224,7 +229,7 @@ def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
 
 
 def rows_of(page: Page) -> PageRows | None:
-    """Decode the rows of a page without reasons; return None if the page is empty.
+    """Decode the rows of a page except their reasons; return None if the page is empty.
 
     Raises:
         ValueError: if the page is damaged.
@@ -247,7 +252,9 @@ def rows_of(page: Page) -> PageRows | None:
 
 
 def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
-    """Decode the pair columns of pages; `devices` has the number of devices of each page.
+    """Decode the IMSI columns of many pages of pairs.
+
+    `devices` has the number of devices of each page.
 
     Raises:
         ValueError: if a page is damaged.
@@ -269,7 +276,10 @@ def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
 
 
 def _pairs(number: int, devices: int, sections: Sections) -> tuple[Numbers, Numbers]:
-    """Return the number of IMSIs of each device, and all IMSIs; both are empty if the page has no pairs."""
+    """Return the number of IMSIs of each device of a page, and all IMSIs.
+
+    Both arrays are empty if the page has no pairs.
+    """
     content = sections.imsis
     counts = np.frombuffer(content[: 4 * devices], "<u4")
     if content and (len(counts) != devices or len(content) != 4 * devices + 8 * int(counts.sum())):

@@ -1,4 +1,4 @@
-"""Index: the lists in memory, from which every check is answered.
+"""Index: the lists in memory, in which every check looks up its device.
 
 A list has an image (eir.lists.images.image), which another process builds, and a state; both are replaced in one step. Each
 lookup compares a row's end with the index's clock. So a row that has ended never matches, no matter whether it came by a
@@ -21,7 +21,10 @@ Clock = Callable[[], float]
 
 
 class DeviceList:
-    """List of device keys, or of IMSI keys for kind `subscribers`. Only Index.switch changes its content."""
+    """List of device keys, or of IMSI keys for kind `subscribers`, in memory.
+
+    Only Index.switch changes its content.
+    """
 
     __slots__ = ("_ends", "image", "kind", "name", "now", "state")
 
@@ -39,58 +42,58 @@ class DeviceList:
         return None if self.image is None else self.image.lane_arrays
 
     def replace(self, state: ListState, image: Image) -> None:
-        """Replace state and image; only Index.switch calls it."""
+        """Replace the state and the image of the list; only Index.switch calls this method."""
         self.state, self.image, self._ends = state, image, image.has_ends
 
     @property
     def time(self) -> float:
-        """Time at which rows are evaluated in Unix seconds; 0 if no row ends."""
+        """Time at which expiries are evaluated, in Unix seconds; 0 if no row expires."""
         return self.now() if self._ends else 0.0
 
     def holds(self, key: int) -> bool:
-        """Return True if a row with the key (eir.device) is in force."""
+        """Return True if the list has a row for the key (eir.device) that has not expired."""
         image = self.image
         return image is not None and image.holds(key, self.now() if self._ends else 0.0)
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over all keys that have a row in force, in ascending order."""
+        """Iterate over all keys of the list with a row that has not expired, in ascending order."""
         return iter(()) if self.image is None else self.image.keys(self.time)
 
 
 class PairList(DeviceList):
-    """List of devices, each with IMSIs; `holds` is True if the device is listed with any IMSI."""
+    """List of devices with IMSIs in memory. `holds` is True if the device is listed with any IMSI."""
 
     __slots__ = ()
 
     def binds(self, device: int, imsi: int) -> bool:
-        """Return True if the list has this device with this IMSI (keys of eir.device)."""
+        """Return True if the list binds this device to this IMSI (keys of eir.device)."""
         return imsi in self.imsis(device)
 
     def imsis(self, device: int) -> tuple[int, ...]:
-        """Return the IMSIs with which a device is listed."""
+        """Return the IMSIs to which the list binds a device."""
         return () if self.image is None else self.image.imsis(device, self.time)
 
     def has_subscriber(self, imsi: int) -> bool:
-        """Return True if the list has this IMSI with any device."""
+        """Return True if the list binds this IMSI to any device."""
         return self.image is not None and self.image.has_subscriber(imsi, self.time)
 
     def is_of_type(self, device: int, types: frozenset[int]) -> bool:
-        """Return True if a list of device types has one of these types (device_type_key) for the device's TAC."""
+        """Return True if this list of device types gives the device's TAC one of these types (device_type_key)."""
         return not types.isdisjoint(self.imsis(device // SNR_KEYS * SNR_KEYS))
 
     def device_bound_elsewhere(self, device: int, imsi: int) -> bool:
-        """Return True if the list has the device, but not with this IMSI."""
+        """Return True if the list binds the device to other IMSIs only."""
         imsis = self.imsis(device)
         return bool(imsis) and imsi not in imsis
 
     def subscriber_bound_elsewhere(self, device: int, imsi: int) -> bool:
-        """Return True if the list has the IMSI, but not with this device."""
+        """Return True if the list binds the IMSI to other devices only."""
         # `binds` is evaluated first: if its row ends between the two lookups, the row must not count as another device's.
         return not self.binds(device, imsi) and self.has_subscriber(imsi)
 
 
 class FirstSeenList(DeviceList):
-    """The record of first sightings, with the devices that this process has seen and the image does not show yet."""
+    """Record of first sightings in memory: its image, and newer sightings of this process."""
 
     __slots__ = ("asked", "fresh")
 
@@ -103,26 +106,26 @@ class FirstSeenList(DeviceList):
 
     @property
     def today(self) -> int:
-        """Today, in days since 1970."""
+        """Today as the number of days since 1970-01-01."""
         return int(self.now() // DAY_S)
 
     @property
     def day_arrays(self) -> tuple[memoryview, memoryview] | None:
-        """The further arrays that a compiled look-up reads (Image.day_arrays)."""
+        """Further arrays for a compiled lookup (Image.day_arrays); None before the record is loaded."""
         return None if self.image is None else self.image.day_arrays
 
     def on_record(self, key: int) -> tuple[int, int] | None:
-        """Return the first day of a device and the period of its last sighting by the image; None if it is not there."""
+        """Return the first day of a device and the period of its last sighting in the image; None if it is absent."""
         return None if self.image is None else self.image.first_seen(key)
 
     def day(self, key: int) -> int | None:
-        """Return the first day of a device; None if it has not been seen yet."""
+        """Return the first day of a device from the image and this process's sightings; None if it was never seen."""
         recorded, fresh = self.on_record(key), self.fresh.get(key)
         days = [day for day in (recorded and recorded[0], fresh) if day is not None]
         return min(days, default=None)
 
     def ask(self, key: int) -> int:
-        """Return the first day of a device that is seen now."""
+        """Return the first day of a device that is seen now; mark the device if this sighting must be recorded."""
         today, recorded, first = self.today, self.on_record(key), self.day(key)
         if recorded is None or recorded[0] > today or recorded[1] < period(today, key):
             self.asked = key
@@ -130,7 +133,10 @@ class FirstSeenList(DeviceList):
 
 
 class TacsOfTypes:
-    """TACs that lists of device types map to one of `types` (device_type_key), as a device list for a compiled lookup."""
+    """TACs to which lists of device types give one of `types` (device_type_key), in the form of a device list.
+
+    A compiled lookup uses them.
+    """
 
     __slots__ = ("_arrays", "_states", "_types", "tables")
     kind: ClassVar[str] = DEVICES
@@ -144,7 +150,7 @@ class TacsOfTypes:
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
-        """Like DeviceList.arrays, for the current content of the lists."""
+        """Arrays for a compiled lookup, as in DeviceList.arrays, for the current content of the type lists."""
         if (states := [table.state for table in self.tables]) != self._states:
             images = [table.image for table in self.tables if table.image is not None]
             self._states, self._arrays = states, tacs_bound(images, self._types) if images else None
@@ -156,7 +162,7 @@ FORMS: Mapping[str, type[DeviceList]] = {**dict.fromkeys(BOUND, PairList), FIRST
 
 
 class Index:
-    """All lists of the configuration, in its order.
+    """Index of all lists in memory, in the order of the configuration.
 
     Args:
         kinds: name of each list → its kind (eir.lists.record.settings).
@@ -171,7 +177,10 @@ class Index:
         self.apply(kinds)
 
     def apply(self, kinds: Mapping[str, str]) -> None:
-        """Apply another set of lists; a list with the same name and kind keeps its content."""
+        """Apply the names and kinds of the lists in a new configuration.
+
+        A list with the same name and kind keeps its content.
+        """
         before, self.lists = self.lists, {}
         self.version += 1
         for name, kind in kinds.items():
@@ -182,11 +191,11 @@ class Index:
 
     @property
     def first_seen(self) -> FirstSeenList | None:
-        """The record of first sightings; None without one."""
+        """Record of first sightings; None if the configuration has no record."""
         return next((each for each in self.lists.values() if isinstance(each, FirstSeenList)), None)
 
     def switch(self, name: str, state: ListState, image: Image) -> Image | None:
-        """Put a state and an image in force for list `name`; return the previous image if it is another one."""
+        """Put a state and an image of a list in force; return the previous image if the image has changed."""
         before = self.lists[name].image
         self.lists[name].replace(state, image)
         self.version += 1

@@ -1,4 +1,4 @@
-"""Rows of a page as arrays, and their encoding to the one canonical form of a page.
+"""Conversion between a page and arrays of its rows, with one canonical encoding of a page.
 
 In a list of pairs each device has one reason, and each of its IMSIs has its own end.
 """
@@ -23,7 +23,10 @@ _EXACT_QUOTIENTS = np.uint64(1 << 52)
 
 
 class Content(NamedTuple):
-    """Rows of a page: remainders of the single identifiers in ascending order, their reasons and ends, and the TAC entry."""
+    """Rows of a page: single identifiers with their reasons and expiries, and the entry of the whole TAC.
+
+    Identifiers are remainders in ascending order.
+    """
 
     low: Remainders
     reasons: ReasonIndexes
@@ -54,7 +57,7 @@ def encode(number: int, content: Content) -> Page:
 
 
 def sections(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
-    """Encode section R, U or D for each of many pages.
+    """Encode one column of rows (section R, U or D of a page) for each of many pages.
 
     The values of page i are `values[starts[i]:starts[i] + sizes[i]]`. A section has one value for each row, or a single
     value if all rows share it. It is empty if that value is 0.
@@ -69,7 +72,7 @@ def sections(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[
 
 
 def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
-    """Return one value for each row from a section that `sections` encoded.
+    """Decode a section of a page, which `sections` encoded, to an array with one value for each row.
 
     Raises:
         ValueError: if the section has neither one value nor `rows` values.
@@ -83,7 +86,7 @@ def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
 
 
 def extras(reasons: ReasonIndexes, until: Seconds, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
-    """Encode `extra` for each of many pages; the arguments are those of `sections`."""
+    """Encode the field `extra` of many pages; the arguments are those of `sections`."""
     if not reasons.any() and not until.any():
         return repeat(b"", len(starts))
     return map(_extra, sections(reasons, starts, sizes), sections(until, starts, sizes))
@@ -99,7 +102,7 @@ def _short_extra(reasons: bytes, until: bytes) -> bytes:
 
 
 def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
-    """Split sorted keys (at least one) into pages.
+    """Split keys in ascending order (at least one) into pages.
 
     Double division and its conversions are several times as fast as the division of unsigned integers. It is exact
     below 2^52: a quotient just below a whole number differs from it by 10^-6, and the rounding error is less than half
@@ -119,7 +122,7 @@ def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
 
 
 def endless(until: Seconds) -> Seconds:
-    """Return ends that can be compared: 0 (no end) becomes the latest time."""
+    """Return expiries in a form that can be compared: 0 (no expiry) becomes the latest possible time."""
     return np.where(until == 0, np.iinfo(np.int64).max, until)
 
 
@@ -132,7 +135,7 @@ _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Paired(NamedTuple):
-    """Device in a page of pairs: its reason, its IMSIs with the end of each pair, and its date."""
+    """Device in a page of pairs: the index of its reason, its IMSIs with their expiries, and its date."""
 
     reason: int
     imsis: dict[int, int]
@@ -140,7 +143,7 @@ class Paired(NamedTuple):
 
 
 class _Column:
-    """Column of values that are appended in pieces. A column that is all 0 uses no memory."""
+    """Column of values to which arrays are appended. A column that is all 0 uses no memory."""
 
     __slots__ = ("_kind", "_pieces", "has_values")
 
@@ -158,7 +161,7 @@ class _Column:
         self._pieces.append(values)
 
     def whole(self) -> NDArray[Any]:
-        """Return all values in one array."""
+        """Return all values of the column in one array."""
         pieces, self._pieces = self._pieces, []
         if len(pieces) != 1:
             pieces = [
@@ -168,13 +171,13 @@ class _Column:
         return pieces[0]
 
     def arrange(self, order: Indexes) -> None:
-        """Reorder the values."""
+        """Reorder the values of the column."""
         if self.has_values:
             self._pieces = [self.whole()[order]]
 
 
 class PairRows:
-    """Pairs in any order, appended in pieces; equal pairs may repeat, and the one with the latest end counts.
+    """Collection of pairs in any order. Of equal pairs, the pair with the latest expiry counts.
 
     Sorting 100 million pairs uses little more than twice the memory of the values.
     """
@@ -198,7 +201,7 @@ class PairRows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """Append rows."""
+        """Append pairs with their reasons, expiries and dates."""
         for column, values in zip(self._all, (devices, imsis, reasons, until, dates), strict=True):
             column.append(values, len(devices))
         self._rows += len(devices)
@@ -215,7 +218,7 @@ class PairRows:
         return int(same.sum()), int((same & contradicts).sum())
 
     def slabs(self, most: int = SLAB_PAIRS) -> Iterator[Pairs]:
-        """Yield all rows in order, in portions of whole pages with about `most` rows each."""
+        """Yield all pairs in ascending order, in portions of whole pages with about `most` pairs each."""
         devices, imsis, reasons, until, dates = self.in_order()
         first = 0
         while first < len(devices):
@@ -225,7 +228,10 @@ class PairRows:
             first = last
 
     def in_order(self) -> Pairs:
-        """Return all rows by device, then by IMSI; of equal pairs the one that counts is first."""
+        """Return all pairs, sorted by device and then by IMSI.
+
+        Of equal pairs, the one that counts is first.
+        """
         if not self._sorted:
             keys = [self._imsis.whole(), self._devices.whole()]
             if self._until.has_values:
@@ -249,7 +255,7 @@ class PairRows:
 
 
 def pair_pages(pairs: Pairs) -> list[Page]:
-    """Build pages from sorted pairs; of equal pairs the first counts.
+    """Build pages from sorted pairs. Of equal pairs, the first counts.
 
     A device gets the reason of its pair with the latest end, and its earliest date. If several pairs have the latest
     end, the lowest reason index counts.
@@ -281,12 +287,12 @@ def pair_pages(pairs: Pairs) -> list[Page]:
 
 
 def has_pairs(page: Page) -> bool:
-    """Return True if the page belongs to a list of pairs and has at least one pair."""
+    """Return True if the page has at least one pair of a device and an IMSI."""
     return bool(decode_sections(page.extra).imsis)
 
 
 def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
-    """Return the page after a delta: first remove the pairs of `gone`, then add those of `new`.
+    """Apply a delta to a page of pairs: remove the pairs of `gone`, then add the pairs of `new`.
 
     A device in `new` gets its reason and date from there.
 
@@ -328,7 +334,7 @@ def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
 
 
 def decode_pairs(page: Page) -> dict[int, Paired]:
-    """Decode a page of pairs; the key of the result is the device's remainder."""
+    """Decode a page of pairs to a map from a device's remainder to its IMSIs, reason and date."""
     low, reasons, *_ = decode(page)
     _, until, bound, dates, _ = decode_sections(page.extra)
     counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()

@@ -1,4 +1,4 @@
-"""Devices with the day of their first sighting, as arrays: the content of a record of first sightings, and its pages.
+"""Devices with the days of their first sightings as arrays, and the pages of a record of first sightings.
 
 Days count from 1970-01-01 (UTC). Beside its first day a device has the period of PERIOD_DAYS days in which it was last seen, so that a
 device that is seen daily changes once per period. The periods of different devices begin on different days, which spreads these changes.
@@ -37,7 +37,7 @@ ROW_BYTES = 3
 
 
 class FirstDays(NamedTuple):
-    """Devices in ascending order, each once."""
+    """Devices in ascending order, with their first days and the periods of their last sightings."""
 
     keys: Keys
     firsts: NDArray[np.uint16]
@@ -46,11 +46,11 @@ class FirstDays(NamedTuple):
     """Period of the last sighting of each."""
 
     def where(self, wanted: NDArray[Any] | slice) -> "FirstDays":
-        """Return some of them, by a mask or by positions."""
+        """Return the selected devices; `wanted` is a mask or a slice."""
         return FirstDays(self.keys[wanted], self.firsts[wanted], self.lasts[wanted])
 
     def is_same(self, other: "FirstDays") -> bool:
-        """Return True if both hold the same."""
+        """Return True if both objects have the same devices with the same days."""
         return all(starmap(np.array_equal, zip(self, other, strict=True)))
 
 
@@ -58,7 +58,7 @@ NOTHING = FirstDays(np.empty(0, np.uint64), np.empty(0, np.uint16), np.empty(0, 
 
 
 class Sighted(NamedTuple):
-    """Devices that checks of a peer showed on one day, on their way to the process that writes the record."""
+    """Devices that one peer showed on one day, as a worker sends them to the process that writes the record."""
 
     peer: str
     day: int
@@ -69,31 +69,31 @@ class Sighted(NamedTuple):
 
 
 def period(day: int, key: int) -> int:
-    """Return the period of a device that a day lies in."""
+    """Return the number of a device's period (of PERIOD_DAYS days) in which a day lies."""
     return min(max((day - PERIODS_BEGIN + key % PERIOD_DAYS) // PERIOD_DAYS, 0), PERIOD_MAX)
 
 
 def periods(day: int, keys: Keys) -> NDArray[np.uint8]:
-    """Return the periods of devices that a day lies in."""
+    """Return, for each device, the number of its period (of PERIOD_DAYS days) in which a day lies."""
     found = (day - PERIODS_BEGIN + (keys % np.uint64(PERIOD_DAYS)).astype(np.int64)) // PERIOD_DAYS
     return np.clip(found, 0, PERIOD_MAX).astype(np.uint8)
 
 
 def seen_on(keys: Keys, day: int, first: int | None = None) -> FirstDays:
-    """Return devices that were seen on a day, and for the first time on that day or on `first`."""
+    """Build the record of devices that were seen on a day, and first seen on `first` or else on the same day."""
     keys = np.unique(keys)
     return FirstDays(keys, np.full(len(keys), day if first is None else first, np.uint16), periods(day, keys))
 
 
 def is_unseen(days: FirstDays, today: int, remember: int) -> NDArray[np.bool_]:
-    """Return a mask of the devices that were not seen for `remember` days, counted from the end of their last period."""
+    """Return a mask of the devices not seen for `remember` days, counted from the end of their last period."""
     age = today - PERIODS_BEGIN + (days.keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
     unseen: NDArray[np.bool_] = age - (days.lasts.astype(np.int64) + 1) * PERIOD_DAYS >= remember
     return unseen
 
 
 def merge(parts: Sequence[FirstDays]) -> FirstDays:
-    """Merge records: of each device the earliest first day and the latest period count."""
+    """Merge records of first sightings. For each device, the earliest first day and the latest period count."""
     keys, firsts, lasts = join(parts)
     if not len(keys):
         return NOTHING
@@ -104,7 +104,7 @@ def merge(parts: Sequence[FirstDays]) -> FirstDays:
 
 
 def join(parts: Iterable[FirstDays]) -> FirstDays:
-    """Put records behind one another, whose devices ascend from each to the next."""
+    """Concatenate records of first sightings, whose devices must ascend from each record to the next."""
     records = [NOTHING, *parts]
     return FirstDays(
         np.concatenate([each.keys for each in records]),
@@ -114,7 +114,7 @@ def join(parts: Iterable[FirstDays]) -> FirstDays:
 
 
 def by_page(days: FirstDays) -> dict[int, FirstDays]:
-    """Return the devices of each page, by its number."""
+    """Split devices by page, and return the devices for each page number."""
     if not len(days.keys):
         return {}
     numbers, _, starts, sizes = split(days.keys)
@@ -123,7 +123,7 @@ def by_page(days: FirstDays) -> dict[int, FirstDays]:
 
 
 def encode_days(days: FirstDays) -> list[Page]:
-    """Return the pages of devices."""
+    """Encode devices with their days as pages of a record of first sightings."""
     if not len(days.keys):
         return []
     numbers, low, starts, sizes = split(days.keys)
@@ -138,13 +138,19 @@ def encode_days(days: FirstDays) -> list[Page]:
 
 
 def decode_days(pages: Iterable[Page]) -> FirstDays:
-    """Return the devices of pages that ascend. Raises ValueError if a page is damaged, or is no page of first sightings."""
+    """Decode pages of a record of first sightings, in ascending order, to devices with their days.
+
+    Raises ValueError if a page is damaged or has no first sightings.
+    """
     there = [page for page in pages if not page.is_empty]
     return join(_decoded(list(group), plain) for plain, group in groupby(there, lambda page: may_be_arrays(page.keys)))
 
 
 def _keys(pages: Sequence[Page], plain: bool) -> tuple[Remainders, Indexes]:
-    """Return the keys of pages, and how many each has. `plain`: they may be made of arrays, which is faster."""
+    """Decode the keys of all pages; return them, and the number of keys in each page.
+
+    `plain`: the pages may consist of array containers, which are decoded faster.
+    """
     if plain:
         with suppress(ValueError):
             arrays = ArrayPages([page.keys for page in pages])

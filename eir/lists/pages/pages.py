@@ -34,19 +34,19 @@ _TAC_BEGINS = _TAC_TAG + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
 
 
 class TacEntry(NamedTuple):
-    """Whole TAC as an entry of a list: the index of its reason, and its end in Unix seconds (0: no end)."""
+    """Entry for a whole TAC: the index of its reason, and its expiry in Unix seconds (0: none)."""
 
     reason: int
     until: int
 
     @property
     def extra(self) -> bytes:
-        """Section T, with which `extra` of a page begins."""
+        """Section T of a page's field `extra`, which encodes this entry."""
         return _TAC_BEGINS + bytes((self.reason,)) + self.until.to_bytes(8, "little", signed=True)
 
 
 class Page(NamedTuple):
-    """One page of a list as it is stored; two equal pages are equal byte for byte."""
+    """Page of a list in its stored form. Pages with equal content are equal byte for byte."""
 
     number: int
     """Key // 10^6 of every identifier in the page."""
@@ -57,7 +57,10 @@ class Page(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """True if the page lists neither single identifiers nor the TAC. Then `extra` is empty too."""
+        """True if the page lists neither single identifiers nor the whole TAC.
+
+        The field `extra` is then empty too.
+        """
         return not self.keys and not self.extra
 
     @property
@@ -76,11 +79,14 @@ class Page(NamedTuple):
 
     @property
     def singles(self) -> "Page":
-        """Page without its TAC entry."""
+        """The page without its TAC entry."""
         return self if self.extra[:1] != _TAC_TAG else self._replace(extra=self.extra[TAC_BYTES:])
 
     def digest(self) -> int:
-        """Return SHA-256 of the page number (8 bytes, big-endian), keys and extra as an integer; 0 for an empty page."""
+        """Return the SHA-256 of page number, `keys` and `extra` as an integer; 0 for an empty page.
+
+        The page number has 8 bytes in big-endian order.
+        """
         if not self.keys and not self.extra:  # like `is_empty`, without a call for each of many pages
             return 0
         return int.from_bytes(hashlib.sha256(self.number.to_bytes(8, "big") + self.keys + self.extra).digest(), "big")
@@ -97,7 +103,7 @@ def amended_digest(digest: str, before: Iterable[Page], after: Iterable[Page]) -
 
 
 def digest_text(total: int) -> str:
-    """Format a sum of page digests as in `ListState.content_digest`."""
+    """Format a sum of page digests as in `ListState.content_digest`: 64 hexadecimal digits."""
     return f"{total % DIGEST_MODULUS:064x}"
 
 
@@ -105,7 +111,7 @@ EMPTY_DIGEST = digest_text(0)
 
 
 class Sections(NamedTuple):
-    """Contents of the sections R, U, S, D and F of `extra`; a missing section is empty."""
+    """Contents of the sections R, U, S, D and F in the field `extra` of a page; a missing section is empty."""
 
     reasons: bytes = b""
     until: bytes = b""
@@ -114,13 +120,13 @@ class Sections(NamedTuple):
     sightings: bytes = b""
 
     def encode(self) -> bytes:
-        """Encode the sections as `extra`."""
+        """Encode the sections as the field `extra` of a page."""
         sections = ((tag, content) for tag, content in zip(_TAGS, self, strict=True) if content)
         return b"".join(tag + len(content).to_bytes(4, "little") + content for tag, content in sections)
 
 
 def decode_sections(extra: bytes) -> Sections:
-    """Decode the sections of `extra` that follow T.
+    """Decode the sections in the field `extra` of a page, after its section T.
 
     Raises:
         ValueError: if a section is cut short.

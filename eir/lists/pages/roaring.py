@@ -38,13 +38,16 @@ _HEAD, _CONTAINER = 4, 4
 
 
 def encode_keys(bitmap: BitMap) -> bytes:
-    """Encode a set of keys in its one canonical form: run-optimised and portable. Changes only the bitmap's internal form."""
+    """Encode a set of keys in its canonical form: run-optimised, in the portable format.
+
+    Only the bitmap's internal form changes.
+    """
     bitmap.run_optimize()
     return bytes(bitmap.serialize())
 
 
 def decode_keys(stored: bytes) -> BitMap:
-    """Decode the keys of a page; no bytes are an empty set.
+    """Decode the keys of a page. No bytes decode to an empty set.
 
     Raises:
         ValueError: if the bytes are not a Roaring bitmap.
@@ -53,14 +56,17 @@ def decode_keys(stored: bytes) -> BitMap:
 
 
 def encode_sorted(low: Remainders) -> bytes:
-    """Encode the sorted keys (at least one) of one page in the canonical form."""
+    """Encode the keys of one page (in ascending order, at least one) in the canonical form."""
     keys = array.array("I")
     keys.frombytes(low.tobytes())
     return encode_keys(BitMap(keys))
 
 
 def is_fresh(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return, for each of the sorted values (at least one), whether it differs from the value before it."""
+    """Return a mask of the values that differ from the previous value; the first is True.
+
+    There must be at least one value, and values must be sorted.
+    """
     fresh = np.empty(len(values), bool)
     fresh[0] = True
     np.not_equal(values[1:], values[:-1], out=fresh[1:])
@@ -68,7 +74,10 @@ def is_fresh(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]:
-    """Encode the keys of many pages in the canonical form; the keys of page i are `low[starts[i]:starts[i] + sizes[i]]`."""
+    """Encode the keys of many pages in the canonical form.
+
+    The keys of page i are `low[starts[i]:starts[i] + sizes[i]]`.
+    """
     high = low >> np.uint32(16)
     fresh = is_fresh(high)
     fresh[starts] = True
@@ -95,14 +104,14 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
 
 
 def may_be_arrays(stored: bytes) -> bool:
-    """Return True if ArrayPages may be able to decode these keys, which are at most ARRAY_KEYS."""
+    """Return True if ArrayPages can probably decode a page's stored keys (at most ARRAY_KEYS)."""
     if stored[:4] != _COOKIE or len(stored) < 2 * _HEAD:
         return False
     return len(stored) <= 2 * (_HEAD + _CONTAINER * stored[4] + ARRAY_KEYS)
 
 
 class ArrayPages:
-    """Decoder for the keys of many pages that consist of array containers.
+    """Decoder for the keys of many pages at once, which must consist of array containers.
 
     Raises:
         ValueError: if a page has another form or is damaged.
@@ -134,7 +143,7 @@ class ArrayPages:
             raise ValueError(BEYOND)
 
     def keys(self) -> Remainders:
-        """Return all keys, page after page."""
+        """Return the keys of all pages, one page after the other."""
         ends = np.cumsum(self.counts)
         keys_at = self._starts + _HEAD + _CONTAINER * self._containers
         lows = self._words[np.arange(ends[-1]) + np.repeat(keys_at - (ends - self.counts), self.counts)]

@@ -1,1 +1,1 @@
-"""Contract of a store, chains of the history, reasons, and settings of a list."""
+"""Interface of a store, hash chains of the history, reasons of entries, and settings of lists."""

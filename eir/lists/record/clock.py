@@ -1,4 +1,4 @@
-"""Clock for the ends of rows, and timeout of the store, on hosts whose clock can jump and which can be suspended.
+"""Clock for expiries and time limit for the store, which tolerate clock jumps and suspension of the host.
 
 If a clock error ended a row early, a stolen phone would work again. So the time for `until` never goes back. If the wall clock
 jumps ahead of the monotonic clock, the new time is accepted only after the jump has lasted for an hour; until then the time
@@ -22,7 +22,10 @@ ACCEPTED_AFTER_S = 3600.0
 
 
 class TrustedClock:
-    """Clock in Unix seconds that does not jump. `last_seen`: latest time before the start (from a file), 0 if unknown."""
+    """Clock in Unix seconds that does not follow jumps of the wall clock at once.
+
+    `last_seen`: latest time before the start (from a file), 0 if unknown.
+    """
 
     __slots__ = ("_jumped_at", "_monotonic", "_time")
 
@@ -33,16 +36,16 @@ class TrustedClock:
 
     @property
     def jumped(self) -> bool:
-        """True while the wall clock is ahead by a jump that is not accepted yet."""
+        """True while the wall clock is ahead by a jump that is not yet accepted."""
         return self._jumped_at is not None
 
     @property
     def time(self) -> float:
-        """Unix seconds that `now` returned last; stored over a restart as `last_seen`."""
+        """Last result of `now` in Unix seconds, which is stored as `last_seen` for the next start."""
         return self._time
 
     def now(self, wall: float, monotonic: float) -> float:
-        """Return the time to use, from the readings of both clocks."""
+        """Return the trusted time for the present readings of the wall clock and the monotonic clock."""
         # The monotonic clock does not cover the time before the process began.
         begins = self._monotonic is None and not self._time
         expected = self._time + (0.0 if self._monotonic is None else monotonic - self._monotonic)
@@ -72,7 +75,7 @@ STOOD_STILL = "stood_still"
 async def await_store(
     answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S, *, tick_s: float = TICK_S, stopped_s: float = STILL_S
 ) -> T:
-    """Return the store's answer.
+    """Await a call of the store, with a time limit that counts only time in which this process ran.
 
     Args:
         answer: call of the store.

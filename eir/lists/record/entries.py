@@ -1,4 +1,4 @@
-"""Entries of a list for commands: rows decoded from pages, now or at a past time.
+"""Entries of a list for commands, decoded from the list's pages: present or past entries.
 
 Past entries come from the history and from the releases that are stored for a rollback.
 """
@@ -21,7 +21,7 @@ READ_AGAIN_MAX = 5
 
 
 class ListEntry(NamedTuple):
-    """One entry of a list."""
+    """Entry of a list, decoded from a page."""
 
     key: int
     """Key of the device or the subscriber; for a whole TAC its lowest key."""
@@ -36,26 +36,26 @@ class ListEntry(NamedTuple):
     """Unix seconds of the day on which a TAC in a list of device types was allocated; 0 if unknown."""
 
     def text(self, kind: str) -> str:
-        """Format the identifier or TAC as in a data file for this kind of list."""
+        """Format the identifier or TAC of the entry as in a data file for this kind of list."""
         if kind == SUBSCRIBERS:
             return imsi_text(self.key)
         return f"{self.key // SNR_KEYS:0{TAC_DIGITS}d}" if self.whole_tac else key_text(self.key)
 
 
 def imsi_text(key: int) -> str:
-    """Return the IMSI of a key (see eir.device.imsi_key)."""
+    """Convert the key of an IMSI (eir.device.imsi_key) back to its digits."""
     return str(key)[1:]
 
 
 def until_text(until: int) -> str:
-    """Format the end of an entry as in data files; empty for none."""
+    """Format the expiry of an entry as in data files; an empty text if the entry does not expire."""
     return utc_text(datetime.fromtimestamp(until, UTC)) if until else ""
 
 
 async def read_pages(
     store: ListStore, name: str, is_selected: Callable[[Page], bool] = lambda _: True
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """Return a list's state and the selected pages in ascending order, all of the same moment.
+    """Return the state of a list and the selected pages, in ascending order and of the same generation.
 
     Raises:
         StoreError: if the list cannot be read.
@@ -71,7 +71,7 @@ async def read_pages(
 
 
 def entries_of(pages: Iterable[Page]) -> Iterator[ListEntry]:
-    """Yield the entries of pages: in each page first the whole TAC, then by ascending key.
+    """Yield the entries of pages. For each page, the whole TAC is first, then the identifiers by ascending key.
 
     Raises:
         StoreError: if a page is damaged.
@@ -104,7 +104,7 @@ RESET = "reset-serial"
 
 
 class Past(NamedTuple):
-    """List at a past time."""
+    """State of a list at a past time, and later changes."""
 
     event: Event | None
     """Event that led to this state; None if the list had not been loaded, or if the history does not reach back so far."""
@@ -117,7 +117,7 @@ class Past(NamedTuple):
 
 
 async def load_past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """Return a list at a past time, with the entries of `key` if it is given.
+    """Return the state of a list at a past time, and the entries for `key` unless it is None.
 
     Raises:
         StoreError: if the store cannot be read.

@@ -1,4 +1,4 @@
-"""Hash chains of the history: each record has the digest of the previous one, so a change, removal or move is detected.
+"""Hash chains of the history. Each record has the digest of the previous one, so that changes are detected.
 
 A record is a line of JSON with its number, `before` (SHA-256 of the text of the previous record) and an event. Rows that a
 register feeds are in a chain of their own, FEED, which is limited in size. Each of its records has in `after` the number of
@@ -38,7 +38,7 @@ def record_digest(text: str) -> str:
 
 
 def list_of(event: Event) -> str | None:
-    """Return the list of an event, or the list that a rejected release claimed."""
+    """Return the name of the list of an event, or the unverified list name of a rejected release."""
     claim = _CLAIMED.search(event.detail) if event.list is None else None
     return claim[1] if claim else event.list
 
@@ -47,7 +47,7 @@ def list_of(event: Event) -> str | None:
 
 
 def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = None) -> tuple[list[Record], Ledger]:
-    """Return records for the events, and the ledger after them.
+    """Build the records for new events of a chain; return them and the chain's ledger after them.
 
     For records of FEED, `after` is the number of the newest record of MAIN.
     """
@@ -61,7 +61,7 @@ def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = N
 
 
 def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
-    """Add the head of the feed's chain to an anchor; return it, and the ledger of that chain after it.
+    """Add the head of the feed's chain to an anchor; return the anchor and the new ledger of the feed's chain.
 
     If the last anchor has the same head, None is returned instead of the anchor.
     """
@@ -70,13 +70,16 @@ def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
 
 
 def fold_key(event: Event) -> str:
-    """Return the key of the fold to which a refusal belongs."""
+    """Return the key of the fold in which a rejection is counted."""
     parts = (event.time[:10], list_of(event) or "", event.who, event.detail.partition(":")[0])
     return sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledger]:
-    """Add a refusal to its fold (`before`, None for the first refusal); return the new fold and the ledger after it."""
+    """Add a rejection to its fold; return the new fold and the ledger after it.
+
+    `before` is the text of the present fold; None for the first rejection.
+    """
     count, first = 0, event.time
     if before is not None:
         was = _read_fold(before)
@@ -89,14 +92,14 @@ def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold
 
 
 def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
-    """Return the folds to delete if there are too many."""
+    """Return the oldest folds that must be deleted because there are more than FOLDS_MAX."""
     if len(folds) <= FOLDS_MAX:
         return ()
     return sorted(folds, key=lambda fold: int(_read_fold(fold.text)["at"]))[: len(folds) - FOLDS_MAX + FOLDS_MAX // 10]
 
 
 def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
-    """Return the ledger with these folds added, or removed if `times` is -1."""
+    """Return the ledger after these folds were added, or removed if `times` is -1."""
     texts = [fold.text for fold in folds]
     refused = max([ledger.refused, *(_read_fold(text)["at"] for text in texts)])
     return replace(
@@ -107,7 +110,7 @@ def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
 def exchange_folds(
     there: Sequence[Fold], given: Sequence[Fold], *, exact: bool
 ) -> tuple[Sequence[Fold], Sequence[Fold]]:
-    """Return the folds to delete and the folds to store if a writer brings `given`.
+    """Compare the stored folds (`there`) with a writer's folds (`given`); return folds to delete, and to store.
 
     If `exact` is set, they replace all stored folds; otherwise the fold with the higher count stays.
     """
@@ -119,7 +122,11 @@ def exchange_folds(
 
 
 def rewritten_ledger(ledger: Ledger, first: Record | None, last: Record | None, size: int) -> Ledger:
-    """Return the ledger after a chain was rewritten. `first`: its new first record, None if it did not change."""
+    """Return the ledger of a chain after a rewrite.
+
+    `first`: first record of the chain; None if it did not change. `last`: last record of the chain. `size`: bytes of
+    all records.
+    """
     number, digest = (0, Ledger().digest) if last is None else (last.number, record_digest(last.text))
     return replace(
         ledger, first=ledger.first if first is None else first.number, number=number, digest=digest, bytes=size
@@ -127,7 +134,7 @@ def rewritten_ledger(ledger: Ledger, first: Record | None, last: Record | None, 
 
 
 def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int | None) -> Sequence[Record]:
-    """Return the oldest records to delete: those before `until`, and more while all together exceed `bytes_max`.
+    """Return the oldest records that must be deleted: older than `until`, or too many bytes (`bytes_max`).
 
     The newest record of the chain always stays.
     """
@@ -142,7 +149,10 @@ def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes
 def trim_records(
     ledger: Ledger, gone: Sequence[Record], event: Event | None, after: int | None = None
 ) -> tuple[Sequence[Record], Ledger]:
-    """Return the record of a deletion (no record without an event), and the ledger after it. `after`: as in `append_events`."""
+    """Build the record about a deletion of records; return it and the chain's ledger after the deletion.
+
+    Without `event`, there is no record. `after` is that of `append_events`.
+    """
     first, last = gone[0].number, gone[-1].number
     ledger = replace(ledger, first=last + 1, bytes=ledger.bytes - sum(len(record.text) for record in gone))
     if event is None:
@@ -155,7 +165,7 @@ def trim_records(
 
 
 def read_record(record: Record, chain: str = MAIN) -> Event:
-    """Return the event of a record.
+    """Parse a record and return its event.
 
     Raises:
         StoreError: `corrupt`.
@@ -184,7 +194,7 @@ def events_of(
     *,
     fed: Sequence[Record] = (),
 ) -> list[Event]:
-    """Return the newest `limit` events of records and refusals, in the order in which they happened.
+    """Return the newest `limit` events of records and rejections, in the order in which they happened.
 
     Args:
         records: records of MAIN.
@@ -224,7 +234,7 @@ def events_of(
 
 
 def readable_events(records: Iterable[Record], chain: str = MAIN) -> list[Event]:
-    """Return the events of the records that can be parsed."""
+    """Return the events of the records that can be parsed; damaged records are skipped."""
     events: list[Event] = []
     for record in records:
         with suppress(StoreError):
@@ -233,24 +243,27 @@ def readable_events(records: Iterable[Record], chain: str = MAIN) -> list[Event]
 
 
 def newest_change(events: Sequence[Event]) -> Event | None:
-    """Return the newest event that changed the list."""
+    """Return the newest event that is not a rejection, which is a list's newest change."""
     return next((event for event in reversed(events) if not is_refusal(event)), None)
 
 
 def is_of(event: Event, state: ListState) -> bool:
-    """Return True if the event led to this state of a list. Events of old versions have no content; their release is compared."""
+    """Return True if the event led to this state of a list.
+
+    Events of old versions do not have the content digest, so the digest of their release is compared.
+    """
     if event.content is not None:
         return event.content == content_of(state)
     return event.digest in {None, state.release_digest}
 
 
 def content_of(state: ListState) -> str:
-    """Return the digits of a list's content digest that an event has."""
+    """Return the first digits of a list's content digest, in the form that events contain."""
     return state.content_digest[:CONTENT_DIGITS]
 
 
 def is_linked(records: Sequence[Record], before: str | None) -> bool:
-    """Return True if the records have no gap, and each has the digest of the previous one.
+    """Return True if the records have no gap and each has the digest of the previous record.
 
     `before` is the digest that the first record must have; None for any.
     """
@@ -263,7 +276,10 @@ def is_linked(records: Sequence[Record], before: str | None) -> bool:
 
 
 def chain_faults(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> Iterator[str]:
-    """Yield the faults of a chain for a person; a valid chain has none. `records` are the stored records, oldest first."""
+    """Yield the faults of a chain as messages; a valid chain has none.
+
+    `records`: all stored records, oldest first.
+    """
     expected, before = ledger.first, None if ledger.first > 1 else Ledger().digest
     for number, text in records:
         if number > expected:
@@ -283,7 +299,10 @@ def chain_faults(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledge
 
 
 def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger) -> Iterator[str]:
-    """Yield the faults of the feed's chain that anchors in MAIN reveal, for a person. `fed`, `ledger`: the feed's chain."""
+    """Yield the faults of the feed's chain that anchors in MAIN reveal, as messages.
+
+    `records`: those of MAIN. `fed` and `ledger`: those of the feed's chain.
+    """
     anchors = {
         event.head: (event.number, event.digest)
         for event in readable_events(records)
@@ -301,7 +320,7 @@ def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger
 
 
 def _record_fault(number: int, text: str, before: str | None) -> str:
-    """Return a description of the fault in the record with this number.
+    """Return a message about the fault of a record, or an empty text if the record is valid.
 
     `before` is the digest of the previous record; None if it is unknown.
     """
@@ -375,7 +394,7 @@ def _event(fields: dict[str, Any], **more: Any) -> Event:
 
 
 def is_refusal(event: Event) -> bool:
-    """Return True if the event is a refusal, which is folded; other events have a record of their own."""
+    """Return True if the event is a rejection. Rejections are counted in folds; other events are records."""
     return event.outcome == REFUSED
 
 

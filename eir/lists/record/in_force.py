@@ -1,4 +1,4 @@
-"""State-folder file with the content that is in force on this node, and since when; it survives restarts."""
+"""File in the state folder that names the lists in force on this node, and survives restarts."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ IN_FORCE_FILE = "in-force.json"
 
 
 class InForce(NamedTuple):
-    """List that was last in force on the node of a folder."""
+    """Release or content of a list that was last in force on this node."""
 
     serial: int
     content: str
@@ -27,7 +27,10 @@ class InForce(NamedTuple):
 
 
 def load_in_force(folder: Path) -> dict[str, InForce]:
-    """Load the lists that were last in force on the node of the folder; a damaged or missing file has none."""
+    """Load from the state folder the lists that were last in force.
+
+    If the file is missing or damaged, the result is empty.
+    """
     with suppress(OSError, ValueError, TypeError):
         return {
             str(name): InForce(int(serial), str(content), str(since), _mark(*(mark or [(0, serial)])))
@@ -39,12 +42,10 @@ def load_in_force(folder: Path) -> dict[str, InForce]:
 def save_in_force(
     folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark], *, durable: bool = False
 ) -> dict[str, InForce]:
-    """Store entries and higher marks; return all stored entries. Several processes of a host may call it concurrently.
+    """Store lists in force, and marks that are higher than before; return all stored lists.
 
-    A mark is never lowered. If `durable` is set, the file survives a power failure.
-
-    Raises:
-        OSError: if the file cannot be written.
+    Several processes of a host may call the function at the same time. A mark is never lowered. If `durable` is set,
+    the file survives a power failure.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -64,7 +65,7 @@ def save_in_force(
 
 
 def save_mark(folder: Path, name: str, mark: Mark) -> None:
-    """Store the mark of a list, before the change that raised it is reported as done.
+    """Store the mark of a list durably, before the change that raised the mark is reported as done.
 
     A host without a state folder has no node and stores nothing. If the disk is full, the node stores the mark a second
     later.

@@ -1,4 +1,4 @@
-"""Reasons: the texts of the index that pages store for each entry."""
+"""Reasons of entries: the table of texts whose indexes are stored in pages."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,31 +15,34 @@ OTHER_REASON = "other"
 
 
 def check_reason(text: str) -> None:
-    """Raise EntryRefused unless the text is a reason in one line."""
+    """Raise EntryRefused unless the text is a valid reason: one line of at most REASON_CHARS_MAX characters."""
     if not text.strip() or not text.isprintable() or len(text) > REASON_CHARS_MAX:
         raise EntryRefused(f"a reason is needed: one line of at most {REASON_CHARS_MAX} characters")
 
 
 class Reasons:
-    """Texts of reasons by index, in the order of their first appearance. The first text is empty: no reason."""
+    """Table of reason texts by index, in the order of their first use. Index 0 is the empty text: no reason."""
 
     def __init__(self, known: Sequence[str] = ()) -> None:
-        """Create a table; `known` has the texts to which pages of the list already refer."""
+        """Create a table of reasons; `known` has the texts whose indexes the pages of the list already use."""
         self._texts = list(known) or [""]
         self._index = {text: index for index, text in enumerate(self._texts[:REASONS_MAX])}
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Texts for ListState.reasons; empty if no row has a reason."""
+        """All reason texts in the form of ListState.reasons; empty if no row has a reason."""
         return tuple(self._texts) if len(self._texts) > 1 else ()
 
     @property
     def known(self) -> Sequence[str]:
-        """Texts that have an index of their own."""
+        """Reason texts that have their own index. Later texts share the index of `other`."""
         return self._texts[:REASONS_MAX]
 
     def index(self, text: str) -> int:
-        """Return the index of a text of at most REASON_CHARS_MAX characters; after 255 texts, new texts become `other`."""
+        """Return the index of a reason text; after 255 texts, new texts become `other`.
+
+        A text has at most REASON_CHARS_MAX characters.
+        """
         if text not in self._index and len(self._texts) < REASONS_MAX:
             self._index[text] = len(self._texts)
             self._texts.append(text)
@@ -51,7 +54,7 @@ class Reasons:
 async def reason_bytes(
     texts: Iterable[str], state: ListState, store: ListStore, name: str
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the index of each of some reasons of a list, and the texts of the list with them.
+    """Return the indexes of `texts` in a list's reasons, and all reasons of the list including new ones.
 
     Each full release brings all its reasons, but the reasons of operators accumulate over the years. So the index of a
     reason that no entry has any more is reused. If the list changes meanwhile, the store rejects the change that uses
@@ -82,14 +85,14 @@ async def reason_bytes(
 
 
 def reason_text(state: ListState, byte: int) -> str:
-    """Return the text of a reason index; empty for no reason."""
+    """Return the text of a reason index of a list; an empty text for index 0."""
     if not byte:
         return ""
     return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON
 
 
 async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) -> str | None:
-    """Return the reason of a list for a key, read from the store; None if the key is not listed or has no reason.
+    """Read from the store the reason that a list has for a key; None if the key has no row or no reason.
 
     The reason of the identifier's own row has priority. The reason of its TAC counts if there is no such row, if the
     row has no reason, or if the row has ended by `now` (Unix seconds; 0: ends are ignored).

@@ -24,7 +24,7 @@ def is_list_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFormat:
-    """Form of a header or trailer record of a file."""
+    """Form of the header record or trailer record in a data file."""
 
     begins: str
     """Text with which the line begins."""
@@ -36,7 +36,7 @@ class RecordFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Layout of data files: the format of a file and the meaning of its columns."""
+    """Layout of data files: the file format and the meaning of each column."""
 
     name: str
     columns: Mapping[str, str | int]
@@ -73,13 +73,16 @@ class Layout:
 
     @property
     def lines_before(self) -> int:
-        """Number of lines before the column names, or before the rows if there are no names."""
+        """Number of lines before the line with column names, or before the rows if there is no such line."""
         return (self.header is not None) + self.skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistorySettings:
-    """Limits on the history. Anyone can cause refusals, so they have a separate limit."""
+    """Limits on the size and age of the history.
+
+    Anyone can cause rejections, so they have a limit of their own.
+    """
 
     keep: int = 3650
     """Days for which records are stored."""
@@ -91,7 +94,7 @@ class HistorySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Publisher's folder on a web server, from which a list is pulled."""
+    """Publisher's folder on a web server, from which a node fetches the releases of a list."""
 
     url: str
     """URL with a slash at the end."""
@@ -110,7 +113,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListSettings:
-    """List as the configuration declares it."""
+    """Settings of a list in the configuration."""
 
     name: str
     kind: str = DEVICES
@@ -143,7 +146,7 @@ class ListSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstSeenSettings:
-    """The record of first sightings."""
+    """Settings of the record of first sightings."""
 
     list: str = "first-seen"
     """Name of the record, under which stores keep it like a list."""
@@ -154,5 +157,5 @@ class FirstSeenSettings:
 
     @property
     def as_list(self) -> ListSettings:
-        """Settings of the record as a list."""
+        """Settings of the record of first sightings in the form of a list's settings."""
         return ListSettings(name=self.list, kind=FIRST_SEEN, local=True)

@@ -1,4 +1,4 @@
-"""Contract of a store, between the loaders that change lists and the followers that read them.
+"""Interface of a store, which loaders use to change lists and followers use to read lists.
 
 The same tests (tests/lists/stores/test_store_contract.py) verify every store. All methods are coroutines of one event loop, and
 raise StoreError (eir.errors) if the store fails.
@@ -28,7 +28,7 @@ ANCHOR = "anchor"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListState:
-    """State of a list, without its pages. Times are UTC, ISO 8601 with a Z, or None."""
+    """State of a list without its pages. Times are ISO 8601 texts in UTC that end with Z, or None."""
 
     kind: str
     serial: int
@@ -71,7 +71,10 @@ KEEP = 5
 
 @dataclass(frozen=True, slots=True)
 class ListChange:
-    """One change of a list from generation `before` to `after`; `pages` None: all pages were replaced."""
+    """Change of a list from generation `before` to generation `after`.
+
+    `pages`: numbers of the changed pages; None if all pages were replaced.
+    """
 
     before: int
     after: int
@@ -80,7 +83,7 @@ class ListChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One event of the history; refusals are events too."""
+    """Event of the history, such as a load, a rollback or a rejection."""
 
     time: str
     who: str
@@ -109,7 +112,7 @@ class Event:
 
 
 class Record(NamedTuple):
-    """One record of a chain of the history (eir.lists.record.history)."""
+    """Record of a chain of the history: its number and its JSON text (see eir.lists.record.history)."""
 
     number: int
     """Position in the chain."""
@@ -118,7 +121,7 @@ class Record(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """Refusals of one day, list, sender and reason."""
+    """Fold: all rejections with the same day, list, sender and reason, counted in one entry."""
 
     key: str
     """Key for the day, list, sender and reason."""
@@ -128,7 +131,10 @@ class Fold(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Ledger of a chain: the values that prove that the chain is complete. Refusals are counted in MAIN's, anchors in FEED's."""
+    """Ledger of a chain: the values that prove that the chain is complete.
+
+    Rejections are counted in the ledger of MAIN, anchors in that of FEED.
+    """
 
     first: int = 1
     """Number of the oldest stored record."""
@@ -150,7 +156,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """State that is or was in force in a list: of a release, or after a change of a local list."""
+    """State of a list that is or was in force: after a release, or after a change of a local list."""
 
     state: ListState
     """State at the time when it came into force."""
@@ -160,7 +166,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCount:
-    """Number of times that a list had an outcome, and the last time."""
+    """Number of times that a list had an outcome (such as `accepted`), and the last time."""
 
     list: str | None
     outcome: str
@@ -169,17 +175,17 @@ class OutcomeCount:
 
 
 class ListStore(Protocol):
-    """Store of verified lists.
+    """Interface of a store of verified lists.
 
     `seen` is the generation that the caller read (0: no list yet). Every write is atomic and conditional on it; it
     raises GenerationConflict if the list has changed since.
     """
 
     async def state(self, name: str) -> ListState | None:
-        """Return the state in force, or None if the list was never loaded."""
+        """Return the state of a list that is in force, or None if the list was never loaded."""
 
     async def states(self) -> Mapping[str, ListState]:
-        """Return the states of all lists."""
+        """Return the states of all lists that are in force."""
 
     async def replace(
         self,
@@ -191,7 +197,9 @@ class ListStore(Protocol):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Put a full release in force and keep the `keep` previous releases for a rollback; return the state as stored.
+        """Put a full release in force, and keep the `keep` previous releases for a rollback.
+
+        The result is the stored state.
 
         The store sets `generation` (seen + 1), `highest_serial` (never lower than before) and `serial_resets`. `event`,
         here and in the other writes, is appended to the history in the same transaction.
@@ -207,10 +215,13 @@ class ListStore(Protocol):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Put a delta in force, like `replace`: its pages replace those with the same numbers; an empty page deletes one."""
+        """Put a delta in force: its pages replace the pages with the same numbers, and an empty page deletes a page.
+
+        Otherwise like `replace`.
+        """
 
     async def rollback(self, name: str, *, seen: int, to: int | None = None, event: Event | None = None) -> ListState:
-        """Undo all releases after the kept one of generation `to` (None: the last release), as a new generation.
+        """Restore the stored release of generation `to` (None: the previous release), as a new generation.
 
         Undone releases are deleted; releases before them stay available for a rollback.
 
@@ -219,16 +230,19 @@ class ListStore(Protocol):
         """
 
     async def reset_serial(self, name: str, to: int, *, seen: int, event: Event | None = None) -> ListState:
-        """Set the highest serial to `to`, as a new generation with the same content; stored releases stay."""
+        """Set the highest serial of a list to `to`, as a new generation with the same content.
+
+        Stored releases stay.
+        """
 
     async def releases(self, name: str) -> Sequence[Release]:
-        """Return the release in force, then those to which a rollback can return, newest first.
+        """Return the release in force, and then the releases that a rollback can restore, newest first.
 
         The result is empty if the list does not exist.
         """
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Return the numbered pages of one of `releases`, by its generation; None if the release is no longer stored.
+        """Return the numbered pages of a stored release, by its generation; None if it is no longer stored.
 
         Raises:
             StoreChanged: if the list changed meanwhile.
@@ -245,7 +259,7 @@ class ListStore(Protocol):
         """
 
     def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """Yield the list in batches of pages, each with its state; the first batch may be empty.
+        """Yield a list in batches of pages, each with the list's state. The first batch may have no pages.
 
         A list that does not exist yields no batch.
 
@@ -254,40 +268,47 @@ class ListStore(Protocol):
         """
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """Return the state and the numbered pages that exist, all of the same moment."""
+        """Return the state of a list, and the numbered pages that exist, from one consistent read."""
 
     async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
-        """Return the changes after generation `after`, oldest first, without a gap; None if some are no longer stored."""
+        """Return all changes after generation `after`, oldest first; None if some of them are no longer stored."""
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Return when a list's generation may differ from the given one (0: no list yet), or after `timeout_s`."""
+        """Wait until a list's generation may differ from its generation in `seen` (0: no list), or for `timeout_s`."""
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """Claim or renew the exclusive right to do `what` for `ttl_s`; return False while another holds it. `ttl_s` 0 releases it."""
+        """Claim or renew the lease on the task `what` for `ttl_s` seconds; return False while another node has it.
+
+        `ttl_s` 0 releases the lease.
+        """
 
     async def record(self, event: Event) -> None:
-        """Append an event to its chain; a refusal is added to its fold.
+        """Append an event to its chain of the history, or add a rejection to its fold.
 
         The store completes an anchor with the head of the feed's chain, and skips it if the last anchor has the same
         head.
         """
 
     async def settle(self) -> None:
-        """Append events that an interrupted writer left unwritten."""
+        """Append the events that an interrupted writer has not appended to the history."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        """Return the newest events, oldest first: of a list, from a time on, of a chain (None: both). Refusals belong to MAIN."""
+        """Return the newest events of the history, oldest first.
+
+        `name`: only of this list. `since`: only from this time on. `chain`: only of this chain; rejections belong to
+        MAIN.
+        """
 
     async def ledger(self, chain: str = MAIN) -> Ledger:
-        """Return the ledger of a chain."""
+        """Return the ledger of a chain of the history."""
 
     def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
-        """Yield the records of a chain after a number in batches, oldest first, without verifying them."""
+        """Yield the records of a chain after number `after` in batches, oldest first, without verifying them."""
 
     async def folds(self) -> Sequence[Fold]:
-        """Return all folds of refusals."""
+        """Return all folds, in which rejections are counted."""
 
     async def rewrite_history(
         self,
@@ -299,7 +320,9 @@ class ListStore(Protocol):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Replace all records of a chain after number `after`, and add folds to MAIN; if `exact` is set, delete all other folds.
+        """Replace all records of a chain after number `after`, and add folds to MAIN.
+
+        If `exact` is set, all other folds are deleted.
 
         It is used for a node's copy of the history, and to write that copy back to a store that lost its history. With
         `seen` None, all records of a damaged chain are deleted.
@@ -309,7 +332,9 @@ class ListStore(Protocol):
         """
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
-        """Delete the records before `until`, and the oldest ones while all exceed `bytes_max`; return the number of deleted records.
+        """Delete the oldest records of a chain: older than `until`, or too many bytes (`bytes_max`).
+
+        The result is the number of deleted records.
 
         If records are deleted, `event` is appended to the same chain, with the record numbers in its detail; a copy on
         a node's own disk has no event. Without `bytes_max`, only the time counts.
@@ -319,14 +344,17 @@ class ListStore(Protocol):
         """Return the outcomes of each list with their counts and last times."""
 
     async def newer(self) -> str | None:
-        """Return why this program must not change the store (the store's format is newer), or None if it may."""
+        """Return the reason why this program must not write to a store of a newer format, or None if it may."""
 
     async def close(self) -> None:
-        """Close files and connections."""
+        """Close all files and connections of the store."""
 
 
 async def try_record(store: ListStore, event: Event) -> bool:
-    """Write an event to the history; return False if the store cannot store it, because the event has happened anyway."""
+    """Write an event to the history; return False if the store cannot store it.
+
+    No exception is raised, because the event has already happened.
+    """
     with suppress(StoreError):
         await store.record(event)
         return True
@@ -334,5 +362,5 @@ async def try_record(store: ListStore, event: Event) -> bool:
 
 
 def utc_text(moment: datetime) -> str:
-    """Format a time as in manifests, states and events: UTC, whole seconds, with a Z."""
+    """Format a time as in manifests, states and events: UTC in whole seconds, with a Z at the end."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
