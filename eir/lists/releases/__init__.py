@@ -1,1 +1,1 @@
-"""Signed releases: manifest, signatures, signers, publishing."""
+"""Signed releases: manifest, signatures, signers, and publishing."""

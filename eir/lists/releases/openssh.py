@@ -1,4 +1,4 @@
-"""Signatures (SSHSIG), made and verified by OpenSSH (`ssh-keygen -Y`), and the count of signers.
+"""Signatures (SSHSIG) that OpenSSH creates and verifies (`ssh-keygen -Y`), and the number of distinct signers.
 
 A signature counts only if `verify` returns exit status 0. Other output of OpenSSH is used only to explain a refusal.
 
@@ -58,19 +58,19 @@ UNSIGNED = frozenset(_NEAREST)
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Valid signature: the fingerprint of its key, and the key's principals in one signers file."""
+    """Valid signature: the fingerprint of its key, and the principals that a signers file gives the key."""
 
     fingerprint: str
     principals: tuple[str, ...]
 
 
 class Verifier:
-    """Verifier of signatures over one message, with private copies of all files, one deadline and one time T."""
+    """Verifier of signatures over one message, with private copies of all files and one time limit."""
 
     def __init__(
         self, folder: Path, message: bytes, now: datetime, namespace: str = NAMESPACE, what: str = "the manifest"
     ) -> None:
-        """Create a verifier; `what` names the message in refusals."""
+        """Create a verifier; `what` is the name of the message in error messages."""
         self._folder = folder
         self._message = message
         self._namespace, self._what = namespace, what
@@ -80,13 +80,15 @@ class Verifier:
         self._checked: dict[tuple[Path, Path, Path | None], Signature | str] = {}
 
     def copy(self, name: str, content: bytes) -> Path:
-        """Write a private file with this content, such as a signature to verify, and return its path."""
+        """Write content, such as a signature, to a private file, and return the path of the file."""
         path = self._folder / name
         path.write_bytes(content)
         return path
 
     def check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
-        """Verify a signature with these files; return it, or the reason why it does not count. Results are cached.
+        """Verify a signature with a signers file and a revocation file; return it, or the reason why it is not valid.
+
+        Results are cached.
 
         Raises:
             ReleaseRefused: `signers_file` or `revoked_file` for an unusable file, `timeout`, `openssh`.
@@ -120,7 +122,10 @@ class Verifier:
         return Signature(fingerprint, tuple(principals)) if principals else reason
 
     def explain(self, reason: str, signature: Path, looked_at: Iterable[Path]) -> str:
-        """Describe, for a person, why a signature does not count. `looked_at`: the signers files."""
+        """Return a message for a person about a signature that is not valid.
+
+        `looked_at`: the signers files that were used.
+        """
         if reason in _DETAILS:
             return _DETAILS[reason].format(namespace=self._namespace, what=self._what)
         key_line = _GOOD.search(self._run("check-novalidate", "-n", self._namespace, "-s", signature).stdout)
@@ -132,7 +137,10 @@ class Verifier:
         return f"{key} is not in any signers file ({', '.join(files[:FILES_NAMED_MAX])}{more})"
 
     def _snapshot(self, path: Path, what: str) -> Path:
-        """Return a private copy of a file, the same for all calls. OpenSSH would accept an empty or missing revocation file."""
+        """Return a private copy of a trust file, which is the same for all calls.
+
+        An empty or missing file is rejected, because OpenSSH would accept it as a revocation list.
+        """
         if path not in self._snapshots:
             try:
                 with path.open("rb") as file:
@@ -158,7 +166,10 @@ class Verifier:
 
 
 def keys_of(signers: bytes) -> set[bytes]:
-    """Return the public keys in an allowed_signers file in SSH encoding: every word that looks like a key."""
+    """Return the public keys in an allowed_signers file, in SSH encoding.
+
+    Every word that looks like a key is included.
+    """
     keys = set()
     for word in signers.split():
         if word.startswith(b"AAAA"):
@@ -168,7 +179,10 @@ def keys_of(signers: bytes) -> set[bytes]:
 
 
 def key_in(signature: bytes) -> bytes:
-    """Return the public key or certificate in a signature in SSH encoding; empty if the signature is damaged. PROTOCOL.sshsig, 3."""
+    """Return the public key or certificate in a signature in SSH encoding (PROTOCOL.sshsig, 3).
+
+    The result is empty if the signature is damaged.
+    """
     try:
         blob = base64.b64decode(b"".join(line for line in signature.splitlines() if not line.startswith(b"-----")))
     except binascii.Error:
@@ -178,7 +192,7 @@ def key_in(signature: bytes) -> bytes:
 
 
 def claims_one_of(keys: Collection[bytes], signature: bytes) -> bool:
-    """Return True if a signature claims to be by one of these keys, or by a certificate that one of them signed.
+    """Return True if a signature claims one of these keys, or a certificate that one of these keys signed.
 
     This is a cheap check without proof, which decides only the order in which deliveries are verified.
     """
@@ -187,7 +201,9 @@ def claims_one_of(keys: Collection[bytes], signature: bytes) -> bool:
 
 
 def sign(message: bytes, key: Path, namespace: str = NAMESPACE) -> bytes:
-    """Return a signature over a message by this key, or by the agent's key for this `.pub` file, after verifying it.
+    """Sign a message with an OpenSSH key, verify the signature, and return it.
+
+    For a `.pub` file, the agent signs with its private key.
 
     ssh-keygen inherits terminal and environment, and handles passphrases, agents and security keys.
 
@@ -223,7 +239,10 @@ def _reason(stderr: bytes, otherwise: str) -> str:
 
 
 def most_specific(reasons: Iterable[str]) -> str:
-    """Return the most specific of several reasons: a signers file that has the key explains why the key does not count."""
+    """Return the most specific of several reasons for invalid signatures.
+
+    A signers file that has the key gives a more specific reason than a file without it.
+    """
     return min(reasons, key=_NEAREST.index)
 
 
@@ -231,7 +250,7 @@ BEGINS = b"-----BEGIN SSH SIGNATURE-----"
 
 
 def sign_document(document: bytes, key: Path, namespace: str = NAMESPACE) -> bytes:
-    """Return the document, which must end with a newline, followed by its signature.
+    """Sign a document, which must end with a newline; return the document followed by its signature.
 
     Raises:
         ReleaseRefused: as `sign`.
@@ -242,7 +261,9 @@ def sign_document(document: bytes, key: Path, namespace: str = NAMESPACE) -> byt
 def verify_document(
     content: bytes, name: str, signers: Path, now: datetime, *, revoked: Path | None = None, namespace: str = NAMESPACE
 ) -> tuple[bytes, Signature]:
-    """Return the document in a file's content and its signature, if the signature is valid at `now`. `name`: for messages.
+    """Verify a file that contains a document and its signature; return both if the signature is valid at `now`.
+
+    `name`: name of the file for messages.
 
     Raises:
         ReleaseRefused: `signature_missing`, `too_large`, and as Verifier.
@@ -267,7 +288,9 @@ ANY, ONE = "*", "?"
 
 
 def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Choose keys (fingerprint → principals) with one principal each, so that no two principals may be the same person.
+    """Choose one principal (signer name) for each key, such that no two principals may be the same person.
+
+    `keys` maps fingerprints to principals. Keys without a possible principal are left out.
 
     One person with two keys counts once, and so does one key of two persons. Among keys with names the choice is the
     largest possible. A key without a free name counts by a pattern if the pattern matches none of the chosen

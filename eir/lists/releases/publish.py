@@ -1,4 +1,4 @@
-"""Publisher of releases: it writes data files, a manifest, and signatures over the manifest."""
+"""Publisher of releases: it writes data files, the manifest, and signatures over the manifest."""
 
 import contextlib
 import filecmp
@@ -56,7 +56,7 @@ _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """Release that was written, and the counts of its rows."""
+    """Release that was written, with the counts of its rows."""
 
     manifest: Path
     rows: int
@@ -73,13 +73,13 @@ class Published:
     """Number of rows that an EIR accepts but that are probably mistakes, by kind of `reader.ODD`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
+        """Return the release and its counts as a JSON document."""
         counts = {key: value for key, value in asdict(self).items() if key not in {"manifest", "entries", "odd"}}
         entries = {"entries": sum(self.entries.values()), **self.entries}
         return {"manifest": str(self.manifest), "signature": f"{self.manifest}.sig", **entries, **counts, **self.odd}
 
     def as_text(self) -> str:
-        """Format the counts in one line."""
+        """Format the counts of the release in one line."""
         parts = {
             f"{self.rows:,} rows": True,
             ", ".join(f"{count:,} {role}" for role, count in self.entries.items()): True,
@@ -95,7 +95,7 @@ def publish(
     out: Path | None = None, replace: bool = True, bad_rows_max: int = 0, progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Published:  # fmt: skip
-    """Write a signed release of data files (or DIRBS zips).
+    """Write a signed release from data files (or from DIRBS zips).
 
     Rows are read as a load reads them.
 
@@ -197,7 +197,7 @@ def _check_warnings(warnings: Sequence[str], *, strict: bool) -> None:
 
 
 def _in_both(added: Sequence[Page], removed: Sequence[Page]) -> int:
-    """Count the identifiers that are listed singly in both; pairs are ignored."""
+    """Return the number of single identifiers that are in both `added` and `removed`; pairs are ignored."""
     removed_keys = {page.number: page.keys for page in removed if page.keys and not has_pairs(page)}
     both = [(page.keys, removed_keys[page.number]) for page in added if page.keys and page.number in removed_keys]
     return sum(
@@ -219,7 +219,10 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
 
 
 def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """Return True if this path has a release with other data; the same data may be signed again, for a later end."""
+    """Return True if a manifest exists at this path whose data differs from that of the new manifest.
+
+    The same data may be signed again with a later end.
+    """
     try:
         existing = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -242,7 +245,7 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
 
 @contextlib.contextmanager
 def _remove_on_failure() -> Iterator[list[Path]]:
-    """Provide a list for paths of new files, which are removed if the block fails, so that the next try does not find them."""
+    """Yield a list to which paths of new files are added; delete these files if the block fails."""
     new_files: list[Path] = []
     try:
         yield new_files
@@ -253,7 +256,10 @@ def _remove_on_failure() -> Iterator[list[Path]]:
 
 
 def _place(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
-    """Copy this file's data files to the release's folder; return their names and append new paths to `made`."""
+    """Copy a data file, or the data files of a zip, to the folder of the release; return their names.
+
+    The paths of new files are added to `new_files`.
+    """
     if file.suffix.lower() == ".zip":
         return _extract(file, folder, kind, report, new_files)
     if not is_plain_name(file.name):
@@ -269,7 +275,7 @@ def _place(file: Path, folder: Path, kind: str, report: Progress, new_files: lis
 
 
 def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
-    """Extract the CSV files of a zip that belong to a release of this kind."""
+    """Extract from a zip the CSV files that belong to a release of this kind; return their names."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = _select_members(archive.infolist(), file.name, kind)
@@ -290,7 +296,7 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: l
 
 
 def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
-    """Select members of a zip by file name: DIRBS's full file or its delta files, or else every CSV.
+    """Select the members of a zip by file name: the full file or the delta files of DIRBS, or else every CSV.
 
     A DIRBS zip has the full file and the deltas of the same run. Its blacklist, notifications and exceptions are in
     separate zips, one for each operator.
@@ -321,7 +327,10 @@ def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) 
 
 
 def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]) -> None:
-    """Write `size` bytes to a new file. An existing file stays if it has the same content, otherwise the release is rejected."""
+    """Write `size` bytes to a new file.
+
+    If the file exists, it must have the same content; otherwise the release is rejected.
+    """
     with _temporary(target) as temporary:
         with temporary.open("wb") as file:
             rest = size
@@ -344,7 +353,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _write(target: Path, content: bytes) -> None:
-    """Write a file atomically."""
+    """Write a file atomically: to a temporary file, which then replaces the target."""
     with _temporary(target) as temporary:
         temporary.write_bytes(content)
         temporary.replace(target)
@@ -354,7 +363,10 @@ def _describe_files(
     folder: Path, names: Sequence[str], kind: str, layout: str | None, declared: Mapping[str, Layout], *,
     tally: "Tally", say: Callable[[str], None], report: Progress,
 ) -> tuple[Sequence[FileEntry], Mapping[str, Rows]]:  # fmt: skip
-    """Return the manifest's entry for each file, and all rows by role, as a load would read them."""
+    """Read all data files; return their entries for the manifest, and their rows by role.
+
+    Rows are read as a load reads them.
+    """
     from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
     rows = {role: Rows() for role in release.ROLES[kind] if role != CHANGES}
@@ -388,7 +400,7 @@ def _describe_files(
 
 
 def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
-    """Yield warnings for reasons that a list does not store unchanged."""
+    """Yield warnings about reasons that a list would change when it stores them."""
     if (garbled := next((text for text in texts if REPLACED in text), None)) is not None:
         yield f"reasons are not in UTF-8, such as '{garbled}': save the file so, or declare its encoding (layouts)"
     if (cut := next((text for text in texts if len(text) == REASON_CHARS_MAX), None)) is not None:
@@ -398,7 +410,7 @@ def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
 
 
 class _Inspected(NamedTuple):
-    """Properties of a file that are read before its rows."""
+    """Digest, layout, kinds of list and header of a data file, which are read before its rows."""
 
     sha256: str
     layout: Layout

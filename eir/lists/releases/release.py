@@ -1,4 +1,4 @@
-"""Verification of a release: the order of its steps, and its signers.
+"""Verification of a release: signatures first, then manifest and signers of the list.
 
 The manifest and its signatures are read once and copied to a private folder. There OpenSSH verifies the signatures with
 allowed_signers files. The manifest is parsed as JSON only after that. Data files are read only if the manifest's list is
@@ -47,7 +47,10 @@ _NOT_DATA = re.compile(r"\.(?:manifest\.json|sig(?:\.[0-9]+)?)\Z", re.IGNORECASE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One data file in a manifest; `bytes` and `sha256` as delivered, `rows` without the header."""
+    """Data file in a manifest.
+
+    `bytes` and `sha256` are those of the delivered file; `rows` excludes the header.
+    """
 
     name: str
     role: str
@@ -59,7 +62,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Manifest of a release."""
+    """Manifest of a release: list, kind, serial, validity and data files."""
 
     list: str
     kind: str
@@ -73,7 +76,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedRelease:
-    """Manifest with valid signatures for its list."""
+    """Manifest whose signatures are valid for its list."""
 
     manifest: Manifest
     digest: str
@@ -83,7 +86,7 @@ class VerifiedRelease:
 
 
 def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> VerifiedRelease:
-    """Verify the signatures beside a manifest at `now` and return the release.
+    """Verify the signatures beside a manifest at the time `now`, and return the release.
 
     Raises:
         ReleaseRefused: with list and serial if a signature is valid for the list; before that, with the claimed ones.
@@ -105,7 +108,7 @@ def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: da
 
 
 def check_times(manifest: Manifest, now: datetime) -> None:
-    """Reject a release from the future or with a past end.
+    """Reject a release that is issued in the future or has expired.
 
     Raises:
         ReleaseRefused: `issued_in_future`, `expired`.
@@ -117,7 +120,7 @@ def check_times(manifest: Manifest, now: datetime) -> None:
 
 
 def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
-    """Reject a release that is not the next one.
+    """Reject a release whose serial (or base serial, for a delta) does not follow the list's present state.
 
     Args:
         manifest: manifest of the release.
@@ -147,7 +150,7 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_
 
 @contextmanager
 def naming_release(manifest: Manifest) -> Iterator[None]:
-    """Add the list and the serial of this manifest, whose signatures are valid, to refusals in the block."""
+    """Add the list and the serial of a verified manifest to each ReleaseRefused of the block."""
     try:
         yield
     except ReleaseRefused as refused:
@@ -156,7 +159,7 @@ def naming_release(manifest: Manifest) -> Iterator[None]:
 
 
 def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
-    """Reject a file whose role does not fit its layout or the kind of list.
+    """Reject a data file whose role does not fit its layout or the kind of the list.
 
     Raises:
         ReleaseRefused: `layout`.
@@ -177,18 +180,21 @@ def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
 
 
 def is_plain_name(name: str) -> bool:
-    """Return True for a name that stays in its folder: no separator, no `..`, no control character, not hidden, not an option."""
+    """Return True if a file name cannot lead out of its folder, is not hidden, and does not look like an option.
+
+    It has no separator, no `..` and no control character.
+    """
     fits = 0 < len(name.encode("utf-8", "replace")) <= 255 and name.isprintable()
     return fits and not name.startswith((".", "-")) and not any(separator in name for separator in "/\\:")
 
 
 def signature_names(manifest_name: str) -> list[str]:
-    """Return the names of the signatures beside a manifest: `.sig`, then `.sig.2`, `.sig.3` and so on."""
+    """Return the possible names of signatures beside a manifest: `.sig`, then `.sig.2`, `.sig.3` and so on."""
     return [f"{manifest_name}.sig", *(f"{manifest_name}.sig.{number}" for number in range(2, SIGNATURES_MAX + 1))]
 
 
 def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
-    """Return the signatures by name, up to the first missing number."""
+    """Read the signature files beside a manifest, up to the first name that has no file."""
     signatures: dict[str, bytes] = {}
     for name in signature_names(manifest_name):
         try:
@@ -223,7 +229,10 @@ def _verify(
 
 
 def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: Verifier) -> None:
-    """Require a valid signature of any configured signers file; before that the manifest must not be parsed."""
+    """Require one signature that is valid for any configured list.
+
+    Before that, the manifest must not be parsed.
+    """
     if not trusts:
         raise ReleaseRefused("unknown_list", "no list with signers is configured")
     reasons: list[str] = []
@@ -248,7 +257,7 @@ def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: V
 
 
 def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, openssh: Verifier) -> tuple[str, ...]:
-    """Return the signers for this list if they reach the threshold."""
+    """Return the signers of a release if they reach the threshold of the list; otherwise reject the release."""
     outcomes = {name: openssh.check(copy, *trust) for name, copy in copies.items()}
     reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
     signatures = [outcome for outcome in outcomes.values() if isinstance(outcome, Signature)]
@@ -266,7 +275,7 @@ def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, o
 
 
 def _claimed_release(content: bytes) -> tuple[str, int] | None:
-    """Return the unverified list and serial of a rejected manifest: for people only, never for a decision."""
+    """Return the list and serial in an unverified manifest, for messages to people but never for a decision."""
     with suppress(ReleaseRefused, ValueError, RecursionError):
         document = json.loads(content.decode("utf-8"))
         if isinstance(document, dict):
@@ -275,7 +284,7 @@ def _claimed_release(content: bytes) -> tuple[str, int] | None:
 
 
 def _list_advice(name: str, lists: Mapping[str, ListSettings]) -> str:
-    """Format advice for a release whose list accepts no releases."""
+    """Return advice for a release that names a list which accepts no releases."""
     if name in lists:
         return f"; {name} is local: entries go into it by eir add"
     similar = difflib.get_close_matches(name, lists, n=1)
@@ -283,7 +292,9 @@ def _list_advice(name: str, lists: Mapping[str, ListSettings]) -> str:
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Parse a manifest. Unknown members are ignored; a change of meaning would change `format`.
+    """Parse the JSON of a manifest, and check all its members.
+
+    Unknown members are ignored, because a change of meaning would change `format`.
 
     Raises:
         ReleaseRefused: `manifest` or `file_name`, with the wrong member.
@@ -313,7 +324,10 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object after a check that its names are unique: two parsers must not read two different manifests."""
+    """Convert the members of a JSON object to a dict; raise ValueError if a name occurs twice.
+
+    Otherwise two parsers could read two different manifests.
+    """
     document = dict(members)
     if len(document) < len(members):
         raise ValueError("a name stands twice in one object")
@@ -364,7 +378,7 @@ def member(
     *,
     reason: str = "manifest",
 ) -> Value:
-    """Return a member of a document.
+    """Return a member of a JSON object after a check of its type and value.
 
     Raises:
         ReleaseRefused: by `reason`, if the member is not of this type or does not fit.

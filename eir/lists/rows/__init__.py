@@ -1,1 +1,1 @@
-"""Data files: their delivery, the layouts of their rows, conversion of rows to pages and back."""
+"""Data files: their delivery, the layouts of rows, and conversion between rows and pages."""

@@ -1,4 +1,4 @@
-"""Builder of pages: it sorts keys, removes repeats, splits them at page boundaries and encodes them; it also applies deltas.
+"""Builder of pages from rows: it sorts keys, removes repeats, encodes pages, and applies deltas.
 
 numpy processes keys in slabs, thousands of pages together. Pages with ranges are built one at a time.
 """
@@ -47,7 +47,7 @@ _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Span(NamedTuple):
-    """Range of keys within one page: the first and the last remainder, the reason and the end."""
+    """Range of keys within one page: first and last remainder, index of the reason, and expiry."""
 
     first: int
     last: int
@@ -57,7 +57,7 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Built:
-    """Pages in ascending order and their counts.
+    """Pages of a list or of a change, in ascending order, and their counts.
 
     For a delta, the pages are those that differ from the list, including pages that became empty.
     """
@@ -73,7 +73,7 @@ class Built:
     """Digest of the whole list; set for deltas."""
 
     def count(self, page: Page, sign: int = 1) -> None:
-        """Count a page; `sign` -1 subtracts it."""
+        """Add the counts of a page; with `sign` -1, subtract them."""
         singles = len(decode_keys(page.keys))
         whole = page.tac is not None
         self.devices += sign * (PAGE_KEYS if whole else singles)
@@ -81,7 +81,7 @@ class Built:
 
 
 class _Singles:
-    """Keys with their reasons, packed into one growing array, so that no copy is needed at the end."""
+    """Keys and reason indexes, packed into one growing array so that they need not be copied at the end."""
 
     __slots__ = ("_ends", "_packed", "_used")
 
@@ -105,7 +105,7 @@ class _Singles:
         self._used = last
 
     def repeats(self) -> tuple[int, int]:
-        """Return the same counts as Rows.repeats."""
+        """Return the number of repeated keys, and the number of those that contradict, as in Rows.repeats."""
         packed = self._packed[: self._used]
         if not self._ends:
             packed.sort()  # in place, like `pop_sorted`: avoids a second copy of up to 100 million keys
@@ -120,9 +120,9 @@ class _Singles:
         return until
 
     def pop_sorted(self) -> tuple[Keys, Seconds | None]:
-        """Return the packed keys in order, with their ends if a row has one, and clear this object.
+        """Return the packed keys in ascending order with their expiries, and clear this object.
 
-        Of equal keys the one that counts is first.
+        The expiries are None if no row has an expiry. Of equal keys, the key that counts is first.
         """
         packed, until = self._packed[: self._used], self._until() if self._ends else None
         self._packed, self._used, self._ends = np.empty(0, np.uint64), 0, []
@@ -134,7 +134,7 @@ class _Singles:
 
 
 class Rows:
-    """Rows of a release, collected file by file and chunk by chunk in any order.
+    """Rows of a release, collected in any order from all its files.
 
     A row has entries: an identifier, a whole TAC, or a range. A range is split at page boundaries into a whole TAC for
     each TAC that it covers completely, and single identifiers for the rest. The split depends only on the row itself,
@@ -148,7 +148,7 @@ class Rows:
     def __init__(
         self, expected: int = 0, *, span_pages_max: int = SPAN_PAGES_MAX, span_keys_max: int = SPAN_KEYS_MAX
     ) -> None:
-        """Create an empty collection.
+        """Create an empty collection of rows.
 
         Args:
             expected: number of single identifiers for which memory is reserved; more are possible but need a copy.
@@ -163,7 +163,7 @@ class Rows:
         self.pairs = PairRows()
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
-        """Add single identifiers."""
+        """Add rows with single identifiers."""
         high, odd = keys >= np.uint64(MEID_BASE), keys >= np.uint64(ODD_BASE)
         if not high.any():
             self.singles[0].append(keys, reasons, until)
@@ -177,7 +177,9 @@ class Rows:
     def add_spans(
         self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
     ) -> None:
-        """Add ranges of keys, inclusive, with first <= last; a whole TAC is a range from its lowest to its highest key.
+        """Add rows with ranges of keys, which include the first and the last key.
+
+        A whole TAC is a range from its lowest to its highest key.
 
         Raises:
             ReleaseRefused: `range`, as soon as all ranges together touch more than `span_pages_max` TACs.
@@ -196,11 +198,14 @@ class Rows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """Add devices, each with a subscriber (an IMSI's key). Reason and date belong to the device, not to the pair."""
+        """Add rows that bind devices to subscribers (keys of IMSIs).
+
+        Reason and date belong to the device, not to the pair.
+        """
         self.pairs.append(keys, imsis, reasons, until, dates)
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of rows that repeat an earlier entry, and how many of these contradict the earlier row.
+        """Return the number of rows that repeat an earlier row's entry, and how many of these contradict that row.
 
         A row contradicts if its reason or its end differs. Ranges and TACs are compared with each other, not with the
         identifiers in them. Call it before `build_pages`, which empties the rows.
@@ -217,7 +222,7 @@ class Rows:
         return sum(rows for rows, _ in counts), sum(contradictions for _, contradictions in counts)
 
     def devices_min(self) -> int:
-        """Return a lower bound for the number of identifiers in a list of these rows: those in whole TACs that have no end date."""
+        """Return a lower bound for the number of listed devices: those in whole TACs without an expiry."""
         whole = [np.zeros(0, np.uint64)]
         for first, last, _, until in self._spans:
             if until is None or not until.any():
@@ -230,7 +235,7 @@ class Rows:
         return PAGE_KEYS * len(np.unique(np.concatenate(whole)))
 
     def spans(self) -> dict[int, list[Span]]:
-        """Return the ranges, split at page boundaries, by page number.
+        """Return the ranges by page number, split at page boundaries.
 
         Raises:
             ReleaseRefused: `range`, if they span more than `span_keys_max` identifiers within TACs.
@@ -251,7 +256,10 @@ class Rows:
 
 
 def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """Return the same counts as Rows.repeats for rows in columns: `names` are the entries, `values` their reasons and ends."""
+    """Count repeated rows and contradictions as Rows.repeats does, for rows that are given as columns.
+
+    `names` are the columns that identify an entry, `values` its reasons and expiries.
+    """
     order = np.lexsort((*values, *names))
 
     def same(columns: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
@@ -271,7 +279,7 @@ def build_pages(
     slab_keys: int = SLAB_KEYS,
     slab_pairs: int = SLAB_PAIRS,
 ) -> Built:
-    """Build the pages of a full list.
+    """Build the pages of a list from all rows of a full release.
 
     Args:
         rows: rows of the list; they are empty afterwards.
@@ -323,7 +331,7 @@ def amend_pages(
     *,
     one_each: bool = False,
 ) -> Built:
-    """Apply a delta to the pages that it touches.
+    """Apply a delta to those pages of a list that the delta changes.
 
     Identifiers in `removed` are deleted first, then those in `added` are inserted; one that the list already has gets
     the reason and the end of its new row. TACs are independent entries: removing a TAC keeps the single identifiers
@@ -355,17 +363,17 @@ def amend_pages(
 
 
 def _parts(spans: Iterable[Span]) -> list[Span]:
-    """Return the ranges that do not cover their TAC."""
+    """Return the ranges that do not cover their TAC completely."""
     return [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
 
 
 def _reach(parts: Sequence[Span]) -> tuple[int, int]:
-    """Return the first remainder in these ranges, and the last one plus 1."""
+    """Return the first remainder in these ranges, and the last remainder plus 1."""
     return min((span.first for span in parts), default=0), max((span.last + 1 for span in parts), default=0)
 
 
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
-    """Add ranges to a page of single identifiers."""
+    """Return a page of single identifiers with ranges added."""
     parts = _parts(spans)
     whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
     tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
@@ -408,7 +416,7 @@ def _amend_page(old: Page, gone: Page, new: Page, one_each: bool) -> Page:
 
 
 def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
-    """Yield bounds of slices of about `most` keys that end at a page boundary."""
+    """Yield the bounds of slices with about `most` keys each, which end at page boundaries."""
     first = 0
     while first < len(packed):
         key = int(packed[min(first + most, len(packed)) - 1] >> _REASON_BITS)
@@ -419,7 +427,10 @@ def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[Page], int]:
-    """Encode sorted packed keys whose pages no other slab touches; return the pages and the number of identifiers in them."""
+    """Encode a slice of sorted packed keys to pages; return the pages and their number of identifiers.
+
+    No other slice may have keys of the same pages.
+    """
     keys = packed >> _REASON_BITS
     fresh = is_fresh(keys)
     if not fresh.all():

@@ -1,4 +1,6 @@
-"""Delivered files: regular files only, opened once, measured, hashed, and read in bounded pieces.
+"""Delivered files: they are opened once, measured, hashed, and read in bounded pieces.
+
+Only regular files are accepted.
 
 A publisher may write to the drop folder at any time. So a file is opened through its folder's descriptor, without following
 a link and without waiting for the writer of a pipe. The bytes that are read are those that were hashed: either they are kept
@@ -38,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def sum_progress(progress: Progress, stage: str, total: int) -> Done:
-    """Return a callback that reports the sum of its arguments to `progress`; the first report is 0."""
+    """Return a callback that adds up its arguments and reports the sum to `progress`, beginning with 0."""
     so_far = 0
 
     def done(more: int) -> None:
@@ -52,7 +54,7 @@ def sum_progress(progress: Progress, stage: str, total: int) -> Done:
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[int]:
-    """Open the folder of a release.
+    """Open the folder of a release for the context, and yield its descriptor.
 
     Raises:
         ReleaseRefused: `file_missing`.
@@ -68,7 +70,7 @@ def open_folder(folder: Path) -> Iterator[int]:
 
 
 def open_regular(name: str, folder_fd: int) -> int:
-    """Open a regular file in that folder without ever blocking; the caller closes the descriptor.
+    """Open a regular file in a folder without blocking, and return its descriptor, which the caller closes.
 
     Raises:
         ReleaseRefused: `file_missing`, or `not_a_file` for a link, pipe, folder or device.
@@ -88,7 +90,7 @@ def open_regular(name: str, folder_fd: int) -> int:
 
 
 def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
-    """Read a regular file of at most `max_bytes`.
+    """Read a regular file of at most `max_bytes` completely.
 
     Raises:
         ReleaseRefused: `too_large`, and as `open_regular`.
@@ -101,7 +103,7 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class DataFile(AbstractContextManager["DataFile"]):
-    """Data file of a release; open until the end of `with`."""
+    """Data file of a release, which is open until the end of the context."""
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name
@@ -115,7 +117,7 @@ class DataFile(AbstractContextManager["DataFile"]):
         os.close(self._fd)
 
     def sha256(self, done: Done = lambda _: None, *, keep: bool = False) -> str:
-        """Return the digest of the delivered bytes as hexadecimal digits.
+        """Return the SHA-256 of the delivered file as hexadecimal digits.
 
         If `keep` is set, the first `size` bytes stay in memory for `chunks`.
         """
@@ -135,7 +137,9 @@ class DataFile(AbstractContextManager["DataFile"]):
         return os.pread(self._fd, size, at) if self._content is None else bytes(self._content[at : at + size])
 
     def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
-        """Yield the expanded content in pieces that end with a newline; one is added to a last line without it.
+        """Yield the decompressed content of the file in pieces that end with a newline.
+
+        A newline is added to a last line without one.
 
         Raises:
             ReleaseRefused: `expanded` above the bytes for `rows_max` rows or above EXPANDED_RATIO_MAX; `data` if the
@@ -177,7 +181,7 @@ class DataFile(AbstractContextManager["DataFile"]):
 
 
 class _Delivered:
-    """Reader of the delivered bytes from the start, which hashes them. Each reader has a position of its own."""
+    """Reader of a delivered file from its start, which hashes the bytes. Each reader has its own position."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
         self._read_at, self._digest, self._done, self._at = read_at, digest, done, 0

@@ -1,4 +1,4 @@
-"""Export of a list to a data file. A release of this file gives a list the same content as at the export.
+"""Export of a list to a data file, from which a release with the same content can be published.
 
 A page stores the index of each reason, and indexes follow the order in which reasons first appeared. To reproduce the indexes,
 the file begins with one entry for each reason. If no entry has a reason any more, because a delta or an operator removed the
@@ -105,7 +105,7 @@ def export(
 
 
 def _subject(state: ListState, pages: Sequence[Page], only_tacs: bool | None) -> Sequence[str]:
-    """Return the columns that identify a row.
+    """Return the columns that identify a row in the export of this list.
 
     Raises:
         EirError: if one file cannot hold the list.
@@ -144,7 +144,9 @@ def _refuse_loss(state: ListState, columns: Sequence[str], layout: str) -> None:
 
 
 def _first_with_each_reason(state: ListState, pages: Sequence[Page], *, singles: bool) -> Iterator[ListEntry]:
-    """Yield one entry for each reason, in the order of the indexes; for an unused reason, a row that another row overrides.
+    """Yield one entry for each reason in the order of its index, so that a load assigns the same indexes again.
+
+    For an unused reason, the entry is a row without effect, which another row overrides.
 
     If `singles` is set, whole TACs are skipped, but the reasons that only they have keep their indexes.
     """

@@ -1,4 +1,4 @@
-"""Layouts of data files: the columns of a file, the columns that identify a row, and the fault of an unreadable row.
+"""Layouts of data files: their columns, the columns that identify a row, and messages about bad rows.
 
 This module reads one line at a time and is the reference for eir.lists.rows.reader, which reads whole files and calls this
 module only to explain bad rows.
@@ -32,12 +32,14 @@ _BAD_ROW = ("", "", "", "0")
 
 
 def is_device_check_answer(line: bytes) -> bool:
-    """Return True if this first line belongs to a file of Device Check answers."""
+    """Return True if the first line of a file is a GSMA Device Check answer (JSON)."""
     return line.startswith(b"{") and b'"deviceid"' in line and b'"responsestatus"' in line
 
 
 def device_check_rows(lines: bytes) -> bytes:
-    """Convert each line that is not blank to a CSV row `device,code,reason,Unix seconds`.
+    """Convert lines with Device Check answers to CSV rows `device,code,reason,Unix seconds`.
+
+    Blank lines are skipped.
 
     The device is empty if the line is not a usable answer.
     """
@@ -66,7 +68,7 @@ def _row(line: bytes) -> tuple[str, ...]:
 
 
 def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return code, reason and time of the action that counts.
+    """Return code, reason and time of the last action in a Device Check answer.
 
     Raises:
         ValueError: if the answer cannot be read.
@@ -89,7 +91,10 @@ def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _seconds(date: Any) -> int:
-    """Parse a time such as `2014-08-02 12:05:24.0` as Unix seconds. The service does not state a time zone; UTC is assumed."""
+    """Parse a time such as `2014-08-02 12:05:24.0` to Unix seconds.
+
+    The service does not state a time zone; UTC is assumed.
+    """
     moment = datetime.fromisoformat(str(date).strip())
     return max(1, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
 
@@ -172,7 +177,7 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Positions of the columns in the rows of one file."""
+    """Positions of the needed columns in the rows of one data file."""
 
     subject: tuple[str, ...]
     at: Mapping[str, int]
@@ -183,12 +188,12 @@ class Plan:
 
     @property
     def may_be_open(self) -> bool:
-        """True if a range without an end stands for its first identifier only."""
+        """True if the layout allows a range without an end, which stands for its first identifier only."""
         return self.layout.declared and self.subject == BY_RANGE
 
 
 def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """Return the plan for a file that begins with these lines, and the lines after the header.
+    """Return the plan (column positions) of a file that begins with these lines, and the lines after the header.
 
     Raises:
         ReleaseRefused: `layout`, as `plan_for`.
@@ -199,7 +204,7 @@ def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool =
 
 
 def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
-    """Return the plan for a file with this header line.
+    """Return the plan (column positions) of a file with this header line.
 
     If `dates` is set, the plan includes the column `date`, which has an effect only in a list of device types.
 
@@ -243,7 +248,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
 
 
 def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
-    """Return the kinds of list for which a file with this header line may be used.
+    """Return the kinds of list for which a file with this header line can be used.
 
     Raises:
         ReleaseRefused: `layout`, if no kind fits.
@@ -261,7 +266,10 @@ def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
 
 
 def unknown_columns(header: bytes, layout: Layout) -> list[str]:
-    """Return warnings for unknown columns in the layout `eir`; other layouts may have columns that are ignored."""
+    """Return warnings about unknown columns of a file in the layout `eir`.
+
+    Files in other layouts may have columns that are ignored.
+    """
     known = layout.columns
     strange = [column for column in _header_names(header, ",") if column not in known] if layout.name == "eir" else []
     near = {column: difflib.get_close_matches(column, known, n=1) for column in strange}
@@ -269,7 +277,10 @@ def unknown_columns(header: bytes, layout: Layout) -> list[str]:
 
 
 def separator_hint(header: bytes, separator: str = ",") -> str:
-    """Return a hint for a header in UTF-16 or with another separator, as some spreadsheets write it; empty for any other."""
+    """Return a hint if a header is in UTF-16 or has another separator; otherwise return an empty text.
+
+    Some spreadsheets write such files.
+    """
     if header.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return " (it is in UTF-16; save it as CSV in UTF-8)"
     for separator_byte, label in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
@@ -281,7 +292,7 @@ def separator_hint(header: bytes, separator: str = ",") -> str:
 
 
 def guess_layout(first_line: bytes) -> str | None:
-    """Return the layout of a file that begins with this line, or None if no built-in layout fits."""
+    """Return the name of the built-in layout for a file with this first line, or None if no layout fits."""
     if is_device_check_answer(first_line):
         return "gsma-device-check"
     names = _header_names(first_line, ",")
@@ -297,7 +308,7 @@ def guess_layout(first_line: bytes) -> str | None:
 
 
 def _layout_of_types(header: bytes) -> str | None:
-    """Return the layout of a file of device types, or None for another file."""
+    """Return the name of the layout for a file of device types with this header, or None for another file."""
     by_comma, by_bar = (
         {name.replace(" ", "_") for name in _header_names(header, separator)} for separator in (",", "|")
     )
@@ -311,7 +322,10 @@ _DATE_PART = re.compile("|".join(_DATE_PARTS))
 
 
 def is_date_form(form: str) -> bool:
-    """Return True for a form of dates: YYYY, MM or Mon, and DD, optionally hh, mm and ss, separated by punctuation."""
+    """Return True if a text is a valid form of dates, such as `DD.MM.YYYY hh:mm`.
+
+    A form has YYYY, MM or Mon, and DD, optionally hh, mm and ss, separated by punctuation.
+    """
     parts = _DATE_PART.findall(form)
     signs = _DATE_PART.sub("", form)
     complete = (
@@ -323,7 +337,9 @@ def is_date_form(form: str) -> bool:
 
 
 def until_seconds(text: str, form: str | None = None) -> int:
-    """Parse the end of an entry as Unix seconds: the end of that day (UTC), or the given moment; 0 if the text is empty.
+    """Parse the expiry date of an entry to Unix seconds; return 0 if the text is empty.
+
+    A date means the end of that day in UTC.
 
     Args:
         text: date, such as `20261231`, `2026-12-31` or `2026-12-31T12:00:00Z` without a `form`.
@@ -350,7 +366,9 @@ def until_seconds(text: str, form: str | None = None) -> int:
 
 
 def find_layout(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
-    """Return the layout that a manifest names for the file `name`.
+    """Return the layout with this name, from the built-in layouts or those of the configuration.
+
+    `name` is the name of the file for messages.
 
     Raises:
         ReleaseRefused: `layout`, if the layout is unknown.
@@ -373,7 +391,7 @@ def _header_names(header: bytes, separator: str) -> list[str]:
 
 
 def csv_fields(line: bytes, separator: str) -> list[str]:
-    """Return the fields of one line, or an empty list if it is not valid CSV."""
+    """Return the fields of one CSV line, or an empty list if the line is not valid CSV."""
     try:
         return next(csv.reader([line.decode("utf-8", "replace")], delimiter=separator, strict=True), [])
     except csv.Error:
@@ -381,13 +399,16 @@ def csv_fields(line: bytes, separator: str) -> list[str]:
 
 
 def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
-    """Return the plan's fields of one line: None for a missing field, and for all fields if the line is not valid CSV."""
+    """Return the fields of one line by the names of the plan's columns.
+
+    A missing field is None; if the line is not valid CSV, all fields are None.
+    """
     fields = csv_fields(line, plan.layout.separator)
     return {column: fields[position] if position < len(fields) else None for column, position in plan.at.items()}
 
 
 def row_fault(line: bytes, plan: Plan) -> str:
-    """Return the fault of one bad row, for a person."""
+    """Return a message about the fault of a bad row."""
     fields, layout = fields_of(line, plan), plan.layout
     if plan.may_be_open:
         fields["imei_to"] = fields["imei_to"] or fields["imei_from"]

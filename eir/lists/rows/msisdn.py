@@ -1,4 +1,4 @@
-"""Table from MSISDN to IMSI, which the operator delivers as a file.
+"""Table from MSISDN to IMSI, which the operator supplies as a file.
 
 The file has two columns, `msisdn,imsi`, with or without a header line. In memory the table has two arrays: 16 bytes for each
 subscriber.
@@ -23,7 +23,7 @@ HEADER = ("msisdn", "imsi")
 
 
 class NumbersError(EirError):
-    """Error for an unusable table of numbers."""
+    """Error for a table of numbers that cannot be used."""
 
 
 def number_key(text: str) -> int:
@@ -39,13 +39,13 @@ def number_key(text: str) -> int:
 
 
 class Numbers(NamedTuple):
-    """Table of numbers: sorted keys of MSISDNs, and the key of the IMSI of each."""
+    """Table of numbers in memory: sorted keys of MSISDNs, and for each the key of its IMSI."""
 
     numbers: NDArray[np.uint64]
     imsis: NDArray[np.uint64]
 
     def imsi(self, msisdn: str) -> str | None:
-        """Return the IMSI of an MSISDN, or None if the table does not have it.
+        """Return the IMSI of an MSISDN, or None if the table does not contain the MSISDN.
 
         Raises:
             IdentifierError: if the text is not an MSISDN.
@@ -56,7 +56,7 @@ class Numbers(NamedTuple):
 
 
 def number_of(numbers: Numbers) -> Callable[[str], str]:
-    """Return a function that maps an IMSI to its lowest MSISDN, or to an empty string if it has none.
+    """Return a function that maps an IMSI to its lowest MSISDN, or to an empty text if it has none.
 
     The function raises IdentifierError for a text that is not an IMSI.
     """
@@ -75,10 +75,9 @@ NO_NUMBERS = Numbers(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
 
 def read_numbers(path: Path) -> Numbers:
-    """Read the table. One bad line rejects the whole file, because a partial table would miss subscribers.
+    """Read the table of numbers from a file.
 
-    Raises:
-        NumbersError: with the line of the fault.
+    One bad line rejects the whole file, because a partial table would miss subscribers.
     """
     numbers, imsis = array("Q"), array("Q")
     try:

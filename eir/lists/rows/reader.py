@@ -1,4 +1,4 @@
-"""Reader of data files: it parses rows into arrays of keys.
+"""Reader of data files, which parses rows to arrays of keys.
 
 polars' CSV reader and vectorised casts parse a piece of the file. If a quote does not close within its line, or if polars
 rejects the piece, Python's csv module parses it line by line with the same result.
@@ -69,7 +69,7 @@ ODD = {
 
 @dataclass(slots=True)
 class OddRows:
-    """Rows of one kind of `ODD`."""
+    """Rows of one kind of probable mistake (`ODD`): their number, and the first of them."""
 
     count: int = 0
     named: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class OddRows:
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """Limits, counts and faults over all files of a release."""
+    """Limits, counts and faults of the rows in all files of a release."""
 
     bad_rows_max: int
     range_tacs_max: int
@@ -108,7 +108,7 @@ def read_rows(
     rows_max: int | None = None, removed: Rows | None = None, declared: Mapping[str, Layout] | None = None,
     actions: "Actions | None" = None,
 ) -> int:  # fmt: skip
-    """Read one file's rows and return their number, including bad and skipped ones. Blank lines do not count.
+    """Read the rows of one file; return their number, including bad and skipped rows but no blank lines.
 
     Args:
         chunks: content in pieces that end with a newline.
@@ -168,7 +168,10 @@ def _read_chunk(
     into: tuple[Rows | None, Reasons, Tally],
     actions: "Actions",
 ) -> tuple[Mask, Mask, Mapping[str, Mask]]:
-    """Parse some lines; return which rows are bad, which have a range over the limit, and which are odd, by kind of `ODD`."""
+    """Parse some lines of a file, and add their rows to the collections in `into`.
+
+    Return three masks of rows: bad rows, rows with a range above the limit, and odd rows by kind of `ODD`.
+    """
     rows, reasons, tally = into
     columns, layout = _columns(data, lines, plan), plan.layout
     if not len(columns[plan.subject[0]]):  # blank lines
@@ -214,7 +217,10 @@ def _read_chunk(
 def _probable_mistakes(
     data: bytes, plan: Plan, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
 ) -> dict[str, Mask]:
-    """Return good rows that are probably mistakes, by kind of `ODD`. `columns`: keys, days and ends; `now_s` None: no row."""
+    """Return masks of good rows that are probably mistakes, by kind of `ODD`.
+
+    `columns`: keys, days and expiries. If `now_s` is None, no row is a mistake.
+    """
     if now_s is None:
         return {}
     keys, days, until = columns
@@ -227,7 +233,7 @@ def _probable_mistakes(
 
 
 def _too_long(data: bytes, plan: Plan) -> Mask:
-    """Return the rows with more fields than the header, for example because of a comma in a reason without quotes."""
+    """Return a mask of the rows with more fields than the header, such as by a comma in an unquoted reason."""
     lines, separator = [line for line in data.split(b"\n") if line], plan.layout.separator
     counts = np.fromiter((line.count(separator.encode()) for line in lines), np.int64, len(lines))
     long = (counts >= plan.width) if plan.width else np.zeros(len(lines), bool)
@@ -237,7 +243,7 @@ def _too_long(data: bytes, plan: Plan) -> Mask:
 
 
 class _Part(NamedTuple):
-    """Rows with a code for add or remove, in the order of the file."""
+    """Rows with a code that adds or removes an entry, in the order of the file."""
 
     plan: Plan
     keys: Sequence[Keys]
@@ -250,17 +256,20 @@ class _Part(NamedTuple):
 
 
 class Actions:
-    """Rows that add or remove an entry. The latest row of each entry counts; without times, or at equal times, the last one."""
+    """Collection of rows with codes that add or remove an entry. Of each entry, the latest row counts.
+
+    Without times, or at equal times, the last row counts.
+    """
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
 
     def add(self, part: _Part) -> None:
-        """Add rows."""
+        """Add rows with codes to the collection."""
         self._parts.append(part)
 
     def move_to(self, rows: Rows | None, removed: Rows | None) -> None:
-        """Move the rows that count to `rows` and `removed`."""
+        """Move the rows that count to `rows` (added entries) and `removed`; other rows are dropped."""
         parts, self._parts = [part for part in self._parts if len(part.goes)], []
         for part, counts in zip(parts, _latest(parts), strict=True):
             for target, which in ((rows, counts & ~part.goes), (removed, counts & part.goes)):
@@ -270,7 +279,10 @@ class Actions:
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """Return which rows of each part count. If no row removes an entry, all its rows count, unless the layout has times."""
+    """Return a mask of the rows that count, for each part.
+
+    If no row removes an entry, all rows of the entry count, unless the layout has times.
+    """
     gone = np.concatenate([part.keys[0][part.goes] for part in parts]) if parts else np.zeros(0, np.uint64)
     disputed = [
         np.ones(len(part.goes), bool) if part.when is not None else np.isin(part.keys[0], gone) for part in parts
@@ -298,13 +310,16 @@ def _latest(parts: Sequence[_Part]) -> list[Mask]:
 
 
 def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:
-    """Set the end of each range that has none to its first identifier."""
+    """Set the missing end of a range to the first identifier of the range."""
     if plan.may_be_open:
         columns["imei_to"] = columns["imei_from"].zip_with(columns["imei_to"].fill_null("") == "", columns["imei_to"])
 
 
 def _ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> Mask:
-    """Return the rows whose range exceeds the limit; clear `good` for rows whose range ends before it begins."""
+    """Return a mask of the rows whose range exceeds the limit.
+
+    In `good`, rows whose range ends before it begins are cleared.
+    """
     if plan.subject != BY_RANGE:
         return np.zeros(len(good), bool)
     good &= keys[0] <= keys[1]
@@ -332,7 +347,7 @@ def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None
 
 
 def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask]:
-    """Return the rows that one of their codes removes, and the rows whose codes are known."""
+    """Return two masks: rows with a code that removes their entry, and rows whose codes are all known."""
     texts = [columns[name].str.strip_chars().fill_null("") for name in (ACTION, CHANGE) if name in columns]
     removes = [codes.is_in(list(layout.removed)).to_numpy() for codes in texts]
     adds = [codes.is_in(list(layout.added)).to_numpy() for codes in texts]
@@ -342,7 +357,7 @@ def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask
 
 
 def _expand_reason_codes(texts: pl.Series, layout: Layout) -> pl.Series:
-    """Replace reason codes by the texts that the layout declares."""
+    """Replace reason codes by the reason texts that the layout declares."""
     return texts.str.strip_chars().replace(dict(layout.reasons)) if layout.reasons else texts
 
 
@@ -350,7 +365,7 @@ _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
 
 
 def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
-    """Parse IMEIs, IMEISVs and MEIDs."""
+    """Parse a column of IMEIs, IMEISVs and MEIDs; return their keys and a mask of the valid rows."""
     keys, good = _imeis(texts, plus)
     if not good.all() and (letters := ~good & _matches(texts, _MEID)).any():
         keys = keys.copy()
@@ -360,7 +375,7 @@ def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _any_keys(texts: pl.Series, plus: bool) -> Parsed:
-    """Parse identifiers of any form."""
+    """Parse a column of identifiers of any form; return their keys and a mask of the valid rows."""
     keys, good = _device_keys(texts, plus)
     if not good.all():
         keys, good = keys.copy(), good.copy()
@@ -371,7 +386,7 @@ def _any_keys(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _imeis(texts: pl.Series, plus: bool) -> Parsed:
-    """Parse IMEIs and IMEISVs."""
+    """Parse a column of IMEIs and IMEISVs; return their keys and a mask of the valid rows."""
     numbers, good = _digits(texts, plus, IMEI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     if (lengths == KEY_DIGITS).all():  # no division
@@ -380,20 +395,23 @@ def _imeis(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _tacs(texts: pl.Series, plus: bool) -> Parsed:
-    """Parse TACs; return the lowest key of each."""
+    """Parse a column of TACs; return the lowest key of each TAC and a mask of the valid rows."""
     numbers, good = _digits(texts, plus, (TAC_DIGITS,))
     return numbers * np.uint64(SNR_KEYS), good
 
 
 def _imsis(texts: pl.Series, plus: bool) -> Parsed:
-    """Parse IMSIs as keys of eir.device.imsi_key, which have a leading 1."""
+    """Parse a column of IMSIs; return their keys (eir.device.imsi_key) and a mask of the valid rows."""
     numbers, good = _digits(texts, plus, IMSI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     return numbers + _POWERS[np.minimum(lengths, IMSI_LENGTHS[-1])], good
 
 
 def _types(texts: pl.Series, _: bool) -> Parsed:
-    """Parse device types; an empty text is a type too, but no rule can name it."""
+    """Parse a column of device types; return their keys and a mask, in which every row is valid.
+
+    An empty text is a type too, but no rule can name it.
+    """
     texts = texts.fill_null("")
     known = {text: device_type_key(text) for text in texts.unique().to_list()}
     return texts.replace_strict(known, return_dtype=pl.UInt64).to_numpy(), np.ones(len(texts), bool)
@@ -407,7 +425,7 @@ _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
 
 
 def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
-    """Count the IMEIs of 15 digits that end in neither the Luhn digit of TS 23.003 annex B nor the spare 0."""
+    """Return the number of IMEIs of 15 digits whose last digit is neither the check digit nor 0 (TS 23.003 annex B)."""
     numbers, good = _digits(texts, plus, (KEY_DIGITS + 1,))
     rest, last = np.divmod(numbers[good], np.uint64(10))
     total = np.zeros(len(rest), np.uint64)
@@ -418,7 +436,7 @@ def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
 
 
 def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
-    """Parse texts of these lengths that have digits only."""
+    """Parse a column of digits; return the numbers and a mask of the rows with an allowed length."""
     numbers = texts.cast(pl.UInt64, strict=False)
     sizes = texts.str.len_bytes()
     if not plus and not numbers.null_count() and sizes.min() in lengths and sizes.max() in lengths:
@@ -431,7 +449,7 @@ def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
 
 
 def _ends(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
-    """Parse each `until` as until_seconds does; return Unix seconds, and which rows are valid."""
+    """Parse a column of expiries as until_seconds does; return Unix seconds and a mask of the valid rows."""
     texts = texts.fill_null("")
     known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
     for text in known:
@@ -442,7 +460,7 @@ def _ends(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
 
 
 def _days(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Keys, Mask]:
-    """Parse each date as Unix seconds of the day, 0 for none; return also the rows with an invalid date."""
+    """Parse the column of dates; return Unix seconds of each day (0 for none) and a mask of the invalid rows."""
     if DATE not in columns:
         rows = len(next(iter(columns.values())))
         return np.zeros(rows, np.uint64), np.zeros(rows, bool)
@@ -455,7 +473,7 @@ def _matches(texts: pl.Series, pattern: str) -> Mask:
 
 
 def _columns(data: bytes, lines: int, plan: Plan) -> dict[str, pl.Series]:
-    """Return the plan's columns of some lines, without blank lines."""
+    """Parse lines of CSV; return the columns of the plan without blank lines."""
     in_file_order = sorted(set(plan.at.values()))
     if data.startswith(BOM):  # the file's own BOM is already removed; polars would remove this one too
         return _columns_by_line(data, plan)
@@ -488,7 +506,7 @@ def _lines(data: bytes) -> int:
 
 
 def _reason_indexes(texts: pl.Series, reasons: Reasons) -> ReasonIndexes:
-    """Return the index of each reason; new reasons are added."""
+    """Return the reason index of each text; new texts are added to `reasons`."""
     texts = texts.fill_null("")
     if texts.str.len_bytes().max() > REASON_CHARS_MAX:  # type: ignore[operator]  # polars: any literal; these are numbers
         texts = texts.str.slice(0, REASON_CHARS_MAX)
@@ -508,7 +526,7 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
 def _tally_rows(
     tally: Tally, plan: Plan, where: tuple[str, int], chunk: bytes, which: tuple[Mask, Mask, Mapping[str, Mask]]
 ) -> None:
-    """Add the rows of a chunk to the tally, and report each bad row.
+    """Add the counts and the first faults of a chunk's rows to the tally, and report each bad row.
 
     Args:
         tally: receives names and counts.
@@ -540,7 +558,9 @@ def _name_rows(
     most: int,
     fault: str | None = None,
 ) -> None:
-    """Add `file:line: fault` to `names` for the first of these rows; without `fault`, each row's own fault is used.
+    """Append `FILE:LINE: FAULT` to `names` for the first of these rows.
+
+    Without `fault`, each row's own fault is used.
 
     `where`: the file, and the line at which the chunk begins.
     """
@@ -551,7 +571,7 @@ def _name_rows(
 
 
 def _rows_of(chunk: bytes, begin: int, which: Mask) -> Iterator[tuple[int, bytes]]:
-    """Yield line number and text of these rows of a chunk whose first line is `begin`."""
+    """Yield line number and text of the selected rows of a chunk whose first line has the number `begin`."""
     if which.any():
         lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), begin) if text)
         yield from (each for each, wanted in zip(lines, which, strict=False) if wanted)

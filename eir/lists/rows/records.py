@@ -1,4 +1,4 @@
-"""Parts of a file around its rows: its encoding, header record and trailer record, and the row counts in these records."""
+"""Encoding, header record and trailer record of a data file, and the row counts in these records."""
 
 import codecs
 import csv
@@ -13,7 +13,7 @@ UTF_8 = "utf-8"
 
 
 def one_line_end(piece: bytes) -> bytes:
-    """Normalise line ends: remove a carriage return before a newline, and replace any other carriage return by a blank.
+    """Replace CRLF by a newline, and any other carriage return by a blank.
 
     CSV readers treat carriage returns differently, and a piece may end between the two characters of a line end.
     """
@@ -21,14 +21,14 @@ def one_line_end(piece: bytes) -> bytes:
 
 
 class Frame:
-    """Reader of the encoding, header and trailer of one file."""
+    """Reader that removes encoding, header record and trailer record of a file, and leaves column names and rows."""
 
     def __init__(self, name: str, layout: Layout) -> None:
         self._name, self._layout = name, layout
         self._promised: dict[str, int] = {}
 
     def lines(self, chunks: Iterable[bytes]) -> Iterable[bytes]:
-        """Yield the column names and the rows in UTF-8, in pieces that end with a newline, as those of `chunks` do.
+        """Yield the line of column names and the rows in UTF-8, in pieces that end with a newline.
 
         Raises:
             ReleaseRefused: `layout` if the header record is not as declared, `rows` if the trailer record is not.
@@ -43,7 +43,7 @@ class Frame:
         return chunks if self._layout.trailer is None else self._split_trailer(chunks, self._layout.trailer)
 
     def check(self, count: int) -> None:
-        """Compare the counts in the header and trailer records with the number of rows.
+        """Compare the row counts in the header and trailer records with the number of rows that were read.
 
         Raises:
             ReleaseRefused: `rows`, if they differ.
@@ -104,7 +104,7 @@ class Frame:
 
 
 def _decode_lines(name: str, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """Yield the lines in UTF-8; bytes that are invalid in `encoding` become U+FFFD.
+    """Decode a file's lines and yield them in UTF-8; bytes that are invalid in `encoding` become U+FFFD.
 
     Raises:
         ReleaseRefused: `data`, if a line is too long.

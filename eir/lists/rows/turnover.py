@@ -1,4 +1,4 @@
-"""Turnover: the devices that a change adds to a list and removes from it, and the limits of the list on both.
+"""Turnover: the numbers of devices that a change adds to a list and removes from it, and their limits.
 
 The difference of sizes is not enough: two lists of the same size may have no device in common.
 """
@@ -16,7 +16,9 @@ _WHOLE = BitMap(range(PAGE_KEYS))
 
 
 def differences(before: Iterable[Page], after: Iterable[Page], now: float = 0.0) -> tuple[int, int]:
-    """Count the identifiers that come and that go between two lists, or between the touched pages of one list.
+    """Return the number of identifiers added, and the number removed, between two states of a list.
+
+    `before` and `after` may also be only the pages that changed.
 
     A whole TAC counts as 1,000,000. An identifier that a TAC covers before and after stays, whether it is listed singly
     or not. In a list of pairs a device comes if it gets a new IMSI, and goes if it loses one. A damaged page of
@@ -38,7 +40,7 @@ def differences(before: Iterable[Page], after: Iterable[Page], now: float = 0.0)
 
 
 def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) -> dict[str, str]:
-    """Return the size limits of a list that a change exceeds: `shrink`, `growth` → description for a person.
+    """Return the limits that a change of a list exceeds (`shrink`, `growth`), each with a message.
 
     Args:
         settings: settings of the list.
@@ -59,17 +61,17 @@ def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) 
 
 
 def turnover(kind: str, come: int, gone: int) -> str:
-    """Format the turnover of a list of this kind for a person."""
+    """Format the numbers of added and removed devices (or subscribers) for a person."""
     return f"{come:,} {SUBSCRIBERS if kind == SUBSCRIBERS else 'devices'} come, {gone:,} go"
 
 
 def force_text(lifted: Collection[str]) -> str:
-    """Format the effect of --force for a person: the limits that it lifted, if any."""
+    """Format the effect of `--force` for a person: the limits that it lifted."""
     return f"--force lifted the limit on {', '.join(lifted)}" if lifted else "--force, which lifted no limit"
 
 
 def _listed_part(page: Page) -> tuple[object, ...]:
-    """Return the part of a page that decides which keys are listed, and until when."""
+    """Return the parts of a page that determine which keys are listed, and until when."""
     sections = decode_sections(page.extra)
     return page.keys, page.tac and page.tac.until, sections.until, sections.imsis
 
@@ -91,12 +93,12 @@ def _count_changes(was: Page, page: Page, now: float) -> tuple[int, int]:
 
 
 def _count_gains(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
-    """Count the devices that have an IMSI in `after` that they do not have in `before`."""
+    """Return the number of devices with an IMSI in `after` that they do not have in `before`."""
     return sum(not sims <= before.get(low, set()) for low, sims in after.items())
 
 
 def _listed(page: Page, now: float) -> BitMap:
-    """Return the devices that are listed singly or by their TAC."""
+    """Return the devices of a page that are listed at the time `now`, individually or by their TAC."""
     if page.tac is not None and _lasts(page.tac, now):
         return _WHOLE
     if not page.extra or not decode_sections(page.extra).until:
@@ -112,7 +114,10 @@ def _lasts(entry: TacEntry, now: float) -> bool:
 
 
 def _sims(page: Page, now: float) -> dict[int, set[int]]:
-    """Return the IMSIs of each device in a page of pairs; in another page each device has the same dummy IMSI."""
+    """Return the IMSIs of each device in a page of pairs at the time `now`.
+
+    In any other page, each device has the same dummy IMSI.
+    """
     if not has_pairs(page):
         return {low: {0} for low in _listed(page, now)}
     lasting = (

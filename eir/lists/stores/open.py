@@ -1,4 +1,7 @@
-"""Factory for the store that the configuration names. It imports both stores; only eir.node and eir.cli import it."""
+"""Factory that creates the store of the configuration.
+
+It imports both stores, so only eir.node and eir.cli import this module.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +17,7 @@ COPY_FILE = "copy.sqlite"
 def open_store(
     url: str, state_folder: Path, *, report: Report = silent, check: bool = True, upgrades: bool = True
 ) -> ListStore:
-    """Create the store for `store: URL`: `sqlite` (a file in the state folder), or a URL of eir.lists.stores.redis_url.
+    """Create the store that `url` names: `sqlite` (a file in the state folder), or a URL of Redis.
 
     The store opens its file or connection when it is first used.
 
@@ -38,7 +41,7 @@ def open_store(
 
 
 def open_copy(url: str, state_folder: Path, *, report: Report = silent, upgrades: bool = True) -> ListStore | None:
-    """Create the store for this node's last good copy of a remote store; None if the store itself is on this disk."""
+    """Create the store for this node's last good copy; None if the store itself is on the local disk."""
     return None if url == SQLITE else _sqlite(state_folder / COPY_FILE, report, upgrades=upgrades)
 
 
@@ -49,7 +52,7 @@ def _sqlite(path: Path, report: Report, *, upgrades: bool) -> ListStore:
 
 
 async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:
-    """Return the mark of each list's serials in this node's last good copy, independent of the store.
+    """Return each list's number of serial resets and highest serial from this node's last good copy.
 
     The result is empty if there is no copy: the store is on this disk, or no node ever ran on this host.
 

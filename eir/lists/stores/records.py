@@ -1,4 +1,4 @@
-"""Encoding of the contract's records as text, the same for all stores.
+"""Encoding of states, events, ledgers and changes as text, the same for all stores.
 
 A record is a JSON object of its fields. Readers ignore unknown fields, so that nodes of two versions can share a store during
 an upgrade.
@@ -38,7 +38,10 @@ def _known(fields: Container[str], record: str | bytes | dict[str, Any]) -> dict
 
 
 def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """Return why data of this form must not be changed, or None if the form is known or missing (old data)."""
+    """Return the reason why data of a newer format must not be changed; None if this program knows the format.
+
+    Data without a format version is old, so it may be changed.
+    """
     try:
         version = 0 if form is None else int(form)
     except ValueError:
@@ -50,14 +53,17 @@ def newer_form(where: str, form: str | bytes | int | None) -> str | None:
 
 
 def check_form(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (schema) if data of this form must not be changed."""
+    """Raise StoreError (`schema`) if this program must not change, or cannot read, data of this format."""
     if (newer := newer_form(where, form)) is not None:
         raise StoreError("schema", newer)
     check_oldest(where, form)
 
 
 def check_oldest(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (schema) if this program cannot read data of this form. `form` None: the data has no version yet."""
+    """Raise StoreError (`schema`) if data has an older format than this program can read.
+
+    `form` None: the data has no format version.
+    """
     version = 1 if form is None else int(form)
     if version < OLDEST_FORM:
         raise StoreError(
@@ -67,7 +73,7 @@ def check_oldest(where: str, form: str | bytes | int | None) -> None:
 
 
 def log_upgrade(report: Report, where: str, form: str | bytes | int | None) -> None:
-    """Log that the next write upgrades data of an older form."""
+    """Log that the next write upgrades data of an older format."""
     version = FORM if form is None else int(form)
     if version < FORM:
         detail = f"{where} has form {version}, and is brought to form {FORM} now: an older eir reads it from then on, if at all, and changes nothing"
@@ -75,12 +81,12 @@ def log_upgrade(report: Report, where: str, form: str | bytes | int | None) -> N
 
 
 def encode(record: ListState | Event | Ledger) -> str:
-    """Encode a record as JSON."""
+    """Encode a state, an event or a ledger as JSON."""
     return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
 
 
 def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
-    """Decode a state from JSON, as text or parsed.
+    """Decode a list's state from JSON text, or from parsed JSON.
 
     Raises:
         StoreError: `corrupt`.
@@ -101,7 +107,9 @@ def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
 
 
 def _invalid_field(state: ListState) -> str | None:
-    """Return a field with a wrong type, a value out of range, or a time without a zone; None if the state is valid.
+    """Return the name of an invalid field of a state; None if the state is valid.
+
+    A field is invalid if it has a wrong type, a value out of range, or a time without a zone.
 
     Raises:
         ValueError: if a text cannot be parsed.
@@ -121,7 +129,7 @@ def _invalid_field(state: ListState) -> str | None:
 
 
 def decode_ledger(text: str | bytes) -> Ledger:
-    """Decode a ledger from JSON.
+    """Decode a ledger of the history from JSON text.
 
     Raises:
         StoreError: `corrupt`.
@@ -136,7 +144,7 @@ def decode_ledger(text: str | bytes) -> Ledger:
 
 
 def decode_event(text: str | bytes | dict[str, Any]) -> Event:
-    """Decode an event from JSON, as text or parsed.
+    """Decode an event of the history from JSON text, or from parsed JSON.
 
     Raises:
         StoreError: `corrupt`.
@@ -148,12 +156,12 @@ def decode_event(text: str | bytes | dict[str, Any]) -> Event:
 
 
 def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
-    """Encode the numbers of the pages that a change touched, 8 bytes each, little-endian; None for all pages."""
+    """Encode the numbers of the changed pages, 8 bytes each in little-endian order; None for all pages."""
     return None if pages is None else array("Q", pages).tobytes()
 
 
 def decode_change(before: int, after: int, pages: bytes | None) -> ListChange:
-    """Decode a change from one generation to another, with page numbers as in `encode_numbers`.
+    """Decode a change of a list between two generations, with page numbers as `encode_numbers` encodes them.
 
     Raises:
         StoreError: `corrupt`.

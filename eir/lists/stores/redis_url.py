@@ -1,4 +1,4 @@
-"""Parser of a `store:` URL of Redis: servers and connection options.
+"""Parser of a `store:` URL for Redis: servers and connection options.
 
     redis://[USER@]HOST[:PORT][/DB]                       rediss:// with TLS, for the other forms too
     redis+sentinel://[USER@]HOST[:PORT],…/SERVICE[/DB]    the sentinels, and the name of the master
@@ -58,7 +58,7 @@ BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.5
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Parts of a URL."""
+    """Parsed URL of a Redis store: form, hosts, database and connection options."""
 
     form: str
     hosts: tuple[tuple[str, int], ...]
@@ -75,13 +75,13 @@ class RedisAddress:
 
 
 class PasswordFile(CredentialProvider):
-    """User and password for a connection; the file is read when the connection is opened."""
+    """User and password of a connection. The password file is read each time that a connection opens."""
 
     def __init__(self, user: str | None, path: Path) -> None:
         self._user, self._path = user, path
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """Return the arguments of AUTH.
+        """Read the password file and return the arguments of AUTH.
 
         Raises:
             AuthenticationError: with the name of the file, if it cannot be read.
@@ -93,12 +93,12 @@ class PasswordFile(CredentialProvider):
         return (self._user, password) if self._user else (password,)
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        """Return the arguments of AUTH without blocking the event loop on a slow disk."""
+        """Return the arguments of AUTH, without blocking the event loop on a slow disk."""
         return await asyncio.to_thread(self.get_credentials)
 
 
 def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: bool = True) -> RedisAddress:
-    """Parse a URL. Errors contain no secrets.
+    """Parse the URL of a Redis store. Errors contain no secrets.
 
     Args:
         url: the configured URL.
@@ -177,7 +177,7 @@ def _files(options: Mapping[str, str]) -> dict[str, Path]:
 
 
 def files_of(url: str) -> Mapping[str, Path]:
-    """Return the files in a URL by option, after each could be opened.
+    """Return the files that a URL names by option, after a check that each can be opened.
 
     Raises:
         StoreError: `url`, for a file that cannot be read or is empty.
@@ -188,7 +188,7 @@ def files_of(url: str) -> Mapping[str, Path]:
 
 
 def _login(user: str | None, options: Mapping[str, str], option: str, otherwise: str | None) -> dict[str, Any]:
-    """Return the user's connection arguments; `otherwise` is the password if no file is named."""
+    """Return the connection arguments for a login; `otherwise` is the password if no password file is named."""
     path = options.get(f"{option}_file")
     if path is not None:
         return {"credential_provider": PasswordFile(user, Path(path))}

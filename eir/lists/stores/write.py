@@ -1,4 +1,4 @@
-"""Effects of a write, the same for every store: replace, amend, rollback and restore all use `decide`.
+"""Effects of a write (replace, amend, rollback or restore), computed in the same way for every store.
 
 A store keeps pages in sets. Its record of a list (`Stored`) names the set in force, and for each release to which a rollback
 can return, either a whole set or only the pages that the next delta replaced. `decide` computes the new record and the
@@ -26,7 +26,7 @@ CHANGE_PAGES_MAX = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteRequest:
-    """Content that a write puts in force."""
+    """Request to put content in force: a state with all pages or the changed pages of a list."""
 
     state: ListState
     pages: Sequence[Page] = ()
@@ -43,7 +43,7 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undo:
-    """Request for a rollback to the kept release of generation `to`, or to the last one."""
+    """Request for a rollback to the kept release of generation `to`, or to the previous release."""
 
     to: int | None = None
     event: Event | None = None
@@ -51,7 +51,7 @@ class Undo:
 
 @dataclass(frozen=True, slots=True)
 class Kept(Generic[S]):
-    """Release to which a rollback can return."""
+    """Earlier release that the store keeps for a rollback."""
 
     state: ListState
     page_set: S
@@ -63,7 +63,7 @@ class Kept(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Stored(Generic[S]):
-    """Store's record of a list."""
+    """Store's record of a list: the state in force, its set of pages, and the kept releases."""
 
     state: ListState
     page_set: S
@@ -76,18 +76,18 @@ class Stored(Generic[S]):
 
     @property
     def generation(self) -> int:
-        """Generation for callers; 0 if the list does not exist."""
+        """Generation of the list as callers see it: 0 if the list does not exist."""
         return 0 if self.lost else self.state.generation
 
     @property
     def page_sets(self) -> tuple[S, ...]:
-        """All sets in the record."""
+        """All sets of pages that the record refers to."""
         return (self.page_set, *(kept.page_set for kept in self.kept))
 
 
 @dataclass(frozen=True, slots=True)
 class Write(Generic[S]):
-    """Effects of a write."""
+    """Effects of a write on the store: new record, pages to replace, sets to delete, and log entries."""
 
     after: Stored[S]
     put: Sequence[Page]
@@ -105,39 +105,51 @@ class Write(Generic[S]):
 
 
 class PageSetStore(ABC):
-    """Part of eir.lists.record.store.ListStore that all stores share: states and the four writes."""
+    """Base class of all stores, with the methods of ListStore about states and the four kinds of writes."""
 
     @abstractmethod
     async def _stored(self, name: str) -> Stored[Any] | None:
-        """Return the record of a list."""
+        """Return the store's record of a list; None if the list has no record."""
 
     @abstractmethod
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
-        """Raise StoreError if there is no room for these pages: the whole list, or only changed pages if `amends` is set."""
+        """Raise StoreError if the store has no room for these pages.
+
+        `amends`: the pages are changed pages, not a whole list.
+        """
 
     @abstractmethod
     async def _write(
         self, name: str, seen: int, request: WriteRequest | Undo, batches: Batches | None = None
     ) -> ListState:
-        """Put a request in force and return the stored state. `batches`: the whole list, which is staged first."""
+        """Put the list content of a request in force, and return the stored state.
+
+        `batches`: pages of the whole list, which are staged first.
+        """
 
     @abstractmethod
     async def _pages_in(self, stored: Stored[Any], page_set: Any, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Return the numbered pages of a set, including empty ones; None if the set no longer exists."""
+        """Return the numbered pages that a set contains, including pages that are stored empty.
+
+        If the set no longer exists, the result is None.
+        """
 
     async def state(self, name: str) -> ListState | None:
         stored = await self._stored(name)
         return None if stored is None or stored.lost else stored.state
 
     async def releases(self, name: str) -> Sequence[Release]:
-        """Return the releases in force and kept. Missing pages of a kept release may be noticed only by the rollback."""
+        """Return the release in force and the kept releases, newest first.
+
+        Missing pages of a kept release may be noticed only by a rollback.
+        """
         stored = await self._stored(name)
         if stored is None or stored.lost:
             return ()
         return [Release(stored.state, stored.made), *(Release(kept.state, kept.made) for kept in stored.kept)]
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Return pages of a kept release.
+        """Return the numbered pages of a kept release; None if the release is no longer stored.
 
         If the set of a partial release lacks a page, the page is the same in the next release.
         """
@@ -190,7 +202,7 @@ class PageSetStore(ABC):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Amend the list. If it does not exist yet, the pages are the whole list."""
+        """Put changed pages of a list in force. If the list does not exist, the pages are the whole list."""
         if not seen:
             return await self.replace(name, state, pages, seen=seen, keep=keep, event=event)
         await self._check_room(name, pages, amends=True)
@@ -216,7 +228,7 @@ class PageSetStore(ABC):
         whole: bool = True,
         event: Event | None = None,
     ) -> None:
-        """Restore the list. If it does not exist yet, the pages are the whole list."""
+        """Put a list in force with exactly this state. If the list does not exist, the pages are the whole list."""
         whole = whole or not seen
         pages = () if whole else [page async for batch in batches for page in batch]
         request = WriteRequest(state=state, pages=pages, whole=whole, exact=True, keep=0, event=event)
@@ -229,7 +241,7 @@ async def one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
 
 
 def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
-    """Raise GenerationConflict if the list is not at the generation that the writer read."""
+    """Raise GenerationConflict if the list is no longer at the generation that the writer has read."""
     current = 0 if stored is None else stored.generation
     if current != seen:
         raise GenerationConflict(
@@ -238,7 +250,7 @@ def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
 
 
 def rollback_steps(name: str, stored: Stored[S] | None, to: int | None) -> tuple[Kept[S], ...]:
-    """Return the steps of a rollback, newest first; the last one is its target.
+    """Return the kept releases that a rollback passes through, newest first; the last one is its target.
 
     Raises:
         NothingToRollBack: if the target is not kept.
@@ -254,7 +266,10 @@ def rollback_steps(name: str, stored: Stored[S] | None, to: int | None) -> tuple
 def decide_undo(
     stored: Stored[S], steps: Sequence[Kept[S]], pages: Sequence[Sequence[Page]], event: Event | None
 ) -> Write[S]:
-    """Return the effects of a rollback. `pages`: for each step the pages of its set, empty if that set is whole."""
+    """Compute the effects of a rollback.
+
+    `pages`: for each step the pages in its set, empty if the set has the whole list.
+    """
     *_, target = steps
     whole = [at for at, step in enumerate(steps) if step.whole]
     under = whole[-1] if whole else 0  # steps newer than the last whole set have no effect
@@ -270,7 +285,7 @@ def decide_undo(
 def decide(
     stored: Stored[S] | None, request: WriteRequest, own: S, change_pages_max: int = CHANGE_PAGES_MAX
 ) -> Write[S]:
-    """Return the effects of a write.
+    """Compute the effects of a write without side effects.
 
     Args:
         stored: present record; None for a new list.
@@ -308,7 +323,10 @@ def _unreferenced_sets(stored: Stored[S] | None, after: Stored[S]) -> tuple[S, .
 
 
 def _next_mark(stored: Stored[S] | None, request: WriteRequest) -> Mark:
-    """Return the mark after a write. A rollback keeps the present one, because a kept state may have one that was set back."""
+    """Return a list's number of serial resets and highest serial after a write.
+
+    A rollback keeps the present mark, because the mark of a kept release may be lower after a reset.
+    """
     if stored is None:
         return request.state.serial_resets, max(request.state.serial, request.state.highest_serial)
     if request.keep is None:
@@ -319,7 +337,7 @@ def _next_mark(stored: Stored[S] | None, request: WriteRequest) -> Mark:
 
 
 def contiguous_changes(steps: Iterable[ListChange], after: int, current: int) -> Sequence[ListChange] | None:
-    """Return the changes after generation `after` if they lead to `current` without a gap, else None."""
+    """Return the changes that lead from generation `after` to `current`; None if some are missing."""
     changes = list(steps)
     reached = [after, *(step.after for step in changes)]
     unbroken = all(step.before == start for step, start in zip(changes, reached, strict=False))
@@ -327,7 +345,10 @@ def contiguous_changes(steps: Iterable[ListChange], after: int, current: int) ->
 
 
 def portions(pages: Sequence[Page], pages_max: int, bytes_max: int) -> Iterator[Sequence[Page]]:
-    """Split pages into portions of at most `pages_max` pages; the last page of a portion may exceed `bytes_max`."""
+    """Split pages into portions of at most `pages_max` pages and about `bytes_max` bytes.
+
+    The last page of a portion may exceed `bytes_max`.
+    """
     start = size = 0
     for at, page in enumerate(pages):
         if at > start and (size >= bytes_max or at - start >= pages_max):
@@ -344,7 +365,10 @@ _MB = 1 << 20
 
 
 def check_room(cause: str, where: str, advice: str, *, needs: int, free: int, reserve: int) -> None:
-    """Raise StoreError (`cause`) with sizes and `advice` if a write needs more bytes than are free without the reserve."""
+    """Raise StoreError (`cause`) if a write needs more than the free bytes minus the reserve.
+
+    The message has the sizes and `advice`.
+    """
     if needs > SMALL_BYTES and needs > free - reserve:
         free_text = f"{free // _MB:,} MB are free, of which {reserve // _MB:,} MB are kept for the history, removals and rollback"
         raise StoreError(

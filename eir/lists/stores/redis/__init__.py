@@ -45,7 +45,7 @@ UNCHANGED_PAUSE_S = 0.1
 
 
 class RedisStore(PageSetStore):
-    """Implementation of eir.lists.record.store.ListStore on Redis. It connects at the first call.
+    """Store of lists in Redis, which implements eir.lists.record.store.ListStore and connects at the first call.
 
     Args:
         url: URL of eir.lists.stores.redis_url.
@@ -77,7 +77,7 @@ class RedisStore(PageSetStore):
         return None if row is None or row.lost else row.state
 
     async def states(self) -> Mapping[str, ListState]:
-        """Return the states of all lists that were ever written."""
+        """Return the states of all lists in Redis that can be read."""
         rows = [await reading.read_row(self._link, name) for name in await self._names()]
         return {row.name: row.state for row in rows if row is not None and not row.lost}
 
@@ -94,7 +94,7 @@ class RedisStore(PageSetStore):
         return await writing.write(self._link, name, seen, request, batches)
 
     async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """Yield batches; the next batch is read while the caller uses this one."""
+        """Yield a list in batches of pages. The next batches are read while the caller uses this one."""
         row = await reading.read_row(self._link, name)
         if row is None or row.lost:
             return
@@ -121,7 +121,7 @@ class RedisStore(PageSetStore):
             await _cancel_all(ahead)
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """Read pages in parts, again if they are not all of one generation."""
+        """Return the state and the numbered pages of a list; read again if the list changes meanwhile."""
         for _ in range(READ_AGAIN_MAX):
             row = await reading.read_row(self._link, name)
             if row is None or row.lost:
@@ -142,7 +142,10 @@ class RedisStore(PageSetStore):
         return contiguous_changes(steps, after, 0 if row is None else row.generation)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Read the change streams with BLOCK. Entries are numbered by generation, so no change is missed."""
+        """Wait for an entry in the lists' change streams (XREAD with BLOCK), or for the timeout.
+
+        Entries are numbered by generation, so no change is missed.
+        """
         if not seen:
             await asyncio.sleep(timeout_s)
             return
@@ -179,7 +182,10 @@ class RedisStore(PageSetStore):
         return await self._link.call(claim, lambda client: _claim(client, claim, who, int(ttl_s * 1000)))
 
     async def record(self, event: Event) -> None:
-        """Append an event in one EXEC. If the answer is lost, the event may be appended twice."""
+        """Append an event to the history in one EXEC.
+
+        If the answer is lost, the event may be appended twice.
+        """
         await history.append(self._link, event)
 
     async def settle(self) -> None:
@@ -187,7 +193,7 @@ class RedisStore(PageSetStore):
             await writing.settle(self._link, row)
 
     async def _unsettled(self) -> list[reading.ListRow]:
-        """Return the lists whose last write is not in the history yet."""
+        """Return the lists whose last write is not yet in the history."""
         names = await self._names()
         rows = [await reading.read_row(self._link, name, past=True) for name in names]
         done = await history.read_done(self._link, names)
@@ -196,7 +202,7 @@ class RedisStore(PageSetStore):
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        """Return events, followed by those that are not in the history yet."""
+        """Return events of the history, and last the events of writes that are not yet in the history."""
         last = [
             row.event
             for row in await self._unsettled()
@@ -224,11 +230,17 @@ class RedisStore(PageSetStore):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Rewrite a chain: stage the new records unless they are only appended, then apply them in one EXEC."""
+        """Rewrite a chain of the history in one EXEC.
+
+        New records are staged first, unless they are only appended.
+        """
         await history.rewrite(self._link, batches, folds, after=after, seen=seen, exact=exact, chain=chain)
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
-        """Delete the oldest records. `event` is required: the command that appends it also trims the stream, so no further right is needed."""
+        """Delete the oldest records of a chain; `event` is required.
+
+        The command that appends the event also trims the stream, so the user needs no further permission.
+        """
         if event is None:
             raise StoreError("error", "the history in Redis forgets nothing without saying so")
         return await history.trim(self._link, until, bytes_max, event, chain)

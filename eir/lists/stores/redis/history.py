@@ -1,4 +1,6 @@
-"""History in Redis: its chains as streams, refusals, and the ledgers, all under one hash tag. Independent of lists.
+"""History in Redis: its chains as streams, its rejections, and its ledgers, all under one hash tag.
+
+Independent of lists.
 
 eir:{history}:ledger       hash: ledger (JSON, of the main chain and the refusals), stream (name of the stream in force), feed and
 feed_stream (the same for the feed's chain), form (version of the format), done:LIST (`change` of a list's last write in the history)
@@ -59,7 +61,7 @@ Do = Callable[..., Awaitable[Any]]
 
 
 class StoredChain(NamedTuple):
-    """Chain: its ledger and its stream."""
+    """Ledger of a chain, and the name of the Redis stream with its records."""
 
     ledger: Ledger
     stream: str
@@ -70,14 +72,14 @@ Chain = Callable[[str], Awaitable[StoredChain]]
 
 
 async def read_ledger(link: RedisClient, chain: str = MAIN) -> StoredChain:
-    """Return a chain's ledger and stream."""
+    """Return the ledger and the stream name of a chain."""
     return await _recover_ledger(
         link, link.do, chain, _decode_chain(link, chain, await link.do("HMGET", LEDGER, *FIELDS[chain]))
     )
 
 
 async def newer(link: RedisClient) -> str | None:
-    """Return why nothing may be changed there (the format is newer than this program's), or None."""
+    """Return the reason why the history must not be changed because its format is newer, or None."""
     try:
         (form,) = await link.do("HMGET", LEDGER, "form")
     except StoreError as error:
@@ -88,7 +90,10 @@ async def newer(link: RedisClient) -> str | None:
 
 
 async def append(link: RedisClient, event: Event | None, about: About | None = None) -> None:
-    """Append an event, once for each change to which it belongs. If the answer is lost, an event without a change may be repeated."""
+    """Append an event to the history, only once for each change of a list (`about`).
+
+    If the answer is lost, an event without a change may be appended twice.
+    """
     if event is None:
         return
     done_field = f"done:{about[0]}" if about else "done:"
@@ -136,13 +141,19 @@ async def append(link: RedisClient, event: Event | None, about: About | None = N
 
 
 async def _is_stored(link: RedisClient, pipe: Any, stream: str, event: Event) -> bool:
-    """Return True if the event of a change is among the newest records; a lost ledger does not show it."""
+    """Return True if the event of a list's change is among the newest records of a stream.
+
+    This is needed because a lost ledger does not show that the event was appended.
+    """
     newest = _records(link, await pipe.execute_command("XREVRANGE", stream, "+", "-", "COUNT", BATCH))
     return event in readable_events(newest)
 
 
 async def _recover_ledger(link: RedisClient, do: Do, chain: str, stored_chain: StoredChain) -> StoredChain:
-    """Return the chain; if its ledger counts no record, rebuild it from the stream so that the chain continues."""
+    """Return a chain with its ledger rebuilt from the stream if Redis has lost the ledger.
+
+    The chain then continues after its newest record.
+    """
     if stored_chain.ledger.number:
         return stored_chain
     first, last, size = None, None, 0
@@ -160,14 +171,14 @@ async def _recover_ledger(link: RedisClient, do: Do, chain: str, stored_chain: S
 
 
 async def read_records(link: RedisClient, after: int = 0, chain: str = MAIN) -> AsyncIterator[list[Record]]:
-    """Yield the records of a chain after a number in batches, without verifying them."""
+    """Yield the records of a chain after number `after` in batches, without verifying them."""
     _, stream = await read_ledger(link, chain)
     async for batch in _batches(link, link.do, stream, after):
         yield batch
 
 
 async def _batches(link: RedisClient, do: Do, stream: str, after: int) -> AsyncIterator[list[Record]]:
-    """Yield the records of a stream after a number; `do` executes commands."""
+    """Yield the records of a stream after number `after` in batches; `do` executes the commands."""
     count = 1  # most callers need only one
     while batch := _records(link, await do("XRANGE", stream, f"({after}-0" if after else "-", "+", "COUNT", count)):
         yield batch
@@ -175,7 +186,7 @@ async def _batches(link: RedisClient, do: Do, stream: str, after: int) -> AsyncI
 
 
 async def read_folds(link: RedisClient) -> list[Fold]:
-    """Return all folds of refusals."""
+    """Return all folds, in which rejections are counted."""
     with link.as_written():
         return _folds(await link.do("HGETALL", REFUSALS))
 
@@ -183,7 +194,7 @@ async def read_folds(link: RedisClient) -> list[Fold]:
 async def read_history(
     link: RedisClient, name: str | None, since: str | None, limit: int | None, chain: str | None
 ) -> list[Event]:
-    """Return events; each chain is read backwards from its end as far as needed."""
+    """Return events of the history. Each chain is read backwards from its end, only as far as needed."""
     records: list[Record] = []
     folds: list[Fold] = []
     fed: list[Record] = []
@@ -201,7 +212,7 @@ async def read_history(
 async def _newest_of(
     link: RedisClient, chain: str, name: str | None, *, since: str | None, limit: int | None, after: int = 0
 ) -> list[Record]:
-    """Return the newest `limit` matching records of a chain, newest first.
+    """Return the newest `limit` records of a chain that match, newest first.
 
     Records of FEED that are placed before record `after` of MAIN are not needed.
     """
@@ -236,7 +247,10 @@ async def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain after a number: append if no such records exist, else fill a new stream and switch to it."""
+    """Replace the records of a chain after number `after`.
+
+    If the chain has no such records, the new ones are appended. Otherwise a new stream is filled and put in force.
+    """
     if seen is None:
         await _clear(link, chain)
         seen = Ledger()
@@ -277,7 +291,10 @@ async def rewrite(
 
 
 async def _clear(link: RedisClient, chain: str) -> None:
-    """Delete a damaged chain. For MAIN the whole hash is deleted, because its type may be wrong; FEED's fields are restored."""
+    """Delete a damaged chain of the history.
+
+    For MAIN the whole hash is deleted, because it may be a key of a wrong type; the fields of FEED are written again.
+    """
     if chain == FEED:
         await link.do("HDEL", LEDGER, *FIELDS[FEED])
         await link.do("UNLINK", FED)
@@ -294,7 +311,7 @@ async def _clear(link: RedisClient, chain: str) -> None:
 async def _splice(
     existing: AsyncIterable[Sequence[Record]], after: int, batches: AsyncIterable[Sequence[Record]]
 ) -> AsyncIterator[Sequence[Record]]:
-    """Yield the records up to a number, followed by others."""
+    """Yield the existing records up to number `after`, and then the records of `batches`."""
     if after:
         async for batch in existing:
             yield [record for record in batch if record.number <= after]
@@ -305,7 +322,7 @@ async def _splice(
 async def _stage_stream(
     link: RedisClient, stream: str, now: Ledger, batches: AsyncIterable[Sequence[Record]]
 ) -> Ledger:
-    """Fill a stream that expires and return its ledger."""
+    """Write records to a new stream that expires, and return the ledger for this stream."""
     first, last, size = None, None, 0
     async for batch in batches:
         for at in range(0, len(batch), BATCH):
@@ -324,7 +341,7 @@ def _size(records: Sequence[Record]) -> int:
 
 
 async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Event, chain: str) -> int:
-    """Delete overdue records in portions; return their number."""
+    """Delete records that are too old or exceed `bytes_max`, in portions; return the number of deleted records."""
     count, portion = 0, BATCH
 
     async def write(pipe: Any, read_chain: Chain, _done: bytes | None) -> None:
@@ -349,13 +366,13 @@ async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Even
 
 
 async def read_done(link: RedisClient, names: Sequence[str]) -> dict[str, bytes | None]:
-    """For each list, return the `change` of the last write that is in the history."""
+    """Return for each list the ID (`change`) of its last write that is in the history."""
     changes = await link.do("HMGET", LEDGER, *(f"done:{name}" for name in names)) if names else []
     return dict(zip(names, changes, strict=True))
 
 
 async def read_outcomes(link: RedisClient) -> list[OutcomeCount]:
-    """Return the count and the last time of each outcome of each list."""
+    """Return how often each list had each outcome, and the last time."""
     values: dict[bytes, bytes] = await link.do("HGETALL", OUTCOMES)
     counted = [field.removeprefix(b"count:") for field in sorted(values) if field.startswith(b"count:")]
     with link.as_written():
@@ -371,7 +388,10 @@ async def _transact(
     done: str,
     change: bytes | None = None,
 ) -> None:
-    """Run a write conditional on unchanged ledgers, and repeat it after a conflict; skip it if `change` is already done."""
+    """Run `write` in a transaction that fails if the ledgers change meanwhile; repeat it after such a conflict.
+
+    If `change` is already in the field `done`, nothing is written.
+    """
 
     async def attempt(client: Any) -> bool:
         async with client.pipeline(transaction=True) as pipe:

@@ -1,4 +1,6 @@
-"""Client for Redis commands, which finds the server of a key and maps errors to causes. Independent of lists.
+"""Client for Redis commands, which finds the server of a key and maps errors to causes.
+
+Independent of lists.
 
 Clients connect when first used and again after an error. If Sentinel or a cluster names the server, it is asked again when a
 server is unreachable. A value that is longer than any page or record closes the connection.
@@ -25,14 +27,17 @@ from eir.lists.stores.redis_url import CLUSTER, SENTINEL, RedisAddress
 
 
 class TooLong(RedisError):
-    """Error for a value that is longer than any page or record."""
+    """Error for a value in Redis that is longer than any page or record of a list."""
 
 
 class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]  # redis chooses it, depending on hiredis
-    """Parser of answers that buffers at most VALUE_BYTES_MAX of one value, plus the bytes that arrived with it."""
+    """Parser of Redis replies, which buffers at most VALUE_BYTES_MAX of one value.
+
+    The bytes that arrived together with the value are buffered too.
+    """
 
     async def read_from_socket(self) -> bool:
-        """Read more bytes.
+        """Read more bytes of a reply from the socket; return True.
 
         Raises:
             TooLong: if the value is too long.
@@ -80,7 +85,11 @@ REPLICA_WAIT_MS = 1_000
 
 
 class RedisClient:
-    """Client of a store. `report` receives events that are not errors; `replica_wait_ms`: time for a replica to receive a write."""
+    """Client of a Redis store.
+
+    `report` receives events that are not errors. `replica_wait_ms` is the time within which a replica must receive a
+    write.
+    """
 
     def __init__(self, address: RedisAddress, report: Report, replica_wait_ms: int = REPLICA_WAIT_MS) -> None:
         self.replica_wait_ms = replica_wait_ms
@@ -97,7 +106,9 @@ class RedisClient:
         """Arguments with which HSCAN omits the values, as long as the server accepts them."""
 
     async def do(self, *command: object, key: str = "", **options: object) -> Any:
-        """Execute a command and return the answer. `key`: its key, if that is not its second word.
+        """Execute a command and return its reply.
+
+        `key`: key of the command, if it is not the second word.
 
         Raises:
             StoreError: if the command fails.
@@ -105,7 +116,7 @@ class RedisClient:
         return await self.call(key or str(command[1]), lambda client: client.execute_command(*command, **options))
 
     async def do_all(self, *commands: Sequence[object], transaction: bool = False) -> list[Any]:
-        """Execute commands together on the server of the first one's key; return the answers.
+        """Execute commands in one pipeline on the server of the first command's key; return the replies.
 
         Raises:
             StoreError: if a command fails.
@@ -121,7 +132,9 @@ class RedisClient:
         return await self.call(str(commands[0][1]), send)
 
     async def call(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
-        """Run an operation with the client for the server of the key, again if a cluster has moved the slot.
+        """Run an operation with the client for the server of a key.
+
+        If a cluster has moved the key's slot, the operation runs again on the new server.
 
         Raises:
             StoreError: for every error of redis.
@@ -173,7 +186,7 @@ class RedisClient:
             )  # fmt: skip
 
     async def _is_open_to_all(self, client: Any, key: str) -> bool:
-        """Return True if a connection without a password could write there. The check writes nothing."""
+        """Return True if a connection without a password could write to this key. The check writes nothing."""
         host, port = await _where(client)
         options = {
             name: value
@@ -194,7 +207,7 @@ class RedisClient:
 
     @contextmanager
     def as_written(self) -> Iterator[None]:
-        """Convert decoding errors in this context to a StoreError (corrupt): another program or version wrote the data."""
+        """Convert decoding errors in the context to StoreError (`corrupt`), because another program wrote the data."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -221,7 +234,9 @@ class RedisClient:
         return self._clients[where]
 
     async def _slot_map(self) -> RedisCluster:
-        """Return the cluster's slot map. It is only used to find servers; commands use clients of this object.
+        """Return the slot map of the cluster, with which the server of a key is found.
+
+        Commands do not use the clients of this map, but those of this object.
 
         The library's `initialize` is not used: it also asks one particular node for its commands, and fails if that
         node hangs.
@@ -239,7 +254,7 @@ class RedisClient:
             return self._cluster
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections to Redis and to sentinels."""
         clients = [*self._clients.values(), *([] if self._sentinel is None else self._sentinel.sentinels)]
         self._clients, self._sentinel, self._cluster = {}, None, None
         for client in clients:
@@ -247,7 +262,7 @@ class RedisClient:
 
 
 class _Sentinels(Sentinel):
-    """List of all sentinels, safe for concurrent calls.
+    """Sentinel client that keeps the list of all sentinels correct when calls run at the same time.
 
     The library moves the sentinel that answered to the front of the list while it iterates. With two concurrent calls
     one sentinel replaced another, which was lost. Here each call iterates over a list of its own.
@@ -263,7 +278,7 @@ class _Sentinels(Sentinel):
 
 
 async def _where(client: Any) -> tuple[str, int]:
-    """Return host and port of the server of a client's connections."""
+    """Return host and port of the server to which a client connects."""
     pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
         host, port = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis has no types there
@@ -272,7 +287,10 @@ async def _where(client: Any) -> tuple[str, int]:
 
 
 async def _cannot_replay(client: Any) -> str | None:
-    """Return why the user `default`, as which Redis replays the transactions of its AOF, could not write ours; None if it can."""
+    """Return the reason why Redis could not replay transactions from its AOF after a restart; None if it can.
+
+    Redis replays them as the user `default`, which needs permission for our commands.
+    """
     async with client.pipeline(transaction=False) as pipe:
         for command in REPLAYED:
             pipe.execute_command("ACL", "DRYRUN", "default", *command)
@@ -286,7 +304,7 @@ async def _cannot_replay(client: Any) -> str | None:
 
 
 async def _await_cancellable(answer: Awaitable[T]) -> T:
-    """Return the awaited result, unless this task was cancelled meanwhile.
+    """Await the answer and return it; raise CancelledError if this task was cancelled meanwhile.
 
     redis sends within asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives while the bytes are
     sent. Then a worker would not end, and a timeout around the call would not hold.
@@ -306,7 +324,7 @@ _WORDS_OF: dict[tuple[type[Exception], ...], str] = {
 
 
 def error_text(error: Exception) -> str:
-    """Return the error's text without details for Python programmers: socket tuples, objects, class names."""
+    """Return the text of an error without details of Python, such as socket tuples, objects and class names."""
     text = str(error)
     if (
         unknown := re.match(r"No master found for '(.+?)'", text)
@@ -328,14 +346,20 @@ def error_text(error: Exception) -> str:
 
 
 def _reply(error: Exception) -> str:
-    """Return the first word of an error reply; for a command of a transaction the library puts the command before it."""
+    """Return the first word of an error reply, such as `NOPERM`.
+
+    In a transaction, the library puts the text of the command before the reply.
+    """
     text = str(error)
     _, is_of_transaction, reply = text.rpartition(" of pipeline caused error: ")
     return re.split(r"\W+", reply.lstrip("('\"") if is_of_transaction else text, maxsplit=1)[0]
 
 
 def is_wrong_type(error: Exception) -> bool:
-    """Return True if a command met a key of another type, by the error of redis or the StoreError made of it."""
+    """Return True if an error means that a command met a key of another type (WRONGTYPE).
+
+    The error is one of the redis library, or the StoreError that was made from it.
+    """
     return _reply(error) == "WRONGTYPE" or (isinstance(error, StoreError) and str(error).endswith(WRONG_TYPE))
 
 

@@ -1,4 +1,7 @@
-"""Reader of lists in Redis: records, pages, changes. The keys are listed in eir.lists.stores.redis."""
+"""Reader of lists in Redis: states, pages and changes.
+
+The keys are listed in eir.lists.stores.redis.
+"""
 
 import asyncio
 import json
@@ -22,12 +25,12 @@ SCAN_COUNT = 1_000
 
 
 def key(name: str, *what: str) -> str:
-    """Return a key of a list."""
+    """Return the name of a list's key in Redis."""
     return ":".join((f"eir:{{{name}}}", *what))
 
 
 class PageSet(NamedTuple):
-    """Hash with pages, and its number of fields if it is complete."""
+    """Redis hash with pages of a list, and the number of fields that it has when it is complete."""
 
     key: str
     fields: int
@@ -35,7 +38,7 @@ class PageSet(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRow(Stored[PageSet]):
-    """State hash of a list; each write sets another `change`."""
+    """Content of a list's state hash in Redis. Each write sets a new random ID, `change`."""
 
     name: str
     change: bytes
@@ -45,13 +48,18 @@ class ListRow(Stored[PageSet]):
     """Event of the last write, for the history."""
 
     def check(self, change: bytes | None) -> None:
-        """Raise StoreChanged if `change` is another one now, because then other pages may be in force."""
+        """Raise StoreChanged if `change`, the ID of the last write, differs from that of this row.
+
+        Then other pages may be in force.
+        """
         if change != self.change:
             raise StoreChanged(f"list {self.name} changed while its pages were read")
 
 
 async def read_row(link: RedisClient, name: str, *, past: bool = False) -> ListRow | None:
-    """Read the record of a list; it is `lost` if the set in force lacks fields.
+    """Read the state hash of a list. The result is marked `lost` if fields of its set of pages are missing.
+
+    If `past` is set, the releases for a rollback and the events are read too.
 
     If `past` is set, the kept releases and the events are read too.
     """
@@ -70,9 +78,10 @@ async def read_row(link: RedisClient, name: str, *, past: bool = False) -> ListR
 
 
 def _decode_past(name: str, change: bytes, past: bytes | None) -> dict[str, Any]:
-    """Decode the kept releases of a list and its events.
+    """Decode a list's releases for a rollback and its events from the field `past`.
 
-    A node of a version without these fields leaves them unchanged when it writes.
+    A node of a version without this field leaves it unchanged when it writes. Then `change` differs, and the result is
+    empty.
     """
     fields = {} if past is None else json.loads(past)
     if fields.get("change") == change.decode():
@@ -96,13 +105,13 @@ def _decode_optional_event(fields: dict[str, Any] | None) -> Event | None:
 
 
 async def read_change(link: RedisClient, name: str) -> bytes | None:
-    """Read the present `change` of the state hash."""
+    """Read the ID (`change`) of the last write from a list's state hash."""
     (change,) = await link.do("HMGET", key(name, "state"), "change")
     return change  # type: ignore[no-any-return]
 
 
 async def read_numbers(link: RedisClient, row: ListRow, page_set: PageSet) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the numbers of all pages in a set in ascending order.
+    """Return the numbers of all pages in a set, in ascending order.
 
     Raises:
         StoreChanged: if the list changed meanwhile.
@@ -121,7 +130,10 @@ async def read_numbers(link: RedisClient, row: ListRow, page_set: PageSet) -> "n
 
 
 async def _names_in(link: RedisClient, hash_key: str) -> AsyncIterator[Iterable[bytes]]:
-    """Yield the names of a hash's fields. Before Redis 7.4 the server sends the values too."""
+    """Yield the field names of a hash in batches.
+
+    Before Redis 7.4 the server also sends the values.
+    """
     cursor = None
     while cursor != 0:
         scan = ("HSCAN", hash_key, cursor or 0, "COUNT", SCAN_COUNT)
@@ -138,7 +150,9 @@ async def _names_in(link: RedisClient, hash_key: str) -> AsyncIterator[Iterable[
 async def read_pages(
     link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int], *, plain: bool = False
 ) -> list[Page]:
-    """Read the numbered pages of a set that exist. If `plain` is set, no page has an `extra`.
+    """Return the numbered pages that a set contains; other numbers are skipped.
+
+    If `plain` is set, no page has the field `extra`, so it is not read.
 
     Raises:
         StoreChanged: if the list changed meanwhile.
@@ -151,7 +165,7 @@ async def read_pages(
 
 
 async def read_each(link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int]) -> list[Page]:
-    """Read all numbered pages; a page that does not exist is empty.
+    """Return all numbered pages of a set; a page that does not exist is returned empty.
 
     Raises:
         StoreChanged: if the list changed meanwhile.
@@ -164,7 +178,9 @@ async def read_each(link: RedisClient, row: ListRow, page_set: PageSet, numbers:
 
 
 async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int]) -> list[Page] | None:
-    """Read the numbered pages that are in a set, including empty ones; return None if the set is incomplete.
+    """Return the numbered pages that a set contains, including pages that are stored empty.
+
+    If the set is incomplete, the result is None.
 
     Raises:
         StoreChanged: if the list changed meanwhile.
@@ -185,7 +201,7 @@ async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, number
 
 
 def pages_in(numbers: Sequence[int], values: Sequence[bytes | None], *, plain: bool) -> list[Page]:
-    """Build pages from the reply of HMGET: the keys of each and, unless `plain`, its `extra`."""
+    """Build pages from the values of an HMGET reply: the keys of each page and, unless `plain`, its `extra`."""
     if plain:
         return [Page(number, keys) for number, keys in zip(numbers, values, strict=True) if keys]
     parts = zip(numbers, values[::2], values[1::2], strict=True)

@@ -53,7 +53,10 @@ RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
 async def write(
     link: RedisClient, name: str, seen: int, request: WriteRequest | Undo, batches: Batches | None
 ) -> ListState:
-    """Put a request in force. `batches`: the whole list, which is staged. The list's record has the event until the history has it."""
+    """Put the list content of a request in force, and append the request's event to the history.
+
+    `batches` is the whole list, which is staged first. The list's state hash has the event until the history has it.
+    """
     row = await read_row(link, name, past=True)
     where = f"list {name} in Redis ({link.where})"
     if row is not None:
@@ -88,7 +91,9 @@ async def write(
 
 
 async def _settle_when_healed(link: RedisClient, row: ListRow) -> None:
-    """Settle a list; if the history is damaged, wait up to HEAL_S for a node that writes it back.
+    """Append the event of a list's last write to the history; wait up to HEAL_S if the history is damaged.
+
+    Meanwhile a node may write its copy of the history back.
 
     Raises:
         StoreError: if the history is still damaged.
@@ -104,12 +109,15 @@ async def _settle_when_healed(link: RedisClient, row: ListRow) -> None:
 
 
 async def settle(link: RedisClient, row: ListRow) -> None:
-    """Append the event of a list's last write to the history if its writer could not."""
+    """Append the event of a list's last write to the history, unless its writer has done so."""
     await history.append(link, row.event, (row.name, row.change))
 
 
 async def check_memory(link: RedisClient, name: str, pages: Sequence[Page], *, amends: bool) -> None:
-    """Raise StoreError (oom) if Redis has no memory for these pages; the check is skipped if Redis may evict keys."""
+    """Raise StoreError (`oom`) if Redis does not have enough memory for these pages.
+
+    The check is skipped if Redis may evict keys.
+    """
     fields = sum([2 if extra else 1 for *_, extra in pages])
     content = sum([len(keys) + len(extra) for _, keys, extra in pages])
     needs = int(content * ROUNDED_UP + fields * FIELD_BYTES) * (AMENDED_TIMES if amends else 1)
@@ -124,7 +132,7 @@ async def check_memory(link: RedisClient, name: str, pages: Sequence[Page], *, a
 
 
 async def stage(link: RedisClient, hash_key: str, pages: Sequence[Page], *, keep_gone: bool = False) -> int:
-    """Add pages to a hash that expires; return the number of fields."""
+    """Write pages to a hash that expires, and return the number of written fields."""
     count = 0
     for portion in portions(pages, PORTION_PAGES, PORTION_BYTES):
         if fields := _fields(portion, keep_gone=keep_gone):
@@ -134,7 +142,7 @@ async def stage(link: RedisClient, hash_key: str, pages: Sequence[Page], *, keep
 
 
 def _fields(pages: Sequence[Page], *, keep_gone: bool = False) -> list[object]:
-    """Return the hash fields of pages, each followed by its value."""
+    """Return the hash fields of pages as a list, in which each field is followed by its value."""
     fields: list[object] = []
     for number, keys, extra in pages:
         if keys or extra or keep_gone:
@@ -143,7 +151,7 @@ def _fields(pages: Sequence[Page], *, keep_gone: bool = False) -> list[object]:
 
 
 async def _kept_pages(link: RedisClient, name: str, row: ListRow, kept: Kept[PageSet]) -> list[Page]:
-    """Return the pages of a kept set, or none if that is whole.
+    """Return the pages in the set of a kept release; an empty list if the set has the whole list.
 
     Raises:
         NothingToRollBack: if the set is incomplete.
@@ -160,7 +168,10 @@ async def _kept_pages(link: RedisClient, name: str, row: ListRow, kept: Kept[Pag
 
 
 async def _count_fields(link: RedisClient, row: ListRow, decided: Write[PageSet]) -> Write[PageSet]:
-    """Return the write with the number of fields that its sets will have, after staging the pages to keep."""
+    """Compute the number of fields in the sets of a write, and return the write with these numbers.
+
+    The pages that the write replaces are staged for a rollback.
+    """
     page_set, aside = decided.after.page_set, decided.aside
     before = await read_each(link, row, page_set, [page.number for page in decided.put])
     page_set = page_set._replace(fields=page_set.fields + (len(_fields(decided.put)) - len(_fields(before))) // 2)
@@ -174,7 +185,9 @@ async def _count_fields(link: RedisClient, row: ListRow, decided: Write[PageSet]
 async def commit(
     link: RedisClient, client: Any, name: str, row: ListRow | None, decided: Write[PageSet], *, used: PageSet
 ) -> bytes:
-    """Apply a write in one EXEC if the state is still `row` and the new sets are complete; return the list's new `change`.
+    """Apply a write in one EXEC if the list's state is still `row`; return the ID of this write (`change`).
+
+    The new sets must be complete.
 
     `used` is the set that comes into force, with its number of fields before the write.
     """
@@ -212,7 +225,7 @@ async def commit(
 
 
 def _conflict_error(name: str, before: bytes | None, now: bytes | None) -> StoreError:
-    """Return the error for a write that is not possible: the list's `change` is another one, or the staged set is lost."""
+    """Return the error for a write that failed: another writer changed the list, or the staged set is lost."""
     if now is None or now == before:
         return StoreError(
             "staging_lost",
@@ -222,7 +235,7 @@ def _conflict_error(name: str, before: bytes | None, now: bytes | None) -> Store
 
 
 def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None:
-    """Queue the commands of a write."""
+    """Queue the commands of a write in the pipeline."""
     after, page_set = decided.after, decided.after.page_set
     for portion in portions(decided.put, PORTION_PAGES, PORTION_BYTES):
         pipe.execute_command(
@@ -268,7 +281,7 @@ def _log_change(pipe: Any, stream: str, decided: Write[PageSet]) -> None:
 
 
 async def _replicate(link: RedisClient, client: Any, name: str) -> None:
-    """Wait for a replica to receive the write; report a write that only the master has.
+    """Wait until a replica has received the write; report a write that only the master has.
 
     WAIT covers the writes of its own connection, and the pool may use any connection. So one connection writes a mark,
     which a replica receives only after all earlier writes.

@@ -39,10 +39,13 @@ DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :no
 
 
 class SqliteStore(PageSetStore):
-    """Implementation of eir.lists.record.store.ListStore on one file, which is created or opened at the first call."""
+    """Store of lists in one SQLite file, which implements eir.lists.record.store.ListStore.
+
+    The file is created or opened at the first call.
+    """
 
     def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent, **times: float) -> None:
-        """Create the store.
+        """Create the store; the file is opened at the first call.
 
         Args:
             path: the file.
@@ -74,9 +77,9 @@ class SqliteStore(PageSetStore):
     async def _write(
         self, name: str, seen: int, request: WriteRequest | Undo, batches: Batches | None = None
     ) -> ListState:
-        """Write a whole list to a set of its own first, and all else in one transaction.
+        """Put the list content of a request in force in one transaction. A whole list is first staged in a new set.
 
-        If it fails, the staged pages are deleted.
+        If this fails, the staged pages are deleted.
         """
         if batches is None:
             return await self._file.call(writing.commit, name, seen, request, None)
@@ -94,7 +97,7 @@ class SqliteStore(PageSetStore):
         return stored
 
     async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """Yield batches, each read in one transaction."""
+        """Yield a list in batches of pages, each read in one transaction."""
         state: ListState | None = None
         first, is_last = 0, False
         while not is_last:
@@ -109,7 +112,7 @@ class SqliteStore(PageSetStore):
             first = batch.pages[-1].number + 1 if batch.pages else 0
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """Read state and pages in one transaction."""
+        """Return the state and the numbered pages of a list, which are read in one transaction."""
         batch = await self._file.call(reading.read_some, name, numbers)
         return (None, []) if batch is None else (decode_state(batch.state), batch.pages)
 
@@ -119,7 +122,7 @@ class SqliteStore(PageSetStore):
         return contiguous_changes(steps, after, rows[0][0] if rows else 0)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Poll each POLL_S, because SQLite does not notify other processes of a commit."""
+        """Poll the generations each POLL_S until one differs, since SQLite does not notify other processes."""
         end = time.monotonic() + timeout_s
         while (rest_s := end - time.monotonic()) > 0:
             generations = dict(await self._file.rows("SELECT name, generation FROM lists"))
@@ -128,16 +131,19 @@ class SqliteStore(PageSetStore):
             await asyncio.sleep(min(POLL_S, rest_s))
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """Write a claim with an end by this host's clock. It is written even if the caller is cancelled, who may be releasing it."""
+        """Write a claim that ends by this host's clock; return True if it succeeded.
+
+        If the caller is cancelled, the claim is still written, because the caller may be releasing it.
+        """
         values = {"what": what, "who": who, "ttl_s": ttl_s, "now": time.time()}
         return await asyncio.shield(self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount)))
 
     async def record(self, event: Event) -> None:
-        """Append an event in one durable transaction."""
+        """Append an event to the history in one durable transaction."""
         await self._file.call(history.record, event)
 
     async def settle(self) -> None:
-        """Return at once: a write and its event are one transaction."""
+        """Return at once, because a write and its event are in one transaction."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
@@ -165,7 +171,7 @@ class SqliteStore(PageSetStore):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Rewrite a chain in one transaction."""
+        """Rewrite a chain of the history in one transaction."""
         records = [record async for batch in batches for record in batch]
         rewrite = partial(history.rewrite, exact=exact, chain=chain)
         await self._file.call(rewrite, records, folds, after, seen)

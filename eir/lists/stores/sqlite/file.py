@@ -1,4 +1,7 @@
-"""SQLite file: its schema, a connection in a thread of its own, and its errors by cause. Independent of lists."""
+"""SQLite file: its schema, a connection in a separate thread, and the causes of its errors.
+
+Independent of lists.
+"""
 
 import asyncio
 import os
@@ -87,7 +90,7 @@ STILL_S = 1.0
 
 
 class SqliteFile:
-    """SQLite file, which is created if it does not exist.
+    """Connection to an SQLite file, which is created if it does not exist.
 
     The first operation opens it, and it is opened again after an error or if another file has replaced it. An operation
     is a function of the connection; all run in one thread, in the order of their calls.
@@ -116,11 +119,11 @@ class SqliteFile:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
     def submit(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> "Future[T]":
-        """Run an operation, even if its result is not awaited."""
+        """Schedule an operation in the store's thread; it runs even if its result is not awaited."""
         return self._thread.submit(lambda: self._run(operation, *args))
 
     async def call(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
-        """Run an operation and return its result.
+        """Run an operation in the store's thread and return its result.
 
         Raises:
             StoreError: if it fails.
@@ -128,7 +131,7 @@ class SqliteFile:
         return await asyncio.wrap_future(self.submit(operation, *args))
 
     async def rows(self, statement: str, **values: object) -> list[tuple[Any, ...]]:
-        """Return all rows of a statement.
+        """Execute an SQL statement in the store's thread and return all rows.
 
         Raises:
             StoreError: if it fails.
@@ -136,7 +139,7 @@ class SqliteFile:
         return await self.call(find, statement, values)
 
     async def close(self) -> None:
-        """Close the file after all submitted operations."""
+        """Close the file after all submitted operations have run."""
         await asyncio.wrap_future(self._thread.submit(self._disconnect))
         self._thread.shutdown(wait=False)
 
@@ -198,7 +201,7 @@ class SqliteFile:
 
 
 def _cause(error: sqlite3.Error) -> str:
-    """Return the cause of an error, by the second word of a name like SQLITE_IOERR_WRITE.
+    """Return the cause of an SQLite error for metrics, from the second word of a name like SQLITE_IOERR_WRITE.
 
     Errors of the module sqlite3 itself have no name.
     """
@@ -208,7 +211,9 @@ def _cause(error: sqlite3.Error) -> str:
 def _connect(
     path: Path, prepare: Callable[[sqlite3.Connection, int], None], *, busy_s: float, still: sqlite3.Error | None = None
 ) -> sqlite3.Connection:
-    """Open a connection that waits `busy_s` for a lock. `still`: why the file cannot be opened normally.
+    """Open a connection that waits up to `busy_s` for a lock.
+
+    `still` is the error with which a normal open failed.
 
     With `still` the file is read as it is on the disk, without lock, shared memory and the content of the write-ahead
     log, so a node that starts on a full disk has its lists. No process writes meanwhile: a writer would have created
@@ -231,7 +236,7 @@ def _connect(
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    """Return the file's form, 0 for an empty file.
+    """Return the format version of the file; 0 for an empty file.
 
     Raises:
         StoreError: for a file of another program.
@@ -276,7 +281,7 @@ def _prepare(
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch to WAL mode. Retries, because SQLite reports `busy` at once while several processes create the file."""
+    """Switch the file to WAL mode; retry while other processes create the file, since SQLite reports `busy`."""
     end = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
@@ -290,7 +295,7 @@ def _use_wal(db: sqlite3.Connection) -> None:
 
 
 def form_of(db: sqlite3.Connection) -> int:
-    """Return the version of the file's form, as in eir.lists.stores.records."""
+    """Return the format version of the file (see eir.lists.stores.records)."""
     return _pragma(db, "user_version")
 
 
@@ -300,7 +305,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Commit all writes of the block, or none."""
+    """Run the block in a transaction: commit all its writes, or roll all of them back."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -314,7 +319,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Read data of one moment in the block."""
+    """Run the block in a read transaction, so that all its reads see the same data."""
     db.execute("BEGIN")
     try:
         yield
@@ -323,12 +328,12 @@ def snapshot(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
-    """Return all rows of a statement."""
+    """Execute an SQL statement and return all rows."""
     return db.execute(statement, values).fetchall()
 
 
 def checkpoint(db: sqlite3.Connection) -> None:
-    """Empty the write-ahead log if no reader needs it; otherwise a later write does it."""
+    """Empty the write-ahead log if no reader uses it; otherwise leave it to a later write."""
     ((before_ms,),) = db.execute("PRAGMA busy_timeout").fetchall()
     db.execute("PRAGMA busy_timeout = 0")
     try:

@@ -1,4 +1,6 @@
-"""History in the SQLite file: its chains, refusals, and the ledgers. All functions need a connection.
+"""History in the SQLite file: its chains, its rejections, and its ledgers.
+
+All functions need a connection.
 
 The tables `records` and `feed_records` are the chains, number → text, which can be queried with SQL. `refusals` has key → text
 (eir.lists.record.history), and `ledger` has each chain's ledger (JSON).
@@ -43,13 +45,13 @@ DO UPDATE SET count = count + 1, last = max(last, excluded.last)
 
 
 def ledger(db: sqlite3.Connection, chain: str = MAIN) -> Ledger:
-    """Return the ledger of a chain."""
+    """Return the ledger of a chain of the history."""
     row = db.execute("SELECT text FROM ledger WHERE id = ?", (TABLES[chain][1],)).fetchone()
     return Ledger() if row is None else decode_ledger(row[0])
 
 
 def append(db: sqlite3.Connection, event: Event | None) -> None:
-    """Append an event in the current transaction; `counted`: the outcomes already include it."""
+    """Append an event to the history in the current transaction."""
     if event is not None and event.what == ANCHOR:
         event, feed = complete_anchor(event, ledger(db, FEED))
         _save_ledger(db, feed, FEED)
@@ -69,12 +71,12 @@ def append(db: sqlite3.Connection, event: Event | None) -> None:
 
 
 def _place(db: sqlite3.Connection, chain: str) -> int | None:
-    """Return the number of the newest record of MAIN for a record of FEED, else None."""
+    """Return the number of MAIN's newest record if the chain is FEED, else None."""
     return ledger(db).number if chain == FEED else None
 
 
 def record(db: sqlite3.Connection, event: Event) -> None:
-    """Append an event in a transaction."""
+    """Append an event to the history in a transaction of its own."""
     with transaction(db):
         append(db, event)
 
@@ -82,7 +84,7 @@ def record(db: sqlite3.Connection, event: Event) -> None:
 def history(
     db: sqlite3.Connection, name: str | None, since: str | None, limit: int | None, chain: str | None
 ) -> list[Event]:
-    """Return events, all of one moment."""
+    """Return events of the history, all from one read transaction."""
     values = {"name": name, "since": since, "limit": -1 if limit is None else limit}
     with snapshot(db):
         records_of = {
@@ -95,7 +97,7 @@ def history(
 
 
 def some_records(db: sqlite3.Connection, after: int, chain: str) -> list[Record]:
-    """Return the next records of a chain after a number."""
+    """Return up to BATCH records of a chain that follow number `after`."""
     return [
         Record(*row)
         for row in db.execute(
@@ -106,7 +108,7 @@ def some_records(db: sqlite3.Connection, after: int, chain: str) -> list[Record]
 
 
 def folds(db: sqlite3.Connection) -> list[Fold]:
-    """Return all folds of refusals."""
+    """Return all folds, in which rejections are counted."""
     return [Fold(*row) for row in db.execute("SELECT key, text FROM refusals")]
 
 
@@ -120,7 +122,7 @@ def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain after a number; add refusals to the stored ones, or replace them."""
+    """Replace the records of a chain after number `after`; add the folds, or with `exact` replace all folds."""
     table, row = TABLES[chain]
     with transaction(db):
         if seen is None:
@@ -151,7 +153,7 @@ def rewrite(
 
 
 def trim(db: sqlite3.Connection, until: str, bytes_max: int | None, event: Event | None, chain: str) -> int:
-    """Delete overdue records in portions; return their number."""
+    """Delete records that are too old or exceed `bytes_max`, in portions; return the number of deleted records."""
     table, _ = TABLES[chain]
     count, portion = 0, BATCH
     while portion == BATCH:
@@ -173,7 +175,7 @@ def _insert_records(db: sqlite3.Connection, records: Sequence[Record], chain: st
 
 
 def _insert_folds(db: sqlite3.Connection, new: Sequence[Fold]) -> Sequence[Fold]:
-    """Write folds, delete those in excess, and return the deleted ones."""
+    """Write folds, and delete the oldest folds above the maximum; return the deleted folds."""
     db.executemany("INSERT OR REPLACE INTO refusals VALUES (?, ?)", new)
     (count,) = db.execute("SELECT count(*) FROM refusals").fetchone()
     gone = excess_folds(folds(db)) if count > FOLDS_MAX else ()

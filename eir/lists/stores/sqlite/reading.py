@@ -1,4 +1,4 @@
-"""Reader of pages in the file. Each function returns data of one moment."""
+"""Reader of pages in the SQLite file. Each function reads in one transaction."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SELECT {PAGE} FROM pages WHERE id IN (SELECT :page_set << :bits | value FROM jso
 
 
 class Batch(NamedTuple):
-    """Pages of a list, all of one moment."""
+    """Pages of a list that were read in one transaction, with the list's state."""
 
     generation: int
     state: str
@@ -35,17 +35,17 @@ class Batch(NamedTuple):
 
 
 def read_batch(db: sqlite3.Connection, name: str, first: int) -> Batch | None:
-    """Return pages from number `first` on, about READ_BYTES of them; None if the list does not exist."""
+    """Return the pages from number `first` on, up to about READ_BYTES; None if the list does not exist."""
     return _read(db, name, READ_BATCH, {"first": first}, READ_BYTES)
 
 
 def read_some(db: sqlite3.Connection, name: str, numbers: Sequence[int]) -> Batch | None:
-    """Return the numbered pages of the list that exist; None if the list does not exist."""
+    """Return the numbered pages of a list that exist; None if the list does not exist."""
     return _read(db, name, READ_SOME, {"numbers": str([*numbers])})
 
 
 def read_set(db: sqlite3.Connection, page_set: int, numbers: Sequence[int]) -> list[Page]:
-    """Return the numbered pages of the set that exist."""
+    """Return the numbered pages that a set contains; other numbers are skipped."""
     values = {"page_set": page_set, "numbers": str([*numbers])}
     return [Page(*row) for row in db.execute(READ_SOME, {**values, **BOUND})]
 

@@ -1,4 +1,4 @@
-"""Writer of lists in the file: it fills sets of pages, puts them in force, and deletes unused sets."""
+"""Writer of lists in the SQLite file: it fills sets of pages, puts them in force, and deletes unused sets."""
 
 import json
 import os
@@ -67,7 +67,7 @@ DELETE_SOME = "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETW
 
 
 def read_stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
-    """Return the record of a list.
+    """Return the store's record of a list: the state in force, its set of pages, and the kept releases.
 
     Raises:
         StoreError: `corrupt`.
@@ -84,7 +84,7 @@ def read_stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
 
 
 def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
-    """Return the state in force.
+    """Return the state of a list that is in force; None if the list does not exist.
 
     Raises:
         StoreError: `corrupt`.
@@ -94,7 +94,9 @@ def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
 
 
 def _state(name: str, generation: object, text: str, page_set: object) -> ListState:
-    """Return the state of a row. SQLite accepts text as a number, so the types are checked.
+    """Decode the state in a row of a list, and check the types of the row.
+
+    SQLite may return text for a number.
 
     Raises:
         StoreError: `corrupt`, for a row of another program.
@@ -114,7 +116,7 @@ def _event(text: str | None) -> Event | None:
 
 
 def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: bool) -> None:
-    """Delete unused sets, and raise StoreError (full) if the disk still has no room for these pages."""
+    """Delete unused sets, and raise StoreError (`full`) if the disk has still no room for these pages."""
     sizes = [len(keys) + len(extra) for _, keys, extra in pages]
     if amends:
         numbers = json.dumps([page.number for page in pages])
@@ -126,14 +128,14 @@ def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: 
 
 
 def file_bytes(sizes: Sequence[int]) -> int:
-    """Estimate the bytes of rows with these content sizes in the file (sqlite.org/fileformat2.html 1.6)."""
+    """Estimate the bytes that rows with these content sizes need in the file (sqlite.org/fileformat2.html 1.6)."""
     rows = np.array(sizes, np.int64) + ROW_BYTES
     in_leaf = DB_PAGE_BYTES / (LEAF_BYTES // rows.clip(1, LEAF_BYTES))
     return int(np.where(rows <= LEAF_BYTES, in_leaf, (rows // LEAF_BYTES + 1) * DB_PAGE_BYTES).sum())
 
 
 def _room_advice(db: sqlite3.Connection) -> tuple[str, str]:
-    """Return the path of the file, and advice for a full disk."""
+    """Return the path of the file and advice about a full disk, for an error message."""
     return _path(db), f"make room on the disk of {Path(_path(db)).parent}, and do it again"
 
 
@@ -142,7 +144,7 @@ def _path(db: sqlite3.Connection) -> str:
 
 
 def _free(db: sqlite3.Connection) -> int:
-    """Return the unused bytes in the file plus the free bytes of the disk."""
+    """Return the number of unused bytes in the file plus the free bytes of the disk."""
     disk = os.statvfs(Path(_path(db)).parent)
     (unused,) = db.execute("PRAGMA freelist_count").fetchone()
     return int(unused * DB_PAGE_BYTES + disk.f_bavail * disk.f_frsize)
@@ -152,7 +154,7 @@ def _free(db: sqlite3.Connection) -> int:
 
 
 def begin_set(db: sqlite3.Connection, name: str, seen: int) -> int:
-    """Create a set for a list at generation `seen`."""
+    """Create an empty set of pages for a list that is at generation `seen`; return the ID of the set."""
     _collect(db)
     with transaction(db):
         check_generation(name, read_stored(db, name), seen)
@@ -160,7 +162,7 @@ def begin_set(db: sqlite3.Connection, name: str, seen: int) -> int:
 
 
 def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Add pages to a staged set.
+    """Add pages to a staged set, which a load is filling.
 
     Raises:
         StoreError: `staging_lost`, if the set was deleted; `full`, if another writer used the room and the reserve
@@ -182,12 +184,12 @@ def _renew_set(db: sqlite3.Connection, page_set: int) -> None:
 
 
 def release_set(db: sqlite3.Connection, page_set: int) -> None:
-    """Mark a set for deletion unless a list uses it."""
+    """Release a set of pages, so that it is deleted unless a list uses it."""
     db.execute("UPDATE sets SET keep_until = 0 WHERE id = ?", (page_set,))
 
 
 def discard_set(db: sqlite3.Connection, page_set: int) -> None:
-    """Delete a set whose load failed, so that its room is free at once."""
+    """Delete the set of a failed load, so that its room is free at once."""
     checkpoint(db)  # on a full disk: frees the room of the log, which can then be overwritten
     release_set(db, page_set)
     _collect(db)
@@ -199,12 +201,12 @@ def _new_set(db: sqlite3.Connection) -> int:
 
 
 def _ids(page_set: int) -> tuple[int, int]:
-    """Return the first and the last possible row id of a set's pages."""
+    """Return the first and the last possible row ID of the pages in a set."""
     return page_set << NUMBER_BITS, page_set << NUMBER_BITS | NUMBER_MASK
 
 
 def _collect(db: sqlite3.Connection) -> None:
-    """Delete the pages of unused sets, a portion in each transaction."""
+    """Delete the pages of all unused sets, in portions of one transaction each."""
     with transaction(db):
         db.execute(DOOM, (time.time(),))
     for (page_set,) in db.execute("SELECT id FROM sets WHERE doomed").fetchall():
@@ -217,7 +219,7 @@ def _collect(db: sqlite3.Connection) -> None:
 
 
 def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Insert pages, some hundreds in each statement: like reading, it releases the interpreter's lock once for all of them."""
+    """Insert pages into a set with one call of the library, which releases the interpreter's lock only once."""
     base = page_set << NUMBER_BITS
     rows = [(base | number, keys, extra) for number, keys, extra in pages if keys or extra]
     db.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?, ?)", rows)
@@ -227,7 +229,10 @@ def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> Non
 
 
 def commit(db: sqlite3.Connection, name: str, seen: int, request: WriteRequest | Undo, staged: int | None) -> ListState:
-    """Put a request in force and append its event; `staged`: the set with the whole list, if there is one."""
+    """Put the list content of a request in force and append its event, in one transaction; return the new state.
+
+    `staged`: set with the whole list; None if the request has only changed pages.
+    """
     with transaction(db):
         before = read_stored(db, name)
         check_generation(name, before, seen)
