@@ -123,10 +123,10 @@ def check(
 ) -> None:  # fmt: skip
     """Show the answer that a check of a device gets, and its reason.
 
-    Blanks and dashes, as on a box, do not count. Exit status 2 if it is no identifier of a device, whatever such a request gets.
-
-    Names the rule, the list, its serial and the reason that the list gives. The running node is asked, which answers from memory;
-    where none runs, or with --store, the configuration file and the store say it. Where they differ, that is named.
+    The output names the rule, the list, its serial, and the reason that the list has for the device. The running node
+    answers from memory. If no node runs, or with --store, the answer comes from the configuration file and the store.
+    Differences between node, file and store are reported. Blanks and dashes in the identifier are ignored. Exit status
+    2 if the text is not an identifier of a device.
     """
     from eir.checks import explain  # noqa: PLC0415 - for this command alone
 

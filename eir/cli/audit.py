@@ -92,13 +92,15 @@ def audit(
 ) -> None:  # fmt: skip
     """Measure the share of devices in a signed release that an EIR answers as listed.
 
-    Does it answer as the list says? Verifies the release, draws a random sample of its devices, and asks about each in 14, 15 and 16 digits; a device counts as answered
-    as listed if all three were. With --passive or --sightings nothing is asked: what counts are the checks of listed devices that
-    others made, by who asked, and known MMEs that never ask are named. The configuration says who may sign the list.
+    The command verifies the release, draws a random sample of its devices, and checks each in 14, 15 and 16 digits. A
+    device counts as answered as listed if all three answers agree with the list. With --passive or --sightings no check
+    is sent. Then the checks of listed devices that others sent count, by origin, and known MMEs without a check are
+    reported. The configuration defines who may sign the list.
 
-    The interval holds the true share with the given confidence at every size of a growing sample. So --at-least asks about more
-    devices until the interval lies on one side of the share. With --passive or --sightings there is one look, and the interval counts
-    each listed device once. If too few of them were seen, the exit status is 3.
+    The interval contains the true share with the given confidence, at every size of a growing sample. So --at-least
+    checks more devices until the interval lies on one side of the share. With --passive or --sightings the share is
+    evaluated once, and the interval counts each listed device once. Exit status 3 if too few devices were seen for a
+    decision.
     """
     if sum((target is not None, passive is not None, sightings)) != 1:
         raise fail("one of HOST, --passive FILE and --sightings is needed, and no more", EXIT_USAGE)

@@ -64,9 +64,9 @@ def backup(
 ) -> None:  # fmt: skip
     """Write lists, history, keys and clock marks to one file.
 
-    The node may run. The file is verified: each list by its digest, the history by its chain, and each part of the file, as it was
-    written, by its SHA-256. Only its owner can read it. Of lists in SQLite it also has the releases that a rollback could bring back.
-    The configuration, with certificates and signers files, is not in it.
+    The node may run meanwhile. The file is verified: each list by its digest, the history by its chain, and each part
+    of the written file by its SHA-256. Only its owner can read the file. From a store in SQLite, the file also has the
+    releases that a rollback can restore. It does not contain the configuration, the certificates and the signers files.
     """
     checked = opened(load_config(config))
     if sightings:
@@ -108,9 +108,9 @@ def restore(
 ) -> None:  # fmt: skip
     """Restore a backup into the store (SQLite or Redis) and the state folder.
 
-    The backup may be from a node with the other kind of store. Nothing is changed if a list in the store, in this node's copy or in force
-    here before is newer than the backup's. A list that only the store has stays. A history that is empty, damaged or cut off is
-    given back; one that goes on from the backup's stays. A key that is there stays.
+    The backup may come from a node with the other kind of store. Nothing changes if a list is newer than the backup's
+    in the store, in this node's copy, or in the last state of this node. Lists that only the store has stay. A history
+    that is empty, damaged or cut off is restored; a history that continues the backup's stays. Existing keys stay.
     """
     checked = opened(load_config(config))
     with acting_in(checked.state):

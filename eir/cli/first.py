@@ -60,8 +60,9 @@ def init(
 ) -> None:  # fmt: skip
     """Create the first configuration of a node.
 
-    On a terminal it asks for what no option says. Into FOLDER go eir.yaml with comments, the publisher's key in signers/, and
-    eir.service, the unit for systemd. It writes over nothing: exit status 1 if one of them is there.
+    On a terminal, the command asks for values that no option gives. It writes to FOLDER: eir.yaml with comments, the
+    publisher's key in signers/, and eir.service, the unit for systemd. Existing files are not overwritten: exit status
+    1 if one of them exists.
     """
     _check_option("--realm", check_identity, [realm])
     _check_option("--host", check_identity, [host])
@@ -316,7 +317,8 @@ def user(
 ) -> None:  # fmt: skip
     """Print the line of a new user for the file that the key `feed.users` names.
 
-    The line has a hash of the password, and not the password. A running node takes the file over within a second.
+    The line has a hash of the password, not the password itself. A running node applies the changed file within one
+    second.
     """
     try:
         check_name(name)

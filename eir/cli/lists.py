@@ -88,9 +88,10 @@ def lists(
 ) -> None:
     """Show the lists: serial, entries, dates, signers, state.
 
-    `state` is `in force`, `expired` (which is still in force), `never loaded`, or `damaged` (what the store holds of it cannot be
-    read). `digest`, with --json, is of the content: the same for the same entries, independent of the release. The running node is
-    asked, which answers from memory; where none runs, or with --store, the store. Where they differ, that is named.
+    `state` is `in force`, `expired` (still in force), `never loaded`, or `damaged` (the store cannot read the list).
+    `digest`, with --json, is the digest of the content: it is equal for equal entries, independent of the release. The
+    running node answers from memory. If no node runs, or with --store, the answer comes from the store. Differences
+    between node and store are reported.
     """
     if context.invoked_subcommand is not None:
         return
@@ -121,9 +122,9 @@ def reset_serial(
 ) -> None:  # fmt: skip
     """Lower the highest accepted serial of a list.
 
-    This is for a list that accepted a release with a serial far too high. What is in force stays. The next release then needs a
-    serial above N and is a full one; signed releases above N that were accepted before are accepted again. It is in `eir history`,
-    and raises an alert for a day.
+    Use this for a list that accepted a release with a serial that is far too high. The release in force stays. The next
+    release must be a full one with a serial above N. Signed releases above N that were accepted before are accepted
+    again. The change is recorded in `eir history`, and raises an alert for one day.
     """
     checked = opened(whereabouts(config))
 
@@ -163,8 +164,8 @@ def rollback(
 ) -> None:  # fmt: skip
     """Undo the last release of a list, or several releases.
 
-    With --to all releases after that one are undone. Of a list without releases, a local one, the last change is undone. As many are
-    kept as the list's `keep` says. A release that was undone is never accepted again.
+    With --to, all releases after that serial are undone. For a local list, the last change is undone. The key `keep` of
+    the list sets the number of releases that can be restored. A release that was undone is never accepted again.
     """
     checked = opened(whereabouts(config))
     local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
@@ -201,8 +202,9 @@ def add(
 ) -> None:  # fmt: skip
     """Add entries to a local list.
 
-    Running nodes follow at once. Nothing is added if one of the entries is there already, or if more devices come than the list's
-    growth_max and change_min allow. The rows of a file are one change, within the limits of a release: bad_rows_max and range_tacs_max too.
+    Running nodes follow at once. Nothing is added if one of the entries exists already, or if the number of added
+    devices exceeds the list's growth_max and change_min. The rows of a file are one change; the limits of a release
+    (bad_rows_max, range_tacs_max) apply too.
     """
     options: dict[str, Any] = {
         "reason": reason,
@@ -276,9 +278,9 @@ def remove(
 ) -> None:  # fmt: skip
     """Remove entries from a local list.
 
-    Running nodes follow at once. Nothing is removed if one of the entries is not there, or if more devices go than the list's
-    shrink_max and change_min allow. When a TAC is removed, devices under it that
-    are listed on their own stay; a device that is listed only by its TAC cannot be removed alone.
+    Running nodes follow at once. Nothing is removed if one of the entries does not exist, or if the number of removed
+    devices exceeds the list's shrink_max and change_min. If a TAC is removed, devices under it that have their own
+    entry stay. A device that is listed only by its TAC cannot be removed alone.
     """
     _edit(
         config,
@@ -350,10 +352,10 @@ def show_list(
 ) -> None:  # fmt: skip
     """Show the entries of a list with their reason and expiry.
 
-    Entries are shown with who put them there and when. Those of signed lists came with the release that is in force: its signers,
-    and who loaded it. An entry that has ended stays in the list until a release or `eir remove` takes it out, and decides nothing.
-    Exit status 1 if nothing is listed.
-    The list is shown as the running node holds it, with the store away too; where none runs, or with --store, as the store does.
+    Each entry is shown with its author and time. For a signed list, these are the signers of the release in force and
+    the user who loaded it. An expired entry has no effect, but stays in the list until a release or `eir remove`
+    removes it. The list is shown as the running node has it, even if the store is unreachable. If no node runs, or with
+    --store, it is shown as the store has it. Exit status 1 if there is no entry.
     """
     checked = opened(whereabouts(config))
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
@@ -433,9 +435,9 @@ def export_list(
 ) -> None:
     """Export a list in force to a data file.
 
-    `eir publish` makes a release of it that has the same content: the same `digest` in `eir lists --json`. For that a reason that no entry
-    has any more keeps its place, by a row with an end in 1970 that decides nothing. A file that is there already is replaced once the
-    new one is whole.
+    `eir publish` can make a release of this file with the same content, and so with the same `digest` in `eir lists
+    --json`. For this purpose, a reason without entries keeps its index by a row that ended in 1970 and has no effect.
+    An existing file is replaced when the new file is complete.
     """
     for option, given, known in (("layout", layout, EXPORTS), ("only", only, ("imei", "tac", ""))):
         if given not in known:

@@ -30,7 +30,7 @@ _STATUSES = {
 def manual(context: typer.Context) -> None:
     """Print the manual page.
 
-    It is made from the help of all commands. To install it: eir manual >/usr/local/share/man/man1/eir.1
+    The page is made from the help of all commands. To install it: eir manual >/usr/local/share/man/man1/eir.1
     """
     print(man_page(context.find_root().command), end="")
 

@@ -24,8 +24,8 @@ Reference = Annotated[
 def serve(config: ConfigFile = DEFAULT_CONFIG, reload_on_change: ReloadOnChange = False) -> None:
     """Run the node in the foreground until SIGTERM.
 
-    SIGHUP has it take over a changed configuration; with --reload-on-change the change itself does. Logs go to standard
-    error; metrics and health are at the configured `http` address: /metrics, /live, /ready.
+    SIGHUP applies a changed configuration; with --reload-on-change, a change of the file does so too. Logs go to
+    standard error. Metrics and health are at the configured `http` address: /metrics, /live, /ready.
     """
     from eir.node.processes import supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
@@ -57,7 +57,7 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show the peers that are connected or expected.
 
-    On a terminal that is too narrow for all columns there are fewer; --json has all.
+    On a terminal that is too narrow for all columns, some columns are left out; --json has all.
     """
     show(control.ask(whereabouts(config).state, "peers"), (
         "label", "protocol", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "connections", "requests", "answers", "last_error",
@@ -67,7 +67,8 @@ def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 def peer_disable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Take a peer out of service.
 
-    It is sent a DPR, and gets no new connection until `eir peer enable` or a restart of the node.
+    The node sends a DPR to the peer, and opens and accepts no connection with it until `eir peer enable` or a restart
+    of the node.
     """
     print(control.ask(whereabouts(config).state, "peer_disable", name=name))
 
@@ -80,7 +81,7 @@ def peer_enable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
 def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Apply the changed configuration to the running node.
 
-    SIGHUP does the same. A file with a fault in it changes nothing.
+    SIGHUP does the same. If the file has a fault, nothing changes.
     """
     try:
         checked = config_with_warnings(config)
@@ -94,7 +95,7 @@ def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
 def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Disconnect the peers of the running node and stop it.
 
-    It tells them to go elsewhere (DPR) and answers what is under way first.
+    The node sends a DPR, so that peers use another EIR, and answers pending requests before it stops.
     """
     print(control.ask(whereabouts(config).state, "drain"))
 
@@ -102,7 +103,7 @@ def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
 def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = False, as_json: Json = False) -> None:
     """Check the configuration and print it with all defaults.
 
-    Defaults are filled in, passwords are hidden.
+    Passwords are hidden.
     """
     if reference:
         from eir.config.keys import reference as rows  # noqa: PLC0415 - no other command writes pages

@@ -41,16 +41,15 @@ def publish(
 ) -> None:  # fmt: skip
     """Create a signed release from data files.
 
-    Writes LIST-SERIAL.manifest.json and its .sig beside them, and .sig.2 of a second --key. The rows are read as `eir load` reads them, so
-    that a bad one is named to you, and not to those who receive the release. The configuration is read for a layout that it declares, and
-    for nothing else.
-    OpenSSH signs; for a manifest that is there, this does the same:
+    The command writes LIST-SERIAL.manifest.json and its .sig beside the data files, and .sig.2 for a second --key. Rows are read as `eir load`
+    reads them, so that a bad row is reported to the publisher and not to the receivers of the release. The configuration is read only for a
+    layout that it declares. OpenSSH creates the signatures. For an existing manifest, this command does the same:
 
     \b
     ssh-keygen -Y sign -n eir-release -f KEY MANIFEST
 
-    With --to the release goes into a folder of its own in FOLDER, and the index there names it: what nodes pull from. A key that has signed
-    no release in FOLDER and is not in FOLDER/signers is refused, since nodes that do not trust it keep the release before.
+    With --to the release is written to its own folder in FOLDER, and is added to the index from which nodes pull. A key that has signed no
+    release in FOLDER and is not in FOLDER/signers is rejected, because nodes that do not trust it would keep the previous release.
     """  # noqa: D301 - for typer: the command is not to be wrapped
     from eir.lists.releases.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
 
@@ -89,8 +88,9 @@ def offer(
 ) -> None:  # fmt: skip
     """Offer a signed release in a folder that nodes pull from.
 
-    For lists that people on several hosts sign: one of them runs `eir publish --out`, each of the others signs the manifest, and
-    one offers it. No deltas are folded here, so publish a full release now and then.
+    This command is for lists that people on several hosts sign: one of them runs `eir publish --out`, each of the
+    others signs the manifest, and one offers the release. Deltas are not folded into full releases here, so a full
+    release must be published from time to time.
     """
     from eir.lists.sources.folder_writer import offer_release  # noqa: PLC0415 - for this alone
 

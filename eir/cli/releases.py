@@ -47,8 +47,8 @@ def load(
 ) -> None:  # fmt: skip
     """Verify signed releases and put them in force.
 
-    Running nodes follow within a second. A release that is refused changes nothing: the list in force stays, and the reason is
-    given here and in `eir history`.
+    Running nodes follow within one second. A refused release changes nothing: the list in force stays, and the reason
+    is printed here and recorded in `eir history`.
     """
     checked = opened(load_config(config))
     loaded: dict[str, str] = {}
@@ -159,8 +159,8 @@ def _must_be_manifest(path: Path) -> None:
 def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Load the releases that have arrived in the drop folder, once.
 
-    A running node does so by itself. Each release goes to `accepted/`, or to `refused/` with a text that gives the reason; one that
-    is not complete yet stays. What waits, and for what, is said each time.
+    A running node does this by itself. Each release is moved to `accepted/`, or to `refused/` with a text file that
+    gives the reason. An incomplete release stays. Files that wait are listed, with the reason.
     """
     from eir.node.processes.drop_folder import make_pass  # noqa: PLC0415 - for this command alone
     from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - as above
@@ -198,8 +198,8 @@ def pull(
 ) -> None:  # fmt: skip
     """Fetch and load new releases from the source of a list, once.
 
-    A running node does so by itself. The index is fetched, what leads from the release in force to the newest one, and loaded as by `eir
-    load`: signatures, limits and refusals are the same.
+    A running node does this by itself. The command fetches the index and the releases that lead from the release in
+    force to the newest one. They are loaded as by `eir load`, with the same signatures, limits and refusals.
     """
     from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - for this command alone
     from eir.node.processes.pulling import pull_once  # noqa: PLC0415 - as above
@@ -248,7 +248,9 @@ def acknowledge(
 ) -> None:  # fmt: skip
     """Sign and send an acknowledgement of the release in force for each list.
 
-    With the digest of its content, since when, and what the node rejected since then. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
+    The acknowledgement contains the digest of the list's content, the time from which it is in force, and later
+    rejections by the node. It is signed with the node's own key. A running node sends it by itself for lists with
+    `source: {acknowledge: true}`.
     """
     from eir.lists.sources.acknowledge import Acknowledgement, Rejection, load_key, sign_acknowledgement, signer_line  # noqa: PLC0415 - as above
 
@@ -311,9 +313,10 @@ def show_acknowledged(
 ) -> None:  # fmt: skip
     """Show which nodes have the newest release of a folder, and which are late.
 
-    Each row rests on what the node has signed: serial and digest of the content in force, compared with what the releases make. Exit
-    status 1 if a node with a key is behind for longer than --within, rejects the offer of the folder, has other content, has not proved its
-    acknowledgement, or has posted none. A file of a stranger, without a key, is shown and does not count.
+    Each row rests on a statement that the node has signed: serial and digest of the content in force. They are compared
+    with the releases in the folder. Exit status 1 if a node with a key is behind for longer than --within, rejects the
+    offer of the folder, has other content, has no valid acknowledgement, or has posted none. A file from a node without
+    a key is shown, but does not count.
     """
     from eir.lists.sources.acknowledge import IN_STEP, LATE, as_rows, node_statuses  # noqa: PLC0415 - for this command alone
 

@@ -70,8 +70,8 @@ def seen(
 ) -> None:  # fmt: skip
     """Show the recorded checks of a device or of a SIM.
 
-    One row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM is shown as its hash. A running node
-    writes first what it has just seen. Exit status 1 if there is nothing.
+    There is one row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM is shown as its
+    hash. A running node first writes its buffered checks. Exit status 1 if no check is on record.
     """
     from eir.sightings.seen import SearchTerms, parse_search  # noqa: PLC0415 - as above
     from eir.sightings.seen import find_sightings as look  # noqa: PLC0415 - polars, for those that need it
@@ -107,8 +107,10 @@ def forget(
 ) -> None:  # fmt: skip
     """Remove a subscriber from the record of checks.
 
-    Its rows go, under each key with which it was hashed, and what a watched list remembers of it. It is on record again when it is asked about again.
-    Copies of the files, and events that went out, are elsewhere. Exit status 1 if a file is damaged, or a running node did not forget it: all else is done.
+    The command deletes all rows of the subscriber, under each key with which the IMSI was hashed, and the entries about
+    the subscriber in watched lists. A later check of the subscriber is recorded again. Copies of the files, and events
+    that were already sent, are not changed. Exit status 1 if a file is damaged or if the running node may still
+    remember the subscriber; everything else is then done.
     """
     checked = opened(load_config(config))
     imsi = imsi_named(checked, imsi)
@@ -139,8 +141,9 @@ def import_log(
 ) -> None:  # fmt: skip
     """Import the log of another EIR into the record of checks.
 
-    Columns by name: time, imei, and where there are such software_version, imsi, origin_host, status. Bad rows are left out and named
-    by file and line. What is taken in is kept as long as what is seen today; a file that is taken in twice counts twice. Exit status 1 if there were bad rows.
+    Columns are found by name: time, imei, and optionally software_version, imsi, origin_host, status. Bad rows are
+    skipped and reported by file and line. Imported rows are kept as long as rows of today. A file that is imported
+    twice counts twice. Exit status 1 if there were bad rows.
     """
     from eir.sightings.intake import import_log as take  # noqa: PLC0415 - polars, for those that need it
 
@@ -189,9 +192,10 @@ def export(
 ) -> None:  # fmt: skip
     """Export the checks of one day for a national register.
 
-    A row for each device and SIM: imei, imsi, msisdn (by the table `numbers`), when they were seen first (ms since 1970, and as a time in
-    UTC), protocol, who asked, the file's name, the operator. A check without an IMEI has 888888888888888. IMSIs are on record only with
-    `sightings.subscribers: full`. A running node writes first what it has just seen.
+    There is one row for each device and SIM: imei, imsi, msisdn (by the table `numbers`), time of the first check (ms
+    since 1970, and as a time in UTC), protocol, origin, name of the file, operator. A check without an IMEI has
+    888888888888888. IMSIs are on record only with `sightings.subscribers: full`. A running node first writes its
+    buffered checks.
     """
     from eir.sightings.seen import daily_rows  # noqa: PLC0415 - polars, for those that need it
 

@@ -114,10 +114,11 @@ def report(
 ) -> None:  # fmt: skip
     """Report phones with a tampered identity.
 
-    The likeliest stand first. Reads the record that the section `sightings` keeps. What is looked for, and how the score comes about, is in the section
-    `tamper` of the configuration and in eir/sightings/README.md. The score is the share of such devices that are tampered with, as far as made
-    networks and the cases that operators decided tell. Devices that somebody cleared are left out. A device that would be a finding by the word of
-    distrusted origins and peers only is listed apart: with --distrusted.
+    The command reads the record of the section `sightings`, and lists the phones with the highest score first. The
+    section `tamper` of the configuration and eir/sightings/README.md describe the conditions and the score. The score
+    is the estimated share of devices with this score that are tampered with. The estimate comes from simulated networks
+    and from the operators' decisions. Devices that an operator cleared are left out. Findings that depend on distrusted
+    origins and peers alone are listed separately, with --distrusted.
     """
     found = _judged(opened(load_config(config)), since, until, min_score, _Where(record, on_spark, work))
     listed_ones = found.doubted if untrusted else found.findings
@@ -176,11 +177,14 @@ def export(
 ) -> None:  # fmt: skip
     """Export findings as rows that `eir publish` signs.
 
-    Findings are devices of a score of tamper.export_min or more, and those that somebody confirmed; never those that somebody cleared, those with a TAC for
-    tests, or those that rest on distrusted peers. `pairs` are for a list of kind pairs that blocks: the IMEI and the IMSI of each subscriber who certainly holds a copy,
-    never of one who may be the owner. They need `sightings.subscribers: full`; without IMSIs only confirmed devices are written. `tracked` are IMEIs for a
-    list that answers greylisted. `devices` are for a list that blocks the IMEI with every SIM, the owner's too, so that only confirmed devices are written. SIM
-    boxes are in each of them only if somebody confirmed them. Exit status 1 if there is nothing to write.
+    Exported are devices with a score of tamper.export_min or more, and devices that an operator confirmed. Devices that
+    an operator cleared, devices with a test TAC, and findings that depend on distrusted peers are never exported.
+
+    `pairs` are for a list of kind pairs that blocks: the IMEI, and the IMSI of each subscriber who certainly holds a
+    copy, but never of a subscriber who may be the owner. They need `sightings.subscribers: full`; without IMSIs, only
+    confirmed devices are written. `tracked` are IMEIs for a list that answers greylisted. `devices` are for a list that
+    blocks the IMEI with every SIM, including the owner's, so only confirmed devices are written. SIM boxes are exported
+    only if an operator confirmed them. Exit status 1 if there is nothing to write.
     """
     from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
     from eir.sightings.page import EXPORTS, ROWS, export_rows  # noqa: PLC0415 - as above
@@ -237,8 +241,8 @@ def show_one_device(
 ) -> None:  # fmt: skip
     """Show the evidence of a finding about one device.
 
-    The sheet of one device: what each condition says, with its times, SIMs, places, software versions, what speaks for an honest explanation,
-    and what was decided. Exit status 1 if the device is not on record in that time.
+    The sheet has the result of each condition, with times, SIMs, places and software versions, the reasons for an
+    honest explanation, and the decisions of operators. Exit status 1 if the device is not on record in this period.
     """
     from eir.sightings.page import sheet, sheet_page  # noqa: PLC0415 - for this command alone
 
@@ -272,7 +276,8 @@ def show_one_device(
 def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Record the decision that a device is tampered with.
 
-    From then on it is reported, and exported with every SIM. Scores of its condition are calibrated by it. The decision is in the history.
+    From then on the device is reported, and exported with every SIM. The decision calibrates the scores of the device's
+    condition, and is recorded in the history.
     """
     _decide(identifier, CONFIRMED, reason, config, as_json=as_json)
 
@@ -280,7 +285,8 @@ def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT
 def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Record the decision that a device is not tampered with.
 
-    From then on it is neither reported nor exported. Scores of its condition are calibrated by it. The decision is in the history.
+    From then on the device is neither reported nor exported. The decision calibrates the scores of the device's
+    condition, and is recorded in the history.
     """
     _decide(identifier, CLEARED, reason, config, as_json=as_json)
 

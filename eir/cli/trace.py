@@ -36,8 +36,9 @@ def trace(
 ) -> None:  # fmt: skip
     """Show each check of one phone as it happens.
 
-    With the whole reasoning, over all protocols. It shows what a person's phone does: so it takes a reason, is in the history with who
-    asked, and ends by itself, or by Ctrl-C. One trace at a time; of more than ten checks a second not all are shown.
+    Each check is shown with its complete explanation, over all protocols. A trace reveals the activity of a person's
+    phone. So it needs a reason, is recorded in the history with its user, and ends by itself or by Ctrl-C. Only one
+    trace can run at a time. At more than 10 checks per second, not all are shown.
     """
     checked = load_config(config)
     imei, imsi = strip_separators(imei), imsi_named(checked, imsi)

@@ -57,9 +57,9 @@ def why(
 ) -> None:  # fmt: skip
     """Show the answer for a device at a past time, and its reason.
 
-    The answer comes from the record of checks: those that were under way at TIME, else the last one before it. Lists are shown as they
-    stood then: release, who signed and loaded it, and the row with its reason, where that release is kept (`keep` of the list); and what
-    has changed since. Exit status 1 if no check is on record.
+    The answer comes from the record of checks: the checks in progress at TIME, or else the last check before. Lists are
+    shown in their state at that time: release, signers, user who loaded it, and the row with its reason if that release
+    is still stored (`keep` of the list). Later changes are shown too. Exit status 1 if no check is on record.
     """
     from eir.sightings.seen import find_answers  # noqa: PLC0415 - polars, for those that need it
 
