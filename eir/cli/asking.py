@@ -121,7 +121,7 @@ def check(
     protocol: Annotated[str | None, typer.Option(metavar="|".join(CLIENTS), click_type=click.Choice([*CLIENTS]), help=f"Say also what goes over the wire, to {_clients()}.")] = None,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the answer that a check of a device gets, and its reason.
+    """Show the answer to a check of a device, with its reason.
 
     The output names the rule, the list, its serial, and the reason that the list has for the device. The running node
     answers from memory. If no node runs, or with --store, the answer comes from the configuration file and the store.
@@ -220,7 +220,7 @@ def probe(
     config: ConfigFile = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Send checks to an EIR, as an MME, an AMF or an MSC does, and show the answers.
+    """Send checks to an EIR, as an MME, an AMF or an MSC does.
 
     HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir); gsup://HOST:PORT as an
     OsmoMSC asks; map://GATEWAY:PORT as any MSC asks (MAP over SIGTRAN: over SCTP, or over TCP where SCTP is missing).

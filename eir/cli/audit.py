@@ -90,7 +90,7 @@ def audit(
     routing_context: RoutingContext = None,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure the share of devices in a signed release that an EIR answers as listed.
+    """Measure how many listed devices an EIR answers correctly.
 
     The command verifies the release, draws a random sample of its devices, and checks each in 14, 15 and 16 digits. A
     device counts as answered as listed if all three answers agree with the list. With --passive or --sightings no check

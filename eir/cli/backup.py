@@ -106,7 +106,7 @@ def restore(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup and say what would be refused; change nothing.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Restore a backup into the store (SQLite or Redis) and the state folder.
+    """Restore a backup to the store and to the state folder.
 
     The backup may come from a node with the other kind of store. Nothing changes if a list is newer than the backup's
     in the store, in this node's copy, or in the last state of this node. Lists that only the store has stay. A history

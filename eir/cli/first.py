@@ -315,7 +315,7 @@ def user(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The user, as history and metrics call it.")],
     password_file: Annotated[Path | None, typer.Option("--password-file", metavar="FILE", help="Holds the password, on its first line. One is made up and shown on standard error if left out.")] = None,
 ) -> None:  # fmt: skip
-    """Print the line of a new user for the file that the key `feed.users` names.
+    """Print a user's line for the file that `feed.users` names.
 
     The line has a hash of the password, not the password itself. A running node applies the changed file within one
     second.

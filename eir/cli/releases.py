@@ -157,7 +157,7 @@ def _must_be_manifest(path: Path) -> None:
 
 
 def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Load the releases that have arrived in the drop folder, once.
+    """Load the releases in the drop folder, once.
 
     A running node does this by itself. Each release is moved to `accepted/`, or to `refused/` with a text file that
     gives the reason. An incomplete release stays. Files that wait are listed, with the reason.
@@ -246,7 +246,7 @@ def acknowledge(
     key: Annotated[bool, typer.Option("--key", help="Only print the line by which a publisher knows this node's key (allowed_signers).")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
-    """Sign and send an acknowledgement of the release in force for each list.
+    """Send a signed statement about the lists that are in force.
 
     The acknowledgement contains the digest of the list's content, the time from which it is in force, and later
     rejections by the node. It is signed with the node's own key. A running node sends it by itself for lists with
@@ -311,7 +311,7 @@ def show_acknowledged(
     within: Annotated[str, typer.Option(metavar="1h", help="How long a node may take for a release.")] = "1h",
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show which nodes have the newest release of a folder, and which are late.
+    """Show which nodes have the newest release, and which do not.
 
     Each row rests on a statement that the node has signed: serial and digest of the content in force. They are compared
     with the releases in the folder. Exit status 1 if a node with a key is behind for longer than --within, rejects the
