@@ -1,4 +1,4 @@
-"""Acknowledgements: a node's signed statement on the content of a list in force, and the publisher's evaluation of it.
+"""Acknowledgements: a node's signed statement about the list in force, and its evaluation by the publisher.
 
 A node signs with its own key. The statement includes the time from which the content is in force, and the release or index that
 the node rejected last.
@@ -53,7 +53,10 @@ _member = partial(member, reason="acknowledgement")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """Release or index of the source that a node rejected. The detail is left out, because it may contain rows and the node's paths."""
+    """Release or index that a node rejected.
+
+    The detail of the rejection is left out, because it may contain rows and paths of the node.
+    """
 
     reason: str
     """Reason word, as in ReleaseRefused."""
@@ -65,7 +68,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledgement:
-    """Statement of a node on a list. Times are UTC with a Z."""
+    """Statement of a node about the list that it has in force. Times are UTC texts that end with Z."""
 
     node: str
     """Origin-Host of the node."""
@@ -81,12 +84,12 @@ class Acknowledgement:
 
     @property
     def name(self) -> str:
-        """Name of the file."""
+        """Name of the file that contains the acknowledgement."""
         return f"{self.node}.{self.list}{ENDS}"
 
 
 def load_key(state: Path) -> Path:
-    """Return the path of the node's key; create the key if it does not exist.
+    """Return the path of the node's key for acknowledgements; create the key if it does not exist.
 
     Raises:
         EirError: if the key cannot be created.
@@ -106,13 +109,13 @@ def load_key(state: Path) -> Path:
 
 
 def signer_line(key: Path, node: str) -> str:
-    """Return the node's line for an allowed_signers file."""
+    """Return the line for an allowed_signers file with which a publisher trusts the node's key."""
     kind, public = key.with_name(f"{key.name}.pub").read_text().split()[:2]
     return f'{node} namespaces="{NAMESPACE}" {kind} {public}'
 
 
 def sign_acknowledgement(what: Acknowledgement, key: Path) -> bytes:
-    """Encode and sign an acknowledgement.
+    """Encode an acknowledgement as JSON and sign it.
 
     Raises:
         ReleaseRefused: as openssh.sign.
@@ -122,7 +125,9 @@ def sign_acknowledgement(what: Acknowledgement, key: Path) -> bytes:
 
 
 def verify_acknowledgement(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgement:
-    """Verify and parse a node's acknowledgement. `nodes`: the allowed_signers file.
+    """Verify the signature of a node's acknowledgement and parse it.
+
+    `nodes`: allowed_signers file with the keys of the nodes.
 
     Raises:
         ReleaseRefused: if the signature is not the node's, or a member is wrong.
@@ -152,7 +157,7 @@ def verify_acknowledgement(content: bytes, name: str, nodes: Path, now: datetime
 
 
 def _rejection(members: Mapping[str, Any]) -> Rejection | None:
-    """Return the rejection in an acknowledgement, if there is one.
+    """Return the rejection in an acknowledgement, or None if it contains no rejection.
 
     Raises:
         ReleaseRefused: if a member is wrong.
@@ -172,7 +177,7 @@ def _rejection(members: Mapping[str, Any]) -> Rejection | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """State of a node with respect to a publisher's folder."""
+    """State of a node, compared with the releases in a publisher's folder."""
 
     node: str
     list: str
@@ -192,7 +197,9 @@ class NodeStatus:
 
 
 def node_statuses(folder: Path, *, now: datetime, within: timedelta, nodes: Path | None = None) -> list[NodeStatus]:
-    """Return the state of each node that has a key in the folder's `nodes`, or has posted an acknowledgement.
+    """Return the state of each node that has a key in the publisher's folder or has posted an acknowledgement.
+
+    `within`: time that a node may take to put a release in force.
 
     `within`: time that a node may take for a release.
 
@@ -228,7 +235,7 @@ def node_statuses(folder: Path, *, now: datetime, within: timedelta, nodes: Path
 
 
 def _of_node(file: Path, node: str, list_name: str, keys: Path, now: datetime) -> Acknowledgement:
-    """Return a node's acknowledgement of a list.
+    """Read, verify and parse a node's acknowledgement of a list.
 
     Raises:
         ReleaseRefused: if it is not valid.
@@ -244,7 +251,7 @@ def _of_node(file: Path, node: str, list_name: str, keys: Path, now: datetime) -
 
 
 def node_status(index: FolderIndex, acknowledgement: Acknowledgement, now: datetime, within: timedelta) -> NodeStatus:
-    """Return the state of one node."""
+    """Compare a node's acknowledgement with the publisher's folder, and return the state of the node."""
     missed = sorted({(offer.serial, offer.issued) for offer in index.releases if offer.serial > acknowledgement.serial})
     late = now - datetime.fromisoformat(missed[0][1]) if missed else timedelta(0)
     content = index.content_of(acknowledgement.serial)
@@ -275,7 +282,9 @@ def node_status(index: FolderIndex, acknowledgement: Acknowledgement, now: datet
 
 
 def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> ReleaseEntries:
-    """Return the entries that a node acknowledges, computed from the releases in the folder of the acknowledgement.
+    """Return the entries that a node has in force according to its acknowledgement.
+
+    They are computed from the releases in the publisher's folder that contains the acknowledgement.
 
     Raises:
         ReleaseRefused: if the acknowledgement or a release is not valid.
@@ -307,7 +316,7 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
 
 
 def _chain_to(index: FolderIndex, serial: int) -> Sequence[Offer]:
-    """Return the releases that lead to a serial, from the newest full one at or below it."""
+    """Return the releases to load for a serial: the newest full release up to it, then deltas."""
     offers = tuple(offer for offer in index.releases if offer.serial <= serial)
     if not any(offer.base is None for offer in offers):
         return ()
@@ -328,14 +337,14 @@ def _unacknowledged(index: FolderIndex, node: str, why: str | None, *, known: bo
 
 
 def _hosts_in(signers: str) -> Iterator[str]:
-    """Yield the hosts in an allowed_signers file."""
+    """Yield the host names in the text of an allowed_signers file."""
     for line in signers.splitlines():
         if line.strip() and not line.startswith("#"):
             yield from line.split()[0].strip('"').split(",")
 
 
 def _content(file: Path) -> bytes:
-    """Read a file that any node may have written, without blocking on a pipe or following a link."""
+    """Read an acknowledgement, which any node may have written, without blocking on a pipe or following a link."""
     with open_folder(file.parent) as folder:
         return read_small(file.name, folder, BYTES_MAX)
 
@@ -348,5 +357,5 @@ def _is_time(text: str) -> bool:
 
 
 def as_rows(found: Sequence[NodeStatus]) -> list[dict[str, Any]]:
-    """Return rows for tables and scripts."""
+    """Return the states of nodes as rows for tables and for JSON."""
     return [asdict(each) for each in found]

@@ -1,4 +1,4 @@
-"""Deliveries: manifests in the drop folder with their signatures, their verification, and their order.
+"""Deliveries in the drop folder: manifests with signatures, their verification, and the order of their loads.
 
 Anyone with write access may deliver many invalid files. So deliveries that claim a trusted key are verified first, alternately
 the newest and the oldest, and the lists take turns with verified deliveries.
@@ -20,7 +20,7 @@ from eir.lists.sources.drop_folder import Listing, printable, signed_manifests
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Manifest with a signature, and the result of its verification."""
+    """Delivery: a manifest with its signatures in the drop folder, and the result of its verification."""
 
     name: str
     signatures: tuple[str, ...]
@@ -31,24 +31,24 @@ class Delivery:
 
     @property
     def data(self) -> tuple[str, ...]:
-        """Names of its data files; empty if the manifest is not verified."""
+        """Names of the delivery's data files; empty if its manifest is not verified."""
         return () if self.release is None else tuple(file.name for file in self.release.manifest.files)
 
     @property
     def list(self) -> str | None:
-        """Its list, if the manifest is verified."""
+        """Name of the delivery's list; None if its manifest is not verified."""
         return None if self.release is None else self.release.manifest.list
 
     @property
     def serial(self) -> int | None:
-        """Its serial, if the manifest is verified."""
+        """Serial of the delivery; None if its manifest is not verified."""
         return None if self.release is None else self.release.manifest.serial
 
 
 def verify_delivery(
     name: str, folder: Path, listing: Listing, lists: Mapping[str, ListSettings], now: datetime
 ) -> Delivery:
-    """Verify the signatures of a delivery at `now`.
+    """Verify the signatures of a delivery at the time `now`, and return the delivery with the result.
 
     Raises:
         OSError: for a fault of this host.
@@ -74,9 +74,9 @@ def verify_delivery(
 def manifests_by_priority(
     listing: Listing, folder_fd: int, lists: Iterable[ListSettings]
 ) -> tuple[list[str], list[str]]:
-    """Return the manifests with a signature: those that claim a trusted key, and the others.
+    """Return the manifests with signatures as two lists: those that claim a trusted key, and all others.
 
-    Each list alternates between the newest and the oldest, so that ten thousand deliveries before or after a good
+    In each list the newest and the oldest manifests alternate, so that ten thousand deliveries before or after a good
     release cannot delay it.
     """
     keys = _trusted_keys(lists)
@@ -88,9 +88,9 @@ def manifests_by_priority(
 
 
 def order_by_turn(deliveries: Iterable[Delivery], last: Callable[[Delivery], bool]) -> Iterator[tuple[int, Delivery]]:
-    """Yield deliveries with the number of their round: in each round one of each list, by serial.
+    """Yield deliveries with the number of their round. Each round has one delivery of each list, by serial.
 
-    Deliveries for which `last` returns True follow after all rounds, then unverified ones by name.
+    Deliveries for which `last` returns True follow after all rounds. Unverified deliveries are at the end, by name.
     """
     rounds: dict[tuple[bool, str | None], int] = {}
     turns = []
@@ -112,7 +112,7 @@ def _from_both_ends(names: list[str]) -> Iterator[str]:
 
 
 def _trusted_keys(lists: Iterable[ListSettings]) -> Collection[bytes] | None:
-    """Return the keys in all signers files, or None if one cannot be read."""
+    """Return the public keys in all signers files, or None if one of the files cannot be read."""
     keys: set[bytes] = set()
     for path in {settings.signers for settings in lists if settings.signers is not None}:
         try:

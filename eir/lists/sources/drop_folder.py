@@ -1,4 +1,6 @@
-"""Drop folder: its files, their completeness, the time of the next pass, and the two subfolders for processed files.
+"""Drop folder: its files, their completeness, the schedule of passes, and the subfolders for processed files.
+
+A pass is one processing of all files in the folder.
 
 Files may arrive in any order and in parts, change while they are read, or be links. So all files are moved through descriptors,
 which no link can redirect. This module reads names, sizes and times, but no content.
@@ -31,7 +33,7 @@ REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
 
 
 class Item(NamedTuple):
-    """File in the folder: bytes, and Unix seconds of the last change of content or name (ctime)."""
+    """File in the drop folder: size in bytes, and Unix seconds of the last change of content or name (ctime)."""
 
     size: int
     changed: float
@@ -41,7 +43,9 @@ Listing = Mapping[str, Item]
 
 
 def scan_folder(folder: Path | int, most: int = ITEMS_MAX) -> dict[str, Item]:
-    """Return up to `most` files in the folder (or its descriptor) that may belong to releases: no folders, no hidden files.
+    """Return the files in the drop folder that may belong to releases, at most `most`.
+
+    `folder` is a path or a descriptor. Folders and hidden files are left out.
 
     Raises:
         OSError: if the folder cannot be read.
@@ -59,18 +63,21 @@ def scan_folder(folder: Path | int, most: int = ITEMS_MAX) -> dict[str, Item]:
 
 
 def signed_manifests(listing: Listing) -> list[str]:
-    """Return the names of manifests with a signature. Other files cannot be mistaken for one, because data files have other names."""
+    """Return the names of the manifests that have a signature beside them.
+
+    Other files cannot be mistaken for a manifest, because data files have other names.
+    """
     return sorted(name for name in listing if name.endswith(MANIFEST_ENDS) and f"{name}.sig" in listing)
 
 
 def printable(name: str) -> str:
-    """Escape bytes that are not valid UTF-8, and control characters, in a file's name."""
+    """Escape control characters, and bytes that are not valid UTF-8, in the name of a file."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def missing_part(manifest: Manifest, listing: Listing, now: float) -> str:
-    """Return why a release's data files are not complete, or an empty text."""
+    """Return a message about the first incomplete data file of a release, or an empty text."""
     for file in manifest.files:
         item = listing.get(file.name)
         if item is None:
@@ -83,19 +90,28 @@ def missing_part(manifest: Manifest, listing: Listing, now: float) -> str:
 
 
 def is_settled(item: Item, now: float) -> bool:
-    """Return False if the file was changed less than SETTLED_S ago. A time in the future is of another host's clock, and ignored."""
+    """Return True unless the file was changed less than SETTLED_S ago.
+
+    A time in the future comes from another host's clock, and is ignored.
+    """
     return not now - SETTLED_S < item.changed <= now
 
 
 class Watch:
-    """Scheduler of passes, from scans of the folder. `patience_s` as in inbox.PassSettings."""
+    """Scheduler of the passes over a drop folder, which compares scans of the folder.
+
+    `patience_s` is that of inbox.PassSettings.
+    """
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s, self._again_at, self._passed_at = patience_s, 0.0, -float("inf")
         self._seen: Listing = {}  # files of the last pass
 
     def due(self, listing: Listing, now: float) -> bool:
-        """Return True if a pass is due. `now` in Unix seconds, like the times of the files."""
+        """Return True if the next pass must start.
+
+        `now` is in Unix seconds, like the times of the files.
+        """
         if not listing:
             return False
         since = now - self._passed_at
@@ -111,21 +127,24 @@ class Watch:
         return since >= CHANGED_AGAIN_S or any(all(is_settled(item, now) for item in items) for items in fresh.values())
 
     def record_pass(self, listing: Listing, again_s: float | None, now: float) -> None:
-        """Record a pass over the files of `listing`."""
+        """Record that a pass has processed the files of `listing`.
+
+        The next pass starts after `again_s` even without a change.
+        """
         self._seen, self._passed_at = listing, now
         self._again_at = float("inf") if again_s is None else now + again_s
 
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """Open drop folder: its descriptor, those of its subfolders, and the names of files that were moved."""
+    """Open drop folder: descriptors of the folder and of its subfolders, and the names of moved files."""
 
     drop: int
     rooms: dict[str, int]
     moved: set[str] = field(default_factory=set)
 
     def places(self, names: Iterable[str], room: str) -> dict[str, str]:
-        """Return names for these files in a room that replace no file there: all unchanged, or all with the same number."""
+        """Return free names in a subfolder (`room`) for these files: all unchanged, or all with the same number."""
         names, number = list(names), 1
         while True:
             places = {name: _numbered(name, number) for name in names}
@@ -134,7 +153,9 @@ class Rooms:
             number += 1
 
     def move_files(self, places: Mapping[str, str], room: str, text: tuple[str, str] | None = None) -> None:
-        """Move files in this order, after writing a text (name, content) beside them.
+        """Move files to a subfolder (`room`) in the given order.
+
+        If `text` is given, a text file (name, content) is written there first.
 
         Raises:
             OSError: if a file cannot be moved.
@@ -148,7 +169,7 @@ class Rooms:
                 os.rename(name, place, src_dir_fd=self.drop, dst_dir_fd=self.rooms[room])
 
     def prune(self, files_max: int, bytes_max: int) -> None:
-        """Delete the oldest rejected files above the limits."""
+        """Delete the oldest files in `refused/` that exceed the limits on number and bytes."""
         files = size = 0
         for name, item in sorted(
             scan_folder(self.rooms[REFUSED]).items(), key=lambda named: named[1].changed, reverse=True
@@ -167,7 +188,7 @@ class Rooms:
 
 
 def _numbered(name: str, number: int) -> str:
-    """Return `name`, then `name~2`, `name~3` and so on, within the length limit of the file system."""
+    """Return `name` for number 1, or else `name~NUMBER`, shortened to the length limit of the file system."""
     if number == 1:
         return name
     mark = f"~{number}".encode()
@@ -176,7 +197,7 @@ def _numbered(name: str, number: int) -> str:
 
 @contextmanager
 def open_rooms(folder: Path) -> Iterator[Rooms]:
-    """Open a drop folder, and create its subfolders if needed.
+    """Open a drop folder for the context, and create its subfolders if they do not exist.
 
     Raises:
         EirError: if it cannot be used.
@@ -187,7 +208,10 @@ def open_rooms(folder: Path) -> Iterator[Rooms]:
 
 
 def _open_folder(folder: Path, inside: int | None, stack: ExitStack) -> int:
-    """Open the folder, or one inside another, which must not be a link; return the descriptor."""
+    """Open a folder, or its subfolder in `inside`, and return the descriptor.
+
+    A subfolder is created if it does not exist, and must not be a link.
+    """
     try:
         if inside is not None:
             with suppress(FileExistsError):

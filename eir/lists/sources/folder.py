@@ -1,4 +1,4 @@
-"""Publisher's folder: its index, and the choice of the releases that lead a reader to the newest one.
+"""Publisher's folder: its index, and the choice of the releases that lead a node to the newest serial.
 
 The folder is on any web server or object store. Each release has a folder of its own, and the index lists them: a full release
 and deltas. The index and its signature share one file (eir.lists.releases.openssh), so that a reader never reads half of a
@@ -32,7 +32,7 @@ _member = partial(member, reason="index")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """Release in the folder."""
+    """Release that is offered in a publisher's folder, as its index lists it."""
 
     serial: int
     kind: str
@@ -52,7 +52,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderIndex:
-    """Index of the folder."""
+    """Index of a publisher's folder: the list, the time, and the offered releases."""
 
     list: str
     holds: str
@@ -64,21 +64,21 @@ class FolderIndex:
 
     @property
     def serial(self) -> int:
-        """Newest serial."""
+        """Newest serial in the folder."""
         return self.releases[-1].serial
 
     @property
     def full(self) -> Offer:
-        """Newest full release."""
+        """Newest full release in the folder."""
         return next(offer for offer in reversed(self.releases) if offer.kind == FULL)
 
     def content_of(self, serial: int) -> str | None:
-        """Return the digest of the list's content at a serial, or None if the folder no longer has that release."""
+        """Return the digest of the list's content at a serial, or None if the folder does not have this release."""
         return next((offer.content for offer in self.releases if offer.serial == serial), None)
 
 
 def encode_index(index: FolderIndex) -> bytes:
-    """Encode the index as the document to sign."""
+    """Encode an index as the JSON document that is then signed."""
     releases = [{name: value for name, value in asdict(offer).items() if value is not None} for offer in index.releases]
     document = {
         "format": FORMAT,
@@ -91,7 +91,7 @@ def encode_index(index: FolderIndex) -> bytes:
 
 
 def parse_index(document: bytes) -> FolderIndex:
-    """Parse the document of a verified index.
+    """Parse the JSON document of an index whose signature is verified.
 
     Raises:
         ReleaseRefused: `index`, with the wrong member.
@@ -121,7 +121,9 @@ def parse_index(document: bytes) -> FolderIndex:
 
 
 def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before: datetime | None) -> None:
-    """Reject an index that is not the next one of this list.
+    """Reject an index that is of another list or kind, from the future, or older than one that was read before.
+
+    `before`: time of the newest index that was read before.
 
     `before`: time of the newest index that was read.
 
@@ -143,14 +145,10 @@ def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before
 
 
 def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> Sequence[Offer]:
-    """Return the releases to load to reach the newest one, in order; none if it is loaded already or cannot be reached.
+    """Return the releases to load, in order, to reach the newest serial.
 
-    Deltas are preferred; otherwise the result is the newest full release and the deltas after it.
-
-    Args:
-        index: index of the folder.
-        current: serial in force; None if there is no list yet.
-        highest: highest serial ever accepted.
+    The result is empty if the newest serial is already loaded or cannot be reached. Deltas are preferred; otherwise the
+    result is the newest full release and the deltas after it.
     """
     deltas = {offer.base: offer for offer in index.releases if offer.kind == DELTA}
     if index.serial <= highest:
@@ -162,7 +160,10 @@ def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> S
 
 
 def _chain(deltas: dict[int | None, Offer], serial: int, highest: int) -> Sequence[Offer]:
-    """Return the consecutive deltas after a serial; none if the first of them is not above `highest`."""
+    """Return the consecutive deltas after a serial.
+
+    The result is empty if the serial of the first delta is not above `highest`.
+    """
     chain: list[Offer] = []
     while (offer := deltas.get(serial)) is not None and (chain or offer.serial > highest):
         chain.append(offer)
@@ -171,7 +172,7 @@ def _chain(deltas: dict[int | None, Offer], serial: int, highest: int) -> Sequen
 
 
 def trim_index(index: FolderIndex, until: datetime) -> FolderIndex:
-    """Return the index without releases that a reader who was up to date at `until` does not need.
+    """Return the index without the releases that a node which was up to date at `until` does not need.
 
     These are older deltas, and all full releases but the newest.
     """
@@ -184,12 +185,12 @@ def trim_index(index: FolderIndex, until: datetime) -> FolderIndex:
 
 
 def sort_offers(offers: Iterable[Offer]) -> tuple[Offer, ...]:
-    """Sort offers in the order of an index."""
+    """Sort offers as an index lists them: by serial, and for the same serial the delta first."""
     return tuple(sorted(offers, key=lambda offer: (offer.serial, offer.kind != DELTA)))
 
 
 def is_digest(text: str) -> bool:
-    """Return True for a SHA-256 in hexadecimal digits."""
+    """Return True if a text is a SHA-256 in lower-case hexadecimal digits."""
     return _DIGEST.fullmatch(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""Writer of a publisher's folder: it adds a release, writes the index last, and deletes releases that are no longer needed.
+"""Writer of a publisher's folder: it adds a release, then writes the index, then deletes unused releases.
 
 From time to time the deltas are folded: a full release with the same content is added for the last delta. A reader that is far
 behind starts with it, and old deltas can be deleted. The content of the list at a serial is computed as in an EIR: the releases
@@ -58,7 +58,7 @@ SIGNERS = "signers"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """Result of adding a release to the folder."""
+    """Result of adding a release to a publisher's folder."""
 
     published: Published
     index: FolderIndex
@@ -72,7 +72,7 @@ def publish_into(
     bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
     more_keys: Sequence[Path] = (), new_key: bool = False, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Placed:  # fmt: skip
-    """Write a signed release of data files, as eir.lists.releases.publish, and add it to the folder.
+    """Write a signed release from data files, as in eir.lists.releases.publish, and add it to the folder.
 
     If it fails, the index stays as it was.
 
@@ -143,7 +143,7 @@ def offer_release(
     declared: Mapping[str, Layout] | None = None, warn: Callable[[str], None] = lambda _: None, deltas_max: int = DELTAS_MAX,
     new_key: bool = False,
 ) -> FolderIndex:  # fmt: skip
-    """Add a signed release with all its signatures to the folder; return the index, which `key` signs.
+    """Add a signed release with its files to the folder, sign the new index with `key`, and return this index.
 
     Deltas are not folded, because the signers of a full release may be absent. Raises as `publish_into`.
     """
@@ -225,7 +225,9 @@ def _signatures_of(manifest: Path) -> list[bytes]:
 
 
 def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[bytes]) -> None:
-    """Reject signatures by a key that has signed no release in the folder and is not in `signers`: nodes may not trust it.
+    """Reject signatures by a key that nodes may not trust.
+
+    Such a key has signed no release in the folder and is not in the file `signers` of the folder.
 
     The first release of a folder without `signers` may have any key.
 
@@ -253,7 +255,11 @@ def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[b
 
 
 def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[str], None]) -> datetime:
-    """Return the time of the next index: not before that of the last one, which readers would reject, if the clock is only a little late."""
+    """Return the time for the next index, which must not be before that of the last index.
+
+    Readers would reject an earlier time. If the clock of this host is late by more than AHEAD_MAX, the present time is
+    returned with a warning.
+    """
     if before is None or now >= before.written:
         return now
     if before.written <= now + AHEAD_MAX:
@@ -264,7 +270,7 @@ def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[
 
 
 def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends: datetime) -> bool:
-    """Return True if the deltas after the newest full release must be folded.
+    """Return True if the deltas after the newest full release must be folded to a new full release.
 
     The reasons are: there are many deltas; the first one is older than `until`; or the full release expires before
     `ends`, after which a new node cannot load it.
@@ -276,7 +282,10 @@ def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends:
 
 
 class Contents:
-    """Content of the list, computed from the folder's releases. `room`: folder for a temporary store."""
+    """Computation of a list's content from the releases in a publisher's folder.
+
+    `room`: folder for a temporary store.
+    """
 
     def __init__(self, folder: Path, name: str, kind: str, declared: Mapping[str, Layout], room: Path) -> None:
         # The releases are the publisher's own, so there are no limits on changes and no signature checks.
@@ -287,7 +296,7 @@ class Contents:
         self._folder, self._room = folder, room
 
     async def load(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page]]:
-        """Load these releases one after the other and return the list.
+        """Load releases one after the other into a temporary store; return the state and the pages of the list.
 
         Raises:
             ReleaseRefused: if one cannot be loaded.
@@ -325,7 +334,7 @@ class Contents:
         expires: datetime,
         keys: Sequence[Path],
     ) -> Offer:
-        """Write a full release of the present list, signed by each of `keys`.
+        """Write a full release with the list's present content, signed by each of `keys`, and return it.
 
         Raises:
             ReleaseRefused: if its content would differ.
@@ -372,7 +381,7 @@ def _offer(manifest: Path) -> Offer:
 
 
 def _place_release(offer: Offer, staged: Path, folder: Path) -> Offer:
-    """Move a release to its place in the folder, replacing files of an earlier attempt, which no index lists."""
+    """Move a complete release to its folder, and replace the files of an earlier attempt, which no index lists."""
     place = folder / offer.folder
     shutil.rmtree(place, ignore_errors=True)
     staged.chmod(0o755)
@@ -387,10 +396,9 @@ def _place_release(offer: Offer, staged: Path, folder: Path) -> Offer:
 
 
 def load_index(folder: Path) -> FolderIndex | None:
-    """Load the present index. Its signature is not verified, because the publisher has written it.
+    """Load the present index of the folder; None if there is no index.
 
-    Raises:
-        ReleaseRefused: if it cannot be parsed.
+    Its signature is not verified, because the publisher has written it.
     """
     try:
         content = (folder / INDEX).read_bytes()
@@ -400,7 +408,10 @@ def load_index(folder: Path) -> FolderIndex | None:
 
 
 def _delete_unused(folder: Path, before: FolderIndex | None, now: FolderIndex) -> None:
-    """Delete folders that neither this index nor the previous one lists, with which a reader may still be working."""
+    """Delete release folders that neither the new index nor the previous one lists.
+
+    A reader may still be using the previous index.
+    """
     named = {offer.folder for index in (before, now) if index is not None for offer in index.releases}
     for place in folder.iterdir():
         if (

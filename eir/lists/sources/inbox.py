@@ -1,4 +1,4 @@
-"""One pass over the drop folder: the order in which its releases are loaded, and the outcome of each.
+"""Processing of the drop folder in passes: the order in which releases are loaded, and their outcomes.
 
 Each release is verified once, by eir.lists.releases.release and eir.lists.changes.load. An incomplete release waits. A loaded
 release is moved to `accepted/`, a rejected one to `refused/` with a text that gives the reason. If the host is at fault (the store
@@ -68,7 +68,7 @@ OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryOutcome:
-    """Outcome of a release, or of a file that belongs to no release."""
+    """Outcome of a delivered release, or of a file that belongs to no release."""
 
     manifest: str
     outcome: str  # ACCEPTED, REFUSED or WAITING
@@ -83,7 +83,7 @@ class DeliveryOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """Result of one pass."""
+    """Result of one pass over the drop folder."""
 
     taken: tuple[DeliveryOutcome, ...] = ()
     again_s: float | None = None
@@ -94,7 +94,7 @@ class Pass:
     """True if another process is making a pass, so this one made none."""
 
     def as_json(self) -> dict[str, object]:
-        """Return the pass for scripts, and for the node that requested it."""
+        """Return the result of the pass as a JSON document, for scripts and for the node."""
         return {
             name: value
             for name, value in asdict(self).items()
@@ -104,14 +104,14 @@ class Pass:
 
 @dataclass(slots=True)
 class Attempts:
-    """File with the loads whose process was killed, so that no release is retried forever."""
+    """File that counts the killed loads of each release, so that no release is retried forever."""
 
     _path: Path
     _going_on: str = ""
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
-        """Count one load of the release with this digest while the block runs.
+        """Count a load of the release with this digest as killed, until the block ends normally.
 
         Raises:
             ReleaseRefused: `crash`, after ATTEMPTS_MAX loads that were killed.
@@ -136,11 +136,14 @@ class Attempts:
         self.forget(digest)
 
     def of(self, digest: str) -> int:
-        """Return the number of killed loads of the release."""
+        """Return the number of killed loads of the release with this digest."""
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
-        """Delete the count of the load with this digest, or without a digest of the load in progress, because the load did not end the process."""
+        """Delete the count for the release with this digest, or for the release being loaded if no digest is given.
+
+        For a load that has not killed its process.
+        """
         self._write({noted: count for noted, count in self._read().items() if noted != (digest or self._going_on)})
 
     def _read(self) -> dict[str, int]:
@@ -156,7 +159,7 @@ class Attempts:
 
 
 class _Delay(NamedTuple):
-    """Reason why a release must wait; if `bounded`, the reason becomes final after the patience."""
+    """Reason why a release must wait. If `bounded` is true, the release is rejected after the patience."""
 
     reason: str
     detail: str
@@ -165,7 +168,7 @@ class _Delay(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSettings:
-    """Settings of a pass."""
+    """Settings of a pass over the drop folder."""
 
     folder: Path
     lists: Mapping[str, ListSettings]
@@ -192,13 +195,10 @@ class PassSettings:
 
 
 async def run_pass(terms: PassSettings) -> Pass:
-    """Load all complete releases by serial, and move the processed ones.
+    """Make one pass over the drop folder: load all complete releases by serial, and move processed files.
 
     No delivery can prevent the others from their turn. If the store fails for a list, or has no room for a release, the
     releases stay. A pass ends after `pass_s`, and the next pass continues.
-
-    Raises:
-        EirError: if the folder cannot be used.
     """
     with open_rooms(terms.folder) as rooms:
         turn = _Turn(terms, rooms)
@@ -209,7 +209,7 @@ async def run_pass(terms: PassSettings) -> Pass:
 
 
 class _Turn:
-    """State of one pass: the scanned folder, and the outcome of each file."""
+    """State of one pass: the scanned drop folder, and the outcome of each file."""
 
     def __init__(self, terms: PassSettings, rooms: Rooms) -> None:
         self.terms = terms
@@ -229,7 +229,7 @@ class _Turn:
         """True if the pass did not process all files."""
 
     async def make(self) -> None:
-        """Process each release, then the files that belong to none."""
+        """Run the pass: process each delivered release, then the files that belong to no release."""
         if len(self._listing) >= self.terms.items_max:
             self.again.append(SETTLED_S)
         likely, unlikely = await asyncio.to_thread(
@@ -259,7 +259,7 @@ class _Turn:
             self._sweep(self._listing.keys() - waits)
 
     async def _verified(self, names: Sequence[str], until_s: float, in_vain_max_s: float) -> AsyncIterator[Delivery]:
-        """Verify deliveries and yield the results, within the time limits of the pass and of failed verifications."""
+        """Verify deliveries and yield the results, within the time limits for the pass and for failed verifications."""
         terms, in_vain_s = self.terms, 0.0
         for name in names:
             if self._spent(until_s) or (in_vain_s > in_vain_max_s and self._spent(0.0)):
@@ -277,7 +277,7 @@ class _Turn:
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
 
     def _spent(self, after_s: float) -> bool:
-        """Return True if the pass has taken this long; the next pass continues."""
+        """Return True if the pass has taken `after_s` seconds; if so, plan another pass for the rest."""
         if time.monotonic() - self._began < after_s:
             return False
         self.again.append(0.0)
@@ -288,7 +288,7 @@ class _Turn:
         return delivery.release is not None and self.terms.attempts.of(delivery.release.digest) > 0
 
     async def _process_safely(self, delivery: Delivery, others: set[str]) -> None:
-        """Process one delivery; errors concern only this delivery."""
+        """Process one delivery. An error concerns only this delivery, unless the store has failed."""
         if delivery.list in self._away:
             return
         try:
@@ -305,7 +305,10 @@ class _Turn:
             await self._refuse(delivery, others, refused_by(fault))
 
     async def _process(self, delivery: Delivery, others: set[str]) -> None:
-        """Load a release, reject it, or let it wait. `others`: files that further releases need too."""
+        """Load a delivered release, reject it, or let it wait.
+
+        `others`: data files that other releases need too.
+        """
         left_s = self._patience_left((delivery.name, *delivery.signatures, *delivery.data))
         delay = await self._delay(delivery)
         if delay is not None and (not delay.bounded or left_s > 0):
@@ -330,7 +333,7 @@ class _Turn:
         await self._refuse(delivery, others, refused)
 
     async def _load(self, delivery: Delivery, release: VerifiedRelease, others: set[str]) -> ReleaseRefused | None:
-        """Load a release and move it, or return the refusal."""
+        """Load a release and move its files; if the release is rejected, return the rejection."""
         manifest, terms = release.manifest, self.terms
         state = await terms.store.state(manifest.list)
         if state is not None and (state.serial, state.release_digest) == (manifest.serial, release.digest):
@@ -346,7 +349,7 @@ class _Turn:
         return None
 
     async def _refuse(self, delivery: Delivery, others: set[str], refused: ReleaseRefused) -> None:
-        """Move a delivery to the rejected ones, and record the refusal if the history does not have it."""
+        """Move a rejected delivery to `refused/`, and record the rejection unless the load has done so."""
         release = delivery.release
         if release is not None:
             refused.name_release(release.manifest.list, release.manifest.serial)
@@ -359,7 +362,7 @@ class _Turn:
         return Loader(terms.lists, terms.store, terms.who, terms.clock(), terms.marks or {})
 
     async def _delay(self, delivery: Delivery) -> _Delay | None:
-        """Return why the release must wait, or None if it can be loaded or rejected."""
+        """Return the reason why a delivery must wait, or None if it can be loaded or rejected now."""
         refused = delivery.refused
         if refused is not None:
             if refused.reason in OURS:
@@ -379,7 +382,10 @@ class _Turn:
         return _Delay("base", f"it builds on serial {base}, and {in_force}") if comes else None
 
     def _half(self, delivery: Delivery) -> str:
-        """Return why manifest and signatures seem incomplete, without parsing them, or an empty text."""
+        """Return a message if the manifest or a signature seems incomplete, or an empty text.
+
+        The files are not parsed.
+        """
         signatures = ((name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures)
         for name, limit, ends in ((delivery.name, MANIFEST_BYTES_MAX, b"}"), *signatures):
             with suppress(ReleaseRefused, FileNotFoundError):
@@ -395,20 +401,20 @@ class _Turn:
         self.again.append(max(again_s, SETTLED_S))
 
     def _stays(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """Let a delivery wait for this host without a time limit."""
+        """Let a delivery wait without a time limit, because this host must be repaired first."""
         self._waits(delivery, _Delay(reason, detail, bounded=False), AGAIN_S)
 
     def _patience_left(self, names: Iterable[str]) -> float:
-        """Return the seconds until files that no longer change have waited long enough."""
+        """Return the seconds for which the files may still wait, unchanged, before they are rejected."""
         if not self.terms.believed:
             return self.terms.patience_s
         changed = max((self._listing[name].changed for name in names if name in self._listing), default=0.0)
         return changed + self.terms.patience_s - self.terms.clock().timestamp()
 
     async def _move(self, delivery: Delivery, others: set[str], taken: DeliveryOutcome) -> None:
-        """Move a delivery to its room, data files first.
+        """Move the files of a processed delivery to `accepted/` or `refused/`, data files first.
 
-        While its first signature stays, a later pass completes an interrupted move.
+        The first signature is moved last: as long as it stays, a later pass completes an interrupted move.
         """
         files = [] if delivery.release is None else delivery.release.manifest.files
         names = [file.name for file in files if file.name not in others and file.name in self._listing]
@@ -421,7 +427,7 @@ class _Turn:
         )
 
     def _is_its_own(self, file: FileEntry) -> bool:
-        """Return True if a data file is the one in the rejected manifest, or has waited too long to belong to another release.
+        """Return True if a data file belongs to the rejected manifest, or has waited too long for another manifest.
 
         Otherwise it may only have the name of another release's file, whose manifest is still to arrive.
         """
@@ -432,7 +438,10 @@ class _Turn:
         return False
 
     def _move_files(self, names: Sequence[str], about: str, taken: DeliveryOutcome) -> None:
-        """Move files and write a text about one of them."""
+        """Move files, and for a rejection write a text file about them.
+
+        `about` is the name of the manifest or of the single file.
+        """
         self._gone.update(names)
         text_name = f"{os.fsdecode(os.fsencode(about)[:TEXT_NAME_BYTES_MAX])}.txt"
         try:
@@ -450,7 +459,7 @@ class _Turn:
         self.taken.append(taken)
 
     def _sweep(self, strays: Iterable[str]) -> None:
-        """Move files that no release names to the rejected ones after they have waited long enough."""
+        """Move files that no release names to `refused/`, after they have waited long enough."""
         detail = "no signed release named it; a release is NAME.manifest.json, its .sig, and the data files that the manifest names"
         for name in sorted(strays):
             if (left_s := self._patience_left((name,))) > 0:
@@ -467,7 +476,7 @@ class _Turn:
 def _outcome(
     delivery: Delivery, outcome: str, reason: str = "", detail: str = "", *, here: bool = False
 ) -> DeliveryOutcome:
-    """Return the outcome of a delivery."""
+    """Build the outcome of a delivery."""
     return DeliveryOutcome(
         manifest=printable(delivery.name), outcome=outcome, list=delivery.list, serial=delivery.serial, reason=reason,
         detail=escape_invalid(detail), here=here,

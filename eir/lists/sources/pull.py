@@ -1,4 +1,4 @@
-"""One pull: it fetches newer releases from a publisher's folder, verifies them like any delivery, and loads them.
+"""Pull from a publisher's folder: it fetches newer releases, verifies them like any delivery, and loads them.
 
 Each document is parsed only after its signature was verified: first the index, with the list's signers; then each manifest
 (eir.lists.releases.release); then the data files, by their digests. Files are kept in a folder of the list until they are loaded,
@@ -87,13 +87,13 @@ class Pulled:
     """Time at which the source first offered a serial above `in_force`; None if it offers none."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the result for scripts."""
+        """Return the result of the pull as a JSON document for scripts."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """Settings of a pull."""
+    """Settings of one pull."""
 
     settings: ListSettings
     room: Path
@@ -111,7 +111,7 @@ class Terms:
 
 @dataclass(slots=True)
 class _Note:
-    """Stored state of a source between pulls."""
+    """State of a source that is stored between pulls."""
 
     etag: str | None = None
     sha256: str | None = None
@@ -131,7 +131,10 @@ class _Note:
 
 
 async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
-    """Load all newer releases of the source; the result has the reason if that fails. `until`: time limit (time.monotonic)."""
+    """Load all newer releases of a list's source; a failure is part of the result.
+
+    `until`: time limit (time.monotonic).
+    """
     name, source = terms.settings.name, terms.settings.source
     if source is None:
         raise EirError(f"list {name} has no source (lists.{name}.source)")
@@ -168,7 +171,7 @@ class _Pull:
     note: _Note = field(default_factory=_Note)
 
     def pulled(self, outcome: str, reason: str = "", detail: str = "") -> Pulled:
-        """Return the report."""
+        """Build the result of the pull."""
         fetched = self.server.bytes if self.server is not None else 0
         outcome = LOADED if self.loaded and outcome in {UNCHANGED, ELSEWHERE} else outcome
         return Pulled(
@@ -177,7 +180,7 @@ class _Pull:
         )  # fmt: skip
 
     async def make(self) -> Pulled:
-        """Fetch the index and load the newer releases.
+        """Fetch the index of the source, and fetch and load the newer releases.
 
         Raises:
             Unreached: if the source cannot be reached.
@@ -217,7 +220,9 @@ class _Pull:
         return self.pulled(UNCHANGED)
 
     async def compare(self) -> int:
-        """Store when each serial above the one in force was first offered; return the serial in force.
+        """Compare the offered serials with the serial of the list in force, and return the latter.
+
+        For each higher offered serial, the time of its first offer is stored.
 
         Raises:
             StoreError: if the store fails.
@@ -238,7 +243,7 @@ class _Pull:
         return state.serial
 
     async def _steps(self, index: FolderIndex) -> Sequence[Offer]:
-        """Return the releases to load: deltas if they build on the list in force, else a full release.
+        """Return the releases to load: deltas if they fit the list in force, else a full release.
 
         If a delta among them was rejected, a usable full release is preferred. If the list in force differs from the
         folder's list with the same serial (it may be another publisher's), only a full release is possible: a delta
@@ -253,11 +258,11 @@ class _Pull:
 
     @staticmethod
     def _differs(index: FolderIndex, state: ListState) -> bool:
-        """Return True if the list in force differs from the folder's list with the same serial."""
+        """Return True if the list in force differs from the content that the folder has for the same serial."""
         return index.content_of(state.serial) not in {None, state.content_digest}
 
     async def _before(self) -> tuple[ListState, int]:
-        """Return the state in force, and the highest serial ever accepted.
+        """Return the state of the list in force, and the highest serial that this node has ever accepted.
 
         Raises:
             StoreError: if the store fails.
@@ -267,7 +272,7 @@ class _Pull:
         return state, max(self.terms.marks.get(name, NO_LIST.mark), state.mark)[1]
 
     def _index(self, server: SourceClient) -> FolderIndex:
-        """Return the verified index: a new one, or the stored one if it has not changed.
+        """Return the verified index of the source: a new index, or the stored one if it has not changed.
 
         Raises:
             Unreached: if it cannot be fetched.
@@ -297,7 +302,7 @@ class _Pull:
         return index
 
     async def _fetch_and_load(self, server: SourceClient, offer: Offer) -> None:
-        """Fetch one release and load it.
+        """Fetch one release, verify it, and load it.
 
         Raises:
             Unreached: if it cannot be fetched.
@@ -333,7 +338,7 @@ class _Pull:
                 shutil.rmtree(each, ignore_errors=True)
 
     def _fetch_release(self, server: SourceClient, offer: Offer, place: Path) -> VerifiedRelease:
-        """Fetch a complete release to a folder and verify it.
+        """Fetch all files of a release to the folder `place`, and verify them.
 
         Raises:
             Unreached: if it cannot be fetched.
@@ -387,7 +392,7 @@ class _Pull:
 
 
 def _digest(settings: ListSettings) -> str:
-    """Return a digest of settings and of their files."""
+    """Return a digest of a list's settings and of the contents of its trust files."""
     document = asdict(replace(settings, source=None))
     digest = hashlib.sha256(
         json.dumps(document, default=lambda each: sorted(each) if isinstance(each, frozenset) else str(each)).encode()

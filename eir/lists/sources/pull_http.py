@@ -1,4 +1,4 @@
-"""HTTP client of a pull, bounded in size and time. It fetches a file, the rest of a file, or an index if the index has changed.
+"""HTTP client of a pull, limited in size and time, which can continue an interrupted download.
 
 It uses https only, except for addresses of this host, and follows redirects only on the same server. It uses the proxies of the
 environment (`https_proxy`, `no_proxy`). All calls block, so they need a thread of a process that answers no checks.
@@ -54,10 +54,13 @@ class FetchedFile(NamedTuple):
 
 
 class SourceClient:
-    """Client for a source. `until`: end of the time for all requests (time.monotonic)."""
+    """HTTP client for the source of a list.
+
+    `until`: time limit for all requests (time.monotonic).
+    """
 
     def __init__(self, source: Source, until: float) -> None:
-        """Create a client.
+        """Create a client for a source, without connecting to the server.
 
         Raises:
             Unreached: `setup`, if the source's files cannot be used.
@@ -88,7 +91,7 @@ class SourceClient:
         self._opener = opener
 
     def fetch(self, name: str, most: int, etag: str | None = None) -> FetchedFile | None:
-        """Fetch a small file; return None if it still has this tag.
+        """Fetch a small file; return None if its entity tag is still `etag`.
 
         Raises:
             Unreached: if it cannot be fetched.
@@ -105,7 +108,7 @@ class SourceClient:
             return FetchedFile(bytes(octets), tag if _TAG.fullmatch(tag) else None)
 
     def download(self, name: str, part: Path, size: int) -> None:
-        """Download a file of `size` bytes, from the end of the part that an earlier attempt stored.
+        """Download a file of `size` bytes; continue after the part that an earlier attempt has stored.
 
         Raises:
             Unreached: if the download is incomplete; the received part stays.
@@ -169,7 +172,7 @@ class SourceClient:
     def _request(
         self, name: str, headers: Mapping[str, str], data: bytes | None = None, method: str = "GET"
     ) -> Iterator[Any]:
-        """Send a request and yield the open answer, or None if the file has not changed."""
+        """Send a request and yield the open response, or None if the file has not changed."""
         at = self._at(name)
         request = urllib.request.Request(at, data=data, headers={**self._headers, **headers}, method=method)  # noqa: S310 - of a url that is https, or of this host
         self._redirects.restart()
@@ -208,7 +211,7 @@ class SourceClient:
             raise Unreached("cut_off", f"{at} ended {answer.length} bytes before its end")
 
     def _remaining_s(self) -> float:
-        """Return the seconds for which the next bytes may be awaited.
+        """Return the seconds for which the client may wait for the next bytes.
 
         Raises:
             Unreached: `timeout`, if the answer is late.
@@ -222,14 +225,17 @@ class SourceClient:
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Handler that opens connections on which each piece of an answer must arrive within `left()` seconds."""
+    """Opener of HTTP connections on which each piece of a response must arrive in time.
+
+    `left()` returns the remaining seconds.
+    """
 
     def __init__(self, context: ssl.SSLContext, left: Callable[[], float]) -> None:
         urllib.request.HTTPSHandler.__init__(self, context=context)
         self._tls, self._remaining_s = context, left
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        """Send a request over TCP."""
+        """Send a request over plain TCP."""
         return self.do_open(partial(self._connection, http.client.HTTPConnection), req)
 
     def https_open(self, req: urllib.request.Request) -> Any:
@@ -244,7 +250,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 class _Response(http.client.HTTPResponse):
-    """Answer whose pieces must each arrive within `left()` seconds."""
+    """HTTP response whose pieces must each arrive within `left()` seconds."""
 
     def __init__(self, sock: socket.socket, *how: Any, left: Callable[[], float], **more: Any) -> None:
         super().__init__(sock, *how, **more)
@@ -252,7 +258,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Pieces(io.RawIOBase):
-    """Bytes of a socket, with a timeout for each piece."""
+    """Stream of bytes from a socket, with a new time limit for each read."""
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase, left: Callable[[], float]) -> None:
         self._sock, self._raw, self._remaining_s = sock, raw, left
@@ -281,11 +287,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self.followed = 0
 
     def restart(self) -> None:
-        """Count redirects again, for a new request."""
+        """Set the count of followed redirects to zero, for a new request."""
         self.followed = 0
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:  # noqa: PLR0917 - urllib's own
-        """Return the next request.
+        """Return the request that follows a redirect.
 
         Raises:
             Unreached: `redirect`, for another server or too many redirects.
