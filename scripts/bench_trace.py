@@ -35,7 +35,7 @@ from benchmark.servers import PATIENCE_S, REALM, free_port, on_cores
 from benchmark.site import EIR, loaded
 
 from eir.cli.table import table
-from eir.interfaces.s13.probe import S13Target, asking
+from eir.interfaces.s13 import INTERFACE as S13
 
 QUESTIONS = 500_000
 FULL = Load(4, 256)
@@ -119,7 +119,8 @@ def _ask(port: int, on: set[int]) -> None:
     os.sched_setaffinity(0, on)
 
     async def over_and_over() -> None:
-        async with asking(S13Target("127.0.0.1", port, f"phone.{REALM}", REALM), imsi=IMSI) as check:
+        url = f"s13://127.0.0.1:{port}?origin_host=phone.{REALM}&origin_realm={REALM}"
+        async with S13.probe_of(url).asking(imsi=IMSI) as check:
             while True:
                 await check(IMEI)
                 await asyncio.sleep(PAUSE_S)

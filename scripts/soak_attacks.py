@@ -45,9 +45,8 @@ from wire import EIR
 from eir.errors import EirError
 from eir.interfaces.device_authenticity.device_authenticity import PATH as AUTHENTICITY_PATH
 from eir.interfaces.feed.feed_users import user_line
-from eir.interfaces.gsup import probe as gsup
-from eir.interfaces.map import probe as msc
-from eir.wire.ss7.sccp import point_code
+from eir.interfaces.gsup import INTERFACE as GSUP
+from eir.interfaces.map import INTERFACE as MAP
 
 ATTACKERS = Path(__file__).resolve().parent / "attackers.py"
 ROUNDS = 3
@@ -435,11 +434,11 @@ def _clients(world: World, place: Mapping[str, Any], options: argparse.Namespace
         return (chance.choice(old)[1], True) if old else drawn()
 
     def osmo(name: str) -> AbstractAsyncContextManager[Any]:
-        return gsup.asking(gsup.GsupTarget("127.0.0.1", place["gsup"], timeout_s=ANSWER_S, name=name))
+        return GSUP.probe_of(f"gsup://127.0.0.1:{place['gsup']}?name={name}", timeout_s=ANSWER_S).asking()
 
     def sgsn() -> AbstractAsyncContextManager[Any]:
-        codes = point_code("1-1-3"), point_code("1-1-2")
-        return msc.asking(msc.MapTarget(("127.0.0.1",), place["map"], codes, timeout_s=ANSWER_S))
+        url = f"map://127.0.0.1:{place['map']}?point_code=1-1-3&eir_point_code=1-1-2"
+        return MAP.probe_of(url, timeout_s=ANSWER_S).asking()
 
     reader = f"Basic {base64.b64encode(f'x:{PASSWORD}'.encode()).decode()}"
     return [

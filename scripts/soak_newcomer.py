@@ -70,7 +70,7 @@ eir reload
 for try in $(seq 100); do ! eir status || break; sleep 0.1; done
 eir status
 eir lists
-eir probe 127.0.0.1 00101001000001 00101009000009
+eir probe s13://127.0.0.1 00101001000001 00101009000009
 """
 ANALYSES = """
 printf 'time,imei,imsi\\n%s,00101009000009,001010000000001\\n' "$(date -u +%FT%TZ)" >/srv/releases/log.csv

@@ -25,9 +25,8 @@ from servers import free_port
 from traffic import connect, lists_of, write_list
 from wire import HOST, TGPP, avp, ecr
 
-from eir.interfaces.gsup import probe as gsup
-from eir.interfaces.map import probe as msc
-from eir.wire.ss7.sccp import point_code
+from eir.interfaces.gsup import INTERFACE as GSUP
+from eir.interfaces.map import INTERFACE as MAP
 
 BATCH = 500
 ENTRIES = 100_000
@@ -74,11 +73,9 @@ def main(arguments: list[str]) -> int:
 async def _soak(
     node: Any, ports: list[int], keys: list[int], options: argparse.Namespace
 ) -> tuple[Counter[str], list[str]]:
-    by_map = msc.asking(
-        msc.MapTarget(("127.0.0.1",), ports[0], (point_code("1-1-3"), point_code("1-1-2")), timeout_s=60)
-    )
-    by_gsup = gsup.asking(gsup.GsupTarget("127.0.0.1", ports[1], timeout_s=60))
-    async with by_map as ask_map, by_gsup as ask_gsup:
+    by_map = MAP.probe_of(f"map://127.0.0.1:{ports[0]}?point_code=1-1-3&eir_point_code=1-1-2", timeout_s=60)
+    by_gsup = GSUP.probe_of(f"gsup://127.0.0.1:{ports[1]}", timeout_s=60)
+    async with by_map.asking() as ask_map, by_gsup.asking() as ask_gsup:
         return await _compare(node, keys, options, ask_map, ask_gsup)
 
 

@@ -27,7 +27,7 @@ from node import Site as PlainSite
 from servers import Server, free_port, programs
 from wire import HOST, REALM
 
-from eir.interfaces.s13 import probe
+from eir.interfaces.s13 import INTERFACE as S13
 
 ROOT = Path(__file__).resolve().parent.parent
 LANE = "eir/interfaces/s13"
@@ -149,8 +149,8 @@ def soak(folder: Path, earlier: Path, options: argparse.Namespace) -> Counter[st
 async def _turns(port: int, sites: dict[str, Any], earlier: Path, options: argparse.Namespace) -> Counter[str]:
     found: Counter[str] = Counter()
     end = asyncio.Event()
-    target = probe.S13Target("127.0.0.1", port, HOST, REALM, agent.EIR_REALM, timeout_s=10.0)
-    async with probe.asking(target) as ask:
+    names = f"origin_host={HOST}&origin_realm={REALM}&destination_realm={agent.EIR_REALM}"
+    async with S13.probe_of(f"s13://127.0.0.1:{port}?{names}", timeout_s=10.0).asking() as ask:
         asking = asyncio.create_task(_ask(ask, found, end, options.rate))
         for turn in range(options.turns):
             for program in (ROOT, earlier):

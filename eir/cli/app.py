@@ -136,12 +136,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("keep the way open for nodes that were away a month", f"eir offer {RELEASE} --to /srv/www/stolen-national --key key --keep 30d"),
     ),
     "probe": (
-        ("as an MME", f"eir probe 192.0.2.1 {PHONE}"),
-        ("as an AMF, over TLS", f"eir probe https://eir.example:7777 {PHONE} --ca ca.pem"),
-        ("a hundred times, ten a second", f"eir probe 192.0.2.1 {PHONE} --count 100 --rate 10"),
+        ("as an MME", f"eir probe s13://192.0.2.1 {PHONE}"),
+        ("as an AMF, with an access token", f"eir probe 'n5g://eir.example?token=token' {PHONE}"),
+        ("a hundred times, ten a second", f"eir probe s13://192.0.2.1 {PHONE} --count 100 --rate 10"),
     ),
     "audit": (
-        ("does an EIR block what the release lists?", f"eir audit {RELEASE} 192.0.2.1 --at-least 99.9%"),
+        ("does an EIR block what the release lists?", f"eir audit {RELEASE} s13://192.0.2.1 --at-least 99.9%"),
         ("by a capture, without asking", f"eir audit {RELEASE} --passive s13.pcap"),
         ("by what this node has on record", f"eir audit {RELEASE} --sightings --since 7d"),
     ),

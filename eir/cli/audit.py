@@ -14,31 +14,12 @@ import typer
 
 from eir.checks.settings import Status
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened
-from eir.cli.asking import (
-    OWN_POINT_CODE,
-    Ca,
-    Cert,
-    DestinationHost,
-    DestinationRealm,
-    EirPointCode,
-    Gt,
-    Imsi,
-    OriginHost,
-    OriginRealm,
-    PointCode,
-    PrivateKey,
-    RoutingContext,
-    Timeout,
-    Token,
-    names_of,
-    prober_for,
-    tls_of,
-)
+from eir.cli.asking import TIMEOUT_S, Imsi, Timeout, probe_of
 from eir.cli.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, duration, fail, print_message, progress, show_one
 from eir.cli.sightings import recorded
 from eir.config import Config, load_to_ask
 from eir.interfaces import INTERFACES
-from eir.interfaces.probing import Calls, Captured
+from eir.interfaces.probing import Captured
 from eir.lists.changes.audit import (
     AT_LEAST,
     CONFIDENCE,
@@ -61,7 +42,7 @@ NAMED_MAX = 10
 
 def audit(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="LIST-SERIAL.manifest.json of the release that the EIR should have in force; or NODE.LIST.ack in a publisher's folder: what the node says it has.")],
-    target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR, gsup:// for one on Osmocom, map:// for one over SIGTRAN.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Argument(metavar="[URL]", help="The EIR to ask, as for eir probe.", show_default=False)] = None,
     sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of devices to ask about. If not given: as many as --at-least needs if all answers are right, and more until it is decided.", show_default=False)] = None,
     sample_max: Annotated[int | None, typer.Option(metavar="N", min=1, help=f"Largest number of devices to ask about until --at-least is decided. If not given: --sample, or else {SAMPLE_MAX}.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Ask about every entry.")] = False,
@@ -75,19 +56,7 @@ def audit(
     since: Annotated[str | None, typer.Option(metavar="7d", help="With --sightings: how far back to look instead.", show_default=False)] = None,
     mme: Annotated[list[str] | None, typer.Option(metavar="HOST", help="With --passive or --sightings: an MME that ought to ask, besides the peers that the configuration names; may be given several times.", show_default=False)] = None,
     imsi: Imsi = None,
-    origin_host: OriginHost = None,
-    origin_realm: OriginRealm = None,
-    destination_realm: DestinationRealm = None,
-    destination_host: DestinationHost = None,
-    timeout: Timeout = 5.0,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: PrivateKey = None,
-    token: Token = None,
-    gt: Gt = None,
-    point_code: PointCode = OWN_POINT_CODE,
-    eir_point_code: EirPointCode = None,
-    routing_context: RoutingContext = None,
+    timeout: Timeout = TIMEOUT_S,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure how many listed devices an EIR answers correctly.
@@ -103,22 +72,19 @@ def audit(
     decision.
     """
     if sum((target is not None, passive is not None, sightings)) != 1:
-        raise fail("one of HOST, --passive FILE and --sightings is needed, and no more", EXIT_USAGE)
+        raise fail("one of URL, --passive FILE and --sightings is needed, and no more", EXIT_USAGE)
     floor, sure = _share("--at-least", at_least), _share("--confidence", confidence) or CONFIDENCE
     if not 0 < sure < 1:
         raise fail("--confidence: expected a share between 0 and 1, such as 95%", EXIT_USAGE)
     if sample_max is not None and (target is None or floor is None or everything or sample_max < (sample or 0)):
         raise fail(
-            "--sample-max goes with HOST and --at-least, not with --all, and is no smaller than --sample", EXIT_USAGE
+            "--sample-max goes with URL and --at-least, not with --all, and is no smaller than --sample", EXIT_USAGE
         )
     back = duration(since, "--since") if since else None
-    names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
-    calls = Calls(gt, point_code, eir_point_code, routing_context)
+    checked, now = load_to_ask(config), datetime.now(UTC)
     asker = None
     if target is not None:
-        prober, asked = prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls, config)
-        asker = prober.asking(asked, imsi=imsi)
-    checked, now = load_to_ask(config), datetime.now(UTC)
+        asker = probe_of(target, timeout, checked.shown).asking(imsi=imsi)
     with progress() as advance:
         shown = advance or (lambda *_: None)
         if release.name.endswith(ENDS):

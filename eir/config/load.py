@@ -18,7 +18,6 @@ from eir.errors import ConfigError, Problem
 from eir.interfaces import INTERFACES
 from eir.lists.record.settings import Layout
 from eir.schema import Document
-from eir.wire.peers.settings import Identity
 
 TAKES_RESTART = [
     *(key.path for key in TABLE if not key.live),
@@ -54,15 +53,6 @@ def load_to_ask(path: Path) -> Config:
     if others := tuple(problem for problem in problems if document.problems.get(problem, ())[:1] != ("identity",)):
         raise ConfigError(others)
     return config
-
-
-def load_identity(path: Path) -> Identity:
-    """Read the section `identity` of a file; faults elsewhere in the file are ignored.
-
-    Raises ConfigError if the file is unreadable.
-    """
-    identity: Identity = read_document(path, read_file(path), ROOT).values["identity"]
-    return identity
 
 
 def load_whereabouts(path: Path) -> Whereabouts:

@@ -8,21 +8,23 @@ before it starts its processes, which share their memory. Other functions import
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Status
-from eir.errors import Report
+from eir.errors import Report, UsageError
 from eir.lists.record.settings import FirstSeenSettings, ListSettings
-from eir.schema import CLAIM, FILE, Document, Family, Findings, Key, Section, Spot, many, url
+from eir.schema import CLAIM, FILE, Document, Family, Findings, Key, Section, Spot, Unexpected, did_you_mean, many, url
 from eir.wire.peers.settings import Identity, Limits, PeerSettings
-from eir.wire.transport.endpoint import HTTP_PORTS
+from eir.wire.transport.endpoint import HTTP_PORTS, hosts_and_port
 from eir.wire.transport.settings import SctpSettings, TlsSettings
 
 if TYPE_CHECKING:
     from eir.checks.checker import Checker
     from eir.checks.trace import Tracer
-    from eir.interfaces.probing import Captured, Wanted
+    from eir.interfaces.probing import Captured, Probe
     from eir.wire.diameter.admission import AdmissionControl
     from eir.wire.peers.counts import Counts
     from eir.wire.peers.rate import RateLimits
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
 
 LISTEN_HTTP = url(HTTP_PORTS, "http://127.0.0.1:7777")
+TLS_KEYS = (
+    Key("ca", FILE, None, "file with the authorities of the EIR's certificate, in PEM; with cert and key it turns TLS on"),
+    Key("cert", FILE, None, "file with the certificate of the probe, in PEM"),
+    Key("key", FILE, None, "file with its private key, in PEM"),
+)  # fmt: skip
+"""Parameters of a probe over TLS; see eir.interfaces.probing.Probe.tls."""
 
 
 def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str = "") -> tuple[Key, ...]:
@@ -210,16 +218,49 @@ class Interface:
 
     client: str = ""
     """Kind of client with its article: `an MME`."""
-    words: Callable[[Status], str] | None = None
-    """Returns the text of an answer on the wire; None: not available for `eir check --protocol`."""
+    words: Callable[[Status], str] = str
+    """Returns the text of an answer on the wire."""
     question: Callable[[str, str, str, str, str], Question] | None = None
     """Returns the question of a client about (IMEI, IMSI, software version, Origin-Host, Origin-Realm). Raises EirError.
 
     None: eir.checks.explain.question_of.
     """
-    schemes: tuple[str, ...] = ()
-    """URL schemes of `eir probe` for this interface."""
-    probe: "Callable[[Wanted], tuple[Any, Any]] | None" = None
-    """Returns a module with the functions of eir.interfaces.probing.Probe, and its target. Raises UsageError."""
+    probe: str = ""
+    """Function that connects an eir.interfaces.probing.Probe; empty: no client of the interface sends checks."""
+    probe_keys: tuple[Key, ...] = ()
+    """Parameters in the query of the URL of `eir probe`."""
     capture: "Callable[[Path, Sequence[int], Any], Captured] | None" = None
     """Reads a capture file; the ports are those of the EIR, if given."""
+
+    def probe_of(self, url: str, timeout_s: float = 5.0, configured: Mapping[str, Any] | None = None) -> "Probe":
+        """Return the probe of an EIR by its URL: NAME://HOST[:PORT][?PARAMETER=VALUE&…].
+
+        Args:
+            url: the URL; NAME is that of this interface.
+            timeout_s: seconds until a connection, and until each answer.
+            configured: configuration of this host as `eir config` shows it, for missing parameters.
+
+        Raises:
+            UsageError: for an invalid URL or an unknown parameter.
+        """
+        from eir.interfaces.probing import Probe  # noqa: PLC0415 - only a probe needs it
+
+        where, _, query = url.partition("://")[2].partition("?")
+        try:
+            hosts, port = hosts_and_port(where)
+        except ValueError:
+            raise UsageError(f"{url}: expected {self.name}://HOST or {self.name}://HOST:PORT") from None
+        kinds = {key.path: key.kind for key in self.probe_keys}
+        values = {key.path: key.default for key in self.probe_keys}
+        for parameter in query.split("&") if query else ():
+            name, _, value = parameter.partition("=")
+            if name not in kinds:
+                known = ", ".join(kinds) or "none"
+                raise UsageError(f"{url}: unknown parameter {name}; expected {known}{did_you_mean(name, kinds)}")
+            try:
+                values[name] = kinds[name].read(unquote(value))
+            except Unexpected as e:
+                raise UsageError(f"{name}: {e}") from None
+            except ValueError:
+                raise UsageError(f"{name}: expected {kinds[name].form_with_example}, got {unquote(value)}") from None
+        return Probe(resolve_name(self.probe), hosts, port, values, timeout_s, configured or {})

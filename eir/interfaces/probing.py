@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from eir.errors import EirError, SetupFault, UsageError
 from eir.wire.transport.endpoint import address_text
@@ -21,49 +21,6 @@ from eir.wire.transport.stream import connected, fault_text
 
 if TYPE_CHECKING:
     from eir.wire.transport.tls import Tls
-
-
-class Names(NamedTuple):
-    """Our names over Diameter and those that are asked for; None: the EIR's own realm, and no host."""
-
-    origin_host: str
-    origin_realm: str
-    destination_host: str | None
-    destination_realm: str | None
-    given_host: str | None = None
-    """Our Origin-Host where it was given."""
-
-
-class Calls(NamedTuple):
-    """Our addresses over SIGTRAN and those that are asked, as the options say."""
-
-    gt: str | None
-    point_code: str
-    eir_point_code: str | None
-    routing_context: int | None
-
-
-class Wanted(NamedTuple):
-    """The EIR to ask, and how, as the options say."""
-
-    target: str
-    tls: "Tls | None"
-    token: Path | None
-    names: Names
-    timeout_s: float
-    calls: Calls
-    configured: Callable[[], Mapping[str, Any]]
-    """Reads the interface's section of the configuration, as `eir config` shows it; empty without such a section."""
-
-
-def host_and_port(target: str, default: int) -> tuple[str, int]:
-    """Split HOST or HOST:PORT. Raises UsageError."""
-    host, colon, port = target.rpartition(":")
-    if not colon or host.endswith(":") or (":" in host and not host.startswith("[")) or port.endswith("]"):
-        return target.strip("[]"), default
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"{target}: expected HOST:PORT with a port from 1 to 65535")
-    return host.strip("[]"), int(port)
 
 
 NO_ANSWER = "none"
@@ -180,68 +137,65 @@ async def many(
 
 
 class ProbeClient(Protocol):
-    """A connection to an EIR, on which many may ask at once."""
+    """Connection to an EIR, on which several requests may be pending."""
 
     @property
     def closed_by(self) -> str:
         """Cause of the connection's end; empty while it is up."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
-        """Return the answer to one question."""
+        """Send one request and return its answer."""
 
 
-class Listening(ProbeClient, Protocol):
-    """One that takes what comes by itself."""
+class StreamClient(ProbeClient, Protocol):
+    """Client on a stream."""
 
     async def listen(self) -> None:
-        """Take what comes, until the connection ends."""
+        """Handle received bytes until the connection ends."""
 
 
-L = TypeVar("L", bound=Listening)
+C = TypeVar("C", bound=StreamClient)
 
 
-@asynccontextmanager
-async def over_stream(
-    host: str, port: int, timeout_s: float, client: Callable[[asyncio.StreamReader, asyncio.StreamWriter], L], tls: ssl.SSLContext | None = None
-) -> AsyncIterator[L]:  # fmt: skip
-    """Open a client on a connection over TCP, or TLS with `tls`. Raises EirError if the server does not answer within the time."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(
-                sock=await connected(host, port), ssl=tls, server_hostname=host if tls else None
-            )
-    except OSError as e:
-        late = isinstance(e, TimeoutError)
-        why = f"no connection within {timeout_s:g} s" if late else fault_text(e, secure=tls is not None)
-        raise EirError(f"cannot connect to {address_text([host], port)}: {why}") from None
-    made = client(reader, writer)
-    listening = asyncio.create_task(made.listen())
-    try:
-        yield made
-    finally:
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """EIR to ask, from a URL (eir.interfaces.interface.Interface.probe_of)."""
 
+    connect: "Callable[[Probe], AbstractAsyncContextManager[ProbeClient]]"
+    """Function of the protocol that connects to the EIR. Raises EirError."""
+    hosts: tuple[str, ...]
+    port: int | None
+    """Port; None: the default port of the protocol."""
+    parameters: Mapping[str, Any] = field(repr=False)
+    """Values by the names of the interface's `probe_keys`."""
+    timeout_s: float
+    configured: Mapping[str, Any] = field(repr=False)
+    """Configuration of this host as `eir config` shows it; empty without one."""
 
-Target = TypeVar("Target")
+    def where(self, port: int) -> tuple[str, int]:
+        """Return the only host, and the port or this default. Raises UsageError for several hosts."""
+        if len(self.hosts) > 1:
+            raise UsageError(f"expected one host, got {', '.join(self.hosts)}")
+        return self.hosts[0], self.port or port
 
+    def tls(self) -> "Tls | None":
+        """Return the TLS settings by the parameters TLS_KEYS; None without them. Raises UsageError."""
+        ca, cert, key = (self.parameters[name] for name in ("ca", "cert", "key"))
+        if ca is cert is key is None:
+            return None
+        if ca is None or cert is None or key is None:
+            raise UsageError("TLS is mutual here: ca, cert and key are needed, all three")
+        from eir.wire.transport.settings import TlsSettings  # noqa: PLC0415 - only a probe over TLS needs it
+        from eir.wire.transport.tls import load_tls, read_tls  # noqa: PLC0415 - as above
 
-class Probe(Generic[Target]):
-    """The three ways to ask over a protocol. `connected`: connects to a target; raises EirError if there is no connection."""
-
-    def __init__(self, connected: Callable[[Target], AbstractAsyncContextManager[ProbeClient]]) -> None:
-        self._connected = connected
+        return load_tls(read_tls(TlsSettings(certificate=cert, key=key, ca=ca)))
 
     async def ask(
-        self, target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
+        self, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
     ) -> list[ProbeFinding]:
-        """Ask about each IMEI in turn on one connection, until that ends. Raises EirError if it cannot be made."""
+        """Ask about each IMEI in turn on one connection, until the connection ends. Raises EirError if no connection is possible."""
         findings: list[ProbeFinding] = []
-        async with self._connected(target) as client:
+        async with self.connect(self) as client:
             for at, imei in enumerate(imeis, 1):
                 findings.append(await client.ask(imei, imsi, software_version))
                 if findings[-1].round_trip_ms is None and client.closed_by and (left := imeis[at:]):
@@ -251,10 +205,10 @@ class Probe(Generic[Target]):
         return findings
 
     async def ask_many(
-        self, target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
+        self, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
     ) -> Summary:  # fmt: skip
-        """Ask `count` times on one connection; see `many`. Raises as `ask`."""
-        async with self._connected(target) as client:
+        """Ask `count` times on one connection; see `many`. Raises EirError if there is no connection."""
+        async with self.connect(self) as client:
             return await many(
                 lambda imei: client.ask(imei, imsi, software_version),
                 imeis,
@@ -264,12 +218,12 @@ class Probe(Generic[Target]):
             )
 
     @asynccontextmanager
-    async def asking(self, target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-        """Yield a function that checks an IMEI or IMEISV, and returns Finding.result. Its second argument is another IMSI than `imsi`.
+    async def asking(self, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+        """Yield a function that checks an identifier and returns ProbeFinding.result. Its second argument is another IMSI than `imsi`.
 
-        Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
+        Several calls may be pending. Raises EirError if there is no connection; the function raises it after the connection has ended.
         """
-        async with self._connected(target) as client:
+        async with self.connect(self) as client:
 
             async def ask_about(identifier: str, subscriber: str | None = imsi) -> str:
                 if client.closed_by:
@@ -277,6 +231,39 @@ class Probe(Generic[Target]):
                 return (await client.ask(identifier, subscriber, None)).result
 
             yield ask_about
+
+    @asynccontextmanager
+    async def over_stream(
+        self, port: int, client: Callable[[asyncio.StreamReader, asyncio.StreamWriter], C], tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[C]:  # fmt: skip
+        """Open a client on a connection over TCP, or over TLS with `tls`. Raises EirError if the connection fails.
+
+        Args:
+            port: default port.
+            client: creates the client.
+            tls: context of the handshake.
+        """
+        host, port = self.where(port)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                reader, writer = await asyncio.open_connection(
+                    sock=await connected(host, port), ssl=tls, server_hostname=host if tls else None
+                )
+        except OSError as e:
+            late = isinstance(e, TimeoutError)
+            why = f"no connection within {self.timeout_s:g} s" if late else fault_text(e, secure=tls is not None)
+            raise EirError(f"cannot connect to {address_text([host], port)}: {why}") from None
+        made = client(reader, writer)
+        listening = asyncio.create_task(made.listen())
+        try:
+            yield made
+        finally:
+            listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await listening
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 T = TypeVar("T")

@@ -14,11 +14,10 @@ from servers import free_port
 from wire import HOST, REALM, TGPP, Message, cer, ecr
 
 from eir.checks.trace import TraceFilter
-from eir.interfaces.gsup import probe as osmo
-from eir.interfaces.map import probe as msc
-from eir.interfaces.n5g import probe as n5g
-from eir.interfaces.s13 import probe
-from eir.wire.ss7.sccp import point_code
+from eir.interfaces.gsup import INTERFACE as GSUP
+from eir.interfaces.map import INTERFACE as MAP
+from eir.interfaces.n5g import INTERFACE as N5G
+from eir.interfaces.s13 import INTERFACE as S13
 
 IMSI, OTHER = "001010123456789", "001010987654321"
 
@@ -71,30 +70,26 @@ def ask(site, *imeis, imsi=None):
     return [
         each.status
         for each in asyncio.run(
-            probe.ask(probe.S13Target(*site.node.address, HOST, REALM, timeout_s=10.0), list(imeis), imsi=imsi)
+            S13.probe_of("s13://{}:{}?origin_host={}&origin_realm={}".format(*site.node.address, HOST, REALM)).ask(
+                imeis, imsi=imsi
+            )
         )
     ]
 
 
 def ask_amf(site, imei, imsi):
-    host, _, port = (
-        next(url for url in site.node.status()["listening"] if url.startswith("http"))
-        .partition("://")[2]
-        .rpartition(":")
-    )
-    return [
-        each.status for each in asyncio.run(n5g.ask(n5g.N5gTarget(host, int(port), timeout_s=10.0), [imei], imsi=imsi))
-    ]
+    url = next(url for url in site.node.status()["listening"] if url.startswith("http"))
+    return [each.status for each in asyncio.run(N5G.probe_of(f"n5g{url[4:]}", timeout_s=10.0).ask([imei], imsi=imsi))]
 
 
 def ask_of_2g(site, imei, imsi):
     """As an OsmoMSC asks, and as any MSC."""
     gsup, ss7 = (int(site.settings[section]["listen"][0].rpartition(":")[2]) for section in ("gsup", "ss7"))
-    targets = (
-        (osmo, osmo.GsupTarget("127.0.0.1", gsup, timeout_s=10.0)),
-        (msc, msc.MapTarget(("127.0.0.1",), ss7, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=10.0)),
+    probes = (
+        GSUP.probe_of(f"gsup://127.0.0.1:{gsup}", timeout_s=10.0),
+        MAP.probe_of(f"map://127.0.0.1:{ss7}?point_code=1-1-3&eir_point_code=1-1-2", timeout_s=10.0),
     )
-    return [asyncio.run(probing.ask(target, [imei], imsi=imsi))[0].status for probing, target in targets]
+    return [asyncio.run(probe.ask([imei], imsi=imsi))[0].status for probe in probes]
 
 
 def test_each_check_of_a_subscriber_over_all_protocols_and_of_nobody_else(site):

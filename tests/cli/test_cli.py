@@ -384,7 +384,7 @@ class TestCheck:
     def test_a_probe_of_what_stands_on_the_box_says_that_it_is_another_question(self, eir):
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
-            done = eir("probe", f"127.0.0.1:{closed.getsockname()[1]}", "35 209900 176148 1", LISTED)
+            done = eir("probe", f"s13://127.0.0.1:{closed.getsockname()[1]}", "35 209900 176148 1", LISTED)
         assert (
             done[2].splitlines()[0]
             == "note: '35 209900 176148 1' is sent as typed; without blanks and dashes it would be 352099001761481"
@@ -878,10 +878,10 @@ class TestAsSomebodyElse:
         assert done.returncode == 0, done.stderr
         with socket.create_server(("127.0.0.1", 0)) as nobody:
             port = nobody.getsockname()[1]
-        done = elsewhere("probe", f"127.0.0.1:{port}", LISTED)
+        done = elsewhere("probe", f"s13://127.0.0.1:{port}", LISTED)
         assert (done.returncode, "config/eir.yaml" in done.stderr) == (1, False), "no EIR answers there"
         host.start()
-        done = elsewhere("probe", "{}:{}".format(*host.node.address), LISTED, "--origin-realm", REALM)
+        done = elsewhere("probe", "s13://{}:{}?origin_realm={}".format(*host.node.address, REALM), LISTED)
         host.node.end()
         assert (done.returncode, "blacklisted" in done.stdout) == (0, True), done.stderr
 
@@ -893,7 +893,7 @@ class TestAsSomebodyElse:
         arguments = {
             "publish": ("--list", "stolen", "--serial", "1", "--expires", "14d", "--key", key, tmp_path / "rows.csv"),
             "offer": (tmp_path / "x.manifest.json", "--to", tmp_path / "www", "--key", key),
-            "probe": ("127.0.0.1:1", LISTED, "--origin-realm", REALM), "audit": (tmp_path / "x.manifest.json", "127.0.0.1:1"),
+            "probe": (f"s13://127.0.0.1:1?origin_realm={REALM}", LISTED), "audit": (tmp_path / "x.manifest.json", "s13://127.0.0.1:1"),
             "lists": (),
         }[command]  # fmt: skip
         how = {} if named == "-c" else {named: "config/eir.yaml"}
@@ -982,7 +982,7 @@ class TestEndings:
 
     def test_ctrl_c_is_130(self, host):
         with socket.create_server(("127.0.0.1", 0)) as silent:
-            target = f"127.0.0.1:{silent.getsockname()[1]}"
+            target = f"s13://127.0.0.1:{silent.getsockname()[1]}"
             process = subprocess.Popen(
                 # The shell that ran the tests may have had them ignore SIGINT.
                 ["env", "--default-signal=INT", *COMMAND, "probe", target, LISTED, "--timeout", "60"], env=host.environment(),
@@ -1021,7 +1021,7 @@ class TestEndings:
         try:
             until(lambda: host.eir("status", status=None).returncode < 2)  # it is CRITICAL until it is ready
             listening = host.json("status", status=None)["listening"][0].partition("://")[2]
-            found = host.json("probe", listening, LISTED, "--origin-realm", REALM, "--origin-host", HOST)
+            found = host.json("probe", f"s13://{listening}?origin_realm={REALM}&origin_host={HOST}", LISTED)
             assert found[0]["status"] == "blacklisted"
         finally:
             process.terminate()
@@ -1033,18 +1033,19 @@ class TestProbe:
         with Site(host.folder.parent / "realm", host.publisher) as site:
             site.configure(policy=POLICY)
             site.load([LISTED])
-            target = "{}:{}".format(*site.start().address)
+            target = "s13://{}:{}".format(*site.start().address)
             bare = site.folder / "bare.yaml"
             bare.write_text(f"identity: {{realm: {REALM}}}\nlists: {{stolen: {{signers: nowhere}}}}\n")
             assert [found["status"] for found in site.json("probe", target, LISTED, "-c", bare)] == ["blacklisted"]
             bare.write_text("{}\n")
             refused = site.eir("probe", target, LISTED, "-c", bare, status=1).stderr
             assert "probe.epc.mnc001.mcc001.3gppnetwork.org of realm epc.mnc001.mcc001.3gppnetwork.org" in refused
-            found = site.json("probe", target, LISTED, "--destination-host", "elsewhere", "--destination-realm", REALM)
+            far = f"{target}?destination_host=elsewhere&destination_realm={REALM}"
+            found = site.json("probe", far, LISTED)
             assert [each["result_code"] for each in found] == [3002]
             bare.write_text(f"lists: {{stolen: {{signers: {site.folder}/signers}}}}\n")
             manifest = site.release([LISTED], serial=2)
-            done = site.eir("audit", manifest, target, "--all", "--origin-realm", REALM, "-c", bare)
+            done = site.eir("audit", manifest, f"{target}?origin_realm={REALM}", "--all", "-c", bare)
             assert "1 of 1 devices answered as listed" in done.stdout
 
     def test_the_document_and_the_table(self, host):
@@ -1052,8 +1053,8 @@ class TestProbe:
             site.configure(policy=POLICY)
             site.load([LISTED])
             node = site.start()
-            target = "{}:{}".format(*node.address)
-            options = ["--origin-realm", REALM, "--imsi", IMSI]
+            bare = "s13://{}:{}".format(*node.address)
+            target, options = f"{bare}?origin_realm={REALM}", ["--imsi", IMSI]
             found = site.json("probe", target, LISTED, UNLISTED, "nonsense", *options)
             keys = ["imei", "imsi", "status", "result_code", "experimental_result_code", "round_trip_ms"]
             assert [list(row) for row in found] == [keys] * 3
@@ -1066,8 +1067,19 @@ class TestProbe:
             shown = on_terminal(site, "probe", target, LISTED, "nonsense", *options)
             for text in (LISTED, "nonsense", IMSI, "blacklisted", "2001", "5004"):
                 assert text in shown
-            refused = site.eir("probe", target, LISTED, "--origin-realm", "stranger.example", status=1)
+            refused = site.eir("probe", f"{bare}?origin_realm=stranger.example", LISTED, status=1)
             assert "3010" in refused.stderr
+            said = site.json("check", LISTED, "--protocol", target)
+            assert (said["protocol"], said["answer"]) == ("s13", "2001, Equipment-Status BLACKLISTED")
+            said = site.eir("check", LISTED, "--protocol", bare.removeprefix("s13://"), status=2).stderr
+            assert "expected one of s13://HOST, n5g://HOST" in said
+            far = site.json(
+                "check", LISTED, "--protocol", f"{target}&destination_host=elsewhere&destination_realm={REALM}"
+            )
+            assert (far["status"], far["answer"].partition(":")[0]) == (
+                "blacklisted",
+                "3002 DIAMETER_UNABLE_TO_DELIVER",
+            )
 
     def test_over_tls_and_many_times(self, host, tmp_path):
         authority = Authority(tmp_path / "tls")
@@ -1084,49 +1096,40 @@ class TestProbe:
             site.load([LISTED])
             node = site.start()
             assert node.status()["peers"] == {}
-            target = "{}:{}".format(*node.address)
-            files = [
-                "--ca",
-                theirs["ca"],
-                "--cert",
-                theirs["certificate"],
-                "--key",
-                theirs["key"],
-                "--origin-realm",
-                REALM,
-            ]
-            (found,) = site.json("probe", target, LISTED, *files)
+            bare = "s13://{}:{}".format(*node.address)
+            files = f"cert={theirs['certificate']}&key={theirs['key']}&origin_realm={REALM}"
+            target = f"{bare}?ca={theirs['ca']}&{files}"
+            (found,) = site.json("probe", target, LISTED)
             assert (found["status"], found["result_code"]) == ("greylisted", 2001)
-            many = site.json("probe", target, LISTED, UNLISTED, "--count", "11", "--rate", "1000", *files)
+            many = site.json("probe", target, LISTED, UNLISTED, "--count", "11", "--rate", "1000")
             assert (many["asked"], many["answered"], many["answers"], many["fault"]) == (
                 11,
                 11,
                 {"greylisted": 6, "whitelisted": 5},
                 None,
             )
-            assert "11 asked in" in site.eir("probe", target, LISTED, "--count", "11", *files).stdout
+            assert "11 asked in" in site.eir("probe", target, LISTED, "--count", "11").stdout
             del entry["answers"]
             site.configure(peers=[entry])
             site.eir("reload")
-            assert site.json("probe", target, LISTED, *files)[0]["status"] == "blacklisted"
+            assert site.json("probe", target, LISTED)[0]["status"] == "blacklisted"
             stranger = Authority(tmp_path / "other").write(f"probe.{REALM}")
-            assert (
-                "cannot connect" in site.eir("probe", target, LISTED, *files, "--ca", stranger["ca"], status=1).stderr
-            )
+            wrong = f"{bare}?ca={stranger['ca']}&{files}"
+            assert "cannot connect" in site.eir("probe", wrong, LISTED, status=1).stderr
             site.configure(tls=authority.write("another.example", stem="another"))
             site.eir("reload")
             assert (
                 "its certificate is for another.example, and it calls itself "
-                in site.eir("probe", target, LISTED, *files, status=1).stderr
+                in site.eir("probe", target, LISTED, status=1).stderr
             )
-            assert "all three" in site.eir("probe", target, LISTED, "--ca", theirs["ca"], status=2).stderr
+            assert "all three" in site.eir("probe", f"{bare}?ca={theirs['ca']}", LISTED, status=2).stderr
             assert "--rate needs --count" in site.eir("probe", target, LISTED, "--rate", "5", status=2).stderr
 
     def test_nobody_there(self, eir):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             target = f"127.0.0.1:{free.getsockname()[1]}"
-            status, out, err = eir("probe", target, LISTED)
+            status, out, err = eir("probe", f"s13://{target}", LISTED)
         assert (status, out) == (1, "")
         assert f"cannot connect to {target}" in err
 

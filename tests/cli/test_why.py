@@ -8,7 +8,7 @@ import pytest
 from node import LISTED, TRACKED, UNLISTED, until
 from wire import HOST, REALM
 
-from eir.interfaces.s13 import probe
+from eir.interfaces.s13 import INTERFACE
 
 IMSI = "001010123456789"
 TRICKY = "00101009000009"
@@ -16,9 +16,8 @@ TRICKY = "00101009000009"
 
 
 def ask(node, *imeis, imsi=None):
-    host, port = node.address
-    asked = probe.S13Target(host, port, HOST, REALM, timeout_s=10.0)
-    return [each.status for each in asyncio.run(probe.ask(asked, list(imeis), imsi=imsi, software_version=None))]
+    url = "s13://{}:{}?origin_host={}&origin_realm={}".format(*node.address, HOST, REALM)
+    return [each.status for each in asyncio.run(INTERFACE.probe_of(url, timeout_s=10.0).ask(imeis, imsi=imsi))]
 
 
 def now():

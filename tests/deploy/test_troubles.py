@@ -14,7 +14,7 @@ from node import LISTED, TRACKED, UNLISTED, Publisher, Site, until
 from wire import HOST, REALM
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "TROUBLES.md").read_text()
-MEMBER = ("--origin-host", HOST, "--origin-realm", REALM)
+MEMBER = f"origin_host={HOST}&origin_realm={REALM}"
 
 
 def row(seen, cure):
@@ -54,16 +54,8 @@ def at(site, scheme):
 
 def test_an_mme_of_another_realm(site):
     def probe(status):
-        return site.eir(
-            "probe",
-            at(site, "tcp"),
-            LISTED,
-            "--origin-host",
-            "mme.other.example",
-            "--origin-realm",
-            "other.example",
-            status=status,
-        )
+        url = f"s13://{at(site, 'tcp')}?origin_host=mme.other.example&origin_realm=other.example"
+        return site.eir("probe", url, LISTED, status=status)
 
     assert "3010" in probe(1).stderr
     row("CEA with 3010", "correct `host` or `realm` of the entry")
@@ -87,10 +79,10 @@ def test_a_list_that_has_expired(site):
 
 def test_a_certificate_with_another_name(site):
     theirs = site.authority.write("gateway.partner.example", stem="theirs")
-    tls = ("--ca", site.authority.pem, "--cert", theirs["certificate"], "--key", theirs["key"])
+    tls = f"ca={site.authority.pem}&cert={theirs['certificate']}&key={theirs['key']}"
 
     def probe(status):
-        return site.eir("probe", at(site, "tls"), LISTED, *MEMBER, *tls, status=status)
+        return site.eir("probe", f"s13://{at(site, 'tls')}?{MEMBER}&{tls}", LISTED, status=status)
 
     probe(1)
     line = until(lambda: next(iter(site.node.lines("peer_refused", host=HOST)), None))

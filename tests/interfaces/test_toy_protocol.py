@@ -15,7 +15,7 @@ FOLDER = {
 from dataclasses import dataclass
 
 from eir.interfaces.interface import Interface
-from eir.schema import Family, Key, Section, many, url
+from eir.schema import FLAG, Family, Key, Section, many, url
 
 PORT = 4444
 LISTEN = url({"tcp": PORT}, "tcp://127.0.0.1:4444")
@@ -32,13 +32,6 @@ def _warn(settings, shared, document):
             yield "toys like another port", ("toy", "listen", at)
 
 
-def _probe(wanted):
-    from eir.interfaces.probing import host_and_port
-    from eir.interfaces.toy import probe
-
-    return probe, (*host_and_port(wanted.target.partition("://")[2], PORT), wanted.timeout_s)
-
-
 INTERFACE = Interface(
     name="toy",
     section="toy",
@@ -49,8 +42,8 @@ INTERFACE = Interface(
     server="eir.interfaces.toy.server:ToyServer",
     client="a toy",
     words=str,
-    schemes=("toy",),
-    probe=_probe,
+    probe="eir.interfaces.toy.probe:connected",
+    probe_keys=(Key("shout", FLAG, False, "whether the toy asks in capitals"),),
 )
 ''',
     "server.py": '''
@@ -121,32 +114,29 @@ class ToyServer(Server):
 
 import asyncio
 import time
+from functools import partial
 
-from eir.interfaces.probing import Probe, ProbeFinding, over_stream
+from eir.interfaces.probing import ProbeFinding
 
 
 class Client:
     closed_by = ""
 
-    def __init__(self, reader, writer):
-        self.reader, self.writer = reader, writer
+    def __init__(self, probe, reader, writer):
+        self.shouts, self.reader, self.writer = probe.parameters["shout"], reader, writer
 
     async def listen(self):
         await asyncio.Event().wait()
 
     async def ask(self, imei, imsi, software_version):
         began = time.perf_counter()
-        self.writer.write(imei.encode() + b"\\n")
+        self.writer.write((imei.upper() if self.shouts else imei).encode() + b"\\n")
         status = (await self.reader.readline()).decode().strip()
         return ProbeFinding(imei, imsi, status, round_trip_ms=1000 * (time.perf_counter() - began))
 
 
-def connected(target):
-    return over_stream(*target, Client)
-
-
-PROBE = Probe(connected)
-ask, ask_many, asking = PROBE.ask, PROBE.ask_many, PROBE.asking
+def connected(probe):
+    return probe.over_stream(4444, partial(Client, probe))
 ''',
 }
 
@@ -204,8 +194,17 @@ def test_a_protocol_is_a_folder_and_one_line(program, publisher):
             )
             assert samples["eir_toy_lines_total{peer=mme}"] == 3
 
-        (found,) = site.json("probe", f"toy://127.0.0.1:{port}", LISTED)
+        eir = f"toy://127.0.0.1:{port}"
+        (found,) = site.json("probe", f"{eir}?shout=yes", LISTED)
         assert found["status"] == "blacklisted"
+        assert (
+            "unknown parameter shuot; expected shout; did you mean 'shout'?"
+            in site.eir("probe", f"{eir}?shuot=yes", LISTED, status=2).stderr
+        )
+        assert (
+            "shout: expected true or false, got loud" in site.eir("probe", f"{eir}?shout=loud", LISTED, status=2).stderr
+        )
+        assert site.json("check", LISTED, "--protocol", eir)["answer"] == "blacklisted"
         assert site.json("check", LISTED, "--protocol", "toy")["answer"] == "blacklisted"
 
 
@@ -227,4 +226,5 @@ def test_without_the_line_nothing_knows_it(program, publisher):
     with Extended(program / "site", publisher, program) as site:
         site.configure(toy={"listen": f"tcp://127.0.0.1:{free_port()}"})
         assert "unknown key 'toy'" in site.eir("config", status=2).stderr
-        assert "expected tcp://" in site.eir("probe", "toy://127.0.0.1:4444", LISTED, status=2).stderr
+        known = "expected one of s13://HOST, n5g://HOST, gsup://HOST, map://HOST"
+        assert known in site.eir("probe", "toy://127.0.0.1:4444", LISTED, status=2).stderr

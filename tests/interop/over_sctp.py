@@ -103,13 +103,9 @@ def main(folder, ebin):
                 found["answers"][label] = [mme.stdout.readline().rstrip("\n").split(" ", 2) for _ in IMEIS]
             found["probe"] = site.json(
                 "probe",
-                f"sctp://{','.join(NEAR)}:{PORT}",
+                f"s13://{','.join(NEAR)}:{PORT}?transport=sctp&origin_host={HOST}&origin_realm={REALM}",
                 LISTED,
                 UNLISTED,
-                "--origin-host",
-                HOST,
-                "--origin-realm",
-                REALM,
             )
             found["workers"] = sorted(children(node.pid))
             found["peers"], found["listening"] = control(site.state, "peers"), node.status()["listening"]

@@ -15,8 +15,7 @@ from traffic import connect
 from wire import HOST, TGPP, avp, ecr
 
 from eir.checks.settings import Status
-from eir.interfaces.map import probe as msc
-from eir.wire.ss7.sccp import point_code
+from eir.interfaces.map import INTERFACE as MAP
 
 DAY_S = 86400
 DEVICES = {"s13": "352099001761481", "n5g": "353328110022335", "map": "861234567890124"}
@@ -71,8 +70,8 @@ class Host:
         return {word for word in (WHITE, BLACK, GREY) if word.upper().encode() in done.stdout}
 
     async def _by_msc(self, devices):
-        target = msc.MapTarget(("127.0.0.1",), self.map_port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=60)
-        async with msc.asking(target) as ask:
+        url = f"map://127.0.0.1:{self.map_port}?point_code=1-1-3&eir_point_code=1-1-2"
+        async with MAP.probe_of(url, timeout_s=60).asking() as ask:
             return {await ask(device, "") for device in devices}
 
     def answers(self):

@@ -25,6 +25,7 @@ from servers import Server, programs
 from wire import EIR, REALM
 
 from eir.cli.app import command_line
+from eir.cli.asking import CLIENTS, probe_of
 from eir.config import load_config
 from eir.interfaces.feed.feed_users import user_line
 from eir.node.observe.metrics import FAMILIES
@@ -99,7 +100,7 @@ OURS = [words for _, block in BLOCKS for words in simple_commands(block)]
 
 
 def test_the_point_codes_that_commands_name_are_such():
-    named = re.findall(r"-point-code\s+([0-9-]+)", ALL)
+    named = re.findall(r"point_code=([0-9-]+)", ALL)
     assert len({point_code(each) for each in named}) > 1
 
 
@@ -125,6 +126,21 @@ def test_each_block_is_shell(block):
 def test_each_command_of_ours_parses(words):
     command, arguments = resolve(words[1:])
     assert command.make_context(command.name, arguments)  # raises a usage error for what the command does not take
+
+
+def test_the_table_of_urls_is_that_of_the_interfaces():
+    rows = [
+        (url, client, re.findall(r"`(\w+)`", names))
+        for url, client, names in table(section(OPERATION, "## URL of an EIR"))
+    ]
+    assert rows == [
+        (f"`{each.name}://HOST[:PORT]`", each.client, [key.path for key in each.probe_keys])
+        for each in CLIENTS.values()
+    ]
+    urls = set(re.findall(rf"\b(?:{'|'.join(CLIENTS)})://[\w.:]+(?:\?[\w=&.-]+)?(?=[\s'`\"])", ALL))
+    assert len(urls) > 8
+    for url in urls:
+        probe_of(url.replace("token=token", ""), 1, {})
 
 
 def test_each_script_is_there():
@@ -781,7 +797,7 @@ def test_the_tour_goes_as_it_says(tmp_path):
         until(serving, patience_s=PATIENCE_S)
         address = re.search(r"may connect to (\S+)", shown.read_text())[1]
         tour = blocks(section(README, "## A five-minute tour"))
-        script = "\n".join(["set -eux", *tour]).replace("eir probe 127.0.0.1 ", f"eir probe {address} ")
+        script = "\n".join(["set -eux", *tour]).replace("s13://127.0.0.1 ", f"s13://{address} ")
         done = subprocess.run(
             ["sh", "-c", script],
             cwd=tmp_path,

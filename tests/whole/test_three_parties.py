@@ -161,11 +161,7 @@ async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parti
     asked = b.json(
         "audit",
         manifest,
-        "{}:{}".format(*node.address),
-        "--origin-host",
-        HOST,
-        "--origin-realm",
-        REALM,
+        "s13://{}:{}?origin_host={}&origin_realm={}".format(*node.address, HOST, REALM),
         "--all",
         "--at-least",
         "100%",

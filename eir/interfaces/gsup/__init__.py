@@ -5,17 +5,11 @@ connection of a client; hlr.py its connection to the HLR; stored.py the checks t
 and all clients of a worker; probe.py a client.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from eir.checks.settings import Status
-from eir.errors import UsageError
 from eir.interfaces.gsup.settings import PORT, GsupSettings
 from eir.interfaces.interface import Interface, SharedSettings
-from eir.schema import FLAG, Document, Family, Findings, Key, Section, many, url
+from eir.schema import FLAG, Document, Family, Findings, Key, Section, many, text, url
 from eir.wire.transport.endpoint import ANY, TCP, endpoint, is_loopback
-
-if TYPE_CHECKING:
-    from eir.interfaces.probing import Wanted
 
 PORTS = {TCP: PORT}
 LISTEN_GSUP = url(PORTS, f"tcp://127.0.0.1:{PORT}")
@@ -25,6 +19,7 @@ KEYS = (
     Key("gsup.hlr", HLR, None, "address of the OsmoHLR, which gets all messages except CHECK-IMEI; if left out, these messages get an error"),
     Key("gsup.store", FLAG, False, "whether the HLR also gets the CHECK-IMEI of an accepted device (its `store-imei`); its NACK then rejects the device"),
 )  # fmt: skip
+PROBE_KEYS = (Key("name", text("a name without blanks", r"\S{1,255}"), "eir-probe", "name of the probe (ipa-name)"),)
 FAMILIES = (
     Family("eir_gsup_answers_total", "counter", ("peer", "result"), "Answers to CHECK-IMEIs: ack, nack, or none for a request without an IMSI"),
     Family("eir_gsup_passed_total", "counter", ("peer", "direction"), "Forwarded messages, `out` to the HLR and `in` from it"),
@@ -50,18 +45,9 @@ def _words(status: Status) -> str:
     return "NACK" if status is Status.BLACKLISTED else "ACK"
 
 
-def _probe(wanted: "Wanted") -> tuple[Any, Any]:
-    from eir.interfaces.gsup import probe  # noqa: PLC0415 - only a probe needs it, and the next
-    from eir.interfaces.probing import host_and_port  # noqa: PLC0415 - as above
-
-    if wanted.tls is not None:
-        raise UsageError(f"{wanted.target}: GSUP knows no TLS; --ca, --cert and --key are for others")
-    where = host_and_port(wanted.target.partition("://")[2], PORT)
-    return probe, probe.GsupTarget(*where, wanted.timeout_s, wanted.names.given_host or probe.NAME)
-
-
 INTERFACE = Interface(
     name="gsup", section="gsup", keys=KEYS, sections=(Section("gsup", GsupSettings),), check=_check, families=FAMILIES,
     alerts=(("the HLR of", "EirHlrAway"),),
-    server="eir.interfaces.gsup.server:GsupServer", client="an OsmoMSC", words=_words, schemes=("gsup",), probe=_probe,
+    server="eir.interfaces.gsup.server:GsupServer", client="an OsmoMSC", words=_words,
+    probe="eir.interfaces.gsup.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import deque
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -22,33 +21,21 @@ from eir.interfaces.gsup.message import (
     elements,
     is_nack,
 )
-from eir.interfaces.probing import Probe, ProbeFinding, over_stream
+from eir.interfaces.gsup.settings import PORT
+from eir.interfaces.probing import Probe, ProbeFinding
 from eir.wire.transport.stream import fault_text
 
 READ_BYTES: Final = 65_536
 LONGEST: Final = 1 << 17
-NAME: Final = "eir-probe"
-"""Default name of the probe."""
 TEST_IMSI: Final = "001010000000000"
 """IMSI of a request without one, because a request without an IMSI receives no answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class GsupTarget:
-    """EIR to probe."""
-
-    host: str
-    port: int
-    timeout_s: float = 5.0
-    name: str = NAME
-    """Name of the probe (ipa-name)."""
 
 
 class _GsupClient:
     """Connection to an EIR. Answers arrive in the order of the requests, and only the IMSI matches them."""
 
-    def __init__(self, target: GsupTarget, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._target, self._reader, self._writer = target, reader, writer
+    def __init__(self, probe: Probe, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._probe, self._reader, self._writer = probe, reader, writer
         self._asked: dict[str, deque[asyncio.Future[bytes]]] = {}
         self.closed_by = ""
         """Reason for the connection's end; empty while it is open."""
@@ -66,10 +53,10 @@ class _GsupClient:
         self._asked.setdefault(subscriber, deque()).append(answer)
         self._writer.write(question)
         try:
-            async with asyncio.timeout(self._target.timeout_s):
+            async with asyncio.timeout(self._probe.timeout_s):
                 frame = await asyncio.shield(answer)
         except TimeoutError:
-            return ProbeFinding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+            return ProbeFinding(imei, imsi, fault=f"no answer within {self._probe.timeout_s:g} s")
         except EirError as e:
             return ProbeFinding(imei, imsi, fault=f"no answer: {e}")
         return _finding(imei, imsi, frame, round((time.perf_counter() - asked) * 1000, 3))
@@ -91,7 +78,7 @@ class _GsupClient:
     def _handle(self, frame: bytes) -> None:
         if frame[2] == CCM and len(frame) > HEADER_BYTES:
             if frame[HEADER_BYTES] == Ccm.ID_GET:
-                self._writer.write(ipa.id_resp(self._target.name) + ipa.ID_ACK)
+                self._writer.write(ipa.id_resp(self._probe.parameters["name"]) + ipa.ID_ACK)
             elif frame[HEADER_BYTES] == Ccm.PING:
                 self._writer.write(ipa.PONG)
         elif frame[2:TYPE_AT] == bytes((OSMO, GSUP)) and frame[TYPE_AT : TYPE_AT + 1] in {
@@ -112,8 +99,9 @@ class _GsupClient:
             waiting.clear()
 
 
-def _connected(target: GsupTarget) -> AbstractAsyncContextManager[_GsupClient]:
-    return over_stream(target.host, target.port, target.timeout_s, partial(_GsupClient, target))
+def connected(probe: Probe) -> AbstractAsyncContextManager[_GsupClient]:
+    """Connect to the EIR. Raises EirError."""
+    return probe.over_stream(PORT, partial(_GsupClient, probe))
 
 
 def _finding(imei: str, imsi: str | None, frame: bytes, round_trip_ms: float) -> ProbeFinding:
@@ -127,8 +115,3 @@ def _finding(imei: str, imsi: str | None, frame: bytes, round_trip_ms: float) ->
     if not values.get(Ie.IMEI_RESULT):
         return ProbeFinding(imei, imsi, None, None, None, round_trip_ms, "a result that says neither ACK nor NACK")
     return ProbeFinding(imei, imsi, "blacklisted" if is_nack(frame) else "whitelisted", None, None, round_trip_ms)
-
-
-_PROBE = Probe(_connected)
-ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""Functions for the commands."""

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eir.checks.settings import Status
-from eir.device import is_digits
-from eir.errors import UsageError
 from eir.interfaces.interface import Interface, SharedSettings
 from eir.interfaces.map.settings import PORT, GatewaySettings, Ss7Settings
 from eir.schema import (
@@ -26,11 +24,11 @@ from eir.schema import (
     whole,
     word,
 )  # fmt: skip
-from eir.wire.ss7.sccp import ANSI, BITS, ITU, point_code, point_code_text
+from eir.wire.ss7.sccp import ANSI, BITS, ITU, point_code
 from eir.wire.transport.endpoint import SCTP, TCP
 
 if TYPE_CHECKING:
-    from eir.interfaces.probing import Captured, Wanted
+    from eir.interfaces.probing import Captured
 
 PORTS = {TCP: PORT, SCTP: PORT}
 LISTEN_M3UA = url(PORTS, "tcp://0.0.0.0:2905")
@@ -52,6 +50,12 @@ KEYS = (
     Key("ss7.gateways[].reconnect_after_s", seconds(0.1, 3600), 1, "pause before the node connects to the gateway again; it doubles up to 30 s"),
     Key("ss7.listen", many(LISTEN_M3UA), (), "addresses on which an MSC connects without a gateway (IPSP); default port 2905", live=False),
     Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "further tags of an IMSI in a request; 00 and 04 after the IMEI, and 04 in extensions, are built in"),
+)  # fmt: skip
+PROBE_KEYS = (
+    Key("gt", text("digits", r"[0-9]+"), None, "global title that the probe calls from; its point code if left out"),
+    Key("point_code", POINT_CODE, "0-0-1", "point code of the probe"),
+    Key("eir_point_code", POINT_CODE, None, "point code of the EIR; ss7.point_code of the configuration if left out"),
+    Key("routing_context", whole(0, 4294967295), None, "routing context that the gateway assigned to the probe; not sent if left out"),
 )  # fmt: skip
 FAMILIES = (
     Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, error, or fault of the request"),
@@ -103,30 +107,6 @@ def _words(status: Status) -> str:
     return "error 7, unknownEquipment" if value is None else f"equipmentStatus {value}, {status.upper()}"
 
 
-def _probe(wanted: "Wanted") -> tuple[Any, Any]:
-    from eir.interfaces.map import probe  # noqa: PLC0415 - only a probe needs it, and the next
-    from eir.interfaces.probing import host_and_port  # noqa: PLC0415 - as above
-
-    if wanted.tls is not None:
-        raise UsageError(f"{wanted.target}: SIGTRAN knows no TLS; --ca, --cert and --key are for others")
-    calls, ss7 = wanted.calls, wanted.configured()
-    variant, eir = ss7.get("variant") or ITU, calls.eir_point_code or ss7.get("point_code")
-    if eir is None:
-        raise UsageError("whom to ask: --eir-point-code N-N-N, or ss7.point_code of the configuration")
-    try:
-        codes = point_code(calls.point_code, variant), point_code(str(eir), variant)
-    except ValueError as e:
-        most = point_code_text(-1, variant)
-        raise UsageError(f"{e} is no point code of the variant {variant}: expected {most} at most") from None
-    if calls.gt is not None and not is_digits(calls.gt):
-        raise UsageError(f"--gt: expected digits, got {calls.gt}")
-    *others, last = wanted.target.partition("://")[2].split(",")
-    host, port = host_and_port(last, PORT)
-    return probe, probe.MapTarget(
-        (*others, host), port, codes, calls.gt, calls.routing_context, variant, wanted.timeout_s
-    )
-
-
 def _capture(capture: Path, _: Sequence[int], ss7: Ss7Settings) -> "Captured":
     from eir.interfaces.map.capture import read  # noqa: PLC0415 - only `eir audit` needs it
 
@@ -136,5 +116,5 @@ def _capture(capture: Path, _: Sequence[int], ss7: Ss7Settings) -> "Captured":
 INTERFACE = Interface(
     name="map", section="ss7", keys=KEYS, sections=(Section("ss7", Ss7Settings), Section("ss7.gateways[]", _gateway)), check=_check,
     labels=_labels, connects=_connects, families=FAMILIES, server="eir.interfaces.map.server:MapServer", client="any MSC or SGSN", words=_words,
-    schemes=("map",), probe=_probe, capture=_capture,
+    probe="eir.interfaces.map.probe:connected", probe_keys=PROBE_KEYS, capture=_capture,
 )  # fmt: skip

@@ -9,22 +9,21 @@ import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, cast
 
-from eir.errors import EirError
+from eir.errors import EirError, UsageError
 from eir.interfaces.map import checkimei as codec
 from eir.interfaces.map.link import CARRIED
-from eir.interfaces.map.settings import SSN_EIR
+from eir.interfaces.map.settings import PORT, SSN_EIR
 from eir.interfaces.probing import Probe, ProbeFinding
 from eir.wire.ss7 import sccp, tcap
 from eir.wire.ss7.asp import Association, AssociationState
 from eir.wire.ss7.ber import BerError
 from eir.wire.ss7.m3ua import Transfer
-from eir.wire.ss7.sccp import ITU, SccpFault
+from eir.wire.ss7.sccp import ITU, SccpFault, point_code, point_code_text
 from eir.wire.ss7.tcap import OperationOutcome, TcapFault, TcapMessage
 from eir.wire.transport import sctp, stream
-from eir.wire.transport.endpoint import SCTP, Endpoint, address_text
+from eir.wire.transport.endpoint import SCTP, Endpoint
 from eir.wire.transport.sctp_options import is_supported
 from eir.wire.transport.settings import SctpSettings
 from eir.wire.transport.stream import fault_text
@@ -37,38 +36,38 @@ REFUSED = "refused"
 """Error of a finding: the EIR does not serve the dialogue's version."""
 
 
-@dataclass(frozen=True, slots=True)
-class MapTarget:
-    """EIR to probe, and addresses of the probe."""
-
-    hosts: tuple[str, ...]
-    port: int
-    point_codes: tuple[int, int]
-    """Point code of the probe and of the EIR."""
-    gt: str | None = None
-    """Global title of the probe; None: answers go to its point code."""
-    routing_context: int | None = None
-    variant: str = ITU
-    timeout_s: float = 5.0
+def _point_codes(probe: Probe, variant: str) -> tuple[int, int]:
+    """Return the point codes of the probe and of the EIR. Raises UsageError."""
+    own, eir = probe.parameters["point_code"], probe.parameters["eir_point_code"]
+    eir = eir or (probe.configured.get("ss7") or {}).get("point_code")
+    if eir is None:
+        raise UsageError("whom to ask: eir_point_code=N-N-N, or ss7.point_code of the configuration")
+    try:
+        return point_code(own, variant), point_code(str(eir), variant)
+    except ValueError as e:
+        most = point_code_text(-1, variant)
+        raise UsageError(f"{e} is no point code of the variant {variant}: expected {most} at most") from None
 
 
 class _MapClient(asyncio.Protocol):
     """Association with a gateway or an EIR."""
 
-    def __init__(self, target: MapTarget) -> None:
+    def __init__(self, probe: Probe) -> None:
         self._loop = asyncio.get_running_loop()
-        self._target = target
+        self._timeout_s, self._routing_context = probe.timeout_s, probe.parameters["routing_context"]
         self._transport: asyncio.Transport | None = None
         self._association: Association | None = None
         self._numbers = itertools.count(1)
         self._answers: dict[bytes, asyncio.Future[bytes]] = {}
         self._version = codec.VERSIONS[0]
-        kind, title = sccp.e164(target.gt, target.variant) if target.gt else (0, b"")
-        own, eir = target.point_codes
+        variant, gt = (probe.configured.get("ss7") or {}).get("variant") or ITU, probe.parameters["gt"]
+        self._variant, self._point_codes = variant, _point_codes(probe, variant)
+        own, eir = self._point_codes
+        kind, title = sccp.e164(gt, variant) if gt else (0, b"")
         self._calling = sccp.encoded_address(
-            target.variant, pc=None if target.gt else own, ssn=SSN_MSC, kind=kind, title=title, by_ssn=not target.gt
+            variant, pc=None if gt else own, ssn=SSN_MSC, kind=kind, title=title, by_ssn=not gt
         )
-        self._called = sccp.encoded_address(target.variant, pc=eir, ssn=SSN_EIR)
+        self._called = sccp.encoded_address(variant, pc=eir, ssn=SSN_EIR)
         self.active: asyncio.Future[None] = self._loop.create_future()
         self.closed_by = ""
         """Reason for the association's end; empty while it is up."""
@@ -78,7 +77,7 @@ class _MapClient(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bring the association up."""
         self._transport = cast("asyncio.Transport", transport)
-        self._association = Association(self._loop.time(), dials=True, routing_context=self._target.routing_context)
+        self._association = Association(self._loop.time(), dials=True, routing_context=self._routing_context)
         self._tick()
 
     def data_received(self, data: bytes) -> None:
@@ -116,7 +115,7 @@ class _MapClient(asyncio.Protocol):
         except ValueError:
             return ProbeFinding(imei, imsi, fault="no number that TBCD can carry")
         except TimeoutError:
-            return ProbeFinding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+            return ProbeFinding(imei, imsi, fault=f"no answer within {self._timeout_s:g} s")
         except EirError as e:
             return ProbeFinding(imei, imsi, fault=f"no answer: {e}")
 
@@ -127,7 +126,7 @@ class _MapClient(asyncio.Protocol):
         data = tcap.begin(
             otid, tcap.request(context) if version > 1 else b"", tcap.invoke(b"\1", codec.CHECK_IMEI, argument)
         )
-        own, eir = self._target.point_codes
+        own, eir = self._point_codes
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._answers[otid] = answer
         self._association.send(Transfer(
@@ -136,7 +135,7 @@ class _MapClient(asyncio.Protocol):
         ))  # fmt: skip
         self._flush()
         try:
-            async with asyncio.timeout(self._target.timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 return await answer
         finally:
             del self._answers[otid]
@@ -146,12 +145,12 @@ class _MapClient(asyncio.Protocol):
         payload = transfer.payload
         with suppress(SccpFault, TcapFault):
             if payload[:1] == bytes((sccp.UDTS,)):
-                back = sccp.unitdata(bytes((sccp.UDT, 0)) + payload[2:], self._target.variant)
+                back = sccp.unitdata(bytes((sccp.UDT, 0)) + payload[2:], self._variant)
                 answer = self._answers.get(tcap.read(back.data).otid)
                 if answer is not None and not answer.done():
                     answer.set_exception(EirError(f"it came back from the network (return cause {payload[1]})"))
                 return
-            data = sccp.unitdata(payload, self._target.variant).data
+            data = sccp.unitdata(payload, self._variant).data
             answer = self._answers.get(tcap.read(data).dtid)
             if answer is not None and not answer.done():
                 answer.set_result(data)
@@ -197,29 +196,29 @@ class _MapClient(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def _connected(target: MapTarget) -> AsyncIterator[_MapClient]:
-    client = _MapClient(target)
-    where = address_text(target.hosts, target.port)
+async def connected(probe: Probe) -> AsyncIterator[_MapClient]:
+    """Connect to the gateway or the EIR. Raises EirError."""
+    client, to = _MapClient(probe), Endpoint(SCTP, probe.hosts, probe.port or PORT)
     try:
-        async with asyncio.timeout(target.timeout_s):
+        async with asyncio.timeout(probe.timeout_s):
             try:
-                await _connect(client, target)
+                await _connect(client, to)
             except OSError as e:
                 raise EirError(fault_text(e, secure=False)) from None
             await client.active
     except TimeoutError:
         client.close()
-        raise EirError(f"cannot connect to {where}: no association within {target.timeout_s:g} s") from None
+        raise EirError(f"cannot connect to {to.where}: no association within {probe.timeout_s:g} s") from None
     except EirError as e:
         client.close()
-        raise EirError(f"cannot connect to {where}: {e}") from None
+        raise EirError(f"cannot connect to {to.where}: {e}") from None
     try:
         yield client
     finally:
         client.close()
 
 
-async def _connect(client: _MapClient, target: MapTarget) -> None:
+async def _connect(client: _MapClient, to: Endpoint) -> None:
     """Connect over SCTP; over TCP if the kernel has no SCTP, or no listener for it.
 
     Raises:
@@ -227,9 +226,9 @@ async def _connect(client: _MapClient, target: MapTarget) -> None:
     """
     if is_supported():
         with suppress(ConnectionRefusedError):
-            await sctp.connect(client, Endpoint(SCTP, target.hosts, target.port), SctpSettings(), CARRIED)
+            await sctp.connect(client, to, SctpSettings(), CARRIED)
             return
-    await stream.connect(client, target.hosts[0], target.port)
+    await stream.connect(client, to.hosts[0], to.port)
 
 
 def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> ProbeFinding:
@@ -286,8 +285,3 @@ def _outcome(  # noqa: PLR0917 - fields of a Finding
     value = codec.status_of(octets, version, outcome.parameters)
     status = None if value is None else STATUSES.get(value)
     return ProbeFinding(imei, imsi, status, None, None, round_trip_ms, None if status else "a result without a status")
-
-
-_PROBE = Probe(_connected)
-ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""Functions for the commands."""

@@ -5,16 +5,14 @@ eir.wire.peers. registration.py keeps the node registered with an NRF by the req
 eir.wire.web.denials checks the access token.
 """
 
-import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from eir.checks.question import Question
 from eir.checks.settings import Status
-from eir.errors import EirError, UsageError
-from eir.interfaces.interface import LISTEN_HTTP, Interface, SharedSettings, token_keys
+from eir.errors import EirError
+from eir.interfaces.interface import LISTEN_HTTP, TLS_KEYS, Interface, SharedSettings, token_keys
 from eir.interfaces.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
 from eir.schema import (
     IDENTITY,
@@ -23,8 +21,10 @@ from eir.schema import (
     Family,
     Findings,
     Key,
+    Kind,
     Section,
     Spot,
+    Unexpected,
     address,
     many,
     seconds,
@@ -32,12 +32,8 @@ from eir.schema import (
     whole,
 )  # fmt: skip
 from eir.wire.peers.settings import Requester
-from eir.wire.transport.endpoint import ANY, HTTP_PORTS, is_secure, listening_at
+from eir.wire.transport.endpoint import ANY, HTTP_PORTS, listening_at
 from eir.wire.web.denials import TokenSettings, token_in
-
-if TYPE_CHECKING:
-    from eir.interfaces.probing import Wanted
-    from eir.wire.transport.tls import Tls
 
 NAME = "n5g"
 API_ROOT = text(
@@ -52,6 +48,16 @@ UUID = text(
     lambda match: match[0].lower(),
     example="0b8f1d3e-1111-4222-8333-0000000000e1",
 )
+
+
+def _token(file: str) -> str:
+    """Return the access token in a file."""
+    try:
+        return token_in(Path(file))
+    except EirError as e:
+        raise Unexpected(str(e)) from None
+
+
 PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
 KEYS = (
     Key("n5g.listen", many(LISTEN_HTTP), (), "addresses for AMFs (N5g-eir, TS 29.511, HTTP/2): http, or https with the certificates of `tls`", live=False),
@@ -65,6 +71,10 @@ KEYS = (
     Key("n5g.nrf.priority", whole(0, 65535), 0, "priority of the node; AMFs prefer the lowest number"),
     Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "further hosts to which an NRF may redirect the node; those of `uri` are always allowed"),
     Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "time between heartbeats that the node requests; the NRF decides"),
+)  # fmt: skip
+PROBE_KEYS = (
+    *TLS_KEYS,
+    Key("token", Kind("a file with an access token", _token), None, "file with the access token of each request, alone or in the issuer's answer (JSON)"),
 )  # fmt: skip
 SECTIONS = (
     Section("n5g", N5gSettings),
@@ -133,39 +143,8 @@ def _question(imei: str, imsi: str, software_version: str, origin_host: str, ori
         raise EirError(f"such a request gets {e.cause.result}: {e}") from None
 
 
-def _probe(wanted: "Wanted") -> tuple[Any, Any]:
-    from eir.interfaces.n5g import probe  # noqa: PLC0415 - only a probe needs it
-
-    where = _where(wanted.target, wanted.tls)
-    return probe, probe.N5gTarget(*where, wanted.timeout_s, _token_of(wanted.token))
-
-
-def _where(target: str, tls: "Tls | None") -> tuple[str, int, ssl.SSLContext | None]:
-    """Return host, port and TLS context of a target."""
-    try:
-        to = listening_at(target)
-    except EirError:
-        raise UsageError(f"{target}: expected http://HOST:PORT or https://HOST:PORT") from None
-    if is_secure(target) != (tls is not None):
-        raise UsageError(f"{target}: --ca, --cert and --key are for https://, and https:// needs all three")
-    if tls is None:
-        return to.hosts[0], to.port, None
-    context = tls.connecting
-    context.check_hostname = True  # only the certificate proves the server's identity
-    context.set_alpn_protocols(["h2"])
-    return to.hosts[0], to.port, context
-
-
-def _token_of(file: Path | None) -> str | None:
-    """Return the access token in a file."""
-    try:
-        return None if file is None else token_in(file)
-    except EirError as e:
-        raise UsageError(f"--token: {e}") from None
-
-
 INTERFACE = Interface(
     name=NAME, section="n5g", keys=KEYS, sections=SECTIONS, check=_check, connects=_connects, families=FAMILIES, server="eir.interfaces.n5g.server:N5gServer",
     stays=False, tokens=_tokens, settings_after_reload=_settings_until_restart, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
-    alerts=(("any NRF", "EirNotRegistered"),), client="an AMF", words=_words, question=_question, schemes=tuple(HTTP_PORTS), probe=_probe,
+    alerts=(("any NRF", "EirNotRegistered"),), client="an AMF", words=_words, question=_question, probe="eir.interfaces.n5g.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

@@ -1,11 +1,10 @@
-"""Probe of a 5G EIR for `eir probe http://…`: sends requests like an AMF, and reports the answers. No list and no policy."""
+"""Probe of a 5G EIR for `eir probe n5g://…`: sends requests like an AMF, and reports the answers. No list and no policy."""
 
 import asyncio
 import json
-import ssl
 import time
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from urllib.parse import quote
 
@@ -18,29 +17,17 @@ from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
 from eir.errors import EirError
 from eir.interfaces.n5g.nrf import REDIRECTS
 from eir.interfaces.n5g.service import RESOURCE
-from eir.interfaces.probing import Probe, ProbeFinding, over_stream
-from eir.wire.transport.endpoint import address_text
+from eir.interfaces.probing import Probe, ProbeFinding
+from eir.wire.transport.endpoint import HTTP_PORTS, address_text
 from eir.wire.transport.stream import fault_text
 from eir.wire.web.denials import authorization
 from eir.wire.web.http2_client import BODY_BYTES_MAX, GoAway, Incoming
 
 READ_BYTES = 65_536
 STATUS_DIGITS = 3
+UNAUTHORIZED = 401
 STATUS_WORDS = {"WHITELISTED": "whitelisted", "BLACKLISTED": "blacklisted", "GREYLISTED": "greylisted"}
 UNKNOWN_CAUSE = "ERROR_EQUIPMENT_UNKNOWN"
-
-
-@dataclass(frozen=True, slots=True)
-class N5gTarget:
-    """EIR to probe."""
-
-    host: str
-    port: int
-    tls: ssl.SSLContext | None = None
-    """TLS context, for https."""
-    timeout_s: float = 5.0
-    token: str | None = field(default=None, repr=False)
-    """Access token of each request."""
 
 
 def check_digit(first14: str) -> int:
@@ -77,8 +64,11 @@ class _Answer:
 class _N5gClient:
     """HTTP/2 connection to an EIR."""
 
-    def __init__(self, target: N5gTarget, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._target, self._reader, self._writer = target, reader, writer
+    def __init__(self, probe: Probe, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._timeout_s, self._token = probe.timeout_s, probe.parameters["token"]
+        self._is_secure = writer.get_extra_info("ssl_object") is not None
+        self._authority = address_text(probe.hosts, port)
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         self._answers: dict[int, _Answer] = {}
         self.closed_by = ""
@@ -94,24 +84,27 @@ class _N5gClient:
         answer = _Answer(asyncio.get_running_loop().create_future())
         stream = self._h2.get_next_available_stream_id()
         headers = [
-            (":method", "GET"), (":scheme", "https" if self._target.tls else "http"),
-            (":authority", address_text([self._target.host], self._target.port)), (":path", path_of(pei, imsi)),
+            (":method", "GET"), (":scheme", "https" if self._is_secure else "http"),
+            (":authority", self._authority), (":path", path_of(pei, imsi)),
             ("user-agent", "AMF-eir-probe"), ("accept", "application/json, application/problem+json"),
-            *([] if self._target.token is None else [authorization(self._target.token)]),
+            *([] if self._token is None else [authorization(self._token)]),
         ]  # fmt: skip
         self._answers[stream] = answer
         try:
             self._h2.send_headers(stream, headers, end_stream=True)
             self._send()
-            async with asyncio.timeout(self._target.timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 await answer.done
         except TimeoutError:
-            return ProbeFinding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+            return ProbeFinding(imei, imsi, fault=f"no answer within {self._timeout_s:g} s")
         except (EirError, ProtocolError) as e:
             return ProbeFinding(imei, imsi, fault=f"no answer: {e}")
         finally:
             del self._answers[stream]
-        return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
+        finding = _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
+        if answer.status == UNAUTHORIZED and self._token is None:
+            return replace(finding, error=f"{finding.error}; the EIR requires an access token: ?token=FILE")
+        return finding
 
     async def listen(self) -> None:
         """Handle received bytes until the connection ends."""
@@ -125,7 +118,7 @@ class _N5gClient:
         except ProtocolError as e:
             self._over(f"what comes is not HTTP/2 ({e}); is this the port of another protocol?")
         except OSError as e:
-            self._over(fault_text(e, secure=self._target.tls is not None))
+            self._over(fault_text(e, secure=self._is_secure))
 
     def _happened(self, event: Event) -> None:
         if isinstance(event, DataReceived):  # also of a late answer, because the flow-control window is shared
@@ -165,8 +158,15 @@ class _N5gClient:
         self._writer.write(self._h2.data_to_send())
 
 
-def _connected(target: N5gTarget) -> AbstractAsyncContextManager[_N5gClient]:
-    return over_stream(target.host, target.port, target.timeout_s, partial(_N5gClient, target), target.tls)
+def connected(probe: Probe) -> AbstractAsyncContextManager[_N5gClient]:
+    """Connect to the EIR. Raises EirError."""
+    tls = probe.tls()
+    context = None if tls is None else tls.connecting
+    port = probe.port or HTTP_PORTS["http" if tls is None else "https"]
+    if context is not None:
+        context.check_hostname = True  # only the certificate proves the server's identity
+        context.set_alpn_protocols(["h2"])
+    return probe.over_stream(port, partial(_N5gClient, probe, port), context)
 
 
 def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> ProbeFinding:
@@ -192,8 +192,3 @@ def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float)
             str(part) for part in (answer.status, cause, fields.get("detail") or fields.get("title")) if part
         )
     return ProbeFinding(imei, imsi, status, answer.status or None, None, round_trip_ms, fault, error)
-
-
-_PROBE = Probe(_connected)
-ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""Functions for the commands."""

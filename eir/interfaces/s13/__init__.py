@@ -6,20 +6,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eir.checks.settings import Status
-from eir.errors import EirError, UsageError
-from eir.interfaces.interface import Interface, SharedSettings
-from eir.schema import Family, Key, many, url
-from eir.wire.transport.endpoint import PORTS, TCP, TLS, endpoint
+from eir.interfaces.interface import TLS_KEYS, Interface, SharedSettings
+from eir.schema import IDENTITY, Family, Key, many, url, word
+from eir.wire.transport.endpoint import PORTS, SCTP, TCP
 
 if TYPE_CHECKING:
-    from eir.interfaces.probing import Captured, Wanted
+    from eir.interfaces.probing import Captured
 
 DEFAULT = ("tcp://127.0.0.1:3868",)
 KEYS = (
     Key("listen", many(url(PORTS, "tcp://0.0.0.0:3868 or tls://[::]:5868")), DEFAULT, "addresses on which the node accepts peers; default port 3868, with tls 5868; sctp may have several addresses, separated by commas", live=False),
+)  # fmt: skip
+PROBE_KEYS = (
+    Key("origin_host", IDENTITY, None, "Origin-Host of the probe; probe.REALM if left out"),
+    Key("origin_realm", IDENTITY, None, "Origin-Realm of the probe; if left out identity.realm of the configuration, or else that of MCC 001, MNC 01"),
+    Key("destination_host", IDENTITY, None, "Destination-Host, for an EIR behind an agent; not sent if left out"),
+    Key("destination_realm", IDENTITY, None, "Destination-Realm; the EIR's own if left out"),
+    Key("transport", word(TCP, SCTP), TCP, "transport; over sctp, HOST may be several addresses separated by commas"),
+    *TLS_KEYS,
 )  # fmt: skip
 FAMILIES = (
     Family("eir_diameter_messages_total", "counter", ("peer", "command", "kind", "direction"), "Diameter messages"),
@@ -33,33 +40,6 @@ def _words(status: Status) -> str:
     return "Experimental-Result 5422" if status is Status.UNKNOWN else f"2001, Equipment-Status {status.upper()}"
 
 
-def _probe(wanted: "Wanted") -> tuple[Any, Any]:
-    from eir.interfaces.s13 import probe  # noqa: PLC0415 - for a probe alone
-
-    tls, names = wanted.tls, wanted.names
-    host, port, scheme = _where(wanted.target, with_tls=tls is not None)
-    return probe, probe.S13Target(
-        host, port, names.origin_host, names.origin_realm, names.destination_realm, wanted.timeout_s, scheme,
-        None if tls is None else tls.connecting, names.destination_host,
-    )  # fmt: skip
-
-
-def _where(target: str, *, with_tls: bool) -> tuple[str, int, str]:
-    """Parse the target into host (over SCTP several, separated by commas), port and transport. Raises UsageError."""
-    from eir.interfaces.probing import host_and_port  # noqa: PLC0415 - as above
-
-    if "://" not in target:
-        scheme = TLS if with_tls else TCP
-        return *host_and_port(target, PORTS[scheme]), scheme
-    try:
-        to = endpoint(target)
-    except EirError as e:
-        raise UsageError(str(e)) from None
-    if (to.scheme == TLS) != with_tls:
-        raise UsageError(f"{target}: --ca, --cert and --key are for tls://, and tls:// needs all three")
-    return ",".join(to.hosts), to.port, to.scheme
-
-
 def _capture(capture: Path, ports: Sequence[int], _: SharedSettings) -> "Captured":
     from eir.interfaces.s13.capture import PORT, read  # noqa: PLC0415 - for `eir audit` alone
 
@@ -67,6 +47,6 @@ def _capture(capture: Path, ports: Sequence[int], _: SharedSettings) -> "Capture
 
 
 INTERFACE = Interface(
-    name="s13", keys=KEYS, families=FAMILIES, server="eir.interfaces.s13.server:S13Server", client="an MME", words=_words, schemes=tuple(PORTS),
-    probe=_probe, capture=_capture,
+    name="s13", keys=KEYS, families=FAMILIES, server="eir.interfaces.s13.server:S13Server", client="an MME", words=_words,
+    probe="eir.interfaces.s13.probe:connected", probe_keys=PROBE_KEYS, capture=_capture,
 )  # fmt: skip

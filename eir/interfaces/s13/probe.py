@@ -1,15 +1,13 @@
 """`eir probe` over S13: an MME that asks any EIR and reports its answers. Independent of lists and policy."""
 
 import re
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from eir.device import is_digits
-from eir.errors import EirError
+from eir.device import HEX_DIGITS, KEY_DIGITS, is_digits
+from eir.errors import EirError, UsageError
 from eir.interfaces.probing import Probe, ProbeFinding
 from eir.interfaces.s13 import dictionary as s13
 from eir.interfaces.s13.application import S13
@@ -22,72 +20,49 @@ from eir.wire.diameter.client import SERVER, Client, connect
 from eir.wire.diameter.message import Answer
 from eir.wire.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
 from eir.wire.peers.settings import holds
-from eir.wire.transport.endpoint import TCP
+from eir.wire.transport.endpoint import PORTS, SCTP, TLS
 
+PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
 STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATUSES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class S13Target:
-    """EIR to probe, and the identity of the probe."""
-
-    host: str
-    port: int
-    origin_host: str
-    origin_realm: str
-    destination_realm: str | None = None
-    """Destination-Realm of the requests; None: realm of the EIR's CEA."""
-    timeout_s: float = 5.0
-    scheme: str = TCP
-    """TCP, TLS or SCTP; over SCTP `host` may be several addresses separated by commas."""
-    tls: ssl.SSLContext | None = None
-    """Context for TLS handshakes."""
-    destination_host: str | None = None
-    """Destination-Host of the requests; None: any host of the realm."""
-
-
 @asynccontextmanager
-async def asking(target: S13Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
-    """Connect, and return a function that asks about an IMEI, IMEISV or MEID and returns its status, another result code, or `none`.
-
-    The function may be called concurrently. Raises EirError if the connection or the CER fails; the function raises it after the connection has
-    ended.
-    """
-    async with _connected(target) as client:
-
-        async def ask_about(identifier: str) -> str:
-            if client.closed_by:
-                raise EirError(f"the connection was closed ({client.closed_by})")
-            return (await client.ask(identifier, imsi, None, meid=not is_digits(identifier))).result
-
-        yield ask_about
-
-
-@asynccontextmanager
-async def _connected(target: S13Target) -> AsyncIterator["_Asker"]:
+async def connected(probe: Probe) -> AsyncIterator["_Asker"]:
+    """Connect to the EIR and exchange capabilities. Raises EirError."""
+    given, identity = probe.parameters, probe.configured.get("identity") or {}
+    realm = given["origin_realm"] or identity.get("realm") or PROBE_REALM
+    host = given["origin_host"] or f"probe.{realm}"
+    tls = probe.tls()
+    scheme = given["transport"] if tls is None else TLS
+    if given["transport"] == SCTP:
+        address, port = ",".join(probe.hosts), probe.port or PORTS[SCTP]
+    else:
+        address, port = probe.where(PORTS[scheme])
+    if given["transport"] == SCTP and tls is not None:
+        raise UsageError("DTLS over SCTP is not offered; ca, cert and key are for transport=tcp")
     try:
         client = await connect(
-            target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
-            product_name="eir probe", timeout_s=target.timeout_s, scheme=target.scheme, tls=target.tls,
+            address, port, S13, origin_host=host, origin_realm=realm, product_name="eir probe",
+            timeout_s=probe.timeout_s, scheme=scheme, tls=None if tls is None else tls.connecting,
         )  # fmt: skip
     except EirError as e:
-        raise EirError(_refused(target, str(e))) from None
+        raise EirError(_refused(host, realm, str(e))) from None
     try:
         peer, names = client.peer, client.certificate_names()
         if (
             peer is not None
             and names is not None
-            and not (holds(names, target.host) or certificate_fits(names, peer, SERVER))
+            and not (holds(names, address) or certificate_fits(names, peer, SERVER))
         ):
             raise EirError(
                 f"its certificate is for {', '.join(names) or 'nobody'}, and it calls itself {peer.host} of realm {peer.realm}"
             )
-        yield _Asker(client, target, target.destination_realm or (peer.realm if peer is not None else ""))
+        yield _Asker(client, probe, given["destination_realm"] or (peer.realm if peer is not None else ""))
     finally:
         await client.close()
 
 
-def _refused(target: S13Target, fault: str) -> str:
+def _refused(host: str, realm: str, fault: str) -> str:
     """Return the reason why the connection failed, with the name of the CEA's Result-Code and advice."""
     code = re.search(r"Result-Code ([0-9]+)$", fault)
     if code is None:
@@ -95,8 +70,8 @@ def _refused(target: S13Target, fault: str) -> str:
     reason = f"{fault[: code.start(1)]}{_name(int(code[1]))}"
     if int(code[1]) == UNKNOWN_PEER:
         reason += (
-            f": the EIR has no peer that fits {target.origin_host} of realm {target.origin_realm} at this address; "
-            "give names that it knows (--origin-host, --origin-realm), or put these under its `peers`"
+            f": the EIR has no peer that fits {host} of realm {realm} at this address; "
+            "give names that it knows (origin_host, origin_realm), or put these under its `peers`"
         )
     return reason
 
@@ -105,17 +80,16 @@ class _Asker(NamedTuple):
     """Connection to the EIR, with the Destination-Realm of its requests."""
 
     client: Client
-    target: S13Target
+    probe: Probe
     realm: str
 
     @property
     def closed_by(self) -> str:
         return self.client.closed_by
 
-    async def ask(
-        self, imei: str, imsi: str | None, software_version: str | None, *, meid: bool = False
-    ) -> ProbeFinding:
-        timeout_s, host = self.target.timeout_s, self.target.destination_host
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
+        timeout_s, host = self.probe.timeout_s, self.probe.parameters["destination_host"]
+        meid = len(imei) == KEY_DIGITS and HEX_DIGITS.issuperset(imei) and not is_digits(imei)
         avps = check_avps(self.realm, imei, imsi, software_version, meid=meid, host=host)
         asked = time.perf_counter()
         try:
@@ -184,8 +158,3 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
     if len(statuses) != 1:
         return f"{len(statuses) or 'no'} Equipment-Status{'es' if statuses else ''} beside 2001"
     return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is not one of 0, 1 and 2 (TS 29.272 7.3.51)"
-
-
-_PROBE = Probe(_connected)
-ask, ask_many = _PROBE.ask, _PROBE.ask_many
-"""Functions that the commands call."""

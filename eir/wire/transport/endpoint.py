@@ -48,23 +48,26 @@ def may_be_host(text: str) -> bool:
         return False
 
 
+def hosts_and_port(text: str) -> tuple[tuple[str, ...], int | None]:
+    """Split `HOST,HOST:PORT`; the port is optional. Raises ValueError."""
+    parts = [urlsplit(f"//{each}") for each in text.split(",")]
+    hosts = tuple(part.hostname or "" for part in parts)
+    *others, port = (part.port for part in parts)
+    if any(others) or not all(map(may_be_host, hosts)) or any(mark in text for mark in "/?#@"):
+        raise ValueError
+    return hosts, port
+
+
 def endpoint(url: str) -> Endpoint:
     """Parse a URL; the default port is that of the transport. Raises EirError."""
     scheme, _, rest = url.partition("://")
-    *others, last = rest.split(",")
     try:
-        parts = [urlsplit(f"//{each}") for each in (*others, last)]
-        hosts, ports = tuple(part.hostname or "" for part in parts), [part.port for part in parts]
+        hosts, port = hosts_and_port(rest)
     except ValueError:
-        hosts, ports = (), []
-    if (
-        scheme not in PORTS
-        or not all(map(may_be_host, hosts))
-        or any(ports[:-1])
-        or len(hosts) != (1 if scheme != SCTP else max(len(hosts), 1))
-    ):
+        hosts, port = (), None
+    if scheme not in PORTS or not hosts or (len(hosts) > 1 and scheme != SCTP):
         raise EirError(f"expected {FORMS}, got {url}")
-    return Endpoint(scheme, hosts, PORTS[scheme] if ports[-1] is None else ports[-1])
+    return Endpoint(scheme, hosts, PORTS[scheme] if port is None else port)
 
 
 def is_http(url: str) -> bool:

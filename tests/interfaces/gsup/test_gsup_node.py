@@ -334,7 +334,7 @@ async def test_the_probe_and_an_audit(site, hlr):
     said = iter([gsup(0x31, (1, tbcd("001010000000000")), (2, b"\x60")), b""])
     hlr.answer = lambda _: next(said)
     other = f"gsup://127.0.0.1:{hlr.port}"
-    named = ("probe", other, LISTED, "--origin-host", "MSC-1")
+    named = ("probe", f"{other}?name=MSC-1", LISTED)
     assert "cause 96" in (await asyncio.to_thread(site.eir, *named)).stderr
     assert b"\0MSC-1\0" in hlr.names[-1]
     assert (

@@ -17,14 +17,14 @@ from msc import Msc
 from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
 from servers import free_port
 
+from eir.interfaces.map import INTERFACE
 from eir.interfaces.map import checkimei as codec
-from eir.interfaces.map import probe
 from eir.wire.ss7 import ber, m3ua, sccp
 from eir.wire.ss7.m3ua import MessageKind
-from eir.wire.ss7.sccp import point_code
 
 STP = shutil.which("osmo-stp") or "/usr/bin/osmo-stp"
 STATUSES = ((LISTED, "black"), (TRACKED, "grey"), (UNLISTED, "white"))
+CODES = "point_code=1-1-3&eir_point_code=1-1-2"
 
 
 @pytest.fixture
@@ -161,18 +161,23 @@ def test_the_probe_and_the_audit_ask_as_an_msc(site):
         site, peers=[{"name": "msc1", "gt": "49170"}], rules=[{"imsi": "26201", "answer": "unknown"}]
     )
     target = f"map://{host}:{port}"
-    found = site.json("probe", target, LISTED, TRACKED, UNLISTED, "12", "--gt", "491700000001")
+    found = site.json("probe", f"{target}?gt=491700000001", LISTED, TRACKED, UNLISTED, "12")
     assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted", "whitelisted"]
     assert node.metrics()["eir_map_answers_total{peer=msc1,result=blacklisted}"] == 1
     assert (
-        site.json("probe", target, UNLISTED, "--imsi", "262010000000001", "--eir-point-code", "1-1-2")[0]["status"]
+        site.json("probe", f"{target}?eir_point_code=1-1-2", UNLISTED, "--imsi", "262010000000001")[0]["status"]
         == "unknown"
     )
     assert (
         "no answer within 0.5 s"
-        in site.eir("probe", target, LISTED, "--eir-point-code", "1-1-3", "--timeout", "0.5", status=1).stderr
+        in site.eir("probe", f"{target}?eir_point_code=1-1-3", LISTED, "--timeout", "0.5", status=1).stderr
     )
-    assert "expected digits" in site.eir("probe", target, LISTED, "--gt", "x", status=2).stderr
+    for query, said in (
+        ("gt=x", "gt: expected digits, got x"),
+        ("routing_context=x", "routing_context: expected a whole number"),
+        ("token=x", "unknown parameter token; expected gt, point_code, eir_point_code, routing_context"),
+    ):
+        assert said in site.eir("probe", f"{target}?{query}", LISTED, status=2).stderr
     manifest = next((site.folder / "releases").glob("stolen-1.manifest.json"))
     report = site.json("audit", manifest, target, "--all")
     assert (report["asked"], report["as_listed"]) == (1, 1)
@@ -183,11 +188,11 @@ async def test_over_sctp_with_two_addresses(site):
     """The probe's association has both addresses of the node; DATA goes over a stream of its own."""
     port = free_port()
     node = serve(site, listen=[f"sctp://127.0.0.1,127.0.0.2:{port}"])
-    found = site.json("probe", f"map://127.0.0.1,127.0.0.2:{port}", LISTED, TRACKED, UNLISTED, "--gt", "491700000001")
+    found = site.json("probe", f"map://127.0.0.1,127.0.0.2:{port}?gt=491700000001", LISTED, TRACKED, UNLISTED)
     assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted"]
     until(lambda: node.lines("peer_open", protocol="map"))
-    target = probe.MapTarget(("127.0.0.1", "127.0.0.2"), port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
-    async with probe.asking(target) as ask:
+    probe = INTERFACE.probe_of(f"map://127.0.0.1,127.0.0.2:{port}?{CODES}", timeout_s=30)
+    async with probe.asking() as ask:
         assert await ask(LISTED) == "blacklisted"
         assert node.metrics()["eir_sctp_paths{peer=near,state=up}"] > 0
 
@@ -202,10 +207,10 @@ async def test_one_of_two_paths_is_cut_and_comes_back(site):
             peers=[{"name": "near", "from": ["10.0.0.0/8"], "expected": False}],
         )  # fmt: skip
         node = site.start()
-        target = probe.MapTarget(OURS, port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
+        probe = INTERFACE.probe_of(f"map://{','.join(OURS)}:{port}?{CODES}", timeout_s=30)
         async with contextlib.AsyncExitStack() as stack:
             with far():
-                ask = await stack.enter_async_context(probe.asking(target))
+                ask = await stack.enter_async_context(probe.asking())
 
             async def paths(*, up, down):
                 async with asyncio.timeout(180):

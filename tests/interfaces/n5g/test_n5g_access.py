@@ -200,39 +200,36 @@ def test_the_probe_and_the_audit_bring_a_token(site, tmp_path):
     answer.write_text(json.dumps({"access_token": issuer.token(now), "token_type": "Bearer", "expires_in": 3600}))
     old.write_text(issuer.token(now, exp=now - 1))
     for scheme, options in (
-        ("http", []),
-        ("https", ["--ca", files["ca"], "--cert", files["certificate"], "--key", files["key"]]),
+        ("http", ""),
+        ("https", f"&ca={files['ca']}&cert={files['certificate']}&key={files['key']}"),
     ):
-        target = at(node, scheme)
+        where = f"n5g{at(node, scheme).removeprefix(scheme)}?"
+        target, late, bare = (f"{where}token={good}{options}", f"{where}token={old}{options}", f"{where}{options[1:]}")
         for token in (good, answer):
-            found = site.json("probe", target, LISTED, UNLISTED, *options, "--token", token)
+            found = site.json("probe", f"{where}token={token}{options}", LISTED, UNLISTED)
             assert [row["status"] for row in found] == ["blacklisted", "greylisted"]
-        assert site.json("probe", target, LISTED, *options, "--token", good, "--count", "5")["answers"] == {
-            "blacklisted": 5
-        }
-        refused = site.eir("probe", target, LISTED, *options)
+        assert site.json("probe", target, LISTED, "--count", "5")["answers"] == {"blacklisted": 5}
+        refused = site.eir("probe", bare, LISTED)
         assert (
-            "answered by the error 401 an access token is needed\neir: an access token is wanted: --token FILE"
+            "answered by the error 401 an access token is needed; the EIR requires an access token: ?token=FILE"
             in refused.stderr
         )
-        refused = site.eir("probe", target, LISTED, *options, "--token", old)
+        refused = site.eir("probe", late, LISTED)
         assert "answered by the error 401 the access token has expired" in refused.stderr
-        assert "--token" not in refused.stderr
-        assert (
-            json.loads(site.eir("audit", manifest, target, *options, "--token", good, "--json").stdout)["share"] == 1.0
-        )
-        document = json.loads(site.eir("audit", manifest, target, *options, "--json").stdout)
+        assert "?token" not in refused.stderr
+        assert json.loads(site.eir("audit", manifest, target, "--json").stdout)["share"] == 1.0
+        document = json.loads(site.eir("audit", manifest, bare, "--json").stdout)
         assert (document["share"], document["exceptions"][0]["got"]) == (0.0, "401")
 
 
 @pytest.mark.parametrize(
     ("target", "content", "said"),
     [
-        ("http://127.0.0.1:9", None, "cannot be read: No such file or directory"), ("http://127.0.0.1:9", b"", "has no access token"),
-        ("http://127.0.0.1:9", b"a.b.c\nx: y", "has no access token"), ("http://127.0.0.1:9", b"a b", "has no access token"),
-        ("http://127.0.0.1:9", b"\xff", "has no access token"), ("http://127.0.0.1:9", b"{", "has no access token"),
-        ("http://127.0.0.1:9", b'{"access_token": 7}', "has no access token"), ("http://127.0.0.1:9", b"{" * 20_000, "has no access token"),
-        ("http://127.0.0.1:9", b"a" * 100_000, "has no access token"), ("127.0.0.1:9", b"a.b.c", "--token is for http:// and https://"),
+        ("n5g://127.0.0.1:9", None, "cannot be read: No such file or directory"), ("n5g://127.0.0.1:9", b"", "has no access token"),
+        ("n5g://127.0.0.1:9", b"a.b.c\nx: y", "has no access token"), ("n5g://127.0.0.1:9", b"a b", "has no access token"),
+        ("n5g://127.0.0.1:9", b"\xff", "has no access token"), ("n5g://127.0.0.1:9", b"{", "has no access token"),
+        ("n5g://127.0.0.1:9", b'{"access_token": 7}', "has no access token"), ("n5g://127.0.0.1:9", b"{" * 20_000, "has no access token"),
+        ("n5g://127.0.0.1:9", b"a" * 100_000, "has no access token"), ("s13://127.0.0.1:9", b"a.b.c", "unknown parameter token; expected origin_host, "),
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
@@ -240,9 +237,10 @@ def test_a_token_that_cannot_be_sent_is_no_token(tmp_path, capsys, target, conte
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
-    for command in (["probe", target, LISTED], ["audit", "x.manifest.json", target]):
+    url = f"{target}?token={file}"
+    for command in (["probe", url, LISTED], ["audit", "x.manifest.json", url]):
         with pytest.raises(SystemExit) as ended:
-            main(arguments=[*command, "--token", str(file)])
+            main(arguments=command)
         assert ended.value.code == 2
         told = capsys.readouterr().err
         assert said in told

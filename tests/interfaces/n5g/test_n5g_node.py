@@ -125,7 +125,7 @@ def own(site):
 
 def test_an_audit(shared):
     manifest = shared.release([LISTED, UNLISTED], serial=2)
-    document = json.loads(shared.eir("audit", manifest, at(shared.node), "--all", "--json").stdout)
+    document = json.loads(shared.eir("audit", manifest, f"n5g{at(shared.node)[4:]}", "--all", "--json").stdout)
     assert (document["asked"], document["as_listed"], document["share"]) == (2, 1, 0.5)
     assert {(each["imei"][:14], each["got"]) for each in document["exceptions"]} == {(UNLISTED, "whitelisted")}
 
@@ -510,17 +510,19 @@ async def test_a_client_that_reads_nothing_is_dropped(own):
 
 def test_the_probe_asks_as_an_amf(shared):
     node, files = shared.node, shared.authority.write(AMF, stem="amf")
-    secure = ["--ca", files["ca"], "--cert", files["certificate"], "--key", files["key"]]
-    for target, options in ((at(node), []), (at(node, "https"), secure)):
-        found = shared.json("probe", target, LISTED, f"{TRACKED}00", UNLISTED, "mac-00-11-22-33-44-55", *options)
+    clear, secure = f"n5g{at(node)[4:]}", f"n5g{at(node, 'https')[5:]}"
+    files = f"ca={files['ca']}&cert={files['certificate']}&key={files['key']}"
+    for target in (clear, f"{secure}?{files}"):
+        found = shared.json("probe", target, LISTED, f"{TRACKED}00", UNLISTED, "mac-00-11-22-33-44-55")
         assert [row["status"] for row in found] == ["blacklisted", "greylisted", "whitelisted", "whitelisted"]
         assert {row["result_code"] for row in found} == {200}
-    found = shared.eir("probe", at(node), "x", LISTED, "--software-version", "07", "--json")
+    found = shared.eir("probe", clear, "x", LISTED, "--software-version", "07", "--json")
     assert [row["result_code"] for row in json.loads(found.stdout)] == [400, 200]
     assert "x: answered by the error 400 MANDATORY_QUERY_PARAM_INCORRECT" in found.stderr
-    summary = shared.json("probe", at(node), LISTED, UNLISTED, "--count", "10")
+    summary = shared.json("probe", clear, LISTED, UNLISTED, "--count", "10")
     assert (summary["answers"], summary["fault"]) == ({"blacklisted": 5, "whitelisted": 5}, None)
-    assert "--ca, --cert and --key are for https://" in shared.eir("probe", at(node, "https"), LISTED, status=2).stderr
+    part = f"{secure}?{files.partition('&')[0]}"
+    assert "ca, cert and key are needed, all three" in shared.eir("probe", part, LISTED, status=2).stderr
 
 
 def test_check_says_what_goes_over_the_wire(shared):

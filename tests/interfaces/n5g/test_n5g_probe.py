@@ -17,7 +17,7 @@ from luhn import check_digit
 from node import LISTED, UNLISTED, until_async
 
 from eir.errors import EirError
-from eir.interfaces.n5g.probe import N5gTarget, ask, ask_many, asking
+from eir.interfaces.n5g import INTERFACE
 
 UNKNOWN = {"title": "Not found", "status": 404, "cause": "ERROR_EQUIPMENT_UNKNOWN"}
 
@@ -48,10 +48,11 @@ class Eir:
 
 
 @asynccontextmanager
-async def eir(respond, **more):
+async def eir(respond, query="", timeout_s=0.3):
     made = Eir(respond)
     async with accepting(made) as address:
-        made.target = N5gTarget(*address, **{"timeout_s": 0.3, **more})
+        made.host = "{}:{}".format(*address)
+        made.probe = INTERFACE.probe_of(f"n5g://{made.host}{query}", timeout_s)
         yield made
 
 
@@ -108,7 +109,7 @@ ANSWERS = [
 async def test_an_answer_is_reported_as_it_came(respond, status, result, fault, error):
     async with eir(respond) as other:
         began = time.perf_counter()
-        (finding,) = await ask(other.target, [LISTED])
+        (finding,) = await other.probe.ask([LISTED])
         took_ms = (time.perf_counter() - began) * 1000
     assert (finding.status, finding.result_code, finding.fault, finding.error) == (status, result, fault, error)
     assert 0 < finding.round_trip_ms < took_ms
@@ -125,7 +126,7 @@ def sends_away_first(h2, stream):
 
 async def test_what_is_under_way_is_answered_after_a_goaway_and_nothing_more_is_asked():
     async with eir(sends_away_first) as other:
-        found = await ask(other.target, [LISTED, UNLISTED])
+        found = await other.probe.ask([LISTED, UNLISTED])
     assert [each.status for each in found] == ["blacklisted", None]
     assert found[1].fault == "no answer: it was sent away (GOAWAY, error 0)"
     assert len(other.asked) == 1
@@ -140,7 +141,7 @@ async def test_answers_that_nobody_waits_for_leave_the_others_their_window():
         for each in {1: [], 2: [], 3: streams}.get(len(streams), [stream]):
             answers(200, long)(h2, each)
 
-    async with eir(respond, timeout_s=60) as other, asking(other.target) as about:
+    async with eir(respond, timeout_s=60) as other, other.probe.asking() as about:
         gone = [asyncio.create_task(about(LISTED)) for _ in range(2)]
         await until_async(lambda: len(streams) == 2)
         for each in gone:
@@ -164,7 +165,7 @@ NO_ANSWERS = [
 @pytest.mark.parametrize(("respond", "fault"), NO_ANSWERS)
 async def test_no_answer_is_reported_with_its_cause(respond, fault):
     async with eir(respond) as other:
-        (finding,) = await ask(other.target, [LISTED])
+        (finding,) = await other.probe.ask([LISTED])
     assert (finding.status, finding.result_code, finding.round_trip_ms) == (None, None, None)
     assert finding.fault.startswith(fault)
 
@@ -176,34 +177,34 @@ async def test_a_connection_that_ends_leaves_what_was_answered():
         return (answers(200, {"status": "BLACKLISTED"}) if next(first, False) else goes_away)(h2, stream)
 
     async with eir(respond) as other:
-        found = await ask(other.target, [LISTED, UNLISTED, UNLISTED])
-        summary = await ask_many(other.target, [LISTED], count=5, rate=None)
+        found = await other.probe.ask([LISTED, UNLISTED, UNLISTED])
+        summary = await other.probe.ask_many([LISTED], count=5, rate=None)
     assert [each.status for each in found] == ["blacklisted", None, None]
     assert len(other.asked) == 3
     assert summary.answered == 0
     assert "it was sent away" in summary.fault
 
 
-async def test_what_it_asks():
-    async with eir(answers(200, {"status": "WHITELISTED"}), token="a.b.c") as other:
-        await ask(
-            other.target, [LISTED, f"{LISTED}7", f"{LISTED}77", "mac-00-11-22-33-44-55", "x"], imsi="001010123456789"
+async def test_what_it_asks(tmp_path):
+    (tmp_path / "token").write_text("a.b.c")
+    async with eir(answers(200, {"status": "WHITELISTED"}), f"?token={tmp_path}/token") as other:
+        await other.probe.ask(
+            [LISTED, f"{LISTED}7", f"{LISTED}77", "mac-00-11-22-33-44-55", "x"], imsi="001010123456789"
         )
-        await ask(other.target, [LISTED], software_version="34")
-    host = f"{other.target.host}:{other.target.port}"
+        await other.probe.ask([LISTED], software_version="34")
     assert {(each[":method"], each[":scheme"], each[":authority"], each["authorization"]) for each in other.asked} == {
-        ("GET", "http", host, "Bearer a.b.c")
+        ("GET", "http", other.host, "Bearer a.b.c")
     }
     path, supi = f"{wire.RESOURCE}?pei=", "&supi=imsi-001010123456789"
     assert [each[":path"] for each in other.asked] == [
         f"{path}imei-{LISTED}{check_digit(LISTED)}{supi}", f"{path}imei-{LISTED}7{supi}", f"{path}imeisv-{LISTED}77{supi}", f"{path}mac-00-11-22-33-44-55{supi}",
         f"{path}imei-x{supi}", f"{path}imeisv-{LISTED}34",
     ]  # fmt: skip
-    assert "a.b.c" not in repr(other.target)
+    assert "a.b.c" not in repr(other.probe)
 
 
 async def test_an_audit_ends_with_the_connection():
-    async with eir(goes_away) as other, asking(other.target) as about:
+    async with eir(goes_away) as other, other.probe.asking() as about:
         assert await about(LISTED) == "none"
         with pytest.raises(EirError, match="sent away"):
             await about(LISTED)
@@ -211,4 +212,4 @@ async def test_an_audit_ends_with_the_connection():
 
 async def test_who_is_not_there_is_an_error():
     with pytest.raises(EirError, match=r"cannot connect to 127\.0\.0\.1:9: "):
-        await ask(N5gTarget("127.0.0.1", 9), [LISTED])
+        await INTERFACE.probe_of("n5g://127.0.0.1:9").ask([LISTED])

@@ -1,7 +1,6 @@
 """The probe: what it asks, what it makes of any answer, and that it follows none (conformance row 50). Real sockets."""
 
 import asyncio
-import dataclasses
 import time
 from contextlib import asynccontextmanager
 
@@ -12,7 +11,7 @@ from node import LISTED, UNLISTED
 from wire import APP, EIR, REALM, TGPP, VSAI, answer_to, avp, u32, walk
 
 from eir.errors import EirError
-from eir.interfaces.s13.probe import S13Target, ask, ask_many
+from eir.interfaces.s13 import INTERFACE
 
 STATE = u32(277, 1)
 UNKNOWN_DEVICE = avp(297, u32(266, TGPP) + u32(298, 5422))
@@ -58,11 +57,17 @@ class Fake:
         return [message for message in self.seen if message.command == 324]
 
 
+def probe_of(address, timeout_s=5.0, **more):
+    names = {"origin_host": wire.HOST, "origin_realm": REALM} | more
+    query = "&".join(f"{name}={value}" for name, value in names.items())
+    return INTERFACE.probe_of("s13://{}:{}?{}".format(*address, query), timeout_s)
+
+
 @asynccontextmanager
-async def fake(respond, cea=None):
+async def fake(respond, cea=None, timeout_s=0.3, **more):
     made = Fake(respond, cea)
     async with accepting(made) as address:
-        made.target = S13Target(*address, wire.HOST, REALM, timeout_s=0.3)
+        made.probe = probe_of(address, timeout_s, **more)
         yield made
 
 
@@ -113,7 +118,7 @@ ANSWERS = [
 async def test_an_answer_is_reported_as_it_came(respond, found, result, experimental, fault):
     async with fake(respond) as eir:
         began = time.monotonic()
-        (finding,) = await ask(eir.target, [LISTED])
+        (finding,) = await eir.probe.ask([LISTED])
         took_ms = (time.monotonic() - began) * 1000
     assert (finding.status, finding.result_code, finding.experimental_result_code, finding.fault) == (
         found,
@@ -129,8 +134,8 @@ async def test_an_answer_is_reported_as_it_came(respond, found, result, experime
 
 async def test_an_ecr_is_what_an_mme_sends():
     async with fake(eca(OK, STATE, status(0))) as eir:
-        await ask(eir.target, [LISTED, "x"], imsi="001010123456789", software_version="34")
-        await ask(eir.target, [UNLISTED])
+        await eir.probe.ask([LISTED, "x"], imsi="001010123456789", software_version="34")
+        await eir.probe.ask([UNLISTED])
     first, second, third = eir.asked()
     assert (first.flags, first.app) == (0xC0, APP)
     assert first.avps[0].code == 263
@@ -146,6 +151,10 @@ async def test_an_ecr_is_what_an_mme_sends():
         (1402, TGPP, LISTED.encode()), (1403, TGPP, b"34"),
     ]  # fmt: skip
     assert walk(second.data(1401, TGPP))[0].data == b"x"
+    async with fake(eca(OK, STATE, status(0))) as eir:
+        await eir.probe.ask(["A0000000000001"])
+    (terminal,) = [walk(message.data(1401, TGPP)) for message in eir.asked()]
+    assert [(found.code, found.data) for found in terminal] == [(1471, b"A0000000000001")]
     assert third.data(1) is None
     assert [found.code for found in walk(third.data(1401, TGPP))] == [1402]
 
@@ -159,7 +168,7 @@ async def test_silence_is_reported_and_the_next_is_asked_all_the_same():
         return eca(OK, STATE, status(0))(message)
 
     async with fake(respond) as eir:
-        silent, answered = await ask(eir.target, [LISTED, UNLISTED])
+        silent, answered = await eir.probe.ask([LISTED, UNLISTED])
     assert (silent.status, silent.result_code, silent.round_trip_ms, silent.fault) == (
         None,
         None,
@@ -179,7 +188,7 @@ async def test_a_late_answer_is_not_taken_for_the_next():
         return eca(OK, STATE, status(1))(held[0]) + eca(OK, STATE, status(0))(message)
 
     async with fake(respond) as eir:
-        _, answered = await ask(eir.target, [LISTED, UNLISTED])
+        _, answered = await eir.probe.ask([LISTED, UNLISTED])
     assert answered.status == "whitelisted"
 
 
@@ -190,7 +199,7 @@ async def test_an_eir_that_hangs_up_leaves_what_was_answered():
         return next(answers)(message)
 
     async with fake(respond) as eir:
-        first, second, third = await ask(eir.target, [LISTED, UNLISTED, UNLISTED])
+        first, second, third = await eir.probe.ask([LISTED, UNLISTED, UNLISTED])
     assert first.status == "blacklisted"
     assert second.round_trip_ms is third.round_trip_ms is None
     assert second.fault.startswith("no answer: the connection was closed")
@@ -212,7 +221,7 @@ async def test_an_eir_that_hangs_up_leaves_what_was_answered():
 )  # fmt: skip
 async def test_an_error_is_named(respond, error):
     async with fake(respond) as eir:
-        (finding,) = await ask(eir.target, [LISTED])
+        (finding,) = await eir.probe.ask([LISTED])
     assert finding.error == error
     assert "error" not in finding.as_json()
 
@@ -222,7 +231,7 @@ async def test_an_error_is_named(respond, error):
     [
         (
             lambda m: answer_to(m, 3010, flags=0x20, host=EIR),
-            "3010 DIAMETER_UNKNOWN_PEER: .*--origin-realm.*under its `peers`",
+            "3010 DIAMETER_UNKNOWN_PEER: .*origin_realm.*under its `peers`",
         ),
         (lambda m: answer_to(m, 5010, host=EIR), "5010 DIAMETER_NO_COMMON_APPLICATION$"),
         (lambda _: b"", r"peer_closed \(no CEA came"),
@@ -234,7 +243,7 @@ async def test_an_error_is_named(respond, error):
 async def test_a_connection_that_is_not_taken_is_an_error_with_its_reason(cea, says):
     async with fake(None, cea) as eir:
         with pytest.raises(EirError, match=says):
-            await ask(eir.target, [LISTED])
+            await eir.probe.ask([LISTED])
     assert not eir.asked()
 
 
@@ -247,7 +256,7 @@ async def test_many_questions_are_summed_up():
         return eca(OK, STATE, status(next(values)))(message)
 
     async with fake(respond) as eir:
-        found = await ask_many(eir.target, [LISTED, "x"], count=7, rate=None)
+        found = await eir.probe.ask_many([LISTED, "x"], count=7, rate=None)
         assert [walk(message.data(1401, TGPP))[0].data for message in eir.asked()] == [LISTED.encode(), b"x"] * 3 + [
             LISTED.encode()
         ]
@@ -265,8 +274,8 @@ async def test_many_questions_are_summed_up():
 
 
 async def test_a_rate_is_kept_whether_answers_come_or_not():
-    async with fake(lambda _: None) as eir:
-        found = await ask_many(dataclasses.replace(eir.target, timeout_s=3.0), [LISTED], count=20, rate=100)
+    async with fake(lambda _: None, timeout_s=3.0) as eir:
+        found = await eir.probe.ask_many([LISTED], count=20, rate=100)
     assert (found.asked, found.answered, found.round_trip_ms) == (20, 0, {})
     assert 19 / 100 <= found.seconds - 3 < 30, "all were asked before the first was given up"
 
@@ -275,7 +284,7 @@ async def test_many_questions_end_with_the_connection():
     answered = iter([True, True])
 
     async with fake(lambda message: eca(OK, STATE, status(0))(message) if next(answered, False) else b"") as eir:
-        found = await ask_many(eir.target, [LISTED], count=10, rate=None)
+        found = await eir.probe.ask_many([LISTED], count=10, rate=None)
     assert (found.asked, found.answered) == (3, 2)
     assert "7 were not asked about" in found.fault
 
@@ -284,20 +293,16 @@ async def test_the_realm_asked_is_the_eirs_unless_another_is_wanted():
     def cea(message):
         return answer_to(message, extra=VSAI, host=EIR, realm="its.own.realm")
 
-    async with fake(eca(OK, STATE, status(0)), cea) as eir:
-        await ask(eir.target, [LISTED])
-        target = eir.target
-        await ask(
-            S13Target(target.host, target.port, target.origin_host, target.origin_realm, "wanted.realm", 0.3), [LISTED]
-        )
-    assert [message.data(283) for message in eir.asked()] == [b"its.own.realm", b"wanted.realm"]
+    for more, realm in (({}, b"its.own.realm"), ({"destination_realm": "wanted.realm"}, b"wanted.realm")):
+        async with fake(eca(OK, STATE, status(0)), cea, **more) as eir:
+            await eir.probe.ask([LISTED])
+        assert [message.data(283) for message in eir.asked()] == [realm]
 
 
 async def test_against_a_node_of_ours(site):
     site.load([LISTED])
     node = site.start()
-    target = S13Target(*node.address, wire.HOST, REALM)
-    findings = await ask(target, [LISTED, f"{LISTED}1", f"{LISTED}34", UNLISTED, "nonsense"])
+    findings = await probe_of(node.address).ask([LISTED, f"{LISTED}1", f"{LISTED}34", UNLISTED, "nonsense"])
     assert [finding.status for finding in findings] == ["blacklisted"] * 3 + ["whitelisted"] * 2
     assert node.status()["checks"] == 5
 
@@ -308,23 +313,21 @@ async def test_after_a_dpr_nothing_more_is_asked():
 
     for rate in (None, 1000):
         async with fake(respond) as eir:
-            found = await ask_many(eir.target, [LISTED], count=10_000, rate=rate)
+            found = await eir.probe.ask_many([LISTED], count=10_000, rate=rate)
             after = [message.command for message in eir.seen]
         assert 324 not in after[after.index(282) :]
         assert found.asked == found.answered < 10_000
         assert "the connection was closed (disconnected by a DPR)" in found.fault
     async with fake(respond) as eir:
-        answered, *others = await ask(eir.target, [LISTED, UNLISTED, LISTED])
+        answered, *others = await eir.probe.ask([LISTED, UNLISTED, LISTED])
         assert [message.command for message in eir.seen] == [257, 324, 282]
     assert (answered.status, [finding.round_trip_ms for finding in others]) == ("blacklisted", [None, None])
     assert "DPR" in others[0].fault
 
 
 async def test_a_host_behind_an_agent_is_asked_for():
-    async with fake(eca(OK, STATE, status(0))) as eir:
-        await ask(
-            dataclasses.replace(eir.target, destination_realm="far.example", destination_host="eir2.far.example"),
-            [LISTED],
-        )
+    far = {"destination_realm": "far.example", "destination_host": "eir2.far.example"}
+    async with fake(eca(OK, STATE, status(0)), **far) as eir:
+        await eir.probe.ask([LISTED])
     ((host, realm),) = [(message.data(293), message.data(283)) for message in eir.asked()]
     assert (host, realm) == (b"eir2.far.example", b"far.example")

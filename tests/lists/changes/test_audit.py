@@ -44,7 +44,8 @@ IMEIS = [f"{35209900 + n // 40}{n * 7919 % 1000000:06d}" for n in range(1000)]
 MEID = "A0000000000001"
 MISSED = sorted(IMEIS[5::100])
 """1 % of the list."""
-ASKED = ("--origin-host", HOST, "--origin-realm", REALM, "--rate", "10000")
+NAMES = f"origin_host={HOST}&origin_realm={REALM}"
+ASKED = ("--rate", "10000")
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
@@ -230,7 +231,7 @@ def gap(document, missed=MISSED):
 def test_an_eir_that_misses_one_in_a_hundred_is_found_and_one_that_misses_none_passes(site):
     site.load([imei for imei in IMEIS if imei not in MISSED])
     wanted = site.release(IMEIS, serial=2)
-    where = "{}:{}".format(*site.start().address)
+    where = "s13://{}:{}?{}".format(*site.start().address, NAMES)
     document, said = found(site, wanted, where, *ASKED, "--all", "--at-least", "99.9%", status=1)
     assert list(document) == ["list", "serial", "asked", "as_listed", "share", "interval", "exceptions"]
     assert (document["list"], document["serial"], document["asked"], document["as_listed"]) == ("stolen", 2, 1000, 990)
@@ -274,7 +275,7 @@ def python_diameter(blocked):
     node.add_application(application, [node.add_peer(f"aaa://{HOST}", REALM)])
     node.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"s13://127.0.0.1:{port}?{NAMES}"
     finally:
         node.stop(wait_timeout=1, force=True)
 
@@ -296,13 +297,13 @@ def test_an_eir_of_another_make(site):
 def test_what_is_refused_and_what_is_wrong_usage(site):
     manifest = site.release([LISTED])
     for arguments in (
-        ("127.0.0.1:1", "--sightings"), ("127.0.0.1:1", "--at-least", "2"), ("127.0.0.1:1", "--sample-max", "9"), ("--sightings", "--at-least", "1", "--sample-max", "9"),
-        ("127.0.0.1:1", "--at-least", "1", "--all", "--sample-max", "9"), ("127.0.0.1:1", "--at-least", "1", "--sample", "10", "--sample-max", "9"),
+        ("s13://127.0.0.1:1", "--sightings"), ("s13://127.0.0.1:1", "--at-least", "2"), ("s13://127.0.0.1:1", "--sample-max", "9"), ("--sightings", "--at-least", "1", "--sample-max", "9"),
+        ("s13://127.0.0.1:1", "--at-least", "1", "--all", "--sample-max", "9"), ("s13://127.0.0.1:1", "--at-least", "1", "--sample", "10", "--sample-max", "9"),
     ):  # fmt: skip
         assert site.eir("audit", manifest, *arguments, status=2).stderr
-    assert "cannot connect" in site.eir("audit", manifest, f"127.0.0.1:{free_port()}", status=1).stderr
+    assert "cannot connect" in site.eir("audit", manifest, f"s13://127.0.0.1:{free_port()}", status=1).stderr
     (site.folder / "releases" / "stolen-1-0.csv").write_text("imei\n")
-    assert "refused (file_size)" in site.eir("audit", manifest, "127.0.0.1:1", status=1).stderr
+    assert "refused (file_size)" in site.eir("audit", manifest, "s13://127.0.0.1:1", status=1).stderr
 
 
 # Only looking

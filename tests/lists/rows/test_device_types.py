@@ -61,8 +61,9 @@ def test_a_node_follows_the_table_and_its_lane_answers_by_it(types):
     types.load([MODULE])
     types.load(types.folder / "gsma.txt", list_name="tacs")
     node = types.start()
-    host, port = node.address
-    asked = types.eir("probe", f"{host}:{port}", MODULE, PHONE, NO_TYPE, "--json", status=None).stdout
+    asked = types.eir(
+        "probe", "s13://{}:{}".format(*node.address), MODULE, PHONE, NO_TYPE, "--json", status=None
+    ).stdout
     assert [asked.count(f'"{status}"') for status in ("whitelisted", "greylisted", "blacklisted")] == [2, 1, 0], asked
     assert node.status()["lists"]["tacs"]["serial"] == 1
 

@@ -268,14 +268,10 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
         audit = site.json(
             "audit",
             room / f"{host}.stolen.ack",
-            node.status()["listening"][0],
+            f"s13{node.status()['listening'][0][3:]}?origin_host=mme.localdomain&origin_realm=localdomain",
             "--all",
             "--rate",
             1000,
-            "--origin-host",
-            "mme.localdomain",
-            "--origin-realm",
-            "localdomain",
         )
         assert (audit["serial"], audit["asked"], audit["as_listed"]) == (2, 22, 22)
         by_hand = site.eir("acknowledge", status=1).stderr

@@ -405,7 +405,7 @@ class TestStart:
         listening = [url.removeprefix("tcp://") for url in node.status()["listening"]]
         assert [address.rpartition(":")[0] for address in listening] == ["[::1]", "127.0.0.1"]
         for target in (*listening, f"localhost:{listening[1].rpartition(':')[2]}"):
-            assert loaded.json("probe", target, LISTED, "--origin-realm", REALM)[0]["status"] == "blacklisted"
+            assert loaded.json("probe", f"s13://{target}?origin_realm={REALM}", LISTED)[0]["status"] == "blacklisted"
         assert node.get("/ready")[0] == 200
 
     async def test_without_a_descriptor_left_those_who_are_there_are_answered(self, loaded, connect):

@@ -26,7 +26,5 @@ def test_an_optional_listener_is_left_out(site):
 
 
 def test_the_probe_says_so_too(site):
-    assert (
-        "cannot connect to 127.0.0.1:3868" in site.eir("probe", "sctp://127.0.0.1", "35209900176148", status=1).stderr
-    )
-    assert "tls:// needs all three" in site.eir("probe", "tls://127.0.0.1", "35209900176148", status=2).stderr
+    url = "s13://127.0.0.1?transport=sctp"
+    assert "cannot connect to 127.0.0.1:3868" in site.eir("probe", url, "35209900176148", status=1).stderr
