@@ -14,7 +14,7 @@ from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
 from eir.lists.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600
-UNHURRIED = {"in_vain_s": 60.0, "verify_s": 60.0, "pass_s": 60.0}
+UNHURRIED_S = 60.0
 """A pass is not cut short because the host is busy."""
 IMEIS = [f"35123456{n:06d}" for n in range(10)]
 
@@ -65,7 +65,7 @@ class Site:
         given = {
             "folder": self.drop, "lists": self.lists, "store": self.store, "who": "inbox of tester@host",
             "clock": lambda: datetime.now(UTC) + timedelta(seconds=self.ahead_s), "patience_s": PATIENCE_S,
-            "attempts": self.attempts, **UNHURRIED,
+            "attempts": self.attempts, "pass_s": UNHURRIED_S,
         }  # fmt: skip
         return PassSettings(**(given | changes))
 

@@ -1,4 +1,4 @@
-"""Processing of the drop folder in passes: the order in which releases are loaded, and their outcomes.
+"""Loading of delivered releases: one pass over the drop folder, or one release in the spool of a pull, and the outcome of each.
 
 Each release is verified once, by eir.lists.releases.release and eir.lists.changes.load. An incomplete release waits. A loaded
 release is moved to `accepted/`, a rejected one to `refused/` with a text that gives the reason. If the host is at fault (the store
@@ -22,7 +22,7 @@ from eir.errors import ReleaseRefused, StoreError, escape_invalid, refused_by
 from eir.lists.changes.load import KEPT_BYTES_MAX, Loader, LoadReport
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ACCEPTED, REFUSED, ListStore, Mark, utc_text
-from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, UNSIGNED
+from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.releases.release import MANIFEST_BYTES_MAX, FileEntry, VerifiedRelease, naming_release
 from eir.lists.rows.delivered import DataFile, read_small
 from eir.lists.sources.delivery import Delivery, manifests_by_priority, order_by_turn, verify_delivery
@@ -51,8 +51,8 @@ ATTEMPTS_MAX, ATTEMPTED_MAX = 3, 100
 NOT_MOVED_AGAIN_S = 600.0
 TEXT_NAME_BYTES_MAX = 240
 """Maximum length of a file's name in the name of its text, in bytes."""
-IN_VAIN_S, VERIFY_S, PASS_S = 3.0, 10.0, 3.0
-"""Limits of a pass in seconds: for manifests that claim a trusted key but fail, for all verification, and for all else. After them the pass ends, so that the next one sees new files. One release of each list always has its turn. Good releases must be verified before their list's turn, otherwise a later serial would be loaded before an earlier one."""
+PASS_S = 5.0
+"""Seconds of a pass for verification, and again for all else. After them the pass ends, so that the next one sees new files. One release of each list always has its turn. Good releases must be verified before their list's turn, otherwise a later serial would be loaded before an earlier one."""
 
 OURS = frozenset({"openssh", "signers_file", "revoked_file"})
 """Reasons that concern this host, not the release: the release stays until the host is repaired."""
@@ -185,8 +185,8 @@ class PassSettings:
     """Function that returns whether this process still holds the right to load; called before each load."""
     load: Callable[[VerifiedRelease, Path], Awaitable[LoadReport]] | None = None
     """Function that loads a release from a folder, as Loader.load; None: Loader.load in this process."""
-    in_vain_s: float = IN_VAIN_S
-    verify_s: float = VERIFY_S
+    is_spool: bool = False
+    """True for the private folder of a pull, whose files are complete."""
     pass_s: float = PASS_S
     items_max: int = ITEMS_MAX
     """Maximum number of files that a pass reads."""
@@ -206,6 +206,18 @@ async def run_pass(terms: PassSettings) -> Pass:
         with suppress(OSError):
             rooms.prune(*terms.refused_max)
         return Pass(taken=tuple(turn.taken), again_s=min(turn.again, default=None), strays=tuple(turn.strays))
+
+
+async def process_fetched(terms: PassSettings, delivery: Delivery) -> DeliveryOutcome:
+    """Load the only release of a spool, or reject it.
+
+    Raises:
+        EirError: if the folder cannot be used.
+    """
+    with open_rooms(terms.folder) as rooms:
+        turn = _Turn(terms, rooms)
+        await turn.process(delivery, set())
+        return turn.taken[0]
 
 
 class _Turn:
@@ -235,7 +247,7 @@ class _Turn:
         likely, unlikely = await asyncio.to_thread(
             manifests_by_priority, self._listing, self._rooms.drop, self.terms.lists.values()
         )
-        pending = [delivery async for delivery in self._verified(likely, self.terms.verify_s, self.terms.in_vain_s)]
+        pending = [delivery async for delivery in self._verified(likely)]
         self._began = time.monotonic()
         waits = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
         waiting = {delivery.name: delivery for delivery in pending}
@@ -243,14 +255,14 @@ class _Turn:
             if not self.terms.ours():
                 self.again.append(AGAIN_S)
                 return
-            if number and self._spent(self.terms.pass_s):
+            if number and self._is_spent():
                 return
             del waiting[delivery.name]
             other_data = {name for other_delivery in waiting.values() for name in other_delivery.data}
-            await self._process_safely(delivery, other_data)
-        async for delivery in self._verified(unlikely, self.terms.pass_s, self.terms.pass_s):
+            await self.process(delivery, other_data)
+        async for delivery in self._verified(unlikely):
             waits |= {delivery.name, *delivery.signatures, *delivery.data}
-            await self._process_safely(delivery, set())
+            await self.process(delivery, set())
             pending.append(delivery)
         if not self._cut and not any(
             delivery.release is None and delivery.name not in self._gone for delivery in pending
@@ -258,27 +270,23 @@ class _Turn:
             # Otherwise a file may still belong to a manifest that is not verified yet.
             self._sweep(self._listing.keys() - waits)
 
-    async def _verified(self, names: Sequence[str], until_s: float, in_vain_max_s: float) -> AsyncIterator[Delivery]:
-        """Verify deliveries and yield the results, within the time limits for the pass and for failed verifications."""
-        terms, in_vain_s = self.terms, 0.0
+    async def _verified(self, names: Sequence[str]) -> AsyncIterator[Delivery]:
+        """Verify deliveries and yield the results, until the time of the pass is over."""
+        terms = self.terms
         for name in names:
-            if self._spent(until_s) or (in_vain_s > in_vain_max_s and self._spent(0.0)):
+            if self._is_spent():
                 return
-            began = time.monotonic()
             try:
-                delivery = await asyncio.to_thread(
+                yield await asyncio.to_thread(
                     verify_delivery, name, terms.folder, self._listing, terms.lists, terms.clock()
                 )
-                if delivery.refused is not None and delivery.refused.reason in UNSIGNED:
-                    in_vain_s += time.monotonic() - began
-                yield delivery
             except OSError as error:
                 self._cut = True
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
 
-    def _spent(self, after_s: float) -> bool:
-        """Return True if the pass has taken `after_s` seconds; if so, plan another pass for the rest."""
-        if time.monotonic() - self._began < after_s:
+    def _is_spent(self) -> bool:
+        """Return True if the time of the pass is over; the next pass continues."""
+        if time.monotonic() - self._began < self.terms.pass_s:
             return False
         self.again.append(0.0)
         self._cut = True
@@ -287,8 +295,8 @@ class _Turn:
     def _was_killed(self, delivery: Delivery) -> bool:
         return delivery.release is not None and self.terms.attempts.of(delivery.release.digest) > 0
 
-    async def _process_safely(self, delivery: Delivery, others: set[str]) -> None:
-        """Process one delivery. An error concerns only this delivery, unless the store has failed."""
+    async def process(self, delivery: Delivery, others: set[str]) -> None:
+        """Process one delivery; errors concern only this delivery."""
         if delivery.list in self._away:
             return
         try:
@@ -367,13 +375,13 @@ class _Turn:
         if refused is not None:
             if refused.reason in OURS:
                 return _Delay(refused.reason, refused.detail, bounded=False)
-            if half := self._half(delivery):
+            if not self.terms.is_spool and (half := self._half(delivery)):
                 return _Delay("incomplete", half)
             return _Delay(refused.reason, refused.detail) if refused.reason in PATIENT else None
         if delivery.release is None:
             return None
         manifest = delivery.release.manifest
-        if lack := missing_part(manifest, self._listing, self._looked):
+        if not self.terms.is_spool and (lack := missing_part(manifest, self._listing, self._looked)):
             return _Delay("incomplete", lack)
         state, base = await self.terms.store.state(manifest.list), manifest.base
         # The base of a delta may still arrive, because releases arrive in any order.
@@ -465,7 +473,7 @@ class _Turn:
             if (left_s := self._patience_left((name,))) > 0:
                 self.again.append(left_s)
                 self.strays.append(printable(name))
-            elif not self._spent(self.terms.pass_s):
+            elif not self._is_spent():
                 self._move_files(
                     [name],
                     name,

@@ -1,4 +1,4 @@
-"""Pull from a publisher's folder: it fetches newer releases, verifies them like any delivery, and loads them.
+"""One pull: it fetches newer releases from a publisher's folder into a private spool, and loads them like any delivery.
 
 Each document is parsed only after its signature was verified: first the index, with the list's signers; then each manifest
 (eir.lists.releases.release); then the data files, by their digests. Files are kept in a folder of the list until they are loaded,
@@ -8,58 +8,41 @@ so that an interrupted download continues. If several nodes share a store, one n
 import asyncio
 import hashlib
 import json
+import math
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from eir.disk import write_file
 from eir.errors import EirError, ReleaseRefused, StoreError
-from eir.lists.changes.load import Loader, LoadReport
 from eir.lists.record.settings import ListSettings, Source
-from eir.lists.record.store import NO_LIST, ListState, ListStore, Mark, utc_text
+from eir.lists.record.store import ACCEPTED, NO_LIST, REFUSED, ListState, utc_text
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, verify_document
-from eir.lists.releases.release import (
-    MANIFEST_BYTES_MAX,
-    VerifiedRelease,
-    naming_release,
-    signature_names,
-    verify_release,
-)
+from eir.lists.releases.release import MANIFEST_BYTES_MAX, signature_names
 from eir.lists.rows.delivered import CHUNK_BYTES
 from eir.lists.sources import folder
+from eir.lists.sources.delivery import Delivery, verify_delivery
+from eir.lists.sources.drop_folder import scan_folder
 from eir.lists.sources.folder import INDEX, INDEX_BYTES_MAX, FolderIndex, Offer
-from eir.lists.sources.inbox import KILLED, OURS, PATIENT, UNRECORDED
+from eir.lists.sources.inbox import WAITING, DeliveryOutcome, PassSettings, process_fetched
 from eir.lists.sources.pull_http import SourceClient, Unreached
 
 PULL_S = 900.0
 """Seconds for one pull with its downloads and loads; the next pull continues an interrupted download."""
 NOTE, FOLDER_MODE = "note.json", 0o750
-LOADED, UNCHANGED, REFUSED, WAITING, UNREACHED, ELSEWHERE = OUTCOMES = (
-    "loaded",
-    "unchanged",
-    "refused",
-    "waiting",
-    "unreached",
-    "elsewhere",
-)
-"""Outcomes of a pull. UNCHANGED: no newer release; WAITING: a newer release cannot be loaded yet; ELSEWHERE: another node is pulling."""
+LOADED, UNCHANGED, UNREACHED, ELSEWHERE = "loaded", "unchanged", "unreached", "elsewhere"
+"""Outcomes of a pull beside WAITING and REFUSED, which are those of a release. UNCHANGED: no newer release; ELSEWHERE: another node is pulling."""
 OFFERS_MAX = 100
 """Maximum number of offered serials whose time is stored; later serials get the time of the last one."""
 REMEMBERED_MAX = 20
 """Maximum number of rejected manifests that are remembered."""
 NO_ROOM_BYTES = 64 << 20
 """Bytes of the disk that a download leaves free."""
-
-AGAIN = OURS | PATIENT | {"conflict", KILLED}
-"""Reasons for which a release is retried: they concern this host, or may disappear with time."""
-
-Load: TypeAlias = Callable[[VerifiedRelease, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
-"""Function that loads a release from a folder, with the node's own marks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,24 +74,6 @@ class Pulled:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """Settings of one pull."""
-
-    settings: ListSettings
-    room: Path
-    """Folder for the list's files that are kept between pulls."""
-    store: ListStore
-    who: str
-    clock: Callable[[], datetime]
-    load: Load
-    marks: Mapping[str, Mark]
-    alone: Callable[[], Awaitable[bool]]
-    """Function that claims the right to pull this list among all nodes on the store; it returns False while another node has it."""
-    force: bool = False
-    """Fetch releases again that were rejected before."""
-
-
 @dataclass(slots=True)
 class _Note:
     """State of a source that is stored between pulls."""
@@ -130,21 +95,31 @@ class _Note:
     """Serials above the one in force, each with the Unix seconds at which it was first offered."""
 
 
-async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
-    """Load all newer releases of a list's source; a failure is part of the result.
+async def pull(
+    terms: PassSettings, alone: Callable[[], Awaitable[bool]], *, force: bool = False, until: float | None = None
+) -> Pulled:
+    """Load all newer releases of a list's source; the result has the reason if that fails.
 
-    `until`: time limit (time.monotonic).
+    Args:
+        terms: settings with one list; the folder keeps its files between pulls, and has a spool for each release.
+        alone: claims the right to pull this list among all nodes on the store; returns False while another node has it.
+        force: fetch releases again that were rejected before.
+        until: time limit (time.monotonic).
+
+    Raises:
+        EirError: if the list has no source.
     """
-    name, source = terms.settings.name, terms.settings.source
-    if source is None:
-        raise EirError(f"list {name} has no source (lists.{name}.source)")
-    run = _Pull(terms, source, time.monotonic() + PULL_S if until is None else until)
+    (settings,) = terms.lists.values()
+    if settings.source is None:
+        raise EirError(f"list {settings.name} has no source (lists.{settings.name}.source)")
+    terms = replace(terms, is_spool=True, patience_s=math.inf)
+    run = _Pull(terms, settings, settings.source, alone, force, time.monotonic() + PULL_S if until is None else until)
     try:
         result = await run.make()
     except Unreached as e:
         result = run.pulled(UNREACHED, e.reason, str(e))
     except ReleaseRefused as e:
-        result = run.pulled(WAITING if run.reached and e.reason in AGAIN else REFUSED, e.reason, e.detail)
+        result = run.pulled(REFUSED, e.reason, e.detail)
     except StoreError as e:
         result = run.pulled(WAITING, e.cause, f"the store: {e}")
     except OSError as e:
@@ -159,8 +134,11 @@ async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
 
 @dataclass(slots=True)
 class _Pull:
-    terms: Terms
+    terms: PassSettings
+    settings: ListSettings
     source: Source
+    alone: Callable[[], Awaitable[bool]]
+    force: bool
     until: float
     reached: bool = False
     serial: int | None = None
@@ -175,7 +153,7 @@ class _Pull:
         fetched = self.server.bytes if self.server is not None else 0
         outcome = LOADED if self.loaded and outcome in {UNCHANGED, ELSEWHERE} else outcome
         return Pulled(
-            list=self.terms.settings.name, outcome=outcome, reason=reason, detail=detail, loaded=tuple(self.loaded), serial=self.serial,
+            list=self.settings.name, outcome=outcome, reason=reason, detail=detail, loaded=tuple(self.loaded), serial=self.serial,
             reached=self.reached, bytes=fetched, rejected=self.under_way if outcome == REFUSED else None,
         )  # fmt: skip
 
@@ -188,9 +166,9 @@ class _Pull:
             StoreError: if the store fails.
             OSError: if the disk fails.
         """
-        self.terms.room.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        self.note = _read_note(self.terms.room / NOTE)
-        settings = _digest(self.terms.settings)
+        self.terms.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        self.note = _read_note(self.terms.folder / NOTE)
+        settings = _digest(self.settings)
         if settings != self.note.settings or self.terms.clock().timestamp() < self.note.refused_at:  # retry all
             self.note = replace(self.note, refused={}, refused_at=0.0, settings=settings)
         if self.source.url != self.note.url:
@@ -209,13 +187,15 @@ class _Pull:
             return self.pulled(
                 WAITING, "base", f"serial {state.serial} is in force and {highest} is the highest accepted: {has}"
             )
-        if not await self.terms.alone():
+        if not await self.alone():
             return self.pulled(ELSEWHERE, detail="another node pulls it just now")
         for offer in await self._steps(index):  # again, because another node may have pulled meanwhile
             self.under_way = offer.serial
-            if not self.terms.force and (refusal := self.note.refused.get(offer.sha256)):
+            if not self.force and (refusal := self.note.refused.get(offer.sha256)):
                 return self.pulled(REFUSED, *refusal)
-            await self._fetch_and_load(server, offer)
+            outcome = await self._process(server, offer)
+            if outcome.outcome != ACCEPTED:
+                return self.pulled(outcome.outcome, outcome.reason, outcome.detail)
             self.loaded.append(offer.serial)
         return self.pulled(UNCHANGED)
 
@@ -253,7 +233,7 @@ class _Pull:
         if self._differs(index, state):
             return folder.releases_to_load(index, None, highest)
         offers = folder.releases_to_load(index, None if state is NO_LIST else state.serial, highest)
-        refused = any(offer.sha256 in self.note.refused for offer in offers) and not self.terms.force
+        refused = any(offer.sha256 in self.note.refused for offer in offers) and not self.force
         return (folder.releases_to_load(index, None, highest) or offers) if refused else offers
 
     @staticmethod
@@ -267,9 +247,9 @@ class _Pull:
         Raises:
             StoreError: if the store fails.
         """
-        name = self.terms.settings.name
+        name = self.settings.name
         state = await self.terms.store.state(name) or NO_LIST
-        return state, max(self.terms.marks.get(name, NO_LIST.mark), state.mark)[1]
+        return state, max((self.terms.marks or {}).get(name, NO_LIST.mark), state.mark)[1]
 
     def _index(self, server: SourceClient) -> FolderIndex:
         """Return the verified index of the source: a new index, or the stored one if it has not changed.
@@ -278,7 +258,7 @@ class _Pull:
             Unreached: if it cannot be fetched.
             ReleaseRefused: if it is not valid.
         """
-        settings, stored_file, now = self.terms.settings, self.terms.room / INDEX, self.terms.clock()
+        settings, stored_file, now = self.settings, self.terms.folder / INDEX, self.terms.clock()
         if settings.signers is None:
             raise ReleaseRefused("signers_file", f"list {settings.name} has no signers")
         etag = self.note.etag if _sha256_if(stored_file) == self.note.sha256 else None
@@ -301,62 +281,52 @@ class _Pull:
             self._write_note()
         return index
 
-    async def _fetch_and_load(self, server: SourceClient, offer: Offer) -> None:
-        """Fetch one release, verify it, and load it.
+    async def _process(self, server: SourceClient, offer: Offer) -> DeliveryOutcome:
+        """Fetch one release into its spool and load it.
 
         Raises:
             Unreached: if it cannot be fetched.
-            ReleaseRefused: if it is rejected.
-            StoreError: if the store fails.
+            EirError: if the spool cannot be used.
             OSError: if the disk fails.
         """
-        place = self.terms.room / offer.folder
-        release: VerifiedRelease | None = None
-        try:
-            release = await asyncio.to_thread(self._fetch_release, server, offer, place)
-            with naming_release(release.manifest):
-                await self.terms.load(release, place, self.terms.marks)
-        except ReleaseRefused as refused:
-            refused.name_release(self.terms.settings.name, offer.serial)
-            if release is None or refused.reason in UNRECORDED:
-                loader = Loader(
-                    {self.terms.settings.name: self.terms.settings},
-                    self.terms.store,
-                    self.terms.who,
-                    self.terms.clock(),
-                )
-                await loader.record(refused, release.digest if release is not None else None)
-            if refused.reason not in AGAIN:
-                remembered = list(self.note.refused.items())[1 - REMEMBERED_MAX :]
-                known = dict(remembered) | {offer.sha256: (refused.reason, refused.detail)}
-                self.note = replace(self.note, refused=known, refused_at=self.terms.clock().timestamp())
-                self._write_note()
-                shutil.rmtree(place, ignore_errors=True)
-            raise
-        for each in self.terms.room.iterdir():  # also folders of other releases that earlier pulls left
-            if each.is_dir():
-                shutil.rmtree(each, ignore_errors=True)
+        spool = self.terms.folder / offer.folder
+        delivery = await asyncio.to_thread(self._fetch, server, offer, spool)
+        outcome = await process_fetched(replace(self.terms, folder=spool), delivery)
+        if outcome.outcome == REFUSED:
+            remembered = list(self.note.refused.items())[1 - REMEMBERED_MAX :]
+            known = dict(remembered) | {offer.sha256: (outcome.reason, outcome.detail)}
+            self.note = replace(self.note, refused=known, refused_at=self.terms.clock().timestamp())
+            self._write_note()
+        if outcome.outcome != WAITING:
+            for each in self.terms.folder.iterdir():  # also folders of other releases that earlier pulls left
+                if each.is_dir():
+                    shutil.rmtree(each, ignore_errors=True)
+        return outcome
 
-    def _fetch_release(self, server: SourceClient, offer: Offer, place: Path) -> VerifiedRelease:
-        """Fetch all files of a release to the folder `place`, and verify them.
+    def _fetch(self, server: SourceClient, offer: Offer, place: Path) -> Delivery:
+        """Fetch a release to a folder, and verify its manifest before its data files are fetched.
 
         Raises:
             Unreached: if it cannot be fetched.
-            ReleaseRefused: if it is not valid.
             OSError: if the disk fails.
         """
         place.mkdir(mode=FOLDER_MODE, exist_ok=True)
-        settings = self.terms.settings
         write_file(place / offer.manifest, self._small(server, offer, offer.manifest, offer.sha256, MANIFEST_BYTES_MAX))
         for name, digest in zip(signature_names(offer.manifest), offer.signatures, strict=False):
             write_file(place / name, self._small(server, offer, name, digest, SIGNATURE_BYTES_MAX))
-        release = verify_release(place / offer.manifest, {settings.name: settings}, now=self.terms.clock())
-        manifest = release.manifest
+        delivery = verify_delivery(offer.manifest, place, scan_folder(place), self.terms.lists, self.terms.clock())
+        if delivery.refused is not None:
+            delivery.refused.name_release(self.settings.name, offer.serial)
+        if delivery.release is None:
+            return delivery
+        manifest = delivery.release.manifest
         if (manifest.serial, manifest.kind, manifest.base) != (offer.serial, offer.kind, offer.base):
-            raise ReleaseRefused(
-                "mixed",
-                f"{offer.manifest} is {manifest.kind} {manifest.serial}; {INDEX} calls it {offer.kind} {offer.serial}",
+            detail = (
+                f"{offer.manifest} is {manifest.kind} {manifest.serial}; {INDEX} calls it {offer.kind} {offer.serial}"
             )
+            mixed = ReleaseRefused("mixed", detail)
+            mixed.name_release(self.settings.name, offer.serial)
+            return replace(delivery, release=None, refused=mixed)
         # Files of an earlier pull are complete unless the host failed before they were on the disk.
         parts = [
             (file, place / f"{file.name}.part")
@@ -375,7 +345,7 @@ class _Pull:
                     f"{file.name} does not have the SHA-256 that its manifest says: was it damaged on its way?",
                 )
             part.rename(place / file.name)
-        return release
+        return delivery
 
     @staticmethod
     def _small(server: SourceClient, offer: Offer, name: str, sha256: str, most: int) -> bytes:
@@ -388,7 +358,7 @@ class _Pull:
         return fetched.octets
 
     def _write_note(self) -> None:
-        write_file(self.terms.room / NOTE, json.dumps(asdict(self.note)).encode())
+        write_file(self.terms.folder / NOTE, json.dumps(asdict(self.note)).encode())
 
 
 def _digest(settings: ListSettings) -> str:

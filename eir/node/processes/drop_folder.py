@@ -6,26 +6,21 @@ loads, and another one continues after its end. Each load has a process of its o
 
 import asyncio
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import NoReturn
 
 from eir.config import Config
 from eir.errors import EirError, Report, SetupFault, StoreError, place_of
 from eir.lists.record.store import ACCEPTED
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, scan_folder
-from eir.lists.sources.inbox import WAITING, Attempts, DeliveryOutcome, Pass, PassSettings, run_pass
-from eir.lists.stores.open import open_store, serial_marks
+from eir.lists.sources.inbox import WAITING, DeliveryOutcome, Pass, run_pass
 from eir.node.observe import metrics
 from eir.node.processes.apart import done_apart
 from eir.node.processes.channel import Channel
-from eir.node.processes.lease import CLAIM_S, Lease
-from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user
+from eir.node.processes.lease import CLAIM_S
+from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user, open_pass
 from eir.node.processes.starter import Start
-from eir.node.processes.state_folder import read_clock
 
 POLL_S = 1.0
 CLAIM = "inbox"
@@ -42,49 +37,28 @@ LEVELS = {ACCEPTED: "info", WAITING: "info"}
 async def make_pass(config: Config, who: str, load: Load) -> Pass:
     """Make one pass over the drop folder, unless another node holds the lease.
 
-    The loads run in processes of their own, while this one holds the lease. A signal ends this process at once, and the load
-    with it; a store tolerates the end of a load at any point.
-
     Raises:
         EirError: if there is no drop folder, or it cannot be used.
     """
     if config.inbox is None:
         raise SetupFault(f"{config.path} names no drop folder (inbox)")
-    attempts = Attempts(config.state / ATTEMPTS_FILE)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, leave, number, attempts)
-    store = open_store(config.store, config.state)
-    holder = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+    lease = CLAIM, f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     try:
-        async with Lease(store, CLAIM, holder) as lease:
-            if not await lease.claim():
-                return Pass(again_s=CLAIM_S / 3, elsewhere=True)
-            marks = await serial_marks(config.store, config.state)
-            return await run_pass(
-                PassSettings(
-                    folder=config.inbox, lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC), marks=marks,
-                    patience_s=config.inbox_patience_s, attempts=attempts, ours=lease.is_held, believed=not read_clock(config.state).jumped,
-                    load=lambda release, folder: load(release, folder, marks),
-                )
-            )  # fmt: skip
+        opened = open_pass(
+            config, config.inbox, config.lists, who, load, attempts_file=config.state / ATTEMPTS_FILE, lease=lease
+        )
+        async with opened as (terms, claim):
+            return await run_pass(terms) if await claim() else Pass(again_s=CLAIM_S / 3, elsewhere=True)
     except StoreError as error:
         away = DeliveryOutcome(
             manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}", here=True
         )
         return Pass(taken=(away,), again_s=AGAIN_S)
-    finally:
-        await store.close()
 
 
 async def _pass_of_node(config: Config, who: str, channel: Channel) -> Pass:
     """Make one pass, in its own process."""
     return await make_pass(config, who, loading_over(channel))
-
-
-def leave(number: int, attempts: Attempts) -> NoReturn:
-    """End at once, with the load, without a failed attempt."""
-    attempts.forget()
-    os._exit(128 + number)
 
 
 class DropFolder:

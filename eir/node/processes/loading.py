@@ -6,23 +6,28 @@
 import asyncio
 import getpass
 import os
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from eir.config import Config
 from eir.lists.changes.load import Loader, LoadReport
 from eir.lists.record.in_force import save_mark
+from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import Mark
 from eir.lists.releases.release import VerifiedRelease
-from eir.lists.stores.open import open_store
+from eir.lists.sources.inbox import Attempts, PassSettings
+from eir.lists.stores.open import open_store, serial_marks
 from eir.node.processes.apart import Outcome, load_apart, outcome_of, progress_over
 from eir.node.processes.channel import Channel, Handlers
+from eir.node.processes.lease import Lease
 from eir.node.processes.starter import Start
-from eir.node.processes.state_folder import as_owner_of
+from eir.node.processes.state_folder import as_owner_of, read_clock
 
 NICE = 10
 """Nice value of loads beside a node, because checks come first."""
@@ -40,6 +45,49 @@ def loading(start: Start, config: Config, who: str, *, force: bool = False) -> L
         return report
 
     return load
+
+
+@asynccontextmanager
+async def open_pass(
+    config: Config, folder: Path, lists: Mapping[str, ListSettings], who: str, load: Load, *, attempts_file: Path, lease: tuple[str, str]
+) -> AsyncIterator[tuple[PassSettings, Callable[[], Awaitable[bool]]]]:  # fmt: skip
+    """Open the store; yield the settings of a pass over a folder, and a function that claims its lease.
+
+    The loads run in processes of their own, while this one holds the lease. A signal ends this process at once, and the load
+    with it; a store tolerates the end of a load at any point.
+
+    Args:
+        config: configuration of the node.
+        folder: drop folder, or folder of a pull.
+        lists: lists whose releases the folder may have.
+        who: acting user, for the history.
+        load: loads a release.
+        attempts_file: file with the killed loads.
+        lease: name and holder of the lease.
+
+    Raises:
+        StoreError: if the store fails.
+    """
+    attempts = Attempts(attempts_file)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, leave, number, attempts)
+    store = open_store(config.store, config.state)
+    try:
+        async with Lease(store, *lease) as held:
+            marks = await serial_marks(config.store, config.state)
+            yield PassSettings(
+                folder=folder, lists=lists, store=store, who=who, clock=lambda: datetime.now(UTC), marks=marks,
+                patience_s=config.inbox_patience_s, attempts=attempts, ours=held.is_held, believed=not read_clock(config.state).jumped,
+                load=lambda release, place: load(release, place, marks),
+            ), held.claim  # fmt: skip
+    finally:
+        await store.close()
+
+
+def leave(number: int, attempts: Attempts) -> NoReturn:
+    """End at once, with the load, without a failed attempt."""
+    attempts.forget()
+    os._exit(128 + number)
 
 
 class Loads:

@@ -19,32 +19,21 @@ from pathlib import Path
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError, detail_of
 from eir.lists.record.settings import Source
-from eir.lists.record.store import utc_text
+from eir.lists.record.store import REFUSED, utc_text
 from eir.lists.sources.acknowledge import Rejection
-from eir.lists.sources.pull import (
-    ELSEWHERE,
-    LOADED,
-    PULL_S,
-    REFUSED,
-    UNCHANGED,
-    UNREACHED,
-    WAITING,
-    Pulled,
-    Terms,
-    pull,
-)
-from eir.lists.stores.open import open_store, serial_marks
+from eir.lists.sources.inbox import WAITING
+from eir.lists.sources.pull import ELSEWHERE, LOADED, PULL_S, UNCHANGED, UNREACHED, Pulled, pull
 from eir.node.observe import metrics
 from eir.node.processes.apart import done_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.jobs import Jobs
-from eir.node.processes.lease import Lease
-from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user
+from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user, open_pass
 from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import as_owner_of
 
 ROOM = "pulled"
 """Folder in the state folder, with one subfolder per list."""
+ATTEMPTS_FILE = "attempts.json"
 PULL_PROCESS = "pull"
 END_S = 30.0
 """Seconds beyond PULL_S after which the process of a pull is killed."""
@@ -68,21 +57,14 @@ async def pull_once(config: Config, name: str, who: str, load: Load, *, force: b
     with _alone(room) as alone:
         if not alone:
             return Pulled(list=name, outcome=ELSEWHERE, detail="another process on this host pulls it just now")
-        store = open_store(config.store, config.state)
+        # The holder is always the same, because the file lock admits one process: a killed process blocks no other.
+        lease, lists = (f"pull:{name}", f"{socket.gethostname()}:{room}"), {name: config.lists[name]}
         try:
-            # The holder is always the same, because the file lock admits one process: a killed process blocks no
-            # other.
-            async with Lease(store, f"pull:{name}", f"{socket.gethostname()}:{room}") as lease:
-                marks = await serial_marks(config.store, config.state)
-                terms = Terms(
-                    settings=config.lists[name], room=room, store=store, who=who, clock=lambda: datetime.now(UTC), load=load, marks=marks,
-                    alone=lease.claim, force=force,
-                )  # fmt: skip
-                return await pull(terms)
+            opened = open_pass(config, room, lists, who, load, attempts_file=room / ATTEMPTS_FILE, lease=lease)
+            async with opened as (terms, claim):
+                return await pull(terms, claim, force=force)
         except StoreError as error:
             return Pulled(list=name, outcome=WAITING, reason=error.cause, detail=f"the store: {error}")
-        finally:
-            await store.close()
 
 
 @contextmanager

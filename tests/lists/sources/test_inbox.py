@@ -918,7 +918,7 @@ def test_each_release_has_its_own_count_of_loads_that_were_killed(tmp_path):
 def test_signals_end_a_pass_and_are_no_failed_attempt(tmp_path):
     note = tmp_path / "attempt"
     code = (
-        "import signal, sys, pathlib; from eir.node.processes.drop_folder import leave; from eir.lists.sources.inbox import Attempts\n"
+        "import signal, sys, pathlib; from eir.node.processes.loading import leave; from eir.lists.sources.inbox import Attempts\n"
         f"a = Attempts(pathlib.Path({str(note)!r}))\n"
         "with a.one('d'): leave(signal.SIGTERM, a)"
     )

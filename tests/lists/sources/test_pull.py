@@ -24,7 +24,8 @@ from eir.lists.record.settings import ListSettings, Source
 from eir.lists.releases.openssh import sign_document
 from eir.lists.sources import pull_http
 from eir.lists.sources.folder import INDEX, encode_index, parse_index
-from eir.lists.sources.pull import Terms, pull
+from eir.lists.sources.inbox import Attempts, PassSettings
+from eir.lists.sources.pull import pull
 from eir.lists.stores.sqlite import SqliteStore
 
 
@@ -47,9 +48,9 @@ class Node:
         self.loads, self.is_alone = [], True
 
     async def pull(self, *, force=False, until=None, **changes):
-        async def load(release, place, marks):
+        async def load(release, place):
             self.loads.append(release.manifest.serial)
-            return await Loader({NAME: self.settings}, self.store, "x", datetime.now(UTC), marks, force).load(
+            return await Loader({NAME: self.settings}, self.store, "x", datetime.now(UTC), {}, force).load(
                 release, place
             )
 
@@ -57,10 +58,10 @@ class Node:
             return self.is_alone
 
         given = {
-            "settings": replace(self.settings, source=self.source), "room": self.room, "store": self.store, "who": "pull of x@y",
-            "clock": lambda: datetime.now(UTC) + timedelta(seconds=1), "load": load, "marks": {}, "alone": alone, "force": force,
+            "lists": {NAME: replace(self.settings, source=self.source)}, "folder": self.room, "store": self.store, "who": "pull of x@y",
+            "clock": lambda: datetime.now(UTC) + timedelta(seconds=1), "load": load, "attempts": Attempts(self.room / "attempts.json"), "patience_s": 3600,
         }  # fmt: skip
-        made = await pull(Terms(**given | changes), until=until)
+        made = await pull(PassSettings(**given | changes), alone, force=force, until=until)
         self.said = made
         return made.outcome, made.reason
 
