@@ -62,8 +62,6 @@ class Checker:
         self.held: list[Verdict] = []
         """Observed rules that matched in the current check, if sightings are on."""
         self._index, self._report, self._new_devices = index, report, new_devices
-        self._today: int | None = None
-        """Day of the conditions in force; None without a record of first sightings."""
         self._note_check, self._note_observed = note_check, note_observed
         self._answered: defaultdict[Labels, Counter[Verdict]] = defaultdict(Counter)
         """End of Labels → checks by verdict of the policy in force. The full labels are built only for metrics."""
@@ -73,8 +71,9 @@ class Checker:
         """(rule, status) → number of checks that an observed rule matched."""
         self.identity_errors: Counter[tuple[str, str]] = Counter()
         """(`none` or `bad`, peer label) → number of requests without an identifier, or with a malformed one."""
-        self._overridden = False
-        self.apply(settings, now)
+        self._policy = self._compile(settings, now)
+        self._basis = settings, self._day()
+        """Settings and day of the policy in force."""
 
     @property
     def policy(self) -> Policy:
@@ -86,18 +85,21 @@ class Checker:
 
         If the new policy cannot be compiled, the present policy stays in force.
         """
-        policy = compile_policy(settings, self._index, observed=self._observe, now=now)
+        policy = self._compile(settings, now)
+        if self._policy.overridden and not policy.overridden:
+            self._report("override_ended", level="warning")
         self._answered_before = self.checks()
         self._answered.clear()
-        self._settings, self._policy, self._today = settings, policy, self._day()
+        self._policy, self._basis = policy, (settings, self._day())
+
+    def _compile(self, settings: PolicySettings, now: datetime) -> Policy:
+        policy = compile_policy(settings, self._index, observed=self._observe, now=now)
         if policy.overridden:
             until = policy.override_until
             self._report(
                 "override", level="warning", detail="every check is answered alike", until=until and until.isoformat()
             )
-        elif self._overridden:
-            self._report("override_ended", level="warning")
-        self._overridden = policy.overridden
+        return policy
 
     def tick(self, now: datetime) -> bool:
         """Compile the policy again if its override has ended or a new day has begun; return True if an override ended.
@@ -106,11 +108,13 @@ class Checker:
         """
         ends = self._policy.override_until
         is_over = ends is not None and now >= ends
-        if is_over or self._day() != self._today:
-            self.apply(self._settings, now)
+        settings, day = self._basis
+        if is_over or self._day() != day:
+            self.apply(settings, now)
         return is_over
 
     def _day(self) -> int | None:
+        """Return the day of the conditions; None without a record of first sightings."""
         record = self._index.first_seen
         return None if record is None else record.today
 

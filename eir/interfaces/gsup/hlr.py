@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from eir.interfaces.gsup import ipa
 from eir.interfaces.gsup.ipa import CCM, HEADER_BYTES, Ccm, Frames, FrameTooLong
-from eir.wire.peers.settings import Limits
-from eir.wire.transport.endpoint import Endpoint, endpoint
+from eir.wire.transport.endpoint import endpoint
 from eir.wire.transport.stream import connect, fault_text
 
 if TYPE_CHECKING:
@@ -109,17 +108,14 @@ class Backlog:
 class Hlr(asyncio.Protocol):
     """Connection to the HLR, renewed until `close`."""
 
-    def __init__(
-        self, client: "GsupConnection", url: str, limits: Callable[[], Limits], silent: set[Endpoint] | None = None
-    ) -> None:
-        """Start the first attempt. `silent`: HLRs that were lost by silence and have sent nothing since, shared by all clients."""
-        self._client, self._to, self._limits = client, endpoint(url), limits
-        self._silent = set() if silent is None else silent
+    def __init__(self, client: "GsupConnection", url: str) -> None:
+        """Start the first attempt."""
+        self._client, self._owner, self._to = client, client.owner, endpoint(url)
         self.state = HlrState.COMING
         self._transport: asyncio.Transport | None = None
         self._held = HeldMessages()
         self._backlog = Backlog(
-            lambda: self._limits().stalled_write_s,
+            lambda: self._owner.limits.stalled_write_s,
             client.set_reading,
             partial(self.drop, "it reads nothing", silent=True),
         )
@@ -177,7 +173,7 @@ class Hlr(asyncio.Protocol):
         """Close this connection, and open another. With `silent`, the HLR counts as away until it sends something."""
         self._why = self._why or why
         if silent:
-            self._silent.add(self._to)
+            self._owner.silent_hlrs.add(self._to)
         if self._transport is not None:
             self._transport.abort()
 
@@ -187,11 +183,9 @@ class Hlr(asyncio.Protocol):
         self._wait(None)
         self._backlog.cancel()
         if self._transport is not None:
-            self._wait(self._limits().stalled_write_s, self._transport.abort)
+            self._wait(self._owner.limits.stalled_write_s, self._transport.abort)
             self._transport.close()
-        held = self._held.clear()
-        if held:
-            self._client.not_passed(held, AWAY)
+        self._reject_held()
 
     # asyncio.Protocol
 
@@ -199,16 +193,16 @@ class Hlr(asyncio.Protocol):
         """Send a PING; the HLR may request the client's name."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=HOLD_BYTES)
-        self._frames = Frames(self._limits().max_message_bytes)
+        self._frames = Frames(self._owner.limits.max_message_bytes)
         self._heard_at = self._pinged_at = asyncio.get_running_loop().time()
         self._transport.write(ipa.PING)
-        if self._to not in self._silent:
+        if self._to not in self._owner.silent_hlrs:
             self._wait(UNASKED_S, self._ready)
 
     def data_received(self, data: bytes) -> None:
         """Answer messages about this connection, and deliver the others to the client."""
         self._heard_at = asyncio.get_running_loop().time()
-        self._silent.discard(self._to)
+        self._owner.silent_hlrs.discard(self._to)
         self._frames.feed(data)
         messages: list[bytes] = []
         try:
@@ -264,7 +258,7 @@ class Hlr(asyncio.Protocol):
             if (
                 self.state is HlrState.READY
                 and asyncio.get_running_loop().time() - began > HOLD_S
-                and self._to not in self._silent
+                and self._to not in self._owner.silent_hlrs
             ):
                 self.state = HlrState.COMING
                 self._client.hlr_is(HlrState.COMING, why)
@@ -294,8 +288,7 @@ class Hlr(asyncio.Protocol):
         if self.state is HlrState.READY or self._transport is None:
             return
         self.state = HlrState.READY
-        held = self._held.clear()
-        if held:
+        if held := self._held.clear():
             self._send(held)
         self._client.hlr_is(HlrState.READY, "")
         self._client.set_reading()
@@ -304,11 +297,13 @@ class Hlr(asyncio.Protocol):
         if self.state is HlrState.AWAY:
             return
         self.state = HlrState.AWAY
-        held = self._held.clear()
-        if held:
-            self._client.not_passed(held, AWAY)
+        self._reject_held()
         self._client.hlr_is(HlrState.AWAY, why)
         self._client.set_reading()
+
+    def _reject_held(self) -> None:
+        if held := self._held.clear():
+            self._client.not_passed(held, AWAY)
 
     def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
         """Replace the timer; None: no timer."""

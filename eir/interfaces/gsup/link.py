@@ -270,7 +270,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
     def _reach_hlr(self) -> bool:
         """Return true if an HLR is configured; start its connection at the first message."""
         if self._hlr is None and self.owner.hlr is not None and not self.over:
-            self._hlr = Hlr(self, self.owner.hlr, lambda: self.owner.limits, self.owner.silent_hlrs)
+            self._hlr = Hlr(self, self.owner.hlr)
         return self._hlr is not None
 
     def _drop_hlr(self) -> None:

@@ -70,6 +70,10 @@ class _Replica:
         self.stale: dict[int, tuple[int, int]] = {}
         """Pages that differ from memory: the digest and the devices that the store has in them."""
 
+    def update(self, base: ListState | None, stale: dict[int, tuple[int, int]]) -> None:
+        """Store the state that was read or written, and the pages that differ from memory."""
+        self.base, self.stale = base, stale
+
 
 class RecordKeeper:
     """Keeper of the record of first sightings on one node.
@@ -174,14 +178,14 @@ class RecordKeeper:
         """Read from a store the changes that other nodes wrote, and merge them into memory."""
         state, base = await await_store(replica.store.state(self._settings.list), self._answer_s), replica.base
         if state is None:
-            replica.base, replica.stale = None, dict.fromkeys(self._numbers(), (0, 0))
+            replica.update(None, dict.fromkeys(self._numbers(), (0, 0)))
         elif state.kind != FIRST_SEEN:
             raise StoreError(
                 "kind",
                 f"{self._settings.list} is a list of {state.kind} in the store, and the name of the record of first sightings in the configuration: give one of them another name",
             )
         elif state.content_digest == digest_text(self._digest):
-            replica.base, replica.stale = state, {}
+            replica.update(state, {})
         elif base is not None and (state.generation, state.content_digest) == (base.generation, base.content_digest):
             pass
         elif base is None or not await self._pull_steps(replica, base):
@@ -224,7 +228,7 @@ class RecordKeeper:
             if not merged.is_same(ours):
                 changes[number] = merged
         self._put(changes, MERGED, by=replica)
-        replica.base = state
+        replica.update(state, replica.stale)
         return True
 
     async def _pull_all(self, replica: _Replica) -> None:
@@ -253,7 +257,7 @@ class RecordKeeper:
                 "digest",
                 f"{self._settings.list}: pages have the digest {digest_text(total)}, not {state.content_digest}",
             )
-        replica.base, replica.stale = state, stale | dict.fromkeys(self._numbers() - there, (0, 0))
+        replica.update(state, stale | dict.fromkeys(self._numbers() - there, (0, 0)))
         if is_empty:
             await self._take_all(replica, join(parts), total)
         self._put(changes, MERGED, by=replica)
@@ -264,7 +268,7 @@ class RecordKeeper:
         self._digest, self._devices = digest, len(days.keys)
         for other in self._replicas:
             if other is not replica:
-                other.stale |= dict.fromkeys(image.numbers.tolist(), (0, 0))
+                other.stale.update(dict.fromkeys(image.numbers.tolist(), (0, 0)))
         self._record.replace(self._state(), image)
         self._publish(self._state(), image)
 
@@ -279,7 +283,7 @@ class RecordKeeper:
             await self._switch()
             pages = encode_days(join(all_days(self._record.image)))
             writing = store.replace(name, self._state(), pages, seen=0, keep=0, event=event)
-            replica.base, replica.stale = await await_store(writing, WRITE_S), {}
+            replica.update(await await_store(writing, WRITE_S), {})
         while replica.base is not None and replica.stale:
             base, numbers = replica.base, sorted(replica.stale)[:WRITE_PAGES]
             mine = self._local(numbers)
@@ -298,11 +302,11 @@ class RecordKeeper:
                 base, content_digest=digest_text(digest), entries=entries, devices=entries, loaded_at=_now()
             )
             pages = [new.get(number, Page(number, b"")) for number in numbers]
-            replica.base = await await_store(
-                store.amend(name, state, pages, seen=base.generation, keep=0, event=event), WRITE_S
-            )
+            writing = store.amend(name, state, pages, seen=base.generation, keep=0, event=event)
+            written = await await_store(writing, WRITE_S)
             for number in numbers:
                 del replica.stale[number]
+            replica.update(written, replica.stale)
             event = None
         if event is None and shared:
             self._event = None
@@ -334,7 +338,7 @@ class RecordKeeper:
         self.changes[reason] += abs(more)
         for replica in self._replicas:
             if replica is not by:
-                replica.stale = old | replica.stale
+                replica.update(replica.base, old | replica.stale)
         self._changed |= changes
 
     def _state(self) -> ListState:

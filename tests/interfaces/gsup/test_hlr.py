@@ -20,8 +20,9 @@ ACCEPTED, NET_FAIL = gsup(0x06, ME), gsup(0x05, ME, (2, b"\x11"))
 async def test_one_that_is_over_is_kept_by_nothing():
     """Clients that come and go would fill the memory with those that wait for the end of `stalled_write_s`."""
     server = await osmo_wire.Hlr(asks=False).start()
-    client = SimpleNamespace(identity=None, hlr_is=lambda *_: None, set_reading=lambda: None)
-    ours = Hlr(client, f"tcp://127.0.0.1:{server.port}", lambda: Limits(stalled_write_s=1000))
+    owner = SimpleNamespace(limits=Limits(stalled_write_s=1000), silent_hlrs=set())
+    client = SimpleNamespace(identity=None, hlr_is=lambda *_: None, set_reading=lambda: None, owner=owner)
+    ours = Hlr(client, f"tcp://127.0.0.1:{server.port}")
 
     def is_kept():
         gc.collect()
