@@ -1,4 +1,4 @@
-"""Protocols of those who ask the register or feed it: one folder each, none imports another."""
+"""Interfaces: protocols over which others ask the register or change its lists. Each interface is one folder."""
 
 from importlib import import_module
 

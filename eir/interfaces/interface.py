@@ -1,8 +1,9 @@
-"""An interface: everything that the program needs of one protocol, as one object that its folder exports as `INTERFACE`.
+"""Description of an interface: one object, `INTERFACE` in its folder, has all that the program needs of a protocol.
 
-Configuration, supervisor, workers, metrics and commands go through eir.interfaces.INTERFACES and know none by name. Each command reads the
-configuration, so that an interface's folder imports little: servers and services are named as `module:class`, and a node imports them
-before it starts its processes, which share their memory. Other functions import heavy modules when they are called.
+Configuration, supervisor, workers, metrics and commands go through eir.interfaces.INTERFACES and know none by name. Each
+command reads the configuration, so that an interface's folder imports little: servers and services are named as `module:class`,
+and a node imports them before it starts its processes, which share their memory. Other functions import heavy modules when they
+are called.
 """
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -44,7 +45,7 @@ TLS_KEYS = (
 
 
 def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str = "") -> tuple[Key, ...]:
-    """Return the keys of a section of rules for access tokens."""
+    """Return the configuration keys of a section with rules for access tokens."""
     return (
         Key(f"{section}.jwks", many(FILE), (), "files of JWK sets with the issuers' public keys"),
         Key(f"{section}.keys", many(FILE), (), "PEM files of such public keys, or of certificates"),
@@ -59,7 +60,7 @@ Samples = Mapping[str, Mapping[Any, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedSettings:
-    """Settings that interfaces share."""
+    """Settings of the node that several interfaces use."""
 
     identity: Identity
     """Identity of the node; its `origin_state_id` is 0 in a configuration, and set at each start."""
@@ -84,13 +85,13 @@ class SharedSettings:
 
     @property
     def lists_and_record(self) -> Mapping[str, ListSettings]:
-        """All lists, and the record of first sightings as one of them."""
+        """Settings of all lists by name, including the record of first sightings, which is stored as a list."""
         return self.lists if self.first_seen is None else {**self.lists, self.first_seen.list: self.first_seen.as_list}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Current settings and parts of a worker for its servers."""
+    """Current settings and shared objects of a worker, for the servers of the worker."""
 
     shared: SharedSettings
     """Settings, with this worker's share of the node's limits."""
@@ -110,7 +111,7 @@ class Context:
 
 
 class NodeLoad(NamedTuple):
-    """Readiness of the node, and its load."""
+    """Readiness of the node, and its load in percent."""
 
     serving: bool
     load: int
@@ -118,28 +119,31 @@ class NodeLoad(NamedTuple):
 
 
 class Attendant(Protocol):
-    """Work of an interface in the supervisor, such as a registration elsewhere."""
+    """Task of an interface in the supervisor, such as a registration with another server."""
 
     async def apply(
         self, settings: Any, shared: SharedSettings, tls: "TlsFiles | None", listening: Sequence[str]
     ) -> None:
-        """Apply settings; called at the start and at each reload. `listening`: URLs of the open listeners of all interfaces."""
+        """Apply settings, at the start and at each reload.
+
+        `listening`: URLs of the open listeners of all interfaces.
+        """
 
     async def close(self) -> None:
-        """Stop."""
+        """Stop the task."""
 
     def status(self) -> Mapping[str, Any]:
-        """Return fields of the document of `eir status`."""
+        """Return the interface's fields for the document of `eir status`."""
 
     def warnings(self) -> Sequence[str]:
-        """Return warnings of `eir status`."""
+        """Return the interface's warnings for `eir status`."""
 
     def numbers(self) -> Samples:
-        """Return the metrics."""
+        """Return the interface's metrics by name and label values."""
 
 
 class Service(Protocol):
-    """Interface over HTTP/1.1 in a process of its own, created on the event loop of that process."""
+    """HTTP/1.1 service of an interface in a process of its own, created on the event loop of that process."""
 
     peers: PeerSettings
     """Peers that may connect, by address."""
@@ -150,25 +154,25 @@ class Service(Protocol):
         """Apply new settings."""
 
     def respond(self, request: "HttpRequest") -> "Answer":
-        """Return the answer to a request; never raise."""
+        """Return the answer to a request. It never raises an exception."""
 
     def refuse(self, status: int) -> "HttpResponse":
-        """Return the answer to bytes that are not a request."""
+        """Return the error response to bytes that are not an HTTP request."""
 
     def work(self) -> Coroutine[Any, Any, None]:
-        """Run the background work until cancelled."""
+        """Run the service's background work until cancelled."""
 
     def read_files(self) -> Callable[[], None]:
-        """Read the changed files of the configuration, in a thread. Raises EirError.
+        """Read the configured files that have changed. Runs in a thread. Raises EirError.
 
         Returns a function that applies their content; it is called on the loop.
         """
 
     def counters(self) -> Samples:
-        """Return the counters."""
+        """Return the service's counters by metric name and label values."""
 
     async def close(self) -> None:
-        """Release everything."""
+        """Release all resources, such as the store."""
 
 
 def _nothing(_settings: Any, _shared: SharedSettings, _document: Document) -> Findings:
@@ -177,10 +181,12 @@ def _nothing(_settings: Any, _shared: SharedSettings, _document: Document) -> Fi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """Description of one interface. The `settings` of its functions are the object of its section, or without a section the shared settings.
+    """Description of one interface.
 
-    `listen` in its settings are the URLs of its listeners, each with its port. Only this key needs a restart. The interface has either a server in
-    each worker (`server`), which calls the checker, or a service in a process of its own (`service`).
+    The `settings` of its functions are the object of its section, or without a section the shared settings.
+
+    `listen` in its settings are the URLs of its listeners, each with its port. Only this key needs a restart. The interface has
+    either a server in each worker (`server`), which calls the checker, or a service in a process of its own (`service`).
     """
 
     name: str

@@ -1,7 +1,6 @@
-"""Questions to an EIR and its answers over any protocol: the results of probes, the ways to ask, and captures.
+"""Probes of an EIR over any protocol, results of probes, and checks in capture files.
 
-Captures show the checks of others; Wireshark's tshark reads them. What a message of a protocol says, the
-protocol's own folder knows.
+A capture shows the checks of other nodes; Wireshark's tshark reads it. The folder of a protocol interprets its messages.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ NO_ANSWER = "none"
 
 @dataclass(frozen=True, slots=True)
 class ProbeFinding:
-    """The answer to one question; the keys of `--json`."""
+    """Answer of an EIR to one check. The fields are the keys of the JSON output (`--json`)."""
 
     imei: str
     imsi: str | None
@@ -45,19 +44,19 @@ class ProbeFinding:
     """A plain error answer in words: the name of its result, and its Error-Message."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the finding as a JSON object; `fault` and `error` are for people."""
+        """Return the finding as a JSON object, without `fault` and `error`, which are texts for people."""
         return {key: value for key, value in asdict(self).items() if key not in {"fault", "error"}}
 
     @property
     def result(self) -> str:
-        """The status, or another result by its code, or `none`."""
+        """Status in the answer; without a status, the code of another result, or `none`."""
         code = self.result_code if self.result_code is not None else self.experimental_result_code
         return self.status or (NO_ANSWER if code is None else str(code))
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The answers to many questions; the keys of `--json`."""
+    """Summary of the answers to many checks. The fields are the keys of the JSON output (`--json`)."""
 
     asked: int
     answered: int
@@ -76,7 +75,7 @@ class Summary:
         return asdict(self)
 
     def as_text(self) -> str:
-        """Return the summary in a few lines."""
+        """Return the summary as a text of a few lines."""
         lines = [
             f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"
         ]
@@ -93,9 +92,10 @@ async def many(
     rate: float | None,
     closed_by: Callable[[], str],
 ) -> Summary:
-    """Ask `count` times, about each IMEI in turn and then again, until `closed_by` names what has ended the connection.
+    """Send `count` checks, about each IMEI in turn and then again; return a summary of the answers.
 
-    `rate`: so many a second, whether answers have come or not; None: the next one as soon as one is answered.
+    The checks stop early if `closed_by` returns the cause of the connection's end. `rate`: checks per second, whether or not
+    answers have arrived; None: each check follows the answer to the previous one.
     """
     loop, tally, times = asyncio.get_running_loop(), Counter[str](), list[float]()
     faults: list[str] = []
@@ -137,18 +137,18 @@ async def many(
 
 
 class ProbeClient(Protocol):
-    """Connection to an EIR, on which several requests may be pending."""
+    """Connection to an EIR on which several checks may wait for their answers at the same time."""
 
     @property
     def closed_by(self) -> str:
-        """Cause of the connection's end; empty while it is up."""
+        """Cause of the connection's end; empty while the connection is open."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
-        """Send one request and return its answer."""
+        """Send one check, and return its answer as a finding."""
 
 
 class StreamClient(ProbeClient, Protocol):
-    """Client on a stream."""
+    """Client on a TCP or TLS stream that must be read all the time (`listen`)."""
 
     async def listen(self) -> None:
         """Handle received bytes until the connection ends."""
@@ -159,7 +159,7 @@ C = TypeVar("C", bound=StreamClient)
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """EIR to ask, from a URL (eir.interfaces.interface.Interface.probe_of)."""
+    """EIR to probe, and parameters of the probe, from a URL (eir.interfaces.interface.Interface.probe_of)."""
 
     connect: "Callable[[Probe], AbstractAsyncContextManager[ProbeClient]]"
     """Function of the protocol that connects to the EIR. Raises EirError."""
@@ -193,7 +193,10 @@ class Probe:
     async def ask(
         self, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
     ) -> list[ProbeFinding]:
-        """Ask about each IMEI in turn on one connection, until the connection ends. Raises EirError if no connection is possible."""
+        """Send a check about each IMEI in turn on one connection; return the findings.
+
+        If the connection ends, the remaining IMEIs are not asked about. Raises EirError if no connection can be made.
+        """
         findings: list[ProbeFinding] = []
         async with self.connect(self) as client:
             for at, imei in enumerate(imeis, 1):
@@ -207,7 +210,10 @@ class Probe:
     async def ask_many(
         self, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
     ) -> Summary:  # fmt: skip
-        """Ask `count` times on one connection; see `many`. Raises EirError if there is no connection."""
+        """Send `count` checks on one connection, and return a summary of the answers, as `many` does.
+
+        Raises EirError if no connection can be made.
+        """
         async with self.connect(self) as client:
             return await many(
                 lambda imei: client.ask(imei, imsi, software_version),
@@ -219,9 +225,10 @@ class Probe:
 
     @asynccontextmanager
     async def asking(self, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-        """Yield a function that checks an identifier and returns ProbeFinding.result. Its second argument is another IMSI than `imsi`.
+        """Yield a function that checks an IMEI or IMEISV, and returns `ProbeFinding.result`.
 
-        Several calls may be pending. Raises EirError if there is no connection; the function raises it after the connection has ended.
+        Its second argument is an IMSI that replaces `imsi`. The function may be called concurrently. Raises EirError if there
+        is no connection; the function raises it if the connection has ended.
         """
         async with self.connect(self) as client:
 
@@ -271,7 +278,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Captured:
-    """The checks in a capture, and the nodes that it shows."""
+    """Checks in a capture file, and the nodes that the file shows."""
 
     checks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """(identifier as it was sent, who asked, status or result or `none`) → how many."""
@@ -285,9 +292,9 @@ class Captured:
 
 
 def by_tshark(capture: Path, arguments: Sequence[str], take: Callable[[IO[bytes]], T | None]) -> T:
-    """Return what `take` makes of tshark's output for a capture file (pcap, pcapng); None if that output is invalid.
+    """Run tshark on a capture file (pcap, pcapng), and return the result of `take` for its output.
 
-    Raises SetupFault without tshark, EirError if it cannot read the file.
+    `take` returns None if the output is invalid. Raises SetupFault without tshark, EirError if tshark cannot read the file.
     """
     if (tshark := shutil.which("tshark")) is None:
         raise SetupFault("a capture is read by tshark, which is not installed: apt-get install tshark")

@@ -1,1 +1,1 @@
-"""A running node: its processes, and how it is observed."""
+"""Running node: its processes, and their observation."""

@@ -1,4 +1,4 @@
-"""Feed: rows that a register sends over HTTP into local lists."""
+"""Interface `feed`: rows that a national register sends over HTTP, for local lists."""
 
 import stat
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Feed: answers requests of a national register, each with one row for a local list.
+"""Feed: answers the HTTP requests of a national register. Each request has one row for a local list.
 
 The register authenticates with a password over TLS, or with an access token.
 """
@@ -45,7 +45,7 @@ _DONE: Final = {
 
 
 class Feed:
-    """Authenticates requests and adds their rows to lists.
+    """Handler of the feed's requests: authenticates the sender, and adds or removes the row in a list.
 
     `host`: name of this node for the history. `users`: None disables passwords. `tokens`: None disables access tokens.
     """
@@ -64,31 +64,34 @@ class Feed:
         self._token_users: set[str] = set()
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
-        """Check access tokens with these keys from now on; None: access tokens are not accepted."""
+        """Replace the verifier of access tokens. None: access tokens are not accepted."""
         self.tokens = tokens
 
     def apply_users(self, users: Users | None) -> None:
-        """Accept these users from now on; None: passwords are not accepted."""
+        """Replace the users with passwords. None: passwords are not accepted."""
         self.users = users
 
     def apply_numbers(self, numbers: Numbers, *, has_all: bool) -> None:
-        """Look up subscribers in this table from now on. `has_all`: False if the newest table cannot be read."""
+        """Replace the table of phone numbers (MSISDN) and their IMSIs.
+
+        `has_all`: False if the newest table cannot be read.
+        """
         self.numbers, self.has_all_numbers = numbers, has_all
 
     def apply(self, settings: FeedSettings) -> None:
-        """Apply new settings."""
+        """Apply new settings: the lists for each role."""
         self._lists = {role: names for role, names in settings.lists.by_role.items() if names}
         self._roles = frozenset(self._lists)
 
     def respond(self, request: HttpRequest) -> Answer:
-        """Return the answer to a request."""
+        """Return the answer to a request, at once or as an awaitable."""
         authorization = request.headers.get("authorization", "")
         if self.users is not None and (user := self.users.known(authorization, request.address)) is not None:
             return self._answered(request, user)
         return self._admitted(request, authorization)
 
     async def _admitted(self, request: HttpRequest, authorization: str) -> HttpResponse:
-        """Authenticate the sender of a request and return the answer."""
+        """Authenticate the sender of a request by password or token, and return the answer."""
         try:
             user = await self._user(authorization, request.address)
         except RowRefused as e:
@@ -132,7 +135,7 @@ class Feed:
         return future
 
     def _entry(self, row: FeedRow) -> tuple[str, Entry]:
-        """Return the list for a row, and its entry in the list. Raises RowRefused."""
+        """Return the name of the list for a row, and the entry to add or remove. Raises RowRefused."""
         imsi = row.imsi
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)
@@ -189,7 +192,7 @@ class Feed:
         return HttpResponse(why.status, TEXT, text, headers, authenticated=user != NOBODY)
 
     def _label(self, user: str) -> str:
-        """Return the label of a user in metrics."""
+        """Return the label of a user in metrics. Above TOKEN_USERS_MAX token holders, the label is `other`."""
         if user == NOBODY or (self.users is not None and self.users.has(user)):
             return user
         if user in self._token_users or len(self._token_users) < TOKEN_USERS_MAX:
@@ -199,5 +202,5 @@ class Feed:
 
 
 def no_request(status: int) -> HttpResponse:
-    """Return the answer to bytes that are not a request."""
+    """Return the error response to bytes that are not an HTTP request."""
     return HttpResponse(status or 400, TEXT, b"no_http: this is no request\n")

@@ -1,4 +1,4 @@
-"""Parser of a register's row, from the path of a request to its identifiers, and the statuses of the answer.
+"""Parser of a row from the path of a feed request, and the statuses of the response.
 
     POST|DELETE /eir/{block|exception|track}/<IMEI>/<IMSI>/<MSISDN>/<ACTUAL_IMEI>/<yyyy-MM-dd-HH-mm-ss>
     POST|DELETE /eir/{allowed-tac|blocked-tac}/<TAC>/<yyyy-MM-dd-HH-mm-ss>
@@ -32,7 +32,7 @@ DONE: Final = {(ADD, True): ADDED, (ADD, False): THERE, (REMOVE, True): REMOVED,
 
 
 class RowRefused(Exception):
-    """A row is refused: status of the answer, label for metrics and log, and text for the register."""
+    """Rejection of a row: HTTP status, label for metrics and log, and text for the register."""
 
     def __init__(self, status: int, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -40,7 +40,7 @@ class RowRefused(Exception):
 
 
 class FeedRow(NamedTuple):
-    """Row of a request. Identifiers are valid; an absent one is empty."""
+    """Row of a feed request. Its identifiers are valid; an absent identifier is empty."""
 
     what: str
     """ADD or REMOVE."""
@@ -53,7 +53,10 @@ class FeedRow(NamedTuple):
 
 
 def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
-    """Parse the row of a request. `roles`: configured words. Raises RowRefused with 404, 405 or 400."""
+    """Parse the row of a feed request from its method and path.
+
+    `roles`: accepted words for the list. Raises RowRefused with 404, 405 or 400.
+    """
     root, _, rest = path.removeprefix("/").partition("/")
     role, *segments = rest.split("/")
     if root != ROOT or not path.startswith("/") or role not in roles:
@@ -94,7 +97,7 @@ def _given(text: str, key_of: Callable[[str], int], name: str) -> str:
 
 
 def _good(text: str, key_of: Callable[[str], int], name: str) -> str:
-    """Return the text if it is a valid identifier of this kind. Raises RowRefused."""
+    """Return `text` if `key_of` accepts it as an identifier. Raises RowRefused with 400."""
     try:
         key_of(text)
     except IdentifierError as e:

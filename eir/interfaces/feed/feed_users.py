@@ -1,9 +1,9 @@
-"""Users of the feed with passwords (RFC 7617): file of users with hashed passwords, and verification of a request.
+"""Users of the feed with passwords (RFC 7617): file with hashed passwords, and verification of a header.
 
-A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), created by `eir feed user NAME`. A verified header is cached by a
-keyed digest, so that a row costs a dictionary lookup. Any other header costs one scrypt hash, in a thread and one at a time. The number of wrong
-passwords per address is limited. A cached header is valid only for its address: otherwise an address above its limit could continue to try
-passwords against the cache.
+A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), created by `eir feed user NAME`. A verified header
+is cached by a keyed digest, so that a row costs a dictionary lookup. Any other header costs one scrypt hash, in a thread and
+one at a time. The number of wrong passwords per address is limited. A cached header is valid only for its address: otherwise an
+address above its limit could continue to try passwords against the cache.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ NO_PASSWORD, WRONG, TOO_MANY = "no_password", "wrong_password", "too_many"
 
 
 class UsersError(EirError):
-    """Unusable file of users."""
+    """Unusable file of users, or invalid user name or password."""
 
 
 class Hashed(NamedTuple):
@@ -52,7 +52,7 @@ class Hashed(NamedTuple):
     hash: bytes
 
     def fits(self, password: bytes) -> bool:
-        """Return whether this is the password."""
+        """Return whether `password` is the password that was hashed."""
         computed = hashlib.scrypt(
             password, salt=self.salt, n=self.n, r=self.r, p=self.p, dklen=len(self.hash), maxmem=MEMORY_MAX
         )
@@ -60,13 +60,13 @@ class Hashed(NamedTuple):
 
 
 def check_name(name: str) -> None:
-    """Raise UsersError for an invalid user name."""
+    """Raise UsersError if a user name is invalid."""
     if not NAME.fullmatch(name):
         raise UsersError(f"{name}: a user's name has 1 to 64 letters, digits, '.', '_' and '-'")
 
 
 def user_line(name: str, password: str) -> str:
-    """Return the line of the file for a user. Raises UsersError."""
+    """Return the line of the file of users for this user and password. Raises UsersError."""
     check_name(name)
     if len(password) not in PASSWORD_CHARS or not password.isprintable():
         raise UsersError(f"a password has {PASSWORD_CHARS[0]} to {PASSWORD_CHARS[-1]} characters, which can be printed")
@@ -76,7 +76,10 @@ def user_line(name: str, password: str) -> str:
 
 
 def read_users(path: Path) -> dict[str, Hashed]:
-    """Read a file of users. Raises UsersError with the number of an invalid line, without its text."""
+    """Read a file of users; return each user's hashed password by name.
+
+    Raises UsersError with the number of an invalid line, but without its text.
+    """
     try:
         with path.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
@@ -117,7 +120,7 @@ def _user(line: str) -> tuple[str, Hashed]:
 
 
 class Users:
-    """Verifier of passwords. `ticks`: monotonic clock in seconds."""
+    """Verifier of user names and passwords. `ticks`: monotonic clock in seconds."""
 
     def __init__(self, users: Mapping[str, Hashed], *, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
@@ -131,22 +134,25 @@ class Users:
         self.apply(users)
 
     def apply(self, users: Mapping[str, Hashed]) -> None:
-        """Replace the users. A cached password stays valid if the line of its user is the same."""
+        """Replace the users. The cached password of a user stays valid if the user's line in the file is unchanged."""
         before, self._users = self._users, dict(users)
         self._good = {digest: name for digest, name in self._good.items() if self._users.get(name) == before.get(name)}
         # Verifying an unknown user takes as long as verifying a known one.
         self._nobody = Hashed(N, R, P, secrets.token_bytes(SALT_BYTES), secrets.token_bytes(HASH_BYTES))
 
     def has(self, name: str) -> bool:
-        """Return whether a user has this name."""
+        """Return whether there is a user with this name."""
         return name in self._users
 
     def known(self, authorization: str, address: str) -> str | None:
-        """Return the user of a header that is cached for this address, or None."""
+        """Return the user of an Authorization header that is cached for this address, or None."""
         return self._good.get(self._digest(authorization, address))
 
     async def user(self, authorization: str, address: str) -> tuple[str, str]:
-        """Return a pair: the user of a header and an empty text, or an empty text and the reason for the refusal."""
+        """Verify an Authorization header; return a pair of texts, user name and reason for the refusal.
+
+        One of the two is empty. A wrong password counts for the limit of the address.
+        """
         digest = self._digest(authorization, address)
         name, password = _credentials(authorization)
         if not name:
@@ -177,7 +183,7 @@ class Users:
 
 
 def _credentials(authorization: str) -> tuple[str, bytes]:
-    """Return name and password of a header; an empty name without a password."""
+    """Return user name and password of an Authorization header. The name is empty if the header has no password."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic" or len(authorization) > HEADER_CHARS_MAX:
         return "", b""

@@ -1,8 +1,8 @@
-"""Writer of the feed's rows into lists: groups rows into transactions, and answers each row once its transaction is durable.
+"""Writer of the feed's rows: groups rows into transactions of the store.
 
-A transaction starts QUIET_S after its last row, at most GATHER_S after its first row, or when it is full. While it is written, the next one
-collects rows. Rows about the same entry are written in separate transactions, in their order of arrival. The history records the sender and
-the rows of each transaction.
+Each row is answered when its transaction is durable. A transaction starts QUIET_S after its last row, at most GATHER_S after
+its first row, or when it is full. While it is written, the next one collects rows. Rows about the same entry are written in
+separate transactions, in their order of arrival. The history records the sender and the rows of each transaction.
 """
 
 import asyncio
@@ -45,7 +45,10 @@ class Waiting(NamedTuple):
 
 
 class FeedWriter:
-    """Writer of rows into local lists. `lists`: configured lists; `now`: clock; `failed`: called with a fault; `had`: see edit_list."""
+    """Writer of rows into local lists.
+
+    `lists`: configured lists. `now`: clock. `failed`: called with an exception. `had`: known lists, for `edit_differences`.
+    """
 
     def __init__(
         self,
@@ -68,7 +71,10 @@ class FeedWriter:
     def add(
         self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | RowRefused], None]
     ) -> None:
-        """Queue a row; `done` is called with the status of the answer. Raises RowRefused if the queue is full."""
+        """Queue a row; `done` is called with the row's status or refusal.
+
+        Raises RowRefused if the queue is full.
+        """
         if len(self._waiting) >= self._waiting_max:
             raise RowRefused(503, BUSY, "too many rows wait")
         self._waiting.append(Waiting(what, entry, name, who, reason, done))
@@ -84,7 +90,7 @@ class FeedWriter:
                 self._failed(e)
 
     async def _gather(self) -> None:
-        """Wait for the start of a transaction."""
+        """Wait until rows are queued and the next transaction is to start."""
         loop = asyncio.get_running_loop()
         while not self._waiting:
             self._came.clear()
@@ -97,7 +103,10 @@ class FeedWriter:
                 return
 
     def _taken(self) -> list[Waiting]:
-        """Remove the rows of the next transactions from the queue: at most one row for each entry, so that their order is irrelevant."""
+        """Remove the rows of the next transactions from the queue, and return these rows.
+
+        They contain at most one row for each entry, so that their order is irrelevant.
+        """
         rows, later, seen = list[Waiting](), list[Waiting](), set[tuple[str, int, int, bool]]()
         while self._waiting and len(rows) < ROWS_MAX:
             row = self._waiting.popleft()
@@ -115,7 +124,7 @@ class FeedWriter:
             await self._one(same)
 
     async def _one(self, rows: Sequence[Waiting]) -> None:
-        """Write rows as one transaction; they have the same list, sender and operation."""
+        """Write rows of the same list, sender and operation in one transaction, and answer each row."""
         name, who, what, reason = rows[0].name, rows[0].who, rows[0].what, rows[0].reason
         settings = self.lists.get(name)
         if settings is None:

@@ -1,4 +1,4 @@
-"""Feed in a process of its own: store, files and counters."""
+"""Process of the feed: opens the store, reads the configured files, and returns the counters."""
 
 import socket
 import time
@@ -30,7 +30,7 @@ USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
 
 
 class FeedService:
-    """Feed as an eir.interfaces.interface.Service."""
+    """Implementation of eir.interfaces.interface.Service for the feed."""
 
     def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report) -> None:
         self._report = report
@@ -49,7 +49,7 @@ class FeedService:
         self.read_files()()
 
     def apply(self, settings: FeedSettings, shared: SharedSettings) -> None:
-        """Apply new settings; the next `read_files` reads all files again."""
+        """Apply new settings. The next `read_files` reads all files again."""
         self.peers = PeerSettings(label=NAME, sources=settings.sources)
         self._watched = settings, WatchedFile(settings.users), WatchedFile(shared.numbers)
         self.faults = {}
@@ -57,19 +57,22 @@ class FeedService:
         self._feed.apply(settings)
 
     def respond(self, request: HttpRequest) -> Answer:
-        """Return the answer to a request."""
+        """Return the answer to a request, at once or as an awaitable."""
         return self._feed.respond(request)
 
     def refuse(self, status: int) -> HttpResponse:
-        """Return the answer to bytes that are not a request."""
+        """Return the error response to bytes that are not an HTTP request."""
         return no_request(status)
 
     async def work(self) -> None:
-        """Write the queued rows until cancelled."""
+        """Write queued rows into the lists until cancelled."""
         await self._writer.run()
 
     def read_files(self) -> Callable[[], None]:
-        """Read the changed files; a fault of one file does not affect the others. Return a function that applies their content."""
+        """Read the files that have changed: users, keys of tokens, table of numbers.
+
+        A fault of one file does not affect the others. Returns a function that applies the content on the event loop.
+        """
         settings, users, numbers = watched = self._watched
         contents: dict[str, Any] = {}
         faults: dict[str, str] = {}
@@ -93,7 +96,7 @@ class FeedService:
         return use
 
     def _use(self, contents: Mapping[str, Any]) -> None:
-        """Apply the content of changed files."""
+        """Apply the content of changed files, given by the name of the file's kind."""
         feed, (_, users, numbers) = self._feed, self._watched
         if TOKENS in contents and (keys := contents[TOKENS]) != self._keys:
             self._keys = keys
@@ -110,7 +113,7 @@ class FeedService:
             self._report("numbers_in_force", numbers=len(table.numbers), file=numbers.path)
 
     def counters(self) -> Samples:
-        """Return the counters."""
+        """Return the feed's counters by metric name and label values."""
         return {
             "eir_feed_rows_total": self._feed.answers,
             "eir_feed_transactions_total": {(): self._writer.transactions},

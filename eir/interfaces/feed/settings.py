@@ -1,4 +1,4 @@
-"""Settings of the feed."""
+"""Settings of the section `feed`."""
 
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network
@@ -15,7 +15,10 @@ FEED_SCOPE: Final = "eir-feed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedLists:
-    """Lists for the rows of each role; of several lists the feed uses the one whose kind fits the row."""
+    """Names of the local lists for each role of a row.
+
+    If a role has several lists, the feed uses the list whose kind fits the row.
+    """
 
     block: tuple[str, ...] = ()
     exception: tuple[str, ...] = ()
@@ -25,7 +28,7 @@ class FeedLists:
 
     @property
     def by_role(self) -> dict[str, tuple[str, ...]]:
-        """Mapping from the word in the path of a request to the lists that it names."""
+        """Names of the lists by role: the word in the path of a request, such as `allowed-tac`."""
         return {each.name.replace("_", "-"): getattr(self, each.name) for each in fields(self)}
 
 
@@ -35,7 +38,7 @@ TAC_ROLES: Final = frozenset({"allowed-tac", "blocked-tac"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedSettings:
-    """Section `feed`."""
+    """Settings of the section `feed`."""
 
     listen: tuple[str, ...] = ()
     """URLs `http://host:port` or `https://host:port`, each with its port; empty: the feed is disabled."""

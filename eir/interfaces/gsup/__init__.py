@@ -1,4 +1,4 @@
-"""GSUP: converts an OsmoMSC's CHECK-IMEI to a question and a verdict to its result, and forwards all other messages to the HLR.
+"""Interface GSUP: answers the CHECK-IMEI of an OsmoMSC, and forwards all other messages to the HLR.
 
 ipa.py has frames and identification (IPA, CCM); message.py the operation CHECK-IMEI and the errors of others; link.py the
 connection of a client; hlr.py its connection to the HLR; stored.py the checks that wait for the HLR; server.py the conversion
@@ -30,7 +30,10 @@ FAMILIES = (
 
 
 def _check(settings: GsupSettings, _: SharedSettings, document: Document) -> Findings:
-    """Check that the HLR is not the node itself; otherwise each message would circulate until no connection is left."""
+    """Check that the configured HLR is not the node itself.
+
+    Otherwise each message would circulate until no connection is left.
+    """
     if settings.hlr is None or document.faulty("gsup"):
         return
     hlr = endpoint(settings.hlr)

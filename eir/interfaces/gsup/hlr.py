@@ -1,4 +1,4 @@
-"""Connection to the HLR for one client: made under the client's own name, and renewed after each end.
+"""Connection to the HLR for one client, under the client's name. When the connection ends, the next one is opened.
 
 Messages of the client wait for a connection for HOLD_S; after that each request receives an error at once, so that its phone
 tries again later. The same applies while the HLR does not read. While too many messages wait, the client is not read either, at
@@ -34,7 +34,7 @@ NO_HLR, AWAY, SLOW = "no_hlr", "hlr_away", "hlr_slow"
 
 
 class HlrState(Enum):
-    """State of the connection to an HLR."""
+    """State of a client's connection to the HLR."""
 
     COMING = 0
     """Messages wait for the connection."""
@@ -43,7 +43,7 @@ class HlrState(Enum):
 
 
 class HeldMessages:
-    """Messages that wait for the connection."""
+    """Client messages that wait until the HLR is connected."""
 
     def __init__(self) -> None:
         self._messages: list[bytes] = []
@@ -51,24 +51,25 @@ class HeldMessages:
 
     @property
     def is_full(self) -> bool:
-        """True if no further message is to be read from the client."""
+        """True if the node must stop reading from the client, because too many bytes wait."""
         return self._bytes > HOLD_BYTES
 
     def add(self, messages: Sequence[bytes]) -> None:
-        """Add messages, in order."""
+        """Append messages in order."""
         self._messages += messages
         self._bytes += sum(map(len, messages))
 
     def clear(self) -> list[bytes]:
-        """Remove and return all messages."""
+        """Remove all messages, and return them in order."""
         messages, self._messages, self._bytes = self._messages, [], 0
         return messages
 
 
 class Backlog:
-    """Bytes that the HLR leaves unread. After HOLD_S it is slow; `stalled_write_s` later `drop` is called.
+    """Timers for an HLR that does not read the bytes sent to it.
 
-    `changed` is called when the client may be read again or no longer.
+    After HOLD_S the HLR is slow; `stalled_write_s` later `drop` is called. `changed` is called when the client may be read
+    again or no longer.
     """
 
     def __init__(
@@ -80,21 +81,21 @@ class Backlog:
 
     @property
     def is_new(self) -> bool:
-        """True for the first HOLD_S, while the client is not read."""
+        """True in the first HOLD_S after the HLR has stopped reading. The client is not read during this time."""
         return self._timer is not None and not self.is_slow
 
     def start(self) -> None:
-        """Note that the HLR has stopped reading."""
+        """Start the timers, because the HLR has stopped reading."""
         self._timer = asyncio.get_running_loop().call_later(HOLD_S, self._become_slow)
         self._changed()
 
     def cancel(self) -> None:
-        """Cancel the timer."""
+        """Cancel the running timer."""
         if self._timer is not None:
             self._timer.cancel()
 
     def stop(self) -> None:
-        """Note that the HLR reads again, or that the connection is over."""
+        """Stop the timers, because the HLR reads again or the connection has ended."""
         self.cancel()
         self._timer, self.is_slow = None, False
         self._changed()
@@ -106,10 +107,10 @@ class Backlog:
 
 
 class Hlr(asyncio.Protocol):
-    """Connection to the HLR, renewed until `close`."""
+    """Connection to the HLR for one client. It is opened again after each end until `close`."""
 
     def __init__(self, client: "GsupConnection", url: str) -> None:
-        """Start the first attempt."""
+        """Start the first attempt to connect."""
         self._client, self._owner, self._to = client, client.owner, endpoint(url)
         self.state = HlrState.COMING
         self._transport: asyncio.Transport | None = None
@@ -131,7 +132,10 @@ class Hlr(asyncio.Protocol):
         self._task = loop.create_task(self._stay())
 
     def pass_on(self, messages: Sequence[bytes]) -> None:
-        """Send messages in order; those that cannot be sent go to the client's `not_passed`."""
+        """Send messages to the HLR in order, or hold them until it is connected.
+
+        Messages that cannot be sent are returned to the client's `not_passed`.
+        """
         if self.state is HlrState.READY and self._transport is not None:
             if self._backlog.is_slow:
                 self._client.not_passed(messages, SLOW)
@@ -144,23 +148,23 @@ class Hlr(asyncio.Protocol):
 
     @property
     def full(self) -> bool:
-        """True if the client must not be read, because too many messages wait."""
+        """True if the node must stop reading from the client, because too many messages wait for the HLR."""
         return self._backlog.is_new or self._held.is_full
 
     def identified(self) -> None:
-        """Send the client's name to an HLR that requested it."""
+        """Send the client's name, now known, to an HLR that has requested it."""
         if self._asked and self._transport is not None and self._client.identity is not None:
             self._asked = False
             self._transport.write(self._client.identity + ipa.ID_ACK)
             self._ready()
 
     def pause_reading(self, *, paused: bool) -> None:
-        """Pause or resume reading, with the client."""
+        """Pause or resume reading from the HLR, because the client has stopped or resumed reading."""
         if self._transport is not None and not self._transport.is_closing():
             (self._transport.pause_reading if paused else self._transport.resume_reading)()
 
     def tick(self, now: float) -> None:
-        """Send a PING if one is due; drop the connection if the last one has no answer."""
+        """Send a PING if the next PING is due. If the last PING has no answer, drop the connection."""
         if self._transport is None or now - self._pinged_at < PING_S:
             return
         if self._heard_at < self._pinged_at:
@@ -170,7 +174,10 @@ class Hlr(asyncio.Protocol):
             self._transport.write(ipa.PING)
 
     def drop(self, why: str, *, silent: bool = False) -> None:
-        """Close this connection, and open another. With `silent`, the HLR counts as away until it sends something."""
+        """Close this connection to the HLR; the next attempt follows.
+
+        With `silent`, the HLR counts as away until it sends something.
+        """
         self._why = self._why or why
         if silent:
             self._owner.silent_hlrs.add(self._to)
@@ -178,7 +185,10 @@ class Hlr(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Close for good; sent messages may still go out, within `stalled_write_s`."""
+        """Close the connection to the HLR, and open no other.
+
+        Buffered messages are still sent, for at most `stalled_write_s`.
+        """
         self._task.cancel()
         self._wait(None)
         self._backlog.cancel()
@@ -190,7 +200,7 @@ class Hlr(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send a PING; the HLR may request the client's name."""
+        """Send a PING on the new connection. The HLR may then request the client's name."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=HOLD_BYTES)
         self._frames = Frames(self._owner.limits.max_message_bytes)
@@ -200,7 +210,7 @@ class Hlr(asyncio.Protocol):
             self._wait(UNASKED_S, self._ready)
 
     def data_received(self, data: bytes) -> None:
-        """Answer messages about this connection, and deliver the others to the client."""
+        """Answer the HLR's CCM messages (PING, request for the name), and deliver all other messages to the client."""
         self._heard_at = asyncio.get_running_loop().time()
         self._owner.silent_hlrs.discard(self._to)
         self._frames.feed(data)
@@ -217,7 +227,7 @@ class Hlr(asyncio.Protocol):
             self._client.deliver(messages)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Report the end, after which another attempt follows."""
+        """Store the reason of the connection's end, after which the next attempt follows."""
         self._transport = None
         self._wait(None)
         if not self._gone.done():
@@ -226,11 +236,11 @@ class Hlr(asyncio.Protocol):
             )
 
     def pause_writing(self) -> None:
-        """Start the timers of an HLR that does not read."""
+        """Start the timers for an HLR that does not read."""
         self._backlog.start()
 
     def resume_writing(self) -> None:
-        """Stop the timers of an HLR that reads again."""
+        """Stop the timers, because the HLR reads again."""
         self._backlog.stop()
 
     # inside
@@ -306,7 +316,7 @@ class Hlr(asyncio.Protocol):
             self._client.not_passed(held, AWAY)
 
     def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
-        """Replace the timer; None: no timer."""
+        """Replace the timer for the next change of state: call `then` after `seconds`. None: no timer."""
         if self._waiting is not None:
             self._waiting.cancel()
         self._waiting = None if seconds is None else asyncio.get_running_loop().call_later(seconds, then, *arguments)

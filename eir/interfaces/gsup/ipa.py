@@ -1,4 +1,4 @@
-"""IPA: frames over a stream, and the messages for identification and keep-alive (CCM).
+"""IPA protocol: frames over a byte stream, and CCM messages for identification and keep-alive.
 
 A frame has a length (2 octets, which counts from the fourth octet), the number of a stream, and the payload. GSUP is on the
 stream OSMO, after one extension octet. No I/O.
@@ -20,7 +20,7 @@ GSUP: Final = 0x05
 
 
 class Ccm(IntEnum):
-    """Messages on the stream CCM."""
+    """Types of CCM messages."""
 
     PING = 0
     PONG = 1
@@ -30,7 +30,7 @@ class Ccm(IntEnum):
 
 
 class IpaTag(IntEnum):
-    """Properties in ID_GET and ID_RESP."""
+    """Tags of a client's properties in ID_GET and ID_RESP."""
 
     SERIAL = 0
     UNIT_NAME = 1
@@ -38,7 +38,7 @@ class IpaTag(IntEnum):
 
 
 def frame(stream: int, payload: bytes) -> bytes:
-    """Encode one frame."""
+    """Encode one IPA frame."""
     return len(payload).to_bytes(2) + bytes((stream,)) + payload
 
 
@@ -48,16 +48,19 @@ ID_GET: Final = frame(CCM, bytes((Ccm.ID_GET, 1, 8, 1, 7, 1, 2, 1, 3, 1, 4, 1, 5
 
 
 class FrameTooLong(EirError):
-    """Frame above the maximum length, by its header; the rest of the stream cannot be parsed."""
+    """Error: a frame's header announces too many octets, so that the rest of the stream cannot be parsed."""
 
 
 class Frames:
-    """Parser of a stream into frames. It stores at most one incomplete frame and the last received bytes."""
+    """Parser of a byte stream into IPA frames. It buffers at most one incomplete frame and the last received bytes."""
 
     __slots__ = ("_at", "_buffer", "_longest")
 
     def __init__(self, longest: int) -> None:
-        """Create an empty buffer. `longest`: maximum number of octets of a frame."""
+        """Create a parser with an empty buffer.
+
+        `longest`: maximum number of octets of a frame.
+        """
         self._buffer, self._at, self._longest = b"", 0, longest
 
     def feed(self, data: bytes) -> None:
@@ -67,11 +70,11 @@ class Frames:
 
     @property
     def unread(self) -> int:
-        """Number of octets without a returned frame."""
+        """Number of buffered octets that are not yet returned in a frame."""
         return len(self._buffer) - self._at
 
     def whole(self) -> Iterator[bytes]:
-        """Yield the complete frames with headers; each is removed when it is yielded.
+        """Yield the complete frames with their headers. A yielded frame is removed from the buffer.
 
         Raises:
             FrameTooLong: if a frame exceeds the limit.
@@ -90,7 +93,7 @@ class Frames:
 
 
 def name_in(id_resp: bytes) -> str:
-    """Return the name of the sender of an ID_RESP (a frame).
+    """Return the sender's name in an ID_RESP frame.
 
     The name is the serial number, by which GSUP routes, or else the unit name; empty if there is neither.
     """
@@ -108,7 +111,7 @@ def name_in(id_resp: bytes) -> str:
 
 
 def id_resp(name: str) -> bytes:
-    """Return the frame in which an end identifies itself by this name."""
+    """Encode the ID_RESP frame with which a program identifies itself by this name."""
     encoded = name.encode() + b"\0"
     parts = ((IpaTag.UNIT_ID, b"0/0/0\0"), (IpaTag.UNIT_NAME, encoded), (IpaTag.SERIAL, encoded))
     return frame(

@@ -1,4 +1,4 @@
-"""Connection of one client, usually an OsmoMSC: answers its checks, and forwards all other messages to the HLR and back.
+"""GSUP connection of one client, usually an OsmoMSC: answers checks, and forwards other messages to and from the HLR.
 
 Answers to checks and messages of the HLR are sent as whole frames, each kind in its own order.
 """
@@ -33,7 +33,7 @@ NAMES_MAX: Final = 4
 
 
 class GsupConnection(PeerConnection["GsupServer"]):
-    """Connection of one client."""
+    """GSUP connection of one client."""
 
     def __init__(self, owner: "GsupServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
@@ -56,7 +56,10 @@ class GsupConnection(PeerConnection["GsupServer"]):
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Let the owner accept or reject the connection, and request the client's name; return false if it is rejected."""
+        """Pass the new connection to the owner, which accepts or rejects it, and request the client's name.
+
+        Returns false if the connection is rejected.
+        """
         if not self.owner.admit(self):
             return False
         self.owner.watch()
@@ -64,7 +67,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Store the received bytes, and handle them in turns."""
+        """Buffer received bytes, and handle them now or in a later loop iteration."""
         self._read_at = time.perf_counter()
         self._heard_at, self._pinged_at, self._doubted = self.loop.time(), None, False
         self._frames.feed(data)
@@ -99,42 +102,45 @@ class GsupConnection(PeerConnection["GsupServer"]):
         return more and self.stalled is None
 
     def wants_bytes(self) -> bool:
-        """Return true if the connection can receive more."""
+        """Return true if the node may read more from the client."""
         return not (self._frames.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self)) and (
             self._hlr is None or not self._hlr.full
         )
 
     def leave(self) -> None:
-        """Close: IPA has no message for that. Checks that wait for the HLR are answered without it."""
+        """Close the connection; IPA has no message to announce the end.
+
+        Checks that wait for the HLR are answered without it.
+        """
         self.over = self.over or "left"
         self._stored.answer_all()
         self.close()
 
     def ended(self) -> None:
-        """Close the connection to the HLR."""
+        """Close this client's connection to the HLR."""
         self._end_hlr()
 
     def pause_writing(self) -> None:
-        """Stop reading from the HLR too, because the client does not read."""
+        """Stop reading from client and HLR, because the client does not read."""
         super().pause_writing()
         if self._hlr is not None:
             self._hlr.pause_reading(paused=True)
 
     def resume_writing(self) -> None:
-        """Resume reading from the HLR."""
+        """Resume reading from client and HLR, because the client reads again."""
         super().resume_writing()
         if self._hlr is not None:
             self._hlr.pause_reading(paused=False)
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Number of checks and answers so far."""
+        """Number of checks, and number of answers, on this connection so far."""
         return self.requests, self.answers
 
     # Calls of the owner
 
     def tick(self, now: float) -> None:
-        """Check the timers of the client and of the HLR."""
+        """Handle expired timers of the connections to client and HLR."""
         limits, watchdog_s = self.owner.limits, 30.0 if self.settings is None else self.settings.watchdog_s
         if (
             self._partial_at is not None
@@ -154,24 +160,27 @@ class GsupConnection(PeerConnection["GsupServer"]):
 
     @property
     def name(self) -> str:
-        """Name that the client gave; empty before that."""
+        """Name of the client, or empty before the client has sent it."""
         return "" if self.identity is None else name_in(self.identity)
 
     def doubt(self) -> None:
-        """Send a PING, because another connection gave the same name, unless such a PING waits for its answer."""
+        """Send a PING to the client, because another connection has given the same name.
+
+        If such a PING waits for its answer, no other is sent.
+        """
         if not self._doubted:
             self._pinged_at, self._doubted = self.loop.time(), True
             self.send(ipa.PING)
 
     def renew_hlr(self) -> None:
-        """Connect to the HLR of the new settings."""
+        """Close the connection to the HLR, and connect to the HLR of the new settings."""
         self._end_hlr()
         if self.identity is not None:
             self._reach_hlr()
 
     @property
     def has_hlr(self) -> bool | None:
-        """True if the HLR is connected for this client; None: nothing is forwarded."""
+        """True if the HLR is connected for this client; None if the client has no connection to an HLR yet."""
         return None if self._hlr is None else self._hlr.state is HlrState.READY
 
     def send(self, octets: bytes) -> None:
@@ -182,18 +191,21 @@ class GsupConnection(PeerConnection["GsupServer"]):
     # hlr.Client
 
     def deliver(self, messages: Sequence[bytes]) -> None:
-        """Send messages of the HLR to the client, except answers to checks that were forwarded."""
+        """Send the HLR's messages to the client, except the HLR's answers to forwarded checks."""
         messages = self._stored.handle(messages)
         if messages:
             self.owner.passed(self, "in", len(messages))
             self.send(b"".join(messages))
 
     def went(self, count: int) -> None:
-        """Count messages that were sent to the HLR."""
+        """Count messages of the client that were sent to the HLR."""
         self.owner.passed(self, "out", count)
 
     def not_passed(self, messages: Sequence[bytes], reason: str) -> None:
-        """Answer requests that the HLR did not receive with an error, and checks without the HLR."""
+        """Answer messages that could not be sent to the HLR.
+
+        A check is answered without the HLR; any other request receives an error.
+        """
         self.owner.not_passed(self, len(messages), reason)
         for message in messages:
             if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or len(message) <= TYPE_AT:
@@ -204,7 +216,10 @@ class GsupConnection(PeerConnection["GsupServer"]):
                 self.send(refusal)
 
     def hlr_is(self, state: HlrState, detail: str) -> None:
-        """Handle a change of the HLR's state: without a connection, waiting checks are answered."""
+        """Handle a new state of the connection to the HLR.
+
+        If the HLR is not connected, waiting checks are answered without it.
+        """
         if state is not HlrState.READY:
             self._stored.answer_all()
         self.owner.hlr_is(self, state, detail)
@@ -212,7 +227,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
     # inside
 
     def _handle(self, frame: bytes, out: list[bytes], on: list[bytes]) -> None:
-        """Handle a frame: append an answer to `out`, or the frame to `on` for the HLR."""
+        """Handle a received frame: append the answer to `out`, or the frame to `on` if it is for the HLR."""
         if not self._spoken and frame[2] != CCM:
             self._speak()
         if frame[2] == OSMO and frame[HEADER_BYTES : TYPE_AT + 1] == _CHECK:
@@ -268,7 +283,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         self._hlr.pass_on(messages)
 
     def _reach_hlr(self) -> bool:
-        """Return true if an HLR is configured; start its connection at the first message."""
+        """Return true if an HLR is configured. The first call starts the connection to the HLR."""
         if self._hlr is None and self.owner.hlr is not None and not self.over:
             self._hlr = Hlr(self, self.owner.hlr)
         return self._hlr is not None

@@ -1,6 +1,7 @@
-"""Codec of CHECK-IMEI and its answers, and of errors for other requests (Osmocom's GSUP: a type, then elements of tag, length, value).
+"""Codec of GSUP (Osmocom): CHECK-IMEI, its answers, and errors for other requests.
 
-GSUP has no transaction id: an answer is matched by its IMSI alone, so the IMSI is returned as received. No I/O.
+A GSUP message is a type, then elements of tag, length and value. GSUP has no transaction id: an answer is matched by its IMSI
+alone, so the IMSI is returned as received. No I/O.
 """
 
 from enum import IntEnum
@@ -24,7 +25,7 @@ _SWAPPED: Final = bytes(octet >> 4 | (octet & 15) << 4 for octet in range(256))
 
 
 class Ie(IntEnum):
-    """Tags of elements."""
+    """Tags of GSUP information elements."""
 
     IMSI = 0x01
     CAUSE = 0x02
@@ -41,7 +42,7 @@ _IMSI, _IMEI = int(Ie.IMSI), int(Ie.IMEI)
 
 
 class CheckImei(NamedTuple):
-    """Contents of a CHECK-IMEI."""
+    """Contents of a CHECK-IMEI request."""
 
     imsi: bytes | None
     """IMSI as received; None: it is missing, so that no answer is possible."""
@@ -50,17 +51,23 @@ class CheckImei(NamedTuple):
 
     @property
     def subscriber(self) -> str:
-        """Digits of the IMSI; empty if it is missing."""
+        """IMSI as digits, or empty if the request has no IMSI."""
         return digits(self.imsi or b"")
 
 
 def digits(tbcd: bytes) -> str:
-    """Return the digits of TBCD octets without trailing fillers; other signs than digits become letters."""
+    """Return the digits of TBCD octets without trailing fillers.
+
+    Codes that are not digits become letters.
+    """
     return tbcd.translate(_SWAPPED).hex().rstrip("f")
 
 
 def elements(message: bytes, at: int = TYPE_AT + 1) -> dict[int, bytes]:
-    """Return the elements of a GSUP message in its frame, the first of each tag; a truncated element keeps its readable part."""
+    """Return the elements of a GSUP message in its frame, by tag.
+
+    The first element with a tag counts. A truncated element keeps its readable part.
+    """
     values: dict[int, bytes] = {}
     end = len(message) - 1
     while at < end:
@@ -73,7 +80,7 @@ def elements(message: bytes, at: int = TYPE_AT + 1) -> dict[int, bytes]:
 
 
 def read_check_imei(message: bytes) -> CheckImei:
-    """Parse a frame with a CHECK-IMEI; never raises.
+    """Parse a frame with a CHECK-IMEI. Invalid content never raises an exception.
 
     An IMEI begins with its number of octets (OsmoMSC: 7, which are 14 digits), or has no such octet.
     """
@@ -85,7 +92,7 @@ def read_check_imei(message: bytes) -> CheckImei:
 
 
 def check_imei(imsi: str, imei: str) -> bytes:
-    """Encode a CHECK-IMEI as an OsmoMSC does, in its frame; an IMEI may have any number of digits."""
+    """Encode the frame of a CHECK-IMEI as an OsmoMSC does. The IMEI may have any number of digits."""
     device = _tbcd(imei)
     return _frame(
         CHECK_IMEI, (Ie.IMSI, _tbcd(imsi)), (Ie.IMEI, bytes((len(device),)) + device), (Ie.MESSAGE_CLASS, b"\x01")
@@ -93,7 +100,10 @@ def check_imei(imsi: str, imei: str) -> bytes:
 
 
 def result(imsi: bytes, *, permitted: bool) -> bytes:
-    """Encode ACK or NACK in its frame, always with a result element, because some clients read an empty message as ACK."""
+    """Encode the frame of an ACK or NACK.
+
+    It always has a result element, because some clients read a message without one as an ACK.
+    """
     return _BEFORE_IMSI[len(imsi)] + imsi + (_ACK if permitted else _NACK)
 
 
@@ -103,7 +113,10 @@ def is_nack(answer: bytes) -> bool:
 
 
 def error(request: bytes) -> bytes | None:
-    """Encode the error for a request that cannot be forwarded, in its frame; None for a message that is no request or has no IMSI."""
+    """Encode the frame of the error for a request that cannot be forwarded, or return None.
+
+    None: the message is no request, or has no IMSI.
+    """
     values = elements(request)
     if request[TYPE_AT] & KIND_BITS != REQUEST or Ie.IMSI not in values:
         return None

@@ -1,4 +1,4 @@
-"""Probe of an EIR for `eir probe gsup://…`: sends requests over GSUP like an MSC, to this EIR or an OsmoHLR, and reports the answers. No list and no policy."""
+"""Probe for `eir probe gsup://…`: sends CHECK-IMEI like an MSC to this EIR or an OsmoHLR, and reports the answers."""
 
 import asyncio
 import time
@@ -32,7 +32,10 @@ TEST_IMSI: Final = "001010000000000"
 
 
 class _GsupClient:
-    """Connection to an EIR. Answers arrive in the order of the requests, and only the IMSI matches them."""
+    """GSUP connection to an EIR.
+
+    Answers arrive in the order of the requests, and only the IMSI matches them.
+    """
 
     def __init__(self, probe: Probe, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._probe, self._reader, self._writer = probe, reader, writer
@@ -41,7 +44,7 @@ class _GsupClient:
         """Reason for the connection's end; empty while it is open."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:  # noqa: ARG002 - GSUP carries none
-        """Send one request and return its answer."""
+        """Send one CHECK-IMEI, and return its answer as a finding."""
         subscriber = imsi or TEST_IMSI
         try:
             question = check_imei(subscriber, imei[:KEY_DIGITS] if len(imei) > KEY_DIGITS and imei.isdigit() else imei)
@@ -105,7 +108,10 @@ def connected(probe: Probe) -> AbstractAsyncContextManager[_GsupClient]:
 
 
 def _finding(imei: str, imsi: str | None, frame: bytes, round_trip_ms: float) -> ProbeFinding:
-    """Convert an answer to a finding. GSUP distinguishes only blacklisted devices from all others."""
+    """Convert the answer to a CHECK-IMEI into a finding.
+
+    GSUP distinguishes only blacklisted devices from all others.
+    """
     values = elements(frame)
     if frame[TYPE_AT] == CHECK_IMEI_ERROR:
         cause = int.from_bytes(values.get(Ie.CAUSE, b""))

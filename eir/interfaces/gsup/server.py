@@ -1,4 +1,4 @@
-"""CHECK-IMEI in a worker: conversion of requests to ACK or NACK, and the clients: identification, limits, counters.
+"""GSUP in a worker: converts CHECK-IMEI to ACK or NACK; identifies clients, and applies limits and counters.
 
 eir.checks decides the verdict. A phone whose MSC receives an error considers itself illegal until it is switched off, so GSUP
 has no error answer: it is an ACK if the policy requires an error (`error`), and after a fault of this program. Synchronous from
@@ -29,7 +29,7 @@ PROTOCOL: Final = "gsup"
 
 
 class GsupService:
-    """Converter between CHECK-IMEIs and the checker."""
+    """Converter of CHECK-IMEI requests to questions for the checker, and of verdicts to answers."""
 
     def __init__(self, checker: Checker) -> None:
         self._checker = checker
@@ -37,11 +37,15 @@ class GsupService:
         self._unproven: frozenset[str] = frozenset()
 
     def configure(self, peers: Iterable[Asks], unproven: Iterable[str]) -> None:
-        """Replace the statuses that some peers receive instead of others, and the labels of peers that send checks before they authenticate the SIM."""
+        """Apply new peer settings.
+
+        `peers`: their replacements of statuses (`answers`). `unproven`: labels of peers that send checks before they
+        authenticate the SIM.
+        """
         self._answers, self._unproven = answers_of(peers), frozenset(unproven)
 
     def permits(self, asked: CheckImei, asks: Requester) -> bool:
-        """Return true if the device may attach. `asks`: requester."""
+        """Return true if the policy permits the device of a CHECK-IMEI to attach. `asks`: sender of the request."""
         verdict = self._checker.check(Question(
             imei=asked.imei, imsi=asked.subscriber, origin_host=asks.host, protocol=PROTOCOL, peer=asks.label,
             unproven=asks.label in self._unproven,
@@ -54,13 +58,13 @@ class GsupService:
         return is_permitted(status)
 
     def permits_after_fault(self) -> bool:
-        """Return true if a device may attach after a fault of this program: as with a malformed identifier."""
+        """Return true if a device may attach after an internal error. The policy for malformed identifiers decides."""
         verdict = self._checker.policy.unidentified[NoDevice.MALFORMED]
         return isinstance(verdict, NoDevice) or is_permitted(verdict.status)
 
 
 def is_permitted(status: Status) -> bool:
-    """Return true if a status is answered with an ACK; only a device on the blacklist receives a NACK."""
+    """Return true if a status is answered with an ACK. Only `blacklisted` is answered with a NACK."""
     return status is not Status.BLACKLISTED
 
 
@@ -69,7 +73,7 @@ ACK, NACK, NOBODY = "ack", "nack", "none"
 
 
 class GsupServer(Server[GsupConnection]):
-    """Server for CHECK-IMEIs, between clients and their HLR."""
+    """Server of a worker for GSUP clients, each with its own connection to the HLR."""
 
     def __init__(self, settings: GsupSettings, context: Context) -> None:
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
@@ -90,7 +94,7 @@ class GsupServer(Server[GsupConnection]):
         self.apply(settings, context)
 
     def apply(self, settings: GsupSettings, context: Context) -> None:
-        """Apply settings; close connections that they no longer permit."""
+        """Apply new settings, and end connections that the new settings do not permit."""
         peers, overload = context.shared.peers, context.shared.overload_answer
         self._overloaded = overload is None or is_permitted(overload)
         self._service.configure(peers, [peer.label for peer in peers if peer.early])
@@ -102,13 +106,14 @@ class GsupServer(Server[GsupConnection]):
     # server.Server
 
     def link(self) -> GsupConnection:
-        """Create a connection."""
+        """Create the protocol object for a new connection."""
         return GsupConnection(self, self.loop)
 
     def who(self, link: GsupConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return the peer and requester of a connection, by its address and the client's name; GSUP has no realm.
+        """Return the client's entry in the peer table and its requester, by its address and name.
 
-        Before the client has given its name, an entry for the address without a name is preferred to one with a name.
+        GSUP has no realm. Before the client has given its name, an entry for the address without a name is preferred to one
+        with a name.
         """
         matching = [settings for settings in self.peers if is_from(settings, link.source) and not settings.is_titled]
         if link.identity is None:
@@ -125,14 +130,14 @@ class GsupServer(Server[GsupConnection]):
         return None if entry is None else (entry, Requester(entry.label, link.name))
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol."""
+        """Return the counters of GSUP by metric name and label values."""
         return {
             "eir_gsup_answers_total": self.answers, "eir_gsup_passed_total": self.through, "eir_gsup_not_passed_total": self.kept,
             "eir_gsup_errors_total": {(reason,): count for reason, count in self.errors.items()},
         }  # fmt: skip
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return whether the HLR is connected, by label of its clients."""
+        """Return for each peer label whether the HLR is connected for all clients of the peer."""
         up: dict[tuple[str], float] = {}
         for link in self.links.values():
             if link.has_hlr is not None:
@@ -141,7 +146,7 @@ class GsupServer(Server[GsupConnection]):
         return {"eir_gsup_hlr_up": up}
 
     def warnings(self) -> Mapping[str, str]:
-        """Return a warning for each peer whose HLR is away."""
+        """Return a warning for each peer whose HLR is not connected, by peer label."""
         away = {link.requester.label for link in self.links.values() if link.has_hlr is False}
         return {
             label: f"the HLR of {label} is away ({detail}): its phones cannot attach"
@@ -150,7 +155,7 @@ class GsupServer(Server[GsupConnection]):
         }
 
     def standing(self, link: GsupConnection) -> Mapping[str, Any]:
-        """Return the state of a connection; while its HLR is away, that is its last error."""
+        """Return the state of a connection. If its HLR is not connected, the reason is returned as its last error."""
         label = link.requester.label
         fault = self.warnings().get(label)
         if fault is None:
@@ -158,7 +163,10 @@ class GsupServer(Server[GsupConnection]):
         return {**super().standing(link), "last_error": fault, "last_error_at": max(self._away[label][0], link.since)}
 
     def doubt(self, name: str, newest: GsupConnection | None = None) -> None:
-        """Send a PING to other clients with this name, because an HLR keeps only one connection per name and must not serve a dead one."""
+        """Send a PING to all other clients with this name, to close dead connections.
+
+        An HLR keeps only one connection per name, and must not keep that of a dead client.
+        """
         for link in self.links.values():
             if link is not newest and link.name.lower() == name.lower():
                 link.doubt()
@@ -166,7 +174,7 @@ class GsupServer(Server[GsupConnection]):
     # link.Owner
 
     def named(self, link: GsupConnection) -> bool:
-        """Find the entry of a client that has given its name; return true if the connection stays."""
+        """Identify a client that has given its name; return true if the client may stay connected."""
         refusal = self.identify(link)
         if refusal is None:
             if link.name:
@@ -180,7 +188,7 @@ class GsupServer(Server[GsupConnection]):
         return False
 
     def permits(self, link: GsupConnection, frame: bytes) -> tuple[bytes, bool] | None:
-        """Decide on a CHECK-IMEI within the limits.
+        """Decide on a CHECK-IMEI by the rate limits and the policy.
 
         Returns:
             IMSI, and whether the device may attach; None if the request has no IMSI, so that no answer is possible.
@@ -199,21 +207,21 @@ class GsupServer(Server[GsupConnection]):
             return asked.imsi, self._service.permits_after_fault()
 
     def decided(self, link: GsupConnection, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Count an answer, and log a rejection by the HLR."""
+        """Count an answer to a CHECK-IMEI, and log a rejection by the HLR."""
         self.answers[link.requester.label, ACK if permitted else NACK] += 1
         if by_hlr and not permitted:
             self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)
 
     def passed(self, link: GsupConnection, direction: str, count: int) -> None:
-        """Count forwarded messages, `out` to the HLR or `in` from it."""
+        """Count forwarded messages. `direction`: `out` to the HLR, `in` from the HLR."""
         self.through[link.requester.label, direction] += count
 
     def not_passed(self, link: GsupConnection, count: int, reason: str) -> None:
-        """Count messages that were not forwarded to the HLR."""
+        """Count messages that could not be forwarded to the HLR, by reason."""
         self.kept[link.requester.label, reason] += count
 
     def hlr_is(self, link: GsupConnection, state: HlrState, detail: str) -> None:
-        """Log the loss and the return of an HLR."""
+        """Log that the HLR of a client is lost or connected again."""
         label = link.requester.label
         if state is not HlrState.READY and label not in self._away:
             self._away[label] = time.time(), detail

@@ -1,4 +1,4 @@
-"""Settings of GSUP. Data only."""
+"""Settings of the section `gsup`."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,4 +1,7 @@
-"""Checks that were also forwarded to the HLR, which stores the IMEI; each waits a short time for the HLR's answer."""
+"""Checks that were also forwarded to the HLR, which stores the IMEI.
+
+Each check waits a short time for the HLR's answer.
+"""
 
 import asyncio
 from collections import deque
@@ -17,7 +20,7 @@ _ANSWERS: Final = frozenset({bytes((CHECK_IMEI_ERROR,)), bytes((CHECK_IMEI_RESUL
 
 
 class StoredChecks:
-    """Checks of one connection that wait for the HLR.
+    """Checks of one client that wait for the HLR's answer.
 
     `answer` receives the IMSI, `permitted` and `by_hlr`. `owes` is called if too many answers of the HLR are missing.
     """
@@ -29,15 +32,15 @@ class StoredChecks:
         self._late = 0
 
     def add(self, imsi: bytes) -> None:
-        """Add a check that was forwarded, and start its timer."""
+        """Add a check that was forwarded to the HLR, and start its timer."""
         self._waiting.setdefault(imsi, deque()).append(self._loop.call_later(STORE_S, self._is_late, imsi))
 
     def handle(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        """Handle the HLR's answers to checks; return all other messages."""
+        """Handle the HLR's answers to checks, and return all other messages for the client."""
         return [each for each in messages if not self._is_answer(each)] if self._waiting else messages
 
     def settle(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Answer the oldest check of this IMSI, unless it was answered before."""
+        """Answer the oldest waiting check of this IMSI, unless it has been answered without the HLR."""
         waiting = self._waiting.get(imsi)
         if not waiting:
             return
@@ -51,7 +54,7 @@ class StoredChecks:
         self._answer(imsi, permitted=permitted, by_hlr=by_hlr)
 
     def answer_all(self) -> None:
-        """Answer all checks, because the HLR's answers can no longer arrive."""
+        """Answer all waiting checks, because the HLR's answers can no longer arrive."""
         stored, self._waiting, self._late = self._waiting, {}, 0
         for imsi, waiting in stored.items():
             for timer in waiting:
@@ -60,7 +63,7 @@ class StoredChecks:
                     self._answer(imsi, permitted=True)
 
     def _is_answer(self, message: bytes) -> bool:
-        """Return true if a message answers a check; answer the client, unless that was done before."""
+        """Return true if a message of the HLR answers a waiting check, and answer that check."""
         if (
             message[2] != OSMO
             or message[HEADER_BYTES:TYPE_AT] != _GSUP
@@ -74,7 +77,7 @@ class StoredChecks:
         return True
 
     def _is_late(self, imsi: bytes) -> None:
-        """Answer a check without the HLR, whose answer is late."""
+        """Answer a check of this IMSI without the HLR, whose answer is late."""
         waiting = self._waiting[imsi]
         waiting[waiting.index(next(timer for timer in waiting if timer is not None))] = None
         self._late += 1

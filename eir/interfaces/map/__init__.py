@@ -1,4 +1,7 @@
-"""MAP checkIMEI (TS 29.002 8.7, interfaces F and Gf) for MSCs and SGSNs of 2G and 3G, over eir.wire.ss7; and its probe."""
+"""Interface MAP: checkIMEI (TS 29.002 8.7, interfaces F and Gf) for MSCs and SGSNs of 2G and 3G.
+
+The interface builds on eir.wire.ss7. It includes a probe.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +67,7 @@ FAMILIES = (
 
 
 def _gateway(*, name: str | None, connect: Any, **more: Any) -> GatewaySettings:
-    """Create the settings of a gateway, with its name or else its address as label."""
+    """Create the settings of a gateway. Its label is its name, or its address if it has no name."""
     return GatewaySettings(label=name or (connect or "").partition("://")[2], connect=connect, **more)
 
 

@@ -1,6 +1,7 @@
-"""Reader of capture files with MAP: tshark finds the DATA messages of M3UA over SCTP, and the node's own parser reads them.
+"""Reader of capture files with MAP over M3UA and SCTP.
 
-So vendor extensions of a request, which a dissector reports as malformed, are parsed as in the node.
+tshark finds the DATA messages, and the node's own parser reads them. So vendor extensions of a request, which a dissector
+reports as malformed, are parsed as in the node.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ ARGUMENTS = (
 
 
 class _Asked(NamedTuple):
-    """Request that waits for its answer."""
+    """Captured checkIMEI request whose answer has not been found yet."""
 
     imei: str
     origin: str
@@ -31,7 +32,7 @@ class _Asked(NamedTuple):
 
 
 def read(capture: Path, variant: str = ITU) -> Captured:
-    """Read a capture file (pcap, pcapng) with M3UA over SCTP.
+    """Return the checks in a capture file (pcap, pcapng) with M3UA over SCTP.
 
     Raises:
         SetupFault: if tshark is missing.
@@ -41,7 +42,7 @@ def read(capture: Path, variant: str = ITU) -> Captured:
 
 
 def _transfers(output: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (OPC, DPC, payload) of each DATA message."""
+    """Yield (OPC, DPC, payload) of each DATA message in tshark's output."""
     for line in output:
         columns = [column.split(",") for column in line.decode("ascii", "replace").rstrip("\n").split("\t")]
         if len({len(column) for column in columns}) == 1 and len(columns) == 3:  # else other contents too
@@ -50,7 +51,7 @@ def _transfers(output: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _account(transfers: Iterator[tuple[int, int, bytes]], variant: str) -> Captured:
-    """Match answers with their requests, by transaction, point codes and called title."""
+    """Match captured answers with their requests, by transaction id, point codes and global title."""
     captured = Captured()
     waiting: dict[tuple[frozenset[int], bytes, str], _Asked] = {}
     for opc, dpc, payload in transfers:
@@ -77,7 +78,7 @@ def _account(transfers: Iterator[tuple[int, int, bytes]], variant: str) -> Captu
 
 
 def _asked(octets: bytes, message: tcap.TcapMessage, origin: str) -> _Asked | None:
-    """Return the request in a Begin, if it invokes checkIMEI."""
+    """Return the checkIMEI request in a Begin, or None if the Begin has no valid checkIMEI."""
     try:
         version = 1 if message.dialogue is None else codec.version_of(tcap.apdu(octets, message.dialogue).context)
         if version is None or message.components is None:

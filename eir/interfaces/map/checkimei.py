@@ -1,6 +1,6 @@
-"""Codec of checkIMEI (TS 29.002 8.7.1, 17.7.1, 17.7.8): the argument of versions 1, 2 and 3, and their results. Written by hand for one operation.
+"""Codec of checkIMEI in versions 1, 2 and 3 (TS 29.002 8.7.1, 17.7.1, 17.7.8): argument and result.
 
-Vendors put the IMSI in different places; the parser searches all of them.
+It is written by hand for this one operation. Vendors put the IMSI in different places; the parser searches all of them.
 """
 
 from collections.abc import Collection
@@ -24,7 +24,7 @@ _SWAPPED = bytes((octet & 0x0F) << 4 | octet >> 4 for octet in range(256))
 
 
 class CheckImeiArgument(NamedTuple):
-    """Contents of an argument."""
+    """Contents of a checkIMEI argument."""
 
     imei: str | None
     """Digits as received, other signs as letters; None: there is no IMEI."""
@@ -35,21 +35,24 @@ class CheckImeiArgument(NamedTuple):
 
 
 class DataMissing(Exception):
-    """Mandatory part of the argument is missing."""
+    """Error: a mandatory part of the checkIMEI argument is missing."""
 
 
 def context_of(version: int) -> bytes:
-    """Return the application context name of a version."""
+    """Return the application context name for a version of checkIMEI."""
     return CONTEXT + bytes((version,))
 
 
 def version_of(context: bytes) -> int | None:
-    """Return the version of a context; None for another context, or a version that is not served."""
+    """Return the version of checkIMEI in an application context name, or None if the node does not serve it."""
     return context[-1] if context[:-1] == CONTEXT and context[-1] in VERSIONS else None
 
 
 def digits(octets: bytes) -> str:
-    """Return the digits of a TBCD-STRING (17.7.8) without trailing fillers; other signs than digits become letters."""
+    """Return the digits of a TBCD-STRING (17.7.8) without trailing fillers.
+
+    Codes that are not digits become letters.
+    """
     return octets.translate(_SWAPPED).hex().rstrip("f")
 
 
@@ -59,7 +62,7 @@ def packed(text: str) -> bytes:
 
 
 def imsi_of(octets: bytes) -> str:
-    """Return the IMSI in these octets; empty if they are no IMSI (TS 23.003 2.2: 6 to 15 digits)."""
+    """Return the IMSI in TBCD octets, or an empty text if the octets are no IMSI (TS 23.003 2.2: 6 to 15 digits)."""
     text = digits(octets)
     return text if 6 <= len(text) <= 15 and text.isdigit() else ""
 
@@ -67,9 +70,9 @@ def imsi_of(octets: bytes) -> str:
 def asked(
     octets: bytes, version: int, parameters: list[Element], imsi_tags: Collection[int] = ()
 ) -> CheckImeiArgument | RejectProblem:
-    """Parse the argument of an invocation; return a RejectProblem if it must be rejected.
+    """Parse the argument of a checkIMEI invocation; return a RejectProblem if the invocation must be rejected.
 
-    `parameters`: elements after the operation.
+    `parameters`: elements after the operation code. `imsi_tags`: further tags of an IMSI.
 
     Raises:
         DataMissing: if a mandatory part is missing.
@@ -105,7 +108,7 @@ def asked(
 
 
 def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Collection[int], depth: int) -> str:
-    """Return the first IMSI among these elements, or inside one of them.
+    """Return the first IMSI among these elements or inside of them, or an empty text.
 
     Inside an extension, an octet string is an IMSI only if it has 15 digits, because extensions hold other numbers too.
     """
@@ -125,20 +128,23 @@ def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Col
 
 
 def _first(tag: int) -> int:
-    """Return the first octet of a tag."""
+    """Return the first octet of a BER tag."""
     while tag > 0xFF:
         tag >>= 8
     return tag
 
 
 def result(version: int, status: int | None) -> bytes:
-    """Encode a result with an EquipmentStatus (17.7.1); None: without one."""
+    """Encode a checkIMEI result. `status`: EquipmentStatus (17.7.1); None: a result without a status."""
     encoded = b"" if status is None else bytes((0x0A, 1, status))
     return bytes((_SEQUENCE, len(encoded))) + encoded if version == 3 else encoded
 
 
 def argument(version: int, imei: str, imsi: str | None = None) -> bytes:
-    """Encode the argument for an IMEI. An IMSI follows it in Huawei's form (in version 3: as an octet string at the end)."""
+    """Encode the argument of a checkIMEI.
+
+    An IMSI follows the IMEI in Huawei's form. In version 3 it is an octet string at the end.
+    """
     number = packed(imei)
     first = bytes((_OCTETS, len(number))) + number
     if version < 3:
@@ -152,7 +158,7 @@ def argument(version: int, imei: str, imsi: str | None = None) -> bytes:
 
 
 def status_of(octets: bytes, version: int, parameters: list[Element]) -> int | None:
-    """Return the EquipmentStatus in a result; None if it is missing.
+    """Return the EquipmentStatus in a checkIMEI result, or None if the result has no status.
 
     Raises:
         BerError: if the result cannot be parsed.

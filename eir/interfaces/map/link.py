@@ -1,4 +1,4 @@
-"""SIGTRAN connection on the event loop: passes received bytes to the M3UA association, and sends the association's bytes."""
+"""SIGTRAN connection on the event loop: passes received bytes to the M3UA association, and sends its output."""
 
 import asyncio
 import time
@@ -24,7 +24,10 @@ _DATA = MessageKind.DATA.to_bytes(2)
 
 
 def _stream(octets: memoryview, streams: int) -> int:
-    """Return the stream of a message (RFC 4666 1.4.7): DATA uses a stream by its SLS, other messages stream 0; a single stream carries all."""
+    """Return the number of the SCTP stream for a message (RFC 4666 1.4.7).
+
+    The SLS of a DATA message selects its stream. Other messages use stream 0, as all messages do if there is only one stream.
+    """
     if octets[2:4] != _DATA or streams < 2:
         return 0
     label = bytes(octets).find(b"\2\x10", m3ua.HEADER_BYTES)
@@ -42,7 +45,7 @@ CARRIED = Carried(
 
 
 class SigtranConnection(PeerConnection["MapServer"]):
-    """Connection of one gateway or MSC."""
+    """SIGTRAN connection to a gateway or from an MSC."""
 
     def __init__(
         self, owner: "MapServer", loop: asyncio.AbstractEventLoop, gateway: GatewaySettings | None = None
@@ -63,7 +66,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
 
     @property
     def is_up(self) -> bool:
-        """True if the other end takes part: it is active, or in standby."""
+        """True if the M3UA association is active or in standby."""
         return self.association is not None and self.association.state in {
             AssociationState.ACTIVE,
             AssociationState.STANDBY,
@@ -71,18 +74,18 @@ class SigtranConnection(PeerConnection["MapServer"]):
 
     @property
     def is_open(self) -> bool:
-        """True if the peer is known and takes part."""
+        """True if the peer is identified, and the M3UA association is active or in standby."""
         return self.is_up and super().is_open
 
     @property
     def outgoing(self) -> bool:
-        """True if the node connects to a gateway."""
+        """True if the node made the connection, to a gateway."""
         return self.gateway is not None
 
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Let the owner accept or reject the connection; return false if it is rejected."""
+        """Pass the new connection to the owner, which accepts or rejects it; return false if it is rejected."""
         self.association = self.owner.accept(self)
         if self.association is None:
             return False
@@ -90,7 +93,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Pass the bytes to the association, in turns."""
+        """Buffer received bytes, and handle them now or in a later loop iteration."""
         if self.association is None:
             return
         self._read_at = time.perf_counter()
@@ -98,7 +101,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self.request_turn()
 
     def ended(self) -> None:
-        """Stop answering, and report the end of the association."""
+        """Discard waiting messages, and log the end of the association."""
         self._forget()
         self._alarm.cancel()
         if self.association is not None:
@@ -106,18 +109,18 @@ class SigtranConnection(PeerConnection["MapServer"]):
             self._report_events(self.association)
 
     def wants_bytes(self) -> bool:
-        """Return true if the connection can receive more."""
+        """Return true if the node may read more from the other end."""
         return len(self._unread) - self._at < AHEAD_BYTES
 
     def leave(self) -> None:
-        """Send ASPIA and ASPDN, in that order."""
+        """Leave the association in order: send ASPIA, then ASPDN."""
         if self.association is not None:
             self.association.leave(self.loop.time())
             self.flush()
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Number of requests and answers so far."""
+        """Number of requests, and number of answers, on this connection so far."""
         return self._requests, self._answers
 
     @property
@@ -153,7 +156,10 @@ class SigtranConnection(PeerConnection["MapServer"]):
         return self._has_work(association) and self.stalled is None
 
     def flush(self) -> None:
-        """Send the association's bytes, report its events, close a finished connection, and set the timer."""
+        """Send the association's output, log its events, and set its timer.
+
+        A connection whose association is over is closed.
+        """
         association, transport = self.association, self.transport
         if association is None or transport is None:
             return
@@ -169,7 +175,10 @@ class SigtranConnection(PeerConnection["MapServer"]):
     # sctp.SctpProtocol
 
     def restarted(self) -> None:
-        """Handle a restart of the association by the other end; the end that connects brings it up again (RFC 4666 4.2.1)."""
+        """Handle an SCTP restart by the other end: end the association and begin a new one.
+
+        If the node made the connection, the node connects again instead (RFC 4666 4.2.1).
+        """
         self._forget()
         if self.gateway is not None or self.association is None:
             self.abort()
@@ -184,7 +193,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         self.flush()
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """Log that a path to the other end was lost or is back."""
+        """Log that an SCTP path to the other end has failed or works again."""
         paths = self.paths()
         self.owner.happened(self, AssociationEvent(
             "path_up" if up else "path_down", "answers" if up else "unreachable", {"address": address, "up": sum(paths.values()), "of": len(paths)}
@@ -203,7 +212,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
             self.owner.happened(self, each)
 
     def _has_work(self, association: Association) -> bool:
-        """Return true if messages or bytes wait."""
+        """Return true if messages or unparsed bytes are waiting."""
         return bool(self._waiting) or (self._at < len(self._unread) and not association.over)
 
     def _due(self, now: float) -> None:

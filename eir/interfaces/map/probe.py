@@ -1,4 +1,4 @@
-"""Probe of an EIR for `eir probe map://…`: sends requests over SIGTRAN like an MSC, and reports the answers. No list and no policy.
+"""Probe for `eir probe map://…`: sends checkIMEI over SIGTRAN like an MSC, and reports the answers.
 
 The probe is an ASP of the gateway, or an IPSP of the EIR. It opens a dialogue of version 3, and falls back to 2 and 1 if a
 version is refused (TS 29.002 25.6.1).
@@ -50,7 +50,7 @@ def _point_codes(probe: Probe, variant: str) -> tuple[int, int]:
 
 
 class _MapClient(asyncio.Protocol):
-    """Association with a gateway or an EIR."""
+    """Client of the probe: M3UA association with a gateway or an EIR."""
 
     def __init__(self, probe: Probe) -> None:
         self._loop = asyncio.get_running_loop()
@@ -75,7 +75,7 @@ class _MapClient(asyncio.Protocol):
     # asyncio.Protocol, sctp.SctpProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Bring the association up."""
+        """Begin to bring the association up."""
         self._transport = cast("asyncio.Transport", transport)
         self._association = Association(self._loop.time(), dials=True, routing_context=self._routing_context)
         self._tick()
@@ -88,20 +88,20 @@ class _MapClient(asyncio.Protocol):
             self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the pending requests."""
+        """Fail all pending requests, because the connection has ended."""
         self._over("the other end has closed the connection" if exc is None else fault_text(exc, secure=False))
 
     def restarted(self) -> None:
-        """Fail the pending requests, because the other end has lost the association."""
+        """Fail all pending requests, because the other end has restarted the association."""
         self._over("the other end began again")
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """Ignore a change of one of several paths."""
+        """Ignore that one of several SCTP paths has failed or works again."""
 
     # questions
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
-        """Send one request and return its answer, by the latest version that the EIR serves."""
+        """Send one checkIMEI, in the latest version that the EIR serves, and return its answer as a finding."""
         asked = time.perf_counter()
         number = imei[:14] + software_version if software_version else imei
         try:
@@ -141,7 +141,10 @@ class _MapClient(asyncio.Protocol):
             del self._answers[otid]
 
     def _handle(self, transfer: Transfer) -> None:
-        """Handle an answer, or a returned request (Q.713 UDTS), whose data begin with the request's own transaction id."""
+        """Handle an answer, or a request that the network has returned (Q.713 UDTS).
+
+        The data of a returned request begin with the request's own transaction id.
+        """
         payload = transfer.payload
         with suppress(SccpFault, TcapFault):
             if payload[:1] == bytes((sccp.UDTS,)):
@@ -219,7 +222,9 @@ async def connected(probe: Probe) -> AsyncIterator[_MapClient]:
 
 
 async def _connect(client: _MapClient, to: Endpoint) -> None:
-    """Connect over SCTP; over TCP if the kernel has no SCTP, or no listener for it.
+    """Connect over SCTP, or over TCP if SCTP is impossible.
+
+    TCP is used if the kernel has no SCTP, or the other end has no SCTP listener.
 
     Raises:
         OSError: if the connection fails.
@@ -232,7 +237,7 @@ async def _connect(client: _MapClient, to: Endpoint) -> None:
 
 
 def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> ProbeFinding:
-    """Convert a TCAP message to a finding.
+    """Convert the answer to a checkIMEI, a TCAP message, into a finding.
 
     `result_code` is the code of a MAP error. `error` is REFUSED if a request of an earlier version may succeed.
     """

@@ -1,6 +1,7 @@
-"""SIGTRAN server of a worker: connections to gateways and from MSCs, identification of senders, limits, counters, drain.
+"""SIGTRAN server of a worker: connections to gateways and from MSCs.
 
-The listeners are in the supervisor; `serve` receives an accepted connection.
+It identifies the senders of requests, applies limits, counts, and drains. The listeners are in the supervisor; `serve` receives
+an accepted connection.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ _WARNED = frozenset({"m3ua_error", "path_down"})
 
 
 class Asker(NamedTuple):
-    """Sender of a request."""
+    """Sender of a request, with its rate limits and whether it is out of service."""
 
     requester: Requester
     rates: Sequence[Limit]
@@ -45,7 +46,7 @@ class Asker(NamedTuple):
 
 
 class MapServer(Server[SigtranConnection]):
-    """Server for MSCs and SGSNs over SIGTRAN."""
+    """SIGTRAN server of a worker for MSCs and SGSNs."""
 
     carried = CARRIED
 
@@ -62,7 +63,7 @@ class MapServer(Server[SigtranConnection]):
         self.apply(ss7, context)
 
     def apply(self, ss7: Ss7Settings, context: Context) -> None:
-        """Apply settings; close connections that they no longer permit."""
+        """Apply new settings, and end connections that the new settings do not permit."""
         shared = context.shared
         self._ss7, self._overload, self._sctp = ss7, shared.overload_answer, shared.sctp
         self._point_code = ss7.number
@@ -74,14 +75,15 @@ class MapServer(Server[SigtranConnection]):
     # server.Server
 
     def link(self) -> SigtranConnection:
-        """Create a connection."""
+        """Create the protocol object for a new connection."""
         return SigtranConnection(self, self.loop)
 
     def who(self, link: SigtranConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return the entry of an association: that of its gateway, or the first one for its address; titled entries come first, entries with a name last.
+        """Return an association's entry in the peer table and its requester, or None.
 
-        Without the section `ss7` the result is None for every association: the listener stays open until a restart, but serves
-        no request.
+        An association to a gateway has the gateway's entry. Another association has the first entry for its address; entries
+        with a global title or point code come first, entries with a host or realm last. Without the section `ss7` the result is
+        None for every association: the listener stays open until a restart, but serves no request.
         """
         if self._point_code is None:
             return None
@@ -95,18 +97,21 @@ class MapServer(Server[SigtranConnection]):
         return None if entry is None else (entry, Requester(entry.label))
 
     async def drain(self, timeout_s: float) -> None:
-        """Leave each association in order, and close it, after at most `timeout_s`."""
+        """Leave all associations in order, and close the remaining connections after `timeout_s`."""
         self._dials = False
         self.dial_all()
         await super().drain(timeout_s)
 
     def dial(self) -> None:
-        """Connect to the gateways from now on."""
+        """Start the connections to the gateways."""
         self._dials = True
         self.dial_all()
 
     def dial_all(self) -> None:
-        """Connect to the gateways that are in service; identify senders again, because another peer may be out of service."""
+        """Start the connections to all gateways that are in service, and stop all other attempts.
+
+        Senders are identified again, because one of them may now be out of service.
+        """
         self._askers.clear()
         wanted = [each for each in self._ss7.gateways if self._dials and each.label not in self._disabled]
         for gateway in self._dialing.keys() - set(wanted):
@@ -116,7 +121,7 @@ class MapServer(Server[SigtranConnection]):
                 self._dialing[gateway] = self.loop.create_task(self._stay_connected(gateway))
 
     def connected(self) -> Counter[str]:
-        """Return the number of associations that are up, by label; 0 for each gateway without one.
+        """Return the number of associations that are up, by label; 0 for a gateway without an association.
 
         An MSC that is known by its title or point code has no connection of its own: it counts as connected while any
         association is up.
@@ -133,7 +138,7 @@ class MapServer(Server[SigtranConnection]):
         return connections
 
     def status(self) -> list[PeerStatus]:
-        """Return the rows of `eir peers`: each association, each gateway without one, and each MSC with an entry."""
+        """Return the rows of `eir peers`: associations, gateways without an association, and MSCs in the peer table."""
         rows, labels = super().status(), {link.requester.label for link in self.links.values()}
         for gateway in self._ss7.gateways:
             before = {row.label: row for row in rows if row.state == ENDED}.get(gateway.label)
@@ -159,13 +164,13 @@ class MapServer(Server[SigtranConnection]):
         return DISABLED if label in self._disabled else state
 
     def standing(self, link: SigtranConnection) -> Mapping[str, Any]:
-        """Return the state of an association."""
+        """Return the state of an association for its status row."""
         association = link.association
         state = "down" if association is None else str(association.state)
         return {"state": "open" if state == AssociationState.ACTIVE else state}
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol."""
+        """Return the counters of MAP and SIGTRAN by metric name and label values."""
         errors = self.errors.copy()
         for link in self.links.values():
             if link.association is not None:
@@ -176,7 +181,7 @@ class MapServer(Server[SigtranConnection]):
         }
 
     def lost(self, link: SigtranConnection) -> None:
-        """Remove a connection; keep the counts of its association."""
+        """Remove an ended connection, and keep the counters of its association."""
         if link.association is not None:
             self.errors.update(link.association.dropped)
         super().lost(link)
@@ -184,11 +189,14 @@ class MapServer(Server[SigtranConnection]):
     # link.Owner
 
     def refusal(self, link: SigtranConnection, fault: str | None = None) -> str | None:
-        """Return the reason for which a connection is rejected; without the section `ss7` every one is."""
+        """Return the reason to reject a connection, or None to accept it.
+
+        Without the section `ss7`, every connection is rejected.
+        """
         return super().refusal(link, DRAINING if self._point_code is None else fault)
 
     def accept(self, link: SigtranConnection) -> Association | None:
-        """Accept an outgoing connection, or an incoming one with an entry in the peer table."""
+        """Return a new M3UA association for a connection; None if the connection is rejected."""
         if not self.admit(link):
             return None
         now = self.loop.time()
@@ -202,7 +210,7 @@ class MapServer(Server[SigtranConnection]):
         )  # fmt: skip
 
     def transferred(self, link: SigtranConnection, transfer: Transfer) -> Transfer | None:
-        """Return the answer to a transfer; None if it receives no answer."""
+        """Return the answer to a received DATA message, or None if no answer is sent."""
         try:
             return self._answer(link, transfer)
         except SccpFault as e:
@@ -212,7 +220,7 @@ class MapServer(Server[SigtranConnection]):
         return None
 
     def happened(self, link: SigtranConnection, what: AssociationEvent) -> None:
-        """Log an event of an association, with point codes in their notation for people."""
+        """Log an event of an association. Point codes are formatted as `1-2-3`."""
         fields = dict(what.fields)
         if "point_codes" in fields:
             fields["point_codes"] = ",".join(
@@ -230,7 +238,7 @@ class MapServer(Server[SigtranConnection]):
     # inside
 
     def _answer(self, link: SigtranConnection, transfer: Transfer) -> Transfer | None:
-        """Return the answer, as `transferred` does.
+        """Return the answer to a received DATA message, or None if no answer is sent.
 
         Raises:
             SccpFault: if a unitdata cannot be parsed, or the answer exceeds its size.
@@ -270,7 +278,7 @@ class MapServer(Server[SigtranConnection]):
             return self._service.answer(octets, asker.requester)
 
         def above_limit(version: int) -> tuple[bytes, str] | None:
-            """Count one invocation; return its answer if it is above a limit."""
+            """Count one invocation against the rate limits; return its answer if a limit is exceeded, else None."""
             if not self.past_limit(label, asker.rates):
                 return None
             return self._service.component_of(version, self._overload)
@@ -278,7 +286,11 @@ class MapServer(Server[SigtranConnection]):
         return self._service.answer(octets, asker.requester, above_limit)
 
     def _back(self, link: SigtranConnection, transfer: Transfer, calling: PartyAddress, payload: bytes) -> Transfer:
-        """Return a message to the calling address: to its point code if it routes by that, else to the origin of the request."""
+        """Return the DATA message that carries `payload` to the calling address of a request.
+
+        If the calling address routes by point code, the message goes there, otherwise to the originating point code of the
+        request.
+        """
         to = calling.pc if calling.by_ssn and calling.pc is not None else transfer.opc
         context = (
             transfer.context if transfer.context is not None or link.association is None else link.association.context
@@ -296,7 +308,7 @@ class MapServer(Server[SigtranConnection]):
         )
 
     def _asker(self, link: SigtranConnection, calling: PartyAddress, opc: int) -> Asker:
-        """Return the sender of a request, by title and point code of the calling address and by the association."""
+        """Return the sender of a request, by its association and by title and point code of its calling address."""
         key = calling.octets, opc, link.requester.label, link.source
         asker = self._askers.get(key)
         if asker is None:
@@ -327,7 +339,7 @@ class MapServer(Server[SigtranConnection]):
     # gateways
 
     async def _stay_connected(self, gateway: GatewaySettings) -> None:
-        """Connect to a gateway again after each end, until cancelled."""
+        """Connect to a gateway, and connect again after each end of the connection, until cancelled."""
         pause_s = gateway.reconnect_after_s
         while True:
             link = SigtranConnection(self, self.loop, gateway)
@@ -354,5 +366,8 @@ class MapServer(Server[SigtranConnection]):
 
 
 def _is_for_us(called: PartyAddress) -> bool:
-    """Return true if the called subsystem is EIR; after a translation, a title may have no subsystem."""
+    """Return true if the called subsystem is an EIR.
+
+    After a translation, a global title may have no subsystem number.
+    """
     return called.ssn == SSN_EIR or (not called.ssn and not called.by_ssn and called.kind > 0)

@@ -1,7 +1,7 @@
-"""checkIMEI for MSCs and SGSNs: converts a Begin to questions, and verdicts to an End (TS 29.002 8.7, 25.6, TS 29.305 8.9).
+"""checkIMEI for MSCs and SGSNs (TS 29.002 8.7, 25.6, TS 29.305 8.9): conversion of requests and verdicts.
 
-Conversion only; eir.checks decides the verdict. Synchronous from request to answer; no transaction is stored. Nearly all
-requests have one of a few shapes and are answered without parsing, with the same bytes.
+Conversion only; eir.checks decides the verdict. Synchronous from request (Begin) to answer (End); no transaction is stored.
+Nearly all requests have one of a few shapes and are answered without parsing, with the same bytes.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +27,7 @@ _ACCEPTED = {version: tcap.response(codec.context_of(version), accepted=True) fo
 
 
 class MapReply(NamedTuple):
-    """Answer, and its label in metrics."""
+    """TCAP answer to send, if any, and its result as a label in metrics."""
 
     octets: bytes | None
     """Octets of the answer; None: no answer is sent."""
@@ -39,7 +39,7 @@ Instead = Callable[[int], tuple[bytes, str] | None]
 
 
 class _Shape(NamedTuple):
-    """Fixed parts of a usual request, after the transaction id."""
+    """Fixed octets of a usual request after its transaction id. A request with these octets needs no parser."""
 
     version: int
     before_id: bytes
@@ -50,7 +50,7 @@ class _Shape(NamedTuple):
 
 
 def _shapes() -> dict[tuple[int, int], _Shape]:
-    """Return the shapes of usual requests by the length of a request and of its transaction id."""
+    """Return the shapes of usual requests, by length of the request and length of its transaction id."""
     shapes = {}
     for version in codec.VERSIONS:
         for imsi in (None, "001010000000001") if version < 3 else (None,):
@@ -73,7 +73,7 @@ _SHAPES = _shapes()
 
 
 class MapService:
-    """Converter between TCAP messages and the checker. `failed` receives faults of this program."""
+    """Converter of TCAP messages to questions for the checker, and of verdicts to answers."""
 
     def __init__(self, checker: Checker, failed: Callable[[Exception], None] = lambda _: None) -> None:
         self._checker = checker
@@ -85,19 +85,23 @@ class MapService:
     def configure(
         self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
     ) -> None:
-        """Replace the statuses that some peers, by label, receive instead of others, and the further tags of an IMSI.
+        """Apply new settings.
 
-        `fallback`: status for a request after a fault of this program; None: systemFailure.
+        `answers`: replacements of statuses by peer label. `fallback`: status for a request after an internal error; None:
+        systemFailure. `imsi_tags`: further tags of an IMSI.
         """
         self._replies, self._fallback, self._imsi_tags = answers, fallback, imsi_tags
 
     def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply:
-        """Return the answer to a TCAP message. `asks`: requester; `instead`: answers invocations above a limit."""
+        """Return the answer to a TCAP message.
+
+        `asks`: sender of the message. `instead`: returns the answer to an invocation above a rate limit.
+        """
         return self.usual(octets, asks, instead) or self.general(octets, asks, instead)
 
     @staticmethod
     def turned_away(octets: bytes) -> MapReply:
-        """Return an Abort for a peer that is out of service, so that it does not wait."""
+        """Return an Abort for a Begin of a peer that is out of service, so that the peer does not wait."""
         try:
             message = tcap.read(octets)
         except TcapFault as e:
@@ -105,7 +109,7 @@ class MapService:
         return MapReply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
 
     def usual(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply | None:
-        """Return the answer to a request of a usual shape; None for another shape. `instead` as in `answer`."""
+        """Return the answer to a request of a usual shape, or None for any other message. Arguments as in `answer`."""
         length = len(octets)
         shape = _SHAPES.get((length, octets[3] if length > 3 else 0))
         if shape is None or octets[0] != BEGIN or octets[1] != length - 2 or octets[2] != 0x48:
@@ -131,7 +135,7 @@ class MapService:
         return MapReply(head + octets[4:behind] + between + component, result)
 
     def general(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply:
-        """Return the answer to any message. `instead` as in `answer`."""
+        """Return the answer to a TCAP message of any form. Arguments as in `answer`."""
         try:
             message = tcap.read(octets)
             if message.kind == BEGIN:
@@ -143,7 +147,7 @@ class MapService:
         return MapReply(None, "tcap_not_asked")
 
     def _begun(self, octets: bytes, message: TcapMessage, asks: Requester, instead: Instead | None) -> MapReply:
-        """Return the answer to a Begin.
+        """Return the answer to a Begin: an End, or an Abort.
 
         Raises:
             TcapFault: if the dialogue is refused.
@@ -181,7 +185,7 @@ class MapService:
     def _checked(
         self, version: int, number: bytes, imei: str | None, imsi: str, asks: Requester, *, wants_status: bool = True
     ) -> tuple[bytes, str]:
-        """Return the component that answers a check, and its result."""
+        """Check a device; return the component that answers the invocation, and its result for metrics."""
         try:
             verdict = self._checker.check(Question(
                 imei=imei, imsi=imsi, origin_host=asks.host, origin_realm=asks.realm, protocol=PROTOCOL, peer=asks.label,
@@ -200,7 +204,10 @@ class MapService:
 
     @staticmethod
     def component_of(version: int, status: Status | None) -> tuple[bytes, str]:
-        """Return the component for a status (None: systemFailure) with the invoke id 0, and its result."""
+        """Return the encoded component for a status, with the invoke id 0, and its result for metrics.
+
+        `status` None: the error systemFailure.
+        """
         return _COMPONENTS[version, status]
 
     @staticmethod
@@ -210,13 +217,13 @@ class MapService:
 
 @cache
 def _frame(version: int, otid_octets: int, component_octets: int) -> tuple[bytes, bytes]:
-    """Return the octets of an End before the transaction id, and those between the id and the component."""
+    """Return two parts of an End: the octets before the transaction id, and those from the id to the component."""
     end = tcap.end(bytes(otid_octets), b"" if version == 1 else _ACCEPTED[version], bytes(component_octets))
     return end[:4], end[4 + otid_octets : len(end) - component_octets]
 
 
 def _opened(octets: bytes, message: TcapMessage) -> tuple[int, bytes]:
-    """Return the version of a dialogue, and the dialogue portion that accepts it.
+    """Return the version of a dialogue, and the encoded dialogue portion that accepts the dialogue.
 
     Without a dialogue portion the version is 1, and the portion empty.
 
@@ -243,7 +250,10 @@ def _opened(octets: bytes, message: TcapMessage) -> tuple[int, bytes]:
 
 
 def _alternative(context: bytes) -> bytes:
-    """Return the context in a refusal: the requested one, or for a later version of the same context the latest one served."""
+    """Return the application context name for the refusal of a dialogue.
+
+    For an unserved version of checkIMEI it is the latest version that the node serves, otherwise the requested context.
+    """
     return codec.context_of(codec.VERSIONS[0]) if context[:-1] == codec.CONTEXT else context
 
 

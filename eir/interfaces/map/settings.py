@@ -1,4 +1,4 @@
-"""Settings of SIGTRAN: the section `ss7`. Data only."""
+"""Settings of the section `ss7` (SIGTRAN)."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +13,7 @@ SSN_EIR: Final = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """Signalling gateway, of which the node is an ASP."""
+    """Settings of a signalling gateway to which the node connects as an ASP."""
 
     label: str
     """Name of the gateway in metrics, logs and commands."""
@@ -41,7 +41,7 @@ class Ss7Settings:
 
     @property
     def number(self) -> int | None:
-        """Point code of the node.
+        """Point code of the node as a number; None without the section `ss7`.
 
         Raises:
             ValueError: if it is invalid in the variant.

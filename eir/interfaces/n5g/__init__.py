@@ -1,4 +1,4 @@
-"""N5g-eir (TS 29.511): converts an AMF's HTTP/2 request to a question, and a verdict to a response.
+"""Interface N5g-eir (TS 29.511): converts an AMF's HTTP/2 request to a question, and a verdict to a response.
 
 service.py converts with sbi.py (headers and errors of 5G services). server.py and link.py have the connections, on top of
 eir.wire.peers. registration.py keeps the node registered with an NRF by the requests of nrf.py. probe.py is the client.
@@ -113,7 +113,10 @@ def _connects(settings: N5gSettings) -> Mapping[Spot, str]:
 
 
 def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | None:
-    """Return the token settings; a token may also be for the node's own NF instance."""
+    """Return the rules for access tokens.
+
+    The node's own NF instance is accepted as an audience in addition to the configured audiences.
+    """
     from eir.interfaces.n5g.registration import instance_of  # noqa: PLC0415 - only a node needs it
 
     if settings.tokens is None:
@@ -122,7 +125,10 @@ def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | No
 
 
 def _settings_until_restart(old: N5gSettings, new: N5gSettings) -> N5gSettings:
-    """Return the settings in force until a restart: a listener that the new settings lack stays open, and still requires tokens."""
+    """Return the settings that apply until the next restart.
+
+    If the new settings remove the listeners, these stay open until the restart, and still require tokens.
+    """
     return new if new.listen else replace(new, tokens=old.tokens)
 
 
@@ -131,7 +137,10 @@ def _words(status: Status) -> str:
 
 
 def _question(imei: str, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
-    """Return the question of an AMF, checked like its requests."""
+    """Return the question that an AMF would ask with these values.
+
+    Raises EirError if the node would reject the AMF's request.
+    """
     from eir.interfaces.n5g import probe  # noqa: PLC0415 - only a command needs it, and the next two
     from eir.interfaces.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
     from eir.wire.web.http2_message import Http2Request  # noqa: PLC0415 - as above

@@ -1,4 +1,4 @@
-"""Connection of one AMF: passes received bytes to the HTTP/2 connection, and sends that connection's bytes."""
+"""N5g connection of one AMF: passes received bytes to the HTTP/2 state, and sends its output."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ AHEAD_BYTES = 1 << 16
 
 
 class N5gConnection(PeerConnection["N5gServer"]):
-    """Connection of one AMF."""
+    """N5g connection of one AMF."""
 
     def __init__(self, owner: "N5gServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
@@ -28,7 +28,7 @@ class N5gConnection(PeerConnection["N5gServer"]):
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Let the owner accept or reject the connection; return false if it is rejected."""
+        """Pass the new connection to the owner, which accepts or rejects it; return false if it is rejected."""
         tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
         self.http = self.owner.accept(self, None if tls is None else tls.selected_alpn_protocol() or "")
         if self.http is None:
@@ -37,37 +37,37 @@ class N5gConnection(PeerConnection["N5gServer"]):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Pass the bytes to the HTTP/2 connection."""
+        """Buffer received bytes, and handle them now or in a later loop iteration."""
         if self.http is not None:
             self._read_at = time.perf_counter()
             self.http.receive(data, self.loop.time())
             self.request_turn()
 
     def eof_received(self) -> bool:
-        """Handle the end of the stream; the requests received before are answered, then the transport closes."""
+        """Handle the end of the stream: answer all requests received before, then let the transport close."""
         self._ended = self.http is not None and self.http.more
         return self._ended
 
     def ended(self) -> None:
-        """Stop answering."""
+        """Discard the HTTP/2 state, because the connection has ended."""
         self.http = None
 
     def wants_bytes(self) -> bool:
-        """Return true if the connection can receive more."""
+        """Return true if the node may read more from the AMF."""
         http = self.http
         return (
             http is not None and not http.more and not (http.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self))
         )
 
     def leave(self) -> None:
-        """Send GOAWAY."""
+        """Start to drain the connection: send GOAWAY."""
         if self.http is not None:
             self.http.leave(self.loop.time())
             self.flush()
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Number of requests and answers so far."""
+        """Number of requests, and number of answers, on this connection so far."""
         return (0, 0) if self.http is None else (self.http.requests, self.http.answers)
 
     @property
@@ -92,13 +92,13 @@ class N5gConnection(PeerConnection["N5gServer"]):
         return more
 
     def tick(self, now: float) -> None:
-        """Close the connection if a limit of time has passed."""
+        """Enforce the time limits of the connection."""
         if self.http is not None:
             self.http.tick(now)
             self.flush()
 
     def flush(self) -> None:
-        """Send the bytes of the HTTP/2 connection; close the transport if the connection is over."""
+        """Send the output of the HTTP/2 state, and close the connection if it is over."""
         http, transport = self.http, self.transport
         if http is None or transport is None:
             return

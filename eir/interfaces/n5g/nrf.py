@@ -1,4 +1,4 @@
-"""Registration of the node with an NRF (TS 29.510 5.2.2): which request to send to which NRF, and the handling of answers.
+"""Registration of the node with an NRF (TS 29.510 5.2.2): choice of the next request, and handling of answers.
 
 No I/O and no clock: `step` returns the request to send, `answered` and `failed` handle its result, and `due` is the time of the
 next request. No check waits for the registration.
@@ -35,11 +35,11 @@ URL_CHARS_MAX: Final = 2048
 
 
 class NotFollowed(EirError):
-    """Redirect that the node must not follow; the text is the reason."""
+    """Error: the node must not follow a redirect. The exception's text is the reason."""
 
 
 def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | None = None) -> str:
-    """Return the URL of a redirect.
+    """Return the URL to which an answer redirects a request, or raise NotFollowed.
 
     TS 29.500 6.10.9, RFC 9110 15.4. The node follows a redirect only to the `hosts`, names or addresses in lower case (None:
     any host), so that no answer can send it elsewhere. It never follows a redirect from https to http, because an attacker
@@ -92,7 +92,7 @@ _JSON, _PATCH, _FORM = "application/json", "application/json-patch+json", "appli
 
 
 class Ask(NamedTuple):
-    """Request to an NRF."""
+    """Request that the node sends to an NRF."""
 
     what: str
     """`register`, `heartbeat`, `deregister` or `token`."""
@@ -108,7 +108,7 @@ class Ask(NamedTuple):
 
 
 class AccessToken:
-    """Access token for the NRF that requires one (TS 29.510 5.4.2.2)."""
+    """Access token of the node for requests to an NRF that requires a token (TS 29.510 5.4.2.2)."""
 
     def __init__(self) -> None:
         self.wanted_at: int | None = None
@@ -118,30 +118,33 @@ class AccessToken:
         self._root, self._value = "", ""
 
     def store(self, root: str, value: str) -> None:
-        """Store the token that the NRF with this API root issued."""
+        """Store a token, and the API root of the NRF that issued it."""
         self._root, self._value = root, value
         self.is_untried, self.wanted_at = True, None
 
     def clear(self) -> None:
-        """Delete the token, and cancel the request for one."""
+        """Delete the token, and cancel a planned request for a token."""
         self._root, self._value = "", ""
         self.is_untried, self.wanted_at = False, None
 
     def accepted(self) -> None:
-        """Note that an NRF has accepted a request."""
+        """Record that an NRF has accepted a request, so that the access token is known to work."""
         self.is_untried = False
 
     def request_at(self, index: int) -> None:
-        """Request a token from the NRF with this index next."""
+        """Plan a request for a token to the NRF with this index."""
         self.wanted_at = index
 
     def header(self, root: str) -> list[tuple[str, str]]:
-        """Return the Authorization header for a request to this NRF, if it issued the token."""
+        """Return the Authorization header for requests to an NRF, or no header if another NRF issued the token."""
         return [authorization(self._value)] if self._value and self._root == root else []
 
 
 class NrfTurns:
-    """Turns of the configured NRFs. A round without success is followed by a pause, which doubles."""
+    """Order in which the node tries the configured NRFs, one after the other.
+
+    If all NRFs of a round fail, a pause follows, which doubles.
+    """
 
     def __init__(self, count: int, chance: Callable[[], float]) -> None:
         self.at = 0
@@ -153,7 +156,7 @@ class NrfTurns:
         self._pause_s, self._retry_s = PAUSE_S, 0.0
 
     def register(self, index: int, now: float) -> None:
-        """Note that the NRF with this index has registered the node."""
+        """Record that the node is registered with the NRF of this index."""
         self.at = index
         self._failures, self._pause_s = 0, PAUSE_S
         self.prefer_later(now)
@@ -163,11 +166,11 @@ class NrfTurns:
         self.prefer_at = now + PREFER_S
 
     def wait_at_least(self, seconds: float) -> None:
-        """Note the pause that an NRF requires (Retry-After)."""
+        """Record the minimum pause that an NRF requires (Retry-After)."""
         self._retry_s = max(self._retry_s, seconds)
 
     def advance(self) -> float:
-        """Pass the turn to the next NRF; return the pause in seconds before its request."""
+        """Select the next NRF; return the pause in seconds before the request to it."""
         self.at = (self.at + 1) % self._count
         self._failures += 1
         if self._failures < self._count:
@@ -179,7 +182,7 @@ class NrfTurns:
 
 
 class Registration:
-    """Registration with one of the NRFs.
+    """State of the registration with one of the configured NRFs.
 
     `profile`: NF profile without status and load. `chance` returns random numbers from 0 to 1.
     """
@@ -215,7 +218,7 @@ class Registration:
         return self._settings.uri[self._turns.at] if self.registered else None
 
     def step(self, now: float, standing: NodeLoad) -> Ask:
-        """Return the next request."""
+        """Return the next request to an NRF. `standing`: readiness and load of the node."""
         status = "REGISTERED" if standing.serving else "SUSPENDED"
         if (redirected := self.redirected()) is not None:
             return redirected
@@ -234,14 +237,17 @@ class Registration:
         return self._asked
 
     def redirected(self) -> Ask | None:
-        """Return the last request, if its answer has redirected it."""
+        """Return the last request with the URL of its redirect, or None if it was not redirected."""
         if self._redirected is not None:
             self._asked, self._redirected = self._redirected, None
             return self._asked
         return None
 
     def leave(self) -> Ask | None:
-        """Return the deregistration, if the node is registered; only its redirects may follow."""
+        """Return the request that deregisters the node, or None if the node is not registered.
+
+        Afterwards only redirects of this request follow.
+        """
         self._redirected = None
         if not self.registered:
             return None
@@ -281,7 +287,7 @@ class Registration:
             self._not_taken(ask, f"status {status}{_problem(body)}", now)
 
     def failed(self, now: float, why: str) -> None:
-        """Handle a missing answer to the last request."""
+        """Record that the last request received no answer. `why`: reason."""
         self._not_taken(self._took(NO_ANSWER), why, now)
 
     # inside
@@ -297,7 +303,10 @@ class Registration:
         return Ask(what, root, method, self._moved.get(url, url), headers, body)
 
     def _follow(self, ask: Ask, status: int, location: str | None, body: bytes, now: float) -> None:
-        """Schedule the same request at the target of a redirect, with the token, which is for any NRF (TS 29.510 6.3.5.2.4)."""
+        """Schedule the last request again at the target of a redirect.
+
+        It keeps its access token, which is valid for any NRF (TS 29.510 6.3.5.2.4).
+        """
         try:
             url = led_to(ask.url, location, ask.hops, self._settings.redirect_hosts)
         except NotFollowed as e:
@@ -308,7 +317,7 @@ class Registration:
         self._redirected, self.due = ask._replace(url=url, hops=ask.hops + 1), now
 
     def _below(self, root: str, what: str) -> str:
-        """Return the URL of a request without redirects."""
+        """Return the URL of a request below an API root, before any redirect."""
         return root.rstrip("/") + (ISSUES_AT if what == TOKEN else f"/nnrf-nfm/v1/nf-instances/{self._instance}")
 
     def _token_request(self) -> bytes:
@@ -317,7 +326,7 @@ class Registration:
         }).encode()  # fmt: skip
 
     def _took(self, result: str) -> Ask:
-        """Count the result of the last request, and return the request."""
+        """Count the last request by its result, and return it."""
         if self._asked is None:
             raise RuntimeError("nothing was asked")
         ask, self._asked = self._asked, None
@@ -332,7 +341,7 @@ class Registration:
         self._report("nrf_registered", nrf=ask.root, heartbeat_s=self._heartbeat_s, **elsewhere)
 
     def _heard(self, body: bytes, now: float) -> None:
-        """Handle a success: schedule the next heartbeat by the interval of the NRF (TS 29.510 5.2.2.3.2)."""
+        """Handle a success: schedule the next heartbeat at the interval in the NRF's answer (TS 29.510 5.2.2.3.2)."""
         timer = _document(body).get("heartBeatTimer")
         if isinstance(timer, int) and not isinstance(timer, bool) and timer > 0:
             self._heartbeat_s = min(max(timer, HEARTBEAT_S_MIN), HEARTBEAT_S_MAX)
@@ -361,7 +370,7 @@ class Registration:
 def profile_of(
     settings: NrfSettings, instance: str, endpoints: Sequence[str], *, tokens: bool, started: str
 ) -> dict[str, Any]:
-    """Return the NF profile (TS 29.510 6.1.6.2.2) without status and load.
+    """Return the NF profile of the node (TS 29.510 6.1.6.2.2), without status and load.
 
     Args:
         settings: section `n5g.nrf`.
@@ -398,7 +407,10 @@ def profile_of(
 
 
 def _without_empty(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document without None and without empty lists, because the API description permits neither."""
+    """Return the document without members that are None or an empty list.
+
+    The API description permits neither.
+    """
     return {name: value for name, value in document.items() if value is not None and value != []}
 
 
@@ -408,7 +420,7 @@ def _endpoint(host: str, port: int | None) -> dict[str, Any]:
 
 
 def _version(host: str) -> int:
-    """Return 4 or 6 for an IP address, 0 for a name."""
+    """Return the IP version of an address (4 or 6), or 0 for a host name."""
     try:
         return ip_address(host).version
     except ValueError:
@@ -429,7 +441,10 @@ def _document(body: bytes) -> Mapping[str, Any]:
 
 
 def _problem(body: bytes) -> str:
-    """Return the content of a problem document for the log; lone surrogates, which cannot be encoded, become question marks."""
+    """Return the content of a problem document as text for the log.
+
+    Lone surrogates, which cannot be encoded, become question marks.
+    """
     document = _document(body)
     texts = [str(document[name])[:200] for name in ("cause", "detail", "title") if isinstance(document.get(name), str)]
     return f" ({', '.join(texts)})".encode(errors="replace").decode() if texts else ""

@@ -1,4 +1,4 @@
-"""Probe of a 5G EIR for `eir probe n5g://…`: sends requests like an AMF, and reports the answers. No list and no policy."""
+"""Probe for `eir probe n5g://…`: sends requests to a 5G EIR like an AMF, and reports the answers."""
 
 import asyncio
 import json
@@ -37,7 +37,10 @@ def check_digit(first14: str) -> int:
 
 
 def pei_of(imei: str, software_version: str | None = None) -> str:
-    """Return the PEI (TS 29.571 5.3.2) for an identifier that a person typed: digits become an `imei-` or `imeisv-`; other text stays the same."""
+    """Return the PEI (TS 29.571 5.3.2) for an identifier as an operator types it.
+
+    14 to 16 digits become `imei-` or `imeisv-`. A text with a hyphen stays the same.
+    """
     if "-" in imei or not is_digits(imei) or len(imei) not in IMEI_LENGTHS:
         return imei if "-" in imei else f"imei-{imei}"
     first = imei[:KEY_DIGITS]
@@ -47,13 +50,13 @@ def pei_of(imei: str, software_version: str | None = None) -> str:
 
 
 def path_of(pei: str, imsi: str | None) -> str:
-    """Return the path of a request about a PEI."""
+    """Return the path and query of a request about a PEI."""
     return f"{RESOURCE.decode()}?pei={quote(pei, safe='')}" + (f"&supi=imsi-{quote(imsi, safe='')}" if imsi else "")
 
 
 @dataclass(slots=True)
 class _Answer:
-    """Response that is being received."""
+    """HTTP response that is partly received."""
 
     done: asyncio.Future[None]
     status: int = 0
@@ -62,7 +65,7 @@ class _Answer:
 
 
 class _N5gClient:
-    """HTTP/2 connection to an EIR."""
+    """Client of the probe: HTTP/2 connection to an EIR."""
 
     def __init__(self, probe: Probe, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -77,7 +80,7 @@ class _N5gClient:
         self._send()
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
-        """Send one request and return its answer."""
+        """Send one request, and return its answer as a finding."""
         asked, pei = time.perf_counter(), pei_of(imei, software_version)
         if self.closed_by:
             return ProbeFinding(imei, imsi, fault=f"no answer: {self.closed_by}")
@@ -144,11 +147,14 @@ class _N5gClient:
                 pass
 
     def _sent_away(self, goaway: GoAway) -> None:
-        """Send no more requests; pending ones are still answered unless the GOAWAY excludes them."""
+        """Send no more requests after a GOAWAY.
+
+        Pending requests are still answered, unless the GOAWAY excludes their streams.
+        """
         self._over(f"it was sent away (GOAWAY, error {goaway.error})", after=0 if goaway.error else goaway.last)
 
     def _over(self, why: str, after: int = 0) -> None:
-        """Fail the pending requests on streams above `after`, which receive no answer."""
+        """Fail the pending requests on streams above `after`, because they will receive no answer."""
         self.closed_by = self.closed_by or why
         for stream, answer in self._answers.items():
             if stream > after and not answer.done.done():
@@ -170,7 +176,10 @@ def connected(probe: Probe) -> AbstractAsyncContextManager[_N5gClient]:
 
 
 def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> ProbeFinding:
-    """Convert an answer to a finding (TS 29.511 6.1.3.2.3.1). `result_code` is the HTTP status."""
+    """Convert a response into a finding (TS 29.511 6.1.3.2.3.1).
+
+    `result_code` of the finding is the HTTP status.
+    """
     try:
         document = json.loads(answer.body.decode()) if answer.body else {}
     except (ValueError, RecursionError):

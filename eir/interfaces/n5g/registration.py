@@ -1,4 +1,4 @@
-"""Registration client in the supervisor: sends the requests of eir.interfaces.n5g.nrf over HTTP/2, and waits between them.
+"""NRF client in the supervisor: sends the requests of eir.interfaces.n5g.nrf over HTTP/2 when they are due.
 
 Each request has a connection of its own, so that a connection that an NRF has dropped delays nothing. No check depends on this
 module: without any NRF the node answers checks as before.
@@ -38,12 +38,15 @@ INSTANCE_FILE = "nf-instance-id"
 
 
 def instance_of(nrf: NrfSettings | None, folder: Path) -> str:
-    """Return the NF instance id of the node: the configured one, or its own."""
+    """Return the NF instance id of the node: the configured id, or the id that the node has created."""
     return nrf.instance if nrf is not None and nrf.instance is not None else own_instance(folder)
 
 
 def own_instance(folder: Path) -> str:
-    """Return the node's own NF instance id, a UUID of version 4 (TS 29.571 5.3.2); create and store it at the first start."""
+    """Return the NF instance id that the node has created, a UUID of version 4 (TS 29.571 5.3.2).
+
+    The first call creates the id and stores it in the state folder.
+    """
     file = folder / INSTANCE_FILE
     try:
         return str(uuid.UUID(file.read_text().strip()))
@@ -55,7 +58,7 @@ def own_instance(folder: Path) -> str:
 
 
 class Registrar:
-    """Registration of the node while it has open listeners for AMFs (an eir.interfaces.interface.Attendant)."""
+    """Task in the supervisor that keeps the node registered with an NRF while listeners for AMFs are open."""
 
     def __init__(self, standing: Callable[[], NodeLoad], report: Report, ask_s: float = ASK_S) -> None:
         self._standing, self._report, self._ask_s = standing, report, ask_s
@@ -70,7 +73,10 @@ class Registrar:
     async def apply(
         self, settings: N5gSettings, shared: SharedSettings, tls: TlsFiles | None, listening: Sequence[str]
     ) -> None:
-        """Apply settings. A listener added by a reload is not open before a restart."""
+        """Apply new settings, and register the node by them.
+
+        `listening`: open listeners. A listener that a reload has added opens only after a restart.
+        """
         before, self._settings = self._settings, settings
         self._tls = None if tls is None else _context(tls)
         if settings == before:
@@ -90,7 +96,7 @@ class Registrar:
         self._task = asyncio.get_running_loop().create_task(self._run(registration))
 
     async def close(self) -> None:
-        """Deregister the node for good."""
+        """Deregister the node, and do not register it again."""
         self._closing = True
         await self._leave()
 
@@ -110,7 +116,7 @@ class Registrar:
         return (f"not registered with any NRF ({why}); AMFs that know the node are still answered",)
 
     def numbers(self) -> Samples:
-        """Return the metrics."""
+        """Return the metrics of the registration by name and label values."""
         if (registration := self._registration) is None or self._settings is None or self._settings.nrf is None:
             return {}
         return {
@@ -179,7 +185,10 @@ class Registrar:
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    """Return the TLS context for an NRF, whose certificate must contain the name or address of its URI (TS 33.210 6.2)."""
+    """Return the TLS context for requests to NRFs.
+
+    An NRF's certificate must contain the name or address in its URI (TS 33.210 6.2).
+    """
     context = load_tls(files).connecting
     context.check_hostname = True
     context.set_alpn_protocols(["h2"])

@@ -1,4 +1,4 @@
-"""Conventions of 5G services: request headers and their effect; errors, causes and problem documents.
+"""Conventions of 5G service-based interfaces: request headers and their effect, errors and problem documents.
 
 TS 29.500 5.2.3, 5.2.7, 6.8, 6.11, 6.13; TS 29.571 ProblemDetails.
 """
@@ -38,7 +38,10 @@ def priority_of(headers: Mapping[bytes, bytes]) -> int:
 
 
 def is_too_late(headers: Mapping[bytes, bytes], now: float) -> bool:
-    """Return true if the client has stopped waiting by its own headers (TS 29.500 6.11.2); `now` is Unix time."""
+    """Return true if the client no longer waits, by the times in its headers (TS 29.500 6.11.2).
+
+    `now`: Unix time.
+    """
     most = headers.get(MAX_RSP_TIME, b"")
     sent = moment(headers.get(SENDER_TIMESTAMP, b""))
     if sent is None or not most.isdigit() or len(most) > 9:
@@ -54,7 +57,10 @@ def carried_back(headers: Mapping[bytes, bytes], response: Http2Response) -> Htt
 
 
 def moment(text: bytes) -> float | None:
-    """Parse `Sun, 04 Aug 2019 08:49:37.845 GMT` (TS 29.500 5.2.3.2.2) to Unix time; return None for another form."""
+    """Parse a date such as `Sun, 04 Aug 2019 08:49:37.845 GMT` to Unix time (TS 29.500 5.2.3.2.2).
+
+    Returns None for another form.
+    """
     parts = text.replace(b":", b" ").split()
     if len(parts) != 8 or parts[7] != b"GMT":
         return None
@@ -69,7 +75,7 @@ def moment(text: bytes) -> float | None:
 
 
 def accepts_json(accept: bytes) -> bool:
-    """Return true if an Accept header accepts JSON, or is empty (RFC 9110 12.5.1).
+    """Return true if an Accept header permits JSON, or is empty (RFC 9110 12.5.1).
 
     Bytes above the limit are ignored.
     """
@@ -95,7 +101,7 @@ RETRY_AFTER_S = 1
 
 
 class SbiCause(NamedTuple):
-    """Error: HTTP status, application error (None: the status is sufficient), and title."""
+    """Kind of error response: HTTP status, application error (None: status only), and title."""
 
     status: int
     cause: str | None
@@ -104,7 +110,7 @@ class SbiCause(NamedTuple):
 
     @property
     def result(self) -> str:
-        """Name of the error in metrics: `404:ERROR_EQUIPMENT_UNKNOWN`."""
+        """Label of the error in metrics, such as `404:ERROR_EQUIPMENT_UNKNOWN`."""
         return f"{self.status}:{self.cause}" if self.cause else str(self.status)
 
 
@@ -136,7 +142,10 @@ def problem(
     invalid: Sequence[tuple[str, str]] = (),
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Http2Response:
-    """Return the response for an error. `invalid`: names (`query pei`) and faults of parameters."""
+    """Return the error response for a cause, with a problem document.
+
+    `invalid`: name (`query pei`) and fault of each invalid parameter.
+    """
     document = {
         "title": cause.title, "status": cause.status, "detail": detail, "cause": cause.cause,
         "invalidParams": [{"param": param, "reason": reason} for param, reason in invalid] or None,

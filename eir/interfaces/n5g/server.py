@@ -1,4 +1,4 @@
-"""AMF connections of a worker: identification of peers, access tokens, limits and counters."""
+"""N5g server of a worker: connections of AMFs, their identification, access tokens, limits and counters."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ _DENIALS = {
 
 
 class N5gServer(Server[N5gConnection]):
-    """Server for AMFs over HTTP/2."""
+    """N5g server of a worker for AMFs over HTTP/2."""
 
     def __init__(self, settings: N5gSettings, context: Context) -> None:
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
@@ -52,7 +52,7 @@ class N5gServer(Server[N5gConnection]):
         self.apply(settings, context)
 
     def apply(self, _: N5gSettings, context: Context) -> None:
-        """Apply settings; close connections that they no longer permit.
+        """Apply new settings, and end connections that the new settings do not permit.
 
         Raises:
             KeysError: if the keys are invalid; nothing has changed then.
@@ -70,15 +70,18 @@ class N5gServer(Server[N5gConnection]):
     # server.Server
 
     def link(self) -> N5gConnection:
-        """Create a connection."""
+        """Create the protocol object for a new connection."""
         return N5gConnection(self, self.loop)
 
     def who(self, link: N5gConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return the peer and requester of a connection, by the names in the certificate, or without one by the address."""
+        """Return an AMF's entry in the peer table and its requester.
+
+        The names in the AMF's certificate decide, or without TLS its address.
+        """
         return requester(self.peers, link.names, link.source)
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol."""
+        """Return the counters of N5g by metric name and label values."""
         return {
             "eir_sbi_responses_total": self.responses,
             "eir_sbi_errors_total": {(reason,): count for reason, count in self.errors.items()},
@@ -87,9 +90,10 @@ class N5gServer(Server[N5gConnection]):
     # link.Owner
 
     def accept(self, link: N5gConnection, protocol: str | None) -> Http2Connection | None:
-        """Accept a connection. A stranger's connection stays open for a moment and receives a 403, because an AMF waits for seconds after a closed connection.
+        """Return the HTTP/2 state for a new connection; None if the connection is rejected at once.
 
-        `protocol`: protocol negotiated in TLS (ALPN); None: no TLS.
+        The connection of an unknown client stays open for a moment and receives a 403, because an AMF waits for seconds after a
+        closed connection. `protocol`: protocol negotiated in TLS (ALPN); None: no TLS.
         """
         refusal = self.refusal(link, "alpn" if protocol not in {None, "h2"} else None)
         is_stranger = refusal == SOURCE
@@ -111,7 +115,7 @@ class N5gServer(Server[N5gConnection]):
         )
 
     def respond(self, link: N5gConnection, request: Http2Request) -> Http2Response:
-        """Answer a request within the limits."""
+        """Return the response to a request, after the checks of peer, rate limit and access token."""
         if link.settings is None:
             self.responses[OTHER, sbi.DENIALS[403].result] += 1
             self.loop.call_soon(link.leave)
@@ -134,16 +138,17 @@ class N5gServer(Server[N5gConnection]):
         return carried_back(request.headers, response)
 
     def answered(self, link: N5gConnection, count: int, seconds: float) -> None:
-        """Count the answers of a known peer."""
+        """Count answered requests, unless the peer is unknown."""
         if link.settings is not None:
             super().answered(link, count, seconds)
 
     # inside
 
     def _by_token(self, tokens: "Tokens", request: Http2Request, link: N5gConnection) -> N5gReply:
-        """Return the reply to the subject of a request's access token, or the rejection of an invalid token (TS 33.501 13.4.1.1).
+        """Verify the access token of a request; return the reply, or the rejection of the token (TS 33.501 13.4.1.1).
 
-        Invalid tokens count against the source address, because one entry may be for all AMFs.
+        The token's subject is the requester. Invalid tokens count against the source address, because one entry may be for all
+        AMFs.
         """
         asks = link.requester
         subject = tokens.subject(request.headers.get(b"authorization"), str(link.source))

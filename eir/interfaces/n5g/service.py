@@ -1,4 +1,4 @@
-"""N5g-eir_EquipmentIdentityCheck: converts a request to a question, and a verdict to a response (TS 29.511, TS 29.500).
+"""N5g-eir_EquipmentIdentityCheck (TS 29.511, TS 29.500): converts requests to questions, and verdicts to responses.
 
 Conversion only; eir.checks decides the verdict. Synchronous from request to response.
 """
@@ -51,14 +51,14 @@ _RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: sbi.EQUIPMENT_UNKNOWN
 
 
 class N5gReply(NamedTuple):
-    """Response, and its label in metrics: `200`, or status and cause."""
+    """Response to an AMF, and its label in metrics: `200`, or status and cause."""
 
     response: Http2Response
     result: str
 
 
 class Refused(Exception):
-    """Error for a request: its cause, and the parameter with the fault."""
+    """Error: a request is rejected with this cause. `param`: name of the invalid parameter."""
 
     def __init__(self, cause: SbiCause, detail: str, param: str | None = None) -> None:
         super().__init__(detail)
@@ -67,18 +67,18 @@ class Refused(Exception):
 
 
 class N5gService:
-    """Converter between requests and the checker."""
+    """Converter of N5g requests to questions for the checker, and of verdicts to responses."""
 
     def __init__(self, checker: Checker, now: Callable[[], float] = time.time) -> None:
         self._checker, self._now = checker, now
         self._replies: dict[str, dict[Status, Status]] = {}
 
     def configure(self, answers: dict[str, dict[Status, Status]]) -> None:
-        """Replace the statuses that some peers, by label, receive instead of others (`answers`)."""
+        """Apply the replacements of statuses for each peer label (`answers` in the peer table)."""
         self._replies = answers
 
     def answer(self, request: Http2Request, asks: Requester) -> N5gReply:
-        """Return the reply to a request; `asks`: requester."""
+        """Return the reply to a request. `asks`: sender of the request."""
         headers = request.headers
         usual = _USUAL.fullmatch(request.path)
         if usual is not None and request.method == "GET" and request.fault is None and not headers.keys() & SPECIAL:
@@ -107,7 +107,7 @@ SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})
 
 
 def question_of(request: Http2Request, asks: Requester, now: float | None = None) -> Question:
-    """Convert a request to a question, after the checks of TS 29.500 5.2.7 and TS 29.511 6.1.3.2.
+    """Check a request by TS 29.500 5.2.7 and TS 29.511 6.1.3.2, and convert it to a question.
 
     `now`: Unix time; None: the current time.
 
@@ -159,7 +159,7 @@ def _check_parameters(values: dict[str, list[str]]) -> None:
 
 
 def question_about(pei: str, imsi: str, asks: Requester) -> Question:
-    """Return the question about a PEI of any form (TS 29.571 5.3.2)."""
+    """Return the question about a PEI of any kind, such as IMEI or MAC address (TS 29.571 5.3.2)."""
     kind, _, digits = pei.partition("-")
     other = pei if _OTHER.fullmatch(pei) else None
     imei = None if other else digits if kind in {"imei", "imeisv"} else pei
@@ -175,7 +175,7 @@ def question_about(pei: str, imsi: str, asks: Requester) -> Question:
 
 
 def parameters(query: bytes) -> dict[str, list[str]]:
-    """Parse the parameters of a query by name, in order (RFC 3986 3.4).
+    """Parse a query into lists of values by parameter name, in order (RFC 3986 3.4).
 
     Raises:
         Refused: if a known parameter is not UTF-8.

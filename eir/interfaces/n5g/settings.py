@@ -1,4 +1,4 @@
-"""Settings and names of N5g-eir."""
+"""Settings of the section `n5g`, and names of the service."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +14,7 @@ NF_TYPE: Final = "5G_EIR"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NrfSettings:
-    """NRFs with which the node registers, and its profile."""
+    """Settings of the registration: NRFs, and the node's NF profile."""
 
     uri: tuple[str, ...]
     """API roots of NRFs, the preferred one first."""
@@ -34,7 +34,7 @@ class NrfSettings:
 
     @property
     def redirect_hosts(self) -> frozenset[str] | None:
-        """All hosts of permitted redirects, by name or address in lower case; None: any."""
+        """Hosts to which an NRF may redirect the node, as names or addresses in lower case; None: any host."""
         if self.redirects is None:
             return None
         return frozenset(urlsplit(uri).hostname or "" for uri in self.uri) | {

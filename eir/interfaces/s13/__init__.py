@@ -1,7 +1,7 @@
-"""The S13 application (3GPP TS 29.272 clause 6): from an ECR to a question, and from a verdict to an ECA.
+"""Interface S13 (3GPP TS 29.272 clause 6): converts an ECR to a question, and a verdict to an ECA.
 
-`application` is what the Diameter node is handed, `dictionary` and `grammar` its AVPs, `service` what answers, `lane` and
-`compiled` the shortcut, `server` the node in a worker, `probe` the asking side.
+`application` describes S13 for the Diameter node, `dictionary` and `grammar` its AVPs. `service` converts, and `lane` answers
+the usual requests by C code. `server` is the node in a worker, `probe` a client.
 """
 
 from collections.abc import Sequence

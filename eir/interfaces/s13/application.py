@@ -1,4 +1,4 @@
-"""S13 for the Diameter node: id, vendor, command, AVPs, and the answering function (3GPP TS 29.272 7.1, 7.2)."""
+"""S13 as an application of the Diameter node: id, vendor, command, AVPs and answering function (TS 29.272 7.1, 7.2)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,10 @@ S13 = Application(
 
 
 def s13_application(service: S13Service, lane: LaneFactory | None = None, tracer: Tracer | None = None) -> Application:
-    """Return S13 for a node. `service` answers and `tracer` traces each ECR that the lanes of `lane` leave to the general path."""
+    """Return the application S13 for a node.
+
+    `service` answers, and `tracer` traces, each ECR that the lanes of `lane` leave to the general path.
+    """
     return replace(S13, answer=service.answer, lane=lane, observer=None if tracer is None else _observer_of(tracer))
 
 
@@ -35,6 +38,6 @@ def _observer_of(tracer: Tracer) -> Callable[[Request, bytes], None]:
 
 
 def _result(answer: bytes) -> str:
-    """Return the result of an answer as its label in metrics: `2001`, `10415:5422`."""
+    """Return the result of an ECA as its label in metrics: `2001`, or `10415:5422`."""
     read = Answer(answer, len(answer))
     return result_label(next(iter(read.result_codes), 0), next(iter(read.experimental_results), None))

@@ -1,4 +1,7 @@
-"""Capture files of S13: checks and answers by Wireshark's dissector (tshark), in clear text only; and files of single messages."""
+"""Capture files of S13: reader of checks and answers, and writer of single messages.
+
+The reader uses Wireshark's dissector (tshark), in clear text only.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,18 +29,21 @@ _TAGS = b"".join(pack("!HH", tag, len(value)) + value for tag, value in ((12, b"
 
 
 def begin_capture() -> bytes:
-    """Return the file header of a capture file (pcap) of Diameter messages."""
+    """Return the header of a capture file (pcap) for Diameter messages."""
     return pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, SNAP_BYTES, UPPER_PDU)
 
 
 def captured(time: float, message: bytes) -> bytes:
-    """Encode a message that was sent or received at this Unix time as a packet of the capture file."""
+    """Encode a Diameter message as one packet of a capture file.
+
+    `time`: Unix time at which the message was sent or received.
+    """
     whole = _TAGS + message
     return pack("=IIII", int(time), int(time % 1 * 1e6), len(whole), len(whole)) + whole
 
 
 def read(capture: Path, ports: Sequence[int] = (PORT,)) -> Captured:
-    """Read a capture file (pcap, pcapng) with Diameter on these TCP and SCTP ports.
+    """Return the checks in a capture file (pcap, pcapng) with Diameter on these TCP and SCTP ports.
 
     Raises SetupFault without tshark, EirError if tshark cannot read the file.
     """
@@ -57,7 +63,7 @@ def _document(output: IO[bytes]) -> Captured | None:
 
 
 def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:
-    """Yield (connection, port of the sender) and the fields of each Diameter message."""
+    """Yield connection, sender's port and fields of each Diameter message in tshark's output."""
     for _, packet in ET.iterparse(document):  # noqa: S314  # it is tshark's own
         if packet.tag != "packet":
             continue
@@ -77,7 +83,7 @@ def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:
 
 
 def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
-    """Match answers with their requests."""
+    """Match captured answers with their requests, by connection, hop-by-hop and end-to-end identifier."""
     account = Captured()
     waiting: dict[tuple[str, str, str], tuple[str, str]] = {}
     hosts: dict[tuple[str, str], set[str]] = {}
@@ -108,7 +114,7 @@ def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
 
 
 def _meid(fields: Message) -> str:
-    """Return the MEID of an ECR from the octets that Wireshark shows, or empty."""
+    """Return the MEID of an ECR, or an empty text. tshark shows the MEID as octets."""
     octets = fields.get("diameter.3GPP2-MEID", "")
     with suppress(ValueError):
         return meid_text(bytes.fromhex(octets.replace(":", "")))
@@ -116,7 +122,7 @@ def _meid(fields: Message) -> str:
 
 
 def _result(fields: Message) -> str:
-    """Return the equipment status of an ECA, or else its result code."""
+    """Return the equipment status in an ECA; without a status, its result code or `none`."""
     code = fields.get("diameter.Result-Code")
     if code == str(SUCCESS):
         status = fields.get("diameter.Equipment-Status", "")

@@ -1,4 +1,4 @@
-"""AVPs of TS 29.272: those of S13, and all others that a peer may include in an ECR.
+"""AVPs that an ECR may contain: the AVPs of S13, and all other AVPs of TS 29.272.
 
 Data only, to be checked against TS 29.272 7.3.1, tables 1 and 2, and TS 29.230.
 """

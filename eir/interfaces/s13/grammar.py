@@ -1,4 +1,4 @@
-"""Grammar of an ECR by TS 29.272 7.2.19; each line that accepts more has its reason."""
+"""Grammar of an ECR (TS 29.272 7.2.19). Each line that accepts more than the standard has a comment with the reason."""
 
 from eir.interfaces.s13.dictionary import DICTIONARY, TERMINAL_INFORMATION
 from eir.wire.diameter.application import APPLICATION_IDS

@@ -55,7 +55,7 @@ UNTOLD, PLAIN, TOLD = range(3)  # how the sightings record a verdict: not, as pl
 
 
 class ExpressLanes:
-    """State that the lanes of a worker share: policy, lists, and the answer to each status by peer label."""
+    """Shared state of a worker's express lanes: policy, lists, and the reply to each status by peer label."""
 
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
         self.checker, self.replies = checker, replies
@@ -63,11 +63,11 @@ class ExpressLanes:
         self._sought, self._version = NOBODY, -1
 
     def seek(self, sought: TraceFilter | None) -> None:
-        """Leave the traced checks to the general path, which reports them; None: no check is traced."""
+        """Let the general path answer and report the checks that `sought` traces. None: no check is traced."""
         self.program, self._sought = None, NOBODY if sought is None else sought.numbers
 
     def renew(self) -> "ExpressLanes":
-        """Bind the current policy and lists. Each message does the same if they have changed."""
+        """Use the current policy and lists from now on. Each lane calls this before it answers messages."""
         policy = self.checker.policy
         if (program := policy.program) is self.program and program.index.version == self._version:
             return self
@@ -82,7 +82,7 @@ class ExpressLanes:
 
 
 class ExpressLane:
-    """Lane of one connection; implements eir.wire.diameter.application.Lane."""
+    """Express lane of one connection (implements eir.wire.diameter.application.Lane)."""
 
     command = ME_IDENTITY_CHECK_NAME
 
@@ -96,7 +96,10 @@ class ExpressLane:
     def take(
         self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
     ) -> tuple[int, Mapping[str, int]]:
-        """Answer messages as Lane.take of eir.wire.diameter.application does; results are `2001` and `10415:5422`."""
+        """Answer messages as eir.wire.diameter.application.Lane.take specifies.
+
+        The results are `2001` and `10415:5422`.
+        """
         lanes = self._lanes.renew()
         program, lane, checker = lanes.program, lanes.lane, lanes.checker
         if lane is None or program is None:
@@ -129,7 +132,7 @@ class ExpressLane:
         return position, results
 
     def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Refuse messages as Lane.shed of eir.wire.diameter.application does."""
+        """Answer messages with the overload answer, as eir.wire.diameter.application.Lane.shed specifies."""
         if (lane := self._lanes.renew().lane) is None:
             return position, 0
         position, answers, answered, *_ = lane.take(self._terms, data, position, messages_max, None, b"")
@@ -137,7 +140,10 @@ class ExpressLane:
         return position, answered
 
     def _decide(self, key: int, *about: str) -> int:
-        """Decide by the general policy, record the sighting, and return the verdict as a word. `about`: see _lane.Lane.take."""
+        """Decide a check by the general policy, record the sighting, and return the verdict as a number for the C code.
+
+        `about`: see _lane.Lane.take.
+        """
         checker, (imei, imsi, version, host, realm) = self._lanes.checker, about
         verdict = checker.policy.decide(key, imsi, version, host, realm)
         checker.note_first_seen(PROTOCOL, self._label, imsi)
@@ -146,7 +152,10 @@ class ExpressLane:
 
 
 def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
-    """Encode the terms of a peer for the C code (Terms in _lane.h), with the answers as of eir.wire.diameter.message.encode_answer after Session-Id."""
+    """Encode the terms of a connection for the C code (Terms in _lane.h).
+
+    The encoded answers are those of eir.wire.diameter.message.encode_answer after the Session-Id.
+    """
     hosts, realms, limits = names_in_words(terms.hosts), names_in_words(terms.realms), terms.limits
     tails = [result_avp(reply.result_code, reply.experimental) + terms.origin + reply.avps for reply in replies]
     flags = [E_FLAG if is_protocol_error(reply.result_code) else 0 for reply in replies]

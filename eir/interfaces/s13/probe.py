@@ -1,4 +1,4 @@
-"""`eir probe` over S13: an MME that asks any EIR and reports its answers. Independent of lists and policy."""
+"""Probe for `eir probe` over S13: sends ECRs to any EIR like an MME, and reports the answers."""
 
 import re
 import time
@@ -63,7 +63,7 @@ async def connected(probe: Probe) -> AsyncIterator["_Asker"]:
 
 
 def _refused(host: str, realm: str, fault: str) -> str:
-    """Return the reason why the connection failed, with the name of the CEA's Result-Code and advice."""
+    """Return the reason why the connection failed, with the name of the CEA's Result-Code, and advice."""
     code = re.search(r"Result-Code ([0-9]+)$", fault)
     if code is None:
         return fault
@@ -77,7 +77,7 @@ def _refused(host: str, realm: str, fault: str) -> str:
 
 
 class _Asker(NamedTuple):
-    """Connection to the EIR, with the Destination-Realm of its requests."""
+    """Diameter connection to the EIR, and the Destination-Realm of requests."""
 
     client: Client
     probe: Probe
@@ -110,7 +110,10 @@ def check_avps(
     meid: bool = False,
     host: str | None = None,
 ) -> bytes:
-    """Encode the AVPs of an ECR after Origin-Realm (TS 29.272 7.2.19). `meid`: `imei` is a MEID."""
+    """Encode the AVPs of an ECR that follow Origin-Realm (TS 29.272 7.2.19).
+
+    `meid`: True if `imei` is a MEID.
+    """
     to = (encode_text(base.DESTINATION_HOST, host) if host else b"") + encode_text(base.DESTINATION_REALM, realm)
     version = encode_text(s13.SOFTWARE_VERSION, software_version) if software_version else b""
     terminal = encode(s13.TERMINAL_INFORMATION, encode_text(s13.MEID if meid else s13.IMEI, imei) + version)
@@ -119,7 +122,10 @@ def check_avps(
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> ProbeFinding:
-    """Build the finding of an answer. Contradictory answers (two results, or an E bit with a status) are a fault."""
+    """Convert an ECA into a finding.
+
+    Contradictory answers (two results, or an E bit with a status) are a fault.
+    """
     codes, experimental = answer.result_codes, answer.experimental_results
     statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS)]
     status = None
@@ -144,7 +150,7 @@ def _name(code: int) -> str:
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
-    """Return the fault of an answer without a valid status; None for a plain error answer."""
+    """Return the fault of an ECA without a valid status, or None if it is a plain error answer."""
     results = [*map(str, codes), *(f"{vendor}:{code}" for vendor, code in experimental)]
     if len(results) != 1:
         return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"

@@ -1,4 +1,4 @@
-"""S13 in a worker: the Diameter node, its service, and the express lanes that its connections share."""
+"""S13 server of a worker: the Diameter node, the S13 service, and the express lanes of its connections."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,7 +16,7 @@ from eir.wire.diameter.serve import TOO_BUSY_REPLY
 
 
 class S13Server(Node):
-    """Diameter server for MMEs and SGSNs."""
+    """S13 server of a worker for MMEs and SGSNs."""
 
     def __init__(self, _: SharedSettings, context: Context) -> None:
         shared = context.shared
@@ -31,7 +31,7 @@ class S13Server(Node):
         )  # fmt: skip
 
     def apply(self, _: SharedSettings, context: Context) -> None:
-        """Apply new settings."""
+        """Apply new settings, and end connections that the new settings do not permit."""
         shared = context.shared
         self._service.apply(shared.peers)
         overload = _overload(shared.overload_answer)
@@ -40,17 +40,17 @@ class S13Server(Node):
         )
 
     def renew(self) -> None:
-        """Bind the current lists."""
+        """Use the current lists in the express lanes."""
         if self._lanes is not None:
             self._lanes.renew()
 
     def seek(self, sought: TraceFilter | None) -> None:
-        """Leave the traced checks to the general path, which reports them."""
+        """Let the general path answer and report the checks that `sought` traces. None: no check is traced."""
         if self._lanes is not None:
             self._lanes.seek(sought)
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol alone."""
+        """Return the counters of Diameter by metric name and label values."""
         self.count_retransmissions()
         counts = self.context.counts
         return {
@@ -62,5 +62,5 @@ class S13Server(Node):
 
 
 def _overload(answer: Status | None) -> Reply:
-    """Return the reply to a request above a limit."""
+    """Return the reply to requests above a rate limit. `answer` None: Result-Code 3004."""
     return TOO_BUSY_REPLY if answer is None else REPLIES[answer]

@@ -1,6 +1,7 @@
-"""ME-Identity-Check: translates an ECR into a question, and a verdict into an ECA (TS 29.272 6.2, 7.2.19, 7.2.20).
+"""ME-Identity-Check (TS 29.272 6.2, 7.2.19, 7.2.20): converts an ECR to a question, and a verdict to an ECA.
 
-eir.checks validates identifiers and decides. The node has verified the ECR by its grammar. The path from request to reply is synchronous.
+eir.checks validates identifiers and decides. The node has verified the ECR by its grammar. The path from request to reply is
+synchronous.
 """
 
 import re
@@ -43,14 +44,14 @@ _ROOT_NAI = re.compile(
 
 
 class S13Service:
-    """Service that answers ECRs with the checker's verdicts."""
+    """Service that answers ECRs by the verdicts of the checker."""
 
     def __init__(self, checker: Checker, peers: Iterable[PeerSettings] = ()) -> None:
         self._checker = checker
         self.apply(peers)
 
     def apply(self, peers: Iterable[PeerSettings]) -> None:
-        """Apply the peers' replacements of statuses (`answers`)."""
+        """Apply the replacements of statuses for each peer (`answers` in the peer table)."""
         self._replies = {
             label: REPLIES | {verdict: REPLIES[answer] for verdict, answer in answers.items()}
             for label, answers in answers_of(peers).items()
@@ -61,7 +62,10 @@ class S13Service:
         return self._replies.get(peer, REPLIES)
 
     def answer(self, request: Request) -> Reply:
-        """Return the reply to an ECR. Raises DiameterError if the request names no valid device and the policy answers that with an error."""
+        """Return the reply to an ECR.
+
+        Raises DiameterError if the request names no valid device and the policy requires an error.
+        """
         info, inside = _terminal(request)
         verdict = self._checker.check(_question(request, inside))
         if not isinstance(verdict, NoDevice):
@@ -74,12 +78,15 @@ class S13Service:
 
 
 def question_of(request: Request) -> Question:
-    """Return the question of an ECR that may violate the grammar, with the AVPs that can be read."""
+    """Return the question of an ECR, even if the ECR violates the grammar.
+
+    AVPs that cannot be read are left out.
+    """
     return _question(request, _terminal(request)[1])
 
 
 def _terminal(request: Request) -> tuple[Avp | None, Mapping[int, Avp]]:
-    """Return Terminal-Information and its members; by the grammar each occurs once."""
+    """Return the AVP Terminal-Information of an ECR, and the members of this AVP by key."""
     info = request.first.get(s13.TERMINAL_INFORMATION)
     return info, {} if info is None else {avp.key: avp for avp in request.members(info)}
 
@@ -96,10 +103,10 @@ def _question(request: Request, inside: Mapping[int, Avp]) -> Question:
 
 
 def user_name_imsi(octets: bytes) -> str:
-    """Return the IMSI in a User-Name, which is digits, a root NAI or a private identity; any other text as it is.
+    """Return the IMSI in a User-Name that is digits, a root NAI or a private identity.
 
-    A root NAI has 0 (EAP-AKA) or 6 (EAP-AKA') before the IMSI (TS 23.003 19.3.2). An IMSI may begin with either digit, so the digit is
-    removed only if 15 digits follow, or the MCC of the realm.
+    Any other text is returned unchanged. A root NAI has 0 (EAP-AKA) or 6 (EAP-AKA') before the IMSI (TS 23.003 19.3.2). An IMSI
+    may begin with either digit, so the digit is removed only if 15 digits follow, or the MCC of the realm.
     """
     text = octets.decode("ascii", "replace")
     if len(text) <= IMSI_LENGTHS[-1] or (match := _ROOT_NAI.fullmatch(text)) is None:
@@ -110,10 +117,10 @@ def user_name_imsi(octets: bytes) -> str:
 
 
 def meid_text(octets: bytes) -> str:
-    """Return the digits of a 3GPP2-MEID AVP (TS 29.272 7.3.6 leaves the form to 3GPP2 A.S0022).
+    """Return the MEID in a 3GPP2-MEID AVP (TS 29.272 7.3.6, which leaves the form to 3GPP2 A.S0022).
 
-    Accepted are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity. The first of these 8 octets holds
-    digit 1 and the type, and the last one ends with a filler. Other octets return a text that is not a MEID.
+    Accepted are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity. The first of these
+    8 octets holds digit 1 and the type, and the last one ends with a filler. Other octets return a text that is not a MEID.
     """
     if len(octets) == 14:
         return octets.decode("ascii", "replace")

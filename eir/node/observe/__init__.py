@@ -1,4 +1,4 @@
-"""Observation and control of a running node: metrics, log, status, control socket.
+"""Observation and control of a running node: metrics, log, status and control socket.
 
 The only package that imports the Prometheus library.
 """

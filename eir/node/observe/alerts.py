@@ -1,4 +1,4 @@
-"""Conditions of the alerts in deploy/prometheus/alerts.yml, evaluated on the metrics of one node for `eir status`.
+"""Alert conditions of deploy/prometheus/alerts.yml, evaluated on one node's metrics for `eir status`.
 
 While a critical or warning alert fires, the status is not OK. A rule holds no later than the alert of its name fires: its
 windows are at least as long as those of the alert, and its wait is one minute shorter. Alerts that compare nodes have no rule,
@@ -30,14 +30,14 @@ Where: TypeAlias = Callable[[Mapping[str, str]], bool]
 
 
 class Trouble(NamedTuple):
-    """Condition of an alert that holds."""
+    """Alert whose condition holds now, and the text for the status."""
 
     alert: str
     text: str
 
 
 class Figures:
-    """Current metrics of a node, and the rises of its counters per minute."""
+    """Current metrics of a node, and the increases of its counters in each past minute."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -61,20 +61,20 @@ class Figures:
         self._metrics, self.now = {**snapshot, MESSAGES: requests}, now
 
     def note(self) -> None:
-        """Close the current minute."""
+        """End the current minute: store the increases of all counters since the previous minute."""
         self._rises.append(self._rises_since_noted())
         self._checks.append(self.blocked(0))
         self._noted = {name: dict(samples) for name, samples in self._metrics.items() if name in _COUNTERS}
 
     def values(self, name: str, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
-        """Return the sums of a metric by one of its labels.
+        """Return the sum of a metric's values for each value of the label `by`.
 
         Without `by`: one sum under an empty key, if the metric has any sample.
         """
         return _sums(name, self._metrics.get(name, {}), by, where)
 
     def rises(self, name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
-        """Return the rises of a counter during the last minutes, grouped like `values`."""
+        """Return the increase of a counter over the last minutes, for each value of the label `by`."""
         recent = islice(reversed(self._rises), minutes)
         total: Counter[str] = Counter()
         for rise in (self._rises_since_noted((name,)), *recent):
@@ -82,18 +82,24 @@ class Figures:
         return dict(total)
 
     def blocked(self, minutes: int) -> tuple[float, float]:
-        """Return the number of blocked checks and of all checks in the last minutes, without checks of probes."""
+        """Return the number of blocked checks and the number of all checks in the last minutes.
+
+        Checks of probes are left out.
+        """
         now = _sums(CHECKS, self._rises_since_noted((CHECKS,)).get(CHECKS, {}), "status", _equal("probe", ""))
         past = [(now.get("blacklisted", 0.0), sum(now.values())), *islice(reversed(self._checks), minutes)]
         return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
 
     def blocked_before(self, minutes: int) -> tuple[float, float]:
-        """Return the number of blocked checks and of all checks in the day before the last minutes."""
+        """Return the same two numbers as `blocked`, for the day before the last minutes."""
         past = list(islice(reversed(self._checks), minutes, None))
         return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
 
     def _rises_since_noted(self, names: Iterable[str] = _COUNTERS) -> Snapshot:
-        """Return the rises since the last full minute; a counter that fell restarted at 0."""
+        """Return the increases of counters since the end of the last full minute.
+
+        A counter with a lower value than before has restarted at 0.
+        """
         rises: Snapshot = {}
         for name in names:
             before = self._noted.get(name, {})
@@ -123,7 +129,7 @@ def _sums(name: str, samples: Mapping[Labels, float], by: str, where: Where) -> 
 
 
 class AlertRule(NamedTuple):
-    """Condition of one alert."""
+    """Rule for one alert: condition, text, and the time for which the condition must hold."""
 
     alert: str
     text: str
@@ -135,17 +141,23 @@ class AlertRule(NamedTuple):
 
 
 def _is(name: str, by: str = "", value: float = 1.0) -> Callable[[Figures], Iterable[str]]:
-    """Return a condition: a gauge has this value."""
+    """Return the condition that a gauge has this value. It is evaluated for each value of the label `by`."""
     return lambda figures: [each for each, now in figures.values(name, by).items() if now == value]
 
 
 def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Callable[[Figures], Iterable[str]]:
-    """Return a condition: a counter rose during the last minutes."""
+    """Return the condition that a counter increased in the last minutes.
+
+    It is evaluated for each value of the label `by`.
+    """
     return lambda figures: figures.rises(name, minutes, by, where)
 
 
 def _share(name: str, by: str, fine: set[str], minutes: int = 5) -> Callable[[Figures], Iterable[str]]:
-    """Return a condition: more than 1 % of the answers of the last minutes have a `result` that is not in `fine`."""
+    """Return the condition that more than 1 % of the answers in the last minutes are errors.
+
+    It is evaluated for each value of the label `by`. `fine`: values of the label `result` that are no errors.
+    """
 
     def subjects(figures: Figures) -> Iterator[str]:
         every = figures.rises(name, minutes, by)
@@ -187,7 +199,7 @@ def _hlr_away(figures: Figures) -> Iterable[str]:
 
 
 def _within(name: str, after_s: float, until_s: float) -> Callable[[Figures], Iterable[str]]:
-    """Return a condition: the time in this metric is between `after_s` and `until_s` from now."""
+    """Return the condition that a list's time in this metric is between `after_s` and `until_s` from now."""
     return lambda figures: [
         each for each, at in figures.values(name, "list").items() if after_s < at - figures.now <= until_s
     ]
@@ -200,7 +212,10 @@ def _overdue(figures: Figures) -> Iterable[str]:
 
 
 def _past_patience(name: str) -> Callable[[Figures], Iterable[str]]:
-    """Return a condition: the time in this metric is longer ago than the list's `source.patience`."""
+    """Return the condition that a list's time in this metric is too long ago.
+
+    The limit is the list's `source.patience`.
+    """
 
     def subjects(figures: Figures) -> Iterable[str]:
         patience = figures.values("eir_source_patience_seconds", "list")
@@ -289,7 +304,7 @@ RULES: tuple[AlertRule, ...] = (
 
 
 class Alerts:
-    """Rules over time; the caller calls `note` every EVERY_S."""
+    """Evaluation of all alert rules over time. The caller calls `note` every EVERY_S."""
 
     def __init__(self) -> None:
         self._figures = Figures()
@@ -297,12 +312,12 @@ class Alerts:
         """Unix time since when a rule holds for a subject."""
 
     def note(self, snapshot: Snapshot, now: float) -> None:
-        """Close the current minute."""
+        """End the current minute: evaluate all rules, and store the increases of the counters."""
         self.troubles(snapshot, now)
         self._figures.note()
 
     def troubles(self, snapshot: Snapshot, now: float) -> list[Trouble]:
-        """Return the conditions that hold now, by the current metrics and those of past minutes."""
+        """Return the alerts whose conditions hold now, from the current metrics and the past minutes."""
         self._figures.update(snapshot, now)
         since, self._since = self._since, {}
         troubles = []
@@ -332,5 +347,5 @@ PARTS = (*((max(rule.text.split("{}"), key=len), rule.alert) for rule in RULES),
 
 
 def alert_of(trouble: str) -> str | None:
-    """Return the alert whose runbook entry explains this text of the status."""
+    """Return the name of the alert whose runbook entry explains a text of the status, or None."""
     return next((alert for part, alert in PARTS if part in trouble), None)

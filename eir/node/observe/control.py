@@ -1,4 +1,4 @@
-"""Control socket of a running node, used by `eir status`, `eir peers`, `eir reload` and `eir drain`.
+"""Control socket of a running node, for commands such as `eir status`, `eir reload` and `eir drain`.
 
 A Unix socket in the state folder, mode 0660: each user who can open it can control the node. Each connection carries one
 request, and each line one JSON document: `{"command": NAME, ...arguments}` → `{"ok": true, "result": …}` or `{"ok": false,
@@ -49,21 +49,22 @@ Arguments = Mapping[str, type | UnionType]
 
 
 class ControlError(EirError):
-    """The node does not run, does not answer, or rejects the command."""
+    """Error: the node does not run, does not answer, or rejects the command."""
 
 
 class ControlAway(ControlError):
-    """No node runs on the state folder."""
+    """Error: no node runs on the state folder."""
 
 
 class ControlDenied(ControlError):
-    """The user has no right to open the socket, so it is unknown whether a node runs."""
+    """Error: the user has no permission to open the socket, so that it is unknown whether a node runs."""
 
 
 class ControlServer:
-    """Server of commands (name → function of the request's arguments) on a Unix socket in the folder.
+    """Server of commands on a Unix socket in a folder.
 
-    `accepts`: arguments of each command that has any. A request with other arguments receives an error and is not logged.
+    `commands`: function of the request's arguments, by command name. `accepts`: arguments of each command that has any. A
+    request with other arguments receives an error and is not logged.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ControlServer:
         timeout_s: float = TIMEOUT_S,
         links_max: int = LINKS_MAX,
     ) -> None:
-        """Create a closed server.
+        """Create a server whose socket is not open yet.
 
         `timeout_s`: limit for the request and its answer together. `links_max`: maximum number of open connections.
         """
@@ -91,7 +92,7 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
-        """Open the socket; replace the socket file of a killed node.
+        """Open the socket, and replace the socket file that a killed node has left.
 
         The replacement is safe because only one node can lock a state folder.
         """
@@ -112,7 +113,7 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=REQUEST_MAX_BYTES)
 
     async def close(self) -> None:
-        """Close and remove the socket."""
+        """Close the socket, and remove its file."""
         if self._server is not None:
             self._server.close()
             (self._folder / self._name).unlink(missing_ok=True)
@@ -158,7 +159,7 @@ class ControlServer:
 
 
 def _wrong_arguments(command: str, request: Mapping[str, Any], accepted: Arguments) -> str:
-    """Return the reason for which the command rejects these arguments; empty if it accepts them."""
+    """Return the reason why the arguments of a request are invalid for the command; empty if they are valid."""
     if surplus := [name for name in request if name not in accepted]:
         return f"{command} takes {', '.join(accepted) or 'no argument'}; found: {', '.join(surplus)}"
     for name, kind in accepted.items():
@@ -173,7 +174,7 @@ def _wrong_arguments(command: str, request: Mapping[str, Any], accepted: Argumen
 
 
 async def asker() -> str:
-    """Return the user who requested the current command, from the kernel's credentials: a user name or `uid N`.
+    """Return the name of the user who requested the current command, or `uid N`. The kernel provides the user id.
 
     The lookup runs in a thread because the user database may be remote (LDAP).
     """
@@ -195,7 +196,10 @@ def _user(uid: int, *, otherwise: str = "uid {}") -> str:
 
 @contextmanager
 def _reached(folder: Path, name: str) -> Iterator[str]:
-    """Yield a path of the socket through a descriptor of the folder, because the path of a Unix socket has at most 107 bytes."""
+    """Yield a short path of the socket, through an open descriptor of its folder.
+
+    The path of a Unix socket has at most 107 bytes.
+    """
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}/{name}"
@@ -204,7 +208,7 @@ def _reached(folder: Path, name: str) -> Iterator[str]:
 
 
 def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float | None = None, **arguments: Any) -> Any:
-    """Send a command to the node whose socket is in the folder, and return the result.
+    """Send a command to the node whose socket is in the folder, and return the command's result.
 
     The default timeout is 30 s.
 
@@ -242,7 +246,7 @@ def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float |
 
 
 def as_owner(folder: Path) -> str:
-    """Return advice for a state folder of another user; empty if the folder belongs to this user."""
+    """Return advice to run the command as the owner of the state folder; empty if this user is the owner."""
     advice = "; run it as the user that the node runs as"
     try:
         owner = folder.stat().st_uid
@@ -274,7 +278,7 @@ AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
 
 
 def refusal(arguments: Sequence[str]) -> str | None:
-    """Return the reason for which a command line is forbidden; None if it is permitted."""
+    """Return the reason why a read-only user must not run this command line, or None if the user may run it."""
     command, *rest = arguments or [""]
     if any("\0" in argument for argument in arguments):
         return "an argument holds a NUL character"
@@ -288,15 +292,15 @@ def refusal(arguments: Sequence[str]) -> str | None:
 
 
 class Looking:
-    """Runner of read-only commands, at most AT_ONCE at the same time."""
+    """Runner of commands for read-only users, at most AT_ONCE at the same time."""
 
     def __init__(self, config: Path, *, time_s: float = TIME_S, out_bytes_max: int = OUT_BYTES_MAX) -> None:
-        """Set the limits: a command that runs longer or writes more is killed."""
+        """Store the limits. A command that runs longer than `time_s` or writes more than `out_bytes_max` is killed."""
         self._config, self._time_s, self._out_bytes_max = config, time_s, out_bytes_max
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def run(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the command line `arguments` and return its exit status and output.
+        """Run the command line in the request's `arguments`, and return its exit status and output.
 
         Raises:
             EirError: if the command line is forbidden, or exceeds a limit.
@@ -322,7 +326,10 @@ class Looking:
                 await process.wait()
 
     async def answer(self, identifier: str) -> str:
-        """Return the output of `eir check` for an identifier, or the error; empty for an empty identifier."""
+        """Return the output of `eir check` for an identifier, or the text of an error.
+
+        Empty for an empty identifier.
+        """
         if not identifier.isalnum():
             return "that is no identifier of a device" if identifier else ""
         try:

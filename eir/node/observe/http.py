@@ -1,4 +1,4 @@
-"""HTTP server of the supervisor, and its pages for programs: /metrics for Prometheus, /live and /ready for probes.
+"""HTTP server of the supervisor, and its pages for programs: /metrics (Prometheus), /live and /ready (health probes).
 
 `eir/wire/web/http1_server.py` limits the memory and the loop time that one client can use.
 """
@@ -19,7 +19,7 @@ Page = Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]
 
 
 class HttpServer:
-    """Server of the pages (path → function).
+    """HTTP server of a node's pages. `pages`: function for each path.
 
     `forms`: paths that accept a form by POST.
     """
@@ -81,7 +81,10 @@ def pages(
     *,
     report: Report,
 ) -> dict[str, Page]:
-    """Return the pages by path. `snapshot` returns all metrics of the node, `reports` the reports of its workers."""
+    """Return the pages for programs, by path.
+
+    `snapshot` returns all metrics of the node, `reports` the reports of its workers.
+    """
     logged: set[str] = set()
     """Metrics without a row in the table that have been logged."""
 

@@ -1,4 +1,4 @@
-"""Recent past of a node: checks of the last hour by minute, and the interval between releases of each list.
+"""Recent history of a node: checks of the last hour by minute, and the usual interval between releases of each list.
 
 The supervisor passes a snapshot of the workers' counters each minute; releases come from the history. No clock: alerts compare
 the times.
@@ -22,7 +22,7 @@ CHECKS, DURATIONS = "eir_checks_total", "eir_check_duration_seconds"
 
 
 class Minute(NamedTuple):
-    """Checks of one minute."""
+    """Number of checks in one minute, and their durations."""
 
     checks: Mapping[str, int]
     """Checks by status."""
@@ -38,20 +38,20 @@ class _Sample(NamedTuple):
 
 
 class Lately:
-    """Samples of the last hour."""
+    """Counters of checks at each minute of the last hour."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque(maxlen=MINUTES + 1)
 
     def note(self, snapshot: Snapshot) -> None:
-        """Store the current counters; the caller calls this every EVERY_S."""
+        """Store the current counters. The caller calls this every EVERY_S."""
         checks: Counter[str] = Counter()
         for (status, *_), count in snapshot.get(CHECKS, {}).items():
             checks[status] += int(count)
         self._samples.append(_Sample(checks, dict(snapshot.get(DURATIONS, {}))))
 
     def minutes(self) -> list[Minute]:
-        """Return the full minutes, the oldest first."""
+        """Return the full minutes of the last hour, the oldest first."""
         return [
             Minute(
                 {status: count for status, count in (after.checks - before.checks).items() if count},
@@ -62,7 +62,7 @@ class Lately:
 
 
 def _percentiles(before: Mapping[Labels, float], after: Mapping[Labels, float]) -> tuple[float | None, float | None]:
-    """Return the bucket bounds that hold 50 % and 99 % of the durations between two samples of a histogram."""
+    """Return upper bounds of the median and the 99th percentile of durations between two samples of a histogram."""
     below = [(float(bound), count - before.get((bound,), 0.0)) for (bound,), count in after.items() if bound != "sum"]
     total = max((count for _, count in below), default=0.0)
     if not total:
@@ -83,7 +83,10 @@ PUT = {ACCEPTED, FORCED}
 
 
 class Rhythms:
-    """Interval between releases of each list, read again after a release was put in force."""
+    """Time of the last release, and usual interval between releases, of each list.
+
+    Both are read from the history again whenever a release has been put in force.
+    """
 
     def __init__(self) -> None:
         self._interval_s: dict[str, float] = {}
@@ -92,7 +95,7 @@ class Rhythms:
         """Number of loads put in force when the history was last read, by list."""
 
     async def update(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
-        """Read the history of each list whose outcomes changed.
+        """Read the history of each list for which a release has been put in force since the last call.
 
         Raises:
             StoreError: if the store cannot be read.
@@ -113,7 +116,7 @@ class Rhythms:
             self._seen[name] = count
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return as metrics the time of the last release and the median interval between releases, by list."""
+        """Return the metrics: time of the last release and median interval between releases, by list."""
         return {
             "eir_release_last_accepted_timestamp_seconds": metrics.by_label(self._last),
             "eir_release_interval_seconds": metrics.by_label(self._interval_s),

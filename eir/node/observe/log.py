@@ -1,4 +1,4 @@
-"""Structured logs: one line per event, `key=value` pairs, limited in rate.
+"""Structured log: one line of `key=value` pairs for each event, limited in rate.
 
 Parts receive `Log.report` and know nothing else of logging. A line per refused message could fill a disk as fast as a peer can
 send, so lines are limited per (event, peer, reason, list, entry); the next line has the number of suppressed lines. Checks with
@@ -27,7 +27,7 @@ READY, ENDING = "READY=1", "STOPPING=1"
 
 
 def notify_service(*lines: str) -> None:
-    """Send lines such as `READY=1` to the service manager, if NOTIFY_SOCKET names one."""
+    """Send lines such as `READY=1` to the service manager, if the environment names its socket (NOTIFY_SOCKET)."""
     address = os.environ.get(NOTIFY_SOCKET)
     if address:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
@@ -40,7 +40,10 @@ PRIORITIES = {"error": "<3>", "warning": "<4>", "info": "<6>", "debug": "<7>"}
 
 
 def is_journal() -> bool:
-    """Return true if standard error is the journal, which adds the time to each line (systemd.exec(5), JOURNAL_STREAM)."""
+    """Return true if standard error is the systemd journal.
+
+    The journal adds the time to each line (systemd.exec(5), JOURNAL_STREAM).
+    """
     with suppress(OSError, ValueError):
         stderr = os.fstat(sys.stderr.fileno())
         return os.environ.get(JOURNAL_STREAM) == f"{stderr.st_dev}:{stderr.st_ino}"
@@ -48,7 +51,10 @@ def is_journal() -> bool:
 
 
 def with_priority(level: str, text: str) -> str:
-    """Return the text; if standard error is the journal, each line has the prefix of its priority."""
+    """Return the text for standard error.
+
+    If standard error is the systemd journal, each line begins with the prefix of its priority.
+    """
     return "\n".join(PRIORITIES[level] + line for line in text.split("\n")) if is_journal() else text
 
 
@@ -86,7 +92,7 @@ LEVELS = {level: number for number, level in enumerate(("debug", "info", "warnin
 
 
 def logfmt(fields: dict[str, object]) -> str:
-    """Encode fields as `key=value` pairs on one line; quote values with blanks, quotes or control characters."""
+    """Encode fields as `key=value` pairs on one line. Values with blanks, quotes or control characters are quoted."""
     return " ".join(f"{key}={_value(value)}" for key, value in fields.items() if value is not None)
 
 
@@ -101,7 +107,7 @@ def _value(value: object) -> str:
 
 
 class _Fold(NamedTuple):
-    """Number of checks in one group; the other fields are those of the latest check."""
+    """Number of checks in one group, and host, IMEI and IMSI of the latest check in the group."""
 
     checks: int
     host: str = ""
@@ -110,7 +116,7 @@ class _Fold(NamedTuple):
 
 
 class Log:
-    """Writer of log lines to standard error.
+    """Writer of log lines to standard error, with rate limits.
 
     A thread writes the lines, so that a full pipe delays no answer. `now` returns seconds of a monotonic clock.
     `full_identifiers` logs whole IMEIs and IMSIs (privacy.identifiers: full). Without `in_background` there is no thread, for a
@@ -136,14 +142,17 @@ class Log:
         self.configure(level=level, full_identifiers=full_identifiers)
 
     def configure(self, *, level: str, full_identifiers: bool) -> None:
-        """Set the minimum level (a key of LEVELS), and whether identifiers are logged whole."""
+        """Set the minimum level (a key of LEVELS).
+
+        `full_identifiers`: True to log whole IMEIs and IMSIs.
+        """
         self._level = LEVELS[level]
         self._full_identifiers = full_identifiers
 
     def report(
         self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
     ) -> None:
-        """Log an event, unless the limit of its kind is reached."""
+        """Log an event, unless the rate limit of its kind is reached."""
         if LEVELS[level] < self._level:
             return
         suppressed = (
@@ -169,7 +178,10 @@ class Log:
             self._writer.write(text)
 
     def _count_suppressed(self, kind: str) -> int | None:
-        """Return the number of lines of this kind suppressed since the last one; None if this line is suppressed too."""
+        """Return how many lines of this kind were suppressed since the last logged line.
+
+        None if this line must be suppressed too; it is counted.
+        """
         now = self._now()
         if self._buckets.of(kind, now).try_spend(now):
             return self._suppressed.pop(kind, 0)
@@ -179,7 +191,7 @@ class Log:
         return None
 
     def note_check(self, kind: tuple[str, str, str, str], host: str, imei: str, imsi: str, count: int = 1) -> None:
-        """Count checks with another status than `whitelisted`; `fold` logs the counts.
+        """Count checks with a status other than `whitelisted` in their group. `fold` logs the counts.
 
         Args:
             kind: status, list (or empty), rule, peer.
@@ -194,11 +206,11 @@ class Log:
         self._folds[kind] = _Fold(count if before is None else before.checks + count, host, imei, imsi)
 
     def note_observed(self, rule: int, status: str, name: str | None = None) -> None:
-        """Count a check that an observed rule would have answered; `fold` logs the counts."""
+        """Count a check that a rule with `observe: true` would have answered. `fold` logs the counts."""
         self._observed[rule, status, name] += 1
 
     def fold(self) -> None:
-        """Log one line per group of checks since the last fold, with the latest device as an example."""
+        """Log one line for each group of checks since the last call, with the latest device as an example."""
         folds, self._folds = self._folds, {}
         for (status, list_name, rule, peer), fold in folds.items():
             imei, imsi = fold.imei, fold.imsi
@@ -218,14 +230,20 @@ class Log:
             self._write("info", {"event": "observed", "rule": number, "name": name, "status": status, "count": count})
 
     def close(self) -> None:
-        """Log the groups, write the queued lines and stop the thread; wait at most CLOSE_S per step."""
+        """Log the groups of checks, write all queued lines, and stop the thread.
+
+        Each step waits at most CLOSE_S.
+        """
         self.fold()
         if self._writer is not None:
             self._writer.stop()
 
 
 class _Writer(threading.Thread):
-    """Thread that writes lines to a descriptor. If the reader stops, lines are lost; checks and the end of the process do not wait."""
+    """Thread that writes log lines to a descriptor.
+
+    If the reader stops, lines are lost; checks and the end of the process do not wait.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(name="log", daemon=True)
@@ -233,17 +251,20 @@ class _Writer(threading.Thread):
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_LINES)
 
     def write(self, line: str) -> None:
-        """Queue a line; drop it if the queue is full."""
+        """Queue a line, or drop the line if the queue is full."""
         with suppress(queue.Full):
             self._lines.put_nowait(line)
 
     def run(self) -> None:
-        """Write queued lines until `stop`."""
+        """Write queued lines until `stop` is called."""
         while (line := self._lines.get()) is not None:
             _write(self._descriptor, line)
 
     def stop(self) -> None:
-        """Write the queued lines and end the thread; give up after CLOSE_S if standard error has no reader."""
+        """Write all queued lines, and end the thread.
+
+        Gives up after CLOSE_S if standard error has no reader.
+        """
         with suppress(queue.Full):
             self._lines.put(None, timeout=CLOSE_S)
             self.join(CLOSE_S)
@@ -257,7 +278,7 @@ def _write(descriptor: int, line: str) -> None:
 
 
 def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
-    """Return a handler that logs faults of this process in a call of another process (`Channel.serve`).
+    """Return a handler for `Channel.serve` that logs an internal error in a call from another process.
 
     `who`: fields that name this process in the log.
     """
@@ -265,7 +286,7 @@ def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
 
 
 def report_faults(report: Report) -> None:
-    """Log faults of the running event loop as event `fault`, with the place in the code.
+    """Log unhandled exceptions of the running event loop as event `fault`, with the place in the code.
 
     Errors while a connection closes have the level debug: TLS connections to stores fail so when a node ends.
     """

@@ -1,7 +1,8 @@
-"""Table of every metric, and figures from the kernel about a node's processes. The only module that imports the Prometheus library.
+"""Table of all metrics, and resource usage of the node's processes from the kernel.
 
-Parts count in plain integers and dicts. The supervisor builds a `Snapshot` from the counts: metric name → label values →
-number. `merge` combines the snapshots of several workers, and `exposition` renders one for a scrape.
+Only this module imports the Prometheus library. Parts count in plain integers and dicts. The supervisor builds a `Snapshot`
+from the counts: metric name → label values → number. `merge` combines the snapshots of several workers, and `exposition`
+renders one for a scrape.
 """
 
 import operator
@@ -107,7 +108,10 @@ _MERGE: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min"
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Merge the snapshots of several workers by the `merge` column of the table; sum a metric that has no row in it."""
+    """Merge the metrics of several workers by sum, minimum or maximum.
+
+    The `merge` column of the table decides. A metric that has no row in the table is summed.
+    """
     merged: dict[str, dict[Labels, float]] = {}
     for snapshot in snapshots:
         for name, samples in snapshot.items():
@@ -119,7 +123,10 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def outliving(snapshot: Snapshot) -> Snapshot:
-    """Return the part of an ended worker's snapshot that remains: its own counters, without gauges and without values that all workers share."""
+    """Return the counters of an ended worker that must be kept.
+
+    Gauges, and values that all workers share, are left out.
+    """
     return {
         name: samples
         for name, samples in snapshot.items()
@@ -128,17 +135,23 @@ def outliving(snapshot: Snapshot) -> Snapshot:
 
 
 def by_label(values: Mapping[str, float]) -> dict[Labels, float]:
-    """Return the samples of a metric with one label."""
+    """Return the samples of a metric with one label, from a mapping of label value to number."""
     return {(label,): value for label, value in values.items()}
 
 
 def times(values: Mapping[str, str | None]) -> dict[Labels, float]:
-    """Return the samples of a metric with one label, as Unix time (s) from ISO times; leave out labels without a time."""
+    """Return the samples of a metric with one label, from a mapping of label value to ISO time.
+
+    The samples are Unix times (s). Label values without a time are left out.
+    """
     return {(label,): datetime.fromisoformat(text).timestamp() for label, text in values.items() if text}
 
 
 def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[Labels, float]:
-    """Return the samples of a histogram. `counts` has one number per bound, and one for values above the last bound."""
+    """Convert the counts of a histogram to its samples.
+
+    `counts` has one number for each bound, and one for values above the last bound.
+    """
     samples: dict[Labels, float] = {}
     below = 0
     for bound, count in zip((*(f"{b:g}" for b in bounds), "+Inf"), counts, strict=True):
@@ -149,12 +162,15 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> d
 
 
 def unknown(snapshot: Snapshot) -> list[str]:
-    """Return the names in a snapshot without a row in the table. Such a name is a fault of the program; the page omits it."""
+    """Return the metric names that have no row in the table.
+
+    Such a name is an error of the program; the page /metrics leaves it out.
+    """
     return sorted(snapshot.keys() - _FAMILY.keys())
 
 
 def exposition(snapshot: Snapshot) -> bytes:
-    """Render the snapshot in Prometheus' text format (CONTENT_TYPE), without the names that `unknown` returns."""
+    """Render metrics in Prometheus' text format (CONTENT_TYPE), without the names that `unknown` returns."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_SnapshotCollector(snapshot))
     return generate_latest(registry)
@@ -193,7 +209,7 @@ _OPEN_MAX = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
 class Usage(NamedTuple):
-    """Resources that one process uses."""
+    """Resources that one process uses: memory, processor time, open files."""
 
     resident_bytes: int
     """Resident memory; shared memory counts in each process that shares it."""
@@ -205,7 +221,7 @@ class Usage(NamedTuple):
 
 
 def of_processes(first: int) -> Snapshot:
-    """Return the usage of a node's processes as metrics."""
+    """Return the metrics about resource usage of the node's processes. `first`: process id of the supervisor."""
     used = usage(first)
     return {
         "eir_process_resident_memory_bytes": by_label({name: each.resident_bytes for name, each in used.items()}),
@@ -218,7 +234,7 @@ def of_processes(first: int) -> Snapshot:
 
 
 def usage(first: int) -> Mapping[str, Usage]:
-    """Return the usage of a process and its children, by name; `front` is the process `first`.
+    """Return the resource usage of a process and its children, by name. The process `first` has the name `front`.
 
     Processes that end meanwhile are left out.
     """

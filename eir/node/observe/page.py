@@ -1,4 +1,4 @@
-"""Page for people, at / of the HTTP address: status of the node, peers, lists, checks and refused releases.
+"""Web page for people, at / of the HTTP address: status of the node, peers, lists, checks and refused releases.
 
 One document without external resources. Its only script fetches it again and replaces the parts that change. All text from the
 wire or from files is escaped. The supervisor passes the content (PageContent).
@@ -100,7 +100,7 @@ HEADERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageContent:
-    """Content of the page."""
+    """Content of the web page."""
 
     host: str
     """Name of the host."""
@@ -124,7 +124,7 @@ class PageContent:
 
 
 def page(shown: PageContent) -> HttpResponse:
-    """Render the page."""
+    """Render the web page as an HTTP response."""
     status = shown.status
     first = STARTING if NOT_LISTENING in status["troubles"] else FIRST[status["state"]]
     head = f"""<h1>{escape(first)}</h1>{_troubles(status["troubles"])}
@@ -241,7 +241,10 @@ def _ms(seconds: float) -> str:
 
 
 def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Render a table of texts; rows above ROWS_SHOWN are folded. On a narrow screen each row becomes a card."""
+    """Render a table of texts in HTML. On a narrow screen each row becomes a card.
+
+    Rows after the first ROWS_SHOWN are folded.
+    """
     shown, folded = rows[:ROWS_SHOWN], rows[ROWS_SHOWN:]
     text = _plain_table(heads, shown)
     if folded:

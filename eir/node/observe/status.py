@@ -1,4 +1,4 @@
-"""Status of a node, from the reports of its workers: readiness, the status document, and a log line when either changes.
+"""Status of a node, from the reports of its workers: readiness, document of `eir status`, and log lines about changes.
 
 No I/O; the clock is an argument. The supervisor collects the workers' reports; NodeHealth calls the parts of the supervisor.
 """
@@ -36,7 +36,7 @@ REMIND_S = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
-    """Status of one worker."""
+    """Status of one worker, as the worker reports it to the supervisor."""
 
     missing: Sequence[str]
     """Lists that the rules in force use and that have never been loaded."""
@@ -65,7 +65,7 @@ class WorkerReport:
 
 
 class Readiness(NamedTuple):
-    """Readiness of the node for traffic, and the reasons."""
+    """Readiness of the node for traffic, and the reasons if it is not ready or degraded."""
 
     word: str
     """`ready`, `degraded` (the node answers but has a warning of `losses`) or `not ready`."""
@@ -73,7 +73,7 @@ class Readiness(NamedTuple):
 
 
 class Running(NamedTuple):
-    """Addresses of a node, and whether it is stopping."""
+    """Addresses on which a node listens, and whether the node is stopping."""
 
     listening: Sequence[str] = ()
     """Open Diameter listeners, as URLs."""
@@ -89,7 +89,7 @@ Warnings = Callable[[], Sequence[str]]
 
 
 class NodeHealth:
-    """Status of a node over time."""
+    """Evaluator of a node's status. It keeps earlier reports for readiness, log lines and reminders."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class NodeHealth:
         self._reminder = ExpiryReminder()
 
     def readiness(self, reports: Sequence[WorkerReport]) -> Readiness:
-        """Return the readiness of the node and the reasons.
+        """Return the readiness of the node, and the reasons if it is not ready or degraded.
 
         A list that was never loaded keeps a node from becoming ready. If a reload adds such a list, a ready node stays ready,
         because it answers other checks as before.
@@ -148,7 +148,10 @@ class NodeHealth:
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
     def log_readiness(self, reports: Sequence[WorkerReport]) -> None:
-        """Log the readiness if it or its reasons changed; the first line reports the start of service."""
+        """Log the readiness of the node if it or its reasons have changed.
+
+        The first line reports the start of service.
+        """
         readiness = self.readiness(reports)
         if self._running().is_stopping or readiness == self._logged:
             return
@@ -162,7 +165,7 @@ class NodeHealth:
         )  # fmt: skip
 
     def remind(self, reports: Sequence[WorkerReport]) -> None:
-        """Log each list that is past its expiry, at once and then every REMIND_S."""
+        """Log each list whose release has expired, at once and then every REMIND_S."""
         states = {name: state for report in reports for name, state in report.lists.items()}
         now = datetime.fromtimestamp(self._now(), UTC)
         for name in self._reminder.due(states, now=now, monotonic=time.monotonic()):
@@ -170,9 +173,9 @@ class NodeHealth:
             self._report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
 
     def document(self, reports: Sequence[WorkerReport], alerts: Sequence[Trouble] = ()) -> dict[str, Any]:
-        """Return the document of `eir status`: Nagios state and code, a summary line, and the figures.
+        """Return the document of `eir status`: Nagios state and code, a summary line, and numbers.
 
-        `alerts`: conditions of alerts that hold. A condition is left out if another text already leads to its alert.
+        `alerts`: alerts whose conditions hold. An alert is left out if another text already leads to it.
         """
         readiness, running = self.readiness(reports), self._running()
         lists: dict[str, ListState] = {}
@@ -202,7 +205,7 @@ class NodeHealth:
     def _warnings(
         self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]
     ) -> list[str]:
-        """Return the warnings that do not affect the readiness."""
+        """Return the warnings that do not affect the readiness of the node."""
         warnings = [
             f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))
         ]
@@ -231,7 +234,7 @@ class NodeHealth:
         return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
-        """Return the last refusal of each peer that has opened no connection since, from all workers."""
+        """Return the text of the last refusal of each peer that has opened no connection to any worker since."""
         newest = {label: 0.0 for report in reports for label in report.refused or ()}
         for report in reports:
             newest |= {label: max(at, newest[label]) for label, at in (report.newest or {}).items() if label in newest}
@@ -245,9 +248,10 @@ class NodeHealth:
 
 
 def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Merge the rows of `eir peers` from all workers: all connections, and one row for each entry without a connection.
+    """Merge the rows of `eir peers` from all workers.
 
-    Ended connections of AMFs share one row per entry.
+    The result has each connection, and one row for each entry of the peer table without a connection. Ended connections of AMFs
+    share one row per entry.
     """
     rows = [{**row, "worker": number} for number, answer in by_worker for row in answer]
     by_label: dict[str, list[dict[str, Any]]] = {}
@@ -283,12 +287,12 @@ def _list_figures(state: ListState) -> dict[str, Any]:
 
 
 def expired(states: Mapping[str, ListState], now: datetime) -> list[str]:
-    """Return the names of lists whose release is past its `expires`; a local list has no `expires`."""
+    """Return the names of lists whose release is past its `expires`. A local list has no `expires`."""
     return [name for name, state in states.items() if state.expires and datetime.fromisoformat(state.expires) <= now]
 
 
 class ExpiryReminder:
-    """Times of the last report about each expired list."""
+    """Schedule of the log lines about expired lists."""
 
     __slots__ = ("_reported_at",)
 
@@ -296,7 +300,10 @@ class ExpiryReminder:
         self._reported_at: dict[str, float] = {}
 
     def due(self, states: Mapping[str, ListState], *, now: datetime, monotonic: float) -> list[str]:
-        """Return the expired lists to report now: at once, then every REMIND_S of the monotonic clock until a release renews them."""
+        """Return the expired lists to log now: at once, then every REMIND_S until a new release.
+
+        `monotonic`: time on the monotonic clock.
+        """
         past = expired(states, now)
         self._reported_at = {name: at for name, at in self._reported_at.items() if name in past}
         due = [

@@ -12,10 +12,10 @@ BLOCKED = STOPPING | {signal.SIGHUP}
 
 
 def block() -> None:
-    """Block these signals from now on."""
+    """Block the signals that stop a node or reload its configuration, because no handlers are installed yet."""
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
 def deliver() -> None:
-    """Unblock all signals, including blocked ones that wait, because the handlers are installed."""
+    """Unblock all signals, including pending ones, because the handlers are installed."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())

@@ -1,4 +1,4 @@
-"""Listeners of the supervisor: they accept connections, and enforce the limits on connections.
+"""Listeners of the supervisor, which accept connections and enforce the limits on the number of connections.
 
 The supervisor counts the connections of all workers, so the limits are enforced here. An admitted connection goes to a
 function, so this module has no knowledge of workers.
@@ -42,7 +42,7 @@ HandOver = Callable[[int, int, socket.socket], bool]
 
 
 class Acceptor:
-    """Listeners of a node; each admitted connection is passed to a worker."""
+    """Listeners of a node. Each admitted connection is passed to a worker."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Acceptor:
         """Number of failures to accept for lack of descriptors or memory."""
 
     def configure(self, peers: Sequence[PeerSettings], limits: Limits, sctp: SctpSettings) -> None:
-        """Apply the peer table, the limits and the SCTP settings; open connections stay."""
+        """Apply a new peer table, limits and SCTP settings. Open connections are not affected."""
         self._peers = peers
         self._limits = limits
         self._sctp = sctp
@@ -81,7 +81,7 @@ class Acceptor:
             listener.apply(sctp)
 
     async def listen(self, urls: Sequence[str], hand_over: HandOver) -> None:
-        """Open the listeners.
+        """Open the listeners at these URLs. `hand_over`: function that passes a connection to a worker.
 
         Without SCTP in the kernel, SCTP listeners are skipped if the settings permit that.
 
@@ -110,7 +110,7 @@ class Acceptor:
             self._report("listening", address=address)
 
     def pause(self) -> None:
-        """Accept no connection for a while; new ones wait in the listeners' queues."""
+        """Accept no connections for `hold_s`. New connections wait in the kernel's queues."""
         if not self._listeners:
             return
         self._stop_timer()
@@ -132,21 +132,24 @@ class Acceptor:
         self._listeners.clear()
 
     def gone(self, number: int) -> None:
-        """Remove a connection that has ended, or whose worker has."""
+        """Remove a connection from the counts, because the connection or its worker has ended."""
         self._strangers.discard(number)
         source = self._connections.pop(number, None)
         if source is not None:
             self._sources.remove(source)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics."""
+        """Return the metrics about rejected connections by name and label values."""
         return {
             "eir_peers_refused_total": metrics.by_label(self._refused),
             "eir_diameter_errors_total": {("accept_failed",): self._failures} if self._failures else {},
         }
 
     def _stop_timer(self) -> bool:
-        """Cancel the timer of a pause; return true if there was a pause. The caller ends the pause."""
+        """Cancel the timer of a pause; return true if there was a pause.
+
+        The caller ends the pause itself.
+        """
         timer, self._held = self._held, None
         if timer is not None:
             timer.cancel()
@@ -182,7 +185,10 @@ class Acceptor:
         )
 
     def _may_hear_so(self) -> bool:
-        """Return true if a rejected connection may receive an answer with the reason, because an AMF waits for seconds after a connection that is just closed."""
+        """Return true if an HTTP client at an unknown address may receive a 403 instead of a closed connection.
+
+        After a closed connection an AMF waits for seconds. The number of such answers is limited.
+        """
         now, came = asyncio.get_running_loop().time(), self._strangers_came
         if len(self._strangers) >= STRANGERS_MAX or (len(came) == STRANGERS_PER_S and now - came[0] < 1):
             return False
@@ -197,6 +203,6 @@ class Acceptor:
 
 
 def cannot_listen(where: str, fault: OSError) -> EirError:
-    """Return the error that ends a node which cannot open one of its listeners."""
+    """Return the error with advice for a listener that cannot be opened. The error ends the node."""
     advice = LISTEN_ADVICE.get(fault.errno or 0)
     return EirError(f"cannot listen on {where}: {fault.strerror or fault}{f' ({advice})' if advice else ''}")

@@ -1,6 +1,7 @@
-"""Acknowledgements: the node notifies sources that request it of the release in force on all workers, and of the time since when.
+"""Acknowledgements: reports to a list's source about the release that all workers have in force.
 
-A separate process signs each acknowledgement and uploads it.
+The node sends them to each source that requests them. An acknowledgement has the release and the time since when it is in
+force. A separate process signs each acknowledgement and uploads it.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ async def _send_in_process(config: Config, what: Acknowledgement, _: Channel) ->
 
 
 class _News(NamedTuple):
-    """Part of an acknowledgement whose change causes a new one."""
+    """Content of an acknowledgement. If it changes, a new acknowledgement is sent."""
 
     serial: int
     content: str
@@ -63,10 +64,13 @@ class _News(NamedTuple):
 
 
 class Acknowledging:
-    """Detector of lists that come into force on all workers or are rejected; it sends acknowledgements to the sources that request them."""
+    """Detector of lists that come into force on all workers, or whose release is rejected.
+
+    It sends acknowledgements to the sources that request them.
+    """
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
-        """Create a detector. `config` returns the settings in force."""
+        """Create a detector. `config`: function that returns the settings in force."""
         self._config, self._start, self._jobs, self._report = config, start, jobs, report
         self._in_force = load_in_force(config().state)
         self._gone: Sequence[str] = ()
@@ -83,7 +87,10 @@ class Acknowledging:
         """Lists whose acknowledgement is being sent."""
 
     def update(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
-        """Compare with the lists in force and the rejections; start the acknowledgements that are due."""
+        """Compare reports and rejections with the previous state, and send the acknowledgements that are due.
+
+        `reports`: status of each worker. `rejected`: last rejection by list.
+        """
         if not reports:
             return
         known = self._config().lists
@@ -100,7 +107,7 @@ class Acknowledging:
                 self._jobs.spawn(self._acknowledge(name, news))
 
     def _compare(self, reports: Sequence[WorkerReport]) -> None:
-        """Store the state that all workers have in force."""
+        """Store for each list the state that all workers have in force, if they agree."""
         changed = False
         for name, state in reports[0].lists.items():
             if not all(report.lists.get(name) == state for report in reports):
@@ -124,14 +131,14 @@ class Acknowledging:
                 self._in_force = save_in_force(self._config().state, self._in_force, {})
 
     def _news(self, name: str, has_list: bool) -> "_News | None":
-        """Return the facts to acknowledge about a list."""
+        """Return the content of the acknowledgement for a list, or None if there is nothing to acknowledge."""
         rejected, in_force = self._rejected.get(name), self._in_force.get(name)
         if not has_list and rejected is not None:  # no list is in force, since the rejection at the latest
             return _News(0, NO_LIST.content_digest, rejected.at, rejected)
         return _News(*in_force[:3], rejected) if in_force is not None and in_force.since else None
 
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
-        """Return the times since when lists in these states are in force."""
+        """Return the time at which each of these list states came into force, by list."""
         return {
             name: self._in_force[name].since
             for name, state in states.items()
@@ -139,7 +146,7 @@ class Acknowledging:
         }
 
     def warnings(self) -> list[str]:
-        """Return warnings about data that the store has lost."""
+        """Return warnings about lists that the store has lost, completely or in part."""
         gone = [f"the store lost list {name}, which was in force here before: restore a backup" for name in self._gone]
         return gone + [
             f"the store lost list {name} as it was: serial {highest} is the highest that it knows of, and {before} was accepted here before; load the newest release again"
@@ -147,7 +154,7 @@ class Acknowledging:
         ]
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics."""
+        """Return the metrics about acknowledgements and lost lists by name and label values."""
         return {
             "eir_source_acknowledgements_total": {labels: float(count) for labels, count in self._counts.items()},
             "eir_store_lost_data": dict.fromkeys(((name,) for name in (*self._gone, *self.older)), 1.0),

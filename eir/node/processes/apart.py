@@ -1,4 +1,4 @@
-"""Work in processes of its own, so that a fault caused by a release ends only such a process.
+"""Tasks that each run in a process of their own, so that a fault caused by a release ends only that process.
 
 Such a process does one task, sends the outcome, and ends; it also ends with the process that ordered the work. A load has a
 limit of memory and of time, and the kernel kills it first if the host's memory runs out.
@@ -38,14 +38,17 @@ LOAD_PROCESS = "load"
 
 
 class Outcome(NamedTuple):
-    """Outcome of work, in the form in which it passes between processes: a result, or an exception as class, arguments and attributes."""
+    """Outcome of a task in another process: a result or an exception.
+
+    An exception passes between processes as class, arguments and attributes.
+    """
 
     kind: type[BaseException] | None
     value: Any
     attributes: dict[str, Any]
 
     def result(self) -> Any:
-        """Return the result, or raise the exception."""
+        """Return the result of the task, or raise its exception."""
         if self.kind is None:
             return self.value
         error = self.kind.__new__(self.kind, *self.value)
@@ -55,7 +58,7 @@ class Outcome(NamedTuple):
 
 
 class SaidNothing(EirError):
-    """A process ended without sending an outcome."""
+    """Error: a process ended without sending an outcome."""
 
     def __init__(self, status: int | None) -> None:
         super().__init__(
@@ -65,12 +68,12 @@ class SaidNothing(EirError):
 
 
 def progress_over(channel: Channel) -> Progress:
-    """Return a function that sends the progress of the work to the process that ordered it."""
+    """Return a function that sends the progress of a task to the process that ordered the task."""
     return lambda *done: channel.notify(PROGRESS, *done)
 
 
 async def outcome_of(work: Awaitable[Any]) -> Outcome:
-    """Return the outcome of work.
+    """Await the work, and return its result or exception as an Outcome.
 
     An exception other than EirError and OSError means that the loaded content is refused.
     """
@@ -95,7 +98,7 @@ async def done_apart(
     handlers: Handlers | None = None,
     report: Report = silent,
 ) -> Any:
-    """Run `work` with these arguments in a process of its own, and return its result.
+    """Run `work` with these arguments in a new process, and return its result.
 
     The work and its arguments must be picklable. `memory_max`: bytes that the work may use in addition to the program; such
     work may run for LOAD_S_MAX. `nice`: nice value. `handlers`: calls that the work may make.
@@ -120,7 +123,7 @@ async def done_apart(
 async def load_apart(
     start: Start, work: Work, *arguments: Any, memory_max: int, nice: int = 0, progress: Progress | None = None
 ) -> Any:
-    """Run a load like `done_apart`.
+    """Load a release in a new process, as `done_apart` does, within limits of memory and time.
 
     Raises:
         ReleaseRefused: `memory` above memory_max, `time` above LOAD_S_MAX, `fault` for an exception other than EirError and
@@ -141,7 +144,7 @@ async def load_apart(
 
 
 def _end_of(nothing: SaidNothing, memory_max: int) -> ReleaseRefused:
-    """Return the reason for the end of a load that sent no outcome."""
+    """Return the rejection of a release whose load ended without an outcome, with the probable reason."""
     if nothing.status == -signal.SIGKILL:
         return ReleaseRefused(
             KILLED, "the process that loaded it was killed; by the kernel, if the host's memory ran out (journalctl -k)"
@@ -155,7 +158,7 @@ def _end_of(nothing: SaidNothing, memory_max: int) -> ReleaseRefused:
 
 
 async def _end(process: Process) -> None:
-    """Wait for the end of a process whose channel has ended, and kill it after END_S."""
+    """Wait for the end of a process whose channel is closed; kill the process after END_S."""
     try:
         async with asyncio.timeout(END_S):
             await process.ended()
@@ -168,7 +171,7 @@ async def _end(process: Process) -> None:
 
 
 def _do(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: int | None, nice: int) -> int:
-    """Run the work in the new process, and send the outcome."""
+    """Run the work in this new process, and send its outcome to the process that ordered it."""
     with suppress(OSError):  # a filter of system calls may be stricter than this program
         os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
     if memory_max is not None:
@@ -202,7 +205,10 @@ async def _done(end: socket.socket, work: Work, arguments: tuple[Any, ...]) -> O
 
 
 def _end_with(descriptor: int) -> None:
-    """End at once when the other end of the channel is closed; a store tolerates the end of a load at any point."""
+    """End this process at once when the other end of the channel is closed.
+
+    A store tolerates the end of a load at any point.
+    """
     watch = select.poll()
     watch.register(descriptor, 0)
     watch.poll()
@@ -210,7 +216,10 @@ def _end_with(descriptor: int) -> None:
 
 
 def _confine(memory_max: int) -> None:
-    """Limit the memory and the time of this process, and let the kernel kill it first."""
+    """Limit the memory and the duration of this process.
+
+    If the host's memory runs out, the kernel kills this process first.
+    """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_S_MAX)
     has = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data and stack: proc(5)

@@ -1,4 +1,4 @@
-"""Work of interfaces in the supervisor, such as a registration at another server."""
+"""Tasks of interfaces in the supervisor (attendants), such as a registration at another server."""
 
 from collections.abc import Sequence
 from pkgutil import resolve_name
@@ -12,7 +12,7 @@ from eir.node.processes.configuration import Loaded
 
 
 class Attendants:
-    """Attendants of all interfaces."""
+    """Tasks of all interfaces in the supervisor."""
 
     def __init__(self, report: Report) -> None:
         self._standing = NodeLoad(serving=False, load=0)
@@ -24,21 +24,24 @@ class Attendants:
 
     @property
     def all(self) -> list[Attendant]:
-        """All attendants."""
+        """Attendants of all interfaces that have one."""
         return [attendant for _, attendant in self._by_interface]
 
     async def apply(self, loaded: Loaded, listening: Sequence[str]) -> None:
-        """Apply settings to the attendants; `listening` as in Attendant.apply."""
+        """Apply settings to all attendants.
+
+        `listening`: URLs of the open listeners, as in Attendant.apply.
+        """
         for each, attendant in self._by_interface:
             await attendant.apply(loaded.config.of(each), loaded.config, loaded.tls, listening)
 
     def note(self, readiness: Readiness, reports: Sequence[WorkerReport]) -> None:
-        """Store the standing of the node, which attendants announce."""
+        """Store readiness and load of the node, which attendants announce to other servers."""
         load = max((report.load for report in reports), default=0)
         self._standing = NodeLoad(serving=readiness.word != NOT_READY, load=round(100 * load))
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics."""
+        """Return the metrics of all attendants by name and label values."""
         return {name: samples for each in self.all for name, samples in each.numbers().items()}
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Channel between two processes of a node: calls, answers and descriptors over a pair of sockets.
+"""Channel between two processes of a node: calls, answers and file descriptors over a pair of sockets.
 
 Each side calls functions of the other by name, with arguments and descriptors. Both ends are this program, run by the same
 user, so calls are pickled. If one end closes, the other end is notified at once. The meaning of the calls is unknown here.
@@ -32,22 +32,22 @@ Handlers = Mapping[str, Callable[..., Any]]
 
 
 class ChannelError(EirError):
-    """The other end is closed, did not answer, or rejected the call."""
+    """Error: the other end of the channel is closed, did not answer, or rejected the call."""
 
 
 class Unanswered(ChannelError):
-    """The other end is open, but did not answer in time."""
+    """Error: the other end of the channel is open, but did not answer in time."""
 
 
 class HasDescriptor(Protocol):
-    """Object that keeps a descriptor open."""
+    """Object with an open file descriptor, such as a socket."""
 
     def fileno(self) -> int:
-        """Return the descriptor."""
+        """Return the file descriptor."""
 
 
 class ChannelMessage(NamedTuple):
-    """Message in the form in which it is pickled."""
+    """Call or answer over a channel, in the form that is pickled."""
 
     what: str | None
     """Name of a call; None: an answer."""
@@ -59,26 +59,26 @@ class ChannelMessage(NamedTuple):
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Create both ends of a channel."""
+    """Create a pair of connected sockets, the two ends of a channel."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def parts_of(message: ChannelMessage) -> list[bytes]:
-    """Encode a message as packets; its descriptors are sent with the last one."""
+    """Encode a message as packets. The sender attaches the message's file descriptors to the last packet."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     parts = [data[at : at + PART_BYTES] for at in range(0, len(data), PART_BYTES)]
     return [*(MORE + part for part in parts[:-1]), LAST + parts[-1]]
 
 
 class Receiver:
-    """Reader of messages from the packets of a socket."""
+    """Parser of channel messages from the packets of a socket."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._heard = bytearray()
 
     def next(self) -> tuple[ChannelMessage, list[int | None]] | None:
-        """Return the next message with its descriptors; None after the other end has closed.
+        """Return the next message and its file descriptors, or None if the other end has closed.
 
         If this process has no room for all descriptors, they are closed, and the result has None in their place.
 
@@ -110,7 +110,7 @@ class Channel:
     """One end of a channel on the running event loop. It reads while `serve` runs."""
 
     def __init__(self, end: socket.socket) -> None:
-        """Create an end, which owns the socket from now on."""
+        """Create a channel from one end of a socket pair, and take ownership of the socket."""
         end.setblocking(False)
         self.answer_s = ANSWER_S
         """Default number of seconds that the other end has to answer."""
@@ -131,15 +131,15 @@ class Channel:
     def notify(
         self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), latest: str | None = None
     ) -> None:
-        """Call a handler of the other side without an answer; a call to a closed end is lost.
+        """Call a handler of the other side without waiting for an answer.
 
-        `carrying`: for each of these the handler receives a descriptor as a further argument, or None without room for it.
-        `latest`: the call replaces a waiting call with this name.
+        If the other end is closed, the call is lost. `carrying`: for each of these the handler receives a descriptor as a
+        further argument, or None without room for it. `latest`: the call replaces a waiting call with this name.
         """
         self._queue(ChannelMessage(what, arguments, None, len(carrying)), carrying, latest)
 
     def try_notify(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> bool:
-        """Call a handler of the other side if the kernel accepts the message at once; return false otherwise.
+        """Call a handler of the other side if the kernel accepts the message at once; return whether it was accepted.
 
         The message never waits in memory. Use it for calls that may be lost, and that a peer can cause in any number.
         """
@@ -155,7 +155,7 @@ class Channel:
     async def ask(
         self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), patience_s: float | None = 0.0
     ) -> Any:
-        """Call a handler of the other side and return its result.
+        """Call a handler of the other side, and return the handler's result.
 
         `patience_s`: seconds for the answer, 0 for `answer_s`; None: wait until the other end closes.
 
@@ -177,7 +177,7 @@ class Channel:
             del self._asked[number]
 
     async def serve(self, handlers: Handlers, *, failed: Callable[[str, Exception], None]) -> None:
-        """Handle the calls of the other side, in order, until it closes.
+        """Handle the calls of the other side, in order, until the other end closes.
 
         The answer is the result of the handler, or the text of an EirError or OSError. Any other exception is a fault of this
         program: `failed` receives it, the caller receives an error, and the next call is handled.
@@ -191,12 +191,12 @@ class Channel:
             self._leave()
 
     def close(self) -> None:
-        """Close this end."""
+        """Close this end of the channel."""
         self._leave()
         self._end.close()
 
     def _leave(self) -> None:
-        """Stop reading and writing."""
+        """Stop reading and writing, and fail all calls that wait for an answer."""
         if self._end.fileno() >= 0:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._end)
@@ -224,7 +224,7 @@ class Channel:
         self._send()
 
     def _send(self) -> None:
-        """Send waiting messages until the kernel's buffer is full."""
+        """Send queued messages until the kernel's buffer is full."""
         loop = asyncio.get_running_loop()
         while self._waiting or self._parts:
             if not self._parts:

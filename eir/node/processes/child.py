@@ -1,4 +1,4 @@
-"""Processes that run until the node ends: each is started, watched, restarted after its end, and counted.
+"""Processes that run until the node ends. Each is started, watched, and restarted after an unexpected end.
 
 `Child` is one such process across its restarts. `Children` runs all of them.
 """
@@ -33,7 +33,7 @@ HUNG_QUESTIONS = 4
 
 
 class Child:
-    """Process of the node, across its restarts.
+    """Child process of the supervisor, with its settings and counters across restarts.
 
     `launch` starts it. `greet` sends a new process its settings. `handlers`: calls that it may make. `left` is called after
     each end.
@@ -53,7 +53,7 @@ class Child:
         is_asked: bool = True,
         number: int | None = None,
     ) -> None:
-        """Create a child that does not run yet.
+        """Create a child whose process is not running yet.
 
         `serves`: clients wait for it. `is_spared`: killing it at the node's end is no failure of the node. `is_asked`: its
         counters are requested each second, and it is killed if it stops answering. `number`: number of a worker.
@@ -69,7 +69,7 @@ class Child:
         """Counters of ended processes."""
 
     async def attend(self, process: Process) -> None:
-        """Serve a new process until its channel ends."""
+        """Send a new process its settings, and handle its calls until its channel closes."""
         channel = self.channel = process.channel
         self._greet(process)
         asking = asyncio.create_task(self._ask_counters(process)) if self._is_asked else None
@@ -84,25 +84,28 @@ class Child:
             self._left(process)
 
     def count(self, counters: metrics.Snapshot) -> None:
-        """Replace these counters of the running process."""
+        """Store new values of these counters for the running process."""
         self._counters = self._counters | counters
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the counters of this process and of its predecessors."""
+        """Return the counters of the running process, added to those of its ended predecessors."""
         return metrics.merge([self._past, self._counters])
 
     def notify(self, what: str, *arguments: Any, **options: Any) -> None:
-        """Call a handler of the process, if it runs; options as in Channel.notify."""
+        """Call a handler of the process, if the process is running.
+
+        `options`: as in Channel.notify.
+        """
         if self.channel is not None:
             self.channel.notify(what, *arguments, **options)
 
     def stop(self) -> None:
-        """Close the channel; the process ends after its current work."""
+        """Close the channel to the process, which then finishes its current work and ends."""
         if self.channel is not None:
             self.channel.close()
 
     async def _ask_counters(self, process: Process) -> None:
-        """Request the counters repeatedly; kill the process if it stops answering."""
+        """Request the counters every COUNTERS_S; kill the process after HUNG_QUESTIONS unanswered requests."""
         who = {"process": self.name} if self.number is None else {"worker": self.number}
         unanswered = 0
         while unanswered < HUNG_QUESTIONS:
@@ -126,7 +129,7 @@ class Child:
 
 
 class Children:
-    """All children of a node, each restarted until the node ends."""
+    """All child processes of a node. Each is restarted after its end until the node ends."""
 
     def __init__(
         self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S
@@ -150,11 +153,14 @@ class Children:
         task.add_done_callback(self._keeping.discard)
 
     def stop(self) -> None:
-        """Stop all restarts."""
+        """Restart no child from now on."""
         self._stopping = True
 
     async def end(self, within_s: float) -> bool:
-        """Wait for the end of all children, and kill those that exceed `within_s`; return false if a child was killed that is not spared."""
+        """Wait until all children have ended, and kill those that run longer than `within_s`.
+
+        Returns false if a child was killed whose `is_spared` is false.
+        """
         self.stop()
         for task in self._idle:
             task.cancel()

@@ -1,4 +1,7 @@
-"""Commands of the control sockets: who can open the node's own socket can control the node; who can open the other one can only read."""
+"""Commands of the two control sockets of a node.
+
+A user who can open the node's own socket can control the node; a user who can open the other one can only read.
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -39,7 +42,7 @@ ACCEPTS: Mapping[str, Arguments] = {
 
 
 class ControlSockets:
-    """Control socket, and the read-only socket if one is configured."""
+    """Control socket of the node, and its read-only socket if the configuration has `control_read`."""
 
     def __init__(
         self, configuration: Configuration, commands: Mapping[str, Command], looking: Looking, *, report: Report
@@ -77,7 +80,7 @@ class ControlSockets:
 
 
 class Commands:
-    """Commands, executed by the parts of the supervisor."""
+    """Commands of the control socket. Each command calls parts of the supervisor."""
 
     def __init__(
         self,
@@ -93,13 +96,16 @@ class Commands:
         is_stopping: Callable[[], bool],
         report: Report,
     ) -> None:
-        """Create the commands. `stop` starts the end of the node, with its cause."""
+        """Create the commands.
+
+        `stop`: function that begins to stop the node, for the given cause.
+        """
         self._configuration, self._overview, self._reload = configuration, overview, reload
         self._sources, self._history, self._recorded, self._tracing = sources, history, recorded, tracing
         self._stop, self._is_stopping, self._report = stop, is_stopping, report
 
     def by_name(self) -> Mapping[str, Command]:
-        """Return the commands by name."""
+        """Return the function of each command by the command's name."""
         return {
             PING: lambda _: STOPPING if self._is_stopping() else RUNNING,
             "status": lambda _: self._status(),
@@ -122,7 +128,10 @@ class Commands:
         return (await self._overview.reports_and_document())[1]
 
     async def _in_force(self) -> dict[str, Any]:
-        """Return the state from which the node answers, for a comparison with file and store."""
+        """Return the configuration and the lists that the node uses at present.
+
+        A command compares them with the file and the store.
+        """
         reports = await self._overview.workers.reports()
         if not reports:
             raise EirError("no worker has its lists yet: ask again in a moment")
@@ -146,7 +155,10 @@ class Commands:
         return "draining: DPR to each peer, then the end"
 
     async def _events(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return records from this node's copy of the history, for use while the store is away."""
+        """Return records from the node's own copy of the history.
+
+        Commands use it while the store is unavailable.
+        """
         name, limit, since, chain = (arguments.get(each) for each in ("list", "limit", "since", "chain"))
         if limit is not None and not 0 <= limit <= LIMIT_MAX:
             raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
@@ -154,13 +166,13 @@ class Commands:
         return [asdict(event) for event in events]
 
     async def _write_record(self) -> bool:
-        """Flush the checks so far to disk; return whether there is a record."""
+        """Write all recorded checks so far to disk; return false if the node keeps no record of checks."""
         if self._recorded is not None:
             await self._recorded.write()
         return self._recorded is not None
 
     async def _forget(self, arguments: Mapping[str, Any]) -> bool:
-        """Delete subscribers from the memory of a running node; return whether there is a record."""
+        """Delete subscribers from the recorder's memory; return false if the node keeps no record of checks."""
         if self._recorded is not None:
             await self._recorded.forget([str(each) for each in arguments["subscribers"]])
         return self._recorded is not None

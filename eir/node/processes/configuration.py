@@ -1,4 +1,7 @@
-"""Configuration in force: read by the supervisor with the files that it names, passed to all processes, replaced as a whole."""
+"""Configuration in force, with the files that it names.
+
+The supervisor reads it, passes it to all processes, and replaces it as a whole.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,7 +24,7 @@ FAULT = "the configuration on disk has a fault, and the one in force is an earli
 
 
 class Loaded(NamedTuple):
-    """Configuration and the contents of the files that it names. Only the supervisor reads these files."""
+    """Configuration, and the contents of the files that it names. Only the supervisor reads these files."""
 
     config: Config
     tls: TlsFiles | None
@@ -30,7 +33,7 @@ class Loaded(NamedTuple):
 
 
 class Configuration:
-    """Configuration in force."""
+    """Configuration in force, and the result of the last reload."""
 
     def __init__(self, config: Config, *, report: Report) -> None:
         """Read the files that the configuration names.
@@ -55,7 +58,10 @@ class Configuration:
         return self.loaded.config
 
     def read(self, who: str) -> tuple[Loaded, list[str]]:
-        """Read the file again, for `who`; return the new settings, and the keys whose new values wait for a restart.
+        """Read the configuration file and the files that it names again, but do not apply them.
+
+        `who`: user or signal that caused the reload. Returns the new settings, and the keys whose new values wait for a
+        restart.
 
         Raises:
             EirError: if the configuration has faults; each is logged.
@@ -75,17 +81,20 @@ class Configuration:
         return Loaded(config_after_reload(self.config, new), tls, keys), needs_restart(self.config, new)
 
     def apply(self, loaded: Loaded) -> None:
-        """Replace the settings for every process that starts from now on."""
+        """Put settings in force for every process that starts from now on."""
         self.loaded = loaded
 
     def accept(self, needs_restart: Sequence[str]) -> None:
-        """Note that all processes have applied the settings, and the keys that wait for a restart."""
+        """Record that all processes have applied the settings of the last reload.
+
+        `needs_restart`: keys whose new values wait for a restart.
+        """
         self._is_refused, self._needs_restart = False, needs_restart
 
     def read_keys(self) -> "Mapping[str, KeyFiles | None]":
-        """Read the key files again; apply them and return the keys of each interface whose keys changed.
+        """Read the key files of access tokens again, and put changed keys in force.
 
-        If a file has a fault, nothing changes, and the fault is logged once.
+        Returns the keys of each interface whose keys changed. If a file has a fault, nothing changes, and the fault is logged once.
         """
         before = self.loaded.keys
         try:
@@ -100,18 +109,18 @@ class Configuration:
         return {name: files for name, files in keys.items() if files != before[name]}
 
     async def is_written(self) -> bool:
-        """Return true if the file was written since the last call."""
+        """Return true if the configuration file was changed since the last call."""
         return await self._file.poll()
 
     def warnings(self) -> list[str]:
-        """Return warnings for `eir status`."""
+        """Return warnings for `eir status` about the configuration file and the node's certificate."""
         warnings = certificate_warnings(self._certificate_ends, datetime.now(UTC))
         if (fault := self._file.fault) is not None:
             warnings.insert(0, f"{FAULT}: {fault}")
         return warnings
 
     def snapshot(self) -> Snapshot:
-        """Return the metrics."""
+        """Return the metrics about reloads and the node's certificate by name and label values."""
         ends = self._certificate_ends
         return {
             "eir_config_last_reload_successful": {(): float(not self._is_refused)},
@@ -120,7 +129,7 @@ class Configuration:
         }
 
     def _read_tls(self, config: Config) -> TlsFiles | None:
-        """Read the TLS files for all processes, and log the certificate.
+        """Read the TLS files for all processes, and log names and expiry of the node's certificate.
 
         Raises:
             TlsError: if a file cannot be used.
@@ -135,14 +144,19 @@ class Configuration:
 
 
 def certificate_warnings(ends: datetime | None, now: datetime) -> list[str]:
-    """Return a warning if the node's own certificate ends soon. `ends` is None without TLS."""
+    """Return a warning if the node's own certificate expires soon.
+
+    `ends`: time of its expiry; None without TLS.
+    """
     if ends is None or ends - now >= CERTIFICATE_WARNED:
         return []
     return [f"the node's certificate ends at {ends:%Y-%m-%dT%H:%M:%SZ}"]
 
 
 def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict[str, KeyFiles | None]":
-    """Read the keys that verify access tokens, by interface; an interface without listeners keeps its keys.
+    """Read the keys that verify access tokens, by interface.
+
+    An interface without listeners keeps its previous keys.
 
     Raises:
         KeysError: if a file cannot be used.

@@ -1,7 +1,8 @@
-"""Drop folder of a running node: the supervisor watches it, and a separate process makes each pass.
+"""Drop folder of a running node: loads releases that appear in it.
 
-`make_pass` is the work of that process, and of `eir inbox`. It holds a lease in the store, so that only one of several nodes
-loads, and another one continues after its end. Each load has a process of its own. `DropFolder` is the part of the supervisor.
+The supervisor watches the folder (`DropFolder`). A separate process makes each pass, which loads complete releases: `make_pass`
+is the work of that process, and of `eir inbox`. It holds a lease in the store, so that only one of several nodes loads, and
+another one continues after its end. Each load has a process of its own.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ LEVELS = {ACCEPTED: "info", WAITING: "info"}
 
 
 async def make_pass(config: Config, who: str, load: Load) -> Pass:
-    """Make one pass over the drop folder, unless another node holds the lease.
+    """Load all complete releases in the drop folder once, unless another node holds the lease.
 
     Raises:
         EirError: if there is no drop folder, or it cannot be used.
@@ -57,15 +58,18 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
 
 
 async def _pass_of_node(config: Config, who: str, channel: Channel) -> Pass:
-    """Make one pass, in its own process."""
+    """Load the folder's releases once, in a process that the supervisor has started."""
     return await make_pass(config, who, loading_over(channel))
 
 
 class DropFolder:
-    """Watcher of the drop folder; it starts passes while there is work."""
+    """Watcher of the drop folder, which starts a process when there are releases to load."""
 
     def __init__(self, config: Callable[[], Config], start: Start, loads: Loads, *, report: Report) -> None:
-        """Create a watcher. `config` returns the settings in force; another path of the folder needs a restart."""
+        """Create a watcher.
+
+        `config`: function that returns the settings in force. A new path of the folder needs a restart.
+        """
         self._config, self._start, self._loads, self._report = config, start, loads, report
         self._watch = Watch(config().inbox_patience_s)
         self._failures = 0
@@ -77,16 +81,16 @@ class DropFolder:
 
     @property
     def is_usable(self) -> bool:
-        """True if the folder is readable and the last pass did not fail."""
+        """True if the drop folder is readable and the last attempt to load from it succeeded."""
         return self._readable and not self._failures
 
     def warnings(self) -> list[str]:
-        """Return warnings for `eir status`."""
+        """Return a warning for `eir status` if the drop folder cannot be used."""
         folder = self._config().inbox
         return [] if folder is None or self.is_usable else [f"the drop folder {folder} cannot be used (eir inbox)"]
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics; empty without a drop folder."""
+        """Return the metrics about the drop folder; empty if no drop folder is configured."""
         if self._config().inbox is None:
             return {}
         return {
@@ -95,7 +99,7 @@ class DropFolder:
         }
 
     async def poll(self) -> None:
-        """Read the folder, and start a pass if one is due."""
+        """Read the drop folder, and load its releases in a new process if a load is due."""
         folder = self._config().inbox
         if folder is None:
             return
@@ -128,7 +132,7 @@ class DropFolder:
         self._watch.record_pass(listing, again_s, time.time())
 
     async def _run_pass(self) -> Pass | None:
-        """Run a pass in its process and return its result; None after a failure, which is logged."""
+        """Load the folder's releases in a new process; return the result, or None after a failure, which is logged."""
         config = self._config()
         who = f"inbox of {node_user()}"
         try:

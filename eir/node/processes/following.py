@@ -1,4 +1,4 @@
-"""Follower: the process that follows the store for the whole node. It answers no checks.
+"""Follower: the process that reads changed lists from the store, for all workers of the node. It answers no checks.
 
 It reads changes, verifies them, builds images, and passes each image to the supervisor, which passes it to every worker. It
 also keeps the last good copy, and restores lists in the store. It may end and restart: the supervisor passes it the lists in
@@ -47,7 +47,7 @@ TRIM_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
-    """Status of the follower."""
+    """Status that the follower sends to the supervisor."""
 
     store_up: bool
     lost: Mapping[str, str]
@@ -60,14 +60,17 @@ class Following:
     """Faults of last good copies (writing, reading, restoring), by list."""
 
     def loss_warnings(self) -> list[str]:
-        """Return warnings about data that the store has lost."""
+        """Return a warning for each list with data that the store has lost."""
         return [
             f"the store lost list {name} (it shows {shown}); the memory stays in force"
             for name, shown in self.lost.items()
         ]
 
     def copy_warnings(self) -> list[str]:
-        """Return warnings about the last good copies."""
+        """Return warnings about the last good copy.
+
+        Each list in force that comes from the copy, and each fault of the copy, causes a warning.
+        """
         kept = [f"list {name} is this node's last good copy" for name in self.from_copy]
         return kept + [
             f"the last good copy of list {name} is not kept ({why})" for name, why in self.copy_faults.items()
@@ -75,7 +78,7 @@ class Following:
 
 
 def run(end: socket.socket, config: Config) -> int:
-    """Run the follower until SIGTERM, or until its channel ends; return the exit status."""
+    """Run the follower until SIGTERM, or until its channel to the supervisor closes; return the exit status."""
     return run_process(end, partial(_follow, config), nice=BESIDE_NICE)
 
 
@@ -89,7 +92,7 @@ async def _follow(config: Config, process: ThisProcess) -> None:
 
 
 class _FollowerProcess:
-    """Follower in its own process."""
+    """Follower, as it runs in its own process."""
 
     def __init__(self, config: Config, process: ThisProcess) -> None:
         self._config, self._process, self._channel, log = config, process, process.channel, process.log
@@ -120,7 +123,7 @@ class _FollowerProcess:
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Receive the lists in force, then follow the store."""
+        """Wait for the lists in force from the supervisor, then follow the store until cancelled."""
         await self._all_there.wait()
         await self._follower.start()
         if self._keeper is not None:
@@ -147,7 +150,7 @@ class _FollowerProcess:
         self._channel.notify("counted", self._counters(), latest="counted")
 
     async def close(self) -> None:
-        """Close store and copy."""
+        """Write the remaining first sightings, and close the store and the last good copy."""
         if self._keeper is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_S):
@@ -181,7 +184,10 @@ class _FollowerProcess:
             self._keeper.note(sighted)
 
     def _registering(self) -> list[DeviceList]:
-        """Return the lists of devices that need no period: a rule answers whitelisted, or a rule with a period excludes them."""
+        """Return the lists whose devices need no record of first sightings.
+
+        A rule answers these devices `whitelisted`, or a rule about first sightings excludes them (`not_list`).
+        """
         rules = [rule for rule in self._config.policy.rules if not rule.observe]
         names = {rule.list for rule in rules if rule.answer is Status.WHITELISTED}
         names |= {rule.not_list for rule in rules if rule.asks_first_seen}
@@ -213,7 +219,7 @@ def _trim(_before: Image | None) -> None:
 
 
 class Followed:
-    """Lists that the follower has sent to the supervisor."""
+    """Supervisor's side of the follower: lists in force for all workers, and the follower's status."""
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config, self._report = config, report
@@ -238,14 +244,15 @@ class Followed:
     def deliver_to(
         self, put_in_force: Callable[[Listed, Image], None], complete: Callable[[], None], reject: Callable[[str, list[int]], None]
     ) -> None:  # fmt: skip
-        """Call `put_in_force` with each list from now on, and `complete` after all lists have arrived.
+        """Set the functions that receive the follower's lists.
 
-        `reject` gets a peer and devices whose first sighting is not recorded (eir.lists.follow.first_seen).
+        `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` gets a peer and devices
+        whose first sighting is not recorded (eir.lists.follow.first_seen).
         """
         self._put_in_force, self._tell_complete, self._reject = put_in_force, complete, reject
 
     def _greet(self, process: Process) -> None:
-        """Send a new follower the lists in force."""
+        """Send a new follower its settings and the lists in force."""
         process.channel.notify("configure", self._config)
         for listed, image in self._lists.values():
             send_list(process.channel, listed, image)
@@ -263,24 +270,30 @@ class Followed:
         }  # fmt: skip
 
     def note_first_seen(self, sighted: list[Sighted]) -> None:
-        """Have devices recorded that a worker saw for the first time."""
+        """Pass devices that a worker saw for the first time to the follower, which records them."""
         self.child.notify("first_seen", sighted)
 
     def send_all(self, channel: Channel) -> None:
-        """Send all lists; and the note that they are complete, if they are."""
+        """Send a process all lists in force, then a message that the lists are complete, if they are."""
         for listed, image in self._lists.values():
             send_list(channel, listed, image)
         if self._complete:
             channel.notify("complete")
 
     def send_missing(self, channel: Channel, states: Mapping[str, ListState]) -> None:
-        """Send the lists that a process lacks, by the states that it has; otherwise a list that it could not receive would be lost."""
+        """Send a worker each list in force that it does not have.
+
+        `states`: lists that the worker has. A list that it could not receive before would otherwise stay missing.
+        """
         for listed, image in self._lists.values():
             if states.get(listed.name) != listed.state:
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:
-        """Follow the lists of another configuration, after the workers have applied it."""
+        """Let the follower follow the lists of another configuration.
+
+        The workers have applied that configuration before.
+        """
         self._config = config
         kinds = kinds_of(config)
         self._lists = {
@@ -289,7 +302,7 @@ class Followed:
         self.child.notify("configure", config)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of following."""
+        """Return the metrics about store, lists and copies by name and label values."""
         how = self.how
         ours: metrics.Snapshot = {
             "eir_store_up": {(): float(how.store_up)},
@@ -307,7 +320,7 @@ class Followed:
         self._tell_complete()
 
     def _handed(self, what: Listed, memory: int | None) -> str | None:
-        """Store a list; return the fault that prevents it."""
+        """Store a list that the follower has sent, and distribute it; return the fault that prevents this, or None."""
         if memory is None:
             return "the supervisor has no descriptor left for it"
         try:

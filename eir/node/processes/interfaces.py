@@ -1,4 +1,4 @@
-"""Processes of HTTP/1.1 interfaces that answer no checks; they have a lower priority than checks.
+"""Processes of HTTP/1.1 interfaces that answer no checks, such as the feed. Checks have a higher priority.
 
 The supervisor opens the listeners, so that connections wait in them while such a process restarts, and passes it the listeners
 and the configuration. `ServiceProcess` is the part of the supervisor; `run` is the process, which runs an
@@ -45,7 +45,7 @@ DRAIN_S = 3.0
 
 
 class ServiceProcess:
-    """Process of an interface, from the supervisor's side."""
+    """Supervisor's side of the process of one HTTP/1.1 interface: listeners, settings and faults."""
 
     def __init__(self, interface: Interface, start: Start, *, report: Report) -> None:
         self.interface, self._report = interface, report
@@ -65,7 +65,7 @@ class ServiceProcess:
         """Faults as in Service.faults; `process` from the end of a process until its successor serves."""
 
     async def open(self, loaded: Loaded) -> None:
-        """Open the listeners.
+        """Open the listeners of the interface.
 
         Raises:
             EirError: if a listener cannot be opened.
@@ -83,21 +83,21 @@ class ServiceProcess:
             self._report("listening", address=address, interface=self.interface.name)
 
     def apply(self, loaded: Loaded) -> None:
-        """Apply other settings; a change of the listeners needs a restart."""
+        """Apply new settings. Changed listeners take effect after a restart."""
         self._loaded = loaded
         self.child.notify("configure", loaded.config, loaded.tls)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics."""
+        """Return the metrics of the interface by name and label values."""
         faults: metrics.Snapshot = {"eir_interface_faulty": {(self.interface.name, part): 1.0 for part in self._faults}}
         return metrics.merge([faults, self.child.snapshot()])
 
     def warnings(self) -> list[str]:
-        """Return warnings for `eir status`."""
+        """Return warnings for `eir status` about faults of the interface."""
         return [f"{self.interface.name}: {part} cannot be used ({why})" for part, why in self._faults.items()]
 
     def stop(self) -> None:
-        """End the process after its pending answers; close the listeners."""
+        """Let the process finish its pending answers and end, and close the listeners."""
         self.child.stop()
         for _, each in self._sockets:
             each.close()
@@ -117,7 +117,7 @@ class ServiceProcess:
 
 
 def run(end: socket.socket, name: str) -> int:
-    """Run the process of an interface until SIGTERM, or until its channel ends; return the exit status."""
+    """Run the process of an interface until SIGTERM, or until its channel closes; return the exit status."""
     interface = next(each for each in INTERFACES if each.name == name)
     return run_process(end, partial(_serve, interface), nice=BESIDE_NICE)
 
@@ -132,7 +132,7 @@ async def _serve(interface: Interface, process: ThisProcess) -> None:
 
 
 class _InterfaceProcess:
-    """Interface in its own process."""
+    """HTTP/1.1 interface, as it runs in its own process."""
 
     def __init__(self, interface: Interface, process: ThisProcess) -> None:
         self._interface, self._process, self._log = interface, process, process.log
@@ -152,14 +152,14 @@ class _InterfaceProcess:
         return {"configure": self._configure, "listen": self._listen, "counters": self._counters}
 
     async def drain(self) -> None:
-        """Close the listeners, and answer pending requests."""
+        """Close the listeners, and answer pending requests for at most DRAIN_S."""
         for listener in self._listeners:
             listener.close()
         if self._links is not None:
             await self._links.drain(DRAIN_S)
 
     async def close(self) -> None:
-        """Close the service."""
+        """Close the interface's service."""
         if self._service is not None:
             await self._service.close()
 
@@ -212,7 +212,7 @@ class _InterfaceProcess:
             self._process.jobs.spawn(self._accept(links, connection, host, secure=secure))
 
     def _admits(self, host: str) -> bool:
-        """Return true if clients at this address may connect."""
+        """Return true if the settings permit clients at this address to connect."""
         return self._service is not None and is_from(self._service.peers, source_address(host))
 
     async def _accept(self, links: HttpConnections, connection: socket.socket, host: str, *, secure: bool) -> None:
@@ -229,7 +229,10 @@ class _InterfaceProcess:
             self._handshakes.pop(connection, None)
 
     def _make_room(self) -> None:
-        """End a handshake for a new one, so that open handshakes cannot block other clients."""
+        """End one TLS handshake if HANDSHAKES_MAX handshakes are open.
+
+        So open handshakes cannot block other clients.
+        """
         if len(self._handshakes) >= HANDSHAKES_MAX:
             ((most, _),) = Counter(self._handshakes.values()).most_common(1)
             oldest = next(each for each, host in self._handshakes.items() if host == most)
@@ -260,7 +263,7 @@ class _InterfaceProcess:
         self._log.report("accept_failed", level="error", reason="other", detail=fault.strerror)
 
     async def _read_files(self) -> None:
-        """Let the service read its files again; log each new fault."""
+        """Let the service read its changed files, and log each new fault of a file."""
         if self._service is None:
             return
         faults = dict[str, str]()

@@ -1,4 +1,4 @@
-"""Jobs of a process: functions that run repeatedly, each at an interval of its own, with common error handling."""
+"""Jobs of a process: functions that run repeatedly at an interval, with common error handling."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,7 +11,7 @@ Work: TypeAlias = Callable[[], Awaitable[float | None]]
 
 
 class Jobs:
-    """Runner of jobs and of single tasks, until it is closed."""
+    """Runner of repeated jobs and of single tasks. `close` cancels all of them."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -19,22 +19,25 @@ class Jobs:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, name: str, interval_s: float, work: Work, *, delay_s: float = 0.0) -> None:
-        """Run `work` after `delay_s`, and again `interval_s` after the end of each run. A failed run is logged under this name."""
+        """Run `work` after `delay_s`, then again `interval_s` after the end of each run.
+
+        A failed run is logged under `name`.
+        """
         self._jobs[name] = self.spawn(self._repeat(name, interval_s, work, delay_s))
 
     def stop(self, name: str) -> None:
-        """Stop a job, even during a run."""
+        """Cancel the job with this name, even during a run."""
         self._jobs.pop(name).cancel()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run work once."""
+        """Run a coroutine once, as a task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def close(self) -> None:
-        """Stop everything, and wait for the end."""
+        """Cancel all jobs and tasks, and wait for their end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

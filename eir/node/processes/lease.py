@@ -1,4 +1,4 @@
-"""Lease of a right that only one node at a time has, of all nodes on a store."""
+"""Lease in the store, which lets only one of several nodes do a task at a time."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ CLAIM_S = 30.0
 
 
 class Lease:
-    """Lease in the store, renewed until the end of a `with` block, then released."""
+    """Lease in the store. It is renewed until the end of the `async with` block, then released."""
 
     def __init__(self, store: ListStore, name: str, holder: str) -> None:
         self._store, self._name, self._holder = store, name, holder
@@ -22,7 +22,7 @@ class Lease:
         self._keeping: asyncio.Task[None] | None = None
 
     async def claim(self) -> bool:
-        """Claim the lease; return false while another holder has it.
+        """Acquire the lease; return false if another holder has it.
 
         Raises:
             StoreError: if the store cannot be reached.
@@ -35,7 +35,7 @@ class Lease:
         return True
 
     def is_held(self) -> bool:
-        """Return true while no other holder can have the lease."""
+        """Return true while the lease is held, so that no other holder can have it."""
         return time.monotonic() < self._until
 
     async def __aenter__(self) -> Self:
@@ -48,7 +48,7 @@ class Lease:
                 await self._store.claim(self._name, self._holder, 0)
 
     async def _renew(self) -> None:
-        """Renew the lease, well before its end, until cancelled."""
+        """Renew the lease every third of its duration, until cancelled."""
         while True:
             await asyncio.sleep(CLAIM_S / 3)
             began = time.monotonic()

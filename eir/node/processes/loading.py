@@ -1,4 +1,4 @@
-"""Loading of a release from the drop folder or from a source, always in a process of its own.
+"""Loading of a release from the drop folder or from a source, each time in a new process.
 
 `loading` starts that process. The process of a pass or a pull requests each load from the supervisor.
 """
@@ -37,7 +37,7 @@ Load: TypeAlias = Callable[[VerifiedRelease, Path, Mapping[str, Mark]], Awaitabl
 
 
 def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
-    """Return a function that loads each release in a process of its own. `force`: as in Loader."""
+    """Return a function that loads a release in a new process. `force`: True to lift limits, as in Loader."""
 
     async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         job = release, folder, marks, force
@@ -91,14 +91,14 @@ def leave(number: int, attempts: Attempts) -> NoReturn:
 
 
 class Loads:
-    """Loads that other processes request from the supervisor; one runs at a time."""
+    """Loads that other processes request from the supervisor. One load runs at a time."""
 
     def __init__(self, start: Start) -> None:
         self._start = start
         self._turn = asyncio.Lock()
 
     def handlers(self, config: Config, who: str) -> Handlers:
-        """Return the handlers for such a process (loading_over)."""
+        """Return the handlers for calls of a process that requests loads by `loading_over`."""
         load = loading(self._start, config, who)
 
         async def one(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> Outcome:
@@ -109,7 +109,7 @@ class Loads:
 
 
 def loading_over(channel: Channel) -> Load:
-    """Return a function that requests each load from the supervisor, for a separate process."""
+    """Return a function that requests a load from the supervisor over the channel and waits for its outcome."""
 
     async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         outcome: Outcome = await channel.ask("load", release, folder, marks, patience_s=None)
@@ -122,7 +122,7 @@ def loading_over(channel: Channel) -> Load:
 async def _load(
     config: Config, who: str, job: tuple[VerifiedRelease, Path, Mapping[str, Mark], bool], channel: Channel
 ) -> LoadReport:
-    """Load one release, in its own process."""
+    """Load one release into the store; runs in a new process."""
     release, folder, marks, force = job
     with as_owner_of(config.state):
         store = open_store(config.store, config.state)
@@ -144,7 +144,7 @@ async def _load(
 
 
 def node_user() -> str:
-    """Return user and host of the node, for the history."""
+    """Return user and host of the node as `USER@HOST`, for the history."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # the user id has no name here

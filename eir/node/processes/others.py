@@ -1,4 +1,4 @@
-"""All other processes of a node, from the supervisor's side: started in order, restarted, ended in order."""
+"""All processes of a node except the supervisor: started in order, restarted if they end, and stopped in order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from eir.node.processes.workers import Workers
 
 
 class OtherProcesses:
-    """Processes of a node except the supervisor."""
+    """All processes of a node except the supervisor."""
 
     def __init__(
         self,
@@ -30,7 +30,10 @@ class OtherProcesses:
         traced: Callable[[dict[str, Any]], None],
         report: Report,
     ) -> None:
-        """Create the processes' children, which do not run yet. `end_s`: seconds that they have to end. `traced` receives each record of a trace."""
+        """Create the child processes' descriptions; no process is started yet.
+
+        `end_s`: seconds that the processes have to end. `traced` receives each record of a trace.
+        """
         config, start = configuration.config, starter.start
         starter.log_to(report)
         self._starter, self._end_s = starter, end_s
@@ -47,13 +50,13 @@ class OtherProcesses:
         """Interfaces of the configuration with a process of their own; a reload adds none."""
 
     def start(self) -> None:
-        """Start the processes that checks need, and restart them until the node ends."""
+        """Start recorder, follower and workers, which are restarted until the node ends."""
         recorder = () if self.recorded is None else (self.recorded.child,)
         for child in (*recorder, self.followed.child, *self.workers.children):
             self._children.start(child)
 
     async def start_services(self, loaded: Loaded) -> None:
-        """Open the listeners of the other interfaces, and start their processes.
+        """Open the listeners of the interfaces that answer no checks, and start their processes.
 
         Raises:
             EirError: if a listener cannot be opened.
@@ -63,31 +66,34 @@ class OtherProcesses:
             self._children.start(each.child)
 
     def apply(self, loaded: Loaded) -> None:
-        """Apply settings to all processes except the workers."""
+        """Apply new settings to all processes except the workers."""
         self.followed.configure(loaded.config)
         for each in self._services:
             each.apply(loaded)
 
     def addresses(self) -> Mapping[str, Sequence[str]]:
-        """Return the addresses of the other interfaces, by name."""
+        """Return the addresses of the open listeners of the interfaces that answer no checks, by interface name."""
         return {each.interface.name: each.addresses for each in self._services if each.addresses}
 
     def warnings(self) -> list[str]:
-        """Return warnings of the other interfaces."""
+        """Return the warnings of the interfaces that answer no checks."""
         return [text for each in self._services for text in each.warnings()]
 
     def snapshots(self) -> list[metrics.Snapshot]:
-        """Return the metrics of each part except the workers."""
+        """Return the metrics of recorder, follower and interfaces that answer no checks."""
         recorded = [] if self.recorded is None else [self.recorded.snapshot()]
         restarts: metrics.Snapshot = {"eir_worker_restarts_total": {(): float(self._children.restarts)}}
         return [restarts, *recorded, self.followed.snapshot(), *(each.snapshot() for each in self._services)]
 
     def stop(self) -> None:
-        """Stop all restarts."""
+        """Restart no process from now on."""
         self._children.stop()
 
     async def end(self) -> bool:
-        """End all processes, the connections of peers first; return false if a process was killed that is not spared."""
+        """End all processes, the workers with the connections of peers first.
+
+        Returns false if a process was killed whose end matters (`is_spared` is false).
+        """
         self.workers.end()
         self.followed.child.stop()
         if self.recorded is not None:
@@ -97,6 +103,6 @@ class OtherProcesses:
         return await self._children.end(self._end_s)
 
     async def close(self) -> None:
-        """End the starter, and free the memory that the workers share."""
+        """End the starter, and free the memory that workers share."""
         await self._starter.close()
         self.workers.close()

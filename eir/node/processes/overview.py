@@ -1,4 +1,4 @@
-"""Overview of the node: metrics of all its parts, and the document of `eir status`."""
+"""Metrics of all parts of the node, and the document of `eir status`."""
 
 import asyncio
 import os
@@ -16,17 +16,20 @@ from eir.node.processes.workers import Workers
 
 
 class Overview:
-    """Metrics and status of a node, now and in the last hour."""
+    """Metrics and status of a node at present, and its checks in the last hour."""
 
     def __init__(
         self, workers: Workers, status: NodeHealth, snapshots: Callable[[], Iterable[metrics.Snapshot]]
     ) -> None:
-        """Create the overview of a node that starts now. `snapshots` returns the metrics of each part except the workers."""
+        """Create the overview of a node that starts now.
+
+        `snapshots`: function that returns the metrics of all parts except the workers.
+        """
         self.workers, self.status, self._snapshots = workers, status, snapshots
         self._lately, self._alerts = Lately(), Alerts()
 
     async def snapshot(self) -> metrics.Snapshot:
-        """Return all metrics."""
+        """Return all metrics of the node by name and label values."""
         ours: metrics.Snapshot = {
             "eir_start_timestamp_seconds": {(): self.status.started},
             "eir_build_info": {(__version__, LANE): 1.0},
@@ -40,10 +43,10 @@ class Overview:
         return reports, self.status.document(reports, self._alerts.troubles(snapshot, time.time()))
 
     async def note_minute(self) -> None:
-        """Close the current minute of the last hour."""
+        """End the current minute: store its checks, and evaluate the alert rules."""
         self._lately.note(self.workers.figures())
         self._alerts.note(await self.snapshot(), time.time())
 
     def minutes(self) -> Sequence[Minute]:
-        """Return the minutes of the last hour, the oldest first."""
+        """Return the checks in each minute of the last hour, the oldest minute first."""
         return self._lately.minutes()

@@ -1,4 +1,4 @@
-"""Priorities of processes that share a processor: checks have priority over all other work of a node."""
+"""Priorities of the node's processes on a shared processor: checks come before all other work."""
 
 import asyncio
 import os
@@ -20,22 +20,23 @@ TASKS = Path("/proc/self/task")
 
 
 def lower_priority(nice: int) -> None:
-    """Lower the share of the processor of this process, below that of processes that answer."""
+    """Increase the nice value of this process, so that processes that answer checks come first."""
     with suppress(OSError):  # a filter of system calls may be stricter than this program
         os.nice(nice)
 
 
 def set_idle_priority(thread: int = 0) -> None:
-    """Set a thread, by default this one, to idle priority, so that it runs only on a free processor.
+    """Set a thread to idle priority, so that it runs only on a free processor.
 
-    A check then does not wait for the end of a time slice, as it would with a mere nice value.
+    `thread`: thread id; 0: this thread. A check then does not wait for the end of a time slice, as it would with a mere nice
+    value.
     """
     with suppress(OSError):  # as above; or the thread has ended
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def restore_priority(policies: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Restore the priority of all threads of this process, if permitted.
+    """Restore the normal priority of all threads of this process, if permitted.
 
     `policies`: previous policies of threads that had another one than SCHED_OTHER.
     """
@@ -45,7 +46,10 @@ def restore_priority(policies: Mapping[int, int] = MappingProxyType({})) -> None
 
 
 def restore_priority_of(pid: int) -> None:
-    """Restore the priority of another process's threads, if permitted, because that process may get no time to do it."""
+    """Restore the normal priority of another process's threads, if permitted.
+
+    That process may get no processor time to do so itself.
+    """
     with suppress(OSError):  # the process has ended
         for thread in [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]:
             with suppress(OSError):
@@ -54,14 +58,17 @@ def restore_priority_of(pid: int) -> None:
 
 
 class Aside:
-    """Context manager that lowers the process's priority during heavy work, and restores it if other programs starve the process.
+    """Context manager that gives the process idle priority during heavy work.
 
-    Nothing happens if the priority could not be restored: without privilege a limit decides (RLIMIT_NICE, in a unit
-    LimitNICE=).
+    If other programs starve the process, its priority is restored. Nothing happens if the priority could not be restored:
+    without privilege a limit decides (RLIMIT_NICE, in a unit LimitNICE=).
     """
 
     def __init__(self, *threads: int) -> None:
-        """Create the manager. `threads`: threads of the work; without any, all threads at the beginning of the work."""
+        """Create the manager.
+
+        `threads`: threads of the work; without any, all threads that exist at the beginning of the work.
+        """
         self._chosen = threads
         self._depth = 0
         self._policies: dict[int, int] = {}
@@ -75,7 +82,7 @@ class Aside:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Lower the priority for a `with` block; blocks may overlap."""
+        """Run a `with` block at idle priority. Blocks may overlap."""
         self._depth += 1
         if self._depth == 1 and self.permitted:
             for thread in self._threads():
@@ -106,7 +113,7 @@ class Aside:
             self._check_later()
 
     def _is_back(self) -> bool:
-        """Return whether another process has restored this one's priority (`restore_priority_of`)."""
+        """Return whether another process has restored this process's priority by `restore_priority_of`."""
         with suppress(OSError):  # a thread has ended
             return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in self._threads())
         return False
@@ -120,7 +127,10 @@ class Aside:
 
 
 async def stay_idle(aside: Aside, again_s: float = AGAIN_S) -> None:
-    """Run at idle priority until cancelled; after each starvation, run at normal priority for `again_s`."""
+    """Run the process at idle priority until cancelled.
+
+    Each time other programs starve the process, it runs at normal priority for `again_s`.
+    """
     while True:
         with aside():
             await aside.starved.wait()
@@ -128,7 +138,10 @@ async def stay_idle(aside: Aside, again_s: float = AGAIN_S) -> None:
 
 
 def _comes_back() -> bool:
-    """Return true if a thread may lower and restore its priority, tried in a thread that ends afterwards."""
+    """Return true if a thread may restore its priority after lowering it.
+
+    Runs in a thread of its own, whose priority this test changes.
+    """
     try:
         (TASKS.parent / "schedstat").read_text()  # a kernel may have no schedstat
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -143,7 +156,7 @@ def _threads() -> list[int]:
 
 
 def _ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
-    """Return the nanoseconds for which these threads ran, and for which they waited for a processor."""
+    """Return two times in ns: for how long these threads ran, and for how long they waited for a processor."""
     times = list(map(_schedstat, threads))
     return sum(ran for ran, _ in times), sum(waited for _, waited in times)
 

@@ -1,4 +1,4 @@
-"""Main of a process that the starter has started: log, channel to the supervisor, signals and end, the same for every kind.
+"""Main function of each process that the starter starts: log, channel to the supervisor, signals and end.
 
 Each kind of process calls `run_process` with its work.
 """
@@ -20,10 +20,13 @@ from eir.node.processes.priority import lower_priority
 
 
 class ThisProcess:
-    """Running process, from the side of its work."""
+    """Log, channel and jobs of the running process, for the code that does the process's work."""
 
     def __init__(self, end: socket.socket, worker: int | None) -> None:
-        """Create log, channel and jobs. `worker`: number of a worker, added to each log line."""
+        """Create log, channel and jobs.
+
+        `worker`: number of the worker in each log line; None for other processes.
+        """
         self.log = Log(time.monotonic, worker=worker)
         self.channel = Channel(end)
         self.stop = asyncio.Event()
@@ -33,23 +36,29 @@ class ThisProcess:
         self.jobs = Jobs(self.log.report)
 
     def serve(self, handlers: Handlers, *, outlives: bool = False) -> None:
-        """Handle the calls of the supervisor. When the supervisor has ended, stop, unless the process `outlives` it."""
+        """Handle the calls of the supervisor.
+
+        When the channel to the supervisor closes, the process stops, unless `outlives` is true.
+        """
         serving = self.jobs.spawn(self.channel.serve(handlers, failed=call_failed(self.log.report)))
         if not outlives:
             serving.add_done_callback(lambda _: self.stop.set())
 
     def work(self, name: str, work: Coroutine[None, None, None]) -> None:
-        """Run work until the process stops; stop when the work ends. A fault is logged under this name."""
+        """Run the process's main work, and stop the process when the work ends.
+
+        An exception is logged under `name`, and the exit status is 1.
+        """
         self.jobs.spawn(self._work(name, work))
 
     def fail(self, name: str, fault: Exception) -> None:
-        """Log a fault, and stop with exit status 1."""
+        """Log an exception, and stop the process with exit status 1."""
         self.log.report("fault", reason=name, level="error", detail=detail_of(fault))
         self.status = 1
         self.stop.set()
 
     async def until_stopped(self) -> None:
-        """Wait until the process must end, then cancel its calls, its work and its jobs."""
+        """Wait until the process must end, then cancel all its tasks and jobs."""
         await self.stop.wait()
         await self.jobs.close()
 
@@ -67,9 +76,9 @@ Main: TypeAlias = Callable[[ThisProcess], Awaitable[None]]
 
 
 def run_process(end: socket.socket, main: Main, *, nice: int = 0, worker: int | None = None) -> int:
-    """Run the work of a process with its end of the channel to the supervisor; return the exit status.
+    """Run the work of this process on a new event loop; return the exit status.
 
-    `nice`: increase of the nice value. `worker`: as in ThisProcess.
+    `end`: end of the channel to the supervisor. `nice`: increase of the nice value. `worker`: as in ThisProcess.
     """
     lower_priority(nice)
     return uvloop.run(_run(end, main, worker))

@@ -1,4 +1,4 @@
-"""Pulls of a running node: for each list with a source, a separate process polls the source.
+"""Pulls: polls of the sources from which lists fetch their releases. A separate process makes each poll.
 
 `pull_once` is the work of that process, and of `eir pull`. Of several nodes on one store, one fetches and loads a new release.
 `Pulling` is the part of the supervisor: times of polls, and their results.
@@ -46,7 +46,7 @@ SPREAD = 0.1
 
 
 async def pull_once(config: Config, name: str, who: str, load: Load, *, force: bool = False) -> Pulled:
-    """Pull a list once, unless another process or node does.
+    """Poll the source of a list once and load new releases, unless another process or node does.
 
     Raises:
         EirError: if the list has no source.
@@ -69,7 +69,10 @@ async def pull_once(config: Config, name: str, who: str, load: Load, *, force: b
 
 @contextmanager
 def _alone(room: Path) -> Iterator[bool]:
-    """Yield true if no other process on this host pulls into this folder."""
+    """Yield true if no other process on this host pulls into this folder.
+
+    The folder is locked meanwhile.
+    """
     with (room / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,16 +83,16 @@ def _alone(room: Path) -> Iterator[bool]:
 
 
 async def _pull_of_node(config: Config, name: str, who: str, channel: Channel) -> Pulled:
-    """Pull once, in its own process."""
+    """Pull a list once in a process of a running node."""
     with as_owner_of(config.state):
         return await pull_once(config, name, who, loading_over(channel))
 
 
 class Pulling:
-    """Scheduler of pulls for the lists with a source."""
+    """Schedule of pulls for all lists with a source, and the results of the last pulls."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, loads: Loads, *, report: Report) -> None:
-        """Create a scheduler. `config` returns the settings in force."""
+        """Create a schedule without jobs. `config`: function that returns the settings in force."""
         self._config, self._start, self._jobs, self._loads, self._report = config, start, jobs, loads, report
         self._pulled: dict[str, Source] = {}
         """Sources with a job, by list."""
@@ -108,7 +111,7 @@ class Pulling:
         self._bytes: Counter[str] = Counter()
 
     def apply(self) -> None:
-        """Start a job for each source of the settings in force, and stop all others."""
+        """Start a job for each source in the settings in force, and stop the jobs of all other sources."""
         sources = self._sources()
         for name in [name for name, source in self._pulled.items() if sources.get(name) != source]:
             del self._pulled[name]
@@ -121,7 +124,7 @@ class Pulling:
             self._jobs.start(f"pull {name}", source.every_s, partial(self._pull, name), delay_s=spread_s)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics."""
+        """Return the metrics about sources and pulls by name and label values."""
         sources = self._sources()
         return {
             "eir_source_reached_timestamp_seconds": {
@@ -138,7 +141,10 @@ class Pulling:
         }
 
     def warnings(self) -> list[str]:
-        """Return warnings about sources for `eir status`."""
+        """Return warnings for `eir status` about sources that are not reached.
+
+        A list that is behind its source for too long also causes a warning.
+        """
         now, warnings = time.time(), []
         for name, source in self._sources().items():
             if now - self._reached.get(name, now) > source.patience_s:
@@ -152,7 +158,7 @@ class Pulling:
         return {name: settings.source for name, settings in self._config().lists.items() if settings.source is not None}
 
     async def _pull(self, name: str) -> float:
-        """Pull a list once; return the seconds until the next pull."""
+        """Pull a list once in a new process; return the seconds until the next pull."""
         pulled = await self._run_pull(name)
         self._count(pulled)
         pause_s = BESIDE_S if pulled.outcome == ELSEWHERE else self._pulled[name].every_s
@@ -190,7 +196,7 @@ class Pulling:
         return pulled
 
     def _store(self, pulled: Pulled) -> None:
-        """Store the facts about a source until the next pull."""
+        """Store the result of a pull: last contact, offered serial, lag behind the source, and rejection."""
         name = pulled.list
         if pulled.reached:
             self._reached[name] = time.time()
@@ -237,5 +243,8 @@ class Pulling:
 
 
 def backoff_s(failures: int, most_s: float) -> float:
-    """Return the pause after this number of consecutive failures, with a random part so that nodes do not retry at the same time."""
+    """Return the pause in seconds after this number of consecutive failures, at most `most_s`.
+
+    A part of the pause is random, so that nodes do not retry at the same time.
+    """
     return min(most_s, AGAIN_S * 2.0 ** min(failures - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - spread

@@ -1,4 +1,4 @@
-"""Writer of the record: messages with checks are queued up to a limit, written in a thread, and pruned.
+"""Writer of the record of checks: queues messages up to a limit, writes them in a thread, and deletes old files.
 
 A slow disk costs the record its oldest part, and delays no check. Checks have priority on a busy processor; if other programs
 starve the thread, its priority is restored, so that the record is still written.
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class _Waiting:
-    """Queue of messages, the oldest first."""
+    """Queue of messages with checks, the oldest message first."""
 
     def __init__(self) -> None:
         self.messages: deque[bytes] = deque()
@@ -51,7 +51,7 @@ class _Waiting:
             self._count(message, 1)
 
     def drop_oldest(self) -> int:
-        """Drop the oldest message; return its number of checks."""
+        """Drop the oldest message, and return its number of checks."""
         return self._count(self.messages.popleft(), -1)
 
     def _count(self, message: bytes, sign: int) -> int:
@@ -62,7 +62,7 @@ class _Waiting:
 
 
 class RecordWriter:
-    """Thread that writes the record, and its queue of messages."""
+    """Queue of messages with checks, and the thread that writes them to the record."""
 
     def __init__(
         self,
@@ -73,7 +73,11 @@ class RecordWriter:
         count: Callable[..., None],
         report: Report,
     ) -> None:
-        """Start the thread. `seen` returns the partners of watched entries, which are saved with the record. `count` is called with a metric and its labels."""
+        """Start the thread.
+
+        `seen`: function that returns the partner (SIM or device) of each watched entry, which is saved with the record. `count`
+        is called with a metric and its labels.
+        """
         self._state, self._settings, self._seen = state, settings, seen
         self._count, self._report = count, report
         self.bytes = 0
@@ -95,21 +99,21 @@ class RecordWriter:
         self._clock = state_folder.read_clock(state)
 
     def add(self, message: bytes) -> None:
-        """Queue a message; drop the oldest ones above the limit."""
+        """Queue a message. Above the limit the oldest messages are dropped."""
         self._waiting.add(message)
         if self._waiting.rows >= WRITE_ROWS:
             self._wake.set()
         self._bound()
 
     async def flush(self) -> None:
-        """Write all messages now."""
+        """Write all queued messages now, and wait until they are on disk."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._asked.append(written)
         self._wake.set()
         await written
 
     async def run(self) -> None:
-        """Write repeatedly until cancelled."""
+        """Write queued messages every `window_s`, or earlier if many wait, until cancelled."""
         await self.write()  # without messages: loads the key and prunes the record
         self.is_prepared.set()
         while True:
@@ -121,7 +125,10 @@ class RecordWriter:
                 await asyncio.sleep(min(AGAIN_S, self._settings.window_s))
 
     async def write(self) -> bool:
-        """Write the queued messages; return true after success. After a failure the messages wait again, up to the limit."""
+        """Write the queued messages; return true if this succeeds.
+
+        After a failure the messages are queued again, up to the limit.
+        """
         waiting, self._waiting = self._waiting, _Waiting()
         asked, self._asked = self._asked, []
         rows = waiting.rows
@@ -140,14 +147,14 @@ class RecordWriter:
         return True
 
     async def save_watched(self) -> None:
-        """Save the partners of watched entries."""
+        """Save the current partner (SIM or device) of each watched entry."""
         await self._aside(self._write_watched)
 
     def _write_watched(self) -> None:
         files.write_watched(self._state, {**self._seen()})
 
     async def _aside(self, work: Callable[[], T]) -> T:
-        """Run work in the thread of the disk, at a lower priority than checks."""
+        """Run a function in the thread that writes to disk, at a lower priority than checks."""
         with self._behind():
             return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
@@ -156,7 +163,10 @@ class RecordWriter:
             self._count("eir_sightings_dropped_total", "disk", count=self._waiting.drop_oldest())
 
     def _write(self, messages: deque[bytes], size: int) -> int:
-        """Write messages in the thread of the disk; return the size of the record, which was `size` before."""
+        """Write messages to the record; runs in the thread that writes to disk.
+
+        `size`: size of the record before, in bytes. Returns the size afterwards.
+        """
         settings, state = self._settings, self._state
         if self._pruned == float("-inf"):
             files.clean(state)

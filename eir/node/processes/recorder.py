@@ -53,7 +53,7 @@ SENT = "sent"
 
 
 def run(end: socket.socket, config: Config, receiver: int | None) -> int:
-    """Run the recorder until the workers have ended; return the exit status.
+    """Run the recorder until all workers have ended; return the exit status.
 
     Raises:
         EirError: if it cannot start.
@@ -75,7 +75,7 @@ async def _write_record(config: Config, receiver: socket.socket, process: ThisPr
 
 
 async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
-    """Poll a condition that has no notification; return false if it is not true within `patience_s`."""
+    """Poll a condition every LOOK_S; return whether it becomes true within `patience_s`."""
     for _ in range(round(patience_s / LOOK_S)):
         if condition():
             return True
@@ -84,7 +84,7 @@ async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
 
 
 class _Recorder:
-    """Recorder in its own process."""
+    """Recorder, as it runs in its own process."""
 
     def __init__(
         self, config: Config, settings: SightingsSettings, receiver: socket.socket, process: ThisProcess
@@ -108,7 +108,10 @@ class _Recorder:
         self._deliveries = dict(self._build_deliveries())
 
     async def run(self) -> None:
-        """Run until the workers have ended, the process is stopped, or the supervisor has ended and the workers take too long."""
+        """Run until the workers have ended or the process is stopped.
+
+        If the supervisor has ended, the recorder waits at most ORPHANED_S for the workers.
+        """
         loop = asyncio.get_running_loop()
         loop.add_reader(self._receiver, self._receive)
         tasks = [
@@ -135,12 +138,15 @@ class _Recorder:
             task.cancel()
 
     async def write_now(self) -> None:
-        """Flush the messages so far to disk."""
+        """Write all messages that have arrived to disk, and wait until this is done."""
         self._receive(all_of_it=True)
         await self._writer.flush()
 
     async def forget(self, subscribers: Sequence[str]) -> None:
-        """Delete subscribers from memory, and flush the rest to disk, so that the caller finds all of it in the files."""
+        """Delete subscribers from memory, and write all messages to disk.
+
+        The caller then finds all remaining data of these subscribers in the files.
+        """
         self._receive(all_of_it=True)
         self._queue_events()
         self._events.forget(subscribers)
@@ -162,7 +168,7 @@ class _Recorder:
         self._send_counts()
 
     def _send_counts(self) -> None:
-        """Send the counts at once, so that written checks stay counted after a crash."""
+        """Send the counters to the supervisor at once, so that a crash loses none of them."""
         self._channel.notify(
             "counted", {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}, latest="counted"
         )
@@ -217,7 +223,10 @@ class _Recorder:
 
 
 def _stream(store: str, key: str, report: Report) -> deliver.Send:
-    """Return a function that adds events to a stream of Redis: one entry per event, with the field `event` as JSON."""
+    """Return a function that adds events to a Redis stream.
+
+    Each event is one entry, with the field `event` as JSON.
+    """
     from eir.lists.stores.redis.link import RedisClient  # noqa: PLC0415 - takes 0.2 s
     from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415 - with the one above
 
@@ -242,7 +251,7 @@ TO = ("webhook", "stream")
 
 
 class Recorded:
-    """Record, from the supervisor's side."""
+    """Supervisor's side of the recorder: socket for workers' messages, requests, and counters."""
 
     def __init__(self, config: Config, settings: SightingsSettings, start: Start, report: Report) -> None:
         self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -268,12 +277,12 @@ class Recorded:
         """Size of the record, which outlives the recorder."""
 
     def end(self) -> None:
-        """End the recorder after it has received all messages of the workers, which have ended."""
+        """Close the socket to the recorder, which ends after it has received all messages of the ended workers."""
         self.sender.close()
         self.receiver.close()
 
     async def write(self) -> None:
-        """Flush the checks so far to disk.
+        """Let the recorder write all checks so far to disk, and wait until this is done.
 
         Raises:
             EirError: if the flush takes longer than WRITE_S.
@@ -281,7 +290,7 @@ class Recorded:
         await self._asked("write")
 
     async def forget(self, subscribers: Sequence[str]) -> None:
-        """Delete subscribers from the recorder's memory, and flush the checks so far.
+        """Let the recorder delete subscribers from its memory and write all checks so far to disk.
 
         Raises:
             EirError: as `write`.
@@ -297,7 +306,7 @@ class Recorded:
         raise EirError("what was seen last could not be written; the log says why (sightings_failed)")
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of the record."""
+        """Return the metrics of record and events by name and label values."""
         return metrics.merge([self._zeros, self._size, self.child.snapshot()])
 
     def _count(self, counters: metrics.Snapshot) -> None:
@@ -306,12 +315,12 @@ class Recorded:
 
 
 def buffer_for(config: Config, sender: socket.socket | None) -> Buffer | None:
-    """Return the buffer for a worker's checks; None if there is no record."""
+    """Return the buffer in which a worker collects checks for the recorder; None if no record of checks is kept."""
     if config.sightings is None or sender is None:
         return None
 
     def send(message: bytes) -> bool:
-        """Send a message; return false if the socket does not accept it now."""
+        """Send a message to the recorder; return false if the socket does not accept it at once."""
         try:
             sender.send(message)
         except OSError:

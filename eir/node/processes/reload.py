@@ -1,4 +1,7 @@
-"""Reloads: each worker prepares the new configuration; every process applies it only if all workers could prepare it."""
+"""Reloads of the configuration in two steps: all workers prepare it, then all processes apply it.
+
+If a worker cannot prepare the configuration, no process applies it.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +17,7 @@ from eir.node.processes.workers import Workers
 
 
 class Reload:
-    """Reloads of a node, one at a time."""
+    """Reloads of a node's configuration, one at a time."""
 
     def __init__(
         self,
@@ -28,15 +31,19 @@ class Reload:
         jobs: Jobs,
         report: Report,
     ) -> None:
-        """Create the reloads. `apply` applies settings to all parts except the workers. `on_change`: also reload when the file is written."""
+        """Store the parts that a reload needs.
+
+        `apply`: function that applies settings to all parts except the workers. `on_change`: True to reload also when the file
+        changes.
+        """
         self._configuration, self._workers, self._apply, self._record = configuration, workers, apply, record
         self._is_stopping, self._on_change, self._jobs, self._report = is_stopping, on_change, jobs, report
         self._lock = asyncio.Lock()  # workers prepare only one configuration at a time
 
     async def reload(self, who: str) -> str:
-        """Reload the configuration file for `who`; return the result as text. After a failure nothing has changed.
+        """Reload the configuration file; return the result as text.
 
-        A concurrent reload waits.
+        `who`: user or signal that caused the reload. A concurrent reload waits. After a failure nothing has changed.
 
         Raises:
             EirError: if the configuration is refused; the reason is logged.
@@ -48,14 +55,14 @@ class Reload:
             return await self._reload(who)
 
     async def reload_and_log(self, who: str) -> None:
-        """Reload without a caller that needs the result, which is logged."""
+        """Reload the configuration file, and only log the result."""
         with suppress(EirError, OSError):
             await self.reload(who)
 
     async def reload_for(self, who: str) -> str:
-        """Reload for a command; the result also names lists that need work.
+        """Reload the configuration file for the user `who` of a command; return the result as text.
 
-        The reload continues if the command is cancelled.
+        The text also names lists that need work. The reload continues if the command is cancelled.
 
         Raises:
             EirError: as `reload`.
@@ -66,12 +73,12 @@ class Reload:
         return "; ".join([result, *changed_lists(self._configuration.config, before, await self._workers.reports())])
 
     async def poll_file(self) -> None:
-        """Check the configuration file for changes and faults."""
+        """Check whether the configuration file has changed or has a fault; reload it if `on_change` is set."""
         if await self._configuration.is_written() and self._on_change:
             await self.reload_and_log("file")
 
     async def poll_keys(self) -> None:
-        """Apply changed key files, which verify access tokens."""
+        """Read the key files of access tokens, and send changed keys to all workers."""
         changed = self._configuration.read_keys()
         if changed:
             await self._workers.set_keys(self._configuration.loaded.keys)

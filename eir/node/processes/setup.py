@@ -1,4 +1,7 @@
-"""Use of the configuration in the processes of a node: objects that each process builds from it in the same way, and the watch on the file."""
+"""Objects that each process of a node builds from the configuration in the same way.
+
+The module also watches the configuration file.
+"""
 
 import asyncio
 import hashlib
@@ -33,7 +36,7 @@ DIGEST_SHOWN = 12
 
 
 def prepare(config: Config) -> None:
-    """Prepare the resources that all processes share.
+    """Prepare the resources that all processes share: modules, open files, state folder and store.
 
     Raises:
         SetupFault: if the store cannot be used.
@@ -56,18 +59,24 @@ def prepare(config: Config) -> None:
 
 
 def kinds_of(config: Config) -> dict[str, str]:
-    """Return the kind of each configured list, and of the record of first sightings."""
+    """Return the kind of each configured list and of the record of first sightings, by name."""
     return {name: settings.kind for name, settings in config.lists_and_record.items()}
 
 
 def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
-    """Return the lists that the rules in force use and that have never been loaded, without local lists, which may be empty."""
+    """Return the lists that the policy rules use and that have never been loaded.
+
+    Local lists are left out, because they may be empty.
+    """
     used = dict.fromkeys(name for rule in config.policy.rules if not rule.observe for name in rule.lists)
     return [name for name in used if name not in states and not config.lists[name].local]
 
 
 def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[WorkerReport]) -> list[str]:
-    """Return texts about lists that need work after a reload, by the reports of the workers before and after it."""
+    """Return advice on lists that need an action of the operator after a reload.
+
+    They are lists that were never loaded, or are no longer configured, by the workers' reports before and after the reload.
+    """
     missing = dict.fromkeys(name for report in now for name in report.missing)
     left = dict.fromkeys(name for report in before for name in report.lists if name not in config.lists)
     return [f"list {name} has never been loaded: load it first" for name in missing] + [
@@ -77,9 +86,9 @@ def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[
 
 
 def limits_of(config: Config) -> Limits:
-    """Return the limits of one worker: limits over all connections are divided among the workers.
+    """Return the limits for one worker: its share of the node's limits on unidentified connections.
 
-    Undivided are limits that the supervisor enforces, and rates, which workers share.
+    Limits that the supervisor enforces, and rates, which workers share, are not divided.
     """
     limits, workers = config.limits, config.workers
     return replace(
@@ -90,7 +99,10 @@ def limits_of(config: Config) -> Limits:
 
 
 def allow_open_files(config: Config, report: Report) -> None:
-    """Raise this process's limit on open files to the number needed for all connections, as far as permitted."""
+    """Raise this process's limit on open files to the number that all connections need.
+
+    If the host permits fewer, a warning is logged.
+    """
     wanted = config.limits.connections_max + OPEN_FILES_BESIDES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -104,13 +116,13 @@ def allow_open_files(config: Config, report: Report) -> None:
 
 
 def report_warnings(config: Config, report: Report) -> None:
-    """Log the warnings of the configuration."""
+    """Log each warning about the configuration."""
     for warning in config.warnings:
         report("config_warning", level="warning", detail=str(warning))
 
 
 def log_in_force(report: Report, name: str, state: ListState) -> None:
-    """Log the content of a list that is in force now, and its signers."""
+    """Log that a list is in force, with its serial, number of entries, digest and signers."""
     report(
         "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
         digest=state.content_digest[:DIGEST_SHOWN], signers=",".join(state.signers) or None,
@@ -118,7 +130,7 @@ def log_in_force(report: Report, name: str, state: ListState) -> None:
 
 
 class Listed(NamedTuple):
-    """List to put in force."""
+    """Name, kind and state of a list that is to be put in force."""
 
     name: str
     kind: str
@@ -127,12 +139,18 @@ class Listed(NamedTuple):
 
 
 def send_list(channel: Channel, listed: Listed, image: Image) -> None:
-    """Send a list to the other side, which puts it in force; only the latest waiting version of a list is sent."""
+    """Send a list to another process, which puts the list in force.
+
+    A newer version of a list replaces an older one that is not sent yet.
+    """
     channel.notify("put_in_force", listed, carrying=[image], latest=listed.name)
 
 
 class ConfigFile:
-    """Watch on the configuration file. `digest`: digest of the file at the node's start (Config.digest)."""
+    """Watch on the configuration file for changes and faults.
+
+    `digest`: digest of the file at the node's start (Config.digest).
+    """
 
     def __init__(self, path: Path, digest: str) -> None:
         self._path = path
@@ -142,7 +160,10 @@ class ConfigFile:
         """First fault of the file, with which a restart would fail."""
 
     async def poll(self) -> bool:
-        """Read the file again; return true if it differs from the last read, or at the first read from the node's start."""
+        """Read the configuration file again; return true if it has changed since the previous read.
+
+        The first read compares it with the file at the node's start.
+        """
         now = await asyncio.to_thread(_stamp, self._path)
         if now == self._seen:
             return False
@@ -152,7 +173,7 @@ class ConfigFile:
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Return inode, size and time of a file, which change with its content; None if it is missing."""
+    """Return inode, size and modification time of a file, which reveal a change; None if the file is missing."""
     with suppress(OSError):
         status = path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns
@@ -174,7 +195,7 @@ def _fault(path: Path) -> str | None:
 
 
 def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
-    """Return the event of a reload for the history, with the user, the changed keys and the digest of the configuration."""
+    """Return the history event for a reload: user, changed keys and digest of the configuration."""
     now, host = utc_text(datetime.now(UTC)), socket.gethostname()
     return Event(
         time=now,

@@ -1,4 +1,4 @@
-"""Sources of lists, from the supervisor's side: drop folder, pulls, and acknowledgements."""
+"""Sources of lists in the supervisor: drop folder, pulls, and acknowledgements."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,10 +18,10 @@ from eir.node.processes.starter import Start
 
 
 class Sources:
-    """All sources of the lists of a node."""
+    """Drop folder, pulls and acknowledgements of a node."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
-        """Create the sources. `config` returns the settings in force."""
+        """Create the parts without jobs. `config`: function that returns the settings in force."""
         self._jobs = jobs
         loads = Loads(start)
         self._drop_folder = DropFolder(config, start, loads, report=report)
@@ -29,31 +29,31 @@ class Sources:
         self._acknowledging = Acknowledging(config, start, jobs, report=report)
 
     def start(self) -> None:
-        """Start the jobs."""
+        """Start the jobs that poll the drop folder and the lists' sources."""
         self._jobs.start("inbox", POLL_S, self._drop_folder.poll)
         self.apply()
 
     def apply(self) -> None:
-        """Apply the settings in force."""
+        """Apply the sources in the settings in force."""
         self._pulling.apply()
 
     def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
-        """Start the acknowledgements that are due, by the reports of the workers."""
+        """Send the acknowledgements that are due, according to the workers' reports."""
         self._acknowledging.update(reports, self._pulling.rejected)
 
     def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:
-        """Return the time at which each list in these states came into force, and the last rejection of each list."""
+        """Return the time at which each of these list states came into force, and the last rejection of each list."""
         rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}
         return {"since": self._acknowledging.since(states), "rejected": rejected}
 
     def loss_warnings(self) -> list[str]:
-        """Return warnings about data that the store has lost."""
+        """Return warnings about lists that the store has lost, completely or in part."""
         return self._acknowledging.warnings()
 
     def warnings(self) -> list[str]:
-        """Return warnings about the sources."""
+        """Return warnings for `eir status` about drop folder and sources."""
         return [*self._pulling.warnings(), *self._drop_folder.warnings()]
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics."""
+        """Return the metrics about drop folder, sources and acknowledgements by name and label values."""
         return {**self._drop_folder.snapshot(), **self._pulling.snapshot(), **self._acknowledging.snapshot()}

@@ -1,9 +1,9 @@
-"""Starter: the process that starts every process of a node except the first.
+"""Starter: the process that starts all processes of a node except the supervisor.
 
-It is forked while the first process has neither an event loop nor a thread. It has neither itself, so it can fork safely at any
-time. It has loaded all modules, whose memory its children share. A process that it starts becomes the child of the process that
-requested it, and has a channel to it. If the starter is killed, the next start launches a new one. A starter that does not
-answer is killed.
+The supervisor forks it while the supervisor has neither an event loop nor a thread. The starter has neither itself, so it can
+fork safely at any time. It has loaded all modules, whose memory its children share. A process that it starts becomes the child
+of the process that requested it, and has a channel to it. If the starter is killed, the next start launches a new one. A
+starter that does not answer is killed.
 """
 
 import asyncio
@@ -54,11 +54,11 @@ _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from eir.node
 
 
 class _StarterGone(ChannelError):
-    """The starter ended before it answered."""
+    """Error: the starter ended before it answered."""
 
 
 class Process:
-    """Started process, and the channel to it."""
+    """Started process, with the channel to it."""
 
     def __init__(self, name: str, pid: int, channel: Channel) -> None:
         self.name, self.pid, self.channel = name, pid, channel
@@ -73,11 +73,14 @@ class Process:
             asyncio.get_running_loop().add_reader(self._descriptor, self._reap)
 
     async def ended(self) -> int | None:
-        """Wait for its end; return the exit status (negative: number of the signal that ended it), None if it is unknown."""
+        """Wait until the process has ended; return its exit status.
+
+        A negative status is the number of the signal that ended the process. None: the status is unknown.
+        """
         return await asyncio.shield(self._status)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal, unless the process has ended."""
+        """Send a signal to the process, unless it has ended. `number`: signal, SIGKILL by default."""
         if not self._status.done():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -98,10 +101,17 @@ Start: TypeAlias = Callable[..., Awaitable[Process]]
 
 
 class Starter:
-    """Starter of processes, one at a time. It must be created before the event loop, and used on one."""
+    """Client of the starter process: starts processes, one at a time.
+
+    It must be created before the event loop, and used on one loop only.
+    """
 
     def __init__(self, *modules: str, keeps: Sequence[int] = (), owned: Path | None = None) -> None:
-        """Create a starter without a process. `modules`: modules that a new starter loads for all its children. `keeps`: descriptors that stay open in all of them. `owned`: folder for as_owner_of."""
+        """Store the settings; no starter process runs yet.
+
+        `modules`: modules that a new starter loads for all its children. `keeps`: descriptors that stay open in all of them.
+        `owned`: folder for as_owner_of.
+        """
         self._fresh = partial(_launch, modules, keeps, owned)
         self._report: Report = silent
         self._forked: tuple[int, socket.socket] | None = None
@@ -111,7 +121,10 @@ class Starter:
         self._thread = ThreadPoolExecutor(1, NAME)
 
     def fork(self) -> None:
-        """Fork a starter that shares the memory of this process, which must have neither an event loop nor a thread."""
+        """Fork the first starter process, which shares the memory of this process.
+
+        This process must have neither an event loop nor a thread.
+        """
         gc.collect()
         gc.freeze()  # shared with all children: their garbage collection must not write to it
         ours, theirs = pair()
@@ -122,11 +135,14 @@ class Starter:
         self._forked = pid, ours
 
     def log_to(self, report: Report) -> None:
-        """Log the end of a starter from now on."""
+        """Set the function that logs the unexpected end of a starter."""
         self._report = report
 
     def stay(self) -> None:
-        """Give every new starter the present priority of this process, which may change its own later."""
+        """Keep the present priority of this process for all future starters.
+
+        This process may change its own priority later.
+        """
         self._thread.submit(int).result()  # a thread keeps its initial priority
 
     async def start(
@@ -137,9 +153,10 @@ class Starter:
         carrying: Sequence[HasDescriptor] = (),
         within_s: float = START_S,
     ) -> Process:
-        """Start a process with the name eir-NAME in `ps` and `top`; its exit status is the result of `main`.
+        """Start a process that runs `main`; its exit status is the result of `main`.
 
-        `main` must be picklable. It receives its end of the channel, the arguments, and a descriptor for each of `carrying`.
+        The process has the name eir-NAME in `ps` and `top`. `main` must be picklable. It receives its end of the channel, the
+        arguments, and a descriptor for each of `carrying`.
 
         Raises:
             ChannelError: if the process cannot be started `within_s`.
@@ -152,7 +169,7 @@ class Starter:
                 return await self._started(name, call, carrying, within_s)
 
     async def _started(self, name: str, call: bytes, carrying: Sequence[HasDescriptor], within_s: float) -> Process:
-        """Start the process by a running starter.
+        """Let the running starter start a process, and return the process.
 
         Raises:
             ChannelError: as `start`.
@@ -181,7 +198,7 @@ class Starter:
         return Process(name, pid, Channel(ours))
 
     async def close(self) -> None:
-        """End the starter; its children continue."""
+        """End the starter process. Processes that it has started continue."""
         if self._process is not None and self._attending is not None:
             attending, self._attending = self._attending, None
             self._process.kill()
@@ -191,7 +208,7 @@ class Starter:
         self._thread.shutdown()
 
     async def _begun(self) -> Process:
-        """Return the running starter; start a new one if necessary."""
+        """Return the starter process: the forked starter, or a newly launched one."""
         if self._forked is not None:
             (pid, ours), self._forked = self._forked, None
         else:
@@ -212,7 +229,10 @@ class Starter:
 
 
 def _adopt(ours: bool) -> None:
-    """Make children of the starter children of this process, so that it can wait for them; false: stop this, so that it adopts no other processes."""
+    """Make this process the parent of processes that the starter forks (`ours` true), or stop doing so.
+
+    As their parent it can wait for their end. It stops after each start, so that it adopts no other processes.
+    """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(ours))
 
 
@@ -229,7 +249,7 @@ def _launch(modules: Sequence[str], keeps: Sequence[int], owned: Path | None) ->
 
 
 def begin(number: int, owned: str, *modules: str) -> NoReturn:
-    """Run a new starter with one end of the channel as descriptor `number`."""
+    """Run a newly launched starter. `number`: descriptor of its end of the channel."""
     block()
     for module in modules:
         importlib.import_module(module)
@@ -240,7 +260,7 @@ def begin(number: int, owned: str, *modules: str) -> NoReturn:
 
 
 def _serve(end: socket.socket) -> NoReturn:
-    """Run the starter until the channel ends."""
+    """Run the starter until its channel closes: fork a process for each request."""
     call_itself(NAME)
     os.set_inheritable(end.fileno(), False)
     receiver = Receiver(end)
@@ -263,7 +283,9 @@ def _serve(end: socket.socket) -> NoReturn:
 
 
 def _fork(end: socket.socket, name: str, call: bytes, descriptors: Sequence[int]) -> int:
-    """Fork a process without a parent, by an intermediate process that ends at once; return its id.
+    """Fork a process whose parent ends at once, and return the process id.
+
+    The parent is an intermediate process, so that the requesting process can adopt the new one.
 
     Raises:
         OSError: if the fork fails.
@@ -295,7 +317,10 @@ def _fork(end: socket.socket, name: str, call: bytes, descriptors: Sequence[int]
 
 
 def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
-    """Run the work of the process and exit. Signals of a terminal are ignored, because the first process handles them."""
+    """Run the work of the new process, and exit with its status.
+
+    Signals of a terminal are ignored, because the supervisor handles them.
+    """
     status = 1
     try:
         call_itself(name)
@@ -317,6 +342,6 @@ def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
 
 
 def call_itself(name: str) -> None:
-    """Set the name of this process in `ps` and `top` to eir-NAME."""
+    """Set this process's name in `ps` and `top` to eir-NAME."""
     with suppress(OSError):
         Path("/proc/self/comm").write_text(f"eir-{name}")

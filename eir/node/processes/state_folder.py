@@ -1,4 +1,4 @@
-"""State folder of a node: lock for one node, form, Origin-State-Id, and last time of the clock.
+"""State folder of a node: lock for one node, format version, Origin-State-Id, and last known time of the clock.
 
 Commands write to it as its owner, also when root runs them. The content of another user's folder is under that user's control:
 a planted link could make root truncate, create or delete any file. So root writes there with the owner's rights on files, and
@@ -31,7 +31,7 @@ ENDING_S, LOOK_S, PING_S = 20.0, 0.1, 1.0
 
 
 def prepare(folder: Path) -> None:
-    """Create the folder if it is missing.
+    """Create the state folder if it is missing, and check that it is writable.
 
     Raises:
         SetupFault: if it cannot be created or written.
@@ -45,9 +45,10 @@ def prepare(folder: Path) -> None:
 
 
 def lock(folder: Path, ending_s: float = ENDING_S) -> int:
-    """Lock the folder for this node and return the descriptor; the lock lasts until the end of all processes of the node.
+    """Lock the state folder for this node, and return the descriptor of the lock.
 
-    If another node is ending, which answers its peers until they close, wait for it, at most `ending_s`.
+    The lock lasts until the end of all processes of the node. If another node is ending, which answers its peers until they
+    close, wait for it, at most `ending_s`.
 
     Raises:
         EirError: if another node runs.
@@ -67,7 +68,7 @@ def lock(folder: Path, ending_s: float = ENDING_S) -> int:
 
 
 def known_form(folder: Path) -> tuple[int, str]:
-    """Return the form of the folder, and the version of the program that wrote it.
+    """Return the folder's format version (form), and the version of the program that wrote the folder.
 
     An unreadable or truncated file counts as form 0, because a node that does not start would leave phones without service.
 
@@ -88,7 +89,7 @@ def known_form(folder: Path) -> tuple[int, str]:
 
 
 def upgrade_form(folder: Path, report: Report) -> None:
-    """Upgrade a locked folder to this program's form; log the changes first.
+    """Upgrade a locked folder to this program's format version (form), and log the changes first.
 
     Raises:
         EirError: as `known_form`.
@@ -103,14 +104,17 @@ def upgrade_form(folder: Path, report: Report) -> None:
 
 
 def _is_running(folder: Path) -> bool:
-    """Return true if the node on the folder answers that it is running; a silent one may be ending."""
+    """Return true if the node on the folder answers that it is running.
+
+    A node that does not answer may be ending.
+    """
     with suppress(ControlError):
         return bool(ask(folder, PING, timeout_s=PING_S) == RUNNING)
     return False
 
 
 def next_origin_state_id(folder: Path) -> int:
-    """Return an Origin-State-Id above that of any earlier start (RFC 6733 8.16), and store it in the folder.
+    """Return an Origin-State-Id above that of each earlier start (RFC 6733 8.16), and store it in the folder.
 
     On a full disk the value is not stored, but is still higher, because it is the time, unless the clock went back.
     """
@@ -125,7 +129,10 @@ def next_origin_state_id(folder: Path) -> int:
 
 
 def read_clock(folder: Path) -> TrustedClock:
-    """Return the clock that decides about expired rows, set by the last time stored in the folder and the present time."""
+    """Return the clock that decides whether a row with an end date has expired.
+
+    It starts with the last time stored in the folder and the present time.
+    """
     try:
         clock = TrustedClock(int((folder / CLOCK_FILE).read_text()))
     except (OSError, ValueError):
@@ -135,7 +142,10 @@ def read_clock(folder: Path) -> TrustedClock:
 
 
 def save_clock(clock: TrustedClock, folder: Path) -> None:
-    """Store the time for the next start. If the disk is full, the time is not stored, and the next start is more cautious."""
+    """Store the time of the clock for the next start.
+
+    If the disk is full, the time is not stored, and the next start is more cautious.
+    """
     _save(folder / CLOCK_FILE, f"{clock.time:.0f}\n")
 
 
@@ -155,9 +165,10 @@ PROGRAM = Path(os.__file__), Path(__file__)
 
 @contextmanager
 def as_owner_of(folder: Path) -> Iterator[None]:
-    """Let this thread, and threads and processes that it starts meanwhile, use files as the folder's owner, if it runs as root.
+    """Run a `with` block in which root accesses files with the rights of the folder's owner.
 
-    A program executed by execve(2) runs as root again. Nothing changes in root's own folder, or for another user than root.
+    It applies to this thread, and to threads and processes that the thread starts meanwhile. A program executed by execve(2)
+    runs as root again. Nothing changes in root's own folder, or for another user than root.
 
     Raises:
         EirError: if the kernel does not permit it.
@@ -184,7 +195,10 @@ def as_owner_of(folder: Path) -> Iterator[None]:
 
 
 def _owner(folder: Path) -> tuple[int, int]:
-    """Return the user and group that control a folder: its owner, or the owner of the link to it; for a missing folder, those of its parent."""
+    """Return the user id and group id that control a folder.
+
+    They are those of the owner, or of the owner of a link to the folder; for a missing folder, those of its parent.
+    """
     present = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     for status in (present.lstat(), present.stat() if present.exists() else present.lstat()):
         if status.st_uid:

@@ -1,4 +1,4 @@
-"""Watch of the supervisor on the store: outcomes of releases, history and form of the data, polled repeatedly.
+"""Poll of the store by the supervisor: outcomes of releases, history, and format version of the data.
 
 The supervisor has no permanent connection to the store.
 """
@@ -23,10 +23,10 @@ UNKNOWN_LIST = "unknown"
 
 
 class StoreWatch:
-    """Facts of the store at the last poll."""
+    """Result of the supervisor's last poll of the store."""
 
     def __init__(self, config: Callable[[], Config], *, report: Report) -> None:
-        """Create the watch. `config` returns the settings in force."""
+        """Create a watch that has not polled yet. `config`: function that returns the settings in force."""
         self._config, self._report = config, report
         settings = config()
         copy = open_copy(settings.store, settings.state)
@@ -42,7 +42,7 @@ class StoreWatch:
         """Reason for which the store is not written, if its data have the form of a newer eir."""
 
     async def poll(self) -> None:
-        """Read the store, and synchronize the history with this node's copy."""
+        """Read the store, and synchronize its history with this node's copy of the history."""
         config = self._config()
         report = self._report if config.store == SQLITE else silent  # the follower reports on Redis
         store = open_store(config.store, config.state, report=report, check=False)
@@ -65,11 +65,11 @@ class StoreWatch:
             await store.close()
 
     def form_warnings(self) -> list[str]:
-        """Return a warning if the store's data have the form of a newer eir."""
+        """Return a warning if a newer version of eir has changed the format of the store's data."""
         return [] if self._newer is None else [self._newer]
 
     def warnings(self) -> list[str]:
-        """Return warnings about the history."""
+        """Return warnings for `eir status` about the history in the store."""
         differs = "the store's history does not continue this node's copy (eir history --verify)"
         return ([differs] if self.history.differs else []) + [
             f"no record says who put list {name} into the store (eir history {name})"
@@ -77,7 +77,7 @@ class StoreWatch:
         ]
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics."""
+        """Return the metrics about releases and history by name and label values."""
         # Changes of a local list are in the history, but are no releases; lifted limits and refused releases of a local
         # list count.
         config, ledgers = self._config(), self.history.ledgers

@@ -1,6 +1,7 @@
-"""Supervisor: the first process of a node. It starts the other processes, accepts connections for them, and serves status and commands.
+"""Supervisor: the first process of a node. It starts the other processes, and serves status and commands.
 
-It handles no check. It reads the configuration and passes it to the other processes, which end when it ends.
+It accepts connections and passes them to workers. It handles no check. It reads the configuration and passes it to the other
+processes, which end when it ends.
 """
 
 import asyncio
@@ -74,7 +75,10 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
 
 
 def end_within(stop_s: float = STOP_S) -> None:
-    """End this process after `stop_s` if it has not ended; a separate thread does it, because a disk may block the loop and other threads."""
+    """Kill this process if it has not ended after `stop_s`.
+
+    A separate thread does this, because a disk may block the loop and other threads.
+    """
 
     def overdue() -> None:
         detail = f"it did not end within {stop_s:g} s; what it waited for is left undone"
@@ -89,7 +93,7 @@ def end_within(stop_s: float = STOP_S) -> None:
 
 
 class Supervisor:
-    """Assembly of the supervisor's parts; it starts and stops them in order."""
+    """Supervisor with all its parts, which it starts and stops in order."""
 
     def __init__(
         self,
@@ -102,7 +106,11 @@ class Supervisor:
         end_s: float = END_S,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """Create the parts. `hold_s`: as HOLD_S. `end_s`: seconds that the other processes have to end. `on_stop` is called at the start of the end."""
+        """Create the parts; no process is started yet.
+
+        `hold_s`: as HOLD_S. `end_s`: seconds that the other processes have to end. `on_stop`: called when the node begins to
+        stop.
+        """
         self._on_stop = on_stop
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
@@ -148,7 +156,7 @@ class Supervisor:
         self._control = ControlSockets(configuration, commands.by_name(), looking, report=report)
 
     async def serve(self) -> int:
-        """Start, run until SIGTERM, and stop; return the exit status.
+        """Start the node, run until SIGTERM, and stop the node; return the exit status.
 
         Raises:
             EirError: if a listener cannot be opened.
@@ -187,7 +195,10 @@ class Supervisor:
         return int(killed)
 
     async def _are_workers_started(self) -> bool:
-        """Wait until every worker has its lists, or has looked for them if it may serve without; return false if stopped."""
+        """Wait until every worker has started and has its lists; return false if the node is stopped meanwhile.
+
+        With `boot_without_lists` other than `refuse`, missing lists do not delay the start.
+        """
         workers, config = self._others.workers, self._configuration.config
         is_reported = False
         while not self._stop.is_set():
@@ -208,7 +219,7 @@ class Supervisor:
         return False
 
     async def _listen(self) -> None:
-        """Open the listeners.
+        """Open the listeners, connect to peers, and start the jobs of a serving node.
 
         Raises:
             EirError: if a listener cannot be opened.
@@ -225,7 +236,7 @@ class Supervisor:
         await self._attendants.apply(loaded, self._acceptor.addresses)
 
     def _begin_stop(self, cause: str) -> None:
-        """Start the node's end."""
+        """Begin to stop the node. `cause`: reason in the log."""
         if self._stop.is_set():
             return
         self._log.report("stopping", reason=cause)
@@ -235,7 +246,7 @@ class Supervisor:
         self._others.stop()
 
     async def _apply(self, loaded: Loaded) -> None:
-        """Apply the settings in force to all parts except the workers."""
+        """Apply new settings to all parts except the workers."""
         config = loaded.config
         self._acceptor.configure(config.peers, config.limits, config.sctp)
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
@@ -245,7 +256,7 @@ class Supervisor:
             await self._attendants.apply(loaded, self._acceptor.addresses)
 
     async def _poll(self) -> None:
-        """Log and announce the status of the workers."""
+        """Read the workers' reports: log the readiness, send acknowledgements, and inform attendants."""
         status, reports = self.overview.status, await self._others.workers.reports()
         status.log_readiness(reports)
         self._sources.acknowledge(reports)

@@ -1,4 +1,7 @@
-"""Switch of lists in a worker: a new image is mapped beside the one in force, one reference changes, and the old memory is freed."""
+"""Switch of a list in a worker to a new image in memory.
+
+The new image is mapped beside the one in force, one reference changes, and the old memory is freed.
+"""
 
 import asyncio
 import gc
@@ -16,10 +19,10 @@ PAUSE_S = 0.001
 
 
 class Takeover:
-    """Lists of one worker, put in force one after another as they arrive."""
+    """Queue of lists that a worker receives and puts in force one after another."""
 
     def __init__(self, index: Index, process: ThisProcess, switched: Callable[[], object]) -> None:
-        """Create an empty queue. `switched` is called after each list that was put in force."""
+        """Create an empty queue. `switched`: called after each list that is put in force."""
         self._index, self._process, self._switched = index, process, switched
         self._arrived: asyncio.Queue[tuple[Listed, Image] | None] = asyncio.Queue()
         """Lists to put in force; None: all lists have arrived."""
@@ -29,7 +32,7 @@ class Takeover:
         """Longest time in seconds for which a switch blocked the loop."""
 
     def enqueue(self, what: Listed, memory: int | None) -> None:
-        """Map a list's memory, and put the list in force in its turn."""
+        """Map the memory of a list, and queue the list to be put in force."""
         if memory is None:
             return  # the supervisor sends it again
         try:
@@ -38,11 +41,11 @@ class Takeover:
             self._process.log.report("image_failed", level="error", list=what.name, detail=str(e))
 
     def complete(self) -> None:
-        """Note that all lists have arrived."""
+        """Record in the queue that all lists have arrived."""
         self._arrived.put_nowait(None)
 
     async def run(self) -> None:
-        """Put lists in force as they arrive, until cancelled."""
+        """Put the queued lists in force as they arrive, until cancelled."""
         while True:
             arrived = await self._arrived.get()
             if arrived is None:
@@ -71,7 +74,10 @@ class Takeover:
             del image
 
     def _switch(self, listed: Listed, image: Image) -> None:
-        """Put a list in force, unless this version is in force; the supervisor may send the last version again."""
+        """Put a list in force, unless this version of the list is in force already.
+
+        The supervisor may send the last version again.
+        """
         entries = self._index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
             return

@@ -1,7 +1,8 @@
-"""Trace of one subscriber or device, in the supervisor: begun by a command, reported by workers, read by the command, ended by time.
+"""Trace of the checks of one subscriber or device, in the supervisor.
 
-At most one trace runs. Its user and reason are recorded in the history, because it shows the use of a person's phone. Its
-records go only to the command, never to a log or a file of the node.
+A command begins the trace and reads its records, workers report the records, and a time limit ends it. At most one trace runs.
+Its user and reason are recorded in the history, because it shows the use of a person's phone. Its records go only to the
+command, never to a log or a file of the node.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ RECORDS_MAX = 1000
 
 
 class Tracing:
-    """Trace that runs, if any."""
+    """Current trace, if one is running, and its unread records."""
 
     def __init__(
         self,
@@ -40,9 +41,10 @@ class Tracing:
         idle_s: float = IDLE_S,
         read_s: float = READ_S,
     ) -> None:
-        """Create the state without a trace. `seek` sets the checks that all workers report from now on (None: none). `record` adds an event to the history.
+        """Create the state; no trace is running.
 
-        `idle_s`: seconds without a read after which a trace ends. `read_s`: longest wait of a read.
+        `seek`: function that sets the checks that all workers report from now on (None: none). `record`: function that adds an
+        event to the history. `idle_s`: seconds without a read after which a trace ends. `read_s`: longest wait of a read.
         """
         self._seek, self._record, self._report, self._idle_s, self._read_s = seek, record, report, idle_s, read_s
         self.sought: TraceFilter | None = None
@@ -58,7 +60,9 @@ class Tracing:
         """Set when there are records, or the trace has ended."""
 
     async def begin(self, arguments: Mapping[str, Any]) -> int:
-        """Begin the trace of `imei`, `imsi` or both for `lasts_s`; record the `reason`. Return its number.
+        """Begin a trace, and return its number.
+
+        Arguments: `imei`, `imsi` or both; `lasts_s`, its duration; `reason`, which the history records.
 
         Raises:
             EirError: if a trace runs, or the arguments are invalid.
@@ -106,16 +110,16 @@ class Tracing:
         return self._number
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add a record from a worker."""
+        """Add a record that a worker has reported for the trace."""
         if self.sought is not None:
             self._told.append(record)
             self._count += 1
             self._news.set()
 
     async def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the records since the last read, and whether the trace is `over`; wait for records at most `read_s`.
+        """Return the records since the last read, and whether the trace is `over`.
 
-        `number`: number of the trace; default: the trace that runs.
+        A read waits for records at most `read_s`. Argument `number`: number of the trace; default: the trace that runs.
         """
         number, news = arguments.get("number", self._number), self._news
         if number == self._number:
@@ -132,12 +136,18 @@ class Tracing:
         return {"records": records, "over": self.sought is None}
 
     async def end(self, arguments: Mapping[str, Any]) -> None:
-        """End the trace; `number` as in `read`."""
+        """End the trace.
+
+        Argument `number`: as in `read`.
+        """
         number = arguments.get("number", self._number)
         await self._end(lambda: number == self._number)
 
     async def end_if_due(self) -> None:
-        """End the trace when its time is over or its reader has gone; called each second."""
+        """End the trace if its time is over, or if no command has read it for `idle_s`.
+
+        The supervisor calls this each second.
+        """
         await self._end(lambda: time.time() >= self._until or time.monotonic() - self._read_at > self._idle_s)
 
     async def _end(self, is_due: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""HTTP address of a node: the page for people, and the pages for programs."""
+"""HTTP pages of a node: the page for people, and the pages for programs."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ WRONG_PASSWORD_S = 1.0
 
 
 class Web:
-    """Pages of a node."""
+    """HTTP pages of a node, with their listener."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Web:
         *,
         report: Report,
     ) -> None:
-        """Create the pages. `config` returns the settings in force."""
+        """Create the pages; the listener is not open yet. `config`: function that returns the settings in force."""
         self._config, self._overview, self._store, self._looking, self._report = (
             config,
             overview,
@@ -57,7 +57,7 @@ class Web:
         """Address of the pages."""
 
     async def open(self) -> None:
-        """Open the listener, if one is configured.
+        """Open the listener of the pages, if the configuration has one.
 
         Raises:
             EirError: if the address cannot be bound.
@@ -74,16 +74,19 @@ class Web:
         self._report("listening", address=f"http://{self.address}", pages=f"/ {RUNBOOK} /metrics /live /ready")
 
     async def close(self) -> None:
-        """Close the listener and its connections."""
+        """Close the listener of the pages and all connections."""
         await self._server.close()
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics."""
+        """Return the metrics about refused clients of the pages by name and label values."""
         refused = self._access.refused
         return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
 
     async def _page(self, request: HttpRequest) -> HttpResponse:
-        """Return the page for people; with an `imei` in form or query, it shows the answer to that device."""
+        """Return the page for people.
+
+        With an `imei` in form or query, the page shows the answer to a check of that device.
+        """
 
         def report(reason: str) -> None:
             self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)

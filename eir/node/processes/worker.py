@@ -1,4 +1,4 @@
-"""Worker: answers on the connections that it receives; the supervisor decides for the whole node.
+"""Worker: the process that answers the checks on its connections.
 
 The worker receives its configuration, its connections and its lists from the supervisor. It has no listener, no page and no
 store. A new list is mapped beside the one in force, and one reference changes. The supervisor decides about all connections of
@@ -71,7 +71,10 @@ CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with a
 
 
 class Configured(NamedTuple):
-    """Settings from the supervisor for a worker, at its start and at each reload, so that all workers have the same files."""
+    """Settings that the supervisor sends to a worker at its start and at each reload.
+
+    They hold the contents of files, so that all workers have the same.
+    """
 
     config: Config
     disabled: Sequence[str]
@@ -86,7 +89,7 @@ class Configured(NamedTuple):
 
 
 def run(end: socket.socket, number: int, origin_state_id: int, grants: int | None, sender: int | None = None) -> int:
-    """Run a worker until it is stopped, or its channel ends; return the exit status.
+    """Run a worker until it is stopped or its channel closes; return the exit status.
 
     `grants`: descriptor of the memory in which workers share granted requests. `sender`: descriptor of the socket to the
     recorder.
@@ -101,7 +104,7 @@ def run(end: socket.socket, number: int, origin_state_id: int, grants: int | Non
 
 
 def _set_malloc_options() -> None:
-    """Let the C library keep the memory of a read and its answers for the next one.
+    """Let the C library keep freed memory for the next read and its answers.
 
     glibc returns free memory at the end of its heap to the kernel from 128 KiB on, and a full window needs more: fetching it
     again page by page costs as much as the answers. Other C libraries have no such setting.
@@ -142,7 +145,7 @@ def built(
     grants: Grants,
     sender: socket.socket | None,
 ) -> "Worker":
-    """Assemble the parts of a worker."""
+    """Create a worker from its settings."""
     config, counts, log, channel = configured.config, Counts(), process.log, process.channel
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     clock = state_folder.read_clock(config.state)
@@ -180,7 +183,10 @@ def built(
 
 
 def probes_of(config: Config) -> frozenset[tuple[str, str]]:
-    """Return protocol and label of probing peers, whose checks are about no real phones."""
+    """Return (protocol, label) of the peers that are probes.
+
+    Their checks are about no real phones.
+    """
     return frozenset(
         (each.name, peer.label)
         for each in INTERFACES
@@ -192,7 +198,7 @@ def probes_of(config: Config) -> frozenset[tuple[str, str]]:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Worker:
-    """Parts of a running worker."""
+    """Running worker: its servers, lists and settings, and the functions that the supervisor calls."""
 
     config: Config
     process: ThisProcess
@@ -216,7 +222,7 @@ class Worker:
 
     @property
     def node(self) -> S13Server:
-        """Return the Diameter node, whose connections the supervisor's admission decides about."""
+        """Diameter node of the worker. The supervisor's admission decides about the node's connections."""
         node: S13Server = self.servers[S13]
         return node
 
@@ -231,7 +237,7 @@ class Worker:
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Switch lists and answer until stopped, then end all connections in order."""
+        """Put lists in force and answer checks until stopped, then end all connections in order."""
         jobs = self.process.jobs
         for work in (self.lists.run(), self.lists.free()):
             jobs.spawn(work)
@@ -250,7 +256,7 @@ class Worker:
     # Objects from the supervisor
 
     def connection(self, listener: int, number: int, descriptor: int | None) -> None:
-        """Serve a connection."""
+        """Serve a connection that the supervisor has passed. `descriptor` None: this process had no descriptor left."""
         if descriptor is None:
             self.node.starved()
             self.process.channel.notify("gone", number)
@@ -291,17 +297,20 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     def _send_first_seen(self) -> None:
-        """Have devices recorded that were seen for the first time."""
+        """Send the devices that this worker saw for the first time to the supervisor, to be recorded."""
         if self.new_devices is not None and (sighted := self.new_devices.take()):
             self.process.channel.notify("first_seen", sighted)
 
     def reject_first_seen(self, peer: str, keys: list[int]) -> None:
-        """Forget devices that are not recorded."""
+        """Remove devices from the list of new devices, because their first sighting is not recorded.
+
+        `peer`: label of the peer above its limit.
+        """
         if self.new_devices is not None:
             self.new_devices.reject(peer, keys)
 
     def _log_shed(self) -> None:
-        """Log the number of shed requests for each peer and limit since the last lines."""
+        """Log how many requests were shed since the last log lines, for each peer and limit."""
         self.shed_lately = self.context.counts.shed - self.shed_told
         self.shed_told = self.context.counts.shed.copy()
         for (peer, reason), count in self.shed_lately.items():
@@ -310,7 +319,7 @@ class Worker:
     # Calls of the supervisor that change something
 
     def prepare(self, configured: Configured) -> None:
-        """Prepare another configuration: do all steps that may fail, and change nothing.
+        """Prepare new settings: do all steps that may fail, but apply nothing yet.
 
         Raises:
             EirError: if the configuration cannot be applied.
@@ -333,7 +342,7 @@ class Worker:
         self.prepared = new, replace(context, shared=shared, tls=tls, keys=configured.keys)
 
     def apply_prepared(self) -> None:
-        """Apply the prepared configuration, except keys that need a restart."""
+        """Apply the prepared settings, except keys that need a restart."""
         if self.prepared is None:
             raise EirError("this worker has prepared nothing")
         (new, context), self.prepared = self.prepared, None
@@ -350,17 +359,17 @@ class Worker:
         self.config, self.context = config, context
 
     def dial(self) -> None:
-        """Connect to peers, in all protocols; no other worker does."""
+        """Start outgoing connections to peers, in all protocols. Only one worker of the node does."""
         for server in self.servers.values():
             server.dial()
 
     def set_peer(self, label: str, enabled: bool) -> None:
-        """Put a peer in or out of service."""
+        """Put a peer into service, or take it out of service, in all protocols."""
         for server in self.servers.values():
             server.enable(label) if enabled else server.disable(label)
 
     def set_keys(self, keys: "Mapping[str, KeyFiles | None]") -> None:
-        """Verify access tokens with these keys from now on.
+        """Verify access tokens with new keys from now on.
 
         Raises:
             KeysError: if the keys are invalid; nothing has changed then.
@@ -369,7 +378,7 @@ class Worker:
         self._apply(self.config, replace(self.context, keys=keys), changed)
 
     def trace(self, sought: TraceFilter | None) -> None:
-        """Report these checks from now on; None: no checks."""
+        """Report the checks that match the trace `sought` from now on. None: report no checks."""
         self.context.tracer.begin(sought)
         self.context.checker.traced = None if sought is None else self.context.tracer.check
 
@@ -379,7 +388,7 @@ class Worker:
         return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
 
     def counters(self) -> metrics.Snapshot:
-        """Return the counters of this worker, which outlive it."""
+        """Return the counters of this worker, which are kept after its end."""
         counts, checker = self.context.counts, self.context.checker
         return {
             "eir_checks_total": checker.checks(),
@@ -400,7 +409,7 @@ class Worker:
         }
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of this worker."""
+        """Return the counters and gauges of this worker by metric name and label values."""
         states = self._loaded()
         connected, disabled = self.connected(), self.disabled()
         return self.counters() | {
@@ -423,7 +432,7 @@ class Worker:
         }
 
     def report(self) -> WorkerReport:
-        """Return the status of the worker."""
+        """Return the worker's status for `eir status`."""
         states = self._loaded()
         lately = (self.context.counts.shed - self.shed_told) + self.shed_lately
         return WorkerReport(
@@ -439,20 +448,23 @@ class Worker:
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:
-        """Return the present answer and its reasons, without disk access and without counting."""
+        """Return the answer to a question at present, and its reasons. The question is not counted as a check."""
         return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
-        """Return all connections, and the entries of the peer table without one, which have no protocol."""
+        """Return the rows of `eir peers`: connections of this worker, and entries without a connection to it.
+
+        An entry without a connection may have no protocol.
+        """
         return [asdict(row) for server in self.servers.values() for row in server.status()]
 
     def disabled(self) -> list[str]:
-        """Return the labels of disabled peers and gateways."""
+        """Return the labels of peers and gateways that are out of service."""
         turned_away = {label for server in self.servers.values() for label in server.disabled()}
         return [label for label in dict.fromkeys(self.config.labels) if label in turned_away]
 
     def paths(self) -> Counter[tuple[str, str]]:
-        """Return the number of SCTP paths over all protocols, by peer label and `up` or `down`."""
+        """Return the number of SCTP paths in all protocols, by peer label and state (`up` or `down`)."""
         paths: Counter[tuple[str, str]] = Counter()
         for server in self.servers.values():
             for label, _, up in server.paths():
@@ -461,7 +473,7 @@ class Worker:
         return paths
 
     def lost_paths(self) -> dict[str, list[str]]:
-        """Return the unreachable SCTP addresses of connected peers, by label."""
+        """Return the addresses of connected peers that SCTP does not reach, by peer label."""
         paths: dict[str, list[str]] = {}
         for server in self.servers.values():
             for label, address, up in server.paths():
@@ -470,7 +482,10 @@ class Worker:
         return paths
 
     def connected(self) -> dict[str, int]:
-        """Return the number of open connections by peer label, over all protocols; 0 for each expected peer without one."""
+        """Return the number of open connections by peer label, over all protocols.
+
+        An expected peer without a connection has 0.
+        """
         by_label: Counter[str] = Counter()
         for server in self.servers.values():
             by_label.update(server.connected())
@@ -478,40 +493,43 @@ class Worker:
 
 
 class RemoteAdmission:
-    """AdmissionControl of the supervisor: events go there over the channel, and orders come back."""
+    """AdmissionControl over the channel: the supervisor decides about connections.
+
+    Events go to the supervisor, and its orders come back as calls.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return the supervisor's decision; false if the supervisor does not answer."""
+        """Return whether the supervisor permits an outgoing connection; false if the supervisor does not answer."""
         with suppress(ChannelError):
             return bool(await self._channel.ask("may_dial", host, label, now))
         return False
 
     def stay_away(self, label: str, until: float) -> None:
-        """Report the time to the supervisor."""
+        """Report to the supervisor that no worker may connect to the peer with this label before `until`."""
         self._channel.notify("stay_away", label, until)
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
-        """Report a valid CER to the supervisor."""
+        """Report to the supervisor that a connection has sent a valid CER."""
         self._channel.notify("arrived", claim)
         return ()
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
-        """Report an attempt to connect."""
+        """Report to the supervisor that the node has begun to connect to a peer."""
         return self._notify("dialing", connection, host, our_host)
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
-        """Report the opening of an outgoing connection."""
+        """Report to the supervisor that an outgoing connection has opened."""
         return self._notify("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Report a DWA on a probed connection."""
+        """Report to the supervisor that a probed connection has answered its DWR."""
         return self._notify("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """Report the end of a connection or attempt."""
+        """Report to the supervisor that a connection or an attempt has ended."""
         return self._notify("closed", connection, reason)
 
     def _notify(self, *what: Any) -> Sequence[Order]:

@@ -1,4 +1,4 @@
-"""Workers, from the supervisor's side: their settings, requests to them, and the common table of peers' connections.
+"""Supervisor's side of the workers: their settings, requests to them, and the common table of peers' connections.
 
 The table decides which connections of a peer may be open (eir.wire.diameter.admission): workers report events of their
 connections, and receive orders. The counters of a worker outlive it here.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """One worker."""
+    """Supervisor's state of one running worker."""
 
     child: Child
     process: Process
@@ -49,11 +49,11 @@ class _Worker:
     """Its connections in the admission table, as (pid, number in the worker)."""
 
     def start(self) -> None:
-        """Note that the worker takes connections."""
+        """Record that the worker has its lists and accepts connections."""
         self.started = True
 
     def leave(self) -> None:
-        """Note that the worker takes no further connection."""
+        """Record that the worker accepts no further connections."""
         self.leaving = True
 
     @property
@@ -68,7 +68,7 @@ class _Worker:
 
 
 class Workers:
-    """All workers of the node.
+    """All workers of the node, from the supervisor's side.
 
     `loaded` returns the settings in force. After the end of a worker, the acceptor pauses until its successor has started.
     `traced` receives each record of a trace.
@@ -78,7 +78,10 @@ class Workers:
         self, wanted: int, start: Start, loaded: Callable[[], Loaded], lists: "Followed", acceptor: Acceptor, *,
         origin_state_id: int, sightings: socket.socket | None, traced: Callable[[dict[str, Any]], None], report: Report,
     ) -> None:  # fmt: skip
-        """Create the workers' children, which do not run yet. `sightings`: end of the socket to the recorder."""
+        """Create the workers' child processes; no worker is started yet.
+
+        `sightings`: socket over which workers send checks to the recorder.
+        """
         self._granted = memory_file(wanted)
         """Memory in which the workers share the limits on requests per second."""
         carried = [self._granted, *filter(None, (sightings,))]
@@ -140,17 +143,20 @@ class Workers:
         self.changed.set()
 
     def end(self) -> None:
-        """Stop all workers, which end their connections in order."""
+        """Stop all workers. Each worker ends its connections in order."""
         for worker in self._workers.values():
             worker.leave()
             worker.channel.notify("end")
 
     def close(self) -> None:
-        """Free the memory that workers share."""
+        """Free the memory that the workers share."""
         self._granted.close()
 
     def pass_connection(self, listener: int, number: int, connection: socket.socket) -> bool:
-        """Pass a connection to the worker with the fewest connections, workers that answer in time first; return false if no worker accepts it."""
+        """Pass a connection to the worker with the fewest connections; return false if no worker accepts it.
+
+        Workers that answer the supervisor in time come first.
+        """
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
         for worker in sorted(ready, key=lambda worker: (worker.child.is_late, len(worker.connections), worker.number)):
             if worker.channel.try_notify("connection", listener, number, carrying=[connection]):
@@ -159,17 +165,20 @@ class Workers:
         return False
 
     def distribute(self, listed: Listed, image: Image) -> None:
-        """Send a list to every worker."""
+        """Send a list to every worker, which puts it in force."""
         for worker in self._workers.values():
             send_list(worker.channel, listed, image)
 
     def reject_first_seen(self, peer: str, keys: list[int]) -> None:
-        """Have every worker forget devices that are not recorded."""
+        """Let every worker remove devices from its list of new devices, because their first sighting is not recorded.
+
+        `peer`: label of the peer above its limit.
+        """
         for worker in self._workers.values():
             worker.channel.notify("first_seen_rejected", peer, keys)
 
     def complete(self) -> None:
-        """Notify every worker that it has all lists so far."""
+        """Inform every worker that all lists of the follower have been sent."""
         for worker in self._workers.values():
             worker.channel.notify("complete")
 
@@ -188,7 +197,7 @@ class Workers:
             self._acceptor.gone(number)
 
         def reported(what: str, connection: int, *details: Any) -> None:
-            """Handle an event of a connection, by its number in the worker, through the admission table."""
+            """Pass an event of a worker's connection to the admission, and send the resulting orders to workers."""
             name = worker.process.pid, connection
             worker.named.add(name)
             if what == "closed":
@@ -202,7 +211,7 @@ class Workers:
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
         def client_named(protocol: str, name: str) -> None:
-            """Send a client's name, which only one client may have, to the other workers."""
+            """Send a client's name to all other workers, because only one client of the node may use the name."""
             for other in self._workers.values():
                 if other is not worker:
                     other.channel.try_notify("doubt", protocol, name)
@@ -214,14 +223,17 @@ class Workers:
         }  # fmt: skip
 
     def _note_end(self, label: str, is_away: bool) -> None:
-        """Note whether a peer counts as away after the end of its connection."""
+        """Record whether a peer counts as away after the end of its last connection.
+
+        `is_away`: True if it does.
+        """
         if is_away:
             self._not_away.discard(label)
         else:
             self._not_away.add(label)
 
     def _order(self, orders: Sequence[Order]) -> None:
-        """Send each order to the worker that has the connection."""
+        """Send each order to the worker that has the order's connection."""
         for order in orders:
             pid, connection = cast("tuple[int, int]", order.connection)
             if (worker := self._workers.get(pid)) is not None:
@@ -232,9 +244,10 @@ class Workers:
     async def _ask_all(
         self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None
     ) -> list[tuple[_Worker, Any]]:
-        """Return every started worker's answer; log the failure of a worker, unless the worker was stopped.
+        """Call a handler of every started worker, and return each worker with its answer.
 
-        A call with `arguments` changes something: it also goes to a worker that is starting, with the time limit of a start.
+        A failure is logged, unless the worker was stopped. A call with `arguments` changes something: it also goes to a worker
+        that is starting, with the time limit of a start.
         """
         workers = [worker for worker in self._workers.values() if worker.started or arguments is not None]
         answers = await asyncio.gather(
@@ -257,7 +270,7 @@ class Workers:
         return given
 
     async def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of all workers, including ended ones."""
+        """Return the metrics of all workers, including the counters of ended workers."""
         for worker, answer in await self._ask_all("snapshot"):
             worker.child.count(answer)
         merged = self.figures()
@@ -268,11 +281,11 @@ class Workers:
         return merged
 
     def figures(self) -> metrics.Snapshot:
-        """Return the last counters of all workers, at most about 1 s old, without a call."""
+        """Return the last counters of all workers without a call to them. They are at most about 1 s old."""
         return metrics.merge([child.snapshot() for child in self.children])
 
     async def reports(self) -> list[WorkerReport]:
-        """Return the status of each worker."""
+        """Return the status report of each worker, and send each worker the lists that it lacks."""
         reports = []
         for worker, report in await self._ask_all("report"):
             self._lists.send_missing(worker.channel, report.lists)
@@ -283,7 +296,7 @@ class Workers:
         return reports
 
     async def explain(self, question: Question) -> Explanation:
-        """Return the answer of the first worker that has its lists.
+        """Return the answer to a question and its reasons, from the first worker that has its lists.
 
         Raises:
             EirError: if no worker has its lists, or the worker rejects the question.
@@ -295,11 +308,11 @@ class Workers:
         raise EirError("no worker has its lists yet: ask again in a moment")
 
     async def peers(self) -> list[dict[str, Any]]:
-        """Return all connections, and the entries of the peer table without one."""
+        """Return the rows of `eir peers`: all connections, and entries of the peer table without a connection."""
         return merged_peers([(worker.number, rows) for worker, rows in await self._ask_all("peers")])
 
     async def prepare(self, loaded: Loaded) -> None:
-        """Let all workers prepare another configuration, so that either all of them apply it, or none.
+        """Let all workers prepare new settings, so that either all of them apply the settings, or none.
 
         Raises:
             EirError: if a worker cannot prepare it or does not answer; nothing has changed then.
@@ -312,7 +325,10 @@ class Workers:
             )
 
     async def apply_prepared(self) -> None:
-        """Let all workers apply the prepared configuration; kill a worker that does not, because its successor starts with it."""
+        """Let all workers apply the prepared settings.
+
+        A worker that does not apply them is killed, because its successor starts with them.
+        """
         asked = list(self._workers.values())  # new workers have started with it
         done = {worker.process for worker, _ in await self._ask_all("take_over", lambda _: ())}
         for worker in asked:
@@ -320,7 +336,10 @@ class Workers:
                 worker.process.kill()
 
     async def set_peer(self, label: str, *, enabled: bool) -> None:
-        """Put a peer in or out of service in every worker, including later ones."""
+        """Put a peer into service, or take it out of service, in all workers.
+
+        Workers that start later receive this setting too.
+        """
         if enabled:
             self._disabled.discard(label)
         else:
@@ -328,16 +347,16 @@ class Workers:
         await self._ask_all("set_peer", lambda _: (label, enabled))
 
     async def set_keys(self, keys: "Mapping[str, KeyFiles | None]") -> None:
-        """Let every worker verify access tokens with these keys."""
+        """Let all workers verify access tokens with new keys."""
         await self._ask_all("set_keys", lambda _: (keys,))
 
     async def trace(self, sought: TraceFilter | None) -> None:
-        """Let every worker report these checks (None: no checks)."""
+        """Let all workers report the checks that match the trace `sought`. None: no checks."""
         self._sought = sought
         await self._ask_all("trace", lambda _: (sought,))
 
     def dial(self) -> None:
-        """Let the first worker, and its successors, connect to peers."""
+        """Let the worker with number 0, also after its restart, make the outgoing connections to peers."""
         self._dials = True
         for worker in self._workers.values():
             if worker.number == 0:

@@ -1,9 +1,9 @@
-"""Diameter node (RFC 6733) without the rest of this project: codec, connections without I/O, and a thin asyncio layer around them.
+"""Diameter node (RFC 6733): codec, connections without I/O, and a thin asyncio layer around them.
 
-`__all__` lists the public names; README.md in this folder shows an application on top of them. The modules, in the order from
-socket to answer: link (bytes of one connection) → framing (messages) → peer (state machine; its table is in states) → serve
-(treatment of a request) → message and avp (codec) → grammar (verification) → application → message (bytes of the answer), sent
-and counted by traffic.
+Programs can use this node without the rest of this project. `__all__` lists the public names; README.md in this folder shows an
+application on top of them. The modules, in the order from socket to answer: link (bytes of one connection) → framing (messages)
+→ peer (state machine; its table is in states) → serve (treatment of a request) → message and avp (codec) → grammar
+(verification) → application → message (bytes of the answer), sent and counted by traffic.
 
 `application` also has the commands of the base protocol, `dictionary` the AVPs, `result` the Result-Codes. `node` has the
 listeners and the peer table; `admission` decides which connections of a peer may be open; `dialer` makes outgoing connections.
@@ -43,7 +43,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at its first use, so that a program that needs only settings does not load sockets and TLS."""
+    """Import a public name at its first use: a program that needs only settings does not load sockets and TLS."""
     home = next(
         (module if "." in module else f"{__name__}.{module}" for module, names in _HOMES.items() if name in names), None
     )

@@ -1,4 +1,4 @@
-"""Admission: which connections of a peer may be open at the same time (RFC 6733 2.1, 5.6, 5.6.4).
+"""Admission: decides which connections of one peer may be open at the same time (RFC 6733 2.1, 5.6, 5.6.4).
 
 No I/O, no clock, no sockets.
 
@@ -40,7 +40,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOldest:
-    """Order: send a DWR out of turn.
+    """Order: send a DWR on the peer's oldest connection at once, before the watchdog's timer is due.
 
     If the DWA arrives, the owner calls `alive`; if not, it closes the connection with the reason `duplicate_silent`.
     """
@@ -68,7 +68,7 @@ Order = Admit | Refuse | ProbeOldest | Drop | Yield
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Request of a connection with a valid CER to be admitted."""
+    """Connection that has sent a valid CER and waits for the decision of the admission."""
 
     connection: Name
     host: str
@@ -81,7 +81,7 @@ class Claim:
 
 
 class Attempt(NamedTuple):
-    """Outgoing connection that is being made."""
+    """Outgoing connection whose CEA has not arrived yet."""
 
     connection: Name
     our_host: str
@@ -95,20 +95,20 @@ class AdmissionControl(Protocol):
     """
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
-        """Handle a valid CER (`Admission.arrived`)."""
+        """Return the orders for a connection that has sent a valid CER (`Admission.arrived`)."""
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return whether the node may connect to a peer of the entry with this label.
+        """Return whether the node may connect to a peer whose entry in the peer table has this label.
 
         The node must not connect while the peer (without a host: any peer of the entry) has a connection to any worker of the
         node, nor before the time of `stay_away`.
         """
 
     def stay_away(self, label: str, until: float) -> None:
-        """Postpone connections to the peer of an entry (`Admission.stay_away`)."""
+        """Forbid outgoing connections to the peer with this label for some time (`Admission.stay_away`)."""
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
-        """Note an attempt to connect (`Admission.dialing`)."""
+        """Record that the node has begun to connect to a peer (`Admission.dialing`)."""
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
         """Handle the opening of an outgoing connection (`Admission.opened`)."""
@@ -121,7 +121,7 @@ class AdmissionControl(Protocol):
 
 
 class Admission:
-    """Open connections of every peer, and connections that wait for a decision. Each call returns orders."""
+    """Open connections of every peer, and connections that wait for a decision. Each event returns orders."""
 
     def __init__(self) -> None:
         self.connections: dict[str, OrderedDict[Name, int]] = {}
@@ -147,20 +147,21 @@ class Admission:
         return bool(self.connections.get(host.lower()))
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return whether the node may connect (`AdmissionControl.may_dial`)."""
+        """Return whether the node may connect to this peer (`AdmissionControl.may_dial`)."""
         if now < self._not_before.get(label, now):
             return False
         return label not in self.labels.values() if host is None else not self.is_open(host)
 
     def stay_away(self, label: str, until: float) -> None:
-        """Do not connect to the peer of an entry before `until`, because it would reject the node's CER as the node rejected its CER.
+        """Forbid outgoing connections to the peer with this label before `until`.
 
-        `until`: time on the monotonic clock of the host.
+        The peer offers no common application, so it would reject the node's CER. `until`: time on the monotonic clock of the
+        host.
         """
         self._not_before[label] = until
 
     def arrived(self, claim: Claim) -> list[Order]:
-        """Handle a valid CER."""
+        """Return the orders for a connection that has sent a valid CER."""
         host = claim.host.lower()
         attempt = self.attempts.get(host)
         if attempt is None:
@@ -174,12 +175,15 @@ class Admission:
         return []
 
     def dialing(self, connection: Name, host: str, our_host: str) -> list[Order]:
-        """Note that the node connects to this peer, until `opened` or `closed`."""
+        """Record that the node has begun to connect to this peer; `opened` or `closed` ends the attempt."""
         self.attempts[host.lower()] = Attempt(connection, our_host)
         return []
 
     def opened(self, connection: Name, host: str, origin_state_id: int) -> list[Order]:
-        """Handle the opening of an outgoing connection: it has won the election, and the peer's own attempts are refused (R-Disc)."""
+        """Add an outgoing connection that has opened, and refuse the peer's waiting connections (R-Disc).
+
+        The outgoing connection has won the election.
+        """
         host = host.lower()
         self.attempts.pop(host, None)
         self.failed.pop(host, None)
@@ -189,12 +193,15 @@ class Admission:
         return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
     def alive(self, connection: Name) -> list[Order]:
-        """Refuse the connection that waits for the place of a probed connection, because that connection answered its DWR."""
+        """Refuse the waiting connection, because the connection that it would replace has answered its DWR."""
         claim = self.probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 
     def closed(self, connection: Name, reason: str = "") -> list[Order]:
-        """Handle the end of a connection or attempt. The `reason` `watchdog` is a failure by RFC 3539."""
+        """Handle the end of a connection or attempt.
+
+        If the `reason` is `watchdog`, the peer's next connection begins in REOPEN (RFC 3539).
+        """
         self.waiting.pop(connection, None)
         self._ours.discard(connection)
         self.probed = {oldest: claim for oldest, claim in self.probed.items() if claim.connection != connection}
@@ -228,7 +235,11 @@ class Admission:
         return ended
 
     def _weigh(self, claim: Claim) -> list[Order]:
-        """Decide on a claim. At the limit, an outgoing connection yields; without one, the oldest connection is replaced unless it answers a DWR."""
+        """Return the orders for a claim, by the number of open connections of its peer.
+
+        At the limit, an outgoing connection is closed by a DPR and the claim admitted. If no connection is outgoing, the claim
+        replaces the oldest connection, unless that connection answers a DWR.
+        """
         connections = self.connections.get(claim.host.lower()) or OrderedDict()
         if len(connections) < claim.connections_max:
             return self._admit(claim)

@@ -30,7 +30,7 @@ class Command(NamedTuple):
 
 
 class Lane(Protocol):
-    """Shortcut of an application for the requests of one connection.
+    """Lane: fast path of an application, which answers the usual requests of one connection.
 
     The lane returns the same bytes as the general path, and updates the application's counters; the connection updates the
     node's counters. A message that the lane skips costs only the attempt.
@@ -42,14 +42,14 @@ class Lane(Protocol):
     def take(
         self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
     ) -> tuple[int, Mapping[str, int]]:
-        """Answer the messages at `position`, up to the first that the lane skips; append the answers to `out`.
+        """Answer messages from offset `position` on, up to the first that the lane skips; append the answers to `out`.
 
         Returns:
             Position behind the last answered message, and number of answers by result.
         """
 
     def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Answer the messages that `take` would answer, but with the overload answer.
+        """Answer the messages that `take` would answer, each with the overload answer, because a rate limit is reached.
 
         Returns:
             Position behind the last answered message, and number of answers.
@@ -57,7 +57,7 @@ class Lane(Protocol):
 
 
 class LaneTerms(NamedTuple):
-    """Facts about its connection that a lane needs."""
+    """Properties of a connection that its lane (fast path) needs: label, names, tolerated faults and limits."""
 
     label: str
     """Label of the peer."""
@@ -82,7 +82,7 @@ def _answer_nothing(request: Request) -> Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Application:
-    """One application (RFC 6733 2.4)."""
+    """Diameter application that a node offers (RFC 6733 2.4)."""
 
     id: int
     """Application-Id."""
@@ -101,7 +101,7 @@ class Application:
 
 
 def application_id_avp(application: Application) -> bytes:
-    """Encode the AVP that names the application (RFC 6733 6.8, 6.11)."""
+    """Encode the Auth-Application-Id or Vendor-Specific-Application-Id of an application (RFC 6733 6.8, 6.11)."""
     own = encode_u32(AUTH_APPLICATION_ID, application.id)
     if not application.vendor:
         return own

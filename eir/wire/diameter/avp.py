@@ -1,4 +1,4 @@
-"""AVP codec: encoding of every base type, and parser of encoded AVPs (RFC 6733 4). No AVP is known by name here.
+"""AVP codec: encoding of every base type, and parser of encoded AVPs (RFC 6733 4). It works without a dictionary.
 
 The key of an AVP is one integer, vendor << 32 | code. For AVPs of the IETF it equals the code.
 """
@@ -22,7 +22,7 @@ _ADDRESS_FAMILY = {4: b"\0\x01", 6: b"\0\x02"}
 
 
 class Avp(NamedTuple):
-    """AVP in a message; `start` and `end` are offsets into the message, without padding."""
+    """Parsed AVP of a message. `start` and `end` are offsets in the message; `end` excludes the padding."""
 
     key: int
     flags: int
@@ -32,12 +32,15 @@ class Avp(NamedTuple):
 
 
 def key_of(code: int, vendor: int = 0) -> int:
-    """Return the key of an AVP."""
+    """Return the key of an AVP: vendor << 32 | code."""
     return vendor << 32 | code
 
 
 def encode(key: int, data: bytes, *, flags: int = M_FLAG) -> bytes:
-    """Encode an AVP with its padding; the key determines the V bit. The length of the AVP must fit in 24 bits."""
+    """Encode an AVP with its padding, and with the V bit if the key has a vendor.
+
+    The length of the AVP must fit in 24 bits.
+    """
     size = len(data)
     vendor = key >> 32
     if vendor:
@@ -72,29 +75,29 @@ def encode_address(key: int, address: str) -> bytes:
 
 
 def u32(avp: Avp) -> int:
-    """Return the value of an AVP whose length of 4 bytes the grammar has checked."""
+    """Return the value of an Unsigned32 AVP whose length of 4 bytes the grammar has checked."""
     return int.from_bytes(avp.data)
 
 
 def u32_or(avp: Avp | None, otherwise: L) -> int | L:
-    """Return the value of an unchecked AVP, or `otherwise` if it is missing or not 4 bytes long."""
+    """Return the value of an unchecked Unsigned32 AVP, or `otherwise` if the AVP is missing or not 4 bytes long."""
     return int.from_bytes(avp.data) if avp is not None and len(avp.data) == _WORD.size else otherwise
 
 
 def text(avp: Avp) -> str:
-    """Return the value as text; bytes that are not UTF-8 become U+FFFD."""
+    """Return the value of an AVP as text; bytes that are not UTF-8 become U+FFFD."""
     return avp.data.decode("utf-8", "replace")
 
 
 def nest(octets: bytes, groups: Sequence[Avp]) -> bytes:
-    """Wrap encoded AVPs in the headers of their groups, outermost first, without other members (RFC 6733 7.5)."""
+    """Wrap encoded AVPs in their `groups`, outermost first, without the other members of the groups (RFC 6733 7.5)."""
     for group in reversed(groups):
         octets = encode(group.key, octets, flags=group.flags & ~V_FLAG)
     return octets
 
 
 class Fault(NamedTuple):
-    """AVP header at which the parser stopped: the part that could be read, and zeros for the rest."""
+    """Header of the AVP at which the parser stopped, and the reason. Unreadable parts of the header are 0."""
 
     key: int
     flags: int
@@ -103,7 +106,7 @@ class Fault(NamedTuple):
 
 
 def parse(buffer: bytes, position: int, end: int, room: int) -> tuple[list[Avp], Fault | None]:
-    """Parse the AVPs between two offsets; return them, and the fault that ended the parsing early.
+    """Parse the AVPs between two offsets; return the AVPs, and the fault if one ended the parsing early.
 
     `room`: maximum number of AVPs. The last AVP of a group may lack its padding, because some stacks omit it.
     """

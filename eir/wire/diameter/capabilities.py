@@ -1,4 +1,4 @@
-"""Capabilities exchange: contents of a CER or CEA, its sender, and the decision on it (RFC 6733 5.3).
+"""Capabilities exchange: parser of a CER or CEA, lookup of its sender, and decision to accept it (RFC 6733 5.3).
 
 No connection and no state.
 """
@@ -27,7 +27,7 @@ SOON_OVER = frozenset({result.TOO_BUSY, result.ELECTION_LOST, result.UNABLE_TO_C
 
 
 class Capabilities(NamedTuple):
-    """Contents of a CER or CEA."""
+    """Fields of a received CER or CEA that the node uses."""
 
     host: str
     realm: str
@@ -79,7 +79,7 @@ def _numbers(stated: Iterable[Avp], *keys: int) -> frozenset[int]:
 def judge_cer(
     request: Request, capabilities: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool
 ) -> PeerSettings:
-    """Return the entry of the peer table for a CER.
+    """Validate a CER, and return its sender's entry in the peer table.
 
     Raises:
         DiameterError: if the CER is invalid; 3010 only if the sender is unknown and the CER has no other fault.
@@ -108,7 +108,7 @@ def judge_cer(
 def judge_cea(
     answer: Answer, settings: PeerSettings, identify: IdentifyPeer, context: NodeContext, *, secure: bool
 ) -> Capabilities:
-    """Return the capabilities of a peer to which the node connected.
+    """Validate a CEA, and return the capabilities of its sender, a peer to which the node connected.
 
     Raises:
         DiameterError: if the CEA does not open the connection (RFC 6733 5.6).
@@ -132,7 +132,7 @@ def has_common(capabilities: Capabilities, application_id: int) -> bool:
 
 
 def _check_common(capabilities: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
-    """Check for a common application and common security (RFC 6733 5.3).
+    """Check that node and peer have a common application and common security (RFC 6733 5.3).
 
     Raises:
         DiameterError: 5010 or 5017.
@@ -149,7 +149,7 @@ def _check_common(capabilities: Capabilities, settings: PeerSettings, applicatio
 def find_peer(
     peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address
 ) -> PeerSettings | None:
-    """Return the first matching entry; names are compared without case (RFC 6733 4.3.1 and DNS)."""
+    """Return the first matching entry of the peer table. Names are compared without case (RFC 6733 4.3.1 and DNS)."""
     return next(
         (
             each
@@ -163,7 +163,11 @@ def find_peer(
 def nearest_miss(
     peers: Sequence[PeerSettings], capabilities: Capabilities, source: IPv4Address | IPv6Address
 ) -> tuple[str | None, str]:
-    """Return the first entry with exactly one mismatch, as its label and the mismatching key; None without such an entry."""
+    """Return the first entry of the peer table in which exactly one of several keys does not match.
+
+    Returns:
+        Label of the entry, and the key that does not match; None and an empty text without such an entry.
+    """
     for settings in (each for each in peers if not each.is_titled):
         holds = {
             "host": _is(settings.host, capabilities.host),

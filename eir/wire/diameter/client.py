@@ -47,7 +47,7 @@ SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
 
 
 class Sending(NamedTuple):
-    """Identity of a request, which is the same on every connection (RFC 6733 3, 8.8)."""
+    """Session-Id and end-to-end identifier of a request, which stay the same if it is repeated (RFC 6733 3, 8.8)."""
 
     session: str
     end_to_end: int
@@ -59,7 +59,7 @@ _sessions = itertools.count(random.getrandbits(31))
 
 
 def new_sending(origin_host: str) -> Sending:
-    """Return the identity of a new request."""
+    """Return a new Session-Id and end-to-end identifier for a request."""
     # RFC 6733 8.8: <DiameterIdentity>;<high 32 bits>;<low 32 bits>;<optional value>, globally unique.
     session = f"{origin_host};{int(time.time())};{next(_sessions) & 0xFFFFFFFF};{os.getpid()}"
     # RFC 6733 3: the low 12 bits of the time, and 20 random bits.
@@ -67,7 +67,7 @@ def new_sending(origin_host: str) -> Sending:
 
 
 class Client:
-    """Open connection, created by `connect`. Concurrent requests are possible."""
+    """Connection to one Diameter server, created by `connect`. Several requests may be pending at the same time."""
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
@@ -89,7 +89,7 @@ class Client:
     async def request(
         self, command: int, avps: bytes, *, timeout_s: float = 5.0, sending: Sending | None = None
     ) -> Answer:
-        """Send a request of the application and return its answer. Session-Id and the client's Origin AVPs precede `avps`.
+        """Send a request and return its answer. `avps` follow the Session-Id and the client's Origin AVPs.
 
         `sending`: identity of a repeated request; None: a new request.
 
@@ -114,7 +114,7 @@ class Client:
             peer.forget(hop_by_hop)
 
     async def close(self, timeout_s: float = 2.0) -> None:
-        """Disconnect by DPR (DO_NOT_WANT_TO_TALK_TO_YOU); wait at most `timeout_s` for the end."""
+        """Disconnect by DPR (DO_NOT_WANT_TO_TALK_TO_YOU); wait at most `timeout_s` until the connection is closed."""
         link = self._link
         if link is None:
             return
@@ -130,7 +130,7 @@ class Client:
     # transport.Owner
 
     def accept(self, link: DiameterConnection) -> Peer:
-        """Begin with the CER, after the transport is connected."""
+        """Send the CER on a connected transport, and return the connection's state machine."""
         peer = link.new_peer(lambda _: SERVER)
         peer.connect(SERVER, self._loop.time())
         return peer
@@ -193,7 +193,7 @@ async def connect(
     timeout_s: float = 5.0, tls: ssl.SSLContext | None = None, counts: Counts | None = None, scheme: str = TCP,
     sctp: SctpSettings | None = None,
 ) -> Client:  # fmt: skip
-    """Connect to a node as a client with this name and realm.
+    """Connect to a Diameter node as a client with this Origin-Host and Origin-Realm.
 
     With `scheme` SCTP, `host` may hold several addresses, separated by commas. The client sends requests whether or not the
     node offers the application.
@@ -224,18 +224,21 @@ class _Server:
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def avoid(self, pause_s: float) -> None:
-        """Let other servers come first for `pause_s`."""
+        """Prefer all other servers to this failed server for `pause_s`."""
         self.left_until = time.monotonic() + pause_s
 
 
 class Servers:
-    """Servers of one application, the preferred one first. Connections are made when needed, and stay open."""
+    """Servers of one application, the preferred server first.
+
+    A server is connected at its first request and stays connected.
+    """
 
     def __init__(
         self, urls: Sequence[str], application: Application, *, origin_host: str, origin_realm: str, product_name: str = "client",
         timeout_s: float = 2.0, pause_s: float = 30.0, tls: ssl.SSLContext | None = None, sctp: SctpSettings | None = None,
     ) -> None:  # fmt: skip
-        """Create the connections' settings; connect at the first request.
+        """Store the settings of the connections. A connection is opened when a request first needs it.
 
         `timeout_s`: limit for a connection, and for each answer. `pause_s`: time for which a failed server is used last.
 
@@ -250,9 +253,10 @@ class Servers:
         self.counts = Counts()
 
     async def request(self, command: int, avps: bytes) -> Answer:
-        """Send the request to each server until one answers; return the first answer that does not refer to another server.
+        """Send the request to one server after another until the result is neither 3002 nor 3004; return that answer.
 
-        A request that a server may have received is repeated with the T bit, the same Session-Id and the same end-to-end id.
+        If all answers have one of these results, the last answer is returned. A request that a server may have received is
+        repeated with the T bit, the same Session-Id and the same end-to-end id.
 
         Raises:
             EirError: if no server answers, with the failure of each attempt.

@@ -1,4 +1,4 @@
-"""Connections that a node makes: attempt, wait for the end, wait Tc, attempt again (RFC 6733 2.1, 5.6)."""
+"""Outgoing connections of a node: connect, wait until the connection ends, wait Tc, repeat (RFC 6733 2.1, 5.6)."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ if the node waits for longer than that.
 
 
 class Dialer:
-    """Outgoing connections: one task per peer, which connects while `is_wanted` returns true for the peer.
+    """Tasks for outgoing connections, one per peer. A task connects only if `is_wanted` returns true for its peer.
 
     `failed` receives the reason if a connection could not be made.
     """
@@ -43,7 +43,7 @@ class Dialer:
     def dial(
         self, peers: Collection[PeerSettings], tls: ssl.SSLContext | None = None, sctp: SctpSettings | None = None
     ) -> None:  # fmt: skip
-        """Connect to these peers from now on, and to no others. `tls` is for `tls://`, `sctp` for `sctp://`."""
+        """Replace the set of peers to connect to. `tls`: context for `tls://`. `sctp`: settings for `sctp://`."""
         self._tls, self._sctp = tls, sctp or self._sctp
         for settings in self._tasks.keys() - set(peers):
             self._tasks.pop(settings).cancel()
@@ -56,13 +56,16 @@ class Dialer:
                 self._tasks[settings] = asyncio.get_running_loop().create_task(self._stay_connected(settings))
 
     def stay_away(self, settings: PeerSettings) -> None:
-        """Do not connect to the peer for `stay_away_s`, even if its entry is removed and added again: it has refused the node, or would."""
+        """Make no connection to the peer for `stay_away_s`, because the peer has refused the node or would refuse it.
+
+        The time also applies if the peer's entry is removed and added again.
+        """
         now = asyncio.get_running_loop().time()
         held = {peer: until for peer, until in self._not_before.items() if until > now}
         self._not_before = held | {settings: now + self.stay_away_s}
 
     async def close(self) -> None:
-        """Stop all attempts."""
+        """Cancel the tasks of all peers, and wait for the end of the tasks."""
         tasks = list(self._tasks.values())
         self.dial(())
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -40,7 +40,7 @@ TYPES = {
 
 
 class Definition(NamedTuple):
-    """Definition of one AVP."""
+    """Definition of one AVP: name, type, flags and valid values."""
 
     name: str
     type: Type
@@ -61,16 +61,16 @@ class Dictionary:
         self.groups = frozenset(key for key, definition in avps.items() if definition.type.is_group)
 
     def plus(self, *tables: Mapping[int, Definition]) -> "Dictionary":
-        """Return a dictionary of these AVPs and those of further tables."""
+        """Return a new dictionary that holds these AVPs and the AVPs of further tables."""
         return Dictionary({key: definition for table in (self.avps, *tables) for key, definition in table.items()})
 
     def name(self, key: int) -> str:
-        """Return the name of an AVP for people."""
+        """Return the name of an AVP for messages and logs; for an unknown AVP, its code and vendor."""
         definition = self.avps.get(key)
         return definition.name if definition else f"AVP {key & 0xFFFFFFFF} of vendor {key >> 32}"
 
     def example(self, key: int) -> bytes:
-        """Encode an example of a missing AVP: zeros of the minimum length of a value, 1 for text (RFC 6733 7.1.5, 5005).
+        """Encode an example of a missing AVP for a Failed-AVP: the minimum number of zero bytes (RFC 6733 7.1.5, 5005).
 
         An example of a group has no members, because only the application can choose them.
         """
@@ -79,7 +79,7 @@ class Dictionary:
         return encode(key, bytes(least), flags=definition.flags)
 
     def corrected(self, key: int, flags: int) -> bytes:
-        """Encode an AVP with a wrong length for a Failed-AVP: its header, a payload of zeros, and a correct length.
+        """Encode an AVP of wrong length for a Failed-AVP: the same header, a correct length, and zeros as payload.
 
         RFC 6733 7.1.5 (5014): minimum payload of its type; empty for a group or an AVP without a definition.
         """

@@ -1,4 +1,4 @@
-"""Framing: splits the bytes of one connection into messages (RFC 6733 2.1, 3) and limits the messages per turn of the event loop.
+"""Framing: splits a connection's bytes into messages (RFC 6733 2.1, 3), and limits the messages per loop iteration.
 
 The application's lane answers the messages that it accepts; the receiver handles all others. No command is known here.
 """
@@ -31,7 +31,7 @@ _FIRST_WORD_BYTES = 4
 
 
 class Framer:
-    """Received bytes that are not handled yet.
+    """Buffer that splits received bytes into messages for the application's fast path (lane) or for the state machine.
 
     The receiver's `handle` receives each complete message, except while the receiver is in WAIT_ADMISSION; in OPEN the lane is
     first. `more` of the receiver is true if complete messages remain for the next turn.
@@ -52,7 +52,7 @@ class Framer:
         """Time by which the rest of a message must arrive."""
 
     def receive(self, data: bytes | memoryview, now: float) -> int:
-        """Add bytes and handle the complete messages, at most one turn's share; return the number of messages handled.
+        """Handle complete messages, up to the limit of one loop iteration; return the number of handled messages.
 
         The remaining bytes are copied.
         """
@@ -78,7 +78,7 @@ class Framer:
         return messages
 
     def _messages(self, data: bytes | memoryview, now: float) -> tuple[int, int]:
-        """Handle complete messages; return the offset of the rest, and the number of messages."""
+        """Handle complete messages; return the offset of the first unhandled byte, and the number of handled ones."""
         position = messages = 0
         size = len(data)
         receiver, limits = self._receiver, self._traffic.context.limits
@@ -120,7 +120,7 @@ class Framer:
     # The lane
 
     def open_lane(self, settings: PeerSettings | None) -> None:
-        """Create a new lane with the current settings of the peer."""
+        """Create a new lane (fast path) with the current settings of the peer."""
         traffic, context = self._traffic, self._traffic.context
         lenient = settings.lenient if settings is not None else frozenset[str]()
         names, make = traffic.names, context.application.lane
@@ -130,11 +130,11 @@ class Framer:
         self._lane = make(terms) if make is not None else None
 
     def close_lane(self) -> None:
-        """Remove the lane at the end of the connection."""
+        """Remove the lane (fast path) when the connection has ended."""
         self._lane = None
 
     def _express(self, lane: Lane, data: bytes | memoryview, position: int, wanted: int, now: float) -> tuple[int, int]:
-        """Answer up to `wanted` messages, within lane and limits; return the position behind them, and their number."""
+        """Answer up to `wanted` messages on the fast path (lane); return the offset behind them, and their number."""
         traffic = self._traffic
         granted, reached = allowed(self.rates, now, wanted) if self.rates else (wanted, "")
         before = len(traffic.out)

@@ -15,7 +15,7 @@ from eir.wire.diameter.message import Message
 
 
 class GrammarRule(NamedTuple):
-    """Rule of a grammar for one AVP."""
+    """Rule for one AVP in a grammar: how often it may occur, its length, its valid values and its members."""
 
     single: bool
     """True if the AVP may occur only once."""
@@ -33,7 +33,7 @@ class GrammarRule(NamedTuple):
 
 
 class Grammar(NamedTuple):
-    """Grammar of a message or a group."""
+    """Grammar of a message or of a grouped AVP."""
 
     rules: Mapping[int, GrammarRule]
     required: tuple[int, ...]
@@ -53,7 +53,10 @@ _LINE = re.compile(r"(?P<many>\d*\*(?!1\b)\d*)?(?:\d*\*1)?\s*(?P<open>[<{\[])\s*
 def read_grammar(
     text: str, dictionary: Dictionary, groups: Mapping[int, Grammar] | None = None, either: tuple[int, ...] = ()
 ) -> Grammar:
-    """Parse a grammar in the notation of RFC 6733 3.2; `;` begins a comment. `groups`: grammars of groups whose members are checked."""
+    """Parse a grammar in the notation of RFC 6733 3.2, where `;` begins a comment.
+
+    `groups`: grammars of the grouped AVPs whose members are checked. `either`: keys, exactly one of them must be present.
+    """
     rules, required = {}, []
     for line in text.split("\n"):
         match = _LINE.match(line.partition(";")[0].strip())
@@ -98,7 +101,7 @@ _FAULTS = {
 
 
 class _Checker(NamedTuple):
-    """One check. `path`: groups that contain the current AVPs, outermost first."""
+    """Check of one message. `path` in its methods: grouped AVPs around the current AVPs, outermost first."""
 
     message: Message
     dictionary: Dictionary

@@ -1,4 +1,4 @@
-"""Diameter connection on the event loop: passes received bytes to the Peer, and sends the Peer's bytes.
+"""Diameter connection on the event loop: passes received bytes to the state machine (Peer), and sends its output.
 
 All complete messages of a read are answered in one write, synchronously. The transport is any asyncio transport: `stream` has
 functions for TCP and TLS only, and `sctp` a transport with additional information.
@@ -32,9 +32,10 @@ _WAIT_ADMISSION = State.WAIT_ADMISSION
 
 
 class _Place(threading.local):
-    """Read buffer of all connections of a thread; its contents are handled or copied before the next read.
+    """Read buffer that all connections of a thread share.
 
-    Each thread has its own buffer, so that event loops in several threads do not overwrite each other's.
+    The bytes of a read are handled or copied before the next read. Each thread has its own buffer, so that event loops in
+    several threads do not overwrite each other's.
     """
 
     def __init__(self) -> None:
@@ -45,20 +46,20 @@ _PLACE = _Place()
 
 
 class DiameterOwner(ConnectionOwner, Protocol):
-    """Callbacks of a connection's owner."""
+    """Interface of a connection's owner, a node or a client: callbacks and the shared context."""
 
     context: NodeContext
     """Limits, counts and other objects that the node's connections share."""
 
     def accept(self, link: "DiameterConnection") -> Peer | None:
-        """Return the peer for a new connection, or None to close it at once."""
+        """Return the state machine for a new connection, or None to close the connection at once."""
 
     def handle(self, link: "DiameterConnection", event: Event) -> None:
         """Handle one event of the connection."""
 
 
 class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol):
-    """One Diameter connection."""
+    """Diameter connection as an asyncio protocol."""
 
     def __init__(
         self, owner: DiameterOwner, loop: asyncio.AbstractEventLoop, dialed: PeerSettings | None = None
@@ -105,11 +106,11 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return self._place
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Handle the bytes of a read."""
+        """Handle the `nbytes` bytes that the transport has read into the buffer."""
         self.data_received(self._place[:nbytes])
 
     def data_received(self, data: bytes | memoryview) -> None:
-        """Pass bytes to the peer and send its answers. The buffer may change after the call."""
+        """Pass received bytes to the state machine, and send its answers. The caller may then overwrite `data`."""
         if (peer := self.peer) is None:
             return
         self._read_at = time.perf_counter()
@@ -130,7 +131,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Handle the end of the transport."""
+        """Handle the end of the transport: end the state machine, and cancel its timer."""
         self.fault = exc
         self._alarm.cancel()
         if (peer := self.peer) is not None:
@@ -145,12 +146,12 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return peer is not None and not peer.more and not self._resting and peer.state is not _WAIT_ADMISSION
 
     def request_turn(self) -> None:
-        """Handle the remaining messages, unless a turn is scheduled."""
+        """Handle the buffered messages now, unless their handling is scheduled."""
         if self._next_turn is None:
             self._run_next_turn()
 
     def leave(self, why: str = "stopped") -> None:
-        """End the connection in order, by a DPR if it is open. `why`: reason in the log."""
+        """Disconnect: by a DPR if the capabilities are exchanged, otherwise at once. `why`: reason in the log."""
         if self.peer is None:
             self.abort()  # it is in its handshake
             return
@@ -158,7 +159,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         self.pump()
 
     def identified(self, settings: PeerSettings, requester: Requester, rates: Sequence[Limit]) -> None:
-        """Store the entry of the peer table, the requester and the rate limits."""
+        """Store the peer's entry in the peer table, the requester, and the rate limits."""
         super().identified(settings, requester, rates)
         if self.peer is not None:
             self.peer.limit(rates)
@@ -172,7 +173,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Number of requests and answers so far."""
+        """Number of requests, and number of answers, on this connection so far."""
         return (0, 0) if self.peer is None else (self.peer.traffic.requests, self.peer.traffic.answers)
 
     @property
@@ -188,7 +189,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     # sctp.SctpProtocol
 
     def restarted(self) -> None:
-        """Handle a restart of the association by the other end: as the end of the connection and a new one (RFC 6733 5.6)."""
+        """Handle an SCTP restart by the other end: end this connection and begin a new one (RFC 6733 5.6)."""
         peer = self.peer
         if peer is None:
             return
@@ -209,7 +210,10 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         self.pump()
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """Log that a path to the peer was lost or is back; the connection stays up while it has another path."""
+        """Log that an SCTP path to the peer has failed or works again.
+
+        The connection stays up while another path works.
+        """
         if self.peer is not None:
             paths = self.paths()
             self.peer.traffic.report(
@@ -220,7 +224,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     # Calls of the owner
 
     def retransmitted(self) -> int:
-        """Return the number of DATA chunks retransmitted since the last call; 0 if the transport does not count them."""
+        """Return the number of DATA chunks retransmitted since the last call; 0 if the transport has no count."""
         so_far = self.transport.get_extra_info("retransmissions", 0) if self.transport is not None else 0
         before, self._retransmissions = self._retransmissions, max(so_far, self._retransmissions)
         return self._retransmissions - before
@@ -242,7 +246,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return self.peer
 
     def pump(self) -> None:
-        """Handle the peer's events, write its bytes, close, and set its timer."""
+        """Send the state machine's output, pass its events to the owner, set its timer, and close if it has ended."""
         peer, transport = self.peer, self.transport
         if peer is None or transport is None:
             return
@@ -270,7 +274,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     # Inside
 
     def _hand_out(self, peer: Peer) -> Closed | None:
-        """Pass the peer's events to the owner; return the Closed event, if there is one."""
+        """Pass the events of the state machine to the owner; return the Closed event, if there is one."""
         closed: Closed | None = None
         for event in peer.clear_events():
             if isinstance(event, Closed):
@@ -281,7 +285,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return closed
 
     def _turn(self, peer: Peer, data: bytes | memoryview) -> bool:
-        """Handle one turn's share of the received messages; return true if messages remain."""
+        """Handle received messages, up to the limit of one loop iteration; return true if messages remain."""
         before = peer.traffic.answers
         peer.receive(data, self.loop.time())
         self.pump()
@@ -296,7 +300,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return peer.more
 
     def _run_next_turn(self) -> None:
-        """Handle the next turn; if the peer does not read its answers, wait until it does."""
+        """Handle the next share of the buffered messages, unless the peer does not read its answers."""
         self._next_turn = None
         if (peer := self.peer) is None or not peer.more or self.stalled is not None:
             return
@@ -306,7 +310,10 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
             self._next_turn = None
 
     def _after_others(self) -> None:
-        """Schedule the next turn after the reads of the next poll; a direct `call_soon` would come before them."""
+        """Schedule the next share of the buffered messages after the pending reads of other connections.
+
+        A direct `call_soon` would run before these reads.
+        """
         self._next_turn = self.loop.call_soon(self._run_next_turn)
 
     def _rested(self) -> None:

@@ -1,4 +1,4 @@
-"""Messages: the header, and requests and answers as received (RFC 6733 3).
+"""Diameter messages: the header, received requests and received answers (RFC 6733 3).
 
 Also the encoding of answers, from a request and a result (RFC 6733 6.2, 7.2, 7.5).
 """
@@ -27,7 +27,7 @@ def encode_message(flags: int, command: int, application_id: int, ids: tuple[int
 
 
 def frame_fault(first_word: int, length_max: int) -> ConnectionFault:
-    """Return the fault in a message's length or version, after which the rest of the stream cannot be split into messages."""
+    """Return the fault in a message's length or version. After a fault the stream cannot be split into messages."""
     length = first_word & 0xFFFFFF
     if first_word >> 16 == TLS_HANDSHAKE:
         return ConnectionFault(0, "tls_hello", "it begins a TLS handshake on a connection without TLS")
@@ -44,7 +44,7 @@ def frame_fault(first_word: int, length_max: int) -> ConnectionFault:
 
 
 class Message:
-    """Received message. `avps` holds the AVPs of the top level in order, up to the `fault` that ended the parsing."""
+    """Received message. `avps` holds its top-level AVPs in order, up to the `fault` that ended the parsing."""
 
     __slots__ = (
         "_members", "application_id", "avps", "buffer", "command", "end_to_end", "fault", "first", "flags", "hop_by_hop", "room",
@@ -69,11 +69,11 @@ class Message:
         self._members: dict[int, tuple[list[Avp], Fault | None]] = {}
 
     def every(self, key: int) -> list[Avp]:
-        """Return all AVPs of the top level with this key, in order."""
+        """Return all top-level AVPs with this key, in order."""
         return [avp for avp in self.avps if avp.key == key]
 
     def walk(self, group: Avp) -> tuple[list[Avp], Fault | None]:
-        """Parse the members of a group of this message; return them, and the fault that ended the parsing early."""
+        """Parse the members of a grouped AVP; return the members, and the fault if one ended the parsing early."""
         walked = self._members.get(group.start)
         if walked is None:
             walked = parse(self.buffer, group.end - len(group.data), group.end, self.room)
@@ -82,7 +82,7 @@ class Message:
         return walked
 
     def members(self, group: Avp) -> list[Avp]:
-        """Return the readable members of a group of this message."""
+        """Return the readable members of a grouped AVP of this message."""
         return self.walk(group)[0]
 
     def raw(self, avp: Avp) -> bytes:
@@ -90,12 +90,12 @@ class Message:
         return self.buffer[avp.start : avp.end] + bytes(avp.start - avp.end & 3)
 
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
-        """Return the contents of a Failed-AVP for this AVP (RFC 6733 7.5): its bytes inside its `groups`, outermost first."""
+        """Return the contents of a Failed-AVP: this AVP's bytes inside its `groups`, outermost first (RFC 6733 7.5)."""
         return nest(self.raw(avp), groups)
 
 
 class Request(Message):
-    """Request. An application receives it only after the check of the command's grammar."""
+    """Received request. An application receives a request only after the check of its command's grammar."""
 
     __slots__ = ("origin_host", "origin_realm", "peer")
 
@@ -110,7 +110,7 @@ class Request(Message):
 
 
 class Answer(Message):
-    """Answer to a request of this node; only its frame has been checked."""
+    """Received answer to a request of this node. Only the frame of the answer has been checked."""
 
     __slots__ = ()
 
@@ -136,7 +136,7 @@ class Answer(Message):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Answer of the application; the node adds everything else."""
+    """Application's part of an answer: result and AVPs. The node adds the header and all other AVPs."""
 
     result_code: int = 0
     """Result-Code; 0 if `experimental` is set."""
@@ -159,14 +159,14 @@ def result_avp(reply_code: int, experimental: tuple[int, int] | None = None) -> 
 
 @cache
 def result_label(reply_code: int, experimental: tuple[int, int] | None = None) -> str:
-    """Return a result as a label of counters: `2001`, or `10415:5422`."""
+    """Return a result as a label of counters: `2001`, or `10415:5422` (vendor and code)."""
     return str(reply_code) if experimental is None else f"{experimental[0]}:{experimental[1]}"
 
 
 def encode_answer(
     request: Message, result: bytes, origin: bytes, *, avps: bytes = b"", failed: bytes = b"", error: bool = False
 ) -> bytes:
-    """Encode the answer to a request, with its ids, P bit, Session-Id and Proxy-Info (RFC 6733 3, 6.2).
+    """Encode the answer to a request; copy the request's ids, P bit, Session-Id and Proxy-Info (RFC 6733 3, 6.2).
 
     Args:
         request: request to answer.
@@ -192,7 +192,7 @@ def encode_answer(
 
 
 def error_answer(request: Message, fault: DiameterError, origin: bytes, avps: bytes, *, session: bool) -> bytes:
-    """Encode the answer for a fault. `avps`: AVPs that the command's own grammar requires in addition.
+    """Encode the error answer to a request. `avps`: further AVPs that the grammar of the command's answer requires.
 
     The E bit selects the answer-message grammar. Protocol errors (3xxx) always have it. Permanent failures (5xxx) have it only
     if the command's own grammar requires a Session-Id (`session`) and the request has none (RFC 6733 7.1.3, 7.1.5, 7.2).

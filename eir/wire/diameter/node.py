@@ -112,7 +112,7 @@ class Node(Server[DiameterConnection]):
 
     @property
     def identity(self) -> Identity:
-        """Identity of the node."""
+        """Names and product data of the node, as in its CER (RFC 6733 5.3)."""
         return self.context.identity
 
     async def listen(self, url: str) -> tuple[str, int]:
@@ -120,7 +120,6 @@ class Node(Server[DiameterConnection]):
 
         Returns:
             Address (the first of several) and port.
-
 
         Raises:
             OSError: if the address cannot be bound.
@@ -138,7 +137,7 @@ class Node(Server[DiameterConnection]):
         self.refused("open_files", level="error", detail="no descriptor left for a connection")
 
     def dial(self) -> None:
-        """Connect to the peers with a `connect` from now on."""
+        """Start outgoing connections to all peers whose entries have `connect`."""
         self._dials = True
         self.dial_all()
 
@@ -146,7 +145,7 @@ class Node(Server[DiameterConnection]):
         self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None, *,
         overload: Reply | None = None, tls: Tls | None = None, sctp: SctpSettings | None = None,
     ) -> None:  # fmt: skip
-        """Apply new settings. Connections that they still permit stay open; others receive a DPR and are closed.
+        """Apply new settings. Connections that the new settings permit stay open; the node closes all others by a DPR.
 
         A connection is also closed if its peer is to see another Origin-Host or Origin-Realm of the node. `tls` and `sctp`
         apply to new connections.
@@ -173,7 +172,7 @@ class Node(Server[DiameterConnection]):
             )  # fmt: skip
 
     async def drain(self, timeout_s: float) -> None:
-        """Stop accepting, send a DPR (REBOOTING) to each peer, and answer until the peers close, at most for `timeout_s`.
+        """Stop accepting, send a DPR (REBOOTING) to each peer, and answer until the peers close or `timeout_s` is over.
 
         Afterwards the node has no connection, no listener and no task.
         """
@@ -186,7 +185,11 @@ class Node(Server[DiameterConnection]):
         await asyncio.gather(*self._taking, return_exceptions=True)
 
     def status(self) -> list[PeerStatus]:
-        """Return the rows of all connections, and of the entries without one; such a row has no protocol, because the peer may use any."""
+        """Return a status row for each connection, and for each entry of the peer table without a connection.
+
+        The row of a peer that is not connected has no protocol if the peer makes the connections, because it may use any
+        protocol.
+        """
         rows = [self.row(link) for link in self.links.values() if link.peer is not None]
         connected = {row.label for row in rows}
         for settings in self.peers:
@@ -201,14 +204,17 @@ class Node(Server[DiameterConnection]):
         return rows
 
     def standing(self, link: DiameterConnection) -> Mapping[str, Any]:
-        """Return state, watchdog and history of a connection."""
+        """Return the fields of a connection's status row that only Diameter has.
+
+        They are state, watchdog state, and last contact and last error of the peer.
+        """
         if link.peer is None:
             return {"state": "down"}
         watchdog = "initial" if link.peer.watchdog is None else link.peer.watchdog.status.name.lower()
         return {"state": link.peer.state.name.lower(), "watchdog": watchdog, **self._past(link.requester.label)}
 
     def _past(self, label: str) -> dict[str, Any]:
-        """Return the time when a peer was last seen, and its last failure since a connection was opened."""
+        """Return the time when a peer was last seen, and its last failure since it was last connected."""
         seen = [times[label] for times in (self._seen, self.node_counts.last_request) if label in times]
         failure = self._failures.get(label)
         return {
@@ -217,17 +223,17 @@ class Node(Server[DiameterConnection]):
         }  # fmt: skip
 
     def connected(self) -> Counter[str]:
-        """Return the number of open connections by peer label, including 0 for each expected entry without one."""
+        """Return the number of open connections by peer label, and 0 for each expected peer without a connection."""
         connections = Counter({each.label: 0 for each in self.peers if each.expected and not each.is_titled})
         connections.update(super().connected())
         return connections
 
     def refusals(self) -> dict[str, Failure]:
-        """Return the last refusal, by either end, since a connection was opened; by label."""
+        """Return, by label, the last refusal by the node or by the peer since the peer was last connected."""
         return {label: failure for label, failure in self._failures.items() if failure.refusal}
 
     def newest(self) -> dict[str, float]:
-        """Return the Unix time at which the newest open connection began, by label of connected peers."""
+        """Return the Unix time at which each connected peer opened its newest open connection, by label."""
         times: dict[str, float] = {}
         for link in self.links.values():
             if link.is_open:
@@ -235,7 +241,7 @@ class Node(Server[DiameterConnection]):
         return times
 
     def count_retransmissions(self) -> None:
-        """Add the SCTP retransmissions since the last call to the counts."""
+        """Add the SCTP retransmissions of all connections since the last call to the counters."""
         for link in self.links.values():
             self._count_retransmissions(link)
 
@@ -247,7 +253,7 @@ class Node(Server[DiameterConnection]):
     # transport.Owner
 
     def accept(self, link: DiameterConnection) -> Peer | None:
-        """Accept an outgoing connection, or an incoming one from a known source within the limits."""
+        """Return the state machine for a new connection; None if its source is unknown or a limit is reached."""
         if link.dialed is not None:
             return self._connect(link, link.dialed)
         if link.number not in self.links and not self.admit(link):
@@ -255,7 +261,7 @@ class Node(Server[DiameterConnection]):
         return link.new_peer(partial(self._identify, link))
 
     def handle(self, link: DiameterConnection, event: Event) -> None:
-        """Handle an event that concerns more than one connection."""
+        """Handle a connection's event that changes the admission, the peer's status, or the log."""
         match event:
             case Arrived(capabilities, settings):
                 self._gate.identified(link)
@@ -282,27 +288,30 @@ class Node(Server[DiameterConnection]):
                 pass  # the node sends no application requests, so there is no Answered
 
     def lost(self, link: DiameterConnection) -> None:
-        """Remove a connection."""
+        """Remove a connection whose transport is closed."""
         if self.links.pop(link.number, None) is not None and link.dialed is None:
             self._gate.leave(link)
 
     # server.Server
 
     def link(self) -> DiameterConnection:
-        """Create a connection."""
+        """Create the protocol object for a new incoming connection."""
         return DiameterConnection(self, self.loop)
 
     def may_shake_hands(self, link: DiameterConnection) -> bool:
-        """Return whether a connection is wanted, because a handshake costs more than a message."""
+        """Return whether a connection may begin its TLS handshake, which costs more than a message."""
         return self.admit(link)
 
     def refusal(self, link: DiameterConnection, fault: str | None = None) -> str | None:
-        """Return the reason for which a connection is rejected: its source, or a limit. The peer is known only after its CER."""
+        """Return the reason to reject a connection by its source or a limit, or None.
+
+        The peer is unknown before its CER.
+        """
         refusal = self._gate.sources.refusal(link.source, self.peers, self.limits, len(self.links))
         return refusal or (DRAINING if self.draining else fault)
 
     def enter(self, link: DiameterConnection) -> None:
-        """Add a connection, and count an incoming one for its source."""
+        """Add a connection to the node's table. An incoming connection also counts for the limits of its source."""
         super().enter(link)
         if link.dialed is None:
             self._gate.enter(link, self.peers, self.limits)
@@ -312,7 +321,7 @@ class Node(Server[DiameterConnection]):
         link.leave(why)
 
     def reconsider(self, link: DiameterConnection) -> None:
-        """Apply new settings to a connection, or close it."""
+        """Apply new settings to a connection, or close the connection if the settings do not permit it."""
         if (peer := link.peer) is None:
             return
         now, capabilities = self.loop.time(), peer.capabilities
@@ -341,14 +350,14 @@ class Node(Server[DiameterConnection]):
             link.pump()
 
     def dial_all(self) -> None:
-        """Start attempts to the peers to connect to, and stop all others."""
+        """Start outgoing connections to all enabled peers whose entries have `connect`; stop all other attempts."""
         wanted = self.peers if self._dials and not self.draining else ()
         self._dialer.dial(
             [each for each in wanted if each.connect is not None and each.label not in self._disabled], self._connecting, self._sctp
         )  # fmt: skip
 
     def _use(self, peers: Sequence[PeerSettings], limits: Limits, tls: Tls | None) -> None:
-        """Apply settings; without `tls` the previous contexts stay."""
+        """Apply new settings. If `tls` is None, the previous TLS contexts stay."""
         if tls is not None:
             self._connecting = tls.connecting
         self.use(peers, limits, self._tls if tls is None else tls.accepting)
@@ -363,7 +372,10 @@ class Node(Server[DiameterConnection]):
         task.add_done_callback(self._taking.discard)
 
     def _cannot_accept(self, fault: OSError) -> None:
-        """Count and log that no connection can be accepted, for lack of descriptors or memory; connections wait in the kernel's queue."""
+        """Count and log that no connection can be accepted, for lack of file descriptors or memory.
+
+        Meanwhile new connections wait in the kernel's queue.
+        """
         self.context.counts.errors["accept_failed"] += 1
         name = errno.errorcode.get(fault.errno or 0, "other")
         self.context.report("accept_failed", level="error", reason=name, detail=fault.strerror)
@@ -380,7 +392,7 @@ class Node(Server[DiameterConnection]):
         return await self._admission.may_dial(settings.host, settings.label, self.loop.time())
 
     def _stay_away(self, label: str) -> None:
-        """Do not connect to a peer that offers no common application, because it would reject the node's CER."""
+        """Make no connection for some time to a peer without a common application, which would reject the CER."""
         self._admission.stay_away(label, self.loop.time() + self._dialer.stay_away_s)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
@@ -396,7 +408,7 @@ class Node(Server[DiameterConnection]):
         )
 
     def _connect(self, link: DiameterConnection, settings: PeerSettings) -> Peer:
-        """Return the peer for an outgoing connection whose transport is connected."""
+        """Send the CER on an outgoing connection whose transport is connected, and return its state machine."""
         self.enter(link)
         peer, now = link.new_peer(partial(self._identify, link)), self.loop.time()
         link.identified(settings, Requester(settings.label), self._rates.of(settings, now))
@@ -408,7 +420,7 @@ class Node(Server[DiameterConnection]):
     # Connections and the peer table
 
     def _identify(self, link: DiameterConnection, capabilities: Capabilities) -> PeerSettings:
-        """Find the entry of a CER or CEA (RFC 6733 5.3, 5.6).
+        """Return the entry in the peer table for the sender of a CER or CEA (RFC 6733 5.3, 5.6).
 
         Raises:
             DiameterError: 3010 if no entry matches.
@@ -433,7 +445,7 @@ class Node(Server[DiameterConnection]):
         return settings
 
     def obey(self, order: Order) -> None:
-        """Execute an order of the admission."""
+        """Execute an order of the admission, such as to close a connection."""
         link = self.links.get(order.connection) if isinstance(order.connection, int) else None
         if link is None or link.peer is None:
             return  # the connection has closed, and the admission has been notified
@@ -459,7 +471,7 @@ class Node(Server[DiameterConnection]):
             self.obey(order)
 
     def _silent(self, link: DiameterConnection) -> None:
-        """Close the oldest connection, which answered no DWR in time, so that the new one takes its place."""
+        """Close a connection that answered no DWR in time, so that a new connection of the same peer replaces it."""
         if self._probes.pop(link.number, None) is not None:
             self._drop(link, "duplicate_silent")
 
@@ -528,7 +540,7 @@ class Node(Server[DiameterConnection]):
             self.context.counts.sctp_retransmissions[link.peer.traffic.label] += again
 
     def _crowded_out(self, link: DiameterConnection, reason: str) -> None:
-        """Close a connection that has sent no CER, because of a limit."""
+        """Close a connection that has sent no CER, because too many connections have sent none."""
         self.refused(
             reason,
             address=link.address,

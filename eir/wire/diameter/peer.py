@@ -1,7 +1,7 @@
-"""State machine of one connection with a peer, without I/O (RFC 6733 5): bytes in, events out, bytes out; time is an argument.
+"""State machine of one connection with a peer, without I/O (RFC 6733 5).
 
-`states` has the table; this module has the actions. The owner of the connection, a node or a client, handles the events. No
-socket, no event loop, no clock.
+Inputs are received bytes and the time; outputs are bytes to send and events. `states` has the table; this module has the
+actions. The owner of the connection, a node or a client, handles the events. No socket, no event loop, no clock.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """Event: a DPR was sent or received. The connection still answers, but the peer may open another in its place."""
+    """Event: a DPR was sent or received. The connection still answers, but the peer may open another connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Alive:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Event: the answer to a request of `ask` arrived."""
+    """Event: the answer to a request that `ask` sent has arrived."""
 
     hop_by_hop: int
     answer: Answer
@@ -83,7 +83,7 @@ Event = Arrived | Opened | Leaving | Alive | Answered | Closed
 
 
 class _Occasion(NamedTuple):
-    """Arguments of an action: the message, or the order of the owner."""
+    """Arguments of an action: the time, and the received message or the details of the owner's order."""
 
     now: float
     message: bytes = b""
@@ -112,7 +112,7 @@ class Peer:
         self, context: NodeContext, identify: IdentifyPeer, *, addresses: Sequence[str], now: float, first_id: int,
         secure: bool = False, remote: str = "",
     ) -> None:  # fmt: skip
-        """Create the state machine of an incoming connection; `connect` turns it into that of an outgoing one.
+        """Create the state machine of an incoming connection; for an outgoing one, the owner then calls `connect`.
 
         `addresses`: addresses of this end, for the CER or CEA. `secure`: the connection is inside TLS. `remote`: address of the
         other end, for the log.
@@ -142,7 +142,7 @@ class Peer:
     # Calls of the owner
 
     def receive(self, data: bytes | memoryview, now: float) -> None:
-        """Handle bytes from the transport and answer the complete messages, at most one turn's share."""
+        """Handle received bytes, and answer complete messages up to the limit of one loop iteration."""
         if self._framer.receive(data, now) and self.watchdog is not None:
             self.watchdog.handle(watchdog.OTHER, now)
 
@@ -157,7 +157,7 @@ class Peer:
         return events
 
     def deadline(self) -> float | None:
-        """Return the time when `timer` is due; None: never."""
+        """Return the time at which the owner calls `timer`, or None if no timer runs."""
         if self.state is _CLOSED:
             return None
         due = self.watchdog.deadline if self.watchdog is not None and self.state is _OPEN else None
@@ -184,7 +184,7 @@ class Peer:
         self._feed(Input.END, _Occasion(now, reason="peer_closed"))
 
     def connect(self, settings: PeerSettings, now: float) -> None:
-        """Send the CER on an outgoing connection, before any bytes are received."""
+        """Send the CER of an outgoing connection. The owner calls this before it passes any received bytes."""
         traffic = self.traffic
         self.settings = settings
         traffic.show(settings)
@@ -205,19 +205,19 @@ class Peer:
             self.receive(b"", now)
 
     def refuse(self, fault: DiameterError, now: float) -> None:
-        """Answer the CER of an `Arrived` with an error, and close."""
+        """Answer the CER of the `Arrived` event with an error, and close the connection."""
         self._feed(Input.REFUSE, _Occasion(now, fault=fault))
 
     def stop(self, cause: DisconnectCause, now: float, reason: str = "stopped") -> None:
-        """End the connection in order, by a DPR if it is open."""
+        """Disconnect: by a DPR if the connection is open, otherwise at once."""
         self._feed(Input.STOP, _Occasion(now, cause=cause, reason=reason))
 
     def drop(self, reason: str, now: float) -> None:
-        """End the connection at once."""
+        """Close the connection at once, without a DPR."""
         self._feed(Input.TIMEOUT, _Occasion(now, reason=reason))
 
     def probe(self, now: float) -> None:
-        """Send a DWR out of turn; the DWA causes an `Alive`."""
+        """Send a DWR at once, before the watchdog's timer is due; the DWA causes an `Alive` event."""
         if self.state is State.OPEN and self.watchdog is not None:
             self.watchdog.ask(now)
             self._send_dwr()
@@ -229,7 +229,7 @@ class Peer:
         return hop_by_hop
 
     def forget(self, hop_by_hop: int) -> None:
-        """Drop the answer to this request if it still arrives."""
+        """Stop waiting for the answer to this request. A later answer is dropped."""
         self._asked.discard(hop_by_hop)
 
     def configure(self, context: NodeContext, settings: PeerSettings | None, now: float) -> None:
@@ -259,7 +259,7 @@ class Peer:
     # framing.Receiver
 
     def handle(self, message: bytes, now: float) -> None:
-        """Handle a message by the table of the current state."""
+        """Handle a complete message by the state table."""
         _, word, application_id = _TWO_WORDS_AND_ID.unpack_from(message)
         code = word & 0xFFFFFF
         command = self.traffic.command(application_id, code)
@@ -275,7 +275,10 @@ class Peer:
             self._fail(what, message, command, e)
 
     def refuse_frame(self, message: bytes, first_word: int) -> None:
-        """Handle a header after which the stream cannot be split into messages: answer it if possible, then close."""
+        """Handle a header with an invalid length or version: answer the message if possible, then close.
+
+        After such a header the stream cannot be split into messages.
+        """
         counts, fault = self._context.counts, frame_fault(first_word, self._context.limits.max_message_bytes)
         self.traffic.report("connection_fault", fault.reason, detail=str(fault))
         if fault.result_code:
@@ -294,7 +297,7 @@ class Peer:
     # Inputs
 
     def _fail(self, what: Input, message: bytes, command: Command | None, fault: Exception) -> None:
-        """Answer and close after a fault of this program, because the state of the connection is unknown."""
+        """Handle an internal error: answer a request with 5012 and close, because the connection's state is unknown."""
         self.traffic.fault(fault)
         if what is Input.CER and self.state is State.WAIT_CER:
             self.traffic.received(command, "request")
@@ -495,7 +498,7 @@ class Peer:
         return Request(message, self._context.limits.max_avps, self.traffic.label)
 
     def _base_request(self, occasion: _Occasion, grammar: Grammar) -> Request | None:
-        """Return a valid DWR or DPR; answer an invalid one with an error and return None."""
+        """Return the received DWR or DPR if it is valid; answer an invalid message with an error and return None."""
         request = self._request(occasion.message)
         try:
             check_header_bits(request)

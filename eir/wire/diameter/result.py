@@ -43,5 +43,5 @@ NAMES = {code: f"DIAMETER_{name}" for name, code in list(globals().items()) if n
 
 
 def is_protocol_error(code: int) -> bool:
-    """Return true for 3xxx, whose answers have the E bit (RFC 6733 7.1.3)."""
+    """Return true for a protocol error (3xxx). Its answer has the E bit (RFC 6733 7.1.3)."""
     return 3000 <= code < 4000

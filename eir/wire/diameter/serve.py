@@ -1,6 +1,6 @@
-"""Treatment of a request: routing, rate, grammar, then the application (RFC 6733 6.1, 7). No connection is known here.
+"""Treatment of a request: checks of routing, rate and grammar, then the application's answer (RFC 6733 6.1, 7).
 
-All requests of a node have one context; the node's names depend on the peer.
+No connection is known here. All requests of a node have one context; the node's names depend on the peer.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ TOO_BUSY_REPLY = Reply(result_code=TOO_BUSY)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeContext:
-    """Context that all connections of a node share."""
+    """Settings, counters and callbacks that all connections of a node share."""
 
     identity: Identity
     limits: Limits
@@ -40,7 +40,7 @@ class NodeContext:
 
 
 class LocalNames(NamedTuple):
-    """Names of the node on a connection, and all names that its peer may use."""
+    """Origin names that the node sends on a connection, and destination names that it accepts there."""
 
     host: str
     realm: str
@@ -53,7 +53,7 @@ class LocalNames(NamedTuple):
 
 
 def local_names(identity: Identity, host: str, realm: str) -> LocalNames:
-    """Return the node's names for a peer that sees this host and realm."""
+    """Return the node's names on a connection where its Origin-Host and Origin-Realm are `host` and `realm`."""
     return LocalNames(
         host, realm, encode_text(ORIGIN_HOST, host) + encode_text(ORIGIN_REALM, realm),
         frozenset(name.lower().encode() for name in (host, identity.host, *identity.aliases)),
@@ -72,13 +72,13 @@ def check_header_bits(request: Request) -> None:
 
 
 def check_grammar(request: Request, grammar: Grammar, settings: PeerSettings | None, context: NodeContext) -> None:
-    """Check a request by `grammar.check`, with the leniences of the peer's settings."""
+    """Check a request against a grammar. Faults that the peer's settings tolerate (`lenient`) are ignored."""
     unknown_m = settings is not None and UNKNOWN_M in settings.lenient
     check(request, grammar, context.application.dictionary, unknown_m=unknown_m, depth_max=context.limits.max_depth)
 
 
 def check_route(request: Request, names: LocalNames, settings: PeerSettings | None) -> None:
-    """Check that the request is for this node (RFC 6733 6.1.4, 7.1.3); requests are never forwarded.
+    """Check that the destination of a request is this node, which forwards no request (RFC 6733 6.1.4, 7.1.3).
 
     Raises:
         DiameterError: 3002 or 3003.
@@ -98,7 +98,7 @@ def reply_to(
     request: Request, command: Command | None, now: float, *, context: NodeContext, settings: PeerSettings | None,
     names: LocalNames, rates: Sequence[Limit],
 ) -> Reply:  # fmt: skip
-    """Return the reply to a request, checked in this order: header, application, command, routing, rate, AVPs.
+    """Check header, application, command, routing, rate and AVPs of a request, in this order; return the reply.
 
     Raises:
         DiameterError: if a check fails.

@@ -1,4 +1,4 @@
-"""State table of one connection (RFC 6733 5.6): (state, input) → (action, next state). Data only.
+"""State table of one connection (RFC 6733 5.6): (state, input) → (action, next state). Data without code.
 
 The RFC's table is for a peer with up to two connections; this one is for one connection. A responder is in Closed until its
 CER, an initiator in Wait-I-CEA from the start. The node decides about two connections together (election, too many connections)
@@ -30,7 +30,7 @@ class State(IntEnum):
 
 
 class Input(IntEnum):
-    """Input of the state machine."""
+    """Input of the state machine: a kind of message, an order of the node, a timer, or the end of the transport."""
 
     CER = 0
     CEA = 1
@@ -53,7 +53,7 @@ class Input(IntEnum):
 
 
 class Action(IntEnum):
-    """Action of a transition."""
+    """Action that the state machine executes at a transition."""
 
     NOTHING = 0
     PROCESS_CER = 1
@@ -77,7 +77,10 @@ class Action(IntEnum):
 
 
 class Transition(NamedTuple):
-    """Cell of the table. An action may end in CLOSED instead, if the message is invalid."""
+    """Cell of the state table: action and next state.
+
+    If the message is invalid, the action may return CLOSED instead.
+    """
 
     action: Action
     state: State
@@ -93,7 +96,7 @@ _UNOPENED = dict.fromkeys(("REFUSE", "STOP"), (_A.DISCONNECT, _S.CLOSED))
 
 
 def _talking(state: State, **cells: tuple[Action, State]) -> tuple[Transition, ...]:
-    """Return the row of a state in which requests are answered; `cells` differ from those of the other such states."""
+    """Return the table row of a state in which the node answers requests. `cells` replace the common cells."""
     same = {
         "CER": _A.CER_AGAIN, "CEA": _A.DROP, "DWR": _A.SEND_DWA, "DWA": _A.PROCESS_DWA, "DPA": _A.DROP,
         "REQUEST": _A.SERVE, "ANSWER": _A.PROCESS_ANSWER,

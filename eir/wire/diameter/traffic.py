@@ -1,4 +1,4 @@
-"""Messages of one connection: encoding of outgoing messages, and counters and log events of both directions under the peer's label.
+"""Outgoing messages of one connection, and its counters and log events under the peer's label.
 
 No state of the connection is known here.
 """
@@ -29,12 +29,15 @@ CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
 
 
 class Traffic:
-    """Outgoing messages, counters and log events. `out` holds encoded messages in order until the owner removes them."""
+    """Encoder, counters and log events of a connection. `out` holds encoded messages until the owner removes them."""
 
     __slots__ = ("_addresses", "_next_id", "_remote", "answers", "context", "label", "names", "out", "requests")
 
     def __init__(self, context: NodeContext, addresses: tuple[str, ...], first_id: int, remote: str = "") -> None:
-        """Create counters of a connection without an identified peer. `addresses`: of this end. `remote`: of the other end, for the log."""
+        """Create the counters of a connection whose peer is not identified yet.
+
+        `addresses`: addresses of this end. `remote`: address of the other end, for the log.
+        """
         self.context = context
         self._addresses = addresses
         self._remote = remote
@@ -57,12 +60,12 @@ class Traffic:
             self.label = settings.label
 
     def show(self, settings: PeerSettings) -> None:
-        """Set the node's names for this peer."""
+        """Set the Origin-Host and Origin-Realm that the node sends to this peer."""
         identity = self.context.identity
         self.names = local_names(identity, settings.as_host or identity.host, settings.as_realm or identity.realm)
 
     def command(self, application_id: int, code: int) -> Command | None:
-        """Return a known command; None if it is unknown."""
+        """Return the command with this code in this application; None if either is unknown."""
         if application_id == BASE:
             return BASE_COMMANDS.get(code)
         application = self.context.application
@@ -73,7 +76,7 @@ class Traffic:
     def request(
         self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0, end_to_end: int | None = None
     ) -> int:
-        """Send a request; return its hop-by-hop id, which is also the end-to-end id if none is given."""
+        """Append a request to `out`; return its hop-by-hop id. Without `end_to_end` this is also its end-to-end id."""
         self._next_id = self._next_id + 1 & 0xFFFFFFFF
         ids = (self._next_id, self._next_id if end_to_end is None else end_to_end)
         self.out.append(encode_message(R_FLAG | flags, code, application_id, ids, avps))
@@ -82,21 +85,24 @@ class Traffic:
         return self._next_id
 
     def answer(self, request: Message, command: Command | None, reply: Reply) -> None:
-        """Send a reply."""
+        """Encode the answer to a request, append it to `out`, and count it by result."""
         code, experimental = reply.result_code, reply.experimental
         result, error = result_avp(code, experimental), is_protocol_error(code)
         self.out.append(encode_answer(request, result, self.names.origin, avps=reply.avps, error=error))
         self._count_answer(command, result_label(code, experimental))
 
     def refuse(self, request: Message, command: Command | None, fault: DiameterError) -> None:
-        """Send an error. All errors except 3xxx contain the AVPs that the command's own grammar requires in addition."""
+        """Encode an error answer to a request, append it to `out`, and count it.
+
+        An answer without the E bit also contains the AVPs that the grammar of the command's answer requires.
+        """
         avps = self.capability_avps() if command is CER_COMMAND else command.error_avps if command else b""
         session = command is not None and command.session
         self.out.append(error_answer(request, fault, self.names.origin, avps, session=session))
         self._count_answer(command, result_label(fault.result_code))
 
     def capability_avps(self) -> bytes:
-        """Return the AVPs of the node's CER and CEA, without those of result and origin."""
+        """Return the AVPs that follow Origin-Realm in the node's CER and CEA."""
         return capability_avps(self.context.identity, self._addresses, self.context.application)
 
     def state_id_avp(self) -> bytes:
@@ -110,7 +116,7 @@ class Traffic:
         self.context.counts.messages[self.label, command.name if command else OTHER, kind, "in"] += 1
 
     def by_lane(self, command: str, results: Mapping[str, int]) -> int:
-        """Count requests of one command that a lane answered, by result; return their number."""
+        """Count the requests of one command that the fast path (lane) answered, by result; return their number."""
         counts, label, answered = self.context.counts, self.label, 0
         for result, count in results.items():
             counts.answers[label, result] += count
@@ -127,12 +133,12 @@ class Traffic:
         counts.answers[self.label, result] += 1
 
     def report(self, event: str, reason: str, *, level: str = "warning", **fields: object) -> None:
-        """Log an event of this connection, with its address and the configuration key that would have prevented it."""
+        """Log an event, with the peer's address and the configuration key that can prevent the event."""
         context = {"address": self._remote or None, "setting": setting_for(reason)}
         known = {name: value for name, value in (fields | context).items() if value is not None}
         self.context.report(event, peer=self.label, reason=reason, level=level, **known)
 
     def fault(self, fault: Exception) -> None:
-        """Count and log a fault of this program."""
+        """Count and log an internal error: an unexpected exception of this program."""
         self.context.counts.errors["internal"] += 1
         self.report("fault", "internal", level="error", detail=place_of(fault))

@@ -1,4 +1,4 @@
-"""Watchdog of one transport connection (RFC 3539 3.4.1 and appendix A; RFC 6733 5.5): a table and its state.
+"""Watchdog of one transport connection (RFC 3539 3.4.1 and appendix A; RFC 6733 5.5): state table and current state.
 
 No socket, no message and no clock: time is an argument, jitter a function. The watchdog returns to its owner whether to send a
 DWR, to close the connection or to connect. The owner decides which states affect answers; this node answers requests in every
@@ -28,7 +28,7 @@ class WatchdogStatus(IntEnum):
 
 
 class WatchdogEvent(IntEnum):
-    """Event of the connection. The pending DWR distinguishes the timer events, as in the table of appendix A."""
+    """Event of the watchdog. The kind of timer event depends on the pending DWR, as in appendix A of RFC 3539."""
 
     CONNECTED = 0
     DISCONNECTED = 1
@@ -47,7 +47,7 @@ class WatchdogEvent(IntEnum):
 
 
 class WatchdogAction(IntEnum):
-    """Action for the owner; the watchdog itself counts NumDWA."""
+    """Action that the watchdog returns to its owner."""
 
     NONE = 0
     SEND = 1
@@ -59,7 +59,7 @@ class WatchdogAction(IntEnum):
 
 
 class Step(NamedTuple):
-    """Row of the table."""
+    """Cell of the state table: action, next state, and changes of timer and NumDWA."""
 
     action: WatchdogAction
     status: WatchdogStatus
@@ -124,7 +124,10 @@ class Watchdog:
         *,
         least_s: float = WATCHDOG_LEAST_S,
     ) -> None:
-        """Create a watchdog that waits for its connection. `jitter` returns seconds between -JITTER_S and +JITTER_S; `least_s`: minimum Tw."""
+        """Create a watchdog whose connection is not open yet.
+
+        `jitter` returns seconds between -JITTER_S and +JITTER_S; `least_s`: minimum Tw.
+        """
         self._least_s = least_s
         self._tw_s = max(tw_s, least_s)
         self._jitter = jitter
@@ -159,12 +162,12 @@ class Watchdog:
         return self._step(WatchdogEvent.TIMER_AGAIN if self.num_dwa < 0 else WatchdogEvent.TIMER_PENDING, now)
 
     def ask(self, now: float) -> None:
-        """Note that the owner has sent a DWR out of turn."""
+        """Restart the timer, because the owner has sent a DWR before the timer was due."""
         self.pending = True
         self.deadline = now + self._interval_s
 
     def retime(self, tw_s: float, now: float) -> None:
-        """Apply another Tw, and restart the running timer with it."""
+        """Set another Tw, and restart the running timer with the new value."""
         if max(tw_s, self._least_s) != self._tw_s:
             self._tw_s = max(tw_s, self._least_s)
             self._interval_s = self._tw_s + self._jitter()

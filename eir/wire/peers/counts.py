@@ -1,4 +1,4 @@
-"""Counters of the node, as plain numbers; another module converts them to metrics.
+"""Counters of the node as plain numbers. Another module converts them to metrics.
 
 OTHER is the label of a connection before its identification, and of every name from the wire that is not in the dictionary, so
 that strangers cannot create counters.
@@ -30,7 +30,7 @@ class Durations:
 
 @dataclass(slots=True)
 class Counts:
-    """All counters of a node."""
+    """Counters of a node: messages, answers, faults, rejected connections, and durations."""
 
     messages: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     """Messages by peer label, command name, `request` or `answer`, and `in` or `out`."""

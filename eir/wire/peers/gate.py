@@ -1,4 +1,4 @@
-"""Limits on connections before their identification, by number and source.
+"""Limits on the number of unidentified connections, in total and for each source network.
 
 A node has a Gate. A process that accepts connections for several nodes counts with Sources.
 """
@@ -28,24 +28,24 @@ Network = tuple[int, int]
 
 
 class Arrival(Protocol):
-    """Connection before its identification."""
+    """Connection whose peer is not identified yet."""
 
     source: Address
 
     def has_unread(self) -> bool:
-        """Return true if received bytes are unread."""
+        """Return true if the socket holds bytes that the node has not read."""
 
 
 A = TypeVar("A", bound=Arrival)
 
 
 def network_of(source: Address) -> Network:
-    """Return the source network that limits count by: the usual address range of one customer or one site."""
+    """Return the network by which limits count an address: IPv4 /24 or IPv6 /64, the usual range of one customer."""
     return source.version, int(source) >> source.max_prefixlen - NETWORK_BITS[source.version]
 
 
 def client_key(address: str) -> str:
-    """Return the key by which attempts of one client are limited: its IPv4 address, or its IPv6 network of 64 bits."""
+    """Return the key for limits on one client: its IPv4 address, or its IPv6 network of 64 bits."""
     try:
         source = source_address(address)
     except ValueError:
@@ -54,13 +54,16 @@ def client_key(address: str) -> str:
 
 
 class SourceCounts:
-    """Numbers of incoming connections by source network."""
+    """Number of incoming connections from each source network."""
 
     def __init__(self) -> None:
         self._by_network: Counter[Network] = Counter()
 
     def refusal(self, source: Address, peers: Sequence[PeerSettings], limits: Limits, connections: int) -> str | None:
-        """Return the reason for which one more connection is rejected: `source`, or the name of the exceeded limit; None if it is accepted."""
+        """Return the reason to reject a further connection from a source, or None to accept the connection.
+
+        The reason is `source`, or the name of the exceeded limit.
+        """
         if not may_connect(peers, source):
             return "source"
         if connections >= limits.connections_max:
@@ -69,11 +72,11 @@ class SourceCounts:
         return "source_connections_max" if full else None
 
     def add(self, source: Address) -> None:
-        """Count a connection."""
+        """Count a new connection for the network of its source."""
         self._by_network[network_of(source)] += 1
 
     def remove(self, source: Address) -> None:
-        """Remove an ended connection from the count."""
+        """Subtract an ended connection from the count of its source network."""
         network = network_of(source)
         self._by_network[network] -= 1
         if not self._by_network[network]:
@@ -81,7 +84,7 @@ class SourceCounts:
 
 
 class Gate(Generic[A]):
-    """Incoming connections of a node. `drop` closes one, and receives the limit that it exceeded."""
+    """Incoming connections of a node. The gate calls `drop` with each connection to close and the exceeded limit."""
 
     def __init__(self, drop: Callable[[A, str], None]) -> None:
         self._drop = drop
@@ -95,7 +98,7 @@ class Gate(Generic[A]):
         """Next checks of their number."""
 
     def enter(self, link: A, peers: Sequence[PeerSettings], limits: Limits) -> None:
-        """Add an accepted connection."""
+        """Count an accepted connection for its source network, and as unidentified."""
         loop = asyncio.get_running_loop()
         self._peers, self._limits = peers, limits
         self.sources.add(link.source)
@@ -107,11 +110,11 @@ class Gate(Generic[A]):
             self._soon = loop.call_soon(loop.call_soon, self._trim)
 
     def identified(self, link: A) -> None:
-        """Remove a connection with a valid CER from the unidentified ones."""
+        """Count a connection with a valid CER as identified."""
         self._unidentified.pop(link, None)
 
     def leave(self, link: A) -> None:
-        """Remove an ended connection."""
+        """Subtract an ended connection from all counts."""
         self._unidentified.pop(link, None)
         self.sources.remove(link.source)
         if not self._unidentified and self._later is not None:
@@ -119,7 +122,10 @@ class Gate(Generic[A]):
             self._later = None
 
     def _trim(self) -> None:
-        """Close connections without a CER beyond a limit: a well-behaved peer sends its CER at once, a flood does not."""
+        """Close the connections without a CER that exceed a limit.
+
+        A well-behaved peer sends its CER at once; the connections of a flood send none.
+        """
         for check in (self._soon, self._later):
             if check is not None:
                 check.cancel()
@@ -144,7 +150,10 @@ class Gate(Generic[A]):
         return min(GRACE_S, self._limits.cer_timeout_s / 2)
 
     def _thin(self, links: Sequence[A], most: int, reason: str) -> set[A]:
-        """Close connections beyond a limit; return those that are tolerated, because their CER may be unread or on its way."""
+        """Close connections above the limit `most`, and return the tolerated connections above the limit.
+
+        A connection is tolerated for a short time, because its CER may be unread or on its way.
+        """
         if len(links) <= most:
             return set()
         most += named_connections(self._peers, links)
@@ -160,7 +169,10 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Return the number of permitted connections of peers in these networks that the peer table names by host or address."""
+    """Return how many connections the peer table permits to known peers in the networks of these connections.
+
+    A known peer has an entry with its host or with its single address.
+    """
     networks = {ip_network((link.source, NETWORK_BITS[link.source.version]), strict=False) for link in links}
     by_version = {version: [each for each in networks if each.version == version] for version in NETWORK_BITS}
     count = 0
@@ -176,7 +188,10 @@ def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
 
 
 def _surplus(links: Sequence[A], count: int) -> list[A]:
-    """Return the `count` connections to close (of a list with the oldest first): repeatedly, the oldest of the address with the most connections."""
+    """Return the `count` connections to close. `links`: connections, the oldest first.
+
+    Each choice is the oldest connection of the address that has the most connections at that moment.
+    """
     so_far: Counter[Address] = Counter()
     ranked = []
     for link in reversed(links):

@@ -1,4 +1,4 @@
-"""Base of one connection with a peer on the event loop, in any protocol: its source, its turns, and the limit on a slow reader.
+"""Base class of a connection with a peer, in any protocol: source, share of the loop's time, limit on a slow reader.
 
 A protocol derives from PeerConnection. Requests are answered in the callback that read them, or under load in the next turn of
 the loop. All connections together have a fraction of a millisecond per turn, so that connections of other protocols are not
@@ -34,7 +34,7 @@ STALLED_WRITE = "stalled_write"
 
 
 class Turns:
-    """Scheduler that shares the turns of the loop among connections."""
+    """Scheduler that gives each connection its share of the event loop's time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -44,7 +44,10 @@ class Turns:
         self._next: asyncio.Handle | None = None
 
     def request(self, link: "PeerConnection[Any]") -> None:
-        """Let a connection work now or in its turn. Afterwards it is read only if it has room (`wants_bytes`)."""
+        """Let a connection handle received bytes now, or in a later loop iteration under load.
+
+        Afterwards the connection reads only if it can buffer more (`wants_bytes`).
+        """
         if link in self._waiting:
             link.set_reading()
             return
@@ -58,7 +61,7 @@ class Turns:
             self._run(link, self._until)
 
     def is_waiting(self, link: "PeerConnection[Any]") -> bool:
-        """Return true if a connection waits for its turn."""
+        """Return true if a connection waits for its share of the loop's time."""
         return link in self._waiting
 
     def _wait(self, link: "PeerConnection[Any]") -> None:
@@ -72,7 +75,7 @@ class Turns:
             link.set_reading()
 
     def _turn(self) -> None:
-        """Let the waiting connections work in the next turn of the loop."""
+        """Let waiting connections work, for at most TURN_S in this loop iteration."""
         self._next = None
         now = time.perf_counter()
         self._until = now + TURN_S
@@ -85,7 +88,10 @@ class Turns:
 
 
 class Alarm:
-    """Timer of the earliest deadline. `ring` receives the time; if nothing is due yet, it sets the next deadline."""
+    """Timer for the earliest of several deadlines.
+
+    `ring` receives the time. If no deadline has passed yet, it sets the next one.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ring: Callable[[float], None]) -> None:
         self._loop = loop
@@ -94,7 +100,7 @@ class Alarm:
         self._at = 0.0
 
     def set(self, due: float | None) -> None:
-        """Ring at this time of the loop's clock, or earlier; None: nothing is due."""
+        """Call `ring` at `due` on the loop's clock, or earlier. None: no deadline."""
         if due is None or (self._timer is not None and self._at <= due):
             return  # an early timer finds nothing due, and sets the next deadline
         self.cancel()
@@ -114,20 +120,23 @@ class Alarm:
 
 
 class ConnectionOwner(Protocol):
-    """Callbacks of a connection's owner."""
+    """Interface of a connection's owner: limits, scheduler, and a callback."""
 
     limits: Limits
     turns: Turns
 
     def lost(self, link: Any) -> None:
-        """Handle the end of a connection."""
+        """Handle the end of the connection `link`."""
 
 
 Owner = TypeVar("Owner", bound=ConnectionOwner)
 
 
 class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
-    """Base of a connection. A protocol implements the start (`begin`), received bytes (`data_received`) and its turn (`work`)."""
+    """Base class of a connection with a peer.
+
+    A protocol implements the start (`begin`), received bytes (`data_received`) and the scheduled work (`work`).
+    """
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self.owner = owner
@@ -156,7 +165,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
     # Implemented by a protocol
 
     def begin(self) -> bool:
-        """Start the protocol on a new connection; return false to close it at once."""
+        """Start the protocol on a new connection; return false to close the connection at once."""
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
@@ -168,22 +177,22 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         raise NotImplementedError
 
     def leave(self) -> None:
-        """End the connection in the way of its protocol."""
+        """End the connection in the orderly way of its protocol."""
         raise NotImplementedError
 
     def tick(self, now: float) -> None:
-        """Close the connection if a limit of time has passed; for a server that calls `watch`."""
+        """Close the connection if a time limit has passed. Only a server that calls `watch` calls this method."""
 
     def wants_bytes(self) -> bool:
-        """Return true if the connection can receive more."""
+        """Return true if the connection can handle or buffer more received bytes."""
         raise NotImplementedError
 
     def ended(self) -> None:
-        """Clean up after the end of the transport, which the owner has handled."""
+        """Release the protocol's resources. The owner has handled the end of the connection before this call."""
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Number of requests and answers so far."""
+        """Number of requests, and number of answers, on this connection so far."""
         raise NotImplementedError
 
     @property
@@ -198,7 +207,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
 
     @property
     def is_open(self) -> bool:
-        """True if the peer is identified, and may send requests."""
+        """True if the peer is identified and may send requests."""
         return self.settings is not None
 
     # asyncio.BaseProtocol
@@ -217,11 +226,11 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
             self.transport.abort()
 
     def eof_received(self) -> bool:
-        """Handle the end of the stream; the transport closes unless the result is true."""
+        """Handle the end of the stream. The transport closes the connection unless the result is true."""
         return False
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """Handle the end of the transport."""
+        """Handle the end of the transport: cancel the timers and inform the owner."""
         self.gone()  # first, so that waiting tasks continue even after a fault below
         for timer in (self._closing, self.stalled):
             if timer is not None:
@@ -230,12 +239,12 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.ended()
 
     def pause_writing(self) -> None:
-        """Stop reading from a peer that does not read, and start the timer."""
+        """Stop reading from a peer that does not read its answers, and start the timer that closes its connection."""
         self.stalled = self.loop.call_later(self.owner.limits.stalled_write_s, self.close_stalled)
         self.set_reading()
 
     def resume_writing(self) -> None:
-        """Continue with a peer that reads again."""
+        """Cancel the timer and continue, because the peer reads its answers again."""
         if self.stalled is not None:
             self.stalled.cancel()
             self.stalled = None
@@ -245,7 +254,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
     # Calls of a protocol and of the owner
 
     def expect(self, connection: socket.socket) -> None:
-        """Prepare for the TLS handshake, which `abort` ends too.
+        """Prepare the connection for its TLS handshake. During the handshake `abort` works too.
 
         Raises:
             OSError: if the other end has closed.
@@ -254,12 +263,12 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.transport = Handshake(connection)
 
     def gone(self) -> None:
-        """Note that the connection has ended, or that its handshake failed."""
+        """Mark the connection as ended; also after a failed handshake."""
         if not self.closed.done():
             self.closed.set_result(None)
 
     def identified(self, settings: PeerSettings, requester: Requester, rates: Sequence[Limit]) -> None:
-        """Store the entry of the peer table, the requester and the rate limits."""
+        """Store the peer's entry in the peer table, the requester, and the rate limits."""
         self.settings, self.requester, self.rates = settings, requester, rates
 
     @property
@@ -268,34 +277,34 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         return certificate_names(self.transport) if self.transport is not None else None
 
     def paths(self) -> Mapping[str, bool]:
-        """Return the addresses of the peer, and whether each is reachable; empty if the transport has no paths."""
+        """Return whether each address of the peer is reachable; empty if the transport has no paths (TCP)."""
         paths: Mapping[str, bool] | None = (
             self.transport.get_extra_info("paths") if self.transport is not None else None
         )
         return paths or {}
 
     def request_turn(self) -> None:
-        """Handle received bytes now or in the connection's turn."""
+        """Handle received bytes now, or in a later loop iteration under load."""
         self.owner.turns.request(self)
 
     def close(self) -> None:
-        """Close the connection; unsent bytes may still go out, at most for `stalled_write_s`."""
+        """Close the connection. Unsent bytes are still sent, for at most `stalled_write_s`."""
         if self.transport is not None and not self.transport.is_closing():
             self._closing = self.loop.call_later(self.owner.limits.stalled_write_s, self.abort)
             self.transport.close()
 
     def abort(self) -> None:
-        """Close at once, without the unsent bytes."""
+        """Close the connection at once, and discard unsent bytes."""
         if self.transport is not None:
             self.transport.abort()
 
     def close_stalled(self) -> None:
-        """Close a connection whose peer has not read for too long."""
+        """Close a connection whose peer has read no answers for `stalled_write_s`."""
         self.over = STALLED_WRITE
         self.abort()
 
     def set_reading(self) -> None:
-        """Resume or pause reading from the peer."""
+        """Resume reading from the peer if more bytes can be handled; otherwise pause."""
         transport = self.transport
         if transport is None or transport.is_closing():
             return

@@ -1,4 +1,4 @@
-"""Token buckets: limits on requests per second with priorities (RFC 7944 DRMP), and on other events of a client.
+"""Token buckets: limits on requests per second with priorities (RFC 7944 DRMP), and on other events of one client.
 
 Time is an argument. With several workers a limit is that of the node: since a peer's connections may be in any worker, the
 workers write the requests that they grant to shared memory.
@@ -24,14 +24,17 @@ LIMITS_MAX = 4096
 
 
 def memory_file(workers: int) -> BinaryIO:
-    """Create a file in memory in which this many workers share their grants; each worker receives its descriptor."""
+    """Create a file in memory in which the workers of a node share the number of requests that they grant.
+
+    Each worker receives the descriptor of the file.
+    """
     memory = open(os.memfd_create("eir-grants"), "r+b", buffering=0)  # noqa: PTH123, SIM115 - the owner of the descriptor closes it
     memory.truncate(LIMITS_MAX * workers * 8)
     return memory
 
 
 def shared_memory(descriptor: int) -> memoryview:
-    """Map that memory in a worker."""
+    """Map the file of `memory_file` into a worker, as 64-bit numbers."""
     return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
 
 
@@ -52,13 +55,13 @@ class Grants:
         return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
 
     def add(self, limit: int, count: int) -> None:
-        """Add requests that this worker has granted."""
+        """Add `count` to the number of requests that this worker has granted under a limit."""
         at = limit % LIMITS_MAX * self._workers + self._worker
         self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
 
 
 class Bucket:
-    """Token bucket. A request of lower priority needs a fuller bucket, so that higher priorities go first.
+    """Token bucket with priorities: a request of lower priority needs a fuller bucket than one of higher priority.
 
     With `grants`, workers whose buckets have the same `rate_max` and number `limit` share one limit.
     """
@@ -68,7 +71,10 @@ class Bucket:
     def __init__(
         self, rate_max: float, now: float, *, burst: float | None = None, grants: Grants | None = None, limit: int = 0
     ) -> None:
-        """Create a full bucket. `burst`: tokens of a full bucket; None: those of BURST_S."""
+        """Create a full bucket.
+
+        `burst`: capacity of the bucket in tokens; None: the tokens of BURST_S.
+        """
         self.rate_max = rate_max
         """Tokens per second."""
         self.limit = limit
@@ -79,7 +85,7 @@ class Bucket:
         self._by_others = grants.by_others(limit) if grants is not None else 0
 
     def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
-        """Return the number of further requests of this priority, from 0 (highest) to 15, within the limit.
+        """Return how many further requests of this priority, from 0 (highest) to 15, the limit permits now.
 
         The caller must `spend` the requests that it handles.
         """
@@ -97,25 +103,25 @@ class Bucket:
         return max(0, int(self._tokens - kept_back))
 
     def spend(self, count: int) -> None:
-        """Count requests against the limit."""
+        """Remove one token for each of `count` requests."""
         self._tokens -= count
         if self._grants is not None and count:
             self._grants.add(self.limit, count)
 
     def try_spend(self, now: float, count: int = 1) -> bool:
-        """Spend `count` tokens if the bucket holds as many; return whether it did."""
+        """Remove `count` tokens if the bucket holds at least `count`; return whether they were removed."""
         if self.room(now, HIGHEST_PRIORITY) < count:
             return False
         self.spend(count)
         return True
 
     def fill(self, count: int) -> None:
-        """Add tokens, up to the burst of the bucket."""
+        """Add tokens, up to the capacity of the bucket."""
         self._tokens = min(self._capacity, self._tokens + count)
 
 
 class Buckets:
-    """Buckets by key, such as a client's address. Beyond `keys_max`, the oldest bucket is deleted."""
+    """Token buckets by key, such as a client's address. Above `keys_max` buckets, the oldest bucket is deleted."""
 
     def __init__(self, rate_max: float, burst: float, keys_max: int = KEYS_MAX) -> None:
         self._rate_max = rate_max
@@ -124,7 +130,7 @@ class Buckets:
         self._by_key: dict[str, Bucket] = {}
 
     def of(self, key: str, now: float) -> Bucket:
-        """Return the bucket of a key."""
+        """Return the bucket of a key, which is created if needed."""
         bucket = self._by_key.get(key)
         if bucket is None:
             if len(self._by_key) >= self._keys_max:
@@ -134,7 +140,7 @@ class Buckets:
 
 
 class Limit(NamedTuple):
-    """Bucket, and the reason under which a rejection is counted."""
+    """Token bucket, and the reason that is counted when the bucket rejects a request."""
 
     reason: str
     bucket: Bucket
@@ -144,7 +150,10 @@ NO_LIMITS: Sequence[Limit] = ()
 
 
 def allowed(limits: Sequence[Limit], now: float, wanted: int) -> tuple[int, str]:
-    """Return how many of the `wanted` requests are within all limits, and the reason of the first limit reached (empty: none)."""
+    """Return how many of the `wanted` requests all limits permit, and the reason of the strictest limit.
+
+    The reason is empty if all requests are permitted.
+    """
     reached = ""
     for limit in limits:
         room = limit.bucket.room(now)
@@ -154,7 +163,10 @@ def allowed(limits: Sequence[Limit], now: float, wanted: int) -> tuple[int, str]
 
 
 def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None:
-    """Return the first limit that a request would exceed; without one, count the request against all limits and return None."""
+    """Return the first limit that a request exceeds, or None.
+
+    If no limit is exceeded, the request is counted against all limits.
+    """
     for limit in limits:
         if not limit.bucket.room(now, priority):
             return limit
@@ -164,7 +176,7 @@ def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None
 
 
 class RateLimits:
-    """Buckets of a node: one for all requests, and one for each entry of the peer table with a limit."""
+    """Token buckets of a node: one for all requests, and one for each entry of the peer table that has a `rate_max`."""
 
     def __init__(self, peers: Sequence[PeerSettings], limits: Limits, grants: Grants | None) -> None:
         self._peers = peers
@@ -175,13 +187,13 @@ class RateLimits:
         self._all: Bucket | None = None
 
     def reconfigure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
-        """Apply new limits; the bucket of an entry with an unchanged limit stays."""
+        """Apply new limits. An entry whose limit is unchanged keeps its bucket."""
         self._peers, self._limits, self._all = peers, limits, None
         limited = {settings.label for settings in peers if settings.rate_max is not None}
         self._by_label = {label: bucket for label, bucket in self._by_label.items() if label in limited}
 
     def of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
-        """Return the buckets of a peer's requests."""
+        """Return the limits on the requests of a peer."""
         buckets = []
         if settings.rate_max is not None:
             numbered = enumerate(self._peers, 1)

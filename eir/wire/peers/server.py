@@ -1,4 +1,4 @@
-"""Base of the server of one protocol in a worker: its connections, identification of peers, rejections, counters, drain.
+"""Base class of a protocol's server in a worker: connections, identification of peers, rejections, counters, drain.
 
 A protocol derives from Server. `serve` receives an accepted connection; its protocol calls `admit` before it reads from it.
 """
@@ -34,7 +34,7 @@ DRAINING, SOURCE, DISABLED, UNKNOWN_PEER = "draining", "source", "disabled", "un
 
 @dataclass(slots=True)
 class _Ended:
-    """Ended connections of a peer; many clients make one connection per request."""
+    """Sum over the ended connections of a peer, because many clients make one connection per request."""
 
     requester: Requester
     """Requester of the last one."""
@@ -45,7 +45,7 @@ class _Ended:
     """True if the last one ended without a fault."""
 
     def add(self, requester: Requester, tally: tuple[int, int], why: str) -> None:
-        """Add a connection that ended for this reason."""
+        """Add an ended connection: its requester, its numbers of requests and answers, and the reason of its end."""
         self.requester = requester
         self.connections += 1
         self.requests += tally[0]
@@ -54,7 +54,7 @@ class _Ended:
 
 
 class End(NamedTuple):
-    """End of the last connection of a peer."""
+    """Peer label of an ended connection, and whether it ended without a fault."""
 
     label: str
     in_order: bool
@@ -65,7 +65,7 @@ C = TypeVar("C", bound=PeerConnection[Any])
 
 
 class Server(Generic[C]):
-    """Server of peers over one protocol. `rates`: limits of the node, which all protocols share."""
+    """Server of one protocol for its peers. `rates`: limits of the node, which all protocols share."""
 
     carried = DIAMETER
     """SCTP parameters of the protocol."""
@@ -95,27 +95,27 @@ class Server(Generic[C]):
     # Implemented by a protocol
 
     def link(self) -> C:
-        """Create a connection."""
+        """Create the protocol object for a new connection."""
         raise NotImplementedError
 
     def who(self, link: C) -> tuple[PeerSettings, Requester] | None:
-        """Return the entry of the peer table for a client, and the requester; None without a matching entry."""
+        """Return a client's entry in the peer table and its requester, or None if no entry matches."""
         raise NotImplementedError
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the counters of this protocol, by metric and labels."""
+        """Return the protocol's own counters by metric name and label values."""
         raise NotImplementedError
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return the gauges of this protocol, by metric and labels."""
+        """Return the protocol's own gauges by metric name and label values."""
         return {}
 
     def standing(self, link: C) -> Mapping[str, Any]:  # noqa: ARG002 - for protocols whose connections have states
-        """Return the fields of a connection's PeerStatus that depend on the protocol: at least its state."""
+        """Return the fields of a connection's status row that depend on the protocol, at least `state`."""
         return {"state": "open"}
 
     def warnings(self) -> Mapping[str, str]:
-        """Return warnings for `eir status`, by peer label."""
+        """Return the protocol's warnings for `eir status`, by peer label."""
         return {}
 
     def may_shake_hands(self, link: C) -> bool:  # noqa: ARG002 - for protocols that reject connections before the handshake
@@ -123,33 +123,36 @@ class Server(Generic[C]):
         return True
 
     def send_away(self, link: C, why: str) -> None:  # noqa: ARG002 - for protocols whose connections end for a named reason
-        """End a connection, so that its peer uses another node."""
+        """End a connection in an orderly way, so that its peer uses another node."""
         link.leave()
 
     def reconsider(self, link: C) -> None:
-        """Apply new settings to a connection, or close it."""
+        """Apply new settings to a connection, or end the connection if the settings do not permit it."""
         if self.identify(link) is not None:
             self.send_away(link, "removed")
 
     def dial_all(self) -> None:
-        """Connect to the peers that the protocol connects to, and to no others."""
+        """Start all outgoing connections of the protocol that the settings require, and stop all others."""
 
     # Calls of the worker
 
     def doubt(self, name: str) -> None:
-        """Handle a name that a client of another worker has given."""
+        """Handle that another worker has a client with this name.
+
+        Only one client of the node may have the name.
+        """
 
     def dial(self) -> None:
-        """Connect from now on to the peers that the protocol connects to."""
+        """Start outgoing connections of the protocol; before this call it makes none."""
 
     def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:
-        """Apply new settings; close connections that they no longer permit."""
+        """Apply new settings, and end the connections that the new settings do not permit."""
         self.peers, self.limits, self._tls = tuple(peers), limits, tls
         for link in list(self.links.values()):
             self.reconsider(link)
 
     async def serve(self, connection: socket.socket, *, secure: bool = False) -> End | None:
-        """Serve an accepted connection until it ends; return its end, or None without a matching entry.
+        """Serve an accepted connection until its end; return its `End`, or None if its peer is not in the peer table.
 
         `secure`: the connection begins with a TLS handshake.
         """
@@ -166,7 +169,7 @@ class Server(Generic[C]):
         return None if link.settings is None or ended is None else End(link.requester.label, ended.in_order)
 
     async def drain(self, timeout_s: float) -> None:
-        """End all connections in order, answer pending requests, and close the rest after `timeout_s`."""
+        """Ask all peers to disconnect, answer pending requests, and close remaining connections after `timeout_s`."""
         self.draining = True
         for link in list(self.links.values()):
             self.send_away(link, "drained")
@@ -180,7 +183,7 @@ class Server(Generic[C]):
             self._tick.cancel()
 
     def disable(self, label: str) -> None:
-        """Reject a peer until `enable`."""
+        """Take a peer out of service: end its connections, and reject it until `enable`."""
         self._disabled.add(label)
         for link in list(self.links.values()):
             if link.requester.label == label:
@@ -188,12 +191,12 @@ class Server(Generic[C]):
         self.dial_all()
 
     def enable(self, label: str) -> None:
-        """Accept a peer again that was disabled."""
+        """Put a disabled peer into service again."""
         self._disabled.discard(label)
         self.dial_all()
 
     def disabled(self) -> Collection[str]:
-        """Return the labels of disabled peers, which may include labels without an entry."""
+        """Return the labels of disabled peers. A label may no longer have an entry in the peer table."""
         return self._disabled
 
     def connected(self) -> Counter[str]:
@@ -201,7 +204,7 @@ class Server(Generic[C]):
         return Counter(link.requester.label for link in self.links.values() if link.is_open)
 
     def paths(self) -> Sequence[tuple[str, str, bool]]:
-        """Return the SCTP paths to connected peers: label, address, and whether it is reachable."""
+        """Return the SCTP paths to connected peers, each as label, address, and whether the address is reachable."""
         return [
             (link.requester.label, *path)
             for link in self.links.values() if link.is_open
@@ -209,7 +212,7 @@ class Server(Generic[C]):
         ]  # fmt: skip
 
     def status(self) -> list[PeerStatus]:
-        """Return the rows of `eir peers`: one per connection, and one per peer for its ended connections."""
+        """Return the rows of `eir peers`: one for each connection, and one per peer for all its ended connections."""
         rows = [self.row(link) for link in self.links.values() if link.settings is not None]
         for label, ended in self._ended.items():
             host, realm = ended.requester.host or None, ended.requester.realm or None
@@ -220,14 +223,14 @@ class Server(Generic[C]):
     # Calls of a protocol
 
     def refusal(self, link: C, fault: str | None = None) -> str | None:
-        """Identify the peer of a connection; return the reason for which the connection is rejected, None if it is accepted.
+        """Identify the peer of a connection; return the reason to reject the connection, or None to accept it.
 
-        `fault`: reason of the protocol.
+        `fault`: reason that the protocol has found before.
         """
         return DRAINING if self.draining else fault or self.identify(link)
 
     def admit(self, link: C) -> bool:
-        """Add a connection if it is accepted, else count and log the rejection; return whether it is accepted."""
+        """Accept a connection, or count and log its rejection; return whether the connection is accepted."""
         if (reason := self.refusal(link)) is not None:
             self.refused(reason, address=link.address, setting=setting_for(reason))
             return False
@@ -235,11 +238,11 @@ class Server(Generic[C]):
         return True
 
     def enter(self, link: C) -> None:
-        """Add a connection."""
+        """Add a connection to the table of connections."""
         self.links[link.number] = link
 
     def identify(self, link: C) -> str | None:
-        """Find the entry of a peer; return the reason for which the peer is rejected, None if it is accepted."""
+        """Store the peer's entry in the connection; return the reason to reject the peer, or None to accept it."""
         identity = self.who(link)
         if identity is None:
             return SOURCE
@@ -247,7 +250,10 @@ class Server(Generic[C]):
         return DISABLED if link.requester.label in self._disabled else None
 
     def past_limit(self, label: str, rates: Sequence[Limit], priority: int = DEFAULT_PRIORITY) -> str:
-        """Return the reason of the first limit that a request exceeds, and count the request as shed; empty if it is within all limits."""
+        """Return the reason of the first limit that a request exceeds, or an empty text.
+
+        A request above a limit is counted as shed.
+        """
         limit = refusing(rates, self.loop.time(), priority)
         if limit is None:
             return ""
@@ -255,18 +261,18 @@ class Server(Generic[C]):
         return limit.reason
 
     def watch(self) -> None:
-        """Check the limits of time of each connection from now on (`PeerConnection.tick`)."""
+        """Start to call `PeerConnection.tick` of each connection every TICK_S, to enforce time limits."""
         if self._tick is None:
             self._tick = self.loop.call_later(TICK_S, self._check_timers)
 
     def opened(self, link: C) -> None:
-        """Log a connection whose peer is identified."""
+        """Log that a connection is open and its peer identified."""
         asks = link.requester
         host, realm = asks.host or None, asks.realm or None
         self.report("peer_open", peer=asks.label, protocol=self.protocol, host=host, realm=realm, address=link.address)
 
     def answered(self, link: C, count: int, seconds: float) -> None:
-        """Count this many answered requests, each with this duration."""
+        """Count `count` answered requests of a connection, each with a duration of `seconds`."""
         self.node_counts.durations.add(seconds, count)
         self.node_counts.last_request[link.requester.label] = time.time()
 
@@ -277,12 +283,12 @@ class Server(Generic[C]):
         self.report("peer_refused", peer=None, protocol=self.protocol, reason=reason, level=level, **known)
 
     def failed(self, fault: Exception, peer: str | None = None) -> None:
-        """Count and log a fault of this program."""
+        """Count and log an internal error: an unexpected exception of this program."""
         self.errors["internal"] += 1
         self.report("fault", peer=peer, reason="internal", level="error", detail=place_of(fault))
 
     def lost(self, link: C) -> None:
-        """Remove a connection, and log the reason of its end."""
+        """Remove an ended connection, and log the reason of its end."""
         if self.links.pop(link.number, None) is None or link.settings is None:
             return  # without an entry, only the rejection is logged
         why = link.end or PEER_CLOSED
@@ -296,7 +302,7 @@ class Server(Generic[C]):
             self.report("connection_fault", level="warning", **about)
 
     def row(self, link: C) -> PeerStatus:
-        """Return the row of one connection."""
+        """Return the row of `eir peers` for one connection."""
         asks, (requests, answers) = link.requester, link.tally
         shown: dict[str, Any] = {
             "label": asks.label, "host": asks.host or None, "realm": asks.realm or None, "protocol": self.protocol, "address": link.address,
@@ -307,14 +313,14 @@ class Server(Generic[C]):
         return PeerStatus(**{**shown, **self.standing(link)})
 
     def absent(self, label: str, state: str, **more: Any) -> PeerStatus:
-        """Return the row of a peer without a connection."""
+        """Return the row of `eir peers` for a peer without a connection."""
         last_seen = self.node_counts.last_request.get(label)
         return PeerStatus(**{"label": label, "protocol": self.protocol, "state": state, "last_seen": last_seen} | more)
 
     # inside
 
     async def _shake_hands(self, link: C, connection: socket.socket) -> None:
-        """Start with a TLS handshake, if the connection may have one.
+        """Perform the TLS handshake of a connection, if the connection may have one.
 
         Raises:
             OSError: if the handshake fails.

@@ -1,4 +1,4 @@
-"""Settings of a node: its identity, its peers and its limits; and the identification of a client by the peer table.
+"""Settings of a node (identity, peer table, limits), and identification of a client by the peer table.
 
 The entry depends on the source address and the names in the client's certificate. Without TLS only the address decides, because
 the client's name is not proved. With TLS the name is that of the certificate.
@@ -16,7 +16,7 @@ LENIENCES = frozenset({APPLICATIONS, UNKNOWN_M, DESTINATION})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Names of the node, and its description in a CER or CEA (RFC 6733 5.3)."""
+    """Names of the node, and the product data in its CER or CEA (RFC 6733 5.3)."""
 
     host: str
     realm: str
@@ -35,7 +35,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerSettings:
-    """Entry of the peer table. The first entry that matches host, realm and source address of a connection applies."""
+    """Entry of the peer table.
+
+    The first entry that matches host, realm and source address of a connection applies.
+    """
 
     label: str
     """Name of the peer in counters, logs and commands."""
@@ -76,18 +79,18 @@ class PeerSettings:
 
     @property
     def is_titled(self) -> bool:
-        """True if the peer is identified by its SS7 address, so that it matches no connection of other protocols."""
+        """True if the entry identifies its peer by an SS7 address, so that it applies to MAP only."""
         return self.gt is not None or self.point_code is not None
 
     @property
     def is_probe(self) -> bool:
-        """True for a probe or an auditor, by either setting."""
+        """True if the peer is a probe or an auditor, by the setting `probe` or `expected`."""
         return self.probe or not self.expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits on a peer's use of the node. Above a limit, a message is rejected or a connection closed, and counted."""
+    """Limits on peers. Above a limit, a message is rejected or a connection closed, and the event is counted."""
 
     max_message_bytes: int = 131_072
     """Longest message in bytes; above 98 kB, so that 8,192 nested groups receive an answer instead of a closed connection."""
@@ -146,7 +149,7 @@ _REMEDIES = {limit.name: f"limits.{limit.name}" for limit in fields(Limits)} | {
 
 
 def setting_for(reason: str) -> str | None:
-    """Return the configuration key that would have permitted a rejection with this reason; None without one."""
+    """Return the configuration key that avoids a rejection with this reason, or None."""
     return _REMEDIES.get(reason)
 
 
@@ -156,12 +159,15 @@ def may_connect(peers: Sequence[PeerSettings], source: IPv4Address | IPv6Address
 
 
 def is_from(settings: PeerSettings, source: IPv4Address | IPv6Address) -> bool:
-    """Return true if this entry accepts connections from this address."""
+    """Return true if this entry of the peer table accepts connections from this address."""
     return not settings.sources or any(source in network for network in settings.sources)
 
 
 def holds(names: Sequence[str], wanted: str) -> bool:
-    """Return true if a certificate has a name by RFC 6125 6.4: without case, `*` for exactly the first label."""
+    """Return true if one of a certificate's names matches `wanted` (RFC 6125 6.4).
+
+    Names are compared without case; `*` stands for the first label.
+    """
     name = wanted.lower()
     beyond_first = name.partition(".")[2]
     return any(held.lower() == name or (bool(beyond_first) and held.lower() == f"*.{beyond_first}") for held in names)
@@ -172,7 +178,7 @@ CORE = "5gc.mnc"
 
 
 class Requester(NamedTuple):
-    """Sender of a request, as a question contains it."""
+    """Sender of a request: label, name and realm, as checks receive it."""
 
     label: str
     """Label of its entry in the peer table."""
@@ -184,9 +190,10 @@ class Requester(NamedTuple):
 def requester(
     peers: Sequence[PeerSettings], names: Sequence[str] | None, source: IPv4Address | IPv6Address
 ) -> tuple[PeerSettings, Requester] | None:
-    """Return the entry of a client and its requester, by the names of its certificate (None: no TLS); None without a matching entry.
+    """Return a client's entry in the peer table and its requester, or None if no entry matches.
 
-    Without TLS, the first entry for the address that requires no name is preferred to one that does.
+    `names`: names in the client's certificate; None without TLS. Without TLS, the first entry for the address that requires no
+    name is preferred to one that does.
     """
     matching = [settings for settings in peers if is_from(settings, source) and not settings.is_titled]
     if names is None:
@@ -200,13 +207,13 @@ def requester(
 
 
 def realm_of(name: str) -> str:
-    """Return the realm of a host: its operator's 5G core, or its parent domain."""
+    """Return the realm of a host name: the domain of its operator's 5G core, or the parent domain."""
     core = name.lower().find(CORE)
     return name[core:] if core >= 0 else name.partition(".")[2]
 
 
 def _name(settings: PeerSettings, names: Sequence[str]) -> str | None:
-    """Return the name of a client by an entry; None if the entry does not permit its certificate."""
+    """Return a client's name by an entry of the peer table, or None if the entry rejects the client's certificate."""
     own = names[0] if names else ""
     if settings.tls_names:
         allowed = any(holds(names, name) for name in settings.tls_names)

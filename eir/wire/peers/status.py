@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
-    """Row of `eir peers`: one connection, the ended connections of a peer, or a configured peer without a connection."""
+    """Row of `eir peers`: a connection, the ended connections of a peer, or a configured peer without connection."""
 
     label: str
     host: str | None = None
@@ -41,7 +41,7 @@ class PeerStatus:
 
 
 class Failure(NamedTuple):
-    """Reason for which a peer had no connection."""
+    """Last failure of a peer, and whether node or peer rejected the other."""
 
     at: float
     """Unix time."""

@@ -25,7 +25,7 @@ LEAVE_S = 2.0
 
 
 class AssociationState(StrEnum):
-    """State of an association."""
+    """State of an M3UA association."""
 
     DOWN = "down"
     INACTIVE = "inactive"
@@ -35,7 +35,7 @@ class AssociationState(StrEnum):
 
 
 class AssociationEvent(NamedTuple):
-    """Event for the log."""
+    """Event of an association, which the association's owner logs."""
 
     event: str
     reason: str
@@ -76,10 +76,10 @@ MANAGED = frozenset({MessageKind.DUNA, MessageKind.DAVA, MessageKind.SCON, Messa
 
 
 class Association:
-    """One end of an association.
+    """One end of an M3UA association.
 
-    `dials`: True if this end brings the association up. `routing_context` None: not sent, and any is accepted. `mode`: m3ua.LOADSHARE or
-    m3ua.OVERRIDE.
+    `dials`: True if this end brings the association up. `routing_context` None: not sent, and any is accepted. `mode`:
+    m3ua.LOADSHARE or m3ua.OVERRIDE.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Association:
     # received messages
 
     def receive(self, octets: bytes, now: float) -> list[Transfer]:
-        """Process received octets. Return the transfers for the user part."""
+        """Process received octets, and return the contents of the DATA messages."""
         if self.over:
             return []
         self._heard_at = now
@@ -212,7 +212,10 @@ class Association:
             self._request_next(now)
 
     def _managed(self, kind: MessageKind, parameters: dict[int, bytes]) -> None:
-        """Report an SSNM message (3.4). It has no other effect: an answer always goes to the origin of its request."""
+        """Report an SSNM message (RFC 4666 3.4) to the log.
+
+        The message has no other effect, because an answer always goes to the origin of its request.
+        """
         point_codes = m3ua.affected(parameters)
         if not point_codes:
             raise M3uaFault(Error.MISSING_PARAMETER)
@@ -222,7 +225,10 @@ class Association:
         self._report("m3ua_destination", kind.name.lower(), point_codes=point_codes[:16], **more)
 
     def _requested(self, kind: MessageKind, parameters: dict[int, bytes], octets: bytes) -> None:
-        """Handle a request of the peer to bring the association up or down (4.3.4). DAUD, which only a gateway answers, is a fault."""
+        """Handle the peer's request to bring the association up or down (RFC 4666 4.3.4).
+
+        A DAUD is a fault, because only a gateway answers it.
+        """
         if (
             self._dials
             or kind == MessageKind.DAUD
@@ -272,7 +278,7 @@ class Association:
         self._out.append(m3ua.data(transfer))
 
     def leave(self, now: float) -> None:
-        """Start to bring the association down; it is over after the last acknowledgement or LEAVE_S."""
+        """Start to bring the association down. It ends after the peer's last acknowledgement, or after LEAVE_S."""
         if self.over or self.leaving:
             return
         self.leaving = True
@@ -281,13 +287,13 @@ class Association:
         self._request_next(now)
 
     def lost(self) -> None:
-        """Handle the end of the connection."""
+        """Handle the end of the transport connection."""
         self._end("peer_closed")
 
     # time
 
     def deadline(self) -> float | None:
-        """Return the time at which to call `timer`; None after the end."""
+        """Return the time at which the owner calls `timer`, or None after the end of the association."""
         if self.over:
             return None
         due = [self._beat_due()]
@@ -298,7 +304,7 @@ class Association:
         return min(due)
 
     def timer(self, now: float) -> None:
-        """End the association, repeat a request or send a BEAT if its time has come."""
+        """Handle the timers that are due: end the association, repeat a request, or send a BEAT."""
         if self.over:
             return
         if self.ends_at is not None and now >= self.ends_at:
@@ -318,7 +324,7 @@ class Association:
     # internal
 
     def _request_next(self, now: float) -> None:
-        """Send the request for the next state; nothing in the target state, or if the peer sends the requests."""
+        """Send the request for the next state, unless the target state is reached or the peer sends the requests."""
         self.asked_at = None
         if self.leaving and self.state == AssociationState.DOWN:
             self._end("left")
@@ -356,7 +362,7 @@ class Association:
 
 
 def _copy(parameters: dict[int, bytes], tag: ParameterTag) -> tuple[bytes, ...]:
-    """Encode a received parameter for the reply; an absent one gives an empty tuple."""
+    """Encode a received parameter again for the reply; return an empty tuple if it was absent."""
     return (parameter(tag, parameters[tag]),) if tag in parameters else ()
 
 

@@ -1,4 +1,4 @@
-"""Basic Encoding Rules of ASN.1 (X.690), as far as TCAP and MAP need them: the parser returns positions and copies nothing.
+"""Basic Encoding Rules of ASN.1 (X.690) as TCAP and MAP need them. The parser returns positions instead of copies.
 
 It reads all three forms of a length (X.690 8.1.3). The encoder writes the shortest definite form.
 """
@@ -17,7 +17,7 @@ class BerError(ValueError):
 
 
 class Element(NamedTuple):
-    """Position of an element in the parsed octets."""
+    """Tag and position of an element in the parsed octets."""
 
     tag: int
     """All octets of the tag as a number: 0x30, 0x04, 0x9F21."""
@@ -30,7 +30,11 @@ class Element(NamedTuple):
 
 
 def element(data: bytes, at: int, stop: int, depth: int = 0) -> Element:
-    """Parse the element that begins at `at`; it must end at `stop` or before. Raises BerError."""
+    """Parse the element that begins at offset `at`.
+
+    Raises:
+        BerError: if the element is invalid, or ends after `stop`.
+    """
     try:
         tag, at = _tag(data, at)
         length = data[at]

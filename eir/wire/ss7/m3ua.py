@@ -1,4 +1,4 @@
-"""Parser and encoder of M3UA messages (RFC 4666 3), without state (see eir.wire.ss7.asp) and without I/O."""
+"""Parser and encoder of M3UA messages (RFC 4666 3), without I/O. `eir.wire.ss7.asp` has the state of an association."""
 
 import struct
 from enum import IntEnum
@@ -17,7 +17,7 @@ MODES = {"override": OVERRIDE, "loadshare": LOADSHARE}
 
 
 class MessageKind(IntEnum):
-    """Class and type of a message (3.1.2, 3.1.3) as a number of two octets."""
+    """Class and type of an M3UA message as one number of two octets (RFC 4666 3.1.2, 3.1.3)."""
 
     ERR = 0x0000
     NTFY = 0x0001
@@ -41,7 +41,7 @@ class MessageKind(IntEnum):
 
 
 class ParameterTag(IntEnum):
-    """Parameter tags (3.2, 3.3)."""
+    """Tags of M3UA parameters (RFC 4666 3.2, 3.3)."""
 
     INFO = 0x0004
     ROUTING_CONTEXT = 0x0006
@@ -60,7 +60,7 @@ class ParameterTag(IntEnum):
 
 
 class Error(IntEnum):
-    """Error codes (3.8.1)."""
+    """Error codes of M3UA (RFC 4666 3.8.1)."""
 
     INVALID_VERSION = 0x01
     UNSUPPORTED_CLASS = 0x03
@@ -78,7 +78,7 @@ CLASSES = frozenset(kind >> 8 for kind in MessageKind)
 
 
 class M3uaFault(Exception):
-    """Invalid or unexpected message; `error` is the error code for its sender."""
+    """Invalid or unexpected message. `error`: error code for the answer to the sender."""
 
     def __init__(self, error: Error) -> None:
         super().__init__(error.name.lower())
@@ -86,11 +86,11 @@ class M3uaFault(Exception):
 
 
 class FramingFault(Exception):
-    """Invalid message length, after which the start of the next message is unknown."""
+    """Invalid message length, so that the start of the next message is unknown."""
 
 
 class Transfer(NamedTuple):
-    """Content of a DATA message (3.3.1): the routing label and the octets of the user part."""
+    """Content of a DATA message: routing label and octets of the user part (RFC 4666 3.3.1)."""
 
     opc: int
     dpc: int
@@ -110,18 +110,21 @@ _LABEL = struct.Struct(">IIBBBB")
 
 
 def parameter(tag: int, value: bytes) -> bytes:
-    """Encode a parameter, padded to a multiple of 4 octets."""
+    """Encode an M3UA parameter, padded to a multiple of 4 octets."""
     return struct.pack(">HH", tag, 4 + len(value)) + value + bytes(-len(value) % 4)
 
 
 def message(kind: int, *parameters: bytes) -> bytes:
-    """Encode a message of encoded parameters."""
+    """Encode a message of this kind from encoded parameters."""
     body = b"".join(parameters)
     return struct.pack(">BxHI", VERSION, kind, HEADER_BYTES + len(body)) + body
 
 
 def error(code: Error, *, context: bytes | None = None, about: bytes = b"") -> bytes:
-    """Encode an ERR message (3.8.1). `about`: invalid message, whose first 40 octets are sent as diagnostic information."""
+    """Encode an ERR message (RFC 4666 3.8.1).
+
+    `about`: invalid message, whose first 40 octets are sent as diagnostic information.
+    """
     routing_context = () if context is None else (parameter(ParameterTag.ROUTING_CONTEXT, context),)
     diagnostic = (parameter(ParameterTag.DIAGNOSTIC, about[:40]),) if about else ()
     return message(
@@ -130,7 +133,7 @@ def error(code: Error, *, context: bytes | None = None, about: bytes = b"") -> b
 
 
 def data(sent: Transfer) -> bytes:
-    """Encode a DATA message."""
+    """Encode a DATA message from its content."""
     label = _LABEL.pack(sent.opc, sent.dpc, sent.indicator, sent.network, sent.priority, sent.sls)
     return message(
         MessageKind.DATA,
@@ -141,7 +144,7 @@ def data(sent: Transfer) -> bytes:
 
 
 def split(octets: bytes, longest: int) -> tuple[list[bytes], bytes]:
-    """Split received octets into complete messages and an incomplete rest. Raises FramingFault.
+    """Split received octets into complete messages, and an incomplete message at the end. Raises FramingFault.
 
     The length field of each message delimits it, over TCP (as in OsmoSTP) and over SCTP.
     """
@@ -158,7 +161,7 @@ def split(octets: bytes, longest: int) -> tuple[list[bytes], bytes]:
 
 
 def parameters(octets: bytes) -> dict[int, bytes]:
-    """Return the parameters of a message by tag; the first one of a repeated tag. Raises M3uaFault."""
+    """Return the parameters of a message by tag. The first parameter with a tag counts. Raises M3uaFault."""
     values: dict[int, bytes] = {}
     at, end = HEADER_BYTES, len(octets)
     while at < end:
@@ -173,7 +176,7 @@ def parameters(octets: bytes) -> dict[int, bytes]:
 
 
 def transfer(values: dict[int, bytes]) -> Transfer:
-    """Return the content of a DATA message with these parameters. Raises M3uaFault."""
+    """Return the content of a DATA message from its parameters. Raises M3uaFault."""
     carried = values.get(ParameterTag.PROTOCOL_DATA)
     if carried is None:
         raise M3uaFault(Error.MISSING_PARAMETER)
@@ -207,6 +210,9 @@ def kind_of(octets: bytes) -> MessageKind:
 
 
 def affected(values: dict[int, bytes]) -> list[tuple[int, int]]:
-    """Return the affected point codes of an SSNM message (3.4.1), each with its mask: number of low bits that are wildcards."""
+    """Return the affected point codes of an SSNM message (RFC 4666 3.4.1).
+
+    Each point code comes with its mask: the number of low bits that are wildcards.
+    """
     octets = values.get(ParameterTag.AFFECTED, b"")
     return [(int.from_bytes(octets[at + 1 : at + 4]), octets[at]) for at in range(0, len(octets) - 3, 4)]

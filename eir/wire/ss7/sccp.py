@@ -15,7 +15,7 @@ BITS: dict[str, tuple[int, ...]] = {ITU: (3, 8, 3), ANSI: (8, 8, 8)}
 
 
 def point_code(text: str, variant: str = ITU) -> int:
-    """Parse a point code that is written as `1-2-3`, `1.2.3` or a number. Raises ValueError."""
+    """Parse a point code in the form `1-2-3`, `1.2.3` or a single number. Raises ValueError."""
     parts = text.replace(".", "-").split("-")
     bits = BITS[variant] if len(parts) > 1 else (sum(BITS[variant]),)
     if len(parts) != len(bits) or not all(part.isascii() and part.isdigit() for part in parts):
@@ -56,7 +56,7 @@ _DIGITS = "0123456789abcdef"
 
 
 class ReturnCause(IntEnum):
-    """Return causes (Q.713 3.12)."""
+    """Return causes of SCCP (Q.713 3.12)."""
 
     NO_TRANSLATION = 1
     UNEQUIPPED_USER = 4
@@ -64,7 +64,7 @@ class ReturnCause(IntEnum):
 
 
 class SccpFault(Exception):
-    """Invalid or unsupported SCCP message; the text is the label in metrics."""
+    """Invalid or unsupported SCCP message. The exception's text is a label in metrics."""
 
 
 class PartyAddress(NamedTuple):
@@ -87,7 +87,7 @@ class PartyAddress(NamedTuple):
 
 
 class Unitdata(NamedTuple):
-    """UDT or XUDT message."""
+    """Parsed UDT or XUDT message."""
 
     kind: int
     protocol_class: int
@@ -102,7 +102,7 @@ class Unitdata(NamedTuple):
 
 @lru_cache(ADDRESSES_MAX)
 def address(octets: bytes, variant: str) -> PartyAddress:
-    """Parse an address. Raises SccpFault."""
+    """Parse a called or calling party address. Raises SccpFault."""
     if not octets:
         raise SccpFault("address")
     indicator = octets[0]
@@ -128,7 +128,7 @@ def address(octets: bytes, variant: str) -> PartyAddress:
 
 
 def _digits(kind: int, title: bytes, variant: str) -> str:
-    """Return the digits of a global title; empty for a title without digits or of an undefined type."""
+    """Return the digits of a global title; empty if the title has no digits or its type is undefined."""
     head = {1: 2, 2: 1}.get(kind) if variant == ANSI else {1: 1, 2: 1, 3: 2, 4: 3}.get(kind)
     if head is None or len(title) <= head:
         return ""
@@ -145,7 +145,7 @@ def _digits(kind: int, title: bytes, variant: str) -> str:
 def encoded_address(
     variant: str, *, pc: int | None = None, ssn: int = 0, kind: int = 0, title: bytes = b"", by_ssn: bool = True
 ) -> bytes:
-    """Encode an address."""
+    """Encode a called or calling party address."""
     indicator = kind << 2 | (_BY_SSN if by_ssn else 0)
     if variant == ANSI:
         indicator |= _NATIONAL | bool(ssn) | (2 if pc is not None else 0)
@@ -165,21 +165,24 @@ def encoded_address(
 
 
 def e164(digits: str, variant: str) -> tuple[int, bytes]:
-    """Return type and octets of the global title for an E.164 number: type 4 and translation type 0; in ANSI type 1 and translation type 10."""
+    """Return type and octets of the global title for an E.164 number.
+
+    ITU: type 4 and translation type 0. ANSI: type 1 and translation type 10.
+    """
     packed = bytes(int(digits[at + 1 : at + 2] or "0") << 4 | int(digits[at]) for at in range(0, len(digits), 2))
     plan = 0x11 if len(digits) % 2 else 0x12
     return (1, bytes((10, plan)) + packed) if variant == ANSI else (4, bytes((0, plan, 4)) + packed)
 
 
 def with_ssn(called: PartyAddress, ssn: int, variant: str) -> bytes:
-    """Return the called address for the answer, with the subsystem number added if it is absent."""
+    """Return a request's called address for use in the answer. If it has no subsystem number, `ssn` is added."""
     if called.ssn:
         return called.octets
     return encoded_address(variant, pc=called.pc, ssn=ssn, kind=called.kind, title=called.title, by_ssn=called.by_ssn)
 
 
 def unitdata(octets: bytes, variant: str) -> Unitdata:
-    """Parse a UDT or XUDT. Raises SccpFault for any other message."""
+    """Parse a UDT or XUDT message. Raises SccpFault, also for any other message type."""
     kind = octets[0] if octets else 0
     if kind not in {UDT, XUDT}:
         raise SccpFault("returned" if kind in {UDTS, XUDTS} else "message_type")
@@ -204,7 +207,10 @@ def unitdata(octets: bytes, variant: str) -> Unitdata:
 
 
 def _variable(octets: bytes, pointer: int) -> bytes:
-    """Return a mandatory variable part; a pointer counts from its own position (Q.713 1.7)."""
+    """Return the mandatory variable part that a pointer refers to.
+
+    A pointer counts from its own position (Q.713 1.7).
+    """
     at = pointer + octets[pointer]
     length = octets[at]
     if at == pointer or at + 1 + length > len(octets):
@@ -225,7 +231,7 @@ def _is_segmented(octets: bytes, pointer: int) -> bool:
 
 
 def encoded(kind: int, protocol_class: int, called: bytes, calling: bytes, data: bytes) -> bytes:
-    """Encode a UDT or XUDT. Raises SccpFault if the parts are too long."""
+    """Encode a UDT or XUDT message. Raises SccpFault if a part is too long."""
     return _pointed(
         bytes((kind, protocol_class)) + (bytes((HOPS,)) if kind == XUDT else b""),
         called,
@@ -236,16 +242,19 @@ def encoded(kind: int, protocol_class: int, called: bytes, calling: bytes, data:
 
 
 def returned(unit: Unitdata, cause: ReturnCause) -> bytes:
-    """Encode the return of a unitdata (Q.714 4.2): UDTS for UDT, XUDTS for XUDT, with swapped addresses. Raises SccpFault like `encoded`."""
+    """Encode the return of an undeliverable message (Q.714 4.2): UDTS for a UDT, XUDTS for an XUDT.
+
+    Called and calling address are swapped. Raises SccpFault like `encoded`.
+    """
     extended = unit.kind == XUDT
     head = bytes((XUDTS, cause, HOPS)) if extended else bytes((UDTS, cause))
     return _pointed(head, unit.calling.octets, unit.called.octets, unit.data, optional=extended)
 
 
 def allowed(unit: Unitdata, pc: int, subsystems: Collection[int], variant: str) -> bytes | None:
-    """Encode "subsystem allowed" (SSA) if the unitdata is a test (SST) of one of these subsystems at this point code (Q.714 5.3.4).
+    """Encode the answer "subsystem allowed" (SSA) to a subsystem status test (SST), or return None (Q.714 5.3.4).
 
-    Returns None for any other unitdata. Raises SccpFault like `encoded`.
+    Only a test of one of these subsystems at this point code has an answer. Raises SccpFault like `encoded`.
     """
     at = pc.to_bytes(3 if variant == ANSI else 2, "little")
     if unit.called.ssn != MANAGEMENT or len(unit.data) != 3 + len(at) or unit.data[:1] != _TEST:

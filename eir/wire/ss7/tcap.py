@@ -1,7 +1,8 @@
-"""Parser and encoder of TCAP (Q.773) for transactions of one request and one answer, without I/O and without state.
+"""Parser and encoder of TCAP (Q.773) for transactions of one request and one answer, without I/O.
 
-The answering side receives Begin and sends End or Abort; the asking side does the reverse. The parser returns the transaction portion, the
-dialogue portion and the invocations. For a fault it also returns the encoded answer (Q.774 3.2, 3.3). The user interprets the operations.
+The answering side receives Begin and sends End or Abort; the asking side does the reverse. The parser returns the transaction
+portion, the dialogue portion and the invocations. For a fault it also returns the encoded answer (Q.774 3.2, 3.3). The user
+interprets the operations.
 """
 
 import itertools
@@ -35,7 +36,7 @@ class AbortCause(IntEnum):
 
 
 class RejectProblem(NamedTuple):
-    """Reason why a component is rejected (Q.773 3.3): the kind of problem by its tag, and its code."""
+    """Problem for which a component is rejected (Q.773 3.3): tag for the kind of problem, and code."""
 
     tag: int
     code: int
@@ -56,7 +57,10 @@ RESULT_UNEXPECTED, ERROR_UNEXPECTED = RejectProblem(0x82, 0), RejectProblem(0x83
 
 
 class TcapFault(Exception):
-    """Invalid message; the text is the label in metrics. `answer`: encoded Abort, or None without a transaction id to send it to."""
+    """Invalid message. The exception's text is a label in metrics.
+
+    `answer`: encoded Abort; None if the message has no transaction id for an Abort.
+    """
 
     def __init__(self, reason: str, answer: bytes | None = None) -> None:
         super().__init__(reason)
@@ -64,7 +68,7 @@ class TcapFault(Exception):
 
 
 class Apdu(NamedTuple):
-    """Dialogue portion (Q.773 4)."""
+    """Contents of a dialogue portion (Q.773 4)."""
 
     kind: int
     """AARQ, AARE or ABRT."""
@@ -79,7 +83,7 @@ class Apdu(NamedTuple):
 
 
 class TcapMessage(NamedTuple):
-    """Message with a valid transaction portion."""
+    """Parsed message with a valid transaction portion."""
 
     kind: int
     otid: bytes
@@ -91,7 +95,7 @@ class TcapMessage(NamedTuple):
 
 
 class Invoke(NamedTuple):
-    """Valid invocation."""
+    """Valid Invoke component."""
 
     id: bytes
     operation: int
@@ -101,7 +105,7 @@ class Invoke(NamedTuple):
 
 
 class OperationOutcome(NamedTuple):
-    """Result, error or reject in reply to an invocation."""
+    """Component that answers an Invoke: a result, an error or a reject."""
 
     operation: int | None
     """Operation of a result."""
@@ -116,7 +120,7 @@ class OperationOutcome(NamedTuple):
 
 
 def read(octets: bytes) -> TcapMessage:
-    """Parse a message. Raises TcapFault."""
+    """Parse the transaction portion of a TCAP message. Raises TcapFault."""
     kind = octets[0] if octets else 0
     otid = _otid_at_start(octets)
     try:
@@ -162,7 +166,10 @@ def _fault(reason: str, otid: bytes, cause: AbortCause) -> TcapFault:
 
 
 def _otid_at_start(octets: bytes) -> bytes:
-    """Return the originating transaction id of an invalid message for an Abort; empty if none can be derived (Q.774 3.3.3.1)."""
+    """Return the originating transaction id of an invalid message, to which an Abort can be sent.
+
+    Empty if the id cannot be read (Q.774 3.3.3.1).
+    """
     if not octets or octets[0] in {END, ABORT, UNIDIRECTIONAL}:
         return b""
     at = 2 + (octets[1] & 0x7F if len(octets) > 1 and octets[1] > 0x80 else 0)
@@ -225,7 +232,7 @@ def _number(octets: bytes, of: Element) -> int:
 
 
 def invocations(octets: bytes, portion: Element) -> list[Invoke | bytes]:
-    """Return the invocations in order, with an encoded Reject in place of each invalid component.
+    """Return the Invoke components in order, and an encoded Reject in place of each invalid component.
 
     A badly structured component ends the parsing (Q.774 3.2.2.2). A received Reject is ignored.
     """
@@ -271,7 +278,7 @@ def _component(octets: bytes, tag: int, parts: list[Element], seen: set[bytes]) 
 
 
 def outcomes(octets: bytes, portion: Element) -> list[OperationOutcome]:
-    """Return the outcomes in an End. Raises BerError."""
+    """Return the results, errors and rejects in the component portion of an End. Raises BerError."""
     replies = []
     for component in elements(octets, portion.start, portion.stop):
         parts = elements(octets, component.start, component.stop)[1:]
@@ -291,39 +298,45 @@ def outcomes(octets: bytes, portion: Element) -> list[OperationOutcome]:
 
 
 def abort(dtid: bytes, cause: AbortCause) -> bytes:
-    """Encode a P-Abort (Abort of the provider)."""
+    """Encode a P-Abort (Abort by the provider, the TCAP layer)."""
     return encoded(ABORT, encoded(_DTID, dtid) + bytes((_CAUSE, 1, cause)))
 
 
 def abort_dialogue(dtid: bytes, dialogue: bytes = b"") -> bytes:
-    """Encode a U-Abort (Abort of the user); `dialogue`: encoded dialogue portion, or empty."""
+    """Encode a U-Abort (Abort by the TCAP user). `dialogue`: encoded dialogue portion, or empty."""
     return encoded(ABORT, encoded(_DTID, dtid) + dialogue)
 
 
 def end(dtid: bytes, dialogue: bytes, components: bytes) -> bytes:
-    """Encode an End; each portion may be empty."""
+    """Encode an End from encoded portions. Each portion may be empty."""
     return encoded(END, encoded(_DTID, dtid) + dialogue + (encoded(_COMPONENTS, components) if components else b""))
 
 
 def begin(otid: bytes, dialogue: bytes, components: bytes) -> bytes:
-    """Encode a Begin; each portion may be empty."""
+    """Encode a Begin from encoded portions. Each portion may be empty."""
     return encoded(BEGIN, encoded(_OTID, otid) + dialogue + (encoded(_COMPONENTS, components) if components else b""))
 
 
 def request(context: bytes) -> bytes:
-    """Encode the dialogue portion that opens a dialogue in an application context (AARQ)."""
+    """Encode the dialogue portion that requests a dialogue with this application context (AARQ)."""
     return _portion(encoded(AARQ, _VERSION_1 + encoded(0xA1, encoded(_OBJECT, context))))
 
 
 def response(context: bytes, *, accepted: bool, diagnostic: int = 0, provider: bool = False) -> bytes:
-    """Encode the dialogue portion that accepts or rejects a dialogue (AARE, Q.773 4.2.3). `diagnostic`: of the user, or of the `provider`."""
+    """Encode the dialogue portion that accepts or rejects a dialogue (AARE, Q.773 4.2.3).
+
+    `diagnostic`: reason code of the TCAP user, or of the TCAP layer if `provider` is true.
+    """
     result = bytes((0xA2, 3, 2, 1, not accepted))
     source = encoded(0xA3, encoded(0xA2 if provider else 0xA1, bytes((2, 1, diagnostic))))
     return _portion(encoded(AARE, _VERSION_1 + encoded(0xA1, encoded(_OBJECT, context)) + result + source))
 
 
 def ended(*, provider: bool) -> bytes:
-    """Encode the dialogue portion of an Abort (ABRT). `provider`: the dialogue portion is invalid; else the user aborts the dialogue."""
+    """Encode the dialogue portion of an Abort (ABRT).
+
+    `provider`: True if the TCAP layer aborts because of an invalid dialogue portion; False if the TCAP user aborts.
+    """
     return _portion(encoded(ABRT, bytes((0x80, 1, provider))))
 
 
@@ -332,22 +345,22 @@ def _portion(inner: bytes) -> bytes:
 
 
 def invoke(number: bytes, operation: int, parameter: bytes) -> bytes:
-    """Encode an invocation."""
+    """Encode an Invoke component."""
     return encoded(_INVOKE, encoded(_INTEGER, number) + bytes((_INTEGER, 1, operation)) + parameter)
 
 
 def result(number: bytes, operation: int, parameter: bytes) -> bytes:
-    """Encode the last result of an invocation."""
+    """Encode the component with the last result of an Invoke (ReturnResultLast)."""
     return encoded(_RESULT, encoded(_INTEGER, number) + encoded(_SEQUENCE, bytes((_INTEGER, 1, operation)) + parameter))
 
 
 def returned_error(number: bytes, code: int) -> bytes:
-    """Encode an error without a parameter."""
+    """Encode an error component without a parameter (ReturnError)."""
     return encoded(_ERROR, encoded(_INTEGER, number) + bytes((_INTEGER, 1, code)))
 
 
 def reject(number: bytes | None, problem: RejectProblem) -> bytes:
-    """Encode a reject. `number`: id of the invocation, or None if it is unknown."""
+    """Encode a Reject component. `number`: invoke id of the rejected component, or None if the id is unknown."""
     return encoded(
         _REJECT,
         (bytes((_NULL, 0)) if number is None else encoded(_INTEGER, number)) + bytes((problem.tag, 1, problem.code)),

@@ -1,1 +1,1 @@
-"""Transports: TCP, TLS and SCTP; listeners, connections and URLs of endpoints. Independent of the protocol above."""
+"""Transports TCP, TLS and SCTP: listeners, connections and URLs of endpoints, for any protocol."""

@@ -1,4 +1,4 @@
-"""Start of a connection over any transport: listen, accept, connect. Only this module distinguishes transports.
+"""Start of a connection over any transport: listen, accept, connect. Other modules do not distinguish transports.
 
 The owner decides about an accepted connection before the TLS handshake, which costs more than a message.
 """
@@ -26,10 +26,10 @@ UNSUPPORTED = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 class SocketListener:
-    """Listening sockets of one address, or of all addresses of a name.
+    """Listening sockets of one address, or of all addresses that a host name resolves to.
 
-    `accepted` is called with each connection and owns it. `failed` is called if the host has no resources for a connection; the listener accepts
-    again after a pause.
+    `accepted` is called with each connection and owns it. `failed` is called if the host has no resources for a connection; the
+    listener accepts again after a pause.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class SocketListener:
 
     @property
     def address(self) -> tuple[str, int]:
-        """First listening address."""
+        """Address and port of the first listening socket."""
         host, port = self._listening[0].getsockname()[:2]
         return str(host), int(port)
 
     def apply(self, settings: SctpSettings) -> None:
-        """Apply new SCTP settings to connections accepted from now on. Raises OSError."""
+        """Apply new SCTP settings to connections that the listener accepts from now on. Raises OSError."""
         for listening in self._listening:
             if listening.proto == socket.IPPROTO_SCTP:
                 sctp_options.prepare(listening, settings)
@@ -64,7 +64,7 @@ class SocketListener:
             self._loop.remove_reader(listening)
 
     def resume(self) -> None:
-        """Start to accept connections."""
+        """Start or continue to accept connections."""
         self._pause = None
         for listening in self._listening:
             self._loop.add_reader(listening, self._accept, listening)
@@ -100,14 +100,14 @@ async def open_listener(
     failed: Callable[[OSError], None],
     sctp_settings: SctpSettings,
 ) -> SocketListener:
-    """Open a listener on an address, or on all addresses of a name. Raises OSError."""
+    """Open a listener on an address, or on all addresses that a host name resolves to. Raises OSError."""
     loop = asyncio.get_running_loop()
     sockets = [await sctp.listening_socket(at, sctp_settings)] if at.scheme == SCTP else await listening_sockets(at)
     return SocketListener(loop, sockets, accepted, failed)
 
 
 async def listening_sockets(at: Endpoint) -> list[socket.socket]:
-    """Open TCP sockets that listen on an address, or on all addresses of a name. Raises OSError."""
+    """Open TCP sockets that listen on an address, or on all addresses that a host name resolves to. Raises OSError."""
     resolved = await stream.addresses(at.hosts[0], at.port, socket.AI_PASSIVE)
     listening: list[socket.socket] = []
     fault: OSError | None = None
@@ -134,9 +134,10 @@ async def accept(
     protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None,
     carried: Carried = DIAMETER,
 ) -> None:  # fmt: skip
-    """Connect an accepted socket to its protocol; with `tls` after a handshake of at most `timeout_s`. Raises OSError.
+    """Attach a protocol to an accepted socket. Raises OSError.
 
-    For SCTP `protocol` must be a sctp.SctpProtocol; `carried`: its messages over SCTP.
+    With `tls`, a TLS handshake of at most `timeout_s` comes first. For SCTP, `protocol` must be a sctp.SctpProtocol; `carried`:
+    properties of its messages over SCTP.
     """
     if connection.proto == socket.IPPROTO_SCTP:
         sctp.SctpTransport(asyncio.get_running_loop(), connection, cast("SctpProtocol", protocol), carried)
@@ -147,7 +148,10 @@ async def accept(
 async def connect(
     protocol: asyncio.BaseProtocol, to: Endpoint, tls: ssl.SSLContext | None, sctp_settings: SctpSettings, carried: Carried = DIAMETER
 ) -> None:  # fmt: skip
-    """Connect to an endpoint; `tls` is used if its scheme is `tls`. The other arguments are those of `accept`. Raises OSError."""
+    """Connect a protocol to an endpoint. Raises OSError.
+
+    `tls` is used only if the endpoint's scheme is `tls`. The other arguments are those of `accept`.
+    """
     if to.scheme == SCTP:
         await sctp.connect(cast("SctpProtocol", protocol), to, sctp_settings, carried)
     else:

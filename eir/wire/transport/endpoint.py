@@ -1,4 +1,4 @@
-"""Endpoint of a listener or a peer: URL with the transport, one or several addresses, and the port. No I/O."""
+"""Endpoint of a listener or a peer, parsed from a URL: transport, one or several addresses, and port."""
 
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -18,7 +18,7 @@ FORMS = "tcp://host:port, tls://host:port or sctp://host,host:port"
 
 
 class Endpoint(NamedTuple):
-    """Parts of a URL."""
+    """Parts of an endpoint's URL."""
 
     scheme: str
     hosts: tuple[str, ...]
@@ -27,21 +27,21 @@ class Endpoint(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Hosts and port as in the URL."""
+        """Hosts and port as they stand in the URL."""
         return address_text(self.hosts, self.port)
 
     def __str__(self) -> str:
-        """Return the URL."""
+        """Return the endpoint as a URL."""
         return f"{self.scheme}://{self.where}"
 
 
 def address_text(hosts: Sequence[str], port: int) -> str:
-    """Format hosts and port as in a URL: separated by commas, an IPv6 address in brackets."""
+    """Format hosts and port as in a URL: commas between hosts, and brackets around an IPv6 address."""
     return f"{','.join(f'[{host}]' if ':' in host else host for host in hosts)}:{port}"
 
 
 def may_be_host(text: str) -> bool:
-    """Return whether the text is a possible host name, unlike `mme..example`."""
+    """Return whether the text is a valid host name. Example of an invalid name: `mme..example`."""
     try:
         return bool(text.encode("idna"))
     except UnicodeError:
@@ -59,7 +59,7 @@ def hosts_and_port(text: str) -> tuple[tuple[str, ...], int | None]:
 
 
 def endpoint(url: str) -> Endpoint:
-    """Parse a URL; the default port is that of the transport. Raises EirError."""
+    """Parse a URL of the form `tcp://`, `tls://` or `sctp://`; each has a default port. Raises EirError."""
     scheme, _, rest = url.partition("://")
     try:
         hosts, port = hosts_and_port(rest)
@@ -71,7 +71,7 @@ def endpoint(url: str) -> Endpoint:
 
 
 def is_http(url: str) -> bool:
-    """Return whether the URL of a listener is for HTTP."""
+    """Return whether the URL of a listener has the scheme http or https."""
     return url.partition("://")[0] in HTTP_TRANSPORTS
 
 
@@ -81,7 +81,7 @@ def is_secure(url: str) -> bool:
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether only programs on this host can reach the listener."""
+    """Return whether the URL's host is a loopback address, so that only programs on this host can connect."""
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback
@@ -90,7 +90,7 @@ def is_loopback(url: str) -> bool:
 
 
 def listening_at(url: str) -> Endpoint:
-    """Parse the URL of a listener, which may also be http or https. Raises EirError."""
+    """Parse the URL of a listener: a URL that `endpoint` parses, or one with http or https. Raises EirError."""
     scheme, _, rest = url.partition("://")
     if scheme not in HTTP_TRANSPORTS:
         return endpoint(url)

@@ -1,9 +1,9 @@
-"""SCTP (RFC 9260): sockets that listen and connect, and an asyncio transport on the loop's readers and writers.
+"""SCTP (RFC 9260): listening and connecting sockets, and a transport for asyncio protocols.
 
-The loop's own transports join waiting messages, or set TCP options on the socket. This transport sends each message of the carried
-protocol as one SCTP message (RFC 6733 2.1). It delivers received data as a byte stream, like TCP, so that a peer may split its
-messages. All parts of a message must come over the same SCTP stream, since two streams have no common order. Received payload protocol
-identifiers are ignored.
+The loop's own transports join waiting messages, or set TCP options on the socket. This transport sends each message of the
+carried protocol as one SCTP message (RFC 6733 2.1). It delivers received data as a byte stream, like TCP, so that a peer may
+split its messages. All parts of a message must come over the same SCTP stream, since two streams have no common order. Received
+payload protocol identifiers are ignored.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from eir.wire.transport.settings import SctpSettings, source_address
 
 
 class SocketReadiness:
-    """Calls `ready` while a wanted event is possible; an error of the socket counts as any event.
+    """Watcher that calls `ready` while a wanted event of a socket is possible. A socket error counts as any event.
 
-    uvloop stops watching a descriptor after POLLERR without a call, so that the end of an association would go unnoticed. Therefore the loop
-    watches an epoll instance, which never has an error, and the epoll instance watches the socket.
+    uvloop stops watching a descriptor after POLLERR without a call, so that the end of an association would go unnoticed.
+    Therefore the loop watches an epoll instance, which never has an error, and the epoll instance watches the socket.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, watched: socket.socket, ready: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ class SocketReadiness:
         loop.add_reader(self._epoll.fileno(), ready)
 
     def want(self, *, read: bool, write: bool) -> None:
-        """Set the wanted events."""
+        """Set the events to watch for: readable, writable, both or neither."""
         wanted = (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0)
         if wanted == self._wanted:
             return
@@ -52,7 +52,7 @@ class SocketReadiness:
         self._wanted = wanted
 
     def close(self) -> None:
-        """Stop watching; to be called before the socket is closed."""
+        """Stop watching. The caller closes the socket only afterwards."""
         if not self._epoll.closed:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -66,7 +66,7 @@ _ABORT = struct.pack("ii", 1, 0)
 
 
 class Carried(NamedTuple):
-    """Protocol carried over SCTP, whose messages contain their own length."""
+    """Description of a protocol over SCTP, whose messages contain their own length."""
 
     ppid: int
     """Payload protocol identifier of sent messages."""
@@ -84,10 +84,10 @@ DIAMETER = Carried(sctp.PPID_DIAMETER, 4, lambda octets, at: int.from_bytes(octe
 
 
 class SctpProtocol(Protocol):
-    """Protocol of an SCTP transport: an asyncio.Protocol with callbacks for restarts and paths."""
+    """Interface of a protocol over SCTP: the methods of asyncio.Protocol, and callbacks for restarts and paths."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Like all methods but the last two, a callback of asyncio.Protocol."""
+        """Handle the start of the connection. This and the next 5 methods are those of asyncio.Protocol."""
 
     def data_received(self, data: bytes) -> None: ...  # noqa: D102
     def eof_received(self) -> bool | None: ...  # noqa: D102
@@ -96,17 +96,17 @@ class SctpProtocol(Protocol):
     def resume_writing(self) -> None: ...  # noqa: D102
 
     def restarted(self) -> None:
-        """Reset the state of the connection after the peer has restarted the association."""
+        """Reset the state of the connection, because the peer has restarted the association."""
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """Handle the loss or return of the path to an address of the peer."""
+        """Handle that the path to an address of the peer has failed or works again."""
 
 
 class SctpTransport(asyncio.Transport):
-    """Transport of an association, on a connected, non-blocking one-to-one socket (RFC 6458 4).
+    """asyncio transport of an SCTP association, on a connected, non-blocking one-to-one socket (RFC 6458 4).
 
-    Additional names of `get_extra_info`: `local_addresses`, `paths` (whether the path is up, by address of the peer), and `retransmissions`
-    (number of retransmitted DATA chunks).
+    Additional names of `get_extra_info`: `local_addresses`, `paths` (whether the path is up, by address of the peer), and
+    `retransmissions` (number of retransmitted DATA chunks).
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class SctpTransport(asyncio.Transport):
     # asyncio.Transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return information on the transport; see the class for the names."""
+        """Return information on the transport by name; the class lists the additional names."""
         match name:
             case "paths":
                 return {address: bool(up) for address, up in self._paths.items()}
@@ -162,11 +162,11 @@ class SctpTransport(asyncio.Transport):
         return super().get_extra_info(name, default)
 
     def is_closing(self) -> bool:
-        """Return whether the transport no longer reads or accepts data."""
+        """Return whether the transport is closing or closed, so that it no longer reads or sends."""
         return self._closing
 
     def is_reading(self) -> bool:
-        """Return whether the transport reads."""
+        """Return whether the transport is reading; `pause_reading` stops it."""
         return self._reading
 
     def pause_reading(self) -> None:
@@ -175,17 +175,20 @@ class SctpTransport(asyncio.Transport):
         self._watch()
 
     def resume_reading(self) -> None:
-        """Start to read."""
+        """Start or continue to read."""
         self._reading = not self._closing
         self._watch()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set the size of the buffer in bytes above which the protocol is paused, until a quarter of `high` is left."""
+        """Set the buffer size in bytes (`high`) above which the transport pauses the protocol.
+
+        The protocol resumes when at most a quarter of `high` is buffered.
+        """
         del low
         self._high_bytes = 65_536 if high is None else high
 
     def get_write_buffer_size(self) -> int:
-        """Return the number of bytes that the kernel has not accepted yet."""
+        """Return the number of buffered bytes, which the kernel has not accepted yet."""
         return self._unsent_bytes
 
     def can_write_eof(self) -> bool:
@@ -193,7 +196,10 @@ class SctpTransport(asyncio.Transport):
         return False
 
     def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
-        """Send complete messages, each as one SCTP message; buffer the messages that the kernel does not accept at once."""
+        """Send complete messages, each as one SCTP message.
+
+        Messages that the kernel does not accept at once are buffered.
+        """
         if self._closing:
             return
         self._spoken = True
@@ -252,9 +258,10 @@ class SctpTransport(asyncio.Transport):
                 self.close()
 
     def _receive(self, parts: list[bytes]) -> bool:
-        """Read the waiting messages, with one `recvmsg` each; its ancillary data announces the next message. Raises OSError.
+        """Read the messages that have arrived, and append their contents to `parts`. Raises OSError.
 
-        Returns whether the peer has shut down.
+        Each message needs one `recvmsg`, whose ancillary data announces the next message. Returns whether the peer has shut
+        down.
         """
         size = 0
         while size < READ_BYTES and self._reading:
@@ -299,7 +306,10 @@ class SctpTransport(asyncio.Transport):
             self._readiness.want(read=self._reading, write=bool(self._unsent))
 
     def _send(self, octets: bytes, at: int) -> int:
-        """Send messages from this position on until the kernel accepts no more. Return the position after the sent ones."""
+        """Send messages from offset `at` on until the kernel accepts no more.
+
+        Returns the offset of the first unsent message.
+        """
         send, view, length, stream = self._socket.send, memoryview(octets), self._carried.length, self._carried.stream
         try:
             while at < len(octets):
@@ -343,7 +353,7 @@ class SctpTransport(asyncio.Transport):
             self._protocol.path_changed(event.address, up=up)
 
     def _end(self, fault: Exception | None) -> None:
-        """Stop I/O and schedule `connection_lost`; the kernel shuts the association down in the background."""
+        """Stop I/O and schedule `connection_lost`. The kernel shuts the association down in the background."""
         if self._ended:
             return
         self.get_extra_info("retransmissions")
@@ -362,7 +372,7 @@ class SctpTransport(asyncio.Transport):
 
 
 class _PartialMessage:
-    """Expected rest of an incomplete message, and its stream."""
+    """Incomplete received message: the number of octets still expected, and its stream."""
 
     __slots__ = ("_carried", "_head", "_stream", "octets")
 
@@ -374,7 +384,11 @@ class _PartialMessage:
         self._stream: int | None = None
 
     def add(self, data: bytes, stream: int | None) -> None:
-        """Count received data. Raises OSError if it continues a message that began on another stream."""
+        """Update the number of expected octets by received data.
+
+        Raises:
+            OSError: if the data continue a message that began on another stream.
+        """
         if self.octets and stream != self._stream:
             raise ConnectionAbortedError(errno.EBADMSG, "the parts of a message came on two streams of SCTP")
         data = self._head + data
@@ -395,7 +409,10 @@ class _PartialMessage:
 
 
 async def connect(protocol: SctpProtocol, to: Endpoint, settings: SctpSettings, carried: Carried = DIAMETER) -> None:
-    """Connect to the first address of a peer that answers; the association has paths to all addresses. Raises OSError."""
+    """Connect a protocol to the first address of a peer that answers. Raises OSError.
+
+    The association has paths to all addresses of the peer.
+    """
     loop = asyncio.get_running_loop()
     addresses = await _resolve(to)
     connection = _new_socket((*addresses, *settings.local_addresses), settings)
@@ -438,7 +455,7 @@ async def listening_socket(at: Endpoint, settings: SctpSettings) -> socket.socke
 
 
 def _new_socket(addresses: Sequence[str], settings: SctpSettings) -> socket.socket:
-    """Create a non-blocking socket for the address families; a dual-stack socket if both occur."""
+    """Create a non-blocking socket for these addresses; dual-stack if they are of both IP versions."""
     family = socket.AF_INET6 if any(":" in each for each in addresses) else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
     try:

@@ -38,7 +38,7 @@ _ANY = bytes(128)
 
 
 class Option(IntEnum):
-    """Socket options with Linux's numbers; clauses are those of RFC 6458 unless stated otherwise."""
+    """Numbers of SCTP socket options on Linux. Clauses are those of RFC 6458 unless another document is named."""
 
     RTOINFO = 0
     """8.1.1: initial, maximum and minimum retransmission timeout in milliseconds."""
@@ -79,7 +79,7 @@ class Option(IntEnum):
 
 
 class AssociationChange(IntEnum):
-    """Kinds of handled notifications."""
+    """Kinds of notifications that the transport handles."""
 
     RESTART = 0
     """Restart of the association by the peer (RFC 9260 5.2): SCTP_ASSOC_CHANGE with SCTP_RESTART (RFC 6458 6.1.1)."""
@@ -93,7 +93,7 @@ class AssociationChange(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """Change of an association or of one of its paths."""
+    """Notification of a change of an association or of one of its paths."""
 
     change: AssociationChange
     address: str = ""
@@ -101,7 +101,7 @@ class Notification:
 
 
 class _Layout(NamedTuple):
-    """Socket option with its encoded structure."""
+    """Socket option and its encoded value."""
 
     option: Option
     value: bytes
@@ -127,7 +127,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
-    """Return the socket options of the settings; accepted sockets inherit them from the listener."""
+    """Return the socket options for the settings. Accepted sockets inherit the options of their listener."""
     rto = (_milliseconds(each) for each in (settings.rto_initial_s, settings.rto_max_s, settings.rto_min_s))
     paths, heartbeat_ms = settings.path_retransmissions, _milliseconds(settings.heartbeat_s)
     return (
@@ -143,14 +143,14 @@ def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
 
 
 def send_layout(*, unordered: bool, ppid: int = PPID_DIAMETER) -> _Layout:
-    """Return the option for sent messages: stream 0 and this payload protocol identifier, in network order."""
+    """Return the option for sent messages: stream 0, ordered or unordered, and this payload protocol identifier."""
     return _Layout(
         Option.DEFAULT_SNDINFO, struct.pack("=HH4sIi", 0, _UNORDERED if unordered else 0, ppid.to_bytes(4), 0, 0)
     )
 
 
 def over_stream(number: int, ppid: int) -> Sequence[tuple[int, int, bytes]]:
-    """Return the ancillary data that sends a message over this stream, in order (RFC 6458 5.3.4)."""
+    """Return the ancillary data with which a message is sent in order on this stream (RFC 6458 5.3.4)."""
     return ((LEVEL, _SNDINFO, struct.pack("=HH4sIi", number, 0, ppid.to_bytes(4), 0, 0)),)
 
 
@@ -174,13 +174,16 @@ _OFF = (Option.ASCONF_SUPPORTED, Option.AUTH_SUPPORTED)
 
 
 def set_options(connection: socket.socket, *layouts: _Layout) -> None:
-    """Set options. Raises OSError."""
+    """Set encoded options on a socket. Raises OSError."""
     for option, value in layouts:
         connection.setsockopt(LEVEL, option, value)
 
 
 def prepare(connection: socket.socket, settings: SctpSettings) -> None:
-    """Set all options of a new socket; accepted sockets inherit them from their listener. Raises OSError."""
+    """Set all options of a new socket. Raises OSError.
+
+    Accepted sockets inherit the options of their listener.
+    """
     set_options(connection, *_ALWAYS, *settings_layout(settings))
     for option in _OFF:
         # Linux before 5.4 does not have these options; the features are off unless enabled for the host.
@@ -192,7 +195,7 @@ def prepare(connection: socket.socket, settings: SctpSettings) -> None:
 
 
 def pack_addresses(addresses: Sequence[str], port: int) -> bytes:
-    """Encode addresses with a port as consecutive sockaddr_in or sockaddr_in6."""
+    """Encode addresses with a port as an array of sockaddr_in and sockaddr_in6."""
     packed = b""
     for each in addresses:
         if ":" in each:
@@ -210,19 +213,22 @@ def bind(connection: socket.socket, addresses: Sequence[str], port: int) -> None
 
 
 def connect_layout(addresses: Sequence[str], port: int) -> _Layout:
-    """Return the option that connects to a peer with these addresses (sctp_connectx)."""
+    """Return the option that connects a socket to a peer with these addresses (sctp_connectx)."""
     return _Layout(Option.CONNECTX, pack_addresses(addresses, port))
 
 
 def _unpacked(octets: bytes) -> tuple[str, int]:
-    """Return the first address and its size in bytes."""
+    """Return the first address of an encoded array, and its size in bytes."""
     (family,) = struct.unpack_from("=H", octets)
     at, size, whole = (8, 16, 28) if family == socket.AF_INET6 else (4, 4, 16)
     return str(source_address(socket.inet_ntop(family, octets[at : at + size]))), whole
 
 
 def addresses_of(connection: socket.socket, option: Option) -> tuple[str, ...]:
-    """Return all addresses of one end of a connection; empty after its end. `option`: GET_PEER_ADDRS or GET_LOCAL_ADDRS."""
+    """Return all addresses of one end of an association; empty after the end of the association.
+
+    `option`: GET_PEER_ADDRS or GET_LOCAL_ADDRS.
+    """
     # Calls libc: for local addresses the kernel returns a length without the header, so Python would truncate the last address.
     buffer, length = ctypes.create_string_buffer(ADDRESSES_BYTES), ctypes.c_uint32(ADDRESSES_BYTES)
     if _LIBC.getsockopt(connection.fileno(), LEVEL, option, buffer, ctypes.byref(length)):
@@ -241,17 +247,17 @@ def addresses_of(connection: socket.socket, option: Option) -> tuple[str, ...]:
 
 
 def has_next(ancillary: Sequence[tuple[int, int, bytes]]) -> bool:
-    """Return whether another message waits, according to the ancillary data of this one."""
+    """Return whether another received message waits, according to the ancillary data of the current message."""
     return any(kind == _NXTINFO for _, kind, _ in ancillary)
 
 
 def stream_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
-    """Return the stream of a received message from its ancillary data."""
+    """Return the stream number of a received message from the message's ancillary data."""
     return next((int.from_bytes(data[:2], sys.byteorder) for _, kind, data in ancillary if kind == _RCVINFO), None)
 
 
 def notification(octets: bytes) -> Notification | None:
-    """Parse a notification; None for one without effect."""
+    """Parse a notification; return None if the notification needs no action."""
     (kind,) = struct.unpack_from("=H", octets)
     if kind == _ASSOC_CHANGE:
         (state,) = struct.unpack_from("=8xH", octets)
@@ -280,7 +286,7 @@ LOAD_ADVICE = "this kernel has no SCTP: as root, modprobe sctp, and for every st
 
 
 def is_supported() -> bool:
-    """Return whether the kernel has SCTP, or loads it on demand."""
+    """Return whether the kernel supports SCTP, directly or by a module that it loads on demand."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, LEVEL).close()
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Settings of SCTP and TLS, and the address of a socket."""
+"""Settings of SCTP and TLS, and parser for the address of a socket."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -33,7 +33,7 @@ class SctpSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """Certificate of the node, and requirements for the certificates of its peers. All files are PEM."""
+    """PEM files with the node's certificate, its key and the trusted authorities of peers; minimum TLS version."""
 
     certificate: Path
     """File with the certificate of the node, followed by its intermediate certificates."""
@@ -48,6 +48,6 @@ class TlsSettings:
 
 
 def source_address(text: str) -> IPv4Address | IPv6Address:
-    """Parse the address of a socket; return an IPv4-mapped IPv6 address of a dual-stack socket as IPv4."""
+    """Parse the IP address of a socket. An IPv4-mapped IPv6 address of a dual-stack socket becomes IPv4."""
     address = ip_address(text.partition("%")[0])
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address

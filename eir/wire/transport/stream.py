@@ -1,4 +1,4 @@
-"""TCP and TLS, on the transports of the event loop. Another transport is a file like this one."""
+"""TCP and TLS connections on the transports of the event loop."""
 
 import asyncio
 import errno
@@ -24,14 +24,14 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Handshake(asyncio.Transport):
-    """Connection during its TLS handshake, for `abort` and `get_extra_info("socket")` only."""
+    """Connection during its TLS handshake. Only `abort` and `get_extra_info("socket")` work."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__({"socket": connection})
         self._socket = connection
 
     def abort(self) -> None:
-        """End the handshake."""
+        """End the handshake by shutting down the socket."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -42,7 +42,10 @@ async def accept(
     tls: ssl.SSLContext | None = None,
     timeout_s: float | None = None,
 ) -> None:
-    """Connect an accepted socket to its protocol; with `tls` after a handshake of at most `timeout_s`. Raises OSError."""
+    """Attach a protocol to an accepted socket. Raises OSError.
+
+    With `tls`, a TLS handshake of at most `timeout_s` comes first.
+    """
     loop = asyncio.get_running_loop()
     await loop.connect_accepted_socket(
         lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s if tls else None
@@ -50,7 +53,7 @@ async def accept(
 
 
 async def connect(protocol: asyncio.BaseProtocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-    """Connect to a host, with a TLS handshake if `tls` is given. Raises OSError."""
+    """Connect a protocol to a host, with a TLS handshake if `tls` is given. Raises OSError."""
     connection = await connected(host, port)
     await asyncio.get_running_loop().create_connection(
         lambda: protocol, sock=connection, ssl=tls, server_hostname=host if tls else None
@@ -58,7 +61,7 @@ async def connect(protocol: asyncio.BaseProtocol, host: str, port: int, tls: ssl
 
 
 async def addresses(host: str, port: int, flags: int = 0) -> Sequence[tuple[int, int, int, str, Any]]:
-    """Resolve a name with `getaddrinfo`. Raises OSError, also for an invalid name."""
+    """Resolve a host name with `getaddrinfo`. Raises OSError, also for an invalid name."""
     try:
         return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError:
@@ -66,7 +69,7 @@ async def addresses(host: str, port: int, flags: int = 0) -> Sequence[tuple[int,
 
 
 async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.socket:
-    """Connect a socket to the first address of a name that answers. Raises OSError.
+    """Return a socket that is connected to the first address of a host name that answers. Raises OSError.
 
     `each_s`: seconds before the next address is tried, for addresses behind a firewall or over broken IPv6.
     """
@@ -95,7 +98,7 @@ async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.sock
 
 
 def fault_text(fault: Exception, *, secure: bool) -> str:
-    """Return the reason why a connection failed or ended, for people.
+    """Return a readable reason why a connection failed or ended.
 
     `secure`: the connection uses TLS, so the peer may have rejected the handshake.
     """
@@ -117,13 +120,13 @@ def fault_text(fault: Exception, *, secure: bool) -> str:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Close the connection at once with a RST, so that the peer sees an abnormal end."""
+    """Close a connection at once with a RST, so that the peer detects an abnormal end."""
     with suppress(OSError, AttributeError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     transport.abort()
 
 
 def certificate_names(transport: asyncio.Transport) -> Sequence[str] | None:
-    """Return the names in the peer's certificate; None without TLS, empty without a certificate."""
+    """Return the names in the peer's certificate; None without TLS, empty if the peer sent no certificate."""
     tls = transport.get_extra_info("ssl_object")
     return names_of_peer(tls.getpeercert() or {}) if tls is not None else None

@@ -51,7 +51,7 @@ def first_certificate(pem: bytes) -> Certificate:
 
 
 def names_of_peer(certificate: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names (see Certificate.names) in the result of `SSLSocket.getpeercert` for a verified certificate."""
+    """Return the names in a verified certificate, given in the form of `SSLSocket.getpeercert`."""
     names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
     return names or [
         value for attributes in certificate.get("subject", ()) for kind, value in attributes if kind == "commonName"
@@ -68,7 +68,7 @@ HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Contexts for handshakes.
+    """TLS contexts for each kind of listener and for outgoing connections.
 
     New certificates replace the whole object, so that each handshake has consistent files.
     """
@@ -86,12 +86,12 @@ class Tls:
 
 
 class TlsError(FileError):
-    """Unusable TLS files; `key` is the setting that names the faulty file."""
+    """Unusable TLS files. `key`: setting that names the faulty file."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Contents of the TLS files, read once. Can be pickled."""
+    """Contents of the TLS files, read once, in a form that can be pickled for other processes."""
 
     settings: TlsSettings
     contents: Mapping[str, bytes]
@@ -99,13 +99,13 @@ class TlsFiles:
 
 
 def read_tls(settings: TlsSettings) -> TlsFiles:
-    """Read all TLS files. Raises TlsError for an unreadable file."""
+    """Read all TLS files. Raises TlsError if a file is unreadable."""
     files = {key: file for key in ("certificate", "key", "ca", "crl") if (file := getattr(settings, key)) is not None}
     return TlsFiles(settings, {key: _content(key, file) for key, file in files.items()})
 
 
 def load_tls(files: TlsFiles) -> Tls:
-    """Create the contexts. Raises TlsError, whose text names the file and the fault."""
+    """Create the TLS contexts. Raises TlsError with a text that names the file and the fault."""
     settings, contents = files.settings, files.contents
     try:
         certificate = first_certificate(contents["certificate"])
@@ -135,7 +135,7 @@ def load_tls(files: TlsFiles) -> Tls:
 
 @contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
-    """Provide content as a path, since OpenSSL reads keys and revocation lists only from files."""
+    """Provide content as a file path, because OpenSSL reads keys and revocation lists only from files."""
     with os.fdopen(os.memfd_create("tls"), "wb") as file:
         file.write(content)
         file.flush()

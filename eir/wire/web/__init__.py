@@ -1,1 +1,1 @@
-"""HTTP servers. They do not know the content that they serve."""
+"""HTTP servers and clients, and access control, independent of the content that they serve."""

@@ -1,4 +1,4 @@
-"""Access control of the page: by the client's address, or by a password (HTTP Basic, RFC 7617)."""
+"""Access control of the node's web page: by the client's address, or by a password (HTTP Basic, RFC 7617)."""
 
 import base64
 import binascii
@@ -32,7 +32,7 @@ TOO_MANY: Final = HttpResponse(429, TEXT, b"too many wrong passwords from this a
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """Rules for access to the page for people."""
+    """Settings for access to the node's web page: networks without a password, and the password file."""
 
     sources: Sequence[IPv4Network | IPv6Network] = LOOPBACK
     """Networks whose clients need no password."""
@@ -41,7 +41,7 @@ class PageSettings:
 
 
 class PageAccess:
-    """Access decisions for the page. `ticks`: monotonic clock in seconds."""
+    """Access decisions for the node's web page. `ticks`: monotonic clock in seconds."""
 
     def __init__(self, *, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
@@ -53,7 +53,7 @@ class PageAccess:
     def refusal(
         self, request: HttpRequest, settings: PageSettings, refused: Callable[[str], object] = lambda _: None
     ) -> HttpResponse | None:
-        """Return the response that denies access to the page, or None if the client has access.
+        """Return the response that denies a client access to the page, or None if the client has access.
 
         `refused` is called with the reason if a password is refused.
         """
@@ -80,7 +80,7 @@ class PageAccess:
 
 
 def _is_password(authorization: str, file: Path) -> bool:
-    """Return whether the header carries the password of the file; an empty file matches no password."""
+    """Return whether an Authorization header has the password in the file. An empty file matches no password."""
     try:
         with file.open("rb") as stream:
             wanted = stream.read(PASSWORD_BYTES_MAX).strip()
@@ -113,7 +113,7 @@ def _is_address(host: str) -> bool:
 
 
 def _password(authorization: str) -> bytes:
-    """Return the password in the header, or empty bytes."""
+    """Return the password in a Basic Authorization header, or empty bytes."""
     scheme, _, credentials = authorization.partition(" ")
     if scheme.lower() != "basic":
         return b""

@@ -1,4 +1,4 @@
-"""Access tokens (RFC 6750) without their verification: settings, header, error responses.
+"""Access tokens (RFC 6750): settings, header and error responses. Another module verifies tokens.
 
 `eir/wire/web/tokens.py` verifies tokens. It takes 0.5 s to load, and a node without tokens does not need it.
 """
@@ -21,7 +21,7 @@ TOO_MANY_REQUESTS: Final = 429
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSettings:
-    """Rules for accepting access tokens."""
+    """Keys, issuers and audiences of accepted access tokens."""
 
     jwks: tuple[Path, ...]
     """Files with JWK sets (RFC 7517)."""
@@ -34,7 +34,7 @@ class TokenSettings:
 
 
 def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
-    """Read the keys that access tokens are verified with; None if no token is required.
+    """Read the keys that verify access tokens; None if the settings require no token.
 
     `before`: earlier content, which is not verified again. Raises KeysError.
     """
@@ -49,7 +49,7 @@ def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "
 
 
 def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "Tokens | None":
-    """Return the verifier of access tokens for this scope, or None if no token is required.
+    """Return the verifier of access tokens for this scope, or None if the settings require no token.
 
     `now`: present verifier, to which the new settings and keys are applied. Raises KeysError.
     """
@@ -88,7 +88,10 @@ def _denied(scope: str, status: int, reason: str, detail: str, error: str | None
 
 @cache
 def denials(scope: str) -> Mapping[str, Denied]:
-    """Return the error responses by reason (TS 29.500 6.7.3, RFC 6750 3.1). `scope`: required scope, also the realm."""
+    """Return the error responses to rejected tokens, by reason (TS 29.500 6.7.3, RFC 6750 3.1).
+
+    `scope`: required scope, which is also the realm.
+    """
     return {reason: _denied(scope, status, reason, detail, error) for reason, status, error, detail in _DENIED}
 
 
@@ -114,7 +117,7 @@ _NAMED = {"unknown_key": ("jwks", "keys"), "issuer": ("issuer",), "audience": ("
 
 
 def token_setting(section: str, reason: str) -> str:
-    """Return the setting that decides about this reason: a key, or the section (`n5g.tokens`) as a whole."""
+    """Return the setting that decides whether a token is rejected for this reason: a key, or the whole section."""
     if reason == "no_token":
         return f"{section}, left out: no token is asked for"
     return ", ".join(f"{section}.{key}" for key in _NAMED.get(reason, ())) or section
@@ -125,13 +128,20 @@ FILE_BYTES_MAX: Final = 4 * TOKEN_CHARS_MAX
 
 
 def issued(document: Mapping[str, Any]) -> str | None:
-    """Return the token in an issuer's answer (RFC 6749 5.1), or None if it has no token that a header can carry."""
+    """Return the access token in an issuer's answer (RFC 6749 5.1), or None.
+
+    None also if a header cannot carry the token.
+    """
     token = document.get("access_token")
     return token if isinstance(token, str) and _is_token(token) else None
 
 
 def token_in(file: Path) -> str:
-    """Read the token from a file that holds the token alone or an issuer's answer. Raises EirError, whose text has no content of the file."""
+    """Read the access token from a file, which holds the token alone or an issuer's JSON answer.
+
+    Raises:
+        EirError: if the file has no token. The text contains nothing of the file's content.
+    """
     try:
         with file.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
@@ -150,10 +160,10 @@ def token_in(file: Path) -> str:
 
 
 def authorization(token: str) -> tuple[str, str]:
-    """Return the header that carries the token (RFC 6750 2.1)."""
+    """Return the Authorization header for a token (RFC 6750 2.1)."""
     return "authorization", f"Bearer {token}"
 
 
 def _is_token(text: str) -> bool:
-    """Return whether a header can carry the text."""
+    """Return whether a header can carry the text as a token."""
     return 0 < len(text) <= TOKEN_CHARS_MAX and text.isascii() and text.isprintable() and " " not in text

@@ -1,7 +1,7 @@
-"""Fast decoder of usual header blocks (RFC 7541), at a fraction of the cost of the library's decoder.
+"""Fast decoder of usual HPACK header blocks (RFC 7541), at a fraction of the cost of the library hpack.
 
-It shares the header table with the library. The library decodes each block with an unusual or invalid field. This module itself rejects only
-header lists that are too long, and blocks with too many changes of the table size.
+It shares the header table with the library. The library decodes each block with an unusual or invalid field. This module itself
+rejects only header lists that are too long, and blocks with too many changes of the table size.
 """
 
 from hpack import Decoder, HPACKDecodingError, InvalidTableIndex, OversizedHeaderListError
@@ -20,7 +20,7 @@ _Step = tuple[int, bytes, bool]
 
 
 class _UnusualError(Exception):
-    """The library has to decode the block."""
+    """Signal that the library must decode the block, because its form is unusual or invalid."""
 
 
 _steps: dict[int, _Step] = {}
@@ -29,7 +29,7 @@ _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """Compute the effect of a byte in a state from the library's table, which has steps of 4 bits."""
+    """Compute the effect of a byte on a state of the Huffman decoder, from the library's table of 4-bit steps."""
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]
@@ -71,7 +71,7 @@ def huffman(octets: bytes) -> bytes:
 
 
 def _text(block: bytes, at: int) -> tuple[bytes, int]:
-    """Return the string at a position and the position after it (RFC 7541 5.2)."""
+    """Return the string at an offset, and the offset behind the string (RFC 7541 5.2)."""
     first = block[at]
     length, at = first & 0x7F, at + 1
     if length == 0x7F:
@@ -93,7 +93,7 @@ _Field = tuple[int, bytes | None, bytes | None, bool]
 
 
 def _parsed(block: bytes) -> list[_Field]:
-    """Parse a block into fields, without resolving indices.
+    """Parse a header block into fields. Indices into the header table are not resolved.
 
     Raises _UnusualError, or IndexError if the block ends too soon.
     """
@@ -142,7 +142,7 @@ def _check_sizes(block: bytes) -> None:
 
 
 def decoded(block: bytes, decoder: Decoder) -> list[tuple[bytes, bytes]]:
-    """Decode a header block into (name, value) in order. Raises the same exceptions as the library's decoder."""
+    """Decode a header block into (name, value) pairs in order. Raises the exceptions of the library's decoder."""
     try:
         fields = _parsed(block)
     except (_UnusualError, IndexError):

@@ -1,7 +1,7 @@
-"""One connection of an HTTP/1.1 server, without I/O: received bytes become requests, responses become bytes.
+"""One connection of an HTTP/1.1 server, without I/O: parses received bytes and encodes responses.
 
-llhttp parses (httptools). This module adds what llhttp leaves to its user: limits on size, the Host header, and the versions and transfer codings that
-are served. The owner of the socket enforces limits on time.
+llhttp parses (httptools). This module adds what llhttp leaves to its user: limits on size, the Host header, and the versions
+and transfer codings that are served. The owner of the socket enforces limits on time.
 """
 
 from collections import deque
@@ -23,7 +23,7 @@ BAD_REQUEST, TOO_LARGE, TOO_MANY_HEADERS, NOT_IMPLEMENTED = 400, 413, 431, 501
 
 
 class HttpRequest(NamedTuple):
-    """Request of a client."""
+    """HTTP request of a client."""
 
     method: str
     path: str
@@ -38,7 +38,7 @@ class HttpRequest(NamedTuple):
 
 
 class HttpResponse(NamedTuple):
-    """Response to a request."""
+    """Response to an HTTP request."""
 
     status: int
     content_type: str
@@ -50,10 +50,10 @@ class HttpResponse(NamedTuple):
 
 
 class Conversation:
-    """Requests and responses of one connection.
+    """Sequence of requests and responses on one connection.
 
-    `over` is True once no further request can come. The bytes that `answer` or `refuse` returned must be sent before the connection is closed.
-    `fault` is then the status with which an invalid request must be refused, or 0.
+    `over` is True once no further request can come. The bytes that `answer` or `refuse` returned must be sent before the
+    connection is closed. `fault` is then the status with which an invalid request must be refused, or 0.
     """
 
     def __init__(self, requests_max: int, body_bytes_max: int | None = None) -> None:
@@ -69,11 +69,11 @@ class Conversation:
         self.fault = 0
 
     def receive(self, data: bytes) -> None:
-        """Add received bytes; no bytes: the client has closed its side."""
+        """Add received bytes. Empty `data`: the client has closed its side."""
         self._parsed.receive(data)
 
     def next_request(self) -> HttpRequest | None:
-        """Return the next complete request, or None if more bytes are needed or the connection is over."""
+        """Return the next complete request; None if more bytes are needed or no further request can come."""
         if self.over:
             return None
         parsed = self._parsed.next_request()
@@ -84,30 +84,33 @@ class Conversation:
         return parsed.request
 
     def interim_response(self) -> bytes:
-        """Return the interim response if the client waits for it before it sends the body (RFC 9110 10.1.1), else no bytes."""
+        """Return an interim response (100) if the client waits for one before it sends the body, else no bytes.
+
+        RFC 9110 10.1.1.
+        """
         return b"HTTP/1.1 100 \r\n\r\n" if self._parsed.is_continue_due() else b""
 
     def answer(self, response: HttpResponse) -> bytes:
-        """Return the bytes of the response to the request that `next_request` returned last."""
+        """Encode the response to the request that `next_request` returned last."""
         self._left -= 1
         self.over = self._asked.is_last or not self._left
         body = b"" if self._asked.request.method == "HEAD" else response.body
         return _encode(response, body, closes=self.over)
 
     def refuse(self, response: HttpResponse) -> bytes:
-        """Return the bytes of the response to an invalid request, after which the connection is over."""
+        """Encode the response to an invalid request. No further request follows on this connection."""
         return _encode(response, response.body, closes=True)
 
 
 class ParsedRequest(NamedTuple):
-    """Complete request, and whether the client or its version closes the connection after it."""
+    """Complete request. `is_last`: the connection closes after it, as the client or its HTTP version requires."""
 
     request: HttpRequest
     is_last: bool
 
 
 class RequestParser:
-    """Parser of the requests on one connection. llhttp calls the methods whose names begin with `on_`."""
+    """Parser of the requests on one connection. The library llhttp calls the methods whose names begin with `on_`."""
 
     def __init__(self, body_bytes_max: int | None) -> None:
         self.fault = 0
@@ -127,18 +130,18 @@ class RequestParser:
         """Number of bytes of the current request from the first whole piece on, and of its body."""
 
     def is_continue_due(self) -> bool:
-        """Return True once if the client waits for an interim response."""
+        """Return True if the client waits for an interim response, but only once per request."""
         is_due, self.expects_continue = self.expects_continue, False
         return is_due
 
     def receive(self, data: bytes) -> None:
-        """Add received bytes; no bytes: the client has closed its side."""
+        """Add received bytes. Empty `data`: the client has closed its side."""
         self._unparsed += data
         if not data:
             self._finish()
 
     def next_request(self) -> ParsedRequest | None:
-        """Return the next complete request, or None."""
+        """Return the next complete request, or None if more bytes are needed."""
         while not self._requests and self._unparsed and not self.ended:
             piece = bytes(self._unparsed[:PIECE_BYTES])
             del self._unparsed[:PIECE_BYTES]
@@ -146,7 +149,7 @@ class RequestParser:
         return self._requests.popleft() if self._requests else None
 
     def _finish(self) -> None:
-        """Parse the rest. An incomplete request is invalid."""
+        """Parse the remaining bytes after the client has closed its side. An incomplete request is invalid."""
         while self._unparsed and not self.ended:
             piece = bytes(self._unparsed)
             self._unparsed.clear()
@@ -180,16 +183,16 @@ class RequestParser:
         self._bytes = self._body_bytes = 0
 
     def on_url(self, part: bytes) -> None:
-        """Add a part of the target."""
+        """Add a part of the request target."""
         self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header; trailers of a chunked body are ignored."""
+        """Add a header. Trailers after a chunked body are ignored."""
         if not self._has_headers:
             self._headers.append((name.decode("ascii").lower(), value.decode("latin-1").strip(" \t")))
 
     def on_headers_complete(self) -> None:
-        """Check the headers, before the body comes."""
+        """Check version, size and framing of the request by its headers, before the body arrives."""
         self._has_headers = True
         version = self._llhttp.get_http_version()
         hosts = sum(name == "host" for name, _ in self._headers)
@@ -209,7 +212,7 @@ class RequestParser:
         )
 
     def on_body(self, part: bytes) -> None:
-        """Add a part of the body."""
+        """Add a part of the request's body."""
         self.expects_continue = False
         self._body_bytes += len(part)
         if self._body_max is None:
@@ -220,7 +223,7 @@ class RequestParser:
             self._body += part
 
     def on_message_complete(self) -> None:
-        """Queue the complete request."""
+        """Append the complete request to the queue of requests."""
         self._has_begun = self.expects_continue = False
         if self.ended:
             return

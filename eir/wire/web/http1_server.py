@@ -1,7 +1,7 @@
-"""Connections of an HTTP/1.1 server on the event loop; `http1.Conversation` parses requests and encodes responses.
+"""Connections of an HTTP/1.1 server on the event loop. `http1.Conversation` parses requests and encodes responses.
 
-Limits on requests, time and connections keep one client from occupying the loop or the memory. Between two requests of one connection the
-loop serves others. The owner opens the listeners and calls `create_connection` for each connection.
+Limits on requests, time and connections keep one client from occupying the loop or the memory. Between two requests of one
+connection the loop serves others. The owner opens the listeners and calls `create_connection` for each connection.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ LOST, SLOW, NO_HTTP, TOO_MANY = "lost", "slow", "no_http", "too_many"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpLimits:
-    """Limits on a client's use of the server."""
+    """Limits on each client of an HTTP/1.1 server: time, number of requests and connections, sizes."""
 
     request_s: float = 30.0
     """Maximum seconds until a request is complete, and until the client has read the response."""
@@ -45,10 +45,11 @@ Answer: TypeAlias = HttpResponse | Awaitable[HttpResponse]
 
 
 class HttpConnections:
-    """All connections of a server.
+    """All connections of an HTTP/1.1 server.
 
-    `respond` returns the response to a request, whose address is set; it must not raise. `refuse` returns the response to an invalid request by
-    status; None: the connection is closed without a response. `ended` is called with address and reason if the server closes a connection.
+    `respond` returns the response to a request, whose address is set; it must not raise. `refuse` returns the response to an
+    invalid request by status; None: the connection is closed without a response. `ended` is called with address and reason if
+    the server closes a connection.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class HttpConnections:
         return HttpConnection(self, asyncio.get_running_loop())
 
     def add(self, link: "HttpConnection") -> None:
-        """Add an open connection."""
+        """Add an open connection. If the limit is reached, another connection is closed."""
         self.make_room(authenticated=False)
         self.links[link] = None
 
     def make_room(self, *, authenticated: bool) -> None:
-        """Close a connection of this kind if their number has reached the limit."""
+        """Close one connection if the limit for authenticated, or for unauthenticated, clients is reached."""
         same = [link for link in self.links if link.authenticated == authenticated]
         if len(same) >= self.limits.connections_max:
             closable = [link for link in same if not link.answering] or same
@@ -93,7 +94,7 @@ class HttpConnections:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def drain(self, within_s: float) -> None:
-        """Answer the pending requests within some seconds, and close all connections."""
+        """Answer the pending requests within `within_s`, then close all connections."""
         for link in list(self.links):
             link.drain()
         with suppress(TimeoutError):
@@ -105,7 +106,7 @@ class HttpConnections:
 
 
 class HttpConnection(asyncio.Protocol):
-    """Connection of one client."""
+    """HTTP/1.1 connection of one client, as an asyncio protocol."""
 
     def __init__(self, owner: HttpConnections, loop: asyncio.AbstractEventLoop) -> None:
         self._owner, self._loop = owner, loop
@@ -143,7 +144,10 @@ class HttpConnection(asyncio.Protocol):
         self._timer = self._loop.call_at(min(self._due_s, self._last_s), self._check_deadline)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes. Stop reading while a response is computed or the client does not read its response."""
+        """Parse received bytes.
+
+        Reading pauses while a response is computed, or while the client does not read its response.
+        """
         self._conversation.receive(data)
         if self._idle:
             self._idle = False
@@ -162,12 +166,12 @@ class HttpConnection(asyncio.Protocol):
         return self.answering or self._next is not None
 
     def pause_writing(self) -> None:
-        """Stop answering a client that does not read its responses, and start its deadline."""
+        """Stop answering a client that does not read its responses, and set the deadline for reading them."""
         self._stalled = True
         self._due_s = self._loop.time() + self._owner.limits.request_s
 
     def resume_writing(self) -> None:
-        """Continue answering a client that reads again."""
+        """Continue to answer, because the client reads its responses again."""
         self._stalled = False
         if not self.answering and self._next is None:
             self._answer_next()
@@ -183,7 +187,7 @@ class HttpConnection(asyncio.Protocol):
     # called by the owner
 
     def abort(self, reason: str) -> None:
-        """Close at once; report `reason` unless it is empty or a reason was reported before."""
+        """Close the connection at once. Report `reason`, unless it is empty or another reason was reported before."""
         self._owner.links.pop(self, None)
         if reason and not self._reported:
             self._reported = True
@@ -192,7 +196,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.abort()
 
     def drain(self) -> None:
-        """Close after the pending response."""
+        """Close the connection after the pending response, or at once without one."""
         self._draining = True
         if not self.answering and self._transport is not None:
             self._transport.close()
@@ -240,7 +244,7 @@ class HttpConnection(asyncio.Protocol):
         self._next = self._loop.call_soon(self._answer_next)
 
     def _wait_or_close(self) -> None:
-        """Wait for the rest of an incomplete request; after the last one, refuse an invalid request and close."""
+        """Wait for more bytes; if no further request can come, answer an invalid request with an error and close."""
         conversation, transport = self._conversation, self._transport
         if transport is None:
             return
@@ -257,13 +261,13 @@ class HttpConnection(asyncio.Protocol):
         self._finish()
 
     def _finish(self) -> None:
-        """Close after the written bytes are sent, within `request_s`."""
+        """Close the connection after all written bytes are sent, at most `request_s` later."""
         if self._transport is not None:
             self._due_s = self._loop.time() + self._owner.limits.request_s
             self._transport.close()
 
     def _check_deadline(self) -> None:
-        """Close a connection whose deadline has passed; otherwise check again at the deadline."""
+        """Close a connection whose deadline has passed; otherwise schedule the next check."""
         now = self._loop.time()
         due = min(self._due_s, self._last_s)
         if now >= due:

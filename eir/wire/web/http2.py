@@ -1,8 +1,8 @@
-"""One connection of an HTTP/2 server (RFC 9113), without I/O: received bytes become requests, responses become bytes.
+"""One connection of an HTTP/2 server (RFC 9113), without I/O: parses received bytes and encodes responses.
 
-h2 implements the protocol. This module splits the bytes into frames and enforces limits on memory and time, which h2 leaves to its user.
-Nearly all requests are complete in one frame. They are answered without a stream of h2, for a tenth of the work; all other frames go through h2.
-Time is an argument.
+h2 implements the protocol. This module splits the bytes into frames and enforces limits on memory and time, which h2 leaves to
+its user. Nearly all requests are complete in one frame. They are answered without a stream of h2, for a tenth of the work; all
+other frames go through h2. Time is an argument.
 """
 
 import re
@@ -56,13 +56,13 @@ _TABLE_OF_NOTHING = b"\x20"
 
 
 class _NoTable(Encoder):
-    """Header encoder that never uses a header table, even if the client allows one."""
+    """HPACK encoder that never uses a header table, even if the client allows a table."""
 
     _resized = False
 
     @property
     def header_table_size(self) -> int:
-        """Always 0: the table that the client allows is not used."""
+        """Size of the header table, always 0. A size that the client allows is ignored."""
         return 0
 
     @header_table_size.setter
@@ -70,16 +70,19 @@ class _NoTable(Encoder):
         self._resized = True
 
     def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:  # noqa: ARG002 - as the library has it
-        """Encode a header block. The first one after a change of the client's table size sets the size to 0 (RFC 7541 4.2)."""
+        """Encode a header block.
+
+        The first block after a change of the client's table size sets the size to 0 (RFC 7541 4.2).
+        """
         begin, self._resized = _TABLE_OF_NOTHING if self._resized else b"", False
         return begin + stateless((name, value) for name, value, *_ in headers)
 
 
 class ServerConnection(H2Connection):
-    """Connection of h2 with announced limits, so that a client cannot make it use more memory.
+    """Connection of the library h2, with limits on the memory that a client can make it use.
 
-    By default h2 keeps a header table as large as the client allows and searches it for each response. It also stores unknown settings
-    and closed streams.
+    By default h2 keeps a header table as large as the client allows and searches it for each response. It also stores unknown
+    settings and closed streams.
     """
 
     MAX_CLOSED_STREAMS = 512
@@ -97,7 +100,10 @@ class ServerConnection(H2Connection):
 
 
 def known_settings(flags: int, stream_id: int, octets: bytes) -> bytes:
-    """Return a SETTINGS frame without unknown settings, which are ignored (RFC 9113 6.5.2). An invalid frame is returned unchanged."""
+    """Return a SETTINGS frame without its unknown settings, which are ignored (RFC 9113 6.5.2).
+
+    An invalid frame is returned unchanged.
+    """
     payload = octets[_HEADER_BYTES:]
     if flags & ACK or len(payload) % _SETTING_BYTES:
         return octets
@@ -123,7 +129,7 @@ _ALIVE_PING = b"eiralive"
 
 @dataclass(slots=True)
 class _Open:
-    """Incomplete request on a stream of h2."""
+    """Incomplete request on a stream of the library h2."""
 
     request: Http2Request
     since: float
@@ -131,7 +137,7 @@ class _Open:
 
 
 class Http2Connection:
-    """State of one client's connection.
+    """HTTP/2 connection of one client: protocol state, requests and responses.
 
     `over` is the reason why the connection ends, or empty. Send the bytes of `data_to_send` before closing it.
     """
@@ -187,7 +193,7 @@ class Http2Connection:
         self.answers = 0
 
     def data_to_send(self) -> bytes:
-        """Return and clear the bytes for the client."""
+        """Return the bytes for the client, and clear them."""
         out, self._out = self._out, []
         return out[0] if len(out) == 1 else b"".join(out)
 
@@ -211,9 +217,9 @@ class Http2Connection:
         self._heard, self._pinged = now, None
 
     def work(self, now: float, enough: Callable[[], bool]) -> None:
-        """Process the buffered frames.
+        """Process buffered frames until `enough` returns True.
 
-        After each frame, stop if `enough` returns True; `more` is then True if complete frames are left.
+        `enough` is called after each frame; `more` is then True if complete frames are left.
         """
         self.more = False
         if not self._begun and not self._begin(now):
@@ -256,7 +262,7 @@ class Http2Connection:
                 self._second_goaway()
 
     def tick(self, now: float) -> None:
-        """Enforce the limits on time. To be called about every 0.5 s."""
+        """Enforce the time limits. The owner calls this about every 0.5 s."""
         limits = self._limits
         if self.over:
             return
@@ -277,7 +283,10 @@ class Http2Connection:
         self._end_if_idle(now)
 
     def _end_if_idle(self, now: float) -> None:
-        """Send a PING to a silent client; drain the connection if the client does not answer. An idle libcurl does not answer."""
+        """Send a PING to a client that has sent nothing for `idle_s`; drain the connection if no answer arrives.
+
+        An idle libcurl does not answer.
+        """
         limits = self._limits
         if self._pinged is not None and now - self._pinged > limits.ping_s:
             self.leave(now, "idle")
@@ -287,13 +296,13 @@ class Http2Connection:
 
     @property
     def _is_amid(self) -> bool:
-        """True if the last frame or header block is incomplete."""
+        """True if the received bytes end within a frame or a header block."""
         return self._block is not None or (self._at < len(self._in) and not self.more)
 
     # ---- frames ----
 
     def _begin(self, now: float) -> bool:
-        """Parse the preface (RFC 9113 3.4). Return whether it is complete."""
+        """Parse the connection preface (RFC 9113 3.4); return whether it is complete."""
         begin = self._in[: len(PREFACE)]
         if begin == PREFACE:
             self._lib(PREFACE, now)  # sends our SETTINGS, which a client of HTTP/1.1 would not understand
@@ -319,7 +328,7 @@ class Http2Connection:
             self._since = now
 
     def _other_frame(self, kind: int, flags: int, stream_id: int, octets: bytes, now: float) -> None:
-        """Process a complete frame that is not an expected HEADERS frame."""
+        """Process a complete frame of any type, except a HEADERS frame that begins a header block."""
         if self._block is not None:
             self._continue(kind, flags, stream_id, octets, now)
             return
@@ -344,7 +353,10 @@ class Http2Connection:
             self._lib(octets, now)
 
     def _continue(self, kind: int, flags: int, stream_id: int, octets: bytes, now: float) -> None:
-        """Add a CONTINUATION frame to the header block; end the connection at any other frame (RFC 9113 6.10)."""
+        """Add a CONTINUATION frame to the incomplete header block.
+
+        Any other frame ends the connection (RFC 9113 6.10).
+        """
         if self._block is None:
             return
         begun, end_stream, parts = self._block
@@ -359,7 +371,7 @@ class Http2Connection:
             self._headers(begun, end_stream, b"".join(parts), now)
 
     def _headers(self, stream_id: int, end_stream: int, block: bytes, now: float) -> None:
-        """Process a complete header block: a request, or the trailers after a request's body."""
+        """Process a complete header block: of a new request, or of the trailers after a request's body."""
         try:
             headers = decoded(block, self._h2.decoder)
         except OversizedHeaderListError:
@@ -399,7 +411,10 @@ class Http2Connection:
     def _usual(
         self, stream_id: int, values: list[bytes], shape: Shape, headers: Sequence[tuple[bytes, bytes]], now: float
     ) -> None:
-        """Answer a complete request of a known shape without a stream of h2, if the flow-control window allows the whole body."""
+        """Answer a complete request whose header names are known, without a stream of h2.
+
+        If the response's body exceeds the flow-control window, the response is sent by h2.
+        """
         h2 = self._h2
         response = self._respond(
             Http2Request("GET", values[shape.path], {name: values[at] for name, at in shape.others})
@@ -423,7 +438,10 @@ class Http2Connection:
         names: tuple[bytes, ...],
         now: float,
     ) -> None:
-        """Process a decoded header block through h2, encoded again so that it does not change the decoder's table twice."""
+        """Process a decoded header block by the library h2.
+
+        The block is encoded again without the header table, so that the decoder's table does not change twice.
+        """
         if stream_id in self._reset:
             if not self._control.try_spend(now):
                 self._end(floods.REASONS[floods.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
@@ -508,7 +526,7 @@ class Http2Connection:
         )
 
     def _complete(self, stream_id: int, opened: _Open, now: float) -> None:
-        """Answer a request that is complete, or too large."""
+        """Answer a request that is complete, or that is rejected because it is too large."""
         del self._open[stream_id]
         response, self._ready = self._ready, None
         if response is None:
@@ -529,7 +547,7 @@ class Http2Connection:
         return self._answer(request)
 
     def _send_rest(self) -> None:
-        """Send as much of the pending bodies as the client's flow-control window allows."""
+        """Send as much of the unsent response bodies as the client's flow-control windows allow."""
         for stream_id, (rest, since) in list(self._unsent.items()):
             try:
                 room = min(self._h2.local_flow_control_window(stream_id), FRAME_BYTES_MAX)
@@ -544,7 +562,7 @@ class Http2Connection:
                 self._unsent[stream_id] = rest[room:], since
 
     def _refuse(self, stream_id: int, now: float, code: ErrorCodes) -> None:
-        """Reset the stream of a new request without involving h2."""
+        """Reject a new request: reset its stream with this error code, without the library h2."""
         self._h2.highest_inbound_stream_id = self._highest = stream_id
         self._remember(stream_id)
         self._out.append(frame(floods.RST_STREAM, 0, stream_id, int(code).to_bytes(4)))
@@ -552,7 +570,10 @@ class Http2Connection:
             self._end(floods.REASONS[floods.HEADERS], ErrorCodes.ENHANCE_YOUR_CALM)
 
     def _abandon(self, stream_id: int, now: float, reason: str) -> None:
-        """Reset the stream of a request that is too slow or too large; end the connection after too many of them."""
+        """Reset the stream of a request that is too slow or too large.
+
+        The connection ends after too many resets.
+        """
         self._open.pop(stream_id, None)
         self._cut_off(stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
         if not self._control.try_spend(now, 10):
@@ -581,7 +602,7 @@ class Http2Connection:
         self._out.append(frame(floods.GOAWAY, 0, 0, last.to_bytes(4) + int(code).to_bytes(4)))
 
     def _finish(self) -> None:
-        """Set `over` once all requests are answered, if the drain or the client ends the connection."""
+        """Set `over` when the connection is drained or the client has left, and all requests are answered."""
         if not self.over and not self.under_way and not self.more:
             if self._last_stream is not None and self._draining is not None:
                 self.over = self._draining[1]
@@ -589,7 +610,7 @@ class Http2Connection:
                 self.over = "left"
 
     def _end(self, reason: str, code: ErrorCodes) -> None:
-        """End the connection with a GOAWAY because of a fault."""
+        """End the connection with a GOAWAY, because the client has violated the protocol or a limit."""
         if not self.over:
             self.over = reason
             self._goaway(self._highest, code)

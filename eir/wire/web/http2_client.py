@@ -1,4 +1,4 @@
-"""One request of an HTTP/2 client on its own connection (RFC 9113), without I/O. h2 implements the protocol.
+"""HTTP/2 client for one request on its own connection (RFC 9113), without I/O. The library h2 implements the protocol.
 
 For rare requests: a new connection cannot be one that the server has silently dropped.
 """
@@ -22,11 +22,11 @@ HEAD_BYTES, GOAWAY = 9, 7
 
 
 class NoAnswer(EirError):
-    """The server sends no valid answer; the text is the reason."""
+    """Error: the server sends no valid answer. The exception's text is the reason."""
 
 
 class Http2Answer(NamedTuple):
-    """Answer of the server."""
+    """Complete answer of the server."""
 
     status: int
     headers: dict[str, str]
@@ -35,7 +35,7 @@ class Http2Answer(NamedTuple):
 
 
 class GoAway(NamedTuple):
-    """GOAWAY frame: the server accepts no further request (RFC 9113 6.8)."""
+    """GOAWAY frame, after which the server accepts no further request (RFC 9113 6.8)."""
 
     last: int
     """Last stream that the server still answers."""
@@ -43,7 +43,7 @@ class GoAway(NamedTuple):
 
 
 class Incoming:
-    """Decoder of a server's bytes into events of h2.
+    """Decoder of a server's bytes into events of the library h2.
 
     It hides GOAWAY frames from h2, which would reject the remaining answers (RFC 9113 6.8).
     """
@@ -52,7 +52,7 @@ class Incoming:
         self._h2, self._unread = h2, b""
 
     def events(self, data: bytes) -> Iterator[Event | GoAway]:
-        """Add received bytes and yield the events of the complete frames. Raises ProtocolError."""
+        """Add received bytes, and yield the events of complete frames. Raises ProtocolError."""
         data, at = self._unread + data, 0
         try:
             while len(data) - at >= HEAD_BYTES:
@@ -72,7 +72,10 @@ class Incoming:
 
 
 class Exchange:
-    """Connection with one request. `headers`: headers of the request, pseudo-headers first. `answer`: None until the answer is complete."""
+    """Client connection with one request and its answer.
+
+    `headers`: headers of the request, pseudo-headers first. `answer`: None until the answer is complete.
+    """
 
     def __init__(self, headers: Sequence[tuple[str, str]], body: bytes) -> None:
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
@@ -88,11 +91,15 @@ class Exchange:
         self._send_rest()
 
     def data_to_send(self) -> bytes:
-        """Return and clear the bytes for the server."""
+        """Return the bytes for the server, and clear them."""
         return self._h2.data_to_send()
 
     def receive(self, data: bytes) -> None:
-        """Process received bytes; no bytes: the server has closed its side. Raises NoAnswer if no valid answer can follow."""
+        """Process received bytes. Empty `data`: the server has closed its side.
+
+        Raises:
+            NoAnswer: if no valid answer can follow.
+        """
         if not data:
             raise NoAnswer("the connection was closed before the answer")
         try:
@@ -119,12 +126,12 @@ class Exchange:
 
     @staticmethod
     def _check_goaway(goaway: GoAway) -> None:
-        """Raise NoAnswer unless the server still answers the request."""
+        """Raise NoAnswer if the server will not answer the request after this GOAWAY."""
         if goaway.error or goaway.last < STREAM:
             raise NoAnswer(f"the connection was ended (error {goaway.error})")
 
     def _send_rest(self) -> None:
-        """Send as much of the body as the server's flow-control window allows."""
+        """Send as much of the unsent body as the server's flow-control window allows."""
         while (
             self._rest
             and (room := min(self._h2.local_flow_control_window(STREAM), self._h2.max_outbound_frame_size)) > 0

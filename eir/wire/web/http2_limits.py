@@ -1,7 +1,7 @@
-"""Limits on an HTTP/2 client: on its connection, and on control frames (RST_STREAM, PING, SETTINGS, WINDOW_UPDATE, PRIORITY).
+"""Limits on an HTTP/2 client: on its connection, and on the rate of its control frames, such as RST_STREAM and PING.
 
-Each control frame spends from a token bucket. The bucket refills over time; that of WINDOW_UPDATE and PRIORITY also refills with each
-request. The server closes the connection of a client whose bucket is empty.
+Each control frame spends from a token bucket. The bucket refills over time; that of WINDOW_UPDATE and PRIORITY also refills
+with each request. The server closes the connection of a client whose bucket is empty.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Http2Limits:
-    """Limits on a connection; times in seconds."""
+    """Limits on one HTTP/2 connection. Times are in seconds."""
 
     streams_max: int = 128
     """Maximum number of concurrent requests without a response."""
@@ -54,10 +54,10 @@ HEAVY_BYTES, HEAVY_HEADERS = 8192, 64
 
 
 def weight(size: int, headers: int) -> int:
-    """Return the cost of a header block as a number of control frames; 0 for a usual one."""
+    """Return the number of control frames that a header block counts as. A block of usual size counts as 0."""
     return (size >> 8 if size > HEAVY_BYTES else 0) + (headers >> 3 if headers > HEAVY_HEADERS else 0)
 
 
 def size_weight(size: int) -> int:
-    """Return the cost of a control frame, which grows with its size; those of honest clients are short."""
+    """Return the number of tokens that a control frame spends: 1, and 1 more for each 256 bytes."""
     return 1 + (size >> 8)

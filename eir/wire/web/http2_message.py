@@ -24,17 +24,17 @@ _encoder = Encoder()
 
 
 def stateless(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Encode a header block that neither uses nor changes the header table of the peer's decoder."""
+    """Encode a header block that neither uses nor changes the header table of the receiver."""
     return bytes(_encoder.encode([(name, value, True) for name, value in headers], huffman=False))
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
-    """Encode a frame (RFC 9113 4.1)."""
+    """Encode an HTTP/2 frame (RFC 9113 4.1)."""
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream_id.to_bytes(4) + payload
 
 
 class Http2Request(NamedTuple):
-    """Request of a client."""
+    """HTTP/2 request of a client."""
 
     method: str
     path: bytes
@@ -47,7 +47,7 @@ class Http2Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Http2Response:
-    """Response to a request, with its encoded frames."""
+    """Response to an HTTP/2 request, with its encoded frames."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]] = ()
@@ -67,7 +67,7 @@ class Http2Response:
         object.__setattr__(self, "_pieces", (begin, block + data, self.body))
 
     def frames(self, stream_id: int) -> bytes:
-        """Return the HEADERS frame of this stream and, if the response has a body, the DATA frame."""
+        """Return the response's frames for this stream: HEADERS, and DATA if the response has a body."""
         begin, block, body = self._pieces
         stream = stream_id.to_bytes(4)
         return begin + stream + block + stream + body if body else begin + stream + block
@@ -95,7 +95,7 @@ JUDGED = frozenset(
 
 
 class Shape(NamedTuple):
-    """Positions of a request's parts in a sequence of header names that h2 has accepted."""
+    """Positions of a request's parts, for one sequence of header names that h2 has accepted."""
 
     method: int
     path: int
@@ -105,14 +105,14 @@ class Shape(NamedTuple):
 
 
 class Shapes:
-    """Known shapes by their sequence of header names, shared by all connections of a server."""
+    """Cache of shapes by sequence of header names, which all connections of a server share."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, ...], Shape] = {}
         self.get = self._known.get
 
     def learn(self, names: tuple[bytes, ...]) -> None:
-        """Add a sequence of names that h2 has accepted, unless h2 has to validate it in each request."""
+        """Cache the shape of a sequence of header names, unless h2 must validate these headers in each request."""
         if (
             len(set(names)) < len(names)
             or not {b":method", b":path", b":scheme", b":authority"} <= set(names)
@@ -127,7 +127,7 @@ class Shapes:
 
 
 def are_clean(values: Sequence[bytes]) -> bool:
-    """Return whether every value is free of NUL, CR and LF and has no space or tab at its ends (RFC 9113 8.2.1)."""
+    """Return whether no value contains NUL, CR or LF, or begins or ends with a space or tab (RFC 9113 8.2.1)."""
     joined = b"\n".join((b"", *values, b""))
     return joined.count(b"\n") == len(values) + 1 and not (
         b"\0" in joined

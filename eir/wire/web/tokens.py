@@ -1,8 +1,9 @@
-"""Verification of access tokens (TS 33.501 13.4.1, RFC 6750, RFC 7519): from an Authorization header to the token's subject, or a rejection.
+"""Verification of access tokens (TS 33.501 13.4.1, RFC 6750, RFC 7519).
 
-Only `read_keys` does I/O; clocks are arguments. joserfc verifies signatures; this module verifies the claims, since joserfc accepts any.
-A verified token is cached until it expires. Verifying a signature takes as long as many checks, so the number of invalid tokens of a
-peer is limited.
+The verifier receives an Authorization header and returns the token's subject or a rejection. Only `read_keys` does I/O; clocks
+are arguments. joserfc verifies signatures; this module verifies the claims, since joserfc accepts any.
+A verified token is cached until it expires. Verifying a signature takes as long as many checks, so the number of invalid tokens
+of a peer is limited.
 """
 
 import json
@@ -56,12 +57,12 @@ EARLY_S: Final = 5
 
 
 class KeysError(FileError):
-    """Unusable keys; `key` is the setting that names their file."""
+    """Unusable keys. `key`: setting that names the file with the keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyFiles:
-    """Contents of the key files, read once. Can be pickled."""
+    """Contents of the key files, read once, in a form that can be pickled for other processes."""
 
     settings: TokenSettings
     contents: tuple[tuple[str, str, bytes], ...]
@@ -69,7 +70,7 @@ class KeyFiles:
 
 
 class VerifyKey(NamedTuple):
-    """Public key of an issuer."""
+    """Public key of an issuer of access tokens."""
 
     name: str | None
     """`kid` of the key in its set; None: the key is tried for every token."""
@@ -85,7 +86,7 @@ class _Verified(NamedTuple):
 
 
 class _TokenRejected(Exception):
-    """A token is rejected; the text is a reason of `denials`."""
+    """Rejection of a token. The exception's text is one of the reasons in `denials`."""
 
 
 class _Unusable(ValueError):
@@ -93,13 +94,13 @@ class _Unusable(ValueError):
 
 
 def read_keys(settings: TokenSettings) -> KeyFiles:
-    """Read all key files. Raises KeysError for an unreadable file."""
+    """Read all key files. Raises KeysError if a file is unreadable."""
     named = [("jwks", file) for file in settings.jwks] + [("keys", file) for file in settings.keys]
     return KeyFiles(settings, tuple((key, str(file), _content(key, file)) for key, file in named))
 
 
 def load_keys(files: KeyFiles) -> tuple[VerifyKey, ...]:
-    """Parse the public keys. Raises KeysError, whose text names the file and the fault."""
+    """Parse the public keys. Raises KeysError with a text that names the file and the fault."""
     public: list[VerifyKey] = []
     for setting, file, content in files.contents:
         try:
@@ -113,7 +114,10 @@ def load_keys(files: KeyFiles) -> tuple[VerifyKey, ...]:
 
 
 class Tokens:
-    """Verifier of tokens. `scope`: required scope; `now`: clock in seconds since 1970; `ticks`: monotonic clock in seconds."""
+    """Verifier of access tokens.
+
+    `scope`: required scope; `now`: clock in seconds since 1970; `ticks`: monotonic clock in seconds.
+    """
 
     def __init__(
         self, settings: TokenSettings, keys: Sequence[VerifyKey], *, scope: str, now: Callable[[], float], ticks: Callable[[], float],
@@ -139,9 +143,9 @@ class Tokens:
         self._bad_ones = Buckets(BAD_A_SECOND, BAD_BURST)
 
     def subject(self, authorization: bytes | None, peer: str) -> str | Denied:
-        """Return the subject (`sub`: the requesting NF instance) of the token in an Authorization header, or the rejection.
+        """Return the subject of the token in an Authorization header, or the rejection of the token.
 
-        `peer`: address of the client.
+        The subject (`sub`) is the requesting NF instance. `peer`: address of the client.
         """
         if authorization is None:
             return self._denied["no_token"]
@@ -153,7 +157,7 @@ class Tokens:
         return self._refused.get(authorization) or self._verified_subject(authorization, peer)
 
     def _verified_subject(self, authorization: bytes, peer: str) -> str | Denied:
-        """Like `subject`, for a token that is not cached."""
+        """Return the same as `subject`, for a token that is not in the cache."""
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return self._denied["no_token"]
@@ -202,7 +206,7 @@ class Tokens:
         return _Verified(subject, expires, signer.thumbprint)
 
     def _claimed(self, claims: Any) -> tuple[str, float]:
-        """Verify the claims (TS 29.510 6.3.5.2.4). Return subject and expiry. Raises _TokenRejected."""
+        """Verify the claims (TS 29.510 6.3.5.2.4), and return the token's subject and expiry. Raises _TokenRejected."""
         if not isinstance(claims, dict):
             raise _TokenRejected("claims")
         expires, begins, now = _time(claims.get("exp")), _time(claims.get("nbf", 0)), self._now()
@@ -238,7 +242,10 @@ def _audience(settings: TokenSettings) -> frozenset[str]:
 
 
 def _time(value: object) -> float | None:
-    """Return a claim as seconds since 1970, or None if it is no time. Python's JSON has NaN, for which every comparison is false."""
+    """Return a claim as seconds since 1970, or None if the claim is not a valid time.
+
+    Python's JSON parser accepts NaN, for which every comparison is false.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < TIME_MAX:
         return None
     return value
@@ -268,7 +275,7 @@ def _content(key: str, file: Path) -> bytes:
 
 
 def _of_set(content: bytes) -> list[VerifyKey]:
-    """Parse a JWK set, without keys of unknown types and for other uses (RFC 7517 5)."""
+    """Parse a JWK set, and skip keys of unknown types and keys for other uses (RFC 7517 5)."""
     try:
         keys = json.loads(content)["keys"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -288,7 +295,7 @@ def _of_set(content: bytes) -> list[VerifyKey]:
 
 
 def _of_pem(content: bytes) -> VerifyKey:
-    """Parse a PEM file: a public key, or a certificate."""
+    """Parse a PEM file with a public key or a certificate."""
     if b"PRIVATE KEY-----" in content:
         raise ValueError("it holds a private key; expected the public one, or a certificate")
     for kind in ("RSA", "EC", "OKP"):
