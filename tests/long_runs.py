@@ -14,7 +14,7 @@ LONG = frozenset({
     "interfaces/n5g/test_n5g_node.py::test_an_idle_libcurl_is_sent_away_in_order_and_its_next_request_is_answered",
     *(f"scripts/test_bench.py::test_{part}" for part in ("n5g", "profile", "sightings", "sizes", "switch", "workers")),
     "faults/test_policies.py::test_each_answer_is_what_policy_and_rows_say[Redis]",
-    "whole/test_demo.py::test_the_demo_goes_as_it_says",
+    *(f"whole/test_demo.py::{name}" for name in ("test_the_demo_goes_as_it_says", "test_a_country_on_one_machine")),
     "faults/test_away.py::test_latency_and_cut_connections",
     "faults/test_drop_folder.py::test_one_of_two_nodes_loads_and_the_other_when_that_one_died",
     "faults/test_groups.py::test_a_cluster_node_is_lost",

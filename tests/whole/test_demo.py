@@ -1,4 +1,4 @@
-"""`scripts/demo --redis`, in a copy of the repository: a block reaches both nodes, and nothing that it started stays."""
+"""`scripts/demo --redis` and `--country`, in a copy of the repository: each step shows what it promises, and no process stays."""
 
 import os
 import re
@@ -13,35 +13,59 @@ from servers import programs
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 600
 DEVICE = "001010070000003"
+STOLEN, COPIED = "35209900176148", "35209900881234"
+OWNER, HOLDER = "001010000000001", "001010000000002"
 
 pytestmark = pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
 
 
-def test_the_demo_goes_as_it_says(tmp_path):
-    for name in ("scripts", "config", "eir", "pyproject.toml", "README.md"):
+def steps_of(folder, option):
+    """Run a demo in a copy of the repository; return the output of each step by its first word."""
+    for name in ("scripts", "config", "deploy", "eir", "pyproject.toml", "README.md"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        copy(ROOT / name, tmp_path / name)
+        copy(ROOT / name, folder / name)
     # The environment of this test run takes the part of the one that the demo would make.
-    tools = tmp_path / ".venv" / "bin"
+    tools = folder / ".venv" / "bin"
     tools.mkdir(parents=True)
     for name, what in (("python", ""), ("eir", "-m eir")):
         (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} {what} "$@"\n')
         (tools / name).chmod(0o755)
-    (tmp_path / ".venv" / "installed[analysis]").touch()
+    (folder / ".venv" / "installed[analysis]").touch()
     bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
     done = subprocess.run(
-        ["scripts/demo", "--redis"], cwd=tmp_path, env=bare, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ["scripts/demo", option], cwd=folder, env=bare, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         check=False, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    steps = dict(re.findall(r"^== (\w+).*\n((?:(?!== ).*\n)*)", done.stdout, re.MULTILINE))
+    left = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and is_in(entry, folder)]
+    assert left == []
+    return dict(re.findall(r"^== (\w+).*\n((?:(?!== ).*\n)*)", done.stdout, re.MULTILINE))
+
+
+def test_the_demo_goes_as_it_says(tmp_path):
+    steps = steps_of(tmp_path, "--redis")
     assert re.findall(rf"{DEVICE} +- +(\w+)", steps["Ask"]) == ["whitelisted", "whitelisted"]
     assert re.findall(rf"{DEVICE} +- +(\w+)", steps["Block"]) == ["blacklisted", "blacklisted"]
     assert steps["Take"].count("the store is away") == 2
     assert re.findall(rf"{DEVICE} +- +(\w+)", steps["Take"]) == ["blacklisted", "blacklisted"]
     assert "heal" in steps["Redis"]
-    left = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and is_in(entry, tmp_path)]
-    assert left == []
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_country_on_one_machine(tmp_path):
+    """Of two operators with three nodes, one ends up as the one that does not apply the list."""
+    steps = steps_of(tmp_path, "--country")
+    assert steps["Publish"].count("in step") == 3
+    assert re.findall(rf"{STOLEN} +- +(\w+)", steps["Ask"]) == ["whitelisted"] * 3
+    assert re.findall(rf"{STOLEN} +- +(\w+)", steps["Refuse"]) == ["blacklisted"] * 9  # three protocols each
+    assert re.findall(r"^([0-9]{14}) ", steps["Find"], re.MULTILINE) == [COPIED]
+    assert f"{COPIED},{HOLDER},tampered" in steps["Export"]
+    assert (
+        re.findall(rf"{COPIED} +([0-9]+) +(\w+)", steps["Block"])
+        == [(HOLDER, "blacklisted"), (OWNER, "whitelisted")] * 3
+    )
+    asked = re.findall(r"(\d+) of (\d+) devices answered as listed", steps["Audit"])
+    assert [int(listed) / int(devices) for listed, devices in asked] == [1, 0]
 
 
 def is_in(process, folder):

@@ -765,7 +765,7 @@ def test_lists_move_from_sqlite_to_redis_as_the_page_says(busy, tmp_path):
 
 def test_the_tour_goes_as_it_says(tmp_path):
     """In a copy of the repository: `scripts/demo --stay`, and beside it each block of the tour."""
-    for name in ("scripts", "config", "eir", "pyproject.toml", "README.md"):
+    for name in ("scripts", "config", "deploy", "eir", "pyproject.toml", "README.md"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, tmp_path / name)
     script = tmp_path / "scripts/demo"
