@@ -7,6 +7,7 @@ from ipaddress import ip_network
 from made import fill, page, pages_of, pair_pages
 
 from eir.checks.checker import Checker
+from eir.checks.policy import TEXTS
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_type_key, imsi_key
 from eir.interfaces.s13.application import s13_application
@@ -49,6 +50,7 @@ class Kept:
 
     def __init__(self):
         self.rows = Counter()
+        self.accesses = set()
         self.left = 0
 
     def left_out(self, count, peer):
@@ -59,11 +61,12 @@ class Kept:
         *lines, last = texts.decode().split("\n")
         assert last == ""
         numbers = memoryview(numbers).cast("H").tolist()
-        assert len(lines) == 5 * len(numbers)
+        assert len(lines) == TEXTS * len(numbers)
         assert len({kinds[number].decision.is_plain for number in numbers}) == 1
-        for number, *said in zip(numbers, *(lines[at::5] for at in range(5)), strict=True):
-            decision, protocol, peer, observed, early = kinds[number]
+        for number, *said in zip(numbers, *(lines[at::TEXTS] for at in range(TEXTS)), strict=True):
+            decision, protocol, peer, observed, early, access = kinds[number]
             assert not early
+            self.accesses.add(access)
             self.rows[tuple(decision), protocol, peer, observed, *said] += 1
 
 
@@ -286,8 +289,9 @@ RULED = (
     296,
     301,
     *(key_of(code, VENDOR) for code in (1401, 1402, 1403, 1471)),
+    MSISDN,
 )
-"""Keys that the grammar names on some level."""
+"""Keys that the grammar names on some level, and that of the number, which is recorded."""
 GROUPS = tuple(DICTIONARY.groups)
 STRANGERS = (key_of(9999, 99), key_of(264, 99), key_of(1402, 99), key_of(263, VENDOR), 9999, key_of(1402))
 """AVPs that nobody knows, some of them under another's number."""
@@ -340,6 +344,11 @@ NAMES = (
     "n" * 256,
     "mmé",
 )
+MSISDNS = tuple(
+    bytes.fromhex(octets)
+    for octets in ("947110325476", "9471103254f6", "94711032547698f0", "9471103254769810", "94710f", "9471f0", "94", "", "9471a0", "f94710", "94" * 20)
+)  # fmt: skip
+"""Data of MSISDN AVPs: some numbers of 5 to 15 digits, and others that are none."""
 VERSIONS = ("01", "77", "7", "", "a7", "770")
 SESSIONS = ("mme.example;1;1", "mme.example;1;22", "", "s" * 40, "s" * 600, "mme.example;1;333")
 
@@ -359,7 +368,7 @@ def value(rng, key, depth=0):
     kind = DICTIONARY.avps[key].type if key in DICTIONARY.avps else None
     if kind is not None and kind.only_bytes is not None:
         return rng.randbytes(kind.only_bytes)
-    return rng.choice(texts).encode()
+    return rng.choice(MSISDNS if key == MSISDN else [text.encode() for text in texts])
 
 
 def imei(rng):
@@ -395,6 +404,8 @@ def an_ecr(rng):  # noqa: C901 - each part may be there or not
         top.append(encode_text(1, rng.choice(IMSIS[:2] if usual else IMSIS)))
     if rng.random() < 0.5:
         top.append(encode(260, encode_u32(266, VENDOR) + encode_u32(258, 16777252)))
+    if rng.random() < 0.2:
+        top += [any_avp(rng, key=MSISDN) for _ in range(rng.randrange(1, 3))]
     if rng.random() < 0.2:
         top.append(encode_text(293, rng.choice(NAMES[6:9])))
     if rng.random() < 0.3:

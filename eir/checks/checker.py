@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from eir.checks.new_devices import NewDevices
-from eir.checks.policy import Decision, Policy, SightingKind, Sightings, Verdict, compile_policy
+from eir.checks.policy import TEXTS, Decision, Policy, SightingKind, Sightings, Verdict, compile_policy
 from eir.checks.question import NO_KEY, Question, is_wrong_digit
 from eir.checks.settings import NoDevice, PolicySettings, Status
 from eir.device import key_text
@@ -36,7 +36,7 @@ ERRORS = {why: Decision("error", why.value, None, is_plain=False) for why in NoD
 
 IDENTIFIER_MAX, NAME_MAX = 32, 255
 """Maximum lengths of an identifier and of a name in sightings, because a text from the wire may be as long as a message."""
-TEXT_MAX = (NAME_MAX, NAME_MAX, IDENTIFIER_MAX, IDENTIFIER_MAX, IDENTIFIER_MAX)
+TEXT_MAX = (NAME_MAX, NAME_MAX, *(TEXTS - 2) * (IDENTIFIER_MAX,))
 
 KINDS = {NoDevice.MISSING: "none", NoDevice.MALFORMED: "bad"}
 """Names in metrics for requests without a device."""
@@ -51,12 +51,14 @@ class Checker:
     def __init__(
         self, settings: PolicySettings, index: Index, *, now: datetime, report: Report = silent,
         note_check: NoteCheck = lambda *_: None, note_observed: NoteObserved = lambda *_: None, sightings: Sightings | None = None,
-        probes: frozenset[tuple[str, str]] = frozenset(), new_devices: NewDevices | None = None,
+        probes: frozenset[tuple[str, str]] = frozenset(), accesses: Mapping[str, str] | None = None, new_devices: NewDevices | None = None,
     ) -> None:  # fmt: skip
         self.sightings = sightings
         """Receiver of every check; a fast path sends its checks itself. None if sightings are off."""
         self.probes = probes
         """Protocol and label of probing peers: their checks are answered and counted, but not recorded."""
+        self.accesses = accesses or {}
+        """Access network of a peer's phones, by the peer's label; peers without one are absent."""
         self.traced: Callable[[Question, Verdict | NoDevice], None] | None = None
         """Callback for each check that is decided here, not by a fast path."""
         self.held: list[Verdict] = []
@@ -190,7 +192,14 @@ class Checker:
     def _sight(self, decision: Decision, question: Question, imsi: str) -> None:
         if self.sightings is None:
             return
-        texts = (question.origin_host, question.origin_realm, question.identifier(), imsi, question.version())
+        texts = (
+            question.origin_host,
+            question.origin_realm,
+            question.identifier(),
+            imsi,
+            question.version(),
+            question.msisdn,
+        )
         self.sight(decision, question.protocol, question.peer, texts, early=question.unproven)
 
     def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str], *, early: bool = False) -> None:
@@ -203,7 +212,8 @@ class Checker:
             lines = "".join(
                 [text[:longest].replace("\n", " ") + "\n" for text, longest in zip(texts, TEXT_MAX, strict=True)]
             )
-            self.sightings.add((SightingKind(decision, protocol, peer, observed, early),), bytes(2), lines.encode())
+            kind = SightingKind(decision, protocol, peer, observed, early, self.accesses.get(peer))
+            self.sightings.add((kind,), bytes(2), lines.encode())
 
     def observed_now(self) -> str:
         """Return the observed rules that matched in the last check, as text for the sightings, and clear them."""

@@ -43,10 +43,12 @@ class SightingKind(NamedTuple):
     """Observed rules that matched (eir.sightings.schema.COLUMNS)."""
     early: bool = False
     """True if the SIM was not authenticated before the check."""
+    access: str | None = None
+    """Access network of the peer's phones; None: not named."""
 
 
-TEXTS = 5
-"""Number of texts of each check: Origin-Host, Origin-Realm, the identifier as sent, IMSI, software version; empty if absent."""
+TEXTS = 6
+"""Number of texts of each check: Origin-Host, Origin-Realm, the identifier as sent, IMSI, software version, MSISDN; empty if absent."""
 
 
 class Sightings(Protocol):

@@ -33,6 +33,8 @@ class Question(NamedTuple):
     """Configured label of the peer that sent the request, for metrics and log; never a text from the wire."""
     unproven: bool = False
     """True if the SIM was not authenticated before the request, so that any phone may have claimed its IMSI."""
+    msisdn: str = ""
+    """Number of the subscriber: 5 to 15 digits with the country code. It is recorded, and does not change the answer."""
     other: str | None = None
     """Identifier of a device without an IMEI, which is in no list (5G: a MAC address or an EUI-64)."""
 

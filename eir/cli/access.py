@@ -172,20 +172,29 @@ def imsi_named(config: Config, text: str) -> str:
 
     If the table has no IMSI for the number, the command ends with a usage error.
     """
-    from eir.lists.rows.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - numpy, for those that need it
-
     if not text.startswith("+"):
         return strip_separators(text)
-    number = f"+{strip_separators(text[1:])}"
+    number, imsi = number_named(config, text)
     if config.numbers is None:
-        raise fail(f"{number}: {config.path} names no table of `numbers`", EXIT_USAGE)
+        raise fail(f"+{number}: {config.path} names no table of `numbers`", EXIT_USAGE)
+    if imsi is None:
+        raise fail(f"+{number}: {config.numbers} has no IMSI of this number", EXIT_USAGE)
+    return imsi
+
+
+def number_named(config: Config, text: str) -> tuple[str, str | None]:
+    """Return the digits of +NUMBER, and its IMSI; None if there is no table `numbers`, or the table has no such number.
+
+    Ends the command with a usage error if the text is not a number or the table cannot be read.
+    """
+    from eir.lists.rows.msisdn import NumbersError, msisdn_digits, read_numbers  # noqa: PLC0415 - numpy, for those that need it
+
+    number = f"+{strip_separators(text[1:])}"
     try:
-        imsi = read_numbers(config.numbers).imsi(number)
+        imsi = None if config.numbers is None else read_numbers(config.numbers).imsi(number)
+        return msisdn_digits(number), imsi
     except (IdentifierError, NumbersError) as e:
         raise fail(f"{number}: {e}", EXIT_USAGE) from None
-    if imsi is None:
-        raise fail(f"{number}: {config.numbers} has no IMSI of this number", EXIT_USAGE)
-    return imsi
 
 
 def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:

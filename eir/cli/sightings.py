@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, opened
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, number_named, opened
 from eir.cli.output import (
     EXIT_NO,
     EXIT_USAGE,
@@ -45,6 +45,7 @@ SEEN_COLUMNS = (
     "status",
     "list",
 )
+SEEN_COLUMNS_IF_KNOWN = ("msisdn", "access")
 
 
 def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
@@ -64,46 +65,49 @@ def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_js
 
 
 def seen(
-    identifier: Annotated[str, typer.Argument(metavar="IMEI|IMSI", help="The device or the SIM; 15 digits may be either, and both are looked for. +NUMBER is the SIM of that number by the table `numbers`.")],
+    identifier: Annotated[str, typer.Argument(metavar="IMEI|IMSI", help="The device or the SIM; 15 digits may be either, and both are looked for. +NUMBER is the number in the request, and the SIM of that number by the table `numbers`.")],
     since: Annotated[str, typer.Option(metavar="TIME", help="From when on: 7d, 36h, or 2026-11-20.")] = "",
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the recorded checks of a device or of a SIM.
+    """Show the recorded checks of a device, a SIM or a number.
 
-    There is one row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM is shown as its
-    hash. A running node first writes its buffered checks. Exit status 1 if no check is on record.
+    There is one row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM or a number is shown
+    as its hash. A running node first writes its buffered checks. Exit status 1 if no check is on record.
     """
     from eir.sightings.seen import SearchTerms, parse_search  # noqa: PLC0415 - as above
     from eir.sightings.seen import find_sightings as look  # noqa: PLC0415 - polars, for those that need it
 
     checked = opened(load_config(config))
+    msisdn = ""
     try:
-        what = (
-            SearchTerms(None, imsi_named(checked, identifier))
-            if identifier.startswith("+")
-            else parse_search(identifier)
-        )
+        if identifier.startswith("+"):
+            msisdn, imsi = number_named(checked, identifier)
+            what = SearchTerms(None, imsi)
+        else:
+            what = parse_search(identifier)
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
     begin = moment(since)
     write_down(checked)
-    rows = look(checked.state, what, subscriber_names(checked.state, what.imsi) if what.imsi else [], begin)
+    names, msisdns = (subscriber_names(checked.state, text) if text else [] for text in (what.imsi, msisdn))
+    rows = look(checked.state, what, names, begin, msisdns=msisdns)
     if as_json:
         print_json({
             "identifier": identifier, "device": None if what.device is None else key_text(what.device), "imsi": what.imsi,
             "since": begin and begin.isoformat(timespec="seconds").replace("+00:00", "Z"), "checks": sum(row["checks"] for row in rows),
             "first_seen": min((row["first"] for row in rows), default=None), "last_seen": max((row["last"] for row in rows), default=None),
-            "subscribers": _distinct(rows, "subscriber"), "devices": _distinct(rows, "device"), "software_versions": _distinct(rows, "software_version"),
+            "subscribers": _distinct(rows, "subscriber"), "msisdns": _distinct(rows, "msisdn"), "devices": _distinct(rows, "device"), "software_versions": _distinct(rows, "software_version"),
             "origin_hosts": _distinct(rows, "origin_host"), "sightings": rows,
         })  # fmt: skip
     elif rows:
-        show(rows, SEEN_COLUMNS, as_json=False)
+        known = (name for name in SEEN_COLUMNS_IF_KNOWN if _distinct(rows, name))
+        show(rows, (*SEEN_COLUMNS, *known), as_json=False)
     if not rows:
         raise fail(f"{identifier} is not on record{f' since {since}' if since else ''}{not_kept(checked)}")
 
 
 def forget(
-    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber; +NUMBER by the table `numbers`.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber; +NUMBER by the table `numbers`, and by the number in the record.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Remove a subscriber from the record of checks.
 
@@ -113,12 +117,18 @@ def forget(
     remember the subscriber; everything else is then done.
     """
     checked = opened(load_config(config))
-    imsi = imsi_named(checked, imsi)
-    try:
-        imsi_key(imsi)
-    except IdentifierError as e:
-        raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
-    names, damaged, remembered = subscriber_names(checked.state, imsi), list[Path](), ""
+    names, damaged, remembered = list[str](), list[Path](), ""
+    if imsi.startswith("+"):
+        names += subscriber_names(checked.state, number_named(checked, imsi)[0])
+    if names and checked.numbers is None:
+        print_message("warning: only rows with this number go: without a table `numbers` its IMSI is not known")
+    else:
+        imsi = imsi_named(checked, imsi)
+        try:
+            imsi_key(imsi)
+        except IdentifierError as e:
+            raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
+        names += subscriber_names(checked.state, imsi)
     try:
         control.ask(checked.state, "forget", subscribers=names)
     except control.ControlAway:
@@ -192,9 +202,9 @@ def export(
 ) -> None:  # fmt: skip
     """Export the checks of one day for a national register.
 
-    There is one row for each device and SIM: imei, imsi, msisdn (by the table `numbers`), time of the first check (ms
-    since 1970, and as a time in UTC), protocol, origin, name of the file, operator. A check without an IMEI has
-    888888888888888. IMSIs are on record only with `sightings.subscribers: full`. A running node first writes its
+    There is one row for each device and SIM: imei, imsi, msisdn (of the checks, or by the table `numbers`), time of the
+    first check (ms since 1970, and as a time in UTC), protocol, origin, name of the file, operator. A check without an
+    IMEI has 888888888888888. IMSIs are on record only with `sightings.subscribers: full`. A running node first writes its
     buffered checks.
     """
     from eir.sightings.seen import daily_rows  # noqa: PLC0415 - polars, for those that need it

@@ -33,7 +33,7 @@ from eir.lists.stores.open import SQLITE
 from eir.schema import REQUIRED, Key, Section
 from eir.sightings.conditions import Place, TamperSettings
 from eir.sightings.settings import FULL, HASHED, OFF, SightingsSettings, Webhook
-from eir.wire.peers.settings import LENIENCES, Identity, Limits, PeerSettings
+from eir.wire.peers.settings import LENIENCES, WLAN, Identity, Limits, PeerSettings
 from eir.wire.transport.settings import SctpSettings, TlsSettings
 from eir.wire.transport.tls import VERSIONS
 from eir.wire.web.access import LOOPBACK, PageSettings
@@ -165,6 +165,7 @@ TABLE = (
     Key("peers[].expected", schema.FLAG, True, "whether an alert fires while this peer is disconnected; if false, the peer is also a `probe`, except over N5g-eir"),
     Key("peers[].probe", schema.FLAG, False, "whether the peer is a probe, whose checks are answered, but not recorded as sightings"),
     Key("peers[].early", schema.FLAG, False, "whether the peer asks before it has authenticated the SIM (OsmoMSC's `check-imei-rqd early`); rules with `authenticated` are skipped for it"),
+    Key("peers[].access", schema.word(WLAN), None, "access network of this peer's phones, recorded with each check: wlan for a 3GPP AAA server, which asks for phones that attach over Wi-Fi; not recorded if left out"),
     *(Key(f"peers[].answers.{status}", kinds.STATUS, None, f"status sent to this peer instead of {status}") for status in Status if status != Status.WHITELISTED),
     Key("limits.max_message_bytes", schema.byte_size(4096, 1 << 23), LIMITS.max_message_bytes, "maximum length of a message; a longer message closes the connection before it is read"),
     Key("limits.max_avps", schema.whole(32, 65536), LIMITS.max_avps, "maximum number of AVPs in one message, including those inside groups"),

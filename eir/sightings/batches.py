@@ -28,7 +28,14 @@ TYPES: Mapping[str, Any] = {
 }
 FRAME: Mapping[str, Any] = {column.name: TYPES[column.kind] for column in COLUMNS}
 """Name of each column → type in polars."""
-ROWS = {"time": pl.Int64, "imei": pl.String, "software_version": pl.String, "imsi": pl.String, "kind": pl.UInt32}
+ROWS = {
+    "time": pl.Int64,
+    "imei": pl.String,
+    "software_version": pl.String,
+    "imsi": pl.String,
+    "msisdn": pl.String,
+    "kind": pl.UInt32,
+}
 """Same for rows before grouping."""
 
 
@@ -36,7 +43,7 @@ class CheckRows(NamedTuple):
     """Frame of checks before grouping, with one check in each row."""
 
     frame: pl.DataFrame
-    """Columns of ROWS: `time` in microseconds, `imei`, `software_version` and `imsi` (empty if absent), `kind` as an index of `kinds`."""
+    """Columns of ROWS: `time` in microseconds, `imei`, `software_version`, `imsi` and `msisdn` (empty if absent), `kind` as an index of `kinds`."""
     kinds: Sequence[CheckKind]
 
     def grouped(self, subscribers: Subscribers) -> pl.DataFrame:
@@ -44,7 +51,9 @@ class CheckRows(NamedTuple):
 
         The frame has the columns of schema.COLUMNS.
         """
-        groups = self.frame.group_by("imei", "software_version", "imsi", "kind", pl.col("time") // 3_600_000_000).agg(
+        groups = self.frame.group_by(
+            "imei", "software_version", "imsi", "msisdn", "kind", pl.col("time") // 3_600_000_000
+        ).agg(
             pl.col("time").min().alias("first"),
             pl.col("time").max().alias("last"),
             pl.len().cast(pl.UInt32).alias("checks"),
@@ -53,7 +62,7 @@ class CheckRows(NamedTuple):
         imsis = groups["imsi"]
         columns = groups.with_columns(
             pl.col("first").cast(pl.Datetime("us")).alias("time"), pl.col("last").cast(pl.Datetime("us")),
-            _device(groups["imei"]), subscribers.of(imsis),
+            _device(groups["imei"]), subscribers.of(imsis).alias("subscriber"), subscribers.of(groups["msisdn"]),
             pl.when(imsis != "").then(imsis.str.slice(0, HOME_DIGITS)).alias("home"),
             pl.when(is_imei(16) & (pl.col("software_version") == "")).then(pl.col("imei").str.slice(14, 2))
             .otherwise(pl.col("software_version")).alias("software_version"),
@@ -70,9 +79,9 @@ class CheckRows(NamedTuple):
 def rows_of(messages: Iterable[bytes]) -> CheckRows:
     """Decode workers' messages and return all their checks as rows."""
     checks: list[tuple[Any, ...]] = list(chain.from_iterable(map(checks_of, messages)))
-    times, kinds, imeis, imsis, versions = ([check[at] for check in checks] for at in range(5))
+    times, kinds, imeis, imsis, versions, msisdns = ([check[at] for check in checks] for at in range(6))
     places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
-    columns = (times, imeis, versions, imsis, [places[kind] for kind in kinds])
+    columns = (times, imeis, versions, imsis, msisdns, [places[kind] for kind in kinds])
     return CheckRows(pl.DataFrame(dict(zip(ROWS, columns, strict=True)), schema=ROWS), [*places])
 
 

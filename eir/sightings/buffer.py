@@ -22,7 +22,7 @@ MESSAGE_BYTES = 48 << 10
 """Approximate size of a message in bytes: the kernel sends a message completely or not at all, and rejects one larger than its buffer."""
 PART_BYTES = 100
 """Approximate bytes of a part in a message besides its texts."""
-TEXTS, NUMBER = 5, struct.Struct("=H")
+TEXTS, NUMBER = 6, struct.Struct("=H")
 """Number of texts of each check (see eir.checks.policy.Sightings.add), and format of a number."""
 PLAIN, EVENTS = b"p", b"e"
 """First byte of a message: whether its checks are events."""
@@ -48,6 +48,7 @@ class CheckKind(NamedTuple):
     list: str | None = None
     observed: str | None = None
     early: bool | None = None
+    access: str | None = None
 
 
 class Part(NamedTuple):
@@ -192,8 +193,8 @@ def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[byt
         yield HEAD.pack(kind, count) + pickle.dumps([(began_us, *part) for part in each], pickle.HIGHEST_PROTOCOL)
 
 
-def checks_of(message: bytes) -> Iterator[tuple[int, CheckKind, str, str, str]]:
-    """Decode a message; yield the time in µs, kind, identifier, IMSI and software version of each check.
+def checks_of(message: bytes) -> Iterator[tuple[int, CheckKind, str, str, str, str]]:
+    """Decode a message; yield the time in µs, kind, identifier, IMSI, software version and MSISDN of each check.
 
     Absent texts are empty.
     """
@@ -208,6 +209,6 @@ def checks_of(message: bytes) -> Iterator[tuple[int, CheckKind, str, str, str]]:
 @lru_cache(KINDS_MAX)
 def _kind_of(kind: Any, host: str, realm: str) -> CheckKind:
     """Convert a SightingKind (eir.checks.policy), a host and a realm to a CheckKind. Results are cached."""
-    decision, protocol, peer, observed, early = kind
-    values = host, realm, peer, protocol, decision.status, decision.rule, decision.list, observed, early
+    decision, protocol, peer, observed, early, access = kind
+    values = host, realm, peer, protocol, decision.status, decision.rule, decision.list, observed, early, access
     return CheckKind._make(each or None for each in values)

@@ -79,11 +79,13 @@ class EventSender:
             self._not_empty.set()
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove the names of these subscribers from queued events."""
+        """Remove the names of these subscribers, by IMSI or number, from queued events."""
         for event in self._waiting:
-            for name in ("subscriber", "previous"):
-                if event.get(name) in subscribers:
-                    event[name] = None
+            if event.get("previous") in subscribers:
+                event["previous"] = None
+            own = {name: event[name] for name in ("subscriber", "msisdn") if name in event}
+            if not set(subscribers).isdisjoint(own.values()):
+                event.update(dict.fromkeys(own))
 
     @property
     def is_idle(self) -> bool:

@@ -116,8 +116,9 @@ def duck(
         """)
         if threads:
             connection.execute(f"SET threads = {threads}")
-        # Older files lack these columns.
-        source = f"(SELECT * FROM read_parquet({files!r}, union_by_name = true) UNION ALL BY NAME SELECT CAST(NULL AS VARCHAR) AS peer, CAST(NULL AS BOOLEAN) AS early WHERE FALSE) AS recorded"  # noqa: S608 - names of ours
+        # Older files lack some columns.
+        columns = ", ".join(f"CAST(NULL AS {kind}) AS {name}" for name, kind in SCHEMA.items())
+        source = f"(SELECT * FROM read_parquet({files!r}, union_by_name = true) UNION ALL BY NAME SELECT {columns} WHERE FALSE) AS recorded"  # noqa: S608 - names of ours
         try:
             connection.execute(f"CREATE VIEW sightings AS {window_select(source, since, until, without)}")
             yield Duck(connection)

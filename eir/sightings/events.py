@@ -39,8 +39,8 @@ class Events:
         self.seen: dict[str, str] = dict(seen)
         """`KIND IDENTIFIER` → the partner with which it was last seen; the most recent entry is last."""
         self._origin, self._numbers = origin, count(1)
-        self._groups: dict[tuple[CheckKind, str, str, str], list[int]] = {}
-        """Kind, identifier, IMSI and software version of similar checks → first and last time in microseconds, and count."""
+        self._groups: dict[tuple[CheckKind, str, str, str, str], list[int]] = {}
+        """Kind, identifier, IMSI, software version and MSISDN of similar checks → first and last time in microseconds, and count."""
         self._at = 0.0
         self.dropped = 0
         """Number of events above the rate."""
@@ -56,8 +56,8 @@ class Events:
 
     def add(self, message: bytes) -> None:
         """Group the checks of a worker's message with earlier similar checks. Each group becomes an event."""
-        for time_us, kind, identifier, imsi, version in checks_of(message):
-            group = self._groups.setdefault((kind, identifier, imsi, version), [time_us, time_us, 0])
+        for time_us, kind, identifier, imsi, version, msisdn in checks_of(message):
+            group = self._groups.setdefault((kind, identifier, imsi, version, msisdn), [time_us, time_us, 0])
             group[1] = time_us
             group[2] += 1
 
@@ -70,11 +70,12 @@ class Events:
         self._at = now
         groups, self._groups = self._groups, {}
         new_events: list[dict[str, Any]] = []
-        for (kind, identifier, imsi, version), (first_us, last_us, checks) in groups.items():
+        for (kind, identifier, imsi, version, msisdn), (first_us, last_us, checks) in groups.items():
             subscriber = subscribers.one(imsi)
             event = {
                 "time": first_us / 1e6, "last": last_us / 1e6, "checks": checks, "imei": identifier[:IDENTIFIER_CHARS_MAX] or None,
-                "software_version": version or None, "subscriber": subscriber, "home": imsi[:HOME_DIGITS] or None, **kind._asdict(),
+                "software_version": version or None, "subscriber": subscriber, "home": imsi[:HOME_DIGITS] or None, "msisdn": subscribers.one(msisdn),
+                **kind._asdict(),
             }  # fmt: skip
             new_events.append({"event": CHECK, **event})
             for change, previous in self._changes(kind, identifier, subscriber):

@@ -198,7 +198,7 @@ def folder_of(state: Path) -> Path:
 def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], object] = lambda _: None) -> int:
     """Delete all rows of these subscribers and their entries in `watched.json`; return the number of rows.
 
-    `damaged` receives each unreadable file.
+    `subscribers`: all names of their IMSIs and numbers in the record. `damaged` receives each unreadable file.
 
     Raises:
         OSError: if a file cannot be written.
@@ -212,7 +212,8 @@ def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], ob
         except pl.exceptions.PolarsError:
             damaged(file.path)
             continue
-        remaining = rows.filter(~pl.col("subscriber").is_in(list(subscribers)).fill_null(value=False))
+        columns = [name for name in ("subscriber", "msisdn") if name in rows.columns]  # older files have no number
+        remaining = rows.filter(~pl.any_horizontal(pl.col(columns).is_in(list(subscribers)).fill_null(value=False)))
         gone += len(rows) - len(remaining)
         if remaining.is_empty():
             file.path.unlink(missing_ok=True)

@@ -114,7 +114,7 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, report: ImportReport) -> C
     kinds = good.select("status", "origin_host").unique().with_row_index("kind")
     good = good.join(kinds, on=["status", "origin_host"], how="left", maintain_order="left")
     return CheckRows(
-        good.select(*ROWS),
+        good.with_columns(msisdn=pl.lit("")).select(*ROWS),
         [CheckKind(host or None, status=status or None, protocol=PROTOCOL) for _, status, host in kinds.iter_rows()],
     )
 

@@ -61,18 +61,28 @@ def parse_search(identifier: str) -> SearchTerms:
 
 
 def find_sightings(
-    state: Path, what: SearchTerms, subscribers: Sequence[str], since: datetime | None
+    state: Path,
+    what: SearchTerms,
+    subscribers: Sequence[str],
+    since: datetime | None,
+    *,
+    msisdns: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Return the sightings of a device or a SIM, oldest first.
+    """Return the sightings of a device, a SIM or a number, oldest first.
 
     Sightings that are equal in the columns ALIKE become one row with `first`, `last` and `checks`.
 
-    `subscribers`: all names of the SIM in the record.
+    `subscribers`: all names of the SIM in the record; `msisdns`: those of the number.
 
     Raises:
         EirError: if a file cannot be read.
     """
-    alternatives = [("device", what.device), ("imei", what.odd), *(("subscriber", each) for each in subscribers)]
+    alternatives = [
+        ("device", what.device),
+        ("imei", what.odd),
+        *(("subscriber", each) for each in subscribers),
+        *(("msisdn", each) for each in msisdns),
+    ]
     condition = pl.any_horizontal(False, *(pl.col(name) == value for name, value in alternatives if value is not None))
     if since is not None:
         condition &= pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
@@ -179,8 +189,8 @@ def daily_rows(
 
     There is one row for each device and SIM of the day (UTC), sorted by device.
 
-    `msisdn` maps an IMSI to its number, or to an empty string. The column `imsi` is empty if the record has only a hash
-    of the IMSI or no subscriber.
+    The number is that of the newest check that had one; otherwise `msisdn` maps the IMSI to its number, or to an empty
+    string. The column `imsi` is empty if the record has only a hash of the IMSI or no subscriber.
 
     Raises:
         OSError: if a file cannot be read; also polars' errors.
@@ -190,12 +200,14 @@ def daily_rows(
     if not paths:
         return
     is_imsi = pl.col("subscriber").str.contains("^[0-9]{6,15}$")
+    is_msisdn = pl.col("msisdn").str.contains("^[0-9]{5,15}$")
     frame = (
-        pl.scan_parquet(paths, glob=False)
-        .select("time", "imei", "subscriber", "protocol", "origin_host")
+        pl.scan_parquet(paths, glob=False, schema=FRAME, missing_columns="insert", extra_columns="ignore")
+        .select("time", "imei", "subscriber", "msisdn", "protocol", "origin_host")
         .with_columns(
             imei=pl.col("imei").fill_null(NO_IMEI),
             imsi=pl.when(is_imsi).then(pl.col("subscriber")).otherwise(pl.lit("")).fill_null(""),
+            msisdn=pl.when(is_msisdn).then(pl.col("msisdn")),
         )
         .sort("time")
         .group_by("imei", "imsi", maintain_order=True)
@@ -203,12 +215,13 @@ def daily_rows(
             pl.col("time").first(),
             pl.col("protocol").first().fill_null(""),
             pl.col("origin_host").first().fill_null(""),
+            pl.col("msisdn").drop_nulls().last(),
         )
         .sort("imei", "imsi")
         .collect()
     )
-    for imei, imsi, time, protocol, origin in frame.iter_rows():
+    for imei, imsi, time, protocol, origin, number in frame.iter_rows():
         moment = time.replace(tzinfo=UTC)
         yield (
-            imei, imsi, msisdn(imsi) if imsi else "", round(moment.timestamp() * 1000), protocol, origin, file_name, f"{moment:%Y-%m-%d %H:%M:%S}", operator,
+            imei, imsi, number or (msisdn(imsi) if imsi else ""), round(moment.timestamp() * 1000), protocol, origin, file_name, f"{moment:%Y-%m-%d %H:%M:%S}", operator,
         )  # fmt: skip

@@ -42,24 +42,24 @@ class Subscribers:
     """One of the choices in eir.sightings.settings."""
     key: HashKey | None = None
 
-    def of(self, imsis: "pl.Series") -> "pl.Series":
-        """Return the name of each IMSI for the record; null for an empty IMSI, or if subscribers are not recorded."""
+    def of(self, texts: "pl.Series") -> "pl.Series":
+        """Return the name of each IMSI or MSISDN for the record; null for an empty one, or if subscribers are not recorded."""
         import polars as pl  # noqa: PLC0415 - callers have imported it already
 
-        return pl.Series("subscriber", [self.one(imsi) for imsi in imsis.to_list()], dtype=pl.String)
+        return pl.Series(texts.name, [self.one(text) for text in texts.to_list()], dtype=pl.String)
 
-    def one(self, imsi: str) -> str | None:
-        """Return the name of an IMSI for the record; None for an empty IMSI, or if subscribers are not recorded."""
-        if not imsi:
+    def one(self, text: str) -> str | None:
+        """Return the name of an IMSI or MSISDN for the record; None for an empty one, or if subscribers are not recorded."""
+        if not text:
             return None
         if self.key is not None:
-            return subscriber_hash(self.key, imsi)
-        return imsi if self.how == FULL else None
+            return subscriber_hash(self.key, text)
+        return text if self.how == FULL else None
 
 
-def subscriber_hash(key: HashKey, imsi: str) -> str:
-    """Return the hash of an IMSI as hexadecimal digits: the key's number, then 64 bits."""
-    digest = hashlib.blake2b(imsi.encode(), key=key.octets, digest_size=DIGEST_BYTES)
+def subscriber_hash(key: HashKey, text: str) -> str:
+    """Return the hash of an IMSI or MSISDN as hexadecimal digits: the key's number, then 64 bits."""
+    digest = hashlib.blake2b(text.encode(), key=key.octets, digest_size=DIGEST_BYTES)
     return f"{key.number % KEYS_MAX:02x}{digest.hexdigest()}"
 
 
@@ -109,10 +109,10 @@ def load_subscribers(
     return Subscribers(how, keys[-1])
 
 
-def subscriber_names(folder: Path, imsi: str) -> list[str]:
-    """Return all names that a subscriber may have in the record: the IMSI, and its hash with each key.
+def subscriber_names(folder: Path, text: str) -> list[str]:
+    """Return all names that an IMSI or MSISDN may have in the record: the text itself, and its hash with each key.
 
     Raises:
         EirError: if the key file cannot be read.
     """
-    return [imsi, *(subscriber_hash(key, imsi) for key in read_keys(folder))]
+    return [text, *(subscriber_hash(key, text) for key in read_keys(folder))]

@@ -35,13 +35,15 @@ def in_a_network_of_its_own(test, *, always=False):
 
 
 @contextmanager
-def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, sctp=(), name=DRA, label="dra"):
+def relay(
+    folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, sctp=(), name=DRA, realm=DRA_REALM, label="dra", loads=(),
+):  # fmt: skip
     """freeDiameter between anyone of REALM and these nodes; its port. It shares requests out between the nodes.
 
     With `tls` (a section of a configuration: certificate, key, ca) it speaks TLS to them; its keys are in `folder`/keys.
     It is waited for until `expect` connections of it to each node are open. It connects again after `tc_s`, more or less. What
     `relays` not is an MME without S13: it has no application but its own, and finds none in common with a node. With `sctp` (addresses of
-    the nodes) it speaks SCTP to them. `name` is its own, `label` what the nodes call it.
+    the nodes) it speaks SCTP to them. `name` and `realm` are its own, `label` what the nodes call it. `loads`: further extensions, with their arguments.
     """
     port = port or free_port()
     routes, allowed, configuration = (folder / name for name in ("routes.conf", "allowed.conf", "relay.conf"))
@@ -54,10 +56,11 @@ def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, s
     )
     if tls:
         peers += f'TLS_Cred = "{tls["certificate"]}", "{tls["key"]}";\nTLS_CA = "{tls["ca"]}";\n'
+    loading = "".join(f"LoadExtension = {each};\n" for each in loads)
     configuration.write_text(
-        f'Identity = "{name}";\nRealm = "{DRA_REALM}";\nPort = {port};\nSecPort = 0;\nListenOn = "127.0.0.1";\nNo_IPv6;\n{"SCTP_streams = 8" if sctp else "No_SCTP"};\n'
+        f'Identity = "{name}";\nRealm = "{realm}";\nPort = {port};\nSecPort = 0;\nListenOn = "127.0.0.1";\nNo_IPv6;\n{"SCTP_streams = 8" if sctp else "No_SCTP"};\n'
         f'TwTimer = 6;\nTcTimer = {tc_s};\nLoadExtension = "rt_default.fdx" : "{routes}";\nLoadExtension = "acl_wl.fdx" : "{allowed}";\n'
-        f'LoadExtension = "rt_load_balance.fdx";\n{"" if relays else "NoRelay;"}\n{peers}'
+        f'LoadExtension = "rt_load_balance.fdx";\n{"" if relays else "NoRelay;"}\n{loading}{peers}'
     )
     log = folder / "relay.log"
     with log.open("w") as stream:

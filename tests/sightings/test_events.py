@@ -13,14 +13,14 @@ from itertools import pairwise
 import pytest
 from node import LISTED, TRACKED, UNLISTED, until_async
 from servers import Server, programs
-from test_sightings import BLACK, IMSI, NOON, OTHER_IMSI, Handed, asked, each
+from test_sightings import BLACK, IMSI, NOON, NUMBER, OTHER_IMSI, Handed, asked, each
 
 from eir.checks.policy import Decision
 from eir.errors import silent
 from eir.sightings import deliver
 from eir.sightings.deliver import SIGNATURE_HEADER, TIME_HEADER, EventSender, EventsRejected, Undelivered, signature
 from eir.sightings.events import CHECK, DEVICE_CHANGED, SIM_CHANGED, Events
-from eir.sightings.settings import FULL, HASHED
+from eir.sightings.settings import FULL, HASHED, OFF
 from eir.sightings.subscribers import HashKey, Subscribers
 
 FULL_SUBSCRIBERS = Subscribers(FULL)
@@ -55,9 +55,35 @@ def test_an_event_is_what_was_not_simply_whitelisted():
     assert found[0] == {
         "id": "here-1", "event": "check", "time": NOON, "last": NOON, "checks": 1, "imei": LISTED, "software_version": "01", "subscriber": IMSI,
         "home": "001010", "origin_host": "mme1.epc", "origin_realm": "epc", "peer": "mme", "protocol": "s13", "status": "blacklisted", "rule": "1",
-        "list": "stolen", "observed": None, "early": None,
+        "list": "stolen", "observed": None, "early": None, "msisdn": None, "access": None,
     }  # fmt: skip
     assert len({event["id"] for event in found}) == 4
+
+
+def test_an_event_has_the_number_as_the_record_has_it():
+    blocked = each(LISTED, decision=BLACK, msisdn=NUMBER, access="wlan")
+    for how, kept in ((FULL, NUMBER), (OFF, None)):
+        (event,) = events_of(made(), blocked, blocked, subscribers=Subscribers(how))
+        assert (event["msisdn"], event["access"], event["checks"]) == (kept, "wlan", 2)
+    assert len(events_of(made(), blocked, each(LISTED, decision=BLACK, access="wlan"))) == 2
+
+
+@pytest.mark.parametrize("name", [IMSI, NUMBER])
+async def test_who_is_forgotten_by_imsi_or_number_is_in_no_queued_event(name):
+    sender = EventSender("webhook", None, lambda *_: None, report=lambda *_, **__: None)
+    sender.add(
+        events_of(
+            made(),
+            each(LISTED, UNLISTED, decision=BLACK, msisdn=NUMBER),
+            each(TRACKED, imsi=OTHER_IMSI, decision=BLACK),
+        )
+    )
+    sender.forget([name])
+    assert [(event["subscriber"], event["msisdn"]) for event in sender._waiting] == [
+        (None, None),
+        (None, None),
+        (OTHER_IMSI, None),
+    ]
 
 
 def test_like_checks_are_one_event_and_more_than_the_rate_are_counted():

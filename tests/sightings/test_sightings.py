@@ -19,22 +19,26 @@ from eir.errors import EirError
 from eir.sightings import buffer, files
 from eir.sightings.batches import FRAME, rows_of
 from eir.sightings.buffer import HEAD, Buffer
+from eir.sightings.engine import duck
 from eir.sightings.schema import COLUMNS, SCHEMA
 from eir.sightings.seen import find_sightings, parse_search
 from eir.sightings.settings import FULL, HASHED, OFF
 from eir.sightings.subscribers import KEY_FILE, Subscribers, load_subscribers, read_keys, subscriber_names
 
 IMSI, OTHER_IMSI = "001010000000001", "001010000000002"
+NUMBER = "85512345678"
 WHITE, BLACK = Decision("whitelisted", "default", None, True), Decision("blacklisted", "1", "stolen", False)
 ORIGIN, PEER = ("mme1.epc", "epc"), "mme"
 NOON = 1_764_158_400.0  # 2025-11-26 12:00:00Z
 DAY = 86400.0
 
 
-def each(*identifiers, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, observed="", peer=PEER, early=False):
+def each(
+    *identifiers, imsi=IMSI, version="01", msisdn="", decision=WHITE, origin=ORIGIN, observed="", peer=PEER, early=False, access=None,
+):  # fmt: skip
     """Checks of one kind that are handed in together."""
-    texts = "".join(f"{text}\n" for identifier in identifiers for text in (*origin, identifier, imsi, version))
-    return (SightingKind(decision, "s13", peer, observed, early),), bytes(2 * len(identifiers)), texts.encode()
+    texts = "".join(f"{text}\n" for identifier in identifiers for text in (*origin, identifier, imsi, version, msisdn))
+    return (SightingKind(decision, "s13", peer, observed, early, access),), bytes(2 * len(identifiers)), texts.encode()
 
 
 class Handed:
@@ -88,7 +92,7 @@ def test_checks_become_rows_of_those_that_are_alike():
     handed = Handed()
     kinds = SightingKind(WHITE, "s13", PEER, ""), SightingKind(WHITE, "s13", "agent", "")
     texts = "".join(
-        f"{host}\nepc\n{imei}\n{IMSI}\n01\n"
+        f"{host}\nepc\n{imei}\n{IMSI}\n01\n\n"
         for host, imei in (("mme1.epc", UNLISTED), ("mme2.epc", UNLISTED), ("mme1.epc", UNLISTED), ("mme1.epc", LISTED))
     )
     handed.add(
@@ -289,6 +293,16 @@ def test_a_subscriber_as_the_configuration_says(tmp_path, how, kept):
     assert (row["subscriber"], row["home"]) == (kept, "001010")
     load_subscribers(tmp_path, how, rotate_s=1, keep_s=1)
     assert not (tmp_path / KEY_FILE).exists()
+
+
+def test_a_number_is_recorded_as_the_configuration_says(tmp_path):
+    hashed = load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON)
+    for how, kept in ((Subscribers(FULL), NUMBER), (Subscribers(OFF), None), (hashed, hashed.one(NUMBER))):
+        handed = Handed()
+        handed.add(each(UNLISTED, UNLISTED, msisdn=NUMBER, access="wlan"), each(UNLISTED))
+        handed.flush()
+        found = rows(rows_of(handed.messages).grouped(how))
+        assert {(row["msisdn"], row["access"], row["checks"]) for row in found} == {(kept, "wlan", 2), (None, None, 1)}
 
 
 def test_a_key_made_by_a_clock_that_was_ahead_gives_way(tmp_path):
@@ -541,7 +555,7 @@ def test_a_subscriber_by_the_number(kept, site):
     assert kept.json("check", UNLISTED, "--imsi", "+85512345678")["imsi"] == IMSI
     assert kept.json("why", LISTED, "--imsi", "+85512345678")["imsi"] == IMSI
     for command in (
-        ("seen", "+85512345679"),
+        ("seen", "+1"),
         ("check", LISTED, "--imsi", "+85512345679"),
         ("why", LISTED, "--imsi", "+1"),
     ):
@@ -549,7 +563,46 @@ def test_a_subscriber_by_the_number(kept, site):
     assert kept.json("sightings", "forget", "--imsi", "+85512345678") == {"rows": 1}
     del site.settings["numbers"]
     site.configure()
-    assert "names no table of `numbers`" in kept.eir("seen", "+85512345678", status=2).err
+    assert "names no table of `numbers`" in kept.eir("why", LISTED, "--imsi", "+85512345678", status=2).err
+
+
+def test_the_number_of_a_check_is_found_exported_and_forgotten(kept, site):
+    """Beside a file from before the columns `msisdn` and `access`, which is read as before."""
+    files.write(kept.state, frame_of(each(LISTED, imsi=OTHER_IMSI)).drop("msisdn", "access"))
+    for at, sighting in (
+        (0, each(UNLISTED, msisdn=NUMBER, access="wlan")),
+        (60, each(TRACKED, imsi="", msisdn=NUMBER)),
+    ):
+        files.write(kept.state, frame_of(sighting, at=NOON + at))
+    assert kept.json("seen", LISTED)["msisdns"] == []
+    found = kept.json("seen", f"+{NUMBER}")
+    assert (found["imsi"], found["msisdns"], sorted(found["devices"])) == (None, [NUMBER], sorted([UNLISTED, TRACKED]))
+    assert [row["access"] for row in found["sightings"]] == ["wlan", None]
+    assert "msisdn" not in kept.eir("seen", LISTED).out
+    assert NUMBER in kept.eir("seen", UNLISTED).out
+    exported = kept.eir("sightings", "export", "--day", "2025-11-26").out
+    assert sorted(line.split(",")[:3] for line in exported.splitlines()[1:]) == sorted(
+        [[LISTED, OTHER_IMSI, ""], [UNLISTED, IMSI, NUMBER], [TRACKED, "", NUMBER]]
+    )
+    noon = datetime.fromtimestamp(NOON, UTC).replace(tzinfo=None)
+    with duck(
+        [str(file.path) for file in files.list_files(kept.state)],
+        since=noon,
+        until=noon + timedelta(hours=1),
+        memory=1 << 30,
+    ) as engine:
+        assert engine.rows("SELECT DISTINCT msisdn FROM sightings ORDER BY 1 NULLS FIRST") == [(None,), (NUMBER,)]
+    assert "not on record" in kept.eir("seen", "+85512345679", status=1).err
+    # With a table, the number is its SIM's too.
+    (site.folder / "numbers").write_text(f"{NUMBER},{OTHER_IMSI}\n")
+    site.configure(numbers="numbers")
+    assert sorted(kept.json("seen", f"+{NUMBER}")["devices"]) == sorted([LISTED, UNLISTED, TRACKED])
+    del site.settings["numbers"]
+    site.configure()
+    gone = kept.eir("sightings", "forget", "--imsi", f"+{NUMBER}", "--json")
+    assert json.loads(gone.out) == {"rows": 2}
+    assert "IMSI is not known" in gone.err
+    assert kept.json("seen", LISTED)["checks"] == 1
 
 
 def test_the_day_that_is_exported_is_yesterday_if_none_is_named(kept):
@@ -676,10 +729,10 @@ async def test_checks_of_a_probe_are_no_sightings_until_a_reload_makes_a_peer_of
     await asked(mme, UNLISTED, LISTED, TRACKED)
     assert site.json("sightings")["files"] == 0
     site.eir("seen", LISTED, status=1)
-    site.configure(peers=[{"name": "mme", "host": HOST}])
+    site.configure(peers=[{"name": "mme", "host": HOST, "access": "wlan"}])
     site.eir("reload")
     await asked(mme, UNLISTED, LISTED, LISTED)
-    assert site.json("seen", LISTED)["checks"] == 2
+    assert [(row["checks"], row["access"]) for row in site.json("seen", LISTED)["sightings"]] == [(2, "wlan")]
     assert node.metrics()["eir_sightings_total"] == 3
     blocked = {
         name: count

@@ -25,7 +25,7 @@ JSON = (b"content-type", b"application/json")
 
 _USUAL = re.compile(
     re.escape(RESOURCE)
-    + rb"\?pei=(?:imei-([0-9]{15})|imeisv-([0-9]{16}))(?:&supi=imsi-([0-9]{5,15}))?(?:&gpsi=msisdn-[0-9]{5,15})?"
+    + rb"\?pei=(?:imei-([0-9]{15})|imeisv-([0-9]{16}))(?:&supi=imsi-([0-9]{5,15}))?(?:&gpsi=msisdn-([0-9]{5,15}))?"
 )
 """Form of nearly all requests."""
 _OF_AN_API = re.compile(rb"/[^/]+/v[0-9]+(?:/|$)")
@@ -82,10 +82,10 @@ class N5gService:
         headers = request.headers
         usual = _USUAL.fullmatch(request.path)
         if usual is not None and request.method == "GET" and request.fault is None and not headers.keys() & SPECIAL:
-            imei, imeisv, imsi = usual.groups(b"")
+            imei, imeisv, imsi, msisdn = usual.groups(b"")
             return self._status(Question(
-                imei=(imei or imeisv).decode(), imsi=imsi.decode(), origin_host=asks.host, origin_realm=asks.realm, protocol=PROTOCOL,
-                peer=asks.label,
+                imei=(imei or imeisv).decode(), imsi=imsi.decode(), msisdn=msisdn.decode(), origin_host=asks.host, origin_realm=asks.realm,
+                protocol=PROTOCOL, peer=asks.label,
             ))  # fmt: skip
         try:
             return self._status(question_of(request, asks, self._now()))
@@ -119,8 +119,8 @@ def question_of(request: Http2Request, asks: Requester, now: float | None = None
     _check_parameters(values)
     if sbi.is_too_late(request.headers, time.time() if now is None else now):
         raise Refused(sbi.TIMED_OUT, "3gpp-Sbi-Max-Rsp-Time is over")
-    supi = values.get("supi", [""])[0]
-    return question_about(values["pei"][0], supi.removeprefix("imsi-") if supi.startswith("imsi-") else "", asks)
+    imsi, msisdn = _digits(values, "supi", "imsi-"), _digits(values, "gpsi", "msisdn-")
+    return _question(values["pei"][0], imsi, msisdn, asks)
 
 
 def _check_resource(request: Http2Request) -> None:
@@ -158,7 +158,13 @@ def _check_parameters(values: dict[str, list[str]]) -> None:
         raise Refused(sbi.PEI_INCORRECT, "expected one of imei- and 15 digits, imeisv- and 16, mac- or eui-", "pei")
 
 
-def question_about(pei: str, imsi: str, asks: Requester) -> Question:
+def _digits(values: dict[str, list[str]], name: str, kind: str) -> str:
+    """Return the digits of an optional identifier; empty if it is absent or of another kind."""
+    text = values.get(name, [""])[0]
+    return text.removeprefix(kind) if text.startswith(kind) else ""
+
+
+def _question(pei: str, imsi: str, msisdn: str, asks: Requester) -> Question:
     """Return the question about a PEI of any kind, such as IMEI or MAC address (TS 29.571 5.3.2)."""
     kind, _, digits = pei.partition("-")
     other = pei if _OTHER.fullmatch(pei) else None
@@ -167,6 +173,7 @@ def question_about(pei: str, imsi: str, asks: Requester) -> Question:
         imei=imei,
         other=other,
         imsi=imsi,
+        msisdn=msisdn,
         origin_host=asks.host,
         origin_realm=asks.realm,
         protocol=PROTOCOL,

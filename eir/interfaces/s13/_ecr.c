@@ -5,7 +5,7 @@
 
 enum { USER_NAME = 1, AUTH_APPLICATION_ID = 258, ACCT_APPLICATION_ID, VENDOR_SPECIFIC_APPLICATION_ID, ORIGIN_HOST = 264, VENDOR_ID = 266 };
 enum { AUTH_SESSION_STATE = 277, ROUTE_RECORD = 282, DESTINATION_REALM, DESTINATION_HOST = 293, ORIGIN_REALM = 296, DRMP = 301 };
-enum { TERMINAL_INFORMATION = 1401, IMEI, SOFTWARE_VERSION, MEID = 1471 };
+enum { MSISDN = 701, TERMINAL_INFORMATION = 1401, IMEI, SOFTWARE_VERSION, MEID = 1471 };
 #define OF_3GPP(code) (10415ull << 32 | (code))
 enum Level { AT_TOP, IN_TERMINAL_INFORMATION, IN_APPLICATION_ID, IN_OTHER };
 
@@ -96,6 +96,7 @@ static inline __attribute__((always_inline)) int read_level(const Terms *terms, 
 			case ORIGIN_HOST: ecr->host = data, see(seen, HOST); continue;
 			case ORIGIN_REALM: ecr->realm = data, see(seen, REALM); continue;
 			case USER_NAME: ecr->imsi = data, see(seen, USER); continue;
+			case OF_3GPP(MSISDN): ecr->msisdn = ecr->msisdn.at ? ecr->msisdn : data; continue;	/* the first one counts */
 			case AUTH_SESSION_STATE: see(seen, STATE), bad |= !is_number(data, 0, 1); continue;
 			case DESTINATION_HOST: aside->to_host = data, see(seen, TO_HOST); continue;
 			case DESTINATION_REALM: aside->to_realm = data, see(seen, TO_REALM); continue;
@@ -161,6 +162,17 @@ int is_wrong_digit(const uint8_t *imei) {
 	return last && (sum + last) % 10;
 }
 
+/* The digits of an MSISDN, written to a place for MSISDN_MAX of them (eir.interfaces.s13.service.msisdn_text); nothing if it has another form. */
+Text msisdn_digits(Text octets, uint8_t *digits) {
+	uint32_t bytes = octets.bytes, count = 2 * bytes - (bytes && octets.at[bytes - 1] >> 4 == 0xF);
+	if (count < MSISDN_MIN || count > MSISDN_MAX)
+		return (Text){0};
+	for (uint32_t i = 0; i < count; i++)
+		if ((digits[i] = (uint8_t)('0' + (octets.at[i / 2] >> 4 * (i & 1) & 0xF))) > '9')
+			return (Text){0};
+	return (Text){digits, count};
+}
+
 static uint32_t digits_at(const uint8_t *at, uint32_t most) {
 	uint32_t count = 0;
 	while (count < most && at[count] >= '0' && at[count] <= '9')
@@ -222,7 +234,7 @@ uint32_t read_ecr(const Terms *terms, const Dictionary *dictionary, const uint8_
 	if (first >> 24 != 1 || length < HEADER || length > left || length & 3 || length > terms->bytes_max ||
 	    (word_at(at + 4) & 0xA0FFFFFF) != (0x80000000u | COMMAND) || word_at(at + 8) != APPLICATION)
 		return 0;
-	ecr->message = at, ecr->length = length, ecr->has_proxies = 0, ecr->imsi = ecr->version = (Text){0};
+	ecr->message = at, ecr->length = length, ecr->has_proxies = 0, ecr->imsi = ecr->version = ecr->msisdn = (Text){0};
 	Aside aside = {.application = {0}};
 	Seen seen = {0};
 	int avps = read_level(terms, dictionary, AT_TOP, (Text){at + HEADER, length - HEADER}, 0, ecr, &aside, &seen), inside = 0, ids = 0;

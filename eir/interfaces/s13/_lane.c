@@ -3,7 +3,7 @@
 
 #include "_lane.h"
 
-enum { GROUP = 32, IDENTIFIER_MAX = 32, STREAMS = 2, TEXTS = 5 };	/* streams: what the record is told, of plain verdicts and of others */
+enum { GROUP = 32, IDENTIFIER_MAX = 32, STREAMS = 2, TEXTS = 6 };	/* streams: what the record is told, of plain verdicts and of others */
 
 typedef struct { PyObject_HEAD Policy policy; Dictionary dictionary; Py_buffer keys, are_groups; } Lane;
 
@@ -81,7 +81,8 @@ static int write_answer(Call *call, const Ecr *ecr, uint64_t reply) {
 /* Tell the record of a message: the number of its verdict, and texts with a line break behind each. */
 static int tell(Call *call, const Ecr *ecr, uint32_t verdict) {
 	const Text imsi = {ecr->imsi.at, ecr->imsi.bytes < IDENTIFIER_MAX ? ecr->imsi.bytes : IDENTIFIER_MAX};
-	const Text texts[TEXTS] = {ecr->host, ecr->realm, ecr->imei, imsi, ecr->version};
+	uint8_t digits[MSISDN_MAX];
+	const Text texts[TEXTS] = {ecr->host, ecr->realm, ecr->imei, imsi, ecr->version, msisdn_digits(ecr->msisdn, digits)};
 	int stream = call->telling[verdict] - 1;
 	uint16_t number = (uint16_t)verdict;
 	uint8_t *row = longer(call->rows + stream, sizeof number), *text = row;
@@ -93,11 +94,13 @@ static int tell(Call *call, const Ecr *ecr, uint32_t verdict) {
 	return text != NULL;
 }
 
-/* The verdict of the general path: decide_by(key, IMEI, IMSI, version, Origin-Host, Origin-Realm) gives it, and tells the record.
+/* The verdict of the general path: decide_by(key, IMEI, IMSI, version, Origin-Host, Origin-Realm, MSISDN) gives it, and tells the record.
  * ASK_INSTEAD if that fails: the general path will find out by itself. */
 static uint64_t ask(const Call *call, const Ecr *ecr) {
-	PyObject *said = PyObject_CallFunction(call->decide_by, "Ks#s#s#s#s#", (unsigned long long)ecr->fields[DEVICE], AS_TEXT(ecr->imei), AS_TEXT(ecr->imsi),
-						 AS_TEXT(ecr->version), AS_TEXT(ecr->host), AS_TEXT(ecr->realm));
+	uint8_t digits[MSISDN_MAX];
+	const Text msisdn = msisdn_digits(ecr->msisdn, digits);
+	PyObject *said = PyObject_CallFunction(call->decide_by, "Ks#s#s#s#s#s#", (unsigned long long)ecr->fields[DEVICE], AS_TEXT(ecr->imei), AS_TEXT(ecr->imsi),
+						 AS_TEXT(ecr->version), AS_TEXT(ecr->host), AS_TEXT(ecr->realm), AS_TEXT(msisdn));
 	uint64_t verdict = said ? PyLong_AsUnsignedLongLong(said) : ASK_INSTEAD;
 	Py_XDECREF(said);
 	PyErr_Clear();
@@ -275,7 +278,7 @@ static PyModuleDef module = {PyModuleDef_HEAD_INIT, "eir.interfaces.s13._lane", 
 static const struct { const char *name; long value; } constants[] = {
 	CONSTANT(IF_OTHER), CONSTANT(IF_LISTED), CONSTANT(IF_NOT_LISTED), CONSTANT(IF_WITHIN), CONSTANT(IF_ORIGIN_HOST), CONSTANT(IF_ORIGIN_REALM), CONSTANT(DEVICE),
 	CONSTANT(SIM), CONSTANT(VERSION), CONSTANT(FIRST_DAY), CONSTANT(DEVICES), CONSTANT(SUBSCRIBERS), CONSTANT(PAIRS), CONSTANT(FIRST_SEEN), CONSTANT(PERIOD_DAYS), CONSTANT(PERIODS_BEGIN), CONSTANT(STATUSES), CONSTANT(LISTS_MAX), CONSTANT(VERDICTS_MAX),
-	CONSTANT(KEY_DIGITS), CONSTANT(PAGE_KEYS), CONSTANT(IDENTIFIER_MAX), CONSTANT(TEXTS), CONSTANT(IMSI_MIN), CONSTANT(IMSI_MAX), CONSTANT(APPLICATION), CONSTANT(COMMAND),
+	CONSTANT(KEY_DIGITS), CONSTANT(PAGE_KEYS), CONSTANT(IDENTIFIER_MAX), CONSTANT(TEXTS), CONSTANT(IMSI_MIN), CONSTANT(IMSI_MAX), CONSTANT(MSISDN_MIN), CONSTANT(MSISDN_MAX), CONSTANT(APPLICATION), CONSTANT(COMMAND),
 };
 
 PyMODINIT_FUNC PyInit__lane(void) {

@@ -13,7 +13,7 @@
 #endif
 #pragma GCC visibility push(hidden)
 
-enum { HEADER = 20, KEY_DIGITS = 14, PAGE_KEYS = 1000000, NAME_BYTES_MAX = 255, IMSI_MIN = 6, IMSI_MAX = 15 };
+enum { HEADER = 20, KEY_DIGITS = 14, PAGE_KEYS = 1000000, NAME_BYTES_MAX = 255, IMSI_MIN = 6, IMSI_MAX = 15, MSISDN_MIN = 5, MSISDN_MAX = 15 };
 enum { APPLICATION = 16777252, COMMAND = 324, SESSION_ID = 263, PROXY_INFO = 284, M_FLAG = 0x40, P_FLAG = 0x40 };
 enum { STATUSES = 4, SHED = STATUSES, REPLIES };	/* a request gets the reply of a status, or the one past a limit */
 enum { DEVICES, SUBSCRIBERS, PAIRS, FIRST_SEEN };	/* kinds of lists */
@@ -58,12 +58,13 @@ enum { DEVICE, SIM, VERSION, FIRST_DAY, FIELDS };
 typedef struct {
 	const uint8_t *message;
 	uint32_t length, has_proxies;
-	Text session, host, realm, imei, imsi, version;	/* imsi: digits or nothing; version: two digits or nothing */
+	Text session, host, realm, imei, imsi, version, msisdn;	/* imsi: digits or nothing; version: two digits or nothing; msisdn: as it came */
 	uint64_t imsi_number, fields[FIELDS];	/* imsi_number: of 19 digits at most */
 } Ecr;
 
 uint32_t read_ecr(const Terms *terms, const Dictionary *dictionary, const uint8_t *at, size_t left, Ecr *ecr);
 int is_wrong_digit(const uint8_t *imei);
+Text msisdn_digits(Text octets, uint8_t *digits);
 int is_one_of(Text name, const uint64_t *names, uint64_t words);
 int are_names(const uint64_t *names, uint64_t words);
 

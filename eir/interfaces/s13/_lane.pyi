@@ -20,13 +20,13 @@ class Lane:
 
     # Answer the messages at `position`, up to the first that is for the general path.
     #
-    # terms: see eir.interfaces.s13.lane. decide: (key, IMEI, IMSI, software version, Origin-Host, Origin-Realm) → a verdict as a word, for what is not
+    # terms: see eir.interfaces.s13.lane. decide: (key, IMEI, IMSI, software version, Origin-Host, Origin-Realm, MSISDN) → a verdict as a word, for what is not
     # decided here; None: all get the reply past a limit. telling: for each verdict 0 (the record is not told), 1 (it is plain) or 2; empty:
     # the record is told nothing.
     #
     # Returns the position behind the last answer; the answers; how many they are; for each verdict its number, how many, and of the last one
     # Origin-Host, key and IMSI; and what the record is told of plain verdicts, and of others: their numbers (uint16), and
-    # eir.checks.sighting.TEXTS lines for each check.
+    # eir.checks.policy.TEXTS lines for each check.
     def take(
         self,
         terms: bytes,

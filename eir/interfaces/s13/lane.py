@@ -24,7 +24,7 @@ from eir.checks.program import (
 )
 from eir.checks.settings import Status
 from eir.checks.trace import NOBODY, TraceFilter
-from eir.device import IMSI_LENGTHS, KEY_DIGITS, SNR_KEYS
+from eir.device import IMSI_LENGTHS, KEY_DIGITS, MSISDN_LENGTHS, SNR_KEYS
 from eir.interfaces.s13.dictionary import DICTIONARY, ME_IDENTITY_CHECK, ME_IDENTITY_CHECK_NAME, S13_APPLICATION
 from eir.interfaces.s13.service import PROTOCOL
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, PAIRS, SUBSCRIBERS
@@ -38,7 +38,7 @@ CONSTANTS: Final = {
     **{f"IF_{asked.name}": asked.value for asked in Asked}, **{field.name: field.value for field in Field},
     **{kind.upper(): number for kind, number in KINDS.items()}, "STATUSES": len(STATUSES), "LISTS_MAX": LISTS_MAX, "VERDICTS_MAX": VERDICTS_MAX,
     "KEY_DIGITS": KEY_DIGITS, "PAGE_KEYS": SNR_KEYS, "IDENTIFIER_MAX": IDENTIFIER_MAX, "TEXTS": TEXTS, "IMSI_MIN": IMSI_LENGTHS[0],
-    "IMSI_MAX": IMSI_LENGTHS[-1], **PERIODS, "APPLICATION": S13_APPLICATION, "COMMAND": ME_IDENTITY_CHECK,
+    "IMSI_MAX": IMSI_LENGTHS[-1], "MSISDN_MIN": MSISDN_LENGTHS[0], "MSISDN_MAX": MSISDN_LENGTHS[-1], **PERIODS, "APPLICATION": S13_APPLICATION, "COMMAND": ME_IDENTITY_CHECK,
 }  # fmt: skip
 """Constants shared with the C code, by their names in C."""
 
@@ -123,7 +123,10 @@ class ExpressLane:
                 checker.note(verdict, self._label, host, key, imsi, count=count)
         checker.count(PROTOCOL, tally, self._label)
         if sightings is not None and telling:
-            kinds = tuple(SightingKind(verdict.decision, PROTOCOL, self._label, "") for verdict in program.verdicts)
+            label, access = self._label, checker.accesses.get(self._label)
+            kinds = tuple(
+                SightingKind(verdict.decision, PROTOCOL, label, "", access=access) for verdict in program.verdicts
+            )
             for numbers, texts in recorded:
                 if numbers:
                     sightings.add(kinds, numbers, texts)
@@ -144,10 +147,10 @@ class ExpressLane:
 
         `about`: see _lane.Lane.take.
         """
-        checker, (imei, imsi, version, host, realm) = self._lanes.checker, about
+        checker, (imei, imsi, version, host, realm, msisdn) = self._lanes.checker, about
         verdict = checker.policy.decide(key, imsi, version, host, realm)
         checker.note_first_seen(PROTOCOL, self._label, imsi)
-        checker.sight(verdict.decision, PROTOCOL, self._label, (host, realm, imei, imsi, version))
+        checker.sight(verdict.decision, PROTOCOL, self._label, (host, realm, imei, imsi, version, msisdn))
         return checker.policy.program.verdict_words[verdict]
 
 

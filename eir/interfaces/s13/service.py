@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Status, answers_of
-from eir.device import IMSI_LENGTHS, KEY_DIGITS
+from eir.device import IMSI_LENGTHS, KEY_DIGITS, MSISDN_LENGTHS, is_digits
 from eir.errors import DiameterError
 from eir.interfaces.s13 import dictionary as s13
 from eir.wire.diameter.avp import Avp, encode, encode_text, encode_u32
@@ -97,6 +97,7 @@ def _question(request: Request, inside: Mapping[int, Avp]) -> Question:
         imei=None if imei is None else _text(imei),
         meid=None if meid is None else meid_text(meid.data),
         imsi=user_name_imsi(request.first[USER_NAME].data) if USER_NAME in request.first else "",
+        msisdn=msisdn_text(request.first[s13.MSISDN].data) if s13.MSISDN in request.first else "",
         software_version=_text(inside.get(s13.SOFTWARE_VERSION)),
         origin_host=request.origin_host, origin_realm=request.origin_realm, protocol=PROTOCOL, peer=request.peer,
     )  # fmt: skip
@@ -114,6 +115,12 @@ def user_name_imsi(octets: bytes) -> str:
     digits, mcc = match.groups()
     has_prefix = digits[0] in "06" and (len(digits) > IMSI_LENGTHS[-1] or digits[1:4] == mcc)
     return digits[1:] if has_prefix else digits
+
+
+def msisdn_text(octets: bytes) -> str:
+    """Return the digits of an MSISDN AVP, or an empty text if it has another form (TBCD, TS 29.329 6.3.2)."""
+    digits = "".join(f"{octet & 0xF:x}{octet >> 4:x}" for octet in octets[: MSISDN_LENGTHS.stop]).removesuffix("f")
+    return digits if len(digits) in MSISDN_LENGTHS and is_digits(digits) else ""
 
 
 def meid_text(octets: bytes) -> str:

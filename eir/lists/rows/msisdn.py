@@ -12,12 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.device import imsi_key, is_digits
+from eir.device import MSISDN_LENGTHS, imsi_key, is_digits
 from eir.errors import EirError, IdentifierError
 from eir.lists.record.entries import imsi_text
 
-DIGITS = range(5, 16)
-"""Digits of an MSISDN with country code: at most 15 (ITU-T E.164 6.2)."""
 ROWS_MAX = 1 << 31
 HEADER = ("msisdn", "imsi")
 
@@ -32,10 +30,20 @@ def number_key(text: str) -> int:
     Raises:
         IdentifierError: if the text is not an MSISDN.
     """
+    return int("1" + msisdn_digits(text))
+
+
+def msisdn_digits(text: str) -> str:
+    """Return the digits of an MSISDN, without `+` or `00`.
+
+    Raises:
+        IdentifierError: if the text is not an MSISDN.
+    """
     digits = text[1:] if text.startswith("+") else text.removeprefix("00")
-    if len(digits) in DIGITS and is_digits(digits):
-        return int("1" + digits)
-    raise IdentifierError(f"an MSISDN has {DIGITS[0]} to {DIGITS[-1]} digits; got {len(text)} characters")
+    if len(digits) in MSISDN_LENGTHS and is_digits(digits):
+        return digits
+    first, last = MSISDN_LENGTHS[0], MSISDN_LENGTHS[-1]
+    raise IdentifierError(f"an MSISDN has {first} to {last} digits; got {len(text)} characters")
 
 
 class Numbers(NamedTuple):

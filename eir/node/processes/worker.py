@@ -155,7 +155,7 @@ def built(
     new_devices = None if record is None or settings is None else NewDevices(record, settings.new_per_peer)
     checker = Checker(
         config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report,
-        sightings=sightings, probes=probes_of(config), new_devices=new_devices,
+        sightings=sightings, probes=probes_of(config), accesses=accesses_of(config), new_devices=new_devices,
     )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
     tracer = Tracer(
@@ -194,6 +194,11 @@ def probes_of(config: Config) -> frozenset[tuple[str, str]]:
         for peer in config.peers
         if peer.probe or (each.stays and peer.is_probe)
     )
+
+
+def accesses_of(config: Config) -> dict[str, str]:
+    """Return the access network of each peer that has one, by label."""
+    return {peer.label: peer.access for peer in config.peers if peer.access is not None}
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -348,7 +353,7 @@ class Worker:
         (new, context), self.prepared = self.prepared, None
         self.index.apply(kinds_of(new))
         context.checker.apply(new.policy, datetime.now(UTC))
-        context.checker.probes = probes_of(new)
+        context.checker.probes, context.checker.accesses = probes_of(new), accesses_of(new)
         self._apply(new, context, INTERFACES)
         self.process.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
 

@@ -13,6 +13,9 @@ APPLICATIONS, UNKNOWN_M, DESTINATION = "applications", "unknown_m", "destination
 LENIENCES = frozenset({APPLICATIONS, UNKNOWN_M, DESTINATION})
 """Faults of a peer that can be tolerated: a CER without a common application, unknown AVPs with the M bit, a foreign Destination-Host."""
 
+WLAN = "wlan"
+"""Access network of phones that attach over Wi-Fi (3GPP TS 23.402)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -74,6 +77,8 @@ class PeerSettings:
     """True if its requests are about no real phone."""
     early: bool = False
     """True if it sends checks before it has authenticated the subscriber."""
+    access: str | None = None
+    """Access network of its phones, for the record of sightings; None: not named."""
     answers: tuple[tuple[str, str], ...] = ()
     """Pairs of statuses of the application: this peer receives the second one instead of the first."""
 

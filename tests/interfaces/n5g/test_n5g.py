@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from http2_wire import HELLO
+from lanes import Kept
 from made import fill, pages_of
 from node import until_async
 
@@ -126,6 +127,20 @@ ERRORS = [
 @pytest.mark.parametrize(("query", "wanted"), ANSWERED)
 def test_answers(query, wanted):
     assert ask(query)[:2] == (200, {"status": wanted})
+
+
+@pytest.mark.parametrize(
+    ("gpsi", "recorded"),
+    [("msisdn-4917012345678", "4917012345678"), ("msisdn%2D49170", "49170"), ("extid-4917012345678@b.c", ""), ("4917012345678", "")],
+)  # fmt: skip
+def test_the_number_of_a_gpsi_is_recorded_and_changes_no_answer(gpsi, recorded):
+    """Row 61 of the conformance table: in the usual form of a request, and in another one."""
+    for device in (LISTED, FREE):
+        for query in (f"pei=imei-{device}0&supi=imsi-001010000000001", f"&pei=imeisv-{device}01"):
+            of = service()
+            of.checker.sightings = kept = Kept()
+            assert ask(f"{query}&gpsi={gpsi}", of=of)[:2] == ask(query, of=of)[:2]
+            assert {msisdn for *_, msisdn in kept.rows} == {"", recorded}
 
 
 @pytest.mark.parametrize(("query", "status", "cause", "param"), ERRORS)

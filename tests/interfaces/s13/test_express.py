@@ -20,6 +20,7 @@ from lanes import (
     LISTED,
     MME,
     MSISDN,
+    MSISDNS,
     NAIS,
     NAMED,
     TRACKED_TAC,
@@ -99,7 +100,7 @@ def test_a_root_nai_has_the_verdict_of_its_imsi(index, rule):
     both([ecr(imsi=each) for each in (*usual, *others)], with_lane, without)
     assert len({with_lane.feed(ecr(imsi=each)) for each in (*usual, *others)}) == 1
     assert with_lane.by_lane == 2 * len(usual)
-    assert {row[-2] for row in with_lane.sightings.rows} == {sim}
+    assert {row[-3] for row in with_lane.sightings.rows} == {sim}
 
 
 def test_user_names_that_are_nearly_a_root_nai_get_the_same_by_lane_and_general_path(index):
@@ -221,6 +222,24 @@ def test_every_form_that_real_clients_send_is_taken(index):
         without,
     )
     assert with_lane.by_lane == 3
+
+
+def test_the_lane_records_the_number_that_the_general_path_records(index):
+    """Also of checks that Python decides, and of the first of several."""
+    policy = replace(LISTED, rules=(Rule(answer=Status.BLACKLISTED, list="stolen", observe=True), *LISTED.rules))
+    with_lane, without = sides(index, policy, sightings=True)
+    with_lane.checker.accesses = {"mme": "wlan"}
+    numbers = [encode(MSISDN, octets, flags=flags) for octets in MSISDNS for flags in (0x40, 0)]
+    devices = ("00101009000001", f"{BLOCKED:014d}", f"{BOUND:014d}")
+    both(
+        [ecr(device, extra=avps) for device in devices for avps in (b"", *numbers, numbers[2] + numbers[0])],
+        with_lane,
+        without,
+    )
+    assert with_lane.by_lane == len(devices) * (len(numbers) + 2)
+    recorded = {msisdn for *_, msisdn in with_lane.sightings.rows}
+    assert recorded == {"", "491701234567", "49170123456", "491701234567890", "49170"}
+    assert with_lane.sightings.accesses == {"wlan"}
 
 
 def test_octets_of_names_and_digits_at_each_place():
@@ -361,7 +380,7 @@ class TestConditions:
             assert with_lane.state() == without.state()
         with_lane.feed((holds + fails) * window)
         assert with_lane.checker.observed == {("1", "blacklisted"): 3 * window}
-        said = {observed for *_, observed, _, _, _, _, _ in with_lane.sightings.rows}
+        said = {observed for _, _, _, observed, *_ in with_lane.sightings.rows}
         assert len(said) == 2
         held = [count for (_, _, _, observed, *_), count in with_lane.sightings.rows.items() if observed]
         assert sum(held) == 3 * window
@@ -686,7 +705,7 @@ class TestManyAtOnce:
         with_lane, without = sides(index, sightings=True)
         for size in (15, 16, 31, 32, 33, 300):
             both([ecr(imsi="7" * size)], with_lane, without)
-        assert {len(row[-2]) for row in with_lane.sightings.rows} == {15, 16, 31, 32}
+        assert {len(row[-3]) for row in with_lane.sightings.rows} == {15, 16, 31, 32}
 
     def test_without_room_plain_checks_are_counted_and_all_others_told(self, index):
         with_lane, without = sides(

@@ -22,6 +22,7 @@ import sctp_wire
 import uvloop
 from certificates import Authority
 from clock import Clock, counted
+from lanes import Kept
 from made import pages_of, put
 from wire import (
     APP,
@@ -296,6 +297,8 @@ KNOWN = [
 ]  # fmt: skip
 SECOND = terminal("11111111111111")
 
+NUMBER, NUMBER_TBCD, CELL = "491701234567", bytes.fromhex("947110325476"), b"cell-xy"
+
 CASES = [
     Case(7, "R and E", ecr(flags=0xE0), 3008, error=True),
     Case(8, "reserved bits", ecr(flags=0xCF), status=0),
@@ -394,6 +397,11 @@ CASES = [
     Case(30, "16", ecr(LISTED + "77"), status=1),
     Case(31, "unknown", ecr(), "10415:5422", policy={"default": Status.UNKNOWN}),
     Case(43, "DWR with another Origin-Host", dwr("other.localdomain")),
+    *(
+        Case(60, f"{what} {'with' if flags else 'without'} M", ecr(extra=avp(code, data, TGPP, flags)), status=0)
+        for flags in (0x40, 0)
+        for what, code, data in (("MSISDN", 701, NUMBER_TBCD), ("an MSISDN that is none", 701, b"\xab"), ("a cell", 1602, CELL))
+    ),
 ]  # fmt: skip
 
 
@@ -1311,6 +1319,45 @@ async def _():
             await closing
 
 
+def recording(label="mme", access=None):
+    """The application, and the record of its checks."""
+    kept, asked = Kept(), checker()
+    asked.sightings, asked.accesses = kept, {label: access} if access else {}
+    return S13Service(asked).answer, kept
+
+
+@row(59, "a 3GPP AAA server in its own realm, without RAT information", ["tcp"])
+async def _():
+    host, realm = "aaa1.aaa.test", "aaa.test"
+    application, kept = recording("aaa", "wlan")
+    async with running(application, peers=(replace(PEER, label="aaa", realm=realm, access="wlan"),)) as setup:
+        connection = await setup.open(cer(host, realm))
+        for imei, status in ((LISTED, 1), (UNLISTED, 0)):
+            request = ecr(imei, host=avp(264, host), realm=avp(296, realm), extra=u32(258, APP), drop=("vsai",))
+            answer = await connection.ask(request)
+            check_answer(request, answer)
+            assert (answer.result, answer.number(1445, TGPP)) == (2001, status)
+    assert kept.accesses == {"wlan"}
+    assert sorted((peer, sent_by, device) for _, _, peer, _, sent_by, _, device, *_ in kept.rows) == [
+        ("aaa", host, UNLISTED),
+        ("aaa", host, LISTED),
+    ]
+
+
+@row(60, "the number is recorded, the cell is not", ["tcp"])
+async def _():
+    application, kept = recording()
+    async with running(application) as setup:
+        connection = await setup.open()
+        for flags in (0x40, 0):
+            extra = avp(701, NUMBER_TBCD, TGPP, flags) + avp(1602, CELL, TGPP, flags)
+            with_both, without = await connection.ask(ecr(extra=extra)), await connection.ask(ecr())
+            assert with_both.octets == without.octets
+    assert kept.accesses == {None}
+    assert sorted((msisdn, count) for (*_, msisdn), count in kept.rows.items()) == [("", 2), (NUMBER, 2)]
+    assert CELL.decode() not in str(kept.rows)
+
+
 @row(51, "our CEA")
 async def _():
     values = set()
@@ -1340,4 +1387,4 @@ def open_files():
 
 def test_every_row_is_here():
     rows = {str(case.row) for case in CASES} | {case.id.partition("-")[0] for case in ROWS}
-    assert rows >= {*map(str, range(1, 52)), "34a", "34b", "47a"}
+    assert rows >= {*map(str, range(1, 52)), "34a", "34b", "47a", "59", "60"}
