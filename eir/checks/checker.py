@@ -116,7 +116,7 @@ class Checker:
         return is_over
 
     def _day(self) -> int | None:
-        """Return the day of the conditions; None without a record of first sightings."""
+        """Return the day on which the policy's conditions are based; None without a record of first sightings."""
         record = self._index.first_seen
         return None if record is None else record.today
 

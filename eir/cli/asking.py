@@ -55,7 +55,7 @@ def _clients() -> str:
 
 
 def _url_help() -> str:
-    """Describe the URL of each interface with its parameters."""
+    """Return the help text for the URL of an EIR: its form and parameters for each interface."""
     forms = []
     for each in CLIENTS.values():
         parameters = ", ".join(f"{key.path} ({key.says})" for key in each.probe_keys)
@@ -64,7 +64,7 @@ def _url_help() -> str:
 
 
 def probe_of(url: str, timeout_s: float, configured: Mapping[str, Any]) -> Probe:
-    """Return the probe of an EIR by its URL. Raises UsageError, which lists the schemes for an unknown scheme."""
+    """Create the client that sends checks to the EIR with this URL. Raises UsageError for an unknown scheme."""
     scheme, colon, _ = url.partition("://")
     if not colon or scheme not in CLIENTS:
         raise UsageError(f"{url}: expected one of {', '.join(f'{name}://HOST' for name in CLIENTS)}")
@@ -131,7 +131,7 @@ def check(
 
 
 def _reply_of(probed: Probe, interface: Interface, imei: str, imsi: str, software_version: str) -> str:
-    """Send a check to an EIR, and return its answer as a text. Raises EirError if there is no connection."""
+    """Send one check to an EIR, and return its answer as text. Raises EirError if there is no connection."""
     (finding,) = asyncio.run(probed.ask([imei], imsi=imsi or None, software_version=software_version or None))
     if finding.status is None:
         return finding.fault or finding.error or finding.result
@@ -182,8 +182,9 @@ def probe(
 
     The scheme of the URL is the protocol, as in `eir check --protocol`.
 
-    All questions go over one connection. The exit status is 0 if every question was answered, even by an error; the name of an error
-    goes to standard error. With --count the next question follows when one is answered, unless --rate says how many there are a second.
+    All checks use one connection. The exit status is 0 if every check was answered, even with an error. The name of an
+    error is printed to standard error. With --count each check follows the previous answer, unless --rate gives the
+    number of checks per second.
     """
     if rate is not None and count is None:
         raise fail("--rate needs --count: how many times to ask in all", EXIT_USAGE)
@@ -206,7 +207,7 @@ def probe(
 
 
 def _read_config(config: Path) -> Mapping[str, Any]:
-    """Return the configuration as `eir config` shows it, even if it has faults elsewhere; empty without a readable default file.
+    """Return the settings in the form of `eir config`, even if some are invalid; empty without a readable default file.
 
     Raises ConfigError if a configuration was named and cannot be read.
     """

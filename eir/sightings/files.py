@@ -235,7 +235,7 @@ def read_watched(state: Path) -> dict[str, str]:
 
 
 def write_watched(state: Path, seen: Mapping[str, str]) -> None:
-    """Replace the remembered pairs in `watched.json`.
+    """Replace the remembered pairs of identifiers (Events.seen) in `watched.json`.
 
     Raises:
         OSError: if the file cannot be written.

@@ -67,7 +67,7 @@ class Finding:
 
     @property
     def sure(self) -> str:
-        """Meaning of the score as text: the share of devices with such a score that are tampered with."""
+        """Score as text: `confirmed`, or how many of 100 devices with this score are tampered with."""
         return (
             "confirmed"
             if self.confirmed

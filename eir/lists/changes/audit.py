@@ -300,7 +300,7 @@ class AuditReport:
         return interval(shares, len(self.devices), self.confidence)
 
     def verdict(self, at_least: float) -> bool | None:
-        """Return True if the true share is at least `at_least`, False if not; None if the interval is too wide."""
+        """Return True if the share of right answers is at least `at_least`; None if the interval is too wide."""
         low, high = self.interval
         if low >= at_least:
             return True

@@ -129,7 +129,7 @@ async def behind(
 async def restore_store(
     backup: ListStore, store: ListStore, marks: Mapping[str, Mark], *, who: str, now: datetime, made: str, force: bool
 ) -> list[Restored]:
-    """Restore the lists of a backup to a store, and first its history if the store's is empty, damaged or cut off.
+    """Restore lists from a backup to a store, after the history if that of the store is empty, damaged or cut off.
 
     `marks`: as for `behind`. `made`: time of the backup. `force`: also restore a list that is newer in the store or on
     nodes, as a change that nodes follow. Raises StoreError.

@@ -71,7 +71,7 @@ class _Replica:
         """Pages that differ from memory: the digest and the devices that the store has in them."""
 
     def update(self, base: ListState | None, stale: dict[int, tuple[int, int]]) -> None:
-        """Store the state that was read or written, and the pages that differ from memory."""
+        """Remember the state that this store has, and its pages that differ from memory."""
         self.base, self.stale = base, stale
 
 
@@ -327,7 +327,7 @@ class RecordKeeper:
         return (there | self._changed.keys()) - {number for number, days in self._changed.items() if not len(days.keys)}
 
     def _put(self, changes: Mapping[int, FirstDays], reason: str, *, by: _Replica | None = None) -> None:
-        """Replace pages in memory, and mark them as outdated in every store except `by`, from which they come."""
+        """Replace pages in memory, and mark them as outdated in every store except `by`, the source of these pages."""
         before = self._local(changes)
         changes = {number: days for number, days in changes.items() if not days.is_same(before.get(number, NOTHING))}
         old = {number: _weight(before.get(number)) for number in changes}
@@ -412,9 +412,9 @@ class RecordKeeper:
         return found
 
     async def _tidy(self) -> None:
-        """Remove devices that are listed elsewhere or were not seen for long; add devices that left such a list.
+        """Remove devices that other lists contain or that were not seen for long; add devices that left these lists.
 
-        These are the lists that `registering` returns.
+        The other lists are those that `registering` returns.
         """
         began = time.monotonic()
         await self._switch()

@@ -218,7 +218,7 @@ class HistoryKeeper:
             await copy.trim_history(self._until(settings), bytes_max, None, FEED)
 
     async def _grow(self, store: ListStore, copy: ListStore) -> None:
-        """Append the store's new records to the copy, if they continue it."""
+        """Append the new records of the store to the node's copy, if they follow the copy's last record."""
         differs = ""
         for chain in CHAINS:
             ours, theirs = await copy.ledger(chain), await store.ledger(chain)

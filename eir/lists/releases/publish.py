@@ -400,7 +400,7 @@ def _describe_files(
 
 
 def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
-    """Yield warnings about reasons that a list would change when it stores them."""
+    """Yield warnings about reason texts that an EIR would store in changed form."""
     if (garbled := next((text for text in texts if REPLACED in text), None)) is not None:
         yield f"reasons are not in UTF-8, such as '{garbled}': save the file so, or declare its encoding (layouts)"
     if (cut := next((text for text in texts if len(text) == REASON_CHARS_MAX), None)) is not None:

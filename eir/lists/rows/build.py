@@ -73,7 +73,7 @@ class Built:
     """Digest of the whole list; set for deltas."""
 
     def count(self, page: Page, sign: int = 1) -> None:
-        """Add the counts of a page; with `sign` -1, subtract them."""
+        """Add the devices and entries of a page to the counts; with `sign` -1, subtract them."""
         singles = len(decode_keys(page.keys))
         whole = page.tac is not None
         self.devices += sign * (PAGE_KEYS if whole else singles)

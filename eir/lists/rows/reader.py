@@ -279,7 +279,7 @@ class Actions:
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """Return a mask of the rows that count, for each part.
+    """Return for each part a mask of the rows that count: of several rows of one entry, only the latest.
 
     If no row removes an entry, all rows of the entry count, unless the layout has times.
     """

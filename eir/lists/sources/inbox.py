@@ -1,4 +1,4 @@
-"""Loading of delivered releases: one pass over the drop folder, or one release in the spool of a pull, and the outcome of each.
+"""Loading of delivered releases: in a pass over the drop folder, or one release from the private folder of a pull.
 
 Each release is verified once, by eir.lists.releases.release and eir.lists.changes.load. An incomplete release waits. A loaded
 release is moved to `accepted/`, a rejected one to `refused/` with a text that gives the reason. If the host is at fault (the store
@@ -209,7 +209,7 @@ async def run_pass(terms: PassSettings) -> Pass:
 
 
 async def process_fetched(terms: PassSettings, delivery: Delivery) -> DeliveryOutcome:
-    """Load the only release of a spool, or reject it.
+    """Load or reject the release that a pull has fetched to its private folder.
 
     Raises:
         EirError: if the folder cannot be used.
@@ -271,7 +271,7 @@ class _Turn:
             self._sweep(self._listing.keys() - waits)
 
     async def _verified(self, names: Sequence[str]) -> AsyncIterator[Delivery]:
-        """Verify deliveries and yield the results, until the time of the pass is over."""
+        """Verify deliveries and yield the results, until the time limit of the pass."""
         terms = self.terms
         for name in names:
             if self._is_spent():
@@ -285,7 +285,7 @@ class _Turn:
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
 
     def _is_spent(self) -> bool:
-        """Return True if the time of the pass is over; the next pass continues."""
+        """Return True if the time limit of the pass has been reached; if so, plan another pass for the rest."""
         if time.monotonic() - self._began < self.terms.pass_s:
             return False
         self.again.append(0.0)
@@ -296,7 +296,7 @@ class _Turn:
         return delivery.release is not None and self.terms.attempts.of(delivery.release.digest) > 0
 
     async def process(self, delivery: Delivery, others: set[str]) -> None:
-        """Process one delivery; errors concern only this delivery."""
+        """Process one delivery. An error concerns only this delivery, unless the store has failed."""
         if delivery.list in self._away:
             return
         try:

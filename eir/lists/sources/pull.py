@@ -1,4 +1,4 @@
-"""One pull: it fetches newer releases from a publisher's folder into a private spool, and loads them like any delivery.
+"""Pull from a publisher's folder: it fetches newer releases to a private folder, and loads them like any delivery.
 
 Each document is parsed only after its signature was verified: first the index, with the list's signers; then each manifest
 (eir.lists.releases.release); then the data files, by their digests. Files are kept in a folder of the list until they are loaded,
@@ -98,7 +98,7 @@ class _Note:
 async def pull(
     terms: PassSettings, alone: Callable[[], Awaitable[bool]], *, force: bool = False, until: float | None = None
 ) -> Pulled:
-    """Load all newer releases of a list's source; the result has the reason if that fails.
+    """Load all newer releases of a list's source; a failure is part of the result.
 
     Args:
         terms: settings with one list; the folder keeps its files between pulls, and has a spool for each release.
@@ -282,7 +282,7 @@ class _Pull:
         return index
 
     async def _process(self, server: SourceClient, offer: Offer) -> DeliveryOutcome:
-        """Fetch one release into its spool and load it.
+        """Fetch one release to its private folder, and load it.
 
         Raises:
             Unreached: if it cannot be fetched.
@@ -304,7 +304,7 @@ class _Pull:
         return outcome
 
     def _fetch(self, server: SourceClient, offer: Offer, place: Path) -> Delivery:
-        """Fetch a release to a folder, and verify its manifest before its data files are fetched.
+        """Fetch the manifest of a release to the folder `place`, verify it, and then fetch the data files.
 
         Raises:
             Unreached: if it cannot be fetched.

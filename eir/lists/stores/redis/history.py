@@ -372,7 +372,7 @@ async def read_done(link: RedisClient, names: Sequence[str]) -> dict[str, bytes 
 
 
 async def read_outcomes(link: RedisClient) -> list[OutcomeCount]:
-    """Return how often each list had each outcome, and the last time."""
+    """Return the number of outcomes of each kind for each list, and the time of the last one."""
     values: dict[bytes, bytes] = await link.do("HGETALL", OUTCOMES)
     counted = [field.removeprefix(b"count:") for field in sorted(values) if field.startswith(b"count:")]
     with link.as_written():
