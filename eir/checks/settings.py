@@ -116,6 +116,17 @@ class PolicySettings:
     """Answer for a device with another identifier than an IMEI or MEID (N5g-eir: a MAC address or an EUI-64)."""
     override: Override | None = None
 
+    @property
+    def only_allowing(self) -> frozenset[str]:
+        """Lists that rules name only to allow devices."""
+        allowing = {name for rule in self.rules for name in (rule.not_list, *_listed_if(rule, allows=True)) if name}
+        return frozenset(allowing.difference(*(_listed_if(rule, allows=False) for rule in self.rules)))
+
+
+def _listed_if(rule: Rule, *, allows: bool) -> set[str]:
+    """Return the list whose devices a rule answers, if its answer allows them or not."""
+    return {rule.list} if rule.list and (rule.answer is Status.WHITELISTED) is allows else set()
+
 
 class Asks(Protocol):
     """Interface of a peer table entry that replaces statuses in the answers to its peer."""

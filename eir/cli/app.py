@@ -193,6 +193,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("yesterday's checks, for the register", "eir sightings export --out checks.csv"),
         ("those of another day", "eir sightings export --day 2026-11-27 --operator example --out checks.csv"),
     ),
+    "figures": (
+        ("the last month, as a page for the public", "eir figures --html figures.html"),
+        ("for the regulator", "eir figures --month 2026-11 --json >operator-a.json"),
+        ("the regulator's sum", "eir figures --merge operator-a.json operator-b.json --html country.html"),
+    ),
     "tamper report": (
         ("the likeliest of the last month", "eir tamper report"),
         ("as a page for the fraud desk", "eir tamper report --since 60d --html report.html"),
@@ -261,7 +266,7 @@ COMMANDS: dict[str, str | Group] = {
     "config": "node.show_config", "check": "asking.check", "why": "why.why", "trace": "trace.trace", "load": "releases.load", "inbox": "releases.inbox", "pull": "releases.pull", "acknowledge": "releases.acknowledge", "acknowledged": "releases.show_acknowledged",
     "show": "lists.show_list", "export": "lists.export_list", "history": "record.history", "rollback": "lists.rollback", "backup": "backup.backup", "restore": "backup.restore",
     "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "offer": "publisher.offer", "probe": "asking.probe", "audit": "audit.audit",
-    "seen": "sightings.seen", "completion": "manual.completion", "manual": "manual.manual",
+    "seen": "sightings.seen", "figures": "figures.figures", "completion": "manual.completion", "manual": "manual.manual",
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),

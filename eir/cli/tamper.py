@@ -120,7 +120,7 @@ def report(
     and from the operators' decisions. Devices that an operator cleared are left out. Findings that depend on distrusted
     origins and peers alone are listed separately, with --distrusted.
     """
-    found = _judged(opened(load_config(config)), since, until, min_score, _Where(record, on_spark, work))
+    found = _judged(opened(load_config(config)), since, until, min_score, EngineChoice(record, on_spark, work))
     listed_ones = found.doubted if untrusted else found.findings
     if csv_file is not None:
         with written_to(csv_file, private=True) as out:
@@ -198,7 +198,7 @@ def export(
     checked = opened(load_config(config))
     wanted = frozenset(condition or ())
     least = checked.tamper.export_min if min_score is None else min_score
-    found = _judged(checked, since, until, least, _Where(record, on_spark, work), keep_users=kind == "pairs")
+    found = _judged(checked, since, until, least, EngineChoice(record, on_spark, work), keep_users=kind == "pairs")
     if kind == "pairs" and not found.has_imsis:
         print_message(
             "the record holds no IMSIs (sightings.subscribers is hashed or off), so that no pair of IMEI and IMSI can be written: only confirmed devices are; --rows tracked writes IMEIs to watch"
@@ -249,7 +249,7 @@ def show_one_device(
     device = _device(identifier)
     checked = opened(load_config(config))
     begin, end = _window(since, until)
-    with _judging(checked, begin, end, _Where(record, on_spark, work), min_score=0) as (engine, found):
+    with judging(checked, begin, end, EngineChoice(record, on_spark, work), min_score=0) as (engine, found):
         made = sheet(engine, found, device, load_decisions(checked.state))
     if not made["subscribers"]:
         raise fail(f"{identifier} is not on record from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")
@@ -335,7 +335,7 @@ def _device(identifier: str) -> int:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
 
 
-class _Where(NamedTuple):
+class EngineChoice(NamedTuple):
     """Files to analyse, and the engine that analyses them."""
 
     record: str | None
@@ -344,17 +344,29 @@ class _Where(NamedTuple):
 
 
 def _judged(
-    config: Config, since: str, until: str | None, min_score: float | None, where: _Where, *, keep_users: bool = False
+    config: Config,
+    since: str,
+    until: str | None,
+    min_score: float | None,
+    where: EngineChoice,
+    *,
+    keep_users: bool = False,
 ) -> "Judgement":
     """Analyse the record of a period and return its findings."""
     begin, end = _window(since, until)
-    with _judging(config, begin, end, where, min_score=min_score, keep_users=keep_users) as (_, found):
+    with judging(config, begin, end, where, min_score=min_score, keep_users=keep_users) as (_, found):
         return found
 
 
 @contextmanager
-def _judging(
-    config: Config, begin: datetime, end: datetime, where: _Where, *, min_score: float | None, keep_users: bool = False
+def judging(
+    config: Config,
+    begin: datetime,
+    end: datetime,
+    where: EngineChoice,
+    *,
+    min_score: float | None,
+    keep_users: bool = False,
 ) -> "Iterator[tuple[Engine, Judgement]]":
     """Open the engine, analyse the record of a period, and yield the engine with its findings."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
@@ -364,12 +376,12 @@ def _judging(
     settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
     with progress() as advance, _engine(config, begin, end, where) as engine:
         yield engine, judge(
-            engine, settings, since=begin, until=end, tacs=_tacs(config), warn=lambda text: print_message(f"warning: {text}"), progress=advance or (lambda *_: None),
+            engine, settings, since=begin, until=end, tacs=allocated_tacs(config), warn=lambda text: print_message(f"warning: {text}"), progress=advance or (lambda *_: None),
             keep_users=keep_users, cases=load_cases(config.state),
         )  # fmt: skip
 
 
-def _tacs(config: Config) -> "Iterator[Tac]":
+def allocated_tacs(config: Config) -> "Iterator[Tac]":
     """Yield the TACs of all lists of kind device_types in the store. Raises StoreError."""
     from eir.sightings.conditions import Tac  # noqa: PLC0415 - for these commands alone
 
@@ -399,7 +411,7 @@ def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
     return end - lasts, end
 
 
-def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "AbstractContextManager[Engine]":
+def _engine(config: Config, begin: datetime, end: datetime, where: EngineChoice) -> "AbstractContextManager[Engine]":
     """Open the engine (DuckDB or Spark) for the recorded files of a period."""
     from eir.sightings.schema import FOLDER  # noqa: PLC0415 - for these commands alone
 

@@ -58,6 +58,7 @@ svg{width:100%;height:auto;display:block}
 svg text{fill:var(--ink);font:13px system-ui,sans-serif}
 svg .soft{fill:var(--soft)}
 svg .bar{fill:var(--bar)}
+@media print{:root{color-scheme:light;--page:#fff;--card:#fff;--ink:#000;--soft:#000;--line:#777;--bar:#777}figure,tr{break-inside:avoid}svg .bar{stroke:#000}}
 table{border-collapse:collapse;width:100%;font-size:14px}
 th{text-align:left;font-weight:600;white-space:nowrap}
 th,td{padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
@@ -80,9 +81,9 @@ def page(found: Judgement) -> str:
     """Render the page for a fraud desk: every device with its score and evidence."""
     findings = found.findings
     charts = [
-        _bars("What was found", "devices for which each condition holds", _by_condition(findings)),
-        _bars("How many phones share an identity", "devices by their regular subscribers", _by_copies(findings)),
-        _bars("Models", "reported devices by TAC, the ten with most", dict(Counter(finding.imei[:8] for finding in findings).most_common(10))),
+        bars("What was found", "devices for which each condition holds", _by_condition(findings)),
+        bars("How many phones share an identity", "devices by their regular subscribers", _by_copies(findings)),
+        bars("Models", "reported devices by TAC, the ten with most", dict(Counter(finding.imei[:8] for finding in findings).most_common(10))),
     ]  # fmt: skip
     rows = "".join(map(_row, findings[:ROWS_MAX]))
     more = (
@@ -95,7 +96,7 @@ def page(found: Judgement) -> str:
         for origin, seen, who in found.malformed[:20]
     )
     wrong = (
-        _section(
+        section(
             "Checks that name no device",
             f"<table><tr><th>Origin<th class=n>Checks<th class=n>Subscribers{malformed}</table>",
         )
@@ -110,7 +111,7 @@ def page(found: Judgement) -> str:
     if not found.places:
         notes += "<p>No two origins are known to be two places, so place says nothing.</p>"
     doubted = (
-        _section(
+        section(
             f"Devices that rest on the word of {', '.join(found.left_out)}, which is not trusted",
             f"<table><thead>{HEAD}</thead><tbody>{''.join(map(_row, found.doubted[:ROWS_MAX]))}</tbody></table>",
         )
@@ -121,7 +122,7 @@ def page(found: Judgement) -> str:
         f"<tr><td>{least:.2f} and more<td class=n>{share:.0%}<td class=n>{devices:,}<td class=n>{confirmed:,}<td class=n>{cleared:,}"
         for least, share, devices, confirmed, cleared in found.reliability
     )
-    reliability = _section(
+    reliability = section(
         "What the score means",
         "<p class=soft>The score is the share of such devices that are tampered with: first as in made networks that "
         "nothing was fitted to, then as your own decisions about the same condition shift it, by 1 in log odds at most.</p><table><tr><th>Score, up to the line above<th class=n>Tampered with, in made networks"
@@ -136,7 +137,7 @@ def page(found: Judgement) -> str:
         f"""
 <div class=figures>{_figure(len(findings), "devices reported")}{_figure(sum(finding.score >= CERTAIN for finding in findings), "of them 0.95 and more")}{_figure(found.devices, "devices seen")}{_figure(found.subscribers, "subscribers")}{_figure(found.sightings, "checks")}</div>
 {notes}<div class=charts>{"".join(charts)}</div>
-{_section("Devices, the likeliest first", table)}{doubted}{reliability}{wrong}""",
+{section("Devices, the likeliest first", table)}{doubted}{reliability}{wrong}""",
     )
 
 
@@ -154,7 +155,7 @@ def public_page(found: Judgement) -> str:
         found,
         f"""
 <div class=figures>{figures}</div>
-<div class=charts>{_bars("What was found", "devices for which each condition holds", by_condition)}{_bars("How many phones share an identity", "devices by their regular subscribers", suppress_small(_by_copies(findings)))}</div>
+<div class=charts>{bars("What was found", "devices for which each condition holds", by_condition)}{bars("How many phones share an identity", "devices by their regular subscribers", suppress_small(_by_copies(findings)))}</div>
 <p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""",
     )
 
@@ -215,10 +216,10 @@ def sheet_page(made: Mapping[str, Any]) -> str:
         (title, "".join(f"<th>{escape(name.replace('_', ' '))}" for name in rows[0]), "".join(f"<tr>{''.join(f'<td>{escape(str(value))}' for value in row.values())}" for row in rows))
         for title, name in SHEET for rows in [made[name]] if rows
     ]  # fmt: skip
-    tables = "".join(_section(title, f"<table><tr>{head}{body}</table>") for title, head, body in parts)
+    tables = "".join(section(title, f"<table><tr>{head}{body}</table>") for title, head, body in parts)
     against = "".join(f"<p>For an honest explanation: {escape(text)}</p>" for text in made["against"])
     notes = f"<p>Not trusted: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
-    return _html(
+    return html_page(
         f"Device {made['imei']}",
         f"{made['since'][:10]} to {made['until'][:10]}, rules {made['rules']}",
         f"{score}{against}{notes}{tables}",
@@ -281,7 +282,7 @@ def _by_copies(findings: Sequence[Finding]) -> dict[str, int]:
     return {label: sum(low <= max(finding.copies, 1) <= high for finding in findings) for low, high, label in BANDS}
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
     """Render a section of a page. If its table is wider than the screen, it can be scrolled with keys."""
     return f'<section tabindex=0 aria-label="{escape(title)}"><h2>{escape(title)}</h2>{content}</section>'
 
@@ -291,14 +292,15 @@ def _figure(count: int, label: str) -> str:
     return f"<div><b>{text}</b>{escape(label)}</div>"
 
 
-def _bars(title: str, caption: str, counts: Mapping[str, int | None]) -> str:
-    """Render a bar chart as SVG with a text alternative. A count of None is shown as suppressed."""
-    most = max((count or 0 for count in counts.values()), default=0) or 1
-    texts = {label: FEW if count is None else f"{count:,}" for label, count in counts.items()}
+def bars(title: str, caption: str, counts: Mapping[str, int | str | None]) -> str:
+    """Render a bar chart as SVG with a text alternative. A count of None is shown as suppressed, a text instead of a bar."""
+    numbers = {label: count if isinstance(count, int) else 0 for label, count in counts.items()}
+    most = max(numbers.values(), default=0) or 1
+    texts = {label: _count_text(count) for label, count in counts.items()}
     drawn = []
-    for number, (label, count) in enumerate(counts.items()):
+    for number, (label, count) in enumerate(numbers.items()):
         top = number * (BAR_PX + GAP_PX)
-        wide = (count or 0) / most * (WIDTH_PX - LABEL_PX - 90)
+        wide = count / most * (WIDTH_PX - LABEL_PX - 90)
         drawn.append(
             f'<text x="{LABEL_PX - 8}" y="{top + 14}" text-anchor="end">{escape(label if len(label) <= 48 else f"{label[:47]}…")}<title>{escape(label)}</title></text>'
             f'<rect class="bar" x="{LABEL_PX}" y="{top}" width="{wide:.1f}" height="{BAR_PX}" rx="2"/>'
@@ -309,6 +311,12 @@ def _bars(title: str, caption: str, counts: Mapping[str, int | None]) -> str:
     return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {high}" role="img" aria-label="{escape(f"{title}: {read}")}">{"".join(drawn)}</svg><figcaption>{escape(caption)}</figcaption></figure>'
 
 
+def _count_text(count: int | str | None) -> str:
+    if count is None:
+        return FEW
+    return count if isinstance(count, str) else f"{count:,}"
+
+
 def _row(finding: Finding) -> str:
     return (
         f"<tr><td><code>{finding.imei}</code><td class=n><span{' class=certain' * (finding.score >= CERTAIN)}>{finding.score:.3f}</span><td class=n>{finding.subscribers:,}"
@@ -317,10 +325,11 @@ def _row(finding: Finding) -> str:
 
 
 def _document(title: str, found: Judgement, body: str) -> str:
-    return _html(title, f"{found.since:%d %B %Y} to {found.until:%d %B %Y}", body)
+    return html_page(title, f"{found.since:%d %B %Y} to {found.until:%d %B %Y}", body)
 
 
-def _html(title: str, time: str, body: str) -> str:
+def html_page(title: str, time: str, body: str) -> str:
+    """Render a whole page. `time`: line below the title. `body`: HTML."""
     return f"""<!doctype html>
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><meta name=referrer content=no-referrer>
 <meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'"><title>{escape(title)}</title><style>{STYLE}</style></head>

@@ -12,13 +12,18 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from eir.device import IMSI_LENGTHS, ODD_OCTETS_MAX, device_key, is_digits, key_text, strip_separators
+import numpy as np
+from numpy.typing import NDArray
+
+from eir.device import IMSI_LENGTHS, ODD_OCTETS_MAX, SNR_KEYS, device_key, is_digits, key_text, strip_separators
 from eir.errors import EirError, IdentifierError
 from eir.sightings.batches import FRAME
 from eir.sightings.files import list_files
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # reads POLARS_MAX_THREADS when it is imported
+
+Numbers = NDArray[Any]
 
 ALIKE = tuple(name for name in FRAME if name not in {"time", "last", "checks", "device"})
 """Columns that are equal in all sightings of one row."""
@@ -113,7 +118,7 @@ def find_answers(state: Path, device: int, subscribers: Sequence[str], until: da
     hour = f"{last:%Y-%m-%d/%H}"
     paths = [str(file.path) for file in list_files(state) if f"{file.path.parent.name}/{file.path.name[:2]}" <= hour]
     for end in range(len(paths), 0, -FILES_AT_ONCE):
-        rows = _read(
+        rows = read_rows(
             paths[max(end - FILES_AT_ONCE, 0) : end],
             lambda frame: frame.filter(condition).sort("last", "time", descending=True),
         )
@@ -145,6 +150,27 @@ def _sum_rows(rows: pl.LazyFrame) -> pl.LazyFrame:
     return summed.select("imei", *ASKED, "checks")
 
 
+def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -> pl.DataFrame:
+    """Return the newest row since a time of each device that is one of `devices` or has one of `tacs`, sorted by device.
+
+    Raises:
+        EirError: if a file cannot be read.
+    """
+    column = pl.col("device")
+    chosen = column.is_in(pl.Series(devices.astype(np.int64))) if len(devices) else pl.lit(value=False)
+    if len(tacs):
+        chosen |= (column // SNR_KEYS).is_in(pl.Series(tacs.astype(np.int64)))
+    recent = pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
+    newest = ("last", "peer", "origin_host", "protocol", "subscriber", "home")
+    rows = _rows(state, since, lambda rows: newest_rows(rows.filter(chosen & recent), newest))
+    return newest_rows(rows.lazy(), newest).sort("device").collect()
+
+
+def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return these columns of the newest row of each device; the first column is its time."""
+    return rows.group_by("device").agg(pl.col(columns).sort_by(*columns).last())
+
+
 def _rows(
     state: Path,
     since: datetime | None,
@@ -156,13 +182,18 @@ def _rows(
     `form`: columns and types of the frame; None keeps those of the files.
     """
     paths = [str(file.path) for file in list_files(state) if since is None or file.written >= since.timestamp()]
-    parts = (_read(paths[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(paths), FILES_AT_ONCE))
+    parts = (read_rows(paths[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(paths), FILES_AT_ONCE))
     return pl.concat([plan(pl.LazyFrame(schema=FRAME)).collect(), *parts])  # the first is empty: there may be no file
 
 
-def _read(
+def read_rows(
     paths: list[str], plan: Callable[[pl.LazyFrame], pl.LazyFrame], form: Mapping[str, Any] | None = FRAME
 ) -> pl.DataFrame:
+    """Return the rows of files, filtered or summed by `plan`; `form` None keeps the files' columns.
+
+    Raises:
+        EirError: if a file cannot be read.
+    """
     try:
         return plan(
             pl.scan_parquet(paths, glob=False, schema=form, missing_columns="insert", extra_columns="ignore")

@@ -1,0 +1,258 @@
+"""Command that writes the figures of a month for the public, and adds those of several operators."""
+
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened, with_store
+from eir.cli.output import EXIT_USAGE, fail, print_json, print_message, show, written_to
+from eir.cli.sightings import write_down
+from eir.cli.tamper import EngineChoice, allocated_tacs, judging
+from eir.config import Config, load_config
+from eir.device import KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
+from eir.errors import EirError, SetupFault
+from eir.lists.changes.listings import Listings, count_first_days, read_listings, read_reasons
+from eir.lists.record.settings import DEVICES, PAIRS
+from eir.lists.record.store import ListStore, utc_text
+from eir.sightings.cases import CONFIRMED, load_decisions
+from eir.sightings.figures import (
+    COLUMNS,
+    CONDITION,
+    LIST,
+    MAKER,
+    REASON,
+    UNKNOWN,
+    FigureTally,
+    check_document,
+    document,
+    merge,
+    public_text,
+    table_rows,
+)
+from eir.sightings.schema import FILES, FOLDER
+
+if TYPE_CHECKING:
+    from eir.sightings.judge import Judgement
+
+NO_REASON, NO_TAC = "no reason given", "no TAC (MEID)"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def figures(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="With --merge: files that --json wrote, one for each operator.", show_default=False)] = None,
+    month: Annotated[str, typer.Option(metavar="MONTH", help="Month (UTC), such as 2026-11.", show_default="the last one")] = "",
+    merged: Annotated[bool, typer.Option("--merge", help="Add the figures of several operators.")] = False,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with charts, in one file.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print one table as CSV.")] = False,
+    record: Annotated[str | None, typer.Option(metavar="PATTERN", help="Files of checks to count instead of this node's own, such as those of all nodes.", show_default=False)] = None,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write the figures of a month for the public.
+
+    Devices that were added to lists and removed from them, refused devices and their attempts, devices that came back, periods of grace, and copied
+    identities; by list, reason, maker (TAC) and peer. No identifier is printed, and no number that stands for fewer than ten devices: deploy/REGULATOR.md
+    explains the rules. Reads the record of checks, the history and the store. --merge adds the files of several operators.
+    """
+    if merged != bool(files):
+        raise fail("--merge and files go together: eir figures --merge a.json b.json", EXIT_USAGE)
+    if as_csv and as_json:
+        raise fail("--csv and --json: expected one of them", EXIT_USAGE)
+    found = (
+        merge([*map(_read_document, files)]) if files else _compute_figures(opened(load_config(config)), month, record)
+    )
+    if month and month != found["month"]:
+        raise fail(f"--month {month}: the files are of {found['month']}", EXIT_USAGE)
+    if html_file is not None:
+        from eir.sightings.figures_page import figures_page  # noqa: PLC0415 - only for a page
+
+        with written_to(html_file) as out:
+            out.write(figures_page(found))
+    rows = [*table_rows(found)]
+    if as_json:
+        print_json(found)
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    elif html_file is None:
+        show(rows, COLUMNS, as_json=False)
+
+
+def _read_document(path: Path) -> Mapping[str, Any]:
+    try:
+        return check_document(json.loads(path.read_text("utf-8")), str(path))
+    except ValueError as e:
+        raise EirError(f"{path}: {e}; eir figures --json writes such a file") from None
+
+
+def _compute_figures(config: Config, month: str, record: str | None) -> dict[str, Any]:
+    """Return the figures of a month of this node, or of the files of `record`."""
+    begin, end = _period(month)
+    if end > datetime.now(UTC):
+        print_message(f"warning: the month {begin:%Y-%m} is not over, so its figures are incomplete")
+    maker = _maker_of(config)
+    listings = _with_store(
+        config, partial(read_listings, kinds=_blocking_lists(config), begin=utc_text(begin), end=utc_text(end))
+    )
+    listed, unlisted = (_tally_listings(listings, maker, is_listed=is_listed) for is_listed in (True, False))
+    refused, returned = _tally_refusals(config, record, begin, end, listings, maker)
+    grace_begun, grace_ended = _tally_grace(config, begin, end, maker)
+    copies = _judged(config, record, begin, end)
+    tallies: dict[str, FigureTally | None] = {
+        "listed": listed, "unlisted": unlisted, "refused": refused, "returned": returned, "grace_begun": grace_begun, "grace_ended": grace_ended,
+    }  # fmt: skip
+    if copies is not None:
+        tallies["copies_found"] = _tally_copies(copies, maker)
+        tallies["copies_confirmed"] = _tally_confirmed(config, begin, end, maker)
+    return document(f"{begin:%Y-%m}", tallies)
+
+
+def _period(month: str) -> tuple[datetime, datetime]:
+    """Return the first moment of a month and of the next one; without a month, of the last one."""
+    try:
+        begin = (
+            datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+            if month
+            else _first(datetime.now(UTC)) - timedelta(days=1)
+        )
+        begin = _first(begin)
+        return begin, _first(begin + timedelta(days=31))
+    except (ValueError, OverflowError):
+        raise fail(f"--month {month}: expected a month such as 2026-11", EXIT_USAGE) from None
+
+
+def _first(moment: datetime) -> datetime:
+    return moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def _with_store(config: Config, work: Callable[[ListStore], Any]) -> Any:
+    return with_store(config, work, fresh=False, reads=True)
+
+
+def _blocking_lists(config: Config) -> dict[str, str]:
+    """Return the lists of devices with their kinds, except those that rules only allow."""
+    allowing = config.policy.only_allowing
+    return {
+        name: each.kind for name, each in config.lists.items() if each.kind in {DEVICES, PAIRS} and name not in allowing
+    }
+
+
+def _maker_of(config: Config) -> Callable[[int], str]:
+    """Return a function that names the maker or model of a TAC: its text in the lists of device types, or else the TAC."""
+    types = {each.tac: each.device_type for each in allocated_tacs(config) if each.device_type}
+
+    def maker(tac: int) -> str:
+        if tac >= MEID_BASE // SNR_KEYS:
+            return NO_TAC
+        return types.get(tac) or f"TAC {tac:0{TAC_DIGITS}d}"
+
+    return maker
+
+
+def _reason_name(reason: str | None) -> str:
+    if reason is None:
+        return UNKNOWN
+    return public_text(reason) or NO_REASON
+
+
+def _tally_listings(listings: Listings, maker: Callable[[int], str], *, is_listed: bool) -> FigureTally:
+    tally = FigureTally()
+    for each, devices in listings.devices.items():
+        if each.is_listed is is_listed:
+            name = UNKNOWN if each.tac is None else maker(each.tac)
+            tally.add(devices, **{LIST: each.list, REASON: _reason_name(each.reason), MAKER: name})
+    return tally
+
+
+def _tally_refusals(
+    config: Config, record: str | None, begin: datetime, end: datetime, listings: Listings, maker: Callable[[int], str]
+) -> tuple[FigureTally | None, FigureTally | None]:
+    """Return the refused devices, and those that came back; None without a record of checks."""
+    from eir.sightings.refusals import FigureSources, count_refusals  # noqa: PLC0415 - polars, for this command alone
+
+    paths = _paths(config, record, begin, end)
+    if not paths and config.sightings is None:
+        return None, None
+
+    def reasons(name: str, keys: Sequence[int]) -> list[str]:
+        if name not in config.lists:
+            return [UNKNOWN] * len(keys)
+        return [*map(_reason_name, _with_store(config, partial(read_reasons, name=name, keys=keys)))]
+
+    unlisted_at = {
+        name: [round(datetime.fromisoformat(text).timestamp()) * 1_000_000 for text in times]
+        for name, times in listings.unlisted_at.items()
+    }
+    period = (begin.replace(tzinfo=None), end.replace(tzinfo=None))
+    return count_refusals(paths, *period, FigureSources(reasons, maker, unlisted_at))
+
+
+def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
+    """Return the files of the record that may have checks of a period."""
+    if record is None:
+        write_down(config)
+        record = str(config.state / FOLDER / FILES)
+    return [path for path in sorted(glob(record)) if f"{begin:%Y-%m-%d}" <= Path(path).parent.name < f"{end:%Y-%m-%d}"]  # noqa: PTH207 - a pattern of the user
+
+
+def _tally_grace(
+    config: Config, begin: datetime, end: datetime, maker: Callable[[int], str]
+) -> tuple[FigureTally | None, FigureTally | None]:
+    """Return the periods of grace that began and that ended; None without a record of first sightings."""
+    lasts = max((rule.first_seen_within or 0 for rule in config.policy.rules), default=0)
+    if config.first_seen is None or not lasts:
+        return None, None
+    days = range((begin - EPOCH).days, (end - EPOCH).days)
+    ended = range(days.start - lasts, days.stop - lasts)
+    counts = _with_store(config, partial(count_first_days, name=config.first_seen.list, spans=(days, ended)))
+    begun, over = (_tally_tacs(count, maker) for count in counts)
+    return begun, over
+
+
+def _tally_tacs(counts: Counter[int], maker: Callable[[int], str]) -> FigureTally:
+    tally = FigureTally()
+    for tac, devices in counts.items():
+        tally.add(devices, **{MAKER: maker(tac)})
+    return tally
+
+
+def _judged(config: Config, record: str | None, begin: datetime, end: datetime) -> "Judgement | None":
+    """Return the judgement of the month; None without a record of checks or without DuckDB."""
+    if record is None and not _paths(config, None, begin, end):
+        return None
+    start, stop = begin.replace(tzinfo=None), end.replace(tzinfo=None)
+    try:
+        with judging(config, start, stop, EngineChoice(record, None, None), min_score=None) as (_, judgement):
+            return judgement
+    except SetupFault as e:
+        print_message(f"warning: copied identities are not counted: {e}")
+        return None
+
+
+def _tally_copies(judgement: "Judgement", maker: Callable[[int], str]) -> FigureTally:
+    from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - as above
+
+    tally = FigureTally()
+    for finding in judgement.findings:
+        evidence = CONDITIONS[finding.conditions[0]] if finding.conditions else CONFIRMED
+        tally.add(1, **{CONDITION: evidence, MAKER: maker(finding.device // SNR_KEYS)})
+    return tally
+
+
+def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Callable[[int], str]) -> FigureTally:
+    """Return the devices that a person confirmed in the period, without those whose last decision is another one."""
+    last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
+    tally = FigureTally()
+    for imei, decision in last.items():
+        if decision["verdict"] == CONFIRMED and utc_text(begin) <= decision["time"] < utc_text(end):
+            tally.add(1, **{MAKER: maker(device_key(imei) // SNR_KEYS)})
+    return tally

@@ -1,0 +1,143 @@
+"""Refused devices of a period in the record of checks, and those that came back after they were unlisted. Imports polars.
+
+The files are read some at a time. If many rows are refusals, the devices are counted in slices, one pass over the files for each, so that
+memory is bounded by SLICE_ROWS groups of checks.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eir.device import SNR_KEYS
+from eir.sightings.figures import LIST, MAKER, PEER, REASON, UNKNOWN, FigureTally
+from eir.sightings.seen import FILES_AT_ONCE, newest_rows, read_rows
+
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+import polars as pl  # reads POLARS_MAX_THREADS when it is imported
+
+REFUSED = ("blacklisted", "unknown")
+"""Answers after which an MME refuses a phone."""
+NO_LIST = "no list"
+"""Name in place of the list of an answer that no list decided, such as that of the default."""
+SLICE_ROWS = 4_000_000
+LAG_US = 60_000_000
+"""Microseconds in which nodes may still refuse a device after the change that unlisted it."""
+
+NAMES = (pl.col("list").fill_null(NO_LIST), pl.col("peer").fill_null(UNKNOWN).replace("", UNKNOWN))
+
+Plan = Callable[[pl.LazyFrame], pl.LazyFrame]
+
+
+class FigureSources(NamedTuple):
+    """Data beside the files: of the lists, and names for publication."""
+
+    reasons: Callable[[str, Sequence[int]], Sequence[str]]
+    """Returns for a list and the keys of devices the reason of each."""
+    maker: Callable[[int], str]
+    """Returns the name for a TAC."""
+    unlisted_at: Mapping[str, Sequence[int]]
+    """Times (Unix microseconds) of the changes that removed devices, by list."""
+
+
+def count_refusals(
+    paths: Sequence[str], begin: datetime, end: datetime, sources: FigureSources
+) -> tuple[FigureTally, FigureTally]:
+    """Return the devices that were refused from `begin` to before `end` (naive UTC), and those of them that came back.
+
+    A device came back if a change of the list that refused it last removed devices, and a later answer was no refusal.
+
+    Raises:
+        EirError: if a file cannot be read.
+    """
+    is_within = pl.col("device").is_not_null() & (pl.col("time") >= begin) & (pl.col("time") < end)
+    is_refused = pl.col("status").is_in(REFUSED)
+    rows = _sum_files(paths, partial(_count_rows, chosen=is_within & is_refused), _total)
+    slices = 1 + (rows.item() if len(rows) else 0) // SLICE_ROWS
+    refused, returned = FigureTally(), FigureTally()
+    for number in range(slices):
+        is_selected = is_within & (pl.col("device") % slices == number)
+        parts = _sum_files(paths, partial(_refusals, chosen=is_selected & is_refused), _merge_refusals)
+        if len(parts):
+            others = is_selected & ~is_refused & (pl.col("status") != "error")
+            devices = parts.select("device").unique()
+            accepted = _sum_files(paths, partial(_newest_of, chosen=others, devices=devices), _newest)
+            _count_refused(refused, parts, sources)
+            _count_returned(returned, parts, accepted, sources)
+    return refused, returned
+
+
+def _sum_files(paths: Sequence[str], plan: Plan, merge: Plan) -> pl.DataFrame:
+    """Return the rows of all files, summed by `plan`, and after each batch of files by `merge`."""
+    rows = pl.DataFrame()
+    for at in range(0, len(paths), FILES_AT_ONCE):
+        part = read_rows([*paths[at : at + FILES_AT_ONCE]], plan)
+        rows = merge(pl.concat([rows, part]).lazy()).collect() if len(rows) else part
+    return rows
+
+
+def _count_rows(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
+    return rows.filter(chosen).select(pl.len())
+
+
+def _total(rows: pl.LazyFrame) -> pl.LazyFrame:
+    return rows.sum()
+
+
+def _refusals(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
+    attempts = pl.col("checks").cast(pl.Int64).alias("attempts")
+    return _merge_refusals(rows.filter(chosen).with_columns(*NAMES, attempts))
+
+
+def _newest_of(rows: pl.LazyFrame, chosen: pl.Expr, devices: pl.DataFrame) -> pl.LazyFrame:
+    """Return the newest of the chosen rows of each of these devices."""
+    return _newest(rows.filter(chosen).join(devices.lazy(), on="device", how="semi").with_columns(*NAMES))
+
+
+def _merge_refusals(rows: pl.LazyFrame) -> pl.LazyFrame:
+    return rows.group_by("device", "list", "peer").agg(pl.col("attempts").sum(), pl.col("last").max())
+
+
+def _newest(rows: pl.LazyFrame) -> pl.LazyFrame:
+    return newest_rows(rows, ("last", "list", "peer"))
+
+
+def _count_refused(tally: FigureTally, parts: pl.DataFrame, sources: FigureSources) -> None:
+    tally.total.add(parts["device"].n_unique(), int(parts["attempts"].sum()))
+    reasons = pl.concat([_with_reasons(str(name), of, sources) for (name,), of in parts.group_by("list")])
+    for dimension, rows in ((LIST, parts), (PEER, parts), (REASON, reasons)):
+        counts = rows.group_by(dimension).agg(pl.col("device").n_unique(), pl.col("attempts").sum())
+        for name, devices, attempts in counts.iter_rows():
+            tally.by[dimension][name].add(devices, attempts)
+    tacs = parts.group_by(pl.col("device") // SNR_KEYS).agg(
+        pl.col("device").n_unique().alias("devices"), pl.col("attempts").sum()
+    )
+    for tac, devices, attempts in tacs.iter_rows():
+        tally.by[MAKER][sources.maker(tac)].add(devices, attempts)
+
+
+def _with_reasons(name: str, parts: pl.DataFrame, sources: FigureSources) -> pl.DataFrame:
+    """Return the devices that a list refused, each with its reason."""
+    rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")
+    return rows.with_columns(pl.Series(REASON, sources.reasons(name, rows["device"].to_list()), dtype=pl.String))
+
+
+def _count_returned(tally: FigureTally, parts: pl.DataFrame, accepted: pl.DataFrame, sources: FigureSources) -> None:
+    if not len(accepted):
+        return
+    last = _newest(parts.lazy()).collect()
+    rows = last.join(accepted.select("device", "last", "peer"), on="device", suffix="_accepted")
+    for (name,), of in rows.group_by("list"):
+        times = np.array(sorted(sources.unlisted_at.get(str(name), ())), np.int64)
+        refused_us, accepted_us = (of[column].dt.timestamp("us").to_numpy() for column in ("last", "last_accepted"))
+        places = np.searchsorted(times, refused_us - LAG_US)
+        unlisted_us = np.append(times, np.iinfo(np.int64).max)[places]
+        for device, peer in of.filter(pl.Series(accepted_us > np.maximum(unlisted_us, refused_us))).select("device", "peer_accepted").iter_rows():  # fmt: skip
+            tally.add(1, **_names(device, str(name), peer, sources))
+
+
+def _names(device: int, list_name: str, peer: str, sources: FigureSources) -> dict[str, Any]:
+    return {LIST: list_name, PEER: peer, MAKER: sources.maker(device // SNR_KEYS)}

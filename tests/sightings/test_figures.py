@@ -1,0 +1,474 @@
+"""Figures of a month for the public: recomputed by plain Python from the same files, small counts hidden, several operators, the page in a browser."""
+
+import asyncio
+import csv
+import io
+import json
+import random
+import re
+import subprocess
+from collections import Counter, defaultdict
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from browser import in_chromium, looked_at
+from tampered import FAR, NEAR, phones
+
+from eir.cli.app import main
+from eir.config import load_config
+from eir.errors import EirError
+from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
+from eir.lists.changes.rollback import roll_back
+from eir.lists.pages.first_days import FirstDays, encode_days
+from eir.lists.pages.pages import content_digest
+from eir.lists.record.settings import FIRST_SEEN
+from eir.lists.record.store import ListState
+from eir.lists.stores.open import open_store
+from eir.sightings import cases, figures, refusals
+from eir.sightings.batches import FRAME
+from eir.sightings.conditions import TamperSettings
+from eir.sightings.engine import duck
+from eir.sightings.figures import FEW, OTHER, WITHHELD, FigureTally, document, merge, public_text
+from eir.sightings.figures_page import figures_page
+from eir.sightings.judge import judge
+from eir.sightings.refusals import FigureSources, count_refusals
+from eir.sightings.schema import FILES, FOLDER
+
+MONTH, BEGIN, END = "2026-10", datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)
+A, B, C = "35209900", "35332811", "86123456"
+SECRET = "990000862471854"
+GRACE_DAYS = 30
+
+
+def day(number, hour=12):
+    return datetime(2026, 10, number, hour, tzinfo=UTC)
+
+
+def imeis(tac, *numbers):
+    return [f"{tac}{number:06d}" for number in numbers]
+
+
+# Hidden counts, without files
+
+
+def tally(total, attempts=0, **by):
+    made = FigureTally()
+    made.total.add(total, attempts)
+    for dimension, rows in by.items():
+        for name, (devices, tries) in rows.items():
+            made.by[dimension][name].add(devices, tries)
+    return made
+
+
+def rows_of(total, **rows):
+    """Published rows of the lists of refused devices."""
+    made = document(MONTH, {"refused": tally(total, 9 * total, list={name: (n, 9 * n) for name, n in rows.items()})})
+    part = made["figures"]["refused"]
+    return part["devices"], {row["name"]: (row["devices"], row["attempts"]) for row in part["by"]["list"]}
+
+
+FEW_ROW, HIDDEN = (FEW, WITHHELD), (WITHHELD, WITHHELD)
+
+
+@pytest.mark.parametrize(
+    ("rows", "total", "published"),
+    [
+        ({}, 0, {}),
+        ({"a": 9}, FEW, {"a": FEW_ROW}),
+        ({"a": 10}, 10, {"a": (10, 90)}),
+        ({"a": 10, "b": 26}, 40, {"a": (10, 90), "b": (30, 230)}),
+        ({"a": 3, "b": 20, "c": 50}, 70, {"a": FEW_ROW, "b": HIDDEN, "c": (50, 450)}),
+        ({"a": 3, "b": 4, "c": 50}, 60, {"a": FEW_ROW, "b": FEW_ROW, "c": HIDDEN}),
+        ({"a": 3, "b": 7, "c": 50}, 60, {"a": FEW_ROW, "b": FEW_ROW, "c": (50, 450)}),
+        ({"a": 3, "b": 50}, 50, {"a": FEW_ROW, "b": HIDDEN}),
+        ({"a": 3, "b": 4}, FEW, {"a": FEW_ROW, "b": FEW_ROW}),
+    ],
+)
+def test_no_count_below_ten_is_given_or_follows_from_the_others(rows, total, published):
+    assert rows_of(sum(rows.values()), **rows) == (total, published)
+
+
+def test_devices_on_two_lists_hide_more_rather_than_less():
+    """The difference of the total and the visible rows is 2, though both hidden rows have 6."""
+    assert rows_of(22, a=6, b=6, c=20)[1] == {"a": FEW_ROW, "b": FEW_ROW, "c": HIDDEN}
+
+
+def test_whatever_is_published_hides_at_least_ten_devices():
+    drawn = random.Random(7)
+    for _ in range(500):
+        rows = {f"row{number}": drawn.choice((1, 2, 5, 9, 10, 11, 40, 300)) for number in range(drawn.randrange(7))}
+        _, published = rows_of(sum(rows.values()), **rows)
+        hidden = [rows[name] for name, cells in published.items() if isinstance(cells[0], str)]
+        assert all(rows[name] >= 10 for name in rows if isinstance(published[name][0], int))
+        assert not hidden or sum(hidden) >= 10 or sum(hidden) == sum(rows.values()), rows
+        assert len(hidden) != 1 or len(rows) == 1, rows
+
+
+def test_reasons_and_makers_below_ten_are_one_row():
+    made = tally(40, maker={"x": (25, 0), "y": (8, 0), "z": (7, 0)}, reason={f"r{n}": (1, 0) for n in range(40)})
+    part = document(MONTH, {"listed": made})["figures"]["listed"]
+    assert part["by"]["maker"] == [{"name": "x", "devices": 30}, {"name": OTHER, "devices": 20}]
+    assert part["by"]["reason"] == [{"name": OTHER, "devices": 40}]
+    many = tally(100 * 50, maker={f"m{n}": (100, 0) for n in range(50)})
+    assert len(document(MONTH, {"listed": many})["figures"]["listed"]["by"]["maker"]) == figures.ROWS_MAX + 1
+
+
+def test_a_reason_names_nobody():
+    assert public_text(f"stolen, see {SECRET} and +380 44 123 45 67") == "stolen, see … and +…"
+    assert public_text("case 17") == "case 17"
+
+
+def test_a_sum_hides_what_one_operator_hides():
+    parts = [
+        document(MONTH, {"refused": tally(100, 500, list={"x": (60, 300), "y": (40, 200)}), "listed": tally(20)}),
+        document(MONTH, {"refused": tally(33, 90, list={"x": (30, 80), "y": (3, 10)})}),
+    ]
+    found = merge(parts)
+    refused = found["figures"]["refused"]
+    assert (found["operators"], refused["operators"], refused["devices"], refused["attempts"]) == (2, 2, 130, 590)
+    assert refused["by"]["list"] == [
+        {"name": "x", "devices": WITHHELD, "attempts": WITHHELD}, {"name": "y", "devices": WITHHELD, "attempts": WITHHELD},
+    ]  # fmt: skip
+    assert (found["figures"]["listed"]["operators"], found["figures"]["listed"]["devices"]) == (1, 20)
+    assert found["figures"]["returned"] is None
+    assert merge([found, parts[0]])["operators"] == 3
+    with pytest.raises(EirError, match="several months"):
+        merge([parts[0], document("2026-09", {})])
+
+
+# A node's files
+
+
+def rows_for_release(entries):
+    return ["imei,reason", *(f"{imei},{reason}" for imei, reason in entries.items())]
+
+
+RELEASES = {  # serial → time, and rows
+    1: (datetime(2026, 9, 28, tzinfo=UTC), dict.fromkeys(imeis(A, *range(25)), "stolen")),
+    2: (day(5), dict.fromkeys(imeis(A, *range(60)), "stolen") | dict.fromkeys(imeis(B, *range(15)), "lost")
+        | dict.fromkeys(imeis(C, *range(5)), "lost")),
+    3: (day(12), dict.fromkeys(imeis(A, *range(20, 60)), "stolen") | dict.fromkeys(imeis(B, *range(15)), "lost")
+        | dict.fromkeys(imeis(C, *range(5)), "lost") | dict.fromkeys(imeis(C, *range(5, 17)), f"seen with {SECRET}")),
+    4: (day(25), dict.fromkeys(imeis(A, *range(20, 60)), "stolen") | dict.fromkeys(imeis(B, *range(15)), "lost")
+        | dict.fromkeys(imeis(C, *range(5)), "lost") | dict.fromkeys(imeis(C, *range(5, 17)), f"seen with {SECRET}")
+        | dict.fromkeys(imeis(C, *range(20, 31)), "fraud")),
+}  # fmt: skip
+ADDED, REMOVED = imeis(C, *range(100, 113)), imeis(C, *range(100, 103))
+
+
+async def change_lists(config):
+    """Changes by hand, a rollback, and the record of first sightings."""
+    store = open_store(config.store, config.state)
+    try:
+        own = config.lists["own"]
+        for what, devices, reason, time in (
+            (ADD, ADDED, "broken seal", day(15)),
+            (REMOVE, REMOVED, "repaired", day(20)),
+        ):
+            edit = Edit(what=what, entries=parse_entries(own.kind, devices), reason=reason)
+            await edit_list(edit, own, store, who="test@localhost", now=time)
+        await roll_back("stolen", store, who="test@localhost", now=day(26))
+        keys = np.arange(int(f"{A}000500"), int(f"{A}000560"), dtype=np.uint64)
+        begin = (BEGIN - datetime(1970, 1, 1, tzinfo=UTC)).days
+        firsts = np.array([begin - 40, begin - 20, begin, begin + 30, begin + 31, 0] * 10, np.uint16)
+        pages = encode_days(FirstDays(keys, firsts, np.zeros(len(keys), np.uint8)))
+        state = ListState(
+            kind=FIRST_SEEN, serial=0, generation=1, highest_serial=0, release_digest="", content_digest=content_digest(pages),
+        )  # fmt: skip
+        await store.replace("first-seen", state, pages, seen=0, keep=0)
+        return {int(key): int(first) - begin for key, first in zip(keys, firsts, strict=True)}
+    finally:
+        await store.close()
+
+
+def checks():
+    """Checks of the month: phones of both lists and others, at three peers; and copied identities."""
+    drawn = random.Random(3)
+    listed = [*RELEASES[4][1], *imeis(A, *range(20)), *ADDED, *imeis(B, *range(900, 930))]
+    for imei in listed:
+        for _ in range(drawn.randrange(4)):
+            time = BEGIN + timedelta(seconds=drawn.randrange(31 * 86400))
+            peer = "small" if imei in imeis(B, 1, 2) else drawn.choice(("mme1", "mme2"))
+            yield time, imei, peer, *answer(imei, time), drawn.randrange(1, 6), f"0010100000{drawn.randrange(5):05d}"
+    for imei in imeis(A, *range(14)):  # refused, unlisted by release 3, and there again
+        yield day(11), imei, "mme1", "blacklisted", "stolen", 1, None
+        yield day(13), imei, "mme2", "whitelisted", None, 1, None
+    for number in range(12):
+        places = {"a": NEAR, "b": FAR}
+        for hours, imei, who, origin, _ in phones("ab", imei=f"3520995{number:07d}", places=places, seed=number):
+            yield BEGIN + timedelta(hours=hours), imei, origin, "whitelisted", None, 1, who
+    yield day(9), "not a device", "mme1", "error", None, 3, None
+    yield END, imeis(A, 30)[0], "mme1", "blacklisted", "stolen", 1, None
+
+
+def answer(imei, time):
+    """Status and list by the lists in force then."""
+    entries = [
+        rows for since, rows in RELEASES.values() if since <= time and not (since == day(25) and time >= day(26))
+    ][-1]
+    if imei in entries:
+        return "blacklisted", "stolen"
+    if imei in ADDED and time >= day(15) and not (imei in REMOVED and time >= day(20)):
+        return "blacklisted", "own"
+    return ("unknown", None) if imei in imeis(B, *range(900, 915)) else ("whitelisted", None)
+
+
+def write_checks(state, rows):
+    records = [
+        dict.fromkeys(FRAME) | {
+            "time": time.replace(tzinfo=None), "last": time.replace(tzinfo=None), "checks": count, "imei": imei,
+            "device": int(imei) if imei.isdigit() else None, "subscriber": who, "home": "001010", "origin_host": peer, "peer": peer,
+            "protocol": "s13", "status": status, "list": list_name, "rule": "1",
+        }
+        for time, imei, peer, status, list_name, count, who in rows
+    ]  # fmt: skip
+    frame = pl.DataFrame(records, schema=FRAME).sort("time")
+    for (name,), part in frame.group_by(pl.col("time").dt.strftime("%Y-%m-%d")):
+        folder = state / FOLDER / name
+        folder.mkdir(parents=True)
+        part.write_parquet(folder / "00-1-made.parquet")
+
+
+@pytest.fixture(scope="module")
+def operator(shared):
+    """A node's state folder after a month."""
+    shared.configure(
+        lists={"stolen": {"signers": "signers", "growth_max": "100%"}, "own": {"local": True}, "registered": {"local": True}},
+        policy={"rules": [
+            {"list": "registered", "answer": "whitelisted"}, {"list": "stolen", "answer": "blacklisted"},
+            {"list": "own", "answer": "blacklisted"}, {"first_seen_within": f"{GRACE_DAYS}d", "answer": "greylisted"},
+        ]},
+        first_seen={"list": "first-seen"}, sightings={"subscribers": "hashed"},
+    )  # fmt: skip
+    for serial, (time, entries) in RELEASES.items():
+        shared.load(rows_for_release(entries), serial=serial, now=time, issued=time - timedelta(hours=1))
+    config = load_config(shared.path)
+    shared.first_days = asyncio.run(change_lists(config))
+    write_checks(config.state, checks())
+    for number in range(11):
+        decision = {
+            "time": f"2026-10-{number + 1:02d}T00:00:00Z",
+            "who": "x",
+            "imei": f"3520995{number:07d}",
+            "verdict": cases.CONFIRMED,
+            "reason": "seen",
+        }
+        cases.add_decision(config.state, decision)
+    done = shared.eir("figures", "--month", MONTH, "--json", "--html", "page.html")
+    shared.document, shared.page = json.loads(done.stdout), (shared.folder / "page.html").read_text()
+    return shared
+
+
+def published(pairs, total, *, folded=False):
+    """The rule of the page for regulators, once more: rows (name, devices) of one table beside a total."""
+    rows = dict(pairs)
+    if folded:
+        rows = {name: n for name, n in rows.items() if n >= 10} | {OTHER: sum(n for n in rows.values() if n < 10)}
+        rows = {name: n for name, n in rows.items() if n}
+    small = {name for name, n in rows.items() if n < 10}
+    hidden = set(small)
+    for name in sorted(set(rows) - small, key=lambda name: (rows[name], [-ord(c) for c in name])):
+        left = total - sum(n for other, n in rows.items() if other not in hidden)
+        if not hidden or (len(hidden) > 1 and left >= 10):
+            break
+        hidden.add(name)
+    return {
+        name: FEW if name in small else WITHHELD if name in hidden else (n + 5) // 10 * 10 for name, n in rows.items()
+    }
+
+
+def given(operator, figure, dimension, cell="devices"):
+    return {row["name"]: row[cell] for row in operator.document["figures"][figure]["by"][dimension]}
+
+
+def month_rows(operator):
+    """All rows of the record in that month, read file by file."""
+    for path in sorted(operator.state.glob("sightings/*/*.parquet")):
+        for row in pl.read_parquet(path).iter_rows(named=True):
+            if BEGIN.replace(tzinfo=None) <= row["time"] < END.replace(tzinfo=None) and row["device"] is not None:
+                yield row
+
+
+def maker(imei):
+    return f"TAC {imei[:8]}"
+
+
+def test_listed_and_unlisted_devices_are_those_of_the_releases_and_changes(operator):
+    listed, unlisted = Counter(), Counter()
+    for before, after in ((1, 2), (2, 3), (3, 4)):
+        old, new = RELEASES[before][1], RELEASES[after][1]
+        listed += Counter(("stolen", new[imei].replace(SECRET, "…"), maker(imei)) for imei in new.keys() - old.keys())
+        unlisted += Counter(("stolen", old[imei], maker(imei)) for imei in old.keys() - new.keys())
+    undone = RELEASES[4][1].keys() - RELEASES[3][1].keys()
+    unlisted += Counter(
+        {("stolen", "not known", "not known"): len(undone)}
+    )  # the store keeps no release that was undone
+    listed -= Counter(("stolen", "fraud", maker(imei)) for imei in undone)
+    listed += Counter({("stolen", "not known", "not known"): len(undone)})
+    listed += Counter(("own", "broken seal", maker(imei)) for imei in ADDED)
+    unlisted += Counter(("own", "repaired", maker(imei)) for imei in REMOVED)
+    for name, counts in (("listed", listed), ("unlisted", unlisted)):
+        total = counts.total()
+        assert operator.document["figures"][name]["devices"] == (total + 5) // 10 * 10
+        for place, dimension in enumerate(("list", "reason", "maker")):
+            rows = Counter()
+            for each, devices in counts.items():
+                rows[each[place]] += devices
+            expected = published(rows.items(), total, folded=dimension != "list")
+            assert given(operator, name, dimension) == expected, (name, dimension)
+    assert FEW in given(operator, "unlisted", "list").values()
+
+
+def test_refused_devices_and_attempts_are_those_of_the_record(operator):
+    devices, attempts = defaultdict(lambda: defaultdict(set)), defaultdict(Counter)
+    in_force = RELEASES[3][1] | dict.fromkeys(set(ADDED) - set(REMOVED), "broken seal")
+    for row in month_rows(operator):
+        if row["status"] in {"blacklisted", "unknown"}:
+            imei = f"{row['device']:014d}"
+            reason = in_force.get(imei, "not known").replace(SECRET, "…") if row["list"] else "not known"
+            names = {
+                "list": row["list"] or "no list",
+                "peer": row["peer"],
+                "maker": maker(imei),
+                "reason": reason,
+                "": "",
+            }
+            for dimension, name in names.items():
+                devices[dimension][name].add(imei)
+                attempts[dimension][name] += row["checks"]
+    part, total = operator.document["figures"]["refused"], len(devices[""][""])
+    assert (part["devices"], part["attempts"]) == ((total + 5) // 10 * 10, (attempts[""][""] + 5) // 10 * 10)
+    for dimension in ("list", "peer", "maker", "reason"):
+        counts = {name: len(those) for name, those in devices[dimension].items()}
+        expected = published(counts.items(), total, folded=dimension in {"maker", "reason"})
+        assert given(operator, "refused", dimension) == expected, dimension
+        for name, shown in given(operator, "refused", dimension, "attempts").items():
+            if name != OTHER:
+                hidden = isinstance(expected[name], str)
+                assert shown == (WITHHELD if hidden else (attempts[dimension][name] + 5) // 10 * 10)
+    assert given(operator, "refused", "peer")["small"] == FEW
+
+
+def test_devices_came_back_after_the_list_that_refused_them_unlisted_devices(operator):
+    unlistings = {"stolen": [day(12), day(26)], "own": [day(20)]}
+    by_device = defaultdict(list)
+    for row in month_rows(operator):
+        by_device[row["device"]].append((row["last"].replace(tzinfo=UTC), row["status"], row["list"], row["peer"]))
+    back = Counter()
+    for rows in by_device.values():
+        refused = max((row for row in rows if row[1] in {"blacklisted", "unknown"}), default=None)
+        accepted = max((row for row in rows if row[1] == "whitelisted"), default=None)
+        if refused and accepted and any(refused[0] <= at < accepted[0] for at in unlistings.get(refused[2], ())):
+            back[accepted[3]] += 1
+    assert back.total() >= 14
+    assert operator.document["figures"]["returned"]["devices"] == (back.total() + 5) // 10 * 10
+    assert given(operator, "returned", "peer") == published(back.items(), back.total())
+
+
+def test_periods_of_grace_are_those_of_the_record_of_first_sightings(operator):
+    firsts = operator.first_days.values()
+    for name, many in (
+        ("grace_begun", sum(0 <= first < 31 for first in firsts)),
+        ("grace_ended", sum(0 <= first + GRACE_DAYS < 31 for first in firsts)),
+    ):
+        assert many >= 10
+        assert operator.document["figures"][name]["devices"] == many
+        assert given(operator, name, "maker") == {f"TAC {A}": many}
+
+
+def test_copied_identities_are_those_of_the_report_and_of_the_decisions(operator):
+    period = {"since": BEGIN.replace(tzinfo=None), "until": END.replace(tzinfo=None)}
+    with duck(str(operator.state / FOLDER / FILES), **period, memory=1 << 28) as engine:
+        findings = judge(engine, TamperSettings(), **period).findings
+    assert {finding.imei for finding in findings} >= {f"3520995{number:07d}" for number in range(12)}
+    assert operator.document["figures"]["copies_found"]["devices"] == (len(findings) + 5) // 10 * 10
+    assert operator.document["figures"]["copies_confirmed"]["devices"] == 10
+
+
+def test_devices_are_the_same_in_any_number_of_files_and_slices_at_a_time(operator, monkeypatch):
+    paths = [str(path) for path in sorted(operator.state.glob(f"{FOLDER}/{FILES}"))]
+    period = BEGIN.replace(tzinfo=None), END.replace(tzinfo=None)
+    sources = FigureSources(
+        lambda _, keys: ["lost"] * len(keys), maker=str, unlisted_at={"stolen": [round(day(12).timestamp() * 1e6)]}
+    )
+    whole = count_refusals(paths, *period, sources)
+    monkeypatch.setattr(refusals, "FILES_AT_ONCE", 4)
+    monkeypatch.setattr(refusals, "SLICE_ROWS", 50)
+    assert count_refusals(paths, *period, sources) == whole
+    assert whole[0].total.devices > 50
+
+
+@pytest.fixture
+def run(operator, monkeypatch, capsys):
+    """Runs the command in this process: exit status, output, messages."""
+
+    def run(*words):
+        monkeypatch.chdir(operator.folder)
+        monkeypatch.setenv("EIR_CONFIG", str(operator.path))
+        with pytest.raises(SystemExit) as ended:
+            main("figures", ["figures", *map(str, words)])
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_no_output_has_an_identifier(operator, run):
+    (operator.folder / "one.json").write_text(json.dumps(operator.document))
+    status, people, _ = run("--merge", "one.json")
+    assert status == 0
+    status, table, _ = run("--month", MONTH, "--csv", "--record", operator.state / FOLDER / FILES)
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert {row["figure"] for row in rows} == set(figures.FIGURES)
+    assert [row["devices"] for row in rows if row["figure"] == "listed" and not row["by"]] == [
+        str(operator.document["figures"]["listed"]["devices"])
+    ]
+    for text in (table, people, operator.page, json.dumps(operator.document)):
+        assert not re.search(r"[0-9]{10,}", re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)), text
+
+
+def test_several_operators_by_the_command(operator, run):
+    other = {**operator.document, "month": "2026-09"}
+    for name, part in (
+        ("a.json", operator.document),
+        ("b.json", operator.document),
+        ("old.json", other),
+        ("no.json", []),
+    ):
+        (operator.folder / name).write_text(json.dumps(part))
+    status, text, _ = run("--merge", "a.json", "b.json", "--json")
+    found = json.loads(text)
+    assert (status, found["operators"]) == (0, 2)
+    assert found["figures"]["refused"]["attempts"] == 2 * operator.document["figures"]["refused"]["attempts"]
+    for words, status, message in (
+        (["--merge", "a.json", "old.json"], 1, "several months"), (["--merge", "no.json"], 1, "no figures of the form"), (["--merge"], 2, "go together"),
+        (["a.json"], 2, "go together"), (["--month", "2026-13"], 2, "expected a month"), (["--csv", "--json"], 2, "expected one of them"),
+    ):  # fmt: skip
+        code, _, said = run(*words)
+        assert (code, message in said) == (status, True), said
+
+
+def test_without_a_record_there_are_the_figures_of_the_lists_alone(site):
+    site.load(["imei,reason", *(f"{imei},lost" for imei in imeis(A, *range(12)))])
+    found = site.json("figures", "--month", f"{datetime.now(UTC):%Y-%m}")
+    given_ = {name: part and part["devices"] for name, part in found["figures"].items()}
+    assert given_ == dict.fromkeys(figures.FIGURES) | {"listed": 10, "unlisted": 0}
+
+
+@in_chromium
+def test_the_page_opens_in_a_browser_in_each_colour_scheme_and_prints(operator, tmp_path):
+    two = figures_page(merge([operator.document, operator.document]))
+    assert [each["wrong"] for each in looked_at(tmp_path, [operator.page, two])] == [[]] * 6
+    assert "<svg" in operator.page
+    assert not re.search(r"<script|\ssrc=|https?:|url\(|@import", operator.page)
+    for label, value in given(operator, "refused", "list").items():  # to be read without colour
+        assert f">{value:,}</text>" in operator.page if isinstance(value, int) else f">{value}</text>" in operator.page
+        assert label in operator.page
+    (tmp_path / "print.html").write_text(operator.page)
+    subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         f"--print-to-pdf={tmp_path / 'print.pdf'}", (tmp_path / "print.html").as_uri()],
+        check=True, capture_output=True, timeout=600,
+    )  # fmt: skip
+    assert (tmp_path / "print.pdf").read_bytes().startswith(b"%PDF")
