@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
+from commands import commands
 from prometheus_client.parser import text_string_to_metric_families
 from wire import EIR, REALM
 
@@ -169,10 +170,15 @@ class Site:
 
     def eir(self, *arguments, status=0, prefix=(), **options):
         """Run a command to its end and hold it to its exit status (None: any)."""
-        done = subprocess.run(
-            [*prefix, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=self.environment(), check=False,
-            stdin=subprocess.DEVNULL, **{"cwd": self.folder, "timeout": PATIENCE_S, **options},
-        )  # fmt: skip
+        words = [str(each) for each in arguments]
+        usual = {"cwd": self.folder, "timeout": PATIENCE_S}
+        if prefix or options.keys() - usual.keys():
+            done = subprocess.run(
+                [*prefix, *COMMAND, *words], capture_output=True, text=True, check=False,
+                **{"env": self.environment(), "stdin": subprocess.DEVNULL, **usual, **options},
+            )  # fmt: skip
+        else:
+            done = commands().run(words, env=self.environment(), **usual | options)
         assert "Traceback" not in done.stderr, done.stderr
         assert status is None or done.returncode == status, f"{shlex.join(map(str, arguments))}: {done}"
         return done
