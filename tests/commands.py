@@ -59,7 +59,7 @@ class Commands:
         with (
             tempfile.TemporaryFile() as out,
             tempfile.TemporaryFile() as err,
-            open(os.devnull, "rb") as nothing,
+            Path(os.devnull).open("rb") as nothing,
             socket.socket(socket.AF_UNIX) as link,
         ):
             link.connect(self._path)
@@ -119,15 +119,15 @@ def _fork(link, files):
     while len(request) < size:
         request += link.recv(size - len(request))
     pid = os.fork()
-    if pid:
-        for file in files:
-            os.close(file)
-        return pid
-    _run(files, **json.loads(request))
+    if pid == 0:
+        _run(files, **json.loads(request))
+    for file in files:
+        os.close(file)
+    return pid
 
 
 def _run(files, arguments, environment, folder):
-    """Be the command."""
+    """Run the command in this process, and end it."""
     status = 1
     try:
         for target, file in enumerate(files):
@@ -142,7 +142,7 @@ def _run(files, arguments, environment, folder):
         status = 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # as the interpreter does at its end
         sys.excepthook(*sys.exc_info())
     finally:
         atexit._run_exitfuncs()
