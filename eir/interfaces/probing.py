@@ -148,10 +148,10 @@ class ProbeClient(Protocol):
 
 
 class StreamClient(ProbeClient, Protocol):
-    """Client on a TCP or TLS stream that must be read all the time (`listen`)."""
+    """Client on a TCP or TLS connection. A task of its own reads the connection (`listen`)."""
 
     async def listen(self) -> None:
-        """Handle received bytes until the connection ends."""
+        """Read and handle received bytes until the connection ends."""
 
 
 C = TypeVar("C", bound=StreamClient)
@@ -173,13 +173,16 @@ class Probe:
     """Configuration of this host as `eir config` shows it; empty without one."""
 
     def where(self, port: int) -> tuple[str, int]:
-        """Return the only host, and the port or this default. Raises UsageError for several hosts."""
+        """Return host and port of the EIR; `port` is the default. Raises UsageError if the URL has several hosts."""
         if len(self.hosts) > 1:
             raise UsageError(f"expected one host, got {', '.join(self.hosts)}")
         return self.hosts[0], self.port or port
 
     def tls(self) -> "Tls | None":
-        """Return the TLS settings by the parameters TLS_KEYS; None without them. Raises UsageError."""
+        """Return the TLS settings from the parameters `ca`, `cert` and `key`; None without these parameters.
+
+        Raises UsageError if only some of them are given.
+        """
         ca, cert, key = (self.parameters[name] for name in ("ca", "cert", "key"))
         if ca is cert is key is None:
             return None
@@ -243,7 +246,7 @@ class Probe:
     async def over_stream(
         self, port: int, client: Callable[[asyncio.StreamReader, asyncio.StreamWriter], C], tls: ssl.SSLContext | None = None
     ) -> AsyncIterator[C]:  # fmt: skip
-        """Open a client on a connection over TCP, or over TLS with `tls`. Raises EirError if the connection fails.
+        """Connect to the EIR over TCP, or over TLS with `tls`, and yield a client. Raises EirError.
 
         Args:
             port: default port.

@@ -103,7 +103,7 @@ class _GsupClient:
 
 
 def connected(probe: Probe) -> AbstractAsyncContextManager[_GsupClient]:
-    """Connect to the EIR. Raises EirError."""
+    """Return a context manager that connects to the EIR over TCP. Raises EirError if the connection fails."""
     return probe.over_stream(PORT, partial(_GsupClient, probe))
 
 

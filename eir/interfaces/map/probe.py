@@ -37,7 +37,7 @@ REFUSED = "refused"
 
 
 def _point_codes(probe: Probe, variant: str) -> tuple[int, int]:
-    """Return the point codes of the probe and of the EIR. Raises UsageError."""
+    """Return the point codes of the probe and of the EIR, from the URL or the configuration. Raises UsageError."""
     own, eir = probe.parameters["point_code"], probe.parameters["eir_point_code"]
     eir = eir or (probe.configured.get("ss7") or {}).get("point_code")
     if eir is None:
@@ -200,7 +200,7 @@ class _MapClient(asyncio.Protocol):
 
 @asynccontextmanager
 async def connected(probe: Probe) -> AsyncIterator[_MapClient]:
-    """Connect to the gateway or the EIR. Raises EirError."""
+    """Connect to the signalling gateway or the EIR, and wait until the association is active. Raises EirError."""
     client, to = _MapClient(probe), Endpoint(SCTP, probe.hosts, probe.port or PORT)
     try:
         async with asyncio.timeout(probe.timeout_s):

@@ -51,7 +51,7 @@ UUID = text(
 
 
 def _token(file: str) -> str:
-    """Return the access token in a file."""
+    """Return the access token in the file of this name. Raises Unexpected for a file without one."""
     try:
         return token_in(Path(file))
     except EirError as e:

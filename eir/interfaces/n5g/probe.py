@@ -165,7 +165,7 @@ class _N5gClient:
 
 
 def connected(probe: Probe) -> AbstractAsyncContextManager[_N5gClient]:
-    """Connect to the EIR. Raises EirError."""
+    """Return a context manager that connects to the EIR over HTTP/2. Raises EirError if the connection fails."""
     tls = probe.tls()
     context = None if tls is None else tls.connecting
     port = probe.port or HTTP_PORTS["http" if tls is None else "https"]

@@ -28,7 +28,7 @@ STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATU
 
 @asynccontextmanager
 async def connected(probe: Probe) -> AsyncIterator["_Asker"]:
-    """Connect to the EIR and exchange capabilities. Raises EirError."""
+    """Connect to the EIR, and exchange CER and CEA. Raises EirError."""
     given, identity = probe.parameters, probe.configured.get("identity") or {}
     realm = given["origin_realm"] or identity.get("realm") or PROBE_REALM
     host = given["origin_host"] or f"probe.{realm}"

@@ -51,7 +51,9 @@ def loading(start: Start, config: Config, who: str, *, force: bool = False) -> L
 async def open_pass(
     config: Config, folder: Path, lists: Mapping[str, ListSettings], who: str, load: Load, *, attempts_file: Path, lease: tuple[str, str]
 ) -> AsyncIterator[tuple[PassSettings, Callable[[], Awaitable[bool]]]]:  # fmt: skip
-    """Open the store; yield the settings of a pass over a folder, and a function that claims its lease.
+    """Open the store for one pass: loading all complete releases in a folder.
+
+    Yields the settings of the pass, and a function that claims the lease for this node.
 
     The loads run in processes of their own, while this one holds the lease. A signal ends this process at once, and the load
     with it; a store tolerates the end of a load at any point.
@@ -85,7 +87,7 @@ async def open_pass(
 
 
 def leave(number: int, attempts: Attempts) -> NoReturn:
-    """End at once, with the load, without a failed attempt."""
+    """End this process and its load at once, after a signal. The load does not count as a failed attempt."""
     attempts.forget()
     os._exit(128 + number)
 

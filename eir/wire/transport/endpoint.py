@@ -49,7 +49,7 @@ def may_be_host(text: str) -> bool:
 
 
 def hosts_and_port(text: str) -> tuple[tuple[str, ...], int | None]:
-    """Split `HOST,HOST:PORT`; the port is optional. Raises ValueError."""
+    """Split a text `HOST,HOST:PORT` into hosts and port. The port may be missing. Raises ValueError."""
     parts = [urlsplit(f"//{each}") for each in text.split(",")]
     hosts = tuple(part.hostname or "" for part in parts)
     *others, port = (part.port for part in parts)
