@@ -1,4 +1,4 @@
-"""DeviceAuthenticity (CAMARA): status of a device for banks and shops, over HTTP."""
+"""Interface DeviceAuthenticity (CAMARA): returns the status of a device to banks and shops, over HTTP."""
 
 from eir.interfaces.device_authenticity.settings import (
     AUTHENTICITY_SCOPE,

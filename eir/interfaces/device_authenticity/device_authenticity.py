@@ -1,6 +1,7 @@
-"""DeviceAuthenticity of CAMARA (version `wip`): authenticates a request by an access token of the operator's gateway, and answers it.
+"""API DeviceAuthenticity of CAMARA (version `wip`): verifies access tokens, and answers requests.
 
-Paths, words, errors and the served OpenAPI document are data. The owner provides the function that looks a device up in the lists.
+Paths, words, errors and the served OpenAPI document are data. The owner provides the function that looks a device up in the
+lists.
 """
 
 import json
@@ -48,7 +49,7 @@ STATUSES: Final = (*REASONS, ALLOWED, UNKNOWN)
 
 
 class ApiFault(NamedTuple):
-    """Error response of the API."""
+    """Error response of the API: HTTP status, and code and message of its body."""
 
     status: int
     code: str
@@ -74,7 +75,7 @@ FAULTS: Final = {
 
 
 def reason_word(text: str | None) -> str:
-    """Return the status for the reason in a list."""
+    """Return the status of a blacklisted device from the text of its reason in a list (REASONS)."""
     reason = (text or "").casefold()
     return next((word for word, parts in REASONS.items() if any(part in reason for part in parts)), BLACKLISTED)
 
@@ -147,7 +148,10 @@ _DOCUMENT: Final = HttpResponse(200, JSON, json.dumps(DOCUMENT).encode())
 
 
 class _RequestRefused(Exception):
-    """A request is refused: key of FAULTS, details for the client, and headers."""
+    """Rejection of a request.
+
+    `what`: key of FAULTS. `detail`: message for the client. `headers`: headers of the response.
+    """
 
     def __init__(self, what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(what)
@@ -171,16 +175,16 @@ class DeviceAuthenticity:
         self.apply(settings)
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
-        """Check access tokens with these keys from now on."""
+        """Verify access tokens with these keys from now on."""
         self.tokens = tokens
 
     def apply(self, settings: AuthenticitySettings) -> None:
-        """Apply new settings."""
+        """Apply new settings of the section `device_authenticity`."""
         self._not_listed = settings.not_listed
         self._rates = Buckets(settings.rate_max, max(1.0, settings.rate_max), CLIENTS_MAX)
 
     def respond(self, request: HttpRequest) -> Answer:
-        """Return the answer to a request."""
+        """Return the response to an HTTP request: the OpenAPI document, or the status of a device."""
         if request.path == DOCUMENT_PATH and request.method in {"GET", "HEAD"}:
             return _DOCUMENT
         return self._answered(request)
@@ -216,7 +220,7 @@ class DeviceAuthenticity:
         return HttpResponse(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
 
     def _client(self, request: HttpRequest) -> str:
-        """Return the client that the token names. Raises _RequestRefused.
+        """Verify the access token of a request; return the client that the token names. Raises _RequestRefused.
 
         Tokens are checked for every path, so that other paths are reported only to authenticated clients.
         """
@@ -243,7 +247,10 @@ class DeviceAuthenticity:
         )
 
     def _check_rate(self, client: str) -> None:
-        """Count a request against the client's rate, which limits how fast it could copy a list. Raises _RequestRefused."""
+        """Count a request against the client's rate limit. Raises _RequestRefused.
+
+        The limit bounds how fast a client could copy a list.
+        """
         now = self._ticks()
         if not self._rates.of(client, now).try_spend(now):
             raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
@@ -279,12 +286,12 @@ def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = (
 
 
 def no_request(status: int) -> HttpResponse:
-    """Return the answer to bytes that are not a request."""
+    """Return the error response to bytes that are not an HTTP request."""
     return failed("body" if status == 413 else "argument")
 
 
 def _imei(request: HttpRequest) -> str:
-    """Return the IMEI of a request. Raises _RequestRefused."""
+    """Return the IMEI in the body of a request. Raises _RequestRefused."""
     if request.path != PATH:
         raise _RequestRefused("path")
     if request.method != "POST":

@@ -38,7 +38,10 @@ OF_DEVICES = frozenset({
 
 
 def rules_of(shared: SharedSettings) -> PolicySettings:
-    """Return a policy of the configured rules that depend only on the IMEI, all observed so that each match is reported."""
+    """Return a policy with only those configured rules that depend on nothing but the IMEI.
+
+    All rules of the policy are observed, so that a check reports each rule that holds.
+    """
 
     def is_of_device(rule: Rule) -> bool:
         return rule.conditions.keys() <= OF_DEVICES and all(shared.lists[name].kind == DEVICES for name in rule.lists)
@@ -48,7 +51,7 @@ def rules_of(shared: SharedSettings) -> PolicySettings:
 
 
 class AuthenticityService:
-    """DeviceAuthenticity as an eir.interfaces.interface.Service."""
+    """Service DeviceAuthenticity, as described by eir.interfaces.interface.Service."""
 
     def __init__(self, settings: AuthenticitySettings, shared: SharedSettings, report: Report) -> None:
         self._store = open_store(shared.store, shared.state, report=report, check=False)
@@ -75,18 +78,18 @@ class AuthenticityService:
         self._check.apply(settings)
 
     def respond(self, request: HttpRequest) -> Answer:
-        """Return the answer to a request."""
+        """Return the response to an HTTP request."""
         return self._check.respond(request)
 
     def refuse(self, status: int) -> HttpResponse:
-        """Return the answer to bytes that are not a request."""
+        """Return the error response to bytes that are not an HTTP request."""
         return api.no_request(status)
 
     async def work(self) -> None:
         """Return at once: this service has no background work."""
 
     def read_files(self) -> Callable[[], None]:
-        """Read the keys of tokens if they have changed. Return a function that applies them."""
+        """Read the key files of access tokens again. Return a function that puts changed keys in force."""
         keys = keys_of(self._settings.tokens, self._keys)
 
         def use() -> None:
@@ -97,11 +100,11 @@ class AuthenticityService:
         return use
 
     def counters(self) -> Samples:
-        """Return the counters."""
+        """Return the counters of the service by metric name and label values."""
         return {"eir_device_authenticity_total": self._check.answers}
 
     async def close(self) -> None:
-        """Close the stores."""
+        """Close the store and the last good copy."""
         for store in (self._store, self._copy):
             if store is not None:
                 await store.close()

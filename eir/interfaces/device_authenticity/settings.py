@@ -1,4 +1,4 @@
-"""Settings of DeviceAuthenticity."""
+"""Settings of the interface DeviceAuthenticity."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -17,7 +17,7 @@ UNKNOWN, ALLOWED, ERROR = NOT_LISTED = "unknown", "allowed", "error"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticitySettings:
-    """Section `device_authenticity`."""
+    """Settings of the section `device_authenticity`."""
 
     listen: tuple[str, ...] = ()
     """URLs `http://host:port` or `https://host:port`, each with its port; empty: the interface is disabled."""

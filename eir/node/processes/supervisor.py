@@ -106,7 +106,7 @@ class Supervisor:
         end_s: float = END_S,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """Create the parts; no process is started yet.
+        """Create the parts of the supervisor. No process is started yet.
 
         `hold_s`: as HOLD_S. `end_s`: seconds that the other processes have to end. `on_stop`: called when the node begins to
         stop.
