@@ -130,7 +130,7 @@ class Attendant(Protocol):
         """
 
     async def close(self) -> None:
-        """Stop the task."""
+        """Stop the interface's task in the supervisor."""
 
     def status(self) -> Mapping[str, Any]:
         """Return the interface's fields for the document of `eir status`."""

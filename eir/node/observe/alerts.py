@@ -91,7 +91,7 @@ class Figures:
         return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
 
     def blocked_before(self, minutes: int) -> tuple[float, float]:
-        """Return the same two numbers as `blocked`, for the day before the last minutes."""
+        """Return the number of blocked checks and the number of all checks in the day before the last minutes."""
         past = list(islice(reversed(self._checks), minutes, None))
         return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
 
@@ -212,7 +212,7 @@ def _overdue(figures: Figures) -> Iterable[str]:
 
 
 def _past_patience(name: str) -> Callable[[Figures], Iterable[str]]:
-    """Return the condition that a list's time in this metric is too long ago.
+    """Return the condition for lists whose time in this metric is longer ago than permitted.
 
     The limit is the list's `source.patience`.
     """

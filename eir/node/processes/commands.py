@@ -96,7 +96,7 @@ class Commands:
         is_stopping: Callable[[], bool],
         report: Report,
     ) -> None:
-        """Create the commands.
+        """Create the commands of a node from the parts of its supervisor.
 
         `stop`: function that begins to stop the node, for the given cause.
         """

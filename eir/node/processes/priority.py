@@ -65,7 +65,7 @@ class Aside:
     """
 
     def __init__(self, *threads: int) -> None:
-        """Create the manager.
+        """Create the context manager for the threads of the work.
 
         `threads`: threads of the work; without any, all threads that exist at the beginning of the work.
         """

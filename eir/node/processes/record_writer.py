@@ -73,7 +73,7 @@ class RecordWriter:
         count: Callable[..., None],
         report: Report,
     ) -> None:
-        """Start the thread.
+        """Start the thread that writes the record of checks.
 
         `seen`: function that returns the partner (SIM or device) of each watched entry, which is saved with the record. `count`
         is called with a metric and its labels.

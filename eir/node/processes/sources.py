@@ -21,7 +21,10 @@ class Sources:
     """Drop folder, pulls and acknowledgements of a node."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
-        """Create the parts without jobs. `config`: function that returns the settings in force."""
+        """Create drop folder, pulls and acknowledgements, without jobs.
+
+        `config`: function that returns the settings in force.
+        """
         self._jobs = jobs
         loads = Loads(start)
         self._drop_folder = DropFolder(config, start, loads, report=report)

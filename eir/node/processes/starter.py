@@ -208,7 +208,7 @@ class Starter:
         self._thread.shutdown()
 
     async def _begun(self) -> Process:
-        """Return the starter process: the forked starter, or a newly launched one."""
+        """Return the starter process: the process that was forked before, or a newly launched process."""
         if self._forked is not None:
             (pid, ours), self._forked = self._forked, None
         else:

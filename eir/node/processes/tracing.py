@@ -136,7 +136,7 @@ class Tracing:
         return {"records": records, "over": self.sought is None}
 
     async def end(self, arguments: Mapping[str, Any]) -> None:
-        """End the trace.
+        """End the running trace.
 
         Argument `number`: as in `read`.
         """
