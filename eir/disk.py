@@ -71,11 +71,10 @@ class WatchedFile:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._reported: tuple[int, ...] | None = None
-        self._seen: tuple[int, ...] | None = None
-        self._is_first = True
+        self._seen: tuple[int, ...] | None = ()
 
     def changed(self) -> bool:
-        """Return True once for each change of the file, when two consecutive checks have found the same new state.
+        """Return True once for each change of the file, also its removal, when two consecutive checks have found the same new state.
 
         The first check reports an existing file at once.
         """
@@ -84,9 +83,9 @@ class WatchedFile:
             with suppress(OSError):
                 status = self.path.stat()
                 now = status.st_ino, status.st_size, status.st_mtime_ns
-        is_settled = self._is_first or now == self._seen
-        self._is_first, self._seen = False, now
-        if now is None or now == self._reported or not is_settled:
+        is_settled = self._seen in {(), now}
+        self._seen = now
+        if now == self._reported or not is_settled:
             return False
         self._reported = now
         return True

@@ -434,7 +434,7 @@ su -s /bin/sh eir -c 'eir config' >/dev/null
 su -s /bin/sh eir -c 'eir add blocked-here 00101001000001 --reason lost'
 (su -s /bin/sh eir -c 'eir serve' & ) 2>/serve.log
 for try in $(seq 100); do ! eir status >/dev/null 2>&1 || break; sleep 0.2; done
-eir probe s13://127.0.0.1?origin_realm=epc.mnc001.mcc001.3gppnetwork.org 00101001000001 | grep blacklisted
+eir probe 's13://127.0.0.1?origin_realm=epc.mnc001.mcc001.3gppnetwork.org' 00101001000001 | grep blacklisted
 su -s /bin/sh eir -c 'eir drain'
 echo '# mine' >>/etc/eir/eir.yaml
 dpkg -i /eir.deb

@@ -1,11 +1,9 @@
 """checkIMEI for MSCs and SGSNs (TS 29.002 8.7, 25.6, TS 29.305 8.9): conversion of requests and verdicts.
 
-Conversion only; eir.checks decides the verdict. Synchronous from request (Begin) to answer (End); no transaction is stored.
-Nearly all requests have one of a few shapes and are answered without parsing, with the same bytes.
+Conversion only; eir.checks decides the verdict. Synchronous from request to answer; no transaction is stored.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
 from typing import NamedTuple
 
 from eir.checks.checker import Checker
@@ -14,7 +12,7 @@ from eir.checks.settings import NoDevice, Status
 from eir.interfaces.map import checkimei as codec
 from eir.wire.peers.settings import Requester
 from eir.wire.ss7 import tcap
-from eir.wire.ss7.ber import BerError, encoded
+from eir.wire.ss7.ber import BerError
 from eir.wire.ss7.tcap import BEGIN, CONTINUE, AbortCause, Invoke, RejectProblem, TcapFault, TcapMessage
 
 PROTOCOL = "map"
@@ -38,40 +36,6 @@ Instead = Callable[[int], tuple[bytes, str] | None]
 """Function that receives the version of each invocation and returns component and result in place of a check; None: the device is checked."""
 
 
-class _Shape(NamedTuple):
-    """Fixed octets of a usual request after its transaction id. A request with these octets needs no parser."""
-
-    version: int
-    before_id: bytes
-    before_imei: bytes
-    before_imsi: bytes
-    """Empty: the request has no IMSI."""
-    tail: bytes
-
-
-def _shapes() -> dict[tuple[int, int], _Shape]:
-    """Return the shapes of usual requests, by length of the request and length of its transaction id."""
-    shapes = {}
-    for version in codec.VERSIONS:
-        for imsi in (None, "001010000000001") if version < 3 else (None,):
-            dialogue = b"" if version == 1 else tcap.request(codec.context_of(version))
-            sent = dialogue + encoded(
-                0x6C, tcap.invoke(b"\1", codec.CHECK_IMEI, codec.argument(version, "0" * 16, imsi))
-            )
-            number = sent.index(b"\2\1\1\2\1\x2b", len(dialogue)) + 2
-            imei = sent.index(b"\4\x08", number) + 2
-            rest = sent[imei + 8 :]
-            shape = _Shape(
-                version, sent[:number], sent[number + 1 : imei], rest[:2] if imsi else b"", b"" if imsi else rest
-            )  # fmt: skip
-            for octets in range(1, 5):
-                shapes[2 + 2 + octets + len(sent), octets] = shape
-    return shapes
-
-
-_SHAPES = _shapes()
-
-
 class MapService:
     """Converter of TCAP messages to questions for the checker, and of verdicts to answers."""
 
@@ -92,13 +56,6 @@ class MapService:
         """
         self._replies, self._fallback, self._imsi_tags = answers, fallback, imsi_tags
 
-    def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply:
-        """Return the answer to a TCAP message.
-
-        `asks`: sender of the message. `instead`: returns the answer to an invocation above a rate limit.
-        """
-        return self.usual(octets, asks, instead) or self.general(octets, asks, instead)
-
     @staticmethod
     def turned_away(octets: bytes) -> MapReply:
         """Return an Abort for a Begin of a peer that is out of service, so that the peer does not wait."""
@@ -108,34 +65,8 @@ class MapService:
             return MapReply(e.answer, str(e))
         return MapReply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
 
-    def usual(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply | None:
-        """Return the answer to a request of a usual shape, or None for any other message. Arguments as in `answer`."""
-        length = len(octets)
-        shape = _SHAPES.get((length, octets[3] if length > 3 else 0))
-        if shape is None or octets[0] != BEGIN or octets[1] != length - 2 or octets[2] != 0x48:
-            return None
-        behind = 4 + octets[3]
-        number = behind + len(shape.before_id)
-        imei = number + 1 + len(shape.before_imei)
-        if octets[behind:number] != shape.before_id or octets[number + 1 : imei] != shape.before_imei:
-            return None
-        rest, imsi = octets[imei + 8 :], ""
-        if shape.before_imsi:
-            if rest[:2] != shape.before_imsi or not (imsi := codec.imsi_of(rest[2:])):
-                return None
-        elif rest != shape.tail:
-            return None
-        invoke_id = octets[number : number + 1]
-        if instead is not None and (given := instead(shape.version)) is not None:
-            component, result = _with_id(invoke_id, *given)
-        else:
-            device = codec.digits(octets[imei : imei + 8])
-            component, result = self._checked(shape.version, invoke_id, device, imsi, asks)
-        head, between = _frame(shape.version, octets[3], len(component))
-        return MapReply(head + octets[4:behind] + between + component, result)
-
-    def general(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply:
-        """Return the answer to a TCAP message of any form. Arguments as in `answer`."""
+    def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply:
+        """Return the answer to a TCAP message. `asks`: requester; `instead`: answers invocations above a limit."""
         try:
             message = tcap.read(octets)
             if message.kind == BEGIN:
@@ -213,13 +144,6 @@ class MapService:
     @staticmethod
     def _error(number: bytes, code: int) -> tuple[bytes, str]:
         return tcap.returned_error(number, code), f"error_{code}"
-
-
-@cache
-def _frame(version: int, otid_octets: int, component_octets: int) -> tuple[bytes, bytes]:
-    """Return two parts of an End: the octets before the transaction id, and those from the id to the component."""
-    end = tcap.end(bytes(otid_octets), b"" if version == 1 else _ACCEPTED[version], bytes(component_octets))
-    return end[:4], end[4 + otid_octets : len(end) - component_octets]
 
 
 def _opened(octets: bytes, message: TcapMessage) -> tuple[int, bytes]:

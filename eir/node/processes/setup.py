@@ -18,6 +18,7 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from eir.config import Config, load_config
+from eir.disk import WatchedFile
 from eir.errors import ConfigError, EirError, Report, SetupFault
 from eir.interfaces import INTERFACES
 from eir.lists.images.image import Image
@@ -153,45 +154,29 @@ class ConfigFile:
     """
 
     def __init__(self, path: Path, digest: str) -> None:
-        self._path = path
-        self._digest = digest
-        self._seen: tuple[int, ...] | None = None
+        self._file = WatchedFile(path)
+        self._path, self._digest = path, digest
         self.fault: str | None = None
         """First fault of the file, with which a restart would fail."""
 
     async def poll(self) -> bool:
-        """Read the configuration file again; return true if it has changed since the previous read.
-
-        The first read compares it with the file at the node's start.
-        """
-        now = await asyncio.to_thread(_stamp, self._path)
-        if now == self._seen:
+        """Read the file if it changed; return true if its content differs from the last read."""
+        if not await asyncio.to_thread(self._file.changed):
             return False
-        is_first, self._seen = self._seen is None, now
-        self.fault = await asyncio.to_thread(_fault, self._path)
-        return now is not None and not (is_first and await asyncio.to_thread(_digest, self._path) == self._digest)
+        before = self._digest
+        self._digest, self.fault = await asyncio.to_thread(_digest_and_fault, self._path)
+        return self._digest not in {before, ""}
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Return inode, size and modification time of a file, which reveal a change; None if the file is missing."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return None
-
-
-def _digest(path: Path) -> str | None:
-    with suppress(OSError):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return None
-
-
-def _fault(path: Path) -> str | None:
+def _digest_and_fault(path: Path) -> tuple[str, str | None]:
+    """Return the digest of a configuration, empty without a readable file, and its first fault."""
     try:
-        load_config(path)
+        return load_config(path).digest, None
     except ConfigError as e:
-        return str(e.problems[0])
-    return None
+        fault = str(e.problems[0])
+    with suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).hexdigest(), fault
+    return "", fault
 
 
 def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
