@@ -7,7 +7,7 @@ only if a second peer or a second subscriber shows it; the same limit applies to
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from eir.lists.images.index import FirstSeenList
@@ -18,7 +18,9 @@ FRESH_MAX = 1 << 20
 ONCE_MAX = 1 << 16
 """Devices above a limit that are remembered until somebody else shows them too; the oldest goes."""
 SETTLED_PER_TURN = 2000
-"""Waiting devices that are compared with the image at a time."""
+"""Waiting devices that are compared with the image each second."""
+SETTLED_AT_ONCE = 100
+"""Waiting devices that are compared with the image between two pauses, in which the worker answers checks."""
 AGAIN_TURNS = 120
 """Turns after which a device is sent again."""
 
@@ -61,19 +63,29 @@ class NewDevices:
         fresh[key] = today
         self._send(key, peer, today, confirmed)
 
-    def take(self) -> list[Sighted]:
-        """Remove queued devices that the record already contains, and return the sightings to send now.
+    def settle(self) -> Iterator[None]:
+        """Remove queued devices that the record already contains; pause after SETTLED_AT_ONCE devices.
 
-        Called each second. A device that the record still lacks is returned again after AGAIN_TURNS calls.
+        Called each second. A device that the record still lacks is queued for `take` again after AGAIN_TURNS calls.
         """
         self._turn += 1
         record = self._record
-        for key, (peer, confirmed, sent) in list(islice(self._sent.items(), SETTLED_PER_TURN)):
+        for number, key in enumerate(list(islice(self._sent, SETTLED_PER_TURN)), 1):
+            if number % SETTLED_AT_ONCE == 0:
+                yield
+            if key not in self._sent:
+                continue  # rejected in a pause
+            peer, confirmed, sent = self._sent.pop(key)
             day, recorded = record.fresh[key], record.on_record(key)
             if recorded is not None and recorded[0] <= day and recorded[1] >= period(day, key):
-                del record.fresh[key], self._sent[key]
+                del record.fresh[key]
             elif self._turn - sent >= AGAIN_TURNS:
                 self._send(key, peer, day, confirmed)
+            else:
+                self._sent[key] = peer, confirmed, sent  # behind the others, so that each has its turn
+
+    def take(self) -> list[Sighted]:
+        """Return the sightings to send now."""
         rows, self._rows = self._rows, {}
         return [Sighted(*of, keys.tobytes()) for of, keys in rows.items()]
 

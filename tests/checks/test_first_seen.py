@@ -1,5 +1,6 @@
 """Rules that ask for the first sighting of a device, what is noted of it, and what is not. Conformance row 62."""
 
+from collections import deque
 from datetime import UTC, datetime
 
 import numpy as np
@@ -51,6 +52,7 @@ class Node:
     def sent(self):
         """The devices that are to be recorded now, by peer."""
         found = {}
+        deque(self.new.settle(), maxlen=0)
         for each in self.new.take():
             found.setdefault(each.peer, []).extend(f"{key:014d}" for key in np.frombuffer(each.keys, "<u8").tolist())
         return found
@@ -115,6 +117,30 @@ def test_a_device_is_sent_again_until_it_is_on_record():
     assert len(again) == 2
     node.on_record(**{f"day{TODAY}": [NEW]})
     assert not any(node.sent() for _ in range(2 * AGAIN_TURNS))
+
+
+def test_waiting_devices_have_their_turns(monkeypatch):
+    """Some that are not on record for long do not keep others, which are, from being forgotten."""
+    monkeypatch.setattr("eir.checks.new_devices.SETTLED_PER_TURN", 2)
+    monkeypatch.setattr("eir.checks.new_devices.SETTLED_AT_ONCE", 1)
+    node = Node(WITHIN)
+    for device in (OLD, WAITING, NEW):
+        node.ask(device)
+    node.on_record(**{f"day{TODAY}": [NEW]})
+    assert len([*node.new.settle()]) == 2
+    node.sent()
+    assert set(node.record.fresh) == {device_key(OLD), device_key(WAITING)}
+
+
+def test_a_device_that_is_rejected_in_a_pause_stays_forgotten(monkeypatch):
+    monkeypatch.setattr("eir.checks.new_devices.SETTLED_AT_ONCE", 1)
+    node = Node(WITHIN)
+    node.ask(NEW)
+    pauses = node.new.settle()
+    next(pauses)
+    node.new.reject("mme", [device_key(NEW)])
+    assert [*pauses] == []
+    assert not node.record.fresh
 
 
 def test_a_device_that_is_seen_daily_is_noted_once_per_period():

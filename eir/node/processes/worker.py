@@ -289,7 +289,7 @@ class Worker:
         self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
         self.context.checker.tick(datetime.now(UTC))
         self.context.tracer.refill()
-        self._send_first_seen()
+        await self._settle_first_seen()
         self.index.now()  # detects a jump of the clock even without a lookup of an expiring row
 
     async def _fold(self) -> None:
@@ -300,6 +300,13 @@ class Worker:
         if self.clock.jumped:
             self.process.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
+
+    async def _settle_first_seen(self) -> None:
+        """Forget devices that are on record now, and have the others recorded."""
+        if self.new_devices is not None:
+            for _ in self.new_devices.settle():
+                await asyncio.sleep(0)
+            self._send_first_seen()
 
     def _send_first_seen(self) -> None:
         """Send the devices that this worker saw for the first time to the supervisor, to be recorded."""
