@@ -61,6 +61,7 @@ PARTS = {
     "profile": (),
     "sightings": (),
     "trace": (),
+    "first-seen": (),
     "n5g": ("--no-application",),
     "feed": (),
     "device-authenticity": (),
@@ -280,6 +281,15 @@ def test_trace(found):
     assert set(measured(found)) == {(server, load) for server in ("with a trace", "without") for load in loads}
     assert found["told"] > 0
     assert [target["wanted"] for target in found["targets"]] == ["at least 0.95", "at most 1.2"]
+
+
+def test_first_seen(found):
+    servers = ("with the record", "without")
+    assert set(measured(found)) == {(server, load) for server in servers for load in ("4 x 256", "4 at 20000/s")}
+    assert found["on_record"] > found["entries"]  # the new devices too
+    assert found["bytes_more"] > 0 < found["turn_ms"]["all"]
+    wanted = ["at least 0.97", "at most 1.2", "at most 3"]
+    assert [target["wanted"] for target in found["targets"]] == wanted
 
 
 def test_feed(found):

@@ -1,7 +1,9 @@
 """The record of first sightings over stores: what is kept, forgotten and merged, whatever fails. Conformance rows 62 to 64."""
 
 import contextlib
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import servers
@@ -11,6 +13,9 @@ from eir.lists.pages.first_days import WAS_LISTED
 from eir.lists.pages.pages import amended_digest
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
+import soak_first_seen
 
 ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"
 
@@ -316,3 +321,10 @@ class TestTwoNodes:
         again.stores[-1].is_away = False
         await again.round()
         assert (await again.stores[-1].store.state(NAME)).entries == 2
+
+
+def test_the_soak_in_its_short_form(redis, capsys):  # noqa: ARG001  # without a Redis it is skipped
+    """Weeks of two nodes with every fault, and a flood: scripts/soak first-seen."""
+    short = ["--devices", "3000", "--days", "18", "--period", "5", "--flood", "22000"]
+    assert soak_first_seen.main(short) == 0
+    assert "22,000 invented IMEIs: 20,000 recorded, 2,000 not" in capsys.readouterr().out

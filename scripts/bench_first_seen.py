@@ -1,0 +1,205 @@
+"""The cost of periods of grace: answers a second and latency with the record of first sightings and without, on one core.
+
+Two nodes of one worker answer the same questions in turns: devices on record, and 1 % listed ones. Only one node has a record and a
+rule that asks it. Both get 100 checks of new devices a second meanwhile. Each device takes 3 bytes more in the record's image than in
+that of a plain list. The time is shown, too, for which a worker compares devices that wait with the record.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmark import network
+from benchmark.build import program
+from benchmark.measure import (
+    COLUMNS,
+    Load,
+    Results,
+    add_options,
+    answers_per_s,
+    ask,
+    at_least,
+    at_most,
+    cores,
+    finish,
+    percentile,
+    ratio,
+    rows,
+    say,
+    times,
+    wrong_answers,
+)
+from benchmark.questions import BLACKLISTED, QUICK_QUESTIONS, WHITELISTED, Keys, scattered
+from benchmark.servers import REALM, free_port
+from benchmark.site import EIR, LIST, Site
+
+from eir.checks.new_devices import SETTLED_PER_TURN, NewDevices
+from eir.cli.table import table
+from eir.interfaces.s13.probe import S13Target, asking
+from eir.lists.images.day_images import image_of
+from eir.lists.images.image import Image
+from eir.lists.images.imaging import image_of as plain_image_of
+from eir.lists.images.index import FirstSeenList
+from eir.lists.pages.first_days import DAY_S, encode_days, seen_on
+from eir.lists.record.settings import FIRST_SEEN
+from eir.lists.record.store import NO_LIST
+
+ENTRIES, QUICK_ENTRIES, LISTED, TACS, QUESTIONS = 10_000_000, 50_000, 100_000, 20_000, 500_000
+FULL, STEADY = Load(4, 256), Load(4, 4096, 20_000.0, on_wire=True)
+WITH, WITHOUT = "with the record", "without"
+ANSWERS_MIN, P99_MAX, BYTES_MAX = 0.97, 1.2, 3.0
+NEW_PER_S, FIRST_NEW = 100, 99_100_000 * 10**6
+HITS = 0.01
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `first-seen` of scripts/bench."""
+    parser = argparse.ArgumentParser(
+        prog="bench first-seen", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--entries", type=int, help=f"devices on record ({ENTRIES:,})")
+    add_options(parser, seconds=5, turns=7)
+    options = parser.parse_args(arguments)
+    program("load")
+    network.enter()
+    entries = options.entries or (QUICK_ENTRIES if options.quick else ENTRIES)
+    on, how = cores(), times(options)
+    results: Results = {}
+    record, listed = scattered(entries, min(TACS * 10, entries)), scattered(LISTED, TACS, seed=15)
+    keys = np.setdiff1d(record.keys, listed.keys)
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
+        folder = Path(made)
+        questions = folder / "questions"
+        _write_questions(questions, keys, listed.keys, QUICK_QUESTIONS if options.quick else QUESTIONS)
+        sites = {name: Site(folder / name.split()[0]) for name in (WITH, WITHOUT)}
+        for site in sites.values():
+            site.load(site.release(listed.keys))
+        rule = {"list": LIST, "answer": "blacklisted"}
+        grace = {
+            "first_seen": {"new_per_peer": "99999999/d"},
+            "policy": {"rules": [rule, {"first_seen_within": "60d", "answer": "whitelisted"}]},
+        }
+        import_s = _import(sites[WITH], folder / "days.csv", keys, grace)
+        with (
+            sites[WITH].server(WITH, free_port(), cores=on.server, **grace) as ours,
+            sites[WITHOUT].server(WITHOUT, free_port(), cores=on.server) as bare,
+        ):
+            for load in (FULL, STEADY):
+                for turn in range(how.turns):
+                    for server in (ours, bare):
+                        with _new_devices(server.port, on.generator, turn):
+                            found = ask(server, load, questions, how, on.generator)
+                        results.setdefault((server.name, str(load)), []).append(found)
+                        say(
+                            f"{load}, turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, p99 {found['latency_us']['p99']:.0f} us"
+                        )
+            recorded = sites[WITH].eir(ours.port, "lists")
+    on_record = next(row["entries"] for row in recorded if row["kind"] == FIRST_SEEN)
+    answers = ratio(results, WITH, WITHOUT, FULL, answers_per_s)
+    p99 = ratio(results, WITH, WITHOUT, STEADY, percentile("p99"))
+    more_bytes, turn_ms = _bytes_more(keys), _turn_ms(keys)
+    targets = [
+        at_least(f"answers/s with the record to without, {FULL}", ANSWERS_MIN, answers["median"]),
+        at_most(f"99th percentile with the record to without, {STEADY}", P99_MAX, p99["median"]),
+        at_most("bytes per device beyond a plain list", BYTES_MAX, more_bytes),
+    ]
+    measured: dict[str, Any] = {
+        "measured": rows(results), "answers_ratio": answers, "p99_ratio": p99, "entries": len(keys), "on_record": on_record,
+        "import_s": round(import_s, 1), "bytes_more": more_bytes, "turn_ms": turn_ms, "wrong_answers": wrong_answers(results),
+    }  # fmt: skip
+    text = table(rows(results), COLUMNS, width=None) + (
+        f"import of {len(keys):,} devices: {import_s:.1f} s; then {on_record:,} on record\n"
+        f"{SETTLED_PER_TURN:,} waiting devices compared with the record: {turn_ms['all']:.1f} ms, {turn_ms['part']:.1f} ms between two pauses\n"
+    )
+    return finish("first-seen", measured, targets, options, text)
+
+
+def _write_questions(path: Path, known: Keys, listed: Keys, count: int) -> None:
+    """Write questions about devices on record, which are whitelisted, and about listed ones."""
+    rng = np.random.default_rng(41)
+    asked, is_hit = rng.choice(known, count), rng.random(count) < HITS
+    asked[is_hit] = rng.choice(listed, int(is_hit.sum()))
+    with path.open("w") as file:
+        for key, hit in zip(asked.tolist(), is_hit.tolist(), strict=True):
+            file.write(f"{key:014d}{(BLACKLISTED if hit else WHITELISTED).decode()}\n")
+
+
+def _import(site: Site, file: Path, keys: Keys, settings: dict[str, Any]) -> float:
+    """Import the devices, and return the duration in seconds."""
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
+    with file.open("w") as out:
+        out.write("imei,first_seen\n")
+        out.writelines(f"{key:014d},{day}\n" for key in keys.tolist())
+    config, began = site.configure(0, **settings), time.perf_counter()
+    subprocess.run([*EIR, "first-seen", "import", file, "-c", config], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _new_devices(port: int, on: set[int], turn: int) -> Iterator[None]:
+    """Meanwhile an MME asks about new devices."""
+    asker = multiprocessing.get_context("spawn").Process(target=_ask, args=(port, on, turn), daemon=True)
+    asker.start()
+    try:
+        yield
+    finally:
+        alive = asker.is_alive()
+        asker.terminate()
+        asker.join()
+    if not alive:
+        raise RuntimeError("nobody asked about new devices to the end")
+
+
+def _ask(port: int, on: set[int], turn: int) -> None:
+    """Ask until ended, NEW_PER_S times a second."""
+    os.sched_setaffinity(0, on)
+
+    async def over_and_over() -> None:
+        key = FIRST_NEW + int(time.monotonic() * 1000) % 10**8 * 1000 + turn
+        async with asking(S13Target("127.0.0.1", port, f"new.{REALM}", REALM)) as check:
+            began = time.monotonic()
+            while True:
+                await check(f"{key:014d}")
+                key += 1
+                began += 1 / NEW_PER_S
+                await asyncio.sleep(max(began - time.monotonic(), 0))
+
+    asyncio.run(over_and_over())
+
+
+def _bytes_more(keys: Keys) -> float:
+    """Return the bytes of a device in the record's image beyond those in the image of a plain list."""
+    days = seen_on(keys.astype(np.uint64), int(time.time()) // DAY_S)
+    plain = plain_image_of([page._replace(extra=b"") for page in encode_days(days)])
+    return round((_size(image_of(days)) - _size(plain)) / len(keys), 2)
+
+
+def _size(image: Image) -> int:
+    return os.fstat(image.fileno()).st_size
+
+
+def _turn_ms(keys: Keys) -> dict[str, float]:
+    """Return the time for which a worker compares waiting devices with the record each second, and between two pauses, in milliseconds."""
+    now = time.time()
+    record = FirstSeenList("first-seen", FIRST_SEEN, lambda: now)
+    new = NewDevices(record, len(keys))
+    chosen = np.random.default_rng(1).choice(keys, SETTLED_PER_TURN, replace=False).tolist()
+    for key in chosen:
+        new.note(key, "mme", "")
+    record.replace(NO_LIST, image_of(seen_on(keys.astype(np.uint64), record.today)))
+    began = time.perf_counter()
+    parts = sum(1 for _ in new.settle()) + 1
+    took = time.perf_counter() - began
+    if record.fresh:
+        raise RuntimeError(f"{len(record.fresh)} devices wait although they are on record")
+    return {"all": round(took * 1000, 2), "part": round(took / parts * 1000, 2)}

@@ -1,0 +1,343 @@
+"""Periods of grace over weeks, on two nodes and a Redis with faults: no device gets a second period, and none loses its own.
+
+Each simulated day has first checks of new devices and further checks of earlier ones. Each answer is compared with a model. The days
+have killed workers and followers, restarts, losses of power, a partition, a lost Redis, and a lost disk of a node. Some devices are
+registered for a time. On one day a peer sends invented IMEIs, of which only as many are recorded as the limit of a peer allows.
+"""
+
+import argparse
+import asyncio
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import servers
+from sighted import NAME, TODAY, SightingNode
+
+from eir.checks.checker import Checker
+from eir.checks.new_devices import AGAIN_TURNS, ONCE_MAX, SETTLED_PER_TURN, NewDevices
+from eir.checks.question import Question
+from eir.checks.settings import PolicySettings, Rule, Status
+from eir.lists.images.day_images import all_days
+from eir.lists.images.index import FirstSeenList, Index
+from eir.lists.pages.first_days import DAY_S, join
+from eir.lists.record.settings import DEVICES, FIRST_SEEN
+from eir.lists.stores.open import SQLITE, open_store
+
+WORKERS, PEERS = 2, 4
+PER_TAC = 200
+SEEN_AGAIN = 0.05
+"""Share of the known devices that is seen again each day."""
+REGISTERED = 0.02
+"""Share of the known devices that is registered for a time."""
+NEW_PER_PEER = 20_000
+NEVER = 30_000
+"""Number of a day after all others."""
+WHITE, GREY, BLACK = Status.WHITELISTED, Status.GREYLISTED, Status.BLACKLISTED
+KILLED_WORKER, KILLED_FOLLOWER, RESTART, POWER, APART, LOST_REDIS, START_ALONE, LOST_DISK = FAULTS = (
+    "killed worker", "killed follower", "restart", "loss of power", "partition", "lost Redis", "start without Redis", "lost disk",
+)  # fmt: skip
+"""Faults, one each day. A partition lasts until the node starts again, two days later."""
+BAND = "the flood"
+
+Devices = NDArray[np.int64]
+
+
+def main(arguments: list[str]) -> int:
+    """The part `first-seen` of scripts/soak."""
+    parser = argparse.ArgumentParser(
+        prog="soak first-seen", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--devices", type=int, default=1_000_000, help="devices that are seen in all (1,000,000)")
+    parser.add_argument("--days", type=int, default=60, help="simulated days (60)")
+    parser.add_argument("--period", type=int, default=20, help="days of a period of grace (20)")
+    parser.add_argument("--flood", type=int, default=10_000_000, help="invented IMEIs of one peer (10,000,000)")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    programs = servers.programs()
+    if not programs:
+        parser.error("no Redis here")
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="eir-soak-") as folder,
+        servers.Server(next(iter(programs.values()))) as redis,
+    ):
+        network = _Network(options, Path(folder), redis)
+        faults = asyncio.run(network.run())
+    print(
+        f"{network.checks:,} checks of {options.devices:,} devices over {options.days} days; {time.monotonic() - began:.0f} s"
+    )
+    for fault in faults[:10]:
+        print(f"not kept: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+class _Worker:
+    """A worker: its lists, and the devices that wait for the record."""
+
+    def __init__(self, node: "_Node") -> None:
+        self._node = node
+        self.index = Index({NAME: FIRST_SEEN, "registered": DEVICES}, lambda: node.today * DAY_S + 1)
+        record = cast("FirstSeenList", self.index.lists[NAME])
+        self.new = NewDevices(record, NEW_PER_PEER)
+        self.checker = Checker(node.policy, self.index, now=datetime.now(UTC), new_devices=self.new)
+        self.waiting = record.fresh
+        self.follow()
+
+    def follow(self) -> None:
+        """Map the lists that the node has in force."""
+        host = self._node.host
+        for each in (host.record, host.registered):
+            if each.image is not None:
+                self.index.switch(each.name, each.state, each.image)
+        self.checker.tick(datetime.now(UTC))
+
+    def answers(self, keys: Devices, peers: Devices) -> list[Any]:
+        """Return the answers for devices that peers ask about."""
+        check = self.checker.check
+        asked = zip(keys.tolist(), peers.tolist(), strict=True)
+        return [check(Question(f"{key:014d}", protocol="s13", peer=f"mme{peer}")).status for key, peer in asked]
+
+    def hand_over(self, turns: int = 1) -> None:
+        """Send devices to the node, as a worker does each second."""
+        for _ in range(turns):
+            deque(self.new.settle(), maxlen=0)
+            self._node.host.keeper.note(self.new.take())
+
+
+class _Node:
+    """A node: its keeper, its workers, and the stores of its host."""
+
+    def __init__(self, name: str, folder: Path, url: str, policy: PolicySettings) -> None:
+        self.name, self.today, self.policy, self._folder, self._url = name, TODAY, policy, folder / name, url
+        self._stores = list[Any]()
+        self._registered: Sequence[str] = ()
+
+    async def start(self, *, is_redis_away: bool = False) -> None:
+        """Start with what copy and store have."""
+        self._folder.mkdir(exist_ok=True)
+        self._stores = [open_store(SQLITE, self._folder), open_store(self._url, self._folder)]
+        self._assemble()
+        self.host.stores[-1].is_away = is_redis_away
+        await self.host.keeper.start()
+        self.host.stores[-1].is_away = False
+        self.workers = [_Worker(self) for _ in range(WORKERS)]
+
+    def _assemble(self) -> None:
+        self.host = SightingNode(*self._stores, today=self.today, new_per_peer=NEW_PER_PEER)
+        if self._registered:
+            self.host.register(self._registered)
+
+    def kill_follower(self) -> None:
+        """Replace the follower by a successor, which gets the image in force."""
+        before = self.host
+        self._assemble()
+        if before.record.image is not None:
+            self.host.record.replace(before.record.state, before.record.image)
+
+    def register(self, devices: Sequence[str]) -> None:
+        """Put another list of registered devices in force."""
+        self._registered = devices
+        self.host.register(devices)
+
+    async def begin_day(self, day: int) -> None:
+        """Move the clock."""
+        self.today = self.host.today = day
+        for worker in self.workers:
+            worker.follow()
+
+    async def round(self) -> None:
+        """Run one round of the keeper; workers follow it."""
+        await self.host.round()
+        for worker in self.workers:
+            worker.follow()
+            for peer, keys in self.host.rejected.items():
+                worker.new.reject(peer, keys)
+            for _ in range(len(worker.waiting) // SETTLED_PER_TURN + 1):
+                worker.hand_over()
+        self.host.rejected.clear()
+
+    async def stop(self, *, keeps_disk: bool = True) -> None:
+        """End; the stores stay as they are."""
+        for store in self._stores:
+            await store.close()
+        if not keeps_disk:
+            shutil.rmtree(self._folder)
+
+
+class _Network:
+    """Two nodes, and the model of all devices."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path, redis: servers.Server) -> None:
+        self._options, self._redis = options, redis
+        self._random = np.random.default_rng(options.seed)
+        rules = (Rule(answer=WHITE, list="registered"), Rule(answer=GREY, first_seen_within=options.period))
+        policy = PolicySettings(rules=rules, default=BLACK)
+        self._nodes = [_Node(name, folder, redis.url, policy) for name in "ab"]
+        tacs = 35_000_000 + self._random.choice(1_000_000, options.devices // PER_TAC + 1, replace=False)
+        places = self._random.choice(len(tacs) * 1000, options.devices, replace=False)
+        self._keys = np.sort(tacs[places // 1000] * 1_000_000 + places % 1000)
+        self._begins = self._random.integers(0, options.days, options.devices)
+        """Day of the first check of each device."""
+        self._seen = np.full(options.devices, NEVER)
+        """Day of the first check; with a fault, the record may lack this day."""
+        self._safe = np.full(options.devices, NEVER)
+        """Day of the first check that no fault took away."""
+        self._is_registered, self._left = (np.zeros(options.devices, bool) for _ in range(2))
+        self._faults = list[str]()
+        self.checks = 0
+
+    async def run(self) -> list[str]:
+        """Run all days; return the broken promises."""
+        async with AsyncExitStack() as stack:
+            for node in self._nodes:
+                await node.start()
+                stack.push_async_callback(node.stop)
+            for day in range(self._options.days):
+                await self._day(day)
+            await self._level()
+            self._compare_records()
+        return self._faults
+
+    async def _day(self, day: int) -> None:
+        fault, days = FAULTS[day % len(FAULTS)], self._options.days
+        hit = self._nodes[day // len(FAULTS) % 2]
+        for node in self._nodes:
+            await node.begin_day(TODAY + day)
+        if fault == APART:
+            hit.host.stores[-1].is_away = True
+        if day == days // 3:
+            await self._register(
+                np.flatnonzero((self._safe < day) & (self._random.random(len(self._keys)) < REGISTERED))
+            )
+        if day == 2 * days // 3:
+            await self._register(np.flatnonzero(self._is_registered)[::2])
+        if day == days // 2 and self._options.flood:
+            await self._flood()
+        await self._checks_of(day, fault, hit)
+        if fault == LOST_REDIS:
+            self._redis.flush()
+        elif fault in {RESTART, START_ALONE, LOST_DISK}:
+            await hit.round()  # a process that ends in order writes its last sightings
+            await hit.stop(keeps_disk=fault != LOST_DISK)
+            await hit.start(is_redis_away=fault == START_ALONE)
+        await self._level()
+
+    async def _checks_of(self, day: int, fault: str, hit: _Node) -> None:
+        """Check all devices of a day at random workers of both nodes."""
+        known = np.flatnonzero(self._begins < day)
+        again = self._random.choice(known, int(len(known) * SEEN_AGAIN)) if len(known) else known
+        devices = self._random.permutation(np.concatenate((np.flatnonzero(self._begins == day), again)))
+        parts = np.array_split(devices, len(self._nodes) * WORKERS)
+        unsafe = list[Devices]()
+        for at, part in enumerate(parts):
+            node, number = self._nodes[at // WORKERS], at % WORKERS
+            worker = node.workers[number]
+            answers = worker.answers(self._keys[part], self._random.integers(0, PEERS, len(part)))
+            self._compare(day, part, answers)
+            self._seen[part] = np.minimum(self._seen[part], day)
+            if node is hit and fault == KILLED_WORKER and number == 0:
+                node.workers[number] = _Worker(node)
+                unsafe.append(part)
+            else:
+                worker.hand_over()
+            if node is hit and fault == POWER:
+                unsafe.append(part)
+        if fault == POWER:
+            await hit.stop()
+            await hit.start()
+        if fault == KILLED_FOLLOWER:
+            hit.kill_follower()
+            for worker in hit.workers:
+                worker.hand_over(AGAIN_TURNS + 1)
+        lost = np.isin(devices, np.concatenate([*unsafe, devices[:0]]))
+        kept = devices[~lost]
+        self._safe[kept] = np.minimum(self._safe[kept], day)
+
+    def _compare(self, day: int, devices: Devices, answers: Sequence[Any]) -> None:
+        """Compare answers with the model."""
+        self.checks += len(devices)
+        period = self._options.period
+        first, safe = np.minimum(self._seen[devices], day), self._safe[devices]
+        white, left = self._is_registered[devices], self._left[devices]
+        must_be_grey = ~white & ~left & (day <= first + period)
+        must_be_black = ~white & (left | (day > safe + period))
+        for expected, which in ((WHITE, white), (GREY, must_be_grey), (BLACK, must_be_black)):
+            wrong = which & np.array([answer is not expected for answer in answers], bool)
+            for at in np.flatnonzero(wrong)[:3].tolist():
+                self._faults.append(
+                    f"day {day}: {self._keys[devices[at]]:014d} is {answers[at]}, not {expected}; first seen on day {first[at]}, at the latest {safe[at]}"
+                )
+
+    async def _register(self, devices: Devices) -> None:
+        """Register these devices and no others; both nodes are in touch."""
+        for node in self._nodes:
+            node.host.stores[-1].is_away = False
+        await self._level()
+        now = np.zeros(len(self._keys), bool)
+        now[devices] = True
+        self._left |= self._is_registered & ~now
+        self._is_registered = now
+        for node in self._nodes:
+            node.register([f"{key:014d}" for key in self._keys[now].tolist()])
+        await self._level()
+
+    async def _flood(self) -> None:
+        """Have one peer of one node send invented IMEIs."""
+        node, before = self._nodes[0], self._nodes[0].host.keeper._devices  # noqa: SLF001
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        worker = node.workers[0]
+        check, first = worker.checker.check, 86 * 10**12
+        for number in range(self._options.flood):
+            key = first + number * 9973 % 10**12
+            if check(Question(f"{key:014d}", protocol="s13", peer=BAND)).status is not GREY:
+                self._faults.append(f"an invented IMEI is not {GREY}")
+            if number % 10_000 == 0:
+                worker.hand_over()
+        await node.round()
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
+        recorded = node.host.keeper._devices - before  # noqa: SLF001
+        refused = worker.new.unrecorded[BAND]
+        print(
+            f"{self._options.flood:,} invented IMEIs: {recorded:,} recorded, {refused:,} not; memory grew by {grown:.0f} MB"
+        )
+        if recorded != min(NEW_PER_PEER, self._options.flood) or recorded + refused != self._options.flood:
+            self._faults.append(f"{recorded:,} invented IMEIs are recorded, {refused:,} are counted as not recorded")
+        if len(worker.waiting) > recorded or len(worker.new._once) > ONCE_MAX:  # noqa: SLF001
+            self._faults.append("a worker keeps more of a flood than its limits")
+
+    async def _level(self) -> None:
+        """Run rounds of all nodes until each has all that the others wrote."""
+        for _ in range(2):
+            for node in self._nodes:
+                await node.round()
+
+    def _compare_records(self) -> None:
+        """Compare the record of each node with the model."""
+        seen = (self._seen < NEVER) & ~self._is_registered
+        for node in self._nodes:
+            days = join(all_days(node.host.record.image))
+            at = np.searchsorted(days.keys, self._keys.astype(np.uint64)).clip(max=len(days.keys) - 1)
+            there = days.keys[at] == self._keys.astype(np.uint64)
+            first = days.firsts[at].astype(np.int64) - TODAY
+            right = there & (first >= self._seen) & (first <= self._safe)
+            wrong = seen & ~self._left & ~right & (there | (self._safe < NEVER))
+            wrong |= self._left & (~there | (days.firsts[at] != 0)) | (self._is_registered & there)
+            if wrong.any():
+                self._faults.append(
+                    f"node {node.name}: {int(wrong.sum()):,} devices have another first day than the model"
+                )
+            print(f"node {node.name}: {len(days.keys):,} devices on record")
