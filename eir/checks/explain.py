@@ -12,6 +12,7 @@ from typing import Any
 
 from eir.checks.checker import Checker
 from eir.checks.conditions import CONDITIONS, NO_SUBSCRIBER, day_text, subscriber_key
+from eir.checks.periods import NO_END, last_day
 from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, imsi_key, is_digits
@@ -176,7 +177,7 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
 def _first_seen(key: int, policy: PolicySettings, index: Index, rule: int | str) -> tuple[str | None, str | None]:
     """Return the first day of a device and the last day of its period of grace, as texts for a person.
 
-    The period is that of the rule that answered, or else the longest period of any rule.
+    The period is that of the rule that answered, or else that of all rules (eir.checks.periods).
     """
     record, by = index.first_seen, policy.rules[rule - 1] if isinstance(rule, int) else None
     if record is None:
@@ -186,14 +187,9 @@ def _first_seen(key: int, policy: PolicySettings, index: Index, rule: int | str)
         return "before it left a list", None
     if first is None and not (by is not None and by.asks_first_seen):
         return None, None
-    days = (by and by.first_seen_within) or longest_period(policy)
-    until = day_text((record.today if first is None else first) + days) if days else None
-    return NEVER if first is None else day_text(first), until
-
-
-def longest_period(policy: PolicySettings) -> int:
-    """Return the longest period of grace (`first_seen_within`) of all rules in days, or 0 without such a rule."""
-    return max((rule.first_seen_within or 0 for rule in policy.rules), default=0)
+    rules = policy if by is None or not by.asks_first_seen else PolicySettings(rules=(by,))
+    last = last_day(rules, record.today if first is None else first)
+    return NEVER if first is None else day_text(first), None if last == NO_END else day_text(last)
 
 
 async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:

@@ -122,6 +122,14 @@ class PolicySettings:
         allowing = {name for rule in self.rules for name in (rule.not_list, *_listed_if(rule, allows=True)) if name}
         return frozenset(allowing.difference(*(_listed_if(rule, allows=False) for rule in self.rules)))
 
+    @property
+    def registering(self) -> set[str]:
+        """Names of the lists whose devices need no period of grace: a rule whitelists them, or a rule with a period excludes them."""
+        rules = [rule for rule in self.rules if not rule.observe]
+        excluded = {rule.not_list for rule in rules if rule.asks_first_seen}
+        names = excluded | {rule.list for rule in rules if rule.answer is Status.WHITELISTED}
+        return {name for name in names if name is not None}
+
 
 def _listed_if(rule: Rule, *, allows: bool) -> set[str]:
     """Return the list whose devices a rule answers, if its answer allows them or not."""

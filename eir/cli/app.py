@@ -97,6 +97,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "export": (
         ("the list as a data file", "eir export stolen-national -o stolen.csv"),
         ("only the models that it names as a whole", "eir export stolen-national --only tac"),
+        ("phones whose period of grace ends in January", "eir export first-seen --ends-from 2027-01-01 --ends-to 2027-01-31"),
     ),
     "history": (
         ("the last month of a list", "eir history stolen-national --since 30d"),
@@ -198,6 +199,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("for the regulator", "eir figures --month 2026-11 --json >operator-a.json"),
         ("the regulator's sum", "eir figures --merge operator-a.json operator-b.json --html country.html"),
     ),
+    "first-seen import": (
+        ("first sightings of the EIR that was here before", "eir first-seen import first-seen.csv"),
+        ("those of the checks on record", "eir first-seen import --from-sightings"),
+    ),
     "tamper report": (
         ("the likeliest of the last month", "eir tamper report"),
         ("as a page for the fraud desk", "eir tamper report --since 60d --html report.html"),
@@ -271,6 +276,7 @@ COMMANDS: dict[str, str | Group] = {
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
     "sightings": Group({"forget": "sightings.forget", "import": "sightings.import_log", "export": "sightings.export"}, alone="sightings.sightings"),
+    "first-seen": Group({"import": "grace.import_first_seen"}, help="Record of first sightings, by which periods of grace run."),
     "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "forget-decision": "tamper.forget", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
 """Module of eir.cli and function by command word, in the order of the help, groups last."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from eir.checks.periods import AHEAD_DAYS
 from eir.checks.question import is_wrong_digit
 from eir.cli.access import (
     DEFAULT_CONFIG,
@@ -25,8 +26,20 @@ from eir.cli.access import (
     who,
     with_store,
 )
+from eir.cli.grace import ends_of, write_days
 from eir.cli.in_force import STORE_ITSELF, FromStore, NodeAnswer, Stored, asked, read_as_held, states_of, taken_over
-from eir.cli.output import EXIT_USAGE, MANY, fail, print_json, print_message, progress, show, show_one, written_to
+from eir.cli.output import (
+    EXIT_USAGE,
+    MANY,
+    fail,
+    print_json,
+    print_message,
+    print_text,
+    progress,
+    show,
+    show_one,
+    written_to,
+)
 from eir.config import Config, Whereabouts, load_config
 from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, strip_separators
 from eir.errors import IdentifierError, StoreError
@@ -38,7 +51,7 @@ from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.entries import ListEntry, entries_of, imsi_text, read_pages, until_text
 from eir.lists.record.in_force import load_in_force, save_mark
 from eir.lists.record.reasons import reason_text
-from eir.lists.record.settings import PAIRS, SUBSCRIBERS, TYPES, ListSettings
+from eir.lists.record.settings import FIRST_SEEN, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import Event, ListState, ListStore
 from eir.lists.rows.export import EIR, EXPORTS, export
 from eir.lists.rows.layout import ALLOCATED, tac_key, until_seconds
@@ -92,6 +105,9 @@ def lists(
     `digest`, with --json, is the digest of the content: it is equal for equal entries, independent of the release. The
     running node answers from memory. If no node runs, or with --store, the answer comes from the store. Differences
     between node and store are reported.
+
+    A running node also counts the periods of grace that end on each of the next 90 days (`ends`, with --json). The rules
+    with `first_seen_within` that have no other condition count.
     """
     if context.invoked_subcommand is not None:
         return
@@ -108,10 +124,19 @@ def lists(
     )
     kinds = {name: settings.kind for name, settings in checked.lists.items()}
     rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
+    ending = None if node is None or node.answer is None else [
+        {"day": day, "devices": devices} for day, devices in node.answer.items()
+    ]  # fmt: skip
+    rows = [{**row, "ends": ending if row["kind"] == FIRST_SEEN else None} for row in rows]
     if not as_json:  # a list without releases has changes
         rows = [_with_change(row, states[row["list"]]) for row in rows]
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
     show(rows, columns, as_json=as_json)
+    if ending is not None and not as_json:
+        total = sum(row["devices"] for row in ending)
+        print_text(f"\nPeriods of grace that end in the next {AHEAD_DAYS} days: {total:,}")
+        if ending:
+            show(ending, ("day", "devices"), as_json=False)
 
 
 def reset_serial(
@@ -431,19 +456,49 @@ def export_list(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where it goes; standard output if not given.")
     ] = None,
+    ends_from: Annotated[
+        str,
+        typer.Option(
+            metavar="DAY",
+            help="Of the record of first sightings only devices whose period ends on this day (UTC) or later.",
+        ),
+    ] = "",
+    ends_to: Annotated[str, typer.Option(metavar="DAY", help="The same, on this day or earlier.")] = "",
     config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write the record of first sightings as one JSON document.")
+    ] = False,
 ) -> None:
     """Export a list in force to a data file.
 
     `eir publish` can make a release of this file with the same content, and so with the same `digest` in `eir lists
     --json`. For this purpose, a reason without entries keeps its index by a row that ended in 1970 and has no effect.
     An existing file is replaced when the new file is complete.
+
+    A row of the record of first sightings (`first_seen.list`) has the device, its first day, and the last day of its period
+    (`until`), for the register that notifies people. The longest period counts of the rules with `first_seen_within` that
+    have no other condition. If each rule has another condition, all of them count. A device in an amnesty without
+    `first_seen_within` has no last day. A device that left a list has the first day 1970-01-01 and no last day.
+    `eir first-seen import` reads such a file.
     """
+    ends = ends_of(ends_from, ends_to)
     for option, given, known in (("layout", layout, EXPORTS), ("only", only, ("imei", "tac", ""))):
         if given not in known:
             raise fail(f"--{option} {given}: expected {', '.join(filter(None, known))}", EXIT_USAGE)
     checked = opened(whereabouts(config))
     found = with_store(checked, partial(_list_content, checked, list_name, ""), fresh=False, reads=True)
+    is_record = found.state.kind == FIRST_SEEN
+    if is_record and (only or layout != EIR):
+        raise fail(f"{list_name} is the record of first sightings: --layout and --only are for lists", EXIT_USAGE)
+    if is_record:
+        written = write_days(load_config(config).policy, found.pages, ends, out, as_json=as_json)
+        print_message(f"{list_name}: {written:,} of {found.state.entries:,} devices")
+        return
+    if as_json or not ends.is_any:
+        raise fail(
+            f"{list_name} is a list: --ends-from, --ends-to and --json are for the record of first sightings",
+            EXIT_USAGE,
+        )
     with progress() as advance, written_to(out) as file:
         rows = export(
             found.state, found.pages, layout, file, only_tacs=only == "tac" if only else None,

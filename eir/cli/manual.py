@@ -36,7 +36,9 @@ def manual(context: typer.Context) -> None:
 
 
 def _list_names(config: Path) -> Iterable[str]:
-    return load_whereabouts(config).lists
+    found = load_whereabouts(config)
+    record = found.shown.get("first_seen")
+    return [*found.lists, *([record["list"]] if record else [])]
 
 
 def _peer_names(config: Path) -> Iterable[str]:

@@ -32,6 +32,7 @@ EDR_COLUMNS = ("imei", "imsi", "msisdn", "timestamp", "protocol", "source", "fil
 NO_IMEI = "888888888888888"
 """Register's number for a missing identifier, or one that is not an IMEI."""
 FILES_AT_ONCE = 500
+US_OF_DAY = 86_400 * 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,21 @@ def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, i
     origin = pl.col("origin_host").fill_null("")
     rows = _rows(state, since, lambda rows: _sum_rows(rows.filter(condition).with_columns(origin)), None)
     return _sum_rows(rows.lazy()).collect().rows()
+
+
+def first_days(state: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return each device on record, and the day of its first sighting in days since 1970.
+
+    Raises:
+        EirError: if a file cannot be read.
+    """
+    rows = _first_rows(_rows(state, None, _first_rows, None).lazy()).collect()
+    days = rows["time"].to_physical() // US_OF_DAY
+    return rows["device"].cast(pl.UInt64).to_numpy(), days.cast(pl.UInt64).to_numpy()
+
+
+def _first_rows(rows: pl.LazyFrame) -> pl.LazyFrame:
+    return rows.filter(pl.col("device").is_not_null()).group_by("device").agg(pl.col("time").min())
 
 
 def _sum_rows(rows: pl.LazyFrame) -> pl.LazyFrame:

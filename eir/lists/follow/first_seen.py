@@ -19,7 +19,7 @@ import numpy as np
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.lists.follow.follower import batches
 from eir.lists.images.chunks import Numbers
-from eir.lists.images.day_images import all_days, days_in, held_in, image_of, image_with_days, left
+from eir.lists.images.day_images import all_days, count_first_days, days_in, image_of, image_with_days, left, registered
 from eir.lists.images.image import Image
 from eir.lists.images.index import DeviceList, FirstSeenList
 from eir.lists.pages.first_days import (
@@ -38,7 +38,7 @@ from eir.lists.pages.first_days import (
 from eir.lists.pages.pages import PAGE_KEYS, Page, digest_text
 from eir.lists.record.clock import STOOD_STILL, STORE_TIMEOUT_S, await_store
 from eir.lists.record.settings import FIRST_SEEN, FirstSeenSettings
-from eir.lists.record.store import ACCEPTED, NO_LIST, Event, ListState, ListStore, utc_text
+from eir.lists.record.store import ACCEPTED, NO_LIST, SIGHTED, Event, ListState, ListStore, utc_text
 
 ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0
 """Seconds from one round to the next at least; after a long round the rest is this many times as long as it took, at most the maximum."""
@@ -49,8 +49,6 @@ STEP_PAGES_MAX, READ_PAGES, WRITE_PAGES = 20_000, 500, 4000
 FORGOTTEN_SHARE, FORGOTTEN_MIN = 20, 1000
 """One device in so many is forgotten per day at most for not having been seen, but at least the minimum: a clock that is years ahead
 takes the record away slowly enough to be noticed."""
-WHAT = "first-seen"
-"""`what` of the history's summary of a day."""
 AGAIN_MAX = 5
 """Times in a row that a round begins again because another node was faster."""
 SAY_AGAIN_S = 60.0
@@ -109,6 +107,8 @@ class RecordKeeper:
         self._summed: Counter[str] = Counter()
         """Changes that are in a summary."""
         self._told: dict[str, float] = {}
+        self.first_days: Mapping[int, int] = {}
+        """First day → number of devices of the record in memory."""
         self.errors: Counter[str] = Counter()
         """Failures by cause."""
         self.changes: Counter[str] = Counter()
@@ -132,6 +132,7 @@ class RecordKeeper:
         """
         if (held := self._record.state) is not None:
             self._digest, self._devices = int(held.content_digest, 16), held.entries
+            self.first_days = await asyncio.to_thread(count_first_days, self._record.image)
         for replica in self._replicas:
             await self._level(replica, writes=False)
         await self._switch()
@@ -269,8 +270,7 @@ class RecordKeeper:
         for other in self._replicas:
             if other is not replica:
                 other.stale.update(dict.fromkeys(image.numbers.tolist(), (0, 0)))
-        self._record.replace(self._state(), image)
-        self._publish(self._state(), image)
+        await self._switch_to(self._state(), image)
 
     async def _push(self, replica: _Replica) -> None:
         """Write to a store the pages that it lacks or that are outdated there.
@@ -363,8 +363,12 @@ class RecordKeeper:
             self._changed = {}
         elif image is None or (before is not None and _version(before) == _version(state)):
             return
+        await self._switch_to(state, image)
+
+    async def _switch_to(self, state: ListState, image: Image) -> None:
         self._record.replace(state, image)
         self._publish(state, image)
+        self.first_days = await asyncio.to_thread(count_first_days, image)
 
     # What workers saw, and what does not belong on the record any more
 
@@ -374,7 +378,7 @@ class RecordKeeper:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted((self.changes - self._summed).items()))
         if counts:
             self._event = Event(
-                time=_now(), who=self._who, what=WHAT, list=self._settings.list, outcome=ACCEPTED,
+                time=_now(), who=self._who, what=SIGHTED, list=self._settings.list, outcome=ACCEPTED,
                 detail=f"devices up to {_now()[:10]}: {counts}; {self._devices:,} on record",
             )  # fmt: skip
         self._day, self._is_new_day, self._is_tidy, self._summed = today, True, False, self.changes.copy()
@@ -385,7 +389,7 @@ class RecordKeeper:
         sighted, self._sighted = self._sighted, []
         for each in sighted:
             keys = np.unique(np.frombuffer(each.keys, "<u8"))
-            listed = self._is_listed(keys)
+            listed = registered(self._registering(), keys)
             if listed.any():
                 self._reject("", keys[listed].tolist())
             keys = keys[~listed]
@@ -399,17 +403,6 @@ class RecordKeeper:
             keys = np.concatenate((keys[~is_new], new[:room]))
             added = by_page(seen_on(keys, each.day))
             self._put({number: merge((mine.get(number, NOTHING), days)) for number, days in added.items()}, NEW)
-
-    def _is_listed(self, keys: Numbers) -> Numbers:
-        """Return a mask of the keys whose devices a registering list contains. The keys must be in ascending order."""
-        found = np.zeros(len(keys), bool)
-        for each in self._registering():
-            if each.image is not None:
-                held = held_in(each.image, keys)
-                if each.image.has_ends:
-                    held[held] = [each.holds(key) for key in keys[held].tolist()]
-                found |= held
-        return found
 
     async def _tidy(self) -> None:
         """Remove devices that other lists contain or that were not seen for long; add devices that left these lists.
@@ -435,7 +428,7 @@ class RecordKeeper:
         today, room = self._day, max(FORGOTTEN_MIN, self._devices // FORGOTTEN_SHARE) if self._is_new_day else 0
         listed, unseen, gone = dict[int, FirstDays](), dict[int, FirstDays](), list[FirstDays]()
         for days in all_days(self._record.image):
-            held = self._is_listed(days.keys)
+            held = registered(self._registering(), days.keys)
             listed |= _without(days, held)
             old = np.flatnonzero(is_unseen(days, today, self._settings.remember) & ~held)[:room]
             room -= len(old)
@@ -444,7 +437,7 @@ class RecordKeeper:
         for each in self._registering():
             if each.name in before and each.image is not None:
                 for keys in left(before[each.name], each.image):
-                    gone.append(seen_on(keys[~self._is_listed(keys)], today, WAS_LISTED))
+                    gone.append(seen_on(keys[~registered(self._registering(), keys)], today, WAS_LISTED))
         return listed, unseen, by_page(merge(gone))
 
     def _failed(self, cause: str, error: Exception) -> None:

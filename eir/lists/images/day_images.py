@@ -17,11 +17,14 @@ from eir.lists.images.chunks import (
 )
 from eir.lists.images.image import Image
 from eir.lists.images.imaging import build_image
+from eir.lists.images.index import DeviceList
 from eir.lists.pages.first_days import NOTHING, FirstDays, decode_days, join
 from eir.lists.pages.pages import PAGE_KEYS, Page
 
 BATCH_PAGES = 2000
 """Pages that are read at a time."""
+DAY_MAX, COUNTED_AT_ONCE = 0xFFFF, 1 << 20
+"""Last day that an image holds, and number of devices whose days are counted at a time, because numpy widens each to 8 bytes."""
 
 
 def _chunk(days: FirstDays) -> Chunk:
@@ -73,6 +76,28 @@ def held_in(image: Image, keys: Numbers) -> Numbers:
     tacs = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_UNTIL) != 0]
     held: Numbers = np.isin(keys, _keys_in(whole, np.unique(pages))[0], assume_unique=True)
     return held | np.isin(pages, tacs)
+
+
+def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
+    """Return a mask of the ascending keys that one of the lists has."""
+    found = np.zeros(len(keys), bool)
+    for each in lists:
+        if each.image is not None:
+            held = held_in(each.image, keys)
+            if each.image.has_ends:
+                held[held] = [each.holds(key) for key in keys[held].tolist()]
+            found |= held
+    return found
+
+
+def count_first_days(image: Image | None) -> dict[int, int]:
+    """Return first day → number of devices of a record."""
+    counts = np.zeros(DAY_MAX + 1, np.int64)
+    firsts = NOTHING.firsts if image is None else np.asarray(image.day_arrays[0])
+    for at in range(0, len(firsts), COUNTED_AT_ONCE):
+        counts += np.bincount(firsts[at : at + COUNTED_AT_ONCE], minlength=len(counts))
+    days = np.flatnonzero(counts)
+    return dict(zip(days.tolist(), counts[days].tolist(), strict=True))
 
 
 def left(before: Image, now: Image) -> Iterator[Numbers]:

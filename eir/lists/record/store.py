@@ -22,6 +22,8 @@ ACCEPTED, FORCED, REFUSED, ROLLED_BACK = "accepted", "forced", "refused", "rolle
 MAIN, FEED = "main", "feed"
 CHAINS = (MAIN, FEED)
 """Chains of the history. FEED has the rows of registers and a size limit of its own, so that rows displace no record of MAIN."""
+SIGHTED = "first-seen"
+"""`what` of a change of the record of first sightings: the summary of a day, or an import."""
 ANCHOR = "anchor"
 """`what` of a record in MAIN with the number and the digest of the newest record in FEED."""
 
@@ -89,7 +91,7 @@ class Event:
     who: str
     """User and host of the event."""
     what: str
-    """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt, trace, anchor."""
+    """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt, trace, anchor, first-seen."""
     list: str | None = None
     """Name of the list; None if no verified manifest named a list."""
     serial: int | None = None

@@ -15,8 +15,9 @@ import json
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
@@ -28,6 +29,7 @@ INSERT, REMOVE = "insert", "remove"
 _LISTS = {"block": True, "blacklist": True, "general": False, "greylist": False}
 """First word of an action, and whether it concerns the list of blocked devices. Older versions use `Blacklist`."""
 _STATES = {"Yes": INSERT, "No": REMOVE}
+EPOCH = date(1970, 1, 1)
 _BAD_ROW = ("", "", "", "0")
 
 
@@ -115,6 +117,8 @@ BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR, BY_TYPE = (
     ("tac", "device_type"),
 )
 """Subjects of rows: the columns that identify them."""
+BY_FIRST_SEEN = ("imei", "first_seen")
+"""Columns of the record of first sightings, whose files are no releases."""
 SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,), TYPES: (BY_TYPE,)}
 REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
 """Columns for the reason, the end, the date (for a device type: of the TAC's allocation), and the code for add or remove."""
@@ -133,12 +137,26 @@ def tac_key(text: str) -> int:
     return int(text) * SNR_KEYS
 
 
-_KEY_OF: Mapping[str, Callable[[str], int]] = {
+def day_key(text: str) -> int:
+    """Return a day up to today (UTC), such as `2026-11-30`, as days since 1970.
+
+    Raises:
+        IdentifierError: for any other text.
+    """
+    with suppress(ValueError):
+        day, today = (date.fromisoformat(text) - EPOCH).days, (datetime.now(UTC).date() - EPOCH).days
+        if len(text) == len("2026-11-30") and 0 <= day <= today:
+            return day
+    raise IdentifierError("first_seen is not a day from 1970-01-01 to today (UTC), such as 2026-11-30")
+
+
+_IDENTIFIES: Mapping[str, Callable[[str], int]] = {
     "imei": device_key, "identifier": any_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
     "device_type": device_type_key,
 }  # fmt: skip
-"""Columns that identify a row, and the function that parses each."""
-COLUMNS = (*_KEY_OF, REASON, UNTIL, DATE, ACTION)
+"""Columns that identify a row of a release, and the function that parses each."""
+_KEY_OF = {**_IDENTIFIES, "first_seen": day_key}
+COLUMNS = (*_IDENTIFIES, REASON, UNTIL, DATE, ACTION)
 """All columns that a file may have."""
 
 _DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
@@ -146,7 +164,7 @@ _TACS = {"tac": "tac", "device_type": "device_type", DATE: ALLOCATED}
 _NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
 
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
-    Layout(name="eir", columns={name: name for name in (*_KEY_OF, REASON, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
+    Layout(name="eir", columns={name: name for name in (*_IDENTIFIES, REASON, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
     Layout(name="imei", columns={"imei": 1}, names=False, separator=_NO_SEPARATOR, subjects={DEVICES: (BY_IMEI,)}),
     Layout(name="dirbs-blacklist", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,)}, junk=True),
     Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True, by_pair=True),
@@ -298,7 +316,7 @@ def guess_layout(first_line: bytes) -> str | None:
     names = _header_names(first_line, ",")
     if (known := _HEADERS.get(",".join(names)) or _layout_of_types(first_line)) is not None:
         return known
-    if _KEY_OF.keys() & set(names):
+    if _IDENTIFIES.keys() & set(names):
         return "eir"
     try:
         device_key(names[0] if len(names) == 1 else "")

@@ -25,6 +25,7 @@ from eir.lists.rows.build import Rows
 from eir.lists.rows.layout import (
     ACTION,
     BOM,
+    BY_FIRST_SEEN,
     BY_PAIR,
     BY_RANGE,
     BY_TAC,
@@ -37,6 +38,7 @@ from eir.lists.rows.layout import (
     WHEN,
     Plan,
     csv_fields,
+    day_key,
     fields_of,
     find_layout,
     plan_of,
@@ -334,7 +336,7 @@ def _some(values: _Values, which: Mask) -> _Values:
 
 
 def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None, until: Seconds | None) -> None:
-    if plan.subject in {BY_PAIR, BY_TYPE}:  # for BY_TYPE, keys[1] is the day of the TAC's allocation
+    if plan.subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}:  # for BY_TYPE, keys[1] is the day of the TAC's allocation
         rows.add_pairs(keys[0], keys[-1], why, until, *keys[1:-1])
         return
     if plan.may_be_open and (single := keys[0] == keys[1]).any():  # ranges would take longer
@@ -417,9 +419,20 @@ def _types(texts: pl.Series, _: bool) -> Parsed:
     return texts.replace_strict(known, return_dtype=pl.UInt64).to_numpy(), np.ones(len(texts), bool)
 
 
+def _days_seen(texts: pl.Series, _: bool) -> Parsed:
+    """Parse days of first sightings, of which a file has few different ones."""
+    texts = texts.fill_null("")
+    known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
+    for text in known:
+        with suppress(IdentifierError):
+            known[text] = day_key(text)
+    days = texts.replace_strict(known, return_dtype=pl.UInt64)
+    return days.fill_null(0).to_numpy(), days.is_not_null().to_numpy()
+
+
 _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
     "imei": _device_keys, "identifier": _any_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
-    "device_type": _types,
+    "device_type": _types, "first_seen": _days_seen,
 }  # fmt: skip
 """Same table as `_KEY_OF` in eir.lists.rows.layout, for whole columns."""
 

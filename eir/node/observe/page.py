@@ -9,11 +9,12 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from html import escape
 from typing import Any
 
+from eir.checks.periods import AHEAD_DAYS
 from eir.lists.record.store import Event, ListState
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.lately import MINUTES, Minute
@@ -116,6 +117,8 @@ class PageContent:
     """Refused releases, the oldest first."""
     minutes: Sequence[Minute]
     """Minutes of the last hour."""
+    ending: Mapping[str, int] | None = None
+    """Day → number of periods of grace that end with it, for the next days; None without a record of first sightings."""
     asked: str = ""
     """Identifier in the form of the request; empty: none."""
     answer: str = ""
@@ -136,6 +139,7 @@ def page(shown: PageContent) -> HttpResponse:
             _ask(shown),
             _section("hour", "Checks of the last hour", _charts(shown.minutes)),
             _section("lists", "Lists", _lists(shown)),
+            _ending(shown),
             _section("peers", "Peers", _peers(shown)),
             _section("refused", "Refused lately", _refused(shown)),
             f'<p class="soft live" id=foot>{foot}</p><script>{SCRIPT}</script>',
@@ -228,8 +232,8 @@ def _charts(minutes: Sequence[Minute]) -> str:
     )
 
 
-def _figure(read: str, drawn: Iterable[str], caption: str) -> str:
-    return f'<figure><svg viewBox="0 0 {MINUTES * BAR_W} {HIGH}" role=img aria-label="{escape(read)}">{"".join(drawn)}</svg><figcaption>{caption}</figcaption></figure>'
+def _figure(read: str, drawn: Iterable[str], caption: str, bars: int = MINUTES) -> str:
+    return f'<figure><svg viewBox="0 0 {bars * BAR_W} {HIGH}" role=img aria-label="{escape(read)}">{"".join(drawn)}</svg><figcaption>{caption}</figcaption></figure>'
 
 
 def _key(name: str, caption: str) -> str:
@@ -301,6 +305,30 @@ def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
         ", ".join(signer.partition(" SHA256:")[0] for signer in state.signers),
         f"{_at(change.time)} {change.what} by {change.who}" if change is not None else _at(state.loaded_at),
     )
+
+
+def _ending(shown: PageContent) -> str:
+    """Render the periods of grace that end in the next days; without a record of first sightings, an empty place."""
+    if shown.ending is None:
+        return "<div class=live id=ending></div>"
+    return _section("ending", "Periods of grace that end", _ends_by_day(shown.ending, shown.now.date()))
+
+
+def _ends_by_day(ending: Mapping[str, int], today: date) -> str:
+    caption = f"{sum(ending.values()):,} periods end in the next {AHEAD_DAYS} days"
+    if not ending:
+        return f"<p>{caption}.</p>"
+    most = max(ending, key=lambda day: ending[day])
+    caption += f", most of them on {most}: {ending[most]:,}"
+    bars = []
+    for day, count in ending.items():
+        high, at = max(HIGH * count / ending[most], 1.0), (date.fromisoformat(day) - today).days
+        bars.append(
+            f'<rect class=greylisted x={at * BAR_W} y="{HIGH - high:.1f}" width={BAR_W - 1} height="{high:.1f}"/>'
+        )
+    rows = [(day, f"{count:,}") for day, count in ending.items()]
+    by_day = f"<details id=ending-days><summary>By day</summary>{_plain_table(('Last day', 'Devices'), rows)}</details>"
+    return _figure(caption, bars, f"{caption}.", AHEAD_DAYS) + by_day
 
 
 def _refused(shown: PageContent) -> str:

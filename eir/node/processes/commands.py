@@ -109,7 +109,7 @@ class Commands:
         return {
             PING: lambda _: STOPPING if self._is_stopping() else RUNNING,
             "status": lambda _: self._status(),
-            "lists": lambda _: self._in_force(),
+            "lists": lambda _: self._lists(),
             "check": self._check,
             "peers": lambda _: self._overview.workers.peers(),
             "reload": lambda _: self._reload_file(),
@@ -141,6 +141,9 @@ class Commands:
             "lists": {name: asdict(state) for name, state in reports[0].lists.items()},
             **self._sources.in_force(reports[0].lists),
         }  # fmt: skip
+
+    async def _lists(self) -> dict[str, Any]:
+        return {**await self._in_force(), "answer": self._overview.ending()}
 
     async def _check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         question = Question(**{name: value for name, value in arguments.items() if value is not None})

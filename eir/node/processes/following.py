@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from eir.checks.settings import Status
+from eir.checks.periods import count_ends
 from eir.config import Config
 from eir.errors import Report
 from eir.lists.follow.first_seen import RecordKeeper
@@ -58,6 +58,8 @@ class Following:
     """Time of the last verification that the lists in force equal the store's (time.monotonic)."""
     copy_faults: Mapping[str, str] = field(default_factory=dict)
     """Faults of last good copies (writing, reading, restoring), by list."""
+    ending: Mapping[str, int] | None = None
+    """Day → number of periods of grace that end with it, for the next days; None without a record of first sightings."""
 
     def loss_warnings(self) -> list[str]:
         """Return a warning for each list with data that the store has lost."""
@@ -145,9 +147,16 @@ class _FollowerProcess:
             from_copy=copies,
             in_step_at=follower.in_step_at,
             copy_faults=dict(follower.copy_faults),
+            ending=self._ending(),
         )
         self._channel.notify("following", how, latest="following")
         self._channel.notify("counted", self._counters(), latest="counted")
+
+    def _ending(self) -> Mapping[str, int] | None:
+        """Count the periods that end in the next days."""
+        if self._keeper is None:
+            return None
+        return count_ends(self._config.policy, self._keeper.first_days, self._record.today)
 
     async def close(self) -> None:
         """Write the remaining first sightings, and close the store and the last good copy."""
@@ -184,13 +193,8 @@ class _FollowerProcess:
             self._keeper.note(sighted)
 
     def _registering(self) -> list[DeviceList]:
-        """Return the lists whose devices need no record of first sightings.
-
-        A rule answers these devices `whitelisted`, or a rule about first sightings excludes them (`not_list`).
-        """
-        rules = [rule for rule in self._config.policy.rules if not rule.observe]
-        names = {rule.list for rule in rules if rule.answer is Status.WHITELISTED}
-        names |= {rule.not_list for rule in rules if rule.asks_first_seen}
+        """Return the lists whose devices need no period of grace, and so no record of first sightings."""
+        names = self._config.policy.registering
         return [each for name, each in self._index.lists.items() if name in names and each.kind == DEVICES]
 
     def _configure(self, config: Config) -> None:

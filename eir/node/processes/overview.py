@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from eir import __version__
@@ -19,13 +19,18 @@ class Overview:
     """Metrics and status of a node at present, and its checks in the last hour."""
 
     def __init__(
-        self, workers: Workers, status: NodeHealth, snapshots: Callable[[], Iterable[metrics.Snapshot]]
+        self,
+        workers: Workers,
+        status: NodeHealth,
+        snapshots: Callable[[], Iterable[metrics.Snapshot]],
+        ending: Callable[[], Mapping[str, int] | None],
     ) -> None:
         """Create the overview of a node that starts now.
 
-        `snapshots`: function that returns the metrics of all parts except the workers.
+        `snapshots`: function that returns the metrics of all parts except the workers. `ending`: function that returns the
+        periods of grace that end in the next days, as in Following.
         """
-        self.workers, self.status, self._snapshots = workers, status, snapshots
+        self.workers, self.status, self._snapshots, self.ending = workers, status, snapshots, ending
         self._lately, self._alerts = Lately(), Alerts()
 
     async def snapshot(self) -> metrics.Snapshot:

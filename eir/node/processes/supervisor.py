@@ -141,7 +141,7 @@ class Supervisor:
             warnings=(configuration.warnings, self._store.warnings, self._sources.warnings, self._others.warnings),
             attendants=self._attendants.all, report=report,
         )  # fmt: skip
-        self.overview = Overview(workers, status, self._snapshots)
+        self.overview = Overview(workers, status, self._snapshots, lambda: followed.how.ending)
         self.reload = Reload(
             configuration, workers, apply=self._apply, record=self._store.history.add, is_stopping=self._stop.is_set,
             on_change=reload_on_change, jobs=self._jobs, report=report,

@@ -104,7 +104,7 @@ class Web:
         return page(PageContent(
             host=config.identity.host, status=status, peers=await self._overview.workers.peers(), lists=lists,
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._overview.minutes(),
-            asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),
+            ending=self._overview.ending(), asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),
         ))._replace(authenticated=True)  # fmt: skip
 
 

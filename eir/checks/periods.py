@@ -1,0 +1,68 @@
+"""Last days of periods of grace by the rules of the policy, for many devices at once.
+
+The rules that count ask for the first sighting of a device and for nothing else: their periods hold for every device of the record.
+If there is no such rule, all rules with a period count. Of several periods of a device the longest counts. An amnesty without
+`first_seen_within` has no last day.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eir.checks.conditions import CONDITIONS, day_text
+from eir.checks.settings import PolicySettings, Rule
+from eir.lists.pages.first_days import WAS_LISTED
+
+AHEAD_DAYS = 90
+"""Number of days, today included, for which ends are counted."""
+NO_END = -1
+"""Last day of a device that has no period, or an amnesty without an end."""
+_OPEN = 1 << 30
+
+
+def last_days(policy: PolicySettings, firsts: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """Return the last day of each period, in days since 1970, or NO_END.
+
+    Args:
+        policy: policy whose rules give the periods.
+        firsts: first day of each device.
+    """
+    days = firsts.astype(np.int64)
+    lasts = np.full(len(days), NO_END, np.int64)
+    for rule in _rules_that_count(policy):
+        end = days + (rule.first_seen_within or _OPEN)
+        if rule.first_seen_before is not None:
+            end[days >= rule.first_seen_before] = NO_END
+        np.maximum(lasts, end, out=lasts)
+    lasts[(days == WAS_LISTED) | (lasts >= _OPEN)] = NO_END
+    return lasts
+
+
+def last_day(policy: PolicySettings, first: int) -> int:
+    """Return the last day of the period of one device, or NO_END."""
+    return int(last_days(policy, np.array([first], np.uint16))[0])
+
+
+def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int) -> dict[str, int]:
+    """Return day → number of periods that end with it, from today on for AHEAD_DAYS days, without days on which none ends.
+
+    `first_days`: first day → number of devices.
+    """
+    ends = last_days(policy, np.array([*first_days], np.uint16)).tolist()
+    counts = Counter[int]()
+    for day, devices in zip(ends, first_days.values(), strict=True):
+        if today <= day < today + AHEAD_DAYS:
+            counts[day] += devices
+    return {day_text(day): counts[day] for day in sorted(counts)}
+
+
+def _rules_that_count(policy: PolicySettings) -> list[Rule]:
+    rules = [rule for rule in policy.rules if rule.asks_first_seen]
+    return [rule for rule in rules if not _asks_more(rule)] or rules
+
+
+def _asks_more(rule: Rule) -> bool:
+    """Return True if the rule has a condition that not every device of the record meets; no device is in a list under `not_list`."""
+    return any(name != "not_list" and not CONDITIONS[name].records for name in rule.conditions)

@@ -1,0 +1,134 @@
+"""Commands about periods of grace: import of first sightings, and export of devices with the ends of their periods."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from eir.checks.conditions import day_text
+from eir.checks.periods import NO_END, last_days
+from eir.checks.settings import PolicySettings
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened, who, with_store
+from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, print_message, progress, show_one, written_to
+from eir.config import load_config
+from eir.device import key_text
+from eir.errors import EirError
+from eir.lists.changes.import_days import import_days, read_days
+from eir.lists.images.day_images import BATCH_PAGES
+from eir.lists.pages.first_days import DAY_S, decode_days
+from eir.lists.pages.pages import Page
+from eir.lists.record.settings import DEVICES
+
+COLUMNS = ("imei", "first_seen", "until")
+SIGHTINGS = "the record of checks"
+
+
+class Ends(NamedTuple):
+    """First and last day between which the wanted periods end; None without a limit."""
+
+    first: int | None
+    last: int | None
+
+    @property
+    def is_any(self) -> bool:
+        """True if devices without an end are wanted too."""
+        return self.first is None and self.last is None
+
+
+def ends_of(ends_from: str, ends_to: str) -> Ends:
+    """Parse the options `--ends-from` and `--ends-to`; end the command for an invalid day."""
+    return Ends(_day("--ends-from", ends_from), _day("--ends-to", ends_to))
+
+
+def _day(option: str, text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        midnight = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+    except ValueError:
+        raise fail(f"{option} {text}: expected a day (UTC) such as 2027-01-29", EXIT_USAGE) from None
+    return int(midnight.timestamp()) // DAY_S
+
+
+def import_first_seen(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="CSV with the columns imei and first_seen (a day such as 2026-11-30, UTC), as `eir export` writes the record.", show_default=False)] = None,
+    from_sightings: Annotated[bool, typer.Option("--from-sightings", help="Instead of FILE: the first check of each device in the record of checks (`sightings`).")] = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Import first sightings from another EIR, or from the record of checks.
+
+    After a switch-over no period of grace starts again. The earliest day of a device counts. Devices that a list registers are left
+    out. Bad rows are left out and named by file and line; the exit status is 1 then. The import is one change: a killed import changes
+    nothing. Running nodes follow it. An imported device counts as seen today.
+    """
+    if (file is None) is not from_sightings:
+        raise fail("FILE or --from-sightings is needed, and only one of them", EXIT_USAGE)
+    checked = opened(load_config(config))
+    if checked.first_seen is None:
+        raise EirError(f"{checked.path} has no section 'first_seen', so there is no record of first sightings")
+    bad, complaints = 0, list[str]()
+    with progress() as advance:
+        shown = advance or (lambda *_: None)
+        if file is None:
+            from eir.sightings.seen import first_days  # noqa: PLC0415 - polars, for those that need it
+
+            keys, days = first_days(checked.state)
+        else:
+            keys, days, tally = read_days(file, partial(shown, "read"))
+            bad, complaints = tally.bad, tally.complaints
+        shown("write", 0, 1)
+        registering = [name for name in checked.policy.registering if checked.lists[name].kind == DEVICES]
+        source = SIGHTINGS if file is None else file.name
+        work = partial(
+            import_days, keys, days, checked.first_seen.list, registering=registering, source=source, who=who(), now=datetime.now(UTC)
+        )  # fmt: skip
+        report = with_store(checked, work)
+        shown("write", 1, 1)
+    for complaint in complaints:
+        print_message(f"warning: a bad row, which was left out: {complaint}")
+    document = {"source": source, **report._asdict(), "bad_rows": bad, "complaints": complaints}
+    left_out = f"; {bad:,} bad rows were left out" if bad else ""
+    show_one(document, f"{checked.first_seen.list}: {report.as_text()}{left_out}", as_json=as_json)
+    if bad:
+        raise typer.Exit(EXIT_NO)
+
+
+def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: Path | None, *, as_json: bool) -> int:
+    """Write devices of the record with the ends of their periods; return their number."""
+    rows = 0
+    with written_to(out) as file:
+        if as_json:
+            devices = [dict(zip(COLUMNS, row, strict=True)) for row in _device_rows(policy, pages, ends)]
+            json.dump(devices, file, indent=2)
+            file.write("\n")
+            return len(devices)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for rows, row in enumerate(_device_rows(policy, pages, ends), 1):  # noqa: B007  # the last number is returned
+            writer.writerow(row)
+    return rows
+
+
+def _device_rows(policy: PolicySettings, pages: Sequence[Page], ends: Ends) -> Iterator[tuple[str, str, str | None]]:
+    """Yield the wanted devices: identifier, first day, and last day of the period or None."""
+    text = cache(day_text)
+    with progress() as advance:
+        for at in range(0, len(pages), BATCH_PAGES):
+            try:
+                days = decode_days(pages[at : at + BATCH_PAGES])
+            except ValueError as error:
+                raise EirError(f"the record of first sightings is damaged: {error}") from None
+            lasts = last_days(policy, days.firsts)
+            if not ends.is_any:
+                wanted = lasts != NO_END
+                wanted &= (lasts >= (ends.first or 0)) & (ends.last is None or lasts <= ends.last)
+                days, lasts = days.where(wanted), lasts[wanted]
+            for key, first, last in zip(days.keys.tolist(), days.firsts.tolist(), lasts.tolist(), strict=True):
+                yield key_text(key), text(first), None if last == NO_END else text(last)
+            if advance is not None:
+                advance("write", min(at + BATCH_PAGES, len(pages)), len(pages))

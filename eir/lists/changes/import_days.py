@@ -1,0 +1,201 @@
+"""Import of first sightings into the record: days from another EIR's file, or from the record of checks.
+
+The earliest day of a device counts. Devices that a list registers are left out. The import is one write of the store, on the
+condition that the record is as it was read; otherwise it starts again. So a killed import changes nothing, and running nodes
+follow it like a change of another node.
+"""
+
+import asyncio
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+
+from eir.errors import EirError, GenerationConflict, StoreChanged, StoreError
+from eir.lists.images.day_images import registered
+from eir.lists.images.imaging import image_of
+from eir.lists.images.index import DeviceList
+from eir.lists.pages.content import Keys
+from eir.lists.pages.first_days import DAY_S, FirstDays, by_page, decode_days, encode_days, merge, periods
+from eir.lists.pages.pages import PAGE_KEYS, Page, amended_digest
+from eir.lists.record.reasons import Reasons
+from eir.lists.record.settings import DEVICES, FIRST_SEEN, Layout
+from eir.lists.record.store import ACCEPTED, NO_LIST, SIGHTED, Event, ListState, ListStore, utc_text
+from eir.lists.rows.build import Rows
+from eir.lists.rows.layout import BY_FIRST_SEEN
+
+if TYPE_CHECKING:
+    from eir.lists.rows.reader import Tally
+
+LAYOUT = Layout(
+    name="first-seen", columns={name: name for name in BY_FIRST_SEEN}, subjects={FIRST_SEEN: (BY_FIRST_SEEN,)}
+)
+"""Layout of the files of `eir export first-seen`, whose other columns are ignored."""
+PIECE_BYTES = 8 << 20
+TRIES_MAX = 20
+"""Maximum number of attempts of an import while nodes change the record."""
+PAUSE_MAX_S = 0.2
+
+Progress = Callable[[int, int], None]
+
+
+class DaysFile(NamedTuple):
+    """Rows of a file: each device with its first day, in any order."""
+
+    keys: Keys
+    days: Keys
+    tally: "Tally"
+    """Bad rows, which are left out."""
+
+
+class DaysImport(NamedTuple):
+    """Result of an import."""
+
+    devices: int
+    """Number of different devices that were to be imported."""
+    new: int
+    """Number of devices that were not on record."""
+    earlier: int
+    """Number of devices on record that have an earlier first day now."""
+    registered: int
+    """Number of devices that were left out because a list registers them."""
+
+    def as_text(self) -> str:
+        """Format the result in one line."""
+        known = self.devices - self.new - self.earlier - self.registered
+        return (
+            f"{self.devices:,} devices: {self.new:,} new on record, {self.earlier:,} with an earlier day, {known:,} unchanged, "
+            f"{self.registered:,} left out because a list registers them"
+        )
+
+
+def read_days(file: Path, progress: Progress = lambda *_: None) -> DaysFile:
+    """Read a file with the columns `imei` and `first_seen`. `progress` receives the bytes done and the total.
+
+    Raises:
+        ReleaseRefused: `layout`, if a column is missing.
+        OSError: if the file cannot be read.
+    """
+    from eir.lists.rows.reader import Tally, read_rows  # noqa: PLC0415 - its import takes a while, for this command alone
+
+    rows, tally = Rows(), Tally(bad_rows_max=sys.maxsize, range_tacs_max=0)
+    with file.open("rb") as stream:
+        pieces = _pieces(stream, file.stat().st_size, progress)
+        read_rows(
+            pieces, name=file.name, layout=LAYOUT.name, kind=FIRST_SEEN, rows=rows, reasons=Reasons(), tally=tally,
+            declared={LAYOUT.name: LAYOUT},
+        )  # fmt: skip
+    keys, days, *_ = rows.pairs.in_order()
+    return DaysFile(keys, days, tally)
+
+
+def _pieces(stream: BinaryIO, size: int, progress: Progress) -> Iterator[bytes]:
+    """Yield a file in pieces that end with a newline."""
+    while piece := stream.read(PIECE_BYTES):
+        piece += stream.readline()
+        yield piece if piece.endswith(b"\n") else piece + b"\n"
+        progress(stream.tell(), size)
+
+
+async def import_days(
+    keys: Keys, days: Keys, name: str, store: ListStore, *, registering: Sequence[str], source: str, who: str, now: datetime
+) -> DaysImport:  # fmt: skip
+    """Merge first days into the record `name`. A device counts as seen today.
+
+    Args:
+        keys: devices in any order; of a repeated device the earliest day counts.
+        days: first day of each.
+        name: name of the record.
+        store: store of the record and of the lists.
+        registering: names of the lists whose devices are left out.
+        source: name of the file or record for the history.
+        who: user for the history.
+        now: time of the import.
+
+    Raises:
+        GenerationConflict: if nodes changed the record at each of TRIES_MAX attempts.
+        EirError: if a list has the name of the record.
+        StoreError: if the store fails.
+    """
+    today = int(now.timestamp()) // DAY_S
+    given = merge([FirstDays(keys, days.astype(np.uint16), periods(today, keys))])
+    numbers = np.unique(given.keys // np.uint64(PAGE_KEYS)).tolist()
+    for _ in range(TRIES_MAX):
+        try:
+            lists = [await _load(store, each, numbers, now) for each in registering]
+            listed = registered(lists, given.keys)
+            stored = await store.some_pages(name, numbers)
+            change = _merge(name, stored, given.where(~listed), now)
+        except ValueError as error:
+            raise StoreError("corrupt", f"the store has a damaged page: {error}") from error
+        report = DaysImport(
+            devices=len(given.keys), new=change.new, earlier=change.earlier, registered=int(listed.sum())
+        )
+        if not change.pages:
+            return report
+        event = Event(
+            time=utc_text(now), who=who, what=SIGHTED, list=name, outcome=ACCEPTED, detail=f"import of {source}: {report.as_text()}"
+        )  # fmt: skip
+        try:
+            await store.amend(name, change.state, change.pages, seen=change.state.generation, keep=0, event=event)
+        except (GenerationConflict, StoreChanged):
+            await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # separates writers; not for secrets
+            continue
+        return report
+    raise GenerationConflict(f"nodes changed {name} {TRIES_MAX} times while days were imported: try again")
+
+
+class _Change(NamedTuple):
+    """Change of the record."""
+
+    state: ListState
+    """State after the change, with the generation before it."""
+    pages: Sequence[Page]
+    """Pages that differ."""
+    new: int
+    earlier: int
+    """Numbers of devices, as in DaysImport."""
+
+
+def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: FirstDays, now: datetime) -> _Change:
+    """Merge devices into stored pages.
+
+    Raises:
+        EirError: if a list has the name of the record.
+        ValueError: if a page is damaged.
+    """
+    state = stored[0] or NO_LIST
+    if state.kind not in {"", FIRST_SEEN}:
+        raise EirError(
+            f"{name} is a list of {state.kind} in the store, and the name of the record of first sightings in the configuration: give one of them another name"
+        )
+    before = decode_days(stored[1])
+    after = merge((before, added))
+    new = len(after.keys) - len(before.keys)
+    kept = after.firsts[np.isin(after.keys, before.keys, assume_unique=True)]
+    old, there = by_page(before), {page.number: page for page in stored[1]}
+    pages = [
+        page
+        for (number, part), page in zip(by_page(after).items(), encode_days(after), strict=True)
+        if number not in old or not part.is_same(old[number])
+    ]
+    replaced = [there[page.number] for page in pages if page.number in there]
+    following = replace(
+        state, kind=FIRST_SEEN, content_digest=amended_digest(state.content_digest, replaced, pages),
+        entries=state.entries + new, devices=state.devices + new, loaded_at=utc_text(now),
+    )  # fmt: skip
+    return _Change(following, pages, new, int((kept < before.firsts).sum()))
+
+
+async def _load(store: ListStore, name: str, numbers: Sequence[int], now: datetime) -> DeviceList:
+    """Load some pages of a list."""
+    found = DeviceList(name, DEVICES, now.timestamp)
+    state, pages = await store.some_pages(name, numbers)
+    if state is not None and state.kind == DEVICES:
+        found.replace(state, image_of(pages))
+    return found

@@ -1,0 +1,114 @@
+"""Commands about periods of grace, with and without a node: import, export for a register that notifies people, ends per day."""
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from node import Site, until
+
+TODAY = datetime.now(UTC).date()
+LEFT, REGISTERED = "35000000000001", "86123456789012"
+SOON, AMNESTY, LATER = "35209900176148", "35332811002233", "49015420323751"
+FIRST = {SOON: TODAY - timedelta(50), AMNESTY: TODAY - timedelta(200), LATER: TODAY - timedelta(20)}
+UNTIL = {SOON: TODAY + timedelta(10), AMNESTY: TODAY + timedelta(30), LATER: TODAY + timedelta(40)}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, publisher):
+    with Site(tmp_path_factory.mktemp("grace") / "site", publisher) as made:
+        amnesty = {"first_seen_before": str(TODAY - timedelta(100)), "first_seen_within": "230d"}
+        made.configure(
+            lists={"registered": {"local": True}, "stolen": {"local": True}}, first_seen={"remember": "300d"},
+            policy={
+                "rules": [
+                    {"list": "stolen", "answer": "blacklisted"}, {"list": "registered", "answer": "whitelisted"},
+                    {"imsi": "286", "first_seen_within": "120d", "answer": "greylisted"}, {**amnesty, "answer": "greylisted"},
+                    {"first_seen_within": "60d", "answer": "greylisted"},
+                ],
+                "default": "blacklisted",
+            },
+        )  # fmt: skip
+        made.eir("add", "registered", REGISTERED, "--reason", "tax paid")
+        made.eir("add", "stolen", SOON, "--reason", "stolen")
+        rows = "".join(f"{device},{first},of an earlier EIR\n" for device, first in FIRST.items())
+        made.old = made.folder / "old.csv"
+        made.old.write_text(
+            f"imei,first_seen,remark\n{rows}{LEFT},1970-01-01,\n{REGISTERED},2026-01-01,\n{LEFT[:-1]},2026-01-01,\n"
+        )
+        yield made
+
+
+def rows_of(text):
+    return [line.split(",") for line in text.splitlines()]
+
+
+def test_an_import_a_node_that_follows_it_and_the_ends(site):
+    site.start()
+    said = site.json("first-seen", "import", site.old, status=1)
+    fault = "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"
+    assert said == {
+        "source": "old.csv", "devices": 5, "new": 4, "earlier": 0, "registered": 1, "bad_rows": 1, "complaints": [f"old.csv:7: {fault}"],
+    }  # fmt: skip
+    ends = [{"day": str(UNTIL[each]), "devices": 1} for each in (SOON, AMNESTY, LATER)]
+
+    def record():
+        return next((row for row in site.json("lists") if row["ends"]), None)
+
+    found = until(record)
+    assert (found["kind"], found["entries"], found["ends"]) == ("first_seen", 4, ends)
+    shown = site.eir("lists").stdout
+    assert "Periods of grace that end in the next 90 days: 3" in shown
+    assert all(re.search(rf"^{end['day']} +1$", shown, re.MULTILINE) for end in ends)
+    page = site.node.get("/")[1]
+    assert "3 periods end in the next 90 days, most of them on" in page
+    assert page.count("<rect class=greylisted") >= 3
+    assert all(f"<span>{end['day']}</span>" in page for end in ends)
+    assert site.json("check", LATER)["until"] == str(UNTIL[LATER])
+    site.node.end()
+
+
+def test_what_is_exported(site):
+    everything = site.eir("export", "first-seen")
+    expected = {device: [device, str(FIRST[device]), str(UNTIL[device])] for device in sorted(FIRST)}
+    assert rows_of(everything.stdout) == [["imei", "first_seen", "until"], [LEFT, "1970-01-01", ""], *expected.values()]
+    assert everything.stderr.splitlines()[-1] == "first-seen: 4 of 4 devices"
+    span = ["--ends-from", UNTIL[SOON] + timedelta(1), "--ends-to", UNTIL[AMNESTY]]
+    assert rows_of(site.eir("export", "first-seen", *span).stdout)[1:] == [expected[AMNESTY]]
+    assert rows_of(site.eir("export", "first-seen", "--ends-from", UNTIL[LATER]).stdout)[1:] == [expected[LATER]]
+    columns = ("imei", "first_seen", "until")
+    document = json.loads(site.eir("export", "first-seen", "--ends-to", UNTIL[SOON], "--json").stdout)
+    assert document == [dict(zip(columns, expected[SOON], strict=True))]
+    again = site.folder / "again.csv"
+    site.eir("export", "first-seen", "--out", again)
+    assert site.json("first-seen", "import", again)["devices"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["first-seen", "import"], 2, "FILE or --from-sightings is needed"),
+        (["first-seen", "import", "nowhere.csv"], 1, "nowhere.csv: No such file"),
+        (["export", "first-seen", "--ends-from", "tomorrow"], 2, "expected a day (UTC) such as 2027-01-29"),
+        (["export", "first-seen", "--only", "tac"], 2, "--layout and --only are for lists"),
+        (["export", "registered", "--json"], 2, "are for the record of first sightings"),
+        (["export", "registered", "--ends-to", "2027-01-29"], 2, "are for the record of first sightings"),
+    ],
+)
+def test_wrong_use(site, words, status, said):
+    assert said in site.eir(*words, status=status).stderr
+
+
+def test_the_record_of_checks_as_the_source(site):
+    log = site.folder / "checks.csv"
+    log.write_text(
+        f"time,imei\n2026-11-02T10:00:00Z,{LATER}\n2026-11-01T23:00:00Z,{LATER}\n2026-11-03T10:00:00Z,{REGISTERED}\n2026-11-03T10:00:00Z,0\n"
+    )
+    site.eir("sightings", "import", log)
+    site.configure(first_seen={"list": "seen-here"})
+    assert site.eir("first-seen", "import", "--from-sightings").stdout == (
+        "seen-here: 2 devices: 1 new on record, 0 with an earlier day, 0 unchanged, 1 left out because a list registers them\n"
+    )
+    assert rows_of(site.eir("export", "seen-here").stdout)[1][:2] == [LATER, "2026-11-01"]
+    shown = site.eir("history", "seen-here").stdout
+    assert "import of the record of checks" in shown
