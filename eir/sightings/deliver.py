@@ -88,6 +88,11 @@ class EventSender:
                 event.update(dict.fromkeys(own))
 
     @property
+    def room(self) -> int:
+        """Number of events that can be queued while half of the queue stays free for checks."""
+        return self._waiting_max // 2 - len(self._waiting)
+
+    @property
     def is_idle(self) -> bool:
         """True if the queue is empty."""
         return not self._waiting

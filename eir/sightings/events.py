@@ -2,10 +2,11 @@
 
 An event is a check that was not plainly whitelisted (blocked, tracked, unknown, overridden, or a match of an observed rule). It
 is also a device of a watched list with another SIM, or a SIM of a watched list in another device. Similar checks within a second
-are one event with their count. No I/O and no clock: the time is an argument.
+are one event with their count. Events of devices that were just listed wait for free room under the rate. No I/O and no clock: the time is an argument.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,7 @@ from eir.sightings.buffer import CheckKind, checks_of
 from eir.sightings.schema import HOME_DIGITS, IDENTIFIER_CHARS_MAX
 from eir.sightings.subscribers import Subscribers
 
-CHECK, SIM_CHANGED, DEVICE_CHANGED = "check", "sim_changed", "device_changed"
+CHECK, SIM_CHANGED, DEVICE_CHANGED, LISTED = "check", "sim_changed", "device_changed", "listed"
 """Kinds of event."""
 WATCHED_MAX = 100_000
 """Maximum number of remembered devices and SIMs; above it, the one seen longest ago is removed."""
@@ -44,10 +45,24 @@ class Events:
         self._at = 0.0
         self.dropped = 0
         """Number of events above the rate."""
+        self._listed: deque[dict[str, Any]] = deque()
+        """Events of newly listed devices."""
 
     def forget(self, subscribers: Collection[str]) -> None:
         """Remove these subscribers from the remembered pairs of device and SIM."""
         self.seen = without_subscribers(self.seen, subscribers)
+        for event in self._listed:
+            if event["subscriber"] in subscribers:
+                event["subscriber"] = None
+
+    @property
+    def has_listed(self) -> bool:
+        """True while events of newly listed devices wait."""
+        return bool(self._listed)
+
+    def add_listed(self, events: Iterable[dict[str, Any]]) -> None:
+        """Queue events of newly listed devices, which have an id."""
+        self._listed += events
 
     def clear_dropped(self) -> int:
         """Return the number of dropped events and reset it to 0."""
@@ -61,10 +76,11 @@ class Events:
             group[1] = time_us
             group[2] += 1
 
-    def due(self, now: float, subscribers: Subscribers) -> list[dict[str, Any]]:
-        """Return the events of all groups since the last call, ordered by their first check.
+    def due(self, now: float, subscribers: Subscribers, listed_max: int = 0) -> list[dict[str, Any]]:
+        """Return the events of all groups since the last call, ordered by their first check, then events of newly listed devices.
 
-        `now` in seconds. Events above the maximum rate are dropped and counted.
+        `now` in seconds. `listed_max`: maximum number of events of newly listed devices. They wait while there is no room
+        under the maximum rate. Other events above the rate are dropped and counted.
         """
         self._room = min(max(1.0, self._max), self._room + max(0.0, now - self._at) * self._max)
         self._at = now
@@ -83,7 +99,10 @@ class Events:
         sent = new_events[: int(self._room)]
         self._room -= len(sent)
         self.dropped += len(new_events) - len(sent)
-        return [{"id": f"{self._origin}-{next(self._numbers)}", **event} for event in sent]
+        listed_count = min(int(self._room), len(self._listed), max(0, listed_max))
+        self._room -= listed_count
+        listed = [self._listed.popleft() for _ in range(listed_count)]
+        return [*({"id": f"{self._origin}-{next(self._numbers)}", **event} for event in sent), *listed]
 
     def _changes(self, kind: CheckKind, identifier: str, subscriber: str | None) -> Iterator[tuple[str, str]]:
         """Yield each change of SIM or device in a watched list: the kind of change, and the previous SIM or device.

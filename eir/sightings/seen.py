@@ -33,6 +33,8 @@ NO_IMEI = "888888888888888"
 """Register's number for a missing identifier, or one that is not an IMEI."""
 FILES_AT_ONCE = 500
 US_OF_DAY = 86_400 * 10**6
+SEARCHED_AT_ONCE = 8
+"""Number of files of which all rows may be in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +174,23 @@ def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -
     Raises:
         EirError: if a file cannot be read.
     """
-    column = pl.col("device")
-    chosen = column.is_in(pl.Series(devices.astype(np.int64))) if len(devices) else pl.lit(value=False)
-    if len(tacs):
-        chosen |= (column // SNR_KEYS).is_in(pl.Series(tacs.astype(np.int64)))
     recent = pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
     newest = ("last", "peer", "origin_host", "protocol", "subscriber", "home")
-    rows = _rows(state, since, lambda rows: newest_rows(rows.filter(chosen & recent), newest))
+    wanted = pl.LazyFrame({"device": devices.astype(np.int64)})
+    of_tacs = (pl.col("device") // SNR_KEYS).is_in(tacs.astype(np.int64).tolist())
+
+    def plan(rows: pl.LazyFrame) -> pl.LazyFrame:
+        rows = rows.filter(recent).select("device", *newest)
+        singles = rows.join(wanted, on="device", how="semi")  # for a million devices 8 times as fast as is_in
+        return newest_rows(pl.concat([singles, rows.filter(of_tacs)]) if len(tacs) else singles, newest)
+
+    rows = _rows(state, since, plan, files_at_once=SEARCHED_AT_ONCE)
     return newest_rows(rows.lazy(), newest).sort("device").collect()
 
 
 def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
     """Return these columns of the newest row of each device; the first column is its time."""
-    return rows.group_by("device").agg(pl.col(columns).sort_by(*columns).last())
+    return rows.select("device", *columns).sort(columns).unique("device", keep="last")
 
 
 def _rows(
@@ -192,13 +198,15 @@ def _rows(
     since: datetime | None,
     plan: Callable[[pl.LazyFrame], pl.LazyFrame],
     form: Mapping[str, Any] | None = FRAME,
+    *,
+    files_at_once: int = FILES_AT_ONCE,
 ) -> pl.DataFrame:
     """Read the record's files since a time, and apply `plan` (a filter or a sum) to some files at a time.
 
     `form`: columns and types of the frame; None keeps those of the files.
     """
     paths = [str(file.path) for file in list_files(state) if since is None or file.written >= since.timestamp()]
-    parts = (read_rows(paths[at : at + FILES_AT_ONCE], plan, form) for at in range(0, len(paths), FILES_AT_ONCE))
+    parts = (read_rows(paths[at : at + files_at_once], plan, form) for at in range(0, len(paths), files_at_once))
     return pl.concat([plan(pl.LazyFrame(schema=FRAME)).collect(), *parts])  # the first is empty: there may be no file
 
 

@@ -239,6 +239,7 @@ class Followed:
         self._put_in_force: Callable[[Listed, Image], None] = lambda *_: None
         self._tell_complete: Callable[[], None] = lambda: None
         self._reject: Callable[[str, list[int]], None] = lambda *_: None
+        self._note_list: Callable[..., None] = lambda *_, **__: None
         self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
         """True if a follower has sent all lists that it found at its start."""
@@ -254,6 +255,10 @@ class Followed:
         whose first sighting is not recorded (eir.lists.follow.first_seen).
         """
         self._put_in_force, self._tell_complete, self._reject = put_in_force, complete, reject
+
+    def note_lists_to(self, note_list: Callable[..., None]) -> None:
+        """Call `note_list` with each list from now on, and with `is_change`: False for lists that are in force at the node's start."""
+        self._note_list = note_list
 
     def _greet(self, process: Process) -> None:
         """Send a new follower its settings and the lists in force."""
@@ -334,4 +339,5 @@ class Followed:
         if kinds_of(self._config).get(what.name) == what.kind:
             self._lists[what.name] = what, image
             self._put_in_force(what, image)
+            self._note_list(what, image, is_change=self._complete)
         return None

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 LOOK_S = 2.0
 """Seconds between two checks whether a process at idle priority makes progress."""
@@ -17,6 +19,7 @@ BESIDE_NICE = 5
 AGAIN_S = 60.0
 """Seconds after a restored priority until a process lowers its priority again."""
 TASKS = Path("/proc/self/task")
+T = TypeVar("T")
 
 
 def lower_priority(nice: int) -> None:
@@ -124,6 +127,23 @@ class Aside:
             self._timer = None
             restore_priority(self._policies)
             self._policies.clear()
+
+
+class IdleThread:
+    """Thread for work at a lower priority than checks. If other programs starve the thread, its priority is restored."""
+
+    def __init__(self, name: str) -> None:
+        """Start the thread."""
+        self._executor = ThreadPoolExecutor(1, name)
+        thread = self._executor.submit(threading.get_native_id).result()
+        self._aside = Aside(thread)
+        if not self._aside.permitted:
+            set_idle_priority(thread)  # permanently
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run work in the thread and return its result."""
+        with self._aside():
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
 async def stay_idle(aside: Aside, again_s: float = AGAIN_S) -> None:

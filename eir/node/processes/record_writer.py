@@ -6,19 +6,16 @@ starve the thread, its priority is restored, so that the record is still written
 
 import asyncio
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from eir.errors import EirError, Report
 from eir.node.processes import state_folder
-from eir.node.processes.priority import Aside, set_idle_priority
+from eir.node.processes.priority import IdleThread
 from eir.sightings import files
 from eir.sightings.buffer import HEAD
 from eir.sightings.settings import SightingsSettings
@@ -31,7 +28,6 @@ WRITE_ROWS = 500_000
 AGAIN_S = 5.0
 """Seconds before another attempt after a failed write."""
 PRUNE_S = 600.0
-T = TypeVar("T")
 
 
 class _Waiting:
@@ -90,11 +86,7 @@ class RecordWriter:
         self._wake = asyncio.Event()
         self._asked: list[asyncio.Future[None]] = []
         """Callers that wait until all messages are written."""
-        self._disk = ThreadPoolExecutor(1, "disk")
-        thread = self._disk.submit(threading.get_native_id).result()
-        self._behind = Aside(thread)
-        if not self._behind.permitted:
-            set_idle_priority(thread)  # permanently
+        self._disk = IdleThread("disk")
         self._pruned = float("-inf")
         self._clock = state_folder.read_clock(state)
 
@@ -133,7 +125,7 @@ class RecordWriter:
         asked, self._asked = self._asked, []
         rows = waiting.rows
         try:
-            self.bytes = await self._aside(partial(self._write, waiting.messages, self.bytes))
+            self.bytes = await self._disk.run(partial(self._write, waiting.messages, self.bytes))
         except (OSError, EirError) as e:
             self._report("sightings_failed", reason=_reason(e), level="error", checks=rows, detail=str(e))
             self._waiting.add_before(waiting.messages)
@@ -148,15 +140,10 @@ class RecordWriter:
 
     async def save_watched(self) -> None:
         """Save the current partner (SIM or device) of each watched entry."""
-        await self._aside(self._write_watched)
+        await self._disk.run(self._write_watched)
 
     def _write_watched(self) -> None:
         files.write_watched(self._state, {**self._seen()})
-
-    async def _aside(self, work: Callable[[], T]) -> T:
-        """Run a function in the thread that writes to disk, at a lower priority than checks."""
-        with self._behind():
-            return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
     def _bound(self) -> None:
         while self._waiting.bytes > WAITING_BYTES_MAX:

@@ -19,15 +19,18 @@ from typing import Any
 
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError, detail_of
-from eir.lists.record.settings import SUBSCRIBERS
+from eir.lists.images.image import Image
+from eir.lists.record.settings import DEVICES, SUBSCRIBERS
 from eir.lists.stores.open import SQLITE
 from eir.node.observe import metrics
-from eir.node.processes.channel import ChannelError
+from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
+from eir.node.processes.listed_search import ListedSearch
 from eir.node.processes.priority import restore_priority
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.record_writer import RecordWriter
-from eir.node.processes.starter import Start
+from eir.node.processes.setup import Listed, send_list
+from eir.node.processes.starter import Process, Start
 from eir.sightings import deliver, files
 from eir.sightings.buffer import EVENTS, Buffer
 from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events
@@ -70,7 +73,7 @@ async def _write_record(config: Config, receiver: socket.socket, process: ThisPr
     process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     assert config.sightings is not None  # noqa: S101 - otherwise this process is not started
     recorder = _Recorder(config, config.sightings, receiver, process)
-    process.serve({"write": recorder.write_now, "forget": recorder.forget}, outlives=True)
+    process.serve(recorder.handlers(), outlives=True)
     await recorder.run()
 
 
@@ -106,6 +109,19 @@ class _Recorder:
             config.state, settings, lambda: self._events.seen, count=self._count, report=self._report
         )
         self._deliveries = dict(self._build_deliveries())
+        self._listed_sent = asyncio.Event()
+        """Set when no event of a newly listed device waits."""
+        self._search = ListedSearch(
+            config, flush=self.write_now, send=self._send_listed, report=self._report,
+            done=lambda name, generation: self._channel.notify("searched", name, generation),
+        )  # fmt: skip
+
+    def handlers(self) -> Handlers:
+        """Return the functions that the supervisor may call, by name."""
+        return {
+            "write": self.write_now, "forget": self.forget, "baseline": self._search.set_baseline,
+            "put_in_force": self._search.queue_search,
+        }  # fmt: skip
 
     async def run(self) -> None:
         """Run until the workers have ended or the process is stopped.
@@ -116,17 +132,18 @@ class _Recorder:
         loop.add_reader(self._receiver, self._receive)
         tasks = [
             asyncio.create_task(work)
-            for work in (self._writer.run(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
+            for work in (self._writer.run(), self._send_events(), self._end_alone(), self._search.run(), *(each.run() for each in self._deliveries.values()))
         ]  # fmt: skip
-        for task in tasks[:3]:
+        own = tasks[:4]
+        for task in own:
             task.add_done_callback(lambda _: self._ended.set())  # after a fault, another process replaces this one
         await self._ended.wait()
         loop.remove_reader(self._receiver)
         restore_priority()  # no check can be delayed any more, and the node waits for this process
         self._receive(all_of_it=True)
-        for task in tasks[:3]:
+        for task in own:
             task.cancel()
-        for fault in await asyncio.gather(*tasks[:3], return_exceptions=True):
+        for fault in await asyncio.gather(*own, return_exceptions=True):
             if isinstance(fault, Exception):
                 self._report("fault", reason="sightings", level="error", detail=detail_of(fault))
         self._queue_events()
@@ -134,7 +151,7 @@ class _Recorder:
         with suppress(TimeoutError):
             async with asyncio.timeout(END_S):
                 await self._writer.write()
-        for task in tasks[3:]:
+        for task in tasks[len(own) :]:
             task.cancel()
 
     async def write_now(self) -> None:
@@ -150,6 +167,7 @@ class _Recorder:
         self._receive(all_of_it=True)
         self._queue_events()
         self._events.forget(subscribers)
+        self._search.forget(subscribers)
         for delivery in self._deliveries.values():
             delivery.forget(subscribers)
         if self._settings.watch:
@@ -214,8 +232,18 @@ class _Recorder:
             await asyncio.sleep(EVENTS_S)
             self._queue_events()
 
+    async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
+        """Queue events of newly listed devices, and wait until all are on their way."""
+        self._events.add_listed(events)
+        if events:
+            self._listed_sent.clear()
+            await self._listed_sent.wait()
+
     def _queue_events(self) -> None:
-        events = self._events.due(time.monotonic(), self._writer.subscribers)
+        room = min((delivery.room for delivery in self._deliveries.values()), default=0)
+        events = self._events.due(time.monotonic(), self._writer.subscribers, room)
+        if not self._events.has_listed:
+            self._listed_sent.set()
         dropped = self._events.clear_dropped()
         for to, delivery in self._deliveries.items():
             delivery.add(events)
@@ -262,7 +290,8 @@ class Recorded:
             "sightings",
             lambda: start("sightings", run, config, carrying=[self.receiver]),
             report=report,
-            handlers=lambda _: {"counted": self._count},
+            greet=self._greet,
+            handlers=lambda _: {"counted": self._count, "searched": self._set_searched},
             is_spared=True,
             is_asked=False,
         )
@@ -275,6 +304,39 @@ class Recorded:
         }  # fmt: skip
         self._size: metrics.Snapshot = {"eir_sightings_bytes": {(): 0.0}}
         """Size of the record, which outlives the recorder."""
+        self._has_receivers = bool(receivers)
+        self._lists: dict[str, tuple[Listed, Image]] = {}
+        """Lists of devices in force."""
+        self._searched: dict[str, tuple[Listed, Image]] = {}
+        """Content of these lists for which the recorder has searched the record."""
+
+    def note_list(self, listed: Listed, image: Image, *, is_change: bool) -> None:
+        """Have the record searched for the devices that a list has now and had not before. If it is no change, the node has just started."""
+        if listed.kind != DEVICES or not self._has_receivers:
+            return
+        self._lists[listed.name] = listed, image
+        if not is_change:
+            self._searched[listed.name] = listed, image
+        if self.child.channel is not None:
+            self._send(self.child.channel, listed, image, is_searched=not is_change)
+
+    def _greet(self, process: Process) -> None:
+        """Send a new recorder the lists that need no search, then those that changed since."""
+        for listed, image in self._searched.values():
+            self._send(process.channel, listed, image, is_searched=True)
+        for name, (listed, image) in self._lists.items():
+            if name not in self._searched or self._searched[name][0].state != listed.state:
+                self._send(process.channel, listed, image, is_searched=False)
+
+    def _send(self, channel: Channel, listed: Listed, image: Image, *, is_searched: bool) -> None:
+        if is_searched:
+            channel.notify("baseline", listed, carrying=[image])
+        else:
+            send_list(channel, listed, image)
+
+    def _set_searched(self, name: str, generation: int) -> None:
+        if (now := self._lists.get(name)) is not None and now[0].state.generation == generation:
+            self._searched[name] = now
 
     def end(self) -> None:
         """Close the socket to the recorder, which ends after it has received all messages of the ended workers."""

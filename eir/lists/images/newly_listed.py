@@ -1,0 +1,59 @@
+"""Newly listed devices: the difference of two images of a list, in batches of bounded size."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from eir.lists.images.chunks import WHOLE, WHOLE_UNTIL, Numbers
+from eir.lists.images.day_images import held_in, left
+from eir.lists.images.image import Image
+from eir.lists.images.imaging import build_image
+
+KEYS_AT_ONCE = 1_000_000
+"""Number of devices from which a batch is full."""
+
+
+class NewlyListed(NamedTuple):
+    """Devices that an image lists and the previous one does not, whether or not their rows have ended."""
+
+    keys: Numbers
+    """Keys of devices that are listed singly."""
+    tacs: Numbers
+    """Page numbers of the TACs that are listed whole. The previous image may have some of their devices."""
+
+
+def newly_listed(before: Image | None, now: Image) -> Iterator[NewlyListed]:
+    """Yield the newly listed devices. `before` None: the list had no content.
+
+    Raises:
+        OSError: if memory for an image is lacking.
+    """
+    before = before or build_image([])
+    none = np.empty(0, np.uint64)
+    tacs = np.setdiff1d(_whole_tacs(now), _whole_tacs(before), assume_unique=True)
+    if len(tacs):
+        yield NewlyListed(none, tacs)
+    parts, size = list[Numbers](), 0
+    for keys in left(now, before):
+        parts.append(keys)
+        size += len(keys)
+        if size >= KEYS_AT_ONCE:
+            yield NewlyListed(np.concatenate(parts), none)
+            parts, size = [], 0
+    if size:
+        yield NewlyListed(np.concatenate(parts), none)
+
+
+def without_listed(before: Image | None, keys: Numbers) -> Numbers:
+    """Return a mask of the ascending keys that an image does not list."""
+    if before is None:
+        return np.ones(len(keys), bool)
+    mask: Numbers = ~held_in(before, keys)
+    return mask
+
+
+def _whole_tacs(image: Image) -> Numbers:
+    whole = image.chunk()
+    tacs: Numbers = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_UNTIL) != 0]
+    return tacs

@@ -1,0 +1,209 @@
+"""Search of the record for phones that a change of a list has just listed, and their events. It runs in the recorder.
+
+The recorder maps each image of a list of devices. The difference of two images has the newly listed devices, which are looked up in the
+record of the last 24 h. The search runs in a thread at a lower priority than checks. Changes that arrive meanwhile wait in their order.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from eir.config import Config
+from eir.device import SNR_KEYS, key_text
+from eir.errors import EirError, Report, StoreError, detail_of
+from eir.lists.changes.local import added_by
+from eir.lists.images.image import Image, ImageError
+from eir.lists.images.newly_listed import NewlyListed, newly_listed, without_listed
+from eir.lists.record.clock import STORE_TIMEOUT_S, await_store
+from eir.lists.record.settings import DEVICES
+from eir.lists.record.store import Event, ListState
+from eir.lists.stores.open import open_store
+from eir.node.processes.priority import IdleThread
+from eir.node.processes.setup import Listed
+from eir.sightings.events import LISTED
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SEEN_WITHIN = timedelta(hours=24)
+FLUSH_EVERY_S = 2.0
+"""Seconds between two flushes of the buffered checks, because each flush writes a file."""
+WAITING_BYTES_MAX = 256 << 20
+"""Size of the waiting images above which a list's newest image replaces the one before: the devices of both are then searched together."""
+CHANGES_READ = 1000
+"""Number of changes in the history in which the listing of a device is looked up."""
+NEW_LIST = 1
+"""Generation of a list after its first change."""
+ID_DIGITS = 32
+ROWS_AT_ONCE = 1000
+"""Number of events that are built before they are sent."""
+
+
+class Search(NamedTuple):
+    """Change of a list whose devices are searched."""
+
+    listed: Listed
+    image: Image
+    state_before: ListState | None
+    before: Image | None
+    """Content whose devices were searched before; None if the list had none."""
+
+
+class ListedSearch:
+    """Searches of the recorder.
+
+    Args:
+        config: configuration at the start.
+        flush: writes the buffered checks to the disk.
+        send: queues events; returns when they are on their way.
+        done: is called with a list and its generation when the search for the list is complete.
+        report: logs failures.
+    """
+
+    def __init__(
+        self, config: Config, *, flush: Callable[[], Awaitable[None]], send: Callable[[Sequence[dict[str, Any]]], Awaitable[None]],
+        done: Callable[[str, int], None], report: Report,
+    ) -> None:  # fmt: skip
+        self._config, self._flush, self._send, self._done, self._report = config, flush, send, done, report
+        self._searched: dict[str, tuple[Listed, Image]] = {}
+        """Content of each list whose devices need no search."""
+        self._waiting: deque[tuple[Listed, Image]] = deque()
+        self._has_work = asyncio.Event()
+        self._flushed_at = -FLUSH_EVERY_S
+        self._thread = IdleThread("search")
+        self._forgotten: set[str] = set()
+        """Subscribers that were deleted from the record during a search."""
+
+    def forget(self, subscribers: Collection[str]) -> None:
+        """Name these subscribers in no further event of the searches in progress."""
+        self._forgotten.update(subscribers)
+
+    def set_baseline(self, listed: Listed, memory: int | None) -> None:
+        """Accept the content of a list as searched."""
+        if (image := _map(memory)) is not None:
+            self._searched[listed.name] = listed, image
+
+    def queue_search(self, listed: Listed, memory: int | None) -> None:
+        """Queue the search for the devices of a list's new content."""
+        if (image := _map(memory)) is None:
+            return
+        if sum(len(waiting.buffer) for _, waiting in self._waiting) > WAITING_BYTES_MAX:
+            self._drop_newest(listed.name)
+        self._waiting.append((listed, image))
+        self._has_work.set()
+
+    def _drop_newest(self, name: str) -> None:
+        newest = next((each for each in reversed(self._waiting) if each[0].name == name), None)
+        if newest is not None:
+            self._waiting.remove(newest)
+
+    async def run(self) -> None:
+        """Search until cancelled."""
+        while True:
+            await self._has_work.wait()
+            self._has_work.clear()
+            while self._waiting:
+                listed, image = self._waiting.popleft()
+                await self._search_if_known(listed, image)
+                self._searched[listed.name] = listed, image
+                self._done(listed.name, listed.state.generation)
+                self._forgotten.clear()
+
+    async def _search_if_known(self, listed: Listed, image: Image) -> None:
+        """Search the devices of a list whose content before is known; that of a new list is empty."""
+        name = listed.name
+        listed_before, before = self._searched.get(name, (None, None))
+        if before is None and listed.state.generation > NEW_LIST:
+            return  # the list is new in the configuration, or its content was lost on the way to this process
+        state_before = listed_before.state if listed_before else None
+        try:
+            await self._search(Search(listed, image, state_before, before))
+        except Exception as e:  # noqa: BLE001 - a fault of a search must not end the process that records checks
+            detail = str(e) if isinstance(e, EirError | OSError) else detail_of(e)
+            self._report("sightings_failed", reason="search", level="error", list=name, detail=detail)
+
+    async def _search(self, search: Search) -> None:
+        name, since = search.listed.name, datetime.now(UTC) - SEEN_WITHIN
+        if self._only_allows(name):
+            return
+        batches = newly_listed(search.before, search.image)
+        is_flushed, marks = False, None
+        while (batch := await self._thread.run(partial(next, batches, None))) is not None:
+            if not is_flushed:
+                await self._flush_buffered()
+                is_flushed = True
+            rows = await self._thread.run(partial(self._find, search, batch, since))
+            if len(rows) and marks is None:
+                marks = await self._listing_marks(search)
+            for at in range(0, len(rows), ROWS_AT_ONCE):
+                some = self._without_forgotten(rows.slice(at, ROWS_AT_ONCE).to_dicts())
+                await self._send([_event(search, row, marks or {}) for row in some])
+
+    async def _flush_buffered(self) -> None:
+        await asyncio.sleep(self._flushed_at + FLUSH_EVERY_S - time.monotonic())
+        await self._flush()
+        self._flushed_at = time.monotonic()
+
+    def _only_allows(self, name: str) -> bool:
+        return name not in self._config.lists or name in self._config.policy.only_allowing
+
+    def _find(self, search: Search, batch: NewlyListed, since: datetime) -> "pl.DataFrame":
+        """Return the newest check of each newly listed device that was seen."""
+        from eir.sightings.seen import find_newest  # noqa: PLC0415 - polars, which this process has already
+
+        rows = find_newest(self._config.state, since, batch.keys, batch.tacs)
+        return rows.filter(without_listed(search.before, rows["device"].to_numpy().astype(np.uint64)))
+
+    def _without_forgotten(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            if row["subscriber"] in self._forgotten:
+                row["subscriber"] = None
+        return rows
+
+    async def _listing_marks(self, search: Search) -> Mapping[tuple[int, int, bool], Event]:
+        """Return the events of the history that listed single entries since the last search.
+
+        By them all nodes give an event the same id, even if they read several changes of a local list at once. Without the
+        store, the generation of the list is the mark.
+        """
+        settings = self._config.lists[search.listed.name]
+        since = search.state_before.loaded_at if search.state_before else None
+        if not settings.local:
+            return {}
+        store = open_store(self._config.store, self._config.state, report=self._report, check=False)
+        try:
+            with suppress(StoreError):
+                reading = store.history(settings.name, limit=CHANGES_READ, since=since)
+                return added_by(await await_store(reading, STORE_TIMEOUT_S), DEVICES)
+        finally:
+            await store.close()
+        return {}
+
+
+def _map(memory: int | None) -> Image | None:
+    """Map an image; None if it was lost on the way: the next change is then compared with an older image."""
+    if memory is not None:
+        with suppress(ImageError, OSError):
+            return Image.map(memory)
+    return None
+
+
+def _event(search: Search, row: Mapping[str, Any], marks: Mapping[tuple[int, int, bool], Event]) -> dict[str, Any]:
+    """Return the event of a newly listed device, by its newest check."""
+    listed, device = search.listed, row["device"]
+    mark = marks.get((device, 0, False)) or marks.get((device // SNR_KEYS * SNR_KEYS, 0, True))
+    listing = f"generation {listed.state.generation}" if mark is None else f"{mark.chain} {mark.number}"
+    digest = sha256(f"{listed.name}\0{device}\0{listing}".encode()).hexdigest()
+    return {
+        "id": f"{LISTED}-{digest[:ID_DIGITS]}", "event": LISTED, "list": listed.name, "serial": listed.state.serial,
+        "imei": key_text(device), "time": row["last"].replace(tzinfo=UTC).timestamp(), "peer": row["peer"],
+        "origin_host": row["origin_host"], "protocol": row["protocol"], "subscriber": row["subscriber"], "home": row["home"],
+    }  # fmt: skip

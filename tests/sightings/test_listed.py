@@ -1,0 +1,140 @@
+"""Phones that are on the network when a change lists them: one event per device and listing, the same from each node. Conformance row 66."""
+
+import json
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+import redis
+from made import pages_of
+from node import LISTED, TRACKED, UNLISTED, Site, until_async
+from servers import Server, programs
+from test_sightings import IMSI, asked
+
+from eir.device import device_key
+from eir.lists.images import newly_listed as differences
+from eir.lists.images.imaging import image_of
+from eir.lists.images.newly_listed import newly_listed, without_listed
+from eir.lists.pages.pages import Page, TacEntry
+from eir.sightings.batches import FRAME
+from eir.sightings.events import LISTED as EVENT
+from eir.sightings.events import Events
+from eir.sightings.files import write
+from eir.sightings.seen import find_newest
+from eir.sightings.settings import FULL
+from eir.sightings.subscribers import Subscribers
+
+OTHER, NEVER_SEEN = "86123456000017", "86123456000025"
+TAC = int(UNLISTED[:8])
+
+
+def keys(*imeis):
+    return sorted(map(device_key, imeis))
+
+
+def test_newly_listed_devices_are_the_difference_of_two_images(monkeypatch):
+    monkeypatch.setattr(differences, "KEYS_AT_ONCE", 2)
+    whole = [Page(TAC, b"", TacEntry(0, 0).extra)]
+    before, now = (
+        image_of(pages_of(keys(LISTED, OTHER))),
+        image_of(sorted([*pages_of(keys(LISTED, TRACKED, NEVER_SEEN)), *whole])),
+    )
+    found = list(newly_listed(before, now))
+    assert [key for each in found for key in each.keys.tolist()] == keys(TRACKED, NEVER_SEEN)
+    assert [tac for each in found for tac in each.tacs.tolist()] == [TAC]
+    assert list(newly_listed(now, now)) == []
+    assert [key for each in newly_listed(None, before) for key in each.keys.tolist()] == keys(LISTED, OTHER)
+    # A device that was listed by its TAC is not newly listed, and one that was listed singly is not if its TAC is.
+    assert list(newly_listed(image_of(whole), image_of(pages_of(keys(UNLISTED))))) == []
+    single = image_of(pages_of(keys(UNLISTED)))
+    assert without_listed(single, np.array(keys(LISTED, UNLISTED), np.uint64)).tolist() == [False, True]
+
+
+def test_the_newest_check_of_each_device_counts_of_the_last_hours_only(tmp_path):
+    now = datetime.now(UTC).replace(tzinfo=None)
+    rows = [
+        dict.fromkeys(FRAME) | {"time": now - timedelta(hours=hours), "last": now - timedelta(hours=hours), "checks": 1, "imei": imei,
+                                "device": device_key(imei), "peer": peer, "subscriber": IMSI, "status": "whitelisted"}
+        for hours, imei, peer in ((30, LISTED, "old"), (30, TRACKED, "old"), (5, TRACKED, "mme1"), (2, TRACKED, "mme2"), (3, UNLISTED, "mme1"), (1, OTHER, "mme1"))
+    ]  # fmt: skip
+    write(tmp_path, pl.DataFrame(rows, schema=FRAME))
+    since = datetime.now(UTC) - timedelta(hours=24)
+    found = find_newest(tmp_path, since, np.array(keys(LISTED, TRACKED), np.uint64), np.array([TAC], np.uint64))
+    assert [(row["device"], row["peer"]) for row in found.to_dicts()] == sorted(
+        [(device_key(TRACKED), "mme2"), (device_key(UNLISTED), "mme1")]
+    )
+
+
+def test_events_of_listed_devices_wait_for_room_and_lose_a_forgotten_subscriber():
+    events = Events(per_second_max=2, watched={}, seen={}, origin="here")
+    events.add_listed([{"id": str(number), "subscriber": IMSI} for number in range(5)])
+    subscribers = Subscribers(FULL)
+    assert [event["id"] for event in events.due(1.0, subscribers, 10)] == ["0", "1"]
+    assert events.due(2.0, subscribers, 0) == []
+    events.forget([IMSI])
+    assert events.due(2.0, subscribers, 1) == [{"id": "2", "subscriber": None}]
+    assert [len(events.due(second, subscribers, 10)) for second in (3.0, 4.0)] == [2, 0]
+    assert (events.has_listed, events.dropped) == (False, 0)
+
+
+@pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
+async def test_two_nodes_raise_the_same_event_for_each_listing(tmp_path, publisher, connect):
+    """Row 66: a change that lists a seen device; the same content again; a rollback and a new load; an entry by hand; a whole TAC."""
+    with Server(programs()["redis"]) as server, ExitStack() as stack, redis.Redis(port=server.port) as db:
+        sites = [stack.enter_context(Site(tmp_path / name, publisher)) for name in ("a", "b")]
+        rules = [
+            {"list": "allowed", "answer": "whitelisted"},
+            *({"list": name, "answer": "blacklisted"} for name in ("stolen", "own")),
+        ]
+        for site, how in zip(sites, ("full", "hashed"), strict=True):
+            site.configure(
+                store=server.url, sightings={"subscribers": how, "stream": "events"}, policy={"rules": rules},
+                lists={"stolen": {"signers": "signers"}, "own": {"local": True}, "allowed": {"local": True}},
+            )  # fmt: skip
+        a, b = sites
+        a.load([OTHER])
+        for site in sites:
+            await asked(await connect(site.start()), LISTED, TRACKED, UNLISTED, OTHER)
+
+        def raised():
+            events = [json.loads(fields[b"event"]) for _, fields in db.xrange("events")]
+            return [event for event in events if event["event"] == EVENT]
+
+        async def follow(generation, name="stolen"):
+            for site in sites:
+                await until_async(lambda site=site: site.node.lines("list_in_force", list=name, generation=generation))
+
+        async def await_events(count):
+            await until_async(lambda: len(raised()) >= count)
+            return raised()[-2:]
+
+        assert raised() == []  # a list that is in force at the start lists nobody
+        a.load([OTHER, LISTED, NEVER_SEEN], serial=2)
+        first = await await_events(2)
+        assert len({event["id"] for event in first}) == 1
+        for event in first:
+            assert {name: event[name] for name in ("list", "serial", "imei", "peer", "protocol")} == {
+                "list": "stolen", "serial": 2, "imei": LISTED, "peer": "mme", "protocol": "s13",
+            }  # fmt: skip
+            assert abs(event["time"] - datetime.now(UTC).timestamp()) < 3600
+        assert IMSI in {event["subscriber"] for event in first}
+        assert len({event["subscriber"] for event in first}) == 2  # the other node has a hash
+        a.load([OTHER, LISTED, NEVER_SEEN], serial=3)
+        await follow(3)
+        a.eir("rollback", "stolen", "--to", "1")
+        await follow(4)
+        a.load([OTHER, LISTED], serial=4)
+        again = await await_events(4)
+        assert {(event["imei"], event["serial"]) for event in again} == {(LISTED, 4)}
+        assert len({event["id"] for event in (*first, *again)}) == 2
+        b.eir("add", "allowed", TRACKED, "--reason", "registered")
+        b.eir("add", "own", TRACKED, "--reason", "stolen")
+        by_hand = await await_events(6)
+        assert {(event["list"], event["imei"], event["serial"]) for event in by_hand} == {("own", TRACKED, 0)}
+        b.eir("add", "own", UNLISTED[:8], "--tac", "--force", "--reason", "recalled")
+        model = await await_events(8)
+        assert {(event["list"], event["imei"]) for event in model} == {("own", UNLISTED)}
+        assert len({event["id"] for event in (*first, *again, *by_hand, *model)}) == 4
+        assert len(raised()) == 8
