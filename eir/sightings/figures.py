@@ -177,9 +177,8 @@ def _merged(figure: Figure, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any
     by = {}
     for dimension in figure.dimensions:
         rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        for part in parts:
-            for row in part["by"][dimension]:
-                rows[row["name"]].append(row)
+        for row in (row for part in parts for row in part["by"][dimension]):
+            rows[str(row["name"])].append(row)
         merged_rows = [{"name": name, **_sums(figure, same)} for name, same in rows.items()]
         by[dimension] = sorted(merged_rows, key=_place)
     return {"operators": sum(int(part["operators"]) for part in parts), **_sums(figure, parts), "by": by}
@@ -192,9 +191,11 @@ def _sums(figure: Figure, rows: Iterable[Mapping[str, Any]]) -> dict[str, Value]
 
 
 def _sum(values: Sequence[Value]) -> Value:
-    numbers = [value for value in values if isinstance(value, int)]
+    numbers = [value for value in values if type(value) is int]
     if len(numbers) == len(values):
         return sum(numbers)
+    if not {FEW, WITHHELD}.issuperset(value for value in values if type(value) is not int):
+        raise ValueError(values)
     return values[0] if len(values) == 1 else WITHHELD
 
 
@@ -203,31 +204,18 @@ def _place(row: Mapping[str, Any]) -> tuple[int, str]:
     return (-devices if isinstance(devices, int) else 0), row["name"]
 
 
-def check_document(found: object, place: str) -> Mapping[str, Any]:
-    """Return a document of figures that was read from a file.
+def check_document(found: Any, place: str) -> dict[str, Any]:
+    """Return a document of figures that was read from a file, without anything else that the file has.
 
     Raises:
         EirError: if it is no such document.
     """
     try:
-        assert isinstance(found, dict) and found["format"] == FORMAT  # noqa: S101, PT018 - becomes the error below
-        for name, part in found["figures"].items():
-            _check_figure(FIGURES[name], part)
-        return {"month": str(found["month"]), "operators": int(found["operators"]), "figures": found["figures"]}
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
-        raise EirError(f"{place}: no figures of the form {FORMAT}; eir figures --json writes them") from None
-
-
-def _check_figure(figure: Figure, part: Mapping[str, Any] | None) -> None:
-    if part is None:
-        return
-    rows = [row for dimension in figure.dimensions for row in part["by"][dimension]]
-    names = (DEVICES, ATTEMPTS) if figure.has_attempts else (DEVICES,)
-    values = [row[name] for row in (part, *rows) for name in names]
-    if not all(type(value) is int or value in {FEW, WITHHELD} for value in values):
-        raise ValueError
-    if not all(isinstance(row["name"], str) for row in rows) or type(part["operators"]) is not int:
-        raise ValueError
+        if found["format"] == FORMAT:
+            return merge([found])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise EirError(f"{place}: no figures of the form {FORMAT}; eir figures --json writes them")
 
 
 def table_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
