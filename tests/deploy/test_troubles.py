@@ -71,7 +71,7 @@ def test_a_list_that_has_expired(site):
     until(lambda: site.node.status()["lists"]["stolen"]["serial"] == 2)
     said = until(lambda: found if "past its expiry" in (found := site.node.status())["summary"] else None)
     assert (said["state"], said["troubles"]) == ("WARNING", ["list stolen is past its expiry"])
-    assert "(EirListExpired)" in site.node.get("/")[1]
+    assert ">EirListExpired</a>" in site.node.get("/")[1]
     row("the list in force is past its `expires`", "ask for the next release")
     site.load([LISTED], serial=3)
     until(lambda: site.node.status()["state"] == "OK")

@@ -151,6 +151,10 @@ class Extended(Site):
     def environment(self, **changes):
         return super().environment(PYTHONPATH=str(self.program), **changes)
 
+    def eir(self, *arguments, **options):
+        """Run a command in a process of its own, which imports that program."""
+        return super().eir(*arguments, env=self.environment(), **options)
+
 
 @pytest.fixture
 def program(tmp_path):
