@@ -64,6 +64,7 @@ def test_a_country_on_one_machine(tmp_path):
         re.findall(rf"{COPIED} +([0-9]+) +(\w+)", steps["Block"])
         == [(HOLDER, "blacklisted"), (OWNER, "whitelisted")] * 3
     )
+    assert (tmp_path / "var/demo-country/register/country.html").stat().st_size > 1000
     asked = re.findall(r"(\d+) of (\d+) devices answered as listed", steps["Audit"])
     assert [int(listed) / int(devices) for listed, devices in asked] == [1, 0]
 
