@@ -273,7 +273,7 @@ TABLE = (
     Key("policy.override.until", kinds.MOMENT, None, "end of the override; no end if left out"),
     Key("sightings.keep", schema.seconds(3600, 3650 * 86400), SIGHTINGS.keep_s, "maximum age of recorded checks; without the section nothing is recorded", field="keep_s"),
     Key("sightings.max_bytes", schema.byte_size(1 << 20, 1 << 50), SIGHTINGS.max_bytes, "maximum size of the record; above it the oldest checks are deleted"),
-    Key("sightings.subscribers", schema.word(HASHED, FULL, OFF), SIGHTINGS.subscribers, "recorded form of the SIM: keyed hash (hashed), IMSI (full), or the first 6 digits of the IMSI (off)"),
+    Key("sightings.subscribers", schema.word(HASHED, FULL, OFF), SIGHTINGS.subscribers, "recorded form of the SIM and its number: keyed hashes (hashed), IMSI and number (full), or only the first 6 digits of the IMSI (off)"),
     Key("sightings.rotate", schema.seconds(86400, 3650 * 86400), SIGHTINGS.rotate_s, "maximum age of the key of the hashes", field="rotate_s"),
     Key("sightings.window_s", schema.seconds(0.1, 3600), SIGHTINGS.window_s, "time within which equal checks become one row; a file is written at its end"),
     Key("sightings.rate_max", schema.number(1, 1e7, "checks a second"), SIGHTINGS.rate_max, "maximum number of checks recorded per second by all workers; above it, `whitelisted` checks are left out first"),

@@ -308,12 +308,12 @@ async def test_a_client_may_have_several_connections(own, to):
 
 
 async def test_checks_of_amfs_are_on_record_and_no_log_line_has_a_whole_identifier(own, to):
-    imsi = "001010123456789"
+    imsi, number = "001010123456789", "4917012345678"
     own.configure(sightings={"window_s": 3600, "subscribers": "full"})
     node = own.start()
     client = (await to(node)).send(HELLO)
     for n, pei in enumerate((f"imeisv-{LISTED}07", f"imei-{UNLISTED}0", "mac-00-11-22-33-44-55", "nonsense", "imei-x")):
-        client.send(wire.get(1 + 2 * n, f"{RESOURCE}?pei={pei}&supi=imsi-{imsi}"))
+        client.send(wire.get(1 + 2 * n, f"{RESOURCE}?pei={pei}&supi=imsi-{imsi}&gpsi=msisdn-{number}"))
     assert await client.until(lambda found: len(bodies(found)) == 5)
     (seen,) = own.json("seen", LISTED)["sightings"]
     assert (seen["status"], seen["list"], seen["subscriber"], seen["protocol"], seen["checks"]) == (
@@ -325,8 +325,9 @@ async def test_checks_of_amfs_are_on_record_and_no_log_line_has_a_whole_identifi
     )
     assert own.json("seen", LISTED)["software_versions"] == ["07"]
     assert own.json("seen", UNLISTED)["sightings"][0]["protocol"] == "n5g"
+    assert own.json("seen", f"+{number}")["checks"] == 4  # "imei-x" is no PEI: 400
     log = json.dumps(node.lines())
-    assert not [identifier for identifier in (LISTED, UNLISTED, imsi, "00-11-22-33-44-55") if identifier in log]
+    assert not [identifier for identifier in (LISTED, UNLISTED, imsi, number, "00-11-22-33-44-55") if identifier in log]
 
 
 async def test_limits_are_those_of_all_protocols(own, to):
