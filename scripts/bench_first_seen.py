@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from benchmark.site import EIR, LIST, Site
 
 from eir.checks.new_devices import SETTLED_PER_TURN, NewDevices
 from eir.cli.table import table
-from eir.interfaces.s13.probe import S13Target, asking
+from eir.interfaces.s13 import INTERFACE as S13
 from eir.lists.images.day_images import image_of
 from eir.lists.images.image import Image
 from eir.lists.images.imaging import image_of as plain_image_of
@@ -60,6 +61,7 @@ WITH, WITHOUT = "with the record", "without"
 ANSWERS_MIN, P99_MAX, BYTES_MAX = 0.97, 1.2, 3.0
 NEW_PER_S, FIRST_NEW = 100, 99_100_000 * 10**6
 HITS, LOOK_S = 0.01, 0.2
+IMSI = "001010123456789"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -157,10 +159,13 @@ def _on_record(site: Site, port: int, before: int) -> int:
 
 @contextmanager
 def _new_devices(port: int, on: set[int], turn: int) -> Iterator[None]:
-    """Meanwhile an MME asks about new devices."""
-    asker = multiprocessing.get_context("spawn").Process(target=_ask, args=(port, on, turn), daemon=True)
+    """Meanwhile an MME asks about new devices; it has begun when this returns."""
+    context = multiprocessing.get_context("spawn")
+    began = context.Event()
+    asker = context.Process(target=_ask, args=(port, on, turn, began), daemon=True)
     asker.start()
     try:
+        began.wait(PATIENCE_S)
         yield
     finally:
         alive = asker.is_alive()
@@ -170,19 +175,21 @@ def _new_devices(port: int, on: set[int], turn: int) -> Iterator[None]:
         raise RuntimeError("nobody asked about new devices to the end")
 
 
-def _ask(port: int, on: set[int], turn: int) -> None:
+def _ask(port: int, on: set[int], turn: int, began: Event) -> None:
     """Ask until ended, NEW_PER_S times a second."""
     os.sched_setaffinity(0, on)
 
     async def over_and_over() -> None:
         key = FIRST_NEW + int(time.monotonic() * 1000) % 10**8 * 1000 + turn
-        async with asking(S13Target("127.0.0.1", port, f"new.{REALM}", REALM)) as check:
-            began = time.monotonic()
+        url = f"s13://127.0.0.1:{port}?origin_host=new.{REALM}&origin_realm={REALM}"
+        async with S13.probe_of(url).asking(imsi=IMSI) as check:
+            due = time.monotonic()
             while True:
                 await check(f"{key:014d}")
+                began.set()
                 key += 1
-                began += 1 / NEW_PER_S
-                await asyncio.sleep(max(began - time.monotonic(), 0))
+                due += 1 / NEW_PER_S
+                await asyncio.sleep(max(due - time.monotonic(), 0))
 
     asyncio.run(over_and_over())
 
