@@ -22,6 +22,7 @@ from eir.lists.images.imaging import image_of
 from eir.lists.images.index import Index
 from eir.lists.pages.first_days import WAS_LISTED
 from eir.lists.pages.pages import Page
+from eir.lists.record.dates import day_of
 from eir.lists.record.entries import read_pages
 from eir.lists.record.reasons import reason_of
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, ListSettings
@@ -48,6 +49,8 @@ class Explanation:
     """Number of the list's change, from 1, if the list is local."""
     reason: str | None = None
     """Reason in the list for this device; if the request names no device, the fault of the identifier."""
+    date: str | None = None
+    """Day on which the entry was reported, if the list has dates."""
     conditions: str = ""
     """Conditions of the rule besides its list."""
     observed: tuple[tuple[int, str, str | None], ...] = ()
@@ -78,7 +81,7 @@ class Explanation:
             "imei": self.question.imei or self.question.other or "", "imsi": self.question.imsi or None, "status": self.status,
             "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
             "observed": [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed],
-            "not_loaded": list(self.not_loaded), "first_seen": self.first_seen, "until": self.until,
+            "not_loaded": list(self.not_loaded), "first_seen": self.first_seen, "until": self.until, "date": self.date,
         }  # fmt: skip
 
     def as_text(self) -> str:
@@ -94,6 +97,8 @@ class Explanation:
         lines.append(f"  {rule}{conditions}" + (f", list {self.list} ({which})" if self.list else ""))
         if self.reason:
             lines.append(f"  reason: {self.reason}")
+        if self.date:
+            lines.append(f"  reported: {self.date}")
         if self.first_seen is not None:
             until = f", until {self.until}" if self.until else ", without a period"
             lines.append(f"  first seen: {self.first_seen}{until}")
@@ -169,7 +174,7 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
         (None, None) if wrong is not None else _first_seen(question.device(), policy, index, verdict.rule)
     )
     return Explanation(
-        question, verdict.status, verdict.rule, verdict.name, verdict.list, serial, change, wrong, conditions, tuple(observed),
+        question, verdict.status, verdict.rule, verdict.name, verdict.list, serial, change, wrong, None, conditions, tuple(observed),
         not_loaded, first_seen, until,
     )  # fmt: skip
 
@@ -193,7 +198,7 @@ def _first_seen(key: int, policy: PolicySettings, index: Index, rule: int | str)
 
 
 async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
-    """Add to the explanation the reason that the list has for the device; `kind` is the kind of the list.
+    """Add to the explanation the reason and the date that the list has for the device; `kind` is the kind of the list.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -202,10 +207,9 @@ async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, n
     key_in_list = None if key is None else _key_for(kind, key, explanation.question.imsi)
     if explanation.list is None or key_in_list is None:
         return explanation
-    return replace(
-        explanation,
-        reason=await reason_of(store, explanation.list, key_in_list, now=now.timestamp()) or explanation.reason,
-    )
+    reason = await reason_of(store, explanation.list, key_in_list, now=now.timestamp())
+    day = await day_of(store, explanation.list, key_in_list, now=now.timestamp())
+    return replace(explanation, reason=reason or explanation.reason, date=day_text(day) if day else None)
 
 
 async def _read(

@@ -28,6 +28,7 @@ from eir.disk import open_replacement, write_file
 from eir.errors import EirError, GenerationConflict
 from eir.interfaces.n5g.registration import INSTANCE_FILE
 from eir.lists.follow.backup import RESTORE, Restored, behind, copy_store, restore_store, verify_copy
+from eir.lists.record.dates import is_dates
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_in_force, save_mark
 from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.lists.sources.acknowledge import KEY
@@ -93,7 +94,8 @@ def backup(
                 with Path(stream.name).open("rb") as again:
                     _unpack(again, file, None)
     records = sum(ledger.number for ledger in ledgers.values())
-    text = f"{file}: {len(states)} lists, {records:,} records of the history, {len(members)} files; verified"
+    lists = [name for name in states if not is_dates(name)]
+    text = f"{file}: {len(lists)} lists, {records:,} records of the history, {len(members)} files; verified"
     if str(file) == "-":
         print_message(text, "info")
     else:
@@ -138,6 +140,7 @@ def restore(
     lines = [
         f"{each.list}: serial {each.serial}, {each.entries:,} entries{'' if each.is_written else ' (as in the store)'}"
         for each in restored
+        if not is_dates(each.list)
     ]
     said = "could be restored; nothing was changed" if dry_run else "restored"
     show_one(
@@ -176,7 +179,8 @@ async def _restored(
             restored = await restore_store(backup, store, marks, who=by, now=now, made=facts["made"], force=force)
             states = await store.states()
         for name, state in states.items():
-            save_mark(folder, name, state.mark)
+            if not is_dates(name):
+                save_mark(folder, name, state.mark)
         return restored
     finally:
         await backup.close()

@@ -1,12 +1,12 @@
 """Commands about the current lists: show lists and their content, roll back, and edit local lists."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
+from itertools import filterfalse, islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -48,13 +48,14 @@ from eir.lists.changes.rollback import reset_serial as reset_highest
 from eir.lists.changes.rollback import roll_back
 from eir.lists.changes.rows_file import BYTES_MAX, ROWS_MAX, parse_rows_file
 from eir.lists.pages.pages import PAGE_KEYS, Page
-from eir.lists.record.entries import ListEntry, entries_of, imsi_text, read_pages, until_text
+from eir.lists.record.dates import is_dates, read_dates
+from eir.lists.record.entries import ListEntry, date_text, entries_of, imsi_text, read_pages, until_text
 from eir.lists.record.in_force import load_in_force, save_mark
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import FIRST_SEEN, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import Event, ListState, ListStore
 from eir.lists.rows.export import EIR, EXPORTS, export
-from eir.lists.rows.layout import ALLOCATED, tac_key, until_seconds
+from eir.lists.rows.layout import ALLOCATED, DATE, tac_key, until_seconds
 from eir.schema import parse_duration
 
 Reason = Annotated[
@@ -114,7 +115,9 @@ def lists(
     checked = opened(whereabouts(config))
 
     async def lookup(store: ListStore) -> Stored:
-        return await states_of(store, checked.lists) if checked.lists else {**await store.states()}
+        if checked.lists:
+            return await states_of(store, checked.lists)
+        return {name: state for name, state in (await store.states()).items() if not is_dates(name)}
 
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
     states: Stored = (
@@ -363,6 +366,8 @@ class _ListContent(NamedTuple):
     state: ListState
     pages: Sequence[Page]
     """Pages of the whole list, or the one in which the identifier is."""
+    dates: Mapping[int, Page]
+    """Pages of dates by number."""
     keys: range
     """Keys of the entries that are sought."""
     events: Sequence[Event]
@@ -375,7 +380,7 @@ def show_list(
     skip: Annotated[int, typer.Option(metavar="N", help="Entries to pass over: --skip 50 shows the second page.", min=0)] = 0,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the entries of a list with their reason and expiry.
+    """Show the entries of a list with their date, reason and expiry.
 
     Each entry is shown with its author and time. For a signed list, these are the signers of the release in force and
     the user who loaded it. An expired entry has no effect, but stays in the list until a release or `eir remove`
@@ -390,11 +395,11 @@ def show_list(
     entries = (
         [
             entry
-            for entry in entries_of(found.pages)
+            for entry in entries_of(found.pages, found.dates)
             if entry.key in found.keys or (entry.whole_tac and found.keys.start - entry.key in range(SNR_KEYS))
         ]
         if identifier
-        else entries_of(found.pages)
+        else entries_of(found.pages, found.dates)
     )
     shown = list(islice(entries, min(skip, MANY), min(skip + limit, MANY)))
     added = added_by(found.events, found.state.kind)
@@ -415,6 +420,8 @@ def show_list(
     else:
         columns = ("entry", *{PAIRS: ("imsi",), TYPES: (ALLOCATED,)}.get(found.state.kind, ()))
         told = [row | {"until": f"{row['until']}, ended"} if row["ended"] else row for row in rows]
+        if any(row.get(DATE) for row in rows):
+            columns = (*columns, DATE)
         show(told, (*columns, "reason", "until", "who", "time"), as_json=False)
         if left > 0:
             print_message(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
@@ -501,7 +508,7 @@ def export_list(
         )
     with progress() as advance, written_to(out) as file:
         rows = export(
-            found.state, found.pages, layout, file, only_tacs=only == "tac" if only else None,
+            found.state, found.pages, layout, file, dates=found.dates, only_tacs=only == "tac" if only else None,
             progress=partial(advance, "write") if advance else lambda *_: None,
         )  # fmt: skip
     print_message(f"{list_name}: {rows:,} rows, serial {found.state.serial}, generation {found.state.generation}")
@@ -514,7 +521,7 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
     """
     state = await store.state(name)
     if state is None:
-        known = dict.fromkeys((*checked.lists, *await store.states()))
+        known = dict.fromkeys((*checked.lists, *filterfalse(is_dates, await store.states())))
         raise fail(f"the list {name} has never been loaded") if name in known else no_list(name, known, checked.path)
     if identifier:
         keys = _sought(identifier, state.kind)
@@ -522,7 +529,8 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
     else:
         keys = range(0)
         _, pages = await read_pages(store, name)
-    return _ListContent(state, pages, keys, await store.history(name))
+    dates = await read_dates(store, name, [page.number for page in pages])
+    return _ListContent(state, pages, dates, keys, await store.history(name))
 
 
 def _sought(identifier: str, kind: str) -> range:
@@ -553,7 +561,7 @@ def _row(entry: ListEntry, found: _ListContent, added: Event | None) -> dict[str
     return {
         "entry": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if state.kind == PAIRS else None,
         "whole_tac": entry.whole_tac, "reason": reason_text(state, entry.reason) or None, "until": until_text(entry.until) or None,
-        **({ALLOCATED: until_text(entry.date)[: len("2026-12-31")] or None} if state.kind == TYPES else {}),
+        ALLOCATED if state.kind == TYPES else DATE: date_text(entry.date) or None,
         "ended": bool(entry.until and entry.until <= datetime.now(UTC).timestamp()),
         "who": event.who if event else None, "time": event.time if event else state.loaded_at, "signers": list(state.signers),
     }  # fmt: skip

@@ -14,7 +14,7 @@ from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, strip_separators
 from eir.errors import IdentifierError
 from eir.lists.changes.local import added_by
-from eir.lists.record.entries import Past, imsi_text, load_past, until_text
+from eir.lists.record.entries import Past, date_text, imsi_text, load_past, until_text
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.record.store import MAIN, Event, ListStore
@@ -122,7 +122,7 @@ def _list(name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: s
     rows = None if then.rows is None or state is None else [
         {
             "row": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if entry.imsi else None,
-            "reason": reason_text(state, entry.reason) or None, "until": until_text(entry.until) or None,
+            "reason": reason_text(state, entry.reason) or None, "date": date_text(entry.date) or None, "until": until_text(entry.until) or None,
             "who": by.who if (by := added.get(entry[:3])) else loaded.who if loaded else None,
             "time": by.time if by else loaded.time if loaded else None,
         }
@@ -207,7 +207,8 @@ def _of_list(each: Mapping[str, Any]) -> list[str]:
         return [*lines, "what it held is kept no longer, or nothing was given to look for in it"]
     for row in each["rows"]:
         pair = f" with SIM {row['imsi']}" if row["imsi"] else ""
-        end = f", until {row['until']}" if row["until"] else ""
+        end = f", reported {row['date']}" if row["date"] else ""
+        end += f", until {row['until']}" if row["until"] else ""
         lines.append(
             f"row {row['row']}{pair}: reason {row['reason'] or '-'}{end}; put there by {row['who']}, {second(row['time'])}"
         )

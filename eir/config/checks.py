@@ -16,7 +16,7 @@ from eir.checks.conditions import CONDITIONS
 from eir.config.settings import Config
 from eir.errors import FileError, StoreError
 from eir.interfaces import INTERFACES
-from eir.lists.record.settings import PAIRS, TYPES, is_list_name
+from eir.lists.record.settings import BOUND, PAIRS, TYPES, is_list_name
 from eir.lists.releases.openssh import distinct_signers
 from eir.lists.rows.layout import ACTION, LAYOUTS, SUBJECTS
 from eir.lists.stores.open import SQLITE
@@ -206,6 +206,11 @@ def _check_lists(config: Config, document: Document) -> Findings:
             yield (
                 f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true",
                 spot,
+            )
+        if settings.dates and settings.kind in BOUND:
+            yield (
+                f"{name} is a list of {settings.kind}, which stores no dates of entries; leave 'dates' out",
+                (*spot, "dates"),
             )
         for key, (called, advice) in FILES.items():
             file: Path | None = getattr(settings, key)

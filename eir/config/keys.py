@@ -96,7 +96,7 @@ COLUMNS = {
     "imsi": "column of an IMSI: with `imei` in a list of pairs, alone in a list of subscribers",
     "reason": "column of the reason, or of its code",
     "until": "column of the end of the entry",
-    "date": "column of the date, which has no effect; in a list of device types it is the allocation date of the TAC",
+    "date": "column of the date on which the entry was reported, for lists with `dates`; in a list of device types it is the allocation date of the TAC",
     "action": "column of the codes in `added` and `removed`",
 }
 """Possible roles of a column in a data file."""
@@ -215,6 +215,7 @@ TABLE = (
     Key("lists.*.range_tacs_max", schema.whole(1, 10**8), 1000, "maximum number of TACs in one range"),
     Key("lists.*.bad_rows_max", schema.whole(0, 10**9), 100, "maximum number of rows without a valid identifier; a release with more is rejected"),
     Key("lists.*.keep", schema.whole(1, 100), KEEP, "number of earlier releases, or of earlier changes of a local list, to which `eir rollback` can go back"),
+    Key("lists.*.dates", schema.FLAG, False, "whether the date of each entry is stored: column `date` of data files, and date of a register's row"),
     Key("lists.*.source.url", kinds.SOURCE, REQUIRED, "URL of the folder of `eir publish --to`; http only for the host's own addresses; short form: `source: URL`"),
     Key("lists.*.source.ca", schema.FILE, None, "PEM file of authorities for the server's certificate; default: the host's authorities"),
     Key("lists.*.source.certificate", schema.FILE, None, "PEM file of the client certificate; none if left out"),

@@ -13,14 +13,25 @@ LISTS = {
     "bound": {"kind": "pairs", "signers": "signers"},
     "sims": {"kind": "subscribers", "local": True},
     "ended": {"signers": "signers"},
+    "dated": {"signers": "signers", "dates": True},
+    "mine": {"local": True, "dates": True},
 }
+DATED = [
+    "imei,reason,date",
+    "00101007000001,stolen,2026-11-20",
+    "00101007000002,lost,",
+    "00101007000003,stolen,20261121",
+]
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory, publisher):
     with Site(tmp_path_factory.mktemp("content") / "site", publisher) as site:
-        site.configure(lists=LISTS, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
+        site.configure(
+            lists=LISTS, policy={"rules": [{"list": name, "answer": "blacklisted"} for name in ("stolen", "dated")]}
+        )
         site.load(REASONS)
+        site.load(DATED, list_name="dated")
         site.load([*REASONS[:2], "00101001000002,lost,2026-01-31"], list_name="ended")
         site.load(
             ["imei,imsi,until", "00101001000001,001010000000001,", "00101001000001,001010000000002,2031-01-01"],
@@ -99,6 +110,39 @@ def test_an_export_published_again_has_the_same_digest(host, name, tmp_path):
         again.configure(lists={name: {"kind": LISTS[name].get("kind", "devices"), "signers": "signers"}}, policy={})
         again.load(out, list_name=name)
         assert [row["digest"] for row in again.json("lists")] == [digest]
+
+
+def dates(host, name):
+    return {row["entry"]: row["date"] for row in host.json("show", name)["entries"]}
+
+
+def test_dates_of_entries(host, tmp_path):
+    expected = {"00101007000001": "2026-11-20", "00101007000002": None, "00101007000003": "2026-11-21"}
+    assert dates(host, "dated") == expected
+    shown = host.eir("show", "dated").stdout.splitlines()
+    assert (shown[0].split(), shown[1].split()[:3]) == (
+        ["entry", "date", "reason", "until", "who", "time"], ["00101007000001", "2026-11-20", "stolen"],
+    )  # fmt: skip
+    assert "  reported: 2026-11-20\n" in host.eir("check", "00101007000001").stdout
+    assert [host.json("check", device)["date"] for device in expected] == [*expected.values()]
+    why = json.loads(host.eir("why", "00101007000001", "--json", status=1).stdout)
+    assert [row["date"] for each in why["lists"] for row in each["rows"] or ()] == ["2026-11-20"]
+    exported, saved = tmp_path / "dated.csv", tmp_path / "backup"
+    host.eir("export", "dated", "-o", exported)
+    host.eir("add", "mine", "--file", exported, "--reason", "from there")
+    assert dates(host, "mine") == expected
+    host.eir("add", "mine", "00101007000009", "--reason", "by hand")
+    host.eir("rollback", "mine")
+    assert dates(host, "mine") == expected
+    assert "(as in the store)" not in host.eir("backup", saved).stdout
+    with Site(tmp_path / "again", host.publisher) as again:
+        again.configure(lists=LISTS, policy={})
+        again.load(exported, list_name="dated")
+        assert dates(again, "dated") == expected
+        restored = again.eir("restore", saved, "--force").stdout
+        assert "+dates" not in restored
+        assert dates(again, "mine") == expected
+        assert all("+dates" not in (row["list"] or "") for row in again.json("history"))
 
 
 def test_layouts_and_usage(host, tmp_path):

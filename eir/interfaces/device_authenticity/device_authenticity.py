@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from eir.checks.conditions import day_text
 from eir.checks.question import is_wrong_digit
 from eir.errors import Report, StoreError, place_of
 from eir.interfaces.device_authenticity.settings import (
@@ -99,6 +100,7 @@ _ANSWER: Final = {
         "imei": {"type": "string", "pattern": IMEI_PATTERN},
         "operationalStatus": {"type": "string", "enum": list(STATUSES)},
         "lastChecked": {"type": "string", "format": "date-time", "description": "Time at which the lists were read."},
+        "reportedDate": {"type": "string", "format": "date-time", "description": "Start, in UTC, of the day on which the device was reported; only for a blacklisted device whose list has dates."},
     },
 }  # fmt: skip
 
@@ -147,6 +149,15 @@ _CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_PATT
 _DOCUMENT: Final = HttpResponse(200, JSON, json.dumps(DOCUMENT).encode())
 
 
+class DeviceStatus(NamedTuple):
+    """Result of looking up a device in the lists."""
+
+    status: str
+    """One of STATUSES."""
+    day: int = 0
+    """Day since 1970-01-01 on which a blacklisted device was reported; 0 if unknown."""
+
+
 class _RequestRefused(Exception):
     """Rejection of a request.
 
@@ -161,11 +172,11 @@ class _RequestRefused(Exception):
 class DeviceAuthenticity:
     """Server of requests.
 
-    `lookup`: returns the status of an IMEI, None if no rule holds for it; raises StoreError. `ticks`: monotonic clock in seconds.
+    `lookup`: returns the status of an IMEI, or None if no rule holds for it; raises StoreError. `ticks`: monotonic clock in seconds.
     """
 
     def __init__(
-        self, settings: AuthenticitySettings, lookup: Callable[[str], Awaitable[str | None]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
+        self, settings: AuthenticitySettings, lookup: Callable[[str], Awaitable[DeviceStatus | None]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
     ) -> None:  # fmt: skip
         self.tokens = tokens
         self._lookup, self._ticks, self._report = lookup, ticks, report
@@ -198,8 +209,8 @@ class DeviceAuthenticity:
             if correlator and not headers:
                 raise _RequestRefused("argument", f"{CORRELATOR} is not of the form {CORRELATOR_FORM}")  # noqa: TRY301 - like the calls below
             imei = _imei(request)
-            status = await self._lookup(imei) or self._not_listed
-            if status == ERROR:
+            device = await self._lookup(imei) or DeviceStatus(self._not_listed)
+            if device.status == ERROR:
                 raise _RequestRefused("unlisted")  # noqa: TRY301 - like the calls below
         except _RequestRefused as e:
             return self._refused(e, client, headers, request.address)
@@ -211,12 +222,14 @@ class DeviceAuthenticity:
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer
             self._report("fault", reason="device-authenticity", level="error", detail=place_of(e))
             return self._refused(_RequestRefused("internal"), client, headers, request.address)
-        self.answers[self._label(client), status] += 1
+        self.answers[self._label(client), device.status] += 1
         document = {
             "imei": imei,
-            "operationalStatus": status,
+            "operationalStatus": device.status,
             "lastChecked": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
+        if device.day:
+            document["reportedDate"] = f"{day_text(device.day)}T00:00:00Z"
         return HttpResponse(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
 
     def _client(self, request: HttpRequest) -> str:

@@ -16,9 +16,11 @@ from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.errors import Report, StoreError
 from eir.interfaces.device_authenticity import device_authenticity as api
-from eir.interfaces.device_authenticity.device_authenticity import DeviceAuthenticity
+from eir.interfaces.device_authenticity.device_authenticity import DeviceAuthenticity, DeviceStatus
 from eir.interfaces.device_authenticity.settings import ALLOWED, AUTHENTICITY_SCOPE, NAME, UNKNOWN, AuthenticitySettings
 from eir.interfaces.interface import Samples, SharedSettings
+from eir.lists.pages.dates import DAY_MAX
+from eir.lists.record.dates import day_of
 from eir.lists.record.reasons import reason_of
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, TYPES
 from eir.lists.record.store import ListStore
@@ -109,7 +111,7 @@ class AuthenticityService:
             if store is not None:
                 await store.close()
 
-    async def _device_status(self, imei: str) -> str | None:
+    async def _device_status(self, imei: str) -> DeviceStatus | None:
         try:
             return await self._status_in(self._store, imei)
         except StoreError:
@@ -117,21 +119,29 @@ class AuthenticityService:
                 raise
             return await self._status_in(self._copy, imei)
 
-    async def _status_in(self, store: ListStore, imei: str) -> str | None:
+    async def _status_in(self, store: ListStore, imei: str) -> DeviceStatus | None:
         """Return the status of an IMEI by the lists in a store; None if no rule holds."""
         now, question = datetime.now(UTC), Question(imei)
         explanation = await explain(question, self._policy, self._lists, store, now=now)
-        statuses = []
+        found = []
         for number, *_ in explanation.observed:
             rule = self._policy.rules[number - 1]
-            statuses.append(await _status_by(rule, store, question.device(), now))
+            found.append(await _status_by(rule, store, question.device(), now.timestamp()))
             if rule.asks_first_seen:  # a device within its period of grace is not judged by later rules
                 break
-        return min(statuses, key=api.STATUSES.index, default=None)
+        return min(found, key=_precedence, default=None)
 
 
-async def _status_by(rule: Rule, store: ListStore, key: int, now: datetime) -> str:
+def _precedence(device: DeviceStatus) -> tuple[int, int]:
+    """Return the order of statuses; of equal statuses, the earliest known date is first."""
+    return api.STATUSES.index(device.status), device.day or DAY_MAX
+
+
+async def _status_by(rule: Rule, store: ListStore, key: int, now: float) -> DeviceStatus:
     """Return the status of a device for which a rule holds; a tracked device is unknown."""
-    if rule.answer is Status.BLACKLISTED:
-        return api.reason_word(rule.list and await reason_of(store, rule.list, key, now=now.timestamp()))
-    return ALLOWED if rule.answer is Status.WHITELISTED else UNKNOWN
+    if rule.answer is not Status.BLACKLISTED:
+        return DeviceStatus(ALLOWED if rule.answer is Status.WHITELISTED else UNKNOWN)
+    if rule.list is None:
+        return DeviceStatus(api.BLACKLISTED)
+    reason = await reason_of(store, rule.list, key, now=now)
+    return DeviceStatus(api.reason_word(reason), await day_of(store, rule.list, key, now=now))

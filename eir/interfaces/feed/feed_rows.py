@@ -7,19 +7,21 @@ An absent value is NULL. ACTUAL_IMEI is the identifier as it was seen; IMEI is i
 """
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime
 from typing import Final, NamedTuple
 
 from eir.device import device_key, imsi_key
 from eir.errors import IdentifierError
 from eir.interfaces.feed.settings import TAC_ROLES
 from eir.lists.changes.local import ADD, REMOVE
+from eir.lists.pages.dates import DAY_MAX
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.msisdn import number_key
 
 ROOT: Final = "eir"
 NULL: Final = "NULL"
 DATE_CHARS: Final = len("yyyy-MM-dd-HH-mm-ss")
+EPOCH: Final = date(1970, 1, 1).toordinal()
 METHODS: Final = {"POST": ADD, "DELETE": REMOVE}
 SEGMENTS: Final = 5
 """Number of path segments of a row about a device or a subscriber, after the word for the list."""
@@ -50,6 +52,8 @@ class FeedRow(NamedTuple):
     """IMEI, IMEISV or MEID; for a role in TAC_ROLES the TAC."""
     imsi: str = ""
     msisdn: str = ""
+    day: int = 0
+    """Day of the row's date, in the register's local time, since 1970-01-01; 0 if it is earlier."""
 
 
 def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
@@ -66,30 +70,32 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
     if len(segments) != (TAC_SEGMENTS if role in TAC_ROLES else SEGMENTS):
         form = "TAC/DATE" if role in TAC_ROLES else "IMEI/IMSI/MSISDN/ACTUAL_IMEI/DATE"
         raise RowRefused(404, "path", f"expected /{ROOT}/{role}/{form}")
-    *named, date = segments
-    _check_date(date)
+    *named, written = segments
+    day = _day(written)
     if role in TAC_ROLES:
-        return FeedRow(METHODS[method], role, _good(named[0], tac_key, "TAC"))
+        return FeedRow(METHODS[method], role, _good(named[0], tac_key, "TAC"), day=day)
     imei, imsi, msisdn, actual = named
     device, seen = _given(imei, device_key, "IMEI"), _given(actual, device_key, "ACTUAL_IMEI")
     if device and seen and device_key(device) != device_key(seen):
         raise RowRefused(400, "identifier", "IMEI and ACTUAL_IMEI are two devices")
     row = FeedRow(
-        METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN")
+        METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN"), day
     )
-    if not any(row[2:]):
+    if not (row.device or row.imsi or row.msisdn):
         raise RowRefused(400, "identifier", "the row names nothing: IMEI, IMSI and MSISDN are NULL")
     return row
 
 
-def _check_date(text: str) -> None:
+def _day(text: str) -> int:
+    """Return the day of a row's date. Raises RowRefused."""
     try:
         if len(text) != DATE_CHARS:
             raise ValueError  # noqa: TRY301 - as the parts of what is no date do
         year, month, day, hour, minute, second = map(int, text.split("-"))
-        datetime(year, month, day, hour, minute, second)  # noqa: DTZ001 - a register's local time, on which nothing depends
+        moment = datetime(year, month, day, hour, minute, second)  # noqa: DTZ001 - a register's local time, of which only the day is kept
     except ValueError:
         raise RowRefused(400, "date", "expected the date as yyyy-MM-dd-HH-mm-ss") from None
+    return min(max(moment.toordinal() - EPOCH, 0), DAY_MAX - 1)
 
 
 def _given(text: str, key_of: Callable[[str], int], name: str) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from eir.errors import EntryRefused, StoreError
 from eir.interfaces.feed.feed_rows import DONE, RowRefused
-from eir.lists.changes.local import Edit, Entry, KnownLists, edit_differences
+from eir.lists.changes.local import Edit, Entry, EntryDetails, KnownLists, edit_differences
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ListStore
 
@@ -42,6 +42,8 @@ class Waiting(NamedTuple):
     reason: str
     done: Callable[[int | RowRefused], None]
     """Function that is called once with the status, or the refusal, of the row."""
+    day: int = 0
+    """Day of the row, for a list with dates."""
 
 
 class FeedWriter:
@@ -69,7 +71,15 @@ class FeedWriter:
         """Number of transactions."""
 
     def add(
-        self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | RowRefused], None]
+        self,
+        what: str,
+        entry: Entry,
+        *,
+        name: str,
+        who: str,
+        reason: str,
+        done: Callable[[int | RowRefused], None],
+        day: int = 0,
     ) -> None:
         """Queue a row; `done` is called with the row's status or refusal.
 
@@ -77,7 +87,7 @@ class FeedWriter:
         """
         if len(self._waiting) >= self._waiting_max:
             raise RowRefused(503, BUSY, "too many rows wait")
-        self._waiting.append(Waiting(what, entry, name, who, reason, done))
+        self._waiting.append(Waiting(what, entry, name, who, reason, done, day))
         self._came.set()
 
     async def run(self) -> None:
@@ -130,7 +140,8 @@ class FeedWriter:
         if settings is None:
             _refuse(rows, RowRefused(503, BUSY, f"the list {name} is configured no more"))
             return
-        edit = Edit(what=what, entries=[row.entry for row in rows], reason=reason)
+        details = {row.entry[1:]: EntryDetails(day=row.day) for row in rows} if settings.dates else {}
+        edit = Edit(what=what, entries=[row.entry for row in rows], reason=reason, details=details)
         try:
             changed = await edit_differences(edit, settings, self._store, who=who, now=self._now(), had=self.had)
         except EntryRefused as e:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.lists.pages.pages import content_digest
+from eir.lists.record.dates import read_dates, write_dates
 from eir.lists.record.history import CLAIMS
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import BOUND, LOAD_MEMORY, TYPES, ListSettings
@@ -45,6 +46,7 @@ from eir.lists.releases.release import (
     verify_release,
 )
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
+from eir.lists.rows.dates import amend_dates, date_pages
 from eir.lists.rows.delivered import DataFile, Done, Progress, open_folder, sum_progress
 from eir.lists.rows.layout import find_layout
 from eir.lists.rows.turnover import differences, exceeded_limits, force_text, turnover
@@ -211,8 +213,9 @@ class Loader:
         is_delta = manifest.kind == DELTA
         reasons = Reasons(before.reasons if is_delta else ())
         tally = Tally(
-            bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run
-        )
+            bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
+            dates=settings.dates, keeps_dates=settings.dates,
+        )  # fmt: skip
         rows = read_release(
             manifest,
             folder,
@@ -261,6 +264,15 @@ class Loader:
         if not self.dry_run:
             write = self.store.amend if is_delta else self.store.replace
             with self.stage(WRITE, len(built.pages)):
+                if settings.dates or not is_delta:
+                    await write_dates(
+                        self.store,
+                        manifest.list,
+                        built.dates,
+                        replaced=built.dates_before,
+                        state=state,
+                        keep=settings.keep,
+                    )
                 stored = await write(
                     manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event
                 )
@@ -275,8 +287,11 @@ class Loader:
 
     async def _build_full(self, name: str, state: ListState, rows: Rows) -> Built:
         """Build the pages of a full release, and count the differences to the present content of the list."""
+        dates = rows.dates
         built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
         built.content_digest = content_digest(built.pages)
+        if self.lists[name].dates:
+            built.dates = list(date_pages(built.pages, dates))
         if state is NO_LIST:
             built.come = built.devices
         if state is NO_LIST or built.content_digest == state.content_digest:
@@ -300,9 +315,8 @@ class Loader:
                 "base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed"
             )
         removed, added = build_pages(rows_removed).pages, build_pages(rows_added).pages
-        stored, before = await self.store.some_pages(
-            settings.name, sorted({page.number for page in (*removed, *added)})
-        )
+        numbers = sorted({page.number for page in (*removed, *added)})
+        stored, before = await self.store.some_pages(settings.name, numbers)
         if stored is None or stored.generation != state.generation:
             raise GenerationConflict(f"list {settings.name} is no longer at generation {state.generation}")
         built = amend_pages(
@@ -310,6 +324,9 @@ class Loader:
         )
         built.entries += state.entries
         built.devices += state.devices
+        if settings.dates:
+            dates = await read_dates(self.store, settings.name, numbers)
+            built.dates_before, built.dates = amend_dates(before, dates, built.pages, rows_added.dates)
         return built
 
 

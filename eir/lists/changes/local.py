@@ -17,12 +17,15 @@ import numpy as np
 from eir.device import TAC_DIGITS, any_key, device_key, imsi_key, strip_separators
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged, StoreError
 from eir.lists.pages.content import decode, decode_pairs, has_pairs
+from eir.lists.pages.dates import is_sealed
 from eir.lists.pages.pages import PAGE_KEYS, Page
+from eir.lists.record.dates import read_dates, write_dates
 from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import ACCEPTED, FEED, FORCED, MAIN, NO_LIST, Event, ListState, ListStore, utc_text
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
+from eir.lists.rows.dates import RowDates, amend_dates
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
 
@@ -54,12 +57,14 @@ class Entry(NamedTuple):
 
 
 class EntryDetails(NamedTuple):
-    """Reason and expiry of one entry."""
+    """Reason, expiry and date of one entry."""
 
-    reason: str
+    reason: str = ""
     """Reason; empty for that of the edit."""
-    until: int
+    until: int = 0
     """Unix seconds; 0 for that of the edit."""
+    day: int = 0
+    """Day on which the entry was reported, for a list with dates; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,7 @@ class Edit:
     dry_run: bool = False
     """Report the effect, but write and record nothing."""
     details: Mapping[tuple[int, int, bool], EntryDetails] = field(default_factory=dict)
-    """Reasons and ends of single entries, by `entry[1:]`; other entries have those of the edit."""
+    """Reasons, ends and dates of single entries, by `entry[1:]`; other entries have the reason and the end of the edit."""
     source: str = ""
     """Name and SHA-256 of the entries' file for the history; empty: the history names each entry."""
 
@@ -195,7 +200,7 @@ async def _edit(
     _check(edit, settings, now)
     every = edit
     numbers = sorted({entry.key // PAGE_KEYS for entry in edit.entries})
-    for _ in range(TRIES_MAX):
+    for attempt in range(TRIES_MAX):
         stored, before = await store.some_pages(settings.name, numbers)
         if stored is None and settings.name in had():  # followers would ignore a new list, or it would hide the loss
             raise StoreError(
@@ -215,7 +220,10 @@ async def _edit(
         else:
             _reject_no_ops(edit, settings.name, present)
         try:
-            following, amended = await _build_edit(edit, settings, store, now, (state, before))
+            following, amended, dates = await _build_edit(edit, settings, store, now, (state, before))
+            if settings.dates:
+                waits = attempt < TRIES_MAX // 2
+                await _build_dates(amended, dates, settings, store, numbers=numbers, before=before, waits=waits)
             passed = exceeded_limits(settings, state.devices, amended.come, amended.gone)
             if passed and not edit.force:
                 raise EntryRefused(
@@ -224,6 +232,15 @@ async def _edit(
             if edit.entries and not edit.dry_run:
                 event = _event(edit, settings, who, now, lifted=force_text(passed), amended=amended)
                 event = replace(event, chain=FEED if lenient else MAIN)
+                if settings.dates:
+                    await write_dates(
+                        store,
+                        settings.name,
+                        amended.dates,
+                        replaced=amended.dates_before,
+                        state=following,
+                        keep=settings.keep,
+                    )
                 following = await store.amend(
                     settings.name, following, amended.pages, seen=state.generation, keep=settings.keep, event=event
                 )
@@ -374,15 +391,15 @@ def _first_of(texts: Sequence[str]) -> str:
 
 
 def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
-    """Return the reason and the expiry of an entry, which by default are those of the edit."""
-    details = edit.details.get(entry[1:], EntryDetails("", 0))
-    return EntryDetails(details.reason or edit.reason, details.until or edit.until)
+    """Return the reason and the expiry of an entry, which by default are those of the edit, and its date."""
+    details = edit.details.get(entry[1:], EntryDetails())
+    return EntryDetails(details.reason or edit.reason, details.until or edit.until, details.day)
 
 
 async def _build_edit(
     edit: Edit, settings: ListSettings, store: ListStore, now: datetime, stored: tuple[ListState, Sequence[Page]]
-) -> tuple[ListState, Built]:
-    """Build the list's state after an edit, and its changed pages.
+) -> tuple[ListState, Built, RowDates]:
+    """Build the list's state after an edit, its changed pages, and the dates of the entries.
 
     `stored`: present state and pages.
     """
@@ -410,6 +427,9 @@ async def _build_edit(
             rows.add_spans(keys, keys + np.uint64(PAGE_KEYS - 1), *columns)
         else:
             rows.add(keys, *columns)
+        if edit.what == ADD:
+            days = np.array([details.day for _, details in same], np.uint16)
+            rows.dates.append(keys, keys + np.uint64((PAGE_KEYS - 1) * of_tacs), days)
     built = build_pages(rows).pages
     removed, added = ((), built) if edit.what == ADD else (built, ())
     amended = amend_pages(before, removed, added, state.content_digest, now.timestamp())
@@ -418,4 +438,25 @@ async def _build_edit(
         content_digest=amended.content_digest, entries=state.entries + amended.entries,
         devices=state.devices + amended.devices, reasons=texts, loaded_at=utc_text(now),
     )  # fmt: skip
-    return following, amended
+    return following, amended, rows.dates
+
+
+async def _build_dates(
+    amended: Built,
+    rows: RowDates,
+    settings: ListSettings,
+    store: ListStore,
+    *,
+    numbers: Sequence[int],
+    before: Sequence[Page],
+    waits: bool,
+) -> None:
+    """Add the pages of dates that an edit changes; `numbers` and `before` are those of its pages.
+
+    Raises:
+        StoreChanged: with `waits`, if dates and pages do not belong together, because another edit has written only its dates yet.
+    """
+    dates = await read_dates(store, settings.name, numbers)
+    if waits and not all(is_sealed(page, dates[page.number]) for page in before if page.number in dates):
+        raise StoreChanged(f"the dates of list {settings.name} are being changed")
+    amended.dates_before, amended.dates = amend_dates(before, dates, amended.pages, rows)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from eir.errors import EntryRefused, NothingToRollBack
+from eir.lists.record.dates import roll_back_dates
 from eir.lists.record.reasons import check_reason
 from eir.lists.record.store import FORCED, NO_LIST, ROLLED_BACK, Event, ListState, ListStore, Release, utc_text
 
@@ -32,6 +33,7 @@ async def roll_back(
         time=utc_text(now), who=who, what="rollback", list=name, serial=target.serial or None, digest=target.release_digest or None, outcome=ROLLED_BACK,
         detail=f"{_undone_text(undone)}; {target.entries} entries",
     )  # fmt: skip
+    await roll_back_dates(store, name, target)
     try:
         return await store.rollback(name, seen=before.generation, to=target.generation, event=event)
     except NothingToRollBack as error:

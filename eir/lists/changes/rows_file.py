@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
 from eir.lists.changes.local import Entry, EntryDetails
+from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.entries import entries_of
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.build import Rows, build_pages
+from eir.lists.rows.dates import date_pages
 from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, separator_hint
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class RowsFile:
     sha256: str
     entries: Sequence[Entry]
     details: Mapping[tuple[int, int, bool], EntryDetails]
-    """Reason and end of the entries whose row has one of them."""
+    """Reason, end and date of the entries whose row has one of them."""
     ended: int
     """Number of entries that were left out because their end has passed."""
     tally: "Tally"
@@ -73,7 +75,10 @@ def parse_rows_file(
             "rows", f"{name} has more than {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB; publish a release of them"
         )
     rows, reasons = Rows(), Reasons()
-    tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True)
+    tally = Tally(
+        bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
+        keeps_dates=settings.dates,
+    )  # fmt: skip
     read_rows(
         _pieces(content, progress), name=name, layout=layout_name, kind=settings.kind, rows=rows, reasons=reasons, tally=tally,
         declared=settings.layouts,
@@ -87,15 +92,16 @@ def parse_rows_file(
             "rows", f"{name} makes {built.entries:,} entries, and {ROWS_MAX:,} are the most; publish a release of them"
         )
     entries, details, ended = [], dict[tuple[int, int, bool], EntryDetails](), 0
-    for listed in entries_of(built.pages):
+    dates = {page.number: page for page in date_pages(built.pages, rows.dates)}
+    for listed in entries_of(built.pages, dates):
         if 0 < listed.until <= now_s:
             ended += 1
             continue
         sim = f"+{str(listed.imsi)[1:]}" if listed.imsi else ""
         entry = Entry(listed.text(settings.kind) + sim, listed.key, listed.imsi, listed.whole_tac)
         entries.append(entry)
-        if listed.reason or listed.until:
-            details[entry[1:]] = EntryDetails(_text(reasons, listed.reason), listed.until)
+        if listed.reason or listed.until or listed.date:
+            details[entry[1:]] = EntryDetails(_text(reasons, listed.reason), listed.until, listed.date // DAY_S)
     if not entries:
         raise ReleaseRefused("rows", f"{name} has no entry that is in force")
     safe_name = os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -15,6 +15,7 @@ from pathlib import Path
 from eir.errors import StoreChanged, StoreError
 from eir.lists.follow.copy import Relation, relation, verified_pages
 from eir.lists.follow.history import restore_history
+from eir.lists.record.dates import is_dates
 from eir.lists.record.history import chain_faults, feed_faults
 from eir.lists.record.store import (
     ACCEPTED,
@@ -148,7 +149,8 @@ async def restore_store(
             outcome=FORCED if force else ACCEPTED, detail=detail,
         )  # fmt: skip
         seen = 0 if stored is None else stored.generation
-        await store.restore(name, wanted, verified_pages(backup, name, state), seen=seen, event=event)
+        made_known = None if is_dates(name) else event
+        await store.restore(name, wanted, verified_pages(backup, name, state), seen=seen, event=made_known)
         restored.append(Restored(name, state.serial, state.entries, is_written=True))
     return restored
 

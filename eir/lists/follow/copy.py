@@ -21,6 +21,7 @@ from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.lists.follow.history import restore_history
 from eir.lists.pages.pages import Page, amended_digest, digest_text
 from eir.lists.record.clock import STORE_TIMEOUT_S
+from eir.lists.record.dates import dates_name
 from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.lists.stores.write import one_batch
 
@@ -237,6 +238,7 @@ class CopyKeeper:
         return False
 
     async def _write_copy(self, name: str, request: _CopyRequest, copied: ListState | None) -> None:
+        await _copy_dates(self.store, self.copy, name)
         seen, state = 0 if copied is None else copied.generation, request.state
         if request.pages is not None and copied is not None:
             _, before = await self.copy.some_pages(name, [page.number for page in request.pages])
@@ -260,8 +262,29 @@ class CopyKeeper:
         await restore_history(
             self.store, self.copy, self._who
         )  # before the first record of a history that has lost all others
+        await _copy_dates(self.copy, self.store, name)
         await self.store.restore(name, state, verified_pages(self.copy, name, copied), seen=seen, event=healed)
         self._report("store_healed", level="warning", list=name, detail=detail)
+
+
+async def _copy_dates(source: ListStore, target: ListStore, of: str) -> None:
+    """Copy the dates of a list (eir.lists.record.dates) if `target` has older ones: only the changed pages, if they are known."""
+    name = dates_name(of)
+    state, there = await source.state(name), await target.state(name)
+    if state is None or relation(there, state) is not Relation.NEWER:
+        return
+    seen = 0 if there is None else there.generation
+    changes = await source.changes(name, seen) if there is not None else None
+    if there is not None and changes is not None and all(change.pages is not None for change in changes):
+        numbers = sorted({number for change in changes for number in change.pages or ()})
+        read, present = await source.some_pages(name, numbers)
+        _, before = await target.some_pages(name, numbers)
+        gone = set(numbers) - {page.number for page in present}
+        pages = [*present, *(Page(number, b"") for number in gone)]
+        if read is not None and amended_digest(there.content_digest, before, present) == read.content_digest:
+            await target.restore(name, read, one_batch(pages), seen=seen, whole=False)
+            return
+    await target.restore(name, state, verified_pages(source, name, state), seen=seen)
 
 
 async def verified_pages(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:

@@ -3,19 +3,25 @@
 Past entries come from the history and from the releases that are stored for a rollback.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import repeat
+from types import MappingProxyType
 from typing import NamedTuple
 
 from eir.device import SNR_KEYS, TAC_DIGITS, key_text
 from eir.errors import StoreChanged, StoreError
 from eir.lists.pages.content import decode, decode_pairs, has_pairs
+from eir.lists.pages.dates import decode_page_days
+from eir.lists.pages.first_days import DAY_S
 from eir.lists.pages.pages import PAGE_KEYS, Page
+from eir.lists.record.dates import kept_dates
 from eir.lists.record.history import is_of, is_refusal
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.record.store import Event, ListState, ListStore, Release, utc_text
 
+NO_DATES: Mapping[int, Page] = MappingProxyType({})
 READ_AGAIN_MAX = 5
 """Maximum number of reads of a list that changes while it is read."""
 
@@ -33,7 +39,7 @@ class ListEntry(NamedTuple):
     until: int = 0
     """End in Unix seconds; 0 for none."""
     date: int = 0
-    """Unix seconds of the day on which a TAC in a list of device types was allocated; 0 if unknown."""
+    """Unix seconds of the day on which the entry was reported or, in a list of device types, the TAC was allocated; 0 if unknown."""
 
     def text(self, kind: str) -> str:
         """Format the identifier or TAC of the entry as in a data file for this kind of list."""
@@ -50,6 +56,11 @@ def imsi_text(key: int) -> str:
 def until_text(until: int) -> str:
     """Format the expiry of an entry as in data files; an empty text if the entry does not expire."""
     return utc_text(datetime.fromtimestamp(until, UTC)) if until else ""
+
+
+def date_text(date: int) -> str:
+    """Format the date of an entry as in data files; empty for none."""
+    return until_text(date)[: len("2026-12-31")]
 
 
 async def read_pages(
@@ -70,23 +81,26 @@ async def read_pages(
     raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read: try again")
 
 
-def entries_of(pages: Iterable[Page]) -> Iterator[ListEntry]:
+def entries_of(pages: Iterable[Page], dates: Mapping[int, Page] = NO_DATES) -> Iterator[ListEntry]:
     """Yield the entries of pages. For each page, the whole TAC is first, then the identifiers by ascending key.
+
+    `dates`: pages of dates by number (eir.lists.record.dates).
 
     Raises:
         StoreError: if a page is damaged.
     """
     for page in pages:
         try:
-            yield from _entries_of(page)
+            yield from _entries_of(page, dates.get(page.number))
         except ValueError as error:
             raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
 
 
-def _entries_of(page: Page) -> Iterator[ListEntry]:
+def _entries_of(page: Page, dates: Page | None) -> Iterator[ListEntry]:
     first, tac = page.number * PAGE_KEYS, page.tac
+    found = None if dates is None else decode_page_days(page, dates)
     if tac is not None:
-        yield ListEntry(first, 0, True, tac.reason, tac.until)
+        yield ListEntry(first, 0, True, tac.reason, tac.until, found.tac * DAY_S if found else 0)
     if has_pairs(page):
         for low, paired in decode_pairs(page).items():
             yield from (
@@ -95,8 +109,9 @@ def _entries_of(page: Page) -> Iterator[ListEntry]:
             )
     else:
         content = decode(page)
-        rows = zip(content.low.tolist(), content.reasons.tolist(), content.until.tolist(), strict=True)
-        yield from (ListEntry(first + low, 0, False, reason, end) for low, reason, end in rows)
+        days = found.days.tolist() if found else repeat(0, len(content.low))
+        rows = zip(content.low.tolist(), content.reasons.tolist(), content.until.tolist(), days, strict=True)
+        yield from (ListEntry(first + low, 0, False, reason, end, day * DAY_S) for low, reason, end, day in rows)
 
 
 RESET = "reset-serial"
@@ -132,10 +147,15 @@ async def load_past(store: ListStore, name: str, key: int | None, moment: dateti
     rows: Sequence[ListEntry] | None = None
     if release is not None and key is not None:
         pages = await store.kept_pages(name, release.state.generation, [key // PAGE_KEYS])
+        dates = await kept_dates(store, name, release.state, [key // PAGE_KEYS])
         rows = (
             None
             if pages is None
-            else [each for each in entries_of(pages) if _covers(each, key) and not 0 < each.until <= moment.timestamp()]
+            else [
+                each
+                for each in entries_of(pages, dates)
+                if _covers(each, key) and not 0 < each.until <= moment.timestamp()
+            ]
         )
     return Past(event, release, rows, since)
 

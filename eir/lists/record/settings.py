@@ -138,6 +138,8 @@ class ListSettings:
     """Maximum number of bad rows of a release; bad rows are skipped."""
     keep: int = 5
     """Number of previous releases, or changes of a local list, to which a rollback can return."""
+    dates: bool = False
+    """True if the date of each entry is stored (eir.lists.record.dates)."""
     source: Source | None = None
     """Source from which releases are pulled; None if they are delivered."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)

@@ -31,6 +31,7 @@ from eir.lists.pages.content import (
 )
 from eir.lists.pages.pages import PAGE_KEYS, Page, TacEntry, amended_digest
 from eir.lists.pages.roaring import decode_keys, encode_many, is_fresh
+from eir.lists.rows.dates import RowDates
 from eir.lists.rows.turnover import differences
 
 SLAB_KEYS = 1 << 16
@@ -71,6 +72,10 @@ class Built:
     """For a delta: number of identifiers that come and that go, as `differences` counts them."""
     content_digest: str = ""
     """Digest of the whole list; set for deltas."""
+    dates: Sequence[Page] = ()
+    """Pages of dates, if the list has them (eir.lists.rows.dates)."""
+    dates_before: Sequence[Page] | None = None
+    """For a delta: pages of dates that `dates` replace."""
 
     def count(self, page: Page, sign: int = 1) -> None:
         """Add the devices and entries of a page to the counts; with `sign` -1, subtract them."""
@@ -161,6 +166,8 @@ class Rows:
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
         self._span_pages = 0
         self.pairs = PairRows()
+        self.dates = RowDates()
+        """Dates of identifiers, whole TACs and ranges."""
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
         """Add rows with single identifiers."""

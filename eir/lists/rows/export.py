@@ -13,11 +13,11 @@ from typing import TextIO
 from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, TAC_DIGITS, key_text
 from eir.errors import EirError
 from eir.lists.pages.pages import Page, decode_sections
-from eir.lists.record.entries import ListEntry, entries_of, imsi_text, until_text
+from eir.lists.record.entries import NO_DATES, ListEntry, date_text, entries_of, imsi_text, until_text
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import DEVICES, PAIRS, TYPES
 from eir.lists.record.store import ListState
-from eir.lists.rows.layout import ALLOCATED, BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC, BY_TYPE
+from eir.lists.rows.layout import ALLOCATED, BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC, BY_TYPE, DATE
 
 EIR, IMEI, DIRBS_BLACKLIST = EXPORTS = ("eir", "imei", "dirbs-blacklist")
 """Layouts in which a list can be written."""
@@ -32,11 +32,14 @@ _LOST: Mapping[str, str] = {
     "imei_from": "whole TACs",
     "until": "ends",
     "reason": "reasons",
+    DATE: "dates",
 }
+_IN_DIRBS = ("reason", DATE)
+"""Columns for which the layout `dirbs-blacklist` has a place, and `imei` has none."""
 
 
 def export(
-    state: ListState, pages: Sequence[Page], layout: str, out: TextIO, *,
+    state: ListState, pages: Sequence[Page], layout: str, out: TextIO, *, dates: Mapping[int, Page] = NO_DATES,
     only_tacs: bool | None = None, progress: Callable[[int, int], None] = lambda *_: None,
 ) -> int:  # fmt: skip
     """Write a list as a CSV file and return the number of rows.
@@ -46,6 +49,7 @@ def export(
         pages: pages of the list in ascending order.
         layout: one of EXPORTS.
         out: file to write.
+        dates: pages of dates by number (eir.lists.record.dates).
         only_tacs: True for whole TACs only, False for single identifiers only, None for both. Published as a release of
             two
             files, first the singles and then the TACs, they give the whole list.
@@ -56,12 +60,13 @@ def export(
             only,
             `dirbs-blacklist` neither whole TACs nor ends, and both only devices), or if one file cannot hold the list.
     """
-    ahead = [] if only_tacs else list(_first_with_each_reason(state, pages, singles=only_tacs is False))
+    ahead = [] if only_tacs else list(_first_with_each_reason(state, pages, dates, singles=only_tacs is False))
     subject = _subject(state, pages, only_tacs)
     columns = [
         *subject,
         *(["reason"] if len(state.reasons) > 1 and subject != BY_TYPE else []),
         *([ALLOCATED] if subject == BY_TYPE and any(decode_sections(page.extra).dates for page in pages) else []),
+        *([DATE] if dates else []),
         *(["until"] if _has_ends(ahead, pages) else []),
     ]
     if layout != EIR:
@@ -75,7 +80,8 @@ def export(
         values = {
             "reason": reason_text(state, entry.reason),
             "until": until_text(entry.until),
-            ALLOCATED: until_text(entry.date)[: len("2026-12-31")],
+            ALLOCATED: date_text(entry.date),
+            DATE: date_text(entry.date),
             "imsi": imsi_text(entry.imsi or entry.key),
         }
         values[subject[0]] = entry.text(state.kind)
@@ -87,7 +93,7 @@ def export(
                 "imei_to": key_text(entry.key + (SNR_KEYS - 1) * entry.whole_tac),
             }
         return (
-            [values["imei"], day, values["reason"]]
+            [values["imei"], values[DATE].replace("-", "") or day, values["reason"]]
             if layout == DIRBS_BLACKLIST
             else [values[column] for column in columns]
         )
@@ -96,7 +102,9 @@ def export(
     written, rows = set(ahead), len(ahead)
     for done, page in enumerate(pages, 1):
         entries = [
-            entry for entry in entries_of([page]) if entry not in written and only_tacs in {None, entry.whole_tac}
+            entry
+            for entry in entries_of([page], dates)
+            if entry not in written and only_tacs in {None, entry.whole_tac}
         ]
         writer.writerows(map(row, entries))
         rows += len(entries)
@@ -134,7 +142,7 @@ def _has_ends(ahead: Sequence[ListEntry], pages: Sequence[Page]) -> bool:
 
 
 def _refuse_loss(state: ListState, columns: Sequence[str], layout: str) -> None:
-    lost = [_LOST[column] for column in columns if column in _LOST and (column != "reason" or layout == IMEI)]
+    lost = [_LOST[column] for column in columns if column in _LOST and (column not in _IN_DIRBS or layout == IMEI)]
     if state.kind != DEVICES:
         lost = [state.kind]
     if lost:
@@ -143,7 +151,9 @@ def _refuse_loss(state: ListState, columns: Sequence[str], layout: str) -> None:
         )
 
 
-def _first_with_each_reason(state: ListState, pages: Sequence[Page], *, singles: bool) -> Iterator[ListEntry]:
+def _first_with_each_reason(
+    state: ListState, pages: Sequence[Page], dates: Mapping[int, Page], *, singles: bool
+) -> Iterator[ListEntry]:
     """Yield one entry for each reason in the order of its index, so that a load assigns the same indexes again.
 
     For an unused reason, the entry is a row without effect, which another row overrides.
@@ -153,7 +163,7 @@ def _first_with_each_reason(state: ListState, pages: Sequence[Page], *, singles:
     first: dict[int, ListEntry] = {}
     lasting: ListEntry | None = None
     last = 0
-    for entry in entries_of(pages if len(state.reasons) > 1 else ()):
+    for entry in entries_of(pages if len(state.reasons) > 1 else (), dates):
         last = max(last, entry.reason)
         if singles and entry.whole_tac:
             continue

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_type_key, odd_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.pages.content import Keys, ReasonIndexes, Seconds
+from eir.lists.pages.dates import DAY_MAX, Days
+from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.reasons import REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.lists.record.settings import Layout
 from eir.lists.rows.build import Rows
@@ -50,7 +52,7 @@ from eir.lists.rows.records import Frame
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
-COMPLAINTS_MAX, DAY_S = 10, 86_400
+COMPLAINTS_MAX = 10
 """Bad rows that are named, with file, line and expectation but never with the identifier. All bad rows are counted."""
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -87,7 +89,9 @@ class Tally:
     check_digits: bool = False
     """Verify check digits, which have no effect and take time."""
     dates: bool = False
-    """Parse the column `date`, which has an effect only in a list of device types."""
+    """Parse the column `date` in a list of another kind than device types too."""
+    keeps_dates: bool = False
+    """Add these dates to the rows."""
     now_s: int | None = None
     """Unix seconds for odd rows, which are accepted but probably mistakes; None: odd rows are not counted."""
     complaints_max: int = COMPLAINTS_MAX
@@ -208,11 +212,12 @@ def _read_chunk(
     if plan.subject == BY_TYPE:
         keys.insert(1, days)
     keys, why, until = [_some(each, good) for each in keys], _some(why, good), _some(until, good)
+    since = _some(np.minimum(days // DAY_S, DAY_MAX - 1).astype(np.uint16), good) if tally.keeps_dates else None
     if goes is not None:
         when = columns[WHEN].cast(pl.Int64).to_numpy() if WHEN in columns else None
-        actions.add(_Part(plan, keys, _some(goes, good), _some(when, good), why, until))
+        actions.add(_Part(plan, keys, _some(goes, good), _some(when, good), why, until, since))
     elif rows is not None:
-        _add(rows, plan, keys, why, until)
+        _add(rows, plan, keys, why, until, since=since)
     return bad, wide, odd
 
 
@@ -255,6 +260,8 @@ class _Part(NamedTuple):
     """Unix seconds, if the layout has times."""
     why: ReasonIndexes | None
     until: Seconds | None
+    since: Days | None
+    """Days of the column `date`, if dates are kept."""
 
 
 class Actions:
@@ -277,7 +284,8 @@ class Actions:
             for target, which in ((rows, counts & ~part.goes), (removed, counts & part.goes)):
                 if target is not None:
                     keys = [_some(each, which) for each in part.keys]
-                    _add(target, part.plan, keys, _some(part.why, which), _some(part.until, which))
+                    columns = _some(part.why, which), _some(part.until, which)
+                    _add(target, part.plan, keys, *columns, since=_some(part.since, which))
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
@@ -335,10 +343,20 @@ def _some(values: _Values, which: Mask) -> _Values:
     return values if values is None or which.all() else cast("_Values", values[which])
 
 
-def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None, until: Seconds | None) -> None:
+def _add(
+    rows: Rows,
+    plan: Plan,
+    keys: Sequence[Keys],
+    why: ReasonIndexes | None,
+    until: Seconds | None,
+    *,
+    since: Days | None,
+) -> None:
     if plan.subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}:  # for BY_TYPE, keys[1] is the day of the TAC's allocation
         rows.add_pairs(keys[0], keys[-1], why, until, *keys[1:-1])
         return
+    if since is not None:
+        rows.dates.append(keys[0], keys[-1], since)
     if plan.may_be_open and (single := keys[0] == keys[1]).any():  # ranges would take longer
         rows.add(_some(keys[0], single), _some(why, single), _some(until, single))
         keys, why, until = [_some(each, ~single) for each in keys], _some(why, ~single), _some(until, ~single)

@@ -306,7 +306,7 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
         verify_release(path, lists, now=issued)
     with tempfile.TemporaryDirectory(prefix="eir-audit-") as room:
         contents = Contents(folder, acknowledgement.list, index.holds, lists[acknowledgement.list].layouts, Path(room))
-        state, pages = asyncio.run(contents.load(manifests))
+        state, pages, _ = asyncio.run(contents.load(manifests))
     if state.content_digest != acknowledgement.content:
         raise ReleaseRefused(
             "acknowledgement",

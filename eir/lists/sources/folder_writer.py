@@ -25,7 +25,8 @@ from eir.disk import sync_folder, write_file
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader
 from eir.lists.pages.pages import Page
-from eir.lists.record.settings import DEVICES, Layout, ListSettings
+from eir.lists.record.dates import read_dates
+from eir.lists.record.settings import BOUND, DEVICES, Layout, ListSettings
 from eir.lists.record.store import ListState, utc_text
 from eir.lists.releases.openssh import BEGINS, claims_one_of, key_in, keys_of, sign_document
 from eir.lists.releases.publish import Published, publish
@@ -117,7 +118,7 @@ def publish_into(
             offers = list(before.releases) if before is not None else []
             chain = releases_to_load(before, None, 0) if before is not None and base is not None else ()
             offer = _offer(published.manifest)
-            state, pages = asyncio.run(
+            state, pages, dates = asyncio.run(
                 here.load([*((folder / each.folder / each.manifest) for each in chain), published.manifest])
             )
             offer = replace(offer, content=state.content_digest)
@@ -127,7 +128,9 @@ def publish_into(
             if folds := base is not None and _needs_full_release(
                 index, folder, issued - keep, issued + (expires - issued) / 2
             ):
-                full = here.fold(state, pages, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys))
+                full = here.fold(
+                    state, pages, dates, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys)
+                )
                 placed.append(_place_release(full, Path(name) / full.folder, folder))
                 index = replace(index, releases=sort_offers([*offers, *placed]))
         index = trim_index(index, issued - keep)
@@ -160,7 +163,7 @@ def offer_release(
             here = Contents(folder, release.list, kind, declared or {}, Path(name))
             chain = releases_to_load(before, None, 0) if before is not None and release.base is not None else ()
             manifests = [*((folder / each.folder / each.manifest) for each in chain), staged / manifest.name]
-            state, _ = asyncio.run(here.load(manifests))
+            state, *_ = asyncio.run(here.load(manifests))
             offer = replace(_offer(staged / manifest.name), content=state.content_digest)
             offers = [] if before is None else before.releases
             time = _next_index_time(before, now, warn)
@@ -291,12 +294,14 @@ class Contents:
         # The releases are the publisher's own, so there are no limits on changes and no signature checks.
         self._settings = ListSettings(
             name=name, kind=kind, shrink_max=1.0, growth_max=1e9, range_tacs_max=10**8, bad_rows_max=10**9,
-            serial_step_max=1 << 63, layouts=declared, keep=1,
+            serial_step_max=1 << 63, layouts=declared, keep=1, dates=kind not in BOUND,
         )  # fmt: skip
         self._folder, self._room = folder, room
 
-    async def load(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page]]:
-        """Load releases one after the other into a temporary store; return the state and the pages of the list.
+    async def load(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page], Mapping[int, Page]]:
+        """Load releases one after the other into a temporary store; return state, pages and dates of the list.
+
+        Dates are pages by number.
 
         Raises:
             ReleaseRefused: if one cannot be loaded.
@@ -316,18 +321,20 @@ class Contents:
             state = await store.state(name)
             async for _, batch in store.pages(name):
                 pages += batch
+            dates = await read_dates(store, name, [page.number for page in pages])
         finally:
             await store.close()
             for file in self._room.glob("lists.sqlite*"):
                 file.unlink()
         if state is None:
             raise ReleaseRefused("fault", f"{self._folder} has no releases")
-        return state, pages
+        return state, pages, dates
 
     def fold(
         self,
         state: ListState,
         pages: Sequence[Page],
+        dates: Mapping[int, Page],
         *,
         serial: int,
         issued: datetime,
@@ -342,13 +349,13 @@ class Contents:
         staged = self._room / f"{serial}-full"
         staged.mkdir()
         files = [
-            self._write_rows(state, pages, staged / f"{state.serial}-{what}.csv.zst", only)
+            self._write_rows(state, pages, dates, staged / f"{state.serial}-{what}.csv.zst", only)
             for what, only in self._parts(pages)
         ]
         published = publish(
             files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=keys[0], more_keys=keys[1:], layout="eir"
         )  # fmt: skip
-        again, _ = asyncio.run(self.load([published.manifest]))
+        again, *_ = asyncio.run(self.load([published.manifest]))
         if again.content_digest != state.content_digest:
             raise ReleaseRefused(
                 "fault", "the full release that the deltas were folded into is not the same list; report this"
@@ -360,13 +367,15 @@ class Contents:
         return (("imei", False), ("tac", True)) if both else (("all", None),)
 
     @staticmethod
-    def _write_rows(state: ListState, pages: Sequence[Page], path: Path, only_tacs: bool | None) -> Path:
+    def _write_rows(
+        state: ListState, pages: Sequence[Page], dates: Mapping[int, Page], path: Path, only_tacs: bool | None
+    ) -> Path:
         with (
             path.open("wb") as file,
             zstandard.ZstdCompressor().stream_writer(file) as packed,
             io.TextIOWrapper(packed, "utf-8", newline="") as out,
         ):
-            export(state, pages, "eir", out, only_tacs=only_tacs)
+            export(state, pages, "eir", out, dates=dates, only_tacs=only_tacs)
         return path
 
 

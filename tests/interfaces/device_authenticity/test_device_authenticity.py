@@ -30,6 +30,7 @@ from eir.interfaces.device_authenticity.device_authenticity import (
     PATH,
     STATUSES,
     DeviceAuthenticity,
+    DeviceStatus,
     reason_word,
 )
 from eir.interfaces.device_authenticity.service import rules_of
@@ -41,7 +42,7 @@ from eir.wire.web.http1 import HttpRequest
 
 AUDIENCE, SCOPE = "eir", "device-authenticity:check-status"
 LISTS = {
-    "stolen": {"signers": "signers"},
+    "stolen": {"signers": "signers", "dates": True},
     "own": {"local": True},
     "good": {"local": True},
     "tracked": {"local": True},
@@ -61,6 +62,8 @@ MARKED = {
     "00101002000070": ("stolen", "theft"),
 }  # fmt: skip
 """Devices in the lists `stolen` and `own`, with their reasons there; each next device has the next status."""
+DATES = {LISTED: "2026-11-20T00:00:00Z"} | {f"001010020000{at}0": "2026-11-21T00:00:00Z" for at in (2, 4, 6, 7)}
+"""Dates of the devices whose status comes from the list `stolen`, which has dates; the list `own` has none."""
 
 
 @pytest.fixture
@@ -102,8 +105,8 @@ def serve(site, issuer, **more):
     }
     policy = {"rules": [*RULES, *GRACE]}
     site.configure(lists=LISTS, policy=policy, first_seen={"list": "first-seen"}, device_authenticity=settings, **more)
-    rows = [f"{device},{reason}" for device, (reason, _) in MARKED.items()]
-    site.load(["imei,reason", f"{LISTED},Stolen in Lome", f"{BOTH},", *rows])
+    rows = [f"{device},{reason},2026-11-21" for device, (reason, _) in MARKED.items()]
+    site.load(["imei,reason,date", f"{LISTED},Stolen in Lome,2026-11-20", f"{BOTH},,", *rows])
     by_reason = {reason: [device] for device, (_, reason) in MARKED.items()}
     entries = {
         "good": {"by hand": [UNLISTED, BOTH, *MARKED]},
@@ -175,6 +178,7 @@ async def test_what_a_device_is_and_who_may_ask(site, client, tmp_path):
         ):  # fmt: skip
             status, document, headers = await ask(bank, imei, x_correlator="a-1")
             assert abs(datetime.fromisoformat(document.pop("lastChecked")).timestamp() - time.time()) < 3600
+            assert document.pop("reportedDate", None) == DATES.get(imei[:14])
             assert (status, document, headers["x-correlator"]) == (
                 200,
                 {"imei": imei, "operationalStatus": said},
@@ -231,7 +235,7 @@ class Asked:
         )  # fmt: skip
 
     async def look(self, _):
-        return self.status
+        return self.status and DeviceStatus(self.status)
 
     async def ask(self, client, times=1):
         """Statuses of the answers."""

@@ -21,6 +21,7 @@ from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FeedSettings
 from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, edit_list
+from eir.lists.record.dates import day_of
 from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
@@ -30,6 +31,10 @@ from eir.wire.web.http1 import Conversation, HttpRequest, HttpResponse
 ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})
 IMEI, SEEN, IMSI = "35209900176148", "352099001761481", "001010000000001"
 PASSWORD = "correct horse battery"
+DAY = (
+    datetime.strptime(DATE, "%Y-%m-%d-%H-%M-%S").replace(tzinfo=UTC).toordinal()
+    - datetime(1970, 1, 1, tzinfo=UTC).toordinal()
+)
 
 
 def test_a_file_that_is_being_written_is_read_once_it_is_whole(tmp_path):
@@ -58,7 +63,7 @@ def test_a_file_that_is_being_written_is_read_once_it_is_whole(tmp_path):
     ],
 )  # fmt: skip
 def test_what_a_request_says(method, target, row):
-    assert read_row(method, target, ROLES) == row
+    assert read_row(method, target, ROLES) == row._replace(day=DAY)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +283,7 @@ class TestNumbers:
 LISTS = {
     "blocked": ListSettings(name="blocked", local=True, change_min=50),
     "other": ListSettings(name="other", local=True),
+    "dated": ListSettings(name="dated", local=True, dates=True),
 }
 
 
@@ -289,10 +295,10 @@ class Writing:
         self.writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append, **limits)
         self.store = store
 
-    def put(self, what, imei, name="blocked", who="register at x"):
+    def put(self, what, imei, name="blocked", who="register at x", day=DAY):
         answer = asyncio.get_running_loop().create_future()
         entry = Entry(imei, device_key(imei))
-        self.writer.add(what, entry, name=name, who=who, reason="fed by register", done=answer.set_result)
+        self.writer.add(what, entry, name=name, who=who, reason="fed by register", done=answer.set_result, day=day)
         return answer
 
     async def all(self, *rows):
@@ -315,6 +321,20 @@ async def writing(tmp_path):
 
 def imei(number):
     return f"00101001{number:06d}"
+
+
+async def test_a_list_with_dates_has_those_of_the_rows(writing):
+    rows = [(ADD, imei(at), "dated", "register at x", day) for at, day in ((1, DAY), (2, 0), (3, DAY + 1))]
+    assert await writing.all(*rows, (ADD, imei(1))) == [201] * 4
+    assert await writing.all((ADD, imei(1), "dated", "register at x", DAY - 1), (REMOVE, imei(3), "dated")) == [
+        208,
+        202,
+    ]
+    days = [
+        await day_of(writing.store, name, device_key(imei(at)))
+        for name, at in (("dated", 1), ("dated", 2), ("dated", 3), ("blocked", 1))
+    ]
+    assert days == [DAY, 0, 0, 0]
 
 
 async def test_a_list_that_the_store_lost_takes_no_row(writing):

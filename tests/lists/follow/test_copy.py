@@ -4,13 +4,17 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from followed import QUICK, Node
 from made import directly, page, pages_of, state, until
 from test_follow import Faulty
 
 from eir.errors import StoreError
+from eir.lists.pages.dates import PageDays, encode_page_days
 from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.pages.roaring import decode_keys
+from eir.lists.record.dates import dates_name, write_dates
 from eir.lists.stores.open import open_copy
 from eir.lists.stores.sqlite import SqliteStore
 
@@ -105,6 +109,42 @@ async def test_a_delta_is_copied_by_its_pages(stores):
         await node.reaches(2)
         await until(lambda: is_level(copy, node))
         assert store.read_whole == 0
+
+
+async def put_dates(store, pages, whole, *, serial, replaced=None):
+    """Write the dates of list a, each device with the same day, and then the list, which then has the pages `whole`."""
+    dates = [encode_page_days(each, PageDays(0, *each_of(each, 20_000 + serial))) for each in pages]
+    of = state(whole, serial=serial)
+    held = await store.state("a")
+    await write_dates(store, "a", dates, replaced=replaced, state=of, keep=2)
+    write = store.replace if replaced is None else store.amend
+    await write("a", of, pages, seen=0 if held is None else held.generation)
+    return dates
+
+
+def each_of(page, day):
+    low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
+    return low, np.full(len(low), day, np.uint16)
+
+
+async def test_dates_are_copied_with_their_list_and_written_back_with_it(stores):
+    store, copy, name = Faulty(stores("store")), stores("copy"), dates_name("a")
+    first = await put_dates(store.store, A, A, serial=1)
+    async with Node(store, {"a": "devices"}, copy=copy) as node:
+        await until(lambda: is_level(copy, node))
+        assert await read(copy, name) == first
+        store.read_whole = 0
+        changed = [page(0, [9])]
+        second = await put_dates(store.store, changed, [*changed, A[1]], serial=2, replaced=first[:1])
+        await node.reaches(2)
+        await until(lambda: is_level(copy, node))
+        assert await read(copy, name) == [*second, first[1]]
+        assert store.read_whole == 0
+    emptied = stores("emptied")
+    async with Node(emptied, {"a": "devices"}, copy=copy) as node:
+        await until(lambda: "store_healed" in node.said())
+        assert await read(emptied, name) == [*second, first[1]]
+        assert [event.what for event in await emptied.history()] == ["heal"]
 
 
 async def test_a_list_without_room_is_not_tried_again_at_once(stores):

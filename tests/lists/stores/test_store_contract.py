@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import groups
+import numpy as np
 import pytest
 import servers
 from hypothesis import HealthCheck, given, settings
@@ -13,9 +16,17 @@ from hypothesis import strategies as st
 from made import event, page, pages_of, state, until
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
-from eir.lists.pages.pages import PAGE_KEYS, amended_digest
+from eir.lists.changes.local import ADD, REMOVE, Edit, EntryDetails, edit_list, parse_entries
+from eir.lists.changes.rollback import roll_back
+from eir.lists.pages.first_days import DAY_S
+from eir.lists.pages.pages import PAGE_KEYS, amended_digest, content_digest
 from eir.lists.record import history
+from eir.lists.record.dates import day_of, read_dates, write_dates
+from eir.lists.record.entries import entries_of
+from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger, ListChange, OutcomeCount, Record
+from eir.lists.rows.build import Rows, build_pages
+from eir.lists.rows.dates import date_pages
 from eir.lists.stores.open import open_store
 
 KINDS = ["sqlite", *servers.programs(), *(["cluster", "sentinel"] if "redis" in servers.programs() else [])]
@@ -870,3 +881,102 @@ class TestRandomHistories:
             assert found.generation == generation
             assert {p.number: p for p in held} == pages
             assert found.content_digest == state(held).content_digest
+
+
+SECONDS = itertools.count()
+DATED = ListSettings(name="own", local=True, dates=True, keep=3)
+DAY = 20_000
+
+
+def dated(what, **days):
+    """An edit of devices of one page, by their last digit, with the day of each (0 for none)."""
+    entries = parse_entries("devices", [f"3500000000000{name[1:]}" for name in days])
+    details = {entry[1:]: EntryDetails(day=day) for entry, day in zip(entries, days.values(), strict=True)}
+    return Edit(what=what, entries=entries, reason="seen", details=details)
+
+
+async def edited(store, what, **days):
+    edit = dated(what, **days)
+    return await edit_list(edit, DATED, store, who="x", now=datetime.now(UTC) + timedelta(seconds=next(SECONDS)))
+
+
+async def days_in(store):
+    """Each device by its last digit, and its day."""
+    _, pages = await store.some_pages("own", [35 * 10**6])
+    dates = await read_dates(store, "own", [35 * 10**6])
+    days = {entry.key % 10: entry.date // DAY_S for entry in entries_of(pages, dates)}
+    assert days == {at: await day_of(store, "own", 35 * 10**12 + at) for at in days}
+    return days
+
+
+async def test_dates_stand_beside_a_list_and_go_with_its_changes(store):
+    await edited(store, ADD, _1=DAY, _2=0)
+    first = await store.state("own")
+    await edited(store, ADD, _3=DAY + 1)
+    await edited(store, REMOVE, _1=0)
+    assert await days_in(store) == {2: 0, 3: DAY + 1}
+    await roll_back("own", store, who="x", now=datetime.now(UTC))
+    assert await days_in(store) == {1: DAY, 2: 0, 3: DAY + 1}
+    await edited(store, ADD, _4=0)
+    await roll_back("own", store, who="x", now=datetime.now(UTC), to=first.generation)
+    assert await days_in(store) == {1: DAY, 2: 0}
+    plain = await store.state("own")
+    assert (
+        plain.content_digest == first.content_digest == content_digest((await store.some_pages("own", [35 * 10**6]))[1])
+    )
+    assert {event.list for event in await store.history()} == {"own"}
+
+
+async def test_dates_of_a_page_that_another_program_changed_are_unknown(store):
+    await edited(store, ADD, _1=DAY)
+    await edit_list(dated(ADD, _2=DAY), replace(DATED, dates=False), store, who="x", now=datetime.now(UTC))
+    assert await days_in(store) == {1: 0, 2: 0}
+    await edited(store, ADD, _3=DAY)
+    assert await days_in(store) == {1: 0, 2: 0, 3: DAY}
+    await roll_back("own", store, who="x", now=datetime.now(UTC), to=1)
+    assert await days_in(store) == {1: DAY}
+
+
+async def test_of_edits_at_once_each_keeps_the_others_dates(store, other):
+    await edited(store, ADD, _0=DAY)
+    await asyncio.gather(*(edited(store if at % 2 else other, ADD, **{f"_{at}": DAY + at}) for at in range(1, 6)))
+    assert await days_in(store) == {at: DAY + at for at in range(6)}
+
+
+ROOM_TIMES = 2.0
+"""Room of a list with dates, times that of the list without."""
+
+
+async def test_a_list_with_dates_takes_at_most_twice_the_room(kind, store, running, tmp_path):
+    """With a million devices over 1,000 to 250,000 TACs it takes 1.4 to 1.8 times as much."""
+    if kind not in {"sqlite", "redis"}:
+        pytest.skip("measured with these")
+    rows = Rows()
+    keys = np.sort(np.random.default_rng(1).choice(20 * PAGE_KEYS, 20_000, replace=False)).astype(np.uint64)
+    rows.add(keys + np.uint64(35 * 10**12))
+    rows.dates.append(
+        keys + np.uint64(35 * 10**12), keys + np.uint64(35 * 10**12), (DAY + keys % 3000).astype(np.uint16)
+    )
+    dates, pages = rows.dates, build_pages(rows).pages
+    await store.replace("own", state(pages), pages, seen=0)
+
+    def room():
+        if kind == "sqlite":
+            return (tmp_path / "lists.sqlite").stat().st_size
+        keys = [key for key in running(kind).command("KEYS", "eir:{*:set:*").split(b"\r\n") if key.startswith(b"eir:")]
+        return sum(int(running(kind).command("MEMORY", "USAGE", key, "SAMPLES", "0")[1:]) for key in keys)
+
+    empty = 0 if kind == "redis" else await sqlite_room(tmp_path)
+    alone = room() - empty
+    of = await store.state("own")
+    await write_dates(store, "own", date_pages(pages, dates), replaced=None, state=of, keep=1)
+    assert alone < room() - empty <= ROOM_TIMES * alone
+
+
+async def sqlite_room(folder):
+    """The size of a store with a list without entries."""
+    folder.joinpath("empty").mkdir()
+    store = open_store("sqlite", folder / "empty")
+    await store.replace("own", state([]), [], seen=0)
+    await store.close()
+    return (folder / "empty" / "lists.sqlite").stat().st_size

@@ -1,0 +1,66 @@
+"""Dates of entries, in pages of their own beside the pages of a list, so that neither images nor the list's content digest contain them.
+
+A day is the number of days since 1970-01-01 (UTC) in two bytes, little-endian; 0 for none. The page of dates with number N belongs to
+page N of the list. Its `keys` hold, instead of a bitmap:
+
+    a seal (8 bytes) of the page to which the days belong; days of a page with another seal are unknown
+    the day of the TAC entry, if the page has one
+    the day of each single identifier, in order
+
+Its `extra` is empty. A page without any day has no page of dates.
+"""
+
+import hashlib
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eir.lists.pages.pages import Page
+from eir.lists.pages.roaring import Remainders, decode_keys
+
+DAY_MAX = 0xFFFF
+"""Value that stands for no day while pages are built; days of rows are below."""
+SEAL_BYTES = 8
+
+Days: TypeAlias = NDArray[np.uint16]
+
+
+class PageDays(NamedTuple):
+    """Days of the entries of one page."""
+
+    tac: int
+    """Day of the TAC entry."""
+    low: Remainders
+    """Remainders of the single identifiers."""
+    days: Days
+    """Day of each single identifier."""
+
+
+def _seal(page: Page) -> bytes:
+    """Return the first bytes of a digest of the entries in a page; reasons and ends do not count."""
+    tac = b"" if page.tac is None else b"T"
+    return hashlib.sha256(page.keys + tac).digest()[:SEAL_BYTES]
+
+
+def is_sealed(page: Page, dates: Page) -> bool:
+    """Return True if a page of dates belongs to the entries of a page."""
+    return dates.keys[:SEAL_BYTES] == _seal(page)
+
+
+def encode_page_days(page: Page, found: PageDays) -> Page:
+    """Return the page of dates for a page; empty if no entry has a day."""
+    if not found.tac and not found.days.any():
+        return Page(page.number, b"")
+    tac = b"" if page.tac is None else found.tac.to_bytes(2, "little")
+    return Page(page.number, _seal(page) + tac + found.days.astype("<u2").tobytes())
+
+
+def decode_page_days(page: Page, dates: Page | None) -> PageDays:
+    """Return the days of the entries in a page; all 0 if `dates` is None or belongs to a page with other entries."""
+    low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
+    tacs = int(page.tac is not None)
+    if dates is None or not is_sealed(page, dates) or len(dates.keys) != SEAL_BYTES + 2 * (tacs + len(low)):
+        return PageDays(0, low, np.zeros(len(low), np.uint16))
+    days = np.frombuffer(dates.keys, "<u2", offset=SEAL_BYTES).astype(np.uint16, copy=False)
+    return PageDays(int(days[0]) if tacs else 0, low, days[tacs:])
