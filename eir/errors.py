@@ -75,7 +75,7 @@ class ReleaseRefused(EirError):
     """Error for a rejected release; the list in force is unchanged.
 
     `reason` is a stable word (`bad_signature`, `expired`, `serial`, …). `detail` contains the problem, the expectation
-    and the remedy. `list_name` is None unless a verified manifest names the list.
+    and the remedy. `list_name` is `None` unless a verified manifest names the list.
     """
 
     def __init__(self, reason: str, detail: str, *, list_name: str | None = None, serial: int | None = None) -> None:

@@ -244,7 +244,7 @@ class Checker:
         self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi, count)
 
     def checks(self) -> Counter[Labels]:
-        """Return the number of checks since the start for each set of labels, under all policies so far."""
+        """Return the number of checks since the start, by the labels of the metric. Checks under earlier policies are included."""
         answered = self._answered_before.copy()
         for asked_by, verdicts in self._answered.items():
             for verdict, count in verdicts.items():

@@ -237,7 +237,7 @@ async def _read(
 def _key_for(kind: str, key: int, imsi: str) -> int | None:
     """Return the key to look up in a list of this kind: that of the IMSI for subscribers, else that of the device.
 
-    Without a valid IMSI, the key for a list of subscribers is None.
+    Without a valid IMSI, the key for a list of subscribers is `None`.
     """
     return key if kind != SUBSCRIBERS else subscriber_key(imsi) or None
 

@@ -67,7 +67,7 @@ class Question(NamedTuple):
     def any_device(self) -> int | None:
         """Return the key of the device's identifier, even if the identifier is neither an IMEI nor a MEID.
 
-        The key is None if the identifier is empty or too long.
+        The key is `None` if the identifier is empty or too long.
         """
         try:
             return self.device()

@@ -309,7 +309,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> dict[str, Any]:
-    """Verify a backup and return its manifest; unless `room` is None, extract its members to that folder.
+    """Verify a backup and return its manifest; unless `room` is `None`, extract its members to that folder.
 
     Raises EirError if the backup is damaged or incomplete.
     """
@@ -339,7 +339,7 @@ def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> dict[str, Any]:
 
 
 def _extract(content: IO[bytes], to: Path | None) -> str:
-    """Return the SHA-256 of a member of the tar file; unless `to` is None, write the member to that file."""
+    """Return the SHA-256 of a member of the tar file; unless `to` is `None`, write the member to that file."""
     digest = hashlib.sha256()
     with ExitStack() as stack:
         out = None

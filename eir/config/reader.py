@@ -149,7 +149,7 @@ class _Reader:
     def build(self, section: Section, spot: Spot, pairs: Mapping[str, Found], line: int | None, **more: Any) -> Read:
         """Build the object of a section from the nodes of its keys.
 
-        A missing required key is recorded as a problem in `line`; if `line` is None, it is not recorded.
+        A missing required key is recorded as a problem in `line`; if `line` is `None`, it is not recorded.
         """
         values, shown = more, {}
         for name, entry in section.entries.items():
@@ -168,7 +168,7 @@ class _Reader:
     def missing(self, entry: Key | Section, spot: Spot, line: int | None) -> Read:
         """Return the default of a key or section that the file lacks.
 
-        If it is required, a problem is recorded in `line`; if `line` is None, no problem is recorded.
+        If it is required, a problem is recorded in `line`; if `line` is `None`, no problem is recorded.
         """
         if isinstance(entry, Key):
             if entry.required and line:

@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
     @property
     def checks(self) -> int:
-        """Number of checks in this part."""
+        """Number of checks that this part of the buffer holds."""
         return len(self.numbers) // NUMBER.size
 
     def pieces(self) -> Iterator["Part"]:

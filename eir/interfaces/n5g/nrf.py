@@ -407,7 +407,7 @@ def profile_of(
 
 
 def _without_empty(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document without members that are None or an empty list.
+    """Return the document without members that are `None` or an empty list.
 
     The API description permits neither.
     """

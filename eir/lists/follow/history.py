@@ -259,7 +259,7 @@ class HistoryKeeper:
         return ""
 
     async def _append(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger) -> None:
-        """Append the store's records that follow the newest record of the copy."""
+        """Append to the copy the records of the store that are newer than the copy's newest record."""
         async for batch in store.records(ours.number, chain):
             if is_linked(
                 batch, ours.digest if ours.number else None

@@ -101,7 +101,7 @@ class _Table:
         return at if at < end and self.lows[at] == low else -1
 
     def keys(self, place: int) -> range:
-        """Return the range of indexes that the keys of a page have among all keys."""
+        """Return the positions of one page's keys in the sequence of all keys. `place`: position of the page."""
         return range(self.offsets[self.firsts[place]], self.offsets[self.firsts[place + 1]])
 
     def remainders(self, place: int) -> list[int]:
@@ -249,7 +249,7 @@ class Image:
         return not end or end > now
 
     def keys(self, now: float) -> Iterator[int]:
-        """Yield all keys with a row that has not expired, in ascending order."""
+        """Yield in ascending order the keys that have at least one row that has not expired."""
         for place, number in enumerate(self.numbers.tolist()):
             bits = self._devices.bits[place]
             ended = bits & WHOLE_UNTIL and self._tac_ends[np.searchsorted(self._tac_pages, place)] <= now
@@ -284,7 +284,7 @@ class Image:
         return self._map.drop(done)
 
     def _rows(self, position: int) -> range:
-        """Return the indexes of a key's rows: one row, or in a list of pairs one row for each IMSI."""
+        """Return the indexes of the rows of the key at `position`: one, or one per bound IMSI in a list of pairs."""
         if not len(self._pair_ends):
             return range(position, position + 1)
         return range(self._pair_ends[position - 1] if position else 0, self._pair_ends[position])

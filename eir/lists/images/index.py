@@ -56,7 +56,7 @@ class DeviceList:
         return image is not None and image.holds(key, self.now() if self._ends else 0.0)
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over all keys of the list with a row that has not expired, in ascending order."""
+        """Iterate in ascending order over the keys that have at least one row that has not expired."""
         return iter(()) if self.image is None else self.image.keys(self.time)
 
 

@@ -132,7 +132,7 @@ class Past(NamedTuple):
 
 
 async def load_past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """Return the state of a list at a past time, and the entries for `key` unless it is None.
+    """Return the state of a list at a past time, and the entries for `key` unless it is `None`.
 
     Raises:
         StoreError: if the store cannot be read.

@@ -47,7 +47,7 @@ def list_of(event: Event) -> str | None:
 
 
 def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = None) -> tuple[list[Record], Ledger]:
-    """Build the records for new events of a chain; return them and the chain's ledger after them.
+    """Build the records of new events of a chain. Return the records and the updated ledger.
 
     For records of FEED, `after` is the number of the newest record of MAIN.
     """

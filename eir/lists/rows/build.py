@@ -127,7 +127,7 @@ class _Singles:
     def pop_sorted(self) -> tuple[Keys, Seconds | None]:
         """Return the packed keys in ascending order with their expiries, and clear this object.
 
-        The expiries are None if no row has an expiry. Of equal keys, the key that counts is first.
+        The expiries are `None` if no row has an expiry. Of equal keys, the key that counts is first.
         """
         packed, until = self._packed[: self._used], self._until() if self._ends else None
         self._packed, self._used, self._ends = np.empty(0, np.uint64), 0, []

@@ -419,7 +419,7 @@ def csv_fields(line: bytes, separator: str) -> list[str]:
 def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
     """Return the fields of one line by the names of the plan's columns.
 
-    A missing field is None; if the line is not valid CSV, all fields are None.
+    A missing field is `None`; if the line is not valid CSV, all fields are `None`.
     """
     fields = csv_fields(line, plan.layout.separator)
     return {column: fields[position] if position < len(fields) else None for column, position in plan.at.items()}

@@ -226,7 +226,7 @@ def _probable_mistakes(
 ) -> dict[str, Mask]:
     """Return masks of good rows that are probably mistakes, by kind of `ODD`.
 
-    `columns`: keys, days and expiries. If `now_s` is None, no row is a mistake.
+    `columns`: keys, days and expiries. If `now_s` is `None`, no row is a mistake.
     """
     if now_s is None:
         return {}
@@ -438,7 +438,7 @@ def _types(texts: pl.Series, _: bool) -> Parsed:
 
 
 def _days_seen(texts: pl.Series, _: bool) -> Parsed:
-    """Parse days of first sightings, of which a file has few different ones."""
+    """Parse days of first sightings. A file has few different days."""
     texts = texts.fill_null("")
     known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
     for text in known:

@@ -131,7 +131,7 @@ class PageSetStore(ABC):
     async def _pages_in(self, stored: Stored[Any], page_set: Any, numbers: Sequence[int]) -> Sequence[Page] | None:
         """Return the numbered pages that a set contains, including pages that are stored empty.
 
-        If the set no longer exists, the result is None.
+        If the set no longer exists, the result is `None`.
         """
 
     async def state(self, name: str) -> ListState | None:

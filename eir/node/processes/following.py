@@ -94,7 +94,7 @@ async def _follow(config: Config, process: ThisProcess) -> None:
 
 
 class _FollowerProcess:
-    """Follower, as it runs in its own process."""
+    """Process of the follower, which copies changed lists from the store into images in memory."""
 
     def __init__(self, config: Config, process: ThisProcess) -> None:
         self._config, self._process, self._channel, log = config, process, process.channel, process.log

@@ -229,9 +229,10 @@ class Starter:
 
 
 def _adopt(ours: bool) -> None:
-    """Make this process the parent of processes that the starter forks (`ours` true), or stop doing so.
+    """Make this process a child subreaper (`ours` true), or an ordinary process again.
 
-    As their parent it can wait for their end. It stops after each start, so that it adopts no other processes.
+    A subreaper becomes the parent of the process that its starter forks, and so can wait for its end. The state lasts for one start, so
+    that this process adopts no other process.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(ours))
 

@@ -1,4 +1,4 @@
-"""Switch of a list in a worker to a new image in memory.
+"""Replacement of a list's image in the memory of a worker.
 
 The new image is mapped beside the one in force, one reference changes, and the old memory is freed.
 """

@@ -357,7 +357,7 @@ class Node(Server[DiameterConnection]):
         )  # fmt: skip
 
     def _use(self, peers: Sequence[PeerSettings], limits: Limits, tls: Tls | None) -> None:
-        """Apply new settings. If `tls` is None, the previous TLS contexts stay."""
+        """Apply new settings. If `tls` is `None`, the previous TLS contexts stay."""
         if tls is not None:
             self._connecting = tls.connecting
         self.use(peers, limits, self._tls if tls is None else tls.accepting)

@@ -180,7 +180,7 @@ async def read_each(link: RedisClient, row: ListRow, page_set: PageSet, numbers:
 async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int]) -> list[Page] | None:
     """Return the numbered pages that a set contains, including pages that are stored empty.
 
-    If the set is incomplete, the result is None.
+    If the set is incomplete, the result is `None`.
 
     Raises:
         StoreChanged: if the list changed meanwhile.

@@ -109,7 +109,7 @@ async def _settle_when_healed(link: RedisClient, row: ListRow) -> None:
 
 
 async def settle(link: RedisClient, row: ListRow) -> None:
-    """Append the event of a list's last write to the history, unless its writer has done so."""
+    """Append to the history the event of a list's last write, if the process that wrote the list has not done so."""
     await history.append(link, row.event, (row.name, row.change))
 
 
