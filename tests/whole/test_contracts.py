@@ -197,6 +197,9 @@ async def test_bytes_of_answers(host, connect):
 
 def test_documents_and_exit_statuses(host):
     until(lambda: len(host.json("seen", LISTED)["sightings"]) >= 3)  # over S13, GSUP and N5g
+    until(
+        lambda: any(event["list"] is None for event in host.json("history"))
+    )  # of the start, which the node records beside checks
     commands = {
         "status": ["status"],
         "peers": ["peers"],
