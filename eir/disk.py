@@ -74,7 +74,7 @@ class WatchedFile:
         self._seen: tuple[int, ...] | None = ()
 
     def changed(self) -> bool:
-        """Return True once for each change of the file, also its removal, when two consecutive checks have found the same new state.
+        """Return True once for each change or removal of the file, when two checks in a row found the same state.
 
         The first check reports an existing file at once.
         """

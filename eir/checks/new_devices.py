@@ -64,7 +64,7 @@ class NewDevices:
         self._send(key, peer, today, confirmed)
 
     def settle(self) -> Iterator[None]:
-        """Remove queued devices that the record already contains; pause after SETTLED_AT_ONCE devices.
+        """Remove queued devices that the record already contains; yield for a pause after SETTLED_AT_ONCE devices.
 
         Called each second. A device that the record still lacks is queued for `take` again after AGAIN_TURNS calls.
         """
@@ -85,7 +85,7 @@ class NewDevices:
                 self._sent[key] = peer, confirmed, sent  # behind the others, so that each has its turn
 
     def take(self) -> list[Sighted]:
-        """Return the sightings to send now."""
+        """Remove and return the sightings that must be sent now to the node's record of first sightings."""
         rows, self._rows = self._rows, {}
         return [Sighted(*of, keys.tobytes()) for of, keys in rows.items()]
 

@@ -23,7 +23,7 @@ _OPEN = 1 << 30
 
 
 def last_days(policy: PolicySettings, firsts: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """Return the last day of each period, in days since 1970, or NO_END.
+    """Return for each device the last day of its period of grace, in days since 1970-01-01, or NO_END.
 
     Args:
         policy: policy whose rules give the periods.
@@ -41,12 +41,12 @@ def last_days(policy: PolicySettings, firsts: NDArray[np.uint16]) -> NDArray[np.
 
 
 def last_day(policy: PolicySettings, first: int) -> int:
-    """Return the last day of the period of one device, or NO_END."""
+    """Return the last day of the period of grace of a device that was first seen on day `first`, or NO_END."""
     return int(last_days(policy, np.array([first], np.uint16))[0])
 
 
 def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int) -> dict[str, int]:
-    """Return day → number of periods that end with it, from today on for AHEAD_DAYS days, without days on which none ends.
+    """Count the periods of grace that end on each of the next AHEAD_DAYS days; counts of 0 are left out.
 
     `first_days`: first day → number of devices.
     """
@@ -64,5 +64,5 @@ def _rules_that_count(policy: PolicySettings) -> list[Rule]:
 
 
 def _asks_more(rule: Rule) -> bool:
-    """Return True if the rule has a condition that not every device of the record meets; no device is in a list under `not_list`."""
+    """Return True if the rule has a condition that some devices on record may not meet; `not_list` is left out."""
     return any(name != "not_list" and not CONDITIONS[name].records for name in rule.conditions)

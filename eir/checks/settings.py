@@ -118,13 +118,16 @@ class PolicySettings:
 
     @property
     def only_allowing(self) -> frozenset[str]:
-        """Lists that rules name only to allow devices."""
+        """Names of the lists that the rules use only to allow devices."""
         allowing = {name for rule in self.rules for name in (rule.not_list, *_listed_if(rule, allows=True)) if name}
         return frozenset(allowing.difference(*(_listed_if(rule, allows=False) for rule in self.rules)))
 
     @property
     def registering(self) -> set[str]:
-        """Names of the lists whose devices need no period of grace: a rule whitelists them, or a rule with a period excludes them."""
+        """Names of lists whose devices need no period of grace.
+
+        A rule whitelists these lists, or a rule with a period excludes them.
+        """
         rules = [rule for rule in self.rules if not rule.observe]
         excluded = {rule.not_list for rule in rules if rule.asks_first_seen}
         names = excluded | {rule.list for rule in rules if rule.answer is Status.WHITELISTED}
@@ -132,7 +135,7 @@ class PolicySettings:
 
 
 def _listed_if(rule: Rule, *, allows: bool) -> set[str]:
-    """Return the list whose devices a rule answers, if its answer allows them or not."""
+    """Return the list of a rule if the rule's answer allows the listed devices (or, for `allows` False, does not)."""
     return {rule.list} if rule.list and (rule.answer is Status.WHITELISTED) is allows else set()
 
 

@@ -183,7 +183,7 @@ def imsi_named(config: Config, text: str) -> str:
 
 
 def number_named(config: Config, text: str) -> tuple[str, str | None]:
-    """Return the digits of +NUMBER, and its IMSI; None if there is no table `numbers`, or the table has no such number.
+    """Return the digits of a number and its IMSI; None as IMSI if there is no table `numbers` or it lacks the number.
 
     Ends the command with a usage error if the text is not a number or the table cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Command that writes the figures of a month for the public, and adds those of several operators."""
+"""Command that writes the figures of a month for the public, and adds up the figures of several operators."""
 
 import csv
 import json
@@ -58,9 +58,10 @@ def figures(
 ) -> None:  # fmt: skip
     """Write the figures of a month for the public.
 
-    Devices that were added to lists and removed from them, refused devices and their attempts, devices that came back, periods of grace, and copied
-    identities; by list, reason, maker (TAC) and peer. No identifier is printed, and no number that stands for fewer than ten devices: deploy/REGULATOR.md
-    explains the rules. Reads the record of checks, the history and the store. --merge adds the files of several operators.
+    The figures count devices added to lists and removed from them, refused devices and their attempts, devices that came
+    back, periods of grace, and copied identities; by list, reason, maker (TAC) and peer. No identifier is printed, and no
+    number that stands for fewer than ten devices. deploy/REGULATOR.md explains the rules. The command reads the record of
+    checks, the history and the store. --merge adds up the files of several operators.
     """
     if merged != bool(files):
         raise fail("--merge and files go together: eir figures --merge a.json b.json", EXIT_USAGE)
@@ -95,7 +96,7 @@ def _read_document(path: Path) -> Mapping[str, Any]:
 
 
 def _compute_figures(config: Config, month: str, record: str | None) -> dict[str, Any]:
-    """Return the figures of a month of this node, or of the files of `record`."""
+    """Compute the figures of a month; checks come from this node's record or from the files of the pattern `record`."""
     begin, end = _period(month)
     if end > datetime.now(UTC):
         print_message(f"warning: the month {begin:%Y-%m} is not over, so its figures are incomplete")
@@ -117,7 +118,7 @@ def _compute_figures(config: Config, month: str, record: str | None) -> dict[str
 
 
 def _period(month: str) -> tuple[datetime, datetime]:
-    """Return the first moment of a month and of the next one; without a month, of the last one."""
+    """Return the start and the end of a month such as `2026-11` in UTC; for an empty text, of the previous month."""
     try:
         begin = (
             datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
@@ -139,7 +140,7 @@ def _with_store(config: Config, work: Callable[[ListStore], Any]) -> Any:
 
 
 def _blocking_lists(config: Config) -> dict[str, str]:
-    """Return the lists of devices with their kinds, except those that rules only allow."""
+    """Return the names and kinds of all lists of devices, except lists that the rules use only to allow devices."""
     allowing = config.policy.only_allowing
     return {
         name: each.kind for name, each in config.lists.items() if each.kind in {DEVICES, PAIRS} and name not in allowing
@@ -147,7 +148,7 @@ def _blocking_lists(config: Config) -> dict[str, str]:
 
 
 def _maker_of(config: Config) -> Callable[[int], str]:
-    """Return a function that names the maker or model of a TAC: its text in the lists of device types, or else the TAC."""
+    """Return a function that names the maker of a TAC: the text in the lists of device types, or else the TAC."""
     types = {each.tac: each.device_type for each in allocated_tacs(config) if each.device_type}
 
     def maker(tac: int) -> str:
@@ -176,7 +177,7 @@ def _tally_listings(listings: Listings, maker: Callable[[int], str], *, is_liste
 def _tally_refusals(
     config: Config, record: str | None, begin: datetime, end: datetime, listings: Listings, maker: Callable[[int], str]
 ) -> tuple[FigureTally | None, FigureTally | None]:
-    """Return the refused devices, and those that came back; None without a record of checks."""
+    """Count the refused devices, and the refused devices that came back; None without a record of checks."""
     from eir.sightings.refusals import FigureSources, count_refusals  # noqa: PLC0415 - polars, for this command alone
 
     paths = _paths(config, record, begin, end)
@@ -197,7 +198,7 @@ def _tally_refusals(
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
-    """Return the files of the record that may have checks of a period."""
+    """Return the files of the record of checks whose day is in the period."""
     if record is None:
         write_down(config)
         record = str(config.state / FOLDER / FILES)
@@ -207,7 +208,7 @@ def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -
 def _tally_grace(
     config: Config, begin: datetime, end: datetime, maker: Callable[[int], str]
 ) -> tuple[FigureTally | None, FigureTally | None]:
-    """Return the periods of grace that began and that ended; None without a record of first sightings."""
+    """Count the periods of grace that began and that ended; None without a record of first sightings."""
     lasts = max((rule.first_seen_within or 0 for rule in config.policy.rules), default=0)
     if config.first_seen is None or not lasts:
         return None, None
@@ -226,7 +227,7 @@ def _tally_tacs(counts: Counter[int], maker: Callable[[int], str]) -> FigureTall
 
 
 def _judged(config: Config, record: str | None, begin: datetime, end: datetime) -> "Judgement | None":
-    """Return the judgement of the month; None without a record of checks or without DuckDB."""
+    """Analyse the checks of the month for copied identities; None without a record of checks or without DuckDB."""
     if record is None and not _paths(config, None, begin, end):
         return None
     start, stop = begin.replace(tzinfo=None), end.replace(tzinfo=None)
@@ -249,7 +250,7 @@ def _tally_copies(judgement: "Judgement", maker: Callable[[int], str]) -> Figure
 
 
 def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Callable[[int], str]) -> FigureTally:
-    """Return the devices that a person confirmed in the period, without those whose last decision is another one."""
+    """Count the devices whose last decision is a confirmation, made in the period."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
     tally = FigureTally()
     for imei, decision in last.items():

@@ -29,14 +29,14 @@ SIGHTINGS = "the record of checks"
 
 
 class Ends(NamedTuple):
-    """First and last day between which the wanted periods end; None without a limit."""
+    """Filter for periods of grace: first and last day on which they may end; None for no limit."""
 
     first: int | None
     last: int | None
 
     @property
     def is_any(self) -> bool:
-        """True if devices without an end are wanted too."""
+        """True if there is no limit, so that also devices without an end are selected."""
         return self.first is None and self.last is None
 
 
@@ -60,11 +60,12 @@ def import_first_seen(
     from_sightings: Annotated[bool, typer.Option("--from-sightings", help="Instead of FILE: the first check of each device in the record of checks (`sightings`).")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Import first sightings from another EIR, or from the record of checks.
+    """Import first sightings from a file or from recorded checks.
 
-    After a switch-over no period of grace starts again. The earliest day of a device counts. Devices that a list registers are left
-    out. Bad rows are left out and named by file and line; the exit status is 1 then. The import is one change: a killed import changes
-    nothing. Running nodes follow it. An imported device counts as seen today.
+    After such an import, no period of grace starts again when a network changes to this EIR. The earliest day of a device
+    counts. Devices that a list registers are left out. Bad rows are left out and named by file and line; then the exit
+    status is 1. The import is one change, so a killed import changes nothing. Running nodes follow the change. An imported
+    device counts as seen today.
     """
     if (file is None) is not from_sightings:
         raise fail("FILE or --from-sightings is needed, and only one of them", EXIT_USAGE)
@@ -99,7 +100,7 @@ def import_first_seen(
 
 
 def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: Path | None, *, as_json: bool) -> int:
-    """Write devices of the record with the ends of their periods; return their number."""
+    """Write the devices that `ends` selects, with the ends of their periods of grace; return the number of devices."""
     rows = 0
     with written_to(out) as file:
         if as_json:
@@ -115,7 +116,7 @@ def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: P
 
 
 def _device_rows(policy: PolicySettings, pages: Sequence[Page], ends: Ends) -> Iterator[tuple[str, str, str | None]]:
-    """Yield the wanted devices: identifier, first day, and last day of the period or None."""
+    """Yield for each device that `ends` selects: identifier, first day, and last day of its period or None."""
     text = cache(day_text)
     with progress() as advance:
         for at in range(0, len(pages), BATCH_PAGES):

@@ -38,7 +38,7 @@ Value: TypeAlias = int | str
 
 
 class Figure(NamedTuple):
-    """Definition of a figure."""
+    """Definition of a figure: title, tables (dimensions), and whether it counts attempts."""
 
     title: str
     dimensions: tuple[str, ...]
@@ -60,13 +60,13 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(slots=True)
 class Count:
-    """Number of devices and of their attempts."""
+    """Number of devices, and of the attempts (checks) of these devices."""
 
     devices: int = 0
     attempts: int = 0
 
     def add(self, devices: int, attempts: int = 0) -> None:
-        """Add to both numbers."""
+        """Add to the numbers of devices and attempts."""
         self.devices += devices
         self.attempts += attempts
 
@@ -86,7 +86,7 @@ class FigureTally:
 
 
 def document(month: str, tallies: Mapping[str, FigureTally | None]) -> dict[str, Any]:
-    """Return the figures of a month for publication. `tallies`: None for a figure that this node has no data for."""
+    """Build the document of a month's figures for publication. A tally of None means that this node has no data."""
     figures = {
         name: None if (tally := tallies.get(name)) is None else _published(FIGURES[name], tally) for name in FIGURES
     }
@@ -123,7 +123,7 @@ def _order(row: tuple[str, Count]) -> tuple[int, str]:
 
 
 def _folded(counts: Mapping[str, Count]) -> Iterator[tuple[str, Count]]:
-    """Yield the largest rows, and one row that has all others."""
+    """Yield the largest rows, and one row with the sum of all other rows."""
     rest = Count()
     for place, (name, count) in enumerate(sorted(counts.items(), key=_order)):
         if place < ROWS_MAX and count.devices >= BELOW and name != OTHER:
@@ -135,7 +135,7 @@ def _folded(counts: Mapping[str, Count]) -> Iterator[tuple[str, Count]]:
 
 
 def _cells(figure: Figure, count: Count, text: str) -> dict[str, Value]:
-    """Return the numbers of a row; `text` replaces them if they are hidden."""
+    """Return the rounded numbers of a row, or `text` in place of hidden numbers."""
     cells: dict[str, Value] = {DEVICES: text or _rounded(count.devices)}
     if figure.has_attempts:
         cells[ATTEMPTS] = WITHHELD if text else _rounded(count.attempts)
@@ -147,7 +147,7 @@ def _rounded(number: int) -> int:
 
 
 def public_text(text: str) -> str:
-    """Replace digits that may be an identifier, a case or a number of a person in a free text."""
+    """Replace in a free text all digits that may identify a device, a case or a person."""
     return _IDENTIFIER.sub("…", text)
 
 
@@ -155,7 +155,7 @@ def public_text(text: str) -> str:
 
 
 def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sum of several operators' figures of one month. A number is withheld if an operator's part of it is hidden.
+    """Add up several operators' figures of one month. A sum is withheld if one of its numbers is hidden.
 
     Raises:
         EirError: if the months differ.
@@ -205,7 +205,7 @@ def _place(row: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def check_document(found: Any, place: str) -> dict[str, Any]:
-    """Return a document of figures that was read from a file, without anything else that the file has.
+    """Check a document of figures that was read from the file `place`, and return it without unknown members.
 
     Raises:
         EirError: if it is no such document.

@@ -293,7 +293,10 @@ def _figure(count: int, label: str) -> str:
 
 
 def bars(title: str, caption: str, counts: Mapping[str, int | str | None]) -> str:
-    """Render a bar chart as SVG with a text alternative. A count of None is shown as suppressed, a text instead of a bar."""
+    """Render a bar chart as SVG with a text alternative.
+
+    A count of None is shown as suppressed. A count that is a text is shown instead of a bar.
+    """
     numbers = {label: count if isinstance(count, int) else 0 for label, count in counts.items()}
     most = max(numbers.values(), default=0) or 1
     texts = {label: _count_text(count) for label, count in counts.items()}

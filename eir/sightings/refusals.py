@@ -1,7 +1,7 @@
-"""Refused devices of a period in the record of checks, and those that came back after they were unlisted. Imports polars.
+"""Counts of refused devices in the record of checks, and of those that came back after their removal from a list.
 
-The files are read some at a time. If many rows are refusals, the devices are counted in slices, one pass over the files for each, so that
-memory is bounded by SLICE_ROWS groups of checks.
+This module imports polars. The files are read some at a time. If many rows are refusals, the devices are counted in
+slices, one pass over the files for each, so that memory is bounded by SLICE_ROWS groups of checks.
 """
 
 import os
@@ -33,7 +33,7 @@ Plan = Callable[[pl.LazyFrame], pl.LazyFrame]
 
 
 class FigureSources(NamedTuple):
-    """Data beside the files: of the lists, and names for publication."""
+    """Data that the files of checks lack: reasons and removals of the lists, and makers of TACs."""
 
     reasons: Callable[[str, Sequence[int]], Sequence[str]]
     """Returns for a list and the keys of devices the reason of each."""
@@ -46,7 +46,7 @@ class FigureSources(NamedTuple):
 def count_refusals(
     paths: Sequence[str], begin: datetime, end: datetime, sources: FigureSources
 ) -> tuple[FigureTally, FigureTally]:
-    """Return the devices that were refused from `begin` to before `end` (naive UTC), and those of them that came back.
+    """Count the devices refused from `begin` until before `end` (UTC), and how many of them came back.
 
     A device came back if a change of the list that refused it last removed devices, and a later answer was no refusal.
 
@@ -71,7 +71,7 @@ def count_refusals(
 
 
 def _sum_files(paths: Sequence[str], plan: Plan, merge: Plan) -> pl.DataFrame:
-    """Return the rows of all files, summed by `plan`, and after each batch of files by `merge`."""
+    """Apply `plan` to all files in batches, and combine the results of the batches with `merge`."""
     rows = pl.DataFrame()
     for at in range(0, len(paths), FILES_AT_ONCE):
         part = read_rows([*paths[at : at + FILES_AT_ONCE]], plan)
@@ -93,7 +93,7 @@ def _refusals(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
 
 
 def _newest_of(rows: pl.LazyFrame, chosen: pl.Expr, devices: pl.DataFrame) -> pl.LazyFrame:
-    """Return the newest of the chosen rows of each of these devices."""
+    """Return for each of these devices the newest row that meets the condition `chosen`."""
     return _newest(rows.filter(chosen).join(devices.lazy(), on="device", how="semi").with_columns(*NAMES))
 
 
@@ -120,7 +120,7 @@ def _count_refused(tally: FigureTally, parts: pl.DataFrame, sources: FigureSourc
 
 
 def _with_reasons(name: str, parts: pl.DataFrame, sources: FigureSources) -> pl.DataFrame:
-    """Return the devices that a list refused, each with its reason."""
+    """Return the devices that a list refused, each with its number of attempts and its reason in the list."""
     rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")
     return rows.with_columns(pl.Series(REASON, sources.reasons(name, rows["device"].to_list()), dtype=pl.String))
 

@@ -149,7 +149,7 @@ def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, i
 
 
 def first_days(state: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return each device on record, and the day of its first sighting in days since 1970.
+    """Return all devices in the record of checks, and the day of each one's first check in days since 1970-01-01.
 
     Raises:
         EirError: if a file cannot be read.
@@ -169,7 +169,7 @@ def _sum_rows(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -> pl.DataFrame:
-    """Return the newest row since a time of each device that is one of `devices` or has one of `tacs`, sorted by device.
+    """Return the newest row, not before `since`, of each device in `devices` or with a TAC in `tacs`, sorted by device.
 
     Raises:
         EirError: if a file cannot be read.
@@ -189,7 +189,7 @@ def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -
 
 
 def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
-    """Return these columns of the newest row of each device; the first column is its time."""
+    """Return the given columns of each device's newest row; the first of the columns must be the time."""
     return rows.select("device", *columns).sort(columns).unique("device", keep="last")
 
 
@@ -213,7 +213,7 @@ def _rows(
 def read_rows(
     paths: list[str], plan: Callable[[pl.LazyFrame], pl.LazyFrame], form: Mapping[str, Any] | None = FRAME
 ) -> pl.DataFrame:
-    """Return the rows of files, filtered or summed by `plan`; `form` None keeps the files' columns.
+    """Read the rows of files, and apply `plan` (a filter or a sum); with `form` None the files' own columns are kept.
 
     Raises:
         EirError: if a file cannot be read.

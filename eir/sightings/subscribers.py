@@ -43,13 +43,13 @@ class Subscribers:
     key: HashKey | None = None
 
     def of(self, texts: "pl.Series") -> "pl.Series":
-        """Return the name of each IMSI or MSISDN for the record; null for an empty one, or if subscribers are not recorded."""
+        """Return the recorded name of each IMSI or MSISDN; null if the text is empty or no names are recorded."""
         import polars as pl  # noqa: PLC0415 - callers have imported it already
 
         return pl.Series(texts.name, [self.one(text) for text in texts.to_list()], dtype=pl.String)
 
     def one(self, text: str) -> str | None:
-        """Return the name of an IMSI or MSISDN for the record; None for an empty one, or if subscribers are not recorded."""
+        """Return the recorded name of an IMSI or MSISDN; None if the text is empty or no names are recorded."""
         if not text:
             return None
         if self.key is not None:
@@ -58,7 +58,7 @@ class Subscribers:
 
 
 def subscriber_hash(key: HashKey, text: str) -> str:
-    """Return the hash of an IMSI or MSISDN as hexadecimal digits: the key's number, then 64 bits."""
+    """Return the hash of an IMSI or MSISDN in hexadecimal digits: the number of the key, then a 64-bit hash."""
     digest = hashlib.blake2b(text.encode(), key=key.octets, digest_size=DIGEST_BYTES)
     return f"{key.number % KEYS_MAX:02x}{digest.hexdigest()}"
 

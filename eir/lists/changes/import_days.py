@@ -45,7 +45,7 @@ Progress = Callable[[int, int], None]
 
 
 class DaysFile(NamedTuple):
-    """Rows of a file: each device with its first day, in any order."""
+    """Content of a file with first sightings: each device with its first day, in any order."""
 
     keys: Keys
     days: Keys
@@ -54,7 +54,7 @@ class DaysFile(NamedTuple):
 
 
 class DaysImport(NamedTuple):
-    """Result of an import."""
+    """Result of an import of first sightings."""
 
     devices: int
     """Number of different devices that were to be imported."""
@@ -95,7 +95,7 @@ def read_days(file: Path, progress: Progress = lambda *_: None) -> DaysFile:
 
 
 def _pieces(stream: BinaryIO, size: int, progress: Progress) -> Iterator[bytes]:
-    """Yield a file in pieces that end with a newline."""
+    """Yield the content of a file in pieces of whole lines, and report the progress."""
     while piece := stream.read(PIECE_BYTES):
         piece += stream.readline()
         yield piece if piece.endswith(b"\n") else piece + b"\n"
@@ -105,7 +105,7 @@ def _pieces(stream: BinaryIO, size: int, progress: Progress) -> Iterator[bytes]:
 async def import_days(
     keys: Keys, days: Keys, name: str, store: ListStore, *, registering: Sequence[str], source: str, who: str, now: datetime
 ) -> DaysImport:  # fmt: skip
-    """Merge first days into the record `name`. A device counts as seen today.
+    """Merge imported first days into the record of first sightings. All imported devices count as seen today.
 
     Args:
         keys: devices in any order; of a repeated device the earliest day counts.
@@ -151,7 +151,7 @@ async def import_days(
 
 
 class _Change(NamedTuple):
-    """Change of the record."""
+    """Change of the record of first sightings by an import."""
 
     state: ListState
     """State after the change, with the generation before it."""
@@ -163,7 +163,7 @@ class _Change(NamedTuple):
 
 
 def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: FirstDays, now: datetime) -> _Change:
-    """Merge devices into stored pages.
+    """Merge imported devices into the stored pages of the record, and return the change.
 
     Raises:
         EirError: if a list has the name of the record.
@@ -193,7 +193,7 @@ def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: Fi
 
 
 async def _load(store: ListStore, name: str, numbers: Sequence[int], now: datetime) -> DeviceList:
-    """Load some pages of a list."""
+    """Load the numbered pages of a list from the store to an image."""
     found = DeviceList(name, DEVICES, now.timestamp)
     state, pages = await store.some_pages(name, numbers)
     if state is not None and state.kind == DEVICES:

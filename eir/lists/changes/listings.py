@@ -35,7 +35,7 @@ _AFTER_REASON = re.compile(r"(?:, until \d{4}-[^\s,;]+Z)?(?:; [\d,]+ \w+ come, .
 
 
 class Listing(NamedTuple):
-    """Kind of devices that changes added to a list or removed from it."""
+    """Group of devices with the same list, reason and TAC, which were added to the list or removed from it."""
 
     list: str
     is_listed: bool
@@ -53,21 +53,21 @@ NO_CONTENT = decode(Page(0, b""))
 
 @dataclass(slots=True)
 class Listings:
-    """Result of a period."""
+    """Devices that the changes in a period added to lists and removed from them."""
 
     devices: Parts = field(default_factory=Counter)
     unlisted_at: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Times (UTC, as in events) of the changes that removed devices, by list."""
 
     def add(self, event: Event, parts: Parts) -> None:
-        """Add one change."""
+        """Add the devices of one change and, if it removed devices, its time."""
         self.devices += parts
         if event.list is not None and any(not each.is_listed for each in parts):
             self.unlisted_at[event.list].append(event.time)
 
 
 async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, end: str) -> Listings:
-    """Return the listings of the changes from `begin` to before `end` (UTC, as in events).
+    """Count the devices that changes from `begin` until before `end` added and removed (times as in events, UTC).
 
     `kinds`: names of the lists that count → their kind.
 
@@ -89,7 +89,7 @@ async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, 
 
 
 class _HistoryReader:
-    """Reader of the changes of lists, oldest first."""
+    """Reader of list changes from the history, which must be passed in order, oldest first."""
 
     def __init__(self, store: ListStore, kinds: Mapping[str, str]) -> None:
         self._store, self._kinds = store, kinds
@@ -99,14 +99,14 @@ class _HistoryReader:
         """Changes of each list that a rollback may undo."""
 
     async def add_kept(self, name: str) -> None:
-        """Add the stored releases of a list."""
+        """Read the list's stored releases, so that their changes can be computed from their pages."""
         releases = [*await self._store.releases(name)]
         for newer, older in zip(releases, [*releases[1:], None], strict=False):
             if newer.made is not None:
                 self._kept[name, newer.made.time, newer.made.detail] = newer, older
 
     async def parts_of(self, event: Event, name: str, *, in_period: bool) -> Parts:
-        """Return the devices that a change added and removed. The pages of releases are compared only `in_period`."""
+        """Count the devices that a change added and removed. Pages of releases are compared only for `in_period`."""
         if event.what == ROLLBACK:
             return self._undone(event, name)
         if event.what in {ADD, REMOVE} and not _FROM_FILE.search(event.detail):
@@ -121,7 +121,7 @@ class _HistoryReader:
         return parts
 
     def _named(self, event: Event, name: str) -> Parts:
-        """Return the devices that an event names."""
+        """Return the devices whose identifiers an event names: entries that a person added or removed."""
         reason = _AFTER_REASON.sub("", event.detail.rpartition(": ")[0], count=1)
         entries = added_by([replace(event, what=ADD)], self._kinds[name])
         parts = Parts()
@@ -130,7 +130,7 @@ class _HistoryReader:
         return parts
 
     def _undone(self, event: Event, name: str) -> Parts:
-        """Return the opposite of the changes that a rollback undid."""
+        """Return the effect of a rollback: the changes that it undid, with added and removed devices exchanged."""
         match = _UNDONE.match(event.detail)
         serials = {int(text) for text in match[1].split(",")} if match else set()
         parts = Parts()
@@ -141,7 +141,7 @@ class _HistoryReader:
         return parts
 
     async def _differences(self, event: Event, name: str) -> Parts:
-        """Return the differences of a stored release to its predecessor; nothing if one of the two is not stored."""
+        """Return the devices by which a release differs from its predecessor; nothing unless both are stored."""
         newer, older = self._kept.get((name, event.time, event.detail), (None, None))
         if newer is None or (older is None and ", before 0;" not in event.detail):
             return Parts()
@@ -160,7 +160,7 @@ class _HistoryReader:
         return parts
 
     async def _touched(self, name: str, newer: Release, older: Release | None) -> Sequence[int]:
-        """Return the numbers of the pages that a release changed, or else of all pages in force now."""
+        """Return the numbers of the pages that a release changed; if unknown, those of all pages in force now."""
         steps = await self._store.changes(name, older.state.generation) if older else None
         if steps and steps[0].after == newer.state.generation and steps[0].pages is not None:
             return steps[0].pages
@@ -168,7 +168,7 @@ class _HistoryReader:
 
 
 def _turnover(event: Event) -> tuple[int, int]:
-    """Return the devices that came and that went by the text of an event."""
+    """Return the numbers of added and of removed devices that the text of an event gives."""
     if match := _TURNOVER.search(event.detail):
         come, gone = (int(text.replace(",", "")) for text in match.groups())
         return come, gone
@@ -178,7 +178,7 @@ def _turnover(event: Event) -> tuple[int, int]:
 
 
 def _page_parts(name: str, state: ListState, page: Page | None, other: Page | None, *, is_listed: bool) -> Parts:
-    """Return the devices of a page that the other page lacks, by their reasons in the first page."""
+    """Count by reason the devices that `page` contains and `other` lacks."""
     if page is None or page == other:
         return Parts()
     content, rest = _content(page), NO_CONTENT if other is None else _content(other)
@@ -204,7 +204,7 @@ def _content(page: Page) -> Content:
 
 
 async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list[str | None]:
-    """Return the reasons with which a list has devices now, in the order of their keys; None for a device that it lacks.
+    """Return the present reasons of listed devices in the order of `keys`; None for a device that is not listed.
 
     Raises:
         StoreError: if the list cannot be read.
@@ -232,7 +232,7 @@ def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[
 
 
 async def count_first_days(store: ListStore, name: str, spans: Sequence[range]) -> list[Counter[int]]:
-    """Return for each span of days (since 1970) the number of devices that were first seen in it, by their TAC.
+    """Count by TAC the devices that were first seen in each span of days (since 1970-01-01).
 
     `name`: name of the record of first sightings.
 

@@ -79,7 +79,7 @@ def held_in(image: Image, keys: Numbers) -> Numbers:
 
 
 def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
-    """Return a mask of the ascending keys that one of the lists has."""
+    """Return a mask of the keys (in ascending order) that at least one of the lists contains."""
     found = np.zeros(len(keys), bool)
     for each in lists:
         if each.image is not None:
@@ -91,7 +91,7 @@ def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
 
 
 def count_first_days(image: Image | None) -> dict[int, int]:
-    """Return first day → number of devices of a record."""
+    """Count the devices of a record of first sightings by their first day."""
     counts = np.zeros(DAY_MAX + 1, np.int64)
     firsts = NOTHING.firsts if image is None else np.asarray(image.day_arrays[0])
     for at in range(0, len(firsts), COUNTED_AT_ONCE):

@@ -138,7 +138,7 @@ def tac_key(text: str) -> int:
 
 
 def day_key(text: str) -> int:
-    """Return a day up to today (UTC), such as `2026-11-30`, as days since 1970.
+    """Parse a day such as `2026-11-30`, not after today (UTC), to days since 1970-01-01.
 
     Raises:
         IdentifierError: for any other text.
