@@ -7,6 +7,7 @@ callbacks.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from eir.checks.new_devices import NewDevices
@@ -74,8 +75,6 @@ class Checker:
         self.identity_errors: Counter[tuple[str, str]] = Counter()
         """(`none` or `bad`, peer label) → number of requests without an identifier, or with a malformed one."""
         self._policy = self._compile(settings, now)
-        self._basis = settings, self._day()
-        """Settings and day of the policy in force."""
 
     @property
     def policy(self) -> Policy:
@@ -92,10 +91,11 @@ class Checker:
             self._report("override_ended", level="warning")
         self._answered_before = self.checks()
         self._answered.clear()
-        self._policy, self._basis = policy, (settings, self._day())
+        self._policy = policy
 
     def _compile(self, settings: PolicySettings, now: datetime) -> Policy:
-        policy = compile_policy(settings, self._index, observed=self._observe, now=now)
+        compiled = compile_policy(settings, self._index, observed=self._observe, now=now)
+        policy = replace(compiled, settings=settings, day=self._day())
         if policy.overridden:
             until = policy.override_until
             self._report(
@@ -110,9 +110,8 @@ class Checker:
         """
         ends = self._policy.override_until
         is_over = ends is not None and now >= ends
-        settings, day = self._basis
-        if is_over or self._day() != day:
-            self.apply(settings, now)
+        if is_over or self._day() != self._policy.day:
+            self.apply(self._policy.settings, now)
         return is_over
 
     def _day(self) -> int | None:

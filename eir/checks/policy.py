@@ -127,6 +127,10 @@ class Policy:
     """Variant of `decide` for a device whose IMEI has a wrong check digit; None if no rule depends on it."""
     malformed: Callable[[int, str, str, str, str], Verdict | None] | None = None
     """Variant of `decide` for an identifier that is neither IMEI nor MEID, by its odd key or NO_KEY; None if no rule depends on it."""
+    settings: PolicySettings = field(default_factory=PolicySettings)
+    """Settings from which it was compiled, as noted by its user."""
+    day: int | None = None
+    """Day of its conditions; None without a record of first sightings."""
     unproven: "Policy | None" = None
     """Policy for a SIM that was not authenticated; None if it is the same."""
 
