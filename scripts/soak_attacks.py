@@ -437,7 +437,7 @@ def _clients(world: World, place: Mapping[str, Any], options: argparse.Namespace
         return GSUP.probe_of(f"gsup://127.0.0.1:{place['gsup']}?name={name}", timeout_s=ANSWER_S).asking()
 
     def sgsn() -> AbstractAsyncContextManager[Any]:
-        url = f"map://127.0.0.1:{place['map']}?point_code=1-1-3&eir_point_code=1-1-2"
+        url = f"map://127.0.0.1:{place['map']}?point_code=1-1-3&to_point_code=1-1-2"
         return MAP.probe_of(url, timeout_s=ANSWER_S).asking()
 
     reader = f"Basic {base64.b64encode(f'x:{PASSWORD}'.encode()).decode()}"

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 async def _soak(
     node: Any, ports: list[int], keys: list[int], options: argparse.Namespace
 ) -> tuple[Counter[str], list[str]]:
-    by_map = MAP.probe_of(f"map://127.0.0.1:{ports[0]}?point_code=1-1-3&eir_point_code=1-1-2", timeout_s=60)
+    by_map = MAP.probe_of(f"map://127.0.0.1:{ports[0]}?point_code=1-1-3&to_point_code=1-1-2", timeout_s=60)
     by_gsup = GSUP.probe_of(f"gsup://127.0.0.1:{ports[1]}", timeout_s=60)
     async with by_map.asking() as ask_map, by_gsup.asking() as ask_gsup:
         return await _compare(node, keys, options, ask_map, ask_gsup)

@@ -87,7 +87,7 @@ def ask_of_2g(site, imei, imsi):
     gsup, ss7 = (int(site.settings[section]["listen"][0].rpartition(":")[2]) for section in ("gsup", "ss7"))
     probes = (
         GSUP.probe_of(f"gsup://127.0.0.1:{gsup}", timeout_s=10.0),
-        MAP.probe_of(f"map://127.0.0.1:{ss7}?point_code=1-1-3&eir_point_code=1-1-2", timeout_s=10.0),
+        MAP.probe_of(f"map://127.0.0.1:{ss7}?point_code=1-1-3&to_point_code=1-1-2", timeout_s=10.0),
     )
     return [asyncio.run(probe.ask([imei], imsi=imsi))[0].status for probe in probes]
 

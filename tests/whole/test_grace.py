@@ -70,7 +70,7 @@ class Host:
         return {word for word in (WHITE, BLACK, GREY) if word.upper().encode() in done.stdout}
 
     async def _by_msc(self, devices):
-        url = f"map://127.0.0.1:{self.map_port}?point_code=1-1-3&eir_point_code=1-1-2"
+        url = f"map://127.0.0.1:{self.map_port}?point_code=1-1-3&to_point_code=1-1-2"
         async with MAP.probe_of(url, timeout_s=60).asking() as ask:
             return {await ask(device, "") for device in devices}
 

@@ -57,7 +57,7 @@ KEYS = (
 PROBE_KEYS = (
     Key("gt", text("digits", r"[0-9]+"), None, "global title that the probe calls from; its point code if left out"),
     Key("point_code", POINT_CODE, "0-0-1", "point code of the probe"),
-    Key("eir_point_code", POINT_CODE, None, "point code of the EIR; ss7.point_code of the configuration if left out"),
+    Key("to_point_code", POINT_CODE, None, "point code of the EIR; ss7.point_code of the configuration if left out"),
     Key("routing_context", whole(0, 4294967295), None, "routing context that the gateway assigned to the probe; not sent if left out"),
 )  # fmt: skip
 FAMILIES = (

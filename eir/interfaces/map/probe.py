@@ -38,10 +38,10 @@ REFUSED = "refused"
 
 def _point_codes(probe: Probe, variant: str) -> tuple[int, int]:
     """Return the point codes of the probe and of the EIR, from the URL or the configuration. Raises UsageError."""
-    own, eir = probe.parameters["point_code"], probe.parameters["eir_point_code"]
+    own, eir = probe.parameters["point_code"], probe.parameters["to_point_code"]
     eir = eir or (probe.configured.get("ss7") or {}).get("point_code")
     if eir is None:
-        raise UsageError("whom to ask: eir_point_code=N-N-N, or ss7.point_code of the configuration")
+        raise UsageError("whom to ask: to_point_code=N-N-N, or ss7.point_code of the configuration")
     try:
         return point_code(own, variant), point_code(str(eir), variant)
     except ValueError as e:

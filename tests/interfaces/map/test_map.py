@@ -513,7 +513,7 @@ async def test_the_probe_falls_back():
             writer.write(b"".join(end.messages_to_send()))
 
     async with accepting(serve) as address:
-        probe = INTERFACE.probe_of("map://{}:{}?eir_point_code={}&gt={}".format(*address, wire.EIR, wire.TITLE))
+        probe = INTERFACE.probe_of("map://{}:{}?to_point_code={}&gt={}".format(*address, wire.EIR, wire.TITLE))
         began = time.perf_counter()
         found = await probe.ask([LISTED, FREE], imsi="262010000000001")
         took_ms = (time.perf_counter() - began) * 1000

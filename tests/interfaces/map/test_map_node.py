@@ -24,7 +24,7 @@ from eir.wire.ss7.m3ua import MessageKind
 
 STP = shutil.which("osmo-stp") or "/usr/bin/osmo-stp"
 STATUSES = ((LISTED, "black"), (TRACKED, "grey"), (UNLISTED, "white"))
-CODES = "point_code=1-1-3&eir_point_code=1-1-2"
+CODES = "point_code=1-1-3&to_point_code=1-1-2"
 
 
 @pytest.fixture
@@ -165,17 +165,17 @@ def test_the_probe_and_the_audit_ask_as_an_msc(site):
     assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted", "whitelisted"]
     assert node.metrics()["eir_map_answers_total{peer=msc1,result=blacklisted}"] == 1
     assert (
-        site.json("probe", f"{target}?eir_point_code=1-1-2", UNLISTED, "--imsi", "262010000000001")[0]["status"]
+        site.json("probe", f"{target}?to_point_code=1-1-2", UNLISTED, "--imsi", "262010000000001")[0]["status"]
         == "unknown"
     )
     assert (
         "no answer within 0.5 s"
-        in site.eir("probe", f"{target}?eir_point_code=1-1-3", LISTED, "--timeout", "0.5", status=1).stderr
+        in site.eir("probe", f"{target}?to_point_code=1-1-3", LISTED, "--timeout", "0.5", status=1).stderr
     )
     for query, said in (
         ("gt=x", "gt: expected digits, got x"),
         ("routing_context=x", "routing_context: expected a whole number"),
-        ("token=x", "unknown parameter token; expected gt, point_code, eir_point_code, routing_context"),
+        ("token=x", "unknown parameter token; expected gt, point_code, to_point_code, routing_context"),
     ):
         assert said in site.eir("probe", f"{target}?{query}", LISTED, status=2).stderr
     manifest = next((site.folder / "releases").glob("stolen-1.manifest.json"))
