@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.lists.pages.pages import content_digest
-from eir.lists.record.dates import read_dates, write_dates
+from eir.lists.record.dates import read_dates_and_state, write_dates
 from eir.lists.record.history import CLAIMS
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import BOUND, LOAD_MEMORY, TYPES, ListSettings
@@ -270,6 +270,7 @@ class Loader:
                         manifest.list,
                         built.dates,
                         replaced=built.dates_before,
+                        seen=built.dates_state,
                         state=state,
                         keep=settings.keep,
                     )
@@ -325,7 +326,7 @@ class Loader:
         built.entries += state.entries
         built.devices += state.devices
         if settings.dates:
-            dates = await read_dates(self.store, settings.name, numbers)
+            built.dates_state, dates = await read_dates_and_state(self.store, settings.name, numbers)
             built.dates_before, built.dates = amend_dates(before, dates, built.pages, rows_added.dates)
         return built
 

@@ -19,7 +19,7 @@ from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreC
 from eir.lists.pages.content import decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import is_sealed
 from eir.lists.pages.pages import PAGE_KEYS, Page
-from eir.lists.record.dates import read_dates, write_dates
+from eir.lists.record.dates import read_dates_and_state, write_dates
 from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
@@ -238,6 +238,7 @@ async def _edit(
                         settings.name,
                         amended.dates,
                         replaced=amended.dates_before,
+                        seen=amended.dates_state,
                         state=following,
                         keep=settings.keep,
                     )
@@ -456,7 +457,7 @@ async def _build_dates(
     Raises:
         StoreChanged: with `waits`, if dates and pages do not belong together, because another edit has written only its dates yet.
     """
-    dates = await read_dates(store, settings.name, numbers)
+    amended.dates_state, dates = await read_dates_and_state(store, settings.name, numbers)
     if waits and not all(is_sealed(page, dates[page.number]) for page in before if page.number in dates):
         raise StoreChanged(f"the dates of list {settings.name} are being changed")
     amended.dates_before, amended.dates = amend_dates(before, dates, amended.pages, rows)

@@ -37,13 +37,26 @@ async def read_dates(store: ListStore, name: str, numbers: Sequence[int]) -> Map
     Raises:
         StoreError: if the store cannot be read.
     """
-    _, dates = await store.some_pages(dates_name(name), numbers)
-    return {page.number: page for page in dates}
+    _, dates = await read_dates_and_state(store, name, numbers)
+    return dates
+
+
+async def read_dates_and_state(
+    store: ListStore, name: str, numbers: Sequence[int]
+) -> tuple[ListState | None, Mapping[int, Page]]:
+    """Return the state of the dates of a list, and their pages that have these numbers, of the same moment.
+
+    Raises:
+        StoreError: if the store cannot be read.
+    """
+    state, dates = await store.some_pages(dates_name(name), numbers)
+    return state, {page.number: page for page in dates}
 
 
 async def write_dates(
-    store: ListStore, name: str, pages: Iterable[Page], *, replaced: Iterable[Page] | None, state: ListState, keep: int
-) -> None:
+    store: ListStore, name: str, pages: Iterable[Page], *, replaced: Iterable[Page] | None, seen: ListState | None = None,
+    state: ListState, keep: int,
+) -> None:  # fmt: skip
     """Write dates of a list before the list itself.
 
     Args:
@@ -51,13 +64,14 @@ async def write_dates(
         name: name of the list.
         pages: pages of dates; an empty page deletes one.
         replaced: pages of dates that these replace; None: `pages` are those of the whole list.
+        seen: state with which the replaced pages were read.
         state: state of the list to which the dates belong, as it will be written.
         keep: number of earlier releases of the list that are stored.
 
     Raises:
         GenerationConflict: if the dates have changed since.
     """
-    present = await store.state(dates_name(name))
+    present = await store.state(dates_name(name)) if replaced is None else seen
     present_digest = EMPTY_DIGEST if present is None else present.content_digest
     written = list(pages)
     digest = content_digest(written) if replaced is None else amended_digest(present_digest, replaced, written)

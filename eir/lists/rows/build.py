@@ -31,6 +31,7 @@ from eir.lists.pages.content import (
 )
 from eir.lists.pages.pages import PAGE_KEYS, Page, TacEntry, amended_digest
 from eir.lists.pages.roaring import decode_keys, encode_many, is_fresh
+from eir.lists.record.store import ListState
 from eir.lists.rows.dates import RowDates
 from eir.lists.rows.turnover import differences
 
@@ -76,6 +77,8 @@ class Built:
     """Pages of dates, if the list has them (eir.lists.rows.dates)."""
     dates_before: Sequence[Page] | None = None
     """For a delta: pages of dates that `dates` replace."""
+    dates_state: ListState | None = None
+    """State with which these pages were read."""
 
     def count(self, page: Page, sign: int = 1) -> None:
         """Add the devices and entries of a page to the counts; with `sign` -1, subtract them."""

@@ -116,7 +116,8 @@ async def put_dates(store, pages, whole, *, serial, replaced=None):
     dates = [encode_page_days(each, PageDays(0, *each_of(each, 20_000 + serial))) for each in pages]
     of = state(whole, serial=serial)
     held = await store.state("a")
-    await write_dates(store, "a", dates, replaced=replaced, state=of, keep=2)
+    seen = await store.state(dates_name("a"))
+    await write_dates(store, "a", dates, replaced=replaced, seen=seen, state=of, keep=2)
     write = store.replace if replaced is None else store.amend
     await write("a", of, pages, seen=0 if held is None else held.generation)
     return dates
