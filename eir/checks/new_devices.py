@@ -19,7 +19,7 @@ ONCE_MAX = 1 << 16
 """Devices above a limit that are remembered until somebody else shows them too; the oldest goes."""
 SETTLED_PER_TURN = 2000
 """Waiting devices that are compared with the image each second."""
-SETTLED_AT_ONCE = 100
+SETTLED_AT_ONCE = 25
 """Waiting devices that are compared with the image between two pauses, in which the worker answers checks."""
 AGAIN_TURNS = 120
 """Turns after which a device is sent again."""
