@@ -448,6 +448,8 @@ def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
     [
         ("", 1, "no peer is configured under 'peers': every connection will be refused"),
         (ONE_PEER + "lists:\n  unused: {signers: signers}\n", 4, "no rule uses the list 'unused'"),
+        (ONE_PEER + "sightings: {}\nlists:\n  unused: {signers: signers}\n  types: {kind: device_types, signers: signers}\n", 5, "no rule uses the list 'unused'"),
+        (ONE_PEER + "lists:\n  types: {kind: device_types, signers: signers}\n", 4, "no rule uses the list 'types'"),
         ("peers:\n- realm: epc\n- {host: mme.epc, realm: EPC, from: 10.0.0.0/8}\n", 4, "never applies: the one in line 3 matches"),
         ("peers:\n- {realm: epc, from: [10.0.0.0/8, '::/0']}\n- {name: b, realm: epc, from: [10.1.0.0/16, '2001:db8::/32']}\n", 4, "never applies"),
         (ONE_PEER + "policy: {override: {answer: whitelisted}}\n", 3, "the override answers whitelisted to everything, and has no 'until'"),
@@ -490,7 +492,7 @@ def test_no_warning(write, tmp_path, text):
     assert load_config(write(text)).warnings == ()
 
 
-@pytest.mark.parametrize("option", ["password_file", "ca_file", "cert_file", "key_file"])
+@pytest.mark.parametrize("option", ["password_file", "sentinel_password_file", "ca_file", "cert_file", "key_file"])
 def test_files_that_the_store_names_are_opened(write, tmp_path, option):
     text = f"store: rediss://loader@redis.example/0?{option}=secret\n" + IDENTITY + ONE_PEER
     assert problems_of(write(text)) == [
@@ -501,7 +503,7 @@ def test_files_that_the_store_names_are_opened(write, tmp_path, option):
     (tmp_path / "secret").write_text("x")
     (tmp_path / "secret").chmod(0o604)
     warnings = [(warning.line, warning.text) for warning in load_config(write(text)).warnings]
-    is_secret = option in {"password_file", "key_file"}
+    is_secret = option in {"password_file", "sentinel_password_file", "key_file"}
     assert (
         warnings
         == [(1, f"{tmp_path / 'secret'} is readable by everyone on this host: chmod o-r {tmp_path / 'secret'}")]
@@ -518,6 +520,23 @@ def test_a_private_key_that_everyone_can_read_is_warned_of(write, tmp_path):
     (warning,) = load_config(path).warnings
     assert "eir.key is readable by everyone" in warning.text
     Path(tls["key"]).chmod(0o640)
+    assert load_config(path).warnings == ()
+
+
+def test_readable_secrets_of_a_source_are_a_warning(write, tmp_path):
+    for name, mode in (("ca", 0o644), ("certificate", 0o644), ("key", 0o604), ("token", 0o604)):
+        (tmp_path / name).write_text("x")
+        (tmp_path / name).chmod(mode)
+    files = "ca: ca, certificate: certificate, key: key, token: token"
+    source = f"url: 'https://publisher.example/stolen/', {files}"
+    text = f"lists:\n  stolen: {{signers: signers, source: {{{source}}}}}\n"
+    path = write(IDENTITY + ONE_PEER + text + RULES)
+    assert [warning.text for warning in load_config(path).warnings] == [
+        f"{tmp_path / name} is readable by everyone on this host: chmod o-r {tmp_path / name}"
+        for name in ("key", "token")
+    ]
+    for name in ("key", "token"):
+        (tmp_path / name).chmod(0o640)
     assert load_config(path).warnings == ()
 
 

@@ -10,7 +10,7 @@ from node import until_async
 from osmo_wire import ID_RESP, IMSI, gsup, tbcd, update_location
 from test_gsup_flood import answered, serving
 
-from eir.interfaces.gsup.hlr import HOLD_S, PING_S, Hlr
+from eir.interfaces.gsup.hlr import HOLD_BYTES, HOLD_S, PING_S, HeldMessages, Hlr
 from eir.wire.peers.settings import Limits
 
 ME = (1, tbcd(IMSI))
@@ -33,6 +33,31 @@ async def test_one_that_is_over_is_kept_by_nothing():
     ours.close()
     await until_async(lambda: not is_kept())
     await server.stop()
+
+
+def test_the_bytes_of_all_held_messages_count():
+    held, half = HeldMessages(), bytes(HOLD_BYTES // 2)
+    for _ in range(2):
+        held.add([half])
+        held.add([half])
+        assert not held.is_full
+        held.add([b"x"])
+        assert held.is_full
+        assert held.clear() == [half, half, b"x"]
+        assert not held.is_full
+
+
+async def test_each_forwarded_message_is_counted_once():
+    """Before and after the HLR is connected."""
+    hlr = await osmo_wire.Hlr().start()
+    async with serving(hlr=f"tcp://127.0.0.1:{hlr.port}") as (server, connect):
+        client = (await connect()).send(ID_RESP, *(update_location(number=number) for number in range(3)))
+        await until_async(lambda: len(hlr.messages) == 3)
+        assert server.through == {("msc", "out"): 3}
+        client.send(*(update_location(number=number) for number in range(4)))
+        await until_async(lambda: len(hlr.messages) == 7)
+        assert server.through == {("msc", "out"): 7}
+    await hlr.stop()
 
 
 async def test_one_that_hangs_is_away_until_it_answers_something():

@@ -18,18 +18,20 @@ from pycrate_asn1dir import TCAP_MAPv2v3
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
+from eir.errors import EirError
 from eir.interfaces.map import capture
 from eir.interfaces.map import checkimei as codec
-from eir.interfaces.map.link import PIECE_BYTES, SigtranConnection
+from eir.interfaces.map.link import CARRIED, PIECE_BYTES, SigtranConnection
 from eir.interfaces.map.server import MapServer
 from eir.interfaces.map.service import MapReply, MapService
-from eir.interfaces.map.settings import Ss7Settings
+from eir.interfaces.map.settings import GatewaySettings, Ss7Settings
 from eir.lists.images.index import Index
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.rate import RateLimits
 from eir.wire.peers.settings import Limits, PeerSettings, Requester
 from eir.wire.ss7 import m3ua, sccp, tcap
 from eir.wire.ss7.asp import AssociationState
+from eir.wire.transport.endpoint import endpoint
 from eir.wire.transport.settings import SctpSettings
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
@@ -480,6 +482,46 @@ def test_tshark_objects_to_nothing(tmp_path):
     for wrong in ("Malformed", "Dissector bug", "BER Error", "Expert Info (Error"):
         assert wrong not in shown, shown[shown.index(wrong) - 3000 : shown.index(wrong) + 200]
     assert "prohibitedListed (1)" in shown or "blackListed (1)" in shown
+
+
+@pytest.mark.parametrize(
+    ("streams", "of_sls"), [(1, [0, 0, 0, 0]), (2, [1, 1, 1, 1]), (4, [1, 2, 3, 1]), (16, [1, 2, 3, 4]), (17, [1, 2, 3, 4])]
+)  # fmt: skip
+def test_the_sls_of_a_message_selects_its_stream(streams, of_sls):
+    """RFC 4666 1.4.7: messages of one SLS stay in order, and stream 0 has no DATA message if there are others."""
+    stream = CARRIED.stream
+    for context in (None, 7):  # the routing context comes before the protocol data
+        sent = [memoryview(wire.data(b"x", sls=sls, context=context)) for sls in range(4)]
+        assert [stream(each, streams) for each in sent] == of_sls
+    last = memoryview(wire.data(b"x", sls=255))
+    assert stream(last, streams) == (0 if streams == 1 else 1 + 255 % (streams - 1))
+    for kind in (m3ua.MessageKind.ASPUP, m3ua.MessageKind.BEAT):
+        assert stream(memoryview(m3ua.message(kind)), streams) == 0
+    without_data = memoryview(m3ua.message(m3ua.MessageKind.DATA))
+    assert stream(without_data, streams) == min(1, streams - 1)
+
+
+async def test_a_gateway_is_dialled_with_the_settings_of_sctp(monkeypatch):
+    dialled = asyncio.get_running_loop().create_future()
+
+    async def connect(_link, to, tls, settings, carried):
+        dialled.set_result((to.where, tls, settings, carried))
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("eir.interfaces.map.server.begin.connect", connect)
+    made, gateway = context(), GatewaySettings(label="stp", connect="sctp://192.0.2.1,192.0.2.2:2905")
+    made.shared.sctp = SctpSettings(local_addresses=("192.0.2.9",))
+    server = MapServer(Ss7Settings(point_code="1-1-2", gateways=(gateway,)), made)
+    server.dial()
+    assert await dialled == (endpoint(gateway.connect).where, None, made.shared.sctp, CARRIED)
+    await server.drain(0)
+
+
+async def test_the_probe_names_a_port_on_which_nobody_listens():
+    from eir.interfaces.map import INTERFACE
+
+    with pytest.raises(EirError, match=r"^cannot connect to 127\.0\.0\.1:9: Connection refused$"):
+        await INTERFACE.probe_of(f"map://127.0.0.1:9?to_point_code={wire.EIR}").ask([LISTED])
 
 
 async def test_the_probe_falls_back():

@@ -1,12 +1,15 @@
 """The metrics' page: names, kinds and merging by the table, in Prometheus' own format."""
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from eir.node.observe.metrics import FAMILIES, exposition, histogram, merge, outliving, unknown
+from eir.node.observe.metrics import FAMILIES, TICKS, exposition, histogram, merge, of_processes, outliving, unknown
 
+ROOT = Path("/")
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
@@ -118,3 +121,15 @@ def test_workers_become_one_truth():
 )  # fmt: skip
 def test_how_each_merges(name, how):
     assert BY_NAME[name].merge == how
+
+
+def test_processor_time_is_that_of_user_and_system_in_seconds():
+    def used():
+        times = os.times()
+        return times.user, times.system
+
+    while min(used()) < 20 / TICKS:  # system calls use both kinds
+        ROOT.stat()
+    before = sum(used())
+    shown = of_processes(os.getpid())["eir_process_cpu_seconds_total"]["front",]
+    assert before - 2 / TICKS <= shown <= sum(used()) + 2 / TICKS

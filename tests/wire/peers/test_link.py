@@ -105,6 +105,23 @@ async def test_a_client_that_is_gone_before_the_loop_comes_to_it_is_let_go(name)
     assert gone == [link]
 
 
+@pytest.mark.parametrize("is_accepted", [True, False])
+async def test_a_rejected_client_is_disconnected_after_its_error(is_accepted):
+    calls = []
+
+    class Greeting(PeerConnection):
+        def begin(self):
+            self.transport.write(b"greeting or error")
+            return is_accepted
+
+    link = Greeting(SimpleNamespace(limits=Limits()), asyncio.get_running_loop())
+    link.connection_made(SimpleNamespace(
+        get_extra_info=lambda _: ("192.0.2.1", 3868), set_write_buffer_limits=lambda **_: None,
+        write=lambda _: calls.append("write"), abort=lambda: calls.append("abort"),
+    ))  # fmt: skip
+    assert calls == (["write"] if is_accepted else ["write", "abort"])
+
+
 async def test_a_client_is_read_from_as_long_as_there_is_room_and_it_takes_its_answers():
     done, room = [], [True]
 

@@ -11,7 +11,7 @@ from wire import until
 
 from eir.node.observe.http import HttpServer
 from eir.wire.web.http1 import Conversation, HttpResponse
-from eir.wire.web.http1_server import HttpLimits
+from eir.wire.web.http1_server import SLOW, HttpConnections, HttpLimits
 
 PAGE = HttpResponse(200, "text/plain; charset=utf-8", b"page\n")
 
@@ -192,6 +192,26 @@ async def test_a_silent_client_is_dropped(connect):
     half.writer.write(GET[:10])
     assert await silent.ended() == b""
     assert await half.ended() == b""
+
+
+@pytest.mark.parametrize(
+    ("requests", "begun", "idle_s", "reasons"),
+    [(0, b"", 0.01, [SLOW]), (0, GET[:10], 0.01, [SLOW]), (1, b"", 0.01, []), (1, GET[:10], 3600, [SLOW]), (1, b"", None, [SLOW])],
+)  # fmt: skip
+async def test_a_slow_client_is_counted_and_an_idle_one_is_not(requests, begun, idle_s, reasons):
+    ended = []
+    connections = HttpConnections(
+        lambda _: PAGE, limits=HttpLimits(request_s=0.05, idle_s=idle_s), ended=lambda *what: ended.append(what)
+    )
+    listener = await asyncio.get_running_loop().create_server(connections.create_connection, "127.0.0.1", 0)
+    client = Client(*await asyncio.open_connection(*listener.sockets[0].getsockname()))
+    for _ in range(requests):
+        assert (await client.ask(GET))[0] == 200
+    client.writer.write(begun)
+    assert await client.ended() == b""
+    client.writer.close()
+    listener.close()
+    assert ended == [("127.0.0.1", reason) for reason in reasons]
 
 
 @pytest.mark.parametrize(
