@@ -89,7 +89,7 @@ def _fault_text(text: str) -> str:
     if not text:
         return "nothing"
     if ROUNDED.fullmatch(text):
-        return "a number that a spreadsheet has rounded: make it text there, and take it from its source again"
+        return "a number that a spreadsheet has rounded: format the column as text, and export the number again"
     if strip_separators(text) != text:
         return f"{len(text)} characters, blanks or dashes among them"
     if len(text) == TAC_DIGITS and is_digits(text):

@@ -132,7 +132,7 @@ def refused_by(fault: Exception) -> ReleaseRefused:
     ]
     place = f" at {ours[-1]}" if ours else ""
     return ReleaseRefused(
-        "fault", f"the program failed over it: {type(fault).__name__}{place}; report this, with the release"
+        "fault", f"internal fault of the program: {type(fault).__name__}{place}; report it with the release"
     )
 
 

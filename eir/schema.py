@@ -164,7 +164,7 @@ def whole(low: int, high: int) -> Kind:
 
     def read(written: str) -> Any:
         if re.fullmatch(r"0[0-9_]+", written):
-            raise Unexpected(f"expected {expected}; a leading zero makes it octal for some readers, leave it out")
+            raise Unexpected(f"expected {expected}; remove the leading zero, which some YAML readers take as octal")
         return kind.read(written)
 
     return replace(kind, read=read)
@@ -269,11 +269,11 @@ def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Ki
         scheme = match[1]
         *more_addresses, final = match[2].split(",") if SCTP in ports else [match[2]]
         if scheme == DTLS:
-            raise Unexpected("DTLS over SCTP is not offered: expected sctp:// with IPsec below it, or tls://")
+            raise Unexpected("DTLS over SCTP is not supported: expected sctp:// with IPsec below it, or tls://")
         if more_addresses and scheme != SCTP:
-            raise Unexpected("expected one address; only sctp:// takes several")
+            raise Unexpected("expected one address; only sctp:// accepts several")
         if any(urlsplit(f"//{each}").port is not None for each in more_addresses):
-            raise Unexpected("expected the port behind the last address alone, since it is that of all")
+            raise Unexpected("expected one port for all addresses, after the last address")
         hosts = [address(each, 0).removesuffix(":0") for each in more_addresses]
         return f"{scheme}://{','.join([*hosts, address(final, ports[scheme])])}"
 
@@ -284,9 +284,7 @@ def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Ki
 def _network(written: str) -> IPv4Network | IPv6Network:
     around, address = ip_network(written, strict=False), written.partition("/")[0]
     if ip_address(address) != around.network_address:
-        raise Unexpected(
-            f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}"
-        )
+        raise Unexpected(f"it has bits outside its mask; expected the network {around} or the address {address}")
     return around
 
 

@@ -356,7 +356,7 @@ def _history(world: World) -> list[str]:
             found.append(f"the history as {name} sees it has the loads {loads} of {world.serial}")
         verified = site.eir("history", "--verify", status=None)
         if verified.returncode:
-            found.append(f"the history does not hold: {verified.stdout}{verified.stderr}")
+            found.append(f"the history is not valid: {verified.stdout}{verified.stderr}")
     refused = [
         line for line in world.site.node.lines("peer_refused") if line.get("address", "").startswith("127.0.0.1:")
     ]

@@ -76,7 +76,7 @@ def _device_type(types: tuple[str, ...], index: "Index") -> Holds:
     wanted = frozenset(map(device_type_key, types))
     tables = [cast("PairList", entries) for entries in index.lists.values() if entries.kind == TYPES]
     if not tables:
-        raise KeyError("no list says of which type a device is")
+        raise KeyError("no list of kind device_types is configured")
     return lambda key, _imsi, _software_version, _host, _realm: any(table.is_of_type(key, wanted) for table in tables)
 
 
@@ -135,7 +135,7 @@ def _elsewhere(question: str) -> Callable[[str, "Index"], Holds]:
     def compiled(name: str, index: "Index") -> Holds:
         entries = index.lists[name]
         if entries.kind != PAIRS:
-            raise KeyError(f"{name} is a list of {entries.kind}; one of pairs says what is bound to what")
+            raise KeyError(f"{name} is a list of {entries.kind}; expected a list of pairs")
 
         bound_elsewhere: Callable[[int, int], bool] = getattr(entries, question)
 

@@ -122,7 +122,7 @@ def with_store(
         ) from None
     if not fresh and config.store == SQLITE and not there:
         raise EirError(
-            f"the state folder {config.state} (`state` in {config.path}) does not exist: no list was ever loaded (eir load creates it)"
+            f"the state folder {config.state} (`state` in {config.path}) does not exist; eir load creates it"
         )
 
     async def run() -> T:
@@ -176,9 +176,9 @@ def imsi_named(config: Config, text: str) -> str:
         return strip_separators(text)
     number, imsi = number_named(config, text)
     if config.numbers is None:
-        raise fail(f"+{number}: {config.path} names no table of `numbers`", EXIT_USAGE)
+        raise fail(f"+{number}: {config.path} sets no table `numbers`", EXIT_USAGE)
     if imsi is None:
-        raise fail(f"+{number}: {config.numbers} has no IMSI of this number", EXIT_USAGE)
+        raise fail(f"+{number}: {config.numbers} does not contain this number", EXIT_USAGE)
     return imsi
 
 

@@ -32,26 +32,26 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "serve": (
         ("run a node in this terminal", "eir serve -c config/eir.yaml"),
-        ("take over the file whenever it changes", "eir serve --reload-on-change"),
+        ("apply the file whenever it changes", "eir serve --reload-on-change"),
     ),
     "status": (
         ("for people, and for Nagios", "eir status"),
         ("for scripts", "eir status --json"),
     ),
     "peers": (
-        ("who is connected, and who is awaited", "eir peers"),
+        ("connected and missing peers", "eir peers"),
         ("for scripts", "eir peers --json"),
     ),
     "reload": (
-        ("look at the changed file first, then take it over", "eir config && eir reload"),
-        ("of a node with another file", "eir reload -c /etc/eir/eir.yaml"),
+        ("check the changed file, then apply it", "eir config && eir reload"),
+        ("for a node with another configuration file", "eir reload -c /etc/eir/eir.yaml"),
     ),
     "drain": (
         ("end the node without losing a check", "eir drain"),
-        ("of a node with another file", "eir drain -c /etc/eir/eir.yaml"),
+        ("for a node with another configuration file", "eir drain -c /etc/eir/eir.yaml"),
     ),
     "config": (
-        ("is the file right, and what is in force by it?", "eir config -c /etc/eir/eir.yaml"),
+        ("check the file, and print its values", "eir config -c /etc/eir/eir.yaml"),
         ("every key, as a page", "eir config --reference"),
     ),
     "check": (
@@ -60,12 +60,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("and what goes over the wire", f"eir check {PHONE} --protocol s13"),
     ),
     "why": (
-        ("what was this phone answered last?", f"eir why {PHONE}"),
+        ("last answer for this phone", f"eir why {PHONE}"),
         ("that morning, with this SIM", f"eir why {PHONE} --imsi {SIM} --at 2026-11-20T06:00:00Z"),
     ),
     "trace": (
         ("a customer's checks, as they happen", f'eir trace --imsi {SIM} --reason "complaint 17"'),
-        ("those of a phone for an hour, with a capture", f'eir trace --imei {PHONE} --for 1h --pcap phone.pcap --reason "complaint 17"'),
+        ("checks of a phone for 1 h, with a capture", f'eir trace --imei {PHONE} --for 1h --pcap phone.pcap --reason "complaint 17"'),
     ),
     "load": (
         ("what would come and go?", f"eir load --dry-run {RELEASE}"),
@@ -73,39 +73,39 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("the same where much goes on purpose", f"eir load --force {RELEASE}"),
     ),
     "inbox": (
-        ("load what has arrived, and say what waits", "eir inbox"),
+        ("load delivered releases, and list waiting ones", "eir inbox"),
         ("for scripts", "eir inbox --json"),
     ),
     "pull": (
-        ("of every list that has a source", "eir pull"),
-        ("of one, and once more what was refused", "eir pull stolen-national --force"),
+        ("every list with a source", "eir pull"),
+        ("one list, also releases that were refused", "eir pull stolen-national --force"),
     ),
     "acknowledge": (
-        ("tell the publishers what is in force here", "eir acknowledge"),
+        ("send acknowledgements to the publishers", "eir acknowledge"),
         ("as files, to be sent by mail", "eir acknowledge stolen-national --out acknowledgements"),
-        ("the line by which a publisher knows this node", "eir acknowledge --key"),
+        ("this node's line for the publisher's file of nodes", "eir acknowledge --key"),
     ),
     "acknowledged": (
-        ("who has the newest release, and who is late?", "eir acknowledged /srv/www/stolen-national"),
+        ("nodes with the newest release, and late nodes", "eir acknowledged /srv/www/stolen-national"),
         ("where nodes have a day", "eir acknowledged /srv/www/stolen-national --within 24h"),
     ),
     "show": (
         ("the first entries of a list", "eir show stolen-national -n 20"),
         ("does it name this phone?", f"eir show stolen-national {PHONE}"),
-        ("all phones of a model that it names", "eir show stolen-national 00101001"),
+        ("entry of a model", "eir show stolen-national 00101001"),
     ),
     "export": (
         ("the list as a data file", "eir export stolen-national -o stolen.csv"),
-        ("only the models that it names as a whole", "eir export stolen-national --only tac"),
+        ("only whole models", "eir export stolen-national --only tac"),
         ("phones whose period of grace ends in January", "eir export first-seen --ends-from 2027-01-01 --ends-to 2027-01-31"),
     ),
     "history": (
         ("the last month of a list", "eir history stolen-national --since 30d"),
-        ("was anything changed behind our back?", "eir history --verify"),
+        ("verify the chain of records", "eir history --verify"),
         ("for an auditor", "eir history --export record.jsonl"),
     ),
     "rollback": (
-        ("what would be in force again?", "eir rollback stolen-national --dry-run"),
+        ("show the list that would be restored", "eir rollback stolen-national --dry-run"),
         ("undo the last release", "eir rollback stolen-national"),
         ("undo all after release 41", "eir rollback stolen-national --to 41"),
     ),
@@ -124,17 +124,17 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "remove": (
         ("a phone was found again", f'eir remove {BLOCKS} {PHONE} --reason "found"'),
-        ("how many phones would that free?", f'eir remove {BLOCKS} 00101001 --tac --dry-run --reason "approved"'),
+        ("count the devices that would be removed", f'eir remove {BLOCKS} 00101001 --tac --dry-run --reason "approved"'),
     ),
     "publish": (
         ("a whole list", "eir publish --list stolen --serial 1 --expires 14d --key key stolen.csv"),
-        ("what comes and goes since release 1",
+        ("additions and removals since release 1",
          "eir publish --list stolen --serial 2 --base 1 --expires 14d --key key stolen-added.csv stolen-removed.csv"),
         ("into a folder that nodes pull from", "eir publish --list stolen --serial 3 --expires 14d --key key --to /srv/www/stolen stolen.csv"),
     ),
     "offer": (
         ("a release that two people have signed", f"eir offer {RELEASE} --to /srv/www/stolen-national --key key"),
-        ("keep the way open for nodes that were away a month", f"eir offer {RELEASE} --to /srv/www/stolen-national --key key --keep 30d"),
+        ("keep deltas for nodes that were down for a month", f"eir offer {RELEASE} --to /srv/www/stolen-national --key key --keep 30d"),
     ),
     "probe": (
         ("as an MME", f"eir probe s13://192.0.2.1 {PHONE}"),
@@ -147,7 +147,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("by what this node has on record", f"eir audit {RELEASE} --sightings --since 7d"),
     ),
     "seen": (
-        ("when and with which SIMs was this phone there?", f"eir seen {PHONE}"),
+        ("times and SIMs of this phone", f"eir seen {PHONE}"),
         ("this SIM's last week", f"eir seen {SIM} --since 7d"),
     ),
     "completion": (
@@ -160,14 +160,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "lists": (
         ("what is in force?", "eir lists"),
-        ("what does the store hold, whatever the node says?", "eir lists --store --json"),
+        ("content of the store instead of the node", "eir lists --store --json"),
     ),
     "lists reset-serial": (
-        ("a release came as number 20261129 by mistake, after 41", 'eir lists reset-serial stolen-national --to 41 --reason "typo of the agency"'),
+        ("after a release with the mistaken serial 20261129", 'eir lists reset-serial stolen-national --to 41 --reason "typo of the agency"'),
         ("what is next then", "eir load --dry-run stolen-national-42.manifest.json"),
     ),
     "peer disable": (
-        ("before an MME is worked on", "eir peer disable mme1"),
+        ("before maintenance of an MME", "eir peer disable mme1"),
         ("what it is called", "eir peers"),
     ),
     "peer enable": (
@@ -175,19 +175,19 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("is it back?", "eir peers"),
     ),
     "feed user": (
-        ("a register's user, with a password that is made up", "eir feed user register1 >>feed.users"),
-        ("with a password of its own", "eir feed user register1 --password-file password >>feed.users"),
+        ("a register's user, with a generated password", "eir feed user register1 >>feed.users"),
+        ("with a given password", "eir feed user register1 --password-file password >>feed.users"),
     ),
     "sightings": (
         ("how much is on record?", "eir sightings"),
         ("for scripts", "eir sightings --json"),
     ),
     "sightings forget": (
-        ("a subscriber wants to be forgotten", f"eir sightings forget --imsi {SIM}"),
+        ("delete the checks of a subscriber", f"eir sightings forget --imsi {SIM}"),
         ("is nothing left?", f"eir seen {SIM}"),
     ),
     "sightings import": (
-        ("the log of the EIR that was here before", "eir sightings import old-eir.csv"),
+        ("the log of the previous EIR", "eir sightings import old-eir.csv"),
         ("for scripts", "eir sightings import old-eir.parquet --json"),
     ),
     "sightings export": (
@@ -204,16 +204,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("those of the checks on record", "eir first-seen import --from-sightings"),
     ),
     "tamper report": (
-        ("the likeliest of the last month", "eir tamper report"),
+        ("findings of the last month with a high score", "eir tamper report"),
         ("as a page for the fraud desk", "eir tamper report --since 60d --html report.html"),
         ("as a page for the public", "eir tamper report --public yearly.html"),
     ),
     "tamper show": (
-        ("what does a finding rest on?", f"eir tamper show {PHONE}"),
-        ("as a page for the file", f"eir tamper show {PHONE} --html case-17.html"),
+        ("evidence of a finding", f"eir tamper show {PHONE}"),
+        ("as an HTML page", f"eir tamper show {PHONE} --html case-17.html"),
     ),
     "tamper confirm": (
-        ("somebody held the phone in hand", f'eir tamper confirm {PHONE} --reason "seen at the customs office"'),
+        ("after an inspection of the phone", f'eir tamper confirm {PHONE} --reason "seen at the customs office"'),
         ("what is known of it", f"eir tamper show {PHONE}"),
     ),
     "tamper clear": (
@@ -252,7 +252,7 @@ def _folded(line: str) -> list[str]:
 
 
 HELP = "An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists."
-EPILOG = "Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, else /etc/eir/eir.yaml. 'eir COMMAND --help' says more."
+EPILOG = "Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, else /etc/eir/eir.yaml. 'eir COMMAND --help' explains a command."
 
 
 class Group(NamedTuple):

@@ -126,7 +126,7 @@ def restore(
                 checked, lambda store: _restored(checked, store, room, states, facts, force=force, dry_run=dry_run)
             )
         except GenerationConflict as e:
-            raise EirError(f"{e}; what came before is restored: run it again") from None
+            raise EirError(f"{e}; the lists restored before it stay; run the command again") from None
         notes = []
         if not dry_run:
             with acting_in(checked.state):
@@ -161,7 +161,7 @@ async def _restored(
         if found and not force:
             reasons = "; ".join(f"{name}: {why}" for name, why in found.items())
             raise EirError(
-                f"nothing was changed: the backup is older than what nodes have: {reasons}; --force sets it back"
+                f"nothing was changed: the backup is older than the lists of the nodes: {reasons}; --force restores it"
             )
         if dry_run:
             return [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
@@ -214,7 +214,7 @@ def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
         if not theirs.exists() or (ours.exists() and ours.read_bytes() == theirs.read_bytes()):
             continue
         if ours.exists() and not force:
-            notes.append(f"{ours} is another one than in the backup, and stays; --force replaces it")
+            notes.append(f"{ours} differs from the backup and stays; --force replaces it")
             continue
         write_file(ours, theirs.read_bytes(), mode=PUBLIC_MODE if name.endswith(".pub") else KEY_MODE, durable=True)
     if times := [*_times(folder), *_times(room)]:
@@ -320,18 +320,18 @@ def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> dict[str, Any]:
             for member in tar:
                 content = tar.extractfile(member)
                 if content is None or facts or not (member.name in KNOWN or RECORD.fullmatch(member.name)):
-                    raise EirError(f"{file} is no backup of an EIR: it has {member.name!r}")
+                    raise EirError(f"{file} is not a backup of an EIR: it contains {member.name!r}")
                 if member.name == MANIFEST:
                     facts = json.loads(content.read(MANIFEST_BYTES_MAX))
                     continue
                 found[member.name] = _extract(content, None if room is None else room / member.name)
     except (tarfile.TarError, ValueError, EOFError) as e:
-        raise EirError(f"{file} is no whole backup: {e}") from None
+        raise EirError(f"{file} is not a complete backup: {e}") from None
     if not facts or SQLITE_FILE not in found:
-        raise EirError(f"{file} is no whole backup: it was cut off")
+        raise EirError(f"{file} is an incomplete backup; copy it again")
     if facts.get("format") != FORMAT:
         raise EirError(
-            f"{file} has the format {facts.get('format')!r}; this is eir {__version__}, which reads {FORMAT}"
+            f"{file} has the format {facts.get('format')!r}, and eir {__version__} reads {FORMAT}; restore it by the version that wrote it"
         )
     if wrong := [name for name, digest in facts["files"].items() if found.get(name) != digest]:
         raise EirError(f"{file} is damaged: {', '.join(wrong)}")

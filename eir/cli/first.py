@@ -92,7 +92,7 @@ def init(
     )
     print("\n".join(f"{folder / name} is written" for name in files))
     print(
-        f"next: eir config{named}; {load}; eir serve{named}, or install eir.service. What the peers have to say: deploy/CONNECT.md"
+        f"next: eir config{named}; {load}; eir serve{named}, or install eir.service. Settings of the peers: deploy/CONNECT.md"
     )
 
 
@@ -120,8 +120,8 @@ def _check_option(option: str, check: Callable[[str], object], texts: Sequence[s
 
 def _asked_peers() -> list[str]:
     """Prompt for peers until the user enters an empty line; return them."""
-    found = [_ask("Who may ask (HOST@ADDRESS, or a network)", parse_peer)]
-    while text := _ask("Who else (nothing: nobody)", lambda text: text and parse_peer(text), default=""):
+    found = [_ask("Peers that may send checks (HOST@ADDRESS, or a network)", parse_peer)]
+    while text := _ask("Further peer (empty: none)", lambda text: text and parse_peer(text), default=""):
         found.append(text)
     return found
 
@@ -174,7 +174,7 @@ def parse_peer(text: str, realm: str = "") -> FirstPeer:
     except ValueError as e:
         raise ValueError(f"{text}: {e}; expected HOST@ADDRESS, or a network such as 10.20.0.0/24") from None
     if at and not host:
-        raise ValueError(f"{text}: nothing stands before the @")
+        raise ValueError(f"{text}: the host before the @ is missing")
     if host:
         check_identity(host)
     return FirstPeer(_whole(host, realm) if host else None, named)
@@ -188,7 +188,7 @@ def parse_signers(key: Path, signer: str) -> str:
     except OSError as e:
         raise ValueError(f"{key}: {e.strerror}") from None
     if len(words) < 2 or "PRIVATE" in words or not keys_of(words[1].encode()):
-        raise ValueError(f"{key} is no public key of OpenSSH; expected the .pub that ssh-keygen writes beside a key")
+        raise ValueError(f"{key} is not an OpenSSH public key; expected the .pub file that ssh-keygen writes")
     name = signer or (words[2] if len(words) > 2 else "publisher")
     if not name.isascii() or set(name) & set(' "#,*?!'):
         raise ValueError(f"--signer {name}: expected one name, such as register@agency.example")

@@ -79,7 +79,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
         except control.ControlAway:
             return None
         except control.ControlError as e:
-            print_message(f"note: the running node was not asked: {e}")
+            print_message(f"note: the running node could not be queried: {e}")
             return None
         states = {name: decode_state(state) for name, state in said["lists"].items()}
         stored = _stored(config, states)
@@ -92,9 +92,9 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
         time.sleep(LEVEL_EACH_S)
     notes = [*_of_file(config, said["configuration"])]
     if not said["in_step"]:
-        notes.append("the workers of the node do not all answer by the same lists; the first one was asked")
+        notes.append("the workers of the node have different lists; this is the answer of the first worker")
     notes += (
-        [f"the node answers from memory, as its store does not: {stored}"]
+        [f"the node answers from memory, because its store does not answer: {stored}"]
         if isinstance(stored, EirError)
         else _behind(states, stored)
     )
@@ -145,13 +145,11 @@ async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, 
 def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]:
     """Return messages about settings that differ between the configuration file and the node."""
     if isinstance(config, Whereabouts) and config.problems:
-        return [f"{config.path} has errors (eir config), the node goes by the configuration that it took over before"]
+        return [f"{config.path} has errors (eir config); the node uses its previous configuration"]
     file = digests(config.shown)
     differ = [name for name in dict.fromkeys([*file, *node]) if file.get(name) != node.get(name)]
     return (
-        [f"{config.path} says otherwise than the node in {', '.join(differ)}; eir reload has the node take it over"]
-        if differ
-        else []
+        [f"{config.path} differs from the node in {', '.join(differ)}; eir reload applies the file"] if differ else []
     )
 
 
@@ -163,7 +161,7 @@ def _behind(states: Mapping[str, ListState], stored: Stored) -> list[str]:
         if isinstance(there, StoreError):
             notes.append(f"list {name} is damaged in the store ({there}); the node answers by {_called(here)}")
         elif (there and (there.generation, there.content_digest)) != (here and (here.generation, here.content_digest)):
-            notes.append(f"the store holds {_called(there)} of {name}, the node answers by {_called(here)}")
+            notes.append(f"the store has {_called(there)} of {name}, the node answers by {_called(here)}")
     return notes
 
 
@@ -224,6 +222,6 @@ def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
                 return f"{node} has not taken over {', '.join(behind)} yet; see eir status"
             time.sleep(TAKEN_OVER_EACH_S)
     except control.ControlDenied as e:
-        return f"cannot tell whether a node has taken it over: {e}"
+        return f"it is unknown whether a node has applied it: {e}"
     except control.ControlError as e:
-        return f"{e}; a node that starts later, or follows the same store elsewhere, takes it over by itself"
+        return f"{e}; nodes that start later or follow the same store apply it by themselves"

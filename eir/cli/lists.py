@@ -162,7 +162,7 @@ def reset_serial(
         return state
 
     state = with_store(checked, done, fresh=False)
-    said = f"{list_name}: the highest serial is {to} again; serial {state.serial} stays in force until a full release with one above {to}"
+    said = f"{list_name}: the highest serial is {to} again; serial {state.serial} stays in force until a full release with a higher serial"
     show_one({"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}, said, as_json=as_json)
 
 
@@ -243,13 +243,11 @@ def add(
     }
     if rows is None and identifiers:
         if layout is not None:
-            raise fail("--layout goes with --file", EXIT_USAGE)
+            raise fail("--layout requires --file", EXIT_USAGE)
         _edit(config, list_name, ADD, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, **options)
         return
     if rows is None or identifiers or imsi or tac or verbatim:
-        raise fail(
-            "IMEIs or --file FILE are needed; --file goes without IMEIs, --imsi, --tac and --verbatim", EXIT_USAGE
-        )
+        raise fail("expected IMEIs, or --file FILE without --imsi, --tac and --verbatim", EXIT_USAGE)
     checked = opened(load_config(config))
     settings = list_settings(checked, list_name)
     with progress() as advance:
@@ -271,11 +269,11 @@ def add(
         shown("write", 1, 1)
     show_one(asdict(report), report.as_text(), as_json=as_json)
     for complaint in found.tally.complaints:
-        print_message(f"warning: a bad row, which was left out: {complaint}")
+        print_message(f"warning: a bad row was left out: {complaint}")
     if found.tally.bad > len(found.tally.complaints):
         print_message(f"warning: {found.tally.bad:,} bad rows in all")
     if found.ended:
-        print_message(f"warning: {found.ended:,} entries have an end that is over, and were left out")
+        print_message(f"warning: {found.ended:,} entries have expired and were left out")
     if found.tally.wrong_check_digits:
         print_message(f"warning: {found.tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
 
@@ -343,9 +341,7 @@ def _edit(
         if what == REMOVE or settings.kind == SUBSCRIBERS
         else filter(is_wrong_digit, map(strip_separators, identifiers))
     ):
-        print_message(
-            f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; was it typed wrong?"
-        )
+        print_message(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; check the number")
     show_one(asdict(report), report.as_text(), as_json=as_json)
 
 
@@ -427,11 +423,11 @@ def show_list(
             print_message(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
     if not rows and found.keys.start >= ODD_BASE and found.state.kind != SUBSCRIBERS:
         raise fail(
-            f"{identifier} is not in {list_name}, and is no IMEI (14 to 16 digits), no MEID and no TAC (8 digits)",
+            f"{identifier} is not in {list_name}, and is not an IMEI (14 to 16 digits), a MEID or a TAC (8 digits)",
             EXIT_USAGE,
         )
     if not rows:
-        raise fail(f"{identifier} is not in {list_name}" if identifier else f"no entry of {list_name} is left to show")
+        raise fail(f"{identifier} is not in {list_name}" if identifier else f"{list_name} has no further entries")
 
 
 def _as_held(checked: Whereabouts, node: NodeAnswer | None, name: str, identifier: str) -> _ListContent | None:
@@ -442,7 +438,7 @@ def _as_held(checked: Whereabouts, node: NodeAnswer | None, name: str, identifie
         read := read_as_held(checked, name, node.states[name], partial(_list_content, checked, name, identifier))
     ) is None:
         print_message(
-            "note: neither the store nor the node's copy has what the node answers by; this is what the store holds"
+            "note: neither the store nor the node's copy has the lists of the node; this is the content of the store"
         )
         return None
     found, place = read

@@ -109,7 +109,7 @@ def moment(text: str, option: str = "--since") -> datetime | None:
         return meant.astimezone(UTC) if meant.tzinfo else meant.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise fail(
-            f"{option} {text}: expected how long ago it was, such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z",
+            f"{option} {text}: expected an age such as 7d, a day such as 2026-11-20, or a time such as 2026-11-20T06:00:00Z",
             EXIT_USAGE,
         ) from None
 

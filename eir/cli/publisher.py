@@ -62,7 +62,9 @@ def publish(
         if holds not in {None, *KINDS}:
             raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
         if folder is not None or force:
-            raise fail("--to takes neither --out nor --force: what stands in an index has been read", EXIT_USAGE)
+            raise fail(
+                "--to cannot be combined with --out or --force, because nodes may have read the index", EXIT_USAGE
+            )
         _publish_into(
             to, files, bad_rows=bad_rows, strict=strict, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout, holds=holds,
             keep=kept, declared=declared, bad_rows_max=bad_rows_max, new_key=new_key, as_json=as_json,
@@ -132,7 +134,7 @@ def _bad_rows_to(path: Path | None, files: Sequence[Path]) -> Iterator[Callable[
         yield None
         return
     if path.resolve() in {each.resolve() for each in files}:
-        raise fail(f"--bad-rows {path}: that is a data file; name another one", EXIT_USAGE)
+        raise fail(f"--bad-rows {path} is a data file of the release; name another file", EXIT_USAGE)
     with open(path, "w", encoding="utf-8", newline="", opener=partial(os.open, mode=0o600)) as stream:
         out = csv.writer(stream)
         out.writerow(("file", "line", "problem", "row"))

@@ -74,7 +74,7 @@ def history(
         _adopt(checked, reason)
         return
     if reason:
-        raise fail("--reason goes with `eir history adopt`", EXIT_USAGE)
+        raise fail("--reason requires `eir history adopt`", EXIT_USAGE)
     begin = utc_text(from_then) if (from_then := moment(since)) else None
     if verify:
         _print_result(
@@ -114,7 +114,7 @@ def _of_the_node(checked: Whereabouts, error: StoreError, **asked: Any) -> list[
         rows = control.ask(checked.state, "history", **asked)
     except EirError:
         raise error from None
-    print_message(f"warning: this is the node's copy, as the store does not answer: {error}")
+    print_message(f"warning: this is the node's copy, because the store does not answer: {error}")
     return [Event(**row) for row in rows]
 
 
@@ -129,11 +129,11 @@ def _adopt(checked: Whereabouts, reason: str) -> None:
     async def adopted(store: ListStore) -> str:
         copy = open_copy(checked.store, checked.state) if (checked.state / COPY_FILE).exists() else None
         if copy is None:
-            raise EirError("there is no copy of the history in the state folder of this host: nothing to adopt")
+            raise EirError("the state folder of this host has no copy of the history, so there is nothing to adopt")
         try:
             ours, whole = await copy.ledger(), await _whole(checked, store)
             if not whole.faults:
-                raise EirError("nothing was changed: the store's history holds, and this node's copy has the same")
+                raise EirError("nothing was changed: the store's history is valid and equals this node's copy")
             with written_to(aside) as out:
                 for chain in CHAINS:
                     async for batch in copy.records(chain=chain):
@@ -193,7 +193,7 @@ async def _copied(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
             for chain in CHAINS
         }
     except StoreError as error:
-        print_message(f"warning: it is not compared with this node's copy: {error}")
+        print_message(f"warning: the history was not compared with this node's copy: {error}")
         return None
     finally:
         await copy.close()
@@ -204,12 +204,12 @@ def _against(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str
     there = {record.number: record_digest(record.text) for record in records}
     oldest = records[0].number if records else 1
     yield from (
-        f"record {number} is not the one that this node keeps"
+        f"record {number} differs from this node's copy"
         for number, digest in ours.items()
         if there.get(number, digest) != digest
     )
     if missing := sum(number >= oldest and number not in there for number in ours):
-        yield f"{missing} records that this node keeps are not in the store"
+        yield f"{missing} records of this node's copy are not in the store"
 
 
 def _gap(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
@@ -237,12 +237,12 @@ def _print_result(whole: _Whole, *, as_json: bool) -> None:
             span = f"{len(records):,} records"
             with suppress(IndexError):
                 span += f", {records[0].number} to {records[-1].number}, {read_record(records[0]).time} to {read_record(records[-1]).time}"
-            copy = "" if whole.copied is None else f"; this node's copy, up to {whole.copied}, has the same"
+            copy = "" if whole.copied is None else f"; this node's copy, up to {whole.copied}, is equal"
             first, last = _ends(whole.fed)
             fed = f"; {len(whole.fed):,} records of feeds, {first} to {last}" if whole.fed else ""
-            print(f"the history holds: {span}{fed}{copy}; SHA-256 of the newest: {ledger.digest}")
+            print(f"the history is valid: {span}{fed}{copy}; SHA-256 of the newest: {ledger.digest}")
     if whole.faults:
-        raise fail("the history does not hold") if not as_json else typer.Exit(EXIT_NO)
+        raise fail("the history is not valid") if not as_json else typer.Exit(EXIT_NO)
 
 
 def _ends(records: Sequence[Record]) -> tuple[int | None, int | None]:

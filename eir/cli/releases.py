@@ -180,11 +180,9 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
         print_message(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
     for name in made.strays:
         unsigned = f"its signature {name}.sig is not there" if name.endswith(MANIFEST_ENDS) else ""
-        print_message(f"{name}: {WAITING}: {unsigned or 'no release that is here names it'}")
+        print_message(f"{name}: {WAITING}: {unsigned or 'no delivered release names it'}")
     if made.elsewhere:
-        print_message(
-            "another process makes a pass over the drop folder just now; see eir history, or ask again in a moment"
-        )
+        print_message("another process is processing the drop folder; see eir history, or try again in a moment")
     elif not made.taken and not made.strays:
         print_message(f"nothing waits in {checked.inbox}")
     if any(taken.outcome == REFUSED or taken.here for taken in made.taken):
@@ -243,7 +241,7 @@ def pull(
 def acknowledge(
     list_name: Annotated[str | None, typer.Argument(metavar="[LIST]", help="All lists that are in force, if not given.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Where the files go, for any other way to the publisher; posted to the lists' sources if not given.", show_default=False)] = None,
-    key: Annotated[bool, typer.Option("--key", help="Only print the line by which a publisher knows this node's key (allowed_signers).")] = False,
+    key: Annotated[bool, typer.Option("--key", help="Only print this node's line for the publisher's file of nodes (allowed_signers).")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
     """Send a signed statement about the lists that are in force.
@@ -265,12 +263,12 @@ def acknowledge(
         return
     said = control.ask(checked.state, "lists")
     if not said["in_step"]:
-        raise fail("the workers of the node have not all taken over the same lists yet: ask again in a moment")
+        raise fail("the workers of the node do not have the same lists yet; try again in a moment")
     having = {name for name, settings in checked.lists.items() if settings.source is not None}
     told = [name for name in said["since"] if out is not None or name in having]
     names = told if list_name is None else [list_settings(checked, list_name).name]
     if not names:
-        raise fail("no list in force here has a source to be told; --out FOLDER writes what can go another way")
+        raise fail("no list in force has a source that accepts acknowledgements; --out FOLDER writes them to files")
     now, given = utc_text(datetime.now(UTC)), list[bool]()
     for name in names:
         if name not in said["since"]:
@@ -289,7 +287,7 @@ def acknowledge(
         else:
             given.append(_given(checked, what))
     if not all(given):
-        raise fail("what was not given can go another way: eir acknowledge --out FOLDER")
+        raise fail("send the other acknowledgements another way: eir acknowledge --out FOLDER writes them to files")
 
 
 def _given(checked: Config, what: "Acknowledgement") -> bool:
@@ -301,7 +299,7 @@ def _given(checked: Config, what: "Acknowledgement") -> bool:
     except EirError as e:
         print_message(f"eir: {e}")
         return False
-    print_message(f"{what.list} {what.serial} since {what.since}: given to its source")
+    print_message(f"{what.list} {what.serial} since {what.since}: accepted by its source")
     return True
 
 
@@ -328,6 +326,6 @@ def show_acknowledged(
         as_json=as_json,
     )
     if not any(each.known for each in found):
-        raise fail("no node has a key there")
+        raise fail("no node has a key in the file of nodes")
     if any(each.known and each.state not in {IN_STEP, LATE} for each in found):
         raise typer.Exit(EXIT_NO)

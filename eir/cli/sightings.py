@@ -140,10 +140,10 @@ def forget(
     show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
     if damaged:
         raise fail(
-            f"these files are damaged, and may name the subscriber still; remove them: {', '.join(map(str, damaged))}"
+            f"these files are damaged and may still contain the subscriber; remove them: {', '.join(map(str, damaged))}"
         )
     if remembered:
-        raise fail(f"the running node may remember the subscriber still: {remembered}; ask again")
+        raise fail(f"the running node may still have the subscriber in memory: {remembered}; run the command again")
 
 
 def import_log(
@@ -240,7 +240,7 @@ def recorded(checked: Config) -> Config:
 
 def not_kept(checked: Config) -> str:
     """Return a text for the end of a message that explains why the record is incomplete; empty if complete."""
-    return "" if checked.sightings else f"; nothing more is kept: {checked.path} has no section 'sightings'"
+    return "" if checked.sightings else f"; no check is recorded: {checked.path} has no section 'sightings'"
 
 
 def write_down(checked: Config) -> None:

@@ -150,19 +150,17 @@ def _notes(found: "Judgement") -> None:
     """Print notes about the findings to standard error, such as devices that were left out."""
     if found.doubted:
         print_message(
-            f"{len(found.doubted):,} more devices rest on the word of {', '.join(found.left_out)}, which is not trusted; --distrusted lists them"
+            f"{len(found.doubted):,} more devices depend on reports of {', '.join(found.left_out)}, which is distrusted; --distrusted lists them"
         )
     if not found.places:
         print_message(
-            "no two origins are known to be two places, so place says nothing; eir/sightings/README.md says what can be expected then"
+            "no two origins are known to be different places, so places are no evidence; see eir/sightings/README.md"
         )
     if found.batches:
-        print_message(
-            f"{len(found.batches):,} numbers of modules are in several of them, as where a maker gave one to a whole batch: no findings"
-        )
+        print_message(f"{len(found.batches):,} IMEIs are used by several modules, probably of one batch: no findings")
     if malformed := sum(seen for _, seen, _ in found.malformed):
         print_message(
-            f"malformed_imei: {malformed:,} checks named no device at all, most of them from {found.malformed[0][0] or 'an unnamed origin'}"
+            f"malformed_imei: {malformed:,} checks had a malformed identifier, most of them from {found.malformed[0][0] or 'an unnamed origin'}"
         )
 
 
@@ -201,7 +199,7 @@ def export(
     found = _judged(checked, since, until, least, EngineChoice(record, on_spark, work), keep_users=kind == "pairs")
     if kind == "pairs" and not found.has_imsis:
         print_message(
-            "the record holds no IMSIs (sightings.subscribers is hashed or off), so that no pair of IMEI and IMSI can be written: only confirmed devices are; --rows tracked writes IMEIs to watch"
+            "the record holds no IMSIs (sightings.subscribers is hashed or off), so no pair of IMEI and IMSI can be written, only confirmed devices; --rows tracked writes IMEIs to watch"
         )
         kind = "devices"
     chosen = [
@@ -221,9 +219,9 @@ def export(
     if not rows:
         if waiting := len(chosen):
             raise fail(
-                f"{waiting:,} devices were found, and none of them can be written as {kind}: nobody of their subscribers is certain to hold a copy, or nobody confirmed them; --rows tracked writes them"
+                f"{waiting:,} devices were found, but none can be written as {kind}: no subscriber certainly holds a copy, or no device is confirmed; --rows tracked writes them"
             )
-        raise fail("nothing found; nothing is written")
+        raise fail("there is no finding, and no file was written")
     with written_to(out, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([head, *rows])
@@ -263,7 +261,7 @@ def show_one_device(
     print_text(
         f"{made['imei']}: {finding['score']:.3f}, {finding['sure']}"
         if finding
-        else f"{made['imei']}: nothing speaks against it, or it was cleared"
+        else f"{made['imei']}: there is no evidence against it, or it was cleared"
     )
     show(made["says"], ("condition", "log_odds", "evidence"), as_json=False)
     for text in made["against"]:
@@ -298,7 +296,7 @@ def forget(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_
     The decision and the withdrawal stay in the history.
     """
     if _device(identifier) not in load_cases(opened(load_config(config)).state):
-        raise fail(f"{identifier}: nobody confirmed or cleared it")
+        raise fail(f"{identifier} has no decision to withdraw")
     _decide(identifier, FORGOTTEN, reason, config, as_json=as_json)
 
 
@@ -320,7 +318,7 @@ def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json
     )
     if not checked.state.is_dir():
         raise EirError(
-            f"the state folder {checked.state} (`state` in {checked.path}) does not exist; eir serve or eir load makes it"
+            f"the state folder {checked.state} (`state` in {checked.path}) does not exist; eir serve or eir load creates it"
         )
     with_store(checked, lambda store: store.record(event))
     with acting_in(checked.state):
@@ -389,7 +387,7 @@ def allocated_tacs(config: Config) -> "Iterator[Tac]":
     for name in (name for name, settings in config.lists.items() if settings.kind == TYPES):
         state, pages = with_store(config, partial(read_pages, name=name), fresh=False, reads=True)
         if state is None:
-            print_message(f"warning: list {name} was never loaded: nothing is known of TACs by it")
+            print_message(f"warning: list {name} was never loaded, so its TACs are unknown")
             continue
         for entry in entries_of(pages):
             if not 0 < entry.until <= now:
@@ -424,7 +422,7 @@ def _engine(config: Config, begin: datetime, end: datetime, where: EngineChoice)
         there = [path for day in days for path in sorted(map(str, (config.state / FOLDER).glob(f"{day}/*.parquet")))]
     if not there:
         raise EirError(
-            f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}: the section `sightings` of the configuration has a node keep them; --until looks at an earlier time"
+            f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}; a node records checks if the configuration has the section `sightings`; --until selects an earlier time"
         )
     without = [peer.label for peer in config.peers if peer.is_probe]  # a probe, an auditor: nobody's phone
     if where.spark is not None and where.work is not None:

@@ -44,7 +44,7 @@ def trace(
     imei, imsi = strip_separators(imei), imsi_named(checked, imsi)
     try:
         if not imei and not imsi:
-            raise fail("whose checks? --imei IMEI or --imsi N", EXIT_USAGE)
+            raise fail("expected --imei IMEI or --imsi N", EXIT_USAGE)
         for text, key_of in ((imei, device_key), (imsi, imsi_key)):
             if text:
                 key_of(text)

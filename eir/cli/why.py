@@ -174,7 +174,7 @@ def _sheet(
         ]
     lines += ["", "since then"]
     lines += [
-        f"  {second(event.time)} {event.who} took over a changed configuration (record {event.number}): {event.detail}"
+        f"  {second(event.time)} {event.who} applied a changed configuration (record {event.number}): {event.detail}"
         for event in found.reloads
     ]
     lines += [
@@ -204,7 +204,7 @@ def _of_list(each: Mapping[str, Any]) -> list[str]:
     if each["signers"]:
         lines.append(f"signed by {', '.join(each['signers'])}, issued {second(each['issued'])}")
     if each["rows"] is None:
-        return [*lines, "what it held is kept no longer, or nothing was given to look for in it"]
+        return [*lines, "its content is no longer kept, or no entry was requested"]
     for row in each["rows"]:
         pair = f" with SIM {row['imsi']}" if row["imsi"] else ""
         end = f", reported {row['date']}" if row["date"] else ""

@@ -31,10 +31,10 @@ CERTIFICATE_SOON = timedelta(days=14)
 """Remaining validity of a certificate below which there is a warning."""
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
 FILES = {
-    "signers": ("signers file", f"put the publishers' public keys there, one a line: {SIGNER}"),
+    "signers": ("signers file", f"write the publishers' public keys there, one per line: {SIGNER}"),
     "revoked": (
         "file of revoked keys",
-        "put the revoked public keys there, or leave 'revoked' out if no key is revoked",
+        "write the revoked public keys there, or leave 'revoked' out if no key is revoked",
     ),
 }
 """Files of a list by key: name, and advice for an unusable file."""
@@ -51,13 +51,11 @@ def _check_peers(config: Config, document: Document) -> Findings:
     for at, peer in enumerate(config.peers):
         spot = ("peers", at)
         if not document.faulty(*spot) and not (peer.host or peer.realm or peer.sources or peer.is_titled):
-            yield "a peer that anyone could be; expected at least one of host, realm, from, gt and point_code", spot
+            yield "the entry matches every client; expected at least one of host, realm, from, gt and point_code", spot
         if peer.host and peer.host.lower() in ours:
-            yield f"the peer's host {peer.host} is the node's own name; expected another's", (*spot, "host")
+            yield f"the peer's host {peer.host} is the node's own name; expected another name", (*spot, "host")
         if peer.label in lines:
-            same = (
-                f"metrics and commands would call this peer '{peer.label}', like the entry in line {lines[peer.label]}"
-            )
+            same = f"this peer would have the name '{peer.label}' in metrics and commands, like the entry in line {lines[peer.label]}"
             yield f"{same}; expected a 'name' of its own", (*spot, "name")
         elif peer.label:
             lines[peer.label] = document.line(*spot)
@@ -72,7 +70,7 @@ def _check_listen(config: Config, _: Document) -> Findings:
             yield (
                 f"{url} stands twice in '{name}'"
                 if other == name
-                else f"{url} stands in '{other}' too; expected another port",
+                else f"{url} is also in '{other}'; expected another port",
                 (*key, at),
             )
         before.setdefault(url, name)
@@ -82,7 +80,7 @@ def _check_service_listeners(config: Config, _: Document) -> Findings:
     for listener in config.service_listeners:
         if not is_secure(listener.url) and not is_loopback(listener.url):
             yield (
-                f"{listener.url} would carry passwords and tokens that anyone can read; expected https://, or http:// on a loopback address",
+                f"{listener.url} would send passwords and tokens in clear text; expected https://, or http:// on a loopback address",
                 listener.spot,
             )
 
@@ -131,7 +129,7 @@ def _check_tokens(config: Config, document: Document) -> Findings:
         if not isinstance(tokens, TokenSettings) or document.faulty(section, "tokens"):
             continue
         if not (tokens.jwks or tokens.keys):
-            yield "nothing to check access tokens with; expected jwks or keys", (section, "tokens")
+            yield "no keys to verify access tokens; expected jwks or keys", (section, "tokens")
             continue
         try:
             keys_of(tokens)
@@ -192,7 +190,7 @@ def _warn_tls(config: Config, _: Document) -> Findings:
     for host in dict.fromkeys((config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host))):
         if not holds(certificate.names, host):
             yield (
-                f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us",
+                f"the certificate {file} is for {names}, not for {host}: peers that compare it with the node's Origin-Host refuse the node",
                 spot,
             )
 
@@ -204,7 +202,7 @@ def _check_lists(config: Config, document: Document) -> Findings:
             yield f"'{name}' cannot be the name of a list; expected 1 to 64 letters, digits, '.', '_' and '-'", spot
         if not (settings.local or settings.signers or document.faulty(*spot)):
             yield (
-                f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true",
+                f"the list {name} has no signers and is not local; expected signers (an allowed_signers file), or local: true",
                 spot,
             )
         if settings.dates and settings.kind in BOUND:
@@ -274,10 +272,10 @@ def check_layouts(config: Config, document: Document) -> Findings:
         if document.faulty(*spot):
             continue
         if name in LAYOUTS:
-            yield f"the layout {name} is known and needs no declaration; expected another name", spot
+            yield f"the layout {name} is built in; expected another name", spot
         if not layout.subjects:
             subjects = " or ".join("+".join(each) for kinds in SUBJECTS.values() for each in kinds)
-            yield f"the layout {name} does not say what a row is about; expected columns with {subjects}", spot
+            yield f"the layout {name} has no column that identifies a row; expected columns with {subjects}", spot
         if len({type(column) for column in layout.columns.values()}) > 1:
             yield f"columns of {name} by name and by position; expected one or the other", (*spot, "columns")
         if len(set(layout.columns.values())) < len(layout.columns):
@@ -286,7 +284,7 @@ def check_layouts(config: Config, document: Document) -> Findings:
         if any(needs) and not all(needs):
             yield f"columns.action, added and removed of {name} need each other; expected all three or none", spot
         if both := layout.added & layout.removed:
-            yield f"{', '.join(sorted(both))} stands in both added and removed of {name}", (*spot, "removed")
+            yield f"{', '.join(sorted(both))} is in both added and removed of {name}", (*spot, "removed")
 
 
 def _check_rules(config: Config, document: Document) -> Findings:
@@ -301,7 +299,7 @@ def _check_rules(config: Config, document: Document) -> Findings:
         if rule.name and names[rule.name] > 1:
             yield f"two rules have the name '{rule.name}'", (*spot, "name")
         if rule.device_type and not any(each.kind == TYPES for each in config.lists.values()):
-            yield "no list of kind device_types says of which type a device is", (*spot, "device_type")
+            yield "no list of kind device_types is configured", (*spot, "device_type")
         for condition, needs in CONDITIONS.items():
             name = getattr(rule, condition) if needs.names_list else None
             if name is not None and name not in config.lists:
@@ -310,7 +308,7 @@ def _check_rules(config: Config, document: Document) -> Findings:
             elif name is not None and config.lists[name].kind == TYPES:
                 yield f"'{name}' is a list of {TYPES}, which the condition device_type asks", (*spot, condition)
             elif name is not None and needs.pairs_only and (kind := config.lists[name].kind) != PAIRS:
-                only = "only a list of pairs says which device and which SIM are bound to each other"
+                only = "expected a list of pairs"
                 yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
 
 
@@ -342,26 +340,29 @@ def _check_sightings(config: Config, document: Document) -> Findings:
     if sightings.webhook is not None and (wrong := _unusable(sightings.webhook.key_file)):
         fault = f"the key of the webhook's signatures {wrong}: {sightings.webhook.key_file}"
         yield (
-            f"{fault}; put a secret there that the receiver has too, such as that of `openssl rand -hex 32`",
+            f"{fault}; write a secret there that the receiver also has, such as the output of `openssl rand -hex 32`",
             (*spot, "webhook", "key_file"),
         )
     used = {name for rule in config.policy.rules for name in rule.lists}
     for name in sightings.watch:
         if name not in used:
             advice = did_you_mean(name, used) or "; a rule with observe: true is enough"
-            yield f"no rule looks into '{name}', so that nothing of it is seen{advice}", (*spot, "watch")
+            yield f"no rule uses the list '{name}', so its devices cause no event{advice}", (*spot, "watch")
 
 
 def _warn_sightings(config: Config, _: Document) -> Findings:
     if config.sightings is not None and config.sightings.stream is not None and config.store == SQLITE:
-        yield "a stream needs a Redis, and the store is sqlite: nothing is sent there", ("sightings", "stream")
+        yield (
+            "a stream needs Redis as the store, and the store is sqlite: no event is sent to it",
+            ("sightings", "stream"),
+        )
 
 
 def _warn_unused_lists(config: Config, _: Document) -> Findings:
     by_type = config.sightings is not None or any(rule.device_type for rule in config.policy.rules)
     for name, settings in config.lists.items():
         if not any(name in rule.lists for rule in config.policy.rules) and not (by_type and settings.kind == TYPES):
-            yield f"no rule uses the list '{name}': it is loaded and answers nothing", ("lists", name)
+            yield f"no rule uses the list '{name}': it has no effect", ("lists", name)
 
 
 def _warn_peers(config: Config, document: Document) -> Findings:
@@ -371,10 +372,10 @@ def _warn_peers(config: Config, document: Document) -> Findings:
         first = next((before for before, other in enumerate(config.peers[:at]) if _covers(other, peer)), None)
         if first is not None:
             line = document.line("peers", first)
-            yield f"this entry never applies: the one in line {line} matches first", ("peers", at)
+            yield f"this entry never applies: the entry in line {line} matches first", ("peers", at)
         if peer.connect is not None and APPLICATIONS in peer.lenient:
             yield (
-                "a peer without S13 refuses our connection, so that its own may not come either; leave out 'connect'",
+                "a peer without S13 refuses the node's connection, and may then not connect itself; leave out 'connect'",
                 ("peers", at, "connect"),
             )
 
@@ -401,8 +402,8 @@ def _warn_open_doors(config: Config, _: Document) -> Findings:
         return
     for at, peer in enumerate(config.peers):
         if not peer.sources and not peer.is_titled:
-            claim = f"anyone who reaches the listener can claim to be peer '{peer.label}'"
-            yield f"{claim}; 'from' would say where it connects from", ("peers", at)
+            claim = f"any client of the listener can claim to be peer '{peer.label}'"
+            yield f"{claim}; restrict its addresses by 'from'", ("peers", at)
 
 
 def _warn_override(config: Config, _: Document) -> Findings:
@@ -410,9 +411,9 @@ def _warn_override(config: Config, _: Document) -> Findings:
     if override is None:
         return
     if override.until is None:
-        yield f"the override answers {override.answer} to everything, and has no 'until'", spot
+        yield f"the override answers {override.answer} to every check, and has no 'until'", spot
     elif override.until <= datetime.now(UTC):
-        yield "the override is over and does nothing", (*spot, "until")
+        yield "the override has ended; remove it", (*spot, "until")
 
 
 def _of_interfaces(name: str) -> Check:

@@ -32,7 +32,7 @@ def _source(match: re.Match[str]) -> str:
         host == "localhost" or (re.fullmatch(r"[0-9a-f.:]+", host) and ip_address(host).is_loopback)
     ):
         raise Unexpected(
-            "expected https://; http:// is for this host's own addresses alone (127.0.0.1, [::1], localhost)"
+            "expected https://; http:// is allowed only for this host's own addresses (127.0.0.1, [::1], localhost)"
         )
     return f"{scheme}://{match[2]}{path.rstrip('/')}/"
 
@@ -46,7 +46,7 @@ def _http_url(match: re.Match[str]) -> str:
 def _moment(written: str) -> datetime:
     moment = datetime.fromisoformat(written)
     if moment.tzinfo is None:
-        raise Unexpected("expected one with a time zone such as 2026-11-25T06:00:00Z")
+        raise Unexpected("expected a time with its zone such as 2026-11-25T06:00:00Z")
     return moment.astimezone(UTC)
 
 

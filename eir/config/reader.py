@@ -240,7 +240,7 @@ class _Reader:
             elif key.value in pairs:
                 first = pairs[key.value][0]
                 self.wrong(
-                    (*spot, key.value), line, f"the key '{key.value}'{_in(spot)} stands twice, first in line {first}"
+                    (*spot, key.value), line, f"the key '{key.value}'{_in(spot)} occurs twice, first in line {first}"
                 )
             else:
                 pairs[key.value] = (line, value)
@@ -255,7 +255,7 @@ class _Reader:
                 self.wrong(
                     spot,
                     line,
-                    f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.form_with_example}, or no such key at all",
+                    f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.form_with_example}, or the key left out",
                 )
             read = [self.scalar(item, kind, (*spot, number)) for number, item in enumerate(node.value)]
             return _both(key, tuple(value for values in read for value in values))

@@ -28,7 +28,7 @@ def load_decisions(state: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError) as e:
         raise EirError(
-            f"{state / FILE}: {e}; put it back from a backup, or remove it: all its decisions are in the history, too"
+            f"{state / FILE}: {e}; restore it from a backup, or remove it: the history has all its decisions"
         ) from None
 
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 CONDITIONS: Mapping[str, str] = {
     "conflict": "subscribers that stay at two places",
-    "alternates": "subscribers that come in turn as those of several phones",
+    "alternates": "subscribers that alternate as on several phones",
     "version_alternates": "software versions that go back with the subscriber",
     "sim_box": "a SIM box",
-    "tac": "a TAC that speaks against it",
-    "placeholder": "an identifier that stands for none",
+    "tac": "a TAC that was never allocated",
+    "placeholder": "a placeholder instead of an identifier",
 }
 """Meaning of each condition, in the order of the report."""
 

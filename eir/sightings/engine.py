@@ -124,7 +124,7 @@ def duck(
             yield Duck(connection)
         except duckdb.OutOfMemoryException as e:
             raise EirError(
-                f"the analysis needs more than it may take: tamper.memory is {memory >> 20} MiB ({str(e).splitlines()[0]})"
+                f"the analysis needs more memory than tamper.memory ({memory >> 20} MiB); raise it ({str(e).splitlines()[0]})"
             ) from None
         except duckdb.Error as e:  # a full disk, a damaged file
-            raise EirError(f"the record cannot be judged: {str(e).splitlines()[0]}") from None
+            raise EirError(f"the record cannot be analysed: {str(e).splitlines()[0]}") from None

@@ -71,7 +71,7 @@ def write(state: Path, rows: "pl.DataFrame") -> list[RecordFile]:
 def _write(path: Path, rows: "pl.DataFrame", written: float) -> RecordFile:
     room = os.statvfs(path.parent)
     if room.f_bavail * room.f_frsize < min(FREE_BYTES_MIN, room.f_blocks * room.f_frsize // SMALL_DISK_SHARE):
-        raise OSError(28, "the disk is nearly full; what is left is for lists and their history", str(path))
+        raise OSError(28, "the disk is nearly full; the rest is reserved for lists and their history", str(path))
     try:
         with open_replacement(path, mode=FILE_MODE, durable=True) as stream:
             peers = (

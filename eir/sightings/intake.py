@@ -100,7 +100,7 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, report: ImportReport) -> C
         .with_columns(pl.col("status").str.to_lowercase().replace(STATUS_WORDS), at=pl.int_range(pl.len()))
     )
     wrong = (
-        pl.when(pl.col("time").is_null()).then(pl.lit("'time' is no time; expected 2026-11-25T06:00:00Z or Unix seconds"))
+        pl.when(pl.col("time").is_null()).then(pl.lit("'time' is not a time; expected 2026-11-25T06:00:00Z or Unix seconds"))
         .when(pl.col("time") > (time.time() + AHEAD_S) * 1e6).then(pl.lit("'time' is in the future; a time without a zone is UTC"))
         .when(pl.col("imei") == "").then(pl.lit("'imei' is empty"))
         .when(~pl.col("imsi").str.contains("^(?:[0-9]{6,15})?$")).then(pl.lit("'imsi' is not an IMSI; expected 6 to 15 digits, or nothing"))

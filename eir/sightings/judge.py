@@ -139,7 +139,7 @@ def judge(
     doubted: list[Finding] = []
     if untrusted:
         warn(
-            f"{', '.join(sorted(untrusted))}: too many devices would be tampered with by its word alone; findings that rest on it are listed apart (--distrusted)"
+            f"{', '.join(sorted(untrusted))}: distrusted, because too many devices would be tampered with only by its reports; --distrusted lists these findings"
         )
         _score(engine, cases, settings.report_min)
         doubted = [

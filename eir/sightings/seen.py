@@ -224,7 +224,7 @@ def read_rows(
         ).collect()
     except (pl.exceptions.PolarsError, OSError) as fault:
         raise EirError(
-            f"the record cannot be read: {str(fault).splitlines()[0]}; remove the file that is named, if it is damaged, and ask again"
+            f"the record cannot be read: {str(fault).splitlines()[0]}; if the named file is damaged, remove it and run the command again"
         ) from None
 
 

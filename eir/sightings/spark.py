@@ -97,7 +97,7 @@ def spark(
     try:
         session = SparkSession.builder.master(master).config(map=SETTINGS).getOrCreate()
     except (PySparkException, Py4JError, OSError) as e:
-        raise EirError(f"Spark at {master} cannot be had: {_first(e)}") from None
+        raise EirError(f"Spark at {master} cannot be reached: {_first(e)}") from None
     own = f"{work.rstrip('/')}/eir-tamper-{secrets.token_hex(8)}"
     try:
         columns = ", ".join(f"{name} {TYPES.get(kind, kind)}" for name, kind in SCHEMA.items())
@@ -107,7 +107,7 @@ def spark(
         session.sql(translate(window_select("recorded", since, until, without))).createOrReplaceTempView("sightings")
         yield Spark(session, own)
     except (PySparkException, Py4JError) as e:
-        raise EirError(f"the record cannot be judged on Spark at {master}: {_first(e)}") from None
+        raise EirError(f"the record cannot be analysed on Spark at {master}: {_first(e)}") from None
     finally:
         with suppress(PySparkException, Py4JError, OSError):  # a lost Spark is already reported
             java = session._jvm  # noqa: SLF001 - Spark's own way to a file system of Hadoop's has no other name in Python

@@ -78,12 +78,12 @@ def read_keys(folder: Path) -> list[HashKey]:
     except FileNotFoundError:
         return []
     except PermissionError as e:
-        raise EirError(f"{file}: {e.strerror}; run it as the node's user") from None
+        raise EirError(f"{file}: {e.strerror}; run the command as the node's user") from None
     except OSError as e:
         raise EirError(f"{file}: {e.strerror}") from None
     except ValueError as e:
         raise EirError(
-            f"{file}: {e}; put it back from a backup, or remove it: hashes from before it tell nothing then"
+            f"{file}: {e}; restore it from a backup, or remove it: earlier hashes can then not be resolved"
         ) from None
 
 

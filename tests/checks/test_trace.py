@@ -152,7 +152,7 @@ def test_it_is_on_record_without_the_number(site):
 def test_it_ends_by_itself_and_there_is_one_at_a_time(site):
     ask_node = site.node.site.eir
     with Trace(site, "--imei", LISTED, "--for", "10m") as trace:
-        assert "one at a time" in ask_node("trace", "--imei", TRACKED, "--reason", "another", status=1).stderr
+        assert "one trace at a time" in ask_node("trace", "--imei", TRACKED, "--reason", "another", status=1).stderr
         assert (
             ask(site, *[UNLISTED] * 50, LISTED, *[UNLISTED] * 50, imsi=IMSI)
             == ["whitelisted"] * 50 + ["blacklisted"] + ["whitelisted"] * 50

@@ -101,7 +101,7 @@ def test_bad_rows_ranges_and_ends_are_checked_as_those_of_a_release(host):
     done = add(
         host, "own", "imei_from,imei_to", "35000000000000,35000000999999", "35000001000000,35000001999990", status=1
     )
-    assert done.stderr.startswith("refused (rows): rows.csv makes 999,992 entries, and 100,000 are the most")
+    assert done.stderr.startswith("refused (rows): rows.csv has 999,992 entries, and the maximum is 100,000")
     done = add(host, "own", "imei,until", f"{LISTED},2020-12-31", status=1)
     assert done.stderr.startswith("refused (rows): rows.csv has no entry that is in force")
     assert add(host, "own", "colour", "red", status=1).stderr.startswith("refused (layout): ")
@@ -109,7 +109,7 @@ def test_bad_rows_ranges_and_ends_are_checked_as_those_of_a_release(host):
     assert host.json("history", "own") == [], "nothing of it was a change"
     wrong = LISTED + str((check_digit(LISTED) + 5) % 10)
     done = add(host, "own", "imei", wrong, "one")
-    assert "warning: a bad row, which was left out: rows.csv:3: " in done.stderr
+    assert "warning: a bad row was left out: rows.csv:3: " in done.stderr
     assert "warning: 1 IMEIs of 15 digits end in a wrong check digit" in done.stderr
     assert [*entries(host, "own")] == [LISTED]
 
@@ -121,7 +121,7 @@ def test_a_list_goes_into_another_one_with_its_reasons_and_ends(host):
     rows = host.eir("export", "old").stdout.splitlines()
     done = add(host, "new", *rows, f"{imei(4)},gone,2020-01-01")
     assert entries(host, "new") == entries(host, "old")
-    assert done.stderr == "warning: 1 entries have an end that is over, and were left out\n"
+    assert done.stderr == "warning: 1 entries have expired and were left out\n"
 
 
 def test_other_kinds_of_lists_take_files_too(host):

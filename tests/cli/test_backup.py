@@ -79,7 +79,7 @@ def test_a_host_comes_back_from_its_backup(tmp_path, publisher, store, into, req
         assert (event["what"], said["made"] in event["detail"]) == ("restore", True)
         if (store, into) == ("sqlite", "sqlite"):
             new.eir("rollback", "stolen", "--dry-run")
-        assert "history holds" in new.eir("history", "--verify").stdout
+        assert "history is valid" in new.eir("history", "--verify").stdout
         new.start()
         until(lambda: new.node.status()["state"] == "OK")
         assert new.json("check", UNLISTED)["status"] == "blacklisted"
@@ -96,7 +96,7 @@ def test_nothing_goes_behind_what_nodes_have_unless_it_is_forced(tmp_path, publi
         site.start()
         before = facts(site)
         refused = site.eir("restore", file, status=1)
-        assert "nothing was changed: the backup is older than what nodes have: stolen: " in refused.stderr
+        assert "nothing was changed: the backup is older than the lists of the nodes: stolen: " in refused.stderr
         assert "serial 3" in refused.stderr
         assert facts(site) == before
         site.eir("restore", "--force", file)
@@ -104,7 +104,7 @@ def test_nothing_goes_behind_what_nodes_have_unless_it_is_forced(tmp_path, publi
         assert site.json("check", UNLISTED)["status"] == "blacklisted"
         until(lambda: site.node.status()["summary"].startswith("a limit was lifted by hand in the last day"))
         assert [event["what"] for event in site.json("history", "stolen", "-n", "1")] == ["restore"]
-        assert "history holds" in site.eir("history", "--verify").stdout
+        assert "history is valid" in site.eir("history", "--verify").stdout
 
 
 def test_what_was_in_force_here_counts_though_the_store_is_gone(tmp_path, publisher):
@@ -129,7 +129,7 @@ def test_a_key_that_is_there_stays(tmp_path, publisher):
         new.configure(lists=LISTS, policy=POLICY)
         new.state.mkdir(mode=0o750)
         own = new.eir("acknowledge", "--key").stdout
-        assert "acknowledgement.key is another one than in the backup, and stays" in new.eir("restore", file).stderr
+        assert "acknowledgement.key differs from the backup and stays" in new.eir("restore", file).stderr
         assert new.eir("acknowledge", "--key").stdout == own
         new.eir("restore", file, "--force")
         theirs = site.eir("acknowledge", "--key").stdout
@@ -196,7 +196,7 @@ def damaged_list(name, content):
             ),
             "eir-backup/9",
         ),
-        (lambda name, content: b"{" if name == "backup.json" else content, "is no whole backup"),
+        (lambda name, content: b"{" if name == "backup.json" else content, "is not a complete backup"),
     ],
 )
 def test_a_damaged_backup_changes_nothing(tmp_path, publisher, change, says):
@@ -222,7 +222,7 @@ def test_what_is_no_backup_is_refused(tmp_path, publisher):
         for name in ("text", "other.tar", "link.tar", "none.tar"):
             site.eir("restore", tmp_path / name, status=1)
         assert not (tmp_path / "evil").exists()
-        assert "no list was ever loaded" in site.eir("backup", tmp_path / "x.tar", status=1).stderr
+        assert "does not exist; load a list first" in site.eir("backup", tmp_path / "x.tar", status=1).stderr
         assert not (tmp_path / "x.tar").exists()
 
 

@@ -521,13 +521,13 @@ class TestLists:
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
             mistyped = site.eir("add", "own", f"{LISTED}9", "--reason", "a case").stderr
-            assert f"warning: {LISTED}9: its check digit would be 1; was it typed wrong?\n" in mistyped
+            assert f"warning: {LISTED}9: its check digit would be 1; check the number\n" in mistyped
             assert "check digit" not in site.eir("add", "own", UNLISTED, "--reason", "a case").stderr
             node = site.start()
             until((site.state / "in-force.json").exists)
             lost = "the store lost list own, which was in force here before: restore a backup"
             site.configure(lists={"other": {"local": True}}, policy={"rules": []})
-            assert "list own is no longer configured: it answers nothing" in site.eir("reload").stdout
+            assert "list own is no longer configured: it has no effect" in site.eir("reload").stdout
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
             assert site.eir("reload").stdout == "reloaded\n"
             node.end()
@@ -555,7 +555,7 @@ class TestLists:
                 file.unlink()
             (site.state / "lists.sqlite").write_bytes(backup)
             node = site.start()
-            lost = "serial 6 is the highest that it knows of, and 7 was accepted here before"
+            lost = "its highest serial is 6, and 7 was accepted here before"
             until(lambda: any(lost in said for said in node.status()["troubles"]))
 
     def test_a_serial_that_is_set_back_is_stored_at_once(self, host, tmp_path):
@@ -598,13 +598,13 @@ class TestLists:
             reset = ("lists", "reset-serial", "stolen", "--to")
             assert "Missing option '--reason'" in site.eir(*reset, "1", status=2).stderr
             assert (
-                "is 2000001; --to takes one below it"
+                "is 2000001; expected a lower serial for --to"
                 in site.eir(*reset, "2000001", "--reason", "typing error", status=1).stderr
             )
             said = site.eir(*reset, "1", "--reason", "typing error").stdout
             assert (
                 said
-                == "stolen: the highest serial is 1 again; serial 2000001 stays in force until a full release with one above 1\n"
+                == "stolen: the highest serial is 1 again; serial 2000001 stays in force until a full release with a higher serial\n"
             )
             site.load([UNLISTED], serial=2)
             assert [row["serial"] for row in site.json("lists") if row["list"] == "stolen"] == [2]
@@ -627,7 +627,7 @@ class TestLists:
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={**site.settings["lists"], "own": {"local": True}})
             assert (
-                "own is local: entries go into it by eir add"
+                "own is local: it changes by eir add"
                 in site.eir("load", site.release([LISTED], list_name="own"), status=1).stderr
             )
             assert (
@@ -644,7 +644,7 @@ class TestLists:
         data.write_text("imei\n")
         status, _, err = eir(*command)
         assert status == 1
-        assert "give this one a higher serial, or --force" in err
+        assert "publish with a higher serial, or with --force" in err
         status, _, err = eir(*command, "--force")
         assert (status, err) == (0, "warning: new.csv holds no row\n")
         data.write_text(f"imei;reason\n{LISTED};lost\n")
@@ -652,7 +652,7 @@ class TestLists:
         assert status == 1
         assert "its columns are separated by semicolons; save it with commas" in err
         data.write_text(f"serial number,reason\n{LISTED},lost\n")
-        assert "(none of its columns is named imei, nor as another layout has it)" in eir(*command)[2]
+        assert "(no column is named imei, or as in another layout)" in eir(*command)[2]
         data.write_text(f"imei,reason\n{LISTED},lost\n", encoding="utf-16")
         assert "(it is in UTF-16; save it as CSV in UTF-8)" in eir(*command)[2]
 
@@ -663,7 +663,8 @@ class TestLists:
         status, _, err = eir(*command)
         assert status == 1
         assert (
-            "refused (bad_rows): 1 bad rows; 0 may be bad (--bad-rows-max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
+            "refused (bad_rows): 1 bad rows; 0 are allowed (--bad-rows-max)\nnew.csv:3: no IMEI (14 to 16 digits)"
+            in err
         )
         assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
         every = tmp_path / "every.csv"
@@ -684,7 +685,7 @@ class TestLists:
         every.unlink()
         shutil.rmtree(tmp_path / "www")
         status, _, err = eir(*command, "--bad-rows-max", "1")
-        assert (status, err.startswith("warning: a bad row, which an EIR leaves out: new.csv:3: ")) == (0, True)
+        assert (status, err.startswith("warning: a bad row, which nodes leave out: new.csv:3: ")) == (0, True)
 
     def test_publish_writes_manifest_and_signature_and_says_where(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"
@@ -1148,7 +1149,7 @@ def test_inbox_says_what_waits(host, tmp_path):
     (inbox / "stolen-2.manifest.json").write_text("{}")
     until(lambda: "stolen-1-0.csv is not there" in site.eir("inbox").stderr)
     assert (
-        "stolen-1.manifest.json: waiting: incomplete: stolen-1-0.csv is not there\nreadme.txt: waiting: no release that is here names it\n"
+        "stolen-1.manifest.json: waiting: incomplete: stolen-1-0.csv is not there\nreadme.txt: waiting: no delivered release names it\n"
         in (said := site.eir("inbox").stderr)
     )
     assert "stolen-2.manifest.json: waiting: its signature stolen-2.manifest.json.sig is not there\n" in said

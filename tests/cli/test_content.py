@@ -90,8 +90,8 @@ def test_who_added_an_operators_entry(host):
     ("arguments", "status", "says"),
     [
         (("stolen", "00101001000002"), 1, "00101001000002 is not in stolen"),
-        (("stolen", "--skip", "3"), 1, "no entry of stolen is left to show"),
-        (("stolen", "0010100"), 2, "0010100 is not in stolen, and is no IMEI"),
+        (("stolen", "--skip", "3"), 1, "stolen has no further entries"),
+        (("stolen", "0010100"), 2, "0010100 is not in stolen, and is not an IMEI"),
         (("sims", "12"), 2, "12: an IMSI has"),
         (("stollen",), 2, "no list stollen"),
     ],

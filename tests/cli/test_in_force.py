@@ -37,16 +37,13 @@ def test_a_file_that_the_node_has_not_taken_over_is_named(site):
     site.configure(policy=OTHER_POLICY)
     found, said = answered(site, "check", LISTED)
     assert (found["status"], found["reason"]) == ("blacklisted", "stolen in transit")
-    assert said == f"note: {site.path} says otherwise than the node in policy; eir reload has the node take it over\n"
+    assert said == f"note: {site.path} differs from the node in policy; eir reload applies the file\n"
     assert answered(site, "check", LISTED, "--store")[0]["status"] == "greylisted"
     site.eir("reload")
     found, said = answered(site, "check", LISTED)
     assert (found["status"], said) == ("greylisted", "")
     site.path.write_text(f"{site.path.read_text()}nonsense: 1\n")
-    assert (
-        "has errors (eir config), the node goes by the configuration that it took over before"
-        in answered(site, "lists")[1]
-    )
+    assert "has errors (eir config); the node uses its previous configuration" in answered(site, "lists")[1]
 
 
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
@@ -67,7 +64,7 @@ def test_with_the_store_away_the_node_answers_and_an_emergency_is_a_rule(site):
         for each, before in zip((("check", LISTED), ("lists",)), whole, strict=True):
             found, said = answered(site, *each)
             assert found == before, "reasons come from the node's last good copy"
-            assert "note: the node answers from memory, as its store does not: " in said
+            assert "note: the node answers from memory, because its store does not answer: " in said
         found, said = answered(site, "show", "stolen", LISTED)
         assert [(entry["entry"], entry["reason"]) for entry in found["entries"]] == [(LISTED, "stolen in transit")]
         assert "note: read from the node's last good copy" in said

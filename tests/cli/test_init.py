@@ -108,7 +108,7 @@ def test_it_writes_over_nothing(tmp_path, key):
         (["--realm", REALM, "--peer", "@127.0.0.1"], "before the @"),
         (["--realm", "no realm", "--peer", "127.0.0.1"], "realm"),
         (["--realm", REALM, "--peer", "127.0.0.1", "--listen", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
-        (["--realm", REALM, "--peer", "127.0.0.1", "--key", "key"], "no public key"),
+        (["--realm", REALM, "--peer", "127.0.0.1", "--key", "key"], "not an OpenSSH public key"),
         (["--realm", REALM, "--peer", "127.0.0.1", "--key", "key.pub", "--signer", "two names"], "expected one name"),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_wrong_answer_is_asked_again_at_once(tmp_path, key):
     os.close(leader)
     assert process.wait(180) == 0, said
     assert [error.split(":")[0] for error in re.findall(r"Error: (.*)\r", said.decode())] == [
-        "no realm", "a host", "http", "mme1", "@127.0.0.1", "10.0.0.1/8", str(tmp_path / "none"), f"{tmp_path / 'key'} is no public key of OpenSSH; expected the .pub that ssh-keygen writes beside a key",
+        "no realm", "a host", "http", "mme1", "@127.0.0.1", "10.0.0.1/8", str(tmp_path / "none"), f"{tmp_path / 'key'} is not an OpenSSH public key; expected the .pub file that ssh-keygen writes",
     ]  # fmt: skip
     config = load_config(tmp_path / "asked" / "eir.yaml")
     assert (config.identity.host, [*config.lists]) == (f"eir7.{REALM}", ["stolen", "blocked-here"])

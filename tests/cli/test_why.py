@@ -93,7 +93,7 @@ def test_the_sheet_says_it_in_words(told):
     sheet = site.eir("why", LISTED, "--at", times["blocked"]).stdout
     assert f"row {LISTED}: reason stolen in transit" in sheet
     assert "serial 1, in force since" in sheet
-    assert "took over a changed configuration" in sheet
+    assert "applied a changed configuration" in sheet
     assert "now, by file and store: whitelisted" in sheet
 
 

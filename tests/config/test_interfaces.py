@@ -36,8 +36,8 @@ def test_access_tokens_and_nrf_as_they_are_built(write, tmp_path):
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ("tokens: {}", "nothing to check access tokens with; expected jwks or keys"),
-        ("tokens: {audience: AMF}", "nothing to check access tokens with"),
+        ("tokens: {}", "no keys to verify access tokens; expected jwks or keys"),
+        ("tokens: {audience: AMF}", "no keys to verify access tokens"),
         ("tokens: {jwks: signers}", "not a JWK set"),
         ("tokens: {keys: away.pem}", "away.pem cannot be read"),
         ("nrf: {}", "the key 'uri' is missing in n5g.nrf"),
@@ -76,12 +76,12 @@ FEED = (
 @pytest.mark.parametrize(
     ("feed", "says"),
     [
-        ("listen: http://10.0.0.1:80, users: users", "http://10.0.0.1:80 would carry passwords and tokens that anyone can read; expected https://"),
+        ("listen: http://10.0.0.1:80, users: users", "http://10.0.0.1:80 would send passwords and tokens in clear text; expected https://"),
         ("listen: 'https://10.0.0.1:80', users: users", "needs the section 'tls'"),
-        ("users: nothing", "cannot be read: No such file or directory"), ("users: bad", "bad:1: expected a line that `eir feed user NAME` has made"),
-        ("lists: {block: none}", "the list 'none' is not under 'lists'"), ("lists: {block: stolen}", "stolen is changed by signed releases"),
-        ("lists: {allowed-tac: sims}", "'sims' is a list of subscribers, which holds no TACs"),
-        ("lists: {block: [own, more]}", "two lists of devices for block, and no row says which"), ("lists: {blocks: own}", "did you mean 'block'"),
+        ("users: nothing", "cannot be read: No such file or directory"), ("users: bad", "bad:1: expected a line of `eir feed user NAME`"),
+        ("lists: {block: none}", "the list 'none' is not under 'lists'"), ("lists: {block: stolen}", "stolen changes by signed releases"),
+        ("lists: {allowed-tac: sims}", "'sims' is a list of subscribers, which contains no TACs"),
+        ("lists: {block: [own, more]}", "two lists of devices for block; expected at most one"), ("lists: {blocks: own}", "did you mean 'block'"),
         ("tokens: {jwks: none}", "the key 'audience' is missing in feed.tokens"), ("tokens: {audience: x}", "expected jwks or keys"),
     ],
 )  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_feed_that_cannot_be(write, feed, says):
 def test_what_is_probably_not_meant_of_a_feed(write):
     path = write(FEED + "feed: {listen: http://127.0.0.1:1, lists: {block: [own, pairs, sims], allowed-tac: more}}\n")
     found = [warning.text for warning in load_config(path).warnings]
-    assert any("nobody can send rows" in text for text in found)
+    assert any("no register can send rows" in text for text in found)
     assert any("a TAC is a million devices, and change_min of more is 1000" in text for text in found)
 
 
@@ -125,7 +125,7 @@ def test_ss7(write):
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("  point_code: 245-16-8\n", "245-16-8 is no point code of the variant itu"),
+    ("  point_code: 245-16-8\n", "245-16-8 is not a point code of the variant itu"),
     ("  listen: tcp://127.0.0.1\n", "expected ss7.point_code"),
     ("  point_code: 1-2\n", "found '1-2' for 'point_code' in ss7"),
     ("  gateways: [{connect: tls://a}]\n", "found 'tls://a' for 'connect'"),

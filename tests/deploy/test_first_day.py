@@ -92,7 +92,7 @@ def test_the_lines_of_the_page_do_what_it_says(folder):
     assert "serial 1 is in force again" in undone
     assert re.search(r"rollback +stolen-national", undone), undone
     assert emergency.count(f"{LISTED}: blacklisted\n  by rule 1 (emergency): imei 001010080000010\n") == 2, emergency
-    assert emergency.count("the node answers from memory, as its store does not") == 2
+    assert emergency.count("the node answers from memory, because its store does not answer") == 2
     assert answers(emergency)[-2:] == [(LISTED, "blacklisted"), (FIRST, "blacklisted")], emergency
     rows = (folder / "day" / "export.csv").read_text()
     assert FIRST in rows

@@ -315,7 +315,7 @@ def test_a_key_made_by_a_clock_that_was_ahead_gives_way(tmp_path):
 
 def test_a_key_file_that_is_damaged_is_not_replaced(tmp_path):
     (tmp_path / KEY_FILE).write_text("rubbish\n")
-    with pytest.raises(EirError, match="put it back from a backup"):
+    with pytest.raises(EirError, match="restore it from a backup"):
         load_subscribers(tmp_path, HASHED, rotate_s=1, keep_s=1)
     assert (tmp_path / KEY_FILE).read_text() == "rubbish\n"
 
@@ -563,7 +563,7 @@ def test_a_subscriber_by_the_number(kept, site):
     assert kept.json("sightings", "forget", "--imsi", "+85512345678") == {"rows": 1}
     del site.settings["numbers"]
     site.configure()
-    assert "names no table of `numbers`" in kept.eir("why", LISTED, "--imsi", "+85512345678", status=2).err
+    assert "sets no table `numbers`" in kept.eir("why", LISTED, "--imsi", "+85512345678", status=2).err
 
 
 def test_the_number_of_a_check_is_found_exported_and_forgotten(kept, site):

@@ -126,7 +126,7 @@ def test_the_command_on_a_cluster(standalone, world, site, tmp_path):
 def test_what_spark_cannot_do_is_said(standalone, world, site, tmp_path):
     window = {"since": world.since, "until": world.until}
     with (
-        pytest.raises(EirError, match="cannot be judged"),
+        pytest.raises(EirError, match="cannot be analysed"),
         spark(f"{tmp_path}/none/*.parquet", **window, master="local[1]", work=str(tmp_path)),
     ):
         pass

@@ -59,11 +59,11 @@ def _check(feed: FeedSettings, shared: SharedSettings, _: Document) -> Findings:
             if (settings := shared.lists.get(name)) is None:
                 yield f"the list '{name}' is not under 'lists'{did_you_mean(name, shared.lists)}", spot
             elif not settings.local:
-                yield f"{name} is changed by signed releases; expected a list with local: true", spot
+                yield f"{name} changes by signed releases; expected a list with local: true", spot
             elif role in TAC_ROLES and settings.kind != DEVICES:
-                yield f"'{name}' is a list of {settings.kind}, which holds no TACs", spot
+                yield f"'{name}' is a list of {settings.kind}, which contains no TACs", spot
             elif kinds[settings.kind] > 1:
-                yield f"two lists of {settings.kind} for {role}, and no row says which; expected one of each kind", spot
+                yield f"two lists of {settings.kind} for {role}; expected at most one list of each kind", spot
 
 
 def _warn(feed: FeedSettings, shared: SharedSettings, _: Document) -> Findings:
@@ -72,19 +72,19 @@ def _warn(feed: FeedSettings, shared: SharedSettings, _: Document) -> Findings:
     if not feed.listen:
         return
     if feed.users is None and feed.tokens is None:
-        yield "nobody can send rows; 'users' or 'tokens' would say who may", ("feed",)
+        yield "no register can send rows; expected 'users' or 'tokens'", ("feed",)
     if not any(feed.lists.by_role.values()):
-        yield "no list takes any row; 'lists' would say which do", ("feed",)
+        yield "no list accepts rows; expected 'lists'", ("feed",)
     for role in TAC_ROLES:
         for at, name in enumerate(feed.lists.by_role[role]):
             if shared.lists[name].change_min <= PAGE_KEYS:
                 most = f"a TAC is a million devices, and change_min of {name} is {shared.lists[name].change_min}"
                 yield (
-                    f"{most}: a row with one is refused while the list is small; expected change_min above {PAGE_KEYS}",
+                    f"{most}: a row with a TAC is refused while the list is small; expected change_min above {PAGE_KEYS}",
                     ("feed", "lists", role, at),
                 )
     if not feed.sources and not all(map(is_loopback, feed.listen)):
-        yield "anyone who reaches the listener can try passwords; 'from' would say where rows come from", ("feed",)
+        yield "any client of the listener can try passwords; restrict addresses by 'from'", ("feed",)
 
 
 INTERFACE = Interface(

@@ -107,7 +107,7 @@ class Feed:
                 return subject
             raise RowRefused(subject.status, subject.reason, subject.detail)
         if self.users is None:
-            raise RowRefused(503, FILES, "who may send rows cannot be read at present: send the row again")
+            raise RowRefused(503, FILES, "the file of users cannot be read; send the row again later")
         user, wrong = await self.users.user(authorization, address)
         if wrong:
             raise RowRefused(STATUSES[wrong], wrong, SAID[wrong])
@@ -140,9 +140,9 @@ class Feed:
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)
             if known is None and not self.has_all_numbers:
-                raise RowRefused(503, "number", "the table of numbers cannot be read at present: send the row again")
+                raise RowRefused(503, "number", "the table of numbers cannot be read; send the row again later")
             if known is None:
-                raise RowRefused(422, "number", "no IMSI is known of this MSISDN; send the IMSI")
+                raise RowRefused(422, "number", "the IMSI of this MSISDN is unknown; send the IMSI")
             imsi = known
         kind = PAIRS if row.device and imsi else SUBSCRIBERS if imsi else DEVICES
         name = next(
@@ -154,7 +154,7 @@ class Feed:
             None,
         )
         if name is None:
-            raise RowRefused(422, "no_list", f"there is no list of {kind} for {row.role}")
+            raise RowRefused(422, "no_list", f"no list of {kind} is configured for {row.role}")
         if kind == SUBSCRIBERS:
             return name, Entry(imsi, imsi_key(imsi))
         if row.role in TAC_ROLES:

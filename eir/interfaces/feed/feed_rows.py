@@ -64,7 +64,7 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
     root, _, rest = path.removeprefix("/").partition("/")
     role, *segments = rest.split("/")
     if root != ROOT or not path.startswith("/") or role not in roles:
-        raise RowRefused(404, "path", f"not here; there are /{ROOT}/ and one of {', '.join(sorted(roles))}")
+        raise RowRefused(404, "path", f"unknown path; expected /{ROOT}/ and one of {', '.join(sorted(roles))}")
     if method not in METHODS:
         raise RowRefused(405, "method", "POST adds a row, DELETE removes it")
     if len(segments) != (TAC_SEGMENTS if role in TAC_ROLES else SEGMENTS):
@@ -77,12 +77,12 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
     imei, imsi, msisdn, actual = named
     device, seen = _given(imei, device_key, "IMEI"), _given(actual, device_key, "ACTUAL_IMEI")
     if device and seen and device_key(device) != device_key(seen):
-        raise RowRefused(400, "identifier", "IMEI and ACTUAL_IMEI are two devices")
+        raise RowRefused(400, "identifier", "IMEI and ACTUAL_IMEI are different devices")
     row = FeedRow(
         METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN"), day
     )
     if not (row.device or row.imsi or row.msisdn):
-        raise RowRefused(400, "identifier", "the row names nothing: IMEI, IMSI and MSISDN are NULL")
+        raise RowRefused(400, "identifier", "the row names no device and no subscriber: IMEI, IMSI and MSISDN are NULL")
     return row
 
 

@@ -69,7 +69,7 @@ def user_line(name: str, password: str) -> str:
     """Return the line of the file of users for this user and password. Raises UsersError."""
     check_name(name)
     if len(password) not in PASSWORD_CHARS or not password.isprintable():
-        raise UsersError(f"a password has {PASSWORD_CHARS[0]} to {PASSWORD_CHARS[-1]} characters, which can be printed")
+        raise UsersError(f"a password has {PASSWORD_CHARS[0]} to {PASSWORD_CHARS[-1]} printable characters")
     salt = secrets.token_bytes(SALT_BYTES)
     computed = hashlib.scrypt(password.encode(), salt=salt, n=N, r=R, p=P, dklen=HASH_BYTES, maxmem=MEMORY_MAX)
     return ":".join((name, "scrypt", str(N), str(R), str(P), _text(salt), _text(computed)))
@@ -91,14 +91,14 @@ def read_users(path: Path) -> dict[str, Hashed]:
             try:
                 name, hashed = _user(line.decode("ascii").strip())
             except ValueError:
-                raise UsersError(f"{path}:{at}: expected a line that `eir feed user NAME` has made") from None
+                raise UsersError(f"{path}:{at}: expected a line of `eir feed user NAME`") from None
             if name in users:
-                raise UsersError(f"{path}:{at}: the user {name} stands there twice")
+                raise UsersError(f"{path}:{at}: the user {name} has two lines; remove one")
             users[name] = hashed
     if len(octets) > FILE_BYTES_MAX or len(users) > USERS_MAX:
         raise UsersError(f"{path}: more than {USERS_MAX} users")
     if not users:
-        raise UsersError(f"{path} has no user: `eir feed user NAME` makes a line")
+        raise UsersError(f"{path} has no user; `eir feed user NAME` prints a line")
     return users
 
 

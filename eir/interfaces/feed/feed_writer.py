@@ -86,7 +86,7 @@ class FeedWriter:
         Raises RowRefused if the queue is full.
         """
         if len(self._waiting) >= self._waiting_max:
-            raise RowRefused(503, BUSY, "too many rows wait")
+            raise RowRefused(503, BUSY, "too many rows are waiting; send the row again later")
         self._waiting.append(Waiting(what, entry, name, who, reason, done, day))
         self._came.set()
 
@@ -138,7 +138,7 @@ class FeedWriter:
         name, who, what, reason = rows[0].name, rows[0].who, rows[0].what, rows[0].reason
         settings = self.lists.get(name)
         if settings is None:
-            _refuse(rows, RowRefused(503, BUSY, f"the list {name} is configured no more"))
+            _refuse(rows, RowRefused(503, BUSY, f"the list {name} is no longer configured"))
             return
         details = {row.entry[1:]: EntryDetails(day=row.day) for row in rows} if settings.dates else {}
         edit = Edit(what=what, entries=[row.entry for row in rows], reason=reason, details=details)
@@ -155,10 +155,10 @@ class FeedWriter:
             return
         except StoreError as e:
             self._failed(e)
-            _refuse(rows, RowRefused(503, STORE, "the store takes nothing at present: send the row again"))
+            _refuse(rows, RowRefused(503, STORE, "the store is unavailable; send the row again later"))
             return
         except Exception:
-            _refuse(rows, RowRefused(500, "fault", "the program failed over this row"))
+            _refuse(rows, RowRefused(500, "fault", "internal fault of the program"))
             raise
         self.transactions += bool(changed)
         for row in rows:

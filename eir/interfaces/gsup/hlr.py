@@ -281,7 +281,7 @@ class Hlr(asyncio.Protocol):
         if kind == Ccm.ID_GET:
             self._asked = True
             if self.state is not HlrState.READY:
-                self._wait(HOLD_S, self._away, "it wants to know who the client is, which does not say so")
+                self._wait(HOLD_S, self._away, "it requests the name of the client, which the client does not send")
             self.identified()
         elif kind == Ccm.PING and self._transport is not None:
             self._transport.write(ipa.PONG)

@@ -81,16 +81,16 @@ def _check(ss7: Ss7Settings, shared: SharedSettings, document: Document) -> Find
             point_code(code or "0", ss7.variant)
         except ValueError:
             yield (
-                f"{code} is no point code of the variant {ss7.variant} ({'-'.join(map(str, BITS[ss7.variant]))} bits)",
+                f"{code} is not a point code of the variant {ss7.variant} ({'-'.join(map(str, BITS[ss7.variant]))} bits)",
                 spot,
             )
     if ss7.point_code is None and (ss7.gateways or ss7.listen):
-        yield "MSCs need to know the node by a point code; expected ss7.point_code", ("ss7",)
+        yield "the node has no point code for MSCs; expected ss7.point_code", ("ss7",)
     labels = {peer.label: document.line("peers", at) for at, peer in enumerate(shared.peers)}
     for at, gateway in enumerate(ss7.gateways):
         spot = ("ss7", "gateways", at)
         if gateway.label in labels:
-            same = f"metrics and commands would call this gateway '{gateway.label}', like the entry in line {labels[gateway.label]}"
+            same = f"this gateway would have the name '{gateway.label}' in metrics and commands, like the entry in line {labels[gateway.label]}"
             yield f"{same}; expected a 'name' of its own", (*spot, "name")
         labels[gateway.label] = document.line(*spot)
 

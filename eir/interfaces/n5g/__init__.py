@@ -96,11 +96,11 @@ def _check(settings: N5gSettings, _: SharedSettings, document: Document) -> Find
     if nrf is None or document.faulty("n5g"):
         return
     if not settings.listen:
-        yield "there is nothing to register with an NRF; expected n5g.listen", ("n5g", "nrf")
+        yield "the node has no listener to register with an NRF; expected n5g.listen", ("n5g", "nrf")
     for url in settings.listen if not nrf.endpoints else ():
         if listening_at(url).hosts[0] in ANY:
             yield (
-                f"AMFs cannot be told to ask at {url}; expected n5g.nrf.endpoints with an address of this host",
+                f"AMFs cannot connect to {url}; expected n5g.nrf.endpoints with an address of this host",
                 ("n5g", "nrf"),
             )
     for at, url in enumerate(nrf.uri):

@@ -67,7 +67,7 @@ def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | N
     except ValueError:
         host = ""
     if not may_be_host(host) or port == 0 or to.scheme not in {"http", "https"} or "@" in to.netloc:
-        raise NotFollowed(f"{location} is no URL of a server")
+        raise NotFollowed(f"{location} is not a URL of a server")
     if to.scheme == "http" and urlsplit(url).scheme == "https":
         raise NotFollowed(f"{location} is without TLS")
     if hosts is not None and host.lower() not in hosts:

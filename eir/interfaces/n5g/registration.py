@@ -82,7 +82,7 @@ class Registrar:
         if settings == before:
             return
         if before is None and settings.listen and settings.tokens is None:
-            self._report("no_access_tokens", setting="n5g.tokens", detail="AMFs are asked for no access token")
+            self._report("no_access_tokens", setting="n5g.tokens", detail="AMFs need no access token")
         await self._leave()
         nrf, urls = settings.nrf, [url for url in listening if is_http(url)]
         if nrf is None or not urls or self._closing:

@@ -26,7 +26,7 @@ BY_LIMIT = {"rate_max": sbi.PEER_CONGESTION, "rate_max_all": sbi.CONGESTION}
 """Causes by limit: 429 above the peer's own limit, 503 above the common limit (TS 29.500 6.4)."""
 _TURNED_AWAY = {reason: problem(cause, "above a rate limit") for reason, cause in BY_LIMIT.items()}
 _FAULT = problem(sbi.FAULT)
-_STRANGER = problem(sbi.DENIALS[403], "no entry of the peer table takes this client")
+_STRANGER = problem(sbi.DENIALS[403], "no entry of the peer table matches this client")
 _DENIALS = {
     reason: N5gReply(
         problem(sbi.PEER_CONGESTION, denied.detail) if denied.status == TOO_MANY_REQUESTS

@@ -95,7 +95,7 @@ class N5gService:
     def _status(self, question: Question) -> N5gReply:
         verdict = self._checker.check(question)
         if isinstance(verdict, NoDevice):
-            raise Refused(sbi.PEI_INCORRECT, "it names no device (policy.bad_identity: error)", "pei")
+            raise Refused(sbi.PEI_INCORRECT, "it does not identify a device (policy.bad_identity: error)", "pei")
         status = verdict.status
         if question.peer in self._replies:
             status = self._replies[question.peer].get(status, status)
@@ -130,16 +130,16 @@ def _check_resource(request: Http2Request) -> None:
     if request.fault is not None:
         raise Refused(
             sbi.HEADERS_TOO_LARGE if request.fault == HEADERS_TOO_LARGE else sbi.BODY_TOO_LARGE,
-            "more than is taken here",
+            "too large",
         )
     if path != RESOURCE:
         if _OF_AN_API.match(path) and not path.startswith(b"/n5g-eir-eic/v1/"):
-            raise Refused(sbi.INVALID_API, "n5g-eir-eic in version v1 is what is here")
-        raise Refused(sbi.NOT_HERE, f"what is here is {RESOURCE.decode()}")
+            raise Refused(sbi.INVALID_API, "expected /n5g-eir-eic/v1/")
+        raise Refused(sbi.NOT_HERE, f"expected {RESOURCE.decode()}")
     if request.method != "GET":
         raise Refused(sbi.NOT_ALLOWED, "GET only")
     if not sbi.accepts_json(request.headers.get(b"accept", b"")):
-        raise Refused(sbi.NOT_ACCEPTABLE, "what there is, is application/json")
+        raise Refused(sbi.NOT_ACCEPTABLE, "only application/json is available")
 
 
 def _check_parameters(values: dict[str, list[str]]) -> None:
@@ -148,7 +148,7 @@ def _check_parameters(values: dict[str, list[str]]) -> None:
     for name, form in _FORMS.items():
         for value in values.get(name, ())[:2]:
             if form.fullmatch(value) is None or len(values[name]) > 1:
-                raise Refused(sbi.OPTIONAL_INCORRECT, "it is not of the form that TS 29.571 gives", name)
+                raise Refused(sbi.OPTIONAL_INCORRECT, "its form violates TS 29.571", name)
     pei = values["pei"]
     if (
         len(pei) > 1

@@ -131,7 +131,7 @@ def load_entries(
         release = verify_release(manifest, lists, now=now)
     settings = lists[release.manifest.list]
     if settings.kind != DEVICES:
-        raise EirError(f"{settings.name} is a list of {settings.kind}; what can be audited is a list of {DEVICES}")
+        raise EirError(f"{settings.name} is a list of {settings.kind}; expected a list of {DEVICES}")
     tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max)
     with naming_release(release.manifest):
         rows = next(

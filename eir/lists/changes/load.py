@@ -227,13 +227,13 @@ class Loader:
             kept_max=self.kept_max,
         )
         if tally.wide and not self.force:
-            limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
+            limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
         if before is not NO_LIST and not self.force and not is_delta:
             # Whole TACs alone may exceed the limit; then no page needs to be built.
             come = next(iter(rows)).devices_min() - before.devices
             for reason, excess in exceeded_limits(settings, before.devices, come, 0).items():
-                raise ReleaseRefused(reason, f"at least {excess}; if that is meant, load it with --force")
+                raise ReleaseRefused(reason, f"at least {excess}; if this is intended, load it with --force")
         with self.stage(BUILD, 1):
             built = await (
                 self._build_delta(settings, before, *rows)
@@ -243,7 +243,7 @@ class Loader:
         passed = {} if before is NO_LIST else exceeded_limits(settings, before.devices, built.come, built.gone)
         if passed and not self.force:
             reason, excess = next(iter(passed.items()))
-            raise ReleaseRefused(reason, f"{excess}; if that is meant, load it with --force")
+            raise ReleaseRefused(reason, f"{excess}; if this is intended, load it with --force")
         lifted = (*passed, *(("range",) if tally.wide else ()))
 
         state = ListState(
@@ -313,7 +313,7 @@ class Loader:
         """Build the pages that a delta changes, and compute the counts of the whole list."""
         if state.kind != settings.kind:
             raise ReleaseRefused(
-                "base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed"
+                "base", f"the list in force is a list of {state.kind}; publish a full release of {settings.kind}"
             )
         removed, added = build_pages(rows_removed).pages, build_pages(rows_added).pages
         numbers = sorted({page.number for page in (*removed, *added)})
@@ -384,6 +384,4 @@ def _check_rows(rows: int, memory_max: int) -> None:
     """Reject a release whose number of rows in the manifest needs more memory than allowed (`too_large`)."""
     if rows * ROW_BYTES > memory_max:
         advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
-        raise ReleaseRefused(
-            "too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}"
-        )
+        raise ReleaseRefused("too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least; {advice}")

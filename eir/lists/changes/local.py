@@ -139,17 +139,15 @@ def parse_entries(
         IdentifierError: with the identifier that is wrong.
     """
     if kind == TYPES:
-        raise IdentifierError("a list of device types comes as releases: eir publish --layout tacs")
+        raise IdentifierError("a list of device types changes only by releases: eir publish --layout tacs")
     if tacs and kind != DEVICES:
-        raise IdentifierError(f"a list of {kind} holds no TACs")
+        raise IdentifierError(f"a list of {kind} contains no TACs")
     if verbatim and (tacs or kind == SUBSCRIBERS):
-        raise IdentifierError(
-            f"{'TACs' if tacs else 'subscribers'} are not identifiers of devices that may be anything (--verbatim)"
-        )
+        raise IdentifierError(f"{'TACs' if tacs else 'subscribers'} have a fixed form; --verbatim is only for devices")
     if imsis and kind != PAIRS:
-        raise IdentifierError(f"a list of {kind} binds no device to a SIM: only a list of pairs takes --imsi")
+        raise IdentifierError(f"--imsi requires a list of pairs, and this is a list of {kind}")
     if kind == PAIRS and not imsis:
-        raise IdentifierError("a list of pairs holds devices with their SIMs: the IMSI is missing (--imsi)")
+        raise IdentifierError("a list of pairs requires an IMSI for each device (--imsi)")
     identifiers, imsis = (
         [each if verbatim else strip_separators(each) for each in identifiers],
         [*map(strip_separators, imsis)],
@@ -163,7 +161,9 @@ def parse_entries(
     ]
     distinct = {entry[1:]: entry for entry in entries}
     if len(distinct) > ENTRIES_MAX:
-        raise IdentifierError(f"{len(distinct)} entries; one command takes {ENTRIES_MAX} at most, a release any number")
+        raise IdentifierError(
+            f"{len(distinct)} entries; the maximum for one command is {ENTRIES_MAX}; publish a release instead"
+        )
     return list(distinct.values())
 
 
@@ -205,8 +205,8 @@ async def _edit(
         if stored is None and settings.name in had():  # followers would ignore a new list, or it would hide the loss
             raise StoreError(
                 "lost",
-                f"nothing was changed: the store lost {settings.name}, which was in force here; restore a backup, or begin it "
-                "again as deploy/OPERATION.md says",
+                f"nothing was changed: the store lost {settings.name}, which was in force here; restore a backup, or give the list up "
+                "(deploy/OPERATION.md, Backup and restore)",
             )
         state = stored or NO_LIST
         if state.kind not in {"", settings.kind}:
@@ -227,7 +227,7 @@ async def _edit(
             passed = exceeded_limits(settings, state.devices, amended.come, amended.gone)
             if passed and not edit.force:
                 raise EntryRefused(
-                    f"nothing was changed: {next(iter(passed.values()))}; if that is meant, repeat it with --force"
+                    f"nothing was changed: {next(iter(passed.values()))}; if this is intended, repeat the command with --force"
                 )
             if edit.entries and not edit.dry_run:
                 event = _event(edit, settings, who, now, lifted=force_text(passed), amended=amended)
@@ -306,12 +306,10 @@ def _parse_key(key_of: Callable[[str], int], text: str) -> int:
 def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
     """Check an edit without reading the list: the kind of change, the reason, and the expiry."""
     if not settings.local:
-        raise EntryRefused(
-            f"{settings.name} is changed by signed releases; only a list with `local: true` takes entries"
-        )
+        raise EntryRefused(f"{settings.name} changes only by signed releases; expected a list with `local: true`")
     check_reason(edit.reason)
     if edit.until and edit.until <= now.timestamp():
-        raise EntryRefused(f"the end is over: it is {utc_text(now)}")
+        raise EntryRefused(f"the end has passed: it is {utc_text(now)}")
 
 
 def _differs(edit: Edit, end: int | None) -> bool:

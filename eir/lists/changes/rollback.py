@@ -90,10 +90,10 @@ async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who
     check_reason(reason)
     before = await store.state(name)
     if before is None:
-        raise EntryRefused(f"{name} has never been loaded, so no serial of it is used up")
+        raise EntryRefused(f"{name} has never been loaded, so it has no serial to reset")
     if not 0 <= to < before.highest_serial:
         raise EntryRefused(
-            f"the highest serial ever accepted for {name} is {before.highest_serial}; --to takes one below it"
+            f"the highest serial ever accepted for {name} is {before.highest_serial}; expected a lower serial for --to"
         )
     event = Event(
         time=utc_text(now), who=who, what="reset-serial", list=name, serial=before.serial, digest=before.release_digest, outcome=FORCED,

@@ -68,11 +68,11 @@ def parse_rows_file(
         )
     if find_layout(name, layout_name, settings.layouts).added:
         raise ReleaseRefused(
-            "layout", f"{name}: rows of layout {layout_name} add and remove; publish a release of them"
+            "layout", f"{name}: rows of layout {layout_name} are additions and removals; publish them as a release"
         )
     if content.count(b"\n") > ROWS_MAX + 1 or len(content) > BYTES_MAX:
         raise ReleaseRefused(
-            "rows", f"{name} has more than {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB; publish a release of them"
+            "rows", f"{name} has more than {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB; publish a release instead"
         )
     rows, reasons = Rows(), Reasons()
     tally = Tally(
@@ -84,12 +84,14 @@ def parse_rows_file(
         declared=settings.layouts,
     )  # fmt: skip
     if tally.wide and not force:
-        limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, add them with --force"
+        limit = (
+            f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, add them with --force"
+        )
         raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
     built = build_pages(rows)
     if built.entries > ROWS_MAX:
         raise ReleaseRefused(
-            "rows", f"{name} makes {built.entries:,} entries, and {ROWS_MAX:,} are the most; publish a release of them"
+            "rows", f"{name} has {built.entries:,} entries, and the maximum is {ROWS_MAX:,}; publish a release instead"
         )
     entries, details, ended = [], dict[tuple[int, int, bool], EntryDetails](), 0
     dates = {page.number: page for page in date_pages(built.pages, rows.dates)}

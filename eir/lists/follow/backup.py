@@ -57,7 +57,7 @@ async def copy_store(store: ListStore, to: Path) -> None:
     """
     if isinstance(store, SqliteStore):
         if not store.path.exists():
-            raise StoreError("cannot_open", f"{store.path} is not there: no list was ever loaded")
+            raise StoreError("cannot_open", f"{store.path} does not exist; load a list first")
         await asyncio.to_thread(_vacuum, store.path, to)
         return
     for number in range(READ_AGAIN_MAX):

@@ -302,6 +302,6 @@ async def verified_pages(source: ListStore, name: str, state: ListState) -> Asyn
         total += sum(page.digest() for page in batch)
         yield batch
     if not exists:
-        raise StoreChanged(f"list {name} is not there any more")
+        raise StoreChanged(f"list {name} is no longer in the store")
     if (computed := digest_text(total)) != state.content_digest:
         raise StoreError("digest", f"list {name}: pages have the digest {computed}, not {state.content_digest}")

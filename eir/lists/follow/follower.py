@@ -307,7 +307,7 @@ class Follower:
         if state is None or state.kind == entries.kind:
             return False
         kinds = f"{name} is a list of {state.kind} in the store, and of {entries.kind} in the configuration"
-        advice = f"load a full release of {entries.kind}, or put the configuration right"
+        advice = f"load a full release of {entries.kind}, or correct the configuration"
         self._failed(KIND, StoreError(KIND, f"{kinds}: {advice}"), name)
         return True
 
@@ -476,6 +476,6 @@ async def _build_in_thread(name: str, work: Callable[[], Image]) -> Image:
     try:
         return await asyncio.to_thread(work)
     except OSError as error:  # a limit on memory or on the size of files
-        raise StoreError("image", f"list {name}: no image can be made of it: {error.strerror or error}") from error
+        raise StoreError("image", f"list {name}: its image cannot be built: {error.strerror or error}") from error
     except ValueError as error:
         raise StoreError("corrupt", f"list {name}: {error}") from error

@@ -164,7 +164,7 @@ class HistoryKeeper:
             StoreError: if there is no copy.
         """
         if self._copy is None:
-            raise StoreError("refused", "the history is in the store alone")
+            raise StoreError("refused", "the node has no copy of the history")
         return await self._copy.history(name, limit=limit, since=since, chain=chain)
 
     async def close(self) -> None:
@@ -300,7 +300,7 @@ class HistoryKeeper:
                 state, _ = self._unrecorded[name]
                 self._report(
                     "list_unrecorded", level="error", list=name, serial=state.serial, generation=state.generation, digest=state.content_digest,
-                    signers=",".join(state.signers) or None, detail="no record of the history says who put this into the store",
+                    signers=",".join(state.signers) or None, detail="the history has no record of this content",
                 )  # fmt: skip
 
 

@@ -47,9 +47,9 @@ _OPENSSH_TEXTS = {
 }
 _DETAILS = {
     "signer_revoked": "the signer's key is revoked",
-    "signer_expired": "the signer's key or certificate is outside its validity window, or the certificate names none that is trusted",
+    "signer_expired": "the signer's key or certificate is outside its validity window, or the certificate names no trusted signer",
     "namespace": "the signature was made for another purpose; sign with ssh-keygen -Y sign -n {namespace}",
-    "bad_signature": "the signature is damaged, or {what} is not the one that was signed",
+    "bad_signature": "the signature is damaged, or {what} differs from the signed one",
 }
 _NEAREST = (*_DETAILS, "untrusted_signer")
 UNSIGNED = frozenset(_NEAREST)
@@ -213,12 +213,12 @@ def sign(message: bytes, key: Path, namespace: str = NAMESPACE) -> bytes:
     # With standard input ssh-keygen writes to standard output, so an existing signature file cannot be kept silently.
     done = _ssh_keygen("sign", "-q", "-n", namespace, "-f", key, input=message)
     if done.returncode or not 0 < len(done.stdout) <= SIGNATURE_BYTES_MAX:
-        raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see what it said above")
+        raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see its message above")
     with tempfile.NamedTemporaryFile(prefix="eir-sign-") as signature:
         Path(signature.name).write_bytes(done.stdout)
         check = ("check-novalidate", "-n", namespace, "-s", signature.name)
         if _ssh_keygen(*check, input=message, stderr=subprocess.DEVNULL).returncode:
-            raise ReleaseRefused("signing", f"the signature that ssh-keygen made with {key} does not hold")
+            raise ReleaseRefused("signing", f"the signature that ssh-keygen created with {key} is not valid")
     return done.stdout
 
 

@@ -47,7 +47,7 @@ _DIRBS_ROLES = {
     **dict.fromkeys(("unblocked", "resolved", "blacklisted", "no_longer_seen", "removed"), REMOVED),
 }
 _ODD_IN_ALL = {
-    "wrong_dates": "have an invalid date", "ended": "have an end that is over", "zeros": "have an IMEI of zeros",
+    "wrong_dates": "have an invalid date", "ended": "have expired", "zeros": "have an IMEI of zeros",
     "future_dates": "have a date more than a year ahead", "long_rows": "have more fields than the header",
 }  # fmt: skip
 """Kind of an odd row (reader.ODD) → end of the line with the number of such rows."""
@@ -83,7 +83,7 @@ class Published:
         parts = {
             f"{self.rows:,} rows": True,
             ", ".join(f"{count:,} {role}" for role, count in self.entries.items()): True,
-            f"{self.duplicates:,} duplicates, of which {self.conflicting:,} give another reason or end": self.duplicates,
+            f"{self.duplicates:,} duplicates, of which {self.conflicting:,} have another reason or end": self.duplicates,
             f"{self.skipped:,} junk identifiers that an EIR skips": self.skipped,
         }
         return "; ".join(text for text, holds in parts.items() if holds)
@@ -131,7 +131,9 @@ def publish(
     if len(more_keys) >= release.SIGNATURES_MAX:
         raise ReleaseRefused("threshold", f"a release carries {release.SIGNATURES_MAX} signatures at most")
     if out is None and len({file.resolve().parent for file in files}) != 1:
-        raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
+        raise ReleaseRefused(
+            "file_name", "the data files are in several folders; name the folder for the release (--out)"
+        )
     folder = out or files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     with _remove_on_failure() as new_files:
@@ -158,12 +160,12 @@ def publish(
         }  # fmt: skip
         path = folder / f"{list_name}-{serial}.manifest.json"
         if not replace and _has_other_data(path, manifest):
-            advice = "give this one a higher serial, or --force"
+            advice = "publish with a higher serial, or with --force"
             raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
         repeats = [each.repeats() for each in rows.values()]
         built = {role: build_pages(each) for role, each in rows.items()}
         if kind == DELTA and (both := _in_both(built[ADDED].pages, built[REMOVED].pages)):
-            warnings.append(f"{both:,} identifiers are both added and removed: they are in the list then")
+            warnings.append(f"{both:,} identifiers are both added and removed: they stay in the list")
         warnings += _warnings(entries, tally)
         _check_warnings(warnings, strict=strict)
     published = Published(
@@ -187,7 +189,7 @@ def publish(
 
 def _check_bad(tally: "Tally", bad_rows_max: int) -> None:
     if tally.bad > bad_rows_max:
-        more = f"{tally.bad} bad rows; {bad_rows_max} may be bad (--bad-rows-max)"
+        more = f"{tally.bad} bad rows; {bad_rows_max} are allowed (--bad-rows-max)"
         raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
 
 
@@ -207,7 +209,7 @@ def _in_both(added: Sequence[Page], removed: Sequence[Page]) -> int:
 
 def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
     yield from (f"{entry.name} holds no row" for entry in entries if not entry.rows)
-    yield from (f"a bad row, which an EIR leaves out: {complaint}" for complaint in tally.complaints)
+    yield from (f"a bad row, which nodes leave out: {complaint}" for complaint in tally.complaints)
     if tally.bad > len(tally.complaints):
         yield f"{tally.bad} bad rows in all"
     for kind, rows in tally.odd.items():
@@ -236,11 +238,11 @@ def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
 
 def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
     if not is_list_name(list_name):
-        raise ReleaseRefused("manifest", f"{list_name!r} is not the name of a list")
+        raise ReleaseRefused("manifest", f"{list_name!r} is not a valid name of a list")
     if serial < 1 or (base is not None and not 0 <= base < serial):
-        raise ReleaseRefused("manifest", "the serial is above 0, and the base of a delta below its serial")
+        raise ReleaseRefused("manifest", "expected a serial above 0, and for a delta a base below its serial")
     if expires <= issued:
-        raise ReleaseRefused("manifest", "a release expires after it is issued")
+        raise ReleaseRefused("manifest", "expected an expiry after the time of issue")
 
 
 @contextlib.contextmanager
@@ -283,7 +285,7 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: l
             for name, member in members.items():
                 if member.file_size > max(member.compress_size, 1 << 10) * EXPANDED_RATIO_MAX:
                     raise ReleaseRefused(
-                        "expanded", f"{file.name}: {name} is packed more than {EXPANDED_RATIO_MAX} times"
+                        "expanded", f"{file.name}: {name} expands to more than {EXPANDED_RATIO_MAX} times its size"
                     )
                 with archive.open(member) as source:
                     _write_new(source, folder / name, member.file_size, new_files)
@@ -311,7 +313,7 @@ def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) 
         if info.filename != name and ".." in PurePosixPath(info.filename).parts:
             raise ReleaseRefused("file_name", f"{zip_name}: {info.filename!r} leads out of its folder")
         if not is_plain_name(name) or name in members:
-            raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is not a plain file name, or there twice")
+            raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is not a plain file name, or occurs twice")
         members[name] = info
     dirbs = {name: match for name in members if (match := _DIRBS_NAME.fullmatch(name))}
     if dirbs:
@@ -337,13 +339,13 @@ def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]
             while data := source.read(min(CHUNK_BYTES, rest + 1)):
                 rest -= len(data)
                 if rest < 0:
-                    raise ReleaseRefused("expanded", f"{target.name} is larger than it says")
+                    raise ReleaseRefused("expanded", f"{target.name} is larger than the archive declares")
                 file.write(data)
         if not os.path.lexists(target):
             temporary.replace(target)
             new_files.append(target)
         elif target.is_symlink() or not target.is_file() or not filecmp.cmp(target, temporary, shallow=False):
-            raise ReleaseRefused("file_exists", f"{target} is there already and differs; remove it first")
+            raise ReleaseRefused("file_exists", f"{target} already exists with other content; remove it first")
 
 
 @contextlib.contextmanager
@@ -387,12 +389,12 @@ def _describe_files(
                     kind=kinds[0], rows=rows.get(role), reasons=reasons, tally=tally, declared=declared, actions=actions,
                 )  # fmt: skip
                 if file.is_unended:
-                    say(f"{name} does not end with a newline: it may have been cut off")
+                    say(f"{name} does not end with a newline: it may be truncated")
             entries.append(
                 FileEntry(name=name, role=role, layout=dialect.name, bytes=file.size, rows=count, sha256=digest)
             )
             for column in unknown_columns(header, dialect):
-                say(f"{name}: no EIR reads the column {column}")
+                say(f"{name}: the column {column} is unknown and has no effect")
     actions.move_to(next(iter(rows.values())), rows.get(REMOVED))
     for text in _reason_warnings(reasons.texts):
         say(text)
@@ -402,7 +404,7 @@ def _describe_files(
 def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
     """Yield warnings about reason texts that an EIR would store in changed form."""
     if (garbled := next((text for text in texts if REPLACED in text), None)) is not None:
-        yield f"reasons are not in UTF-8, such as '{garbled}': save the file so, or declare its encoding (layouts)"
+        yield f"reasons are not in UTF-8, such as '{garbled}': save the file in UTF-8, or declare its encoding (layouts)"
     if (cut := next((text for text in texts if len(text) == REASON_CHARS_MAX), None)) is not None:
         yield f"an EIR keeps {REASON_CHARS_MAX} characters of a reason, as of '{cut[:20]}…'"
     if len(texts) > REASONS_MAX:
@@ -429,7 +431,7 @@ def _inspect(name: str, folder_fd: int, layout: str | None, declared: Mapping[st
         layout_name = layout or guess_layout(header)
         if layout_name is None:
             advice = f"give one of {', '.join((*LAYOUTS, *declared))} (--layout)"
-            hint = separator_hint(header) or " (none of its columns is named imei, nor as another layout has it)"
+            hint = separator_hint(header) or " (no column is named imei, or as in another layout)"
             why = f"no layout fits its first line{hint}" if begin else "the file is empty"
             raise ReleaseRefused("layout", f"{name}: {why}; {advice}")
         dialect = find_layout(name, layout_name, declared)
@@ -446,5 +448,5 @@ def _role(name: str, kind: str, layout: Layout) -> str:
         return _DIRBS_ROLES[dirbs["change"]]
     if word := _LAST_WORD.search(name.split(".", maxsplit=1)[0]):
         return word[1]
-    detail = "does it add or remove? In a delta a file's name ends in added or removed, as in x-added.csv"
+    detail = "in a delta the name must end in added or removed, such as x-added.csv"
     raise ReleaseRefused("file_name", f"{name}: {detail}")

@@ -114,9 +114,9 @@ def check_times(manifest: Manifest, now: datetime) -> None:
         ReleaseRefused: `issued_in_future`, `expired`.
     """
     if manifest.issued > now:
-        raise ReleaseRefused("issued_in_future", f"issued {utc_text(manifest.issued)}, and it is {utc_text(now)}")
+        raise ReleaseRefused("issued_in_future", f"issued {utc_text(manifest.issued)}; it is now {utc_text(now)}")
     if manifest.expires <= now:
-        raise ReleaseRefused("expired", f"expired {utc_text(manifest.expires)}, and it is {utc_text(now)}")
+        raise ReleaseRefused("expired", f"expired {utc_text(manifest.expires)}; it is now {utc_text(now)}")
 
 
 def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
@@ -136,7 +136,7 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_
         raise ReleaseRefused("serial", detail)
     most = highest + step_max if highest else FIRST_SERIAL_MAX
     if manifest.serial > most:
-        problem = f"serial {manifest.serial} is too high: no release with a lower one could follow it"
+        problem = f"serial {manifest.serial} is too high: all lower serials would become unusable"
         limit = f"{highest} is the highest ever accepted for {manifest.list}, and serial_step_max is {step_max}"
         limit = limit if highest else f"this would be the first release of {manifest.list}"
         raise ReleaseRefused(
@@ -165,12 +165,10 @@ def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
         ReleaseRefused: `layout`.
     """
     if layout.by_pair and entry.role == REMOVED and holds == DEVICES:
-        detail = f"layout {layout.name} has a row for each device with one of its SIMs: who goes with one may be there with another"
-        raise ReleaseRefused("layout", f"{entry.name}: {detail}; a list of {DEVICES} takes full releases of it alone")
+        detail = f"layout {layout.name} has a row for each device with one of its SIMs, so a removed row may leave the device listed with another SIM"
+        raise ReleaseRefused("layout", f"{entry.name}: {detail}; for a list of {DEVICES} publish a full release")
     if layout.added and entry.role in (ADDED, REMOVED):
-        detail = (
-            f"each row of layout {layout.name} says whether it is added or removed: in a delta its role is {CHANGES}"
-        )
+        detail = f"rows of layout {layout.name} have codes for added and removed: in a delta the role of the file is {CHANGES}"
         raise ReleaseRefused("layout", f"{entry.name}: {detail}")
     if entry.role == CHANGES and not layout.added:
         raise ReleaseRefused(
@@ -203,7 +201,7 @@ def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
             if refused.reason != "file_missing":
                 raise
             if not signatures:
-                raise ReleaseRefused("signature_missing", f"{name} is not there") from None
+                raise ReleaseRefused("signature_missing", f"{name} is missing") from None
             break
     return signatures
 
@@ -219,9 +217,7 @@ def _verify(
     _require_any(copies, list(dict.fromkeys(trusts.values())), openssh)
     manifest = parse_manifest(content)
     if (name := manifest.list) not in trusts:
-        raise ReleaseRefused(
-            "unknown_list", f"no list {name} that releases may change is configured", serial=manifest.serial
-        )
+        raise ReleaseRefused("unknown_list", f"no list {name} with signers is configured", serial=manifest.serial)
     with naming_release(manifest):
         signers = _signers(copies, lists[name], trusts[name], openssh)
         check_times(manifest, now)
@@ -267,9 +263,9 @@ def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, o
         faults = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
         if not counted:
             raise ReleaseRefused(most_specific(reasons.values()), faults)
-        needed = f"{len(counted)} of the {settings.threshold} persons whose keys {settings.name} needs have signed"
+        needed = f"{len(counted)} of the {settings.threshold} signers that {settings.name} requires have signed"
         if len(signatures) > len(counted):
-            needed += f", with {len(signatures)} signatures: one key, and names that may be one person's, count once"
+            needed += f", with {len(signatures)} signatures: one key, and names of one person, count once"
         raise ReleaseRefused("threshold", f"{needed} ({faults})" if faults else needed)
     return tuple(f"{principal} {fingerprint}" for fingerprint, principal in counted.items())
 
@@ -286,7 +282,7 @@ def _claimed_release(content: bytes) -> tuple[str, int] | None:
 def _list_advice(name: str, lists: Mapping[str, ListSettings]) -> str:
     """Return advice for a release that names a list which accepts no releases."""
     if name in lists:
-        return f"; {name} is local: entries go into it by eir add"
+        return f"; {name} is local: it changes by eir add"
     similar = difflib.get_close_matches(name, lists, n=1)
     return f"; did you mean '{similar[0]}'?" if similar else f"; there are: {', '.join(lists) or 'none'}"
 
@@ -330,7 +326,7 @@ def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     document = dict(members)
     if len(document) < len(members):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("a name occurs twice in one object")
     return document
 
 

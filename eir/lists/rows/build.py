@@ -196,7 +196,7 @@ class Rows:
         """
         self._span_pages += int((last // _PAGE - first // _PAGE).sum()) + len(first)
         if self._span_pages > self._span_pages_max:
-            detail = f"its ranges and TACs reach into {self._span_pages} TACs or more; {self._span_pages_max} is the most for one release"
+            detail = f"its ranges and TACs cover at least {self._span_pages} TACs; the maximum for one release is {self._span_pages_max}"
             raise ReleaseRefused("range", f"{detail}: split it into a full release and deltas")
         self._spans.append((first, last, reasons, until))
 
@@ -260,7 +260,7 @@ class Rows:
                     by_page.setdefault(number, []).append(span)
         walked = sum(last - first for first, last in map(_reach, map(_parts, by_page.values())))
         if walked > self._span_keys_max:
-            detail = f"its ranges that do not cover their TACs reach over {walked} identifiers; {self._span_keys_max} is the most"
+            detail = f"its ranges that do not cover whole TACs have {walked} identifiers; the maximum is {self._span_keys_max}"
             raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
         return by_page
 

@@ -78,10 +78,10 @@ def open_regular(name: str, folder_fd: int) -> int:
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
     except FileNotFoundError:
-        raise ReleaseRefused("file_missing", f"{name} is not there") from None
+        raise ReleaseRefused("file_missing", f"{name} is missing") from None
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link; a socket
-            raise ReleaseRefused("not_a_file", f"{name} is a link or a socket; a regular file is needed") from None
+            raise ReleaseRefused("not_a_file", f"{name} is a link or a socket; expected a regular file") from None
         raise ReleaseRefused("file_missing", f"{name}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -81,7 +81,7 @@ def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
     for at, action in enumerate(history):
         which, _, code = str(action.get("action") if isinstance(action, dict) else "").lower().rpartition(" ")
         if code not in {INSERT, REMOVE} or which not in _LISTS:
-            raise ValueError("an action that is not known")
+            raise ValueError("an unknown action")
         if _LISTS[which]:
             actions.append(
                 (_seconds(action.get("date")), at, code, action.get("reasoncodedesc") or action.get("reasoncode") or "")
@@ -238,7 +238,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         names = [column.replace(" ", "_") for column in names]
     looked_for = set(layout.columns.values()) if layout.declared else set(names)
     if twice := next((column for column in names if column in looked_for and names.count(column) > 1), None):
-        raise ReleaseRefused("layout", f"{where}: a column name stands twice in the header: {twice!r}")
+        raise ReleaseRefused("layout", f"{where}: a column name occurs twice in the header: {twice!r}")
     at: dict[str, int] = {}
     for ours, theirs in layout.columns.items():
         if isinstance(theirs, int):
@@ -395,7 +395,7 @@ def find_layout(name: str, layout: str, declared: Mapping[str, Layout]) -> Layou
     if layout not in known:
         advice = "the configuration may declare others (layouts)"
         raise ReleaseRefused(
-            "layout", f"{name}: layout {layout!r} is not known; known are {', '.join(known)}; {advice}"
+            "layout", f"{name}: layout {layout!r} is unknown; expected one of {', '.join(known)}; {advice}"
         )
     return known[layout]
 
@@ -435,7 +435,7 @@ def row_fault(line: bytes, plan: Plan) -> str:
         return (
             f"{expectation}, is expected"
             if layout.answers
-            else f"the row has no {'+'.join(plan.subject)}; one row a line, quotes closed, is expected"
+            else f"the row has no {'+'.join(plan.subject)}; expected one row per line, with closed quotes"
         )
     try:
         keys = [_KEY_OF[column](fields[column] or "") for column in plan.subject]

@@ -104,7 +104,7 @@ def read_numbers(path: Path) -> Numbers:
             f"{path}:{at}: {'not ASCII' if isinstance(e, UnicodeDecodeError) else e}; expected MSISDN,IMSI"
         ) from None
     if not numbers:
-        raise NumbersError(f"{path} has no number: was it cut off?")
+        raise NumbersError(f"{path} has no number; expected lines of MSISDN,IMSI")
     keys = np.frombuffer(numbers, np.uint64)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]

@@ -77,7 +77,7 @@ class Frame:
         where = "the first line" if label == "header" else "the last line"
         text = line.decode("utf-8", "replace").strip("\n")
         if not text.startswith(record.begins):
-            cut = "" if label == "header" else ": was the file cut off?"
+            cut = "" if label == "header" else "; the file is probably truncated"
             raise ReleaseRefused(
                 reason, f"{self._name}: {where} does not begin with {record.begins!r}, as a {label} record does{cut}"
             )

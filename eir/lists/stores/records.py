@@ -49,7 +49,7 @@ def newer_form(where: str, form: str | bytes | int | None) -> str | None:
     if version <= FORM:
         return None
     form_text = form.decode(errors="replace") if isinstance(form, bytes) else form
-    return f"{where} was written by a newer eir (form {form_text}, this one knows {FORM}): it is read, and nothing in it is changed; upgrade eir"
+    return f"{where} was written by a newer eir (form {form_text}, this one knows {FORM}): this eir only reads it; upgrade eir"
 
 
 def check_form(where: str, form: str | bytes | int | None) -> None:
@@ -76,7 +76,7 @@ def log_upgrade(report: Report, where: str, form: str | bytes | int | None) -> N
     """Log that the next write upgrades data of an older format."""
     version = FORM if form is None else int(form)
     if version < FORM:
-        detail = f"{where} has form {version}, and is brought to form {FORM} now: an older eir reads it from then on, if at all, and changes nothing"
+        detail = f"{where} has form {version}, and is converted to form {FORM}: an older eir can no longer change it"
         report("store_upgraded", level="warning", reason="older", detail=detail)
 
 
@@ -98,11 +98,9 @@ def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
         state = ListState(**fields)
         wrong = _invalid_field(state)
     except (TypeError, ValueError) as error:
-        raise StoreError("corrupt", f"a state in the store is not whole: {error}") from error
+        raise StoreError("corrupt", f"a state in the store is incomplete: {error}") from error
     if wrong:
-        raise StoreError(
-            "corrupt", f"a state in the store has another {wrong} than it may: {getattr(state, wrong)!r:.200}"
-        )
+        raise StoreError("corrupt", f"a state in the store has an invalid {wrong}: {getattr(state, wrong)!r:.200}")
     return state
 
 
@@ -137,9 +135,7 @@ def decode_ledger(text: str | bytes) -> Ledger:
     fields = _known(_LEDGER_TYPES, text)
     wrong = [name for name, value in fields.items() if not isinstance(value, _LEDGER_TYPES[name])]
     if wrong:
-        raise StoreError(
-            "corrupt", f"the ledger of the history has another {wrong[0]} than it may: {fields[wrong[0]]!r:.200}"
-        )
+        raise StoreError("corrupt", f"the ledger of the history has an invalid {wrong[0]}: {fields[wrong[0]]!r:.200}")
     return Ledger(**fields)
 
 
@@ -152,7 +148,7 @@ def decode_event(text: str | bytes | dict[str, Any]) -> Event:
     try:
         return Event(**_known(_EVENT_TYPES, text))
     except TypeError as error:
-        raise StoreError("corrupt", f"an event in the store is not whole: {error}") from error
+        raise StoreError("corrupt", f"an event in the store is incomplete: {error}") from error
 
 
 def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
@@ -173,5 +169,5 @@ def decode_change(before: int, after: int, pages: bytes | None) -> ListChange:
     except (TypeError, ValueError) as error:
         raise StoreError("corrupt", f"a change in the store names no pages: {error}") from error
     if numbers and max(numbers) >> NUMBER_BITS:
-        raise StoreError("corrupt", f"a change in the store names the page {max(numbers)}, which cannot be")
+        raise StoreError("corrupt", f"a change in the store names the page {max(numbers)}, which is invalid")
     return ListChange(before, after, numbers)

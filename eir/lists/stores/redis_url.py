@@ -116,7 +116,7 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
     form, tls = FORMS[parts.scheme]
     options = dict(parse_qsl(parts.query))
     if "@" in parts.query:
-        raise StoreError("url", f"what follows ? in the store's URL are options{ESCAPED}")
+        raise StoreError("url", f"expected options after the ? in the store's URL{ESCAPED}")
     if unknown := options.keys() - OPTIONS:
         raise StoreError(
             "url", f"unknown option {min(unknown)!r} of the store; expected one of {', '.join(sorted(OPTIONS))}"
@@ -128,11 +128,12 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
     if form == SENTINEL:
         if not path:
             raise StoreError(
-                "url", "the URL of a store under Sentinel ends with /SERVICE: what the sentinels call the master"
+                "url",
+                "expected /SERVICE at the end of the URL of a store under Sentinel: the sentinels' name of the master",
             )
         service = path.pop(0)
     if len(path) > (form != CLUSTER) or not all(step.isdecimal() for step in path):
-        raise StoreError("url", f"what follows the host in the store's URL is a database number{ESCAPED}")
+        raise StoreError("url", f"expected a database number after the host in the store's URL{ESCAPED}")
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, secret = map(unquote, login.partition(":"))
     common: dict[str, Any] = {"socket_keepalive": True, "protocol": 2}

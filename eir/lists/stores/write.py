@@ -245,7 +245,7 @@ def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
     current = 0 if stored is None else stored.generation
     if current != seen:
         raise GenerationConflict(
-            f"list {name} is at generation {current}, not {seen}: someone else changed it meanwhile"
+            f"list {name} is at generation {current}, not {seen}: another process changed it meanwhile"
         )
 
 

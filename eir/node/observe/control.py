@@ -99,7 +99,7 @@ class ControlServer:
         path = self._folder / self._name
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise FileExistsError(errno.EEXIST, "there is something else than a socket", str(path))
+                raise FileExistsError(errno.EEXIST, "the path exists and is not a socket", str(path))
             path.unlink()
         listener, mask = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), os.umask(0o117)
         try:
@@ -155,7 +155,7 @@ class ControlServer:
             return {"ok": False, "error": str(e)}
         except Exception as e:  # noqa: BLE001 - the client receives the error and the server continues
             self._report("fault", reason=name, level="error", detail=place_of(e))
-            return {"ok": False, "error": f"{name} failed ({type(e).__name__}); the log says more (fault)"}
+            return {"ok": False, "error": f"{name} failed ({type(e).__name__}); see event=fault in the log"}
 
 
 def _wrong_arguments(command: str, request: Mapping[str, Any], accepted: Arguments) -> str:
@@ -233,7 +233,7 @@ def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float |
         )
         raise ControlAway(f"no node runs {where}") from None
     except PermissionError:
-        advice = as_owner(folder) if at == SOCKET_NAME else f"; who is in the group of {folder} may"
+        advice = as_owner(folder) if at == SOCKET_NAME else f"; users in the group of {folder} may"
         raise ControlDenied(f"may not open the control socket in {folder}{advice}") from None
     except OSError as e:
         raise ControlError(f"the node on the state folder {folder} does not answer: {e}") from None
@@ -247,7 +247,7 @@ def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float |
 
 def as_owner(folder: Path) -> str:
     """Return advice to run the command as the owner of the state folder; empty if this user is the owner."""
-    advice = "; run it as the user that the node runs as"
+    advice = "; run the command as the user of the node"
     try:
         owner = folder.stat().st_uid
     except OSError:
@@ -283,11 +283,11 @@ def refusal(arguments: Sequence[str]) -> str | None:
     if any("\0" in argument for argument in arguments):
         return "an argument holds a NUL character"
     if command not in LOOKS:
-        return f"who may only look may say: {', '.join(LOOKS)}"
+        return f"read-only users may run: {', '.join(LOOKS)}"
     for argument in rest:
         option, _, _ = argument.partition("=")
         if option not in LOOKS[command] and (argument.startswith("-") or command in _WITHOUT_ARGUMENTS):
-            return f"{command} {option}: not for who may only look"
+            return f"{command} {option}: not for read-only users"
     return None
 
 
@@ -331,7 +331,7 @@ class Looking:
         Empty for an empty identifier.
         """
         if not identifier.isalnum():
-            return "that is no identifier of a device" if identifier else ""
+            return "not an identifier of a device; expected an IMEI, IMEISV or MEID" if identifier else ""
         try:
             result = await self.run({"arguments": ["check", identifier]})
         except EirError as e:
@@ -344,5 +344,5 @@ async def _bounded(stream: asyncio.StreamReader | None, most: int) -> str:
     while stream is not None and (piece := await stream.read(1 << 16)):
         octets += piece
         if len(octets) > most:
-            raise EirError(f"more than {most >> 20} MiB: ask for less, such as with -n")
+            raise EirError(f"more than {most >> 20} MiB; request less, for example with -n")
     return octets.decode("utf-8", "replace")

@@ -97,7 +97,7 @@ def pages(
                     "metric_unknown",
                     level="error",
                     reason=name,
-                    detail="not in the table of metrics; the page leaves it out",
+                    detail="not in the table of metrics; the page omits it",
                 )
         # Rendering takes milliseconds with many peers, so a thread does it.
         return HttpResponse(200, metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, numbers))

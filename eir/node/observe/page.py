@@ -31,7 +31,7 @@ HTML = "text/html; charset=utf-8"
 STATUSES = ("whitelisted", "greylisted", "blacklisted", "unknown")
 BAR_W, HIGH = 10, 90
 FIRST = {
-    "OK": "The node answers.", "WARNING": "The node answers, and someone should look:", "CRITICAL": "The node is not ready:",
+    "OK": "The node answers.", "WARNING": "The node answers, but has faults:", "CRITICAL": "The node is not ready:",
 }  # fmt: skip
 STARTING = "The node is starting and does not answer yet:"
 

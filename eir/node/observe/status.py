@@ -192,7 +192,7 @@ class NodeHealth:
         checks = sum(report.checks for report in reports)
         entries = sum(state.entries for state in lists.values())
         figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
-        figures += "" if COMPILED else "; no compiled lane here, so that a check costs many times as much"
+        figures += "" if COMPILED else "; no compiled lane, so a check costs many times as much"
         return {
             "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "troubles": warnings, "ready": readiness.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),

@@ -22,7 +22,7 @@ from eir.wire.transport.sctp_options import LOAD_ADVICE, MISSING
 from eir.wire.transport.settings import SctpSettings, source_address
 
 LISTEN_ADVICE = {
-    errno.EACCES: "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port",
+    errno.EACCES: "a port below 1024 requires the capability CAP_NET_BIND_SERVICE; grant it, or choose another port",
     errno.EADDRINUSE: "is another node running there?",
     errno.EADDRNOTAVAIL: "no interface of this host has that address",
     **dict.fromkeys(MISSING, f"{LOAD_ADVICE}; or sctp.optional: true starts without it"),

@@ -149,7 +149,7 @@ class Acknowledging:
         """Return warnings about lists that the store has lost, completely or in part."""
         gone = [f"the store lost list {name}, which was in force here before: restore a backup" for name in self._gone]
         return gone + [
-            f"the store lost list {name} as it was: serial {highest} is the highest that it knows of, and {before} was accepted here before; load the newest release again"
+            f"the store lost list {name} in its newest form: its highest serial is {highest}, and {before} was accepted here before; load the newest release again"
             for name, (highest, before) in self.older.items()
         ]
 

@@ -147,13 +147,13 @@ def _end_of(nothing: SaidNothing, memory_max: int) -> ReleaseRefused:
     """Return the rejection of a release whose load ended without an outcome, with the probable reason."""
     if nothing.status == -signal.SIGKILL:
         return ReleaseRefused(
-            KILLED, "the process that loaded it was killed; by the kernel, if the host's memory ran out (journalctl -k)"
+            KILLED, "the process of the load was killed, probably because the host lacked memory (journalctl -k)"
         )
     if nothing.status == -signal.SIGALRM:
         return ReleaseRefused(
             "time", f"its load took more than {LOAD_S_MAX} s: split the release into a full one and deltas"
         )
-    detail = f"the process that loaded it: {nothing}: was limits.load_memory ({memory_max} bytes) too little?"
+    detail = f"the process of the load: {nothing}; limits.load_memory ({memory_max} bytes) is probably too low"
     return ReleaseRefused(CRASH, detail)
 
 

@@ -164,7 +164,7 @@ class Channel:
         """
         patience_s = patience_s if patience_s is None else patience_s or self.answer_s
         if self.gone.is_set():
-            raise ChannelError("the other end is gone")
+            raise ChannelError("the other process has closed the channel")
         number = next(self._numbers)
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
@@ -208,7 +208,7 @@ class Channel:
             task.cancel()
         for future in self._asked.values():
             if not future.done():
-                future.set_exception(ChannelError("the other end is gone"))
+                future.set_exception(ChannelError("the other process has closed the channel"))
 
     # To the other end
 
@@ -308,4 +308,4 @@ def _refusal(what: str, fault: Exception, failed: Callable[[str, Exception], Non
     if isinstance(fault, EirError | OSError):
         return str(fault)
     failed(what, fault)
-    return f"{what} failed ({type(fault).__name__}); the log says more (fault)"
+    return f"{what} failed ({type(fault).__name__}); see event=fault in the log"

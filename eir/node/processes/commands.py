@@ -69,7 +69,7 @@ class ControlSockets:
             await self._read.listen()
         except OSError as e:
             raise SetupFault(
-                f"control_read {self._path}: {e.strerror}; its folder has to be the node's user's, with mode 2750 and the group of those who may look"
+                f"control_read {self._path}: {e.strerror}; its folder must belong to the node's user and the group of the readers, with mode 2750"
             ) from None
 
     async def close(self) -> None:
@@ -134,7 +134,7 @@ class Commands:
         """
         reports = await self._overview.workers.reports()
         if not reports:
-            raise EirError("no worker has its lists yet: ask again in a moment")
+            raise EirError("no worker has its lists yet; try again in a moment")
         return {
             "pid": os.getpid(), "configuration": digests(self._configuration.config.shown),
             "in_step": all(report.lists == reports[0].lists for report in reports),
@@ -155,7 +155,7 @@ class Commands:
 
     def _drain(self) -> str:
         self._stop("drain")
-        return "draining: DPR to each peer, then the end"
+        return "draining: the node sends a DPR to each peer, then ends"
 
     async def _events(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return records from the node's own copy of the history.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CERTIFICATE_WARNED = timedelta(days=14)
 """Time before its end from which the node's own certificate causes a warning, equal to that of the alert."""
-FAULT = "the configuration on disk has a fault, and the one in force is an earlier one"
+FAULT = "the configuration file has an error; the previous configuration is in force"
 
 
 class Loaded(NamedTuple):

@@ -42,7 +42,7 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
         EirError: if there is no drop folder, or it cannot be used.
     """
     if config.inbox is None:
-        raise SetupFault(f"{config.path} names no drop folder (inbox)")
+        raise SetupFault(f"{config.path} sets no drop folder (`inbox`)")
     lease = CLAIM, f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     try:
         opened = open_pass(

@@ -64,7 +64,7 @@ class Following:
     def loss_warnings(self) -> list[str]:
         """Return a warning for each list with data that the store has lost."""
         return [
-            f"the store lost list {name} (it shows {shown}); the memory stays in force"
+            f"the store lost list {name} (it shows {shown}); the node answers from memory"
             for name, shown in self.lost.items()
         ]
 
@@ -331,7 +331,7 @@ class Followed:
     def _handed(self, what: Listed, memory: int | None) -> str | None:
         """Store a list that the follower has sent, and distribute it; return the fault that prevents this, or None."""
         if memory is None:
-            return "the supervisor has no descriptor left for it"
+            return "the supervisor has no file descriptor left for it"
         try:
             image = Image.map(memory)
         except (ImageError, OSError) as e:

@@ -55,7 +55,7 @@ class ServiceProcess:
             report=report,
             greet=self._greet,
             handlers=lambda _: {"faults": self._set_faults},
-            left=lambda _: self._set_faults({PROCESS: "it has ended, and none has come in its place; see the log"}),
+            left=lambda _: self._set_faults({PROCESS: "it has ended and was not replaced; see the log"}),
         )
         self._sockets: list[tuple[str, socket.socket]] = []
         self.addresses: list[str] = []
@@ -189,7 +189,9 @@ class _InterfaceProcess:
         if self._service is None:
             return  # the process ends for a fault
         if descriptor is None:
-            self._process.fail(self._interface.name, SetupFault(f"there is no descriptor left for {url}"))
+            self._process.fail(
+                self._interface.name, SetupFault(f"no file descriptor is left for {url}; raise LimitNOFILE=")
+            )
             return
         listening = socket.socket(fileno=descriptor)
         secure = is_secure(url)

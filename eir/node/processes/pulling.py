@@ -56,7 +56,7 @@ async def pull_once(config: Config, name: str, who: str, load: Load, *, force: b
     room.mkdir(mode=0o750, parents=True, exist_ok=True)
     with _alone(room) as alone:
         if not alone:
-            return Pulled(list=name, outcome=ELSEWHERE, detail="another process on this host pulls it just now")
+            return Pulled(list=name, outcome=ELSEWHERE, detail="another process on this host is pulling it")
         # The holder is always the same, because the file lock admits one process: a killed process blocks no other.
         lease, lists = (f"pull:{name}", f"{socket.gethostname()}:{room}"), {name: config.lists[name]}
         try:

@@ -62,7 +62,7 @@ def run(end: socket.socket, config: Config, receiver: int | None) -> int:
         EirError: if it cannot start.
     """
     if receiver is None:
-        raise EirError("there is no descriptor left for the socket over which workers hand over what they have seen")
+        raise EirError("no file descriptor is left for the socket of the recorder; raise LimitNOFILE=")
     import eir.sightings.batches  # noqa: F401, PLC0415 - polars takes 0.2 s to load: load it at normal priority, because a busy host might never finish it
 
     record = partial(_write_record, config, socket.socket(fileno=receiver))
@@ -365,7 +365,7 @@ class Recorded:
             if self.child.channel is not None:
                 await self.child.channel.ask(what, *arguments, patience_s=WRITE_S)
                 return
-        raise EirError("what was seen last could not be written; the log says why (sightings_failed)")
+        raise EirError("the latest checks could not be written; see event=sightings_failed in the log")
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics of record and events by name and label values."""

@@ -81,8 +81,7 @@ def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[
     missing = dict.fromkeys(name for report in now for name in report.missing)
     left = dict.fromkeys(name for report in before for name in report.lists if name not in config.lists)
     return [f"list {name} has never been loaded: load it first" for name in missing] + [
-        f"list {name} is no longer configured: it answers nothing, the store keeps it (eir show {name})"
-        for name in left
+        f"list {name} is no longer configured: it has no effect; the store keeps it (eir show {name})" for name in left
     ]
 
 
@@ -112,7 +111,7 @@ def allow_open_files(config: Config, report: Report) -> None:
     if most < wanted:
         report(
             "open_files", level="warning", limit=hard, setting="limits.connections_max",
-            detail=f"this process may have {hard} open files, too few for {config.limits.connections_max} connections",
+            detail=f"this process may open {hard} files, too few for {config.limits.connections_max} connections",
         )  # fmt: skip
 
 

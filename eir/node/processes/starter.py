@@ -271,7 +271,7 @@ def _serve(end: socket.socket) -> NoReturn:
             answer: tuple[int | None, str | None]
             try:
                 if None in descriptors:
-                    raise OSError("the starter has no descriptor left")  # noqa: TRY301 - handled like other faults of the system
+                    raise OSError("the starter has no file descriptor left")  # noqa: TRY301 - handled like other faults of the system
                 answer = _fork(end, name, call, [number for number in descriptors if number is not None]), None
             except OSError as e:
                 answer = None, str(e)

@@ -39,7 +39,7 @@ def prepare(folder: Path) -> None:
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     except OSError as e:
-        raise SetupFault(f"the state folder {folder} (`state`) cannot be made: {e.strerror}") from None
+        raise SetupFault(f"the state folder {folder} (`state`) cannot be created: {e.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SetupFault(f"the state folder {folder} (`state`) is not writable for user {os.getuid()}")
 
@@ -83,7 +83,7 @@ def known_form(folder: Path) -> tuple[int, str]:
     if known > FORM:
         raise EirError(
             f"the state folder {folder} has form {known}, written by eir {version or 'of a newer version'}; this is eir"
-            f" {__version__}, which knows form {FORM}: start that version again, or put back the backup of before"
+            f" {__version__}, which knows form {FORM}; start that version again, or restore a backup from before the upgrade"
         )
     return known, version
 
@@ -97,7 +97,7 @@ def upgrade_form(folder: Path, report: Report) -> None:
     known, version = known_form(folder)
     if known < FORM and (folder / ORIGIN_STATE_ID_FILE).exists():
         changes = "; ".join(CHANGES[each] for each in range(known + 1, FORM + 1))
-        detail = f"{folder} has form {known}, and is brought to form {FORM} now: {changes}"
+        detail = f"{folder} has form {known}, and is converted to form {FORM}: {changes}"
         report("state_upgraded", level="warning", reason="older", detail=detail)
     if (known, version) != (FORM, __version__):
         _save(folder / FORM_FILE, f"{FORM} {__version__}\n")
@@ -186,7 +186,9 @@ def as_owner_of(folder: Path) -> Iterator[None]:
         os.setgroups([])
         _read_everything()
         if _LIBC.setfsuid(-1) != uid or not all(map(_can_be_read, PROGRAM)):
-            raise EirError(f"the state folder {folder} is not root's, and what root may do here is limited{advice}")
+            raise EirError(
+                f"the state folder {folder} belongs to another user, and root's rights are limited here{advice}"
+            )
         yield
     finally:
         os.setgroups(groups)

@@ -81,7 +81,7 @@ def end_within(stop_s: float = STOP_S) -> None:
     """
 
     def overdue() -> None:
-        detail = f"it did not end within {stop_s:g} s; what it waited for is left undone"
+        detail = f"it did not end within {stop_s:g} s; its remaining work is abandoned"
         Log(time.monotonic, in_background=False).report(
             "killed", level="error", reason="drain", process="front", pid=os.getpid(), detail=detail
         )

@@ -75,14 +75,14 @@ class Tracing:
     async def _begin(self, arguments: Mapping[str, Any], who: str) -> int:
         if self.sought is not None:
             raise EirError(
-                f"a trace of {self._about} by {self._who} is on until {utc_text(datetime.fromtimestamp(self._until, UTC))}: one at a time"
+                f"a trace of {self._about} by {self._who} is on until {utc_text(datetime.fromtimestamp(self._until, UTC))}; a node runs one trace at a time"
             )
         imei, imsi, lasts_s, reason = (arguments.get(name) for name in ("imei", "imsi", "lasts_s", "reason"))
         check_reason(str(reason or ""))
         if not isinstance(lasts_s, int | float) or not 0 < lasts_s <= LASTS_MAX_S:
-            raise EirError(f"it lasts for {LASTS_MAX_S / 60:g} minutes at most")
+            raise EirError(f"expected at most {LASTS_MAX_S / 60:g} minutes")
         if not imei and not imsi:
-            raise EirError("whose checks? an IMEI or an IMSI is needed")
+            raise EirError("expected an IMEI or an IMSI")
         if imsi:
             imsi_key(str(imsi))
         sought = TraceFilter(device_key(str(imei)) if imei else None, str(imsi or ""))

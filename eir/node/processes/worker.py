@@ -95,7 +95,7 @@ def run(end: socket.socket, number: int, origin_state_id: int, grants: int | Non
     recorder.
     """
     if grants is None:
-        raise EirError("there is no descriptor left for the memory that workers share")
+        raise EirError("no file descriptor is left for the shared memory of the workers; raise LimitNOFILE=")
     memory = Grants(shared_memory(grants), number)
     os.close(grants)
     _set_malloc_options()
@@ -356,7 +356,7 @@ class Worker:
     def apply_prepared(self) -> None:
         """Apply the prepared settings, except keys that need a restart."""
         if self.prepared is None:
-            raise EirError("this worker has prepared nothing")
+            raise EirError("this worker has prepared no reload")
         (new, context), self.prepared = self.prepared, None
         self.index.apply(kinds_of(new))
         context.checker.apply(new.policy, datetime.now(UTC))

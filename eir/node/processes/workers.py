@@ -305,7 +305,7 @@ class Workers:
             if worker.started:
                 explanation: Explanation = await worker.channel.ask("explain", question)
                 return explanation
-        raise EirError("no worker has its lists yet: ask again in a moment")
+        raise EirError("no worker has its lists yet; try again in a moment")
 
     async def peers(self) -> list[dict[str, Any]]:
         """Return the rows of `eir peers`: all connections, and entries of the peer table without a connection."""
@@ -321,7 +321,7 @@ class Workers:
         ready = await self._ask_all("prepare", lambda worker: (self._configured(worker.number, loaded),))
         if len(ready) < len(workers):
             raise EirError(
-                f"{len(workers) - len(ready)} of {len(workers)} workers did not take it over, so none did; the log says why (worker_failed)"
+                f"{len(workers) - len(ready)} of {len(workers)} workers did not prepare the reload, so nothing changed; see event=worker_failed in the log"
             )
 
     async def apply_prepared(self) -> None:

@@ -40,7 +40,7 @@ UNOPENED = {
     **dict.fromkeys(
         ("message_length", "message_too_long", "version"), "what answers at this port does not speak Diameter"
     ),
-    "peer_closed": "no CEA came; is this the port for Diameter, and may our address connect there?",
+    "peer_closed": "no CEA arrived; check that the port is for Diameter and that the EIR admits this address",
 }
 """Advice by the reason for which a connection ended before it was open."""
 SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))

@@ -134,7 +134,7 @@ class Node(Server[DiameterConnection]):
 
     def starved(self) -> None:
         """Log that a connection passed to this process was closed for lack of a file descriptor."""
-        self.refused("open_files", level="error", detail="no descriptor left for a connection")
+        self.refused("open_files", level="error", detail="no file descriptor is left for a connection")
 
     def dial(self) -> None:
         """Start outgoing connections to all peers whose entries have `connect`."""

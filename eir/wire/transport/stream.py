@@ -65,7 +65,7 @@ async def addresses(host: str, port: int, flags: int = 0) -> Sequence[tuple[int,
     try:
         return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError:
-        raise socket.gaierror(socket.EAI_NONAME, f"{host:.100} cannot be the name of a host") from None
+        raise socket.gaierror(socket.EAI_NONAME, f"{host:.100} is not a valid name of a host") from None
 
 
 async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.socket:
@@ -105,9 +105,9 @@ def fault_text(fault: Exception, *, secure: bool) -> str:
     reason = str(getattr(fault, "reason", None) or "")
     if secure and (isinstance(fault, ENDED) or "_ALERT_" in reason):
         alert = reason.replace("_", " ").lower() if "_ALERT_" in reason else "it closed the connection"
-        return f"the other end ended the TLS handshake ({alert}); does it trust our certificate?"
+        return f"the other end ended the TLS handshake ({alert}); check that it trusts this certificate"
     if reason in NO_TLS:
-        return "what the other end sends is not TLS; does it take this port for one without?"
+        return "the other end does not send TLS; check whether it uses this port without TLS"
     if isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError | socket.gaierror) and (fault.errno or 0) > 0:
         return os.strerror(fault.errno or 0)
     return str(

@@ -112,7 +112,7 @@ def load_tls(files: TlsFiles) -> Tls:
     except ValueError as e:
         raise TlsError("certificate", f"{settings.certificate}: {e}; expected the node's certificate in PEM") from None
     if b"PRIVATE KEY-----" not in contents["key"]:
-        raise TlsError("key", f"{settings.key}: no private key in it; expected the certificate's, in PEM")
+        raise TlsError("key", f"{settings.key} contains no private key; expected the certificate's key, in PEM")
     with ExitStack() as stack:
         paths = {key: stack.enter_context(_in_memory(content)) for key, content in contents.items()}
         accepting, connecting, http2, passwords = (
@@ -155,7 +155,7 @@ def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> 
             raise TlsError("key", f"{settings.key} is not the private key of {settings.certificate}") from None
         raise TlsError("certificate", f"{settings.certificate} and {settings.key}: {_why(e)}") from None
     except _PassphraseWantedError:
-        raise TlsError("key", f"{settings.key} wants a passphrase; expected a key without one") from None
+        raise TlsError("key", f"{settings.key} requires a passphrase; expected a key without one") from None
     for key in ("ca", "crl"):
         if key in paths:
             try:
@@ -165,13 +165,13 @@ def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> 
     stored = context.cert_store_stats()
     if not stored["x509"]:
         raise TlsError(
-            "ca", f"{settings.ca}: no certificate in it; expected those of the authorities that peers' come from"
+            "ca", f"{settings.ca} contains no certificate; expected the authorities that issue peers' certificates"
         )
     # Trust each certificate in the file, even if it is not the root of its chain.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if settings.crl is not None:
         if not stored["crl"]:
-            raise TlsError("crl", f"{settings.crl}: no revocation list in it")
+            raise TlsError("crl", f"{settings.crl} contains no revocation list")
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
 

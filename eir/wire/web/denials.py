@@ -119,7 +119,7 @@ _NAMED = {"unknown_key": ("jwks", "keys"), "issuer": ("issuer",), "audience": ("
 def token_setting(section: str, reason: str) -> str:
     """Return the setting that decides whether a token is rejected for this reason: a key, or the whole section."""
     if reason == "no_token":
-        return f"{section}, left out: no token is asked for"
+        return f"{section}, left out: no token is required"
     return ", ".join(f"{section}.{key}" for key in _NAMED.get(reason, ())) or section
 
 

@@ -283,7 +283,7 @@ def _of_set(content: bytes) -> list[VerifyKey]:
     usable = []
     for each in keys if isinstance(keys, list) else []:
         if not isinstance(each, Mapping) or each.get("kty") == "oct":
-            raise ValueError("it holds a secret that tokens could be made with; expected public keys alone")
+            raise ValueError("it contains a secret key; expected only public keys")
         if each.get("use", "sig") != "sig":
             continue
         try:
@@ -297,7 +297,7 @@ def _of_set(content: bytes) -> list[VerifyKey]:
 def _of_pem(content: bytes) -> VerifyKey:
     """Parse a PEM file with a public key or a certificate."""
     if b"PRIVATE KEY-----" in content:
-        raise ValueError("it holds a private key; expected the public one, or a certificate")
+        raise ValueError("it contains a private key; expected the public key, or a certificate")
     for kind in ("RSA", "EC", "OKP"):
         try:
             return _usable(JWKRegistry.import_key(content, kind), None)
@@ -314,10 +314,10 @@ def _of_pem(content: bytes) -> VerifyKey:
 
 def _usable(key: jwk.Key, name: str | None) -> VerifyKey:
     if key.is_private:
-        raise _Unusable("it holds a private key; expected public keys alone")
+        raise _Unusable("it contains a private key; expected only public keys")
     if isinstance(key, jwk.RSAKey) and key.public_key.key_size < RSA_BITS_MIN:
         raise _Unusable(f"an RSA key of {key.public_key.key_size} bits; expected {RSA_BITS_MIN} at least")
     algorithms = frozenset(each.name for each in jws.JWSRegistry.filter_algorithms(key, list(ALGORITHMS)))
     if not algorithms - {"EdDSA"}:  # a key of another curve
-        raise _Unusable(f"a key that no token can be signed with in one of these ways: {', '.join(ALGORITHMS)}")
+        raise _Unusable(f"the key fits none of these algorithms: {', '.join(ALGORITHMS)}")
     return VerifyKey(name, key, algorithms, key.thumbprint())

@@ -269,7 +269,7 @@ class TestNumbers:
         ("text", "says"),
         [
             ("1,2", ":1: an MSISDN has 5"), ("85512345678,1\n", ":1: an IMSI has"), ("85512345678,001010000000009\nx,y", ":2: an MSISDN"),
-            ("85512345678,001010000000009\n0085512345678,001010000000008", ": rows 1 and 2 have the same number"), ("msisdn,imsi\n", " has no number: was it cut off?"), ("85512345678", ":1: an IMSI"),
+            ("85512345678,001010000000009\n0085512345678,001010000000008", ": rows 1 and 2 have the same number"), ("msisdn,imsi\n", " has no number; expected lines of MSISDN,IMSI"), ("85512345678", ":1: an IMSI"),
             ("\u0663,1", ":1: not ASCII"),
         ],
     )  # fmt: skip

@@ -373,11 +373,11 @@ async def test_a_register_that_sends_fifty_a_second_and_again_what_failed(site, 
 def test_a_number_stands_for_its_subscriber_in_commands_too(site):
     site.configure(lists=LISTS, policy={"rules": RULES})
     said = site.eir("add", "blocked-sims", "+85512345678", "--reason", "x", status=2).stderr
-    assert "names no table of `numbers`" in said
+    assert "sets no table `numbers`" in said
     (site.folder / "numbers").write_text(f"85512345678,{IMSI}\n")
     site.configure(numbers="numbers")
     assert (
-        "has no IMSI of this number"
+        "does not contain this number"
         in site.eir("add", "blocked-sims", "+85512345679", "--reason", "x", status=2).stderr
     )
     site.eir("add", "blocked-sims", "+85512345678", "--reason", "x")

@@ -202,7 +202,7 @@ async def test_who_has_no_certificate_or_one_of_nobody_here_is_refused(shared, t
         )
     )
     lines = shared.node.lines("peer_refused", protocol="n5g", reason="tls_handshake")
-    assert any("does it trust our certificate?" in line["detail"] for line in lines)
+    assert any("check that it trusts this certificate" in line["detail"] for line in lines)
 
 
 def test_it_is_seen_and_counted_as_its_own_protocol(shared):
@@ -387,7 +387,7 @@ def test_an_address_that_no_entry_allows_is_told_so(own, workers):
     assert json.loads(body) == {
         "title": "Forbidden",
         "status": 403,
-        "detail": "no entry of the peer table takes this client",
+        "detail": "no entry of the peer table matches this client",
     }
     (line,) = until(lambda: node.lines("peer_refused"))
     assert (line["reason"], line["setting"], line["protocol"]) == ("source", "peers: from", "n5g")

@@ -447,7 +447,7 @@ def test_a_redirect_that_was_under_way_when_the_end_came():
     assert play.told[-1][0] == "nrf_not_deregistered"
 
 
-NO_SERVER = "is no URL of a server"
+NO_SERVER = "is not a URL of a server"
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,7 @@ async def test_an_operator_sets_the_highest_serial_back(agency, store):
 @pytest.mark.parametrize(
     ("to", "reason", "says"),
     [
-        (5, "why", "the highest serial ever accepted for stolen-national is 5; --to takes one below it"),
+        (5, "why", "the highest serial ever accepted for stolen-national is 5; expected a lower serial for --to"),
         (6, "why", "is 5; "),
         (3, " ", "a reason"),
     ],
@@ -448,7 +448,7 @@ async def test_a_thousand_devices_that_are_swapped_for_others_are_refused(agency
     swapped = agency.release([f"35222222{n:06d}" for n in range(1000)])
     why = await refused(agency, swapped, store)
     sizes, _, advice = why.detail.partition("; if ")
-    assert (why.reason, advice) == ("shrink", "that is meant, load it with --force")
+    assert (why.reason, advice) == ("shrink", "this is intended, load it with --force")
     limits = "999 may go at most (shrink_max 20.0%, change_min 1,000)"
     assert sizes == f"1,000 devices come, 1,000 go, and 1,000 are in force: {limits}"
     with pytest.raises(ReleaseRefused):

@@ -175,7 +175,7 @@ async def test_what_a_command_may_change_is_limited(store):
     said = await refused(store, "limited", ADD, TAC, tacs=True)
     allowed = "999 may come at most (growth_max 20.0%, change_min 1,000)"
     assert said.startswith(f"nothing was changed: 1,000,000 devices come, 0 go, and 0 are in force: {allowed}; ")
-    assert said.endswith("repeat it with --force")
+    assert said.endswith("repeat the command with --force")
     await change(store, "limited", ADD, *(f"{TAC}{n:06d}" for n in range(999)))
     assert "999,001 devices come, 0 go, and 999 are in force" in await refused(
         store, "limited", ADD, TAC, tacs=True, dry_run=True
@@ -263,13 +263,18 @@ async def test_pairs(store):
         ("devices", ["35123456"], {}, "35123456: "),
         ("devices", [IMEI], {"tacs": True}, "a TAC has 8 digits; got 14 characters"),
         ("devices", ["٣٥١٢٣٤٥٦"], {"tacs": True}, "a TAC has 8 digits"),
-        ("devices", [IMEI], {"imsis": [SIM]}, "only a list of pairs takes --imsi"),
+        ("devices", [IMEI], {"imsis": [SIM]}, "--imsi requires a list of pairs"),
         ("subscribers", [IMEI + "00"], {}, "an IMSI has 6 to 15 digits"),
-        ("subscribers", [SIM], {"tacs": True}, "a list of subscribers holds no TACs"),
-        ("pairs", [IMEI], {}, "the IMSI is missing"),
+        ("subscribers", [SIM], {"tacs": True}, "a list of subscribers contains no TACs"),
+        ("pairs", [IMEI], {}, "requires an IMSI for each device"),
         ("pairs", [IMEI], {"imsis": ["x"]}, "x: an IMSI"),
         ("pairs", [SIM[:5]], {"imsis": [SIM]}, "00101: "),
-        ("devices", [f"{n:014d}" for n in range(ENTRIES_MAX + 1)], {}, "1001 entries; one command takes 1000 at most"),
+        (
+            "devices",
+            [f"{n:014d}" for n in range(ENTRIES_MAX + 1)],
+            {},
+            "1001 entries; the maximum for one command is 1000",
+        ),
     ],
 )
 def test_entries_that_are_none(kind, identifiers, details, says):
@@ -290,7 +295,7 @@ async def test_a_reason_is_required(store, text):
 
 
 async def test_only_a_local_list_takes_entries(store):
-    assert "only a list with `local: true`" in await refused(store, "signed", ADD, IMEI)
+    assert "expected a list with `local: true`" in await refused(store, "signed", ADD, IMEI)
 
 
 async def test_a_list_that_became_one_of_another_kind(store):
@@ -302,7 +307,7 @@ async def test_a_list_that_became_one_of_another_kind(store):
 
 async def test_entries_end(store):
     end = NOW + timedelta(hours=1)
-    assert "the end is over" in await refused(store, "own", ADD, IMEI, until=int(NOW.timestamp()))
+    assert "the end has passed" in await refused(store, "own", ADD, IMEI, until=int(NOW.timestamp()))
     await change(store, "own", ADD, IMEI, reason="for an hour", until=int(end.timestamp()))
     assert (await store.history("own"))[0].detail == f"for an hour, until 2026-11-25T13:00:00Z: {IMEI}"
     assert await reason(store, "own", IMEI, now=end - timedelta(seconds=1)) == "for an hour"

@@ -397,7 +397,7 @@ async def test_a_file_of_form_2_gets_the_chain_of_the_feed(tmp_path, reads):
         with pytest.raises(StoreError):
             await store.record(fed)
     else:
-        assert told[0][1].startswith(f"{path} has form 2, and is brought to form 3 now")
+        assert told[0][1].startswith(f"{path} has form 2, and is converted to form 3")
         await store.record(fed)
         assert [(each.detail, each.chain) for each in await store.history("own")] == [("old", MAIN), ("new", FEED)]
         assert await faults_of(store) == []
@@ -415,7 +415,7 @@ async def test_a_history_in_redis_of_form_2_gets_the_chain_of_the_feed(server):
     assert len(await store.history()) == 1
     assert "store_upgraded" not in dict(told)
     await store.record(event("own", what="add", detail="new", chain=FEED))
-    assert "has form 2, and is brought to form 3 now" in dict(told)["store_upgraded"]
+    assert "has form 2, and is converted to form 3" in dict(told)["store_upgraded"]
     assert [(each.detail, each.chain) for each in await store.history()] == [("old", MAIN), ("new", FEED)]
     assert await faults_of(store) == []
     await store.close()

@@ -222,7 +222,7 @@ async def test_a_load_that_no_node_helps_names_the_key_and_changes_nothing(serve
     with pytest.raises(StoreError) as caught:
         await load(redis, 3)
     assert caught.value.cause == "corrupt"
-    assert f"{LEDGER}, or a key beside it, is of another type than EIR writes there" in str(caught.value)
+    assert f"{LEDGER}, or a key beside it, has another type than eir writes there" in str(caught.value)
     assert "WRONGTYPE" not in str(caught.value)
     assert (await redis.state("l")).generation == 3
 
@@ -240,7 +240,7 @@ async def test_an_outcome_that_is_not_counted_is_said(server, redis):
     with pytest.raises(StoreError) as caught:
         await redis.record(event("l", "refused", time=NOW))
     assert caught.value.cause == "corrupt"
-    assert "is of another type than EIR writes there" in str(caught.value)
+    assert "has another type than eir writes there" in str(caught.value)
 
 
 async def test_the_first_node_that_holds_a_history_gives_it_back_and_others_take_it(store, opener):
@@ -642,7 +642,7 @@ def test_who_looks_upgrades_nothing_and_who_loads_says_so_before(tmp_path):
                 assert db.execute("PRAGMA user_version").fetchone() == (2,), command
         assert site.json("lists")[0]["entries"] == 2
         said = site.eir("load", site.release([LISTED], serial=3)).stderr.splitlines()
-        assert [f"{file} has form 2, and is brought to form 3 now" in line for line in said].count(True) == 1
+        assert [f"{file} has form 2, and is converted to form 3" in line for line in said].count(True) == 1
         make_form_2(file)
         node = site.start()
         assert len(until(lambda: node.lines("store_upgraded"))) == 1
@@ -668,7 +668,7 @@ class TestCommand:
             assert len(site.json("history", "--since", since)) == 3
         assert len(site.json("history", "--since", f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%d}")) == 3
         assert site.json("history", "--since", "2100-01-01T00:00:00Z") == []
-        assert "or 2026-11-20, or" in site.eir("history", "--since", "yesterday", status=2).stderr
+        assert "a day such as 2026-11-20" in site.eir("history", "--since", "yesterday", status=2).stderr
 
     def test_an_export_can_be_checked_by_hand(self, site):
         said = site.json("history", "--export", site.folder / "record.jsonl")
@@ -679,7 +679,7 @@ class TestCommand:
         assert second["before"] == hashlib.sha256(lines[0].encode()).hexdigest()
 
     def test_a_record_that_was_changed_is_found(self, site):
-        assert site.eir("history", "--verify").stdout.startswith("the history holds: 2 records, 1 to 2, ")
+        assert site.eir("history", "--verify").stdout.startswith("the history is valid: 2 records, 1 to 2, ")
         whole = site.json("history", "--verify")
         assert (whole["whole"], whole["records"], whole["refusals"], whole["copied"]) == (True, 2, 3, None)
         with changed_record(site.state / "lists.sqlite"):

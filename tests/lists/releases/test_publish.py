@@ -183,7 +183,7 @@ async def test_a_device_that_a_delta_both_adds_and_removes_is_said(agency, store
         for what, rows in (("added", "35000000000001\n35000000000002"), ("removed", "35000000000001\n35000000000003"))
     ]
     delta = make(agency, *files, serial=2, base=1, warn=told.append)
-    assert told == ["1 identifiers are both added and removed: they are in the list then"]
+    assert told == ["1 identifiers are both added and removed: they stay in the list"]
     await agency.load(delta, store)
     assert await held(store) == {35000000000001, 35000000000002}
 
@@ -197,7 +197,7 @@ async def test_a_device_that_is_notified_with_two_sims_does_not_go_with_one(agen
     )
     releases = make(agency, full), make(agency, gone, serial=2, base=1)
     await agency.load(releases[0], store)
-    with pytest.raises(ReleaseRefused, match="may be there with another") as caught:
+    with pytest.raises(ReleaseRefused, match="may leave the device listed with another") as caught:
         await agency.load(releases[1], store)
     assert caught.value.reason == "layout"
     assert await held(store) == {35111111111111}
@@ -328,11 +328,11 @@ async def test_a_bad_row_is_named_before_anything_is_signed(agency, store):
     for most in (0, 1):
         why = refusal(agency, *files, bad_rows_max=most)
         assert why.reason == "bad_rows"
-        assert why.detail.split("\n") == [f"2 bad rows; {most} may be bad (--bad-rows-max)", *said]
+        assert why.detail.split("\n") == [f"2 bad rows; {most} are allowed (--bad-rows-max)", *said]
     assert not list(agency.drop.glob("*.json"))
     told = []
     manifest = make(agency, *files, bad_rows_max=2, warn=told.append)
-    assert told == [f"a bad row, which an EIR leaves out: {complaint}" for complaint in said]
+    assert told == [f"a bad row, which nodes leave out: {complaint}" for complaint in said]
     report = await agency.load(manifest, store)
     assert (report.bad_rows, list(report.bad), report.entries) == (2, said, 1)
 
@@ -349,7 +349,7 @@ def test_what_may_not_be_meant_is_told(agency):
 
 def test_all_bad_rows_are_counted_and_twenty_are_named(agency):
     why = refusal(agency, put(agency.drop, "a.csv", b"imei\n" + b"x\n" * 25), put(agency.drop, "b.csv", b"imei\ny\n"))
-    assert why.detail.startswith("26 bad rows; 0 may be bad")
+    assert why.detail.startswith("26 bad rows; 0 are allowed")
     assert [line.split(":")[1] for line in why.detail.splitlines()[1:]] == [str(line) for line in range(2, 22)]
 
 
@@ -388,9 +388,9 @@ def test_what_an_eir_does_not_read_and_may_be_meant_is_named(agency):
     content = f"imei,reasn,date,colour\n{ONE},lost,2026-11-20,red\n{TWO},lost,20.11.2026,\n{THREE},,,\n{ONE},,20261301,".encode()
     made = published(agency, put(agency.drop, "a.csv", content), put(agency.drop, "b.csv", b"imei\n"), warn=told.append)
     assert told == [
-        "a.csv does not end with a newline: it may have been cut off",
-        "a.csv: no EIR reads the column 'reasn'; did you mean 'reason'?",
-        "a.csv: no EIR reads the column 'colour'",
+        "a.csv does not end with a newline: it may be truncated",
+        "a.csv: the column 'reasn' is unknown and has no effect; did you mean 'reason'?",
+        "a.csv: the column 'colour' is unknown and has no effect",
         "b.csv holds no row",
         "a.csv:3: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
         "a.csv:5: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
@@ -432,7 +432,7 @@ def test_more_than_twenty_such_rows_are_counted(agency):
     rows = "".join(f"{10_000_000 + number:014d},2020-01-01\n" for number in range(30))
     published(agency, put(agency.drop, "a.csv", f"imei,until\n{rows}".encode()), warn=told.append)
     assert told[:20] == [f"a.csv:{line}: its end (until) is over" for line in range(2, 22)]
-    assert told[20:] == ["30 rows have an end that is over"]
+    assert told[20:] == ["30 rows have expired"]
 
 
 def test_strict_refuses_a_release_with_a_warning_and_leaves_nothing(agency):

@@ -114,7 +114,7 @@ def test_a_row_without_a_tac_is_bad_and_no_command_adds_types(types):
     types.configure(lists={"tacs": {"kind": "device_types", "local": True}}, policy={})
     done = types.eir("add", "tacs", "35209905", "--tac", "--reason", "x", status=None)
     assert done.returncode
-    assert "comes as releases" in done.stderr
+    assert "changes only by releases" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_what_the_configuration_cannot_mean(types, rule, says):
 
 def test_a_rule_needs_a_table(site):
     site.configure(policy={"rules": [RULES[0]]})
-    assert "no list of kind device_types says of which type a device is" in site.eir("config", status=2).stderr
+    assert "no list of kind device_types is configured" in site.eir("config", status=2).stderr
 
 
 def test_names_of_types_are_compared_without_case_spaces_and_underscores():

@@ -128,7 +128,7 @@ def test_bad_rows_are_named_by_line_without_the_identifier():
         ("", None),  # a blank line, which is no row
         ("35123456789012,lost,20261301", "until is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z"),
         (",lost", "got nothing"),
-        ('"35123456789013', "one row a line, quotes closed, is expected"),
+        ('"35123456789013', "expected one row per line, with closed quotes"),
         ('still quoted"', "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"),
         ("35123456789014,lost", None),
         (
@@ -141,7 +141,7 @@ def test_bad_rows_are_named_by_line_without_the_identifier():
         ),
         (
             "3.51235E+14",
-            "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got a number that a spreadsheet has rounded: make it text there, and take it from its source again",
+            "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got a number that a spreadsheet has rounded: format the column as text, and export the number again",
         ),
         ("35123456", "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 8 digits, which are a TAC"),
         (
@@ -439,7 +439,7 @@ def test_an_answer_without_history_and_status_or_with_another_identifier_is_name
         (b"\n", "eir", "devices", "none of them"),
         (b"block_date,reasons\n", "dirbs-blacklist", "devices", "with imei is expected"),
         (b"imei,imsi,msisdn\n", "dirbs-exceptions", "devices", "is for lists of pairs, not of devices"),
-        (b"imei\n", "gsma", "devices", "layout 'gsma' is not known; known are eir, imei, dirbs-blacklist"),
+        (b"imei\n", "gsma", "devices", "layout 'gsma' is unknown; expected one of eir, imei, dirbs-blacklist"),
     ],
 )
 def test_headers_that_do_not_fit(content, layout, kind, says):

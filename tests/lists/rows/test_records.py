@@ -107,7 +107,7 @@ async def test_an_eir_that_does_not_know_the_layout_says_where_it_is_declared(tm
         [SAMPLE / "register-20261120.txt"], list_name=NAME, serial=1, issued=NOW, expires=NOW + timedelta(days=1), key=agency.key,
         layout="register", declared=layouts(DECLARED), out=agency.drop,
     )  # fmt: skip
-    with pytest.raises(ReleaseRefused, match=r"layout 'register' is not known; .*\(layouts\)") as caught:
+    with pytest.raises(ReleaseRefused, match=r"layout 'register' is unknown; .*\(layouts\)") as caught:
         await agency.load(made.manifest, store)
     assert caught.value.reason == "layout"
 
@@ -141,7 +141,7 @@ def test_the_commands_of_the_page_with_a_file_of_layouts_alone(site):
     done = site.eir(
         "publish", *options, "--serial", "44", "--layout", "registre", SAMPLE / "register-20261120.txt", status=1
     )
-    assert "layout 'registre' is not known; known are register, eir, imei" in done.stderr
+    assert "layout 'registre' is unknown; expected one of register, eir, imei" in done.stderr
 
 
 # Forms
@@ -222,8 +222,8 @@ def test_lines_are_named_as_they_stand_in_the_file(layouts):
         ("H,2026-02-30\n", {"header": {"begins": "H", "date": 2}}, "layout", "is not a date"),
         (f"H,3\n{ROWS}", {"header": {"begins": "H", "count": 2}}, "rows", "f.txt has 2 rows; its header says 3"),
         (f"{ROWS}T,1\n", {"trailer": {"begins": "T", "count": 2}}, "rows", "f.txt has 2 rows; its trailer says 1"),
-        (ROWS, {"trailer": {"begins": "T"}}, "rows", "the last line does not begin with 'T', as a trailer record does: was the file cut off"),
-        ("", {"trailer": {"begins": "T"}}, "rows", "was the file cut off"),
+        (ROWS, {"trailer": {"begins": "T"}}, "rows", "the last line does not begin with 'T', as a trailer record does; the file is probably truncated"),
+        ("", {"trailer": {"begins": "T"}}, "rows", "the file is probably truncated"),
         ("IMEI\n", {"columns": {"imei": "Gerät"}}, "layout", "f.txt:1: the header has no column 'gerät', which layout own declares for imei"),
         ("IMEI;Gerät\n", {"columns": {"imei": "Gerät"}}, "layout", "separated by semicolons; save it with commas"),
         ("IMEI,x\n", {"columns": {"imei": "IMEI"}, "separator": ";"}, "layout", None),
@@ -242,8 +242,8 @@ async def test_roles_and_codes_need_each_other(tmp_path, store, layouts):
     await agency.load(agency.release([str(ONE)]), store)
     for role, layout, says in (
         ("changes", "imei", "has no codes"),
-        ("removed", "own", "its role is changes"),
-        ("added", "own", "its role is changes"),
+        ("removed", "own", "the role of the file is changes"),
+        ("added", "own", "the role of the file is changes"),
     ):
         manifest = agency.release({"d.txt": (role, layout, f"{ONE},D\n".encode())}, kind="delta", base=1, serial=2)
         with pytest.raises(ReleaseRefused, match=says) as caught:
@@ -284,12 +284,12 @@ def test_forms_that_are_none(form):
 @pytest.mark.parametrize(
     ("declared", "line", "says"),
     [
-        ("own: {}", 2, "the layout own does not say what a row is about; expected columns with imei or identifier or tac or imei_from+imei_to"),
-        ("eir: {columns: {imei: 1}}", 2, "the layout eir is known and needs no declaration"),
+        ("own: {}", 2, "the layout own has no column that identifies a row; expected columns with imei or identifier or tac or imei_from+imei_to"),
+        ("eir: {columns: {imei: 1}}", 2, "the layout eir is built in"),
         ("own: {columns: {imei: 1, reason: WHY}}", 2, "columns of own by name and by position"),
         ("own: {columns: {imei: 1, reason: 1}}", 2, "two columns of own are the same"),
         ("own: {columns: {imei: 1}, added: [A]}", 2, "columns.action, added and removed of own need each other"),
-        ("own: {columns: {imei: 1, action: 2}, added: [A], removed: [A]}", 2, "A stands in both added and removed of own"),
+        ("own: {columns: {imei: 1, action: 2}, added: [A], removed: [A]}", 2, "A is in both added and removed of own"),
         ("own: {columns: {imei: 0}}", 2, "expected a column's name, or its position from 1"),
         ("own: {columns: {reasn: 1}}", 2, "unknown key 'reasn' in layouts.own.columns; did you mean 'reason'?"),
         ("own: {columns: {imei: 1}, separator: a}", 2, "expected tab, space, or one sign"),

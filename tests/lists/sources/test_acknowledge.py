@@ -186,7 +186,7 @@ def test_the_file_of_a_stranger_is_shown_and_fails_no_command(site, register, tm
     (room / "eir.one.stolen.ack").write_text("broken")
     site.eir("acknowledged", register.folder, "--within", "10000d", status=1)
     (register.folder / "nodes").write_text("")
-    assert "no node has a key there" in site.eir("acknowledged", register.folder, status=1).stderr
+    assert "no node has a key in the file of nodes" in site.eir("acknowledged", register.folder, status=1).stderr
 
 
 def test_the_key_of_a_node_is_printed_before_its_state_folder_exists(site):
@@ -276,7 +276,7 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
         assert (audit["serial"], audit["asked"], audit["as_listed"]) == (2, 22, 22)
         by_hand = site.eir("acknowledge", status=1).stderr
         assert "Connection refused" in by_hand
-        assert "given to its source" in by_hand, "a source that is away stops no other"
+        assert "accepted by its source" in by_hand, "a source that is away stops no other"
         assert "eir acknowledge --out FOLDER" in by_hand
         site.eir("acknowledge", "stolen", "--out", tmp_path / "files")
         assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{host}.stolen.ack"]

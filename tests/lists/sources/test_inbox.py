@@ -867,7 +867,7 @@ async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
     folder = DropFolder(lambda: none, start, Loads(start), report=Reports())
     await folder.poll()
     assert (folder.snapshot(), folder.warnings()) == ({}, [])
-    with pytest.raises(EirError, match="names no drop folder"):
+    with pytest.raises(EirError, match="sets no drop folder"):
         await make_pass(none, "tester", loading(start, none, "tester"))
 
 

@@ -560,7 +560,7 @@ async def test_proxies_are_not_asked_for_this_hosts_own_addresses(register, node
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("http://register.example/x/", "expected https://; http:// is for this host's own addresses alone"),
+        ("http://register.example/x/", "expected https://; http:// is allowed only for this host's own addresses"),
         ("ftp://register.example/", "expected a folder such as https://"), ("https://a:b@register.example/", "expected a folder such as"),
         ({"ca": "ca.pem"}, "the key 'url' is missing"), ({"url": "https://x.example/", "ca": "ca.pem"}, "the ca of the source of stolen does not exist"),
         ({"url": "https://x.example/", "certificate": "signers"}, "certificate and key of the source of stolen need each other"),

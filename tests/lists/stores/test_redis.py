@@ -141,7 +141,7 @@ class TestKeys:
             await store.replace("a", state(B, serial=2), B, seen=1, event=event("a"))
             assert [event for event, _ in said] == ["store_upgraded"] * 2
             assert said[0][1].startswith("list a in Redis (")
-            assert " has form 2, and is brought to form 3 now" in said[0][1]
+            assert " has form 2, and is converted to form 3" in said[0][1]
             assert said[1][1].startswith("the history in Redis (")
             await store.replace("a", state(A, serial=3), A, seen=2, event=event("a"))
             assert len(said) == 2
@@ -662,7 +662,7 @@ class TestUrls:
             ("redis://:se/cret@h", "database number (in a password / is written %2F"),
             ("redis+sentinel://u:x/sec/ret@h/s", "database number"),
             ("redis://u:se#cret@h:6379", "bad port"),
-            ("redis://u:se?cret@h", "what follows ? in the store's URL are options (in a password"),
+            ("redis://u:se?cret@h", "expected options after the ? in the store's URL (in a password"),
             ("redis://u:6?s=cret@h", "are options (in a password / is written %2F, ? %3F"),
             ("redis://h?pasword_file=x", "unknown option 'pasword_file'"),
             (

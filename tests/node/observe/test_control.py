@@ -86,7 +86,7 @@ class TestAsking:
             await asyncio.to_thread(ask, tmp_path, command)
 
     async def test_one_that_fails_is_told_and_costs_nothing_else(self, tmp_path):
-        with pytest.raises(ControlError, match=r"fail failed \(ZeroDivisionError\); the log says more"):
+        with pytest.raises(ControlError, match=r"fail failed \(ZeroDivisionError\); see event=fault in the log"):
             await asyncio.to_thread(ask, tmp_path, "fail")
         assert TOLD == [("fault", "fail")]
         assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"

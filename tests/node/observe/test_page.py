@@ -89,8 +89,8 @@ class Seen(HTMLParser):
 def test_it_says_in_words_first_how_the_node_is():
     text = page(shown()).body.decode()
     first = re.search(r"<main>(.*?)<section>", text, re.DOTALL)[1]
-    assert "The node answers, and someone should look:" in first
-    assert 'the store is away; answers go on from memory <a href="/runbook#eirstoreaway">EirStoreAway</a>' in first
+    assert "The node answers, but has faults:" in first
+    assert "the store is away; answers go on from memory <span class=soft>(EirStoreAway)" in first
     assert "list &lt;b&gt;x&lt;/b&gt; is past its expiry" in first
     assert "up for 2 h; 12,345 checks" in first
     for said in (
@@ -329,7 +329,7 @@ def test_of_a_running_node(shared):
         _, text = get(url, "secret", f"{LISTED[:8]}+{LISTED[8:]}")
         assert f"{LISTED}: blacklisted" in text
         assert "reason: stolen in transit" in text
-        assert "no identifier of a device" in get(f"{url}?imei=--store", "secret")[1]
+        assert "not an identifier of a device" in get(f"{url}?imei=--store", "secret")[1]
         assert get(url, "wrong", LISTED)[0] == 401
         assert get(f"{url}ready", "secret", LISTED)[0] == 405
         with contextlib.ExitStack() as held:

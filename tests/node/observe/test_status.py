@@ -302,7 +302,7 @@ def test_each_change_of_readiness_is_one_line(node, told, following, running):
     following[0] = replace(FOLLOWING, store_up=False)
     node.log_readiness(reports())
     assert told == [("serving", away)]
-    lost = "the store lost list stolen (it shows serial 1); the memory stays in force"
+    lost = "the store lost list stolen (it shows serial 1); the node answers from memory"
     changes = [
         ({"store_up": False}, []),
         ({}, [("ready", None)]),

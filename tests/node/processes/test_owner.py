@@ -148,10 +148,10 @@ def test_the_key_of_the_hashes_is_nobodys_to_remove_who_may_not_read_it(theirs):
     done = theirs.eir(
         "seen", "001010000000001", status=1, prefix=("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"),
     )  # fmt: skip
-    assert "run it as the node's user" in done.stderr
+    assert "run the command as the node's user" in done.stderr
     assert "remove" not in done.stderr
     (theirs.state / "sightings.key").write_text("damaged")
-    assert "put it back from a backup" in theirs.eir("seen", "001010000000001", status=1).stderr
+    assert "restore it from a backup" in theirs.eir("seen", "001010000000001", status=1).stderr
 
 
 def test_an_import_makes_the_state_folder(site):

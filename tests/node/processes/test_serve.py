@@ -232,12 +232,12 @@ class TestReload:
         assert (line["level"], line["reason"]) == ("error", "configuration")
         await until_async(
             lambda: (
-                f"the configuration on disk has a fault, and the one in force is an earlier one: {loaded.path}:{number}:"
+                f"the configuration file has an error; the previous configuration is in force: {loaded.path}:{number}:"
                 in node.status()["summary"]
             )
         )
         loaded.path.write_text(good)
-        await until_async(lambda: "has a fault" not in node.status()["summary"])
+        await until_async(lambda: "has an error" not in node.status()["summary"])
         assert await ask(client, LISTED) == BLACK
         assert node.lines("reloaded") == []
 
@@ -468,13 +468,16 @@ class TestStart:
         without = ["setpriv", "--bounding-set", "-net_bind_service"] if os.geteuid() == 0 else []
         done = loaded.eir("serve", status=1, prefix=without)
         assert address in done.stderr
-        assert "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port" in done.stderr
+        assert (
+            "a port below 1024 requires the capability CAP_NET_BIND_SERVICE; grant it, or choose another port"
+            in done.stderr
+        )
 
     def test_a_state_folder_that_cannot_be_made(self, loaded):
         (loaded.folder / "file").write_text("")
         loaded.configure(state="file/var")
         done = loaded.eir("serve", status=2)
-        assert f"the state folder {loaded.folder}/file/var (`state`) cannot be made" in done.stderr
+        assert f"the state folder {loaded.folder}/file/var (`state`) cannot be created" in done.stderr
 
     def test_a_configuration_with_errors_starts_nothing(self, loaded):
         loaded.configure(listen=["udp://127.0.0.1:0"], surplus=1)

@@ -83,7 +83,7 @@ def test_a_folder_of_before_is_brought_to_it_and_what_changes_is_said(tmp_path, 
         (tmp_path / "form").write_text(left)
     ((event, detail),), written = forms(tmp_path)
     assert (event, written) == ("state_upgraded", f"{state_folder.FORM} {__version__}\n")
-    assert f"has form 0, and is brought to form {state_folder.FORM} now: " in detail
+    assert f"has form 0, and is converted to form {state_folder.FORM}: " in detail
     assert all(change in detail for change in state_folder.CHANGES.values())
     assert set(state_folder.CHANGES) == set(range(1, state_folder.FORM + 1))
 
@@ -182,7 +182,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
 
     def warning(highest, before):
         return [
-            f"the store lost list stolen as it was: serial {highest} is the highest that it knows of, and {before} was accepted here before; load the newest release again"
+            f"the store lost list stolen in its newest form: its highest serial is {highest}, and {before} was accepted here before; load the newest release again"
         ]
 
     assert older(3, 3) == []

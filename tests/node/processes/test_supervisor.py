@@ -271,7 +271,7 @@ async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, ho
         bad.process.channel.answer_s = 0.2
         bad.hang()
     node.site.configure(policy={"default": "greylisted"})
-    with pytest.raises(EirError, match="1 of 2 workers did not take it over, so none did"):
+    with pytest.raises(EirError, match="1 of 2 workers did not prepare the reload, so nothing changed"):
         await node.ask("reload")
     assert [configured.config.policy.default for configured in other.configured] == ["whitelisted"]
     assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "prepare")] == [

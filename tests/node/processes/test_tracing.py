@@ -55,7 +55,7 @@ async def test_two_who_begin_in_one_moment(played):
     """One gets it, the other is told who has it."""
     first, second = await asyncio.gather(played.begin(), played.begin(OTHER), return_exceptions=True)
     assert isinstance(second, EirError), second
-    assert "one at a time" in str(second)
+    assert "one trace at a time" in str(second)
     assert played.sought == [TraceFilter(int(DEVICE), "")]
     assert len(played.recorded) == 1
     played.tracing.add({"kind": "check"})

@@ -256,7 +256,7 @@ async def test_more_connections_than_open_files(loaded, crowd, workers):
     before, steady = at_rest(node), Steady()
     async with beside(node, steady):
         flood = await crowd(node, 400 * workers)
-        # A worker that has no descriptor left for a connection that it is handed closes it.
+        # A worker that has no file descriptor is left for a connection that it is handed closes it.
         await until_async(
             lambda: max(descriptors(node.pid)) > 190 and node.lines("peer_refused", reason="open_files", level="error")
         )

@@ -528,7 +528,7 @@ async def test_plain_text_at_a_tls_listener():
         assert setup.node.status()[0].state == "down"
         ((event, told),) = setup.reported
         assert (event, told["reason"]) == ("peer_refused", "tls_handshake")
-        assert "is not TLS" in told["detail"]
+        assert "does not send TLS" in told["detail"]
 
 
 async def test_a_listener_without_mutual_authentication_takes_nobody():
@@ -597,7 +597,7 @@ def test_what_openssl_says_of_a_handshake():
     )
     assert fault_text(alert, secure=True).startswith("the other end ended the TLS handshake (tlsv1 alert unknown ca)")
     assert fault_text(chain, secure=True) == "unable to get issuer certificate"
-    assert "is not TLS" in fault_text(plain, secure=True)
+    assert "does not send TLS" in fault_text(plain, secure=True)
     assert fault_text(ConnectionRefusedError(111, "Connection refused"), secure=True) == "Connection refused"
     assert fault_text(ConnectionResetError(), secure=False) == "ConnectionResetError"
 

@@ -231,7 +231,7 @@ async def test_a_broken_pair_changes_nothing_and_says_so(secure, authority, stra
     key, theirs = secure.settings["tls"]["key"], stranger.write(EIR)["key"]
     for other, says in (
         (theirs, "is not the private key of"),
-        (secure.path, "no private key in it"),
+        (secure.path, "contains no private key"),
         ("nowhere", "cannot be read"),
     ):
         secure.configure(tls=secure.settings["tls"] | {"key": str(other)})

@@ -242,7 +242,7 @@ class RedisStore(PageSetStore):
         The command that appends the event also trims the stream, so the user needs no further permission.
         """
         if event is None:
-            raise StoreError("error", "the history in Redis forgets nothing without saying so")
+            raise StoreError("error", "an event is required to trim the history in Redis")
         return await history.trim(self._link, until, bytes_max, event, chain)
 
     async def outcomes(self) -> Sequence[OutcomeCount]:

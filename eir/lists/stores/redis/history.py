@@ -164,7 +164,7 @@ async def _recover_ledger(link: RedisClient, do: Do, chain: str, stored_chain: S
     link.report(
         "history_ledger_lost",
         level="warning",
-        detail=f"Redis has dropped what the history has to hold; its {chain} chain goes on behind record {last.number}",
+        detail=f"Redis has evicted the ledger of the history; its {chain} chain continues after record {last.number}",
     )
     folds = _folds(await do("HGETALL", REFUSALS)) if chain == MAIN else ()
     return stored_chain._replace(ledger=rewritten_ledger(with_folds(Ledger(), folds), first, last, size))
@@ -419,7 +419,7 @@ async def _transact(
     for _ in range(TRIES_MAX):
         if await link.call(LEDGER, attempt):
             return
-    raise StoreError("busy", f"the history was written by others {TRIES_MAX} times meanwhile")
+    raise StoreError("busy", f"the history changed {TRIES_MAX} times during the write; try again")
 
 
 async def _newest(link: RedisClient, stream: str) -> Record | None:

@@ -44,7 +44,7 @@ class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]  # redis c
         """
         await super().read_from_socket()
         if self._reader.len() > VALUE_BYTES_MAX:
-            raise TooLong(f"a value is longer than {VALUE_BYTES_MAX >> 20} MB, as none of EIR is")
+            raise TooLong(f"a value is longer than {VALUE_BYTES_MAX >> 20} MB, and eir writes no such value")
         return True
 
 
@@ -74,11 +74,11 @@ CAUSES: dict[str, tuple[type[Exception], ...]] = {
     "error": (fault.RedisError,),
 }
 """Causes of errors; the first match counts, so special classes precede general ones."""
-OUT_OF_MEMORY = "raise maxmemory of Redis, or make room in it, and do it again"
+OUT_OF_MEMORY = "raise maxmemory of Redis, or make room in it, then try again"
 REPLIES = ("LOADING", "NOAUTH", "NOPERM", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
 WORDS = {"WRONGPASS": "noauth", "WRONGTYPE": "corrupt", **{word: word.lower() for word in REPLIES}}
 """Causes by the first word of an error reply, for errors without a class of their own or wrapped in another."""
-WRONG_TYPE = "is of another type than EIR writes there: another program wrote it"
+WRONG_TYPE = "has another type than eir writes there: another program wrote it"
 AWAY = (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, OSError)
 """Errors after which the server of a key is looked up again."""
 REPLICA_WAIT_MS = 1_000
@@ -172,17 +172,17 @@ class RedisClient:
         if policy != POLICY_SAFE:
             self.report(
                 "store_may_evict", level="warning", reason=str(policy),
-                detail=f"Redis may drop lists when its memory is full; set maxmemory-policy {POLICY_SAFE}",
+                detail=f"Redis may evict lists when its memory is full; set maxmemory-policy {POLICY_SAFE}",
             )  # fmt: skip
         if await self._is_open_to_all(client, key):
             self.report(
                 "store_unprotected", level="warning", reason="no_password",
-                detail="Redis lets anyone who reaches it change lists, without a password; put `user default off ~* &* +@all` into its user file",
+                detail="every client of Redis can change lists without a password; add `user default off ~* &* +@all` to its user file",
             )  # fmt: skip
         if info.get("aof_enabled") and (denied := await _cannot_replay(client)) is not None:
             self.report(
                 "store_cannot_replay", level="warning", reason="default_user",
-                detail=f"a restart of Redis would lose what was written in transactions: {denied}; put `user default off ~* &* +@all` into its user file",
+                detail=f"a restart of Redis would lose transactions: {denied}; add `user default off ~* &* +@all` to its user file",
             )  # fmt: skip
 
     async def _is_open_to_all(self, client: Any, key: str) -> bool:
@@ -212,7 +212,7 @@ class RedisClient:
             yield
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StoreError(
-                "corrupt", f"Redis ({self.where}): not what EIR writes there: {error_text(error)}"
+                "corrupt", f"Redis ({self.where}): data that eir did not write: {error_text(error)}"
             ) from error
 
     async def _client(self, key: str) -> Redis:
@@ -297,7 +297,7 @@ async def _cannot_replay(client: Any) -> str | None:
         answers = await pipe.execute(raise_on_error=False)
     for answer in answers:
         if isinstance(answer, Exception):
-            return f"this user may not ask what the user default may (+acl|dryrun): {error_text(answer)}"
+            return f"this user cannot check the rights of the user default (+acl|dryrun): {error_text(answer)}"
         if answer not in {b"OK", "OK", True}:
             return str(answer, "utf-8", "replace") if isinstance(answer, bytes) else str(answer)
     return None
@@ -319,7 +319,7 @@ async def _await_cancellable(answer: Awaitable[T]) -> T:
 
 
 _WORDS_OF: dict[tuple[type[Exception], ...], str] = {
-    (TypeError, AttributeError): "a value is of another type than it may be", (OverflowError,): "a number is too large", (RecursionError,): "nested too deep",
+    (TypeError, AttributeError): "a value has an invalid type", (OverflowError,): "a number is too large", (RecursionError,): "nested too deep",
 }  # fmt: skip
 
 

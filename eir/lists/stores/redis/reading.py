@@ -124,7 +124,7 @@ async def read_numbers(link: RedisClient, row: ListRow, page_set: PageSet) -> "n
     await asyncio.to_thread(numbers.sort)  # 10 ms for 250,000 numbers, without the interpreter's lock
     if len(numbers) and (numbers[0] < 0 or numbers[-1] >> NUMBER_BITS):
         raise StoreError(
-            "corrupt", f"list {row.name} has a page of the number {max(-numbers[0], numbers[-1])}, which cannot be"
+            "corrupt", f"list {row.name} has a page of the number {max(-numbers[0], numbers[-1])}, which is invalid"
         )
     return numbers[np.flatnonzero(np.diff(numbers, prepend=-1))]  # HSCAN may return a name twice
 

@@ -162,7 +162,7 @@ async def _kept_pages(link: RedisClient, name: str, row: ListRow, kept: Kept[Pag
         pages = await read_each(link, row, kept.page_set, numbers.tolist())
     if await link.do("HLEN", kept.page_set.key) != kept.page_set.fields:  # it may have expired meanwhile
         raise NothingToRollBack(
-            f"serial {kept.state.serial} of list {name}, or what was changed after it, is no longer in Redis"
+            f"serial {kept.state.serial} of list {name}, or a change after it, is no longer in Redis"
         )
     return pages
 
@@ -209,9 +209,7 @@ async def commit(
         except (fault.WatchError, fault.ConnectionError, fault.TimeoutError, OSError) as error:
             # An EXEC may have been done although its answer is lost.
             now = await read_change(link, name)
-            away = StoreError(
-                "refused", f"Redis ({link.where}) was lost in the middle of the switch; nothing was written"
-            )
+            away = StoreError("refused", f"Redis ({link.where}) was lost during the switch; nothing was written")
             if now != change:
                 overtaken = isinstance(error, fault.WatchError) or now not in {None, before}
                 raise (_conflict_error(name, before, now) if overtaken else away) from error
@@ -231,7 +229,7 @@ def _conflict_error(name: str, before: bytes | None, now: bytes | None) -> Store
             "staging_lost",
             f"pages of list {name} are no longer in Redis (flushed, evicted); nothing was written: load again",
         )
-    return GenerationConflict(f"list {name} was changed by someone else meanwhile")
+    return GenerationConflict(f"list {name} was changed by another process meanwhile")
 
 
 def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None:

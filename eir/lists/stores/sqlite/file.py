@@ -160,7 +160,7 @@ class SqliteFile:
             if cause == "readonly" and still is not None:
                 raise StoreError("full", f"{self.path}: {still[1]}; it can be read, but not written") from error
             advice = (
-                f"; nothing was changed: make room on the disk of {self.path.parent}, and do it again"
+                f"; nothing was changed: make room on the disk of {self.path.parent}, then try again"
                 if cause == "full"
                 else ""
             )

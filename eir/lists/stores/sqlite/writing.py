@@ -104,7 +104,7 @@ def _state(name: str, generation: object, text: str, page_set: object) -> ListSt
     state = decode_state(text)
     if type(generation) is not int or generation != state.generation or type(page_set) is not int:
         row_text = f"generation {generation!r:.50} and page_set {page_set!r:.50} beside a state of generation {state.generation}"
-        raise StoreError("corrupt", f"list {name} has a row that is not as EIR writes it: {row_text}")
+        raise StoreError("corrupt", f"list {name} has an invalid row: {row_text}")
     return state
 
 
@@ -136,7 +136,7 @@ def file_bytes(sizes: Sequence[int]) -> int:
 
 def _room_advice(db: sqlite3.Connection) -> tuple[str, str]:
     """Return the path of the file and advice about a full disk, for an error message."""
-    return _path(db), f"make room on the disk of {Path(_path(db)).parent}, and do it again"
+    return _path(db), f"make room on the disk of {Path(_path(db)).parent}, then try again"
 
 
 def _path(db: sqlite3.Connection) -> str:
@@ -178,9 +178,7 @@ def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
 def _renew_set(db: sqlite3.Connection, page_set: int) -> None:
     values = (time.time() + SET_IDLE_S, page_set)
     if not db.execute("UPDATE sets SET keep_until = ? WHERE id = ? AND NOT doomed", values).rowcount:
-        raise StoreError(
-            "staging_lost", "the pages that were loaded were cleared away before they came into force: load again"
-        )
+        raise StoreError("staging_lost", "the loaded pages were deleted before the switch; load again")
 
 
 def release_set(db: sqlite3.Connection, page_set: int) -> None:
