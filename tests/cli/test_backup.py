@@ -188,8 +188,8 @@ def damaged_list(name, content):
     [
         (lambda name, content: content[:-1] if name == "in-force.json" else content, "is damaged: in-force.json"),
         (damaged_list, "is damaged: lists.sqlite"),
-        (lambda name, content: None if name == "backup.json" else content, "cut off"),
-        (lambda name, content: None if name in {"clock", "lists.sqlite"} else content, "cut off"),
+        (lambda name, content: None if name == "backup.json" else content, "incomplete"),
+        (lambda name, content: None if name in {"clock", "lists.sqlite"} else content, "incomplete"),
         (
             lambda name, content: (
                 content.replace(b"eir-backup/1", b"eir-backup/9") if name == "backup.json" else content

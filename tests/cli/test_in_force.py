@@ -57,7 +57,7 @@ def test_with_the_store_away_the_node_answers_and_an_emergency_is_a_rule(site):
         redis.flush()
         found, said = answered(site, "check", LISTED)
         assert found == whole[0]
-        assert "the store holds no release of stolen, the node answers by serial 1 (generation 1)" in said
+        assert "the store has no release of stolen, the node answers by serial 1 (generation 1)" in said
         assert site.json("check", LISTED, "--store")["status"] == "whitelisted"
         redis.kill()
         until(lambda: node.lines("store_failed"))

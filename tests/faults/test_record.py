@@ -85,7 +85,7 @@ async def test_a_history_that_was_written_over_is_told_and_kept_until_it_is_adop
     assert adopted["detail"].startswith("a failover to an old replica; the copy of ")
     until(lambda: node.metrics()["eir_history_differs"] == 0)
     assert "nothing was changed" in site.eir("history", "adopt", "--reason", "once more", status=1).stderr
-    assert "goes with" in site.eir("history", "stolen", "--reason", "x", status=2).stderr
+    assert "requires" in site.eir("history", "stolen", "--reason", "x", status=2).stderr
 
 
 async def test_a_history_that_was_destroyed_is_given_back_and_loads_go_on(site, redis):

@@ -394,7 +394,7 @@ def _describe_files(
                 FileEntry(name=name, role=role, layout=dialect.name, bytes=file.size, rows=count, sha256=digest)
             )
             for column in unknown_columns(header, dialect):
-                say(f"{name}: the column {column} is unknown and has no effect")
+                say(f"{name}: unknown column without effect: {column}")
     actions.move_to(next(iter(rows.values())), rows.get(REMOVED))
     for text in _reason_warnings(reasons.texts):
         say(text)

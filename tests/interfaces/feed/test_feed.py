@@ -210,7 +210,7 @@ class TestUsers:
         ("lines", "says"),
         [
             (["# nobody"], "has no user"), (["register:secret"], ":1: expected a line"), (["a:scrypt:16384:8:1:AAAA"], ":1: expected a line"),
-            (["a:scrypt:16384:8:1:AAAA:AAAA"], ":1: expected"), ([user_line("a", PASSWORD), user_line("a", PASSWORD)], ":2: the user a stands there twice"),
+            (["a:scrypt:16384:8:1:AAAA:AAAA"], ":1: expected"), ([user_line("a", PASSWORD), user_line("a", PASSWORD)], ":2: the user a has two lines; remove one"),
             ([user_line("a", PASSWORD).replace("16384", "1073741824")], ":1: expected"), (["\u00e9:scrypt"], ":1: expected"),
             ([user_line("a", PASSWORD).replace(":8:1:", ":0:1:")], ":1: expected"), ([user_line("a", PASSWORD).replace("a:", "a b:", 1)], ":1: expected"),
         ],

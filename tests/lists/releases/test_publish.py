@@ -389,8 +389,8 @@ def test_what_an_eir_does_not_read_and_may_be_meant_is_named(agency):
     made = published(agency, put(agency.drop, "a.csv", content), put(agency.drop, "b.csv", b"imei\n"), warn=told.append)
     assert told == [
         "a.csv does not end with a newline: it may be truncated",
-        "a.csv: the column 'reasn' is unknown and has no effect; did you mean 'reason'?",
-        "a.csv: the column 'colour' is unknown and has no effect",
+        "a.csv: unknown column without effect: 'reasn'; did you mean 'reason'?",
+        "a.csv: unknown column without effect: 'colour'",
         "b.csv holds no row",
         "a.csv:3: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
         "a.csv:5: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
