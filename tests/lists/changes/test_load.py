@@ -158,7 +158,7 @@ async def test_all_kinds_of_file_in_one_release(agency, store):
         ({"sha256": "0" * 64}, "digest", "SHA-256"),
         ({"rows": +1}, "rows", "has 143 rows; the manifest says 144"),
         ({"rows": -1}, "rows", "has 143 rows; the manifest says 142"),
-        ({"name": "other.csv"}, "file_missing", "other.csv is not there"),
+        ({"name": "other.csv"}, "file_missing", "other.csv is missing"),
         ({"name": "../data-1.csv"}, "file_name", "not a plain file name"),
         ({"layout": "gsma"}, "layout", "is unknown"),
         ({"layout": "dirbs-exceptions"}, "layout", "lists of pairs, not of devices"),
