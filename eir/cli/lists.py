@@ -130,7 +130,7 @@ def lists(
     ending = None if node is None or node.answer is None else [
         {"day": day, "devices": devices} for day, devices in node.answer.items()
     ]  # fmt: skip
-    rows = [{**row, "ends": ending if row["kind"] == FIRST_SEEN else None} for row in rows]
+    rows = [{**row, "ends": ending} if row["kind"] == FIRST_SEEN else row for row in rows]
     if not as_json:  # a list without releases has changes
         rows = [_with_change(row, states[row["list"]]) for row in rows]
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")

@@ -53,7 +53,7 @@ def test_an_import_a_node_that_follows_it_and_the_ends(site):
     ends = [{"day": str(UNTIL[each]), "devices": 1} for each in (SOON, AMNESTY, LATER)]
 
     def record():
-        return next((row for row in site.json("lists") if row["ends"]), None)
+        return next((row for row in site.json("lists") if row.get("ends")), None)
 
     found = until(record)
     assert (found["kind"], found["entries"], found["ends"]) == ("first_seen", 4, ends)
