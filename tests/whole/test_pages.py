@@ -705,7 +705,14 @@ def busy(site):
     """A host with a signed list that has a release before it, a local list, and a running node."""
     site.configure(
         lists={"stolen": {"signers": "signers", "shrink_max": "100%", "growth_max": "100%"}, "own": {"local": True}},
-        policy={"rules": [{"list": "stolen", "answer": "blacklisted"}, {"list": "own", "answer": "blacklisted"}]},
+        first_seen={},
+        policy={
+            "rules": [
+                {"list": "stolen", "answer": "blacklisted"},
+                {"list": "own", "answer": "blacklisted"},
+                {"first_seen_within": "60d", "answer": "whitelisted"},
+            ]
+        },
     )
     site.load([LISTED])
     site.load([LISTED, "35209900176149"], serial=2)
@@ -724,6 +731,8 @@ BACKUP, RESTORE = blocks(section(OPERATION, "## Backup and restore"))
 def test_a_backup_is_restored_as_the_page_says(busy, tmp_path):
     (busy.folder / "log.csv").write_text(f"time,imei,imsi\n2026-11-20T10:00:00Z,{LISTED},001010000000001\n")
     busy.eir("sightings", "import", "log.csv")
+    busy.eir("first-seen", "import", "--from-sightings")
+    until(lambda: content(busy).get("first-seen"))
     operator, before, history = Operator(busy, tmp_path), content(busy), busy.json("history")
     operator.does(BACKUP)
     (kept,) = busy.state.glob("backup-*.tar")
