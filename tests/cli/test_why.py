@@ -3,14 +3,22 @@
 import asyncio
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
+from made import event
 from node import LISTED, TRACKED, UNLISTED, until
 from wire import HOST, REALM
 
+from eir.checks.explain import question_of
+from eir.checks.settings import PolicySettings
+from eir.cli.why import ANSWER, _answer_history, _sheet
+from eir.device import device_key
 from eir.interfaces.s13 import INTERFACE
+from eir.lists.stores.sqlite import SqliteStore
 
 IMSI = "001010123456789"
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 TRICKY = "00101009000009"
 """Its reason holds what would clear a terminal."""
 
@@ -57,6 +65,41 @@ def told(shared):
         shared.eir("reload")
         until(lambda: any(event["what"] == "reload" for event in shared.json("history")))
         yield shared, times
+
+
+@pytest.fixture
+async def explained(tmp_path):
+    """The history of an answer at 12:00 to a device that no list names, with reloads before and after."""
+    store = SqliteStore(tmp_path / "lists.sqlite")
+    for hour, detail in (
+        (11, "changed: policy"), (13, "changed: policy"), (14, "changed: log"), (15, "changed: http, peers"), (16, "changed: policy, log"),
+    ):  # fmt: skip
+        await store.record(event(None, what="reload", time=f"2026-11-24T{hour}:00:00Z", detail=detail))
+    await store.record(event(None, what="adopt", time="2026-11-24T17:00:00Z", detail="changed: policy"))
+    config = SimpleNamespace(lists={}, lists_and_record={}, policy=PolicySettings())
+    question = question_of(LISTED, imsi="", software_version="", origin_host="", origin_realm="")
+    yield await _answer_history(config, store, question, device_key(LISTED), NOON)
+    await store.close()
+
+
+def test_reloads_since_then_are_those_that_changed_policy_or_peers(explained):
+    assert [(each.time[11:13], each.detail) for each in explained.reloads] == [
+        ("13", "changed: policy"), ("15", "changed: http, peers"), ("16", "changed: policy, log"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "list_name", "line"),
+    [
+        ("2", "stolen", "  by rule 2, list stolen"), (12, None, "  by rule 12"), ("default", None, "  by the policy's default"),
+        ("override", None, "  by the policy's override"),
+    ],
+)  # fmt: skip
+def test_the_sheet_names_the_rule(explained, rule, list_name, line):
+    row = dict.fromkeys(ANSWER, "") | {"first": NOON.isoformat(), "last": NOON.isoformat(), "checks": 1}
+    sheet = _sheet(LISTED, NOON, [row | {"rule": rule, "list": list_name}], [], explained)
+    assert line in sheet.splitlines()
+    assert "2026-11-24 15:00:00Z tester@host applied a changed configuration (record 4): changed: http, peers" in sheet
 
 
 def test_what_was_answered_then_and_what_stood_behind_it(told):

@@ -339,6 +339,57 @@ async def test_a_record_that_does_not_link_is_not_taken_over(node, store):
     assert await holds(store)
 
 
+def newest_replaced(store, detail):
+    """The store, with another newest record than the one that was written."""
+
+    async def records(after=0, chain=MAIN):
+        async for batch in store.records(after, chain):
+            yield [Record(each.number, each.text.replace(f'"{detail}"', '"x"')) for each in batch]
+
+    return Altered(store, records=records)
+
+
+async def test_a_newest_record_that_was_replaced_is_not_copied(store, opener):
+    """Its number and its link are right; only the ledger proves it."""
+    node = Node(store, opener("copy"), writes=False)
+    await recorded(store, "a")
+    await node.look()
+    await recorded(store, "b", "c")
+    node.store = newest_replaced(store, "c")
+    await node.look()
+    assert node.said == ["history_differs"]
+    assert "record 3, the newest, is not the one that was written" in node.keeper.differs
+    assert await details(node.copy) == ["a"]
+    node.store = store
+    await node.look()
+    assert not node.keeper.differs
+    assert await details(node.copy) == ["a", "b", "c"]
+
+
+async def test_a_newest_record_that_was_replaced_is_given_back(node, store):
+    await recorded(store, "a", "b", "c")
+    await node.look()
+    node.store = newest_replaced(store, "c")
+    await node.look()
+    assert node.said == ["history_healed"]
+    assert (await details(store))[:3] == ["a", "b", "c"]
+    assert "its ends are not where they were" in (await details(store))[3]
+
+
+async def test_without_a_copy_a_node_has_no_events_of_its_own(opener):
+    copy = opener("copy")
+    await recorded(copy, "a")
+    for kept in (copy, None):
+        keeper = Node(None, kept).keeper
+        asked = keeper.events(None, limit=None, since=None, chain=None)
+        if kept is None:
+            with pytest.raises(StoreError, match="has no copy of the history") as caught:
+                await asked
+            assert caught.value.cause == "refused"
+        else:
+            assert [each.detail for each in await asked] == ["a"]
+
+
 async def test_refusals_that_were_removed_from_the_store_stay_in_the_copy(node, store):
     for reason in ("bad_signature", "expired"):
         await store.record(event(None, "refused", what="refuse", detail=f"{reason}: …", time=NOW))

@@ -600,6 +600,16 @@ async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site)
     assert await site.turn() == {"stolen-2.manifest.json": (ACCEPTED, "")}
 
 
+@pytest.mark.parametrize(("reason", "count"), [("memory", 1), ("time", 1), ("fault", 1), ("expired", 0)])
+async def test_a_rejection_is_recorded_unless_the_load_has_done_so(site, reason, count):
+    async def rejected(_release, _folder):
+        raise ReleaseRefused(reason, "the load ended")
+
+    site.deliver(site.publish(1))
+    assert await site.turn(load=rejected) == {"stolen-1.manifest.json": (REFUSED, reason)}
+    assert await site.refusals() == [reason] * count
+
+
 async def test_the_right_to_load_may_be_lost_on_the_way(site):
     for serial in (1, 2, 3):
         site.deliver(site.publish(serial))

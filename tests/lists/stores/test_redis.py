@@ -121,10 +121,18 @@ class TestKeys:
         assert [*lifetimes.values()] == [-1, -1, -1]
         assert sum(b":kept:" in key for key in lifetimes) == 1
 
-    async def test_a_list_of_a_form_that_is_too_old_is_read_and_not_changed(self, server, store):
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (("HDEL", "eir:{a}:state", "form"), r"list a in Redis \(.*\) has form 1, and this eir reads forms 2 to 3"),
+            (("HSET", "eir:{a}:state", "form", 99), r"list a in Redis \(.*\) was written by a newer eir \(form 99, this one knows 3\)"),
+        ],
+    )  # fmt: skip
+    async def test_a_list_of_a_form_that_is_too_old_or_newer_is_read_and_not_changed(self, server, store, change, says):
         await store.replace("a", state(A), A, seen=0)
-        server.command("HDEL", "eir:{a}:state", "form")
-        with pytest.raises(StoreError, match="has form 1, and this eir reads forms 2 to 3") as caught:
+        assert server.command("HGET", "eir:{a}:state", "form") == b"$1\r\n3\r\n"
+        server.command(*change)
+        with pytest.raises(StoreError, match=says) as caught:
             await store.replace("a", state(B, serial=2), B, seen=1)
         assert caught.value.cause == "schema"
         assert (await store.state("a")).serial == 1
@@ -659,11 +667,14 @@ class TestUrls:
             ("redis+cluster://h/1", "database number"),
             ("redis+sentinel://h", "/SERVICE"),
             ("redis://h:99999", "bad port"),
-            ("redis://:se/cret@h", "database number (in a password / is written %2F"),
+            ("redis://:se/cret@h", "database number after the host in the store's URL (in a password / is written %2F"),
             ("redis+sentinel://u:x/sec/ret@h/s", "database number"),
             ("redis://u:se#cret@h:6379", "bad port"),
             ("redis://u:se?cret@h", "expected options after the ? in the store's URL (in a password"),
-            ("redis://u:6?s=cret@h", "are options (in a password / is written %2F, ? %3F"),
+            (
+                "redis://u:6?s=cret@h",
+                "expected options after the ? in the store's URL (in a password / is written %2F, ? %3F",
+            ),
             ("redis://h?pasword_file=x", "unknown option 'pasword_file'"),
             (
                 "redis://h?password_file=/nowhere/at/all",

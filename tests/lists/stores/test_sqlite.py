@@ -73,6 +73,14 @@ async def test_file_and_folder_are_for_owner_and_group_only(store):
     assert len(list(store.path.parent.iterdir())) == 3  # the file, its log, its shared memory
 
 
+async def test_a_new_file_is_no_upgrade(tmp_path):
+    reported = []
+    store = SqliteStore(tmp_path / "lists.sqlite", report=lambda event, **_: reported.append(event))
+    assert await store.states() == {}
+    await store.close()
+    assert reported == []
+
+
 async def test_a_newer_form_is_read_and_not_changed(store):
     """Also where it has columns that this program does not know."""
     await store.replace("a", state(A), A, seen=0, event=event("a"))
