@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -45,7 +45,7 @@ from eir.lists.releases.release import (
     naming_release,
     verify_release,
 )
-from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
+from eir.lists.rows.build import Built, Rows, amend_pages, build_pages, with_dates
 from eir.lists.rows.dates import amend_dates, date_pages
 from eir.lists.rows.delivered import DataFile, Done, Progress, open_folder, sum_progress
 from eir.lists.rows.layout import find_layout
@@ -290,22 +290,23 @@ class Loader:
         """Build the pages of a full release, and count the differences to the present content of the list."""
         dates = rows.dates
         built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
-        built.content_digest = content_digest(built.pages)
-        if self.lists[name].dates:
-            built.dates = list(date_pages(built.pages, dates))
+        dated = tuple(date_pages(built.pages, dates)) if self.lists[name].dates else ()
+        built = replace(built, content_digest=content_digest(built.pages), dates=dated)
         if state is NO_LIST:
-            built.come = built.devices
-        if state is NO_LIST or built.content_digest == state.content_digest:
+            return replace(built, come=built.devices)
+        if built.content_digest == state.content_digest:
             return built
         new, now = {page.number: page for page in built.pages}, self.now.timestamp()
+        all_come = all_gone = 0
         async for stored, before in self.store.pages(name):
             if stored.generation != state.generation:
                 raise GenerationConflict(f"list {name} is no longer at generation {state.generation}")
             after = [new.pop(page.number) for page in before if page.number in new]
             come, gone = differences(before, after, now)
-            built.come, built.gone = built.come + come, built.gone + gone
-        built.come += differences((), new.values(), now)[0]
-        return built
+            all_come += come
+            all_gone += gone
+        all_come += differences((), new.values(), now)[0]
+        return replace(built, come=all_come, gone=all_gone)
 
     async def _build_delta(
         self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows
@@ -323,12 +324,11 @@ class Loader:
         built = amend_pages(
             before, removed, added, state.content_digest, self.now.timestamp(), one_each=settings.kind == TYPES
         )
-        built.entries += state.entries
-        built.devices += state.devices
-        if settings.dates:
-            built.dates_state, dates = await read_dates_and_state(self.store, settings.name, numbers)
-            built.dates_before, built.dates = amend_dates(before, dates, built.pages, rows_added.dates)
-        return built
+        whole = replace(built, entries=state.entries + built.entries, devices=state.devices + built.devices)
+        if not settings.dates:
+            return whole
+        dates_state, dates = await read_dates_and_state(self.store, settings.name, numbers)
+        return with_dates(whole, dates_state, amend_dates(before, dates, built.pages, rows_added.dates))
 
 
 def read_release(

@@ -24,7 +24,7 @@ from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import ACCEPTED, FEED, FORCED, MAIN, NO_LIST, Event, ListState, ListStore, utc_text
-from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
+from eir.lists.rows.build import Built, Rows, amend_pages, build_pages, with_dates
 from eir.lists.rows.dates import RowDates, amend_dates
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
@@ -223,7 +223,7 @@ async def _edit(
             following, amended, dates = await _build_edit(edit, settings, store, now, (state, before))
             if settings.dates:
                 waits = attempt < TRIES_MAX // 2
-                await _build_dates(amended, dates, settings, store, numbers=numbers, before=before, waits=waits)
+                amended = await _add_dates(amended, dates, settings, store, numbers=numbers, before=before, waits=waits)
             passed = exceeded_limits(settings, state.devices, amended.come, amended.gone)
             if passed and not edit.force:
                 raise EntryRefused(
@@ -440,7 +440,7 @@ async def _build_edit(
     return following, amended, rows.dates
 
 
-async def _build_dates(
+async def _add_dates(
     amended: Built,
     rows: RowDates,
     settings: ListSettings,
@@ -449,13 +449,13 @@ async def _build_dates(
     numbers: Sequence[int],
     before: Sequence[Page],
     waits: bool,
-) -> None:
-    """Add the pages of dates that an edit changes; `numbers` and `before` are those of its pages.
+) -> Built:
+    """Return the pages of an edit with the pages of dates that it changes; `numbers` and `before` are those of its pages.
 
     Raises:
         StoreChanged: with `waits`, if dates and pages do not belong together, because another edit has written only its dates yet.
     """
-    amended.dates_state, dates = await read_dates_and_state(store, settings.name, numbers)
+    dates_state, dates = await read_dates_and_state(store, settings.name, numbers)
     if waits and not all(is_sealed(page, dates[page.number]) for page in before if page.number in dates):
         raise StoreChanged(f"the dates of list {settings.name} are being changed")
-    amended.dates_before, amended.dates = amend_dates(before, dates, amended.pages, rows)
+    return with_dates(amended, dates_state, amend_dates(before, dates, amended.pages, rows))

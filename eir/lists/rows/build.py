@@ -4,7 +4,7 @@ numpy processes keys in slabs, thousands of pages together. Pages with ranges ar
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -86,6 +86,12 @@ class Built:
         whole = page.tac is not None
         self.devices += sign * (PAGE_KEYS if whole else singles)
         self.entries += sign * (singles + whole)
+
+
+def with_dates(built: Built, state: ListState | None, pages: tuple[Sequence[Page], Sequence[Page]]) -> Built:
+    """Return the pages of a change with those of its dates: the replaced ones and their successors, read with `state`."""
+    before, after = pages
+    return replace(built, dates=after, dates_before=before, dates_state=state)
 
 
 class _Singles:

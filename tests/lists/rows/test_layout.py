@@ -13,6 +13,7 @@ from made import tacs_of
 
 from eir.device import device_key, imsi_key, meid_key
 from eir.errors import IdentifierError, ReleaseRefused
+from eir.lists.changes import import_days
 from eir.lists.pages.pages import PAGE_KEYS, decode_sections
 from eir.lists.pages.roaring import decode_keys
 from eir.lists.record.reasons import Reasons
@@ -532,7 +533,8 @@ def test_guess(line, layout):
 
 
 def test_every_subject_can_be_read_and_explained():
-    subjects = {subject for dialect in LAYOUTS.values() for allowed in dialect.subjects.values() for subject in allowed}
+    layouts_of_files = (*LAYOUTS.values(), import_days.LAYOUT)
+    subjects = {subject for dialect in layouts_of_files for allowed in dialect.subjects.values() for subject in allowed}
     assert {column for subject in subjects for column in subject} == set(reader._KEYS_OF) == set(layouts._KEY_OF)
 
 
