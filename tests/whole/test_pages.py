@@ -43,7 +43,9 @@ README, CODE, SCRIPTS, TESTS = (
 INSTALL, OPERATION, METRICS, RUNBOOK = (
     PAGES[f"deploy/{name}.md"] for name in ("INSTALL", "OPERATION", "METRICS", "RUNBOOK")
 )
-CONFIG = "\n".join(page for name, page in PAGES.items() if re.fullmatch(r"config/[A-Z]+\.md", name))
+CONFIG = "\n".join(
+    page for name, page in PAGES.items() if re.fullmatch(r"config/[A-Z]+\.md|deploy/REGULATOR\.md", name)
+)
 ALL = "\n".join(PAGES.values())
 COMMANDS = typer.main.get_command(command_line())
 SEPARATORS = {"&&", "||", ";", "|", "(", ")", "&", ">", "<", "<<"}
