@@ -172,7 +172,7 @@ class Site:
         """Run a command to its end and hold it to its exit status (None: any)."""
         words = [str(each) for each in arguments]
         usual = {"cwd": self.folder, "timeout": PATIENCE_S}
-        if prefix or options.keys() - usual.keys():
+        if prefix or "serve" in words or options.keys() - usual.keys():  # serve executes itself again
             done = subprocess.run(
                 [*prefix, *COMMAND, *words], capture_output=True, text=True, check=False,
                 **{"env": self.environment(), "stdin": subprocess.DEVNULL, **usual, **options},
