@@ -176,7 +176,9 @@ async def _restored(
             await _record(store.path, f"the backup of {facts['made']} by {facts['node']}", now, by)
             restored = [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
         else:
-            restored = await restore_store(backup, store, marks, who=by, now=now, made=facts["made"], force=force)
+            restored = await restore_store(
+                backup, store, marks, who=by, now=now, made=facts["made"], force=force, registering=checked.registering
+            )
             states = await store.states()
         for name, state in states.items():
             if not is_dates(name):

@@ -22,7 +22,6 @@ from eir.lists.changes.import_days import import_days, read_days
 from eir.lists.images.day_images import BATCH_PAGES
 from eir.lists.pages.first_days import DAY_S, decode_days
 from eir.lists.pages.pages import Page
-from eir.lists.record.settings import DEVICES
 
 COLUMNS = ("imei", "first_seen", "until")
 SIGHTINGS = "the record of checks"
@@ -83,10 +82,9 @@ def import_first_seen(
             keys, days, tally = read_days(file, partial(shown, "read"))
             bad, complaints = tally.bad, tally.complaints
         shown("write", 0, 1)
-        registering = [name for name in checked.policy.registering if checked.lists[name].kind == DEVICES]
         source = SIGHTINGS if file is None else file.name
         work = partial(
-            import_days, keys, days, checked.first_seen.list, registering=registering, source=source, who=who(), now=datetime.now(UTC)
+            import_days, keys, days, checked.first_seen.list, registering=checked.registering, source=source, who=who(), now=datetime.now(UTC)
         )  # fmt: skip
         report = with_store(checked, work)
         shown("write", 1, 1)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from eir.errors import Problem
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface, SharedSettings
-from eir.lists.record.settings import HistorySettings, Layout, ListSettings
+from eir.lists.record.settings import DEVICES, HistorySettings, Layout, ListSettings
 from eir.sightings.conditions import TamperSettings
 from eir.sightings.settings import SightingsSettings
 from eir.wire.web.access import PageSettings
@@ -66,6 +66,11 @@ class Config(SharedSettings):
     def of(self, interface: Interface) -> Any:
         """Return the settings of an interface: its section, or the whole configuration if it has no section."""
         return self.interfaces[interface.section] if interface.section else self
+
+    @property
+    def registering(self) -> list[str]:
+        """Names of lists of devices that need no period of grace."""
+        return [name for name in self.policy.registering if self.lists[name].kind == DEVICES]
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from node import Site, until
 
 TODAY = datetime.now(UTC).date()
 LEFT, REGISTERED = "35000000000001", "86123456789012"
-SOON, AMNESTY, LATER = "35209900176148", "35332811002233", "49015420323751"
+SOON, AMNESTY, LATER, NEW = "35209900176148", "35332811002233", "49015420323751", "35000000000009"
 FIRST = {SOON: TODAY - timedelta(50), AMNESTY: TODAY - timedelta(200), LATER: TODAY - timedelta(20)}
 UNTIL = {SOON: TODAY + timedelta(10), AMNESTY: TODAY + timedelta(30), LATER: TODAY + timedelta(40)}
 
@@ -66,6 +66,21 @@ def test_an_import_a_node_that_follows_it_and_the_ends(site):
     assert all(f"<span>{end['day']}</span>" in page for end in ends)
     assert site.json("check", LATER)["until"] == str(UNTIL[LATER])
     site.node.end()
+
+
+def test_a_restore_merges_the_record(site, tmp_path):
+    site.eir("backup", tmp_path / "eir.tar")
+    earlier = str(FIRST[SOON] - timedelta(days=1))
+    with Site(tmp_path / "new", site.publisher) as new:
+        new.configure(**{name: site.settings[name] for name in ("lists", "policy", "first_seen")})
+        (new.folder / "later.csv").write_text(f"imei,first_seen\n{NEW},2026-11-01\n{SOON},{earlier}\n")
+        new.eir("first-seen", "import", new.folder / "later.csv")
+        for _ in range(2):  # the record in the store is newer than that of the backup
+            new.eir("restore", tmp_path / "eir.tar")
+            days = {row[0]: row[1] for row in rows_of(new.eir("export", "first-seen").stdout)}
+            assert days[NEW] == "2026-11-01", "a device that is not in the backup stays"
+            assert days[SOON] == earlier, "the earliest day counts"
+            assert days[LATER] == str(FIRST[LATER])
 
 
 def test_what_is_exported(site):

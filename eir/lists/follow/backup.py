@@ -1,22 +1,28 @@
 """Backup of a store to one SQLite file with lists and history, verification of the file, and restore.
 
 A restored list is never older than the one in the store or on the node, unless it is forced: followers keep what they have if a
-store shows less (eir.lists.follow.copy).
+store shows less (eir.lists.follow.copy). A record of first sightings is merged instead, so that no device loses its earliest day.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
 from eir.errors import StoreChanged, StoreError
+from eir.lists.changes.import_days import import_days
 from eir.lists.follow.copy import Relation, relation, verified_pages
 from eir.lists.follow.history import restore_history
+from eir.lists.pages.first_days import decode_days
+from eir.lists.pages.pages import Page
 from eir.lists.record.dates import is_dates
 from eir.lists.record.history import chain_faults, feed_faults
+from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.record.store import (
     ACCEPTED,
     CHAINS,
@@ -114,6 +120,8 @@ async def behind(
     """
     found = {}
     for name, state in states.items():
+        if state.kind == FIRST_SEEN:
+            continue
         if marks.get(name, state.mark) > state.mark:
             found[name] = (
                 f"serial {marks[name][1]} was in force on this node, and the backup's highest is {state.mark[1]}"
@@ -128,12 +136,21 @@ async def behind(
 
 
 async def restore_store(
-    backup: ListStore, store: ListStore, marks: Mapping[str, Mark], *, who: str, now: datetime, made: str, force: bool
+    backup: ListStore,
+    store: ListStore,
+    marks: Mapping[str, Mark],
+    *,
+    who: str,
+    now: datetime,
+    made: str,
+    force: bool,
+    registering: Sequence[str] = (),
 ) -> list[Restored]:
     """Restore lists from a backup to a store, after the history if that of the store is empty, damaged or cut off.
 
     `marks`: as for `behind`. `made`: time of the backup. `force`: also restore a list that is newer in the store or on
-    nodes, as a change that nodes follow. Raises StoreError.
+    nodes, as a change that nodes follow. `registering`: lists whose devices a merged record of first sightings omits.
+    Raises StoreError.
     """
     await restore_history(store, backup, who, "a backup")
     restored = []
@@ -141,6 +158,21 @@ async def restore_store(
         stored = await store.state(name)
         if stored is not None and relation(stored, state) is Relation.SAME:
             restored.append(Restored(name, state.serial, state.entries, is_written=False))
+            continue
+        if stored is not None and state.kind == FIRST_SEEN:
+            days = decode_days([page async for page in _pages(backup, name, state)])
+            source = f"the backup of {made}"
+            await import_days(
+                days.keys,
+                days.firsts.astype(np.uint64),
+                name,
+                store,
+                registering=registering,
+                source=source,
+                who=who,
+                now=now,
+            )
+            restored.append(Restored(name, state.serial, state.entries, is_written=True))
             continue
         wanted = _above(state, stored, marks.get(name, state.mark)) if force else state
         detail = f"generation {wanted.generation} from the backup of {made}"
@@ -153,6 +185,12 @@ async def restore_store(
         await store.restore(name, wanted, verified_pages(backup, name, state), seen=seen, event=made_known)
         restored.append(Restored(name, state.serial, state.entries, is_written=True))
     return restored
+
+
+async def _pages(store: ListStore, name: str, state: ListState) -> AsyncIterator[Page]:
+    async for pages in verified_pages(store, name, state):
+        for page in pages:
+            yield page
 
 
 def _above(state: ListState, stored: ListState | None, mark: Mark) -> ListState:
