@@ -1,4 +1,4 @@
-"""DeviceAuthenticity on one core: answers a second, and the latency of checks beside as many questions as are answered.
+"""Answers/s of DeviceAuthenticity; latency of Diameter.
 
 The node has one worker and DeviceAuthenticity on one core, over SQLite, and a list of 100,000 devices. Each question is about another
 device, over 10,000 TACs, with one access token, and is answered from the store.

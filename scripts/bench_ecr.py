@@ -1,4 +1,4 @@
-"""Throughput and latency of checks, by connections and window and at a fixed rate, beside the least that Python and C can do.
+"""Answers/s and latency, by connections, window and rate.
 
 The node has one worker, one core, all metrics on, and a list of 100,000 devices; 1 % of the questions are about these. `echo`
 answers without looking, in C; `floor` does so in Python on uvloop. The generator, on another core, holds every answer of the

@@ -1,4 +1,4 @@
-"""Rows of a register on one core, as many as are taken and 5,000 a second; and the latency of checks beside these.
+"""Rows/s of a register; latency of Diameter.
 
 The node has one worker and its feed on one core, over SQLite on the disk of the folder for temporary files, and a list of 100,000
 devices beside the one that is fed. Each row is about another device, over 10,000 TACs, and 201 says that it is durable.

@@ -1,4 +1,4 @@
-"""The cost of periods of grace: answers a second and latency with the record of first sightings and without, on one core.
+"""Throughput and latency with and without the record of first sightings, its memory.
 
 Two nodes of one worker answer the same questions in turns: devices on record, and 1 % listed ones. Only one node has a record and a
 rule that asks it. Both get 100 checks of new devices a second meanwhile. Each device takes 3 bytes more in the record's image than in

@@ -1,4 +1,4 @@
-"""Time until every worker of every node has what Redis was given: a full switch of 10 million entries, or one entry.
+"""Delay from Redis to all workers of two nodes.
 
 Nodes are real `eir serve` with a real redis-server of the bench's own. The time runs from the moment at which the loader is
 told that the list is in force in Redis until the last worker answers from it; what the loader took before that to write the

@@ -1,4 +1,4 @@
-"""GSUP: CHECK-IMEIs that a worker answers, beside an echo that only frames.
+"""Processor time of a CHECK-IMEI over GSUP, against an echo.
 
 The parts of a worker run in this process with a list of 100,000 devices, of which 1 % of the questions are; an MSC in a process of its
 own asks over one connection, with 1 and with 64 questions under way. What counts is the processor time of the server for each message,

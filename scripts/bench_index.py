@@ -1,4 +1,4 @@
-"""Lists in memory: size, time until ready, time of a look-up, and how long a switch holds a worker's loop.
+"""Lists in memory: size, time until ready, look-up.
 
 For each number of TACs a store is filled in one process, and another one does what the follower does, from the store to an image,
 and what a worker does: look up, and take over another image. A full switch to other identifiers, which a third process loads

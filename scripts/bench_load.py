@@ -1,4 +1,4 @@
-"""Load of a large signed release on one core, beside Python's csv module that only iterates over the same file.
+"""Load of a release, against Python's `csv` module.
 
 For each shape of file: stages, wall time from verification to switch, peak memory (VmHWM of a process that does nothing
 else), and the ratio of the load's time to csv.reader's. Loads and csv runs take turns, each in a process of its own on the

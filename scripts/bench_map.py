@@ -1,4 +1,4 @@
-"""Checks over MAP that one core answers, beside an echo that only frames and turns addresses round, and beside pycrate answering the same.
+"""Checks/s over MAP, against an echo and pycrate.
 
 All in one process, from octets to octets, in time of the processor: what a kernel's TCP or SCTP costs is not in it. The questions are of
 version 3, from one MSC, about devices of which one in a hundred is listed.

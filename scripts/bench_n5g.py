@@ -1,4 +1,4 @@
-"""N5g-eir over HTTP/2 beside a bare server on the same library and an application server; and Diameter beside a full HTTP/2 load.
+"""Answers/s over HTTP/2, against a bare server and Starlette; latency of Diameter.
 
 The node has one worker, one core, all metrics on, and a list of 100,000 devices; 1 % of the questions are about these. nghttp2's
 h2load asks over 4 connections with 100 requests under way on each, on another core.

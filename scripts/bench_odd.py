@@ -1,4 +1,4 @@
-"""One peer whose requests are all odd, at its limit, beside 64 good ones: what that does to the latency of theirs.
+"""Latency of 64 peers beside a peer with unusual requests.
 
 Odd requests are those that the express lane leaves to the general path, which takes many times as long for each of them: here they have
 a priority and twelve AVPs that nobody knows. They come evenly, and eleven at once. Latency counts from when a request has come to the

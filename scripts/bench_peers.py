@@ -1,4 +1,4 @@
-"""The node beside OTP's diameter, freeDiameter and python-diameter: each on the same core, asked by the same generator, in turns.
+"""One worker against OTP's diameter, freeDiameter and python-diameter.
 
 Each peer is the smallest S13 server that it allows, with nothing to look up and nothing to count, and says WHITELISTED to all;
 the node has one worker, all metrics on, and a list. The C echo and the bare uvloop server stand beside them. Asked are four MMEs, one

@@ -1,4 +1,4 @@
-"""Microseconds of a check by stage, from a sampling profiler, and the floor: a bare server on the same loop.
+"""Distribution of a check's processor time (py-spy).
 
 py-spy looks at the worker 500 times a second while it is asked over four connections with full windows. The line of the
 innermost frame of ours says what was being done; time in the loop's own C code is reading and polling. Shares become

@@ -1,4 +1,4 @@
-"""Memory of a list in Redis: as pages of bitmaps, beside one key for each IMEI and beside one plain set, in one run.
+"""Memory of a list in Redis, against a key per IMEI and a plain set.
 
 Starts a redis-server of its own on a free port. The same scattered identifiers in the same number of TACs each time; the
 other two forms are written by a script inside the server, since sending ten million commands would take minutes.

@@ -1,4 +1,4 @@
-"""The cost of recording checks: throughput and latency with sightings and without, on one core with all else.
+"""Throughput and latency with and without the record of checks.
 
 Two nodes of one worker with the same list answer the same questions in turns. The process that writes has the same core as the worker
 that answers, which is the worst case: on a larger machine it has another one. Whatever is not written is counted, and shown.

@@ -1,4 +1,4 @@
-"""The size of a list: load, memory, start and answers a second with 1 thousand, 1 million, 10 million and 100 million entries.
+"""Load, memory, start and answers/s with 1,000 to 100 million entries.
 
 Entries are scattered evenly over 250,000 TACs; questions draw their TACs from the same by Zipf's law, and 1 % are about
 listed devices, then 50 %. All nodes run at once, and are asked in turns. Memory is that of one worker of a node that has one (resident),

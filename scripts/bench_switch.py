@@ -1,4 +1,4 @@
-"""Latency while a list of 10 million entries is switched to another: 99th percentile at a steady rate, quiet and during the switch.
+"""Latency during the switch of a list of 10 million entries.
 
 The switch is a rollback: both releases are in the store, so that nothing but the node's own work is measured, which reads the
 other one and takes it over, beside 20,000 checks a second on the same core. The measured time is about as long as that takes.

@@ -1,4 +1,4 @@
-"""Phones with a tampered identity: how many of those planted are found, how many honest ones with them, and whether the score is what it says.
+"""Tampered phones found and honest phones reported, against DIRBS's rules.
 
 Each row of scripts/benchmark/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of several
 operators; world.py and world_other.py are two more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that

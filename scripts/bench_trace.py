@@ -1,4 +1,4 @@
-"""The cost of a trace to everybody else: throughput and latency of checks with one subscriber traced and without, on one core.
+"""Throughput and latency with and without a trace.
 
 The subscriber's phone is asked about ten times a second in both cases. `eir trace` reads as an operator's does, on the generator's core.
 """

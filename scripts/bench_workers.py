@@ -1,4 +1,4 @@
-"""The cost of an answer with one worker and with more: processor time of all processes of the node, and answers/s.
+"""Cost of an answer by number of workers.
 
 The generator asks over two connections for each worker, with full windows. A machine with two cores cannot show more than
 that the cost stays what it is, since the generator has to run somewhere; on a larger one the answers a second grow.
