@@ -26,7 +26,7 @@ AGAIN_TURNS = 120
 
 
 class NewDevices:
-    """Queue of one worker for devices that must be added to the record of first sightings."""
+    """Queue in a worker: devices that must be added to the record of first sightings."""
 
     def __init__(self, record: FirstSeenList, per_peer_max: int) -> None:
         self._record, self._per_peer_max = record, per_peer_max

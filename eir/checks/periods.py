@@ -1,4 +1,4 @@
-"""Last days of periods of grace by the rules of the policy, for many devices at once.
+"""Computation of the last day of grace of many devices by the rules of the policy.
 
 The rules that count ask for the first sighting of a device and for nothing else: their periods hold for every device of the record.
 If there is no such rule, all rules with a period count. Of several periods of a device the longest counts. An amnesty without

@@ -1,4 +1,4 @@
-"""Probes of an EIR over any protocol, results of probes, and checks in capture files.
+"""Test checks that are sent to an EIR over any protocol, their results, and the checks in capture files.
 
 A capture shows the checks of other nodes; Wireshark's tshark reads it. The folder of a protocol interprets its messages.
 """

@@ -155,7 +155,7 @@ class ExpressLane:
 
 
 def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
-    """Encode the terms of a connection for the C code (Terms in _lane.h).
+    """Encode a connection's fixed parameters and prepared replies for the C code (Terms in _lane.h).
 
     The encoded answers are those of eir.wire.diameter.message.encode_answer after the Session-Id.
     """

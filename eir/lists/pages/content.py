@@ -334,7 +334,7 @@ def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
 
 
 def decode_pairs(page: Page) -> dict[int, Paired]:
-    """Decode a page of pairs to a map from a device's remainder to its IMSIs, reason and date."""
+    """Decode a page of pairs of IMEI and IMSI. The result has IMSIs, reason and date of each device by its number in the page."""
     low, reasons, *_ = decode(page)
     _, until, bound, dates, _ = decode_sections(page.extra)
     counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()

@@ -104,7 +104,7 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
 
 
 def may_be_arrays(stored: bytes) -> bool:
-    """Return True if ArrayPages can probably decode a page's stored keys (at most ARRAY_KEYS)."""
+    """Return True if a page's stored keys seem to have the form that ArrayPages decodes. ArrayPages verifies it."""
     if stored[:4] != _COOKIE or len(stored) < 2 * _HEAD:
         return False
     return len(stored) <= 2 * (_HEAD + _CONTAINER * stored[4] + ARRAY_KEYS)

@@ -159,7 +159,7 @@ class Attempts:
 
 
 class _Delay(NamedTuple):
-    """Reason why a release must wait. If `bounded` is true, the release is rejected after the patience."""
+    """Reason why a release must wait. If `bounded` is true, the release is rejected when it has waited for `patience`."""
 
     reason: str
     detail: str

@@ -261,7 +261,7 @@ class Node(Server[DiameterConnection]):
         return link.new_peer(partial(self._identify, link))
 
     def handle(self, link: DiameterConnection, event: Event) -> None:
-        """Handle a connection's event that changes the admission, the peer's status, or the log."""
+        """Handle an event of a connection: update the admitted connections and the peer's status, and log it."""
         match event:
             case Arrived(capabilities, settings):
                 self._gate.identified(link)

@@ -244,7 +244,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.set_reading()
 
     def resume_writing(self) -> None:
-        """Cancel the timer and continue, because the peer reads its answers again."""
+        """Cancel the timer that would close the connection, and read requests again: the peer reads its answers."""
         if self.stalled is not None:
             self.stalled.cancel()
             self.stalled = None
