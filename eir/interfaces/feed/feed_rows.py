@@ -64,7 +64,7 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
     root, _, rest = path.removeprefix("/").partition("/")
     role, *segments = rest.split("/")
     if root != ROOT or not path.startswith("/") or role not in roles:
-        raise RowRefused(404, "path", f"unknown path; expected /{ROOT}/ and one of {', '.join(sorted(roles))}")
+        raise RowRefused(404, "path", f"not here; there are /{ROOT}/ and one of {', '.join(sorted(roles))}")
     if method not in METHODS:
         raise RowRefused(405, "method", "POST adds a row, DELETE removes it")
     if len(segments) != (TAC_SEGMENTS if role in TAC_ROLES else SEGMENTS):

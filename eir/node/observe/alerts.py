@@ -336,7 +336,7 @@ class Alerts:
 ALERTS = (
     ("never been loaded", "EirListMissing"), ("workers answer", "EirWorkerRestarted"), ("no worker answers", "EirDown"), ("the store is away", "EirStoreAway"),
     ("the store lost list", "EirStoreLostData"), ("last good copy of list", "EirCopyFailed"), ("past its expiry", "EirListExpired"),
-    ("configuration on disk", "EirReloadFailed"), ("history does not continue", "EirHistoryDiffers"), ("no record says who", "EirListUnrecorded"),
+    ("the previous configuration is in force", "EirReloadFailed"), ("history does not continue", "EirHistoryDiffers"), ("no record says who", "EirListUnrecorded"),
     ("override answers", "EirOverrideActive"), ("above a rate limit", "EirShedding"), ("was refused, or", "EirPeersRefused"),
     ("the source of list", "EirSourceUnreached"), ("behind its source", "EirListBehind"), ("the drop folder", "EirInboxUnusable"), ("certificate ends", "EirCertificateExpires"),
     ("is not reached at", "EirPathLost"), ("peers connected", "EirNoPeers"), ("no connection of", "EirPeerLost"), ("cannot be used (", "EirInterfaceFaulty"),

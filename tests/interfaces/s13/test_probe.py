@@ -234,7 +234,7 @@ async def test_an_error_is_named(respond, error):
             "3010 DIAMETER_UNKNOWN_PEER: .*origin_realm.*under its `peers`",
         ),
         (lambda m: answer_to(m, 5010, host=EIR), "5010 DIAMETER_NO_COMMON_APPLICATION$"),
-        (lambda _: b"", r"peer_closed \(no CEA came"),
+        (lambda _: b"", r"peer_closed \(no CEA arrived"),
         (lambda _: None, "did not answer within 0.3 s"),
         (lambda _: b"\0" * 40, "does not speak Diameter"),
     ],

@@ -662,7 +662,7 @@ def test_a_node_that_is_behind_its_source_warns(site, tmp_path, publisher):
             r"list stolen has been behind its source since 20[-0-9]+T[:0-9]+Z \(eir pull stolen\)", trouble
         )
         assert site.eir("status", status=1).stdout.startswith("EIR WARNING")
-        assert f"{trouble} <span class=soft>(EirListBehind)</span>" in node.get("/")[1]
+        assert f'{trouble} <a href="/runbook#eirlistbehind">EirListBehind</a>' in node.get("/")[1]
         since = node.metrics()[metric]
         register.publish(added=ROWS[22:24])
         until(lambda: node.metrics().get("eir_source_serial{list=stolen}") == 3)

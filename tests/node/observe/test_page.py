@@ -90,7 +90,7 @@ def test_it_says_in_words_first_how_the_node_is():
     text = page(shown()).body.decode()
     first = re.search(r"<main>(.*?)<section>", text, re.DOTALL)[1]
     assert "The node answers, but has faults:" in first
-    assert "the store is away; answers go on from memory <span class=soft>(EirStoreAway)" in first
+    assert 'the store is away; answers go on from memory <a href="/runbook#eirstoreaway">EirStoreAway</a>' in first
     assert "list &lt;b&gt;x&lt;/b&gt; is past its expiry" in first
     assert "up for 2 h; 12,345 checks" in first
     for said in (

@@ -157,7 +157,7 @@ async def test_an_end_that_is_gone():
         asked = asyncio.create_task(here.ask("thing"))
         await asyncio.sleep(0)
         there.close()
-        with pytest.raises(ChannelError, match="gone"):
+        with pytest.raises(ChannelError, match="closed the channel"):
             await asked
         await reading
         for _ in range(3):
@@ -259,7 +259,7 @@ async def test_an_end_that_takes_nothing_is_given_up_before_it_fills_the_memory(
                 most = max(most, len(here._waiting))
             assert most == WAITING_MAX
             assert here.gone.is_set()
-            with pytest.raises(ChannelError, match="gone"):
+            with pytest.raises(ChannelError, match="closed the channel"):
                 await asked
             await serving_here
         assert there.gone.is_set() is False

@@ -31,7 +31,7 @@ def test_a_folder_is_made_with_its_parents_and_not_for_all_to_see(tmp_path):
     state_folder.prepare(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o750
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupFault, match="cannot be made: Not a directory"):
+    with pytest.raises(SetupFault, match="cannot be created: Not a directory"):
         state_folder.prepare(tmp_path / "file" / "var")
 
 
@@ -110,7 +110,7 @@ OPENS = {
     "export": ["stolen"], "history": [], "rollback": ["stolen"], "add": ["stolen", LISTED, *BECAUSE], "remove": ["stolen", LISTED, *BECAUSE],
     "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
     "sightings": [], "sightings forget": ["--imsi", "001010123456789"], "sightings import": ["x.csv"], "sightings export": [],
-    "backup": ["eir.tar"], "restore": ["eir.tar"], "tamper report": [], "tamper show": [LISTED], "tamper confirm": [LISTED, *BECAUSE], "tamper clear": [LISTED, *BECAUSE], "tamper forget-decision": [LISTED, *BECAUSE], "tamper export": [],
+    "backup": ["eir.tar"], "restore": ["eir.tar"], "tamper report": [], "tamper show": [LISTED], "tamper confirm": [LISTED, *BECAUSE], "tamper clear": [LISTED, *BECAUSE], "tamper forget-decision": [LISTED, *BECAUSE], "tamper export": [], "figures": ["--month", "2026-11"], "first-seen import": ["x.csv"],
 }  # fmt: skip
 """The commands that open the state folder, with arguments."""
 LEAVES = {
