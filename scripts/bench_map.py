@@ -30,7 +30,7 @@ from eir.wire.ss7.asp import Association
 from eir.wire.ss7.m3ua import MessageKind, Transfer
 from eir.wire.transport.settings import SctpSettings
 
-PYCRATE_TIMES, ECHO_SHARE = 20, 0.5
+PYCRATE_TIMES, ECHO_SHARE = 5, 0.15
 BATCH = 100
 MSC, EIR = 2057, 2058
 Answering = Callable[[Any, Transfer], Transfer | None]
