@@ -409,11 +409,14 @@ def processes(pid):
 
 
 def memory_mb(pid):
-    """Resident memory of a node's processes that is their own, and their share of what they share: 10^6 bytes."""
+    """Memory that only the node's processes have, shared or not: 10^6 bytes.
+
+    Pages of files are left out: other programs that map the same libraries change a process's share of them.
+    """
     total = 0
     for each in processes(pid):
-        lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()[1:]
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        fields = dict(line.split(":") for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()[1:])
+        total += sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem"))
     return total * 1.024e-3
 
 
