@@ -25,7 +25,7 @@ from eir.lists.follow.follower import Follower
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.index import DeviceList, FirstSeenList, Index
 from eir.lists.pages.first_days import Sighted
-from eir.lists.record.settings import DEVICES, FIRST_SEEN
+from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.record.store import ListState
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
@@ -194,8 +194,7 @@ class _FollowerProcess:
 
     def _registering(self) -> list[DeviceList]:
         """Return the lists whose devices need no period of grace, and so no record of first sightings."""
-        names = self._config.policy.registering
-        return [each for name, each in self._index.lists.items() if name in names and each.kind == DEVICES]
+        return [self._index.lists[name] for name in self._config.registering]
 
     def _configure(self, config: Config) -> None:
         self._config = config
