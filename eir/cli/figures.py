@@ -11,8 +11,10 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
+from eir.checks.periods import NO_END, last_days
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened, with_store
 from eir.cli.output import EXIT_USAGE, fail, print_json, print_message, show, written_to
 from eir.cli.sightings import write_down
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 NO_REASON, NO_TAC = "no reason given", "no TAC (MEID)"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAYS = 1 << 16
+"""Number of days since 1970-01-01 that a record of first sightings can have."""
 
 
 def figures(
@@ -208,15 +212,20 @@ def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -
 def _tally_grace(
     config: Config, begin: datetime, end: datetime, maker: Callable[[int], str]
 ) -> tuple[FigureTally | None, FigureTally | None]:
-    """Count the periods of grace that began and that ended; None without a record of first sightings."""
-    lasts = max((rule.first_seen_within or 0 for rule in config.policy.rules), default=0)
-    if config.first_seen is None or not lasts:
+    """Count the periods of grace that began and that ended, by the rules that count for `eir export`.
+
+    Both are None without a record of first sightings, and if no rule gives a period that ends.
+    """
+    first_days = np.arange(DAYS, dtype=np.uint16)
+    ends = last_days(config.policy, first_days)
+    if config.first_seen is None or (ends == NO_END).all():
         return None, None
-    days = range((begin - EPOCH).days, (end - EPOCH).days)
-    ended = range(days.start - lasts, days.stop - lasts)
-    counts = _with_store(config, partial(count_first_days, name=config.first_seen.list, spans=(days, ended)))
-    begun, over = (_tally_tacs(count, maker) for count in counts)
-    return begun, over
+    start, stop = (begin - EPOCH).days, (end - EPOCH).days
+    has_begun = (first_days >= start) & (first_days < stop) & (ends != NO_END)
+    has_ended = (ends >= start) & (ends < stop)
+    counts = _with_store(config, partial(count_first_days, name=config.first_seen.list, chosen=(has_begun, has_ended)))
+    begun, ended = (_tally_tacs(count, maker) for count in counts)
+    return begun, ended
 
 
 def _tally_tacs(counts: Counter[int], maker: Callable[[int], str]) -> FigureTally:

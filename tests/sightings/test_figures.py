@@ -239,6 +239,7 @@ def operator(shared):
         policy={"rules": [
             {"list": "registered", "answer": "whitelisted"}, {"list": "stolen", "answer": "blacklisted"},
             {"list": "own", "answer": "blacklisted"}, {"first_seen_within": f"{GRACE_DAYS}d", "answer": "greylisted"},
+            {"imsi": "286", "first_seen_within": f"{4 * GRACE_DAYS}d", "answer": "greylisted"},
         ]},
         first_seen={"list": "first-seen"}, sightings={"subscribers": "hashed"},
     )  # fmt: skip
@@ -368,6 +369,7 @@ def test_devices_came_back_after_the_list_that_refused_them_unlisted_devices(ope
 
 
 def test_periods_of_grace_are_those_of_the_record_of_first_sightings(operator):
+    """A rule with a further condition does not lengthen the period, as in `eir export`."""
     firsts = operator.first_days.values()
     for name, many in (
         ("grace_begun", sum(0 <= first < 31 for first in firsts)),

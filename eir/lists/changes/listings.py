@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eir.device import SNR_KEYS
 from eir.errors import StoreError
@@ -231,22 +232,25 @@ def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[
     }
 
 
-async def count_first_days(store: ListStore, name: str, spans: Sequence[range]) -> list[Counter[int]]:
-    """Count by TAC the devices that were first seen in each span of days (since 1970-01-01).
+async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:
+    """Count by TAC the devices that were first seen on the days of each choice.
 
-    `name`: name of the record of first sightings.
+    Args:
+        store: store with the record of first sightings.
+        name: name of that record.
+        chosen: choices of days; each has for every day since 1970-01-01 whether the day is chosen.
 
     Raises:
         StoreError: if the record cannot be read.
     """
-    counts = [Counter[int]() for _ in spans]
+    counts = [Counter[int]() for _ in chosen]
     async for _, batch in store.pages(name):
         try:
             days = decode_days(batch)
         except ValueError as error:
             raise StoreError("corrupt", f"{name}: {error}") from error
-        for count, span in zip(counts, spans, strict=True):
-            within = (days.firsts >= max(span.start, 1)) & (days.firsts < span.stop)
-            tacs, devices = np.unique(days.keys[within] // np.uint64(PAGE_KEYS), return_counts=True)
+        for count, is_chosen in zip(counts, chosen, strict=True):
+            keys = days.keys[is_chosen[days.firsts]]
+            tacs, devices = np.unique(keys // np.uint64(PAGE_KEYS), return_counts=True)
             count.update(dict(zip(tacs.tolist(), devices.tolist(), strict=True)))
     return counts
