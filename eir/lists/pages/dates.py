@@ -22,6 +22,7 @@ from eir.lists.pages.roaring import Remainders, decode_keys
 DAY_MAX = 0xFFFF
 """Value that stands for no day while pages are built; days of rows are below."""
 SEAL_BYTES = 8
+DAY_BYTES = 2
 
 Days: TypeAlias = NDArray[np.uint16]
 
@@ -48,12 +49,22 @@ def is_sealed(page: Page, dates: Page) -> bool:
     return dates.keys[:SEAL_BYTES] == _seal(page)
 
 
+def encode_days(days: Days) -> bytes:
+    """Encode days for a page of dates, with DAY_BYTES for each."""
+    return days.astype("<u2", copy=False).tobytes()
+
+
 def encode_page_days(page: Page, found: PageDays) -> Page:
     """Return the page of dates for a page; empty if no entry has a day."""
     if not found.tac and not found.days.any():
         return Page(page.number, b"")
-    tac = b"" if page.tac is None else found.tac.to_bytes(2, "little")
-    return Page(page.number, _seal(page) + tac + found.days.astype("<u2").tobytes())
+    tac = b"" if page.tac is None else found.tac.to_bytes(DAY_BYTES, "little")
+    return seal_page_days(page, tac + encode_days(found.days))
+
+
+def seal_page_days(page: Page, encoded: bytes) -> Page:
+    """Return the page of dates for a page, from the encoded days of all its entries."""
+    return Page(page.number, _seal(page) + encoded)
 
 
 def decode_page_days(page: Page, dates: Page | None) -> PageDays:

@@ -1,6 +1,6 @@
-"""Dates of the rows of a release or of an edit, and the pages of dates that they give (eir.lists.pages.dates).
+"""Dates that the rows of a release or of an edit have, and the pages of dates (eir.lists.pages.dates) for these rows.
 
-If several rows have the same entry, its earliest date counts. In a change, a row without a date leaves the date of its entry.
+If several rows have the same entry, the earliest date counts. A changed row without a date keeps the stored date of its entry.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,12 +9,21 @@ from typing import TypeAlias
 import numpy as np
 
 from eir.lists.pages.content import Keys
-from eir.lists.pages.dates import DAY_MAX, Days, PageDays, decode_page_days, encode_page_days
+from eir.lists.pages.dates import (
+    DAY_BYTES,
+    DAY_MAX,
+    Days,
+    PageDays,
+    decode_page_days,
+    encode_days,
+    encode_page_days,
+    seal_page_days,
+)
 from eir.lists.pages.pages import PAGE_KEYS, Page
-from eir.lists.pages.roaring import Remainders, is_fresh
+from eir.lists.pages.roaring import Remainders, decode_keys, is_fresh
 
 DaySpan: TypeAlias = tuple[int, int, int]
-"""First and last remainder of a range within one page, and its day."""
+"""First and last remainder of a range within one page, and the day of the range."""
 
 
 class RowDates:
@@ -24,22 +33,30 @@ class RowDates:
         self._rows: list[tuple[Keys, Keys, Days]] = []
 
     def append(self, first: Keys, last: Keys, days: Days) -> None:
-        """Add rows; those without a day are left out."""
+        """Add the rows that have a day; skip the others."""
         dated = days > 0
         self._rows.append((first[dated], last[dated], days[dated]))
 
     def singles(self) -> tuple[Keys, Days]:
-        """Return the single identifiers in order, each with its earliest day."""
-        parts = [(first[first == last], days[first == last]) for first, last, days in self._rows]
-        if not any(len(keys) for keys, _ in parts):
-            return np.zeros(0, np.uint64), np.zeros(0, np.uint16)
-        keys, days = np.concatenate([keys for keys, _ in parts]), np.concatenate([days for _, days in parts])
+        """Return the keys of single identifiers in ascending order, and the earliest day of each."""
+        key_parts = [np.zeros(0, np.uint64)]
+        day_parts = [np.zeros(0, np.uint16)]
+        for first, last, row_days in self._rows:
+            single = first == last
+            key_parts.append(first[single])
+            day_parts.append(row_days[single])
+        keys = np.concatenate(key_parts)
+        days = np.concatenate(day_parts)
+        if not len(keys):
+            return keys, days
         order = np.lexsort((days, keys))
-        fresh = is_fresh(keys[order])
-        return keys[order][fresh], days[order][fresh]
+        keys = keys[order]
+        days = days[order]
+        fresh = is_fresh(keys)
+        return keys[fresh], days[fresh]
 
     def spans(self) -> dict[int, list[DaySpan]]:
-        """Return the ranges, split at page boundaries, by page number."""
+        """Return the ranges by page number, split at page boundaries."""
         by_page: dict[int, list[DaySpan]] = {}
         for first, last, days in self._rows:
             wide = first != last
@@ -52,61 +69,72 @@ class RowDates:
 
 
 def date_pages(pages: Sequence[Page], rows: RowDates) -> Iterator[Page]:
-    """Yield the page of dates for each page of a list, from the rows of a full release; empty ones too."""
+    """Yield one page of dates for each page of a list; a page of dates without any day is empty.
+
+    `rows`: dates of the rows of a full release; each row is an entry of one of `pages`.
+    """
     singles, days = rows.singles()
+    encoded = encode_days(days)
     spans = rows.spans()
     firsts = np.array([page.number * PAGE_KEYS for page in pages], np.uint64)
     starts = np.searchsorted(singles, firsts).tolist()
     ends = np.searchsorted(singles, firsts + np.uint64(PAGE_KEYS)).tolist()
-    for page, first, start, end in zip(pages, firsts, starts, ends, strict=True):
+    for page, start, end in zip(pages, starts, ends, strict=True):
         page_spans = spans.get(page.number, ())
         if start == end and not page_spans:
             yield Page(page.number, b"")
-            continue
-        low = (singles[start:end] - first).astype(np.uint32)
-        yield encode_page_days(page, _days_of(page, low, days[start:end], page_spans))
+        elif not page_spans and page.tac is None and len(decode_keys(page.keys)) == end - start:
+            # Each entry is a single identifier with a day: numpy has encoded the days of all these pages together.
+            yield seal_page_days(page, encoded[start * DAY_BYTES : end * DAY_BYTES])
+        else:
+            low = (singles[start:end] - np.uint64(page.number * PAGE_KEYS)).astype(np.uint32)
+            yield encode_page_days(page, _days_of(page, low, days[start:end], page_spans))
 
 
 def _days_of(page: Page, low: Remainders, days: Days, spans: Iterable[DaySpan]) -> PageDays:
-    """Return the days of a page: for each entry the earliest day of the rows about it."""
+    """Return the earliest day of each entry in a page, from its rows with single identifiers and its ranges."""
     entries = decode_page_days(page, None).low
     earliest = np.full(len(entries), DAY_MAX, np.uint16)
-    earliest[np.searchsorted(entries, low)] = days  # a row that is read is an entry of the page
-    tac = DAY_MAX
+    earliest[np.searchsorted(entries, low)] = days
+    tac_day = DAY_MAX
     for first, last, day in spans:
         if last - first == PAGE_KEYS - 1:
-            tac = min(tac, day)
+            tac_day = min(tac_day, day)
         else:
-            under = slice(*np.searchsorted(entries, (first, last + 1)))
-            earliest[under] = np.minimum(earliest[under], day)
+            begin, end = np.searchsorted(entries, (first, last + 1))
+            earliest[begin:end] = np.minimum(earliest[begin:end], day)
     earliest[earliest == DAY_MAX] = 0
-    return PageDays(tac % DAY_MAX, entries, earliest)
+    return PageDays(tac_day % DAY_MAX, entries, earliest)
 
 
 def amend_dates(
     before: Sequence[Page], dates: Mapping[int, Page], changed: Sequence[Page], rows: RowDates
 ) -> tuple[list[Page], list[Page]]:
-    """Return the pages of dates that a change of a list replaces, and those that replace them; the latter may be empty.
+    """Return the pages of dates that a change of a list replaces, and the new versions of these pages; a new version may be empty.
 
     Args:
-        before: pages of the list with the numbers of the change.
+        before: pages of the list before the change, with all page numbers that the change may concern.
         dates: pages of dates with these numbers.
-        changed: pages that the change replaces.
+        changed: new versions of the pages that the change replaces.
         rows: dates of the added rows.
     """
     old = {page.number: page for page in before}
     after = old | {page.number: page for page in changed}
     pages = [after[number] for number in sorted(after)]
     amended = []
-    for page, given in zip(pages, date_pages(pages, rows), strict=True):
-        present = decode_page_days(old.get(page.number, Page(page.number, b"")), dates.get(page.number))
-        amended.append(encode_page_days(page, _amended(page, present, decode_page_days(page, given))))
-    return [dates[page.number] for page in pages if page.number in dates], amended
+    for page, row_dates in zip(pages, date_pages(pages, rows), strict=True):
+        old_page = old.get(page.number, Page(page.number, b""))
+        stored_days = decode_page_days(old_page, dates.get(page.number))
+        row_days = decode_page_days(page, row_dates)
+        amended.append(encode_page_days(page, _amended(page, stored_days, row_days)))
+    replaced = [dates[page.number] for page in pages if page.number in dates]
+    return replaced, amended
 
 
-def _amended(page: Page, present: PageDays, given: PageDays) -> PageDays:
-    """Return the days of a page after a change: the day of its row, else the present day of the entry."""
-    days = given.days.copy()
-    _, at, present_at = np.intersect1d(given.low, present.low, assume_unique=True, return_indices=True)
-    days[at] = np.where(days[at] > 0, days[at], present.days[present_at])
-    return PageDays(0 if page.tac is None else given.tac or present.tac, given.low, days)
+def _amended(page: Page, stored: PageDays, rows: PageDays) -> PageDays:
+    """Return the days of a changed page: the day of the entry's row, or else the stored day of the entry."""
+    days = rows.days.copy()
+    _, at, stored_at = np.intersect1d(rows.low, stored.low, assume_unique=True, return_indices=True)
+    days[at] = np.where(days[at] > 0, days[at], stored.days[stored_at])
+    tac_day = 0 if page.tac is None else rows.tac or stored.tac
+    return PageDays(tac_day, rows.low, days)
