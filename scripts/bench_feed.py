@@ -7,18 +7,16 @@ devices beside the one that is fed. Each row is about another device, over 10,00
 import shutil
 import statistics
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmark import feeder
-from benchmark.beside import DIAMETER, Clients, p99_beside_us, p99_us
-from benchmark.measure import Target, at_least, at_most, begin, finish, say
+from benchmark.beside import Clients, Latency, clients_report, latency_report
+from benchmark.measure import at_least, begin, finish, say
 from benchmark.servers import free_port
 from benchmark.site import LIST, loaded
 
-from eir.cli.table import table
 from eir.interfaces.feed.feed_users import user_line
 
 QUESTIONS = 100_000
@@ -34,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         site, release, questions = loaded(folder, options, questions=QUESTIONS)
         (site.folder / "users").write_text(user_line(feeder.USER, feeder.PASSWORD))
         fed: list[dict[str, Any]] = []
-        alone, beside = [], []
+        latency: list[Latency] = []
         for turn in range(how.turns):
             register = Clients(f"http://127.0.0.1:{free_port()}", CONNECTIONS, folder / "fed", on.generator)
             shutil.rmtree(site.state, ignore_errors=True)  # each turn begins with an empty list
@@ -45,37 +43,12 @@ def main(arguments: Sequence[str]) -> int:
             with site.server(
                 "eir", free_port(), cores=on.server, lists=lists, policy={"rules": rules}, feed=feed
             ) as eir:
-                alone.append(p99_us(eir, questions, how, on.generator))
-                beside.append(p99_beside_us(eir, questions, how, register, RATE))
+                latency.append(Latency(eir, questions, how, on.generator))
+                p99_text = latency[-1].measure(register.asking(RATE, how))
                 fed.append(register.answered(0, how.seconds))
-            say(
-                f"turn {turn + 1}: {fed[-1]['answers_per_s']:,.0f} rows/s; p99 of checks {alone[-1]:,.0f} us alone, {beside[-1]:,.0f} us beside {RATE:,.0f} rows/s"
-            )
-    answered = sum((Counter(found["answers"]) for found in fed), Counter[str]())
-    most = statistics.median(found["answers_per_s"] for found in fed)
-    p99 = {"alone_us": round(statistics.median(alone), 1), "beside_us": round(statistics.median(beside), 1)}
-    targets: list[Target] = [
-        at_least("rows a second that are taken, on the core of the worker", RATE, round(most)),
-        at_most(
-            f"p99 of Diameter beside {RATE:,.0f} rows a second, times its own",
-            P99_TIMES,
-            round(p99["beside_us"] / p99["alone_us"], 2),
-        ),
-    ]
-    rows = [
-        {
-            "rows_per_s": round(found["answers_per_s"]),
-            "p50_ms": round(found["p50_ms"], 1),
-            "p99_ms": round(found["p99_ms"], 1),
-        }
-        for found in fed
-    ]
-    text = table(rows, ("rows_per_s", "p50_ms", "p99_ms"), width=None)
-    text += f"Diameter at {DIAMETER.rate:,.0f}/s: p99 {p99['alone_us']:,.0f} us alone, {p99['beside_us']:,.0f} us beside {RATE:,.0f} rows a second\n"
-    document = {
-        "measured": rows,
-        "diameter_p99": p99,
-        "wrong_answers": answered.total() - answered["201"],
-        "answered": dict(answered),
-    }
-    return finish("feed", document, targets, options, text)
+            say(f"turn {turn + 1}: {fed[-1]['answers_per_s']:,.0f} rows/s; {p99_text}")
+    most = statistics.median(turn["answers_per_s"] for turn in fed)
+    p99, p99_target, p99_text = latency_report(latency, f"{RATE:,.0f} rows a second", P99_TIMES)
+    targets = [at_least("rows a second that are taken, on the core of the worker", RATE, round(most)), p99_target]
+    document, rows_text = clients_report(fed, "rows", "201")
+    return finish("feed", {**document, "diameter_p99": p99}, targets, options, rows_text + p99_text)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,18 @@ from benchmark import network
 from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
+    Case,
     Load,
-    Results,
     add_options,
     answers_per_s,
-    ask,
     at_least,
     at_most,
+    compared,
     cores,
     finish,
     percentile,
     ratio,
     rows,
-    say,
     times,
     wrong_answers,
 )
@@ -76,7 +76,6 @@ def main(arguments: Sequence[str]) -> int:
     network.enter()
     entries = options.entries or (QUICK_ENTRIES if options.quick else ENTRIES)
     on, how = cores(), times(options)
-    results: Results = {}
     record, listed = scattered(entries, min(TACS * 10, entries)), scattered(LISTED, TACS, seed=15)
     keys = np.setdiff1d(record.keys, listed.keys)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
@@ -96,15 +95,10 @@ def main(arguments: Sequence[str]) -> int:
             sites[WITH].server(WITH, free_port(), cores=on.server, **grace) as ours,
             sites[WITHOUT].server(WITHOUT, free_port(), cores=on.server) as bare,
         ):
-            for load in (FULL, STEADY):
-                for turn in range(how.turns):
-                    for server in (ours, bare):
-                        with _new_devices(server.port, on.generator, turn):
-                            found = ask(server, load, questions, how, on.generator)
-                        results.setdefault((server.name, str(load)), []).append(found)
-                        say(
-                            f"{load}, turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, p99 {found['latency_us']['p99']:.0f} us"
-                        )
+            cases = [
+                Case(server.name, server, partial(_new_devices, server.port, on.generator)) for server in (ours, bare)
+            ]
+            results = compared(cases, (FULL, STEADY), questions, how, on.generator)
             on_record = _on_record(sites[WITH], ours.port, len(keys))
     answers = ratio(results, WITH, WITHOUT, FULL, answers_per_s)
     p99 = ratio(results, WITH, WITHOUT, STEADY, percentile("p99"))
@@ -158,11 +152,11 @@ def _on_record(site: Site, port: int, before: int) -> int:
 
 
 @contextmanager
-def _new_devices(port: int, on: set[int], turn: int) -> Iterator[None]:
+def _new_devices(port: int, on: set[int]) -> Iterator[None]:
     """Meanwhile an MME asks about new devices; it has begun when this returns."""
     context = multiprocessing.get_context("spawn")
     began = context.Event()
-    asker = context.Process(target=_ask, args=(port, on, turn, began), daemon=True)
+    asker = context.Process(target=_ask, args=(port, on, began), daemon=True)
     asker.start()
     try:
         began.wait(PATIENCE_S)
@@ -175,12 +169,12 @@ def _new_devices(port: int, on: set[int], turn: int) -> Iterator[None]:
         raise RuntimeError("nobody asked about new devices to the end")
 
 
-def _ask(port: int, on: set[int], turn: int, began: Event) -> None:
+def _ask(port: int, on: set[int], began: Event) -> None:
     """Ask until ended, NEW_PER_S times a second."""
     os.sched_setaffinity(0, on)
 
     async def over_and_over() -> None:
-        key = FIRST_NEW + int(time.monotonic() * 1000) % 10**8 * 1000 + turn
+        key = FIRST_NEW + int(time.monotonic() * 1000) % 10**8 * 1000
         url = f"s13://127.0.0.1:{port}?origin_host=new.{REALM}&origin_realm={REALM}"
         async with S13.probe_of(url).asking(imsi=IMSI) as check:
             due = time.monotonic()

@@ -8,23 +8,19 @@ import argparse
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmark import http2, network
+from benchmark.beside import Latency, latency_report
 from benchmark.build import Missing, program
 from benchmark.measure import (
-    Load,
     Target,
-    Times,
     add_options,
-    ask,
     at_least,
-    at_most,
     cores,
     finish,
-    percentile,
     say,
     times,
 )
@@ -36,8 +32,6 @@ from eir.cli.table import table
 QUESTIONS = 100_000
 OF_BARE, OF_APPLICATION = 0.5, 10.0
 P99_TIMES = 2.0
-DIAMETER = Load(4, 4096, 2_000.0)
-"""A steady rate of checks, whose latency is looked at."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,17 +73,19 @@ def main(arguments: Sequence[str]) -> int:
             for name, port in ports.items():
                 rates[name].append(http2.answers_per_s(port, paths, how, on.generator))
                 say(f"turn {turn + 1}: {name} {rates[name][-1]:,.0f}/s")
-        alone = [_p99_us(eir, questions, how, on.generator) for _ in range(how.turns)]
         words = http2.command(
             http_port, paths, connections=4, streams=100, seconds=how.seconds + how.warmup + 2, warmup=0.0
         )
-        beside = [_beside(eir, words, questions, how, on.generator) for _ in range(how.turns)]
+        latency = Latency(eir, questions, how, on.generator)
+        for turn in range(how.turns):
+            p99_text = latency.measure(_asking(words, on.generator))
+            say(f"turn {turn + 1}: {p99_text}")
     medians = {name: statistics.median(found) for name, found in rates.items()}
     ratios = {
         name: round(statistics.median(ours / theirs for ours, theirs in zip(rates["eir"], found, strict=True)), 2)
         for name, found in rates.items() if name != "eir"
     }  # fmt: skip
-    p99 = {"alone_us": round(statistics.median(alone), 1), "beside_us": round(statistics.median(beside), 1)}
+    p99, p99_target, p99_text = latency_report([latency], "a full HTTP/2 load", P99_TIMES)
     targets: list[Target] = [
         at_least("answers a second, times those of a bare server on the same library", OF_BARE, ratios["bare"])
     ]
@@ -97,16 +93,9 @@ def main(arguments: Sequence[str]) -> int:
         targets.append(
             at_least("answers a second, times those of Starlette under Hypercorn", OF_APPLICATION, ratios["starlette"])
         )
-    targets.append(
-        at_most(
-            "p99 of Diameter beside a full HTTP/2 load, times its own",
-            P99_TIMES,
-            round(p99["beside_us"] / p99["alone_us"], 2),
-        )
-    )
+    targets.append(p99_target)
     rows = [{"server": name, "answers_per_s": round(rate)} for name, rate in medians.items()]
-    text = table(rows, ("server", "answers_per_s"), width=None)
-    text += f"Diameter at {DIAMETER.rate:,.0f}/s: p99 {p99['alone_us']:,.0f} us alone, {p99['beside_us']:,.0f} us beside a full HTTP/2 load\n"
+    text = table(rows, ("server", "answers_per_s"), width=None) + p99_text
     measured = {
         "measured": rows,
         "ratios": ratios,
@@ -118,19 +107,13 @@ def main(arguments: Sequence[str]) -> int:
     return finish("n5g", measured, targets, options, text)
 
 
-def _p99_us(eir: Server, asked: Path, how: Times, on: set[int]) -> float:
-    found = ask(eir, DIAMETER, asked, how, on)
-    if faults := sum(found["errors"].values()):
-        raise RuntimeError(f"{faults} answers over Diameter were wrong")
-    return percentile("p99")(found)
-
-
-def _beside(eir: Server, words: Sequence[str], asked: Path, how: Times, on: set[int]) -> float:
-    """The same while h2load asks as much as it can."""
+@contextmanager
+def _asking(words: Sequence[str], on: set[int]) -> Iterator[None]:
+    """Meanwhile h2load asks as much as it can."""
     with on_cores(on):
         asking = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        return _p99_us(eir, asked, how, on)
+        yield
     finally:
         asking.terminate()
         asking.wait()

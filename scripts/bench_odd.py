@@ -12,16 +12,15 @@ from typing import Any
 
 from benchmark.measure import (
     COLUMNS,
+    Case,
     Load,
-    Results,
-    ask,
     at_most,
     begin,
+    compared,
     finish,
     percentile,
     ratio,
     rows,
-    say,
     wrong_answers,
 )
 from benchmark.servers import REALM, free_port
@@ -37,8 +36,8 @@ ODD_HOST, ODD_RATE_MAX, ODD_RATE, AT_ONCE = f"mme{GOOD.connections + 1}.{REALM}"
 """The odd peer asks a little faster than it may, so that it is at its limit all the time."""
 ALONE = "alone"
 BESIDE = {
-    "beside odd requests": GOOD._replace(odd=ODD_RATE),
-    f"beside {AT_ONCE} odd requests at once": GOOD._replace(odd=ODD_RATE, odd_at_once=AT_ONCE),
+    "beside odd requests": {"odd": ODD_RATE},
+    f"beside {AT_ONCE} odd requests at once": {"odd": ODD_RATE, "odd_at_once": AT_ONCE},
 }
 P99_TIMES_MAX = 1.5
 
@@ -46,7 +45,6 @@ P99_TIMES_MAX = 1.5
 def main(arguments: Sequence[str]) -> int:
     """The part `odd` of scripts/bench."""
     options, on, how = begin("odd", __doc__, arguments, seconds=SECONDS, turns=TURNS)
-    results: Results = {}
     p99 = percentile("p99")
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         site, _, questions = loaded(Path(made), options, questions=QUESTIONS)
@@ -55,11 +53,8 @@ def main(arguments: Sequence[str]) -> int:
             {"name": "mme", "realm": REALM},
         ]
         with site.server("eir", free_port(), cores=on.server, peers=peers) as server:
-            for turn in range(how.turns):
-                for name, load in ({ALONE: GOOD} | BESIDE).items():
-                    found = ask(server, load, questions, how, on.generator)
-                    results.setdefault((name, str(GOOD)), []).append(found)
-                    say(f"turn {turn + 1}, {name}: p99 {p99(found):.0f} us")
+            cases = [Case(name, server, odd=odd) for name, odd in ({ALONE: {}} | BESIDE).items()]
+            results = compared(cases, [GOOD], questions, how, on.generator)
     times_alone = {name: ratio(results, name, ALONE, GOOD, p99) for name in BESIDE}
     measured: dict[str, Any] = {
         "measured": rows(results),

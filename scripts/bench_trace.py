@@ -13,22 +13,22 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from benchmark.measure import (
     COLUMNS,
+    Case,
     Load,
-    Results,
     answers_per_s,
-    ask,
     at_least,
     at_most,
     begin,
+    compared,
     finish,
     percentile,
     ratio,
     rows,
-    say,
     wrong_answers,
 )
 from benchmark.servers import PATIENCE_S, REALM, free_port, on_cores
@@ -49,22 +49,14 @@ IMEI, IMSI, PAUSE_S = "00101007000009", "999990000000001", 0.1
 def main(arguments: Sequence[str]) -> int:
     """The part `trace` of scripts/bench."""
     options, on, how = begin("trace", __doc__, arguments)
-    results: Results = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
         site, _, questions = loaded(folder, options, questions=QUESTIONS)
         told = folder / "told"
         with site.server("eir", free_port(), cores=on.server) as server, _phone(server.port, on.generator):
-            for load in (FULL, STEADY):
-                for turn in range(how.turns):
-                    without = ask(server, load, questions, how, on.generator)
-                    with _trace(site.folder / f"eir-{server.port}.yaml", told, on.generator):
-                        traced = ask(server, load, questions, how, on.generator)
-                    for name, found in ((WITHOUT, without), (WITH, traced)):
-                        results.setdefault((name, str(load)), []).append(found)
-                        say(
-                            f"{load}, turn {turn + 1}: {name} {found['answers_per_s']:,.0f}/s, p99 {found['latency_us']['p99']:.0f} us"
-                        )
+            trace = partial(_trace, site.folder / f"eir-{server.port}.yaml", told, on.generator)
+            cases = [Case(WITHOUT, server), Case(WITH, server, trace)]
+            results = compared(cases, (FULL, STEADY), questions, how, on.generator)
         checks = sum(json.loads(line)["kind"] == "check" for line in told.read_text().splitlines())
     throughput = ratio(results, WITH, WITHOUT, FULL, answers_per_s)
     p99 = ratio(results, WITH, WITHOUT, STEADY, percentile("p99"))

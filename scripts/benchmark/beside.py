@@ -1,15 +1,19 @@
-"""Checks over Diameter at a steady rate, and what their latency is while clients over HTTP/1.1 are served by the same core."""
+"""Latency of checks over Diameter at a steady rate, alone and while the same core serves clients of another interface."""
 
 import json
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eir.cli.table import table
+
 from . import feeder
-from .measure import Load, Times, ask, percentile
+from .measure import Load, Target, Times, ask, at_most, percentile
 from .servers import Server, on_cores
 
 DIAMETER = Load(4, 4096, 2_000.0, on_wire=True)
@@ -30,31 +34,68 @@ class Clients(NamedTuple):
     more: Sequence[Path] = ()
     """The file with their token, where they have one."""
 
-    def asking(self, rate: float, seconds: float, first: int = 0) -> AbstractContextManager[subprocess.Popen[bytes]]:
-        """They ask so many times a second, or as often as they are answered (0)."""
+    @contextmanager
+    def asking(self, rate: float, how: Times) -> Iterator[None]:
+        """Meanwhile they ask so many times a second, or as often as they are answered (0)."""
+        with self._start(rate, how.seconds + how.warmup + MARGIN_S, BESIDE_FIRST) as clients:
+            try:
+                yield
+            finally:
+                clients.terminate()
+
+    def answered(self, rate: float, seconds: float) -> dict[str, Any]:
+        """The answers that they get meanwhile."""
+        with self._start(rate, seconds) as clients:
+            clients.wait()
+        return dict(json.loads(self.out.read_text()))
+
+    def _start(self, rate: float, seconds: float, first: int = 0) -> subprocess.Popen[bytes]:
         words = [feeder.__file__, self.url, self.connections, rate, seconds, first, self.out, *self.more]
         with on_cores(self.on):
             return subprocess.Popen([sys.executable, *map(str, words)], stdin=subprocess.DEVNULL)
 
-    def answered(self, rate: float, seconds: float) -> dict[str, Any]:
-        """The answers that they get meanwhile."""
-        with self.asking(rate, seconds) as clients:
-            clients.wait()
-        return dict(json.loads(self.out.read_text()))
+
+class Latency:
+    """99th percentiles (us) of checks over Diameter, alone and beside other work, by turn."""
+
+    def __init__(self, eir: Server, questions: Path, how: Times, on: set[int]) -> None:
+        self._eir, self._questions, self._how, self._on = eir, questions, how, on
+        self.alone: list[float] = []
+        self.beside: list[float] = []
+
+    def measure(self, beside: AbstractContextManager[object]) -> str:
+        """Measure one turn, alone and within `beside`, and return both figures as a text."""
+        self.alone.append(self._p99_us())
+        with beside:
+            self.beside.append(self._p99_us())
+        return f"p99 of checks {self.alone[-1]:,.0f} us alone, {self.beside[-1]:,.0f} us beside"
+
+    def _p99_us(self) -> float:
+        found = ask(self._eir, DIAMETER, self._questions, self._how, self._on)
+        if faults := sum(found["errors"].values()):
+            raise RuntimeError(f"{faults} answers over Diameter were wrong")
+        return percentile("p99")(found)
 
 
-def p99_us(eir: Server, questions: Path, how: Times, on: set[int]) -> float:
-    """The 99th percentile of a check's latency."""
-    found = ask(eir, DIAMETER, questions, how, on)
-    if faults := sum(found["errors"].values()):
-        raise RuntimeError(f"{faults} answers over Diameter were wrong")
-    return percentile("p99")(found)
+def latency_report(turns: Iterable[Latency], work: str, times_max: float) -> tuple[dict[str, float], Target, str]:
+    """Return the medians over the turns, the target of their ratio, and a line of text."""
+    pairs = [pair for each in turns for pair in zip(each.alone, each.beside, strict=True)]
+    alone_us, beside_us = (round(statistics.median(figures), 1) for figures in zip(*pairs, strict=True))
+    target = at_most(f"p99 of Diameter beside {work}, times its own", times_max, round(beside_us / alone_us, 2))
+    text = f"Diameter at {DIAMETER.rate:,.0f}/s: p99 {alone_us:,.0f} us alone, {beside_us:,.0f} us beside {work}\n"
+    return {"alone_us": alone_us, "beside_us": beside_us}, target, text
 
 
-def p99_beside_us(eir: Server, questions: Path, how: Times, clients: Clients, rate: float) -> float:
-    """The same while clients ask so many times a second, or as often as they are answered (0)."""
-    with clients.asking(rate, how.seconds + how.warmup + MARGIN_S, BESIDE_FIRST) as asking:
-        try:
-            return p99_us(eir, questions, how, clients.on)
-        finally:
-            asking.terminate()
+def clients_report(answered: Sequence[Mapping[str, Any]], unit: str, good: str) -> tuple[dict[str, Any], str]:
+    """Return the figures of clients as a part of the document, and as a table. `good`: status of a right answer."""
+    rows = [
+        {
+            f"{unit}_per_s": round(turn["answers_per_s"]),
+            "p50_ms": round(turn["p50_ms"], 1),
+            "p99_ms": round(turn["p99_ms"], 1),
+        }
+        for turn in answered
+    ]
+    statuses = sum((Counter(turn["answers"]) for turn in answered), Counter[str]())
+    document = {"measured": rows, "wrong_answers": statuses.total() - statuses[good], "answered": dict(statuses)}
+    return document, table(rows, tuple(rows[0]), width=None)

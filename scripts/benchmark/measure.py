@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,6 +71,17 @@ class Load(NamedTuple):
         what += f" of {self.behind} MMEs" if self.behind else ""
         what += ", Session-Ids of several lengths" if self.vary else ""
         return f"{what}, {self.hits:.0%} hits" if self.behind or self.hits != FEW_HITS else what
+
+
+class Case(NamedTuple):
+    """Server under one condition, which is compared with others in turns."""
+
+    name: str
+    server: Server
+    beside: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Other work of the machine or of the server during a run."""
+    odd: Mapping[str, float] = {}
+    """Fields of the load that differ for this case."""
 
 
 class Times(NamedTuple):
@@ -195,15 +207,23 @@ def _run(
 
 
 def in_turns(servers: Sequence[Server], loads: Iterable[Load], questions: Path, how: Times, on: set[int]) -> Results:
-    """Each load for each server, one after the other, `how.turns` times over."""
+    """Measure each load for each server, one after the other, `how.turns` times."""
+    return compared([Case(server.name, server) for server in servers], loads, questions, how, on)
+
+
+def compared(cases: Sequence[Case], loads: Iterable[Load], questions: Path, how: Times, on: set[int]) -> Results:
+    """Measure each load for each case, one after the other, `how.turns` times."""
     results: Results = {}
     for load in loads:
         for turn in range(how.turns):
-            for server in servers:
-                found = ask(server, load, questions, how, on)
-                results.setdefault((server.name, str(load)), []).append(found)
+            for case in cases:
+                with case.beside():
+                    found = ask(case.server, load._replace(**case.odd), questions, how, on)
+                results.setdefault((case.name, str(load)), []).append(found)
+                latency = found["latency_us"]
+                rate = f"{found['answers_per_s']:,.0f}/s"
                 say(
-                    f"{load}, turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, p50 {found['latency_us']['p50']:.0f} us"
+                    f"{load}, turn {turn + 1}: {case.name} {rate}, p50 {latency['p50']:.0f} us, p99 {latency['p99']:.0f} us"
                 )
     return results
 
