@@ -4,12 +4,13 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import typer
@@ -23,18 +24,20 @@ from eir.config import Config, load_config
 from eir.device import KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
 from eir.errors import EirError, SetupFault
 from eir.lists.changes.listings import Listings, count_first_days, read_listings, read_reasons
+from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.settings import DEVICES, PAIRS
 from eir.lists.record.store import ListStore, utc_text
 from eir.sightings.cases import CONFIRMED, load_decisions
 from eir.sightings.figures import (
     COLUMNS,
     CONDITION,
+    FORMAT,
     LIST,
     MAKER,
     REASON,
     UNKNOWN,
+    Document,
     FigureTally,
-    check_document,
     document,
     merge,
     public_text,
@@ -42,13 +45,11 @@ from eir.sightings.figures import (
 )
 from eir.sightings.schema import FILES, FOLDER
 
-if TYPE_CHECKING:
-    from eir.sightings.judge import Judgement
-
 NO_REASON, NO_TAC = "no reason given", "no TAC (MEID)"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAYS = 1 << 16
 """Number of days since 1970-01-01 that a record of first sightings can have."""
+Maker: TypeAlias = Callable[[int], str]
+"""Function that returns the name of the maker of a TAC."""
 
 
 def figures(
@@ -71,9 +72,10 @@ def figures(
         raise fail("--merge and files go together: eir figures --merge a.json b.json", EXIT_USAGE)
     if as_csv and as_json:
         raise fail("--csv and --json: expected one of them", EXIT_USAGE)
-    found = (
-        merge([*map(_read_document, files)]) if files else _compute_figures(opened(load_config(config)), month, record)
-    )
+    if files:
+        found = merge([_read_document(path) for path in files])
+    else:
+        found = _compute_figures(opened(load_config(config)), month, record)
     if month and month != found["month"]:
         raise fail(f"--month {month}: the files are of {found['month']}", EXIT_USAGE)
     if html_file is not None:
@@ -92,51 +94,44 @@ def figures(
         show(rows, COLUMNS, as_json=False)
 
 
-def _read_document(path: Path) -> Mapping[str, Any]:
-    try:
-        return check_document(json.loads(path.read_text("utf-8")), str(path))
-    except ValueError as e:
-        raise EirError(f"{path}: {e}; eir figures --json writes such a file") from None
+def _read_document(path: Path) -> Document:
+    """Read a document of figures from a file, without unknown members."""
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        found = json.loads(path.read_text("utf-8"))
+        if found["format"] == FORMAT:
+            return merge([found])
+    raise EirError(f"{path}: no figures of the form {FORMAT}; eir figures --json writes them")
 
 
-def _compute_figures(config: Config, month: str, record: str | None) -> dict[str, Any]:
+def _compute_figures(config: Config, month: str, record: str | None) -> Document:
     """Compute the figures of a month; checks come from this node's record or from the files of the pattern `record`."""
     begin, end = _period(month)
     if end > datetime.now(UTC):
         print_message(f"warning: the month {begin:%Y-%m} is not over, so its figures are incomplete")
     maker = _maker_of(config)
-    listings = _with_store(
-        config, partial(read_listings, kinds=_blocking_lists(config), begin=utc_text(begin), end=utc_text(end))
-    )
-    listed, unlisted = (_tally_listings(listings, maker, is_listed=is_listed) for is_listed in (True, False))
-    refused, returned = _tally_refusals(config, record, begin, end, listings, maker)
-    grace_begun, grace_ended = _tally_grace(config, begin, end, maker)
-    copies = _judged(config, record, begin, end)
-    tallies: dict[str, FigureTally | None] = {
-        "listed": listed, "unlisted": unlisted, "refused": refused, "returned": returned, "grace_begun": grace_begun, "grace_ended": grace_ended,
-    }  # fmt: skip
-    if copies is not None:
-        tallies["copies_found"] = _tally_copies(copies, maker)
+    kinds = _blocking_lists(config)
+    listings = _with_store(config, partial(read_listings, kinds=kinds, begin=utc_text(begin), end=utc_text(end)))
+    paths = _paths(config, record, begin, end)
+    listed, unlisted = _tally_listings(listings, maker)
+    tallies: dict[str, FigureTally | None] = {"listed": listed, "unlisted": unlisted}
+    if paths or config.sightings is not None:
+        tallies["refused"], tallies["returned"] = _tally_refusals(config, paths, begin, end, listings, maker)
+    tallies["grace_begun"], tallies["grace_ended"] = _tally_grace(config, begin, end, maker)
+    if (paths or record is not None) and (copies := _tally_copies(config, record, begin, end, maker)) is not None:
+        tallies["copies_found"] = copies
         tallies["copies_confirmed"] = _tally_confirmed(config, begin, end, maker)
     return document(f"{begin:%Y-%m}", tallies)
 
 
 def _period(month: str) -> tuple[datetime, datetime]:
     """Return the start and the end of a month such as `2026-11` in UTC; for an empty text, of the previous month."""
+    previous = datetime.now(UTC).replace(day=1) - timedelta(days=1)
     try:
-        begin = (
-            datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
-            if month
-            else _first(datetime.now(UTC)) - timedelta(days=1)
-        )
-        begin = _first(begin)
-        return begin, _first(begin + timedelta(days=31))
+        begin = datetime.strptime(month or f"{previous:%Y-%m}", "%Y-%m").replace(tzinfo=UTC)
+        end = begin + timedelta(days=31)
     except (ValueError, OverflowError):
         raise fail(f"--month {month}: expected a month such as 2026-11", EXIT_USAGE) from None
-
-
-def _first(moment: datetime) -> datetime:
-    return moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return begin, end.replace(day=1)
 
 
 def _with_store(config: Config, work: Callable[[ListStore], Any]) -> Any:
@@ -145,13 +140,13 @@ def _with_store(config: Config, work: Callable[[ListStore], Any]) -> Any:
 
 def _blocking_lists(config: Config) -> dict[str, str]:
     """Return the names and kinds of all lists of devices, except lists that the rules use only to allow devices."""
-    allowing = config.policy.only_allowing
-    return {
-        name: each.kind for name, each in config.lists.items() if each.kind in {DEVICES, PAIRS} and name not in allowing
-    }
+    kinds = {name: settings.kind for name, settings in config.lists.items() if settings.kind in {DEVICES, PAIRS}}
+    for name in config.policy.only_allowing:
+        kinds.pop(name, None)
+    return kinds
 
 
-def _maker_of(config: Config) -> Callable[[int], str]:
+def _maker_of(config: Config) -> Maker:
     """Return a function that names the maker of a TAC: the text in the lists of device types, or else the TAC."""
     types = {each.tac: each.device_type for each in allocated_tacs(config) if each.device_type}
 
@@ -169,36 +164,29 @@ def _reason_name(reason: str | None) -> str:
     return public_text(reason) or NO_REASON
 
 
-def _tally_listings(listings: Listings, maker: Callable[[int], str], *, is_listed: bool) -> FigureTally:
-    tally = FigureTally()
+def _tally_listings(listings: Listings, maker: Maker) -> tuple[FigureTally, FigureTally]:
+    """Count the devices that were added to lists, and the devices that were removed."""
+    listed, unlisted = FigureTally(), FigureTally()
     for each, devices in listings.devices.items():
-        if each.is_listed is is_listed:
-            name = UNKNOWN if each.tac is None else maker(each.tac)
-            tally.add(devices, **{LIST: each.list, REASON: _reason_name(each.reason), MAKER: name})
-    return tally
+        tally = listed if each.is_listed else unlisted
+        name = UNKNOWN if each.tac is None else maker(each.tac)
+        tally.add(devices, **{LIST: each.list, REASON: _reason_name(each.reason), MAKER: name})
+    return listed, unlisted
 
 
 def _tally_refusals(
-    config: Config, record: str | None, begin: datetime, end: datetime, listings: Listings, maker: Callable[[int], str]
-) -> tuple[FigureTally | None, FigureTally | None]:
-    """Count the refused devices, and the refused devices that came back; None without a record of checks."""
+    config: Config, paths: Sequence[str], begin: datetime, end: datetime, listings: Listings, maker: Maker
+) -> tuple[FigureTally, FigureTally]:
+    """Count the refused devices, and the refused devices that came back."""
     from eir.sightings.refusals import FigureSources, count_refusals  # noqa: PLC0415 - polars, for this command alone
-
-    paths = _paths(config, record, begin, end)
-    if not paths and config.sightings is None:
-        return None, None
 
     def reasons(name: str, keys: Sequence[int]) -> list[str]:
         if name not in config.lists:
             return [UNKNOWN] * len(keys)
         return [*map(_reason_name, _with_store(config, partial(read_reasons, name=name, keys=keys)))]
 
-    unlisted_at = {
-        name: [round(datetime.fromisoformat(text).timestamp()) * 1_000_000 for text in times]
-        for name, times in listings.unlisted_at.items()
-    }
-    period = (begin.replace(tzinfo=None), end.replace(tzinfo=None))
-    return count_refusals(paths, *period, FigureSources(reasons, maker, unlisted_at))
+    sources = FigureSources(reasons, maker, listings.unlisted_at)
+    return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), sources)
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
@@ -206,63 +194,61 @@ def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -
     if record is None:
         write_down(config)
         record = str(config.state / FOLDER / FILES)
-    return [path for path in sorted(glob(record)) if f"{begin:%Y-%m-%d}" <= Path(path).parent.name < f"{end:%Y-%m-%d}"]  # noqa: PTH207 - a pattern of the user
+    first, after = f"{begin:%Y-%m-%d}", f"{end:%Y-%m-%d}"
+    return [path for path in sorted(glob(record)) if first <= Path(path).parent.name < after]  # noqa: PTH207 - a pattern of the user
 
 
 def _tally_grace(
-    config: Config, begin: datetime, end: datetime, maker: Callable[[int], str]
+    config: Config, begin: datetime, end: datetime, maker: Maker
 ) -> tuple[FigureTally | None, FigureTally | None]:
     """Count the periods of grace that began and that ended, by the rules that count for `eir export`.
 
     Both are None without a record of first sightings, and if no rule gives a period that ends.
     """
     first_days = np.arange(DAYS, dtype=np.uint16)
-    ends = last_days(config.policy, first_days)
-    if config.first_seen is None or (ends == NO_END).all():
+    last = last_days(config.policy, first_days)
+    if config.first_seen is None or (last == NO_END).all():
         return None, None
-    start, stop = (begin - EPOCH).days, (end - EPOCH).days
-    has_begun = (first_days >= start) & (first_days < stop) & (ends != NO_END)
-    has_ended = (ends >= start) & (ends < stop)
+    start, stop = (int(time.timestamp()) // DAY_S for time in (begin, end))
+    has_begun = (first_days >= start) & (first_days < stop) & (last != NO_END)
+    has_ended = (last >= start) & (last < stop)
     counts = _with_store(config, partial(count_first_days, name=config.first_seen.list, chosen=(has_begun, has_ended)))
     begun, ended = (_tally_tacs(count, maker) for count in counts)
     return begun, ended
 
 
-def _tally_tacs(counts: Counter[int], maker: Callable[[int], str]) -> FigureTally:
+def _tally_tacs(counts: Counter[int], maker: Maker) -> FigureTally:
     tally = FigureTally()
     for tac, devices in counts.items():
         tally.add(devices, **{MAKER: maker(tac)})
     return tally
 
 
-def _judged(config: Config, record: str | None, begin: datetime, end: datetime) -> "Judgement | None":
-    """Analyse the checks of the month for copied identities; None without a record of checks or without DuckDB."""
-    if record is None and not _paths(config, None, begin, end):
-        return None
+def _tally_copies(
+    config: Config, record: str | None, begin: datetime, end: datetime, maker: Maker
+) -> FigureTally | None:
+    """Count the copied identities in the checks of the month; None without DuckDB."""
+    from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - as above
+
     start, stop = begin.replace(tzinfo=None), end.replace(tzinfo=None)
+    tally = FigureTally()
     try:
         with judging(config, start, stop, EngineChoice(record, None, None), min_score=None) as (_, judgement):
-            return judgement
+            for finding in judgement.findings:
+                evidence = CONDITIONS[finding.conditions[0]] if finding.conditions else CONFIRMED
+                tally.add(1, **{CONDITION: evidence, MAKER: maker(finding.device // SNR_KEYS)})
     except SetupFault as e:
         print_message(f"warning: copied identities are not counted: {e}")
         return None
-
-
-def _tally_copies(judgement: "Judgement", maker: Callable[[int], str]) -> FigureTally:
-    from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - as above
-
-    tally = FigureTally()
-    for finding in judgement.findings:
-        evidence = CONDITIONS[finding.conditions[0]] if finding.conditions else CONFIRMED
-        tally.add(1, **{CONDITION: evidence, MAKER: maker(finding.device // SNR_KEYS)})
     return tally
 
 
-def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Callable[[int], str]) -> FigureTally:
+def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Maker) -> FigureTally:
     """Count the devices whose last decision is a confirmation, made in the period."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
-    tally = FigureTally()
+    first, after = utc_text(begin), utc_text(end)
+    tacs = Counter[int]()
     for imei, decision in last.items():
-        if decision["verdict"] == CONFIRMED and utc_text(begin) <= decision["time"] < utc_text(end):
-            tally.add(1, **{MAKER: maker(device_key(imei) // SNR_KEYS)})
-    return tally
+        if decision["verdict"] == CONFIRMED and first <= decision["time"] < after:
+            tacs[device_key(imei) // SNR_KEYS] += 1
+    return _tally_tacs(tacs, maker)

@@ -11,9 +11,10 @@ Reasons and makers below ten devices are one row, because a reason is free text 
 sum of published figures, so it discloses nothing that these do not. No I/O.
 """
 
+import operator
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,25 +31,30 @@ ROWS_MAX = 30
 """Maximum number of rows of such a dimension, besides the row of all others."""
 OTHER, UNKNOWN = "all others", "not known"
 DEVICES, ATTEMPTS = "devices", "attempts"
+"""Numbers of a row: devices, and attempts (checks) of these devices."""
 COLUMNS = ("figure", "by", "name", DEVICES, ATTEMPTS)
 _IDENTIFIER = re.compile(r"[0-9][0-9 -]{4,}[0-9]")
 
 Value: TypeAlias = int | str
 """Rounded number, or FEW or WITHHELD."""
+Document: TypeAlias = Mapping[str, Any]
+"""JSON object: the figures of a month, one figure, or one row."""
+Counts: TypeAlias = dict[str, Counter[str]]
+"""Name of each row of a table → the numbers of the row (DEVICES, ATTEMPTS)."""
 
 
 class Figure(NamedTuple):
-    """Definition of a figure: title, tables (dimensions), and whether it counts attempts."""
+    """Definition of a figure: title, tables (dimensions), and the numbers of each row."""
 
     title: str
     dimensions: tuple[str, ...]
-    has_attempts: bool = False
+    numbers: tuple[str, ...] = (DEVICES,)
 
 
 FIGURES: Mapping[str, Figure] = {
     "listed": Figure("Devices added to lists", (LIST, REASON, MAKER)),
     "unlisted": Figure("Devices removed from lists", (LIST, REASON, MAKER)),
-    "refused": Figure("Devices refused", (LIST, REASON, MAKER, PEER), has_attempts=True),
+    "refused": Figure("Devices refused", (LIST, REASON, MAKER, PEER), (DEVICES, ATTEMPTS)),
     "returned": Figure("Devices that came back after they were unlisted", (LIST, MAKER, PEER)),
     "grace_begun": Figure("Periods of grace that began", (MAKER,)),
     "grace_ended": Figure("Periods of grace that ended", (MAKER,)),
@@ -59,91 +65,83 @@ FIGURES: Mapping[str, Figure] = {
 
 
 @dataclass(slots=True)
-class Count:
-    """Number of devices, and of the attempts (checks) of these devices."""
-
-    devices: int = 0
-    attempts: int = 0
-
-    def add(self, devices: int, attempts: int = 0) -> None:
-        """Add to the numbers of devices and attempts."""
-        self.devices += devices
-        self.attempts += attempts
-
-
-@dataclass(slots=True)
 class FigureTally:
-    """Exact counts of one figure: in total, and by the names of each dimension."""
+    """Exact numbers of one figure: in total, and by the names of each dimension."""
 
-    total: Count = field(default_factory=Count)
-    by: dict[str, dict[str, Count]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Count)))
+    total: Counter[str] = field(default_factory=Counter)
+    by: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
 
     def add(self, devices: int, **names: str) -> None:
         """Count devices once in the total, and once in the row of each name."""
-        self.total.add(devices)
+        self.total[DEVICES] += devices
         for dimension, name in names.items():
-            self.by[dimension][name].add(devices)
+            self.by[dimension][name][DEVICES] += devices
 
 
-def document(month: str, tallies: Mapping[str, FigureTally | None]) -> dict[str, Any]:
+def document(month: str, tallies: Mapping[str, FigureTally | None]) -> Document:
     """Build the document of a month's figures for publication. A tally of None means that this node has no data."""
-    figures = {
-        name: None if (tally := tallies.get(name)) is None else _published(FIGURES[name], tally) for name in FIGURES
-    }
+    figures: dict[str, Document | None] = dict.fromkeys(FIGURES)
+    for name, tally in tallies.items():
+        if tally is not None:
+            figures[name] = _published(FIGURES[name], tally)
     return {"format": FORMAT, "month": month, "operators": 1, "figures": figures}
 
 
-def _published(figure: Figure, tally: FigureTally) -> dict[str, Any]:
-    total = tally.total
-    text = FEW if 0 < total.devices < BELOW else ""
-    return {
-        "operators": 1,
-        **_cells(figure, total, text),
-        "by": {each: _rows(figure, total, each, tally.by.get(each, {})) for each in figure.dimensions},
-    }
+def _published(figure: Figure, tally: FigureTally) -> Document:
+    by = {dimension: _rows(figure, tally, dimension) for dimension in figure.dimensions}
+    text = FEW if 0 < tally.total[DEVICES] < BELOW else ""
+    return {"operators": 1, **_values(figure, tally.total, text), "by": by}
 
 
-def _rows(figure: Figure, total: Count, dimension: str, counts: Mapping[str, Count]) -> list[dict[str, Any]]:
-    rows = sorted(_folded(counts) if dimension in FOLDED else counts.items(), key=_order)
-    shown = [row for row in rows if row[1].devices >= BELOW]
-    withheld = list[tuple[str, Count]]()
-    while len(shown) + len(withheld) < len(rows) and shown:
-        rest = total.devices - sum(count.devices for _, count in shown)
-        if len(rows) - len(shown) > 1 and rest >= BELOW:
-            break
-        withheld.append(shown.pop())
-    texts = dict.fromkeys((name for name, _ in shown), "") | dict.fromkeys((name for name, _ in withheld), WITHHELD)
-    hidden = sorted(row for row in rows if row not in shown)
-    return [{"name": name, **_cells(figure, count, texts.get(name, FEW))} for name, count in (*shown, *hidden)]
+def _rows(figure: Figure, tally: FigureTally, dimension: str) -> list[Document]:
+    counts = tally.by[dimension]
+    if dimension in FOLDED:
+        counts = _fold(counts)
+    devices = {name: numbers[DEVICES] for name, numbers in counts.items()}
+    texts = hidden_rows(devices, tally.total[DEVICES])
+    rows = [{"name": name, **_values(figure, counts[name], texts.get(name, ""))} for name in counts]
+    return sorted(rows, key=_place)
 
 
-def _order(row: tuple[str, Count]) -> tuple[int, str]:
-    name, count = row
-    return -count.devices, name
+def _fold(counts: Counts) -> Counts:
+    """Return the largest rows, and one row with the sum of all other rows."""
+    ranked = sorted(sorted(counts), key=lambda name: counts[name][DEVICES], reverse=True)
+    largest = {name for name in ranked[:ROWS_MAX] if counts[name][DEVICES] >= BELOW}
+    rows: Counts = defaultdict(Counter)
+    for name, numbers in counts.items():
+        row = name if name in largest else OTHER
+        rows[row] += numbers
+    return rows
 
 
-def _folded(counts: Mapping[str, Count]) -> Iterator[tuple[str, Count]]:
-    """Yield the largest rows, and one row with the sum of all other rows."""
-    rest = Count()
-    for place, (name, count) in enumerate(sorted(counts.items(), key=_order)):
-        if place < ROWS_MAX and count.devices >= BELOW and name != OTHER:
-            yield name, count
-        else:
-            rest.add(count.devices, count.attempts)
-    if rest.devices:
-        yield OTHER, rest
+def hidden_rows(counts: Mapping[str, int], total: int) -> dict[str, str]:
+    """Return the names of the rows whose numbers are hidden, each with the text in place of its number.
+
+    Args:
+        counts: number of devices of each row. A row of 0 is not hidden.
+        total: number of devices that is published beside the table.
+    """
+    texts = {name: FEW for name, devices in counts.items() if 0 < devices < BELOW}
+    rest = total - sum(devices for devices in counts.values() if devices >= BELOW)
+    for name in sorted(sorted(counts, reverse=True), key=counts.__getitem__):
+        is_safe = not texts or (len(texts) > 1 and rest >= BELOW)
+        if counts[name] >= BELOW and not is_safe:
+            texts[name] = WITHHELD
+            rest += counts[name]
+    return texts
 
 
-def _cells(figure: Figure, count: Count, text: str) -> dict[str, Value]:
+def _values(figure: Figure, numbers: Counter[str], text: str) -> dict[str, Value]:
     """Return the rounded numbers of a row, or `text` in place of hidden numbers."""
-    cells: dict[str, Value] = {DEVICES: text or _rounded(count.devices)}
-    if figure.has_attempts:
-        cells[ATTEMPTS] = WITHHELD if text else _rounded(count.attempts)
-    return cells
+    if text:
+        return {**dict.fromkeys(figure.numbers, WITHHELD), DEVICES: text}
+    return {each: (numbers[each] + BELOW // 2) // BELOW * BELOW for each in figure.numbers}
 
 
-def _rounded(number: int) -> int:
-    return (number + BELOW // 2) // BELOW * BELOW
+def _place(row: Document) -> tuple[int, str]:
+    """Return the key by which rows are sorted: visible rows by their numbers, then hidden rows by their names."""
+    devices = row[DEVICES]
+    return (-devices if isinstance(devices, int) else 0), row["name"]
 
 
 def public_text(text: str) -> str:
@@ -151,10 +149,25 @@ def public_text(text: str) -> str:
     return _IDENTIFIER.sub("…", text)
 
 
+def present_figures(found: Document) -> dict[str, Document]:
+    """Return the figures of a document that have data, in the order of FIGURES."""
+    figures = found["figures"]
+    return {name: figures[name] for name in FIGURES if figures.get(name) is not None}
+
+
+def table_rows(found: Document) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a document as a table with COLUMNS: each figure with its total, then by each dimension."""
+    for figure, part in present_figures(found).items():
+        total = {**part, "name": ""}
+        for dimension, rows in {"": [total], **part["by"]}.items():
+            for row in rows:
+                yield {"figure": figure, "by": dimension, "name": row["name"], DEVICES: row[DEVICES], ATTEMPTS: row.get(ATTEMPTS, "")}  # fmt: skip
+
+
 # Several operators
 
 
-def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge(documents: Sequence[Document]) -> Document:
     """Add up several operators' figures of one month. A sum is withheld if one of its numbers is hidden.
 
     Raises:
@@ -163,74 +176,34 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     months = sorted({str(each["month"]) for each in documents})
     if len(months) != 1:
         raise EirError(f"the files are of several months: {', '.join(months)}; merge the files of one month")
-    figures = {
-        name: _merged(FIGURES[name], [part for each in documents if (part := each["figures"].get(name)) is not None])
-        for name in FIGURES
-    }
-    operators = sum(int(each["operators"]) for each in documents)
-    return {"format": FORMAT, "month": months[0], "operators": operators, "figures": figures}
-
-
-def _merged(figure: Figure, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    if not parts:
-        return None
-    by = {}
-    for dimension in figure.dimensions:
-        rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        for row in (row for part in parts for row in part["by"][dimension]):
-            rows[str(row["name"])].append(row)
-        merged_rows = [{"name": name, **_sums(figure, same)} for name, same in rows.items()]
-        by[dimension] = sorted(merged_rows, key=_place)
-    return {"operators": sum(int(part["operators"]) for part in parts), **_sums(figure, parts), "by": by}
-
-
-def _sums(figure: Figure, rows: Iterable[Mapping[str, Any]]) -> dict[str, Value]:
-    rows = [*rows]
-    names = (DEVICES, ATTEMPTS) if figure.has_attempts else (DEVICES,)
-    return {name: _sum([row[name] for row in rows]) for name in names}
-
-
-def _sum(values: Sequence[Value]) -> Value:
-    numbers = [value for value in values if type(value) is int]
-    if len(numbers) == len(values):
-        return sum(numbers)
-    if not {FEW, WITHHELD}.issuperset(value for value in values if type(value) is not int):
-        raise ValueError(values)
-    return values[0] if len(values) == 1 else WITHHELD
-
-
-def _place(row: Mapping[str, Any]) -> tuple[int, str]:
-    devices = row[DEVICES]
-    return (-devices if isinstance(devices, int) else 0), row["name"]
-
-
-def check_document(found: Any, place: str) -> dict[str, Any]:
-    """Check a document of figures that was read from the file `place`, and return it without unknown members.
-
-    Raises:
-        EirError: if it is no such document.
-    """
-    try:
-        if found["format"] == FORMAT:
-            return merge([found])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        pass
-    raise EirError(f"{place}: no figures of the form {FORMAT}; eir figures --json writes them")
-
-
-def table_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a document as a table with COLUMNS: each figure with its total, then by each dimension."""
+    figures: dict[str, Document | None] = dict.fromkeys(FIGURES)
     for name, figure in FIGURES.items():
-        part = found["figures"].get(name)
-        if part is None:
-            continue
-        yield {"figure": name, "by": "", "name": "", DEVICES: part[DEVICES], ATTEMPTS: part.get(ATTEMPTS, "")}
-        for dimension in figure.dimensions:
-            for row in part["by"][dimension]:
-                yield {
-                    "figure": name,
-                    "by": dimension,
-                    "name": row["name"],
-                    DEVICES: row[DEVICES],
-                    ATTEMPTS: row.get(ATTEMPTS, ""),
-                }
+        present = [each["figures"].get(name) for each in documents]
+        if parts := [part for part in present if part is not None]:
+            by = {dimension: _merged_rows(figure, parts, dimension) for dimension in figure.dimensions}
+            figures[name] = {"operators": _operators(parts), **_sums(figure, parts), "by": by}
+    return {"format": FORMAT, "month": months[0], "operators": _operators(documents), "figures": figures}
+
+
+def _operators(parts: Sequence[Document]) -> int:
+    return sum(int(part["operators"]) for part in parts)
+
+
+def _merged_rows(figure: Figure, parts: Sequence[Document], dimension: str) -> list[Document]:
+    same = defaultdict[str, list[Document]](list)
+    for part in parts:
+        for row in part["by"][dimension]:
+            same[str(row["name"])].append(row)
+    rows = [{"name": name, **_sums(figure, found)} for name, found in same.items()]
+    return sorted(rows, key=_place)
+
+
+def _sums(figure: Figure, rows: Sequence[Document]) -> dict[str, Value]:
+    return {each: _sum([row[each] for row in rows]) for each in figure.numbers}
+
+
+def _sum(values: Sequence[Any]) -> Value:
+    """Add up numbers. A sum of several values is withheld if one of the values is hidden."""
+    if any(value in (FEW, WITHHELD) for value in values):
+        return str(values[0]) if len(values) == 1 else WITHHELD
+    return sum(map(operator.index, values))

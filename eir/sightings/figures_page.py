@@ -3,12 +3,11 @@
 Each bar has its name and its number as text, so the charts can be read without colour, on paper and by a screen reader.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from eir.sightings.figures import ATTEMPTS, BELOW, DEVICES, FEW, FIGURES, WITHHELD, Figure
-from eir.sightings.page import bars, html_page, section
+from eir.sightings.figures import ATTEMPTS, BELOW, DEVICES, FEW, FIGURES, WITHHELD, Document, Figure, present_figures
+from eir.sightings.page import bars, count_text, html_page, section
 
 TITLES = {
     "list": "by list",
@@ -24,51 +23,42 @@ NOTES = (
 )
 
 
-def figures_page(document: Mapping[str, Any]) -> str:
+def figures_page(document: Document) -> str:
     """Render the page of a document (eir.sightings.figures.document or merge)."""
-    figures = {name: part for name in FIGURES if (part := document["figures"].get(name)) is not None}
-    totals = "".join(
-        f"<div><b>{_text(part[DEVICES])}</b>{escape(FIGURES[name].title)}{_attempts(part)}</div>"
-        for name, part in figures.items()
-    )
-    missing = [FIGURES[name].title for name in FIGURES if name not in figures]
+    figures = present_figures(document)
+    totals = "".join(_total(FIGURES[name].title, part) for name, part in figures.items())
+    missing = [figure.title for name, figure in FIGURES.items() if name not in figures]
     absent = f"<p>No data: {escape('; '.join(missing))}.</p>" if missing else ""
-    parts = "".join(_figure(FIGURES[name], part) for name, part in figures.items())
+    parts = "".join(_charts(FIGURES[name], part) for name, part in figures.items())
     notes = "".join(f"<p class=soft>{escape(note)}</p>" for note in NOTES)
-    operators = document["operators"]
-    scope = (
-        f", {operators:,} operators together: a device that two of them count is counted twice" if operators > 1 else ""
-    )
-    return html_page(
-        f"Blocked devices, {document['month']}",
-        f"{document['month']} (UTC){scope}",
-        f"<div class=figures>{totals}</div>{absent}{parts}{notes}",
-    )
+    scope = f"{document['month']} (UTC)"
+    if document["operators"] > 1:
+        scope += f", {document['operators']:,} operators together: a device that two of them count is counted twice"
+    body = f"<div class=figures>{totals}</div>{absent}{parts}{notes}"
+    return html_page(f"Blocked devices, {document['month']}", scope, body)
 
 
-def _figure(figure: Figure, part: Mapping[str, Any]) -> str:
+def _total(title: str, part: Document) -> str:
+    attempts = f", in {count_text(part[ATTEMPTS])} attempts" if ATTEMPTS in part else ""
+    return f"<div><b>{count_text(part[DEVICES])}</b>{escape(title)}{attempts}</div>"
+
+
+def _charts(figure: Figure, part: Document) -> str:
     """Render a chart and a table for each dimension of a figure that has rows."""
     charts, tables = "", ""
-    for dimension in figure.dimensions:
-        if rows := part["by"][dimension]:
+    for dimension, rows in part["by"].items():
+        if rows:
             title = f"{figure.title} {TITLES[dimension]}"
             charts += bars(title, "devices", {row["name"]: row[DEVICES] for row in rows})
-            if figure.has_attempts:
+            if ATTEMPTS in part:
                 tables += section(f"{title}, with attempts", _table(rows))
     return f"<div class=charts>{charts}</div>{tables}"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    body = "".join(
-        f"<tr><td>{escape(row['name'])}<td class=n>{_text(row[DEVICES])}<td class=n>{_text(row[ATTEMPTS])}"
-        for row in rows
-    )
+def _table(rows: Sequence[Document]) -> str:
+    body = "".join(map(_row, rows))
     return f"<table><tr><th>Name<th class=n>Devices<th class=n>Attempts{body}</table>"
 
 
-def _attempts(part: Mapping[str, Any]) -> str:
-    return f", in {_text(part[ATTEMPTS])} attempts" if ATTEMPTS in part else ""
-
-
-def _text(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else escape(str(value))
+def _row(row: Document) -> str:
+    return f"<tr><td>{escape(row['name'])}<td class=n>{count_text(row[DEVICES])}<td class=n>{count_text(row[ATTEMPTS])}"

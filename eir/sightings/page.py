@@ -16,6 +16,7 @@ from eir.device import key_text
 from eir.sightings.cases import CONFIRMED
 from eir.sightings.conditions import CONDITIONS, PRIOR, SAID
 from eir.sightings.engine import Engine
+from eir.sightings.figures import BELOW, FEW, hidden_rows
 from eir.sightings.judge import Finding, Judgement, as_text
 
 ROWS_MAX = 2000
@@ -26,8 +27,6 @@ EXPORTS = ("eir", "dirbs-notifications")
 ROWS = ("pairs", "tracked", "devices")
 """Choices for the export: pairs of copies, IMEIs to track, confirmed IMEIs."""
 CERTAIN = SAID[0][0]
-SUPPRESSED_BELOW = 10
-FEW = f"fewer than {SUPPRESSED_BELOW}"
 BANDS = (
     (1, 1, "one, or not known"),
     (2, 2, "2"),
@@ -144,9 +143,9 @@ def page(found: Judgement) -> str:
 def public_page(found: Judgement) -> str:
     """Render the page for a yearly report, without identifiers, places, days, and counts below 10."""
     findings = found.findings
-    by_condition = {
-        label: count if count >= SUPPRESSED_BELOW else None for label, count in _by_condition(findings).items()
-    }
+    by_condition = {label: FEW if count < BELOW else count for label, count in _by_condition(findings).items()}
+    copies = _by_copies(findings)
+    by_copies: dict[str, int | str] = {**copies, **hidden_rows(copies, len(findings))}
     figures = "".join(_figure(count, what) for count, what in (
         (len(findings), "devices with a tampered identity"), (found.devices, "devices seen"), (found.subscribers, "subscribers"), (found.sightings, "checks"),
     ))  # fmt: skip
@@ -155,8 +154,8 @@ def public_page(found: Judgement) -> str:
         found,
         f"""
 <div class=figures>{figures}</div>
-<div class=charts>{bars("What was found", "devices for which each condition holds", by_condition)}{bars("How many phones share an identity", "devices by their regular subscribers", suppress_small(_by_copies(findings)))}</div>
-<p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""",
+<div class=charts>{bars("What was found", "devices for which each condition holds", by_condition)}{bars("How many phones share an identity", "devices by their regular subscribers", by_copies)}</div>
+<p class=soft>Counts below {BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""",
     )
 
 
@@ -264,15 +263,6 @@ def is_imsi(subscriber: str) -> bool:
     return subscriber.isdigit() and len(subscriber) in {14, 15}
 
 
-def suppress_small(counts: Mapping[str, int]) -> dict[str, int | None]:
-    """Replace counts below 10 by None, and one more count if the known sum would reveal a single hidden count."""
-    hidden = [name for name, count in counts.items() if 0 < count < SUPPRESSED_BELOW]
-    if len(hidden) == 1:
-        smallest = sorted((count, name) for name, count in counts.items() if count and name not in hidden)
-        hidden += [name for _, name in smallest[:1]]
-    return {name: None if name in hidden else count for name, count in counts.items()}
-
-
 def _by_condition(findings: Iterable[Finding]) -> dict[str, int]:
     counted = Counter(name for finding in findings for name in finding.conditions)
     return {CONDITIONS[name]: count for name, count in counted.most_common()}
@@ -288,18 +278,15 @@ def section(title: str, content: str) -> str:
 
 
 def _figure(count: int, label: str) -> str:
-    text = FEW if 0 < count < SUPPRESSED_BELOW and label.startswith("devices with") else f"{count:,}"
+    text = FEW if 0 < count < BELOW and label.startswith("devices with") else f"{count:,}"
     return f"<div><b>{text}</b>{escape(label)}</div>"
 
 
-def bars(title: str, caption: str, counts: Mapping[str, int | str | None]) -> str:
-    """Render a bar chart as SVG with a text alternative.
-
-    A count of None is shown as suppressed. A count that is a text is shown instead of a bar.
-    """
+def bars(title: str, caption: str, counts: Mapping[str, int | str]) -> str:
+    """Render a bar chart as SVG with a text alternative. A count that is a text is shown instead of a bar."""
     numbers = {label: count if isinstance(count, int) else 0 for label, count in counts.items()}
     most = max(numbers.values(), default=0) or 1
-    texts = {label: _count_text(count) for label, count in counts.items()}
+    texts = {label: count_text(count) for label, count in counts.items()}
     drawn = []
     for number, (label, count) in enumerate(numbers.items()):
         top = number * (BAR_PX + GAP_PX)
@@ -314,9 +301,8 @@ def bars(title: str, caption: str, counts: Mapping[str, int | str | None]) -> st
     return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {high}" role="img" aria-label="{escape(f"{title}: {read}")}">{"".join(drawn)}</svg><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _count_text(count: int | str | None) -> str:
-    if count is None:
-        return FEW
+def count_text(count: int | str) -> str:
+    """Format a count; a text in place of a count stays."""
     return count if isinstance(count, str) else f"{count:,}"
 
 

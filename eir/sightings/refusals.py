@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -106,17 +106,14 @@ def _newest(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _count_refused(tally: FigureTally, parts: pl.DataFrame, sources: FigureSources) -> None:
-    tally.total.add(parts["device"].n_unique(), int(parts["attempts"].sum()))
+    tally.total.update(devices=parts["device"].n_unique(), attempts=int(parts["attempts"].sum()))
     reasons = pl.concat([_with_reasons(str(name), of, sources) for (name,), of in parts.group_by("list")])
-    for dimension, rows in ((LIST, parts), (PEER, parts), (REASON, reasons)):
+    tacs = parts.with_columns((pl.col("device") // SNR_KEYS).alias(MAKER))
+    for dimension, rows in ((LIST, parts), (PEER, parts), (REASON, reasons), (MAKER, tacs)):
         counts = rows.group_by(dimension).agg(pl.col("device").n_unique(), pl.col("attempts").sum())
-        for name, devices, attempts in counts.iter_rows():
-            tally.by[dimension][name].add(devices, attempts)
-    tacs = parts.group_by(pl.col("device") // SNR_KEYS).agg(
-        pl.col("device").n_unique().alias("devices"), pl.col("attempts").sum()
-    )
-    for tac, devices, attempts in tacs.iter_rows():
-        tally.by[MAKER][sources.maker(tac)].add(devices, attempts)
+        for group, devices, attempts in counts.iter_rows():
+            name = sources.maker(group) if dimension == MAKER else group
+            tally.by[dimension][name].update(devices=devices, attempts=attempts)
 
 
 def _with_reasons(name: str, parts: pl.DataFrame, sources: FigureSources) -> pl.DataFrame:
@@ -135,9 +132,7 @@ def _count_returned(tally: FigureTally, parts: pl.DataFrame, accepted: pl.DataFr
         refused_us, accepted_us = (of[column].dt.timestamp("us").to_numpy() for column in ("last", "last_accepted"))
         places = np.searchsorted(times, refused_us - LAG_US)
         unlisted_us = np.append(times, np.iinfo(np.int64).max)[places]
-        for device, peer in of.filter(pl.Series(accepted_us > np.maximum(unlisted_us, refused_us))).select("device", "peer_accepted").iter_rows():  # fmt: skip
-            tally.add(1, **_names(device, str(name), peer, sources))
-
-
-def _names(device: int, list_name: str, peer: str, sources: FigureSources) -> dict[str, Any]:
-    return {LIST: list_name, PEER: peer, MAKER: sources.maker(device // SNR_KEYS)}
+        has_returned = pl.Series(accepted_us > np.maximum(unlisted_us, refused_us))
+        for device, peer in of.filter(has_returned).select("device", "peer_accepted").iter_rows():
+            maker = sources.maker(device // SNR_KEYS)
+            tally.add(1, **{LIST: str(name), PEER: peer, MAKER: maker})

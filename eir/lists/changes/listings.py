@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -57,14 +58,15 @@ class Listings:
     """Devices that the changes in a period added to lists and removed from them."""
 
     devices: Parts = field(default_factory=Counter)
-    unlisted_at: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Times (UTC, as in events) of the changes that removed devices, by list."""
+    unlisted_at: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Times (Unix microseconds) of the changes that removed devices, by list."""
 
     def add(self, event: Event, parts: Parts) -> None:
         """Add the devices of one change and, if it removed devices, its time."""
         self.devices += parts
         if event.list is not None and any(not each.is_listed for each in parts):
-            self.unlisted_at[event.list].append(event.time)
+            time_s = datetime.fromisoformat(event.time).timestamp()
+            self.unlisted_at[event.list].append(round(time_s) * 1_000_000)
 
 
 async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, end: str) -> Listings:
@@ -224,12 +226,13 @@ async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list
 
 
 def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[int, str]:
-    content, first = _content(page), page.number * PAGE_KEYS
+    """Return the reasons of the listed devices among the remainders `lows` of a page, by key."""
+    content = _content(page)
     reasons = dict(zip(content.low.tolist(), content.reasons.tolist(), strict=True))
-    whole = {} if content.tac is None else dict.fromkeys(lows, content.tac.reason)
-    return {
-        first + low: reason_text(state, byte) for low in lows if (byte := reasons.get(low, whole.get(low))) is not None
-    }
+    if content.tac is not None:
+        reasons = dict.fromkeys(lows, content.tac.reason) | reasons
+    first = page.number * PAGE_KEYS
+    return {first + low: reason_text(state, reasons[low]) for low in lows if low in reasons}
 
 
 async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:
