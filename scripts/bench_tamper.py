@@ -1,9 +1,9 @@
 """Tampered phones found and honest phones reported, against DIRBS's rules.
 
-Each row of scripts/benchmark/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of several
+Each row of scripts/simulated/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of several
 operators; world.py and world_other.py are two more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that
 Cambodia's register uses: more than two SIMs within a minute. --fit prints the weights of eir/sightings/conditions.py by networks of
-its own seeds. --attacks has peers attack a network of each row (scripts/benchmark/attacks.py). --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
+its own seeds. --attacks has peers attack a network of each row (scripts/simulated/attacks.py). --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from typing import Any
 import duckdb
 import numpy as np
 import polars as pl
-from benchmark import attacks, networks, networks_shared, world, world_other
 from benchmark.measure import Target, add_options, at_least, at_most, finish, say
 from benchmark.site import Site
-from benchmark.world import World
+from simulated import attacks, networks, networks_shared, world, world_other
+from simulated.world import World
 
 from eir.cli.table import table
 from eir.lists.record.settings import TYPES

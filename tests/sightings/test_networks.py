@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 try:
-    from benchmark import networks_shared
+    from simulated import networks_shared
 finally:
     sys.path.pop(0)
 

@@ -34,7 +34,7 @@ def worlds(tmp_path_factory):
     """A network of each generator; the seed of the second differs from run to run there, and is one that is known here."""
     sys.path.insert(0, str(SCRIPTS))
     try:
-        from benchmark import world, world_other
+        from simulated import world, world_other
 
         folders = [tmp_path_factory.mktemp("world") for _ in range(2)]
         return [world.make(folders[0], PEOPLE, seed=5), world_other.make(folders[1], PEOPLE, seed=6)]
@@ -88,7 +88,7 @@ def test_checks_that_name_no_device_are_counted_by_origin(judged):
 def test_the_second_network_is_another_with_each_seed(worlds, tmp_path):
     sys.path.insert(0, str(SCRIPTS))
     try:
-        from benchmark import world_other
+        from simulated import world_other
 
         again = world_other.make(tmp_path, 200, seed=7)
     finally:

@@ -1,4 +1,4 @@
-"""Peers that lie about others' devices get no honest one reported, and no tampered one overlooked (scripts/benchmark/attacks.py)."""
+"""Peers that lie about others' devices get no honest one reported, and no tampered one overlooked (scripts/simulated/attacks.py)."""
 
 import sys
 from datetime import timedelta
@@ -16,7 +16,7 @@ from eir.sightings.trust import find_distrusted
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 try:
-    from benchmark import attacks, networks
+    from simulated import attacks, networks
 finally:
     sys.path.pop(0)
 

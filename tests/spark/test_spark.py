@@ -42,7 +42,7 @@ def world(tmp_path_factory):
     """A made network, with what it holds of each kind."""
     sys.path.insert(0, str(SCRIPTS))
     try:
-        from benchmark import world
+        from simulated import world
 
         return world.make(tmp_path_factory.mktemp("world"), PEOPLE, seed=5)
     finally:
