@@ -44,7 +44,7 @@ from benchmark.questions import BLACKLISTED, QUICK_QUESTIONS, WHITELISTED, Keys,
 from benchmark.servers import PATIENCE_S, REALM, free_port
 from benchmark.site import EIR, LIST, Site
 
-from eir.checks.new_devices import SETTLED_PER_TURN, NewDevices
+from eir.checks.new_devices import COMPARED_PER_TURN, NewDevices
 from eir.cli.table import table
 from eir.interfaces.s13 import INTERFACE as S13
 from eir.lists.images.day_images import image_of
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
     }  # fmt: skip
     text = table(rows(results), COLUMNS, width=None) + (
         f"import of {len(keys):,} devices: {import_s:.1f} s; then {on_record:,} on record\n"
-        f"{SETTLED_PER_TURN:,} waiting devices compared with the record: {turn_ms['all']:.1f} ms, {turn_ms['part']:.1f} ms between two pauses\n"
+        f"{COMPARED_PER_TURN:,} waiting devices compared with the record: {turn_ms['all']:.1f} ms, {turn_ms['part']:.1f} ms between two pauses\n"
     )
     return finish("first-seen", measured, targets, options, text)
 
@@ -204,12 +204,12 @@ def _turn_ms(keys: Keys) -> dict[str, float]:
     now = time.time()
     record = FirstSeenList("first-seen", FIRST_SEEN, lambda: now)
     new = NewDevices(record, len(keys))
-    chosen = np.random.default_rng(1).choice(keys, SETTLED_PER_TURN, replace=False).tolist()
+    chosen = np.random.default_rng(1).choice(keys, COMPARED_PER_TURN, replace=False).tolist()
     for key in chosen:
-        new.note(key, "mme", "")
+        new.add(key, "mme", "")
     record.replace(NO_LIST, image_of(seen_on(keys.astype(np.uint64), record.today)))
     began = time.perf_counter()
-    parts = sum(1 for _ in new.settle()) + 1
+    parts = sum(1 for _ in new.remove_recorded()) + 1
     took = time.perf_counter() - began
     if record.fresh:
         raise RuntimeError(f"{len(record.fresh)} devices wait although they are on record")

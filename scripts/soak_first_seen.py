@@ -28,7 +28,7 @@ import servers
 from sighted import NAME, TODAY, SightingNode
 
 from eir.checks.checker import Checker
-from eir.checks.new_devices import AGAIN_TURNS, ONCE_MAX, SETTLED_PER_TURN, NewDevices
+from eir.checks.new_devices import AGAIN_TURNS, COMPARED_PER_TURN, ONCE_MAX, NewDevices
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.lists.images.day_images import all_days
@@ -114,8 +114,8 @@ class _Worker:
     def hand_over(self, turns: int = 1) -> None:
         """Send devices to the node, as a worker does each second."""
         for _ in range(turns):
-            deque(self.new.settle(), maxlen=0)
-            self._node.host.keeper.note(self.new.take())
+            deque(self.new.remove_recorded(), maxlen=0)
+            self._node.host.keeper.note(self.new.pop_sightings())
 
 
 class _Node:
@@ -166,7 +166,7 @@ class _Node:
             worker.follow()
             for peer, keys in self.host.rejected.items():
                 worker.new.reject(peer, keys)
-            for _ in range(len(worker.waiting) // SETTLED_PER_TURN + 1):
+            for _ in range(len(worker.waiting) // COMPARED_PER_TURN + 1):
                 worker.hand_over()
         self.host.rejected.clear()
 

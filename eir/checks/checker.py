@@ -1,8 +1,8 @@
 """Checker: answers questions by the policy in force, counts the answers and reports them.
 
 An interface converts a request to a Question, and the verdict to an answer. The fast path of an interface evaluates `policy`
-itself and reports its answers in batches (`count`, `note`). Synchronous, without I/O: the time is an argument, and events go to
-callbacks.
+itself and passes its answers to the checker in batches (`count`, `report_checks`). The module does no I/O: the time is an
+argument, and log events go to callbacks.
 """
 
 from collections import Counter, defaultdict
@@ -12,41 +12,58 @@ from datetime import datetime
 
 from eir.checks.new_devices import NewDevices
 from eir.checks.policy import TEXTS, Decision, Policy, SightingKind, Sightings, Verdict, compile_policy
-from eir.checks.question import NO_KEY, Question, is_wrong_digit
+from eir.checks.question import NO_KEY, Question, has_wrong_check_digit
 from eir.checks.settings import NoDevice, PolicySettings, Status
 from eir.device import key_text
 from eir.errors import IdentifierError, Report, silent
 from eir.lists.images.index import Index
 
 Labels = tuple[str, ...]
-"""Status, list that decided (or empty), rule (name, number, `default`, `override`, `no_identity`, `bad_identity` or `no_imei`), protocol, and PROBE if a probe asked."""
+"""Label values of `eir_checks_total`: status, list that decided (or empty), rule, protocol, and PROBE for a probing peer.
+
+The rule is its name or number, `default`, `override`, `no_identity`, `bad_identity` or `no_imei`.
+"""
 
 PROBE = "yes"
+"""Value of the label `probe` for checks of probing peers."""
 
 Kind = tuple[str, str, str, str]
 """Status, list and rule as in Labels, and the label of the peer."""
 
 NoteCheck = Callable[[Kind, str, str, str, int], None]
-"""Callback for checks without the status `whitelisted`. It receives their kind, the Origin-Host of the request (behind an agent not that of the peer), identifier and IMSI of the last one (empty if absent), and the number of checks."""
+"""Callback for one or more checks of the same kind whose status is not `whitelisted`.
+
+Arguments: kind; Origin-Host, identifier and IMSI of the last check (empty if absent); number of checks. Behind an agent, the
+Origin-Host is that of the MME, not that of the peer.
+"""
 
 NoteObserved = Callable[[int, str, str | None], None]
-"""Callback for each check that matches an observed rule: the rule's number, the status, the rule's name."""
+"""Callback for each check that matches an observed rule: number of the rule, its status, its name."""
 
-ERRORS = {why: Decision("error", why.value, None, is_plain=False) for why in NoDevice}
-"""Decisions recorded for requests that were answered with the protocol's own error."""
+ERRORS = {reason: Decision("error", reason.value, None, is_plain=False) for reason in NoDevice}
+"""Decision in the record of sightings for each error answer of the protocol."""
 
-IDENTIFIER_MAX, NAME_MAX = 32, 255
-"""Maximum lengths of an identifier and of a name in sightings, because a text from the wire may be as long as a message."""
+IDENTIFIER_MAX = 32
+"""Maximum length of an identifier in sightings; longer texts from the wire are cut."""
+NAME_MAX = 255
+"""Maximum length of an Origin-Host or Origin-Realm in sightings."""
 TEXT_MAX = (NAME_MAX, NAME_MAX, *(TEXTS - 2) * (IDENTIFIER_MAX,))
+"""Maximum length of each text of a sighting (eir.checks.policy.TEXTS)."""
 
 KINDS = {NoDevice.MISSING: "none", NoDevice.MALFORMED: "bad"}
-"""Names in metrics for requests without a device."""
+"""Value of the label `kind` of `eir_identity_errors_total` for each kind of request without a valid identifier."""
 
 
 class Checker:
     """Checker that answers questions by the policy in force and counts its answers.
 
-    The arguments are the policy's settings and the lists of its rules. Raises as compile_policy.
+    Args:
+        settings: settings of the policy.
+        index: lists of the policy's rules.
+        new_devices: queue for devices that the record of first sightings lacks.
+
+    Raises:
+        KeyError: as in compile_policy.
     """
 
     def __init__(
@@ -55,25 +72,28 @@ class Checker:
         probes: frozenset[tuple[str, str]] = frozenset(), accesses: Mapping[str, str] | None = None, new_devices: NewDevices | None = None,
     ) -> None:  # fmt: skip
         self.sightings = sightings
-        """Receiver of every check; a fast path sends its checks itself. None if sightings are off."""
+        """Record of sightings; None if sightings are off. A fast path adds its checks itself."""
         self.probes = probes
-        """Protocol and label of probing peers: their checks are answered and counted, but not recorded."""
+        """Pairs of protocol and label of the probing peers, whose checks are answered and counted, but not recorded."""
         self.accesses = accesses or {}
-        """Access network of a peer's phones, by the peer's label; peers without one are absent."""
+        """Peer label → access network of the peer's phones, if the configuration names it."""
         self.traced: Callable[[Question, Verdict | NoDevice], None] | None = None
-        """Callback for each check that is decided here, not by a fast path."""
-        self.held: list[Verdict] = []
-        """Observed rules that matched in the current check, if sightings are on."""
-        self._index, self._report, self._new_devices = index, report, new_devices
-        self._note_check, self._note_observed = note_check, note_observed
+        """Callback for each check that the general path decides; None: no trace is active."""
+        self._index = index
+        self._report = report
+        self._new_devices = new_devices
+        self._note_check = note_check
+        self._note_observed = note_observed
+        self._matched: list[Verdict] = []
+        """Verdicts of observed rules that matched in the current check; always empty if sightings are off."""
         self._answered: defaultdict[Labels, Counter[Verdict]] = defaultdict(Counter)
-        """End of Labels → checks by verdict of the policy in force. The full labels are built only for metrics."""
+        """Last labels (protocol, PROBE) → number of checks by verdict of the policy in force."""
         self._answered_before: Counter[Labels] = Counter()
-        """Checks under earlier policies."""
+        """Number of checks under earlier policies by all labels."""
         self.observed: Counter[tuple[str, str]] = Counter()
-        """(rule, status) → number of checks that an observed rule matched."""
+        """(rule, status) → number of checks that matched an observed rule."""
         self.identity_errors: Counter[tuple[str, str]] = Counter()
-        """(`none` or `bad`, peer label) → number of requests without an identifier, or with a malformed one."""
+        """(`none` or `bad`, peer label) → number of requests with a missing (`none`) or malformed (`bad`) identifier."""
         self._policy = self._compile(settings, now)
 
     @property
@@ -97,10 +117,9 @@ class Checker:
         compiled = compile_policy(settings, self._index, observed=self._observe, now=now)
         policy = replace(compiled, settings=settings, day=self._day())
         if policy.overridden:
-            until = policy.override_until
-            self._report(
-                "override", level="warning", detail="every check is answered alike", until=until and until.isoformat()
-            )
+            end = policy.override_until
+            end_text = None if end is None else end.isoformat()
+            self._report("override", level="warning", detail="every check is answered alike", until=end_text)
         return policy
 
     def tick(self, now: datetime) -> bool:
@@ -108,22 +127,22 @@ class Checker:
 
         Called each second.
         """
-        ends = self._policy.override_until
-        is_over = ends is not None and now >= ends
-        if is_over or self._day() != self._policy.day:
+        end = self._policy.override_until
+        has_ended = end is not None and now >= end
+        is_new_day = self._day() != self._policy.day
+        if has_ended or is_new_day:
             self.apply(self._policy.settings, now)
-        return is_over
+        return has_ended
 
     def _day(self) -> int | None:
-        """Return the day on which the policy's conditions are based; None without a record of first sightings."""
+        """Return the day for conditions on first sightings; None without a record of first sightings."""
         record = self._index.first_seen
         return None if record is None else record.today
 
     def check(self, question: Question) -> Verdict | NoDevice:
-        """Return the verdict, or NoDevice if the answer to the request must be the protocol's own error.
+        """Return the verdict, or NoDevice if the interface must answer with the protocol's own error.
 
-        NoDevice is returned if the request has no valid identifier of a device and the policy has no status for such
-        requests.
+        The result is NoDevice if the request has no valid identifier and the policy has no status for such requests.
         """
         verdict = self._check(question)
         if self.traced is not None:
@@ -131,127 +150,136 @@ class Checker:
         return verdict
 
     def _check(self, question: Question) -> Verdict | NoDevice:
-        policy, imsi, key = self._policy, question.subscriber(), None
-        verdict: Verdict | NoDevice
+        policy = self._policy
         if question.unproven and policy.unproven is not None:
             policy = policy.unproven
+        imsi = question.subscriber()
+        key: int | None
+        verdict: Verdict | NoDevice
         try:
             key = question.device()
         except IdentifierError:
-            why = (
-                NoDevice.NO_IMEI
-                if question.other is not None
-                else NoDevice.MISSING
-                if question.is_anonymous
-                else NoDevice.MALFORMED
-            )
-            if why in KINDS:
-                self.identity_errors[KINDS[why], question.peer] += 1
-            verdict = policy.unidentified[why]
-            if why is NoDevice.MALFORMED and policy.malformed is not None:
-                key = question.any_device()
-                about = (
-                    NO_KEY if key is None else key,
-                    imsi,
-                    question.version(),
-                    question.origin_host,
-                    question.origin_realm,
-                )
-                verdict = policy.malformed(*about) or verdict
-                self.note_first_seen(question.protocol, question.peer, imsi)
+            key, verdict = self._decide_without_device(policy, question, imsi)
             if isinstance(verdict, NoDevice):
-                self._sight(ERRORS[verdict], question, imsi)
+                self._add_sighting_of(question, ERRORS[verdict], imsi)
                 return verdict
         else:
-            decide = (
-                policy.decide
-                if policy.by_digit is None or not is_wrong_digit(question.identifier())
-                else policy.by_digit
-            )
+            decide = policy.decide
+            if policy.by_digit is not None and has_wrong_check_digit(question.identifier()):
+                decide = policy.by_digit
             verdict = decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
-            self.note_first_seen(question.protocol, question.peer, imsi)
-        self._answered[self._asked_by(question.protocol, question.peer)][verdict] += 1
-        self._sight(verdict.decision, question, imsi)
+            self.queue_new_device(question.protocol, question.peer, imsi)
+        requester = self._requester_labels(question.protocol, question.peer)
+        self._answered[requester][verdict] += 1
+        self._add_sighting_of(question, verdict.decision, imsi)
         if verdict.status is not Status.WHITELISTED:
-            self.note(verdict, question.peer, question.origin_host, key, imsi)
+            self.report_checks(verdict, question.peer, question.origin_host, key, imsi)
         return verdict
 
-    def note_first_seen(self, protocol: str, peer: str, imsi: str) -> None:
-        """Pass the device of the last check to `new_devices`, if a rule looked up its first sighting.
+    def _decide_without_device(
+        self, policy: Policy, question: Question, imsi: str
+    ) -> tuple[int | None, Verdict | NoDevice]:
+        """Decide a question without a valid IMEI or MEID; return the key of its malformed identifier, and the answer.
 
-        Checks of probing peers are excluded.
+        The key is None if no rule may match a malformed identifier, or if the identifier has no key.
+        """
+        if question.other is not None:
+            reason = NoDevice.NO_IMEI
+        elif question.is_anonymous:
+            reason = NoDevice.MISSING
+        else:
+            reason = NoDevice.MALFORMED
+        if reason in KINDS:
+            self.identity_errors[KINDS[reason], question.peer] += 1
+        answer = policy.unidentified[reason]
+        if reason is not NoDevice.MALFORMED or policy.malformed is None:
+            return None, answer
+        key = question.any_device()
+        rule_key = NO_KEY if key is None else key
+        verdict = policy.malformed(rule_key, imsi, question.version(), question.origin_host, question.origin_realm)
+        self.queue_new_device(question.protocol, question.peer, imsi)
+        if verdict is None:
+            return key, answer
+        return key, verdict
+
+    def queue_new_device(self, protocol: str, peer: str, imsi: str) -> None:
+        """Queue the device of the last check for the record of first sightings, if a rule looked the device up there.
+
+        Devices of probing peers are excluded.
         """
         record = self._index.first_seen
         if record is None or record.asked is None:
             return
-        key, record.asked = record.asked, None
+        key = record.asked
+        record.asked = None
         if self._new_devices is not None and (protocol, peer) not in self.probes:
-            self._new_devices.note(key, peer, imsi)
+            self._new_devices.add(key, peer, imsi)
 
-    def _sight(self, decision: Decision, question: Question, imsi: str) -> None:
+    def _add_sighting_of(self, question: Question, decision: Decision, imsi: str) -> None:
         if self.sightings is None:
             return
-        texts = (
-            question.origin_host,
-            question.origin_realm,
-            question.identifier(),
-            imsi,
-            question.version(),
-            question.msisdn,
-        )
-        self.sight(decision, question.protocol, question.peer, texts, early=question.unproven)
+        host, realm, version = question.origin_host, question.origin_realm, question.version()
+        texts = (host, realm, question.identifier(), imsi, version, question.msisdn)
+        self.add_sighting(decision, question.protocol, question.peer, texts, early=question.unproven)
 
-    def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str], *, early: bool = False) -> None:
-        """Add a check that was just decided to the record of sightings.
+    def add_sighting(
+        self, decision: Decision, protocol: str, peer: str, texts: Iterable[str], *, early: bool = False
+    ) -> None:
+        """Add a check that was just decided to the record of sightings, unless the peer is a probing peer.
 
-        `texts` are the texts of eir.checks.policy.TEXTS. Checks of probing peers are excluded.
+        `texts` are the texts that eir.checks.policy.TEXTS lists.
         """
-        observed = self.observed_now()
-        if self.sightings is not None and (protocol, peer) not in self.probes:
-            lines = "".join(
-                [text[:longest].replace("\n", " ") + "\n" for text, longest in zip(texts, TEXT_MAX, strict=True)]
-            )
-            kind = SightingKind(decision, protocol, peer, observed, early, self.accesses.get(peer))
-            self.sightings.add((kind,), bytes(2), lines.encode())
+        observed = self._pop_observed()
+        if self.sightings is None or (protocol, peer) in self.probes:
+            return
+        lines = []
+        for text, length_max in zip(texts, TEXT_MAX, strict=True):
+            line = text[:length_max].replace("\n", " ")
+            lines.append(line + "\n")
+        kind = SightingKind(decision, protocol, peer, observed, early, self.accesses.get(peer))
+        self.sightings.add((kind,), bytes(2), "".join(lines).encode())
 
-    def observed_now(self) -> str:
-        """Return the observed rules that matched in the last check, as text for the sightings, and clear them."""
-        if not self.held:
+    def _pop_observed(self) -> str:
+        """Return the observed rules that matched in the current check (eir.sightings.schema.COLUMNS), and clear them."""
+        if not self._matched:
             return ""
-        text = " ".join(
-            f"{verdict.rule}={verdict.status}{f'@{verdict.list}' if verdict.list else ''}" for verdict in self.held
-        )
-        self.held.clear()
-        return text
+        rules = []
+        for verdict in self._matched:
+            rule = f"{verdict.rule}={verdict.status}"
+            rules.append(f"{rule}@{verdict.list}" if verdict.list else rule)
+        self._matched.clear()
+        return " ".join(rules)
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int], peer: str = "") -> None:
         """Count checks of one peer that a fast path decided; `verdicts` maps each verdict to its number of checks."""
-        self._answered[self._asked_by(protocol, peer)].update(verdicts)
+        requester = self._requester_labels(protocol, peer)
+        self._answered[requester].update(verdicts)
 
-    def _asked_by(self, protocol: str, peer: str) -> Labels:
+    def _requester_labels(self, protocol: str, peer: str) -> Labels:
         return (protocol, PROBE) if (protocol, peer) in self.probes else (protocol,)
 
-    def note(
+    def report_checks(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Report one or more checks whose status is not `whitelisted`.
+        """Report `count` checks with the same verdict, whose status is not `whitelisted`, to the callback for checks.
 
         `peer` is the label of the peer. `origin_host`, `key` and `imsi` are those of the last check; they are empty or
-        None if absent. `count` is the number of checks.
+        None if absent.
         """
+        kind = (verdict.status, verdict.list or "", verdict.label, peer)
         device = "" if key is None else key_text(key)
-        self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi, count)
+        self._note_check(kind, origin_host, device, imsi, count)
 
     def checks(self) -> Counter[Labels]:
-        """Return the number of checks since the start, by the labels of the metric. Checks under earlier policies are included."""
+        """Return the number of checks since the start under all policies, by the labels of `eir_checks_total`."""
         answered = self._answered_before.copy()
-        for asked_by, verdicts in self._answered.items():
+        for requester, verdicts in self._answered.items():
             for verdict, count in verdicts.items():
-                answered[verdict.status, verdict.list or "", verdict.label, *asked_by] += count
+                answered[verdict.status, verdict.list or "", verdict.label, *requester] += count
         return answered
 
     def _observe(self, verdict: Verdict) -> None:
         self.observed[verdict.label, verdict.status] += 1
         if self.sightings is not None:
-            self.held.append(verdict)
+            self._matched.append(verdict)
         self._note_observed(int(verdict.rule), verdict.status, verdict.name)

@@ -1,13 +1,13 @@
-"""Table of rule conditions: it maps a condition's name to the function that compiles its value to a test.
+"""Table of rule conditions. It maps a condition's name to the function that compiles the condition's value to a test.
 
 A new condition needs a row here and a field of `settings.Rule` with the same name.
 """
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
-from eir.checks.question import BY_KEY
+from eir.checks.question import KEY_TESTS
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, device_type_key, imsi_key
 from eir.errors import IdentifierError
 from eir.lists.pages.first_days import DAY_S, WAS_LISTED
@@ -16,33 +16,47 @@ from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES
 if TYPE_CHECKING:  # the configuration is checked without the lists
     from eir.lists.images.index import Index, PairList
 
-Holds = Callable[[int, str, str, str, str], bool]
-"""Test with (device key, IMSI, Software-Version, Origin-Host, Origin-Realm), texts empty if absent; it returns whether the condition holds."""
+T = TypeVar("T")
+
+OfCheck = Callable[[int, str, str, str, str], T]
+"""Function of a check: of its device key, IMSI, Software-Version, Origin-Host and Origin-Realm.
+
+A text is empty if the request lacks it.
+"""
+
+Holds = OfCheck[bool]
+"""Test that returns True if a condition holds for a check."""
 
 NO_SUBSCRIBER = 0
 """Key that no IMSI has (eir.device.imsi_key gives each a leading 1), so it is in no list."""
 
 
 class Condition(NamedTuple):
-    """Type of condition that a rule can have, with the function that compiles its value to a test."""
+    """Kind of condition that a policy rule can have."""
 
     compile: Callable[[Any, "Index"], Holds]
-    """Function that builds the test. It raises KeyError if the value names a list that does not exist or has a wrong kind."""
+    """Function that builds the test from the value and the lists.
+
+    It raises KeyError if the index has no list of the name in the value, or if that list has the wrong kind.
+    """
     length: int | None = None
-    """Number of characters of a complete text; a shorter text is a prefix. None: texts are compared as a whole."""
+    """Length of a complete value; a shorter value is compared as a prefix. None: all values are complete."""
     names_list: bool = False
+    """True if the value is the name of a list."""
     pairs_only: bool = False
-    """True if the list must be one of pairs."""
+    """True if that list must be a list of pairs."""
     records: bool = False
-    """Asking puts the device on record, so it is asked only if all other conditions hold."""
+    """True if the test also records the first sighting of the device. It runs only if all other conditions hold."""
     show: Callable[[Any], str] = str
-    """Text of one value, for people."""
+    """Function that formats one value for a person."""
 
 
 def subscriber_key(imsi: str) -> int:
     """Return the key of an IMSI, or NO_SUBSCRIBER if the text is empty or not an IMSI."""
+    if not imsi:
+        return NO_SUBSCRIBER
     try:
-        return imsi_key(imsi) if imsi else NO_SUBSCRIBER
+        return imsi_key(imsi)
     except IdentifierError:
         return NO_SUBSCRIBER
 
@@ -53,23 +67,25 @@ def _imei(identifiers: tuple[str, ...], _: "Index") -> Holds:
 
 
 def _tac(prefixes: tuple[str, ...], _: "Index") -> Holds:
-    # key // divisor has as many digits as the prefix. The key of a MEID with letters has 15 digits or more, so its
-    # quotient is longer than any prefix and never equal.
+    # The quotient key // divisor has as many digits as the prefix. The key of a MEID with letters has 15 digits or more,
+    # so its quotient is longer than each prefix and never equal to one.
     by_divisor: dict[int, set[int]] = {}
     for prefix in prefixes:
-        by_divisor.setdefault(SNR_KEYS * 10 ** (TAC_DIGITS - len(prefix)), set()).add(int(prefix))
-    if len(by_divisor) == 1:
-        ((divisor, wanted),) = by_divisor.items()
-        return lambda key, _imsi, _software_version, _host, _realm: key // divisor in wanted
+        missing_digits = TAC_DIGITS - len(prefix)
+        divisor = SNR_KEYS * 10**missing_digits
+        by_divisor.setdefault(divisor, set()).add(int(prefix))
     lengths = tuple(by_divisor.items())
+    if len(lengths) == 1:
+        divisor, wanted = lengths[0]
+        return lambda key, _imsi, _software_version, _host, _realm: key // divisor in wanted
 
-    def one_holds(key: int, _imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
+    def has_prefix(key: int, _imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
         for divisor, wanted in lengths:  # noqa: SIM110  a generator would take longer than the comparisons
             if key // divisor in wanted:
                 return True
         return False
 
-    return one_holds
+    return has_prefix
 
 
 def _device_type(types: tuple[str, ...], index: "Index") -> Holds:
@@ -89,9 +105,10 @@ def _imsi(prefixes: tuple[str, ...], _: "Index") -> Holds:
     return lambda _key, imsi, _software_version, _host, _realm: imsi.startswith(prefixes)
 
 
-def _identifier(wrong: tuple[str, ...], _: "Index") -> Holds:
-    # For faults that the key does not show, `policy` compiles variants of the rules without this condition.
-    tests = tuple(BY_KEY[name] for name in wrong if name in BY_KEY)
+def _identifier(faults: tuple[str, ...], _: "Index") -> Holds:
+    # The faults `malformed` and `check_digit` cannot be tested by the key. For identifiers with such a fault,
+    # compile_policy builds variants of the rules without this condition.
+    tests = tuple(KEY_TESTS[fault] for fault in faults if fault in KEY_TESTS)
     return lambda key, _imsi, _software_version, _host, _realm: any(test(key) for test in tests)
 
 
@@ -118,26 +135,30 @@ def _list(name: str, index: "Index") -> Holds:
 
 
 def _not_list(name: str, index: "Index") -> Holds:
-    entries, in_list = index.lists[name], _list(name, index)
+    entries = index.lists[name]
+    in_list = _list(name, index)
     needs_subscriber = entries.kind != DEVICES
 
     def not_in_list(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
         # An allowlist that was never loaded would block every device, so the rule does not match before the first load
         # (and /ready returns 503). A loaded allowlist that is empty does block every device.
-        if entries.state is None or (needs_subscriber and not subscriber_key(imsi)):
+        if entries.state is None:
+            return False
+        if needs_subscriber and not subscriber_key(imsi):
             return False
         return not in_list(key, imsi, software_version, host, realm)
 
     return not_in_list
 
 
-def _elsewhere(question: str) -> Callable[[str, "Index"], Holds]:
-    def compiled(name: str, index: "Index") -> Holds:
+def _elsewhere(lookup: str) -> Callable[[str, "Index"], Holds]:
+    """Return the function that compiles a condition on a list of pairs; `lookup` is a method of PairList."""
+
+    def compile_test(name: str, index: "Index") -> Holds:
         entries = index.lists[name]
         if entries.kind != PAIRS:
             raise KeyError(f"{name} is a list of {entries.kind}; expected a list of pairs")
-
-        bound_elsewhere: Callable[[int, int], bool] = getattr(entries, question)
+        bound_elsewhere: Callable[[int, int], bool] = getattr(entries, lookup)
 
         def holds(key: int, imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
             subscriber = subscriber_key(imsi)
@@ -145,12 +166,13 @@ def _elsewhere(question: str) -> Callable[[str, "Index"], Holds]:
 
         return holds
 
-    return compiled
+    return compile_test
 
 
 def day_text(day: int) -> str:
-    """Format a day, given as the number of days since 1970-01-01, such as `2026-12-01`."""
-    return f"{datetime.fromtimestamp(day * DAY_S, UTC):%Y-%m-%d}"
+    """Format a day such as `2026-12-01`; `day` counts from 1970-01-01."""
+    moment = datetime.fromtimestamp(day * DAY_S, UTC)
+    return f"{moment:%Y-%m-%d}"
 
 
 def _first_seen(is_in_time: Callable[[int, int, int], bool]) -> Callable[[int, "Index"], Holds]:
@@ -159,18 +181,18 @@ def _first_seen(is_in_time: Callable[[int, int, int], bool]) -> Callable[[int, "
     `is_in_time` receives the first day, today, and the value of the condition.
     """
 
-    def compiled(value: int, index: "Index") -> Holds:
-        if (record := index.first_seen) is None:
+    def compile_test(value: int, index: "Index") -> Holds:
+        if index.first_seen is None:
             raise KeyError("there is no record of first sightings")
-        seen = record
+        record = index.first_seen
 
         def holds(key: int, _imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
-            first = seen.ask(key)
-            return first != WAS_LISTED and is_in_time(first, seen.today, value)
+            first = record.ask(key)
+            return first != WAS_LISTED and is_in_time(first, record.today, value)
 
         return holds
 
-    return compiled
+    return compile_test
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -191,4 +213,4 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "first_seen_before": Condition(_first_seen(lambda first, _, day: first < day), records=True, show=day_text),
 }
-"""Name → condition, in the order of reports."""
+"""Name → kind of condition, in the order in which reports show the conditions of a rule."""

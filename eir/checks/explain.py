@@ -1,12 +1,12 @@
 """Explanation of the answer that a device would get (`eir check`), from the lists in a node's memory or in the store.
 
-A Checker computes the answer, as for a request. Only the store's pages of the device are read. The reason is always read from
-the store, because nodes do not keep it in memory. A list of pairs is sorted by device, so the devices of an IMSI are searched in
-all pages, in batches, and only if a rule needs them (`subscriber_bound_elsewhere`).
+A Checker computes the answer, as for a request. From the store, only the pages of the device are read. The reason is always read
+from the store, because nodes do not keep reasons in memory. A list of pairs is sorted by device, so the devices of an IMSI can be
+on any page. All pages are searched, in batches, but only if a rule needs these devices (`subscriber_bound_elsewhere`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -29,8 +29,11 @@ from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, ListSettings
 from eir.lists.record.store import ListState, ListStore
 
 NEVER = "never"
-NAMED_MAX = 5
-"""Maximum number of values of a rule's condition that are named."""
+VALUES_MAX = 5
+"""Maximum number of values of a condition in the text of an explanation."""
+
+ObservedRule = tuple[int, str, str | None]
+"""Number of an observed rule, its status, its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,87 +42,101 @@ class Explanation:
 
     question: Question
     status: Status | None
-    """Status; None for the protocol's error for a request without a device."""
+    """Status; None if the answer is the protocol's own error for a request without a valid identifier."""
     rule: int | str
+    """Number of the rule that decided, or a word, as in Verdict."""
     name: str | None = None
+    """Name of the rule."""
     list: str | None = None
-    """Rule, its name, and its list, as in Verdict."""
+    """First list of the rule."""
     serial: int | None = None
+    """Serial of the list's release; 0 for a local list."""
     change: int | None = None
-    """Number of the list's change, from 1, if the list is local."""
+    """Number of changes of the list, if the list is local."""
     reason: str | None = None
-    """Reason in the list for this device; if the request names no device, the fault of the identifier."""
+    """Reason that the list has for the device; without a valid identifier, the fault of the identifier."""
     date: str | None = None
     """Day on which the entry was reported, if the list has dates."""
     conditions: str = ""
-    """Conditions of the rule besides its list."""
-    observed: tuple[tuple[int, str, str | None], ...] = ()
-    """Observed rules that matched before: number, their status, name."""
+    """Conditions of the rule except `list`."""
+    observed: tuple[ObservedRule, ...] = ()
+    """Observed rules that matched before the rule that decided."""
     not_loaded: tuple[str, ...] = ()
     """Lists of rules that were never loaded, so that these rules cannot match."""
     first_seen: str | None = None
-    """First day of the device; `never` for a device that has not been seen, if a rule asks for it; None if no rule does."""
+    """First day of the device, or `never`; None if there is no record of first sightings, or if no first day is relevant."""
     until: str | None = None
-    """Last day of the period that began with it; None without a period."""
+    """Last day of the period of grace that begins on the first day; None without a period."""
 
     def as_fields(self) -> dict[str, Any]:
-        """Return all fields except the question in JSON types; `of_fields` reverses this."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "question"}
+        """Return all fields except the question as JSON types; `of_fields` reverses this."""
+        values = asdict(self)
+        del values["question"]
+        return values
 
     @classmethod
     def of_fields(cls, question: Question, values: Mapping[str, Any]) -> "Explanation":
-        """Build an explanation from its question and the result of `as_fields`, which may have passed through JSON."""
-        status = None if values["status"] is None else Status(values["status"])
-        observed = tuple((rule, answer, name) for rule, answer, name in values["observed"])
-        return cls(
-            question, **{**values, "status": status, "observed": observed, "not_loaded": tuple(values["not_loaded"])}
-        )
+        """Build an explanation from its question and the result of `as_fields`, also if the result was sent as JSON."""
+        arguments = dict(values)
+        if arguments["status"] is not None:
+            arguments["status"] = Status(arguments["status"])
+        arguments["observed"] = tuple(map(tuple, arguments["observed"]))
+        arguments["not_loaded"] = tuple(arguments["not_loaded"])
+        return cls(question, **arguments)
 
     def as_json(self) -> dict[str, Any]:
         """Return the explanation as the JSON document of `--json`, with null for fields that do not apply."""
+        imei = self.question.imei or self.question.other or ""
+        observed = [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed]
         return {
-            "imei": self.question.imei or self.question.other or "", "imsi": self.question.imsi or None, "status": self.status,
+            "imei": imei, "imsi": self.question.imsi or None, "status": self.status,
             "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
-            "observed": [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed],
+            "observed": observed,
             "not_loaded": list(self.not_loaded), "first_seen": self.first_seen, "until": self.until, "date": self.date,
         }  # fmt: skip
 
     def as_text(self) -> str:
         """Format the explanation as text for a person, with notes about lists that were never loaded."""
-        lines = [f"{self.question.imei or self.question.other or 'no identifier'}: {self.status or 'error'}"]
-        rule = (
-            f"by {_rule(self.rule, self.name)}"
-            if isinstance(self.rule, int)
-            else f"because of the policy's {self.rule}"
-        )
-        conditions = f": {self.conditions}" if self.conditions else ""
-        which = f"serial {self.serial}" if self.change is None else f"change {self.change}"
-        lines.append(f"  {rule}{conditions}" + (f", list {self.list} ({which})" if self.list else ""))
+        device = self.question.imei or self.question.other or "no identifier"
+        lines = [f"{device}: {self.status or 'error'}", f"  {self._cause()}"]
         if self.reason:
             lines.append(f"  reason: {self.reason}")
         if self.date:
             lines.append(f"  reported: {self.date}")
         if self.first_seen is not None:
-            until = f", until {self.until}" if self.until else ", without a period"
-            lines.append(f"  first seen: {self.first_seen}{until}")
-        lines += [f"  observed only: {_rule(rule, name)} would answer {status}" for rule, status, name in self.observed]
-        lines += [
-            f"  note: the list {name} has never been loaded, so no rule that needs it can hold"
-            for name in self.not_loaded
-        ]
+            end = f"until {self.until}" if self.until else "without a period"
+            lines.append(f"  first seen: {self.first_seen}, {end}")
+        for rule, status, name in self.observed:
+            lines.append(f"  observed only: {_rule_text(rule, name)} would answer {status}")
+        note = "  note: the list {} has never been loaded, so no rule that needs it can hold"
+        lines += map(note.format, self.not_loaded)
         return "\n".join(lines)
+
+    def _cause(self) -> str:
+        """Format the rule that decided, with its conditions and its list."""
+        if isinstance(self.rule, int):
+            cause = f"by {_rule_text(self.rule, self.name)}"
+        else:
+            cause = f"because of the policy's {self.rule}"
+        if self.conditions:
+            cause += f": {self.conditions}"
+        if self.list:
+            version = f"serial {self.serial}" if self.change is None else f"change {self.change}"
+            cause += f", list {self.list} ({version})"
+        return cause
 
 
 def question_of(device: str, *, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
     """Build the question about an identifier that a person typed: IMEI, IMEISV, MEID, or an empty text."""
     imei = device or None
-    return Question(imei, None if is_digits(device) else imei, imsi, software_version, origin_host, origin_realm)
+    meid = None if is_digits(device) else imei
+    return Question(imei, meid, imsi, software_version, origin_host, origin_realm)
 
 
 def option_fault(question: Question) -> str | None:
     """Return the error message for an invalid `--imsi` or `--software-version`; None if both are valid.
 
-    A malformed identifier of the device is allowed, because the policy has an answer to it.
+    The identifier of the device is not checked, because the policy also answers for malformed identifiers.
     """
     if question.imsi:
         try:
@@ -140,131 +157,149 @@ async def explain(
     Raises:
         StoreError: if the store cannot be read.
     """
-    index = Index({name: settings.kind for name, settings in lists.items()}, now.timestamp)
-    if (key := question.any_device()) is not None:
-        await _read(question, key, policy, lists, store, index=index)
+    kinds = {name: settings.kind for name, settings in lists.items()}
+    index = Index(kinds, now.timestamp)
+    key = question.any_device()
+    if key is not None:
+        await _load_index(index, question, key, policy, lists, store=store)
     explanation = answer(question, policy, index, now=now)
-    return (
-        explanation
-        if explanation.list is None
-        else await add_reason(explanation, lists[explanation.list].kind, store, now=now)
-    )
+    if explanation.list is None:
+        return explanation
+    return await add_reason(explanation, kinds[explanation.list], store, now=now)
 
 
 def answer(question: Question, policy: PolicySettings, index: Index, *, now: datetime) -> Explanation:
     """Answer the question from the lists in memory; the check is neither counted nor reported.
 
-    The explanation lacks the reason that the list has for the device, which `add_reason` adds.
+    The explanation lacks the reason and the date of the list's entry, which `add_reason` adds.
     """
-    observed: list[tuple[int, str, str | None]] = []
-    verdict = Checker(policy, index, now=now, note_observed=lambda *rule: observed.append(rule)).check(question)
-    wrong = None
+    observed: list[ObservedRule] = []
+    checker = Checker(policy, index, now=now, note_observed=lambda *rule: observed.append(rule))
+    verdict = checker.check(question)
+    key = fault = None
     try:
-        question.device()
+        key = question.device()
     except IdentifierError as e:
-        wrong = str(e)
+        fault = str(e)
     if isinstance(verdict, NoDevice):
-        return Explanation(question, None, verdict.value, reason=wrong)
-    state = index.lists[verdict.list].state if verdict.list is not None else None
-    serial, change = (state.serial, None if state.serial else state.generation) if state is not None else (None, None)
-    conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
-    used = dict.fromkeys(name for rule in policy.rules for name in rule.lists)
-    not_loaded = tuple(name for name in used if index.lists[name].state is None) if wrong is None else ()
-    first_seen, until = (
-        (None, None) if wrong is not None else _first_seen(question.device(), policy, index, verdict.rule)
-    )
-    return Explanation(
-        question, verdict.status, verdict.rule, verdict.name, verdict.list, serial, change, wrong, None, conditions, tuple(observed),
-        not_loaded, first_seen, until,
+        return Explanation(question, None, verdict.value, reason=fault)
+    rule = policy.rules[verdict.rule - 1] if isinstance(verdict.rule, int) else None
+    explanation = Explanation(
+        question, verdict.status, verdict.rule, verdict.name, verdict.list, reason=fault,
+        conditions="" if rule is None else _conditions_text(rule), observed=tuple(observed),
     )  # fmt: skip
+    state = None if verdict.list is None else index.lists[verdict.list].state
+    if state is not None:
+        change = None if state.serial else state.generation
+        explanation = replace(explanation, serial=state.serial, change=change)
+    if key is None:
+        return explanation
+    names = dict.fromkeys(name for each in policy.rules for name in each.lists)
+    not_loaded = tuple(name for name in names if index.lists[name].state is None)
+    first_seen, until = _first_seen(key, policy, index, rule)
+    return replace(explanation, not_loaded=not_loaded, first_seen=first_seen, until=until)
 
 
-def _first_seen(key: int, policy: PolicySettings, index: Index, rule: int | str) -> tuple[str | None, str | None]:
+def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | None) -> tuple[str | None, str | None]:
     """Return the first day of a device and the last day of its period of grace, as texts for a person.
 
-    The period is that of the rule that answered, or else that of all rules (eir.checks.periods).
+    The period is that of `rule`, which decided, if it has one, else that of the policy (eir.checks.periods).
     """
-    record, by = index.first_seen, policy.rules[rule - 1] if isinstance(rule, int) else None
+    record = index.first_seen
     if record is None:
         return None, None
     first = record.day(key)
     if first == WAS_LISTED:
         return "before it left a list", None
-    if first is None and not (by is not None and by.asks_first_seen):
+    if rule is not None and rule.has_first_seen:
+        policy = PolicySettings(rules=(rule,))
+    elif first is None:
         return None, None
-    rules = policy if by is None or not by.asks_first_seen else PolicySettings(rules=(by,))
-    last = last_day(rules, record.today if first is None else first)
-    return NEVER if first is None else day_text(first), None if last == NO_END else day_text(last)
+    last = last_day(policy, record.today if first is None else first)
+    first_text = NEVER if first is None else day_text(first)
+    last_text = None if last == NO_END else day_text(last)
+    return first_text, last_text
 
 
 async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
-    """Add to the explanation the reason and the date that the list has for the device; `kind` is the kind of the list.
+    """Return the explanation with the reason and the date of the entry in its list; `kind` is the kind of the list.
 
     Raises:
         StoreError: if the store cannot be read.
     """
     key = explanation.question.any_device()
     key_in_list = None if key is None else _key_for(kind, key, explanation.question.imsi)
-    if explanation.list is None or key_in_list is None:
+    name = explanation.list
+    if name is None or key_in_list is None:
         return explanation
-    reason = await reason_of(store, explanation.list, key_in_list, now=now.timestamp())
-    day = await day_of(store, explanation.list, key_in_list, now=now.timestamp())
-    return replace(explanation, reason=reason or explanation.reason, date=day_text(day) if day else None)
+    moment = now.timestamp()
+    reason = await reason_of(store, name, key_in_list, now=moment)
+    day = await day_of(store, name, key_in_list, now=moment)
+    date = day_text(day) if day else None
+    return replace(explanation, reason=reason or explanation.reason, date=date)
 
 
-async def _read(
+async def _load_index(
+    index: Index,
     question: Question,
     key: int,
     policy: PolicySettings,
     lists: Mapping[str, ListSettings],
-    store: ListStore,
     *,
-    index: Index,
+    store: ListStore,
 ) -> None:
     """Load into the index the pages of the store that can affect the answer."""
-    bound = {rule.subscriber_bound_elsewhere for rule in policy.rules}
+    bound_lists = {rule.subscriber_bound_elsewhere for rule in policy.rules}
     subscriber = subscriber_key(question.imsi)
     for name, settings in lists.items():
-        if name in bound and subscriber != NO_SUBSCRIBER:
+        if name in bound_lists and subscriber != NO_SUBSCRIBER:
             state, pages = await _pages_of_pair(store, name, key // SNR_KEYS, subscriber)
         else:
             key_in_list = _key_for(settings.kind, key, question.imsi)
-            state, pages = await store.some_pages(name, [] if key_in_list is None else [key_in_list // SNR_KEYS])
+            numbers = [] if key_in_list is None else [key_in_list // SNR_KEYS]
+            state, pages = await store.some_pages(name, numbers)
         if state is not None and state.kind == settings.kind:  # nodes ignore a list of another kind
-            index.switch(name, state, image_of_days(pages) if state.kind == FIRST_SEEN else image_of(pages))
+            image = image_of_days(pages) if state.kind == FIRST_SEEN else image_of(pages)
+            index.switch(name, state, image)
 
 
 def _key_for(kind: str, key: int, imsi: str) -> int | None:
-    """Return the key to look up in a list of this kind: that of the IMSI for subscribers, else that of the device.
+    """Return the key to look up in a list of this kind: for subscribers that of the IMSI, else that of the device.
 
     Without a valid IMSI, the key for a list of subscribers is `None`.
     """
-    return key if kind != SUBSCRIBERS else subscriber_key(imsi) or None
+    if kind != SUBSCRIBERS:
+        return key
+    return subscriber_key(imsi) or None
 
 
 async def _pages_of_pair(
     store: ListStore, name: str, number: int, subscriber: int
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """Return the state of a list of pairs, the page of the device, and all pages that may contain the IMSI.
+    """Return the state of a list of pairs, its page of the device (`number`), and all pages that may contain the IMSI.
 
-    The pages are selected by the bytes of the IMSI's key. The policy evaluates them exactly.
+    A page may contain the IMSI if it contains the bytes of the IMSI's key. The policy then evaluates the page exactly.
     """
-    needle = subscriber.to_bytes(8, "little")
-    return await read_pages(store, name, lambda page: page.number == number or needle in page.extra)
+    key_bytes = subscriber.to_bytes(8, "little")
+    return await read_pages(store, name, lambda page: page.number == number or key_bytes in page.extra)
 
 
-def _conditions(rule: Rule) -> str:
-    """Format the conditions of a rule except its list, such as `tac 3512345*; imsi 26201*`."""
-    parts = []
+def _conditions_text(rule: Rule) -> str:
+    """Format the conditions of a rule except `list`, such as `tac 3512345*; imsi 26201*`."""
+    texts = []
     for name, value in rule.conditions.items():
-        values, needs = value if isinstance(value, tuple) else (value,), CONDITIONS[name]
-        shown = [needs.show(each) for each in values[:NAMED_MAX]]
-        texts = [text if needs.length in {None, len(text)} else f"{text}*" for text in shown]
-        more = f" and {len(values) - NAMED_MAX} more" if len(values) > NAMED_MAX else ""
-        if name != "list":
-            parts.append(f"{name} {', '.join(texts)}{more}")
-    return "; ".join(parts)
+        if name == "list":
+            continue
+        condition = CONDITIONS[name]
+        values = value if isinstance(value, tuple) else (value,)
+        value_texts = []
+        for text in map(condition.show, values[:VALUES_MAX]):
+            is_complete = condition.length is None or len(text) == condition.length
+            value_texts.append(text if is_complete else f"{text}*")
+        more = f" and {len(values) - VALUES_MAX} more" if len(values) > VALUES_MAX else ""
+        texts.append(f"{name} {', '.join(value_texts)}{more}")
+    return "; ".join(texts)
 
 
-def _rule(number: int, name: str | None) -> str:
+def _rule_text(number: int, name: str | None) -> str:
     return f"rule {number} ({name})" if name else f"rule {number}"

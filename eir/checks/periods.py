@@ -1,8 +1,9 @@
 """Computation of the last day of grace of many devices by the rules of the policy.
 
-The rules that count ask for the first sighting of a device and for nothing else: their periods hold for every device of the record.
-If there is no such rule, all rules with a period count. Of several periods of a device the longest counts. An amnesty without
-`first_seen_within` has no last day.
+The periods of grace are those of rules that test only the first sighting of a device (and `not_list`), because these periods hold
+for every device in the record. If the policy has no such rule, the periods are those of all rules with a condition on the first
+sighting. If several periods apply to a device, the longest counts. A rule with `first_seen_before` but without `first_seen_within`
+is an amnesty without a last day.
 """
 
 from collections import Counter
@@ -16,10 +17,10 @@ from eir.checks.settings import PolicySettings, Rule
 from eir.lists.pages.first_days import WAS_LISTED
 
 AHEAD_DAYS = 90
-"""Number of days, today included, for which ends are counted."""
+"""Number of days, from today on, for which `count_ends` counts the ends of periods."""
 NO_END = -1
-"""Last day of a device that has no period, or an amnesty without an end."""
-_OPEN = 1 << 30
+"""Value in place of the last day of a device that has no period of grace, or a period without an end."""
+_ENDLESS_DAYS = 1 << 30
 
 
 def last_days(policy: PolicySettings, firsts: NDArray[np.uint16]) -> NDArray[np.int64]:
@@ -31,38 +32,42 @@ def last_days(policy: PolicySettings, firsts: NDArray[np.uint16]) -> NDArray[np.
     """
     days = firsts.astype(np.int64)
     lasts = np.full(len(days), NO_END, np.int64)
-    for rule in _rules_that_count(policy):
-        end = days + (rule.first_seen_within or _OPEN)
+    for rule in _period_rules(policy):
+        ends = days + (rule.first_seen_within or _ENDLESS_DAYS)
         if rule.first_seen_before is not None:
-            end[days >= rule.first_seen_before] = NO_END
-        np.maximum(lasts, end, out=lasts)
-    lasts[(days == WAS_LISTED) | (lasts >= _OPEN)] = NO_END
+            ends[days >= rule.first_seen_before] = NO_END
+        np.maximum(lasts, ends, out=lasts)
+    lasts[days == WAS_LISTED] = NO_END
+    lasts[lasts >= _ENDLESS_DAYS] = NO_END
     return lasts
 
 
 def last_day(policy: PolicySettings, first: int) -> int:
     """Return the last day of the period of grace of a device that was first seen on day `first`, or NO_END."""
-    return int(last_days(policy, np.array([first], np.uint16))[0])
+    firsts = np.array([first], np.uint16)
+    return int(last_days(policy, firsts)[0])
 
 
 def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int) -> dict[str, int]:
-    """Count the periods of grace that end on each of the next AHEAD_DAYS days; counts of 0 are left out.
+    """Count the periods of grace that end on each of the next AHEAD_DAYS days; days without an end are left out.
 
     `first_days`: first day → number of devices.
     """
-    ends = last_days(policy, np.array([*first_days], np.uint16)).tolist()
+    firsts = np.array([*first_days], np.uint16)
+    ends = last_days(policy, firsts).tolist()
     counts = Counter[int]()
-    for day, devices in zip(ends, first_days.values(), strict=True):
-        if today <= day < today + AHEAD_DAYS:
-            counts[day] += devices
-    return {day_text(day): counts[day] for day in sorted(counts)}
+    for end, devices in zip(ends, first_days.values(), strict=True):
+        if today <= end < today + AHEAD_DAYS:
+            counts[end] += devices
+    return {day_text(end): counts[end] for end in sorted(counts)}
 
 
-def _rules_that_count(policy: PolicySettings) -> list[Rule]:
-    rules = [rule for rule in policy.rules if rule.asks_first_seen]
-    return [rule for rule in rules if not _asks_more(rule)] or rules
+def _period_rules(policy: PolicySettings) -> list[Rule]:
+    rules = [rule for rule in policy.rules if rule.has_first_seen]
+    general_rules = [rule for rule in rules if _tests_only_first_seen(rule)]
+    return general_rules or rules
 
 
-def _asks_more(rule: Rule) -> bool:
-    """Return True if the rule has a condition that some devices on record may not meet; `not_list` is left out."""
-    return any(name != "not_list" and not CONDITIONS[name].records for name in rule.conditions)
+def _tests_only_first_seen(rule: Rule) -> bool:
+    """Return True if all conditions of the rule are on the first sighting, or `not_list`."""
+    return all(name == "not_list" or CONDITIONS[name].records for name in rule.conditions)

@@ -1,21 +1,21 @@
 """Policy: an ordered list of rules that is compiled into one function, and the interface for sightings.
 
-The first rule whose conditions all hold determines the status, otherwise `default`. Independent of protocols, the configuration file,
-clocks and logs: the time is an argument, and matches of observed rules go to a callback.
+The first rule whose conditions all hold determines the status. If no rule matches, `default` does. The module does not depend on
+protocols, the configuration file, clocks and logs: the time is an argument, and a match of an observed rule calls a callback.
 
-Sightings are decided checks for the record. The checker and the fast paths add them without waiting; eir.node.processes connects
-them to eir.sightings.buffer.
+A sighting is a decided check in the record of sightings. The checker and the fast paths add sightings through the interface
+`Sightings` without waiting. Its implementation is eir.sightings.buffer.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
-from eir.checks.conditions import CONDITIONS, Holds
-from eir.checks.program import Program, program_of
+from eir.checks.conditions import CONDITIONS, Holds, OfCheck
+from eir.checks.program import Program, encode_policy
 from eir.checks.question import CHECK_DIGIT, MALFORMED
-from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
+from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.lists.images.index import Index
 from eir.lists.record.settings import SUBSCRIBERS
 
@@ -24,31 +24,34 @@ class Decision(NamedTuple):
     """Verdict as plain texts, for the record of sightings."""
 
     status: str
-    """Status as in Verdict; `error` for the protocol's own error to a request without a device."""
+    """Status as in Verdict; `error` if the answer was the protocol's own error."""
     rule: str
-    """Number of the rule from 1, or `default`, `override`, `no_identity`, `bad_identity`."""
+    """Rule as in Verdict, as text."""
     list: str | None
     is_plain: bool
-    """True if the device is whitelisted without an override, so that the check is not an event."""
+    """True if the status is `whitelisted` and no override is in force. Other checks are events."""
 
 
 class SightingKind(NamedTuple):
-    """Properties that several checks in one call of `Sightings.add` share, such as verdict, protocol and peer."""
+    """Properties that several checks in one call of `Sightings.add` have in common."""
 
     decision: Decision
     protocol: str
     peer: str
-    """Label of the peer that sent the request, which may be an agent: the node knows the peer, but an Origin-Host is only a claim of the request."""
+    """Label of the peer that sent the request. It may be an agent. In contrast to an Origin-Host, the peer is verified."""
     observed: str
-    """Observed rules that matched (eir.sightings.schema.COLUMNS)."""
+    """Observed rules that matched, in the form of eir.sightings.schema.COLUMNS."""
     early: bool = False
     """True if the SIM was not authenticated before the check."""
     access: str | None = None
-    """Access network of the peer's phones; None: not named."""
+    """Access network of the peer's phones; None: the configuration does not name it."""
 
 
 TEXTS = 6
-"""Number of texts of each check: Origin-Host, Origin-Realm, the identifier as sent, IMSI, software version, MSISDN; empty if absent."""
+"""Number of texts of each check: Origin-Host, Origin-Realm, identifier as sent, IMSI, software version, MSISDN.
+
+A text is empty if the request lacks it.
+"""
 
 
 class Sightings(Protocol):
@@ -56,9 +59,9 @@ class Sightings(Protocol):
 
     @property
     def full(self) -> Container[str]:
-        """Labels of peers for whose plain checks the buffer has no room now.
+        """Labels of the peers whose plain checks the buffer does not accept now, because it is full.
 
-        Such checks need not be added, but must be counted with `left_out`.
+        The caller may drop these checks, and must then count them with `left_out`.
         """
 
     def left_out(self, count: int, peer: str) -> None:
@@ -70,69 +73,87 @@ class Sightings(Protocol):
         Args:
             kinds: kinds of the checks.
             numbers: for each check the index of its kind, as a native uint16.
-            texts: for each check TEXTS lines, each with a newline at its end and none in it.
+            texts: for each check TEXTS lines; each line ends with a newline.
         """
 
 
 OVERRIDE = "override"
-"""Value in place of a rule while an override is in force."""
+"""Rule of all verdicts while an override is in force."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """Answer to a check, with the rule and the list that caused it.
+    """Answer to a check, with the rule and the list that caused the answer.
 
-    Verdicts are created only when a policy is compiled. They are compared by identity, so they are fast dict keys.
+    Verdicts are created only when a policy is compiled, one for each rule. They are compared by identity, so that they
+    are fast keys of a dict.
     """
 
     status: Status
     rule: int | str
     """Number of the rule from 1, or `default`, `override`, `no_identity`, `bad_identity`, `no_imei`."""
     list: str | None = None
-    """First list of the rule; None if it has none."""
+    """First list of the rule; None if the rule has no list."""
     name: str | None = None
-    """Name of the rule for people."""
+    """Configured name of the rule."""
     label: str = field(init=False)
-    """Rule in metrics and the log: its name, or else its number."""
+    """Rule in metrics and in the log: its name; without a name, `rule`."""
     decision: Decision = field(init=False)
-    """Verdict for the record of sightings."""
+    """Same verdict for the record of sightings."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "label", self.name or str(self.rule))
+        rule = str(self.rule)
         is_plain = self.status is Status.WHITELISTED and self.rule != OVERRIDE
-        object.__setattr__(self, "decision", Decision(self.status.value, str(self.rule), self.list, is_plain))
+        decision = Decision(self.status.value, rule, self.list, is_plain)
+        object.__setattr__(self, "label", self.name or rule)
+        object.__setattr__(self, "decision", decision)
 
 
-Decide = Callable[[int, str, str, str, str], Verdict]
-"""(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → Verdict; texts are empty if absent."""
+Default = TypeVar("Default", Verdict, None)
+
+Decide = OfCheck[Verdict]
+"""Function that returns the verdict of a check."""
+
+DecideMalformed = OfCheck[Verdict | None]
+"""Function that returns the verdict of a check with a malformed identifier; None if no rule matches."""
 
 Observed = Callable[[Verdict], None]
-"""Callback for the verdict of an observed rule that matched."""
+"""Callback that receives the verdict of an observed rule that matched."""
+
+RuleVerdict = tuple[Rule, Verdict]
+"""Rule, and the verdict if the rule matches."""
+
+Step = tuple[Holds, Verdict]
+"""Compiled rule: its test, and the verdict if the test holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Policy in compiled form: functions that decide checks, and the program for a fast path."""
+    """Compiled policy: functions that decide checks, and the program for a fast path."""
 
     decide: Decide
+    """Function that decides checks of devices with a valid identifier."""
     unidentified: Mapping[NoDevice, Verdict | NoDevice]
-    """Answers to requests without a device: a verdict, or the protocol's own error."""
+    """Answers to requests without a valid identifier: a verdict, or NoDevice for the protocol's own error."""
     program: Program
     """Same rules as `decide`, for a compiled fast path."""
     override_until: datetime | None = None
-    """Time at which an override in force ends, so that the policy must be compiled again; None if it has no such end."""
+    """End of the override in force, at which the policy must be compiled again; None if there is no such end."""
     overridden: bool = False
     """True if an override is in force."""
     by_digit: Decide | None = None
-    """Variant of `decide` for a device whose IMEI has a wrong check digit; None if no rule depends on it."""
-    malformed: Callable[[int, str, str, str, str], Verdict | None] | None = None
-    """Variant of `decide` for an identifier that is neither IMEI nor MEID, by its odd key or NO_KEY; None if no rule depends on it."""
+    """Variant of `decide` for an IMEI with a wrong check digit; None if no rule tests the check digit."""
+    malformed: DecideMalformed | None = None
+    """Variant of `decide` for an identifier that is neither IMEI nor MEID; None if no rule can match such an identifier.
+
+    The key is the identifier's odd key (eir.device), or NO_KEY.
+    """
     settings: PolicySettings = field(default_factory=PolicySettings)
-    """Settings from which it was compiled, as noted by its user."""
+    """Settings from which the policy was compiled; set by the checker."""
     day: int | None = None
-    """Day of its conditions; None without a record of first sightings."""
+    """Day for conditions on first sightings; None without a record of first sightings; set by the checker."""
     unproven: "Policy | None" = None
-    """Policy for a SIM that was not authenticated; None if it is the same."""
+    """Policy for a SIM that was not authenticated; None if all rules also apply to such a SIM."""
 
 
 def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed, now: datetime) -> Policy:
@@ -142,71 +163,76 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
     `override_until`.
 
     Raises:
-        KeyError: if a rule names a list that the index lacks, or that has the wrong kind for the condition. The
-            configuration was validated with its own lists, so this is an error of the caller.
+        KeyError: if the index lacks a list of a rule, or if the list has the wrong kind for the condition. A valid
+            configuration has all lists of its rules, so the caller passed the wrong index.
     """
     override = settings.override
     if override is not None and (override.until is None or now < override.until):
-        verdict = Verdict(override.answer, OVERRIDE)
-        # An override also applies to requests without a valid identifier, so that no phone is rejected.
-        return Policy(
-            lambda *_: verdict,
-            dict.fromkeys(NoDevice, verdict),
-            program_of((), verdict, index),
-            override_until=override.until,
-            overridden=True,
-        )
+        return _compile_override(override, index)
     default = Verdict(settings.default, "default")
+    rules: list[RuleVerdict] = []
+    for number, rule in enumerate(settings.rules, 1):
+        first_list = next(iter(rule.lists), None)
+        rules.append((rule, Verdict(rule.answer, number, first_list, rule.name)))
+    program_rules = [(rule.conditions, verdict, rule.observe) for rule, verdict in rules]
+    program = encode_policy(program_rules, default, index)
+    unidentified = _answers_without_device(settings)
+
+    def compile_rules(rules: Sequence[RuleVerdict], unproven: Policy | None = None) -> Policy:
+        decide = _first_match(_steps(rules, index, observed), default)
+        by_digit: Decide | None = None
+        if any(CHECK_DIGIT in rule.identifier for rule, _ in rules):
+            by_digit = _first_match(_steps(rules, index, observed, CHECK_DIGIT), default)
+        malformed: DecideMalformed | None = None
+        # A malformed identifier can match only rules about malformed identifiers, or rules that look devices up in a list.
+        malformed_rules = [
+            (rule, verdict) for rule, verdict in rules if MALFORMED in rule.identifier or _looks_up_device(rule, index)
+        ]
+        if malformed_rules:
+            malformed = _first_match(_steps(malformed_rules, index, observed, MALFORMED), None)
+        return Policy(decide, unidentified, program, by_digit=by_digit, malformed=malformed, unproven=unproven)
+
+    unproven_rules = [(rule, verdict) for rule, verdict in rules if not rule.authenticated]
+    if unproven_rules == rules:
+        return compile_rules(rules)
+    return compile_rules(rules, unproven=compile_rules(unproven_rules))
+
+
+def _compile_override(override: Override, index: Index) -> Policy:
+    verdict = Verdict(override.answer, OVERRIDE)
+    # An override also applies to requests without a valid identifier, so that no phone is rejected.
+    unidentified: dict[NoDevice, Verdict | NoDevice] = dict.fromkeys(NoDevice, verdict)
+    program = encode_policy((), verdict, index)
+    return Policy(lambda *_: verdict, unidentified, program, override_until=override.until, overridden=True)
+
+
+def _answers_without_device(settings: PolicySettings) -> dict[NoDevice, Verdict | NoDevice]:
     statuses = {
         NoDevice.MISSING: settings.no_identity,
         NoDevice.MALFORMED: settings.bad_identity,
         NoDevice.NO_IMEI: settings.no_imei,
     }
-    verdicts = [
-        Verdict(rule.answer, number, next(iter(rule.lists), None), rule.name)
-        for number, rule in enumerate(settings.rules, 1)
-    ]
-
-    program_rules = [
-        (rule.conditions, verdict, rule.observe) for rule, verdict in zip(settings.rules, verdicts, strict=True)
-    ]
-    program = program_of(program_rules, default, index)
-    unidentified: dict[NoDevice, Verdict | NoDevice] = {
-        why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()
-    }
-
-    def build_policy(rules: tuple[tuple[Rule, Verdict], ...], unproven: Policy | None = None) -> Policy:
-        def steps(
-            known: str | None = None, *, only: Container[int | str] | None = None
-        ) -> tuple[tuple[Holds, Verdict], ...]:
-            """Return the tests of the rules with their verdicts, for identifiers that have the fault `known`.
-
-            `only`: numbers of the rules to return; None: all rules.
-            """
-            tests = []
-            for rule, verdict in rules:
-                if only is None or verdict.rule in only:
-                    holds = _all_of(rule, index, known)
-                    tests.append((_observed(holds, verdict, observed) if rule.observe else holds, verdict))
-            return tuple(tests)
-
-        faults = {name for rule, _ in rules for name in rule.identifier}
-        # For other identifiers than IMEIs only rules count that name them: by a list of devices, or as malformed.
-        odd = {verdict.rule for rule, verdict in rules if MALFORMED in rule.identifier or _names_devices(rule, index)}
-        return Policy(
-            _first_that_holds(steps(), default), unidentified, program,
-            by_digit=_first_that_holds(steps(CHECK_DIGIT), default) if CHECK_DIGIT in faults else None,
-            malformed=_of_malformed(steps(MALFORMED, only=odd)) if odd else None,
-            unproven=unproven,
-        )  # fmt: skip
-
-    every = tuple(zip(settings.rules, verdicts, strict=True))
-    others = tuple(each for each in every if not each[0].authenticated)
-    return build_policy(every, build_policy(others) if others != every else None)
+    answers: dict[NoDevice, Verdict | NoDevice] = {}
+    for reason, status in statuses.items():
+        answers[reason] = reason if status is None else Verdict(status, reason.value)
+    return answers
 
 
-def _first_that_holds(steps: tuple[tuple[Holds, Verdict], ...], default: Verdict) -> Decide:
-    def decide(key: int, imsi: str, software_version: str, host: str, realm: str) -> Verdict:
+def _steps(
+    rules: Iterable[RuleVerdict], index: Index, observed: Observed, fault: str | None = None
+) -> tuple[Step, ...]:
+    """Compile rules to steps, for identifiers with `fault`; None: for identifiers without such a fault."""
+    steps = []
+    for rule, verdict in rules:
+        test = _all_of(rule, index, fault)
+        if rule.observe:
+            test = _observe(test, verdict, observed)
+        steps.append((test, verdict))
+    return tuple(steps)
+
+
+def _first_match(steps: tuple[Step, ...], default: Default) -> OfCheck[Verdict | Default]:
+    def decide(key: int, imsi: str, software_version: str, host: str, realm: str) -> Verdict | Default:
         for holds, verdict in steps:
             if holds(key, imsi, software_version, host, realm):
                 return verdict
@@ -215,15 +241,8 @@ def _first_that_holds(steps: tuple[tuple[Holds, Verdict], ...], default: Verdict
     return decide
 
 
-def _of_malformed(steps: tuple[tuple[Holds, Verdict], ...]) -> Callable[[int, str, str, str, str], Verdict | None]:
-    def decide(key: int, imsi: str, software_version: str, host: str, realm: str) -> Verdict | None:
-        return next((verdict for holds, verdict in steps if holds(key, imsi, software_version, host, realm)), None)
-
-    return decide
-
-
-def _observed(holds: Holds, verdict: Verdict, observed: Observed) -> Holds:
-    """Wrap the test of an observed rule: report a match but return False, so that evaluation continues."""
+def _observe(holds: Holds, verdict: Verdict, observed: Observed) -> Holds:
+    """Return a test for an observed rule. It reports a match, but returns False, so that the next rules are evaluated."""
 
     def observe(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
         if holds(key, imsi, software_version, host, realm):
@@ -233,14 +252,17 @@ def _observed(holds: Holds, verdict: Verdict, observed: Observed) -> Holds:
     return observe
 
 
-def _names_devices(rule: Rule, index: Index) -> bool:
+def _looks_up_device(rule: Rule, index: Index) -> bool:
     return rule.list is not None and index.lists[rule.list].kind != SUBSCRIBERS
 
 
-def _all_of(rule: Rule, index: Index, known: str | None) -> Holds:
-    # To look into a list costs most, so that comes late.
+def _all_of(rule: Rule, index: Index, fault: str | None) -> Holds:
+    """Compile a rule to one test, without its condition on the identifier if that condition names `fault`.
+
+    Lookups in lists are the slowest conditions, so they are evaluated after the others.
+    """
     names = sorted(rule.conditions, key=lambda name: (CONDITIONS[name].records, CONDITIONS[name].names_list))
-    if known in rule.identifier:
+    if fault in rule.identifier:
         names.remove("identifier")
     conditions = tuple(CONDITIONS[name].compile(rule.conditions[name], index) for name in names)
     if len(conditions) == 1:

@@ -1,12 +1,12 @@
 """Question about a device, and the validation of its identifiers (TS 23.003 6.2).
 
-An interface (such as eir.interfaces.s13.service) fills a Question with the texts of its protocol without a validation. This
-module distinguishes missing and malformed identifiers in the same way for each protocol. An identifier may also be suspect by
-itself, without a list: reprogrammed phones have zeros, a repeated digit, sequences of digits, identifiers of test equipment, or
-an IMEI with a wrong check digit. Independent of the policy.
+An interface (such as eir.interfaces.s13.service) fills a Question with the texts of its protocol and does not validate them. This
+module distinguishes missing and malformed identifiers in the same way for each protocol. It also detects identifiers that are
+suspect in themselves, as reprogrammed phones send them: zeros, a repeated digit, a sequence of digits, the identifier of test
+equipment, or an IMEI with a wrong check digit. The module does not depend on the policy.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from eir.device import IMEI_LENGTHS, KEY_DIGITS, ODD_BASE, SNR_KEYS, imei_key, is_digits, meid_key, odd_key
@@ -17,26 +17,26 @@ SOFTWARE_VERSION_DIGITS = IMEISV_DIGITS - KEY_DIGITS
 
 
 class Question(NamedTuple):
-    """Request for one check, with the texts of its protocol. A text is empty if the request lacks it."""
+    """Request for one check. A text is empty if the request lacks it."""
 
     imei: str | None = None
-    """IMEI or IMEISV; None if the request has none, which is not the same as an empty one."""
+    """IMEI or IMEISV; None if the request has no such field, an empty text if the field is empty."""
     meid: str | None = None
-    """MEID as hexadecimal digits; None if the request has none."""
+    """MEID as hexadecimal digits; None if the request has no such field."""
     imsi: str = ""
     software_version: str = ""
     origin_host: str = ""
     origin_realm: str = ""
     protocol: str = ""
-    """Protocol of the request, as a label of metrics."""
+    """Protocol of the request, as in the label `protocol` of metrics."""
     peer: str = ""
     """Configured label of the peer that sent the request, for metrics and log; never a text from the wire."""
     unproven: bool = False
     """True if the SIM was not authenticated before the request, so that any phone may have claimed its IMSI."""
     msisdn: str = ""
-    """Number of the subscriber: 5 to 15 digits with the country code. It is recorded, and does not change the answer."""
+    """Telephone number of the subscriber: 5 to 15 digits with the country code. It is recorded, but no rule tests it."""
     other: str | None = None
-    """Identifier of a device without an IMEI, which is in no list (5G: a MAC address or an EUI-64)."""
+    """Identifier that is neither an IMEI nor a MEID (5G: a MAC address or an EUI-64). No list can have it."""
 
     @property
     def is_anonymous(self) -> bool:
@@ -44,10 +44,10 @@ class Question(NamedTuple):
         return self.imei is None and self.meid is None
 
     def device(self) -> int:
-        """Return the key of the device: that of its IMEI if the IMEI is valid, else that of its MEID.
+        """Return the key of the IMEI if the IMEI is valid, else the key of the MEID.
 
         Raises:
-            IdentifierError: if neither is valid, with the reason for a person.
+            IdentifierError: if neither is valid. The message explains the fault.
         """
         if self.imei is None:
             if self.meid is None:
@@ -65,7 +65,7 @@ class Question(NamedTuple):
             raise IdentifierError(f"{bad_imei}; {e}") from None
 
     def any_device(self) -> int | None:
-        """Return the key of the device's identifier, even if the identifier is neither an IMEI nor a MEID.
+        """Return the key of the device; for a malformed identifier its odd key (eir.device).
 
         The key is `None` if the identifier is empty or too long.
         """
@@ -83,73 +83,86 @@ class Question(NamedTuple):
 
         The IMEI is preferred. If the IMEI is not valid and the request has a MEID, the MEID is returned.
         """
-        if self.imei and (self.meid is None or (len(self.imei) in IMEI_LENGTHS and is_digits(self.imei))):
-            return self.imei
-        return self.meid or self.imei or self.other or ""
+        imei = self.imei
+        if imei and (self.meid is None or (len(imei) in IMEI_LENGTHS and is_digits(imei))):
+            return imei
+        return self.meid or imei or self.other or ""
 
     def subscriber(self) -> str:
         """Return the IMSI, or an empty text if the IMSI contains other characters than digits."""
         return self.imsi if is_digits(self.imsi) else ""
 
     def version(self) -> str:
-        """Return the software version (two digits) of the request or else of its IMEISV, or an empty text."""
-        version = self.software_version
+        """Return the software version of the request, else that of its IMEISV: two digits, or an empty text."""
+        version, imei = self.software_version, self.imei
         if not is_digits(version):
-            version = (
-                self.imei[KEY_DIGITS:] if self.imei and len(self.imei) == IMEISV_DIGITS and is_digits(self.imei) else ""
-            )
+            is_imeisv = imei and len(imei) == IMEISV_DIGITS and is_digits(imei)
+            version = imei[KEY_DIGITS:] if imei and is_imeisv else ""
         return version if len(version) == SOFTWARE_VERSION_DIGITS else ""
 
 
 MALFORMED, CHECK_DIGIT = "malformed", "check_digit"
-"""Faults that the key of a device (eir.device) does not show."""
+"""Faults that the key of a device (eir.device) does not reveal."""
 NO_KEY = ODD_BASE
 """Key that no identifier has, so it is in no list."""
 IMEI_DIGITS = 15
 
-_UPWARD = "0123456789" * 3
+KeyRange = tuple[int, int]
+"""First and last key of a range."""
+
+_ASCENDING = "0123456789" * 3
+_DESCENDING = _ASCENDING[::-1]
 _TEST_TACS = (
     *((f"0010{body:02d}00", f"0010{body:02d}99") for body in range(1, 18)),
     *((f"{body}0000", f"{body}9999") for body in ("0044", "0086", "0091")),
 )
-"""TACs of test equipment (GSMA TS.06, and test TACs of the reporting bodies): first and last TAC of each range."""
+"""First and last TAC of each range for test equipment (GSMA TS.06, and test TACs of the reporting bodies)."""
 
 
-def _alone(*identifiers: str) -> tuple[tuple[int, int], ...]:
-    return tuple((int(each), int(each)) for each in identifiers)
+def _single_keys(identifiers: Iterable[str]) -> tuple[KeyRange, ...]:
+    keys = map(int, identifiers)
+    return tuple((key, key) for key in keys)
 
 
-STRETCHES: Mapping[str, tuple[tuple[int, int], ...]] = {
-    "zero": _alone("0" * KEY_DIGITS),
-    "repeated": _alone(*(digit * KEY_DIGITS for digit in "123456789")),
-    "sequence": _alone(*(row[at : at + KEY_DIGITS] for row in (_UPWARD, _UPWARD[::-1]) for at in range(10))),
+def _sequences() -> Iterator[str]:
+    for digits in (_ASCENDING, _DESCENDING):
+        for start in range(10):
+            yield digits[start : start + KEY_DIGITS]
+
+
+KEY_FAULTS: Mapping[str, tuple[KeyRange, ...]] = {
+    "zero": _single_keys(["0" * KEY_DIGITS]),
+    "repeated": _single_keys(digit * KEY_DIGITS for digit in "123456789"),
+    "sequence": _single_keys(_sequences()),
     "test": tuple((int(first) * SNR_KEYS, (int(last) + 1) * SNR_KEYS - 1) for first, last in _TEST_TACS),
 }
-"""Faults that the key of a device shows, by name: first and last key of each range."""
+"""Fault that the key of a device reveals → ranges of keys with this fault."""
 
 
-def _within(stretches: tuple[tuple[int, int], ...]) -> Callable[[int], bool]:
-    alone = frozenset(first for first, last in stretches if first == last)
-    wide = tuple((first, last) for first, last in stretches if first != last)
-    return lambda key: key in alone or any(first <= key <= last for first, last in wide)
+def _range_test(ranges: tuple[KeyRange, ...]) -> Callable[[int], bool]:
+    single_keys = frozenset(first for first, last in ranges if first == last)
+    wide_ranges = tuple((first, last) for first, last in ranges if first != last)
+    return lambda key: key in single_keys or any(first <= key <= last for first, last in wide_ranges)
 
 
-BY_KEY: Mapping[str, Callable[[int], bool]] = {name: _within(stretches) for name, stretches in STRETCHES.items()}
-"""Same as tests of a key."""
+KEY_TESTS: Mapping[str, Callable[[int], bool]] = {fault: _range_test(ranges) for fault, ranges in KEY_FAULTS.items()}
+"""Fault that the key of a device reveals → function that returns True for a key with this fault."""
 
-SUSPECT = (MALFORMED, *BY_KEY, CHECK_DIGIT)
+FAULTS = (MALFORMED, *KEY_TESTS, CHECK_DIGIT)
 """Values of the condition `identifier`."""
 
 _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+"""Digit → sum of the digits of its double, for the check digit."""
 
 
-def is_wrong_digit(imei: str | bytes) -> bool:
+def has_wrong_check_digit(imei: str | bytes) -> bool:
     """Return True if the 15th digit of an IMEI is neither its check digit nor 0 (TS 23.003 annex B).
 
     Phones send 0 as a spare digit in this place.
     """
     if len(imei) != IMEI_DIGITS or not imei.isdigit():
         return False
-    digits = [int(digit) for digit in (imei if isinstance(imei, str) else imei.decode())]
-    luhn = -(sum(digits[0:KEY_DIGITS:2]) + sum(_DOUBLED[digit] for digit in digits[1:KEY_DIGITS:2])) % 10
-    return digits[-1] not in {0, luhn}
+    *digits, last_digit = map(int, imei if isinstance(imei, str) else imei.decode())
+    doubled = [_DOUBLED[digit] for digit in digits[1::2]]
+    check_digit = -(sum(digits[0::2]) + sum(doubled)) % 10
+    return last_digit not in {0, check_digit}

@@ -1,7 +1,7 @@
-"""Trace of one device or subscriber: it sends each matching check with its complete explanation.
+"""Trace of one device or subscriber: records of its checks, each with a complete explanation.
 
-A worker has one tracer, with at most one trace. The tracer explains a check with the same lists at the same moment, and sends a
-limited number of checks per second. Fast paths skip matching checks only as long as the limit is not reached. Synchronous;
+A worker has one tracer, with at most one trace. The tracer explains a check by the lists that decided it, and sends a limited number
+of records per second. Fast paths leave the traced checks to the general path until the limit is reached. The module does no I/O;
 clock and callbacks are arguments.
 """
 
@@ -14,11 +14,12 @@ from eir.checks.question import Question
 from eir.checks.settings import NoDevice
 from eir.errors import IdentifierError
 
-TOLD_MAX = 20
-"""Maximum number of checks and messages that a worker sends per second."""
+RECORDS_MAX = 20
+"""Maximum number of trace records that a worker sends per second."""
 ANY = (1 << 64) - 2
-NOBODY = ANY + 1, ANY
-"""ANY: number for any device or SIM, besides the numbers of real ones. NOBODY: the number of no device, with any SIM."""
+"""Number in TraceFilter.numbers that matches every device, or every IMSI."""
+NO_MATCH = ANY + 1, ANY
+"""Value of TraceFilter.numbers that matches no check."""
 CHECK, WIRE, LIMIT = "check", "wire", "limit"
 """Kinds of trace records."""
 
@@ -27,16 +28,18 @@ class TraceFilter(NamedTuple):
     """Filter that selects the checks of a trace by device and IMSI."""
 
     device: int | None
-    """Key of eir.device; None for any device."""
+    """Key of the device (eir.device); None for any device."""
     imsi: str
     """IMSI; empty for any subscriber."""
 
     @property
     def numbers(self) -> tuple[int, int]:
         """Device key and IMSI as numbers for a fast path (eir.checks.program.Field); ANY matches every value."""
-        return ANY if self.device is None else self.device, int(self.imsi or ANY)
+        device = ANY if self.device is None else self.device
+        imsi = int(self.imsi or ANY)
+        return device, imsi
 
-    def fits(self, question: Question) -> bool:
+    def matches(self, question: Question) -> bool:
         """Return True if the device and the IMSI of the question match the filter."""
         if self.imsi and question.imsi != self.imsi:
             return False
@@ -50,60 +53,66 @@ class Tracer:
     """Tracer of one worker, which sends the checks that match its filter."""
 
     def __init__(
-        self, explain: Callable[[Question], Explanation], tell: Callable[[dict[str, Any]], None], seek: Callable[[TraceFilter | None], None],
-        now: Callable[[], float],
+        self, explain: Callable[[Question], Explanation], send: Callable[[dict[str, Any]], None],
+        exclude: Callable[[TraceFilter | None], None], now: Callable[[], float],
     ) -> None:  # fmt: skip
         """Create a tracer without a filter.
 
-        `tell` receives each record, and `seek` the filter for fast paths. `now` returns Unix time.
+        Args:
+            explain: returns the explanation of a check.
+            send: receives each trace record.
+            exclude: excludes the checks that match a filter from fast paths; None excludes no check.
+            now: returns Unix time.
         """
-        self._explain, self._tell, self._seek, self._now = explain, tell, seek, now
+        self._explain = explain
+        self._send = send
+        self._exclude = exclude
+        self._now = now
         self._left = 0
-        self.sought: TraceFilter | None = None
+        """Number of records that may still be sent in the current second."""
+        self.filter: TraceFilter | None = None
+        """Filter of the trace; None: no trace is active."""
 
-    def begin(self, sought: TraceFilter | None) -> None:
+    def apply(self, new_filter: TraceFilter | None) -> None:
         """Start a trace with this filter; None stops the trace."""
-        self.sought = sought
+        self.filter = new_filter
         self.refill()
 
     def refill(self) -> None:
-        """Reset the number of trace records that may be sent in the next second.
+        """Permit RECORDS_MAX trace records for the next second.
 
         Called each second.
         """
-        self._left = TOLD_MAX
-        self._seek(self.sought)
+        self._left = RECORDS_MAX
+        self._exclude(self.filter)
 
     def check(self, question: Question, verdict: Verdict | NoDevice) -> None:
         """Send a trace record of a check that was just decided, if the check matches the filter."""
         if self._admits(question):
             status = None if isinstance(verdict, NoDevice) else verdict.status
-            self._tell(
-                {
-                    "kind": CHECK,
-                    "time": self._now(),
-                    "question": question._asdict(),
-                    "status": status,
-                    "answer": self._explain(question).as_fields(),
-                }
-            )
+            record = {"kind": CHECK, "time": self._now(), "question": question._asdict(), "status": status}
+            record["answer"] = self._explain(question).as_fields()
+            self._send(record)
 
     def wire(self, question: Question, request: bytes, answer: bytes, result: str) -> None:
-        """Send a trace record with a request and its answer as on the wire, if the request matches the filter.
+        """Send a trace record with the bytes of a request and of its answer, if the request matches the filter.
 
-        `result` is the result of the request as text.
+        `result` is the result code of the answer as text.
         """
         if self._admits(question):
-            self._tell({
+            self._send({
                 "kind": WIRE, "time": self._now(), "protocol": question.protocol, "peer": question.peer, "origin_host": question.origin_host,
                 "result": result, "request": request.hex(), "answer": answer.hex(),
             })  # fmt: skip
 
     def _admits(self, question: Question) -> bool:
-        if self.sought is None or not self.sought.fits(question) or not self._left:
+        """Return True if a record about the question may be sent. The last permitted record is followed by LIMIT."""
+        if self.filter is None or not self.filter.matches(question):
+            return False
+        if not self._left:
             return False
         self._left -= 1
         if not self._left:
-            self._seek(None)
-            self._tell({"kind": LIMIT, "time": self._now(), "told_max": TOLD_MAX})
+            self._exclude(None)
+            self._send({"kind": LIMIT, "time": self._now(), "told_max": RECORDS_MAX})
         return True

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eir.checks.periods import AHEAD_DAYS
-from eir.checks.question import is_wrong_digit
+from eir.checks.question import has_wrong_check_digit
 from eir.cli.access import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -339,7 +339,7 @@ def _edit(
     for wrong in (
         ()
         if what == REMOVE or settings.kind == SUBSCRIBERS
-        else filter(is_wrong_digit, map(strip_separators, identifiers))
+        else filter(has_wrong_check_digit, map(strip_separators, identifiers))
     ):
         print_message(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; check the number")
     show_one(asdict(report), report.as_text(), as_json=as_json)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
 
-from eir.checks.question import BY_KEY
+from eir.checks.question import KEY_TESTS
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
 from eir.cli.output import (
     EXIT_USAGE,
@@ -211,7 +211,7 @@ def export(
     # Confirmed is confirmed, whether the device was seen in this time or not.
     others = {device for device, verdict in load_cases(checked.state).items() if verdict and not wanted}
     others -= {finding.device for finding in chosen}
-    for_tests = {device for device in (*(finding.device for finding in chosen), *others) if BY_KEY["test"](device)}
+    for_tests = {device for device in (*(finding.device for finding in chosen), *others) if KEY_TESTS["test"](device)}
     if for_tests:
         print_message(f"{len(for_tests):,} devices with a TAC for tests are left out")
     chosen, others = [finding for finding in chosen if finding.device not in for_tests], others - for_tests

@@ -315,7 +315,7 @@ def _check_rules(config: Config, document: Document) -> Findings:
 def _check_first_seen(config: Config, document: Document) -> Findings:
     record = config.first_seen
     for at, rule in enumerate(config.policy.rules):
-        if record is None and rule.asks_first_seen and not document.faulty("first_seen"):
+        if record is None and rule.has_first_seen and not document.faulty("first_seen"):
             yield (
                 "a rule asks for the first sighting, and nothing records it; expected the section 'first_seen'",
                 ("policy", "rules", at),
@@ -329,7 +329,7 @@ def _check_first_seen(config: Config, document: Document) -> Findings:
 
 
 def _warn_first_seen(config: Config, _: Document) -> Findings:
-    if config.first_seen is not None and not any(rule.asks_first_seen for rule in config.policy.rules):
+    if config.first_seen is not None and not any(rule.has_first_seen for rule in config.policy.rules):
         yield "no rule has first_seen_within or first_seen_before: no sighting is recorded", ("first_seen",)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eir import schema
-from eir.checks.question import SUSPECT
+from eir.checks.question import FAULTS
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import tree
@@ -261,7 +261,7 @@ TABLE = (
     Key("policy.rules[].device_type", schema.many(kinds.DEVICE_TYPE), (), "condition: type of the device's TAC in a list of kind device_types"),
     Key("policy.rules[].software_version", schema.many(kinds.SOFTWARE_VERSION), (), "condition: Software-Version of the device"),
     Key("policy.rules[].imsi", schema.many(kinds.IMSI_PREFIX), (), "condition: first digits of the IMSI (MCC and MNC for roamers)"),
-    Key("policy.rules[].identifier", schema.many(schema.word(*SUSPECT)), (), "condition: fault of the identifier as it was sent"),
+    Key("policy.rules[].identifier", schema.many(schema.word(*FAULTS)), (), "condition: fault of the identifier as it was sent"),
     Key("policy.rules[].origin_host", schema.many(schema.IDENTITY), (), "condition: Origin-Host of the request"),
     Key("policy.rules[].origin_realm", schema.many(schema.IDENTITY), (), "condition: Origin-Realm of the request"),
     Key("policy.rules[].first_seen_within", schema.days(1, 3650), None, "condition: the first sighting of the device is at most so many days ago; a device without one is seen now; needs `first_seen`"),

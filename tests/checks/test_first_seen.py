@@ -52,8 +52,8 @@ class Node:
     def sent(self):
         """The devices that are to be recorded now, by peer."""
         found = {}
-        deque(self.new.settle(), maxlen=0)
-        for each in self.new.take():
+        deque(self.new.remove_recorded(), maxlen=0)
+        for each in self.new.pop_sightings():
             found.setdefault(each.peer, []).extend(f"{key:014d}" for key in np.frombuffer(each.keys, "<u8").tolist())
         return found
 
@@ -121,22 +121,22 @@ def test_a_device_is_sent_again_until_it_is_on_record():
 
 def test_waiting_devices_have_their_turns(monkeypatch):
     """Some that are not on record for long do not keep others, which are, from being forgotten."""
-    monkeypatch.setattr("eir.checks.new_devices.SETTLED_PER_TURN", 2)
-    monkeypatch.setattr("eir.checks.new_devices.SETTLED_AT_ONCE", 1)
+    monkeypatch.setattr("eir.checks.new_devices.COMPARED_PER_TURN", 2)
+    monkeypatch.setattr("eir.checks.new_devices.COMPARED_AT_ONCE", 1)
     node = Node(WITHIN)
     for device in (OLD, WAITING, NEW):
         node.ask(device)
     node.on_record(**{f"day{TODAY}": [NEW]})
-    assert len([*node.new.settle()]) == 2
+    assert len([*node.new.remove_recorded()]) == 2
     node.sent()
     assert set(node.record.fresh) == {device_key(OLD), device_key(WAITING)}
 
 
 def test_a_device_that_is_rejected_in_a_pause_stays_forgotten(monkeypatch):
-    monkeypatch.setattr("eir.checks.new_devices.SETTLED_AT_ONCE", 1)
+    monkeypatch.setattr("eir.checks.new_devices.COMPARED_AT_ONCE", 1)
     node = Node(WITHIN)
     node.ask(NEW)
-    pauses = node.new.settle()
+    pauses = node.new.remove_recorded()
     next(pauses)
     node.new.reject("mme", [device_key(NEW)])
     assert [*pauses] == []
@@ -219,7 +219,7 @@ class TestFloods:
     def test_memory_is_bounded_whatever_a_peer_sends(self):
         node = Node(WITHIN, per_peer=100)
         for number in range(ONCE_MAX + 500):
-            node.new.note(35 * 10**12 + number, "mme", "")
+            node.new.add(35 * 10**12 + number, "mme", "")
         assert len(node.record.fresh) == 100
         assert len(node.new._once) == ONCE_MAX
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from luhn import check_digit
 
-from eir.checks.question import BY_KEY, Question, is_wrong_digit
+from eir.checks.question import KEY_TESTS, Question, has_wrong_check_digit
 from eir.device import device_key, imei_key, meid_key
 from eir.errors import IdentifierError
 
@@ -104,15 +104,15 @@ def some_imeis():
 
 def test_the_check_digit_is_the_standards():
     for imei in some_imeis():
-        right = {digit for digit in range(10) if not is_wrong_digit(f"{imei}{digit}")}
+        right = {digit for digit in range(10) if not has_wrong_check_digit(f"{imei}{digit}")}
         assert right == {0, check_digit(imei)}, imei
 
 
 def test_other_lengths_have_no_check_digit():
     assert not any(
-        map(is_wrong_digit, ("", "35209900176148", "3520990017614801", "35209900176148x", b"3520990017614801"))
+        map(has_wrong_check_digit, ("", "35209900176148", "3520990017614801", "35209900176148x", b"3520990017614801"))
     )
-    assert is_wrong_digit(b"352099001761482")
+    assert has_wrong_check_digit(b"352099001761482")
 
 
 @pytest.mark.parametrize(
@@ -126,5 +126,5 @@ def test_other_lengths_have_no_check_digit():
     ],
 )  # fmt: skip
 def test_what_the_key_shows(what, yes, no):
-    assert [key for key in yes if not BY_KEY[what](int(key))] == []
-    assert [key for key in no if BY_KEY[what](int(key))] == []
+    assert [key for key in yes if not KEY_TESTS[what](int(key))] == []
+    assert [key for key in no if KEY_TESTS[what](int(key))] == []

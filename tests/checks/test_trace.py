@@ -211,7 +211,7 @@ def test_the_lane_leaves_what_is_sought_and_nothing_else():
         (TraceFilter(None, IMSI[:-1]), 0), (TraceFilter(int(LISTED), IMSI), 1),
     ):  # fmt: skip
         side, plain = lanes.Side(lane=True), lanes.Side(lane=True)
-        side.lanes.seek(sought)
+        side.lanes.exclude_traced(sought)
         assert side.feed(b"".join(requests)) == plain.feed(b"".join(requests))
         assert side.state() == plain.state()
         assert plain.by_lane - side.by_lane == left, sought

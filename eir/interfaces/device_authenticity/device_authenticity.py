@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from eir.checks.conditions import day_text
-from eir.checks.question import is_wrong_digit
+from eir.checks.question import has_wrong_check_digit
 from eir.errors import Report, StoreError, place_of
 from eir.interfaces.device_authenticity.settings import (
     ALLOWED,
@@ -318,6 +318,6 @@ def _imei(request: HttpRequest) -> str:
     imei = document.get("imei") if isinstance(document, dict) else None
     if not isinstance(imei, str) or not _IMEI.fullmatch(imei):
         raise _RequestRefused("argument", "expected an object with imei: 15 digits")
-    if is_wrong_digit(imei):
+    if has_wrong_check_digit(imei):
         raise _RequestRefused("argument", "the check digit of imei is wrong")
     return imei

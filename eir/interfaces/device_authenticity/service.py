@@ -71,7 +71,7 @@ class AuthenticityService:
         names = {name for rule in rules for name in rule.lists}
         kinds = {
             *(TYPES for rule in rules if rule.device_type),
-            *(FIRST_SEEN for rule in rules if rule.asks_first_seen),
+            *(FIRST_SEEN for rule in rules if rule.has_first_seen),
         }
         self._lists = {
             name: each for name, each in shared.lists_and_record.items() if name in names or each.kind in kinds
@@ -127,7 +127,7 @@ class AuthenticityService:
         for number, *_ in explanation.observed:
             rule = self._policy.rules[number - 1]
             found.append(await _status_by(rule, store, question.device(), now.timestamp()))
-            if rule.asks_first_seen:  # a device within its period of grace is not judged by later rules
+            if rule.has_first_seen:  # a device within its period of grace is not judged by later rules
                 break
         return min(found, key=_precedence, default=None)
 

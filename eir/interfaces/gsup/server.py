@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from eir.checks.checker import Checker
 from eir.checks.question import Question
-from eir.checks.settings import Asks, NoDevice, Status, answers_of
+from eir.checks.settings import NoDevice, PeerAnswers, Status, answers_by_peer
 from eir.interfaces.gsup.hlr import HlrState
 from eir.interfaces.gsup.link import GsupConnection
 from eir.interfaces.gsup.message import CheckImei, read_check_imei
@@ -36,13 +36,13 @@ class GsupService:
         self._answers: dict[str, dict[Status, Status]] = {}
         self._unproven: frozenset[str] = frozenset()
 
-    def configure(self, peers: Iterable[Asks], unproven: Iterable[str]) -> None:
+    def configure(self, peers: Iterable[PeerAnswers], unproven: Iterable[str]) -> None:
         """Apply new peer settings.
 
         `peers`: their replacements of statuses (`answers`). `unproven`: labels of peers that send checks before they
         authenticate the SIM.
         """
-        self._answers, self._unproven = answers_of(peers), frozenset(unproven)
+        self._answers, self._unproven = answers_by_peer(peers), frozenset(unproven)
 
     def permits(self, asked: CheckImei, asks: Requester) -> bool:
         """Return true if the policy permits the device of a CHECK-IMEI to attach. `asks`: sender of the request."""

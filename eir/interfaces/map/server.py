@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eir.checks.settings import answers_of
+from eir.checks.settings import answers_by_peer
 from eir.interfaces.interface import Context
 from eir.interfaces.map.link import CARRIED, SigtranConnection
 from eir.interfaces.map.service import PROTOCOL, MapReply, MapService
@@ -67,7 +67,7 @@ class MapServer(Server[SigtranConnection]):
         shared = context.shared
         self._ss7, self._overload, self._sctp = ss7, shared.overload_answer, shared.sctp
         self._point_code = ss7.number
-        self._service.configure(answers_of(shared.peers), shared.policy.bad_identity, ss7.imsi_tags)
+        self._service.configure(answers_by_peer(shared.peers), shared.policy.bad_identity, ss7.imsi_tags)
         self._askers.clear()
         self.use(shared.peers, shared.limits)
         self.dial_all()

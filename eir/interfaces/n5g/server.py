@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from eir.checks.settings import answers_of
+from eir.checks.settings import answers_by_peer
 from eir.interfaces.interface import Context
 from eir.interfaces.n5g import sbi
 from eir.interfaces.n5g.link import N5gConnection
@@ -64,7 +64,7 @@ class N5gServer(Server[N5gConnection]):
             preface_s=limits.cer_timeout_s, frame_s=limits.partial_message_timeout_s, request_s=limits.partial_message_timeout_s,
             answer_s=limits.stalled_write_s,
         )  # fmt: skip
-        self._service.configure(answers_of(peers))
+        self._service.configure(answers_by_peer(peers))
         self.use(peers, limits, context.tls.http2 if context.tls else None)
 
     # server.Server

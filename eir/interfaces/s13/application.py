@@ -28,9 +28,9 @@ def s13_application(service: S13Service, lane: LaneFactory | None = None, tracer
 def _observer_of(tracer: Tracer) -> Callable[[Request, bytes], None]:
     def observe(request: Request, answer: bytes) -> None:
         if (
-            tracer.sought is not None
+            tracer.filter is not None
             and request.command == s13.ME_IDENTITY_CHECK
-            and tracer.sought.fits(question := question_of(request))
+            and tracer.filter.matches(question := question_of(request))
         ):
             tracer.wire(question, request.buffer, answer, _result(answer))
 

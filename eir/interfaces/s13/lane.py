@@ -16,14 +16,14 @@ from eir.checks.program import (
     STATUSES,
     VERDICTS_MAX,
     WORD_BYTES,
-    Asked,
+    ConditionCode,
     Field,
     Program,
-    days_of,
-    names_in_words,
+    day_arrays,
+    encode_names,
 )
 from eir.checks.settings import Status
-from eir.checks.trace import NOBODY, TraceFilter
+from eir.checks.trace import NO_MATCH, TraceFilter
 from eir.device import IMSI_LENGTHS, KEY_DIGITS, MSISDN_LENGTHS, SNR_KEYS
 from eir.interfaces.s13.dictionary import DICTIONARY, ME_IDENTITY_CHECK, ME_IDENTITY_CHECK_NAME, S13_APPLICATION
 from eir.interfaces.s13.service import PROTOCOL
@@ -35,7 +35,7 @@ from eir.wire.peers.settings import DESTINATION, UNKNOWN_M
 
 KINDS: Final = {DEVICES: 0, SUBSCRIBERS: 1, PAIRS: 2, FIRST_SEEN: 3}
 CONSTANTS: Final = {
-    **{f"IF_{asked.name}": asked.value for asked in Asked}, **{field.name: field.value for field in Field},
+    **{f"IF_{code.name}": code.value for code in ConditionCode}, **{field.name: field.value for field in Field},
     **{kind.upper(): number for kind, number in KINDS.items()}, "STATUSES": len(STATUSES), "LISTS_MAX": LISTS_MAX, "VERDICTS_MAX": VERDICTS_MAX,
     "KEY_DIGITS": KEY_DIGITS, "PAGE_KEYS": SNR_KEYS, "IDENTIFIER_MAX": IDENTIFIER_MAX, "TEXTS": TEXTS, "IMSI_MIN": IMSI_LENGTHS[0],
     "IMSI_MAX": IMSI_LENGTHS[-1], "MSISDN_MIN": MSISDN_LENGTHS[0], "MSISDN_MAX": MSISDN_LENGTHS[-1], **PERIODS, "APPLICATION": S13_APPLICATION, "COMMAND": ME_IDENTITY_CHECK,
@@ -60,11 +60,12 @@ class ExpressLanes:
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
         self.checker, self.replies = checker, replies
         self.program: Program | None = None
-        self._sought, self._version = NOBODY, -1
+        self._traced, self._version = NO_MATCH, -1
 
-    def seek(self, sought: TraceFilter | None) -> None:
-        """Let the general path answer and report the checks that `sought` traces. None: no check is traced."""
-        self.program, self._sought = None, NOBODY if sought is None else sought.numbers
+    def exclude_traced(self, trace_filter: TraceFilter | None) -> None:
+        """Leave the checks that match the filter of a trace to the general path; None: no trace is active."""
+        self.program = None
+        self._traced = NO_MATCH if trace_filter is None else trace_filter.numbers
 
     def renew(self) -> "ExpressLanes":
         """Use the current policy and lists from now on. Each lane calls this before it answers messages."""
@@ -74,9 +75,9 @@ class ExpressLanes:
         self.program, self._version = program, program.index.version
         are_plain = [verdict.decision.is_plain for verdict in program.verdicts]
         self.everything, self.events = (bytes(on if each else TOLD for each in are_plain) for on in (PLAIN, UNTOLD))
-        lists = tuple((each.arrays, KINDS[each.kind], *days_of(each)) for each in program.lists)
+        lists = tuple((each.arrays, KINDS[each.kind], *day_arrays(each)) for each in program.lists)
         digit, count = policy.by_digit is not None, len(program.verdicts)
-        bound = (program.words, count, lists, digit, KEYS, ARE_GROUPS, *self._sought)
+        bound = (program.words, count, lists, digit, KEYS, ARE_GROUPS, *self._traced)
         self.lane = _lane.Lane(*bound) if count <= VERDICTS_MAX else None
         return self
 
@@ -120,7 +121,7 @@ class ExpressLane:
             result = self._results[verdict.status]
             results[result] = results.get(result, 0) + count
             if verdict.status is not Status.WHITELISTED:
-                checker.note(verdict, self._label, host, key, imsi, count=count)
+                checker.report_checks(verdict, self._label, host, key, imsi, count=count)
         checker.count(PROTOCOL, tally, self._label)
         if sightings is not None and telling:
             label, access = self._label, checker.accesses.get(self._label)
@@ -149,8 +150,8 @@ class ExpressLane:
         """
         checker, (imei, imsi, version, host, realm, msisdn) = self._lanes.checker, about
         verdict = checker.policy.decide(key, imsi, version, host, realm)
-        checker.note_first_seen(PROTOCOL, self._label, imsi)
-        checker.sight(verdict.decision, PROTOCOL, self._label, (host, realm, imei, imsi, version, msisdn))
+        checker.queue_new_device(PROTOCOL, self._label, imsi)
+        checker.add_sighting(verdict.decision, PROTOCOL, self._label, (host, realm, imei, imsi, version, msisdn))
         return checker.policy.program.verdict_words[verdict]
 
 
@@ -159,7 +160,7 @@ def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
 
     The encoded answers are those of eir.wire.diameter.message.encode_answer after the Session-Id.
     """
-    hosts, realms, limits = names_in_words(terms.hosts), names_in_words(terms.realms), terms.limits
+    hosts, realms, limits = encode_names(terms.hosts), encode_names(terms.realms), terms.limits
     tails = [result_avp(reply.result_code, reply.experimental) + terms.origin + reply.avps for reply in replies]
     flags = [E_FLAG if is_protocol_error(reply.result_code) else 0 for reply in replies]
     head = pack(

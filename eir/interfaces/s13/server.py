@@ -44,10 +44,10 @@ class S13Server(Node):
         if self._lanes is not None:
             self._lanes.renew()
 
-    def seek(self, sought: TraceFilter | None) -> None:
-        """Let the general path answer and report the checks that `sought` traces. None: no check is traced."""
+    def exclude_traced(self, trace_filter: TraceFilter | None) -> None:
+        """Leave the checks that match the filter of a trace to the general path; None: no trace is active."""
         if self._lanes is not None:
-            self._lanes.seek(sought)
+            self._lanes.exclude_traced(trace_filter)
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
         """Return the counters of Diameter by metric name and label values."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from eir.checks.checker import Checker
 from eir.checks.question import Question
-from eir.checks.settings import NoDevice, Status, answers_of
+from eir.checks.settings import NoDevice, Status, answers_by_peer
 from eir.device import IMSI_LENGTHS, KEY_DIGITS, MSISDN_LENGTHS, is_digits
 from eir.errors import DiameterError
 from eir.interfaces.s13 import dictionary as s13
@@ -54,7 +54,7 @@ class S13Service:
         """Apply the replacements of statuses for each peer (`answers` in the peer table)."""
         self._replies = {
             label: REPLIES | {verdict: REPLIES[answer] for verdict, answer in answers.items()}
-            for label, answers in answers_of(peers).items()
+            for label, answers in answers_by_peer(peers).items()
         }
 
     def replies(self, peer: str) -> Mapping[Status, Reply]:

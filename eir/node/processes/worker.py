@@ -160,7 +160,7 @@ def built(
     tls = None if configured.tls is None else load_tls(configured.tls)
     tracer = Tracer(
         lambda question: answer(question, worker.config.policy, index, now=datetime.now(UTC)), lambda record: channel.notify("traced", record),
-        lambda sought: worker.node.seek(sought), time.time,  # noqa: PLW0108 - the worker does not exist yet
+        lambda trace_filter: worker.node.exclude_traced(trace_filter), time.time,  # noqa: PLW0108 - the worker does not exist yet
     )  # fmt: skip
     identity = replace(config.identity, origin_state_id=origin_state_id)
     limits = limits_of(config)
@@ -304,13 +304,13 @@ class Worker:
     async def _settle_first_seen(self) -> None:
         """Forget devices that are on record now, and have the others recorded."""
         if self.new_devices is not None:
-            for _ in self.new_devices.settle():
+            for _ in self.new_devices.remove_recorded():
                 await asyncio.sleep(0)
             self._send_first_seen()
 
     def _send_first_seen(self) -> None:
         """Send the devices that this worker saw for the first time to the supervisor, to be recorded."""
-        if self.new_devices is not None and (sighted := self.new_devices.take()):
+        if self.new_devices is not None and (sighted := self.new_devices.pop_sightings()):
             self.process.channel.notify("first_seen", sighted)
 
     def reject_first_seen(self, peer: str, keys: list[int]) -> None:
@@ -339,7 +339,7 @@ class Worker:
         tls = (
             self.context.tls if configured.tls is None else load_tls(configured.tls)
         )  # an open TLS listener stays open until a restart
-        if self.index.first_seen is None and any(rule.asks_first_seen for rule in configured.config.policy.rules):
+        if self.index.first_seen is None and any(rule.has_first_seen for rule in configured.config.policy.rules):
             raise EirError(
                 "rules that ask for the first sighting take a restart, since this node started without 'first_seen'"
             )
@@ -391,7 +391,7 @@ class Worker:
 
     def trace(self, sought: TraceFilter | None) -> None:
         """Report the checks that match the trace `sought` from now on. None: report no checks."""
-        self.context.tracer.begin(sought)
+        self.context.tracer.apply(sought)
         self.context.checker.traced = None if sought is None else self.context.tracer.check
 
     # Calls of the supervisor that return something

@@ -38,7 +38,7 @@ from luhn import check_digit
 from made import fill, page, pages_of, pair_pages
 
 from eir.checks.new_devices import NewDevices
-from eir.checks.program import VERDICTS_MAX, program_of
+from eir.checks.program import VERDICTS_MAX, encode_policy
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.device import device_type_key
 from eir.interfaces.s13.lane import COMPILED
@@ -491,7 +491,7 @@ class TestFaults:
                 raise ZeroDivisionError
             return policy.decide(key, *rest)
 
-        asks = program_of(
+        asks = encode_policy(
             [({"anything": True}, policy.program.verdicts[0], False)], policy.program.verdicts[-1], Index({})
         )
         plain = Side(lane=False).feed(ecr())
@@ -785,8 +785,8 @@ def test_the_soak_finds_nothing_in_its_short_form_and_a_fault_that_is_put_in():
     assert "0 of 2 processes found a difference" in done.stdout
     harness = (
         f"import sys; sys.path[:0] = {[str(ROOT / 'scripts'), str(ROOT / 'tests')]!r}\n"
-        "import soak_lane, eir.checks.checker as checker; right = checker.is_wrong_digit\n"
-        "checker.is_wrong_digit = lambda imei: not right(imei)\n"
+        "import soak_lane, eir.checks.checker as checker; right = checker.has_wrong_check_digit\n"
+        "checker.has_wrong_check_digit = lambda imei: not right(imei)\n"
         "print(soak_lane._compare('1', 20_000)[2])"
     )
     found = subprocess.run([sys.executable, "-c", harness], capture_output=True, text=True, check=True).stdout.strip()
