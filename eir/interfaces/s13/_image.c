@@ -74,17 +74,27 @@ static uint64_t place_of(const List *in, const Search *one) {
 	return count && in->lows[from] == low ? from : UINT64_MAX;
 }
 
+void search_places(const List *in, Search *all, int count) {
+	for (Search *one = all; one < all + count; one++) {
+		one->place = one->found == MAYBE ? place_of(in, one) : UINT64_MAX;
+		if (in->days && one->place != UINT64_MAX) {
+			__builtin_prefetch(in->days + one->place);
+			__builtin_prefetch(in->lasts + one->place);
+		}
+	}
+}
+
 /* The last step: NO, YES, or MAYBE: Python says whether a row that ends has ended. */
-int search_key(const List *in, const Search *one) {
+int search_key(const Search *one) {
 	if (one->found != MAYBE)
 		return one->found;
-	int is_there = place_of(in, one) != UINT64_MAX;
+	int is_there = one->place != UINT64_MAX;
 	return one->bits & WHOLE_UNTIL || (is_there && one->bits & HAS_ENDS) ? MAYBE : is_there;
 }
 
 /* The first day that a record has for a device; UNSURE if it has none, or if this sighting belongs on the record (eir.lists.images.index). */
 uint64_t search_day(const List *in, const Search *one, uint64_t key) {
-	uint64_t at = one->found == MAYBE ? place_of(in, one) : UINT64_MAX, age = in->today - PERIODS_BEGIN + key % PERIOD_DAYS, period = age / PERIOD_DAYS;
+	uint64_t at = one->place, age = in->today - PERIODS_BEGIN + key % PERIOD_DAYS, period = age / PERIOD_DAYS;
 	if (at == UINT64_MAX || in->today < PERIODS_BEGIN)
 		return UNSURE;
 	return in->days[at] > in->today || in->lasts[at] < (period < PERIOD_MAX ? period : PERIOD_MAX) ? UNSURE : in->days[at];

@@ -123,7 +123,7 @@ static int answer(Call *call, Group *group) {
 			if (list->kind == FIRST_SEEN)
 				ecr->fields[FIRST_DAY] = search_day(list, one, ecr->fields[DEVICE]);
 			else
-				found[number] = (uint8_t)search_key(list, one);
+				found[number] = (uint8_t)search_key(one);
 			if (found[number] == YES && list->kind == PAIRS)
 				found[number] = MAYBE;
 		}
@@ -172,6 +172,8 @@ static int take_groups(Call *call) {
 	for (uint32_t length = 1; before || (length && call->wanted > 0); group = groups + (group == groups)) {
 		for (group->count = 0; length && group->count < GROUP && call->wanted > 0 && (length = begin(call, at, group, group->count)); group->count++, call->wanted--)
 			at += length;
+		if (before)
+			step(call->policy, before, search_places);
 		step(call->policy, group, search_blocks);
 		if (before && !answer(call, before))
 			break;

@@ -80,7 +80,7 @@ typedef struct {
 } List;
 
 /* A key on its way through an image: each step asks for the memory that the next one reads. */
-typedef struct { uint32_t page, remainder, block, bits, start, end, found; } Search;
+typedef struct { uint64_t place; uint32_t page, remainder, block, bits, start, end, found; } Search;
 
 static inline uint32_t slot_of(const List *in, uint32_t page) { return page * 0x9E3779B1u >> in->shift; }
 
@@ -88,7 +88,8 @@ int open_list(List *list, PyObject *arrays);
 int open_days(List *list, PyObject *days);
 void search_blocks(const List *in, Search *all, int count);
 void search_lows(const List *in, Search *all, int count);
-int search_key(const List *in, const Search *one);
+void search_places(const List *in, Search *all, int count);
+int search_key(const Search *one);
 uint64_t search_day(const List *in, const Search *one, uint64_t key);
 
 enum { IF_OTHER, IF_LISTED, IF_NOT_LISTED, IF_WITHIN, IF_ORIGIN_HOST, IF_ORIGIN_REALM, LISTS_MAX = 16, VERDICTS_MAX = 1024 };
