@@ -211,19 +211,20 @@ class RecordKeeper:
             state = found
             theirs |= {page.number: page for page in pages}
         mine, days = self._local(numbers), by_page(decode_days(theirs[number] for number in sorted(theirs)))
-        before = {number: _weight(mine.get(number)) for number in numbers} | {
+        before = _weights(numbers, mine) | {
             number: replica.stale[number] for number in numbers if number in replica.stale
         }
         goes, comes = sum(digest for digest, _ in before.values()), sum(map(Page.digest, theirs.values()))
         if digest_text(int(base.content_digest, 16) - goes + comes) != state.content_digest:
             return False
         changes = {}
+        weights = _weights(replica.stale.keys() & set(numbers), days)
         for number in numbers:
             ours, their = mine.get(number, NOTHING), days.get(number, NOTHING)
             merged = their
             if number in replica.stale:
                 merged = merge((ours, their))
-                replica.stale[number] = _weight(their)
+                replica.stale[number] = weights[number]
                 if merged.is_same(their):
                     del replica.stale[number]
             if not merged.is_same(ours):
@@ -245,14 +246,15 @@ class RecordKeeper:
                     continue
                 mine = self._local([page.number for page in batch])
                 same = {page.number: page for page in encode_days(join(mine[number] for number in sorted(mine)))}
-                differs = [page for page in batch if same.get(page.number) != page]
-                for number, their in by_page(decode_days(differs)).items():
+                differs = by_page(decode_days(page for page in batch if same.get(page.number) != page))
+                weights = _weights(differs, differs)
+                for number, their in differs.items():
                     ours = mine.get(number, NOTHING)
                     merged = merge((ours, their))
                     if not merged.is_same(ours):
                         changes[number] = merged
                     if not merged.is_same(their):
-                        stale[number] = _weight(their)
+                        stale[number] = weights[number]
         if digest_text(total) != state.content_digest:
             raise StoreError(
                 "digest",
@@ -330,10 +332,9 @@ class RecordKeeper:
         """Replace pages in memory, and mark them as outdated in every store except `by`, the source of these pages."""
         before = self._local(changes)
         changes = {number: days for number, days in changes.items() if not days.is_same(before.get(number, NOTHING))}
-        old = {number: _weight(before.get(number)) for number in changes}
-        new = [_weight(days) for days in changes.values()]
-        self._digest += sum(digest for digest, _ in new) - sum(digest for digest, _ in old.values())
-        more = sum(count for _, count in new) - sum(count for _, count in old.values())
+        old, new = _weights(changes, before), _weights(changes, changes)
+        self._digest += sum(digest for digest, _ in new.values()) - sum(digest for digest, _ in old.values())
+        more = sum(count for _, count in new.values()) - sum(count for _, count in old.values())
         self._devices += more
         self.changes[reason] += abs(more)
         for replica in self._replicas:
@@ -469,10 +470,11 @@ def _without(days: FirstDays, gone: Numbers, touched: Numbers | None = None) -> 
     return {number: rest.get(number, NOTHING) for number in numbers}
 
 
-def _weight(days: FirstDays | None) -> tuple[int, int]:
-    """Return the digest of a page and its number of devices."""
-    pages = [] if days is None else encode_days(days)
-    return sum(map(Page.digest, pages)), 0 if days is None else len(days.keys)
+def _weights(numbers: Collection[int], pages: Mapping[int, FirstDays]) -> dict[int, tuple[int, int]]:
+    """Return the digest and the number of devices of each numbered page; both are 0 for a page that `pages` lacks."""
+    days = {number: pages.get(number, NOTHING) for number in sorted(numbers)}
+    digests = {page.number: page.digest() for page in encode_days(join(days.values()))}
+    return {number: (digests.get(number, 0), len(each.keys)) for number, each in days.items()}
 
 
 def _version(state: ListState) -> tuple[int, str]:
