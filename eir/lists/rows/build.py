@@ -1,12 +1,11 @@
-"""Builder of pages from rows: it sorts keys, removes repeats, encodes pages, and applies deltas.
+"""Builder of pages from rows: it sorts keys, removes repeated rows, encodes pages, and applies deltas.
 
-numpy processes keys in slabs, thousands of pages together. Pages with ranges are built one at a time.
+numpy encodes single identifiers in slabs of thousands of pages. Pages with ranges are built one at a time.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,16 +35,25 @@ from eir.lists.rows.dates import RowDates
 from eir.lists.rows.turnover import differences
 
 SLAB_KEYS = 1 << 16
-"""Number of keys that are encoded together; with this size the arrays fit into the processor's cache, and malloc reuses memory."""
+"""Number of keys that are encoded together. The arrays of so many keys fit into the processor's cache, and malloc reuses their memory."""
 SPAN_PAGES_MAX = 500_000
-"""Maximum number of TACs that the ranges and whole TACs of one release may touch, even with `--force`: twice as many as were ever allocated."""
+"""Maximum number of TACs that all ranges and whole TACs of one release touch. `--force` does not lift this limit. GSMA has allocated half as many TACs."""
 SPAN_KEYS_MAX = 10**9
-"""Maximum number of identifiers between the first and the last range within each TAC, summed over all TACs: this much memory is scanned."""
+"""Maximum number of array elements for the ranges that cover only a part of a TAC: in each TAC, one for each identifier from the first range to the last."""
 EXPECTED_MAX = 1 << 27
-"""Maximum number of rows for which memory is reserved because the manifest announces them; the kernel allocates it when rows fill it."""
+"""Maximum number of rows for which memory is reserved by the row count of the manifest. The kernel allocates the memory as rows fill it."""
+
+Values = TypeVar("Values", bound=NDArray[Any] | None)
 
 _REASON_BITS = np.uint64(8)
 _PAGE = np.uint64(PAGE_KEYS)
+
+
+def select_rows(values: Values, mask: NDArray[np.bool_]) -> Values:
+    """Return the values of the rows in a mask, or None for a column without values."""
+    if values is None or mask.all():
+        return values
+    return cast("Values", values[mask])
 
 
 class Span(NamedTuple):
@@ -56,58 +64,76 @@ class Span(NamedTuple):
     reason: int
     until: int
 
+    @property
+    def is_whole_tac(self) -> bool:
+        """True if the range covers the page completely."""
+        return self.last - self.first == PAGE_KEYS - 1
+
 
 @dataclass(slots=True)
 class Built:
     """Pages of a list or of a change, in ascending order, and their counts.
 
-    For a delta, the pages are those that differ from the list, including pages that became empty.
+    For a delta, `pages` are the changed pages of the list, including pages that became empty.
     """
 
     pages: Sequence[Page] = ()
     entries: int = 0
     devices: int = 0
-    """Number of devices; `entries` and `devices` are counted as in ListState."""
+    """Number of devices. `entries` and `devices` have the meaning of these fields in ListState; for a delta they are differences."""
     come: int = 0
     gone: int = 0
-    """For a delta: number of identifiers that come and that go, as `differences` counts them."""
+    """For a delta: `come` is the number of added identifiers, and `gone` the number of removed identifiers, as from `differences`."""
     content_digest: str = ""
-    """Digest of the whole list; set for deltas."""
+    """For a delta: content digest of the whole list after the delta."""
     dates: Sequence[Page] = ()
-    """Pages of dates, if the list has them (eir.lists.rows.dates)."""
+    """Pages of dates, if the list stores dates (eir.lists.rows.dates)."""
     dates_before: Sequence[Page] | None = None
-    """For a delta: pages of dates that `dates` replace."""
+    """For a delta: stored pages of dates that `dates` replaces."""
     dates_state: ListState | None = None
-    """State with which these pages were read."""
+    """For a delta: state of the stored dates when `dates_before` was read."""
 
     def count(self, page: Page, sign: int = 1) -> None:
-        """Add the devices and entries of a page to the counts; with `sign` -1, subtract them."""
+        """Add the devices and entries of a page to the counts, or subtract them if `sign` is -1."""
         singles = len(decode_keys(page.keys))
-        whole = page.tac is not None
-        self.devices += sign * (PAGE_KEYS if whole else singles)
-        self.entries += sign * (singles + whole)
+        is_whole_tac = page.tac is not None
+        devices = PAGE_KEYS if is_whole_tac else singles
+        self.devices += sign * devices
+        self.entries += sign * (singles + is_whole_tac)
 
 
 def with_dates(built: Built, state: ListState | None, pages: tuple[Sequence[Page], Sequence[Page]]) -> Built:
-    """Return the pages of a change with those of its dates: the replaced ones and their successors, read with `state`."""
+    """Return a change of a list with its change of the dates.
+
+    Args:
+        built: change of the list.
+        state: state of the stored dates.
+        pages: replaced pages of dates, and their new versions (amend_dates).
+    """
     before, after = pages
     return replace(built, dates=after, dates_before=before, dates_state=state)
 
 
 class _Singles:
-    """Keys and reason indexes, packed into one growing array so that they need not be copied at the end."""
+    """Rows with single identifiers. Key and reason index of each row are packed into one element of a growing array.
+
+    One array is sorted in place at the end, without a copy of all rows.
+    """
 
     __slots__ = ("_ends", "_packed", "_used")
 
     def __init__(self, expected: int) -> None:
         self._packed: Keys = np.empty(expected, np.uint64)  # the kernel allocates memory on the first write, not here
         self._used = 0
-        self._ends: list[tuple[int, Seconds]] = []  # index of the first row of each chunk with ends, and the ends
+        self._ends: list[tuple[int, Seconds]] = []
+        """Expiries of each chunk of rows that has an expiry, with the index of the first row of the chunk."""
 
     def append(self, keys: Keys, reasons: ReasonIndexes | None, until: Seconds | None) -> None:
-        first, last = self._used, self._used + len(keys)
+        first = self._used
+        last = first + len(keys)
         if last > len(self._packed):
-            larger = np.empty(max(last, 2 * first), np.uint64)
+            size = max(last, 2 * first)
+            larger = np.empty(size, np.uint64)
             larger[:first] = self._packed[:first]
             self._packed = larger
         packed = self._packed[first:last]
@@ -119,44 +145,49 @@ class _Singles:
         self._used = last
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of repeated keys, and the number of those that contradict, as in Rows.repeats."""
+        """Return the number of rows that repeat a key, and the number of these that contradict (Rows.repeats)."""
         packed = self._packed[: self._used]
-        if not self._ends:
-            packed.sort()  # in place, like `pop_sorted`: avoids a second copy of up to 100 million keys
-            same = packed[1:] >> _REASON_BITS == packed[:-1] >> _REASON_BITS
-            return int(same.sum()), int((same & (packed[1:] != packed[:-1])).sum())
-        return _repeats((packed >> _REASON_BITS,), (packed, self._until()))
+        if self._ends:
+            return _repeats((packed >> _REASON_BITS,), (packed, self._until()))
+        packed.sort()  # in place, like `pop_sorted`: a copy of 100 million keys uses 800 MB
+        repeated = packed[1:] >> _REASON_BITS == packed[:-1] >> _REASON_BITS
+        contradicting = repeated & (packed[1:] != packed[:-1])
+        return int(repeated.sum()), int(contradicting.sum())
 
     def _until(self) -> Seconds:
         until = np.zeros(self._used, np.int64)
-        for first, some in self._ends:
-            until[first : first + len(some)] = some
+        for first, chunk_until in self._ends:
+            until[first : first + len(chunk_until)] = chunk_until
         return until
 
     def pop_sorted(self) -> tuple[Keys, Seconds | None]:
         """Return the packed keys in ascending order with their expiries, and clear this object.
 
-        The expiries are `None` if no row has an expiry. Of equal keys, the key that counts is first.
+        The expiries are `None` if no row has an expiry. Of rows with equal keys, the row that counts is first.
         """
-        packed, until = self._packed[: self._used], self._until() if self._ends else None
-        self._packed, self._used, self._ends = np.empty(0, np.uint64), 0, []
+        packed = self._packed[: self._used]
+        until = self._until() if self._ends else None
+        self._packed = np.empty(0, np.uint64)
+        self._used = 0
+        self._ends = []
         if until is None:
             packed.sort()
             return packed, None
-        order = np.lexsort((packed & np.uint64(0xFF), ~endless(until), packed >> _REASON_BITS))
+        reasons = packed & np.uint64(0xFF)
+        order = np.lexsort((reasons, ~endless(until), packed >> _REASON_BITS))
         return packed[order], until[order]
 
 
 class Rows:
     """Rows of a release, collected in any order from all its files.
 
-    A row has entries: an identifier, a whole TAC, or a range. A range is split at page boundaries into a whole TAC for
-    each TAC that it covers completely, and single identifiers for the rest. The split depends only on the row itself,
-    not on the list or on other rows, so a chain of deltas leads to the same entries as the full list. (Two ranges that
-    cover a TAC only together become a million single identifiers.)
+    A row lists one identifier, one whole TAC, or one range. A range becomes entries: a whole TAC for each TAC that the
+    range covers completely, and single identifiers for the rest. The entries of a row depend only on the row itself. So
+    a chain of deltas leads to the same entries as the full list. (Two ranges that only together cover a TAC become a
+    million single identifiers.)
 
-    If several rows have the same entry, the row with the latest end counts; of rows with the same end a range counts
-    before a single row, then the lowest reason index.
+    If several rows have the same entry, the row with the latest expiry counts. Of rows with the same expiry, a range has
+    priority over a single identifier, then the lowest reason index has priority.
     """
 
     def __init__(
@@ -165,14 +196,16 @@ class Rows:
         """Create an empty collection of rows.
 
         Args:
-            expected: number of single identifiers for which memory is reserved; more are possible but need a copy.
-            span_pages_max: most TACs that all ranges together may touch.
-            span_keys_max: most identifiers that ranges may span within TACs that they do not cover.
+            expected: number of single identifiers for which memory is reserved. Further identifiers cause a copy.
+            span_pages_max: maximum number of TACs, as SPAN_PAGES_MAX.
+            span_keys_max: maximum number of array elements, as SPAN_KEYS_MAX.
         """
-        self._span_pages_max, self._span_keys_max = span_pages_max, span_keys_max
-        self.singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0), ODD_BASE: _Singles(0)}
-        """Single identifiers by base; each key is stored less its base, so that a key and a reason fit in 64 bits."""
-        self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
+        self._span_pages_max = span_pages_max
+        self._span_keys_max = span_keys_max
+        reserved = min(expected, EXPECTED_MAX)
+        self.singles = {0: _Singles(reserved), MEID_BASE: _Singles(0), ODD_BASE: _Singles(0)}
+        """Single identifiers by the lowest key of their form. This key is subtracted, so that key and reason fit in 64 bits."""
+        self._spans: list[tuple[Keys, Keys, ReasonIndexes, Seconds]] = []
         self._span_pages = 0
         self.pairs = PairRows()
         self.dates = RowDates()
@@ -180,30 +213,34 @@ class Rows:
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
         """Add rows with single identifiers."""
-        high, odd = keys >= np.uint64(MEID_BASE), keys >= np.uint64(ODD_BASE)
-        if not high.any():
+        is_high = keys >= np.uint64(MEID_BASE)
+        if not is_high.any():
             self.singles[0].append(keys, reasons, until)
             return
-        for base, which in ((0, ~high), (MEID_BASE, high & ~odd), (ODD_BASE, odd)):
-            some_reasons = None if reasons is None else reasons[which]
-            self.singles[base].append(
-                keys[which] - np.uint64(base), some_reasons, None if until is None else until[which]
-            )
+        is_odd = keys >= np.uint64(ODD_BASE)
+        for base, mask in ((0, ~is_high), (MEID_BASE, is_high & ~is_odd), (ODD_BASE, is_odd)):
+            based_keys = keys[mask] - np.uint64(base)
+            self.singles[base].append(based_keys, select_rows(reasons, mask), select_rows(until, mask))
 
     def add_spans(
         self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
     ) -> None:
-        """Add rows with ranges of keys, which include the first and the last key.
+        """Add rows with ranges of keys. A range includes its first and its last key.
 
         A whole TAC is a range from its lowest to its highest key.
 
         Raises:
             ReleaseRefused: `range`, as soon as all ranges together touch more than `span_pages_max` TACs.
         """
-        self._span_pages += int((last // _PAGE - first // _PAGE).sum()) + len(first)
+        pages = last // _PAGE - first // _PAGE + np.uint64(1)
+        self._span_pages += int(pages.sum())
         if self._span_pages > self._span_pages_max:
             detail = f"its ranges and TACs cover at least {self._span_pages} TACs; the maximum for one release is {self._span_pages_max}"
             raise ReleaseRefused("range", f"{detail}: split it into a full release and deltas")
+        if reasons is None:
+            reasons = np.zeros(len(first), np.uint8)
+        if until is None:
+            until = np.zeros(len(first), np.int64)
         self._spans.append((first, last, reasons, until))
 
     def add_pairs(
@@ -214,78 +251,94 @@ class Rows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """Add rows that bind devices to subscribers (keys of IMSIs).
+        """Add rows that bind devices to subscribers.
 
-        Reason and date belong to the device, not to the pair.
+        Each row has one reason and one date, which apply to all pairs of its device.
+
+        Args:
+            keys: keys of the devices.
+            imsis: keys of the subscribers' IMSIs.
+            reasons: reason indexes.
+            until: expiries of the pairs.
+            dates: Unix seconds, 0 for none.
         """
         self.pairs.append(keys, imsis, reasons, until, dates)
 
     def repeats(self) -> tuple[int, int]:
         """Return the number of rows that repeat an earlier row's entry, and how many of these contradict that row.
 
-        A row contradicts if its reason or its end differs. Ranges and TACs are compared with each other, not with the
-        identifiers in them. Call it before `build_pages`, which empties the rows.
+        A row contradicts if its reason or its expiry differs. A range or TAC is compared with other ranges and TACs, but
+        not with single identifiers. `build_pages` empties the rows, so this method must be called before.
         """
         counts = [singles.repeats() for singles in self.singles.values()]
         if self._spans:
-            first, second, why, until = (
-                np.concatenate([np.zeros(len(row[0]), np.int64) if row[at] is None else row[at] for row in self._spans])
-                for at in range(4)
-            )
-            counts.append(_repeats((first, second), (why, until)))
+            first, last, reasons, until = map(np.concatenate, zip(*self._spans, strict=True))
+            counts.append(_repeats((first, last), (reasons, until)))
         if self.pairs:
             counts.append(self.pairs.repeats())
-        return sum(rows for rows, _ in counts), sum(contradictions for _, contradictions in counts)
+        repeated = sum(rows for rows, _ in counts)
+        contradicting = sum(rows for _, rows in counts)
+        return repeated, contradicting
 
     def devices_min(self) -> int:
-        """Return a lower bound for the number of listed devices: those in whole TACs without an expiry."""
-        whole = [np.zeros(0, np.uint64)]
+        """Return a lower bound for the number of listed devices: the devices in whole TACs without an expiry."""
+        whole_tacs = [np.zeros(0, np.int64)]
         for first, last, _, until in self._spans:
-            if until is None or not until.any():
-                begins, ends = -(-first.astype(np.int64) // PAGE_KEYS), (last.astype(np.int64) + 1) // PAGE_KEYS
-                counts = np.maximum(ends - begins, 0)
-                whole.append(
-                    np.arange(counts.sum()).astype(np.uint64)
-                    + np.repeat(begins - np.cumsum(counts) + counts, counts).astype(np.uint64)
-                )
-        return PAGE_KEYS * len(np.unique(np.concatenate(whole)))
+            if until.any():
+                continue
+            begins = -(-first.astype(np.int64) // PAGE_KEYS)
+            ends = (last.astype(np.int64) + 1) // PAGE_KEYS
+            counts = np.maximum(ends - begins, 0)
+            positions = np.arange(counts.sum())
+            range_positions = np.cumsum(counts) - counts
+            whole_tacs.append(positions + np.repeat(begins - range_positions, counts))
+        return PAGE_KEYS * len(np.unique(np.concatenate(whole_tacs)))
 
     def spans(self) -> dict[int, list[Span]]:
         """Return the ranges by page number, split at page boundaries.
 
         Raises:
-            ReleaseRefused: `range`, if they span more than `span_keys_max` identifiers within TACs.
+            ReleaseRefused: `range`, if ranges that cover only a part of their TAC span more than `span_keys_max`
+                identifiers.
         """
         by_page: dict[int, list[Span]] = {}
-        for first, last, reasons, until in self._spans:
-            reason_of, end_of = (repeat(0) if values is None else values.tolist() for values in (reasons, until))
-            for low, high, reason, end in zip(first.tolist(), last.tolist(), reason_of, end_of, strict=False):
+        for columns in self._spans:
+            for low, high, reason, until in zip(*(column.tolist() for column in columns), strict=True):
                 for number in range(low // PAGE_KEYS, high // PAGE_KEYS + 1):
                     start = number * PAGE_KEYS
-                    span = Span(max(low - start, 0), min(high - start, PAGE_KEYS - 1), reason, end)
-                    by_page.setdefault(number, []).append(span)
-        walked = sum(last - first for first, last in map(_reach, map(_parts, by_page.values())))
-        if walked > self._span_keys_max:
-            detail = f"its ranges that do not cover whole TACs have {walked} identifiers; the maximum is {self._span_keys_max}"
+                    first = max(low - start, 0)
+                    last = min(high - start, PAGE_KEYS - 1)
+                    by_page.setdefault(number, []).append(Span(first, last, reason, until))
+        scanned = 0
+        for page_spans in by_page.values():
+            begin, end = _bounds(_partial_spans(page_spans))
+            scanned += end - begin
+        if scanned > self._span_keys_max:
+            detail = f"its ranges that do not cover whole TACs have {scanned} identifiers; the maximum is {self._span_keys_max}"
             raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
         return by_page
 
 
 def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """Count repeated rows and contradictions as Rows.repeats does, for rows that are given as columns.
+    """Count the repeated rows, and the repeated rows that contradict, as Rows.repeats does.
 
-    `names` are the columns that identify an entry, `values` its reasons and expiries.
+    Args:
+        names: columns that identify the entry of each row.
+        values: columns whose values contradict if they differ.
     """
     order = np.lexsort((*values, *names))
+    repeated = _equal_to_previous(names, order)
+    contradicting = repeated & ~_equal_to_previous(values, order)
+    return int(repeated.sum()), int(contradicting.sum())
 
-    def same(columns: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-        equal: NDArray[np.bool_] = np.logical_and.reduce(
-            [column[order][1:] == column[order][:-1] for column in columns]
-        )
-        return equal
 
-    repeated = same(names)
-    return int(repeated.sum()), int((repeated & ~same(values)).sum())
+def _equal_to_previous(columns: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return a mask of the rows after the first, in this order, that equal the previous row in all columns."""
+    equal = np.ones(len(order[1:]), bool)
+    for column in columns:
+        values = column[order]
+        equal &= values[1:] == values[:-1]
+    return equal
 
 
 def build_pages(
@@ -298,8 +351,8 @@ def build_pages(
     """Build the pages of a list from all rows of a full release.
 
     Args:
-        rows: rows of the list; they are empty afterwards.
-        progress: receives the number of keys done and of all keys.
+        rows: rows of the list; this function empties the collection to free memory.
+        progress: receives the number of encoded keys and the number of all keys.
         slab_keys: approximate number of single identifiers that are encoded together.
         slab_pairs: approximate number of pairs that are encoded together.
 
@@ -309,33 +362,38 @@ def build_pages(
     built = Built()
     if rows.pairs:
         pairs, rows.pairs = rows.pairs, PairRows()  # the memory is freed at the end of this function
-        built.pages = [page for some in pairs.slabs(slab_pairs) for page in pair_pages(some)]
+        built.pages = [page for slab in pairs.slabs(slab_pairs) for page in pair_pages(slab)]
         for page in built.pages:
             built.count(page)
         return built
     spans = rows.spans()
     pages: list[Page] = []
     for base, singles in rows.singles.items():
-        packed, until = singles.pop_sorted()  # `singles` keeps no copy
+        packed, until = singles.pop_sorted()
         for first, last in _slabs(packed, slab_keys):
             if progress is not None:
                 progress(first, len(packed))
-            some, entries = _encode_slab(packed[first:last], None if until is None else until[first:last], base)
-            pages += some
+            slab_until = None if until is None else until[first:last]
+            slab_pages, entries = _encode_slab(packed[first:last], slab_until, base)
+            pages += slab_pages
             built.entries += entries
-        del packed, until
+        del packed, until  # frees this memory before the next keys are sorted
     built.devices = built.entries
-    if spans:
-        under = {page.number: page for page in pages if page.number in spans}
-        pages = [page for page in pages if page.number not in under]
-        for page in under.values():
-            built.count(page, -1)
-        for number, some_spans in spans.items():
-            pages.append(_with_spans(under.get(number, Page(number, b"")), some_spans))
-            built.count(pages[-1])
-        pages.sort()
-    built.pages = pages
+    built.pages = _add_spans(pages, spans, built) if spans else pages
     return built
+
+
+def _add_spans(pages: Sequence[Page], spans: Mapping[int, Sequence[Span]], counts: Built) -> list[Page]:
+    """Return pages of single identifiers with the ranges of each page number added, and correct the counts."""
+    replaced = {page.number: page for page in pages if page.number in spans}
+    result = [page for page in pages if page.number not in spans]
+    for number, page_spans in spans.items():
+        singles = replaced.get(number, Page(number, b""))
+        page = _with_spans(singles, page_spans)
+        counts.count(singles, -1)
+        counts.count(page)
+        result.append(page)
+    return sorted(result)
 
 
 def amend_pages(
@@ -347,97 +405,114 @@ def amend_pages(
     *,
     one_each: bool = False,
 ) -> Built:
-    """Apply a delta to those pages of a list that the delta changes.
+    """Apply a delta to the pages of a list that the delta changes.
 
-    Identifiers in `removed` are deleted first, then those in `added` are inserted; one that the list already has gets
-    the reason and the end of its new row. TACs are independent entries: removing a TAC keeps the single identifiers
-    under it, and removing an identifier that only its TAC covers has no effect.
+    The identifiers of `removed` are deleted first, then the identifiers of `added` are inserted. An added identifier that
+    the list already has gets reason and expiry of its new row. A TAC is an entry of its own: a removed TAC leaves the
+    single identifiers with the same 8 digits, and removing an identifier that only a TAC covers has no effect.
 
     Args:
         before: pages of the list with the page numbers of the delta.
         removed: pages built from the delta's removed rows.
         added: pages built from the delta's added rows.
-        content_digest: digest of the list.
-        now: as for `differences`.
-        one_each: as for `amend_pairs`.
+        content_digest: content digest of the list before the delta.
+        now: time in Unix seconds, as for `differences`.
+        one_each: True if each device has only one IMSI or type, as for `amend_pairs`.
     """
-    old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
+    old_pages = {page.number: page for page in before}
+    removed_pages = {page.number: page for page in removed}
+    added_pages = {page.number: page for page in added}
     amended = Built()
-    touched, after = [], []
-    for number in sorted(gone.keys() | new.keys()):
+    changed, after = [], []
+    for number in sorted(removed_pages.keys() | added_pages.keys()):
         empty = Page(number, b"")
-        previous, goes, comes = (pages.get(number, empty) for pages in (old, gone, new))
-        if (page := _amend_page(previous, goes, comes, one_each)) != previous:
-            amended.count(previous, -1)
+        old = old_pages.get(number, empty)
+        page = _amend_page(old, removed_pages.get(number, empty), added_pages.get(number, empty), one_each)
+        if page != old:
+            amended.count(old, -1)
             amended.count(page)
-            touched.append(previous)
+            changed.append(old)
             after.append(page)
     amended.pages = after
-    amended.come, amended.gone = differences(touched, after, now)
-    amended.content_digest = amended_digest(content_digest, touched, after)
+    amended.come, amended.gone = differences(changed, after, now)
+    amended.content_digest = amended_digest(content_digest, changed, after)
     return amended
 
 
-def _parts(spans: Iterable[Span]) -> list[Span]:
+def _partial_spans(spans: Iterable[Span]) -> list[Span]:
     """Return the ranges that do not cover their TAC completely."""
-    return [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
+    return [span for span in spans if not span.is_whole_tac]
 
 
-def _reach(parts: Sequence[Span]) -> tuple[int, int]:
-    """Return the first remainder in these ranges, and the last remainder plus 1."""
-    return min((span.first for span in parts), default=0), max((span.last + 1 for span in parts), default=0)
+def _bounds(spans: Sequence[Span]) -> tuple[int, int]:
+    """Return the lowest remainder in these ranges, and the highest remainder plus 1; (0, 0) without ranges."""
+    begin = min((span.first for span in spans), default=0)
+    end = max((span.last + 1 for span in spans), default=0)
+    return begin, end
 
 
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     """Return a page of single identifiers with ranges added."""
-    parts = _parts(spans)
-    whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
-    tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
-    if not parts:  # no single identifier is added: the page need not be decoded
+    tacs = [TacEntry(span.reason, span.until) for span in spans if span.is_whole_tac]
+    tac = min(tacs, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
+    partial = _partial_spans(spans)
+    if not partial:  # no single identifier is added: the page need not be decoded
         return page if tac is None else page._replace(extra=tac.extra + page.extra)
-    content, (begin, end) = decode(page), _reach(parts)
-    under = slice(*np.searchsorted(content.low, (begin, end)))
-    at = content.low[under] - np.uint32(begin)
-    present, reasons, until = (
-        np.zeros(end - begin, bool),
-        np.zeros(end - begin, np.uint8),
-        np.zeros(end - begin, np.int64),
-    )
-    present[at], reasons[at], until[at] = True, content.reasons[under], content.until[under]
-    # A later write wins, so the range with the latest end is written last: otherwise an earlier end would replace it.
-    for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):
+    content = decode(page)
+    begin, end = _bounds(partial)
+    first, last = np.searchsorted(content.low, (begin, end))
+    at = content.low[first:last] - np.uint32(begin)
+    present = np.zeros(end - begin, bool)
+    reasons = np.zeros(end - begin, np.uint8)
+    until = np.zeros(end - begin, np.int64)
+    present[at] = True
+    reasons[at] = content.reasons[first:last]
+    until[at] = content.until[first:last]
+    # A range overwrites identifiers with an equal or earlier expiry. Of equal expiries, the lowest reason index is written last.
+    for span in sorted(partial, key=lambda span: (span.until == 0, span.until, -span.reason)):
         part = slice(span.first - begin, span.last + 1 - begin)
-        where = ~present[part] | (endless(until[part]) <= endless(np.array(span.until)))
-        reasons[part][where], until[part][where], present[part] = span.reason, span.until, True
-    fresh = np.flatnonzero(present)
-    low = np.concatenate((content.low[: under.start], (fresh + begin).astype(np.uint32), content.low[under.stop :]))
-    reasons = np.concatenate((content.reasons[: under.start], reasons[fresh], content.reasons[under.stop :]))
-    until = np.concatenate((content.until[: under.start], until[fresh], content.until[under.stop :]))
+        overwritten = ~present[part] | (endless(until[part]) <= endless(np.array(span.until)))
+        reasons[part][overwritten] = span.reason
+        until[part][overwritten] = span.until
+        present[part] = True
+    entries = np.flatnonzero(present)
+    range_low = (entries + begin).astype(np.uint32)
+    low = np.concatenate((content.low[:first], range_low, content.low[last:]))
+    reasons = np.concatenate((content.reasons[:first], reasons[entries], content.reasons[last:]))
+    until = np.concatenate((content.until[:first], until[entries], content.until[last:]))
     return encode(page.number, Content(low, reasons, until, tac))
 
 
-def _amend_page(old: Page, gone: Page, new: Page, one_each: bool) -> Page:
-    if any(map(has_pairs, (old, gone, new))):
-        return amend_pairs(old, gone, new, one_each=one_each)
-    if old.is_empty:
-        return new
-    previous, goes, comes = decode(old), decode(gone), decode(new)
-    stays = ~np.isin(previous.low, np.union1d(goes.low, comes.low), assume_unique=True)
-    low = np.concatenate((previous.low[stays], comes.low))
+def _amend_page(old_page: Page, removed_page: Page, added_page: Page, one_each: bool) -> Page:
+    if any(map(has_pairs, (old_page, removed_page, added_page))):
+        return amend_pairs(old_page, removed_page, added_page, one_each=one_each)
+    if old_page.is_empty:
+        return added_page
+    old = decode(old_page)
+    removed = decode(removed_page)
+    added = decode(added_page)
+    changed = np.union1d(removed.low, added.low)
+    kept = ~np.isin(old.low, changed, assume_unique=True)
+    low = np.concatenate((old.low[kept], added.low))
     order = np.argsort(low, kind="stable")
-    reasons = np.concatenate((previous.reasons[stays], comes.reasons))[order]
-    until = np.concatenate((previous.until[stays], comes.until))[order]
-    tac = comes.tac or (previous.tac if goes.tac is None else None)
-    return encode(old.number, Content(low[order], reasons, until, tac))
+    reasons = np.concatenate((old.reasons[kept], added.reasons))
+    until = np.concatenate((old.until[kept], added.until))
+    kept_tac = old.tac if removed.tac is None else None
+    content = Content(low[order], reasons[order], until[order], added.tac or kept_tac)
+    return encode(old_page.number, content)
 
 
 def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of slices with about `most` keys each, which end at page boundaries."""
+    """Yield the bounds of slices that end at page boundaries and have about `most` keys each."""
     first = 0
     while first < len(packed):
-        key = int(packed[min(first + most, len(packed)) - 1] >> _REASON_BITS)
-        next_page = (key // PAGE_KEYS + 1) * PAGE_KEYS << 8
-        last = int(np.searchsorted(packed, np.uint64(next_page))) if next_page < 1 << 64 else len(packed)
+        end = min(first + most, len(packed))
+        key = int(packed[end - 1] >> _REASON_BITS)
+        next_page = (key // PAGE_KEYS + 1) * PAGE_KEYS
+        packed_page = next_page << int(_REASON_BITS)
+        last = len(packed)
+        if packed_page < 1 << 64:
+            last = int(np.searchsorted(packed, np.uint64(packed_page)))
         yield first, last
         first = last
 
@@ -445,16 +520,20 @@ def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
 def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[Page], int]:
     """Encode a slice of sorted packed keys to pages; return the pages and their number of identifiers.
 
-    No other slice may have keys of the same pages.
+    All keys of these pages must be in the slice.
     """
     keys = packed >> _REASON_BITS
     fresh = is_fresh(keys)
     if not fresh.all():
-        keys, packed = keys[fresh], packed[fresh]
-        until = None if until is None else until[fresh]
+        keys = keys[fresh]
+        packed = packed[fresh]
+        until = select_rows(until, fresh)
     numbers, low, starts, sizes = split(keys)
-    encoded = encode_many(low, starts, sizes)
-    reasons = packed.astype(np.uint8)  # the lowest byte of each
-    sections = extras(reasons, np.zeros(len(low), np.int64) if until is None else until, starts, sizes)
+    encoded_keys = encode_many(low, starts, sizes)
+    reasons = packed.astype(np.uint8)  # the cast keeps the lowest byte of each element
+    if until is None:
+        until = np.zeros(len(low), np.int64)
+    page_extras = extras(reasons, until, starts, sizes)
     numbers += np.uint64(base // PAGE_KEYS)
-    return list(map(Page._make, zip(numbers.tolist(), encoded, sections, strict=True))), len(low)
+    pages = zip(numbers.tolist(), encoded_keys, page_extras, strict=True)
+    return list(map(Page._make, pages)), len(low)

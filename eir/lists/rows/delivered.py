@@ -1,11 +1,9 @@
-"""Delivered files: they are opened once, measured, hashed, and read in bounded pieces.
+"""Reader of delivered files, which opens each file once, measures and hashes it, and reads it in bounded pieces.
 
-Only regular files are accepted.
-
-A publisher may write to the drop folder at any time. So a file is opened through its folder's descriptor, without following
-a link and without waiting for the writer of a pipe. The bytes that are read are those that were hashed: either they are kept
-in memory, or they are read again through the same descriptor, and a second hash detects a file that was changed in place.
-Depends neither on manifests nor on layouts.
+Only regular files are accepted. A publisher may write to the drop folder at any time. So a file is opened through the
+descriptor of its folder, without following a link and without waiting for the writer of a pipe. The loaded bytes are always
+the hashed bytes: either the hashed bytes stay in memory, or the file is read again through the same descriptor, and a second
+hash detects a file that was changed in place.
 """
 
 import errno
@@ -25,22 +23,22 @@ import zstandard
 from eir.errors import ReleaseRefused
 
 CHUNK_BYTES = 2 << 20
-"""Bytes that are read, expanded and parsed together: a chunk fits into the processor's cache and bounds the memory."""
+"""Number of bytes that are read, expanded and parsed together. A chunk of this size fits into the processor's cache."""
 LINE_BYTES_MAX = 64 << 10
 EXPANDED_BYTES_PER_ROW = 4 << 10
-"""Maximum number of expanded bytes for each row of the manifest, plus one for the header."""
+"""Maximum number of expanded bytes per row. The row count is that of the manifest, plus 1 for the header."""
 EXPANDED_RATIO_MAX, EXPANDED_BYTES_FREE = 500, 16 << 20
-"""Maximum expanded size as a multiple of the delivered size, plus a constant: consecutive IMEIs with a long reason reach 160."""
+"""Maximum expanded size: EXPANDED_RATIO_MAX times the delivered size, plus EXPANDED_BYTES_FREE bytes. The ratio of a file of consecutive IMEIs with a long reason is 160."""
 ZSTD_WINDOW_BYTES_MAX = 128 << 20
 
 Done = Callable[[int], None]
-"""Callback that receives the number of bytes of a delivered file that were just processed."""
+"""Callback that receives the number of bytes of a delivered file that were processed since the previous call."""
 Progress = Callable[[str, int, int], None]
-"""Callback that receives a stage, the part that is done, and the total (bytes, keys or pages)."""
+"""Callback that receives the name of a stage, the processed amount, and the total amount (bytes, keys or pages)."""
 
 
 def sum_progress(progress: Progress, stage: str, total: int) -> Done:
-    """Return a callback that adds up its arguments and reports the sum to `progress`, beginning with 0."""
+    """Return a callback that adds its argument to a sum, and passes the sum to `progress`; report 0 at once."""
     so_far = 0
 
     def done(more: int) -> None:
@@ -75,12 +73,13 @@ def open_regular(name: str, folder_fd: int) -> int:
     Raises:
         ReleaseRefused: `file_missing`, or `not_a_file` for a link, pipe, folder or device.
     """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+        descriptor = os.open(name, flags, dir_fd=folder_fd)
     except FileNotFoundError:
         raise ReleaseRefused("file_missing", f"{name} is missing") from None
     except OSError as error:
-        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link; a socket
+        if error.errno in {errno.ELOOP, errno.ENXIO}:  # ELOOP: link; ENXIO: socket
             raise ReleaseRefused("not_a_file", f"{name} is a link or a socket; expected a regular file") from None
         raise ReleaseRefused("file_missing", f"{name}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -90,7 +89,7 @@ def open_regular(name: str, folder_fd: int) -> int:
 
 
 def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
-    """Read a regular file of at most `max_bytes` completely.
+    """Return the content of a regular file of at most `max_bytes`.
 
     Raises:
         ReleaseRefused: `too_large`, and as `open_regular`.
@@ -103,15 +102,16 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class DataFile(AbstractContextManager["DataFile"]):
-    """Data file of a release, which is open until the end of the context."""
+    """Data file of a release. The end of the context closes it."""
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name
         self._fd = open_regular(name, folder_fd)
         self._content: memoryview | None = None
-        self.size = os.fstat(self._fd).st_size  # bytes as delivered
+        self.size = os.fstat(self._fd).st_size
+        """Number of delivered bytes, before decompression."""
         self.is_unended = False
-        """True if the last line has no newline, as `chunks` found: the file may have been cut off."""
+        """True if `chunks` has found no newline at the end of the last line: the file may be truncated."""
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -119,22 +119,28 @@ class DataFile(AbstractContextManager["DataFile"]):
     def sha256(self, done: Done = lambda _: None, *, keep: bool = False) -> str:
         """Return the SHA-256 of the delivered file as hexadecimal digits.
 
-        If `keep` is set, the first `size` bytes stay in memory for `chunks`.
+        If `keep` is set, the hashed bytes, at most `size`, stay in memory for `chunks`.
         """
-        # Unlike a bytearray, a numpy array uses huge pages: half of the time is spent on page faults.
-        room = np.empty(self.size if keep else CHUNK_BYTES, np.uint8).data
+        # The memory of a numpy array is in huge pages. With a bytearray, page faults would double the time.
+        buffer = np.empty(self.size if keep else CHUNK_BYTES, np.uint8).data
         digest = hashlib.sha256()
         at = 0
-        while count := os.preadv(self._fd, [piece := room[at : at + CHUNK_BYTES] if keep else room], at):
+        while True:
+            piece = buffer[at : at + CHUNK_BYTES] if keep else buffer
+            count = os.preadv(self._fd, [piece], at)
+            if not count:
+                break
             digest.update(piece[:count])
             at += count
             done(count)
         if keep:
-            self._content = room[:at]
+            self._content = buffer[:at]
         return digest.hexdigest()
 
     def _read_at(self, size: int, at: int) -> bytes:
-        return os.pread(self._fd, size, at) if self._content is None else bytes(self._content[at : at + size])
+        if self._content is None:
+            return os.pread(self._fd, size, at)
+        return bytes(self._content[at : at + size])
 
     def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
         """Yield the decompressed content of the file in pieces that end with a newline.
@@ -142,27 +148,27 @@ class DataFile(AbstractContextManager["DataFile"]):
         A newline is added to a last line without one.
 
         Raises:
-            ReleaseRefused: `expanded` above the bytes for `rows_max` rows or above EXPANDED_RATIO_MAX; `data` if the
-                content cannot
-                be expanded or a line is too long; `changed` if the delivered bytes do not have the digest `sha256`.
+            ReleaseRefused: `expanded` if the content is larger than `rows_max` rows or EXPANDED_RATIO_MAX allow; `data`
+                if the content cannot be decompressed or a line is too long; `changed` if the delivered bytes do not have
+                the digest `sha256`.
         """
         digest = hashlib.sha256() if self._content is None else None
         source = _Delivered(self._read_at, digest, done)
-        packed = EXPANDED_BYTES_FREE + EXPANDED_RATIO_MAX * self.size
-        budget = most = min((rows_max + 1) * EXPANDED_BYTES_PER_ROW, packed)
+        most_by_rows = (rows_max + 1) * EXPANDED_BYTES_PER_ROW
+        most_by_size = EXPANDED_BYTES_FREE + EXPANDED_RATIO_MAX * self.size
+        budget = min(most_by_rows, most_by_size)
         rest = b""
         expanded = _open_expander(self.name, source)
         try:
             while chunk := expanded.read(CHUNK_BYTES):
                 budget -= len(chunk)
                 if budget < 0:
-                    of = (
-                        f"{EXPANDED_RATIO_MAX} times its size"
-                        if most == packed
-                        else f"{EXPANDED_BYTES_PER_ROW} bytes for each row"
-                    )
-                    raise ReleaseRefused("expanded", f"{self.name} expands to more than {of}")
-                if end := chunk.rfind(b"\n") + 1:
+                    limit = f"{EXPANDED_BYTES_PER_ROW} bytes for each row"
+                    if most_by_size <= most_by_rows:
+                        limit = f"{EXPANDED_RATIO_MAX} times its size"
+                    raise ReleaseRefused("expanded", f"{self.name} expands to more than {limit}")
+                end = chunk.rfind(b"\n") + 1
+                if end:
                     yield b"".join((rest, memoryview(chunk)[:end]))
                     rest = chunk[end:]
                 else:
@@ -174,20 +180,25 @@ class DataFile(AbstractContextManager["DataFile"]):
         self.is_unended = bool(rest)
         if rest:
             yield rest + b"\n"
-        while source.read(CHUNK_BYTES):  # the digest includes bytes that the decompressor did not read
+        while source.read(CHUNK_BYTES):  # hashes the bytes that the decompressor did not read
             pass
         if digest is not None and digest.hexdigest() != sha256:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
 
 class _Delivered:
-    """Reader of a delivered file from its start, which hashes the bytes. Each reader has its own position."""
+    """Stream of a delivered file from its start, which hashes the bytes if it has a digest."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
-        self._read_at, self._digest, self._done, self._at = read_at, digest, done, 0
+        self._read_at = read_at
+        self._digest = digest
+        self._done = done
+        self._at = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        data = self._read_at(size if size >= 0 else CHUNK_BYTES, self._at)
+        if size < 0:
+            size = CHUNK_BYTES
+        data = self._read_at(size, self._at)
         self._at += len(data)
         if self._digest is not None:
             self._digest.update(data)

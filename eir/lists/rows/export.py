@@ -1,9 +1,9 @@
 """Export of a list to a data file, from which a release with the same content can be published.
 
-A page stores the index of each reason, and indexes follow the order in which reasons first appeared. To reproduce the indexes,
-the file begins with one entry for each reason. If no entry has a reason any more, because a delta or an operator removed the
-last one, a row without effect keeps its index: another entry with this reason and an end in the past, which that entry's own
-row overrides.
+A page stores the index of each reason. A load assigns indexes in the order in which reasons first appear in the file. So the
+exported file begins with one entry for each reason, in the order of the indexes. A reason may have no entry any more, because a
+delta or an operator removed the last one. For such a reason, the file has a row without effect: any listed entry, with this
+reason and an expiry in the past. The entry's own row overrides this row.
 """
 
 import csv
@@ -20,11 +20,11 @@ from eir.lists.record.store import ListState
 from eir.lists.rows.layout import ALLOCATED, BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC, BY_TYPE, DATE
 
 EIR, IMEI, DIRBS_BLACKLIST = EXPORTS = ("eir", "imei", "dirbs-blacklist")
-"""Layouts in which a list can be written."""
+"""Layouts in which `eir export` writes a list."""
 LONG_PAST = 1
-"""Unix time before the end of every entry."""
+"""Expiry of a row without effect in Unix seconds: earlier than the expiry of every entry."""
 RANGES_MAX = 100_000
-"""Maximum number of entries of a device list with whole TACs that are written as ranges; a load takes longer for ranges than for singles."""
+"""Maximum number of entries of a list with whole TACs and single identifiers that are written as ranges to one file. A load of ranges is slower than a load of single identifiers."""
 
 _LOST: Mapping[str, str] = {
     "identifier": "identifiers that are no IMEI",
@@ -34,8 +34,9 @@ _LOST: Mapping[str, str] = {
     "reason": "reasons",
     DATE: "dates",
 }
+"""Columns that another layout than EIR may lack, with the lost content for a message."""
 _IN_DIRBS = ("reason", DATE)
-"""Columns for which the layout `dirbs-blacklist` has a place, and `imei` has none."""
+"""Columns that the layout `dirbs-blacklist` has and the layout `imei` lacks."""
 
 
 def export(
@@ -48,107 +49,137 @@ def export(
         state: state of the list.
         pages: pages of the list in ascending order.
         layout: one of EXPORTS.
-        out: file to write.
+        out: file that receives the rows.
         dates: pages of dates by number (eir.lists.record.dates).
-        only_tacs: True for whole TACs only, False for single identifiers only, None for both. Published as a release of
-            two
-            files, first the singles and then the TACs, they give the whole list.
-        progress: receives the number of pages done and of all pages.
+        only_tacs: True to write only whole TACs, False to write only single identifiers, None for both. To publish the
+            whole list from two files, the file of the single identifiers must be the first one.
+        progress: receives the number of written pages and the number of all pages.
 
     Raises:
-        EirError: before anything is written, if the layout lacks a column that the list needs (`imei` has identifiers
-            only,
-            `dirbs-blacklist` neither whole TACs nor ends, and both only devices), or if one file cannot hold the list.
+        EirError: before a row is written, if the layout lacks a column that the list needs, or if one file cannot have
+            all entries. `imei` has identifiers only. `dirbs-blacklist` has neither whole TACs nor expiries. Both are for
+            lists of devices only.
     """
-    ahead = [] if only_tacs else list(_first_with_each_reason(state, pages, dates, singles=only_tacs is False))
+    ahead: list[ListEntry] = []
+    if not only_tacs:
+        ahead += _first_with_each_reason(state, pages, dates, singles=only_tacs is False)
     subject = _subject(state, pages, only_tacs)
-    columns = [
-        *subject,
-        *(["reason"] if len(state.reasons) > 1 and subject != BY_TYPE else []),
-        *([ALLOCATED] if subject == BY_TYPE and any(decode_sections(page.extra).dates for page in pages) else []),
-        *([DATE] if dates else []),
-        *(["until"] if _has_ends(ahead, pages) else []),
-    ]
+    columns = _columns(state, pages, subject, ahead, dated=bool(dates))
     if layout != EIR:
         _refuse_loss(state, columns, layout)
     writer = csv.writer(out, lineterminator="\n")
-    if layout != IMEI:
-        writer.writerow(("IMEI", "block_date", "reasons") if layout == DIRBS_BLACKLIST else columns)
-    day = (state.issued or state.loaded_at or "")[:10].replace("-", "")
+    if layout == DIRBS_BLACKLIST:
+        writer.writerow(("IMEI", "block_date", "reasons"))
+    elif layout != IMEI:
+        writer.writerow(columns)
+    release_time = state.issued or state.loaded_at or ""
+    release_day = release_time[:10].replace("-", "")
 
     def row(entry: ListEntry) -> list[str]:
-        values = {
-            "reason": reason_text(state, entry.reason),
-            "until": until_text(entry.until),
-            ALLOCATED: date_text(entry.date),
-            DATE: date_text(entry.date),
-            "imsi": imsi_text(entry.imsi or entry.key),
-        }
-        values[subject[0]] = entry.text(state.kind)
-        if subject == BY_TYPE:
-            values |= {"tac": values["tac"][:TAC_DIGITS], "device_type": values["reason"]}
-        if subject == BY_RANGE:
-            values |= {
-                "imei_from": key_text(entry.key),
-                "imei_to": key_text(entry.key + (SNR_KEYS - 1) * entry.whole_tac),
-            }
-        return (
-            [values["imei"], values[DATE].replace("-", "") or day, values["reason"]]
-            if layout == DIRBS_BLACKLIST
-            else [values[column] for column in columns]
-        )
+        fields = _fields(state, subject, entry)
+        if layout == DIRBS_BLACKLIST:
+            block_date = fields[DATE].replace("-", "") or release_day
+            return [fields["imei"], block_date, fields["reason"]]
+        return [fields[column] for column in columns]
 
     writer.writerows(map(row, ahead))
-    written, rows = set(ahead), len(ahead)
+    written = set(ahead)
+    rows = len(ahead)
+    kinds = {True, False} if only_tacs is None else {only_tacs}
     for done, page in enumerate(pages, 1):
-        entries = [
-            entry
-            for entry in entries_of([page], dates)
-            if entry not in written and only_tacs in {None, entry.whole_tac}
-        ]
-        writer.writerows(map(row, entries))
-        rows += len(entries)
+        entries = entries_of([page], dates)
+        rest = [entry for entry in entries if entry not in written and entry.whole_tac in kinds]
+        writer.writerows(map(row, rest))
+        rows += len(rest)
         progress(done, len(pages))
     return rows
+
+
+def _columns(
+    state: ListState, pages: Sequence[Page], subject: Sequence[str], ahead: Sequence[ListEntry], *, dated: bool
+) -> list[str]:
+    """Return the columns that the export of this list needs."""
+    columns = [*subject]
+    if subject == BY_TYPE:
+        if any(decode_sections(page.extra).dates for page in pages):
+            columns.append(ALLOCATED)
+    elif len(state.reasons) > 1:
+        columns.append("reason")
+    if dated:
+        columns.append(DATE)
+    if _has_expiries(ahead, pages):
+        columns.append("until")
+    return columns
+
+
+def _fields(state: ListState, subject: Sequence[str], entry: ListEntry) -> dict[str, str]:
+    """Return the fields of an entry by column, for all columns of an export with this subject."""
+    reason = reason_text(state, entry.reason)
+    date = date_text(entry.date)
+    fields = {
+        "reason": reason,
+        "until": until_text(entry.until),
+        ALLOCATED: date,
+        DATE: date,
+        "imsi": imsi_text(entry.imsi or entry.key),
+    }
+    text = entry.text(state.kind)
+    if subject == BY_TYPE:
+        fields["tac"] = text[:TAC_DIGITS]
+        fields["device_type"] = reason
+    elif subject == BY_RANGE:
+        last = entry.key + SNR_KEYS - 1 if entry.whole_tac else entry.key
+        fields["imei_from"] = key_text(entry.key)
+        fields["imei_to"] = key_text(last)
+    else:
+        fields[subject[0]] = text
+    return fields
 
 
 def _subject(state: ListState, pages: Sequence[Page], only_tacs: bool | None) -> Sequence[str]:
     """Return the columns that identify a row in the export of this list.
 
     Raises:
-        EirError: if one file cannot hold the list.
+        EirError: if one file cannot have all entries.
     """
     if state.kind != DEVICES:
         return {PAIRS: BY_PAIR, TYPES: BY_TYPE}.get(state.kind, BY_IMSI)
-    tacs, singles = any(page.tac for page in pages), any(page.keys for page in pages)
-    if only_tacs or (only_tacs is None and tacs and not singles):
+    has_tacs = any(page.tac for page in pages)
+    has_singles = any(page.keys for page in pages)
+    if only_tacs or (only_tacs is None and has_tacs and not has_singles):
         return BY_TAC
-    if only_tacs is False or not tacs:
-        return BY_ODD if any(page.number >= ODD_BASE // SNR_KEYS for page in pages) else BY_IMEI
-    letters = any(page.number >= MEID_BASE // SNR_KEYS for page in pages)
-    if letters or state.entries > RANGES_MAX:
-        content = "MEIDs with letters, or what is no IMEI," if letters else f"{state.entries:,} entries"
-        raise EirError(
-            f"the list holds whole TACs beside {content}, which no one file can hold: write two, the first with --only imei and the second with "
-            "--only tac, and publish them in this order"
-        )
-    return BY_RANGE
+    highest_page = max((page.number for page in pages), default=0)
+    if only_tacs is False or not has_tacs:
+        return BY_ODD if highest_page >= ODD_BASE // SNR_KEYS else BY_IMEI
+    if highest_page >= MEID_BASE // SNR_KEYS:
+        content = "MEIDs with letters, or what is no IMEI,"
+    elif state.entries > RANGES_MAX:
+        content = f"{state.entries:,} entries"
+    else:
+        return BY_RANGE
+    raise EirError(
+        f"the list holds whole TACs beside {content}, which no one file can hold: write two, the first with --only imei and the second with "
+        "--only tac, and publish them in this order"
+    )
 
 
-def _has_ends(ahead: Sequence[ListEntry], pages: Sequence[Page]) -> bool:
+def _has_expiries(ahead: Sequence[ListEntry], pages: Sequence[Page]) -> bool:
     if any(entry.until for entry in ahead):
         return True
-    return any((page.tac and page.tac.until) or any(decode_sections(page.extra).until) for page in pages if page.extra)
+    if any(page.tac and page.tac.until for page in pages if page.extra):
+        return True
+    return any(any(decode_sections(page.extra).until) for page in pages if page.extra)
 
 
 def _refuse_loss(state: ListState, columns: Sequence[str], layout: str) -> None:
-    lost = [_LOST[column] for column in columns if column in _LOST and (column not in _IN_DIRBS or layout == IMEI)]
+    lost = [_LOST[column] for column in columns if column in _LOST]
+    if layout == DIRBS_BLACKLIST:
+        lost = [_LOST[column] for column in columns if column in _LOST and column not in _IN_DIRBS]
     if state.kind != DEVICES:
         lost = [state.kind]
     if lost:
-        raise EirError(
-            f"the layout {layout} has no place for {' and '.join(lost)}, which the list holds; the layout {EIR} has"
-        )
+        losses = " and ".join(lost)
+        raise EirError(f"the layout {layout} has no place for {losses}, which the list holds; the layout {EIR} has")
 
 
 def _first_with_each_reason(
@@ -156,22 +187,22 @@ def _first_with_each_reason(
 ) -> Iterator[ListEntry]:
     """Yield one entry for each reason in the order of its index, so that a load assigns the same indexes again.
 
-    For an unused reason, the entry is a row without effect, which another row overrides.
+    The entry for an unused reason is a row without effect, which another row overrides.
 
-    If `singles` is set, whole TACs are skipped, but the reasons that only they have keep their indexes.
+    If `singles` is set, whole TACs are skipped. A reason that only whole TACs have counts as unused, and keeps its index.
     """
-    first: dict[int, ListEntry] = {}
-    lasting: ListEntry | None = None
-    last = 0
+    first_entries: dict[int, ListEntry] = {}
+    overriding: ListEntry | None = None
+    highest = 0
     for entry in entries_of(pages if len(state.reasons) > 1 else (), dates):
-        last = max(last, entry.reason)
+        highest = max(highest, entry.reason)
         if singles and entry.whole_tac:
             continue
-        first.setdefault(entry.reason, entry)
-        if lasting is None and (not entry.until or entry.until > LONG_PAST):
-            lasting = entry
-    for reason in range(1, last + 1):
-        if reason in first:
-            yield first[reason]
-        elif lasting is not None:
-            yield lasting._replace(reason=reason, until=LONG_PAST)
+        first_entries.setdefault(entry.reason, entry)
+        if overriding is None and (not entry.until or entry.until > LONG_PAST):
+            overriding = entry
+    for reason in range(1, highest + 1):
+        if reason in first_entries:
+            yield first_entries[reason]
+        elif overriding is not None:
+            yield overriding._replace(reason=reason, until=LONG_PAST)

@@ -1,11 +1,11 @@
 """Layouts of data files: their columns, the columns that identify a row, and messages about bad rows.
 
-This module reads one line at a time and is the reference for eir.lists.rows.reader, which reads whole files and calls this
-module only to explain bad rows.
+This module parses one line at a time. Its result is the reference for eir.lists.rows.reader, which parses whole files and uses
+this module only for messages about bad rows.
 
-A file of GSMA Device Check answers has one JSON object of the service in each line (`deviceid`, `responsestatus`,
-`blockliststatus`, and in `imeihistory` the actions of networks, each with `action`, `date`, `reasoncode` and
-`reasoncodedesc`). The last action in the history counts.
+A file of GSMA Device Check answers has one JSON object of the service in each line: `deviceid`, `responsestatus`,
+`blockliststatus`, and `imeihistory`, the list of the networks' actions, each with `action`, `date`, `reasoncode` and
+`reasoncodedesc`. The action with the latest date determines whether the device is blocked.
 """
 
 import csv
@@ -14,21 +14,22 @@ import io
 import json
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
 
 INSERT, REMOVE = "insert", "remove"
-"""Codes of the rows: the device is blocked, or is unblocked."""
+"""Codes of rows from Device Check answers. INSERT: the device is blocked; REMOVE: the device is not blocked."""
 _LISTS = {"block": True, "blacklist": True, "general": False, "greylist": False}
-"""First word of an action, and whether it concerns the list of blocked devices. Older versions use `Blacklist`."""
+"""True if an action with this first word concerns the list of blocked devices. Older versions of the service use `Blacklist`."""
 _STATES = {"Yes": INSERT, "No": REMOVE}
+"""Code of the row by the member `blockliststatus`."""
 EPOCH = date(1970, 1, 1)
 _BAD_ROW = ("", "", "", "0")
 
@@ -41,53 +42,54 @@ def is_device_check_answer(line: bytes) -> bool:
 def device_check_rows(lines: bytes) -> bytes:
     """Convert lines with Device Check answers to CSV rows `device,code,reason,Unix seconds`.
 
-    Blank lines are skipped.
-
-    The device is empty if the line is not a usable answer.
+    A blank line stays blank. If a line is not a usable answer, the field `device` is empty.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for line in lines.split(b"\n")[:-1]:
         if line.strip():
-            writer.writerow(_row(line))
+            writer.writerow(_device_check_row(line))
         else:
             out.write("\n")
     return out.getvalue().encode("utf-8", "replace")
 
 
-def _row(line: bytes) -> tuple[str, ...]:
+def _device_check_row(line: bytes) -> tuple[str, ...]:
     try:
         answer = json.loads(line.decode("utf-8", "replace"))
-        if (
-            not isinstance(answer, dict)
-            or answer.get("responsestatus") != "success"
-            or not isinstance(answer.get("deviceid"), str)
-        ):
+        if not isinstance(answer, dict) or answer.get("responsestatus") != "success":
             return _BAD_ROW
-        return (_one_line(answer["deviceid"]), *_last(answer))
+        device = answer.get("deviceid")
+        if not isinstance(device, str):
+            return _BAD_ROW
+        return (_one_line(device), *_last_action(answer))
     except (ValueError, RecursionError):
         return _BAD_ROW
 
 
-def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return code, reason and time of the last action in a Device Check answer.
+def _last_action(answer: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return code, reason and time (Unix seconds) of the last action in a Device Check answer.
 
     Raises:
-        ValueError: if the answer cannot be read.
+        ValueError: if a member of the answer is invalid.
     """
-    actions, history = [], answer.get("imeihistory") or []
+    history = answer.get("imeihistory") or []
     if not isinstance(history, list):
         raise ValueError("no list of actions")  # noqa: TRY004 - callers expect ValueError for every fault of an answer
+    actions = []
     for at, action in enumerate(history):
-        which, _, code = str(action.get("action") if isinstance(action, dict) else "").lower().rpartition(" ")
-        if code not in {INSERT, REMOVE} or which not in _LISTS:
+        if not isinstance(action, dict):
+            raise ValueError("an unknown action")  # noqa: TRY004 - as above
+        list_word, _, code = str(action.get("action")).lower().rpartition(" ")
+        if code not in {INSERT, REMOVE} or list_word not in _LISTS:
             raise ValueError("an unknown action")
-        if _LISTS[which]:
-            actions.append(
-                (_seconds(action.get("date")), at, code, action.get("reasoncodedesc") or action.get("reasoncode") or "")
-            )
-    if not actions:  # the device has no history: only its status may be set
-        return _STATES.get(str(answer.get("blockliststatus", answer.get("blackliststatus"))), ""), "", "0"
+        if _LISTS[list_word]:
+            reason = action.get("reasoncodedesc") or action.get("reasoncode") or ""
+            seconds = _seconds(action.get("date"))
+            actions.append((seconds, at, code, reason))
+    if not actions:  # a device without history may have only a status
+        status = answer.get("blockliststatus", answer.get("blackliststatus"))
+        return _STATES.get(str(status), ""), "", "0"
     seconds, _, code, reason = max(actions)
     return code, _one_line(str(reason)), str(seconds)
 
@@ -95,10 +97,12 @@ def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
 def _seconds(date: Any) -> int:
     """Parse a time such as `2014-08-02 12:05:24.0` to Unix seconds.
 
-    The service does not state a time zone; UTC is assumed.
+    The service does not state a time zone. The time is interpreted as UTC.
     """
     moment = datetime.fromisoformat(str(date).strip())
-    return max(1, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
+    if not moment.tzinfo:
+        moment = moment.replace(tzinfo=UTC)
+    return max(1, int(moment.timestamp()))
 
 
 def _one_line(text: str) -> str:
@@ -107,23 +111,32 @@ def _one_line(text: str) -> str:
 
 BOM = b"\xef\xbb\xbf"
 
-BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR, BY_TYPE = (
-    ("imei",),
-    ("identifier",),
-    ("tac",),
-    ("imei_from", "imei_to"),
-    ("imsi",),
-    ("imei", "imsi"),
-    ("tac", "device_type"),
-)
-"""Subjects of rows: the columns that identify them."""
-BY_FIRST_SEEN = ("imei", "first_seen")
-"""Columns of the record of first sightings, whose files are no releases."""
+Columns: TypeAlias = tuple[str, ...]
+BY_IMEI: Columns = ("imei",)
+"""Subject of a row: the columns that identify its entry. The names that begin with BY_ are the subjects of all layouts."""
+BY_ODD: Columns = ("identifier",)
+BY_TAC: Columns = ("tac",)
+BY_RANGE: Columns = ("imei_from", "imei_to")
+BY_IMSI: Columns = ("imsi",)
+BY_PAIR: Columns = ("imei", "imsi")
+BY_TYPE: Columns = ("tac", "device_type")
+BY_FIRST_SEEN: Columns = ("imei", "first_seen")
+"""Subject in files of first sightings, which are not releases."""
 SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,), TYPES: (BY_TYPE,)}
-REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
-"""Columns for the reason, the end, the date (for a device type: of the TAC's allocation), and the code for add or remove."""
-ALLOCATED, CHANGE, WHEN = "allocation_date", "change", "when"
-"""Column with the allocation date of a TAC; second column with a code for add or remove; column with Unix seconds, by which the latest row of a device counts."""
+"""Subjects by kind of list."""
+REASON = "reason"
+UNTIL = "until"
+"""Column with the expiry."""
+DATE = "date"
+"""Column with the date of the entry; for a device type the allocation date of the TAC."""
+ACTION = "action"
+"""Column with a code that adds or removes the entry."""
+CHANGE = "change"
+"""Second column with such a code. The row removes the entry if one of both codes does."""
+WHEN = "when"
+"""Column with the time of a row in Unix seconds. The latest row of a device counts."""
+ALLOCATED = "allocation_date"
+"""Column with the allocation date of a TAC, in files of device types."""
 
 
 def tac_key(text: str) -> int:
@@ -138,15 +151,16 @@ def tac_key(text: str) -> int:
 
 
 def day_key(text: str) -> int:
-    """Parse a day such as `2026-11-30`, not after today (UTC), to days since 1970-01-01.
+    """Parse a day such as `2026-11-30` to days since 1970-01-01.
 
     Raises:
-        IdentifierError: for any other text.
+        IdentifierError: if the text has another form, or the day is before 1970-01-01 or after today (UTC).
     """
     with suppress(ValueError):
-        day, today = (date.fromisoformat(text) - EPOCH).days, (datetime.now(UTC).date() - EPOCH).days
-        if len(text) == len("2026-11-30") and 0 <= day <= today:
-            return day
+        day = date.fromisoformat(text)
+        today = datetime.now(UTC).date()
+        if len(text) == len("2026-11-30") and EPOCH <= day <= today:
+            return (day - EPOCH).days
     raise IdentifierError("first_seen is not a day from 1970-01-01 to today (UTC), such as 2026-11-30")
 
 
@@ -154,14 +168,13 @@ _IDENTIFIES: Mapping[str, Callable[[str], int]] = {
     "imei": device_key, "identifier": any_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
     "device_type": device_type_key,
 }  # fmt: skip
-"""Columns that identify a row of a release, and the function that parses each."""
+"""Parser of each column that identifies an entry of a release."""
 _KEY_OF = {**_IDENTIFIES, "first_seen": day_key}
-COLUMNS = (*_IDENTIFIES, REASON, UNTIL, DATE, ACTION)
-"""All columns that a file may have."""
+"""Parser of each column that identifies an entry of a release or of the record of first sightings."""
 
 _DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
 _TACS = {"tac": "tac", "device_type": "device_type", DATE: ALLOCATED}
-_NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
+_NO_SEPARATOR = "\x1f"  # a character that no line contains: in the layout `imei` the whole line is the identifier
 
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
     Layout(name="eir", columns={name: name for name in (*_IDENTIFIES, REASON, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
@@ -198,75 +211,104 @@ class Plan:
     """Positions of the needed columns in the rows of one data file."""
 
     subject: tuple[str, ...]
+    """Columns that identify the entry of a row."""
     at: Mapping[str, int]
-    """Positions, from 0, of the columns to read: first those of the subject in their order, then the others."""
+    """Position, from 0, of each column to read. The columns of the subject are first, in their order."""
     layout: Layout
     width: int = 0
-    """Number of columns in the header; 0 without a header."""
+    """Number of columns in the header; 0 for a file without a header."""
 
     @property
     def may_be_open(self) -> bool:
-        """True if the layout allows a range without an end, which stands for its first identifier only."""
+        """True if a row may lack the end of its range. Such a row lists only the first identifier."""
         return self.layout.declared and self.subject == BY_RANGE
 
 
 def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """Return the plan (column positions) of a file that begins with these lines, and the lines after the header.
+    """Return the plan (column positions) of a file, and the lines after its header.
+
+    Args:
+        name: name of the file for messages.
+        layout: layout of the file.
+        kind: kind of the list.
+        begin: first lines of the file.
+        dates: as for `plan_for`.
 
     Raises:
         ReleaseRefused: `layout`, as `plan_for`.
     """
-    begin = begin.removeprefix(BOM)
-    header, _, rows = begin.partition(b"\n") if layout.names else (b"", b"", begin)
+    header = b""
+    rows = begin.removeprefix(BOM)
+    if layout.names:
+        header, _, rows = rows.partition(b"\n")
     return plan_for(name, layout, kind, header, dates=dates), rows
 
 
 def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
-    """Return the plan (column positions) of a file with this header line.
+    """Return the plan (column positions) of a file.
 
-    If `dates` is set, the plan includes the column `date`, which has an effect only in a list of device types.
+    Args:
+        name: name of the file for messages.
+        layout: layout of the file.
+        kind: kind of the list.
+        header: header line of the file.
+        dates: include the column `date` also for another kind of list than device types.
 
     Raises:
         ReleaseRefused: `layout`, if the header does not fit.
     """
-    allowed = layout.subjects.get(kind)
-    if allowed is None:
+    subjects = layout.subjects.get(kind)
+    if subjects is None:
         kinds = " or ".join(layout.subjects)
         raise ReleaseRefused("layout", f"{name}: layout {layout.name} is for lists of {kinds}, not of {kind}")
-    where, names = f"{name}:{layout.lines_before + 1}", _header_names(header, layout.separator) if layout.names else []
+    where = f"{name}:{layout.lines_before + 1}"
+    names = _header_names(header, layout.separator) if layout.names else []
     if layout.underscores:
         names = [column.replace(" ", "_") for column in names]
-    looked_for = set(layout.columns.values()) if layout.declared else set(names)
-    if twice := next((column for column in names if column in looked_for and names.count(column) > 1), None):
-        raise ReleaseRefused("layout", f"{where}: a column name occurs twice in the header: {twice!r}")
-    at: dict[str, int] = {}
-    for ours, theirs in layout.columns.items():
-        if isinstance(theirs, int):
-            at[ours] = theirs - 1
-        elif theirs in names:
-            at[ours] = names.index(theirs)
-        elif layout.declared:
-            missing = f"the header has no column {theirs!r}, which layout {layout.name} declares for {ours}"
-            raise ReleaseRefused("layout", f"{where}: {missing}{separator_hint(header, layout.separator)}")
+    at = _positions(layout, names, header, where)
     present = at.keys() & _KEY_OF.keys()
-    # A publisher's own format may have more identifying columns than the kind of list needs; elsewhere all of them must fit.
-    chosen = layout.junk or layout.declared
-    subject = next((each for each in allowed if present == set(each) or (chosen and present.issuperset(each))), None)
-    if subject is None:
-        expected = " or ".join("+".join(columns) for columns in allowed)
+    # A file in a publisher's own format may have more identifying columns than the kind of list needs.
+    more_allowed = layout.junk or layout.declared
+    for subject in subjects:
+        if present == set(subject) or (more_allowed and present.issuperset(subject)):
+            break
+    else:
+        expected = " or ".join("+".join(columns) for columns in subjects)
         header_columns = "+".join(sorted(present)) or "none of them"
-        raise ReleaseRefused(
-            "layout",
-            f"{where}: a header with {expected} is expected for {kind}; it has {header_columns}{separator_hint(header)}",
-        )
+        fault = f"a header with {expected} is expected for {kind}; it has {header_columns}{separator_hint(header)}"
+        raise ReleaseRefused("layout", f"{where}: {fault}")
+    columns = [*subject, REASON, UNTIL, ACTION, CHANGE, WHEN]
     if subject == BY_TYPE:
-        at[REASON] = at["device_type"]  # keeps the type's text for display
-    optional = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates or subject == BY_TYPE else [])]
-    return Plan(subject, {column: at[column] for column in (*subject, *optional) if column in at}, layout, len(names))
+        at[REASON] = at["device_type"]  # the list stores the text of the type as the reason, for display
+    if dates or subject == BY_TYPE:
+        columns.append(DATE)
+    return Plan(subject, {column: at[column] for column in columns if column in at}, layout, len(names))
+
+
+def _positions(layout: Layout, names: Sequence[str], header: bytes, where: str) -> dict[str, int]:
+    """Return the position of each column of a layout in a file whose header has these column names.
+
+    Raises:
+        ReleaseRefused: `layout`, if a declared column is missing or a column name occurs twice.
+    """
+    needed = set(layout.columns.values()) if layout.declared else set(names)
+    for name in names:
+        if name in needed and names.count(name) > 1:
+            raise ReleaseRefused("layout", f"{where}: a column name occurs twice in the header: {name!r}")
+    at: dict[str, int] = {}
+    for column, name_or_number in layout.columns.items():
+        if isinstance(name_or_number, int):
+            at[column] = name_or_number - 1
+        elif name_or_number in names:
+            at[column] = names.index(name_or_number)
+        elif layout.declared:
+            missing = f"the header has no column {name_or_number!r}, which layout {layout.name} declares for {column}"
+            raise ReleaseRefused("layout", f"{where}: {missing}{separator_hint(header, layout.separator)}")
+    return at
 
 
 def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
-    """Return the kinds of list for which a file with this header line can be used.
+    """Return the kinds of list into which a file with this header line can be loaded.
 
     Raises:
         ReleaseRefused: `layout`, if no kind fits.
@@ -284,28 +326,28 @@ def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
 
 
 def unknown_columns(header: bytes, layout: Layout) -> list[str]:
-    """Return warnings about unknown columns of a file in the layout `eir`.
-
-    Files in other layouts may have columns that are ignored.
-    """
-    known = layout.columns
-    strange = [column for column in _header_names(header, ",") if column not in known] if layout.name == "eir" else []
-    near = {column: difflib.get_close_matches(column, known, n=1) for column in strange}
-    return [f"{column!r}" + (f"; did you mean {near[column][0]!r}?" if near[column] else "") for column in strange]
+    """Return a warning for each unknown column of a file in the layout `eir`; files in other layouts may have unknown columns."""
+    if layout.name != "eir":
+        return []
+    warnings = []
+    for column in _header_names(header, ","):
+        if column not in layout.columns:
+            similar = difflib.get_close_matches(column, layout.columns, n=1)
+            hint = f"; did you mean {similar[0]!r}?" if similar else ""
+            warnings.append(f"{column!r}{hint}")
+    return warnings
 
 
 def separator_hint(header: bytes, separator: str = ",") -> str:
-    """Return a hint if a header is in UTF-16 or has another separator; otherwise return an empty text.
-
-    Some spreadsheets write such files.
-    """
+    """Return a hint if a header is in UTF-16 or has another separator, as from some spreadsheets, or else an empty text."""
     if header.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return " (it is in UTF-16; save it as CSV in UTF-8)"
-    for separator_byte, label in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
-        if separator_byte in header and separator.encode() not in header:
-            return f" (its columns are separated by {label}; " + (
-                "save it with commas)" if separator == "," else f"{separator!r} is expected)"
-            )
+    if separator.encode() in header:
+        return ""
+    advice = "save it with commas" if separator == "," else f"{separator!r} is expected"
+    for other_separator, label in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
+        if other_separator in header:
+            return f" (its columns are separated by {label}; {advice})"
     return ""
 
 
@@ -314,25 +356,30 @@ def guess_layout(first_line: bytes) -> str | None:
     if is_device_check_answer(first_line):
         return "gsma-device-check"
     names = _header_names(first_line, ",")
-    if (known := _HEADERS.get(",".join(names)) or _layout_of_types(first_line)) is not None:
+    known = _HEADERS.get(",".join(names)) or _device_type_layout(first_line)
+    if known is not None:
         return known
     if _IDENTIFIES.keys() & set(names):
         return "eir"
     try:
-        device_key(names[0] if len(names) == 1 else "")
+        device_key(",".join(names))
     except IdentifierError:
         return None
     return "imei"
 
 
-def _layout_of_types(header: bytes) -> str | None:
+def _device_type_layout(header: bytes) -> str | None:
     """Return the name of the layout for a file of device types with this header, or None for another file."""
-    by_comma, by_bar = (
-        {name.replace(" ", "_") for name in _header_names(header, separator)} for separator in (",", "|")
-    )
-    if {*BY_TYPE} <= by_comma <= {*BY_TYPE, ALLOCATED, UNTIL}:
+    needed = set(BY_TYPE)
+    if needed <= _names_of_types(header, ",") <= {*BY_TYPE, ALLOCATED, UNTIL}:
         return "tacs"
-    return "gsma-tacs" if {*BY_TYPE} <= by_bar else None
+    if needed <= _names_of_types(header, "|"):
+        return "gsma-tacs"
+    return None
+
+
+def _names_of_types(header: bytes, separator: str) -> set[str]:
+    return {name.replace(" ", "_") for name in _header_names(header, separator)}
 
 
 _DATE_PARTS = {"YYYY": "%Y", "MM": "%m", "Mon": "%b", "DD": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
@@ -342,39 +389,38 @@ _DATE_PART = re.compile("|".join(_DATE_PARTS))
 def is_date_form(form: str) -> bool:
     """Return True if a text is a valid form of dates, such as `DD.MM.YYYY hh:mm`.
 
-    A form has YYYY, MM or Mon, and DD, optionally hh, mm and ss, separated by punctuation.
+    A form has YYYY, DD, and either MM or Mon. It may also have hh and mm, and ss. The parts are separated by punctuation.
     """
     parts = _DATE_PART.findall(form)
-    signs = _DATE_PART.sub("", form)
-    complete = (
-        {"YYYY", "DD"} < set(parts)
-        and ("MM" in parts) != ("Mon" in parts)
-        and {"hh", "mm"}.intersection(parts) in ({"hh", "mm"}, set())
-    )
-    return complete and len(set(parts)) == len(parts) and re.fullmatch(r"[ ./:_TZ-]*", signs) is not None
+    part_set = set(parts)
+    separators = _DATE_PART.sub("", form)
+    if len(part_set) != len(parts) or re.fullmatch(r"[ ./:_TZ-]*", separators) is None:
+        return False
+    has_one_month = ("MM" in parts) != ("Mon" in parts)
+    has_whole_time = ("hh" in parts) == ("mm" in parts)
+    return part_set > {"YYYY", "DD"} and has_one_month and has_whole_time
 
 
 def until_seconds(text: str, form: str | None = None) -> int:
-    """Parse the expiry date of an entry to Unix seconds; return 0 if the text is empty.
+    """Parse the expiry of an entry to Unix seconds; return 0 if the text is empty.
 
-    A date means the end of that day in UTC.
+    A date without a time of day is the end of that day in UTC.
 
     Args:
-        text: date, such as `20261231`, `2026-12-31` or `2026-12-31T12:00:00Z` without a `form`.
-        form: form of the date, as in a Layout.
+        text: date or time in the form `form`.
+        form: form of the date, as in a Layout. None: a form of USUAL_DATES.
 
     Raises:
         ValueError: if the text has another form.
     """
     if not text:
         return 0
-    if form is None and len(text) == len("2026-12-31T12:00:00Z") and text.endswith("Z"):
-        form = "YYYY-MM-DDThh:mm:ssZ"
-    elif form is None:
-        form = "YYYYMMDD" if len(text) == len("20261231") and is_digits(text) else "YYYY-MM-DD"
+    if form is None:
+        form = _usual_form(text)
     if len(text) != len(form) or not text.isascii():
         raise ValueError("a date in another form")
-    moment = datetime.strptime(text, _DATE_PART.sub(lambda part: _DATE_PARTS[part[0]], form)).replace(tzinfo=UTC)
+    directives = _DATE_PART.sub(lambda part: _DATE_PARTS[part[0]], form)
+    moment = datetime.strptime(text, directives).replace(tzinfo=UTC)
     if "hh" not in form:
         try:
             moment += timedelta(days=1)
@@ -383,35 +429,49 @@ def until_seconds(text: str, form: str | None = None) -> int:
     return max(1, int(moment.timestamp()))
 
 
-def find_layout(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
-    """Return the layout with this name, from the built-in layouts or those of the configuration.
+def _usual_form(text: str) -> str:
+    if len(text) == len("2026-12-31T12:00:00Z") and text.endswith("Z"):
+        return "YYYY-MM-DDThh:mm:ssZ"
+    if len(text) == len("20261231") and is_digits(text):
+        return "YYYYMMDD"
+    return "YYYY-MM-DD"
 
-    `name` is the name of the file for messages.
+
+def find_layout(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
+    """Return a layout by its name.
+
+    Args:
+        name: name of the data file for messages.
+        layout: name of the layout.
+        declared: layouts of the configuration by name. A built-in layout of the same name has priority.
 
     Raises:
         ReleaseRefused: `layout`, if the layout is unknown.
     """
     known = {**declared, **LAYOUTS}
     if layout not in known:
-        advice = "the configuration may declare others (layouts)"
-        raise ReleaseRefused(
-            "layout", f"{name}: layout {layout!r} is unknown; expected one of {', '.join(known)}; {advice}"
+        expected = ", ".join(known)
+        fault = (
+            f"layout {layout!r} is unknown; expected one of {expected}; the configuration may declare others (layouts)"
         )
+        raise ReleaseRefused("layout", f"{name}: {fault}")
     return known[layout]
 
 
 def _header_names(header: bytes, separator: str) -> list[str]:
     try:
         text = header.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
-        return [column.strip().lower() for column in next(csv.reader([text], strict=True, delimiter=separator), [])]
+        columns = next(csv.reader([text], strict=True, delimiter=separator), [])
     except (UnicodeDecodeError, csv.Error):
         return []
+    return [column.strip().lower() for column in columns]
 
 
 def csv_fields(line: bytes, separator: str) -> list[str]:
     """Return the fields of one CSV line, or an empty list if the line is not valid CSV."""
+    text = line.decode("utf-8", "replace")
     try:
-        return next(csv.reader([line.decode("utf-8", "replace")], delimiter=separator, strict=True), [])
+        return next(csv.reader([text], delimiter=separator, strict=True), [])
     except csv.Error:
         return []
 
@@ -419,24 +479,21 @@ def csv_fields(line: bytes, separator: str) -> list[str]:
 def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
     """Return the fields of one line by the names of the plan's columns.
 
-    A missing field is `None`; if the line is not valid CSV, all fields are `None`.
+    A missing field is None. If the line is not valid CSV, all fields are None.
     """
-    fields = csv_fields(line, plan.layout.separator)
-    return {column: fields[position] if position < len(fields) else None for column, position in plan.at.items()}
+    fields = dict(enumerate(csv_fields(line, plan.layout.separator)))
+    return {column: fields.get(position) for column, position in plan.at.items()}
 
 
 def row_fault(line: bytes, plan: Plan) -> str:
     """Return a message about the fault of a bad row."""
-    fields, layout = fields_of(line, plan), plan.layout
+    layout = plan.layout
+    fields = fields_of(line, plan)
     if plan.may_be_open:
         fields["imei_to"] = fields["imei_to"] or fields["imei_from"]
-    if None in (fields[column] for column in plan.subject) or (layout.answers and not fields["imei"]):
-        expectation = "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions"
-        return (
-            f"{expectation}, is expected"
-            if layout.answers
-            else f"the row has no {'+'.join(plan.subject)}; expected one row per line, with closed quotes"
-        )
+    is_incomplete = None in (fields[column] for column in plan.subject)
+    if is_incomplete or (layout.answers and not fields["imei"]):
+        return _incomplete_fault(plan)
     try:
         keys = [_KEY_OF[column](fields[column] or "") for column in plan.subject]
         until_seconds(fields.get(UNTIL) or "", layout.dates)
@@ -444,19 +501,28 @@ def row_fault(line: bytes, plan: Plan) -> str:
         return str(error)
     except ValueError:
         return f"until is not like {layout.dates or USUAL_DATES}"
-    if any(
-        (fields[column] or "").strip() not in layout.added | layout.removed
-        for column in (ACTION, CHANGE)
-        if column in fields
-    ):
-        known = [", ".join(sorted(filter(None, codes))) for codes in (layout.added, layout.removed)]
-        return f"its code is none of {known[0]} (added) and {known[1]} (removed)"
+    codes = {(fields[column] or "").strip() for column in (ACTION, CHANGE) if column in fields}
+    if not codes <= layout.added | layout.removed:
+        added = ", ".join(sorted(filter(None, layout.added)))
+        removed = ", ".join(sorted(filter(None, layout.removed)))
+        return f"its code is none of {added} (added) and {removed} (removed)"
     if plan.subject != BY_RANGE:
         return "the row cannot be read"
-    first, last = keys
-    return (
-        "imei_from is above imei_to" if first > last else f"the range holds {-(-(last - first + 1) // SNR_KEYS)} TACs"
-    )
+    return _range_fault(*keys)
+
+
+def _incomplete_fault(plan: Plan) -> str:
+    if plan.layout.answers:
+        return "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions, is expected"
+    columns = "+".join(plan.subject)
+    return f"the row has no {columns}; expected one row per line, with closed quotes"
+
+
+def _range_fault(first: int, last: int) -> str:
+    if first > last:
+        return "imei_from is above imei_to"
+    tacs = -(-(last - first + 1) // SNR_KEYS)
+    return f"the range holds {tacs} TACs"
 
 
 USUAL_DATES = "20261231, 2026-12-31 or 2026-12-31T12:00:00Z"

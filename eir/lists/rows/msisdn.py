@@ -1,7 +1,7 @@
-"""Table from MSISDN to IMSI, which the operator supplies as a file.
+"""Table of numbers: file of the operator that maps each MSISDN to an IMSI.
 
-The file has two columns, `msisdn,imsi`, with or without a header line. In memory the table has two arrays: 16 bytes for each
-subscriber.
+The file has two columns, `msisdn,imsi`, with or without a header line. In memory the table has two arrays, with 16 bytes for
+each subscriber.
 """
 
 from array import array
@@ -47,10 +47,12 @@ def msisdn_digits(text: str) -> str:
 
 
 class Numbers(NamedTuple):
-    """Table of numbers in memory: sorted keys of MSISDNs, and for each the key of its IMSI."""
+    """Table of numbers in memory."""
 
     numbers: NDArray[np.uint64]
+    """Keys of MSISDNs in ascending order."""
     imsis: NDArray[np.uint64]
+    """Key of the IMSI of each MSISDN."""
 
     def imsi(self, msisdn: str) -> str | None:
         """Return the IMSI of an MSISDN, or None if the table does not contain the MSISDN.
@@ -60,13 +62,15 @@ class Numbers(NamedTuple):
         """
         key = np.uint64(number_key(msisdn))
         at = int(np.searchsorted(self.numbers, key))
-        return imsi_text(int(self.imsis[at])) if at < len(self.numbers) and self.numbers[at] == key else None
+        if at == len(self.numbers) or self.numbers[at] != key:
+            return None
+        return imsi_text(int(self.imsis[at]))
 
 
 def number_of(numbers: Numbers) -> Callable[[str], str]:
-    """Return a function that maps an IMSI to its lowest MSISDN, or to an empty text if it has none.
+    """Return a function that maps an IMSI to its lowest MSISDN, or to an empty text if the table does not contain the IMSI.
 
-    The function raises IdentifierError for a text that is not an IMSI.
+    The returned function raises IdentifierError if the text is not an IMSI.
     """
     order = np.lexsort((numbers.numbers, numbers.imsis))
     imsis = numbers.imsis[order]
@@ -74,7 +78,10 @@ def number_of(numbers: Numbers) -> Callable[[str], str]:
     def number(imsi: str) -> str:
         key = np.uint64(imsi_key(imsi))
         at = int(np.searchsorted(imsis, key))
-        return str(numbers.numbers[order[at]])[1:] if at < len(imsis) and imsis[at] == key else ""
+        if at == len(imsis) or imsis[at] != key:
+            return ""
+        msisdn_key = numbers.numbers[order[at]]
+        return str(msisdn_key)[1:]
 
     return number
 
@@ -86,29 +93,34 @@ def read_numbers(path: Path) -> Numbers:
     """Read the table of numbers from a file.
 
     One bad line rejects the whole file, because a partial table would miss subscribers.
+
+    Raises:
+        NumbersError: if the file cannot be read, has a bad line or the same number twice, or is empty.
     """
-    numbers, imsis = array("Q"), array("Q")
+    numbers = array("Q")
+    imsis = array("Q")
     try:
         with path.open("rb") as stream:
-            for at, line in enumerate(stream, 1):
-                number, _, imsi = line.decode("ascii").strip().partition(",")
-                if at == 1 and (number.strip().lower(), imsi.strip().lower()) == HEADER:
+            for line_number, line in enumerate(stream, 1):
+                number, _, imsi = map(str.strip, line.decode("ascii").partition(","))
+                if line_number == 1 and (number.lower(), imsi.lower()) == HEADER:
                     continue
                 if number or imsi:
-                    numbers.append(number_key(number.strip()))
-                    imsis.append(imsi_key(imsi.strip()))
-    except OSError as e:
-        raise NumbersError(f"{path} cannot be read: {e.strerror}") from None
-    except (UnicodeDecodeError, IdentifierError) as e:
-        raise NumbersError(
-            f"{path}:{at}: {'not ASCII' if isinstance(e, UnicodeDecodeError) else e}; expected MSISDN,IMSI"
-        ) from None
+                    numbers.append(number_key(number))
+                    imsis.append(imsi_key(imsi))
+    except OSError as error:
+        raise NumbersError(f"{path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, IdentifierError) as error:
+        fault = "not ASCII" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise NumbersError(f"{path}:{line_number}: {fault}; expected MSISDN,IMSI") from None
     if not numbers:
         raise NumbersError(f"{path} has no number; expected lines of MSISDN,IMSI")
     keys = np.frombuffer(numbers, np.uint64)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
-    if len(again := np.flatnonzero(keys[1:] == keys[:-1])):
-        first, second = order[again[0] : again[0] + 2] + 1
+    repeated = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(repeated):
+        at = repeated[0]
+        first, second = order[at : at + 2] + 1
         raise NumbersError(f"{path}: rows {first} and {second} have the same number")
     return Numbers(keys, np.frombuffer(imsis, np.uint64)[order])

@@ -1,17 +1,17 @@
 """Reader of data files, which parses rows to arrays of keys.
 
-polars' CSV reader and vectorised casts parse a piece of the file. If a quote does not close within its line, or if polars
-rejects the piece, Python's csv module parses it line by line with the same result.
+polars parses a chunk of the file and converts whole columns. If a quote does not close within its line, or if polars rejects the
+chunk, Python's csv module parses the chunk line by line with the same result.
 
-polars parses on one thread, because a load shares the host with a server and may use only one core. Importing polars takes
-30 MB and 0.2 s, so modules that may not need it import this module where they use it.
+polars uses one thread, because a load shares the host with a server and may use only one core. The import of polars needs 30 MB and
+0.2 s, so a module that does not always read data files imports this module inside the function that uses it.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from eir.lists.pages.dates import DAY_MAX, Days
 from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.reasons import REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.lists.record.settings import Layout
-from eir.lists.rows.build import Rows
+from eir.lists.rows.build import Rows, select_rows
 from eir.lists.rows.layout import (
     ACTION,
     BOM,
@@ -53,11 +53,11 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 COMPLAINTS_MAX = 10
-"""Bad rows that are named, with file, line and expectation but never with the identifier. All bad rows are counted."""
+"""Maximum number of named bad rows. A message has file, line and expected form, but never the identifier. All bad rows are counted."""
 
 Mask: TypeAlias = NDArray[np.bool_]
 Parsed: TypeAlias = tuple[Keys, Mask]
-"""Key of each row, and which rows have a valid key."""
+"""Key of each row, and a mask of the rows with a valid key."""
 
 _DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
 _MEID = "^[0-9A-Fa-f]{14}$"
@@ -68,16 +68,16 @@ ODD = {
     WRONG_DATES: "its date is not like {dates}", ENDED: "its end (until) is over", ZEROS: "its IMEI is all zeros",
     FUTURE_DATES: "its date is more than a year ahead", LONG_ROWS: "it has more fields than the header",
 }  # fmt: skip
-"""Kind of an odd row → its fault."""
+"""Message by kind of odd row: a row that is accepted, but is probably a mistake."""
 
 
 @dataclass(slots=True)
 class OddRows:
-    """Rows of one kind of probable mistake (`ODD`): their number, and the first of them."""
+    """Odd rows of one kind: their number, and messages about the first of them."""
 
     count: int = 0
     named: list[str] = field(default_factory=list)
-    """First rows of this kind, with file and line."""
+    """Messages with file and line."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,26 +87,88 @@ class Tally:
     bad_rows_max: int
     range_tacs_max: int
     check_digits: bool = False
-    """Verify check digits, which have no effect and take time."""
+    """Verify the check digits of IMEIs for `wrong_check_digits`. A load needs no check digits, and the verification takes time."""
     dates: bool = False
-    """Parse the column `date` in a list of another kind than device types too."""
+    """Parse the column `date` also for another kind of list than device types."""
     keeps_dates: bool = False
-    """Add these dates to the rows."""
+    """Add the parsed dates to the rows."""
     now_s: int | None = None
-    """Unix seconds for odd rows, which are accepted but probably mistakes; None: odd rows are not counted."""
+    """Present time in Unix seconds, with which odd rows are found. None: only wrong dates are counted as odd rows."""
     complaints_max: int = COMPLAINTS_MAX
     each_bad: Callable[[str, int, str, bytes], None] | None = None
-    """Receiver of each bad row: file, line, fault, and the row itself."""
+    """Callback that receives each bad row: file, line, fault, and the row itself."""
     bad: int = 0
     skipped: int = 0
-    """Junk identifiers, in layouts where they are normal."""
+    """Number of rows with a junk identifier, in layouts whose files usually have such rows."""
     wrong_check_digits: int = 0
-    """IMEIs of 15 digits whose last digit is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
+    """Number of IMEIs of 15 digits whose last digit is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
     complaints: list[str] = field(default_factory=list)
+    """Messages about the first bad rows."""
     wide: list[str] = field(default_factory=list)
-    """First bad rows, and first ranges over the limit."""
+    """Messages about the first ranges that have more than `range_tacs_max` TACs."""
     odd: dict[str, "OddRows"] = field(default_factory=dict)
-    """Odd rows by kind: a key of `ODD`."""
+    """Odd rows by kind, a key of `ODD`."""
+
+
+class _Chunk(NamedTuple):
+    """Lines of a file that are parsed together."""
+
+    file: str
+    """Name of the file for messages."""
+    line: int
+    """Number of the first line in the file, from 1."""
+    data: bytes
+    plan: Plan
+
+
+class _Faults(NamedTuple):
+    """Masks of the faulty rows of a chunk."""
+
+    bad: Mask
+    wide: Mask
+    """Rows whose range has more than `range_tacs_max` TACs."""
+    odd: Mapping[str, Mask]
+    """Odd rows by kind, a key of `ODD`."""
+
+
+class _RowColumns(NamedTuple):
+    """Columns of good rows."""
+
+    plan: Plan
+    keys: Sequence[Keys]
+    """Keys of the subject's columns. For a TAC, also its highest key; for a device type, the allocation date (Unix seconds) is second."""
+    reasons: ReasonIndexes | None
+    until: Seconds | None
+    days: Days | None
+    """Days of the column `date`, if the list stores dates."""
+
+    def select(self, mask: Mask) -> "_RowColumns":
+        """Return the columns of the rows in the mask."""
+        keys = [select_rows(column, mask) for column in self.keys]
+        reasons = select_rows(self.reasons, mask)
+        until = select_rows(self.until, mask)
+        days = select_rows(self.days, mask)
+        return _RowColumns(self.plan, keys, reasons, until, days)
+
+    def add_to(self, rows: Rows) -> None:
+        """Add these rows to a collection."""
+        first, last = self.keys[0], self.keys[-1]
+        if self.plan.subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}:
+            rows.add_pairs(first, last, self.reasons, self.until, *self.keys[1:-1])
+            return
+        if self.days is not None:
+            rows.dates.append(first, last, self.days)
+        if len(self.keys) == 1:
+            rows.add(first, self.reasons, self.until)
+            return
+        ranges = self
+        single = first == last
+        if self.plan.may_be_open and single.any():  # a load of ranges is slower than a load of single identifiers
+            singles = self.select(single)
+            rows.add(singles.keys[0], singles.reasons, singles.until)
+            ranges = self.select(~single)
+        if len(ranges.keys[0]):
+            rows.add_spans(ranges.keys[0], ranges.keys[1], ranges.reasons, ranges.until)
 
 
 def read_rows(
@@ -114,160 +176,156 @@ def read_rows(
     rows_max: int | None = None, removed: Rows | None = None, declared: Mapping[str, Layout] | None = None,
     actions: "Actions | None" = None,
 ) -> int:  # fmt: skip
-    """Read the rows of one file; return their number, including bad and skipped rows but no blank lines.
+    """Read the rows of one file; return the number of rows, which includes bad and skipped rows but no blank lines.
 
     Args:
         chunks: content in pieces that end with a newline.
         name: name of the file for messages.
         layout: name of the layout.
         kind: kind of the list.
-        rows: receives the rows; None to count them only.
+        rows: receives the rows; None to only count them.
         reasons: receives new reasons.
         tally: receives counts and faults.
         rows_max: maximum number of rows.
-        removed: receives rows whose code removes an entry; None to count them only.
+        removed: receives the rows with a code that removes their entry; None to only count them.
         declared: layouts of the configuration.
-        actions: receives rows with codes instead of `rows` and `removed`. A caller that reads several files uses it so
-            that the
-            last row of all files counts.
+        actions: receives rows with codes, in place of `rows` and `removed`. A caller that reads several files passes the
+            same collection for each, so that the latest row of all files counts.
 
     Raises:
-        ReleaseRefused: `layout` if the header does not fit; `rows` if a record of the file states another count, or as
-            soon as
-            there are more than `rows_max`; `bad_rows` as soon as all files so far have more than `tally.bad_rows_max`; `range`
-            as Rows.add_spans.
+        ReleaseRefused: `layout` if the header does not fit; `rows` if a header or trailer record has another row count, or
+            there are more than `rows_max` rows; `bad_rows` if all files so far have more than `tally.bad_rows_max` bad
+            rows; `range` as Rows.add_spans.
     """
-    dialect = find_layout(name, layout, declared or {})
-    gathered = actions or Actions()
-    frame = Frame(name, dialect)
+    file_layout = find_layout(name, layout, declared or {})
+    collected = actions or Actions()
+    frame = Frame(name, file_layout)
     plan: Plan | None = None
-    count, line = 0, 1 + dialect.lines_before
+    count = 0
+    line = 1 + file_layout.lines_before
     for piece in frame.lines(chunks):
-        chunk = piece
+        data = piece
         if plan is None:
-            plan, chunk = plan_of(name, dialect, kind, piece, dates=tally.dates)
-            line += _lines(piece) - _lines(chunk)
-        if chunk:
-            lines = _lines(chunk)
-            bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, reasons, tally), gathered)
-            count += len(bad)
-            tally.bad += int(bad.sum())
-            _tally_rows(tally, plan, (name, line), chunk, (bad, wide, odd))
+            plan, data = plan_of(name, file_layout, kind, piece, dates=tally.dates)
+            line += _lines(piece) - _lines(data)
+        if data:
+            chunk = _Chunk(name, line, data, plan)
+            faults = _read_chunk(chunk, rows, reasons, tally, collected)
+            count += len(faults.bad)
+            line += _lines(data)
+            _tally_faults(tally, chunk, faults)
             if tally.bad > tally.bad_rows_max:
                 detail = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
                 raise ReleaseRefused("bad_rows", "\n".join((detail, *tally.complaints)))
             if rows_max is not None and count > rows_max:
                 raise ReleaseRefused("rows", f"{name} has {count} rows; the manifest says {rows_max}")
-            line += lines
-    if plan is None and dialect.names:
+    if plan is None and file_layout.names:
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
     frame.check(count)
     if actions is None:
-        gathered.move_to(rows, removed)
+        collected.move_to(rows, removed)
     return count
 
 
-def _read_chunk(
-    data: bytes,
-    lines: int,
-    plan: Plan,
-    into: tuple[Rows | None, Reasons, Tally],
-    actions: "Actions",
-) -> tuple[Mask, Mask, Mapping[str, Mask]]:
-    """Parse some lines of a file, and add their rows to the collections in `into`.
-
-    Return three masks of rows: bad rows, rows with a range above the limit, and odd rows by kind of `ODD`.
-    """
-    rows, reasons, tally = into
-    columns, layout = _columns(data, lines, plan), plan.layout
-    if not len(columns[plan.subject[0]]):  # blank lines
-        return np.zeros(0, bool), np.zeros(0, bool), {}
-    plus = b"+" in data  # polars accepts a sign before a number; identifiers have none
+def _read_chunk(chunk: _Chunk, rows: Rows | None, reasons: Reasons, tally: Tally, actions: "Actions") -> _Faults:
+    """Parse a chunk, add its good rows to `rows` or to `actions`, and return its faulty rows."""
+    plan = chunk.plan
+    layout = plan.layout
+    columns = _columns(chunk.data, plan)
+    identifiers = columns[plan.subject[0]]
+    if not len(identifiers):  # only blank lines
+        return _Faults(np.zeros(0, bool), np.zeros(0, bool), {})
+    has_plus = b"+" in chunk.data  # polars accepts a sign before a number; identifiers have none
     if tally.check_digits:
         tally.wrong_check_digits += sum(
-            _wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei")
+            _wrong_check_digits(columns[name], has_plus) for name in plan.subject if name.startswith("imei")
         )
     _close_ranges(columns, plan)
-    parsed = [_KEYS_OF[name](columns[name], plus) for name in plan.subject]
+    parsed = [_KEYS_OF[name](columns[name], has_plus) for name in plan.subject]
     keys = [numbers for numbers, _ in parsed]
-    good = np.logical_and.reduce([mask for _, mask in parsed])
-    until, goes = None, None
+    good = np.logical_and.reduce([is_valid for _, is_valid in parsed])
+    until = None
     if UNTIL in columns:
-        until, readable = _ends(columns[UNTIL], layout.dates)
-        good &= readable
-    days, wrong = _days(columns, layout)
+        until, is_valid = _expiries(columns[UNTIL], layout.dates)
+        good &= is_valid
+    dates_s, has_wrong_date = _dates(columns, layout)
+    removes = None
     if ACTION in columns:
-        goes, readable = _codes(columns, layout)
-        good &= readable
-    wide = _ranges(plan, keys, good, tally)
-    odd = {WRONG_DATES: wrong} | _probable_mistakes(data, plan, (keys[0], days, until), good, now_s=tally.now_s)
+        removes, is_valid = _codes(columns, layout)
+        good &= is_valid
+    wide = _wide_ranges(plan, keys, good, tally)
+    odd = {WRONG_DATES: has_wrong_date} | _probable_mistakes(chunk, (keys[0], dates_s, until), good, now_s=tally.now_s)
     bad = ~good
     if layout.junk and bad.any():
-        junk = ~parsed[0][1] & _matches(columns[plan.subject[0]], _DIRBS_JUNK)
+        _, is_valid = parsed[0]
+        junk = ~is_valid & _matches(identifiers, _DIRBS_JUNK)
         tally.skipped += int(junk.sum())
         bad &= ~junk
-    why = None if REASON not in columns else _reason_indexes(_expand_reason_codes(columns[REASON], layout), reasons)
     if plan.subject == BY_TAC:
         keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
     if plan.subject == BY_TYPE:
-        keys.insert(1, days)
-    keys, why, until = [_some(each, good) for each in keys], _some(why, good), _some(until, good)
-    since = _some(np.minimum(days // DAY_S, DAY_MAX - 1).astype(np.uint16), good) if tally.keeps_dates else None
-    if goes is not None:
-        when = columns[WHEN].cast(pl.Int64).to_numpy() if WHEN in columns else None
-        actions.add(_Part(plan, keys, _some(goes, good), _some(when, good), why, until, since))
+        keys.insert(1, dates_s)
+    days = _days(dates_s) if tally.keeps_dates else None
+    indexes = _row_reasons(columns, layout, reasons)
+    row_columns = _RowColumns(plan, keys, indexes, until, days).select(good)
+    if removes is not None:
+        times = columns[WHEN].cast(pl.Int64).to_numpy() if WHEN in columns else None
+        actions.add(_Part(row_columns, select_rows(removes, good), select_rows(times, good)))
     elif rows is not None:
-        _add(rows, plan, keys, why, until, since=since)
-    return bad, wide, odd
+        row_columns.add_to(rows)
+    return _Faults(bad, wide, odd)
+
+
+def _days(dates_s: Keys) -> Days:
+    """Convert dates from Unix seconds to days since 1970-01-01."""
+    return np.minimum(dates_s // DAY_S, DAY_MAX - 1).astype(np.uint16)
 
 
 def _probable_mistakes(
-    data: bytes, plan: Plan, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
+    chunk: _Chunk, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
 ) -> dict[str, Mask]:
-    """Return masks of good rows that are probably mistakes, by kind of `ODD`.
+    """Return masks of good rows that are probably mistakes, by kind (a key of `ODD`); no masks if `now_s` is None.
 
-    `columns`: keys, days and expiries. If `now_s` is `None`, no row is a mistake.
+    `columns`: keys, dates (Unix seconds) and expiries.
     """
     if now_s is None:
         return {}
-    keys, days, until = columns
-    odd = {FUTURE_DATES: days > np.uint64(now_s + 365 * DAY_S), LONG_ROWS: _too_long(data, plan)}
-    if plan.subject[0].startswith("imei"):
+    keys, dates_s, until = columns
+    odd = {FUTURE_DATES: dates_s > np.uint64(now_s + 365 * DAY_S), LONG_ROWS: _long_rows(chunk)}
+    if chunk.plan.subject[0].startswith("imei"):
         odd[ZEROS] = keys == 0
     if until is not None:
         odd[ENDED] = (until > 0) & (until <= now_s)
-    return {kind: which & good for kind, which in odd.items()}
+    return {kind: mask & good for kind, mask in odd.items()}
 
 
-def _too_long(data: bytes, plan: Plan) -> Mask:
-    """Return a mask of the rows with more fields than the header, such as by a comma in an unquoted reason."""
-    lines, separator = [line for line in data.split(b"\n") if line], plan.layout.separator
-    counts = np.fromiter((line.count(separator.encode()) for line in lines), np.int64, len(lines))
-    long = (counts >= plan.width) if plan.width else np.zeros(len(lines), bool)
-    for row in np.flatnonzero(long):
-        long[row] = len(csv_fields(lines[row], separator)) > plan.width
+def _long_rows(chunk: _Chunk) -> Mask:
+    """Return a mask of the rows with more fields than the header, such as rows with a comma in an unquoted reason."""
+    width = chunk.plan.width
+    separator = chunk.plan.layout.separator
+    lines = [line for line in chunk.data.split(b"\n") if line]
+    long = np.zeros(len(lines), bool)
+    if width:
+        for row, line in enumerate(lines):
+            if line.count(separator.encode()) >= width:
+                long[row] = len(csv_fields(line, separator)) > width
     return long
 
 
 class _Part(NamedTuple):
-    """Rows with a code that adds or removes an entry, in the order of the file."""
+    """Rows with a code that adds or removes their entry, in the order of the file."""
 
-    plan: Plan
-    keys: Sequence[Keys]
-    """Arrays in the order of `_add`."""
-    goes: Mask
-    when: Seconds | None
-    """Unix seconds, if the layout has times."""
-    why: ReasonIndexes | None
-    until: Seconds | None
-    since: Days | None
-    """Days of the column `date`, if dates are kept."""
+    columns: _RowColumns
+    removes: Mask
+    """Rows that remove their entry."""
+    times: Seconds | None
+    """Unix seconds of the rows, if the layout has times."""
 
 
 class Actions:
-    """Collection of rows with codes that add or remove an entry. Of each entry, the latest row counts.
+    """Collection of rows with codes that add or remove an entry. Of the rows of one entry, the latest row counts.
 
-    Without times, or at equal times, the last row counts.
+    Without times, or at equal times, the row that is last in the files counts.
     """
 
     def __init__(self) -> None:
@@ -278,107 +336,86 @@ class Actions:
         self._parts.append(part)
 
     def move_to(self, rows: Rows | None, removed: Rows | None) -> None:
-        """Move the rows that count to `rows` (added entries) and `removed`; other rows are dropped."""
-        parts, self._parts = [part for part in self._parts if len(part.goes)], []
+        """Move the rows that count to `rows` if they add an entry, and to `removed` if they remove one; drop other rows."""
+        parts = [part for part in self._parts if len(part.removes)]
+        self._parts = []
         for part, counts in zip(parts, _latest(parts), strict=True):
-            for target, which in ((rows, counts & ~part.goes), (removed, counts & part.goes)):
-                if target is not None:
-                    keys = [_some(each, which) for each in part.keys]
-                    columns = _some(part.why, which), _some(part.until, which)
-                    _add(target, part.plan, keys, *columns, since=_some(part.since, which))
+            if rows is not None:
+                part.columns.select(counts & ~part.removes).add_to(rows)
+            if removed is not None:
+                part.columns.select(counts & part.removes).add_to(removed)
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """Return for each part a mask of the rows that count: of several rows of one entry, only the latest.
+    """Return a mask for each part with the rows that count: of several rows of one entry, the latest.
 
-    If no row removes an entry, all rows of the entry count, unless the layout has times.
+    If the layout has no times and no row removes an entry, all rows of the entry count.
     """
-    gone = np.concatenate([part.keys[0][part.goes] for part in parts]) if parts else np.zeros(0, np.uint64)
-    disputed = [
-        np.ones(len(part.goes), bool) if part.when is not None else np.isin(part.keys[0], gone) for part in parts
-    ]
-    if not any(which.any() for which in disputed):
-        return [~which for which in disputed]
-    first, last = (
-        np.concatenate([part.keys[at][which] for part, which in zip(parts, disputed, strict=True)]) for at in (0, -1)
-    )
-    when = np.concatenate([
-        np.zeros(int(which.sum()), np.int64) if part.when is None else part.when
-        for part, which in zip(parts, disputed, strict=True)
-    ])  # fmt: skip
-    order = np.lexsort((when, last, first))  # stable
-    first, last = first[order], last[order]
+    removed_keys = [part.columns.keys[0][part.removes] for part in parts]
+    removed = np.concatenate([np.zeros(0, np.uint64), *removed_keys])
+    disputed: list[Mask] = []
+    for part in parts:
+        has_times = part.times is not None
+        disputed.append(np.ones(len(part.removes), bool) if has_times else np.isin(part.columns.keys[0], removed))
+    if not any(mask.any() for mask in disputed):
+        return [~mask for mask in disputed]
+    firsts, lasts, times = [], [], []
+    for part, mask in zip(parts, disputed, strict=True):
+        firsts.append(part.columns.keys[0][mask])
+        lasts.append(part.columns.keys[-1][mask])
+        times.append(np.zeros(int(mask.sum()), np.int64) if part.times is None else part.times)
+    first = np.concatenate(firsts)
+    last = np.concatenate(lasts)
+    order = np.lexsort((np.concatenate(times), last, first))  # a stable sort
+    first = first[order]
+    last = last[order]
+    is_latest = np.ones(len(order), bool)
+    is_latest[:-1] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
     counts = np.zeros(len(order), bool)
-    counts[order[np.append((first[1:] != first[:-1]) | (last[1:] != last[:-1]), True)]] = True
-    masks, at = [], 0
-    for which in disputed:
-        mine = ~which
-        mine[which] = counts[at : at + int(which.sum())]
-        at += int(which.sum())
-        masks.append(mine)
+    counts[order[is_latest]] = True
+    masks = []
+    begin = 0
+    for mask in disputed:
+        end = begin + int(mask.sum())
+        part_counts = ~mask
+        part_counts[mask] = counts[begin:end]
+        masks.append(part_counts)
+        begin = end
     return masks
 
 
 def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:
     """Set the missing end of a range to the first identifier of the range."""
     if plan.may_be_open:
-        columns["imei_to"] = columns["imei_from"].zip_with(columns["imei_to"].fill_null("") == "", columns["imei_to"])
+        last = columns["imei_to"]
+        is_missing = last.fill_null("") == ""
+        columns["imei_to"] = columns["imei_from"].zip_with(is_missing, last)
 
 
-def _ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> Mask:
-    """Return a mask of the rows whose range exceeds the limit.
+def _wide_ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> Mask:
+    """Return a mask of the rows whose range has more than `range_tacs_max` TACs.
 
-    In `good`, rows whose range ends before it begins are cleared.
+    Rows whose range ends before it begins are cleared in `good`.
     """
     if plan.subject != BY_RANGE:
         return np.zeros(len(good), bool)
-    good &= keys[0] <= keys[1]
-    return good & (keys[1] - keys[0] >= np.uint64(tally.range_tacs_max * SNR_KEYS))
-
-
-_Values = TypeVar("_Values", bound=NDArray[Any] | None)
-
-
-def _some(values: _Values, which: Mask) -> _Values:
-    return values if values is None or which.all() else cast("_Values", values[which])
-
-
-def _add(
-    rows: Rows,
-    plan: Plan,
-    keys: Sequence[Keys],
-    why: ReasonIndexes | None,
-    until: Seconds | None,
-    *,
-    since: Days | None,
-) -> None:
-    if plan.subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}:  # for BY_TYPE, keys[1] is the day of the TAC's allocation
-        rows.add_pairs(keys[0], keys[-1], why, until, *keys[1:-1])
-        return
-    if since is not None:
-        rows.dates.append(keys[0], keys[-1], since)
-    if plan.may_be_open and (single := keys[0] == keys[1]).any():  # ranges would take longer
-        rows.add(_some(keys[0], single), _some(why, single), _some(until, single))
-        keys, why, until = [_some(each, ~single) for each in keys], _some(why, ~single), _some(until, ~single)
-    if len(keys) == 1:
-        rows.add(keys[0], why, until)
-    elif len(keys[0]):
-        rows.add_spans(keys[0], keys[1], why, until)
+    first, last = keys
+    good &= first <= last
+    return good & (last - first >= np.uint64(tally.range_tacs_max * SNR_KEYS))
 
 
 def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask]:
-    """Return two masks: rows with a code that removes their entry, and rows whose codes are all known."""
-    texts = [columns[name].str.strip_chars().fill_null("") for name in (ACTION, CHANGE) if name in columns]
-    removes = [codes.is_in(list(layout.removed)).to_numpy() for codes in texts]
-    adds = [codes.is_in(list(layout.added)).to_numpy() for codes in texts]
-    return np.logical_or.reduce(removes), np.logical_and.reduce(
-        [gone | comes for gone, comes in zip(removes, adds, strict=True)]
-    )
-
-
-def _expand_reason_codes(texts: pl.Series, layout: Layout) -> pl.Series:
-    """Replace reason codes by the reason texts that the layout declares."""
-    return texts.str.strip_chars().replace(dict(layout.reasons)) if layout.reasons else texts
+    """Return two masks: rows with a code that removes their entry, and rows with known codes only."""
+    rows = len(columns[ACTION])
+    removes = np.zeros(rows, bool)
+    is_known = np.ones(rows, bool)
+    for name in (ACTION, CHANGE):
+        if name in columns:
+            codes = columns[name].str.strip_chars().fill_null("")
+            column_removes = codes.is_in(list(layout.removed)).to_numpy()
+            removes |= column_removes
+            is_known &= column_removes | codes.is_in(list(layout.added)).to_numpy()
+    return removes, is_known
 
 
 _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
@@ -387,21 +424,28 @@ _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
 def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
     """Parse a column of IMEIs, IMEISVs and MEIDs; return their keys and a mask of the valid rows."""
     keys, good = _imeis(texts, plus)
-    if not good.all() and (letters := ~good & _matches(texts, _MEID)).any():
+    if good.all():
+        return keys, good
+    is_meid = ~good & _matches(texts, _MEID)
+    if is_meid.any():
+        meids = texts.filter(pl.Series(is_meid)).str.to_integer(base=16)
         keys = keys.copy()
-        keys[letters] = texts.filter(pl.Series(letters)).str.to_integer(base=16).to_numpy() + MEID_BASE
-        good |= letters
+        keys[is_meid] = meids.to_numpy() + MEID_BASE
+        good |= is_meid
     return keys, good
 
 
 def _any_keys(texts: pl.Series, plus: bool) -> Parsed:
     """Parse a column of identifiers of any form; return their keys and a mask of the valid rows."""
     keys, good = _device_keys(texts, plus)
-    if not good.all():
-        keys, good = keys.copy(), good.copy()
-        for row in np.flatnonzero(~good):  # a loop is fast enough: a register has some thousands of these
-            with suppress(IdentifierError):
-                keys[row], good[row] = odd_key(texts[int(row)] or ""), True
+    if good.all():
+        return keys, good
+    keys = keys.copy()
+    good = good.copy()
+    for row in np.flatnonzero(~good):  # a register has only some thousands of such identifiers
+        with suppress(IdentifierError):
+            keys[row] = odd_key(texts[int(row)] or "")
+            good[row] = True
     return keys, good
 
 
@@ -409,9 +453,10 @@ def _imeis(texts: pl.Series, plus: bool) -> Parsed:
     """Parse a column of IMEIs and IMEISVs; return their keys and a mask of the valid rows."""
     numbers, good = _digits(texts, plus, IMEI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
-    if (lengths == KEY_DIGITS).all():  # no division
+    if (lengths == KEY_DIGITS).all():
         return numbers, good
-    return numbers // _POWERS[np.clip(lengths.astype(np.int64) - KEY_DIGITS, 0, 2)], good
+    further_digits = np.clip(lengths.astype(np.int64) - KEY_DIGITS, 0, 2)
+    return numbers // _POWERS[further_digits], good
 
 
 def _tacs(texts: pl.Series, plus: bool) -> Parsed:
@@ -424,28 +469,38 @@ def _imsis(texts: pl.Series, plus: bool) -> Parsed:
     """Parse a column of IMSIs; return their keys (eir.device.imsi_key) and a mask of the valid rows."""
     numbers, good = _digits(texts, plus, IMSI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
-    return numbers + _POWERS[np.minimum(lengths, IMSI_LENGTHS[-1])], good
+    digits = np.minimum(lengths, IMSI_LENGTHS[-1])
+    return numbers + _POWERS[digits], good
 
 
 def _types(texts: pl.Series, _: bool) -> Parsed:
     """Parse a column of device types; return their keys and a mask, in which every row is valid.
 
-    An empty text is a type too, but no rule can name it.
+    An empty text is a type, but the configuration cannot name this type.
     """
     texts = texts.fill_null("")
-    known = {text: device_type_key(text) for text in texts.unique().to_list()}
-    return texts.replace_strict(known, return_dtype=pl.UInt64).to_numpy(), np.ones(len(texts), bool)
+    keys = {text: device_type_key(text) for text in texts.unique().to_list()}
+    return texts.replace_strict(keys, return_dtype=pl.UInt64).to_numpy(), np.ones(len(texts), bool)
 
 
 def _days_seen(texts: pl.Series, _: bool) -> Parsed:
-    """Parse days of first sightings. A file has few different days."""
+    """Parse a column with days of first sightings; return the days since 1970-01-01 and a mask of the valid rows."""
+    days, good = _parse_each(texts, day_key)
+    return days.astype(np.uint64), good
+
+
+def _parse_each(texts: pl.Series, parse: Callable[[str], int]) -> tuple[Seconds, Mask]:
+    """Parse each different text of a column once; return the numbers, 0 for a fault, and a mask of the valid rows.
+
+    `parse` raises ValueError or IdentifierError for a fault. The column should have few different texts.
+    """
     texts = texts.fill_null("")
     known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
     for text in known:
-        with suppress(IdentifierError):
-            known[text] = day_key(text)
-    days = texts.replace_strict(known, return_dtype=pl.UInt64)
-    return days.fill_null(0).to_numpy(), days.is_not_null().to_numpy()
+        with suppress(ValueError, IdentifierError):
+            known[text] = parse(text)
+    numbers = texts.replace_strict(known, return_dtype=pl.Int64)
+    return numbers.fill_null(0).to_numpy(), numbers.is_not_null().to_numpy()
 
 
 _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
@@ -462,69 +517,71 @@ def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
     total = np.zeros(len(rest), np.uint64)
     for position in range(KEY_DIGITS):
         rest, digit = np.divmod(rest, np.uint64(10))
-        total += digit if position % 2 else np.where(digit > 4, 2 * digit - np.uint64(9), 2 * digit)
-    return int(np.count_nonzero((last != 0) & ((total + last) % 10 != 0)))
+        if position % 2:
+            total += digit
+        else:
+            doubled = 2 * digit
+            total += np.where(digit > 4, doubled - np.uint64(9), doubled)
+    is_wrong = (last != 0) & ((total + last) % 10 != 0)
+    return int(np.count_nonzero(is_wrong))
 
 
 def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
     """Parse a column of digits; return the numbers and a mask of the rows with an allowed length."""
     numbers = texts.cast(pl.UInt64, strict=False)
-    sizes = texts.str.len_bytes()
-    if not plus and not numbers.null_count() and sizes.min() in lengths and sizes.max() in lengths:
+    byte_lengths = texts.str.len_bytes()
+    if not plus and not numbers.null_count() and byte_lengths.min() in lengths and byte_lengths.max() in lengths:
         return numbers.to_numpy(), np.ones(len(numbers), bool)
-    size = sizes.fill_null(0).to_numpy()
-    good = numbers.is_not_null().to_numpy() & (size >= lengths[0]) & (size <= lengths[-1])
+    length = byte_lengths.fill_null(0).to_numpy()
+    good = numbers.is_not_null().to_numpy() & (length >= lengths[0]) & (length <= lengths[-1])
     if plus:  # reject identifiers with a sign, which polars accepted as numbers
-        good &= ~texts.str.starts_with("+").fill_null(value=False).to_numpy()
+        has_sign = texts.str.starts_with("+").fill_null(value=False)
+        good &= ~has_sign.to_numpy()
     return numbers.fill_null(0).to_numpy(), good
 
 
-def _ends(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
+def _expiries(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
     """Parse a column of expiries as until_seconds does; return Unix seconds and a mask of the valid rows."""
-    texts = texts.fill_null("")
-    known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
-    for text in known:
-        with suppress(ValueError):
-            known[text] = until_seconds(text, form)
-    seconds = texts.replace_strict(known, return_dtype=pl.Int64)
-    return seconds.fill_null(0).to_numpy(), seconds.is_not_null().to_numpy()
+    return _parse_each(texts, lambda text: until_seconds(text, form))
 
 
-def _days(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Keys, Mask]:
-    """Parse the column of dates; return Unix seconds of each day (0 for none) and a mask of the invalid rows."""
+def _dates(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Keys, Mask]:
+    """Parse the column of dates; return Unix seconds (0 for none) and a mask of the invalid rows."""
     if DATE not in columns:
         rows = len(next(iter(columns.values())))
         return np.zeros(rows, np.uint64), np.zeros(rows, bool)
-    ends, readable = _ends(columns[DATE], layout.dates)
-    return (np.maximum(ends - 1, 0) // DAY_S * DAY_S).astype(np.uint64), ~readable
+    day_ends, is_valid = _expiries(columns[DATE], layout.dates)
+    days = np.maximum(day_ends - 1, 0) // DAY_S
+    return (days * DAY_S).astype(np.uint64), ~is_valid
 
 
 def _matches(texts: pl.Series, pattern: str) -> Mask:
     return texts.str.contains(pattern).fill_null(value=False).to_numpy()
 
 
-def _columns(data: bytes, lines: int, plan: Plan) -> dict[str, pl.Series]:
+def _columns(data: bytes, plan: Plan) -> dict[str, pl.Series]:
     """Parse lines of CSV; return the columns of the plan without blank lines."""
-    in_file_order = sorted(set(plan.at.values()))
-    if data.startswith(BOM):  # the file's own BOM is already removed; polars would remove this one too
+    if data.startswith(BOM):  # the BOM of the file is already removed; polars would remove a second one
         return _columns_by_line(data, plan)
+    positions = sorted(set(plan.at.values()))
+    quote = '"' if b'"' in data else None
     try:
         frame = pl.read_csv(
-            data, has_header=False, infer_schema=False, columns=in_file_order, separator=plan.layout.separator,
-            quote_char='"' if b'"' in data else None, encoding="utf8-lossy", truncate_ragged_lines=True,
+            data, has_header=False, infer_schema=False, columns=positions, separator=plan.layout.separator,
+            quote_char=quote, encoding="utf8-lossy", truncate_ragged_lines=True,
         )  # fmt: skip
     except pl.exceptions.PolarsError:
         return _columns_by_line(data, plan)
-    columns = {column: frame.to_series(in_file_order.index(position)) for column, position in plan.at.items()}
-    whole = frame.height == lines
-    if whole and not any(columns[column].null_count() for column in plan.subject):
+    columns = {column: frame.to_series(positions.index(position)) for column, position in plan.at.items()}
+    has_all_lines = frame.height == _lines(data)
+    if has_all_lines and not any(columns[column].null_count() for column in plan.subject):
         return columns
     if data.startswith(b"\n") or b"\n\n" in data:
-        data = b"".join(line + b"\n" for line in data.split(b"\n") if line)
-        return (
-            _columns(data, _lines(data), plan) if data else {column: pl.Series(dtype=pl.String) for column in plan.at}
-        )
-    return columns if whole else _columns_by_line(data, plan)  # a quote that does not close within its line
+        lines = [line + b"\n" for line in data.split(b"\n") if line]
+        return _columns(b"".join(lines), plan) if lines else _columns_by_line(b"", plan)
+    if not has_all_lines:  # a quote does not close within its line
+        return _columns_by_line(data, plan)
+    return columns
 
 
 def _columns_by_line(data: bytes, plan: Plan) -> dict[str, pl.Series]:
@@ -536,14 +593,20 @@ def _lines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
 
 
-def _reason_indexes(texts: pl.Series, reasons: Reasons) -> ReasonIndexes:
-    """Return the reason index of each text; new texts are added to `reasons`."""
+def _row_reasons(columns: Mapping[str, pl.Series], layout: Layout, reasons: Reasons) -> ReasonIndexes | None:
+    """Return the reason index of each row, and add new texts to `reasons`; return None without a column of reasons."""
+    if REASON not in columns:
+        return None
+    texts = columns[REASON]
+    if layout.reasons:
+        texts = texts.str.strip_chars().replace(dict(layout.reasons))
     texts = texts.fill_null("")
     if texts.str.len_bytes().max() > REASON_CHARS_MAX:  # type: ignore[operator]  # polars: any literal; these are numbers
         texts = texts.str.slice(0, REASON_CHARS_MAX)
     indexes = _known_reasons(texts, reasons)
     if indexes.null_count():
-        for text in texts.filter(indexes.is_null()).unique(maintain_order=True).to_list():
+        new_texts = texts.filter(indexes.is_null()).unique(maintain_order=True)
+        for text in new_texts.to_list():
             if reasons.index(text) == REASONS_MAX:
                 break
         indexes = _known_reasons(texts, reasons).fill_null(REASONS_MAX)
@@ -554,55 +617,38 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
     return texts.cast(pl.Enum(reasons.known), strict=False).to_physical().cast(pl.UInt8)
 
 
-def _tally_rows(
-    tally: Tally, plan: Plan, where: tuple[str, int], chunk: bytes, which: tuple[Mask, Mask, Mapping[str, Mask]]
-) -> None:
-    """Add the counts and the first faults of a chunk's rows to the tally, and report each bad row.
-
-    Args:
-        tally: receives names and counts.
-        plan: plan of the file.
-        where: the file, and the line at which the chunk begins.
-        chunk: lines of the file.
-        which: rows as `_read_chunk` returns them.
-    """
-    bad, wide, odd = which
-    for names, mask in ((tally.complaints, bad), (tally.wide, wide)):
-        _name_rows(names, where, chunk, mask, plan, most=tally.complaints_max)
-    for kind, mask in odd.items():
-        rows = tally.odd.setdefault(kind, OddRows())
-        rows.count += int(mask.sum())
-        fault = ODD[kind].format(dates=plan.layout.dates or USUAL_DATES)
-        _name_rows(rows.named, where, chunk, mask, plan, most=tally.complaints_max, fault=fault)
+def _tally_faults(tally: Tally, chunk: _Chunk, faults: _Faults) -> None:
+    """Add the faulty rows of a chunk to the counts and messages of the tally, and report each bad row."""
+    tally.bad += int(faults.bad.sum())
+    _name_rows(tally.complaints, chunk, faults.bad, most=tally.complaints_max)
+    _name_rows(tally.wide, chunk, faults.wide, most=tally.complaints_max)
+    for kind, mask in faults.odd.items():
+        odd_rows = tally.odd.setdefault(kind, OddRows())
+        odd_rows.count += int(mask.sum())
+        message = ODD[kind].format(dates=chunk.plan.layout.dates or USUAL_DATES)
+        _name_rows(odd_rows.named, chunk, mask, most=tally.complaints_max, message=message)
     if tally.each_bad is not None:
-        for line, row in _rows_of(chunk, where[1], bad):
-            tally.each_bad(where[0], line, row_fault(row, plan), row)
+        for line, row in _rows_of(chunk, faults.bad):
+            tally.each_bad(chunk.file, line, row_fault(row, chunk.plan), row)
 
 
-def _name_rows(
-    names: list[str],
-    where: tuple[str, int],
-    chunk: bytes,
-    which: Mask,
-    plan: Plan,
-    *,
-    most: int,
-    fault: str | None = None,
-) -> None:
-    """Append `FILE:LINE: FAULT` to `names` for the first of these rows.
+def _name_rows(names: list[str], chunk: _Chunk, mask: Mask, *, most: int, message: str | None = None) -> None:
+    """Append `FILE:LINE: MESSAGE` to `names` for the first rows in the mask, until `names` has `most` items.
 
-    Without `fault`, each row's own fault is used.
-
-    `where`: the file, and the line at which the chunk begins.
+    `message`: text for all rows; None: the fault of each row.
     """
-    first = np.zeros(len(which), bool)
-    first[np.flatnonzero(which)[: most - len(names)]] = True
-    for line, row in _rows_of(chunk, where[1], first):
-        names.append(f"{where[0]}:{line}: {fault or row_fault(row, plan)}")
+    selected = np.flatnonzero(mask)[: most - len(names)]
+    first_rows = np.zeros(len(mask), bool)
+    first_rows[selected] = True
+    for line, row in _rows_of(chunk, first_rows):
+        text = message or row_fault(row, chunk.plan)
+        names.append(f"{chunk.file}:{line}: {text}")
 
 
-def _rows_of(chunk: bytes, begin: int, which: Mask) -> Iterator[tuple[int, bytes]]:
-    """Yield line number and text of the selected rows of a chunk whose first line has the number `begin`."""
-    if which.any():
-        lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), begin) if text)
-        yield from (each for each, wanted in zip(lines, which, strict=False) if wanted)
+def _rows_of(chunk: _Chunk, mask: Mask) -> Iterator[tuple[int, bytes]]:
+    """Yield line number and text of the rows of a chunk that are in the mask."""
+    if mask.any():
+        lines = ((line, text) for line, text in enumerate(chunk.data.split(b"\n"), chunk.line) if text)
+        for numbered_line, is_selected in zip(lines, mask, strict=False):
+            if is_selected:
+                yield numbered_line

@@ -1,37 +1,41 @@
-"""Encoding, header record and trailer record of a data file, and the row counts in these records."""
+"""Reader of a data file's encoding, header record and trailer record. It compares the row counts in these records."""
 
 import codecs
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from eir.errors import ReleaseRefused
 from eir.lists.record.settings import Layout, RecordFormat
 from eir.lists.rows.delivered import LINE_BYTES_MAX
-from eir.lists.rows.layout import BOM, USUAL_DATES, device_check_rows, until_seconds
+from eir.lists.rows.layout import BOM, USUAL_DATES, csv_fields, device_check_rows, until_seconds
 
 UTF_8 = "utf-8"
 
 
 def one_line_end(piece: bytes) -> bytes:
-    """Replace CRLF by a newline, and any other carriage return by a blank.
+    """Replace each CRLF by a newline, and each other carriage return by a blank.
 
-    CSV readers treat carriage returns differently, and a piece may end between the two characters of a line end.
+    CSV readers treat carriage returns differently.
     """
-    return piece.replace(b"\r\n", b"\n").replace(b"\r", b" ") if b"\r" in piece else piece
+    if b"\r" not in piece:
+        return piece
+    return piece.replace(b"\r\n", b"\n").replace(b"\r", b" ")
 
 
 class Frame:
-    """Reader that removes encoding, header record and trailer record of a file, and leaves column names and rows."""
+    """Reader of one data file, which removes header record and trailer record and converts the file to UTF-8."""
 
     def __init__(self, name: str, layout: Layout) -> None:
-        self._name, self._layout = name, layout
+        self._name = name
+        self._layout = layout
         self._promised: dict[str, int] = {}
+        """Row count in the header record and in the trailer record, by the name of the record."""
 
     def lines(self, chunks: Iterable[bytes]) -> Iterable[bytes]:
         """Yield the line of column names and the rows in UTF-8, in pieces that end with a newline.
 
         Raises:
-            ReleaseRefused: `layout` if the header record is not as declared, `rows` if the trailer record is not.
+            ReleaseRefused: `layout` if the header record is not as the layout declares it; `rows` if the trailer record
+                is not.
         """
         if self._layout.encoding != UTF_8:
             chunks = _decode_lines(self._name, chunks, self._layout.encoding)
@@ -40,25 +44,31 @@ class Frame:
             chunks = map(device_check_rows, chunks)
         if self._layout.lines_before:
             chunks = self._skip_header(chunks)
-        return chunks if self._layout.trailer is None else self._split_trailer(chunks, self._layout.trailer)
+        if self._layout.trailer is not None:
+            chunks = self._split_trailer(chunks, self._layout.trailer)
+        return chunks
 
     def check(self, count: int) -> None:
-        """Compare the row counts in the header and trailer records with the number of rows that were read.
+        """Compare the row counts in header record and trailer record with `count`, the number of rows in the file.
 
         Raises:
-            ReleaseRefused: `rows`, if they differ.
+            ReleaseRefused: `rows`, if a row count differs.
         """
         for record, promised in self._promised.items():
             if promised != count:
                 raise ReleaseRefused("rows", f"{self._name} has {count} rows; its {record} says {promised}")
 
     def _skip_header(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        rest, begin, before = iter(chunks), b"", self._layout.lines_before
-        while begin.count(b"\n") <= before and (piece := next(rest, b"")):
+        rest = iter(chunks)
+        before = self._layout.lines_before
+        begin = b""
+        for piece in rest:
             begin += piece
+            if begin.count(b"\n") > before:
+                break
         lines = begin.removeprefix(BOM).split(b"\n", before)
         if self._layout.header is not None:
-            self._read("header", lines[0], self._layout.header, "layout")
+            self._read_record("header", lines[0], self._layout.header, "layout")
         if len(lines) > before and lines[before]:
             yield lines[before]
         yield from rest
@@ -66,55 +76,65 @@ class Frame:
     def _split_trailer(self, chunks: Iterable[bytes], trailer: RecordFormat) -> Iterator[bytes]:
         pending = b""
         for piece in chunks:
-            whole = pending + piece
-            start = whole.rfind(b"\n", 0, len(whole.rstrip(b"\n"))) + 1
+            content = pending + piece
+            last_line_end = len(content.rstrip(b"\n"))
+            start = content.rfind(b"\n", 0, last_line_end) + 1
             if start:
-                yield whole[:start]
-            pending = whole[start:]
-        self._read("trailer", pending, trailer, "rows")
+                yield content[:start]
+            pending = content[start:]
+        self._read_record("trailer", pending, trailer, "rows")
 
-    def _read(self, label: str, line: bytes, record: RecordFormat, reason: str) -> None:
-        where = "the first line" if label == "header" else "the last line"
+    def _read_record(self, label: str, line: bytes, record: RecordFormat, reason: str) -> None:
+        """Parse a header or trailer record, and store its row count.
+
+        Raises:
+            ReleaseRefused: by `reason`, if the record is not as the layout declares it.
+        """
         text = line.decode("utf-8", "replace").strip("\n")
         if not text.startswith(record.begins):
-            cut = "" if label == "header" else "; the file is probably truncated"
-            raise ReleaseRefused(
-                reason, f"{self._name}: {where} does not begin with {record.begins!r}, as a {label} record does{cut}"
-            )
-        try:
-            fields = next(csv.reader([text], delimiter=self._layout.separator, strict=True), [])
-        except csv.Error:
-            fields = []
+            fault = f"does not begin with {record.begins!r}, as a {label} record does"
+            if label == "header":
+                raise ReleaseRefused(reason, f"{self._name}: the first line {fault}")
+            raise ReleaseRefused(reason, f"{self._name}: the last line {fault}; the file is probably truncated")
+        fields = csv_fields(line.strip(b"\n"), self._layout.separator)
         if record.count is not None:
-            count = fields[record.count - 1].strip() if record.count <= len(fields) else ""
+            count = _field(fields, record.count)
             if not (count.isascii() and count.isdigit()):
-                raise ReleaseRefused(
-                    reason, f"{self._name}: field {record.count} of the {label} record is not a number of rows"
-                )
+                fault = f"field {record.count} of the {label} record is not a number of rows"
+                raise ReleaseRefused(reason, f"{self._name}: {fault}")
             self._promised[label] = int(count[:18])
         if record.date is not None:
-            date = fields[record.date - 1].strip() if record.date <= len(fields) else ""
+            date = _field(fields, record.date)
             try:
                 until_seconds(date or "none", self._layout.dates)
             except ValueError:
                 form = self._layout.dates or USUAL_DATES
-                raise ReleaseRefused(
-                    reason, f"{self._name}: field {record.date} of the {label} record is not a date like {form}"
-                ) from None
+                fault = f"field {record.date} of the {label} record is not a date like {form}"
+                raise ReleaseRefused(reason, f"{self._name}: {fault}") from None
+
+
+def _field(fields: Sequence[str], position: int) -> str:
+    """Return the field at a position, from 1, or an empty text if the record has fewer fields."""
+    if position > len(fields):
+        return ""
+    return fields[position - 1].strip()
 
 
 def _decode_lines(name: str, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """Decode a file's lines and yield them in UTF-8; bytes that are invalid in `encoding` become U+FFFD.
+    """Convert the lines of a file to UTF-8. Bytes that are invalid in `encoding` become U+FFFD.
 
     Raises:
         ReleaseRefused: `data`, if a line is too long.
     """
-    decoder, rest = codecs.getincrementaldecoder(encoding)("replace"), ""
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    rest = ""
     for chunk in chunks:
-        lines, newline, rest = (rest + decoder.decode(chunk)).rpartition("\n")
+        text = rest + decoder.decode(chunk)
+        lines, newline, rest = text.rpartition("\n")
         if len(rest) > LINE_BYTES_MAX:
             raise ReleaseRefused("data", f"{name} holds a line of more than {LINE_BYTES_MAX} characters")
         if newline:
             yield f"{lines}\n".encode("utf-8", "replace")
-    if rest := rest + decoder.decode(b""):
+    rest += decoder.decode(b"")
+    if rest:
         yield f"{rest}\n".encode("utf-8", "replace")

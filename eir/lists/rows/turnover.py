@@ -1,6 +1,6 @@
-"""Turnover: the numbers of devices that a change adds to a list and removes from it, and their limits.
+"""Turnover of a change: number of devices that the change adds to a list, number of removed devices, and their limits.
 
-The difference of sizes is not enough: two lists of the same size may have no device in common.
+The difference of the sizes is not enough: two lists of the same size may have no device in common.
 """
 
 from collections.abc import Collection, Iterable
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pyroaring import BitMap
 
 from eir.lists.pages.content import decode, decode_pairs, has_pairs
-from eir.lists.pages.pages import PAGE_KEYS, Page, TacEntry, decode_sections
+from eir.lists.pages.pages import PAGE_KEYS, Page, decode_sections
 from eir.lists.pages.roaring import decode_keys
 from eir.lists.record.settings import SUBSCRIBERS, ListSettings
 
@@ -18,25 +18,27 @@ _WHOLE = BitMap(range(PAGE_KEYS))
 def differences(before: Iterable[Page], after: Iterable[Page], now: float = 0.0) -> tuple[int, int]:
     """Return the number of identifiers added, and the number removed, between two states of a list.
 
-    `before` and `after` may also be only the pages that changed.
-
-    A whole TAC counts as 1,000,000. An identifier that a TAC covers before and after stays, whether it is listed singly
-    or not. In a list of pairs a device comes if it gets a new IMSI, and goes if it loses one. A damaged page of
-    `before` counts as empty, so that it can be replaced.
+    A whole TAC counts as 1,000,000 identifiers. An identifier that is covered by its TAC before and after is unchanged,
+    also if its own entry is added or removed. In a list of pairs, a device counts as added if it gets a new IMSI, and as
+    removed if it loses an IMSI. A damaged page of `before` counts as empty, so that a change can replace it.
 
     Args:
-        before: pages before the change.
-        after: pages after it.
-        now: Unix seconds; rows that ended before do not count. If 0, ends are ignored.
+        before: pages before the change, all or only the changed ones.
+        after: pages after the change, all or only the changed ones.
+        now: time in Unix seconds; entries with an earlier expiry do not count. If 0, expiries are ignored.
     """
-    old = {page.number: page for page in before}
-    come = gone = 0
+    old_pages = {page.number: page for page in before}
+    added = removed = 0
     for page in after:
-        was = old.pop(page.number, None) or Page(page.number, b"")
-        if page != was:
-            comes, goes = _count_changes(was, page, now)
-            come, gone = come + comes, gone + goes
-    return come, gone + sum(_count_changes(page, Page(page.number, b""), now)[1] for page in old.values())
+        old = old_pages.pop(page.number, None) or Page(page.number, b"")
+        if page != old:
+            page_added, page_removed = _count_changes(old, page, now)
+            added += page_added
+            removed += page_removed
+    for old in old_pages.values():
+        _, page_removed = _count_changes(old, Page(old.number, b""), now)
+        removed += page_removed
+    return added, removed
 
 
 def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) -> dict[str, str]:
@@ -44,84 +46,91 @@ def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) 
 
     Args:
         settings: settings of the list.
-        devices: identifiers in force.
-        come: identifiers that come.
-        gone: identifiers that go. A change below `change_min` exceeds no limit.
+        devices: number of listed identifiers before the change.
+        come: number of added identifiers.
+        gone: number of removed identifiers.
+
+    A number below `change_min` exceeds no limit.
     """
-    passed = {}
-    for reason, verb, change, limit in (
-        ("shrink", "go", gone, settings.shrink_max),
-        ("growth", "come", come, settings.growth_max),
-    ):
-        most = max(settings.change_min - 1, int(round(limit * devices, 6)))
-        if change > most:
-            allowed = f"{most:,} may {verb} at most ({reason}_max {limit:.1%}, change_min {settings.change_min:,})"
-            passed[reason] = f"{turnover(settings.kind, come, gone)}, and {devices:,} are in force: {allowed}"
-    return passed
+    excesses = {}
+    limits = (("shrink", "go", gone, settings.shrink_max), ("growth", "come", come, settings.growth_max))
+    for reason, verb, count, share_max in limits:
+        share_most = int(round(share_max * devices, 6))
+        most = max(settings.change_min - 1, share_most)
+        if count > most:
+            allowed = f"{most:,} may {verb} at most ({reason}_max {share_max:.1%}, change_min {settings.change_min:,})"
+            excesses[reason] = f"{turnover(settings.kind, come, gone)}, and {devices:,} are in force: {allowed}"
+    return excesses
 
 
 def turnover(kind: str, come: int, gone: int) -> str:
-    """Format the numbers of added and removed devices (or subscribers) for a person."""
-    return f"{come:,} {SUBSCRIBERS if kind == SUBSCRIBERS else 'devices'} come, {gone:,} go"
+    """Format the number of added devices (or subscribers) and the number of removed ones for a person."""
+    noun = SUBSCRIBERS if kind == SUBSCRIBERS else "devices"
+    return f"{come:,} {noun} come, {gone:,} go"
 
 
 def force_text(lifted: Collection[str]) -> str:
-    """Format the effect of `--force` for a person: the limits that it lifted."""
-    return f"--force lifted the limit on {', '.join(lifted)}" if lifted else "--force, which lifted no limit"
+    """Format the effect of `--force` for a person, with the limits that `--force` lifted."""
+    if not lifted:
+        return "--force, which lifted no limit"
+    return f"--force lifted the limit on {', '.join(lifted)}"
 
 
 def _listed_part(page: Page) -> tuple[object, ...]:
-    """Return the parts of a page that determine which keys are listed, and until when."""
+    """Return the parts of a page that determine the listed keys and their expiries."""
     sections = decode_sections(page.extra)
     return page.keys, page.tac and page.tac.until, sections.until, sections.imsis
 
 
-def _count_changes(was: Page, page: Page, now: float) -> tuple[int, int]:
+def _count_changes(old: Page, page: Page, now: float) -> tuple[int, int]:
     try:
-        if was.extra or page.extra:  # fast path: most of the hundreds of thousands of pages have keys only
-            if _listed_part(was) == _listed_part(page):
+        if old.extra or page.extra:  # most of the hundreds of thousands of pages have keys only
+            if _listed_part(old) == _listed_part(page):
                 return 0, 0
-            if has_pairs(was) or has_pairs(page):
-                old_sims, new_sims = _sims(was, now), _sims(page, now)
-                return _count_gains(old_sims, new_sims), _count_gains(new_sims, old_sims)
-        before = _listed(was, now)
+            if has_pairs(old) or has_pairs(page):
+                old_imsis = _imsis(old, now)
+                new_imsis = _imsis(page, now)
+                return _count_gains(old_imsis, new_imsis), _count_gains(new_imsis, old_imsis)
+        before = _listed(old, now)
     except ValueError:
         before = BitMap()
     after = _listed(page, now)
-    stay = before.intersection_cardinality(after)
-    return len(after) - stay, len(before) - stay
+    unchanged = before.intersection_cardinality(after)
+    return len(after) - unchanged, len(before) - unchanged
 
 
 def _count_gains(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
-    """Return the number of devices with an IMSI in `after` that they do not have in `before`."""
-    return sum(not sims <= before.get(low, set()) for low, sims in after.items())
+    """Return the number of devices that have an IMSI in `after` and lack this IMSI in `before`."""
+    return sum(not imsis <= before.get(low, set()) for low, imsis in after.items())
 
 
 def _listed(page: Page, now: float) -> BitMap:
     """Return the devices of a page that are listed at the time `now`, individually or by their TAC."""
-    if page.tac is not None and _lasts(page.tac, now):
+    if page.tac is not None and _is_in_force(page.tac.until, now):
         return _WHOLE
     if not page.extra or not decode_sections(page.extra).until:
         return decode_keys(page.keys)
     if has_pairs(page):
-        return BitMap(_sims(page, now))
+        return BitMap(_imsis(page, now))
     content = decode(page)
-    return BitMap(content.low[(content.until == 0) | (content.until > now)])
+    in_force = (content.until == 0) | (content.until > now)
+    return BitMap(content.low[in_force])
 
 
-def _lasts(entry: TacEntry, now: float) -> bool:
-    return not entry.until or entry.until > now
+def _is_in_force(until: int, now: float) -> bool:
+    return not until or until > now
 
 
-def _sims(page: Page, now: float) -> dict[int, set[int]]:
+def _imsis(page: Page, now: float) -> dict[int, set[int]]:
     """Return the IMSIs of each device in a page of pairs at the time `now`.
 
-    In any other page, each device has the same dummy IMSI.
+    In a page without pairs, each device has the same dummy IMSI.
     """
     if not has_pairs(page):
         return {low: {0} for low in _listed(page, now)}
-    lasting = (
-        (low, {imsi for imsi, end in paired.imsis.items() if not end or end > now})
-        for low, paired in decode_pairs(page).items()
-    )
-    return {low: sims for low, sims in lasting if sims}
+    imsis_of = {}
+    for low, paired in decode_pairs(page).items():
+        imsis = {imsi for imsi, until in paired.imsis.items() if _is_in_force(until, now)}
+        if imsis:
+            imsis_of[low] = imsis
+    return imsis_of
