@@ -60,6 +60,7 @@ PARTS = {
     "odd": (),
     "profile": (),
     "sightings": (),
+    "listed": (),
     "trace": (),
     "first-seen": (),
     "n5g": ("--no-application",),
@@ -274,6 +275,12 @@ def test_sightings(found):
     assert set(found["throughput_ratio"]) == set(loads[:3])
     assert len(found["targets"]) == 4
     assert found["checks"]["total"] > 1000
+
+
+def test_listed(found):
+    assert set(measured(found)) == {(server, "4 at 20000/s") for server in ("quiet", "beside the search")}
+    assert found["devices"] == 2000
+    assert len(found["found_s"]) == 1
 
 
 def test_trace(found):

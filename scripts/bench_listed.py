@@ -1,0 +1,205 @@
+"""Latency while a million newly listed devices are looked up in the record of checks.
+
+A node of one worker has a record of the last hours. A release lists a million devices that the record has, and the node raises one event
+for each. The worker and the search share one core; Redis is not used. Latency counts from when a request has come to the node's socket.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from benchmark import network
+from benchmark.build import program
+from benchmark.measure import (
+    COLUMNS,
+    Case,
+    Load,
+    add_options,
+    at_most,
+    compared,
+    cores,
+    finish,
+    percentile,
+    ratio,
+    rows,
+    times,
+    wrong_answers,
+)
+from benchmark.questions import QUICK_QUESTIONS, Keys, Scattered, scattered, write_list, write_questions
+from benchmark.servers import free_port
+from benchmark.site import ENTRIES, LIST, TACS, Site, at_rest
+
+from eir.cli.table import table
+from eir.node.observe.control import ask as control
+from eir.sightings import files
+from eir.sightings.schema import SCHEMA
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+DEVICES, QUICK_DEVICES, SIGHTINGS, QUICK_SIGHTINGS, QUESTIONS = 1_000_000, 2_000, 20_000_000, 20_000, 500_000
+STEADY = Load(4, 4096, 20_000.0, on_wire=True)
+QUIET, SEARCHING = "quiet", "beside the search"
+P99_TIMES_MAX = 1.5
+HOURS, ROWS_PER_FILE = 20, 1_000_000
+FOUND_MAX_S, LOOK_S = 900.0, 0.1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `listed` of scripts/bench."""
+    parser = argparse.ArgumentParser(
+        prog="bench listed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--devices", type=int, help=f"newly listed devices, all in the record ({DEVICES:,})")
+    parser.add_argument("--sightings", type=int, help=f"rows of the record ({SIGHTINGS:,})")
+    add_options(parser, seconds=5, turns=3)
+    options = parser.parse_args(arguments)
+    program("load")
+    network.enter()
+    devices = options.devices or (QUICK_DEVICES if options.quick else DEVICES)
+    sightings = options.sightings or (QUICK_SIGHTINGS if options.quick else SIGHTINGS)
+    on, how = cores(), times(options)
+    base, seen = scattered(ENTRIES, TACS), scattered(2 * devices, TACS, seed=15)
+    listed = np.setdiff1d(seen.keys[::2], base.keys)
+    found_s: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, _receiver(on.generator) as (port, events):
+        folder = Path(made)
+        site = Site(folder / "site", loader_cores=on.generator)
+        _write_record(site.state, seen.keys, listed, sightings)
+        # No device is asked about that a release lists, so that the right answer is the same all the time.
+        listed_ever = Scattered(np.union1d(base.keys, listed), np.union1d(base.tacs, seen.tacs))
+        write_questions(
+            folder / "questions", listed_ever, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0
+        )
+        (site.folder / "hook").write_text("key of the bench")
+        hook = {"url": f"http://127.0.0.1:{port}/", "key_file": "hook"}
+        settings = {"sightings": {"webhook": hook, "events_max": 100_000, "rate_max": 1}}
+        releases = _Releases(site, base.keys, np.union1d(base.keys, listed))
+        site.load(releases.next(with_listed=False))
+        with site.server("eir", free_port(), cores=on.server, **settings) as server:
+            searching = partial(_searching, site, releases, events, len(listed), found_s)
+            cases = [Case(QUIET, server), Case(SEARCHING, server, searching)]
+            results = compared(cases, [STEADY], folder / "questions", how, on.generator)
+    p99 = ratio(results, SEARCHING, QUIET, STEADY, percentile("p99"))
+    measured: dict[str, Any] = {
+        "measured": rows(results), "p99_ratio": p99, "devices": len(listed), "sightings": sightings, "found_s": found_s,
+        "wrong_answers": wrong_answers(results),
+    }  # fmt: skip
+    text = table(rows(results), COLUMNS, width=None)
+    text += f"{len(listed):,} devices among {sightings:,} rows: all events received after {statistics.median(found_s):.0f} s\n"
+    return finish(
+        "listed", measured, [at_most("p99 beside the search to quiet", P99_TIMES_MAX, p99["median"])], options, text
+    )
+
+
+class _Releases:
+    """Releases of the list in turn: with and without the devices that are searched."""
+
+    def __init__(self, site: Site, base: Keys, listed: Keys) -> None:
+        self._site, self._serial = site, 0
+        self._files = {False: site.folder / "base.csv", True: site.folder / "listed.csv"}
+        for with_listed, keys in ((False, base), (True, listed)):
+            write_list(self._files[with_listed], keys)
+
+    def next(self, *, with_listed: bool) -> Path:
+        """Return the manifest of the next release."""
+        self._serial += 1
+        return self._site.release(self._files[with_listed], self._serial)
+
+    def put_in_force(self, *, with_listed: bool) -> None:
+        """Load the next release, and wait until the node answers by it."""
+        self._site.load(self.next(with_listed=with_listed))
+        while control(self._site.state, "status")["lists"].get(LIST, {}).get("serial") != self._serial:
+            time.sleep(LOOK_S)
+
+
+@contextmanager
+def _searching(
+    site: Site, releases: _Releases, events: "Synchronized[int]", count: int, found_s: list[float]
+) -> Iterator[None]:
+    """List the devices; afterwards wait for all events, and take the devices off the list again."""
+    events.value, began = 0, time.monotonic()
+    releases.put_in_force(with_listed=True)
+    yield
+    while events.value < count:
+        if time.monotonic() - began > FOUND_MAX_S:
+            raise RuntimeError(f"{events.value} events of {count} have come")
+        time.sleep(LOOK_S)
+    found_s.append(round(time.monotonic() - began, 1))
+    releases.put_in_force(with_listed=False)
+    asyncio.run(at_rest(site.store, site.state))
+
+
+def _write_record(state: Path, seen: Keys, listed: Keys, count: int) -> None:
+    """Write checks of the last hours: one of each listed device, the others of any device."""
+    rng = np.random.default_rng(7)
+    devices = np.concatenate((listed, rng.choice(seen, count - len(listed))))
+    rng.shuffle(devices)
+    start = datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=HOURS)
+    for at in range(0, count, ROWS_PER_FILE):
+        some = devices[at : at + ROWS_PER_FILE]
+        times_us = np.sort(rng.integers(0, HOURS * 3600 * 10**6, len(some)))
+        when = pl.lit(start) + pl.duration(microseconds=pl.Series(times_us))
+        frame = pl.select(device=pl.Series(some), time=when)
+        values = {
+            "last": pl.col("time"), "checks": pl.lit(1, pl.UInt32), "imei": pl.col("device").cast(pl.String).str.zfill(14),
+            "subscriber": pl.col("device").hash().cast(pl.String), "home": pl.lit("001010"), "origin_host": pl.lit("mme1.example.org"),
+            "peer": pl.lit("mme"), "origin_realm": pl.lit("example.org"), "protocol": pl.lit("s13"), "status": pl.lit("whitelisted"),
+        }  # fmt: skip
+        whole = frame.with_columns(**values)
+        absent = {name: pl.lit(None, pl.Boolean if kind == "BOOLEAN" else pl.String) for name, kind in SCHEMA.items()}
+        files.write(
+            state,
+            whole.with_columns(**{name: value for name, value in absent.items() if name not in whole.columns}).select(
+                list(SCHEMA)
+            ),
+        )
+
+
+class _Receiver(BaseHTTPRequestHandler):
+    """Webhook that counts events."""
+
+    def do_POST(self) -> None:
+        """Count the events of one delivery."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.server.events.get_lock():  # type: ignore[attr-defined]
+            self.server.events.value += body.count(b'"id": ')  # type: ignore[attr-defined]
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+def _receive(port: int, on: set[int], events: "Synchronized[int]") -> None:
+    os.sched_setaffinity(0, on)
+    server = HTTPServer(("127.0.0.1", port), _Receiver)
+    server.events = events  # type: ignore[attr-defined]
+    server.serve_forever()
+
+
+@contextmanager
+def _receiver(on: set[int]) -> Iterator[tuple[int, "Synchronized[int]"]]:
+    """Meanwhile a webhook receives events, on these cores; its port, and the number of its events."""
+    context = multiprocessing.get_context("spawn")
+    port, events = free_port(), context.Value("q", 0)
+    process = context.Process(target=_receive, args=(port, on, events), daemon=True)
+    process.start()
+    try:
+        yield port, events
+    finally:
+        process.terminate()
+        process.join()
